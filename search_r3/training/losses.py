@@ -1,0 +1,252 @@
+"""The losses of stage 1 as pure functions on tensors: contrastive, triplet, cross-entropy, KL to the base.
+
+Source: Search-R3 (arXiv 2510.07048), stage 1: L = w1 L_SFT + w2 L_KL + w3 L_InfoNCE + w4 L_triplet. The weights, the
+temperature and the margin belong to the caller's configuration; nothing here knows of models.
+
+Shape suffixes: B queries, N documents, D embedding dimensions, K negatives of a query, T token positions,
+V vocabulary ids. A scalar has none.
+
+Every function computes in float32 at least (bf16 and fp16 inputs are upcast, float64 stays float64), also inside an
+autocast region: a cosine rounded to bf16 and divided by a temperature of 0.02 would be off by as much as 0.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def info_nce(q_BD: Tensor, d_ND: Tensor, target_B: Tensor, temperature: float, mask_BN: Tensor | None = None) -> Tensor:
+    """The contrastive loss of every query against all documents of the batch.
+
+        mean_b  -log( exp(cos(q_b, d_t(b)) / tau)  /  sum_n exp(cos(q_b, d_n) / tau) ),    n not masked for b
+
+    Args:
+        q_BD: query embeddings, unit rows, any float dtype.
+        d_ND: document embeddings, unit rows: positives, in-batch and hard negatives, rows of other processes.
+        target_B: the row of each query's positive in `d_ND`, integers in [0, N).
+        temperature: tau > 0 (0.02 to 0.05 is usual).
+        mask_BN: boolean; True where a document is a *false* negative of a query (the same document under another
+            query, or another judged positive) and is to be left out of that query's denominator.
+
+    Returns:
+        Scalar, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: wrong shapes or dtypes, no queries, temperature not above 0, a target outside [0, N), or a mask
+            that hides a query's own positive.
+
+    Source: arXiv 2510.07048, L_InfoNCE; masking false negatives is our choice (`None` is the paper's formula).
+    """
+    _check_rank("q_BD", q_BD, 2)
+    _check_rank("d_ND", d_ND, 2)
+    queries, documents = q_BD.shape[0], d_ND.shape[0]
+    if queries == 0:
+        raise ValueError("info_nce needs at least one query, got q_BD with 0 rows")
+    if q_BD.shape[1] != d_ND.shape[1]:
+        raise ValueError(f"queries have {q_BD.shape[1]} dimensions but documents {d_ND.shape[1]}; they must agree")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+    _check_ids("target_B", target_B, (queries,), documents, "documents")
+    if mask_BN is not None:
+        _check_mask("mask_BN", mask_BN, (queries, documents))
+        hidden_B = mask_BN.gather(1, target_B.long().unsqueeze(1)).squeeze(1)
+        if bool(hidden_B.any()):
+            row = int(hidden_B.nonzero()[0])
+            raise ValueError(
+                f"mask_BN hides document {int(target_B[row])}, which is the positive of query {row}; "
+                "a positive must stay in the denominator"
+            )
+    with _no_autocast(q_BD):
+        q_BD, d_ND = _upcast(q_BD, d_ND)
+        logits_BN = q_BD @ d_ND.T / temperature
+        if mask_BN is not None:
+            logits_BN = logits_BN.masked_fill(mask_BN, -math.inf)
+        return F.cross_entropy(logits_BN, target_B.long())
+
+
+def triplet_margin(
+    q_BD: Tensor, positive_BD: Tensor, negative_BD: Tensor, margin: float = 0.15, mask_BK: Tensor | None = None
+) -> Tensor:
+    """How far a hard negative comes within `margin` of the positive, on average over (query, negative) pairs.
+
+        mean  max(0, cos(q, d-) - cos(q, d+) + margin)
+
+    Args:
+        q_BD, positive_BD: embeddings, unit rows, any float dtype.
+        negative_BD: one negative a query, (B, D), or K of them, (B, K, D); unit rows.
+        margin: theta >= 0, in cosine units; the paper has a margin but not its value, 0.1 to 0.2 is usual.
+        mask_BK: boolean, (B,) or (B, K) as the negatives; True where a negative is *missing* (a padding row) and is
+            left out of the mean.
+
+    Returns:
+        Scalar, float32 (float64 for float64 inputs); 0, still attached to the graph, if no pair is left.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, or a negative or non-finite margin.
+
+    Source: arXiv 2510.07048, L_triplet.
+    """
+    _check_rank("q_BD", q_BD, 2)
+    if positive_BD.shape != q_BD.shape:
+        raise ValueError(
+            f"positive_BD must have the queries' shape {tuple(q_BD.shape)}, got {tuple(positive_BD.shape)}"
+        )
+    batch, dimension = q_BD.shape
+    shape = negative_BD.shape
+    if negative_BD.dim() not in (2, 3) or shape[0] != batch or shape[-1] != dimension:
+        raise ValueError(
+            f"negatives must have the shape ({batch}, {dimension}) or ({batch}, K, {dimension}), got {tuple(shape)}"
+        )
+    if not (math.isfinite(margin) and margin >= 0):
+        raise ValueError(f"margin must be a finite number, 0 or above, got {margin}")
+    if mask_BK is not None:
+        _check_mask("mask_BK", mask_BK, tuple(shape[:-1]))
+    for name, tensor in (("positive_BD", positive_BD), ("negative_BD", negative_BD)):
+        _check_float(name, tensor)
+    with _no_autocast(q_BD):
+        q_BD, positive_BD, negative_BD = _upcast(q_BD, positive_BD, negative_BD)
+        negative_BKD = (
+            negative_BD.reshape(batch, -1, dimension)
+            if negative_BD.numel()
+            else negative_BD.new_zeros(batch, 0, dimension)
+        )
+        near_BK = (q_BD.unsqueeze(1) * negative_BKD).sum(-1)
+        right_B1 = (q_BD * positive_BD).sum(-1, keepdim=True)
+        excess_BK = (near_BK - right_B1 + margin).clamp(min=0)
+        if mask_BK is not None:
+            excess_BK = excess_BK[~mask_BK.reshape(excess_BK.shape)]
+        return excess_BK.sum() / max(excess_BK.numel(), 1)
+
+
+def sft_cross_entropy(logits_TV: Tensor, targets_T: Tensor, keep_T: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the next token, averaged over the kept positions.
+
+        mean over kept t of  -log softmax(logits_t)[targets_t]
+
+    Args:
+        logits_TV: row t is the prediction *for* `targets_T[t]`: the caller has done the shift by one. Batches are
+            flattened to one row a position.
+        targets_T: integers in [0, V) wherever kept; elsewhere anything (such as -100).
+        keep_T: boolean, True where the position counts (the assistant turn); None keeps all.
+
+    Returns:
+        Scalar, float32 (float64 for float64 inputs); 0, still attached to the graph, if nothing is kept.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, or a kept target outside [0, V).
+
+    Source: arXiv 2510.07048, L_SFT.
+    """
+    _check_rank("logits_TV", logits_TV, 2)
+    positions, vocabulary = logits_TV.shape
+    keep_T = _checked_keep(keep_T, logits_TV)
+    if targets_T.shape != (positions,):
+        raise ValueError(f"targets_T must have the shape ({positions},), got {tuple(targets_T.shape)}")
+    targets_T = targets_T[keep_T]
+    _check_ids("targets_T", targets_T, tuple(targets_T.shape), vocabulary, "vocabulary ids")
+    with _no_autocast(logits_TV):
+        (logits_TV,) = _upcast(logits_TV[keep_T])
+        total = F.cross_entropy(logits_TV, targets_T.long(), reduction="sum")
+        return total / max(targets_T.numel(), 1)
+
+
+def kl_to_base(
+    logits_TV: Tensor, base_logits_TV: Tensor, keep_T: Tensor | None = None, exclude_ids: Iterable[int] = ()
+) -> Tensor:
+    """How far the tuned model's next-token distribution has moved from the base's, in nats a kept position.
+
+        mean over kept t of  sum_v p_t(v) (log p_t(v) - log p0_t(v)),   p = tuned, p0 = base
+
+    The excluded ids leave both distributions, which are then renormalised over the rest: the base never emits the
+    embed token, and padding rows of the matrix are no tokens at all, so neither says anything of language ability.
+
+    Args:
+        logits_TV: of the tuned model, any float dtype.
+        base_logits_TV: of the base model at the same positions; taken as a constant (no gradient flows into it).
+        keep_T: boolean, True where the position counts; None keeps all. The caller leaves out the positions whose
+            target is the embed token: there the term would fight L_SFT.
+        exclude_ids: vocabulary ids to remove (embed token, padding rows).
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 inputs); 0, still attached to the graph, if nothing is kept.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, an excluded id outside [0, V), or every id excluded.
+
+    Source: arXiv 2510.07048, L_KL; the exclusions are our choice (`()` is the paper's formula).
+    """
+    _check_rank("logits_TV", logits_TV, 2)
+    _check_float("base_logits_TV", base_logits_TV)
+    if base_logits_TV.shape != logits_TV.shape:
+        raise ValueError(
+            f"base_logits_TV must have the tuned logits' shape {tuple(logits_TV.shape)}, "
+            f"got {tuple(base_logits_TV.shape)}"
+        )
+    vocabulary = logits_TV.shape[1]
+    keep_T = _checked_keep(keep_T, logits_TV)
+    excluded = sorted({int(token) for token in exclude_ids})
+    if excluded and not (excluded[0] >= 0 and excluded[-1] < vocabulary):
+        wrong = excluded[0] if excluded[0] < 0 else excluded[-1]
+        raise ValueError(f"exclude_ids has {wrong}, which is outside the vocabulary of {vocabulary} ids")
+    if len(excluded) == vocabulary:
+        raise ValueError(f"exclude_ids removes all {vocabulary} ids; at least one must stay")
+    with _no_autocast(logits_TV):
+        logits_TV, base_logits_TV = _upcast(logits_TV[keep_T], base_logits_TV.detach()[keep_T])
+        gone_V = torch.zeros(vocabulary, dtype=torch.bool, device=logits_TV.device)
+        gone_V[excluded] = True
+        log_p_TV = logits_TV.masked_fill(gone_V, -math.inf).log_softmax(-1)
+        log_base_TV = base_logits_TV.masked_fill(gone_V, -math.inf).log_softmax(-1)
+        # An excluded id has p = 0 and a difference of -inf - -inf: without the fill, 0 * nan would poison the sum.
+        difference_TV = (log_p_TV - log_base_TV).masked_fill(gone_V, 0.0)
+        return (log_p_TV.exp() * difference_TV).sum() / max(logits_TV.shape[0], 1)
+
+
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+def _upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _check_float(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} must be a float tensor, got {tensor.dtype}")
+
+
+def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
+    if tensor.dim() != rank:
+        raise ValueError(f"{name} must have {rank} dimensions, got the shape {tuple(tensor.shape)}")
+    _check_float(name, tensor)
+
+
+def _check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be a boolean tensor, got {mask.dtype}")
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"{name} must have the shape {shape}, got {tuple(mask.shape)}")
+
+
+def _check_ids(name: str, ids: Tensor, shape: tuple[int, ...], limit: int, of_what: str) -> None:
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} must be an integer tensor, got {ids.dtype}")
+    if tuple(ids.shape) != shape:
+        raise ValueError(f"{name} must have the shape {shape}, got {tuple(ids.shape)}")
+    if ids.numel() == 0:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= limit:
+        raise ValueError(f"{name} has {low if low < 0 else high}, expected 0 to {limit - 1} ({limit} {of_what})")
+
+
+def _checked_keep(keep_T: Tensor | None, logits_TV: Tensor) -> Tensor:
+    if keep_T is None:
+        return torch.ones(logits_TV.shape[0], dtype=torch.bool, device=logits_TV.device)
+    _check_mask("keep_T", keep_T, (logits_TV.shape[0],))
+    return keep_T
