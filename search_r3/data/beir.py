@@ -1,0 +1,377 @@
+"""Data sets as BEIR folders (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), read with errors that name the line.
+
+The layout is BEIR's (Thakur et al. 2021, https://arxiv.org/abs/2104.08663), which `mteb` and most public collections
+can write. Everything here is held to it strictly, since a silently skipped line would change every score after it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path
+
+DATA_VARIABLE = "SEARCH_R3_DATA"
+DEFAULT_ROOT = "../shared/data"
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a corpus; `title` may be empty."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def full_text(self) -> str:
+        """What every system is given: "title text", or the text alone when there is no title."""
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass
+class BeirDataset:
+    """A corpus, its queries and the judgements that tie them: `qrels[query id][document id] = grade`.
+
+    A grade above 0 means relevant; 0 and below mean judged and not relevant. All three keep the files' order.
+    """
+
+    name: str
+    corpus: dict[str, Document]
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) for each line of a JSONL file, one line in memory at a time.
+
+    Blank lines are skipped, a byte order mark at the start is allowed.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not UTF-8, not JSON, not an object, or holds NaN or Infinity.
+    """
+    path = Path(path)
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, parse_constant=_refuse_constant)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
+                "each line must be one complete JSON object"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number}: not valid JSON ({error}); mend or remove this line") from error
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{path}, line {number}: expected a JSON object in braces, found {_kind(value)}; mend or remove it"
+            )
+        yield number, value
+
+
+def string_field(
+    value: dict[str, Any], name: str, path: str | Path, number: int, default: str | None = None, empty: bool = True
+) -> str:
+    """The string under `name` in a line's object; `default` stands in where the field is missing or null.
+
+    Raises:
+        InputError: the field is missing without a default, not a string, not encodable text, or empty though
+            `empty` is false.
+    """
+    if value.get(name) is None and default is not None:
+        return default
+    if name not in value:
+        found = ", ".join(sorted(value)) or "none at all"
+        raise InputError(f'{path}, line {number}: the field "{name}" is missing (fields found: {found}); add it')
+    text = value[name]
+    if not isinstance(text, str):
+        raise InputError(
+            f'{path}, line {number}: the field "{name}" must be a string, found {_kind(text)}; put it in quotes'
+        )
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f'{path}, line {number}: the field "{name}" holds half of a surrogate pair '
+                f"(\\u{ord(text[error.start]):04x} at character {error.start + 1}), which is no text; mend it"
+            ) from error
+    if not empty and not text.strip():
+        raise InputError(f'{path}, line {number}: the field "{name}" is empty; fill it or remove this line')
+    return text
+
+
+def load_beir(folder: str | Path, split: str | None = None, name: str | None = None) -> BeirDataset:
+    """Read a BEIR folder.
+
+    Args:
+        folder: holds `corpus.jsonl`, `queries.jsonl` and, if there are judgements, `qrels/SPLIT.tsv`.
+        split: keep only the queries judged in this split. Without it, all queries and the judgements of all splits.
+        name: what to call the data set; by default its place below the data root ("mkqa/en"), else the folder's name.
+
+    Raises:
+        InputError: a file is missing or cannot be read; a line is broken (file, line and field are named); an id
+            comes twice; a judgement names a query or document that is not there; the split is unknown.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {problem}; give a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv")
+    splits = available_splits(folder)
+    if split is not None and split not in splits:
+        listed = ", ".join(splits) or "none"
+        raise InputError(f'{folder} has no split "{split}"; splits there (qrels/SPLIT.tsv): {listed}')
+    corpus = _read_corpus(folder / "corpus.jsonl")
+    queries = _read_queries(folder / "queries.jsonl")
+    qrels: dict[str, dict[str, int]] = {}
+    for part in splits if split is None else [split]:
+        for query_id, judged in _read_qrels(folder / "qrels" / f"{part}.tsv", queries, corpus).items():
+            qrels.setdefault(query_id, {}).update(judged)
+    if split is not None:
+        queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+    return BeirDataset(name or _name_of(folder), corpus, queries, qrels)
+
+
+def available_splits(folder: str | Path) -> list[str]:
+    """The names of the splits that a BEIR folder has judgements for, sorted."""
+    return sorted(path.stem for path in (Path(folder) / "qrels").glob("*.tsv"))
+
+
+def _read_corpus(path: Path) -> dict[str, Document]:
+    """Empty documents are kept with a warning: real collections hold them, even judged relevant (Cranfield's 995)."""
+    corpus: dict[str, Document] = {}
+    empty: list[str] = []
+    seen: dict[str, int] = {}
+    for number, value in read_jsonl(path):
+        document_id = _read_id(value, path, number, seen)
+        title = string_field(value, "title", path, number, default="")
+        text = string_field(value, "text", path, number)
+        if not title.strip() and not text.strip():
+            empty.append(f'"{document_id}" in line {number}')
+        corpus[document_id] = Document(document_id, title, text)
+    if not corpus:
+        raise InputError(f"{path} holds no document; expected one JSON object a line")
+    if len(empty) == len(corpus):
+        raise InputError(f'{path}: every document has an empty "title" and an empty "text"; fill the field "text"')
+    if empty:
+        warnings.warn(
+            f'{path}: {len(empty)} of {len(corpus)} documents have an empty "title" and an empty "text" (first: '
+            f"{empty[0]}); they are kept, since judgements may name them, but nothing can find them",
+            stacklevel=3,
+        )
+    return corpus
+
+
+def _read_queries(path: Path) -> dict[str, str]:
+    queries: dict[str, str] = {}
+    seen: dict[str, int] = {}
+    for number, value in read_jsonl(path):
+        query_id = _read_id(value, path, number, seen)
+        queries[query_id] = string_field(value, "text", path, number, empty=False)
+    if not queries:
+        raise InputError(f"{path} holds no query; expected one JSON object a line")
+    return queries
+
+
+def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int]) -> str:
+    name = string_field(value, "_id", path, number, empty=False)
+    if name.split() != [name]:
+        raise InputError(
+            f'{path}, line {number}: the field "_id" is {name!r}, which holds white space; '
+            "ids are columns of qrels and run files, so use none"
+        )
+    if name in seen:
+        raise InputError(
+            f'{path}, line {number}: the _id "{name}" was already used in line {seen[name]}; ids are unique'
+        )
+    seen[name] = number
+    return name
+
+
+def _read_qrels(path: Path, queries: dict[str, str], corpus: dict[str, Document]) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for number, line in _lines(path):
+        columns = line.rstrip("\r\n").split("\t")
+        if columns == [""] or (number == 1 and columns[-1].strip() == QRELS_HEADER[-1]):
+            continue
+        if len(columns) != 3:
+            raise InputError(
+                f"{path}, line {number}: expected 3 columns split by tabs ({', '.join(QRELS_HEADER)}), "
+                f"found {len(columns)}: {line.strip()[:80]!r}"
+            )
+        query_id, document_id, score = (column.strip() for column in columns)
+        try:
+            grade = int(score)
+        except ValueError:
+            raise InputError(
+                f"{path}, line {number}: the score must be a whole number such as 0 or 1, found {score!r}"
+            ) from None
+        if query_id not in queries:
+            raise InputError(f'{path}, line {number}: the query-id "{query_id}" is not in queries.jsonl')
+        if document_id not in corpus:
+            raise InputError(f'{path}, line {number}: the corpus-id "{document_id}" is not in corpus.jsonl')
+        judged = qrels.setdefault(query_id, {})
+        if judged.get(document_id, grade) != grade:
+            raise InputError(
+                f'{path}, line {number}: query "{query_id}" and document "{document_id}" were already judged '
+                f"{judged[document_id]} in line {seen[query_id, document_id]}, and are {grade} here; keep one"
+            )
+        judged[document_id] = grade
+        seen[query_id, document_id] = number
+    if not qrels:
+        raise InputError(f"{path} holds no judgement; expected lines of {', '.join(QRELS_HEADER)} split by tabs")
+    return qrels
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with _open(path) as handle:
+        for number, raw in enumerate(handle, start=1):
+            if number == 1 and raw.startswith(BOM):
+                raw = raw[len(BOM) :]
+            try:
+                yield number, raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}, line {number}: not UTF-8 text (byte 0x{raw[error.start]:02x} at column "
+                    f"{error.start + 1}); save the file as UTF-8"
+                ) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder; expected a file") from error
+    except PermissionError as error:
+        raise InputError(f"{path} may not be read (no permission); change its permissions") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line (UTF-8, not escaped), in one rename."""
+    with atomic_path(path) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_beir(folder: str | Path, dataset: BeirDataset, split: str) -> None:
+    """Write a data set as a BEIR folder, each file in one rename; other splits already there are left alone.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    documents = dataset.corpus.values()
+    write_jsonl(folder / "corpus.jsonl", ({"_id": d.id, "title": d.title, "text": d.text} for d in documents))
+    write_jsonl(folder / "queries.jsonl", ({"_id": i, "text": text} for i, text in dataset.queries.items()))
+    with atomic_path(folder / "qrels" / f"{split}.tsv") as scratch:
+        rows = [
+            QRELS_HEADER,
+            *((q, d, str(grade)) for q, judged in dataset.qrels.items() for d, grade in judged.items()),
+        ]
+        scratch.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------- finding
+
+
+def resolve_root(root: str | Path | None = None) -> Path:
+    """The folder of data sets: `root`, else the variable SEARCH_R3_DATA, else ../shared/data."""
+    return Path(root or os.environ.get(DATA_VARIABLE) or DEFAULT_ROOT)
+
+
+def available_datasets(root: str | Path | None = None) -> list[str]:
+    """Names of the BEIR folders below the data root, one or two levels down ("scifact", "mkqa/en"), sorted."""
+    base = resolve_root(root)
+    found = [*base.glob("*/corpus.jsonl"), *base.glob("*/*/corpus.jsonl")]
+    return sorted(path.parent.relative_to(base).as_posix() for path in found)
+
+
+def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
+    """The folder of a data set: an existing path as it is, else `name` below the data root.
+
+    Raises:
+        InputError: there is none of that name; the message lists those there are and names the nearest.
+    """
+    base = resolve_root(data_root)
+    below = base / name
+    if not (Path(name) / "corpus.jsonl").is_file() and (below / "corpus.jsonl").is_file():
+        return below
+    if Path(name).exists():
+        return Path(name)
+    names = available_datasets(base)
+    if not names:
+        raise InputError(
+            f'no data set "{name}": {base} holds no BEIR folder; point --data or {DATA_VARIABLE} at the folder of '
+            "your data sets, or give a data set's own path"
+        )
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f'did you mean "{near[0]}"? ' if near else ""
+    raise InputError(f'no data set "{name}" in {base}; {hint}there are: {", ".join(names)}')
+
+
+def _name_of(folder: Path) -> str:
+    place, base = folder.resolve(), resolve_root().resolve()
+    return place.relative_to(base).as_posix() if place != base and place.is_relative_to(base) else place.name
+
+
+# ---------------------------------------------------------------------------------------------------------- choosing
+
+
+def stable_order(ids: Iterable[str], seed: int) -> list[str]:
+    """`ids` shuffled by a hash of (seed, id): the same on every machine, whatever the files' order."""
+    return sorted(ids, key=lambda name: hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=16).digest())
+
+
+def choose_pool(dataset: BeirDataset, queries: int, documents: int, seed: int = 0) -> BeirDataset:
+    """A fixed part of a data set: at most `queries` queries with a relevant document, all documents judged for them,
+    and random others up to `documents` in all. Where the judged ones alone are more, all of them are kept.
+    """
+    answerable = [q for q in dataset.queries if any(grade > 0 for grade in dataset.qrels.get(q, {}).values())]
+    chosen = set(stable_order(answerable, seed)[:queries])
+    kept = {document for query in chosen for document in dataset.qrels[query]}
+    rest = stable_order((d for d in dataset.corpus if d not in kept), seed)
+    kept.update(rest[: max(0, documents - len(kept))])
+    return BeirDataset(
+        dataset.name,
+        {d: document for d, document in dataset.corpus.items() if d in kept},
+        {q: text for q, text in dataset.queries.items() if q in chosen},
+        {q: dict(judged) for q, judged in dataset.qrels.items() if q in chosen},
+    )
+
+
+def small(dataset: BeirDataset, queries: int = 50, documents: int = 500, seed: int = 0) -> BeirDataset:
+    """The fixed sub-corpus "NAME.small": every document judged for 50 queries plus random ones, 500 in all."""
+    part = choose_pool(dataset, queries, documents, seed)
+    part.name = f"{dataset.name}.small"
+    return part
