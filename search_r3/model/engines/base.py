@@ -1,0 +1,54 @@
+"""What an engine is: token ids in, hidden states at the embed token out. One protocol, several ways to run the LLM.
+
+An engine knows nothing of prompts, only of a shared prefix and of rows that follow it. Each is held to the same golden
+vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass
+class Generation:
+    """One continued row.
+
+    Attributes:
+        token_ids: what was written before the embed token; at most the budget.
+        embedding: float32 (dim,), L2-normalised: the state at the embed token.
+        forced: the model did not emit the token (out of budget, or it ended its turn), so it was appended.
+    """
+
+    token_ids: list[int]
+    embedding: np.ndarray
+    forced: bool
+
+
+class Engine(Protocol):
+    """Runs one LLM. Results do not depend on how rows are batched."""
+
+    dimension: int
+
+    def embed(
+        self, prefix: Sequence[int], rows: list[list[int]], batch_size: int, progress: Callable[[int], None] | None
+    ) -> np.ndarray:
+        """The unit embedding at the last token of `prefix + row`, for each row: float32 (len(rows), dim)."""
+        ...
+
+    def generate(
+        self,
+        prefix: Sequence[int],
+        rows: list[list[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        batch_size: int,
+        progress: Callable[[int], None] | None,
+    ) -> list[Generation]:
+        """Continue each `prefix + row` until the embed token, feed that token, and return the state at it."""
+        ...

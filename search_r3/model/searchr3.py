@@ -1,0 +1,326 @@
+"""SearchR3: one language model that reasons about a query and embeds it, and embeds documents.
+
+The embedding is the L2-normalised final hidden state at `<|embed_token|>` (arXiv 2510.07048); no projection head.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path
+from search_r3.model import checkpoint as checkpoints
+from search_r3.model.checkpoint import Checkpoint, Contract
+from search_r3.prompts import Frame, render
+
+MAX_CHARACTERS = 100_000
+"""A longer query is refused: it is a document given by mistake."""
+DEFAULT_DOCUMENT_TOKENS = 512
+DEFAULT_QUERY_TOKENS = 512
+
+
+@dataclass
+class Reasoned:
+    """A query, reasoned about and embedded in one pass.
+
+    Attributes:
+        text: the analysis, without the embed token.
+        embedding: float32 (dim,), unit length.
+        num_tokens: tokens of the analysis; the embed token is not counted.
+        forced: the model did not emit the embed token within its budget, so it was appended.
+        token_ids: everything that was fed in, prompt and embed token included: a forward pass over them gives
+            `embedding` at the last position.
+    """
+
+    text: str
+    embedding: np.ndarray
+    num_tokens: int
+    forced: bool
+    token_ids: list[int]
+
+
+class SearchR3:
+    """A reason-then-embed model: `encode_document`, `encode_query`, `reason`, `similarity`.
+
+    Example:
+        >>> model = SearchR3.from_pretrained("smollm2-135m")  # doctest: +SKIP
+        >>> documents = model.encode_document(["Paris is the capital of France."])
+        >>> queries = model.encode_query(["capital of France"], reasoning=True)
+        >>> model.similarity(queries, documents)
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from search_r3.model.engines.torch_engine import TorchEngine
+
+        self.checkpoint = checkpoint
+        self.name: str = checkpoint.name
+        self.contract: Contract = checkpoint.contract
+        self.contract_hash: str = checkpoint.contract.hash
+        self.dimension: int = checkpoint.contract.dimension
+        self.tokenizer = checkpoint.tokenizer
+        self.dtype: str = str(checkpoint.model.dtype).removeprefix("torch.")
+        prompts = self.contract.prompts
+        self.frames = {
+            "document": render(prompts.document, self.tokenizer, give_answer=True),
+            "query": render(prompts.query, self.tokenizer, give_answer=True),
+            "reasoning": render(prompts.reasoning, self.tokenizer, give_answer=False),
+        }
+        self.engine = TorchEngine(
+            checkpoint.model,
+            embed_id=self.contract.embed_token_id,
+            stop_ids=stop_ids(checkpoint.model, self.tokenizer),
+            vocabulary=len(self.tokenizer),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, device: str | None = None, engine: str = "auto", dtype: str = "auto"
+    ) -> SearchR3:
+        """Load a model.
+
+        Args:
+            name_or_path: a bundled name ("smollm2-135m"), an adapter in `models/`, a folder, or a hub id.
+            device: "cpu", "cuda", ...; None takes a GPU where there is one.
+            engine: "auto" or "torch".
+            dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16". On CPUs with AMX bfloat16 is
+                about four times as fast, at a cosine distance of about 0.001 from float32.
+
+        Raises:
+            InputError: unknown name, engine, device or dtype, or a damaged checkpoint.
+        """
+        import torch
+
+        if engine not in ("auto", "torch"):
+            raise InputError(f"unknown engine {engine!r}: choose auto or torch")
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"cannot use device {chosen!r}: {str(error).splitlines()[0]}") from error
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"unknown dtype {dtype!r}: choose auto, float32 or bfloat16")
+        if dtype == "auto":
+            dtype = "float32" if chosen == "cpu" else "bfloat16"
+        return cls(checkpoints.load(name_or_path, dtype=getattr(torch, dtype), device=chosen))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a merged model (safetensors), its tokenizer and its contract to `folder`, in one rename."""
+        with atomic_path(folder) as scratch:
+            scratch.mkdir()
+            self.checkpoint.model.save_pretrained(str(scratch), safe_serialization=True)
+            self.tokenizer.save_pretrained(str(scratch))
+            checkpoints.write_record(scratch, "merged", self.contract, name=self.name)
+            self.write_golden(scratch)
+
+    def encode_document(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        max_length: int | None = None,
+    ) -> np.ndarray:
+        """Embed documents, without reasoning, in one prefill each.
+
+        Args:
+            texts: non-empty texts.
+            batch_size: rows a pass; texts are sorted by length, so it does not change the result.
+            show_progress_bar: None shows one on a terminal when there is more than a little to do.
+            max_length: tokens of each text that are kept; 512 by default.
+
+        Returns:
+            float32 (len(texts), dimension), unit rows.
+
+        Raises:
+            InputError: a text is empty or not a string; the index is named.
+        """
+        return self._embed("document", texts, batch_size, show_progress_bar, max_length or DEFAULT_DOCUMENT_TOKENS)
+
+    def encode_query(
+        self,
+        texts: Sequence[str],
+        *,
+        reasoning: bool = True,
+        max_reasoning_tokens: int = 32,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray:
+        """Embed queries, with or without reasoning first.
+
+        Args:
+            reasoning: True writes an analysis of at most `max_reasoning_tokens` tokens before the embed token
+                (greedily, so the result is the same every time); False embeds directly.
+
+        Returns:
+            float32 (len(texts), dimension), unit rows.
+
+        Raises:
+            InputError: an empty text, a text of over 100,000 characters, or a budget under 0.
+        """
+        if not isinstance(reasoning, bool):
+            raise InputError(f"reasoning must be True or False, not {reasoning!r}")
+        if not reasoning:
+            _check_queries(texts)
+            return self._embed("query", texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
+        reasoned = self.reason(
+            texts,
+            max_reasoning_tokens=max_reasoning_tokens,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+        )
+        return np.stack([r.embedding for r in reasoned]) if reasoned else self._nothing()
+
+    def reason(
+        self,
+        texts: Sequence[str],
+        *,
+        max_reasoning_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> list[Reasoned]:
+        """Analyse each query in at most `max_reasoning_tokens` tokens and embed it, in one pass.
+
+        Args:
+            max_reasoning_tokens: the budget, which leaves out the embed token; at 0 the token follows at once.
+            temperature: 0 is greedy; 1 samples from the model's own distribution.
+            seed: of the sampling; unused when greedy.
+
+        Raises:
+            InputError: an empty text, a text of over 100,000 characters, or a bad budget or temperature.
+        """
+        _check_queries(texts)
+        if max_reasoning_tokens < 0:
+            raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
+        if temperature < 0:
+            raise InputError(f"temperature must be 0 or more, not {temperature}")
+        frame = self.frames["reasoning"]
+        rows = self._rows(frame, texts, DEFAULT_QUERY_TOKENS)
+        with _progress("reasoning", len(rows), show_progress_bar) as progress:
+            generations = self.engine.generate(
+                frame.prefix,
+                rows,
+                max_new_tokens=max_reasoning_tokens,
+                temperature=temperature,
+                seed=seed,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        return [
+            Reasoned(
+                text=self.tokenizer.decode(g.token_ids).strip(),
+                embedding=g.embedding,
+                num_tokens=len(g.token_ids),
+                forced=g.forced,
+                token_ids=[*frame.prefix, *row, *g.token_ids, self.contract.embed_token_id],
+            )
+            for row, g in zip(rows, generations, strict=True)
+        ]
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Cosine similarity of the rows of `a` and `b`: (len(a), len(b)), for unit rows as the encoders return."""
+        return np.asarray(a, dtype=np.float32) @ np.asarray(b, dtype=np.float32).T
+
+    def golden(self) -> dict[str, np.ndarray]:
+        """Embeddings of the golden texts as they come out now: "document" and "query", float32 (n, dim)."""
+        texts = list(checkpoints.GOLDEN_TEXTS)
+        return {"document": self.encode_document(texts), "query": self.encode_query(texts, reasoning=False)}
+
+    def write_golden(self, folder: Path) -> None:
+        """Store golden vectors in `folder`, which later loads and other engines are held to."""
+        from safetensors.numpy import save_file
+
+        with atomic_path(folder / checkpoints.GOLDEN_FILE) as scratch:
+            save_file(self.golden(), scratch)
+
+    def check_golden(self) -> float | None:
+        """The largest cosine distance between the checkpoint's golden vectors and today's; None if it has none.
+
+        Under 1e-4 in float32, about 1e-3 in bfloat16; more means another base, another prompt or a broken engine.
+        """
+        stored = checkpoints.read_golden(self.checkpoint.path)
+        if stored is None:
+            return None
+        now = self.golden()
+        return float(max((1 - (stored[side] * now[side]).sum(1)).max() for side in ("document", "query")))
+
+    def _embed(
+        self, side: str, texts: Sequence[str], batch_size: int, show: bool | None, max_length: int
+    ) -> np.ndarray:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        if max_length < 1:
+            raise InputError(f"max_length must be 1 or more, not {max_length}")
+        frame = self.frames[side]
+        rows = self._rows(frame, texts, max_length)
+        if not rows:
+            return self._nothing()
+        with _progress("encoding", len(rows), show) as progress:
+            return self.engine.embed(frame.prefix, rows, batch_size, progress)
+
+    def _rows(self, frame: Frame, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        check_texts(texts)
+        return [[*ids[:max_length], *frame.suffix] for ids in encode_as_text(self.tokenizer, texts)]
+
+    def _nothing(self) -> np.ndarray:
+        return np.empty((0, self.dimension), dtype=np.float32)
+
+
+def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of users' texts, in which "<|embed_token|>" and its like are plain characters, never special tokens."""
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a turn: the tokenizer's end of sequence and the generation config's."""
+    found = getattr(model.generation_config, "eos_token_id", None) if hasattr(model, "generation_config") else None
+    ids = [found] if isinstance(found, int) else list(found or [])
+    return sorted({*ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise InputError, naming the position, for a text that is empty or not a string."""
+    if isinstance(texts, str):
+        raise InputError("give a list of texts, not one string")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {i + 1} of {len(texts)} is a {type(text).__name__}, not a string")
+        if not text.strip():
+            raise InputError(f"text {i + 1} of {len(texts)} is empty; there is nothing to embed")
+
+
+def _check_queries(texts: Sequence[str]) -> None:
+    check_texts(texts)
+    for i, text in enumerate(texts):
+        if len(text) > MAX_CHARACTERS:
+            raise InputError(
+                f"query {i + 1} of {len(texts)} has {len(text):,} characters, over the limit of {MAX_CHARACTERS:,}; "
+                "shorten it, or embed it as a document"
+            )
+
+
+@contextmanager
+def _progress(what: str, total: int, show: bool | None):
+    """A progress bar on standard error; None as `show` means on a terminal and over 200 texts."""
+    if show is None:
+        show = sys.stderr.isatty() and total > 200
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,102 @@
+"""The three conversations (document, query, query with reasoning) and the token whose hidden state is the embedding.
+
+The wording of the direct conversation is the paper's stage 1 (arXiv 2510.07048, section 3); that of the other two is
+ours. They are kept in every checkpoint and hashed into its embedding contract: change a word and it is another space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from search_r3.errors import InputError
+
+EMBED_TOKEN = "<|embed_token|>"
+"""The token that ends every assistant turn; the hidden state *at* it is the embedding."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One way of asking for an embedding.
+
+    Attributes:
+        system: the system message.
+        answer: what the assistant says right before the embed token when the turn is given rather than written by
+            the model ("" where the model writes its own analysis).
+        closing: what the assistant says after the embed token; trained on, never needed to embed.
+    """
+
+    system: str
+    answer: str = ""
+    closing: str = ""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The conversations of a checkpoint: `document` and `query` embed directly, `reasoning` analyses first."""
+
+    document: Conversation = field(
+        default_factory=lambda: Conversation("Please represent documents.", "The embedding is ", ".")
+    )
+    query: Conversation = field(
+        default_factory=lambda: Conversation("Please represent user queries.", "The embedding is ", ".")
+    )
+    reasoning: Conversation = field(
+        default_factory=lambda: Conversation(
+            "Please represent user queries. First enrich the query in a few words: its core concepts and how they "
+            "relate, key terms with short definitions, synonyms and related terms, connected topics and uses. "
+            "Every response must end with the embedding token."
+        )
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, as written to the checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Prompts:
+        """The inverse of `to_dict`. Raises InputError for a conversation that is missing or malformed."""
+        names = [f.name for f in fields(cls)]
+        try:
+            return cls(**{name: Conversation(**data[name]) for name in names})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the checkpoint's prompts must hold {', '.join(names)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A conversation rendered by a chat template and tokenised, with a hole where the user's text goes.
+
+    Attributes:
+        prefix: token ids before the user's text; the same for every text, so an engine runs it once.
+        suffix: token ids after it, up to the assistant's first own token; ends with the embed token where the
+            assistant's turn is given.
+    """
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+_HOLE = "SEARCHR3USERTEXT"
+
+
+def render(conversation: Conversation, tokenizer: Any, *, give_answer: bool) -> Frame:
+    """Render `conversation` with the base model's own chat template.
+
+    Args:
+        tokenizer: a transformers tokenizer that knows the embed token and has a chat template.
+        give_answer: end with the given answer and the embed token (documents, direct queries); otherwise stop where
+            the assistant begins to write.
+
+    Raises:
+        InputError: the tokenizer has no chat template, so the model is not instruction-tuned.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the base model has no chat template; Search-R3 needs an instruction-tuned model")
+    messages = [{"role": "system", "content": conversation.system}, {"role": "user", "content": _HOLE}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before, _, after = text.partition(_HOLE)
+    if give_answer:
+        after += conversation.answer + EMBED_TOKEN
+    encode = lambda piece: tuple(tokenizer.encode(piece, add_special_tokens=False))  # noqa: E731
+    return Frame(prefix=encode(before), suffix=encode(after))
