@@ -1,0 +1,128 @@
+"""nDCG, reciprocal rank and recall at k, in plain numpy, with the numbers of trec_eval.
+
+Which DCG: linear gain, `sum_i rel_i / log2(i + 1)` over ranks i = 1..k (Järvelin & Kekäläinen 2002, as `ndcg_cut` of
+trec_eval computes it), not the exponential gain `2^rel - 1` of web search. Grades of 0 and below gain nothing.
+
+Which order: score descending, compared in float32 as trec_eval does; equal scores by document id descending. A matrix
+has no ids, so there the later column wins a tie, which is what zero-padded column numbers as ids would give. So a model
+whose scores have all collapsed into one earns what chance gives it, not a perfect score for listing positives first.
+
+Shapes: Q queries, N documents. Tested against ir_measures (pytrec_eval).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Run = Mapping[str, Mapping[str, float]]
+"""Query id -> document id -> score (higher is better)."""
+Qrels = Mapping[str, Mapping[str, int]]
+"""Query id -> document id -> grade (above 0 is relevant)."""
+
+
+def ranking(scores_QN: npt.ArrayLike) -> np.ndarray:
+    """Column numbers from best to worst for every row, (Q, N) int64; the later column wins a tie.
+
+    Raises:
+        ValueError: not a matrix, or a score is NaN (NaN has no place in an order).
+    """
+    scores = np.asarray(scores_QN, dtype=np.float32)
+    if scores.ndim != 2:
+        raise ValueError(f"scores have shape {scores.shape}; expected (queries, documents)")
+    if np.isnan(scores).any():
+        raise ValueError("scores contain NaN; a ranking needs numbers")
+    # A stable ascending sort leaves equal scores in column order; reversed: descending, later columns first.
+    return np.argsort(scores, axis=1, kind="stable")[:, ::-1]
+
+
+def dcg(relevance_QN: npt.ArrayLike, k: int | None = None) -> np.ndarray:
+    """Discounted cumulative gain of grades that already stand in ranked order, (Q,) float64; `k=None` takes all ranks.
+
+    A single row, (N,), gives a 0-d array.
+    """
+    gains = np.maximum(np.asarray(relevance_QN, dtype=np.float64), 0.0)[..., :k]
+    return gains @ (1.0 / np.log2(np.arange(gains.shape[-1]) + 2.0))
+
+
+def ndcg(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 10) -> np.ndarray:
+    """nDCG@k of each query, (Q,) float64: DCG of the ranking over DCG of the ideal one; 0 where nothing is relevant.
+
+    `relevance_QN` holds the grades of all N documents, so relevant documents beyond rank k count in the ideal.
+    """
+    relevance = _same_shape(scores_QN, relevance_QN)
+    ideal = dcg(-np.sort(-relevance, axis=1), _cut(k))
+    got = dcg(np.take_along_axis(relevance, ranking(scores_QN), axis=1), k)
+    return np.divide(got, ideal, out=np.zeros_like(got), where=ideal > 0)
+
+
+def reciprocal_rank(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 10) -> np.ndarray:
+    """1 / rank of the first relevant document within the top k, (Q,) float64; 0 where there is none."""
+    relevance = _same_shape(scores_QN, relevance_QN)
+    hits = np.take_along_axis(relevance, ranking(scores_QN), axis=1)[:, : _cut(k)] > 0
+    if hits.shape[1] == 0:
+        return np.zeros(len(hits))
+    return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1), 0.0)
+
+
+def recall(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 100) -> np.ndarray:
+    """Share of a query's relevant documents that stand in its top k, (Q,) float64; 0 where nothing is relevant."""
+    relevance = _same_shape(scores_QN, relevance_QN)
+    hits = np.take_along_axis(relevance, ranking(scores_QN), axis=1)[:, : _cut(k)] > 0
+    total = (relevance > 0).sum(axis=1)
+    return np.divide(hits.sum(axis=1), total, out=np.zeros(len(hits)), where=total > 0)
+
+
+def rank_documents(scores: Mapping[str, float], k: int | None = None) -> list[str]:
+    """Document ids of one query from best to worst in trec_eval's order: float32 score, then id, both descending."""
+    return sorted(scores, key=lambda did: (float(np.float32(scores[did])), did), reverse=True)[:k]
+
+
+def run_ndcg(run: Run, qrels: Qrels, k: int = 10) -> dict[str, float]:
+    """nDCG@k of every query in the qrels; a query that the run lacks gets 0, one that the qrels lack is left out."""
+    ideal = {qid: float(dcg(sorted(grades.values(), reverse=True), _cut(k))) for qid, grades in qrels.items()}
+    got = {qid: float(dcg(grades, k)) for qid, grades in _ranked_grades(run, qrels).items()}
+    return {qid: got[qid] / best if best > 0 else 0.0 for qid, best in ideal.items()}
+
+
+def run_reciprocal_rank(run: Run, qrels: Qrels, k: int = 10) -> dict[str, float]:
+    """Reciprocal rank at k of every query in the qrels; 0 for a query that the run lacks."""
+    _cut(k)
+    ranked = _ranked_grades(run, qrels)
+    return {
+        qid: next((1.0 / rank for rank, grade in enumerate(grades[:k], 1) if grade > 0), 0.0)
+        for qid, grades in ranked.items()
+    }
+
+
+def run_recall(run: Run, qrels: Qrels, k: int = 100) -> dict[str, float]:
+    """Recall at k of every query in the qrels; 0 for a query that the run lacks or that has nothing relevant."""
+    _cut(k)
+    totals = {qid: sum(grade > 0 for grade in grades.values()) for qid, grades in qrels.items()}
+    ranked = _ranked_grades(run, qrels)
+    return {qid: sum(grade > 0 for grade in ranked[qid][:k]) / total if total else 0.0 for qid, total in totals.items()}
+
+
+def mean(values: Mapping[str, float] | Sequence[float] | np.ndarray) -> float:
+    """Mean over queries; 0.0 for none, so that an empty dev set does not become NaN in a log."""
+    numbers = list(values.values()) if isinstance(values, Mapping) else list(values)
+    return float(np.mean(numbers)) if numbers else 0.0
+
+
+def _ranked_grades(run: Run, qrels: Qrels) -> dict[str, list[int]]:
+    return {qid: [grades.get(did, 0) for did in rank_documents(run.get(qid, {}))] for qid, grades in qrels.items()}
+
+
+def _same_shape(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike) -> np.ndarray:
+    relevance = np.asarray(relevance_QN)
+    if np.shape(scores_QN) != relevance.shape:
+        raise ValueError(f"scores have shape {np.shape(scores_QN)}, relevance {relevance.shape}; they must be equal")
+    return relevance
+
+
+def _cut(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k is {k}; a cut-off is 1 or more")
+    return k

