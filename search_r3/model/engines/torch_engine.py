@@ -112,11 +112,11 @@ class TorchEngine:
             ended = torch.isin(next_B, self.stop_ids) | (step == budget)
             forced = ended & ~emitted
             next_B = torch.where(forced, self.embed_id, next_B)
+            if padded:
+                mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], 1)
             state_B1D, cache = self._forward(next_B[:, None], cache, None, mask_BL if padded else None, position_B[:, None])
             state_BD = state_B1D[:, -1]
             position_B = position_B + 1
-            if padded:
-                mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], 1)
             finished = (emitted | forced) & running
             for line, (row, token, end, live) in enumerate(
                 zip(alive.tolist(), next_B.tolist(), finished.tolist(), running.tolist())
