@@ -1,0 +1,78 @@
+"""Fixtures that every room's tests share: a tiny random model of a real architecture, saved as a real model folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for anything
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TOKENIZER_TEXT = [
+    "Please represent user queries. Please represent documents. The embedding is what the hidden state holds.",
+    "system user assistant: first enrich the query in a few words, its core concepts and how they relate.",
+    "How do I read a file line by line in Python? Open it and iterate over the lines.",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "Die Hauptstadt von Frankreich ist Paris. Aspirin lowers the risk of heart attack.",
+]
+
+
+def save_tiny_model(folder: Path, seed: int = 0, *, chat_template: bool = True) -> Path:
+    """Write a random two-layer Llama (hidden size 32) with a byte-level BPE tokenizer to `folder`; returns `folder`.
+
+    The vocabulary is not a multiple of 64 and the embeddings are tied, as in the models that we really use.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        TOKENIZER_TEXT,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
+    if chat_template:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=1024,
+                tie_word_embeddings=True,
+                initializer_range=0.2,
+                bos_token_id=tokenizer.convert_tokens_to_ids("<|im_start|>"),
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that `SearchR3.from_pretrained` reads in milliseconds; random weights, real architecture."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `tiny_model`, with other weights: another checkpoint of the same shape."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "other-llama", seed=1)
