@@ -23,12 +23,13 @@ class Conversation:
         system: the system message.
         answer: what the assistant says right before the embed token when the turn is given rather than written by
             the model ("" where the model writes its own analysis).
-        closing: what the assistant says after the embed token; trained on, never needed to embed.
+
+    The paper's turn closes with a full stop after the token. Nothing after the token is ever fed in, so it is left
+    out: the loss should not ask the state that is the embedding to predict a full stop.
     """
 
     system: str
     answer: str = ""
-    closing: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Prompts:
     """The conversations of a checkpoint: `document` and `query` embed directly, `reasoning` analyses first."""
 
     document: Conversation = field(
-        default_factory=lambda: Conversation("Please represent documents.", "The embedding is ", ".")
+        default_factory=lambda: Conversation("Please represent documents.", "The embedding is ")
     )
     query: Conversation = field(
-        default_factory=lambda: Conversation("Please represent user queries.", "The embedding is ", ".")
+        default_factory=lambda: Conversation("Please represent user queries.", "The embedding is ")
     )
     reasoning: Conversation = field(
         default_factory=lambda: Conversation(
