@@ -1,0 +1,133 @@
+"""The house rules: who may import whom is read out of ARCHITECTURE.md's own table, so the two cannot differ."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "search_r3"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 450
+FRONT_DOOR = {"SearchR3": "model", "Reasoned": "model", "InputError": "errors"}
+"""Names that `search_r3/__init__.py` hands out, and the rooms that they live in."""
+
+
+def room_of(file: Path) -> str:
+    """`search_r3/index/store.py` -> "index"; `search_r3/cli.py` -> "cli"; the package's own `__init__` -> ""."""
+    parts = file.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else parts[0].removesuffix(".py").replace("__init__", "")
+
+
+ROOMS = {room_of(file) for file in FILES} - {""}
+
+
+def allowed_imports() -> dict[str, set[str]]:
+    """The table of ARCHITECTURE.md: room -> the rooms that it may import (its own always among them)."""
+    table: dict[str, set[str]] = {}
+    for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        names = re.findall(r"`(\w+)`", cells[0])
+        if not line.startswith("|") or len(cells) < 2 or not names:
+            continue
+        if cells[1] == "everything":
+            may = set(ROOMS)
+        elif cells[1] == "each other":
+            may = set(names)
+        else:
+            may = {name.strip() for name in cells[1].split(",") if name.strip()}
+        for name in names:
+            table[name] = may | {name}
+    return table
+
+
+def imports(file: Path, *, everywhere: bool = True) -> Iterator[tuple[int, str, str]]:
+    """(line, module, name imported from it) of every import; `everywhere` also looks inside functions.
+
+    Imports under `if TYPE_CHECKING:` count as inside: they never run.
+    """
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if everywhere else _at_import(tree.body):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}, line {node.lineno}: relative import; write the module's full name"
+            yield from ((node.lineno, node.module or "", alias.name) for alias in node.names)
+
+
+def _at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """The statements that run when a module is imported, without the bodies of functions."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _at_import(node.orelse)
+            continue
+        yield node
+        for block in ("body", "orelse", "finalbody"):
+            yield from _at_import(getattr(node, block, []))
+        for handler in getattr(node, "handlers", []):
+            yield from _at_import(handler.body)
+
+
+def test_every_room_is_in_the_table_and_every_row_is_a_room_or_yet_to_come():
+    table = allowed_imports()
+    assert table.keys() >= ROOMS, f"ARCHITECTURE.md says nothing of {sorted(ROOMS - table.keys())}"
+    for room, may in table.items():
+        assert may <= table.keys(), f"the row of {room} names unknown rooms {sorted(may - table.keys())}"
+
+
+def test_arrows_point_one_way():
+    """No two rooms may import each other, directly or round about (errors and files are one)."""
+    table = {room: may - {room} for room, may in allowed_imports().items()}
+    table["errors"] -= {"files"}
+
+    def reaches(start: str, goal: str, seen: set[str]) -> bool:
+        return any(n == goal or (n not in seen and reaches(n, goal, seen | {n})) for n in table[start] if n in table)
+
+    for room in table.keys() - {"cli"}:
+        assert not reaches(room, room, set()), f"{room} can import itself through others"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
+def test_a_room_imports_only_what_its_row_allows(file: Path):
+    room = room_of(file)
+    if not room:  # the package's front door: it may hand out names, and must stay quick, see test_import_time
+        return
+    may = allowed_imports()[room]
+    for line, module, name in imports(file):
+        if module.split(".")[0] != "search_r3":
+            continue
+        target = [*module.split("."), name][1]
+        target = FRONT_DOOR.get(target, target)
+        if target != "__version__":
+            assert target in may, f"{file.relative_to(ROOT)}, line {line}: {room} may not import {target}"
+
+
+def test_training_runs_where_only_the_core_requirements_are():
+    """At import, `training` and all that it may import from touch nothing beyond `dependencies` in pyproject.toml."""
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    core = {re.match(r"[\w-]+", requirement).group().lower() for requirement in requirements}  # type: ignore[union-attr]
+    core = {{"pyyaml": "yaml"}.get(name, name) for name in core} | {"search_r3"} | set(sys.stdlib_module_names)
+    optional = {"retrievers"}  # a core install has no BM25; mining imports it where it is used
+    rooms = allowed_imports()["training"] - optional
+    checked = [file for file in FILES if room_of(file) in rooms]
+    assert any(room_of(file) == "training" for file in checked)
+    for file in checked:
+        for line, module, name in imports(file, everywhere=False):
+            where = f"{file.relative_to(ROOT)}, line {line}"
+            assert module.split(".")[0] in core, f"{where}: {module} is not a core requirement; import it where used"
+            assert [*module.split("."), name, ""][1] not in optional, f"{where}: import retrievers where it is used"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
+def test_a_module_is_short_and_says_what_it_is(file: Path):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_LINES, f"{file.relative_to(ROOT)} has over {MAX_LINES} lines; split it by idea"
+    assert not text or ast.get_docstring(ast.parse(text)), f"{file.relative_to(ROOT)} has no docstring"
