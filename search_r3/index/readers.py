@@ -1,0 +1,279 @@
+"""What a user points at, turned into documents: a BEIR folder, JSONL, CSV, or a folder of text and source files.
+
+Files of records (JSONL, CSV) are held to strictly: a broken line is an error that names it, since the user wrote that
+file for us. A folder is taken as it is: what cannot be read as text is skipped, and every skip is kept with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from search_r3.data.beir import read_jsonl, string_field
+from search_r3.errors import InputError
+from search_r3.index.csvfile import read_csv
+
+Scalar = str | int | float | bool
+Kind = Literal["record", "markdown", "rst", "python", "code", "text"]
+
+MAX_FILE_BYTES = 10_000_000
+SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # hidden folders are skipped besides
+MARKDOWN = {".md", ".markdown", ".mdx"}
+TEXT = {".txt", ".text", ".adoc", ".org", ".tex"}
+CODE_SUFFIXES = (
+    ".c .cc .cfg .clj .cmake .conf .cpp .cs .css .cu .cuh .dart .el .erl .ex .exs .go .gradle .graphql .h .hh .hpp .hs "
+    ".ini .java .jl .js .jsx .kt .kts .less .lisp .lua .m .ml .mli .mm .nim .php .pl .pm .proto .ps1 .pyi .pyx .r .rb "
+    ".rs .sass .scala .scm .scss .sh .bash .zsh .sql .svelte .swift .tcl .tf .toml .ts .tsx .v .vhd .vim .vue .yaml "
+    ".yml .zig"
+)
+CODE = set(CODE_SUFFIXES.split())
+BARE_NAMES = {"readme", "license", "licence", "changelog", "changes", "authors", "contributing", "notice", "news"}
+BARE_CODE = {"makefile", "dockerfile", "rakefile", "gemfile", "justfile"}
+RECORD_FILES = {".jsonl", ".ndjson", ".csv", ".tsv"}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceDocument:
+    """One document as the user has it. `path` is relative to the source's root; `line` is where the text starts."""
+
+    id: str
+    title: str
+    text: str
+    metadata: dict[str, Scalar] = field(default_factory=dict)
+    path: str = ""
+    line: int = 1
+    kind: Kind = "record"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something the reader left out: `path` (with the line, for records) and why."""
+
+    path: str
+    reason: str
+
+
+class Source:
+    """The documents under one path, read anew on each iteration; `skipped` fills up as one goes.
+
+    Iterating raises InputError where a record is broken, where an id comes twice, or at the end if there was nothing.
+    """
+
+    def __init__(self, path: Path, kind: str, read: Callable[[list[Skipped]], Iterator[SourceDocument]]) -> None:
+        self.path = path
+        self.kind = kind
+        self.skipped: list[Skipped] = []
+        self._read = read
+
+    def __iter__(self) -> Iterator[SourceDocument]:
+        self.skipped.clear()
+        first_seen: dict[str, int] = {}
+        for document in self._read(self.skipped):
+            if document.id in first_seen:
+                raise InputError(
+                    f'{self.path}, line {document.line}: the id "{document.id}" was already used on line '
+                    f"{first_seen[document.id]}; every document needs an id of its own"
+                )
+            first_seen[document.id] = document.line
+            yield document
+        if not first_seen:
+            why = "; ".join(summarise_skipped(self.skipped)) or "it holds no text, Markdown, rst or source files"
+            raise InputError(f"{self.path}: nothing to index ({why})")
+
+
+def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> Source:
+    """Find out what stands at `path` and how to read it: "beir", "jsonl", "csv", "folder" or "file".
+
+    Args:
+        path: a folder with `corpus.jsonl` (BEIR); a `.jsonl` file whose objects have `id` (or `_id`), `text` and
+            perhaps `title`, everything else being metadata; a `.csv` or `.tsv` file with the same names in its header;
+            a folder of text files; or one text file.
+        max_file_bytes: larger files of a folder are skipped. Files of records may have any size.
+
+    Raises:
+        InputError: there is no such path, it may not be read, or it is neither a file nor a folder.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a folder, or a .jsonl, .csv or text file") from error
+    if stat.S_ISDIR(mode):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(f"{path}: you may not read this folder; mend its permissions")
+        corpus = path / "corpus.jsonl"
+        if corpus.is_file():
+            return Source(corpus, "beir", lambda skipped: _jsonl(corpus, skipped, skip_empty=True))
+        return Source(path, "folder", lambda skipped: _folder(path, skipped, max_file_bytes))
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is neither a file nor a folder; give one of these")
+    suffix = path.suffix.lower()
+    if suffix in {".jsonl", ".ndjson"}:
+        return Source(path, "jsonl", lambda skipped: _jsonl(path, skipped, skip_empty=False))
+    if suffix in {".csv", ".tsv"}:
+        return Source(path, "csv", lambda skipped: _csv(path))
+    return Source(path, "file", lambda skipped: _one_file(path, max_file_bytes))
+
+
+def summarise_skipped(skipped: list[Skipped], examples: int = 3) -> list[str]:
+    """One line a reason, most frequent first: "12 skipped: larger than 10 MB (a.txt, b.txt, c.txt, ...)"."""
+    lines = []
+    for reason, count in Counter(item.reason for item in skipped).most_common():
+        paths = [item.path for item in skipped if item.reason == reason]
+        more = ", ..." if count > examples else ""
+        lines.append(f"{count:,} skipped: {reason} ({', '.join(paths[:examples])}{more})")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+def _jsonl(path: Path, skipped: list[Skipped], skip_empty: bool) -> Iterator[SourceDocument]:
+    for number, value in read_jsonl(path):
+        key = "id" if "id" in value or "_id" not in value else "_id"
+        if isinstance(value.get(key), int) and not isinstance(value[key], bool):
+            value[key] = str(value[key])
+        identifier = string_field(value, key, path, number, empty=False)
+        title = string_field(value, "title", path, number, default="")
+        text = string_field(value, "text", path, number)
+        if not text.strip() and not title.strip():
+            if not skip_empty:
+                raise InputError(f'{path}, line {number}: the field "text" is empty; fill it or remove this line')
+            skipped.append(Skipped(f"{path.name} line {number}", "no text"))
+            continue
+        rest = {name: item for name, item in value.items() if name not in {key, "title", "text"}}
+        yield SourceDocument(identifier, title, text, flat_metadata(rest), path.name, number)
+
+
+def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
+    """Metadata as name -> scalar: nulls are left out, an object named "metadata" is opened (BEIR keeps a document's
+    fields there), any other list or object becomes its JSON text, so that `tags LIKE '%"rust"%'` still finds it."""
+    flat: dict[str, Scalar] = {}
+    for name, item in value.items():
+        if name == "metadata" and isinstance(item, dict):
+            flat.update(flat_metadata(item))
+        elif isinstance(item, list | dict):
+            flat[name] = json.dumps(item, ensure_ascii=False, sort_keys=True)
+        elif item is not None:
+            flat[name] = item
+    return flat
+
+
+def _csv(path: Path) -> Iterator[SourceDocument]:
+    for line, row in read_csv(path):
+        identifier, title, text = str(row.pop("id")), str(row.pop("title", "")), str(row.pop("text"))
+        if not identifier.strip():
+            raise InputError(f'{path}, line {line}: the field "id" is empty; fill it or remove this row')
+        if not text.strip() and not title.strip():
+            raise InputError(f'{path}, line {line}: the field "text" is empty; fill it or remove this row')
+        yield SourceDocument(identifier, title, text, row, path.name, line)
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
+
+
+def _folder(root: Path, skipped: list[Skipped], max_file_bytes: int) -> Iterator[SourceDocument]:
+    for file in _walk(root, skipped):
+        name = _printable(file.relative_to(root).as_posix())
+        kind = file_kind(file)
+        if kind is None:
+            skipped.append(Skipped(name, _why_not(file)))
+            continue
+        text = _read_text(file, max_file_bytes)
+        if isinstance(text, Skipped):
+            skipped.append(Skipped(name, text.reason))
+            continue
+        yield SourceDocument(name, name, text, {}, name, 1, kind)
+
+
+def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        skipped.append(Skipped(_relative(Path(error.filename), root), "may not be read"))
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
+        keep = []
+        for name in sorted(folders):
+            if name.startswith(".") or name in SKIPPED_FOLDERS or name.endswith((".lance", ".egg-info")):
+                continue
+            if os.path.islink(os.path.join(folder, name)):
+                skipped.append(Skipped(_relative(Path(folder, name), root), "a link to a folder"))
+                continue
+            keep.append(name)
+        folders[:] = keep
+        for name in sorted(files):
+            file = Path(folder, name)
+            if name.startswith("."):
+                continue
+            if file.is_symlink():
+                inside = file.resolve().is_relative_to(root.resolve())
+                reason = "a link to a file read under its own name" if inside else "a link that leads out of the folder"
+                skipped.append(Skipped(_relative(file, root), reason))
+                continue
+            yield file
+
+
+def file_kind(path: Path) -> Kind | None:
+    """How a file is to be cut into chunks, by its name; None if it does not look like text."""
+    suffix, name = path.suffix.lower(), path.name.lower()
+    if suffix in MARKDOWN:
+        return "markdown"
+    if suffix == ".rst":
+        return "rst"
+    if suffix in {".py", ".pyi"}:
+        return "python"
+    if suffix in CODE or name in BARE_CODE:
+        return "code"
+    if suffix in TEXT or name in BARE_NAMES:
+        return "text"
+    return None
+
+
+def _why_not(file: Path) -> str:
+    if file.suffix.lower() in RECORD_FILES:
+        return "a file of records inside a folder; index it by its own path"
+    return f"not a text or source file ({file.suffix.lower()})" if file.suffix else "a file with no extension"
+
+
+def _one_file(path: Path, max_file_bytes: int) -> Iterator[SourceDocument]:
+    text = _read_text(path, max_file_bytes)
+    if isinstance(text, Skipped):
+        raise InputError(f"{path} cannot be indexed: {text.reason}")
+    name = _printable(path.name)
+    yield SourceDocument(name, name, text, {}, name, 1, file_kind(path) or "text")
+
+
+def _read_text(path: Path, max_file_bytes: int) -> str | Skipped:
+    name = str(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return Skipped(name, "not a regular file")
+        if status.st_size > max_file_bytes:
+            return Skipped(name, f"larger than {max_file_bytes / 1e6:g} MB")
+        data = path.read_bytes()
+    except OSError as error:
+        return Skipped(name, f"may not be read ({error.strerror})")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return Skipped(name, "UTF-16 text; save it as UTF-8")
+    if b"\0" in data:
+        return Skipped(name, "a binary file")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return Skipped(name, "not UTF-8 text")
+    return text if text.strip() else Skipped(name, "empty")
+
+
+def _relative(path: Path, root: Path) -> str:
+    return _printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path))
+
+
+def _printable(name: str) -> str:
+    """File names are bytes; those that are not UTF-8 would break every later print and write."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

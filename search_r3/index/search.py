@@ -1,0 +1,261 @@
+"""Searching an index: exact cosine over the vectors, BM25 over the words, and the two fused by reciprocal rank.
+
+Fusion is Cormack, Clarke & Buettcher 2009 (https://plg.uwaterloo.ca/~gvcormac/cormacksigir09-rrf.pdf): a chunk scores
+the sum over both lists of 1 / (60 + its rank). Equal scores are ordered by id, so the same search gives the same list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from lancedb.query import MatchQuery
+
+from search_r3.errors import InputError
+from search_r3.index.readers import Scalar
+from search_r3.index.snippets import make_snippet
+from search_r3.index.table import CONTENT, METADATA, VECTOR, Encoder, SearchIndex, brief
+
+Mode = Literal["hybrid", "vector", "text"]
+
+RRF_K = 60
+POOL = 100  # a hybrid search fuses at least this many of each list
+MAX_HITS = 1_000
+MAX_QUERY_CHARACTERS = 100_000
+FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
+QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One chunk found. `score` is what the list is ordered by: fused (hybrid), cosine (vector) or BM25 (text).
+
+    `ranks` and `scores` hold the chunk's place (from 1) and score in each list it was in: "vector", "text".
+    `highlights` are (start, end) within `snippet`; `snippet_line` is the line of the file where the snippet begins.
+    """
+
+    id: str
+    document: str
+    title: str
+    text: str
+    snippet: str
+    highlights: list[tuple[int, int]]
+    snippet_line: int
+    score: float
+    metadata: dict[str, Scalar]
+    path: str
+    start_line: int
+    end_line: int
+    ranks: dict[str, int]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ReasoningTrace:
+    """What the model wrote before it embedded the query; `forced` if it was cut off at the budget."""
+
+    text: str
+    num_tokens: int
+    forced: bool
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds: `reason_ms` for reasoning and embedding the query, `search_ms` for everything after."""
+
+    reason_ms: float
+    search_ms: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Hits, best first, and how they came about."""
+
+    query: str
+    mode: Mode
+    hits: list[Hit]
+    reasoning: ReasoningTrace | None
+    timings: Timings
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def search_index(
+    index: SearchIndex,
+    query: str,
+    model: Encoder | None,
+    *,
+    k: int = 10,
+    mode: Mode = "hybrid",
+    reasoning: bool | Literal["auto"] = True,
+    max_reasoning_tokens: int = 32,
+    where: str | None = None,
+) -> SearchResult:
+    """Find the `k` best chunks for `query`.
+
+    Args:
+        index: an opened index.
+        query: plain words; quotes, operators and brackets mean nothing special.
+        model: a model of the index's contract; may be None for mode "text", which needs none.
+        k: how many hits, 1 to 1,000.
+        mode: "vector" (meaning), "text" (words) or "hybrid" (both).
+        reasoning: let the model think before it embeds the query. With "auto" the model decides, and the thoughts are
+            not reported.
+        max_reasoning_tokens: how much it may think.
+        where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that `k`
+            hits come back where there are as many. The columns are in `index.columns`.
+
+    Raises:
+        InputError: the query is empty or too long, `k`, `mode` or `where` is wrong, or the model is not the index's.
+    """
+    query = _checked_query(query)
+    if mode not in get_args(Mode):
+        raise InputError(f'mode is "{mode}"; choose one of: {", ".join(get_args(Mode))}')
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_HITS:
+        raise InputError(f"k is {k}; give a whole number from 1 to {MAX_HITS:,}")
+    where = check_where(index, where)
+    started = time.perf_counter()
+    vector, trace = None, None
+    if mode != "text":
+        if model is None:
+            raise InputError(f'mode "{mode}" needs a model to embed the query; give one, or search with mode "text"')
+        index.check_model(model)
+        vector, trace = _embed(query, model, reasoning, max_reasoning_tokens)
+    embedded = time.perf_counter()
+    pool = max(POOL, 2 * k) if mode == "hybrid" else k
+    lists: dict[str, list[dict[str, Any]]] = {}
+    if vector is not None:
+        lists["vector"] = _by_vector(index, vector, pool, where)
+    if mode != "vector":
+        lists["text"] = _by_text(index, query, pool, where)
+    hits = _fused(lists, query, k)
+    done = time.perf_counter()
+    timings = Timings(round((embedded - started) * 1e3, 2), round((done - embedded) * 1e3, 2))
+    return SearchResult(query, mode, hits, trace, timings)
+
+
+def reciprocal_rank_fusion(rankings: list[list[str]], k: int = RRF_K) -> list[tuple[str, float]]:
+    """Fuse ranked lists of ids: (id, sum of 1 / (k + rank)), best first, equal scores by id."""
+    scores: dict[str, float] = {}
+    for ranking in rankings:
+        for rank, identifier in enumerate(ranking, start=1):
+            scores[identifier] = scores.get(identifier, 0.0) + 1.0 / (k + rank)
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def check_where(index: SearchIndex, where: str | None) -> str | None:
+    """The filter if the table understands it; None where it is blank.
+
+    Raises:
+        InputError: it does not parse, names an unknown column, or is no condition. The message lists the columns.
+    """
+    if where is None or not where.strip():
+        return None
+    columns = ", ".join(f"{name} ({kind})" for name, kind in index.columns.items())
+    help_line = f"columns: {columns}; text goes in single quotes, as in title = 'Guide'"
+    if ";" in QUOTED.sub("", where):
+        raise InputError(f"the filter {where!r} holds a semicolon: give one condition; {help_line}")
+    try:
+        index.table.search().where(where).select(["id"]).limit(1).to_arrow()
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = brief(error).split(". Valid fields")[0].replace("SELECT 1 FROM t WHERE ", "")
+        raise InputError(f"the filter {where!r} cannot be used ({reason}); {help_line}") from error
+    return where
+
+
+def _checked_query(query: str) -> str:
+    if not isinstance(query, str) or not query.strip():
+        raise InputError("the query is empty; give some words")
+    if len(query) > MAX_QUERY_CHARACTERS:
+        raise InputError(f"the query has {len(query):,} characters, the limit is {MAX_QUERY_CHARACTERS:,}; shorten it")
+    return query.encode("utf-8", "replace").decode("utf-8").replace("\0", " ").strip()
+
+
+def _embed(
+    query: str, model: Encoder, reasoning: bool | Literal["auto"], max_reasoning_tokens: int
+) -> tuple[np.ndarray, ReasoningTrace | None]:
+    trace = None
+    if reasoning is True:
+        reasoned = model.reason([query], max_reasoning_tokens=max_reasoning_tokens)[0]
+        trace = ReasoningTrace(reasoned.text, int(reasoned.num_tokens), bool(reasoned.forced))
+        vector = np.asarray(reasoned.embedding, dtype=np.float32).reshape(-1)
+    else:
+        rows = model.encode_query([query], reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens)
+        vector = np.asarray(rows, dtype=np.float32).reshape(-1)
+    if vector.shape != (model.dimension,) or not np.isfinite(vector).all() or not vector.any():
+        raise InputError(f"the model {model.name} gave no usable embedding for this query; check the checkpoint")
+    return vector, trace
+
+
+def _by_vector(index: SearchIndex, vector: np.ndarray, count: int, where: str | None) -> list[dict[str, Any]]:
+    """The nearest by cosine, exactly: the table has no approximate index. Ties at the cut are LanceDB's to break."""
+    search = index.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
+    return _rows(search, count, where, "_distance", lambda distance: 1.0 - distance)
+
+
+def _by_text(index: SearchIndex, query: str, count: int, where: str | None) -> list[dict[str, Any]]:
+    """Any of the words may match. A MatchQuery has no syntax, unlike a string given to LanceDB."""
+    words = MatchQuery(query, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
+    search = index.table.search(words, query_type="fts")
+    return _rows(search, count, where, "_score", lambda score: score)
+
+
+def _rows(
+    search: Any, count: int, where: str | None, column: str, score: Callable[[float], float]
+) -> list[dict[str, Any]]:
+    if where is not None:
+        search = search.where(where, prefilter=True)
+    rows = search.select([*FIELDS, column]).limit(count).to_list()
+    for row in rows:
+        row["score"] = score(row[column])
+    return sorted(rows, key=lambda row: (-row["score"], row["id"]))
+
+
+def _fused(lists: dict[str, list[dict[str, Any]]], query: str, k: int) -> list[Hit]:
+    rows = {row["id"]: row for ranking in lists.values() for row in ranking}
+    ranks = {name: {row["id"]: rank for rank, row in enumerate(ranking, 1)} for name, ranking in lists.items()}
+    scores = {name: {row["id"]: float(row["score"]) for row in ranking} for name, ranking in lists.items()}
+    if len(lists) == 1:
+        order = list(next(iter(scores.values())).items())
+    else:
+        order = reciprocal_rank_fusion([[row["id"] for row in ranking] for ranking in lists.values()])
+    return [
+        _hit(
+            rows[identifier],
+            query,
+            score,
+            {name: ranks[name][identifier] for name in lists if identifier in ranks[name]},
+            {name: scores[name][identifier] for name in lists if identifier in scores[name]},
+        )
+        for identifier, score in order[:k]
+    ]
+
+
+def _hit(row: dict[str, Any], query: str, score: float, ranks: dict[str, int], scores: dict[str, float]) -> Hit:
+    title = row["title"]
+    text = row[CONTENT][len(title) + 1 :] if title else row[CONTENT]
+    snippet = make_snippet(text, query)
+    start, end = row["start_line"], row["end_line"]
+    return Hit(
+        id=row["id"],
+        document=row["document"],
+        title=title,
+        text=text,
+        snippet=snippet.text,
+        highlights=snippet.highlights,
+        snippet_line=min(end, start + text.count("\n", 0, snippet.offset)),
+        score=score,
+        metadata=json.loads(row[METADATA]),
+        path=row["path"],
+        start_line=start,
+        end_line=end,
+        ranks=ranks,
+        scores=scores,
+    )

@@ -1,0 +1,288 @@
+"""`SearchIndex`: one LanceDB table in a folder, holding vectors, full text, and the user's metadata as columns.
+
+Every change is one of LanceDB's versioned commits, so a crash leaves the old version or the new one. What the index
+is (model, contract hash, dimension, format) is the table's own schema metadata, written in the commit that creates it.
+A tag named "complete" points at the version that a build finished with; a build removes it before its first commit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.index.readers import Scalar
+
+try:
+    import lancedb
+    import pyarrow as pa
+    from lancedb.index import FTS
+except ImportError as error:
+    raise InputError("the index needs LanceDB: pip install 'search-r3[search]'") from error
+
+if TYPE_CHECKING:
+    from search_r3.index.search import SearchResult
+
+FORMAT_VERSION = 1
+TABLE = "chunks"
+METADATA_KEY = b"search_r3"
+COMPLETE = "complete"
+FOLLOW_WRITES = timedelta(seconds=2)  # how soon an open index (a server's) sees what another process committed
+MAX_METADATA_COLUMNS = 200  # more distinct field names than this are data, not fields
+
+# Ours. The user's metadata gets columns of its own names beside them, hence the prefix on what is not for filtering.
+VECTOR, CONTENT, METADATA = "r3_vector", "r3_content", "r3_metadata"
+TEXT_HASH, ROW_HASH = "r3_text_hash", "r3_row_hash"
+COLUMNS = "r3_columns"  # not a column: where a row in the making keeps its metadata's columns
+VISIBLE = dict.fromkeys(["id", "document", "title", "path"], "text") | dict.fromkeys(
+    ["start_line", "end_line"], "number"
+)
+TYPE_NAMES = {pa.string(): "text", pa.float64(): "number", pa.bool_(): "true/false"}
+
+
+class Encoder(Protocol):
+    """What the index asks of a model; `SearchR3` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def contract_hash(self) -> str: ...
+    def encode_document(
+        self, texts: Any, *, batch_size: int = ..., show_progress_bar: bool | None = ..., max_length: Any = ...
+    ) -> np.ndarray: ...
+    def encode_query(self, texts: Any, *, reasoning: Any = ..., max_reasoning_tokens: int = ...) -> np.ndarray: ...
+    def reason(self, texts: Any, *, max_reasoning_tokens: int = ...) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index was made with; `created` is UTC in ISO 8601."""
+
+    format_version: int
+    model_name: str
+    contract_hash: str
+    dimension: int
+    created: str
+    search_r3_version: str = ""
+
+
+class SearchIndex:
+    """An index on disk, opened for reading: `SearchIndex.open(path)`. `build_index` makes and updates it."""
+
+    def __init__(self, path: Path, table: Any, info: IndexInfo) -> None:
+        self.path = path
+        self.table = table
+        self.info = info
+
+    @classmethod
+    def open(cls, path: str | Path) -> SearchIndex:
+        """Open the index in the folder `path`.
+
+        Raises:
+            InputError: there is no such folder, it is not an index, the index is damaged, or a newer search-r3 made it.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --out {path})")
+        table = open_table(path)
+        if table is None:
+            raise InputError(f"{path} is not a search-r3 index; give the folder that build_index wrote")
+        return cls(path, table, _read_info(path, table))
+
+    def __len__(self) -> int:
+        """The number of chunks."""
+        return int(self.table.count_rows())
+
+    def __repr__(self) -> str:
+        return f"SearchIndex({str(self.path)!r}, {len(self)} chunks, model {self.info.model_name!r})"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last build ran to its end; if not, run it again: it goes on where it stopped."""
+        return COMPLETE in self.table.tags.list()
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that a filter may name, with "text", "number" or "true/false"."""
+        shown = dict(VISIBLE)
+        for column in self.table.schema:
+            if column.name not in shown and not column.name.startswith("r3_"):
+                shown[column.name] = TYPE_NAMES.get(column.type, str(column.type))
+        return shown
+
+    def describe(self) -> dict[str, Any]:
+        """What the index is, as JSON-ready values."""
+        documents = self.table.search().select(["document"]).to_arrow()["document"].unique()
+        return {
+            "path": str(self.path),
+            "chunks": len(self),
+            "documents": len(documents),
+            "complete": self.complete,
+            "columns": self.columns,
+            **asdict(self.info),
+        }
+
+    def check_model(self, model: Encoder) -> None:
+        """Refuse a model whose embeddings do not live in the same space as the index's.
+
+        Raises:
+            InputError: the contract hashes differ; both models are named.
+        """
+        if model.contract_hash != self.info.contract_hash:
+            raise InputError(
+                f"{self.path} was made with {self.info.model_name} (contract {self.info.contract_hash[:12]}), but this "
+                f"model is {model.name} (contract {model.contract_hash[:12]}): their embeddings cannot be compared. "
+                f"Use the index's model, or build a new index with {model.name} in another folder"
+            )
+
+    def search(self, query: str, model: Encoder | None, **options: Any) -> SearchResult:
+        """Search: see `search_r3.index.search.search_index` for the options."""
+        from search_r3.index.search import search_index
+
+        return search_index(self, query, model, **options)
+
+
+def open_table(path: Path) -> Any | None:
+    """The LanceDB table in the folder `path`, or None where no table was ever committed.
+
+    Raises:
+        InputError: `path` is a file, may not be read, or its table is damaged.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is a file, not a folder; an index is a folder")
+    versions = path / f"{TABLE}.lance" / "_versions"
+    try:
+        if not versions.is_dir() or not any(versions.glob("*.manifest")):
+            return None
+        return lancedb.connect(str(path), read_consistency_interval=FOLLOW_WRITES).open_table(TABLE)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; mend its permissions") from error
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the index {path} is damaged ({brief(error)}); delete the folder and index again") from error
+
+
+def create_table(path: Path, info: IndexInfo) -> Any:
+    """Make the empty table in `path`, with its full-text index: rows are searchable as soon as they are committed."""
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("document", pa.string()),
+            ("title", pa.string()),
+            ("path", pa.string()),
+            ("start_line", pa.int64()),
+            ("end_line", pa.int64()),
+            (CONTENT, pa.string()),
+            (METADATA, pa.string()),
+            (TEXT_HASH, pa.string()),
+            (ROW_HASH, pa.string()),
+            (VECTOR, pa.list_(pa.float32(), info.dimension)),
+        ],
+        metadata={METADATA_KEY: json.dumps(asdict(info)).encode()},
+    )
+    database = lancedb.connect(str(path), read_consistency_interval=FOLLOW_WRITES)
+    table = database.create_table(TABLE, schema=schema)
+    ensure_full_text(table)
+    return table
+
+
+def ensure_full_text(table: Any) -> None:
+    """LanceDB's own BM25 index over title and text. The ICU tokenizer also finds words in Chinese or Japanese."""
+    if not any(CONTENT in index.columns for index in table.list_indices()):
+        table.create_index(CONTENT, config=FTS(base_tokenizer="icu/split"))
+
+
+def column_name(field_name: str) -> str:
+    """The column for a metadata field: its own name where SQL allows, other characters becoming "_".
+
+    SQL does not tell capitals from small letters, so columns are in small letters; a field called like a column of
+    ours gets "meta_" in front.
+    """
+    name = re.sub(r"\W", "_", field_name).lower()
+    if name in VISIBLE or name.startswith(("r3_", "_")) or not name or name[0].isdigit():
+        name = f"meta_{name}"
+    return name
+
+
+def metadata_columns(metadata: dict[str, Scalar], where: str) -> dict[str, Scalar]:
+    """A chunk's metadata by column name, numbers as float64. `where` names the chunk in errors.
+
+    Raises:
+        InputError: two fields fall on one column, or a number is too large.
+    """
+    columns: dict[str, Scalar] = {}
+    for name, value in metadata.items():
+        column = column_name(name)
+        if column in columns:
+            raise InputError(f'{where}: the metadata field "{name}" and another share the column {column}; rename one')
+        if not isinstance(value, bool) and isinstance(value, int | float):
+            try:
+                value = float(value)
+            except OverflowError as error:
+                raise InputError(f'{where}: the metadata field "{name}" is too large a number; make it text') from error
+        columns[column] = value
+    return columns
+
+
+def add_missing_columns(table: Any, rows: list[dict[str, Any]]) -> bool:
+    """Add a column for each metadata field not seen before; True if there was one.
+
+    Raises:
+        InputError: a field's type differs from its column's, or there are too many fields.
+    """
+    known = {column.name: column.type for column in table.schema}
+    new: dict[str, pa.DataType] = {}
+    for row in rows:
+        for name, value in row[COLUMNS].items():
+            wanted = {bool: pa.bool_(), float: pa.float64()}.get(type(value), pa.string())
+            held = known.get(name) or new.setdefault(name, wanted)
+            if held != wanted:
+                raise InputError(
+                    f'document "{row["id"]}": the metadata field {name} is {TYPE_NAMES[wanted]} ({value!r}), but '
+                    f"elsewhere it is {TYPE_NAMES.get(held, str(held))}; give it one type everywhere"
+                )
+    total = len(known) - 11 + len(new)
+    if total > MAX_METADATA_COLUMNS:
+        raise InputError(
+            f"{total} different metadata fields (among them {', '.join(sorted(new)[:3])}), at most "
+            f"{MAX_METADATA_COLUMNS} can be columns; put fields that few documents have into one text field"
+        )
+    if new:
+        table.add_columns(pa.schema(list(new.items())))
+    return bool(new)
+
+
+def quoted(identifiers: Iterable[str]) -> str:
+    """Ids as the inside of an SQL `IN (...)`."""
+    return ", ".join("'" + identifier.replace("'", "''") + "'" for identifier in identifiers)
+
+
+def brief(error: BaseException) -> str:
+    """LanceDB's message without its places in Rust sources and its repeated prefixes."""
+    text = re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error).split("\n")[0])
+    return re.sub(r"^(Invalid input, |lance error: )+", "", text).strip().rstrip(".")[:300]
+
+
+def _read_info(path: Path, table: Any) -> IndexInfo:
+    try:
+        held = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        version = int(held["format_version"])
+        if version > FORMAT_VERSION:
+            raise InputError(
+                f"{path} has index format {version}, this search-r3 reads up to {FORMAT_VERSION}; upgrade search-r3"
+            )
+        return IndexInfo(**held)
+    except KeyError as error:
+        raise InputError(f"{path} holds a LanceDB table that search-r3 did not write; give another folder") from error
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the index {path} is damaged (its description cannot be read); index again") from error
