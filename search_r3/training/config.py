@@ -58,7 +58,7 @@ class LoopConfig:
     log_every: int = 1
     """Steps between lines in log.jsonl."""
     time_limit_minutes: float | None = None
-    """Stop this start of the run after so many minutes, with a checkpoint to go on from; the schedule stays as it is."""
+    """Stop this start of the run after so many minutes, with a checkpoint to go on from; the schedule stays."""
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "steps", self.steps, "1 or more")

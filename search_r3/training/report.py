@@ -1,0 +1,136 @@
+"""What a training run tells: log.jsonl, TensorBoard if it is installed, and a progress bar or plain lines.
+
+One JSON object a line: `{"step", "loss", "terms", "lr", "grad_norm", "seconds", ...}` after a step, and
+`{"step", "dev", "seconds"}` for an evaluation made after so many steps. Only the main process reports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from search_r3.files import atomic_write_text
+
+PLAIN_LINES = 20
+"""About how many progress lines a run prints where there is no terminal to draw a bar on."""
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Drop what a killed run wrote after its checkpoint of `step` finished steps, and any half-written line.
+
+    The dev figures *of* `step` go too: an evaluation follows its checkpoint, and a resumed run makes it again.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            keep = record["step"] < step or (record["step"] == step and "dev" not in record)
+        except (ValueError, KeyError, TypeError):
+            continue
+        if keep:
+            kept.append(line + "\n")
+    atomic_write_text(path, "".join(kept))
+
+
+class Report:
+    """A context manager; every method does nothing on other processes than the main one (`active=False`)."""
+
+    def __init__(self, output: Path, *, steps: int, start: int, log_every: int, active: bool) -> None:
+        self._output, self._steps, self._start, self._log_every = output, steps, start, log_every
+        self._active = active
+        self._log: TextIO | None = None
+        self._board: Any = None
+        self._bar: Any = None
+        self._dev: dict[str, float] = {}
+
+    def __enter__(self) -> Report:
+        if self._active:
+            self._log = open(self._output / "log.jsonl", "a", encoding="utf-8")
+            self._board = _tensorboard(self._output / "tensorboard", self._start)
+            if sys.stderr.isatty():
+                self._bar = _progress_bar()
+                self._task = self._bar.add_task("", total=self._steps, completed=self._start, figures="")
+                self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._board is not None:
+            self._board.close()
+        if self._log is not None:
+            self._log.close()
+
+    def say(self, text: str) -> None:
+        if self._active:
+            (self._bar.console.print if self._bar is not None else _to_stderr)(text)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """One finished optimiser step."""
+        if not self._active:
+            return
+        step = record["step"]
+        if step % self._log_every == 0 or step == self._steps:
+            self._write(record)
+            scalars = {name: value for name, value in record.items() if isinstance(value, float)}
+            self._scalars("train", {**scalars, **record["terms"]}, step)
+        figures = f"loss {record['loss']:.4f}" + "".join(f" · {name} {self._dev[name]:.4f}" for name in self._dev)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, figures=figures)
+        elif step % max(1, self._steps // PLAIN_LINES) == 0 or step in (self._start + 1, self._steps):
+            _to_stderr(f"step {step}/{self._steps}  {figures}  lr {record['lr']:.2e}  {record['seconds']:.2f} s/step")
+
+    def dev(self, step: int, figures: dict[str, float], seconds: float) -> None:
+        """The dev figures after `step` finished steps."""
+        if not self._active or not figures:
+            return
+        self._dev = dict(list(figures.items())[:1])  # the bar has room for one
+        self._write({"step": step, "dev": figures, "seconds": seconds})
+        self._scalars("dev", figures, step)
+        self.say(f"step {step}  dev: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+    def sync(self) -> None:
+        """Flush the log to the disk, so that it is never behind the checkpoint about to be written."""
+        if self._log is not None:
+            os.fsync(self._log.fileno())
+
+    def _write(self, record: dict[str, Any]) -> None:
+        assert self._log is not None
+        self._log.write(json.dumps(record) + "\n")
+        self._log.flush()
+
+    def _scalars(self, group: str, values: dict[str, float], step: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _progress_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, markup=False, highlight=False),
+    )
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder, purge_step=start + 1 if start else 0)
