@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -113,6 +113,19 @@ def string_field(
     if not empty and not text.strip():
         raise InputError(f'{path}, line {number}: the field "{name}" is empty; fill it or remove this line')
     return text
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str, what: str = "key") -> None:
+    """Refuse the first of `given` that is not `known`, naming the nearest that is.
+
+    Raises:
+        InputError: there is one; `where` begins the message.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f'did you mean "{near[0]}"? ' if near else ""
+            raise InputError(f'{where}: unknown {what} "{name}"; {hint}known: {", ".join(known)}')
 
 
 def load_beir(folder: str | Path, split: str | None = None, name: str | None = None) -> BeirDataset:

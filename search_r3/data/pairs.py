@@ -1,0 +1,86 @@
+"""Training pairs: a query, the document that answers it, and optionally hard negatives and a written analysis.
+
+On disk one JSON object a line. `build_pairs` makes such files, `mine` adds negatives, `train sft` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from search_r3.data.beir import read_jsonl, refuse_unknown, string_field, write_jsonl
+from search_r3.errors import InputError
+
+FIELDS = ("id", "query", "positive", "negatives", "analysis", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPair:
+    """One example for stage 1.
+
+    `positive` and `negatives` are documents' full texts; `analysis` is the reasoning to put before the embed token,
+    where someone has written one; `source` says where the pair is from ("docstrings:torch", "titles:scifact").
+    """
+
+    id: str
+    query: str
+    positive: str
+    negatives: tuple[str, ...] = ()
+    analysis: str | None = None
+    source: str = ""
+
+
+def read_pairs(path: str | Path) -> list[TrainingPair]:
+    """Read a JSONL file of training pairs; `id`, `query` and `positive` are needed, the other fields may be left out.
+
+    Raises:
+        InputError: the file cannot be read or is empty; a line is broken, has a field of the wrong type or an unknown
+            one, an empty text, a negative that is the positive, or an id used before (file, line and field are named).
+    """
+    pairs: list[TrainingPair] = []
+    seen: dict[str, int] = {}
+    for number, value in read_jsonl(path):
+        where = f"{path}, line {number}"
+        refuse_unknown(value, FIELDS, where, what="field")
+        identity = string_field(value, "id", path, number, empty=False)
+        if identity in seen:
+            raise InputError(f'{where}: the id "{identity}" was already used in line {seen[identity]}; ids are unique')
+        seen[identity] = number
+        positive = string_field(value, "positive", path, number, empty=False)
+        analysis = value.get("analysis")
+        pairs.append(
+            TrainingPair(
+                identity,
+                string_field(value, "query", path, number, empty=False),
+                positive,
+                _negatives(value.get("negatives"), positive, where),
+                None if analysis is None else string_field(value, "analysis", path, number),
+                string_field(value, "source", path, number, default=""),
+            )
+        )
+    if not pairs:
+        raise InputError(f"{path} holds no training pair; expected one JSON object a line with id, query and positive")
+    return pairs
+
+
+def write_pairs(path: str | Path, pairs: Iterable[TrainingPair]) -> None:
+    """Write pairs as JSONL in one rename; fields that are empty are left out, so a line stays readable.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    needed = ("id", "query", "positive")
+    rows = (asdict(pair) for pair in pairs)
+    write_jsonl(path, ({key: value for key, value in row.items() if value or key in needed} for row in rows))
+
+
+def _negatives(value: Any, positive: str, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise InputError(f'{where}: the field "negatives" must be a list of texts, none empty, found {str(value)[:80]}')
+    if positive in value:
+        raise InputError(f'{where}: the field "negatives" holds the positive itself; remove it there')
+    return tuple(value)

@@ -1,0 +1,185 @@
+"""Training pairs out of a BEIR folder: title -> text, a sentence -> its abstract, and judged queries -> documents.
+
+The sentence task is the inverse cloze task (Lee et al. 2019, https://arxiv.org/abs/1906.00300); the sentence is chosen
+to be a claim, since that is what a claim-checking query looks like.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+
+from search_r3.data.beir import BeirDataset, stable_order
+from search_r3.data.pairs import TrainingPair
+from search_r3.errors import InputError
+
+MIN_TITLE_WORDS, MIN_TEXT_WORDS = 3, 20
+MIN_CLAIM_WORDS, MAX_CLAIM_WORDS = 6, 32
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
+_NOT_AN_END = re.compile(
+    r"(\b(e\.g|i\.e|etc|vs|cf|al|fig|figs|eq|ref|refs|no|approx|dr|st|spp?|var|ca)|\b[A-Z])\.$", re.I
+)
+_LABEL = re.compile(
+    r"^([A-Z][A-Z/&,\- ]{3,}[A-Z]|Conclusions?|Results?|Interpretation|Findings?)\s*(:|\.|—|-)?\s+(?=[A-Z])"
+)
+_LEAD_IN = re.compile(
+    r"""^((taken|considered)\ together,?\s*|in\ (conclusion|summary|addition|this\ study|contrast|particular|turn),?\s*
+        |(thus|therefore|hence|however|moreover|furthermore|additionally|importantly|finally|interestingly|notably
+            |together|collectively|specifically|accordingly|conversely|nevertheless|nonetheless|also|consequently|overall|surprisingly|strikingly|remarkably|unexpectedly|similarly|indeed),?\s+
+        |here,?\s+)*
+        ((we|our|the|these|this|those|all)\b[^,;:]{0,60}?\b
+            (show|shows|showed|shown|find|found|demonstrate|demonstrates|demonstrated|report|reveal|reveals|revealed
+             |suggest|suggests|suggested|indicate|indicates|indicated|conclude|concluded|propose|provide\ evidence
+             |establish|established|observed|confirm|confirmed|discovered|imply|identified|support\ the
+             \ (idea|hypothesis|notion|concept|view))\ that\s+)?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CONCLUDES = re.compile(r"\b(conclu|show|demonstrat|suggest|indicat|reveal|found|find|evidence|together)", re.I)
+_ASSERTS = re.compile(
+    r"""\b(is|are|was|were|has|have|had|can|may|does|do|will|
+        (increas|decreas|reduc|induc|inhibit|promot|regulat|mediat|caus|activat|prevent|improv|impair|enhanc|suppress
+         |requir|play|contribut|bind|modulat|affect|control|lead|result|depend|express|encod|produc|protect|associat
+         |block|maintain|trigger|drive|facilitat|correlat|occur|differ|interact|act|undergo|stimulat|predict|link
+         |stabiliz|form|contain|provid|determin|exhibit)(s|es|ed|d|e)?)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_TIED_TO_CONTEXT = re.compile(
+    r"""^(this|these|those|that|it|its|they|their|such|both|here|he|she|there|one|another|other|also|each|some|but|and
+        |or|to|for\ example|if|by|after|using|based|because|although|while|whereas|when|where|since|we|our|a\ total|as
+        |patients\ were|in\ this|which|who|all\ patients|participants|among|consistent\ with|with\ respect|several
+        |of\ (particular|those|the|these)
+        |in\ a\ cohort|controls|blood\ samples|despite|for\ studying|a\ number)\b
+        |\b(we|our|us|this\ (study|paper|article|review|report|trial|work|finding|analysis)|herein|the\ authors?
+        |(results|data|findings)\ (show|suggest|indicate|demonstrate)
+        |latter|former|respectively|95%|CI|randomly|were\ (recruited|enrolled|assessed|measured|identified|collected
+        |searched|excluded|included|asked|analy[sz]ed|obtained|evaluated|examined|performed)|meta-analys[ei]s\ was
+        |is\ (discussed|reviewed|described|unknown|unclear)|remains?|[Pp]\s*[<=>])\b|<|≤|=|\?$|[©®]|https?:""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def title_pairs(dataset: BeirDataset) -> tuple[list[TrainingPair], Counter[str]]:
+    """Title -> text of every document that has both; returns the pairs and how many were dropped for which reason."""
+    pairs, dropped = [], Counter[str]()
+    seen: set[str] = set()
+    for document in dataset.corpus.values():
+        title = " ".join(document.title.split()).strip(" []")
+        title = title[:-1] if title.endswith(".") else title
+        if len(title.split()) < MIN_TITLE_WORDS:
+            dropped["short title"] += 1
+        elif len(document.text.split()) < MIN_TEXT_WORDS:
+            dropped["short text"] += 1
+        elif title.lower() in seen:
+            dropped["duplicate title"] += 1
+        else:
+            seen.add(title.lower())
+            identity = f"title:{dataset.name}:{document.id}"
+            pairs.append(TrainingPair(identity, title, document.text.strip(), source=f"titles:{dataset.name}"))
+    return pairs, dropped
+
+
+def cloze_pairs(
+    dataset: BeirDataset, *, per_document: int = 1, seed: int = 0
+) -> tuple[list[TrainingPair], Counter[str]]:
+    """A claim-like sentence -> the title and the rest of its text, at most `per_document` of each document.
+
+    Sentences in which the authors conclude something go first ("We found that X" gives the query "X"), then others by
+    a seeded hash. Returns the pairs and how many documents gave none, or too few.
+    """
+    if per_document < 1:
+        raise InputError(f"per_document must be at least 1, found {per_document}")
+    pairs, dropped = [], Counter[str]()
+    seen: set[str] = set()
+    for document in dataset.corpus.values():
+        sentences = split_sentences(document.text)
+        claims = {number: claim for number, text in enumerate(sentences) if (claim := as_claim(text))}
+        order = stable_order((str(number) for number in claims), _seed_of(seed, document.id))
+        best = sorted(map(int, order), key=lambda number: not _CONCLUDES.search(sentences[number]))
+        taken = 0
+        for number in best:
+            claim = claims[number]
+            rest = " ".join(text for other, text in enumerate(sentences) if other != number)
+            if taken == per_document or len(rest.split()) < MIN_TEXT_WORDS:
+                break
+            if claim.lower() in seen:
+                dropped["duplicate sentence"] += 1
+                continue
+            seen.add(claim.lower())
+            taken += 1
+            identity = f"cloze:{dataset.name}:{document.id}:{number}"
+            positive = f"{document.title} {rest}".strip()
+            pairs.append(TrainingPair(identity, claim, positive, source=f"cloze:{dataset.name}"))
+        if not taken:
+            dropped["no claim-like sentence"] += 1
+    return pairs, dropped
+
+
+def query_pairs(
+    dataset: BeirDataset, *, split: str, hold_out_modulus: int | None = None
+) -> tuple[list[TrainingPair], Counter[str]]:
+    """The queries of a split -> each document judged relevant, a pair each.
+
+    Args:
+        dataset: loaded with that split, so that it holds its queries only.
+        split: for the ids and the source's name.
+        hold_out_modulus: leave out queries whose id is a whole number divisible by this: they are the dev set.
+
+    Raises:
+        InputError: queries are to be held out, and an id is not a whole number.
+    """
+    pairs, dropped = [], Counter[str]()
+    for query_id, query in dataset.queries.items():
+        if hold_out_modulus is not None and is_held_out(query_id, hold_out_modulus):
+            dropped["held out for dev"] += 1
+            continue
+        for document_id, grade in dataset.qrels.get(query_id, {}).items():
+            text = dataset.corpus[document_id].full_text
+            if grade <= 0 or not text:
+                dropped["judged not relevant"] += 1
+                continue
+            identity = f"query:{dataset.name}:{split}:{query_id}:{document_id}"
+            pairs.append(TrainingPair(identity, query.strip(), text, source=f"queries:{dataset.name}/{split}"))
+    return pairs, dropped
+
+
+def is_held_out(query_id: str, modulus: int) -> bool:
+    """Whether int(query_id) % modulus == 0: the rule that keeps SciFact's dev claims out of training.
+
+    Raises:
+        InputError: the id is not a whole number.
+    """
+    if not query_id.isdecimal():
+        raise InputError(f'cannot hold out queries by number: the id "{query_id}" is not a whole number')
+    return int(query_id) % modulus == 0
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of running English text; abbreviations and initials do not end one."""
+    sentences: list[str] = []
+    for part in _SENTENCE_END.split(" ".join(text.split())):
+        if sentences and _NOT_AN_END.search(sentences[-1]):
+            sentences[-1] += " " + part
+        else:
+            sentences.append(part)
+    return [sentence for sentence in sentences if sentence]
+
+
+def as_claim(sentence: str) -> str | None:
+    """The sentence as a claim that stands on its own, or None: "We found that X does Y." -> "X does Y."."""
+    text = _LABEL.sub("", sentence)
+    text = _LEAD_IN.sub("", text, count=1).strip()
+    text = re.sub(r"\s*[(\[][^()\[\]]*[)\]]", "", text)
+    if not text or not MIN_CLAIM_WORDS <= len(text.split()) <= MAX_CLAIM_WORDS or not text.endswith("."):
+        return None
+    if _TIED_TO_CONTEXT.search(text) or not _ASSERTS.search(text) or text.count("(") or text.count(")"):
+        return None
+    digits = sum(character.isdigit() for character in text)
+    if digits > 0.08 * len(text) or not text[0].isalnum() or _LABEL.match(text):
+        return None
+    return text[0].upper() + text[1:]
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=6).digest())

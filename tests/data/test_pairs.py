@@ -1,0 +1,50 @@
+"""Training pairs on disk: what is written reads back, what is broken is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
+from search_r3.errors import InputError
+
+GOOD = {"id": "a", "query": "what?", "positive": "that"}
+
+
+def test_what_is_written_reads_back_the_same(tmp_path):
+    pairs = [
+        TrainingPair("a", "what?", "that"),
+        TrainingPair("b", "où?", "là", ("ici", "ailleurs"), "think of places", "hand"),
+    ]
+    write_pairs(tmp_path / "pairs.jsonl", pairs)
+    assert read_pairs(tmp_path / "pairs.jsonl") == pairs
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"query": " "}, '"query" is empty'),
+        ({"positive": None}, '"positive" must be a string, found null'),
+        ({"id": 3}, '"id" must be a string'),
+        ({"id": "first"}, 'id "first" was already used in line 1'),
+        ({"negatives": "text"}, '"negatives" must be a list'),
+        ({"negatives": ["x", ""]}, '"negatives" must be a list of texts, none empty'),
+        ({"negatives": ["that"]}, "holds the positive itself"),
+        ({"analysis": 4}, '"analysis" must be a string'),
+        ({"postive": "x"}, 'unknown field "postive"; did you mean "positive"?'),
+    ],
+)
+def test_a_broken_line_is_refused_by_line_and_field(tmp_path, change, expected):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, [{**GOOD, "id": "first"}, {**GOOD, **change}])), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_pairs(path)
+    assert "pairs.jsonl, line 2" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(InputError, match="holds no training pair"):
+        read_pairs(tmp_path / "pairs.jsonl")
