@@ -1,0 +1,66 @@
+"""nDCG@10, MRR@10 and recall@100 of a run, by ir_measures over pytrec_eval, the field's reference.
+
+MRR@10 is pytrec_eval's reciprocal rank, set to 0 beyond rank 10: ir_measures' own `RR@10` comes from another provider
+that breaks ties differently, and one ranking must not have two orders. `search_r3.metrics` gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from search_r3.errors import InputError
+from search_r3.metrics import Qrels, Run, mean
+
+NDCG, MRR, RECALL = "nDCG@10", "MRR@10", "recall@100"
+MEASURES = (NDCG, MRR, RECALL)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run scored.
+
+    Attributes:
+        mean: measure -> mean over all queries of the qrels.
+        per_query: measure -> query id -> value, in the order of the qrels.
+        missing_queries: judged queries that the run lacks; each counts as 0.
+        missing_documents: judged relevant documents that the corpus lacks; nothing can find them.
+    """
+
+    mean: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    missing_queries: list[str] = field(default_factory=list)
+    missing_documents: list[str] = field(default_factory=list)
+
+
+def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = None) -> Measured:
+    """Measure `run` against `qrels`; queries of the run that nobody judged are left out.
+
+    Args:
+        corpus_ids: ids of the corpus, to report relevant documents that are not in it.
+
+    Raises:
+        InputError: there are no judgments, or ir_measures is not installed.
+    """
+    if not qrels:
+        raise InputError("there are no judgments to measure with; check the split's qrels file")
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise InputError("measuring needs the package ir-measures; run: pip install 'search-r3[evaluation]'") from error
+    measures = {ir_measures.nDCG @ 10: NDCG, ir_measures.RR: MRR, ir_measures.R @ 100: RECALL}
+    per_query = {name: dict.fromkeys(qrels, 0.0) for name in MEASURES}
+    judged = {qid: dict(run[qid]) for qid in qrels if run.get(qid)}
+    provider = ir_measures.providers.registry["pytrec_eval"]
+    grades = {qid: dict(documents) for qid, documents in qrels.items()}
+    for metric in provider.iter_calc(list(measures), grades, judged) if judged else ():
+        per_query[measures[metric.measure]][metric.query_id] = float(metric.value)
+    per_query[MRR] = {qid: value if value > 1 / 10.5 else 0.0 for qid, value in per_query[MRR].items()}
+    known = set(corpus_ids) if corpus_ids is not None else None
+    relevant = {did for documents in qrels.values() for did, grade in documents.items() if grade > 0}
+    return Measured(
+        mean={name: mean(values) for name, values in per_query.items()},
+        per_query=per_query,
+        missing_queries=[qid for qid in qrels if qid not in judged],
+        missing_documents=sorted(relevant - known) if known is not None else [],
+    )

@@ -1,0 +1,268 @@
+"""Evaluate systems on data sets: a TREC run and a metrics file for each pair, and nothing done twice.
+
+For every pair `results/runs/DATASET/SYSTEM.trec.gz` holds the exact top 100 and `results/metrics/DATASET/SYSTEM.json`
+what it scored and everything needed to get the figure again. A pair is skipped when both stand there for the same
+model, settings and data, so an interrupted evaluation is resumed by repeating its command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_r3.data.beir import BeirDataset, available_splits, find_dataset, load_beir, resolve_root, small
+from search_r3.errors import InputError
+from search_r3.evaluation.cache import EmbeddingCache, content_hash
+from search_r3.evaluation.measures import measure_run
+from search_r3.evaluation.provenance import provenance
+from search_r3.evaluation.runs import write_jsonl_gzip, write_run
+from search_r3.evaluation.systems import MODES, Answers, System, check_modes, open_systems, split_label
+from search_r3.files import atomic_write_text
+
+DEPTH = 100
+"""Documents kept for each query: as many as the deepest measure, recall@100, looks at."""
+SPLITS = {"hotpotqa": "dev"}
+"""Data sets whose test split has another name (HotpotQA's test labels are not public); all others use "test"."""
+SMALL = ".small"
+FORMAT = 1
+MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where the files of one data set and system stand."""
+
+    run: Path
+    reasoning: Path
+    metrics: Path
+
+
+def evaluate(
+    datasets: Sequence[str],
+    systems: Sequence[str],
+    output: str | Path = "results",
+    split: str | None = None,
+    *,
+    modes: Sequence[str] = MODES,
+    max_length: int | None = None,
+    max_reasoning_tokens: int = 32,
+    batch_size: int = 32,
+    device: str | None = None,
+    dtype: str = "auto",
+    data_root: str | Path | None = None,
+    cache: EmbeddingCache | None = None,
+    use_cache: bool = True,
+    force: bool = False,
+    seed: int = 0,
+    show_progress: bool | None = None,
+    report: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluate every system on every data set; returns the contents of the metrics files, system by system.
+
+    Args:
+        datasets: names under the data root, or BEIR folders; "NAME.small" is the fixed sub-corpus of 500 documents.
+        systems: see `systems.open_systems`.
+        output: the folder that holds `runs/` and `metrics/`.
+        split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
+        modes: reasoning "off", "on" or both, for SearchR3 models.
+        max_length: cut documents at this many tokens, for SearchR3 models (512 by default).
+        cache: where document embeddings are kept; None is the default folder. `use_cache=False` keeps none.
+        force: evaluate again what is already there.
+        seed: recorded, and given to torch; decoding is greedy.
+        report: called with one line a pair.
+
+    Raises:
+        InputError: an unknown data set, split, system or mode, before anything is computed where that can be told.
+    """
+    check_modes(modes)
+    if not datasets or not systems:
+        raise InputError("nothing to evaluate: give at least one data set and one system")
+    for spec in systems:
+        split_label(spec)
+    for name in datasets:
+        _locate(name, data_root, split)
+    say = report or (lambda line: None)
+    store = None if not use_cache else cache or EmbeddingCache()
+    loaded: dict[str, BeirDataset] = {}
+    records: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    for spec in systems:
+        opened = open_systems(
+            spec,
+            modes=modes,
+            max_length=max_length,
+            max_reasoning_tokens=max_reasoning_tokens,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            show_progress=show_progress,
+        )
+        for system in opened:
+            if names.setdefault(system.name, spec) != spec:
+                raise InputError(
+                    f"{names[system.name]} and {spec} are both called {system.name}; give one a name: LABEL={spec}"
+                )
+        for given in datasets:
+            dataset, used_split = loaded.get(given), _locate(given, data_root, split)[2]
+            if dataset is None:
+                dataset = loaded[given] = load_dataset(given, split, data_root)
+            for system in opened:
+                record, fresh = evaluate_pair(dataset, used_split, system, output, store, force=force, seed=seed)
+                records.append(record)
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
+                say(f"{dataset.name} {system.name}: {shown}" + ("" if fresh else " (already there)"))
+    return records
+
+
+def evaluate_pair(
+    dataset: BeirDataset,
+    split: str,
+    system: System,
+    output: str | Path,
+    cache: EmbeddingCache | None,
+    *,
+    force: bool = False,
+    seed: int = 0,
+) -> tuple[dict[str, Any], bool]:
+    """Evaluate one system on one data set; returns its metrics record and whether it was computed just now."""
+    pair = paths(output, dataset.name, system.name)
+    settings = {
+        "format": FORMAT,
+        "split": split,
+        "depth": DEPTH,
+        "data_hash": dataset_hash(dataset),
+        "identity": system.identity,
+    }
+    settings = json.loads(json.dumps(settings))
+    existing = None if force else _existing(pair, settings)
+    if existing is not None:
+        return existing, False
+    _seed(seed)
+    documents = {did: document.full_text for did, document in dataset.corpus.items()}
+    searchable = {did: text for did, text in documents.items() if text.strip()}
+    queries = {qid: dataset.queries[qid] for qid in dataset.qrels if qid in dataset.queries}
+    if not queries:
+        raise InputError(f"{dataset.name}: split {split} judges no query that queries.jsonl holds")
+    started = time.perf_counter()
+    answers = system.answer(searchable, queries, DEPTH, cache)
+    seconds = time.perf_counter() - started
+    measured = measure_run(answers.run, dataset.qrels, dataset.corpus)
+    write_run(pair.run, answers.run, system.name, DEPTH)
+    record: dict[str, Any] = {
+        "dataset": dataset.name,
+        "system": system.name,
+        "measures": measured.mean,
+        "num_queries": len(dataset.qrels),
+        "num_documents": len(documents),
+        "num_empty_documents": len(documents) - len(searchable),
+        "num_missing_queries": len(measured.missing_queries),
+        "missing_queries": measured.missing_queries[:MAX_LISTED],
+        "num_missing_documents": len(measured.missing_documents),
+        "missing_documents": measured.missing_documents[:MAX_LISTED],
+        "max_length": system.identity.get("max_length"),
+        "dtype": system.identity.get("dtype"),
+        "contract_hash": system.identity.get("contract_hash"),
+        "seconds": {
+            "documents": round(answers.document_seconds, 3),
+            "queries": round(answers.query_seconds, 3),
+            "this_run": round(seconds, 3),
+        },
+        **_reasoning(answers, system, pair),
+        **provenance(seed, system.device),
+        "settings": settings,
+        "run_sha256": hashlib.sha256(pair.run.read_bytes()).hexdigest(),
+    }
+    atomic_write_text(pair.metrics, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return record, True
+
+
+def load_dataset(name: str, split: str | None = None, data_root: str | Path | None = None) -> BeirDataset:
+    """A data set with the judgments of its test split (see SPLITS); "NAME.small" is its fixed sub-corpus.
+
+    Raises:
+        InputError: no such data set or split.
+    """
+    folder, shown, used_split, cut = _locate(name, data_root, split)
+    dataset = load_beir(folder, used_split, name=shown)
+    return small(dataset) if cut else dataset
+
+
+def dataset_hash(dataset: BeirDataset) -> str:
+    """A hash of everything that decides a figure on the data's side: documents, judged queries, judgments."""
+    texts = [document.full_text for document in dataset.corpus.values()]
+    judged = [qid for qid in dataset.qrels if qid in dataset.queries]
+    lines = [f"{qid}\t{did}\t{grade}" for qid, grades in dataset.qrels.items() for did, grade in grades.items()]
+    return content_hash(list(dataset.corpus), texts, judged, [dataset.queries[qid] for qid in judged], lines)
+
+
+def paths(output: str | Path, dataset: str, system: str) -> Pair:
+    """The files of one data set and system under `output`."""
+    runs = Path(output) / "runs" / dataset
+    return Pair(
+        run=runs / f"{system}.trec.gz",
+        reasoning=runs / f"{system}.reasoning.jsonl.gz",
+        metrics=Path(output) / "metrics" / dataset / f"{system}.json",
+    )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A metrics file. Raises InputError if it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["dataset"], record["system"], record["measures"], record["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no metrics file ({error}); delete it and evaluate again") from error
+    return record
+
+
+def _locate(name: str, data_root: str | Path | None, split: str | None) -> tuple[Path, str, str, bool]:
+    """Folder, name for the results, split, and whether the small sub-corpus is meant."""
+    cut = name.endswith(SMALL)
+    folder = find_dataset(name.removesuffix(SMALL), data_root)
+    place, root = folder.resolve(), resolve_root(data_root).resolve()
+    shown = place.relative_to(root).as_posix() if place != root and place.is_relative_to(root) else place.name
+    used = split or SPLITS.get(shown, "test")
+    splits = available_splits(folder)
+    if used not in splits:
+        raise InputError(f"{shown} has no split {used!r}; it has: {', '.join(splits) or 'none'}; give one with --split")
+    return folder, shown, used, cut
+
+
+def _existing(pair: Pair, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a pair that is already done: same settings, and the run file that it describes."""
+    if not (pair.metrics.is_file() and pair.run.is_file()):
+        return None
+    try:
+        record = read_record(pair.metrics)
+    except InputError:
+        return None
+    same_run = record.get("run_sha256") == hashlib.sha256(pair.run.read_bytes()).hexdigest()
+    return record if same_run and record["settings"] == settings else None
+
+
+def _reasoning(answers: Answers, system: System, pair: Pair) -> dict[str, Any]:
+    """Write the reasonings beside the run and sum them up; for a run without any, remove those of an earlier one."""
+    if not answers.reasoning:
+        pair.reasoning.unlink(missing_ok=True)
+        return {}
+    write_jsonl_gzip(pair.reasoning, answers.reasoning)
+    count = len(answers.reasoning)
+    return {
+        "reasoning": {
+            "budget": system.identity.get("max_reasoning_tokens"),
+            "emission_rate": sum(not r["forced"] for r in answers.reasoning) / count,
+            "mean_tokens": sum(r["num_tokens"] for r in answers.reasoning) / count,
+        }
+    }
+
+
+def _seed(seed: int) -> None:
+    torch = sys.modules.get("torch")  # BM25 has not loaded it and does not need it
+    if torch is not None:
+        torch.manual_seed(seed)

@@ -1,0 +1,296 @@
+"""From a name on the command line to something that answers queries: BM25, a sentence-transformers model, or SearchR3.
+
+A SearchR3 model is one system per mode: `NAME.off` embeds the query directly, `NAME.on` reasons first. A length limit
+cuts the documents of SearchR3 only; peers run at their own full length, so a cut never flatters us.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.evaluation.cache import EmbeddingCache
+from search_r3.retrievers.bm25 import BM25Retriever
+from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
+
+MODES = ("off", "on")
+QUERY_TOKENS = 512
+
+
+@dataclass
+class Answers:
+    """What a system found.
+
+    Attributes:
+        run: query id -> document id -> score.
+        document_seconds: time to index or encode the documents, whenever that was (embeddings may be cached).
+        query_seconds: time to encode all queries, reasoning included; for BM25, to search them.
+        reasoning: for mode on, one record a query: qid, text, num_tokens, forced.
+    """
+
+    run: dict[str, dict[str, float]]
+    document_seconds: float
+    query_seconds: float
+    reasoning: list[dict[str, Any]] | None = None
+
+
+class System(Protocol):
+    """One row of a table."""
+
+    name: str
+    device: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the ranking apart from the data; holds `max_length` (None: nothing is cut)."""
+        ...
+
+    def answer(
+        self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
+    ) -> Answers:
+        """Rank `documents` (id -> full text, none blank) for each of `queries` (id -> text): the exact top k."""
+        ...
+
+
+class BM25System:
+    """BM25; documents that share no term with a query are not part of its ranking."""
+
+    name = "bm25"
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.retriever = BM25Retriever()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**self.retriever.identity, "dtype": "float32", "max_length": None}
+
+    def answer(
+        self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
+    ) -> Answers:
+        started = time.perf_counter()
+        self.retriever.index(list(documents.values()))
+        indexed = time.perf_counter()
+        scores, indices = self.retriever.search(list(queries.values()), k)
+        finished = time.perf_counter()
+        run = _as_run(list(queries), list(documents), scores, indices, above=0.0)
+        return Answers(run, indexed - started, finished - indexed)
+
+
+class SentenceTransformerSystem:
+    """A sentence-transformers model at its own length limit."""
+
+    def __init__(self, retriever: SentenceTransformerRetriever, name: str, show_progress: bool | None = None) -> None:
+        self.retriever = retriever
+        self.name = name
+        self.device = retriever.device
+        self.show_progress = show_progress
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return dict(self.retriever.identity)
+
+    def answer(
+        self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
+    ) -> Answers:
+        rows_ND, seconds = _document_rows(self, self.retriever.encode_document, documents, self.identity, cache)
+        started = time.perf_counter()
+        rows_QD = self.retriever.encode_query(list(queries.values()))
+        query_seconds = time.perf_counter() - started
+        scores, indices = exact_search(rows_QD, rows_ND, k)
+        return Answers(_as_run(list(queries), list(documents), scores, indices), seconds, query_seconds)
+
+
+class SearchR3System:
+    """A SearchR3 model (or anything with its methods) in one mode."""
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        mode: str,
+        *,
+        max_length: int | None = None,
+        max_reasoning_tokens: int = 32,
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.name = f"{name}.{mode}"
+        self.mode = mode
+        self.max_length = max_length if max_length is not None else _default_document_tokens()
+        self.max_reasoning_tokens = max_reasoning_tokens
+        self.batch_size = batch_size
+        self.show_progress = show_progress
+        engine_model = getattr(getattr(model, "checkpoint", None), "model", None)
+        self.device = str(getattr(engine_model, "device", "cpu"))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        identity = {**self._document_identity, "mode": self.mode}
+        return identity | ({"max_reasoning_tokens": self.max_reasoning_tokens} if self.mode == "on" else {})
+
+    @property
+    def _document_identity(self) -> dict[str, Any]:
+        return {
+            "contract_hash": self.model.contract_hash,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "max_length": self.max_length,
+        }
+
+    def answer(
+        self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
+    ) -> Answers:
+        def encode(texts: list[str]) -> np.ndarray:
+            return self.model.encode_document(
+                texts, batch_size=self.batch_size, show_progress_bar=False, max_length=self.max_length
+            )
+
+        rows_ND, seconds = _document_rows(self, encode, documents, self._document_identity, cache)
+        started = time.perf_counter()
+        texts, reasoning = list(queries.values()), None
+        if self.mode == "on":
+            reasoned = self.model.reason(
+                texts,
+                max_reasoning_tokens=self.max_reasoning_tokens,
+                batch_size=self.batch_size,
+                show_progress_bar=self.show_progress,
+            )
+            rows_QD = np.stack([r.embedding for r in reasoned])
+            reasoning = [
+                {"qid": qid, "text": r.text, "num_tokens": r.num_tokens, "forced": r.forced}
+                for qid, r in zip(queries, reasoned, strict=True)
+            ]
+        else:
+            rows_QD = self.model.encode_query(
+                texts, reasoning=False, batch_size=self.batch_size, show_progress_bar=self.show_progress
+            )
+        query_seconds = time.perf_counter() - started
+        scores, indices = exact_search(rows_QD, rows_ND, k)
+        return Answers(_as_run(list(queries), list(documents), scores, indices), seconds, query_seconds, reasoning)
+
+
+def open_systems(
+    spec: str,
+    *,
+    modes: Sequence[str] = MODES,
+    max_length: int | None = None,
+    max_reasoning_tokens: int = 32,
+    batch_size: int = 32,
+    device: str | None = None,
+    dtype: str = "auto",
+    show_progress: bool | None = None,
+) -> list[System]:
+    """The systems that a name stands for, its model loaded once.
+
+    Args:
+        spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; else a SearchR3 model:
+            a bundled name, a folder or a hub id. "LABEL=SPEC" gives it another name in the results.
+        modes: of a SearchR3 model: "off", "on" or both. The peers have no modes.
+        max_length: cut the documents of a SearchR3 model at this many tokens (512 by default).
+
+    Raises:
+        InputError: an unknown name or mode, or a missing package.
+    """
+    check_modes(modes)
+    if max_length is not None and max_length < 1:
+        raise InputError(f"max_length is {max_length}; expected at least 1 token")
+    label, source = split_label(spec)
+    if source == "bm25":
+        bm25 = BM25System()
+        bm25.name = label or bm25.name
+        return [bm25]
+    if source in BUNDLED or source.startswith("st:"):
+        retriever = SentenceTransformerRetriever(source.removeprefix("st:"), device=device, batch_size=batch_size)
+        return [SentenceTransformerSystem(retriever, label or _clean(retriever.name), show_progress)]
+    from search_r3.model.searchr3 import SearchR3
+
+    model = SearchR3.from_pretrained(source, device=device, dtype=dtype)
+    settings: dict[str, Any] = {
+        "max_length": max_length,
+        "max_reasoning_tokens": max_reasoning_tokens,
+        "batch_size": batch_size,
+        "show_progress": show_progress,
+    }
+    name = label or model_name(source)
+    return [SearchR3System(model, name, mode, **settings) for mode in modes]
+
+
+def model_name(source: str) -> str:
+    """A SearchR3 model's name in results: an adapter's folder name; `search-r3-NAME-base` for an untrained base."""
+    from search_r3.model.bundled import resolve
+    from search_r3.model.checkpoint import read_record
+
+    folder = resolve(source)
+    if read_record(folder) is not None:
+        return _clean(folder.resolve().name)
+    return _clean(f"search-r3-{Path(source).expanduser().resolve().name.lower()}-base")
+
+
+def check_modes(modes: Sequence[str]) -> None:
+    """Raise InputError unless `modes` is "off", "on" or both."""
+    for mode in modes:
+        if mode not in MODES:
+            raise InputError(f"unknown mode {mode!r}; choose from: {', '.join(MODES)}")
+    if not modes:
+        raise InputError(f"no mode is given; choose from: {', '.join(MODES)}")
+
+
+def split_label(spec: str) -> tuple[str | None, str]:
+    """("mine", "runs/x") for "mine=runs/x", (None, spec) without a label; a path may itself hold "="."""
+    label, equals, source = spec.partition("=")
+    if not equals or "/" in label or ":" in label:
+        return None, spec
+    if not source or _clean(label) != label:
+        raise InputError(f"bad system {spec!r}; expected LABEL=SPEC with a label of letters, digits, dot, _ and -")
+    return label, source
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def _default_document_tokens() -> int:
+    from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
+
+    return DEFAULT_DOCUMENT_TOKENS
+
+
+def _document_rows(
+    system: Any, encode: Any, documents: Mapping[str, str], identity: Mapping[str, Any], cache: EmbeddingCache | None
+) -> tuple[np.ndarray, float]:
+    texts = list(documents.values())
+    if cache is None:
+        started = time.perf_counter()
+        return encode(texts), time.perf_counter() - started
+    encoded = cache.encode(
+        encode,
+        list(documents),
+        texts,
+        {**identity, "side": "document"},
+        label=f"{system.name}: documents",
+        show_progress=system.show_progress,
+    )
+    return encoded.rows, encoded.seconds
+
+
+def _as_run(
+    query_ids: Sequence[str],
+    document_ids: Sequence[str],
+    scores_QK: np.ndarray,
+    indices_QK: np.ndarray,
+    above: float = -np.inf,
+) -> dict[str, dict[str, float]]:
+    def row(q: int) -> Iterator[tuple[str, float]]:
+        for score, index in zip(scores_QK[q], indices_QK[q], strict=True):
+            if score > above:
+                yield document_ids[index], float(score)
+
+    return {qid: dict(row(q)) for q, qid in enumerate(query_ids)}
