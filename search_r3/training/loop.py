@@ -192,7 +192,9 @@ def run_training(
             step, best = state.step, state.best
 
         report = stack.enter_context(
-            Report(output, steps=config.steps, start=step, log_every=config.log_every, active=main)
+            Report(
+                output, steps=config.steps, start=step, log_every=config.log_every, headline=best_metric, active=main
+            )
         )
         if checkpoint is not None:
             report.say(f"going on from {checkpoint.name}")

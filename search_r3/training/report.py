@@ -40,8 +40,11 @@ def truncate_log(path: Path, step: int) -> None:
 class Report:
     """A context manager; every method does nothing on other processes than the main one (`active=False`)."""
 
-    def __init__(self, output: Path, *, steps: int, start: int, log_every: int, active: bool) -> None:
+    def __init__(
+        self, output: Path, *, steps: int, start: int, log_every: int, headline: str | None, active: bool
+    ) -> None:
         self._output, self._steps, self._start, self._log_every = output, steps, start, log_every
+        self._headline = headline  # the dev figure that the bar shows; the first one if None
         self._active = active
         self._log: TextIO | None = None
         self._board: Any = None
@@ -89,7 +92,8 @@ class Report:
         """The dev figures after `step` finished steps."""
         if not self._active or not figures:
             return
-        self._dev = dict(list(figures.items())[:1])  # the bar has room for one
+        name = self._headline if self._headline in figures else next(iter(figures))
+        self._dev = {name: figures[name]}
         self._write({"step": step, "dev": figures, "seconds": seconds})
         self._scalars("dev", figures, step)
         self.say(f"step {step}  dev: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
