@@ -35,13 +35,14 @@ from search_r3.index.table import (
     Encoder,
     IndexInfo,
     SearchIndex,
-    add_missing_columns,
     create_table,
     ensure_full_text,
     metadata_columns,
+    missing_columns,
     open_table,
     pa,
     quoted,
+    table_schema,
 )
 
 COMMIT_EVERY = 256  # chunks: on two CPU cores some ten seconds of embedding, the most that an interruption costs
@@ -142,6 +143,8 @@ class _Build:
         self.before = index.table  # a second handle, held at the version the run starts from
         self.before.checkout(self.table.version)
         self.touched = not index.complete
+        if self.touched:  # the crash may have come between the table and its full-text index
+            ensure_full_text(self.table)
 
     def write(self, chunks: list[Chunk]) -> None:
         """Embed what is new among `chunks` and commit the rows that changed."""
@@ -160,9 +163,12 @@ class _Build:
                 rows.append(row)
         if not rows:
             return
+        schema = table_schema(self.model.dimension) if self.table is None else self.table.schema
+        new_columns = missing_columns(schema, rows)
         vectors = self._vectors(rows)
         self._touch()
-        add_missing_columns(self.table, rows)
+        if new_columns:
+            self.table.add_columns(pa.schema(list(new_columns.items())))
         self._merge(rows, vectors)
         updated = sum(row["id"] in self.row_hashes for row in rows)
         self.report.updated += updated
@@ -180,7 +186,8 @@ class _Build:
             self.report.removed = len(gone)
         if self.touched:
             ensure_full_text(self.table)
-            self.table.optimize(cleanup_older_than=KEEP_VERSIONS)
+            first = self.before is None or not self.row_hashes
+            self.table.optimize(cleanup_older_than=timedelta(milliseconds=1) if first else KEEP_VERSIONS)
             self.table.tags.create(COMPLETE, self.table.version)
 
     def _touch(self) -> None:

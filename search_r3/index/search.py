@@ -25,6 +25,7 @@ Mode = Literal["hybrid", "vector", "text"]
 
 RRF_K = 60
 POOL = 100  # a hybrid search fuses at least this many of each list
+TIES = 50  # fetched beyond the cut, so that among equals there the ids decide, not the order on disk
 MAX_HITS = 1_000
 MAX_QUERY_CHARACTERS = 100_000
 FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
@@ -195,7 +196,7 @@ def _embed(
 
 
 def _by_vector(index: SearchIndex, vector: np.ndarray, count: int, where: str | None) -> list[dict[str, Any]]:
-    """The nearest by cosine, exactly: the table has no approximate index. Ties at the cut are LanceDB's to break."""
+    """The nearest by cosine, exactly: the table has no approximate index."""
     search = index.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
     return _rows(search, count, where, "_distance", lambda distance: 1.0 - distance)
 
@@ -212,10 +213,15 @@ def _rows(
 ) -> list[dict[str, Any]]:
     if where is not None:
         search = search.where(where, prefilter=True)
-    rows = search.select([*FIELDS, column]).limit(count).to_list()
+    try:
+        rows = search.select([*FIELDS, column]).limit(count + TIES).to_list()
+    except (ValueError, RuntimeError) as error:
+        if where is None:
+            raise
+        raise InputError(f"the filter {where!r} fails on some rows ({brief(error)}); change it") from error
     for row in rows:
         row["score"] = score(row[column])
-    return sorted(rows, key=lambda row: (-row["score"], row["id"]))
+    return sorted(rows, key=lambda row: (-row["score"], row["id"]))[:count]
 
 
 def _fused(lists: dict[str, list[dict[str, Any]]], query: str, k: int) -> list[Hit]:

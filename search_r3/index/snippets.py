@@ -49,7 +49,7 @@ def make_snippet(text: str, query: str, length: int = SNIPPET_CHARACTERS) -> Sni
         if key > best_key:
             best, best_key = (start, end), key
     start, end = _narrowed(text, *best, matches, length)
-    while start < end and text[start] in "\n\r":
+    while start < end and text[start].isspace():
         start += 1
     chosen = text[start:end].rstrip()
     end = start + len(chosen)

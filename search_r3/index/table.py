@@ -170,9 +170,9 @@ def open_table(path: Path) -> Any | None:
         raise InputError(f"the index {path} is damaged ({brief(error)}); delete the folder and index again") from error
 
 
-def create_table(path: Path, info: IndexInfo) -> Any:
-    """Make the empty table in `path`, with its full-text index: rows are searchable as soon as they are committed."""
-    schema = pa.schema(
+def table_schema(dimension: int) -> pa.Schema:
+    """The columns that every index has; the user's metadata adds others."""
+    return pa.schema(
         [
             ("id", pa.string()),
             ("document", pa.string()),
@@ -184,12 +184,15 @@ def create_table(path: Path, info: IndexInfo) -> Any:
             (METADATA, pa.string()),
             (TEXT_HASH, pa.string()),
             (ROW_HASH, pa.string()),
-            (VECTOR, pa.list_(pa.float32(), info.dimension)),
-        ],
-        metadata={METADATA_KEY: json.dumps(asdict(info)).encode()},
+            (VECTOR, pa.list_(pa.float32(), dimension)),
+        ]
     )
-    database = lancedb.connect(str(path), read_consistency_interval=FOLLOW_WRITES)
-    table = database.create_table(TABLE, schema=schema)
+
+
+def create_table(path: Path, info: IndexInfo) -> Any:
+    """Make the empty table in `path`, with its full-text index: rows are searchable as soon as they are committed."""
+    schema = table_schema(info.dimension).with_metadata({METADATA_KEY: json.dumps(asdict(info)).encode()})
+    table = lancedb.connect(str(path), read_consistency_interval=FOLLOW_WRITES).create_table(TABLE, schema=schema)
     ensure_full_text(table)
     return table
 
@@ -232,13 +235,13 @@ def metadata_columns(metadata: dict[str, Scalar], where: str) -> dict[str, Scala
     return columns
 
 
-def add_missing_columns(table: Any, rows: list[dict[str, Any]]) -> bool:
-    """Add a column for each metadata field not seen before; True if there was one.
+def missing_columns(schema: pa.Schema, rows: list[dict[str, Any]]) -> dict[str, pa.DataType]:
+    """The metadata columns that `rows` need and `schema` lacks.
 
     Raises:
         InputError: a field's type differs from its column's, or there are too many fields.
     """
-    known = {column.name: column.type for column in table.schema}
+    known = {column.name: column.type for column in schema}
     new: dict[str, pa.DataType] = {}
     for row in rows:
         for name, value in row[COLUMNS].items():
@@ -249,15 +252,13 @@ def add_missing_columns(table: Any, rows: list[dict[str, Any]]) -> bool:
                     f'document "{row["id"]}": the metadata field {name} is {TYPE_NAMES[wanted]} ({value!r}), but '
                     f"elsewhere it is {TYPE_NAMES.get(held, str(held))}; give it one type everywhere"
                 )
-    total = len(known) - 11 + len(new)
+    total = len(known) - len(table_schema(1)) + len(new)
     if total > MAX_METADATA_COLUMNS:
         raise InputError(
             f"{total} different metadata fields (among them {', '.join(sorted(new)[:3])}), at most "
             f"{MAX_METADATA_COLUMNS} can be columns; put fields that few documents have into one text field"
         )
-    if new:
-        table.add_columns(pa.schema(list(new.items())))
-    return bool(new)
+    return new
 
 
 def quoted(identifiers: Iterable[str]) -> str:
