@@ -99,6 +99,15 @@ def test_other_texts_or_another_encoder_share_nothing(cache, change):
     assert encoded.rows.tolist() == rows_of(texts)
 
 
+def test_a_shard_copied_from_another_encoder_is_not_read(cache):
+    cache.encode(FakeEncoder(), IDS, TEXTS, IDENTITY)
+    mine = sorted(cache.folder.rglob("shard-00001-*"))[0]
+    cache.encode(lambda texts: np.ones((len(texts), 2)), IDS, TEXTS, {**IDENTITY, "dtype": "bfloat16"})
+    other = next(path for path in cache.folder.rglob("shard-00001-*") if path != mine)
+    mine.write_bytes(other.read_bytes())
+    assert cache.encode(FakeEncoder(), IDS, TEXTS, IDENTITY).rows.tolist() == rows_of(TEXTS)
+
+
 def test_a_wrong_encoder_is_caught_before_anything_is_kept(cache):
     with pytest.raises(ValueError, match="NaN"):
         cache.encode(lambda texts: np.full((len(texts), 2), np.nan), IDS, TEXTS, IDENTITY)
