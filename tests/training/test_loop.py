@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -63,12 +64,16 @@ def test_random_states_differ_between_steps_and_processes():
     assert len({draw[0] for draw in draws}) == len({draw[1] for draw in draws}) == len({draw[2] for draw in draws}) == 4
 
 
-def test_best_is_the_adapter_with_the_greatest_dev_figure(tmp_path):
-    class Rising(TinyTask):
+def test_best_is_the_adapter_with_the_greatest_dev_figure_also_over_a_stop(tmp_path):
+    class Falling(TinyTask):
         def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
             return {"accuracy": {0: 0.1, 4: 0.9, 8: 0.3, 12: 0.2}[step]}
 
-    train(tmp_path, Rising(), keep_checkpoints=9)
+    task = Falling()
+    task.stop_with = signal.SIGTERM  # in step 6
+    with pytest.raises(SystemExit):
+        train(tmp_path, task, keep_checkpoints=9)
+    train(tmp_path, Falling(), keep_checkpoints=9)
     state = checkpoints.read_checkpoint(tmp_path / "checkpoints" / "step-000004")
     best = load_file(tmp_path / "best" / "adapter.safetensors")
     assert all(torch.equal(best[name], value) for name, value in state.weights.items())
@@ -120,6 +125,8 @@ def test_accumulating_two_batches_is_one_step_on_their_mean_gradient(tmp_path):
     train(tmp_path / "one", Plain(merged=True))
     assert task.batches == list(range(2 * STEPS))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    two, one = ([record["grad_norm"] for record in log(tmp_path / name) if "loss" in record] for name in ("two", "one"))
+    assert two == pytest.approx(one, rel=1e-4)  # AdamW itself is blind to the gradient's scale
     first = log(tmp_path / "two")[1]
     assert (first["tokens"], first["terms"]) == (12.0, {"one": 1.0})
 
