@@ -15,6 +15,7 @@ from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
 
 MIN_TITLE_WORDS, MIN_TEXT_WORDS = 3, 20
+NEAR_COPY = 0.6  # share of words two queries have in common (Jaccard) from which they are taken for copies
 MIN_CLAIM_WORDS, MAX_CLAIM_WORDS = 6, 32
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
@@ -124,15 +125,23 @@ def query_pairs(
     Args:
         dataset: loaded with that split, so that it holds its queries only.
         split: for the ids and the source's name.
-        hold_out_modulus: leave out queries whose id is a whole number divisible by this: they are the dev set.
+        hold_out_modulus: leave out queries whose id is a whole number divisible by this: they are the dev set. Left
+            out too are near copies of them: SciFact negates claims ("increases" for "lowers"), and a twin with the
+            same abstract among the training pairs would flatter the dev score.
 
     Raises:
         InputError: queries are to be held out, and an id is not a whole number.
     """
     pairs, dropped = [], Counter[str]()
+    held: list[set[str]] = []
+    if hold_out_modulus is not None:
+        held = [_words(text) for query_id, text in dataset.queries.items() if is_held_out(query_id, hold_out_modulus)]
     for query_id, query in dataset.queries.items():
         if hold_out_modulus is not None and is_held_out(query_id, hold_out_modulus):
             dropped["held out for dev"] += 1
+            continue
+        if any(len(words & _words(query)) >= NEAR_COPY * len(words | _words(query)) for words in held):
+            dropped["near copy of a held-out query"] += 1
             continue
         for document_id, grade in dataset.qrels.get(query_id, {}).items():
             text = dataset.corpus[document_id].full_text
@@ -179,6 +188,10 @@ def as_claim(sentence: str) -> str | None:
     if digits > 0.08 * len(text) or not text[0].isalnum() or _LABEL.match(text):
         return None
     return text[0].upper() + text[1:]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -78,3 +78,15 @@ def test_every_relevant_document_is_a_pair_and_the_dev_queries_are_held_out():
     named = BeirDataset("toy", DATASET.corpus, {"q7": "x"}, {"q7": {"1": 1}})
     with pytest.raises(InputError, match='"q7" is not a whole number'):
         query_pairs(named, split="train", hold_out_modulus=8)
+
+
+def test_a_negated_twin_of_a_dev_query_is_not_trained_on():
+    queries = {
+        "8": "Sleep increases the removal of waste.",
+        "9": "Sleep lowers the removal of waste.",
+        "7": "Mice run.",
+    }
+    dataset = BeirDataset("toy", DATASET.corpus, queries, {i: {"1": 1} for i in queries})
+    pairs, dropped = query_pairs(dataset, split="train", hold_out_modulus=8)
+    assert [pair.query for pair in pairs] == ["Mice run."]
+    assert dropped == {"held out for dev": 1, "near copy of a held-out query": 1}
