@@ -1,0 +1,453 @@
+"""The command line: one thin function a command. What is wrong with the user's input becomes one line and exit code 2.
+
+Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search_r3 import __version__
+from search_r3.errors import InputError
+
+if TYPE_CHECKING:
+    from search_r3.model.searchr3 import SearchR3
+
+EXIT_DIFFERENT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
+SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+}
+app = typer.Typer(
+    help="""Search that reasons before it embeds: train, index, search and evaluate.
+
+    \b
+    Start here:      search-r3 demo
+    Your own files:  search-r3 index ~/notes --into notes-index
+                     search-r3 search notes-index "where did we decide on the licence"
+    Your own model:  search-r3 data build RECIPE pairs.jsonl
+                     search-r3 train sft CONFIG
+
+    Every command has a --help with an example. Wrong input gives one line that starts with "error:" and exit code 2.
+    """,
+    **SETTINGS,
+)
+train_app = typer.Typer(help="Train a model: `train sft` is stage 1 (supervised, contrastive).", **SETTINGS)
+data_app = typer.Typer(help="Make training data: `data build` turns a recipe into training pairs.", **SETTINGS)
+app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
+
+
+class Mode(StrEnum):
+    """How an index is searched."""
+
+    hybrid = "hybrid"
+    vector = "vector"
+    text = "text"
+
+
+class Dtype(StrEnum):
+    """What a model computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU where there is one.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option(help="auto is float32 on a CPU, bfloat16 on a GPU. bfloat16 is quick on CPUs with AMX.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A name from `search-r3 models`, a model folder, or a hub id. By default the newest adapter."),
+]
+Budget = Annotated[int, typer.Option(min=0, help="Tokens that it may reason at most, without the embed token.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts in one pass; lower it if memory runs out.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens kept of each document (512 by default).")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data", help="Folder of BEIR data sets; or set the variable SEARCH_R3_DATA.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        print(f"search-r3 {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def demo(model: Model = None) -> None:
+    """Index Python's standard library, ask five questions with and without reasoning, and show it all.
+
+    The index is kept in the cache folder (SEARCH_R3_CACHE, by default ~/.cache/search-r3): the first run takes a few
+    minutes on two CPU cores, the next starts at once, and an interrupted one goes on where it stopped.
+
+    \b
+    Example:  search-r3 demo --model smollm2-135m
+    Next:     the page ends with the commands for your own questions and files.
+    """
+    _hush()
+    from search_r3.demo import run_demo
+
+    run_demo(model)
+
+
+@train_app.command("sft")
+def train_sft(
+    config: Annotated[Path, typer.Argument(help="A recipe in YAML; configs/ holds examples.")],
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key of the recipe: section.key=value. Repeatable.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the run folder's newest checkpoint; --no-resume starts from nothing.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Train stage 1: the model learns to embed, directly and behind its own reasoning.
+
+    Ctrl-C finishes the step, writes a checkpoint and stops; the same command goes on from there. The run folder holds
+    log.jsonl, the checkpoints and the best adapter.
+
+    \b
+    Example:  search-r3 train sft configs/CONFIG.yaml --set loop.steps=200
+    Before:   search-r3 data build RECIPE pairs.jsonl
+    Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
+    """
+    _hush()
+    from search_r3.training import sft
+
+    folder = sft.train_sft(config, override or [], resume)
+    if as_json:
+        _print_json({"adapter": str(folder)})
+    else:
+        print(f"adapter: {folder}")
+        print(f"to measure it:     search-r3 evaluate --dataset cosqa --system {shlex.quote(str(folder))}")
+        print(f"to search with it: search-r3 index PATH --into FOLDER --model {shlex.quote(str(folder))}")
+
+
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, such as configs/data/first.yaml.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write, one training pair a line.")],
+    data: DataRoot = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build training pairs from docstrings, titles and judged queries, as a recipe says.
+
+    The same recipe, seed and package versions give the same file. OUTPUT.manifest.json says what went in, what was
+    dropped and why, and under which licences.
+
+    \b
+    Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
+    Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
+    """
+    from search_r3.data.recipe import build_pairs
+
+    manifest = build_pairs(recipe, output, data, seed)
+    if as_json:
+        _print_json(manifest)
+    else:
+        for source in manifest["sources"]:
+            where = source.get("dataset") or ", ".join(source.get("packages_read", {}))
+            print(f"{source['count']:>8,}  {source['kind']} {where}")
+        print(f"{manifest['count']:>8,}  pairs in {output}; what was dropped, and why: {output}.manifest.json")
+
+
+@app.command()
+def index(
+    path: Annotated[Path, typer.Argument(help="A folder of text, Markdown or source files, a BEIR folder, or a file.")],
+    into: Annotated[Path | None, typer.Option(help="The index's folder; by default NAME.index here.")] = None,
+    model: Model = None,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 32,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep what PATH no longer has, so that several PATHs add up.")
+    ] = False,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
+
+    Only what changed is embedded again. It may be stopped at any time: the same command goes on where it stopped. A
+    JSONL line needs "id" and "text", may have a "title"; every other field can be filtered on in a search.
+
+    \b
+    Example:  search-r3 index ~/notes --into notes-index
+    Next:     search-r3 search notes-index "your question"
+    """
+    _hush()
+    from search_r3.index.build import build_index
+    from search_r3.index.readers import open_source, summarise_skipped
+    from search_r3.model.listing import default_model
+
+    source = open_source(path)
+    target = into or Path(f"{path.resolve().stem}.index")
+    loaded = _load(model or default_model(), device, dtype)
+    report = build_index(target, source, loaded, batch_size=batch_size, max_length=max_length, prune=not keep)
+    if as_json:
+        _print_json({"index": str(target), "model": loaded.name, **asdict(report)})
+    else:
+        for line in summarise_skipped(report.skipped):
+            print(line, file=sys.stderr)
+        counts = ", ".join(f"{getattr(report, n):,} {n}" for n in ("added", "updated", "unchanged", "removed"))
+        print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
+        print(f'to search it: search-r3 search {shlex.quote(str(target))} "your question"')
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Argument(help="An index's folder, made by `search-r3 index`.")],
+    query: Annotated[str, typer.Argument(help='What you look for, in quotes; "-" reads it from standard input.')],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
+    mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Only chunks for which this SQL condition holds: \"lang = 'en' AND year > 2020\"."),
+    ] = None,
+    reasoning: Annotated[bool, typer.Option(help="Let the model analyse the query before it embeds it.")] = True,
+    budget: Budget = 32,
+    model: Annotated[
+        str | None, typer.Option(help="The index's model, where it has no name that is known here.")
+    ] = None,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Search an index. Shows what the model thought, then the results with the place where they stand.
+
+    The query must be embedded by the model that made the index; another one is refused. Mode text needs no model.
+
+    \b
+    Example:  search-r3 search notes-index "which licence did we choose" --where "path LIKE '%.md'"
+    Next:     try --no-reasoning, and --mode text, to see what each is good for
+    """
+    _hush()
+    from search_r3.index.page import print_result
+    from search_r3.index.search import check_where
+    from search_r3.index.table import SearchIndex
+    from search_r3.model.listing import model_of_index
+
+    opened = SearchIndex.open(index)
+    check_where(opened, where)  # before a model is loaded
+    if query == "-":
+        query = sys.stdin.buffer.read().decode("utf-8", "replace")
+    loaded = None if mode is Mode.text else _load(model or model_of_index(opened.info.model_name, index), device, dtype)
+    found = opened.search(
+        query, loaded, k=k, mode=mode.value, reasoning=reasoning, max_reasoning_tokens=budget, where=where
+    )
+    if not opened.complete:
+        print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        print_result(found)
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part. Repeatable.")
+    ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help="bm25, all-minilm-l6-v2, st:MODEL, or a model of ours; LABEL=SPEC names it. Repeatable."),
+    ] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="Reasoning off or on; both by default. Repeatable.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which judgements; by default the data set's test split.")] = None,
+    budget: Budget = 32,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    data: DataRoot = None,
+    output: Annotated[Path, typer.Option(help="Where runs/ and metrics/ go.")] = Path("results"),
+    force: Annotated[bool, typer.Option("--force", help="Evaluate again what is already there.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Rewrite README.md's table from all results in OUTPUT.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure nDCG@10, MRR@10 and recall@100 on judged data, beside BM25 and all-MiniLM-L6-v2.
+
+    Each pair of data set and system gets a TREC run and a metrics file; what is already there is not computed again, so
+    an interrupted evaluation goes on with the same command. Embeddings of a corpus are cached.
+
+    \b
+    Example:  search-r3 evaluate --dataset cosqa --system bm25 --system smollm2-135m --mode off
+    Next:     search-r3 evaluate --table
+    """
+    _hush()
+    from search_r3.data.beir import available_datasets
+    from search_r3.evaluation.suite import MODES
+    from search_r3.evaluation.suite import evaluate as run
+    from search_r3.evaluation.tables import results_markdown, update_readme
+    from search_r3.model.listing import default_model
+
+    if not dataset and not table:
+        names = ", ".join(available_datasets(data)) or "none; point --data at a folder of BEIR data sets"
+        raise InputError(f"name what to evaluate on with --dataset; there are: {names}")
+    records: list[dict[str, Any]] = []
+    if dataset:
+        records = run(
+            dataset,
+            system or ["bm25", "all-minilm-l6-v2", default_model()],
+            output,
+            split,
+            modes=mode or MODES,
+            max_length=max_length,
+            max_reasoning_tokens=budget,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype.value,
+            data_root=data,
+            force=force,
+            report=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    if table:
+        changed = update_readme("README.md", output)
+        print("README.md: the table " + ("is rewritten" if changed else "was up to date"), file=sys.stderr)
+    if as_json:
+        _print_json(records)
+    elif records:
+        print(results_markdown(records))
+
+
+@app.command()
+def models(
+    check: Annotated[
+        str | None, typer.Option(help="Embed this model's golden texts and compare with the vectors stored in it.")
+    ] = None,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.float32,
+    as_json: Json = False,
+) -> None:
+    """List the base models and adapters that can be used by name, with size, licence and contract hash.
+
+    Two embeddings can be compared only if their models' contract hashes are equal. With --check, exit code 1 means that
+    the model does not give the embeddings it gave when it was saved.
+
+    \b
+    Example:  search-r3 models --check smollm2-135m
+    Next:     search-r3 index PATH --into FOLDER --model NAME
+    """
+    _hush()
+    from search_r3.model import listing
+
+    if check is None:
+        found = listing.known_models()
+        print(json.dumps(found, indent=2) if as_json else listing.as_table(found))
+        return
+    golden = listing.check_golden(check, device, dtype.value)
+    if as_json:
+        _print_json(golden)
+    else:
+        verdict = "as it should be" if golden["ok"] else "NOT as saved: another base, a broken engine, or damaged files"
+        print(f"{golden['name']}: cosine distance {golden['distance']:.1e}, limit {golden['limit']:.0e}: {verdict}")
+    if not golden["ok"]:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _load(name: str, device: str | None, dtype: Dtype) -> SearchR3:
+    from search_r3.model.searchr3 import SearchR3
+
+    return SearchR3.from_pretrained(name, device=device, dtype=dtype.value)
+
+
+def _hush() -> None:
+    """Keep transformers' bars and remarks from the user; downloads from the hub still show their progress."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    enable_progress_bars()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line on `argv` (by default the process's own); returns the exit code, prints no traceback for
+    what the user can mend."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a search
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    click_error = typer.BadParameter.__mro__[2]  # ClickException: typer 0.29 carries its own click, older ones do not
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = typer.main.get_command(app).main(arguments, prog_name="search-r3", standalone_mode=False)
+            sys.stdout.flush()
+        if code == EXIT_INTERRUPTED:  # newer typer's way of telling of Ctrl-C
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except InputError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; the same command goes on where it stopped", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # else the interpreter's last flush complains
+            return EXIT_PIPE
+        return _fail(_explain(error))
+    except Exception as error:
+        if isinstance(error, click_error):
+            return _fail(_usage(error))
+        if type(error).__name__ == "OutOfMemoryError":
+            return _fail("the GPU is out of memory: lower --batch-size, or use --device cpu")
+        raise
+
+
+def _fail(message: str, code: int = EXIT_INPUT) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "search-r3"
+    return f"{error.format_message().rstrip('.')} (see {command} --help)"
+
+
+def _explain(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "mend the permissions"}
+    todo = advice.get(error.errno or 0, "check the place")
+    return f"{where}{(error.strerror or str(error)).lower()}; {todo} and run the same command again"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""A search result as a page on the terminal: what the model thought, then the hits with their places."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from search_r3.index.search import SearchResult
+
+
+def print_result(result: SearchResult, console: Console | None = None) -> None:
+    """Print `result`; plain text where the output is no terminal or NO_COLOR is set."""
+    console = console or Console()
+    if result.reasoning is not None:
+        thought = Text("it thinks: ", style="cyan").append(_one_line(result.reasoning.text), style="italic")
+        ended = ", no embed token of its own" if result.reasoning.forced else ""
+        console.print(thought.append(f"  ({result.reasoning.num_tokens} tokens{ended})", style="dim"), end="\n\n")
+    if not result.hits:
+        console.print("nothing found")
+    for rank, hit in enumerate(result.hits, start=1):
+        head = Text(f"{rank}. ").append(_one_line(hit.title or hit.document), style="bold")
+        if hit.path:
+            head.append(f"  {_one_line(hit.path)}:{hit.snippet_line}", style="cyan")
+        console.print(head.append(f"  {hit.score:.4f}", style="dim"))
+        snippet = Text("".join(c if c.isprintable() or c == "\n" else " " for c in hit.snippet))
+        for start, end in hit.highlights:
+            snippet.stylize("bold yellow", start, end)
+        for line in snippet.split("\n"):
+            console.print(Text("   ").append_text(line))
+        console.print()
+    timings = result.timings
+    console.print(Text(f"query {timings.reason_ms:.0f} ms, search {timings.search_ms:.0f} ms", style="dim"))
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
