@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from jinja2 import TemplateError
+
 from search_r3.errors import InputError
 
 EMBED_TOKEN = "<|embed_token|>"
@@ -90,12 +92,18 @@ def render(conversation: Conversation, tokenizer: Any, *, give_answer: bool) -> 
             the assistant begins to write.
 
     Raises:
-        InputError: the tokenizer has no chat template, so the model is not instruction-tuned.
+        InputError: the tokenizer has no chat template (the model is not instruction-tuned), or one that takes no
+            system message.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("the base model has no chat template; Search-R3 needs an instruction-tuned model")
     messages = [{"role": "system", "content": conversation.system}, {"role": "user", "content": _HOLE}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:  # some templates refuse a system message
+        raise InputError(f"the base model's chat template refuses our conversation: {error}") from error
+    if text.count(_HOLE) != 1:
+        raise InputError("the base model's chat template must show the user's text once, unchanged; use another base")
     before, _, after = text.partition(_HOLE)
     if give_answer:
         after += conversation.answer + EMBED_TOKEN

@@ -6,6 +6,7 @@ many seconds, so it is converted once to float32 safetensors in the cache; two p
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -90,7 +91,7 @@ def resolve(name_or_path: str | Path) -> Path:
     near = difflib.get_close_matches(name, known_names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise InputError(
-        f"no model {name!r}: {hint}known names are {', '.join(known_names())}; or give a folder or a hub id (owner/name)"
+        f"no model {name!r}: {hint}known are {', '.join(known_names())}; or give a folder or a hub id (owner/name)"
     )
 
 
@@ -104,10 +105,14 @@ def _converted(name: str) -> Path:
         raise InputError(f"{gguf} is missing: run `{base.install} --force-reinstall`")
     target = cache_dir() / "base" / f"{name}-v{CONVERSION}-{gguf.stat().st_size}"
     if not (target / "config.json").is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(target) + ".lock"):
-            if not (target / "config.json").is_file():  # another process may have made it while we waited
-                _convert(gguf, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(target) + ".lock"):
+                if not (target / "config.json").is_file():  # another process may have made it while we waited
+                    _convert(gguf, target)
+        except PermissionError as error:
+            where = f"{cache_dir()} cannot be written ({error.strerror})"
+            raise InputError(f"{where}; set SEARCH_R3_CACHE to a folder you may write to") from error
     return target
 
 
@@ -144,7 +149,7 @@ def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
     large model takes minutes to read.
 
     Raises:
-        InputError: the folder has no safetensors.
+        InputError: the folder has no safetensors, or they are damaged.
     """
     files = sorted(folder.glob(pattern))
     if not files:
@@ -154,11 +159,14 @@ def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
     note = cache_dir() / "hashes" / f"{key}.txt"
     if note.is_file():
         return note.read_text().strip()
-    digest = _hash_tensors(files)
     try:
+        digest = _hash_tensors(files)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the weights in {folder} are damaged ({error}); fetch or train them again") from error
+    with contextlib.suppress(InputError):  # a cache that cannot be written costs time, nothing else
         atomic_write_text(note, digest + "\n")
-    except InputError:
-        pass  # a cache that cannot be written costs time, nothing else
     return digest
 
 
@@ -167,6 +175,8 @@ def _hash_tensors(files: list[Path]) -> str:
     for file in files:
         with open(file, "rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
+            if size > file.stat().st_size:
+                raise InputError(f"{file} is no safetensors file; fetch or train it again")
             header = json.loads(handle.read(size))
         for name, entry in header.items():
             if name != "__metadata__":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_write_text
+from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.bundled import resolve, weights_sha256
 from search_r3.prompts import EMBED_TOKEN, Prompts
 
@@ -80,7 +80,7 @@ class Contract:
         """Read a record. Raises InputError when it is malformed or of a newer format; `where` is named in it."""
         record = dict(record)
         if record.get("format", 0) > FORMAT:
-            raise InputError(f"{where} was written by a newer Search-R3 (format {record['format']}); upgrade to read it")
+            raise InputError(f"{where} was written by a newer Search-R3 (format {record['format']}); upgrade it")
         if record.pop("embed_token", EMBED_TOKEN) != EMBED_TOKEN:
             raise InputError(f"{where}: the embed token must be {EMBED_TOKEN}")
         try:
@@ -91,7 +91,7 @@ class Contract:
 
 @dataclass
 class Checkpoint:
-    """A loaded model with its tokenizer and contract. `model` is a causal LM; with an adapter it is merged or PEFT's."""
+    """A loaded model with its tokenizer and contract. `model` is a causal LM, its adapter merged or still PEFT's."""
 
     name: str
     model: Any
@@ -109,7 +109,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads(file.read_text(encoding="utf-8"))
         record["kind"], record["contract"]["base_weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged, fetch or train it again") from error
+        raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged, get it again") from error
     return record
 
 
@@ -142,15 +142,9 @@ def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
     The token's row starts as the mean of the vocabulary's rows (the same on every machine); padding rows are zero.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = resolve(name_or_path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder} is not a causal language model that transformers can read: {reason}") from error
+    tokenizer, model = _read_model(folder, dtype)
     embed_id = add_embed_token(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     padded = -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
@@ -178,6 +172,22 @@ def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
     return Checkpoint(f"{name}-base", model, tokenizer, contract, folder)
 
 
+def _read_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        message = f"{folder} is not a causal language model that transformers can read: {_first_line(error)}"
+        raise InputError(message) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def add_embed_token(tokenizer: Any) -> int:
     """Add `EMBED_TOKEN` to `tokenizer` (a blank before it belongs to it) and return its id."""
     from transformers import AddedToken
@@ -189,31 +199,44 @@ def add_embed_token(tokenizer: Any) -> int:
 
 def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool) -> Checkpoint:
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))
-    base = load_base(contract.base, dtype=dtype)
+    try:
+        base = load_base(contract.base, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"the base of adapter {folder.name}: {error}") from error
     if base.contract.base_weights != contract.base_weights:
         raise InputError(
             f"{folder.name} was trained on {contract.base} with weights {contract.base_weights[:12]}, but the weights "
-            f"found are {base.contract.base_weights[:12]}; its embeddings would be wrong. Get the base it was trained on"
+            f"found are {base.contract.base_weights[:12]}; embeddings would be wrong. Get the base it was trained on"
         )
+    for what in ("embed_token_id", "chat_template", "dimension"):
+        trained, found = getattr(contract, what), getattr(base.contract, what)
+        if trained != found:
+            raise InputError(
+                f"{folder.name} was trained with {what} {str(trained)[:12]}, but the tokenizer and configuration of "
+                f"{contract.base} now give {str(found)[:12]}; get the base it was trained on"
+            )
     if weights_sha256(folder, ADAPTER_FILE) != contract.adapter_weights:
         raise InputError(f"{folder}: the adapter's weights are not the contract's; fetch or train it again")
     try:
         model: Any = PeftModel.from_pretrained(base.model, str(folder), is_trainable=not merge)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"{folder} is not an adapter that peft can read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{folder} is not an adapter that peft can read: {_first_line(error)}") from error
     if merge:
         model = model.merge_and_unload()
     return Checkpoint(folder.resolve().name, model, base.tokenizer, contract, folder)
 
 
 def _load_merged(folder: Path, record: dict[str, Any], dtype: Any) -> Checkpoint:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if weights_sha256(folder) != record.get("weights"):
+        raise InputError(f"{folder}: the weights are not those saved with its contract; fetch or save it again")
+    tokenizer, model = _read_model(folder, dtype)
+    found = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
+    if found != contract.embed_token_id:
+        raise InputError(f"{folder}: {EMBED_TOKEN} is token {found}, but {contract.embed_token_id} in its contract")
     return Checkpoint(record.get("name", folder.resolve().name), model, tokenizer, contract, folder)
 
 
@@ -229,7 +252,8 @@ def save_adapter(model: Any, contract: Contract, folder: Path) -> Contract:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder), save_embedding_layers=False, safe_serialization=True)
     file = folder / ADAPTER_FILE
-    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(file).items()}, file, {"format": "pt"})
+    with atomic_path(file) as scratch:  # written aside: the tensors read from `file` may still be mapped to it
+        save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(file).items()}, scratch, {"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)  # peft's stub; the card is ours to write
     written = Contract(**contract.__dict__ | {"adapter_weights": weights_sha256(folder, ADAPTER_FILE)})
     write_record(folder, "adapter", written)

@@ -6,6 +6,7 @@ The embedding is the L2-normalised final hidden state at `<|embed_token|>` (arXi
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ MAX_CHARACTERS = 100_000
 """A longer query is refused: it is a document given by mistake."""
 DEFAULT_DOCUMENT_TOKENS = 512
 DEFAULT_QUERY_TOKENS = 512
+_TOKENIZING = threading.Lock()
+"""Fast tokenizers keep `split_special_tokens` as state: two threads could fail, or let a special token through."""
 
 
 @dataclass
@@ -112,11 +115,14 @@ class SearchR3:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a merged model (safetensors), its tokenizer and its contract to `folder`, in one rename."""
+        if hasattr(self.checkpoint.model, "peft_config"):
+            raise InputError("the adapter is still apart from its base; load the model merged, then save it")
         with atomic_path(folder) as scratch:
             scratch.mkdir()
-            self.checkpoint.model.save_pretrained(str(scratch), safe_serialization=True)
+            self.checkpoint.model.save_pretrained(str(scratch))
             self.tokenizer.save_pretrained(str(scratch))
-            checkpoints.write_record(scratch, "merged", self.contract, name=self.name)
+            weights = checkpoints.weights_sha256(scratch)
+            checkpoints.write_record(scratch, "merged", self.contract, name=self.name, weights=weights)
             self.write_golden(scratch)
 
     def encode_document(
@@ -141,7 +147,8 @@ class SearchR3:
         Raises:
             InputError: a text is empty or not a string; the index is named.
         """
-        return self._embed("document", texts, batch_size, show_progress_bar, max_length or DEFAULT_DOCUMENT_TOKENS)
+        limit = DEFAULT_DOCUMENT_TOKENS if max_length is None else max_length
+        return self._embed("document", texts, batch_size, show_progress_bar, limit)
 
     def encode_query(
         self,
@@ -202,6 +209,7 @@ class SearchR3:
             raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
         if temperature < 0:
             raise InputError(f"temperature must be 0 or more, not {temperature}")
+        _check_batch_size(batch_size)
         frame = self.frames["reasoning"]
         rows = self._rows(frame, texts, DEFAULT_QUERY_TOKENS)
         with _progress("reasoning", len(rows), show_progress_bar) as progress:
@@ -255,8 +263,7 @@ class SearchR3:
     def _embed(
         self, side: str, texts: Sequence[str], batch_size: int, show: bool | None, max_length: int
     ) -> np.ndarray:
-        if batch_size < 1:
-            raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        _check_batch_size(batch_size)
         if max_length < 1:
             raise InputError(f"max_length must be 1 or more, not {max_length}")
         frame = self.frames[side]
@@ -278,7 +285,8 @@ def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of users' texts, in which "<|embed_token|>" and its like are plain characters, never special tokens."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    with _TOKENIZING:
+        return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -297,6 +305,11 @@ def check_texts(texts: Sequence[str]) -> None:
             raise InputError(f"text {i + 1} of {len(texts)} is a {type(text).__name__}, not a string")
         if not text.strip():
             raise InputError(f"text {i + 1} of {len(texts)} is empty; there is nothing to embed")
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
 
 
 def _check_queries(texts: Sequence[str]) -> None:
@@ -318,7 +331,14 @@ def _progress(what: str, total: int, show: bool | None):
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:

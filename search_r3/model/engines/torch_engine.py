@@ -34,7 +34,7 @@ class TorchEngine:
         self.backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.model
         self.head = model.get_output_embeddings()
         self.embed_id = embed_id
-        self.stop_ids = torch.tensor(sorted(set(stop_ids)), device=model.device)
+        self.stop_ids = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=model.device)
         self.vocabulary = vocabulary
         self.dimension = model.config.get_text_config().hidden_size
         self._prefixes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
@@ -150,7 +150,8 @@ class TorchEngine:
             return cache
         if key not in self._prefixes:
             first = DynamicCache()
-            self.backbone(input_ids=torch.tensor([key], device=self.model.device), past_key_values=first, use_cache=True)
+            ids_1P = torch.tensor([key], device=self.model.device)
+            self.backbone(input_ids=ids_1P, past_key_values=first, use_cache=True)
             self._prefixes[key] = [(layer.keys, layer.values) for layer in first.layers]
         for index, (keys, values) in enumerate(self._prefixes[key]):
             cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), index)
