@@ -45,6 +45,16 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(root):
     assert build(root, output="c.jsonl", seed=6)["sha256"] != first["sha256"]
 
 
+def test_the_sources_are_shuffled_by_the_seed(root):
+    titles = "sources: [{kind: titles, dataset: toy}]"
+    orders = set()
+    for seed in range(6):
+        build(root, titles, seed=seed)
+        orders.add(tuple(pair.id for pair in read_pairs(root / "out.jsonl")))
+    assert len(orders) > 2
+    assert all(set(order) == {f"title:toy:{i}" for i in range(4)} for order in orders)
+
+
 def test_the_manifest_says_what_went_in_and_what_did_not(root):
     manifest = build(root)
     assert manifest == json.loads((root / "out.jsonl.manifest.json").read_text(encoding="utf-8"))
