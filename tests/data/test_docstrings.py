@@ -93,8 +93,9 @@ def test_a_long_docstring_is_shortened_at_a_paragraph_and_closed_again(package):
 
 
 def test_a_shortened_docstring_does_not_end_with_a_bare_heading(package):
-    rows = "\n".join(f"    p{i} : int, one of many parameters of this function" for i in range(12))
-    text = f'def f(x):\n    """Do a thing.\n\n    Parameters\n    ----------\n\n{rows}\n    """\n    x += 1\n    return x\n'
+    rows = "\n".join(f"    p{i} : int, one of many parameters" for i in range(12))
+    docstring = f'"""Do a thing.\n\n    Parameters\n    ----------\n\n{rows}\n    """'
+    text = f"def f(x):\n    {docstring}\n    x += 1\n    return x\n"
     (package / "long.py").write_text(text, encoding="utf-8")
     documented = by_name(package)["toybox.long.f"].documented
     assert documented == 'def f(x):\n    """Do a thing.\n    """\n    x += 1\n    return x'
