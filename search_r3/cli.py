@@ -114,7 +114,7 @@ def demo(model: Model = None) -> None:
 
 @train_app.command("sft")
 def train_sft(
-    config: Annotated[Path, typer.Argument(help="A recipe in YAML; configs/ holds examples.")],
+    config: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML; configs/ holds examples.")],
     override: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key of the recipe: section.key=value. Repeatable.")
     ] = None,
@@ -147,7 +147,7 @@ def train_sft(
 
 @data_app.command("build")
 def data_build(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, such as configs/data/first.yaml.")],
+    recipe: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML, such as configs/data/first.yaml.")],
     output: Annotated[Path, typer.Argument(help="The JSONL file to write, one training pair a line.")],
     data: DataRoot = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
@@ -176,14 +176,12 @@ def data_build(
 
 @app.command()
 def index(
-    path: Annotated[Path, typer.Argument(help="A folder of text, Markdown or source files, a BEIR folder, or a file.")],
+    path: Annotated[Path, typer.Argument(readable=False, help="A folder of text files, a BEIR folder, or a file.")],
     into: Annotated[Path | None, typer.Option(help="The index's folder; by default NAME.index here.")] = None,
     model: Model = None,
     max_length: MaxLength = None,
     batch_size: BatchSize = 32,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep what PATH no longer has, so that several PATHs add up.")
-    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep what PATH no longer has.")] = False,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     as_json: Json = False,
@@ -218,7 +216,7 @@ def index(
 
 @app.command()
 def search(
-    index: Annotated[Path, typer.Argument(help="An index's folder, made by `search-r3 index`.")],
+    index: Annotated[Path, typer.Argument(readable=False, help="An index's folder, made by `search-r3 index`.")],
     query: Annotated[str, typer.Argument(help='What you look for, in quotes; "-" reads it from standard input.')],
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
     mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
@@ -447,7 +445,3 @@ def _explain(error: OSError) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,9 +20,9 @@ FRONT_DOOR = {"SearchR3": "model", "Reasoned": "model", "InputError": "errors"}
 
 
 def room_of(file: Path) -> str:
-    """`search_r3/index/store.py` -> "index"; `search_r3/cli.py` -> "cli"; the package's own `__init__` -> ""."""
+    """`search_r3/index/build.py` -> "index"; `cli.py` and `__main__.py` -> "cli"; the package's `__init__.py` -> ""."""
     parts = file.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else parts[0].removesuffix(".py").replace("__init__", "")
+    return parts[0] if len(parts) > 1 else {"__init__": "", "__main__": "cli"}.get(file.stem, file.stem)
 
 
 ROOMS = {room_of(file) for file in FILES} - {""}

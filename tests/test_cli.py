@@ -1,0 +1,218 @@
+"""The command line's own promises: every help teaches, JSON is JSON, and an interruption is a line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search_r3 import __version__, cli
+from search_r3.cli import main
+
+COMMANDS = ["demo", "train sft", "data build", "index", "search", "evaluate", "models"]
+DOCUMENTS = [
+    {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},
+    {"id": "zug", "text": "Der Zug nach Wien fährt um neun.", "lang": "de"},
+    {"id": "train", "text": "The train to Vienna leaves at nine.", "lang": "en"},
+]
+
+
+@pytest.fixture
+def made(tmp_path: Path, tiny_model: Path, monkeypatch, capsys) -> Path:
+    """An index of three documents, made through the command line; the working folder is its parent."""
+    monkeypatch.chdir(tmp_path)
+    Path("documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS), encoding="utf-8")
+    assert main(["index", "documents.jsonl", "--model", str(tiny_model)]) == 0
+    capsys.readouterr()
+    return tmp_path / "documents.index"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_says_what_it_does_and_shows_an_example_and_what_comes_next(command: str, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example:  search-r3 {command}" in text
+    assert "Next:" in text
+    options = [line for line in text.splitlines() if line.startswith("  --")]
+    assert all(len(line.split()) > 1 for line in options)
+
+
+def test_the_first_help_lists_every_command(capsys):
+    assert main([]) == 0
+    bare = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == bare
+    for command in COMMANDS:
+        assert f"\n  {command.split()[0]} " in bare
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"search-r3 {__version__}\n"
+
+
+def test_index_reports_json_and_embeds_only_what_changed(made, tiny_model, capsys):
+    command = ["index", "documents.jsonl", "--model", str(tiny_model), "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["index"], report["unchanged"], report["embedded"]) == ("documents.index", 3, 0)
+    Path("documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS[:2]), encoding="utf-8")
+    assert main([*command, "--keep"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 0
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 1
+
+
+def test_search_prints_json_with_the_reasoning_and_the_hits(made, tiny_model, capsys):
+    command = ["search", str(made), "train to Vienna", "--model", str(tiny_model), "--json", "-k", "2", "--budget", "4"]
+    assert main([*command, "--mode", "hybrid"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["hits"][0]["id"] == "train"
+    assert len(found["hits"]) == 2
+    assert found["reasoning"]["num_tokens"] <= 4
+    assert main([*command, "--no-reasoning", "--where", "lang = 'de'"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [hit["id"] for hit in found["hits"]] == ["zug"]
+    assert found["reasoning"] is None
+
+
+def test_search_by_words_needs_no_model_and_prints_a_page(made, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_load", lambda *a: pytest.fail("a model was loaded"))
+    assert main(["search", str(made), "flour", "--mode", "text"]) == 0
+    page = capsys.readouterr().out
+    assert "1. Baking" in page
+    assert "Bread needs flour" in page
+    assert "\x1b" not in page  # no colours into a file
+    assert main(["search", str(made), "xylophone", "--mode", "text"]) == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+def test_a_query_can_come_from_standard_input(made, tmp_path):
+    command = [sys.executable, "-m", "search_r3", "search", str(made), "-", "--mode", "text", "--json"]
+    done = subprocess.run(command, input="fährt".encode(), capture_output=True, check=True, timeout=120)
+    assert [hit["id"] for hit in json.loads(done.stdout)["hits"]] == ["zug"]
+
+
+def test_evaluate_prints_its_records_and_rewrites_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "tiny"
+    (folder / "qrels").mkdir(parents=True)
+    rows = [{"_id": d["id"], "text": d["text"]} for d in DOCUMENTS]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "flour and yeast"}\n')
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tbread\t1\n")
+    Path("README.md").write_text("before\n<!-- results:begin -->\n<!-- results:end -->\nafter\n")
+    command = ["evaluate", "--dataset", "tiny", "--system", "bm25", "--data", "data", "--table", "--json"]
+    assert main(command) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["measures"]["nDCG@10"] == 1.0
+    readme = Path("README.md").read_text()
+    assert "| bm25 | 1.000 |" in readme
+    assert readme.endswith("after\n")
+    assert main(["evaluate", "--table"]) == 0
+    assert Path("README.md").read_text() == readme
+
+
+def test_data_build_prints_its_manifest(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("sources:\n- {kind: docstrings, packages: [search_r3], min_body_lines: 1}\n")
+    assert main(["data", "build", str(recipe), str(tmp_path / "pairs.jsonl"), "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["count"] == len((tmp_path / "pairs.jsonl").read_text().splitlines())
+
+
+def test_models_lists_bases_and_adapters_with_their_contracts(tmp_path, tiny_model, monkeypatch, capsys):
+    from search_r3.model import bundled, listing
+
+    (tmp_path / "search-r3-tiny-sft").mkdir()
+    record = {
+        "kind": "adapter",
+        "contract": {"base": "tiny", "base_weights": "", "dimension": 32},
+        "contract_hash": "f" * 64,
+    }
+    (tmp_path / "search-r3-tiny-sft" / "search_r3.json").write_text(json.dumps(record))
+    (tmp_path / "search-r3-tiny-sft" / "adapter_model.safetensors").write_bytes(b"x" * 1000)
+    (tmp_path / "search-r3-tiny-sft" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Card\n")
+    for module in (bundled, listing):
+        monkeypatch.setattr(module, "adapters_dir", lambda: tmp_path)
+        monkeypatch.setattr(module, "BUNDLED", {})
+    assert main(["models", "--json"]) == 0
+    (adapter,) = [m for m in json.loads(capsys.readouterr().out) if m["kind"] == "adapter"]
+    assert (adapter["bytes"], adapter["licence"], adapter["contract_hash"]) == (1000, "apache-2.0", "f" * 64)
+    assert main(["models"]) == 0
+    assert "search-r3-tiny-sft" in capsys.readouterr().out
+
+
+def test_models_check_compares_golden_vectors_and_exits_1_where_they_differ(tmp_path, tiny_model, capsys):
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    from search_r3 import SearchR3
+
+    SearchR3.from_pretrained(tiny_model).save_pretrained(tmp_path / "merged")
+    assert main(["models", "--check", str(tmp_path / "merged"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    golden = load_file(tmp_path / "merged" / "golden.safetensors")
+    save_file(
+        {side: np.roll(rows, 1, axis=0) for side, rows in golden.items()}, tmp_path / "merged" / "golden.safetensors"
+    )
+    assert main(["models", "--check", str(tmp_path / "merged")]) == 1
+    assert "NOT as saved" in capsys.readouterr().out
+
+
+def test_train_sft_passes_the_recipe_on_and_says_what_to_do_next(monkeypatch, capsys, tmp_path):
+    calls = []
+    monkeypatch.setattr("search_r3.training.sft.train_sft", lambda *a: calls.append(a) or tmp_path / "adapter")
+    assert main(["train", "sft", "a.yaml", "--set", "loop.steps=2", "--set", "loop.seed=1", "--no-resume"]) == 0
+    assert calls == [(Path("a.yaml"), ["loop.steps=2", "loop.seed=1"], False)]
+    assert "search-r3 evaluate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.bin"),
+            2,
+            "x.bin: no space left on device; free some space",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 2, "mend the permissions"),
+    ],
+)
+def test_what_the_machine_does_to_us_is_one_line(error, code, words, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("search_r3.data.recipe.build_pairs", fail)
+    assert main(["data", "build", "a", "b"]) == code
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_a_reader_that_goes_away_is_no_error(made):
+    """`search-r3 search ... | head -0`: nothing on stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "search_r3", "search", str(made), "train", "--mode", "text", "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    os.close(write)
+    assert done.stderr == b""
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    import warnings
+
+    def warn(*_):
+        warnings.warn("two documents\nare empty", stacklevel=1)
+        return {"sources": [], "count": 0}
+
+    monkeypatch.setattr("search_r3.data.recipe.build_pairs", warn)
+    assert main(["data", "build", "a", "b"]) == 0
+    assert capsys.readouterr().err == "warning: two documents are empty\n"
