@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from search_r3 import __version__, cli
-from search_r3.cli import main
+from search_r3 import __version__
+from search_r3.cli import commands, main
 
-COMMANDS = ["demo", "train sft", "data build", "index", "search", "evaluate", "models"]
+COMMANDS = ["demo", "train sft", "data build", "data analyse", "index", "search", "evaluate", "models"]
 DOCUMENTS = [
     {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},
     {"id": "zug", "text": "Der Zug nach Wien fährt um neun.", "lang": "de"},
@@ -82,7 +82,7 @@ def test_search_prints_json_with_the_reasoning_and_the_hits(made, tiny_model, ca
 
 
 def test_search_by_words_needs_no_model_and_prints_a_page(made, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_load", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(commands, "_load", lambda *a: pytest.fail("a model was loaded"))
     assert main(["search", str(made), "flour", "--mode", "text"]) == 0
     page = capsys.readouterr().out
     assert "1. Baking" in page

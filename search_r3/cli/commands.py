@@ -1,17 +1,13 @@
-"""The command line: one thin function a command. What is wrong with the user's input becomes one line and exit code 2.
+"""The commands: one thin function each, with a help text that teaches.
 
 Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shlex
 import sys
-import warnings
-from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +21,8 @@ from search_r3.errors import InputError
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
 
-EXIT_DIFFERENT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
+EXIT_DIFFERENT = 1
+"""`models --check`: the model does not give the embeddings it was saved with."""
 SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
@@ -47,7 +44,7 @@ app = typer.Typer(
     **SETTINGS,
 )
 train_app = typer.Typer(help="Train a model: `train sft` is stage 1 (supervised, contrastive).", **SETTINGS)
-data_app = typer.Typer(help="Make training data: `data build` turns a recipe into training pairs.", **SETTINGS)
+data_app = typer.Typer(help="Make training data: pairs by a recipe, and analyses for them.", **SETTINGS)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 
@@ -160,7 +157,7 @@ def data_build(
 
     \b
     Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
-    Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
+    Next:     search-r3 data analyse pairs.jsonl analysed.jsonl, or train sft with OUTPUT under `pairs`
     """
     from search_r3.data.recipe import build_pairs
 
@@ -172,6 +169,53 @@ def data_build(
             where = source.get("dataset") or ", ".join(source.get("packages_read", {}))
             print(f"{source['count']:>8,}  {source['kind']} {where}")
         print(f"{manifest['count']:>8,}  pairs in {output}; what was dropped, and why: {output}.manifest.json")
+
+
+@data_app.command("analyse")
+def data_analyse(
+    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with analyses.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many pairs; the rest are copied as they are.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Analyses tried for each query; the most useful one is kept.")
+    ] = 4,
+    budget: Budget = 24,
+    seed: int = 0,
+    model: Annotated[str, typer.Option(help="Which model writes them.")] = "smollm2-135m",
+    batch_size: BatchSize = 128,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Let a model write short analyses of the queries, to be trained behind; a useless one is not kept.
+
+    An interrupted run goes on where it stopped.
+
+    \b
+    Example:  search-r3 data analyse pairs.jsonl analysed.jsonl --limit 2000
+    Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
+    """
+    _hush()
+    from search_r3.data.analyses import add_analyses
+
+    loaded = _load(model, device, dtype)
+    counts = add_analyses(
+        pairs,
+        output,
+        loaded,
+        limit=limit,
+        samples=samples,
+        max_tokens=budget,
+        seed=seed,
+        batch_size=batch_size,
+        report=lambda done, total: print(f"analysed {done:,} of {total:,}", file=sys.stderr, flush=True),
+    )
+    if as_json:
+        _print_json(counts)
+    else:
+        print(f"{output}: {counts['pairs']:,} pairs; {counts['asked']:,} analysed, {counts['kept']:,} analyses kept")
 
 
 @app.command()
@@ -388,60 +432,3 @@ def _hush() -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line on `argv` (by default the process's own); returns the exit code, prints no traceback for
-    what the user can mend."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a search
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    click_error = typer.BadParameter.__mro__[2]  # ClickException: typer 0.29 carries its own click, older ones do not
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            code = typer.main.get_command(app).main(arguments, prog_name="search-r3", standalone_mode=False)
-            sys.stdout.flush()
-        if code == EXIT_INTERRUPTED:  # newer typer's way of telling of Ctrl-C
-            raise KeyboardInterrupt
-        return code if isinstance(code, int) else 0
-    except InputError as error:
-        return _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command goes on where it stopped", EXIT_INTERRUPTED)
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # else the interpreter's last flush complains
-            return EXIT_PIPE
-        return _fail(_explain(error))
-    except Exception as error:
-        if isinstance(error, click_error):
-            return _fail(_usage(error))
-        if type(error).__name__ == "OutOfMemoryError":
-            return _fail("the GPU is out of memory: lower --batch-size, or use --device cpu")
-        raise
-
-
-def _fail(message: str, code: int = EXIT_INPUT) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-def _usage(error: Any) -> str:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "search-r3"
-    return f"{error.format_message().rstrip('.')} (see {command} --help)"
-
-
-def _explain(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "mend the permissions"}
-    todo = advice.get(error.errno or 0, "check the place")
-    return f"{where}{(error.strerror or str(error)).lower()}; {todo} and run the same command again"
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,75 @@
+"""The command line. What is wrong with the user's input becomes one line on stderr and exit code 2; our own bugs keep
+their traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from search_r3.cli.commands import app
+from search_r3.errors import InputError
+
+EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line on `argv` (by default the process's own); returns the exit code, prints no traceback for
+    what the user can mend."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a search
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    click_error = typer.BadParameter.__mro__[2]  # ClickException: typer 0.29 carries its own click, older ones do not
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = typer.main.get_command(app).main(arguments, prog_name="search-r3", standalone_mode=False)
+            sys.stdout.flush()
+        if code == EXIT_INTERRUPTED:  # newer typer's way of telling of Ctrl-C
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except InputError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; the same command goes on where it stopped", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # else the interpreter's last flush complains
+            return EXIT_PIPE
+        return _fail(_explain(error))
+    except Exception as error:
+        if isinstance(error, click_error):
+            return _fail(_usage(error))
+        if type(error).__name__ == "OutOfMemoryError":
+            return _fail("the GPU is out of memory: lower --batch-size, or use --device cpu")
+        raise
+
+
+def _fail(message: str, code: int = EXIT_INPUT) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "search-r3"
+    return f"{error.format_message().rstrip('.')} (see {command} --help)"
+
+
+def _explain(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "mend the permissions"}
+    todo = advice.get(error.errno or 0, "check the place")
+    return f"{where}{(error.strerror or str(error)).lower()}; {todo} and run the same command again"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
