@@ -161,7 +161,7 @@ def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
         return note.read_text().strip()
     try:
         digest = _hash_tensors(files)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the weights in {folder} are damaged ({error}); fetch or train them again") from error

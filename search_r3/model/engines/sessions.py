@@ -1,0 +1,263 @@
+"""A batch of rows with its keys and values: feed tokens, get the state after them. Two ways of running one LLM.
+
+`LlamaSession` is written out for the Llama family (Llama, SmolLM2, Qwen2, Mistral without a window): projections that
+read the same input are one matrix, the cache is allocated once, and the last layer computes only the positions that are
+asked for. `TransformersSession` runs any other decoder, or one whose adapter is still apart. Both give the same states
+(tested).
+
+Letters in shapes: B rows, L new tokens, T tokens in the cache, D dimension, H heads, K key-value heads, G = H / K,
+E dimension of a head, F width of the MLP, P tokens of the shared prefix, Q queries of one key-value head (G * L).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FAMILY = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
+"""Architectures that `LlamaSession` computes exactly."""
+Prefix = list[tuple[Tensor, Tensor]]
+"""Keys and values (1, K, P, E) of the shared prefix, a pair for each layer."""
+
+
+class Session(Protocol):
+    """A batch under way."""
+
+    def feed(self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None, last_B: Tensor | None) -> Tensor:
+        """Append tokens and return the states (B, D) after the final norm at column `last_B` (None: the last one).
+
+        `mask_BT` is 0 at columns of the cache that are padding, these tokens' columns included; None if none are.
+        """
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        ...
+
+    def prefix(self) -> Prefix:
+        """What is in the cache of the first row."""
+        ...
+
+
+class TransformersSession:
+    """Any transformers decoder, through its own forward pass and cache."""
+
+    def __init__(self, backbone: Any, prefix: Prefix, size: int) -> None:
+        from transformers import DynamicCache
+
+        self.backbone = backbone
+        self.cache = DynamicCache()
+        for index, (keys, values) in enumerate(prefix):
+            self.cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), index)
+
+    def feed(
+        self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
+    ) -> Tensor:
+        """See `Session.feed`."""
+        hidden_BLD = self.backbone(
+            input_ids=ids_BL,
+            attention_mask=mask_BT,
+            position_ids=position_BL,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        return _at(hidden_BLD, last_B)
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Session.keep`."""
+        self.cache.batch_select_indices(rows)
+
+    def prefix(self) -> Prefix:
+        """See `Session.prefix`."""
+        return [(layer.keys[:1], layer.values[:1]) for layer in self.cache.layers]
+
+
+@dataclass
+class Layer:
+    """One decoder layer's merged weights."""
+
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    gate_up: Tensor
+    down: Tensor
+    norm_attention: Tensor
+    norm_mlp: Tensor
+
+
+class LlamaSession:
+    """The Llama family's forward pass over merged weights and a cache of fixed size.
+
+    Args:
+        backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
+        layers: see `merge_projections`.
+        prefix: what the cache begins with; may be empty.
+        size: rows.
+        room: tokens a row that will be fed.
+    """
+
+    def __init__(self, backbone: Any, layers: list[Layer], prefix: Prefix, size: int, room: int) -> None:
+        self.backbone, self.layers = backbone, layers
+        config = backbone.config.get_text_config()
+        self.heads, self.groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+        self.head_dim = layers[0].out.shape[1] // config.num_attention_heads
+        self.eps = config.rms_norm_eps
+        self.length = prefix[0][0].shape[2] if prefix else 0
+        shape = (size, self.heads, self.length + room, self.head_dim)
+        weight = layers[0].qkv
+        self.keys = [weight.new_empty(shape) for _ in layers]
+        self.values = [weight.new_empty(shape) for _ in layers]
+        for index, (keys, values) in enumerate(prefix):
+            self.keys[index][:, :, : self.length] = keys
+            self.values[index][:, :, : self.length] = values
+
+    def feed(
+        self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
+    ) -> Tensor:
+        """See `Session.feed`."""
+        size, new = ids_BL.shape
+        hidden_BLD = self.backbone.embed_tokens(ids_BL)
+        cos_BLE, sin_BLE = self.backbone.rotary_emb(hidden_BLD, position_BL)
+        # rotate_half(x) * sin is x with its halves swapped, times sin with the first half negated.
+        half = self.head_dim // 2
+        sin_BLE = torch.cat([-sin_BLE[..., :half], sin_BLE[..., half:]], -1)
+        turn = cos_BLE[:, :, None], sin_BLE[:, :, None]
+        mask_BLT = self._mask(new, mask_BT, hidden_BLD.device)
+        for index in range(len(self.layers) - 1):
+            hidden_BLD = self._layer(index, hidden_BLD, turn, mask_BLT, None)
+        if new == 1:
+            last_B = None
+        elif last_B is None:
+            last_B = torch.full((size,), new - 1, device=ids_BL.device)
+        hidden_BLD = self._layer(len(self.layers) - 1, hidden_BLD, turn, mask_BLT, last_B)
+        self.length += new
+        return self._norm(hidden_BLD, self.backbone.norm.weight)[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Session.keep`."""
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+    def prefix(self) -> Prefix:
+        """See `Session.prefix`."""
+        end = self.length
+        return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
+
+    def _layer(
+        self,
+        index: int,
+        hidden_BLD: Tensor,
+        turn: tuple[Tensor, Tensor],
+        mask_BLT: Tensor | None,
+        last_B: Tensor | None,
+    ) -> Tensor:
+        layer, heads, groups = self.layers[index], self.heads, self.groups
+        size, new, _ = hidden_BLD.shape
+        qkv_BLD = functional.linear(self._norm(hidden_BLD, layer.norm_attention), layer.qkv, layer.qkv_bias)
+        qkv_BLHE = qkv_BLD.view(size, new, heads * (groups + 2), self.head_dim)
+        qk_BLHE, value_BLKE = qkv_BLHE.split([heads * (groups + 1), heads], 2)
+        half = self.head_dim // 2
+        swapped_BLHE = torch.cat([qk_BLHE[..., half:], qk_BLHE[..., :half]], -1)
+        qk_BLHE = (qk_BLHE * turn[0]).addcmul_(swapped_BLHE, turn[1])
+        query_BLHE, key_BLKE = qk_BLHE.split([heads * groups, heads], 2)
+
+        end = self.length + new
+        self.keys[index][:, :, self.length : end] = key_BLKE.transpose(1, 2)
+        self.values[index][:, :, self.length : end] = value_BLKE.transpose(1, 2)
+        if last_B is not None:
+            rows_B = torch.arange(size, device=last_B.device)
+            query_BLHE, hidden_BLD = query_BLHE[rows_B, last_B][:, None], hidden_BLD[rows_B, last_B][:, None]
+            if mask_BLT is not None:
+                mask_BLT = mask_BLT.expand(size, -1, -1)[rows_B, last_B][:, None]
+            new = 1
+        # The G heads that share keys become G * L queries of one head: nothing is repeated.
+        query_BKQE = query_BLHE.view(size, new, heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
+        query_BKQE = query_BKQE.reshape(size, heads, groups * new, self.head_dim)
+        attended_BKQE = functional.scaled_dot_product_attention(
+            query_BKQE,
+            self.keys[index][:, :, :end],
+            self.values[index][:, :, :end],
+            attn_mask=None if mask_BLT is None else mask_BLT.repeat(1, groups, 1)[:, None],
+        )
+        attended_BLD = attended_BKQE.view(size, heads, groups, new, self.head_dim).permute(0, 3, 1, 2, 4).flatten(2)
+        hidden_BLD = hidden_BLD + functional.linear(attended_BLD, layer.out, layer.out_bias)
+        gate_BLF, up_BLF = functional.linear(self._norm(hidden_BLD, layer.norm_mlp), layer.gate_up).chunk(2, -1)
+        return hidden_BLD + functional.linear(functional.silu(gate_BLF).mul_(up_BLF), layer.down)
+
+    def _norm(self, hidden_BLD: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(hidden_BLD, (hidden_BLD.shape[-1],), weight, self.eps)
+
+    def _mask(self, new: int, mask_BT: Tensor | None, device: torch.device) -> Tensor | None:
+        """Which of the T columns each new token sees, as a bool (1 or B, L, T); None where all see all."""
+        if new == 1:
+            return None if mask_BT is None else mask_BT.bool()[:, None]
+        causal_LT = torch.ones(new, self.length + new, dtype=torch.bool, device=device).tril(self.length)
+        if mask_BT is None:
+            return causal_LT[None]
+        # A padding column sees itself too: without a prefix it would see nothing, and a softmax over nothing is NaN.
+        own_LT = torch.eye(new, dtype=torch.bool, device=device)
+        own_LT = functional.pad(own_LT, (self.length, 0))
+        return causal_LT[None] & (mask_BT.bool()[:, None] | own_LT[None])
+
+
+def merge_projections(model: Any) -> list[Layer] | None:
+    """Merge q, k, v and gate, up of each layer of `model`; None where `LlamaSession` cannot run it.
+
+    The model's own weights become views of the merged ones: no memory is taken, and a change of one in place is seen in
+    the other.
+    """
+    if type(model).__name__ not in FAMILY:
+        return None
+    config = model.config.get_text_config()
+    if config.hidden_act != "silu" or _has_window(config):
+        return None
+    merged = []
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        q_k_v, gate_up = [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
+        linears = [*q_k_v, attention.o_proj, *gate_up, mlp.down_proj]
+        if any(type(linear) is not nn.Linear for linear in linears):  # an adapter, or a quantised matrix
+            return None
+        if any(linear.bias is not None for linear in [*gate_up, mlp.down_proj]):
+            return None
+        merged.append(
+            Layer(
+                qkv=_as_one([linear.weight for linear in q_k_v]),
+                qkv_bias=None if q_k_v[0].bias is None else _as_one([linear.bias for linear in q_k_v]),
+                out=attention.o_proj.weight.detach(),
+                out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.detach(),
+                gate_up=_as_one([linear.weight for linear in gate_up]),
+                down=mlp.down_proj.weight.detach(),
+                norm_attention=layer.input_layernorm.weight.detach(),
+                norm_mlp=layer.post_attention_layernorm.weight.detach(),
+            )
+        )
+    return merged
+
+
+def _has_window(config: Any) -> bool:
+    if hasattr(config, "use_sliding_window"):
+        return bool(config.use_sliding_window)
+    return getattr(config, "sliding_window", None) is not None
+
+
+def _as_one(parameters: Sequence[nn.Parameter]) -> Tensor:
+    with torch.no_grad():
+        whole = torch.cat([p.detach() for p in parameters])
+        start = 0
+        for parameter in parameters:
+            parameter.data = whole[start : start + len(parameter)]
+            start += len(parameter)
+    return whole
+
+
+def _at(hidden_BLD: Tensor, last_B: Tensor | None) -> Tensor:
+    if last_B is None:
+        return hidden_BLD[:, -1]
+    return hidden_BLD[torch.arange(len(last_B), device=last_B.device), last_B]

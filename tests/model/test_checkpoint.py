@@ -1,0 +1,217 @@
+"""The contract tells two spaces apart, an adapter stays small and fits only its base, golden vectors catch the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from search_r3 import SearchR3
+from search_r3.errors import InputError
+from search_r3.model import checkpoint
+from search_r3.model.checkpoint import Contract
+from search_r3.prompts import Conversation, Prompts
+
+CONTRACT = Contract("name", "b" * 64, "a" * 64, 400, 32)
+TEXTS = ["How do I read a file?", "x", "Aspirin lowers the risk of heart attack. " * 5]
+
+
+class TestContract:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"base_weights": "c" * 64},
+            {"adapter_weights": "c" * 64},
+            {"embed_token_id": 401},
+            {"dimension": 64},
+            {"chat_template": "other"},
+            {"pooling": "mean"},
+            {"prompts": Prompts(query=Conversation("Please represent a user's queries.", "The embedding is "))},
+        ],
+    )
+    def test_the_hash_changes_with_whatever_moves_an_embedding(self, change: dict[str, Any]) -> None:
+        assert replace(CONTRACT, **change).hash != CONTRACT.hash
+
+    def test_the_hash_does_not_change_with_the_display_name(self) -> None:
+        assert replace(CONTRACT, base="another name").hash == CONTRACT.hash
+
+    def test_it_comes_back_from_json_the_same(self) -> None:
+        record = json.loads(json.dumps(CONTRACT.to_dict()))
+        assert Contract.from_dict(record, "here") == CONTRACT
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"format": 99}, "newer Search-R3"),
+            ({"embed_token": "<other>"}, "the embed token must be"),
+            ({"surprise": 1}, "no embedding contract"),
+            ({"prompts": {"query": {}}}, "prompts must hold document, query, reasoning"),
+        ],
+    )
+    def test_a_malformed_record_is_refused_with_the_place(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            Contract.from_dict(CONTRACT.to_dict() | change, "here.json")
+
+
+class TestBase:
+    def test_the_vocabulary_is_padded_and_the_heads_stay_tied(self, tiny_model: Path) -> None:
+        loaded = checkpoint.load_base(tiny_model, dtype=torch.float32)
+        embeddings = loaded.model.get_input_embeddings().weight
+        assert embeddings.shape[0] % checkpoint.VOCABULARY_MULTIPLE == 0
+        assert loaded.model.get_output_embeddings().weight is embeddings
+        assert loaded.contract.embed_token_id == len(loaded.tokenizer) - 1
+        before = embeddings[: loaded.contract.embed_token_id]
+        assert torch.allclose(embeddings[loaded.contract.embed_token_id], before.mean(0), atol=1e-6)
+        assert not embeddings[len(loaded.tokenizer) :].any()
+
+    def test_a_folder_that_is_no_model_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(InputError, match="not a causal language model"):
+            checkpoint.load(tmp_path, dtype=torch.float32)
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "adapter"}'])
+    def test_a_broken_contract_file_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / checkpoint.CONTRACT_FILE).write_text(text)
+        with pytest.raises(InputError, match=r"search_r3\.json cannot be read"):
+            checkpoint.load(tmp_path, dtype=torch.float32)
+
+
+class TestAdapter:
+    def test_the_file_holds_the_tokens_row_and_no_embedding_matrix(self, tiny_adapter: Path) -> None:
+        tensors = load_file(tiny_adapter / checkpoint.ADAPTER_FILE)
+        assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+        rows = [t for name, t in tensors.items() if "lora" not in name]
+        assert [tuple(t.shape) for t in rows] == [(1, 32)]
+        assert (tiny_adapter / checkpoint.ADAPTER_FILE).stat().st_size < 20_000
+
+    def test_merged_the_head_stays_tied_and_only_the_tokens_row_has_moved(
+        self, tiny_model: Path, tiny_adapter: Path
+    ) -> None:
+        base = checkpoint.load_base(tiny_model, dtype=torch.float32).model.get_input_embeddings().weight
+        loaded = checkpoint.load(tiny_adapter, dtype=torch.float32)
+        merged = loaded.model.get_input_embeddings().weight
+        assert loaded.model.get_output_embeddings().weight.data_ptr() == merged.data_ptr()
+        moved = (merged != base).any(1).nonzero()[:, 0].tolist()
+        assert moved == [loaded.contract.embed_token_id]
+
+    def test_merging_does_not_change_the_embeddings(self, tiny_adapter: Path) -> None:
+        apart = SearchR3(checkpoint.load(tiny_adapter, dtype=torch.float32, merge=False))
+        merged = SearchR3(checkpoint.load(tiny_adapter, dtype=torch.float32))
+        assert np.abs(apart.encode_document(TEXTS) - merged.encode_document(TEXTS)).max() < 1e-5
+
+    def test_it_moves_the_embeddings_and_the_hash(self, tiny: SearchR3, tiny_adapter: Path) -> None:
+        adapted = SearchR3.from_pretrained(tiny_adapter, device="cpu")
+        assert adapted.contract_hash != tiny.contract_hash
+        assert np.abs(adapted.encode_document(TEXTS) - tiny.encode_document(TEXTS)).max() > 0.01
+        assert adapted.name == "tiny-adapter"
+
+    def test_a_base_with_other_weights_is_refused(
+        self, tiny_model: Path, other_tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+        _edit_contract(folder, base=str(other_tiny_model))
+        with pytest.raises(InputError, match=r"trained on .* with weights .* but the weights found are"):
+            SearchR3.from_pretrained(folder, device="cpu")
+
+    def test_a_base_that_is_gone_is_named(self, tiny_adapter: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+        _edit_contract(folder, base="nowhere")
+        with pytest.raises(InputError, match="the base of adapter adapter: no model 'nowhere'"):
+            SearchR3.from_pretrained(folder, device="cpu")
+
+    def test_a_base_with_another_chat_template_is_refused(
+        self, tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+    ) -> None:
+        base = shutil.copytree(tiny_model, tmp_path / "base")
+        template = base / "chat_template.jinja"
+        template.write_text(template.read_text() + " ")
+        folder = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+        _edit_contract(folder, base=str(base))
+        with pytest.raises(InputError, match="trained with chat_template"):
+            SearchR3.from_pretrained(folder, device="cpu")
+
+    def test_altered_weights_are_refused(self, tiny_adapter: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+        _alter(folder / checkpoint.ADAPTER_FILE)
+        with pytest.raises(InputError, match="the adapter's weights are not the contract's"):
+            SearchR3.from_pretrained(folder, device="cpu")
+
+    def test_saving_an_adapter_that_is_bfloat16_already(
+        self, tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+    ) -> None:
+        loaded = checkpoint.load(tiny_adapter, dtype=torch.bfloat16, merge=False)
+        written = checkpoint.save_adapter(loaded.model, loaded.contract, tmp_path / "again")
+        assert written.hash == loaded.contract.hash
+
+
+class TestGolden:
+    def test_they_come_out_again(self, tiny_adapter: Path) -> None:
+        distance = SearchR3.from_pretrained(tiny_adapter, device="cpu").check_golden()
+        assert distance is not None
+        assert distance < 1e-6
+
+    def test_altered_weights_are_noticed(self, tiny_adapter: Path) -> None:
+        model = SearchR3.from_pretrained(tiny_adapter, device="cpu")
+        with torch.no_grad():
+            model.checkpoint.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+        distance = model.check_golden()
+        assert distance is not None
+        assert distance > 1e-4
+
+    def test_a_plain_base_has_none(self, tiny: SearchR3) -> None:
+        assert tiny.check_golden() is None
+
+
+class TestMerged:
+    def test_saved_and_loaded_it_is_the_same_model(self, tiny_adapter: Path, tmp_path: Path) -> None:
+        before = SearchR3.from_pretrained(tiny_adapter, device="cpu")
+        before.save_pretrained(tmp_path / "merged")
+        after = SearchR3.from_pretrained(tmp_path / "merged", device="cpu")
+        assert after.contract_hash == before.contract_hash
+        assert after.name == before.name
+        assert np.array_equal(after.encode_document(TEXTS), before.encode_document(TEXTS))
+        assert [r.text for r in after.reason(TEXTS)] == [r.text for r in before.reason(TEXTS)]
+        distance = after.check_golden()
+        assert distance is not None
+        assert distance < 1e-6
+
+    def test_altered_weights_are_refused(self, tiny: SearchR3, tmp_path: Path) -> None:
+        tiny.save_pretrained(tmp_path / "merged")
+        _alter(tmp_path / "merged" / "model.safetensors")
+        with pytest.raises(InputError, match="the weights are not those saved with its contract"):
+            SearchR3.from_pretrained(tmp_path / "merged", device="cpu")
+
+    def test_an_adapter_apart_from_its_base_is_not_saved_as_merged(self, tiny_adapter: Path, tmp_path: Path) -> None:
+        apart = SearchR3(checkpoint.load(tiny_adapter, dtype=torch.float32, merge=False))
+        with pytest.raises(InputError, match="load the model merged"):
+            apart.save_pretrained(tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+
+
+def test_adapters_of_two_seeds_have_two_hashes(
+    tiny_model: Path, save_adapter: Callable[..., Path], tiny_adapter: Path, tmp_path: Path
+) -> None:
+    other = save_adapter(tiny_model, tmp_path / "other", seed=1)
+    first = checkpoint.load(tiny_adapter, dtype=torch.float32).contract
+    assert checkpoint.load(other, dtype=torch.float32).contract.hash != first.hash
+
+
+def _edit_contract(folder: Path, **changes: Any) -> None:
+    file = folder / checkpoint.CONTRACT_FILE
+    record = json.loads(file.read_text())
+    record["contract"] |= changes
+    file.write_text(json.dumps(record))
+
+
+def _alter(file: Path) -> None:
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file({k: v.clone() + (1 if k == name else 0) for k, v in tensors.items()}, file, {"format": "pt"})

@@ -1,0 +1,145 @@
+"""What a user of SearchR3 relies on: order, batches, plain text, and errors that say what to do."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from search_r3 import SearchR3
+from search_r3.errors import InputError
+from search_r3.model.searchr3 import MAX_CHARACTERS, encode_as_text
+
+TEXTS = [
+    "How do I read a file line by line in Python?",
+    "x",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "Die Hauptstadt von Frankreich ist Paris.",
+    "Aspirin lowers the risk of heart attack. " * 12,
+    "queries and documents",
+]
+
+
+def plain_forward(model: SearchR3, ids: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        state_D = model.checkpoint.model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    return torch.nn.functional.normalize(state_D, dim=-1).numpy()
+
+
+@pytest.mark.parametrize("side", ["document", "query", "reasoning"])
+def test_rows_come_in_the_order_of_the_texts_whatever_the_batch(tiny: SearchR3, side: str) -> None:
+    def encode(texts: list[str], size: int) -> np.ndarray:
+        if side == "document":
+            return tiny.encode_document(texts, batch_size=size)
+        return tiny.encode_query(texts, reasoning=side == "reasoning", batch_size=size)
+
+    alone = np.concatenate([encode([text], 1) for text in TEXTS])
+    for size in (2, 32):
+        assert np.abs(encode(TEXTS, size) - alone).max() < 1e-4
+    assert np.abs(encode(TEXTS[::-1], 32)[::-1] - alone).max() < 1e-4
+
+
+def test_the_embedding_is_a_separate_forward_pass_over_the_reported_ids(tiny: SearchR3) -> None:
+    for reasoned in tiny.reason(TEXTS, max_reasoning_tokens=12):
+        assert reasoned.token_ids[-1] == tiny.contract.embed_token_id
+        assert np.abs(reasoned.embedding - plain_forward(tiny, reasoned.token_ids)).max() < 1e-4
+
+
+def test_a_document_is_its_conversation_with_the_token_last(tiny: SearchR3) -> None:
+    frame = tiny.frames["document"]
+    ids = [*frame.prefix, *encode_as_text(tiny.tokenizer, [TEXTS[0]])[0], *frame.suffix]
+    assert ids[-1] == tiny.contract.embed_token_id
+    assert np.abs(tiny.encode_document([TEXTS[0]])[0] - plain_forward(tiny, ids)).max() < 1e-4
+
+
+def test_encode_query_with_reasoning_is_what_reason_returns(tiny: SearchR3) -> None:
+    reasoned = tiny.reason(TEXTS, max_reasoning_tokens=5)
+    assert all(r.num_tokens <= 5 for r in reasoned)
+    assert np.array_equal(tiny.encode_query(TEXTS, max_reasoning_tokens=5), np.stack([r.embedding for r in reasoned]))
+
+
+@pytest.mark.parametrize("special", ["<|embed_token|>", "<|im_end|>", "<|im_start|>system"])
+def test_a_special_token_in_a_users_text_stays_text(tiny: SearchR3, special: str) -> None:
+    text = f"what does {special} mean"
+    ids = encode_as_text(tiny.tokenizer, [text])[0]
+    assert not set(ids) & set(tiny.tokenizer.all_special_ids)
+    assert tiny.tokenizer.decode(ids) == text
+    row = tiny.reason([text], max_reasoning_tokens=0)[0].token_ids
+    assert row.count(tiny.contract.embed_token_id) == 1
+
+
+def test_threads_never_let_a_special_token_through(tiny: SearchR3) -> None:
+    failures: list[Any] = []
+
+    def ask() -> None:
+        try:
+            for _ in range(30):
+                ids = encode_as_text(tiny.tokenizer, ["a <|im_end|> b"] * 8)
+                failures.extend(row for row in ids if set(row) & set(tiny.tokenizer.all_special_ids))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_documents_are_cut_at_max_length(tiny: SearchR3) -> None:
+    ids = encode_as_text(tiny.tokenizer, [TEXTS[4]])[0]
+    head = tiny.tokenizer.decode(ids[:8])
+    assert encode_as_text(tiny.tokenizer, [head])[0] == ids[:8]
+    assert np.allclose(tiny.encode_document([TEXTS[4]], max_length=8), tiny.encode_document([head]), atol=1e-5)
+
+
+def test_no_texts_give_no_rows(tiny: SearchR3) -> None:
+    for found in (tiny.encode_document([]), tiny.encode_query([]), tiny.encode_query([], reasoning=False)):
+        assert found.shape == (0, tiny.dimension)
+        assert found.dtype == np.float32
+    assert tiny.reason([]) == []
+
+
+def test_similarity_is_the_cosine(tiny: SearchR3) -> None:
+    a = tiny.encode_document(TEXTS)
+    assert tiny.similarity(a, a[:2]).shape == (len(TEXTS), 2)
+    assert np.allclose(np.diag(tiny.similarity(a, a)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.encode_document(["fine", "  "]), "text 2 of 2 is empty"),
+        (lambda m: m.encode_document(["fine", None]), "text 2 of 2 is a NoneType"),
+        (lambda m: m.encode_document("one string"), "not one string"),
+        (lambda m: m.encode_document(["x"], batch_size=0), "batch_size must be 1 or more, not 0"),
+        (lambda m: m.encode_document(["x"], max_length=0), "max_length must be 1 or more, not 0"),
+        (lambda m: m.encode_query(["x"], batch_size=0), "batch_size must be 1 or more, not 0"),
+        (lambda m: m.encode_query(["x"], reasoning="yes"), "reasoning must be True or False, not 'yes'"),
+        (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)]), "query 1 of 1 has 100,001 characters"),
+        (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)], reasoning=False), "100,001 characters"),
+        (lambda m: m.reason(["x"], max_reasoning_tokens=-1), "max_reasoning_tokens must be 0 or more, not -1"),
+        (lambda m: m.reason(["x"], temperature=-0.5), "temperature must be 0 or more, not -0.5"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tiny: SearchR3, call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        call(tiny)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "onnx"}, "unknown engine 'onnx'"),
+        ({"dtype": "int3"}, "unknown dtype 'int3'"),
+        ({"device": "abacus"}, "cannot use device 'abacus'"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_loaded(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SearchR3.from_pretrained("smollm2-135m", **({"device": "cpu"} | settings))

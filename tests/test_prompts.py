@@ -1,0 +1,77 @@
+"""The conversations: what is hashed, what is rendered, what a base model must bring."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_r3.errors import InputError
+from search_r3.model.checkpoint import add_embed_token
+from search_r3.prompts import EMBED_TOKEN, Conversation, Prompts, render
+
+
+@pytest.fixture
+def tokenizer(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tiny_model)
+    add_embed_token(loaded)
+    return loaded
+
+
+def test_a_given_answer_ends_with_the_embed_token(tokenizer: Any) -> None:
+    frame = render(Prompts().document, tokenizer, give_answer=True)
+    assert frame.suffix[-1] == tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
+    whole = tokenizer.decode([*frame.prefix, *tokenizer.encode("TEXT", add_special_tokens=False), *frame.suffix])
+    assert whole == (
+        "<|im_start|>system\nPlease represent documents.<|im_end|>\n<|im_start|>user\nTEXT<|im_end|>\n"
+        "<|im_start|>assistant\nThe embedding is<|embed_token|>"
+    )
+
+
+def test_a_reasoning_frame_stops_where_the_assistant_begins(tokenizer: Any) -> None:
+    frame = render(Prompts().reasoning, tokenizer, give_answer=False)
+    assert tokenizer.convert_tokens_to_ids(EMBED_TOKEN) not in frame.prefix + frame.suffix
+    assert tokenizer.decode(frame.suffix) == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_blank_before_the_embed_token_belongs_to_it(tokenizer: Any) -> None:
+    with_blank = tokenizer.encode(f"is {EMBED_TOKEN}", add_special_tokens=False)
+    assert with_blank == tokenizer.encode(f"is{EMBED_TOKEN}", add_special_tokens=False)
+
+
+def test_the_three_conversations_differ() -> None:
+    prompts = Prompts()
+    assert len({prompts.document.system, prompts.query.system, prompts.reasoning.system}) == 3
+
+
+def test_prompts_come_back_from_a_dictionary_the_same() -> None:
+    prompts = replace(Prompts(), query=Conversation("Represent.", "It is "))
+    assert Prompts.from_dict(prompts.to_dict()) == prompts
+
+
+@pytest.mark.parametrize("broken", [{}, {"query": {"system": "x"}}, {"document": 1, "query": 1, "reasoning": 1}])
+def test_broken_prompts_are_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="prompts must hold document, query, reasoning"):
+        Prompts.from_dict(broken)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('System role not supported') }}", "refuses our conversation: System role not supported"),
+        ("{{ messages[0]['content'] }}", "must show the user's text once"),
+        ("{{ messages[1]['content'] | lower }}", "must show the user's text once"),
+        ("{{ messages[1]['content'] }}{{ messages[1]['content'] }}", "must show the user's text once"),
+    ],
+)
+def test_a_base_whose_template_cannot_hold_our_conversation_is_refused(
+    tokenizer: Any, template: str | None, message: str
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=message):
+        render(Prompts().query, tokenizer, give_answer=True)
