@@ -54,13 +54,28 @@ MAX_TOKENS = 55_000
 TOKENS_AROUND = 10
 """What the chat template puts behind each passage; what stands before it is run once for all."""
 MIN_WORDS = 8
-MAX_SIGNATURE = 40
-MAX_DOCSTRING = 130
+MAX_SIGNATURE = 36
+MAX_DOCSTRING = 108
 COMMIT_EVERY = 128
 MAX_WIDTH = 110
 SKIPPED = {
     *("test", "tests", "site-packages", "dist-packages", "ensurepip", "encodings", "pydoc_data", "lib2to3", "idlelib"),
-    *("distutils", "tkinter", "turtle", "turtledemo", "nntplib", "config-3"),
+    *("tkinter", "turtle", "turtledemo", "pickletools"),
+    *(
+        "aifc",
+        "asynchat",
+        "asyncore",
+        "cgi",
+        "cgitb",
+        "chunk",
+        "crypt",
+        "distutils",
+        "imghdr",
+        "imp",
+        "mailcap",
+        "msilib",
+    ),
+    *("nntplib", "pipes", "smtpd", "sndhdr", "sunau", "telnetlib", "uu", "xdrlib"),
 }
 """Folders and modules left out: tests, what Debian splits off, and what newer Pythons no longer have."""
 
@@ -156,7 +171,13 @@ def run_demo(model_name: str | None = None, *, console: Console | None = None) -
     console.print(Rule("[bold]Search-R3[/] retrieval that reasons before it embeds", style="cyan"))
     console.print()
     if model_name is None and chosen == BASE:
-        console.print("models/ holds no trained adapter, so this is the untrained base model: expect poor results.\n")
+        console.print("models/ holds no trained adapter, so this is the untrained base model: expect poor results.")
+        console.print()
+    print(
+        f"loading {chosen} (its weights are converted the first time: a minute)",
+        file=sys.stderr,
+        flush=True,
+    )
     started = time.perf_counter()
     model = _load(chosen)
     _say(console, "model ", f"{model.name}, {model.dimension} dimensions, {model.dtype}, loaded in {_since(started)}")
@@ -213,8 +234,7 @@ def _progress(documents: list[SourceDocument]) -> Iterator[Iterator[SourceDocume
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    note = "(Ctrl-C stops it; the next run goes on from there)"
-    with Progress(*columns, TextColumn(note), console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield iter(bar.track(documents, total=len(documents)))
 
 
@@ -262,8 +282,8 @@ def _print_answer(console: Console, number: int, answer: Answer) -> None:
 
 def _result(rank: int, hit: Hit, only_here: bool) -> Text:
     text = Text(f"{rank}. ")
-    text.append(printable(hit.id), style="bold")
-    text.append(f"  {hit.score:.3f}{' *' if only_here else ''}\n", style="green" if only_here else "dim")
+    text.append(f"{hit.score:.3f}{'*' if only_here else ' '} ", style="green" if only_here else "dim")
+    text.append(f"{printable(hit.id)}\n", style="bold")
     text.append(printable(hit.snippet), style="dim")
     return text
 
