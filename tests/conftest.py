@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like `tiny_model`, with other weights: another checkpoint of the same shape."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other-llama", seed=1)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[..., Path]:
+    """`save_tiny_model(folder, seed=0, *, chat_template=True)`, for tests that need a model with something wrong."""
+    return save_tiny_model

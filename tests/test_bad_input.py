@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny_model
 
 from search_r3.cli import main
 
@@ -34,6 +33,7 @@ class Place:
     folder: Path
     model: Path
     other_model: Path
+    make_model: Callable[..., Path]
     patch: pytest.MonkeyPatch
 
     def file(self, name: str, content: str | bytes | list[dict]) -> str:
@@ -252,7 +252,7 @@ def a_model_with_truncated_weights(place):
 
 @case("chat template", "instruction-tuned")
 def a_model_without_a_chat_template(place):
-    return [*place.documents(), "--model", str(save_tiny_model(place.folder / "plain", chat_template=False))]
+    return [*place.documents(), "--model", str(place.make_model(place.folder / "plain", chat_template=False))]
 
 
 @case("NaN", "nothing of this batch was written")
@@ -451,12 +451,12 @@ def a_group_without_its_command(place):
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_gets_one_clear_line_and_exit_code_2(
-    name: str, tmp_path: Path, tiny_model: Path, other_tiny_model: Path, monkeypatch, capfd
+    name: str, tmp_path: Path, tiny_model: Path, other_tiny_model: Path, make_tiny_model, monkeypatch, capfd
 ):
     make, expected = CASES[name]
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        command = make(Place(tmp_path, tiny_model, other_tiny_model, patch))
+        command = make(Place(tmp_path, tiny_model, other_tiny_model, make_tiny_model, patch))
         capfd.readouterr()
         code = main(command)
     out, err = capfd.readouterr()
