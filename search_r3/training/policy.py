@@ -1,0 +1,193 @@
+"""The trainable model: one forward pass gives embeddings at the embed token and logits on the assistant's turn.
+
+Rows are what follows a conversation's shared prefix; the prefix is run once a conversation and step, with gradient.
+Letters in shapes: B rows, L tokens of a row, P of the prefix, T chosen positions, V vocabulary, D dimension.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from search_r3.errors import InputError
+from search_r3.model.checkpoint import Checkpoint
+from search_r3.training.config import LoraSettings
+
+
+@dataclass
+class Rows:
+    """Rows of one conversation, each ending with the embed token.
+
+    Attributes:
+        prefix: token ids shared by all rows.
+        rows: what follows the prefix, one list a row, the embed token last.
+        answers: how many of a row's last tokens the assistant says (the embed token included); the positions that
+            predict them give logits. 0 wants none.
+    """
+
+    prefix: Sequence[int]
+    rows: list[list[int]]
+    answers: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all, without padding; the prefix counts once."""
+        return len(self.prefix) + sum(map(len, self.rows))
+
+
+@dataclass
+class Encoded:
+    """What `Policy` returns for `Rows`: unit embeddings, and logits in the order of rows, then positions.
+
+    Attributes:
+        embedding_BD: float32, L2-normalised.
+        logits_TV: on the positions that predict the assistant's tokens; None where none are wanted.
+        base_logits_TV: the same positions by the base model (adapter off), without gradient; None unless asked for.
+        target_T: the tokens that should be predicted there.
+    """
+
+    embedding_BD: Tensor
+    logits_TV: Tensor | None = None
+    base_logits_TV: Tensor | None = None
+    target_T: Tensor | None = None
+
+
+class Policy(nn.Module):
+    """A PEFT causal LM seen as an embedder and a language model at once.
+
+    `forward` takes everything that a step needs, so that DDP and FSDP see one call.
+    """
+
+    def __init__(self, model: Any, embed_id: int, vocabulary: int, chunk_size: int = 32) -> None:
+        """`vocabulary`: ids from here on are padding rows, cut off the logits; `chunk_size`: rows a backbone call."""
+        super().__init__()
+        self.model = model
+        self.embed_id = embed_id
+        self.tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+        self.vocabulary = vocabulary
+        self.chunk_size = chunk_size
+
+    def forward(self, parts: dict[str, Rows], with_base: Sequence[str] = ()) -> dict[str, Encoded]:
+        """Encode each part; those named in `with_base` also get the base model's logits."""
+        out = {}
+        for name, rows in parts.items():
+            embedding_BD, hidden_TD, target_T = self._encode(rows)
+            out[name] = Encoded(embedding_BD, target_T=target_T)
+            if hidden_TD is not None:
+                out[name].logits_TV = self._logits(hidden_TD)
+            if name in with_base and hidden_TD is not None:
+                with torch.no_grad(), self.model.disable_adapter():
+                    _, base_TD, _ = self._encode(rows)
+                    out[name].base_logits_TV = self._logits(base_TD)
+        return out
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model inside the PEFT model, adapters in place."""
+        return self.model.get_base_model()
+
+    def _token_row(self) -> Tensor | None:
+        """The embed token's trained row, (1, D); None while the adapter is off.
+
+        PEFT writes it into a copy of the whole matrix at every call, and so takes a gradient for the whole matrix:
+        on a small model most of a step. Here the frozen matrix is used as it is, and the one row is put in its place.
+        """
+        wrapper = self.causal_lm.get_input_embeddings()
+        adapter = wrapper.token_adapter
+        if wrapper.disable_adapters or adapter.disable_adapters:
+            return None
+        return adapter.trainable_tokens_delta[adapter.active_adapters[0]]
+
+    def _frozen_rows(self, layer: Any) -> Tensor:
+        while hasattr(layer, "token_adapter"):
+            layer = layer.original_module
+        return layer.weight
+
+    def _inputs(self, ids_BL: Tensor) -> Tensor:
+        rows_BLD = nn.functional.embedding(ids_BL, self._frozen_rows(self.causal_lm.get_input_embeddings()))
+        row_1D = self._token_row()
+        if row_1D is None:
+            return rows_BLD
+        return torch.where((ids_BL == self.embed_id)[..., None], row_1D[0].to(rows_BLD.dtype), rows_BLD)
+
+    def _logits(self, hidden_TD: Tensor) -> Tensor:
+        head_VD = self._frozen_rows(self.causal_lm.get_output_embeddings())[: self.vocabulary]
+        logits_TV = nn.functional.linear(hidden_TD, head_VD)
+        row_1D = self._token_row()
+        if row_1D is None or not self.tied:
+            return logits_TV
+        own_T = nn.functional.linear(hidden_TD, row_1D)[:, 0].to(logits_TV.dtype)
+        return logits_TV.index_copy(1, torch.tensor([self.embed_id], device=logits_TV.device), own_T[:, None])
+
+    def _encode(self, part: Rows) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        device = next(self.model.parameters()).device
+        backbone = self.causal_lm.get_decoder()
+        prefix = DynamicCache()
+        prefix_1P = torch.tensor([list(part.prefix)], device=device)
+        backbone(inputs_embeds=self._inputs(prefix_1P), past_key_values=prefix, use_cache=True)
+        order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
+        embedding: list[Tensor] = [torch.empty(0)] * len(order)
+        hidden: list[Tensor] = [torch.empty(0)] * len(order)
+        for start in range(0, len(order), self.chunk_size):
+            chosen = order[start : start + self.chunk_size]
+            longest = len(part.rows[chosen[0]])
+            ids_BL = torch.tensor([part.rows[i] + [0] * (longest - len(part.rows[i])) for i in chosen], device=device)
+            cache = DynamicCache()
+            for index, layer in enumerate(prefix.layers):
+                keys, values = layer.keys.expand(len(chosen), -1, -1, -1), layer.values.expand(len(chosen), -1, -1, -1)
+                cache.update(keys, values, index)
+            position_BL = (len(part.prefix) + torch.arange(longest, device=device))[None].expand_as(ids_BL)
+            # Padding is on the right, where causality keeps every real position from seeing it: no mask is needed.
+            hidden_BLD = backbone(
+                inputs_embeds=self._inputs(ids_BL), position_ids=position_BL, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+            for line, i in enumerate(chosen):
+                last = len(part.rows[i]) - 1
+                embedding[i] = hidden_BLD[line, last]
+                hidden[i] = hidden_BLD[line, last - part.answers[i] : last]
+        embedding_BD = nn.functional.normalize(torch.stack(embedding).float(), dim=-1)
+        if not any(part.answers):
+            return embedding_BD, None, None
+        target = [token for row, n in zip(part.rows, part.answers, strict=True) for token in row[len(row) - n :]]
+        return embedding_BD, torch.cat(hidden), torch.tensor(target, device=device)
+
+
+def add_lora(checkpoint: Checkpoint, lora: LoraSettings) -> Any:
+    """Wrap the checkpoint's causal LM in a LoRA adapter that also trains the embed token's row.
+
+    Raises:
+        InputError: the target modules are not in this model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.target_modules
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if targets == "all-linear" or isinstance(targets, list) else targets.split(","),
+        trainable_token_indices=[checkpoint.contract.embed_token_id],
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(checkpoint.model, settings)
+    except ValueError as error:
+        raise InputError(f"lora.target_modules {targets!r} does not fit this model: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module):
+    """Evaluation mode without gradients; the mode is put back afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
