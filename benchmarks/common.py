@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -89,10 +88,15 @@ def write_report(name: str, figures: dict[str, Any], *, device: str, seed: int, 
     return target
 
 
-def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A plain table on standard output, readable in a log."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    print(f"\n{title}")
-    for row in [header, ["-" * w for w in widths], *rows]:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
-    sys.stdout.flush()
+class Table:
+    """A plain table on standard output, a row as soon as it is measured."""
+
+    def __init__(self, title: str, *header: str) -> None:
+        self.widths = [max(len(cell), 9) for cell in header]
+        print(f"\n{title}")
+        self.row(*header)
+        self.row(*("-" * width for width in self.widths))
+
+    def row(self, *cells: str) -> None:
+        """Print one row."""
+        print("  ".join(c.ljust(w) for c, w in zip(cells, self.widths, strict=True)).rstrip(), flush=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Comparison, print_table, side_by_side, write_report
+from common import Comparison, Table, side_by_side, write_report
 
 from search_r3 import SearchR3
 from search_r3.data.beir import find_dataset, load_beir
@@ -68,7 +68,9 @@ def parse() -> argparse.Namespace:
 def documents(model: SearchR3, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Documents per second against sentence-transformers: same backbone, ids, last-token pooling, batch of 32."""
     peer = sentence_transformer(model, folder, options.device)
-    figures, table = {}, []
+    figures = {}
+    header = ("texts", "n", "tokens", "ours/s", "peer/s", "ratio (min-max) ", "goal      ", "max cosine distance")
+    table = Table("documents per second; peer: sentence-transformers", *header)
     for name, texts in document_sets(model, options).items():
 
         def ours(texts: list[str] = texts) -> np.ndarray:
@@ -89,9 +91,7 @@ def documents(model: SearchR3, folder: Path, options: argparse.Namespace) -> dic
             "goal": GOALS[name],
         }
         cells = speeds(measured, len(texts), GOALS[name])
-        table.append([name, str(len(texts)), f"{tokens:.0f}", *cells, f"{distance:.0e}"])
-    header = ["texts", "n", "tokens", "ours/s", "peer/s", "ratio (min-max)", "goal", "max cosine distance"]
-    print_table("documents per second; peer: sentence-transformers", header, table)
+        table.row(name, str(len(texts)), f"{tokens:.0f}", *cells, f"{distance:.0e}")
     return figures
 
 
@@ -145,7 +145,19 @@ def reasoning(model: SearchR3, folder: Path, options: argparse.Namespace) -> dic
     dev = load_beir(find_dataset("cosqa", options.data), "dev")
     queries = random.Random(SEED).sample(sorted(dev.queries.values()), BATCH)
     two_pass = TwoPass(model, folder, options.device, options.budget)
-    figures, table = {}, []
+    figures = {}
+    header = (
+        "",
+        "n",
+        "tokens",
+        "ours/s",
+        "peer/s",
+        "ratio (min-max) ",
+        "goal      ",
+        "same text",
+        "max cosine distance",
+    )
+    table = Table("reasoned queries per second; peer: generate, then encode again", *header)
     for size, texts in ((1, queries[: options.queries]), (BATCH, queries)):
         name = f"batch {size}"
 
@@ -171,9 +183,7 @@ def reasoning(model: SearchR3, folder: Path, options: argparse.Namespace) -> dic
         }
         cells = speeds(measured, len(texts), GOALS[name])
         agreement = [f"{sum(same)}/{len(same)}", f"{max(distances, default=float('nan')):.0e}"]
-        table.append([name, str(len(texts)), f"{figures[name]['mean_analysis_tokens']}", *cells, *agreement])
-    header = ["", "n", "tokens", "ours/s", "peer/s", "ratio (min-max)", "goal", "same analysis", "max cosine distance"]
-    print_table("reasoned queries per second; peer: generate, then encode again", header, table)
+        table.row(name, str(len(texts)), f"{figures[name]['mean_analysis_tokens']}", *cells, *agreement)
     return figures
 
 
