@@ -51,7 +51,7 @@ class TransformersSession:
         from transformers import DynamicCache
 
         self.backbone = backbone
-        self.cache = DynamicCache()
+        self.cache: Any = DynamicCache()
         for index, (keys, values) in enumerate(prefix):
             self.cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), index)
 
@@ -74,7 +74,8 @@ class TransformersSession:
 
     def prefix(self) -> Prefix:
         """See `Session.prefix`."""
-        return [(layer.keys[:1], layer.values[:1]) for layer in self.cache.layers]
+        layers: list[Any] = self.cache.layers
+        return [(layer.keys[:1], layer.values[:1]) for layer in layers]
 
 
 @dataclass
