@@ -99,7 +99,7 @@ def rarity(texts: Iterable[str]) -> dict[str, float]:
 
 
 def best(pair: TrainingPair, drafts: Sequence[str], weight: dict[str, float]) -> str | None:
-    """The draft with the most rare words of the positive that the query lacks, per word of its own; None if all have none."""
+    """The draft that says most of the positive's rare words that the query lacks, for its length; else None."""
     wanted = words(pair.positive) - words(pair.query)
 
     def gain(draft: str) -> float:

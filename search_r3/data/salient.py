@@ -8,7 +8,7 @@ trained behind it does not learn to trust it blindly. (Relevance-model feedback,
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,12 +20,19 @@ OWN_WEIGHT = 0.5
 """How much the pair's own document counts against the mean of its query's neighbours."""
 _TERM = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*")
 _PLAIN = frozenset(
-    "the and for with that this from are was were not but can may its into than then has have had been which when where "
-    "who will would should could between these those their there also other such only more most some any each all both "
-    "def self return returns none true false elif else try except raise import args kwargs str int float bool len isinstance "
-    "print lambda class pass yield assert param params parameters type types value values name list dict tuple set get "
-    "using used use whether given if in is it of on or to by as at an be we our you they do does".split()
+    re.findall(
+        r"\w+",
+        """
+    the and for with that this from are was were not but can may its into than then has have had been which when
+    where who will would should could between these those their there also other such only more most some any each
+    all both def self return returns none true false elif else try except raise import args kwargs str int float
+    bool len isinstance print lambda class pass yield assert param params parameters type types value values name
+    list dict tuple set get using used use whether given if in is it of on or to by as at an be we our you they do
+    does
+    """,
+    )
 )
+"""Words of prose and of Python that say nothing of a topic."""
 
 
 def write_salient(pairs: Sequence[TrainingPair], share: float = 1.0, terms: int = 6) -> list[TrainingPair]:
@@ -60,13 +67,15 @@ def analysis(
     """One line, or "" when the document holds no term that the query lacks."""
     asked = _terms(query)
     said = set(asked)
-    score: Counter[str] = Counter()
+    score: dict[str, float] = defaultdict(float)
     for term in own:
         score[term] += OWN_WEIGHT * _importance(own, term, weight)
     for bag in neighbours:
         for term in bag:
             score[term] += (1 - OWN_WEIGHT) / len(neighbours) * _importance(bag, term, weight)
-    found = [term for term, _ in sorted(score.items(), key=lambda item: (-item[1], item[0])) if term not in said][:terms]
+    found = [term for term, _ in sorted(score.items(), key=lambda item: (-item[1], item[0])) if term not in said][
+        :terms
+    ]
     if not found:
         return ""
     concepts = sorted(dict.fromkeys(asked), key=lambda word: -weight.get(word, 0.0))[:3]

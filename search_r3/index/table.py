@@ -92,7 +92,7 @@ class SearchIndex:
         """
         path = Path(path)
         if not path.exists():
-            raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --out {path})")
+            raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --into {path})")
         table = open_table(path)
         if table is None:
             raise InputError(f"{path} is not a search-r3 index; give the folder that build_index wrote")

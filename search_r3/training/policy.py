@@ -83,8 +83,8 @@ class Policy(nn.Module):
                 out[name].logits_TV = self._logits(hidden_TD)
             if name in with_base and hidden_TD is not None:
                 with torch.no_grad(), self.model.disable_adapter():
-                    _, base_TD, _ = self._encode(rows)
-                    out[name].base_logits_TV = self._logits(base_TD)
+                    base_TD = self._encode(rows)[1]
+                    out[name].base_logits_TV = None if base_TD is None else self._logits(base_TD)
         return out
 
     @property
@@ -92,43 +92,40 @@ class Policy(nn.Module):
         """The transformers model inside the PEFT model, adapters in place."""
         return self.model.get_base_model()
 
-    def _token_row(self) -> Tensor | None:
-        """The embed token's trained row, (1, D); None while the adapter is off.
+    def _trained_row(self, layer: Any) -> Tensor | None:
+        """The embed token's trained row of `layer`, (1, D); None if it has none, or while the adapter is off.
 
         PEFT writes it into a copy of the whole matrix at every call, and so takes a gradient for the whole matrix:
         on a small model most of a step. Here the frozen matrix is used as it is, and the one row is put in its place.
         """
-        wrapper = self.causal_lm.get_input_embeddings()
-        adapter = wrapper.token_adapter
-        if wrapper.disable_adapters or adapter.disable_adapters:
+        if not hasattr(layer, "token_adapter"):
+            return None
+        adapter = layer.token_adapter
+        if layer.disable_adapters or adapter.disable_adapters:
             return None
         return adapter.trainable_tokens_delta[adapter.active_adapters[0]]
 
-    def _frozen_rows(self, layer: Any) -> Tensor:
-        while hasattr(layer, "token_adapter"):
-            layer = layer.original_module
-        return layer.weight
-
     def _inputs(self, ids_BL: Tensor) -> Tensor:
-        rows_BLD = nn.functional.embedding(ids_BL, self._frozen_rows(self.causal_lm.get_input_embeddings()))
-        row_1D = self._token_row()
+        layer = self.causal_lm.get_input_embeddings()
+        rows_BLD = nn.functional.embedding(ids_BL, _frozen(layer))
+        row_1D = self._trained_row(layer)
         if row_1D is None:
             return rows_BLD
         return torch.where((ids_BL == self.embed_id)[..., None], row_1D[0].to(rows_BLD.dtype), rows_BLD)
 
     def _logits(self, hidden_TD: Tensor) -> Tensor:
-        head_VD = self._frozen_rows(self.causal_lm.get_output_embeddings())[: self.vocabulary]
-        logits_TV = nn.functional.linear(hidden_TD, head_VD)
-        row_1D = self._token_row()
-        if row_1D is None or not self.tied:
+        layer = self.causal_lm.get_output_embeddings()
+        logits_TV = nn.functional.linear(hidden_TD, _frozen(layer)[: self.vocabulary])
+        row_1D = self._trained_row(self.causal_lm.get_input_embeddings() if self.tied else layer)
+        if row_1D is None:
             return logits_TV
-        own_T = nn.functional.linear(hidden_TD, row_1D)[:, 0].to(logits_TV.dtype)
-        return logits_TV.index_copy(1, torch.tensor([self.embed_id], device=logits_TV.device), own_T[:, None])
+        own_T1 = nn.functional.linear(hidden_TD, row_1D).to(logits_TV.dtype)
+        return logits_TV.index_copy(1, torch.tensor([self.embed_id], device=logits_TV.device), own_T1)
 
     def _encode(self, part: Rows) -> tuple[Tensor, Tensor | None, Tensor | None]:
         device = next(self.model.parameters()).device
         backbone = self.causal_lm.get_decoder()
-        prefix = DynamicCache()
+        prefix: Any = DynamicCache()
         prefix_1P = torch.tensor([list(part.prefix)], device=device)
         backbone(inputs_embeds=self._inputs(prefix_1P), past_key_values=prefix, use_cache=True)
         order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
@@ -158,6 +155,13 @@ class Policy(nn.Module):
         return embedding_BD, torch.cat(hidden), torch.tensor(target, device=device)
 
 
+def _frozen(layer: Any) -> Tensor:
+    """The matrix of an embedding or a head below whatever PEFT has put around it."""
+    while hasattr(layer, "token_adapter"):
+        layer = layer.original_module
+    return layer.weight
+
+
 def add_lora(checkpoint: Checkpoint, lora: LoraSettings) -> Any:
     """Wrap the checkpoint's causal LM in a LoRA adapter that also trains the embed token's row.
 
@@ -167,18 +171,22 @@ def add_lora(checkpoint: Checkpoint, lora: LoraSettings) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.target_modules
+    tied = getattr(checkpoint.model.config.get_text_config(), "tie_word_embeddings", False)
+    rows = [checkpoint.contract.embed_token_id]
     settings = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=lora.dropout,
         target_modules=targets if targets == "all-linear" or isinstance(targets, list) else targets.split(","),
-        trainable_token_indices=[checkpoint.contract.embed_token_id],
+        trainable_token_indices=rows if tied else {"embed_tokens": rows, "lm_head": rows},
         task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(checkpoint.model, settings)
     except ValueError as error:
-        raise InputError(f"lora.target_modules {targets!r} does not fit this model: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"lora.target_modules {targets!r} does not fit this model: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -115,7 +115,14 @@ class SFTConfig:
 
 @dataclass
 class Batch:
-    """One step's rows. `negatives_of` says which pair each explicit negative belongs to; `behind` which pairs reason."""
+    """One step: the rows of each conversation, and what they come from.
+
+    Attributes:
+        parts: "document", "query", and "reasoning" if any pair of the batch reasons.
+        pairs: the batch; document i answers query i.
+        documents: the pairs' positives, then their explicit negatives.
+        behind: indices of the pairs that are also trained behind their analysis.
+    """
 
     parts: dict[str, Rows]
     pairs: list[TrainingPair]
@@ -130,21 +137,24 @@ class SFTTask:
         self.config = config
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
-        if hasattr(checkpoint.model, "peft_config"):
-            peft_model = checkpoint.model
-        else:
-            peft_model = add_lora(checkpoint, config.lora)
-        self.module = Policy(peft_model, checkpoint.contract.embed_token_id, vocabulary=len(checkpoint.tokenizer))
+        adapted = hasattr(checkpoint.model, "peft_config")
+        model = checkpoint.model if adapted else add_lora(checkpoint, config.lora)
+        self.policy = Policy(model, checkpoint.contract.embed_token_id, vocabulary=len(checkpoint.tokenizer))
+        self.module: nn.Module = self.policy
         prompts = checkpoint.contract.prompts
         self.document = render(prompts.document, self.tokenizer, give_answer=True)
         self.query = render(prompts.query, self.tokenizer, give_answer=True)
         self.reasoning = render(prompts.reasoning, self.tokenizer, give_answer=False)
-        self.query_answer = len(self.query.suffix) - len(render(prompts.query, self.tokenizer, give_answer=False).suffix)
+        self.query_answer = len(self.query.suffix) - len(
+            render(prompts.query, self.tokenizer, give_answer=False).suffix
+        )
         self.sampler = Sampler(pairs, config.pairs_per_step, config.loop.seed, config.one_source_per_batch)
         self.positives: dict[str, set[str]] = defaultdict(set)
         for pair in pairs:
             self.positives[pair.query].add(pair.positive)
-        self.pools = [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
+        self.pools = [
+            dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev
+        ]
 
     def batch(self, step: int) -> Batch:
         """The rows of `step`: a pure function of the seed, the step and the process."""
@@ -263,12 +273,12 @@ class SFTTask:
 
     def save(self, folder: Path) -> None:
         """Write the adapter and its contract."""
-        checkpoints.save_adapter(self.module.model, self.checkpoint.contract, folder)
+        checkpoints.save_adapter(self.policy.model, self.checkpoint.contract, folder)
 
     def _encoder(self) -> SearchR3:
         # The adapter stays in place: nothing is copied, and training goes on with the same tensors.
         now = self.checkpoint
-        return SearchR3(Checkpoint("dev", self.module.causal_lm, self.tokenizer, now.contract, now.path))
+        return SearchR3(Checkpoint("dev", self.policy.causal_lm, self.tokenizer, now.contract, now.path))
 
     def _ids(self, texts: list[str], limit: int) -> list[list[int]]:
         return [ids[:limit] for ids in encode_as_text(self.tokenizer, texts)]
@@ -350,7 +360,9 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
     checkpoint.model.set_attn_implementation(attention)
     torch.manual_seed(config.loop.seed)  # the adapter's own initialisation
     task = SFTTask(config, checkpoint, pairs)
-    describe = to_dict(config) | {
+    # What the figures depend on. Where things stand is left out: a run may be moved and go on.
+    places = ("output", "data_root", "pairs", "loop")
+    describe = {key: value for key, value in to_dict(config).items() if key not in places} | {
         "pairs_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in config.pairs],
         "base_contract": checkpoint.contract.hash,
     }

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from search_r3.errors import InputError
+from search_r3.model import checkpoint as checkpoints
+from search_r3.training.config import LoraSettings
+from search_r3.training.policy import Policy, Rows, add_lora
+
+
+@pytest.fixture
+def policy(tiny_model: Path) -> Policy:
+    return make_policy(tiny_model)
+
+
+def make_policy(folder: Path, **settings: Any) -> Policy:
+    checkpoint = checkpoints.load_base(folder, dtype=torch.float32)
+    torch.manual_seed(0)
+    model = add_lora(checkpoint, LoraSettings(rank=2, **settings))
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and ("lora_B" in name or "trainable_tokens" in name):
+            nn.init.normal_(weight, std=0.3)  # an adapter that does something
+    return Policy(model, checkpoint.contract.embed_token_id, vocabulary=len(checkpoint.tokenizer))
+
+
+def rows(policy: Policy) -> Rows:
+    embed = policy.embed_id
+    return Rows([3, 4, 5], [[10, 11, 12, 13, embed], [20, embed], [30, 31, 32, embed]], [2, 1, 0])
+
+
+def test_embeddings_and_logits_are_those_of_the_plain_adapted_model(policy: Policy) -> None:
+    part = rows(policy)
+    encoded = policy({"query": part})["query"]
+    assert encoded.logits_TV is not None
+    line = 0
+    for row, answers, embedding in zip(part.rows, part.answers, encoded.embedding_BD, strict=True):
+        ids = torch.tensor([[*part.prefix, *row]])
+        plain = policy.model(ids, output_hidden_states=True)
+        hidden = policy.causal_lm.get_decoder()(ids).last_hidden_state[0, -1]
+        torch.testing.assert_close(embedding, hidden / hidden.norm(), atol=1e-5, rtol=1e-5)
+        for back in range(answers, 0, -1):
+            expected = plain.logits[0, -1 - back, : policy.vocabulary]
+            torch.testing.assert_close(encoded.logits_TV[line], expected, atol=1e-4, rtol=1e-4)
+            line += 1
+    assert encoded.target_T is not None
+    assert encoded.target_T.tolist() == [13, policy.embed_id, policy.embed_id]
+
+
+def test_gradients_are_those_of_the_plain_adapted_model(policy: Policy) -> None:
+    part = rows(policy)
+    encoded = policy({"query": part})["query"]
+    assert encoded.logits_TV is not None
+    (encoded.embedding_BD.sum() + encoded.logits_TV.logsumexp(-1).sum()).backward()
+    ours = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    total = torch.zeros(())
+    for row, answers in zip(part.rows, part.answers, strict=True):
+        ids = torch.tensor([[*part.prefix, *row]])
+        hidden = policy.causal_lm.get_decoder()(ids).last_hidden_state[0, -1]
+        total = total + (hidden / hidden.norm()).sum()
+        if answers:
+            total = total + policy.model(ids).logits[0, -1 - answers : -1, : policy.vocabulary].logsumexp(-1).sum()
+    total.backward()
+    plain = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    assert ours.keys() == plain.keys()
+    assert any("trainable_tokens" in name for name in ours)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_base_logits_are_the_untouched_model_s(policy: Policy, tiny_model: Path) -> None:
+    part = rows(policy)
+    encoded = policy({"query": part}, with_base=["query"])["query"]
+    base = checkpoints.load_base(tiny_model, dtype=torch.float32).model
+    expected = base(torch.tensor([[*part.prefix, *part.rows[0]]])).logits[0, -3:-1, : policy.vocabulary]
+    assert encoded.base_logits_TV is not None
+    assert not encoded.base_logits_TV.requires_grad
+    torch.testing.assert_close(encoded.base_logits_TV[:2], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_size_of_a_chunk_changes_nothing(policy: Policy) -> None:
+    part = rows(policy)
+    whole = policy({"query": part})["query"]
+    policy.chunk_size = 1
+    single = policy({"query": part})["query"]
+    torch.testing.assert_close(single.embedding_BD, whole.embedding_BD, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(single.logits_TV, whole.logits_TV, atol=1e-4, rtol=1e-4)
+
+
+def test_only_the_adapter_and_one_row_are_trained(policy: Policy) -> None:
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "trainable_tokens_delta" in name for name in trained)
+    assert [tuple(p.shape) for name, p in trained.items() if "trainable_tokens" in name] == [(1, 32)]
+
+
+def test_target_modules_that_do_not_exist_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="no_such_proj"):
+        make_policy(tiny_model, target_modules="no_such_proj")

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from search_r3 import SearchR3
+from search_r3.data.pairs import TrainingPair, write_pairs
+from search_r3.errors import InputError
+from search_r3.model import checkpoint as checkpoints
+from search_r3.training import sft
+from search_r3.training.config import LoopConfig, LoraSettings
+from search_r3.training.sft import LossWeights, Sampler, SFTConfig, SFTTask, train_sft
+
+WORDS = [
+    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"),
+    *("iota", "kappa", "lamda", "mu", "nu", "xi", "omicron", "pi"),
+]
+
+
+def some_pairs(n: int = 16) -> list[TrainingPair]:
+    return [
+        TrainingPair(
+            id=f"p{i}",
+            query=f"what is {WORDS[i % 16]} {i // 16}",
+            positive=f"{WORDS[i % 16]} {i // 16} is the letter number {i}",
+            negatives=(f"{WORDS[(i + 1) % 16]} is another letter",),
+            analysis=f"letter {WORDS[i % 16]}" if i % 2 else None,
+            source="greek" if i % 16 < 8 else "more greek",
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    def write(**changes: Any) -> Path:
+        write_pairs(tmp_path / "pairs.jsonl", some_pairs())
+        values = {
+            "pairs": [str(tmp_path / "pairs.jsonl")],
+            "output": str(tmp_path / "run"),
+            "base": str(tiny_model),
+            "pairs_per_step": 4,
+            "reasoning_share": 0.9,
+            "dev": [],
+            "lora": {"rank": 4},
+            "weights": {"sft": 0.1, "kl": 0.1, "infonce": 1.0, "triplet": 0.1},
+            "loop": {
+                "steps": 6,
+                "learning_rate": 0.01,
+                "warmup_steps": 1,
+                "checkpoint_every": 2,
+                "evaluate_every": 0,
+                "mixed_precision": "no",
+            },
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps(values | changes))
+        return path
+
+    return write
+
+
+def task_of(tiny_model: Path, pairs: list[TrainingPair], **changes: Any) -> SFTTask:
+    settings: dict[str, Any] = {"pairs": ["-"], "output": "-", "pairs_per_step": 4, "dev": [], "reasoning_share": 1.0}
+    config = SFTConfig(**settings | {"lora": LoraSettings(rank=4), "loop": LoopConfig(seed=3)} | changes)
+    return SFTTask(config, checkpoints.load_base(tiny_model, dtype=torch.float32), pairs)
+
+
+def losses(run: Path) -> list[tuple[int, float, dict[str, float]]]:
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"], r["terms"]) for r in records if "loss" in r]
+
+
+def test_training_lowers_the_terms_and_gives_an_adapter_that_loads(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    loop = {"steps": 90, "learning_rate": 0.02, "warmup_steps": 5, "evaluate_every": 0, "mixed_precision": "no"}
+    folder = train_sft(recipe(loop=loop, reasoning_share=1.0))
+    curve = losses(tmp_path / "run")
+    first, last = curve[:5], curve[-5:]
+    for term in ("infonce", "sft"):
+        before, after = (sum(terms[term] for *_, terms in part) / 5 for part in (first, last))
+        assert after < 0.7 * before, term
+    model = SearchR3.from_pretrained(folder, device="cpu")
+    distance = model.check_golden()
+    assert distance is not None
+    assert distance < 1e-5
+    assert model.contract.adapter_weights
+    assert not model.reason(["what is beta 0"])[0].forced  # it has learned to end with the token
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 5])
+def test_a_killed_run_goes_on_with_the_same_curve(
+    killed_at: int, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_sft(recipe(output=str(tmp_path / "whole")))
+    original = SFTTask.batch
+
+    def dying(self: SFTTask, step: int) -> Any:
+        if step == killed_at:
+            raise RuntimeError("killed")
+        return original(self, step)
+
+    path = recipe(output=str(tmp_path / "killed"))
+    monkeypatch.setattr(SFTTask, "batch", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_sft(path)
+    monkeypatch.setattr(SFTTask, "batch", original)
+    train_sft(path)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    files = [(tmp_path / run / "adapter" / checkpoints.ADAPTER_FILE).read_bytes() for run in ("killed", "whole")]
+    assert files[0] == files[1]
+
+
+def test_a_batch_follows_from_the_step_alone(tiny_model: Path) -> None:
+    task, again = (task_of(tiny_model, some_pairs(), reasoning_share=0.5) for _ in range(2))
+    again.batch(7)
+    for step in (0, 3, 11):
+        assert task.batch(step) == again.batch(step)
+    assert task.batch(0) != task.batch(1)
+
+
+def test_every_epoch_gives_each_pair_at_most_once_and_batches_of_one_source() -> None:
+    sampler = Sampler(some_pairs(), 4, seed=0, one_source=True)
+    for epoch in range(3):
+        batches = [sampler.batch(epoch * sampler.per_epoch + i) for i in range(sampler.per_epoch)]
+        assert all(len({pair.source for pair in batch}) == 1 for batch in batches)
+        seen = [pair.id for batch in batches for pair in batch]
+        assert len(seen) == len(set(seen)) == 16
+    assert sampler.batch(0) != sampler.batch(sampler.per_epoch)
+
+
+def test_rows_end_with_the_embed_token_and_analyses_stand_before_it(tiny_model: Path) -> None:
+    task = task_of(tiny_model, some_pairs())
+    batch = task.batch(0)
+    embed = task.checkpoint.contract.embed_token_id
+    assert all(row[-1] == embed and row.count(embed) == 1 for part in batch.parts.values() for row in part.rows)
+    written = task.tokenizer.decode(batch.parts["reasoning"].rows[0])
+    assert f"{batch.pairs[batch.behind[0]].analysis}<|embed_token|>" in written
+    said = [row[len(row) - n :] for row, n in zip(batch.parts["query"].rows, batch.parts["query"].answers, strict=True)]
+    assert all(task.tokenizer.decode(tokens) == "The embedding is<|embed_token|>" for tokens in said)
+
+
+def test_a_document_that_answers_two_queries_is_no_negative(tiny_model: Path) -> None:
+    pairs = some_pairs(4)
+    twin = TrainingPair("twin", query=pairs[0].query, positive=pairs[1].positive, source="greek")
+    pairs = [pairs[0], pairs[1], twin, pairs[3]]
+    task = task_of(tiny_model, pairs, one_source_per_batch=False)
+    batch = sft.Batch({}, pairs, [p.positive for p in pairs], [])
+    assert task._false_negatives([0, 1, 2, 3], batch).int().tolist() == [
+        [0, 1, 1, 0],  # the twin's document answers the first query as well, wherever it stands
+        [0, 0, 1, 0],
+        [1, 1, 0, 0],
+        [0, 0, 0, 0],
+    ]
+
+
+def test_explicit_negatives_join_the_documents(tiny_model: Path) -> None:
+    batch = task_of(tiny_model, some_pairs(), negatives_per_pair=1).batch(0)
+    assert len(batch.documents) == 8
+    assert batch.documents[4:] == [pair.negatives[0] for pair in batch.pairs]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(tiny_model: Path) -> None:
+    weights = LossWeights(sft=0.3, kl=0.2, infonce=0.7, triplet=0.5)
+    task = task_of(tiny_model, some_pairs(), weights=weights)
+    loss, figures = task.loss(task.module, task.batch(0))
+    expected = sum(getattr(weights, name) * figures[name] for name in ("sft", "kl", "infonce", "triplet"))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert figures["kl"] == pytest.approx(0, abs=1e-5)  # an untrained adapter is the base
+
+
+def test_figures_have_the_same_names_with_and_without_reasoning(tiny_model: Path) -> None:
+    task = task_of(tiny_model, some_pairs())
+    quiet = task_of(tiny_model, some_pairs(), reasoning_share=0.0)
+    assert task.loss(task.module, task.batch(0))[1].keys() == quiet.loss(quiet.module, quiet.batch(0))[1].keys()
+
+
+def test_going_on_from_an_adapter_starts_where_it_ended(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    first = train_sft(recipe())
+    second = train_sft(recipe(output=str(tmp_path / "second"), start_from=str(first)))
+    assert losses(tmp_path / "second")[0][1] < losses(tmp_path / "run")[0][1]
+    assert SearchR3.from_pretrained(second, device="cpu").contract_hash != SearchR3.from_pretrained(first).contract_hash
+
+
+def test_dev_figures_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from search_r3.data.beir import BeirDataset, Document
+
+    corpus = {p.id: Document(p.id, "", p.positive) for p in some_pairs()}
+    pool = BeirDataset("greek", corpus, {p.id: p.query for p in some_pairs()}, {p.id: {p.id: 1} for p in some_pairs()})
+    monkeypatch.setattr(sft, "dev_pool", lambda *_: pool)
+    task = task_of(tiny_model, some_pairs(), dev=["greek"])
+    before = task.evaluate(task.module, 0)
+    assert set(before) == {f"greek.{n}" for n in ("off", "on", "emission", "tokens")} | {"ndcg@10.off", "ndcg@10.on"}
+    optimizer = torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=0.01)
+    for step in range(30):
+        task.loss(task.module, task.batch(step))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert task.evaluate(task.module, 30)["ndcg@10.off"] > before["ndcg@10.off"] + 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs_per_step": 1}, "InfoNCE needs negatives"),
+        ({"temperature": 0}, "temperature"),
+        ({"reasoning_share": 2}, "reasoning_share"),
+        ({"attention": "flash"}, "attention"),
+        ({"pairs": []}, "pairs is empty"),
+        ({"pairs_per_step": 64}, "too few for a batch of 64"),
+        ({"weights": {"kl": -1}}, "weights.kl"),
+        ({"base": "no-such-model"}, "no model 'no-such-model'"),
+        ({"temprature": 0.1}, "did you mean"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(changes: dict[str, Any], message: str, recipe: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=message):
+        train_sft(recipe(**changes))
