@@ -186,9 +186,12 @@ def an_index_of_another_checkpoint(place):
     return ["search", place.index(), "bread", "--model", str(place.other_model)]
 
 
-@case("--model", "tiny-llama-base")
-def an_index_whose_model_has_no_name_here(place):
-    return ["search", place.index(), "bread"]
+@case("--model", "gone-base")
+def an_index_whose_model_is_gone(place):
+    place.model = Path(shutil.copytree(place.model, place.folder / "gone"))
+    index = place.index()
+    shutil.rmtree(place.model)
+    return ["search", index, "bread"]
 
 
 @case("1,000,000 characters", "shorten")

@@ -86,7 +86,7 @@ def test_search_prints_json_with_the_reasoning_and_the_hits(made, tiny_model, ca
 
 
 def test_search_by_words_needs_no_model_and_prints_a_page(made, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "_load", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(commands, "load", lambda *a: pytest.fail("a model was loaded"))
     assert main(["search", str(made), "flour", "--mode", "text"]) == 0
     page = capsys.readouterr().out
     assert "1. Baking" in page
@@ -241,3 +241,8 @@ def test_the_readme_shows_only_commands_and_options_that_exist(line: str):
 def test_the_readme_shows_every_command():
     shown = {tuple(shlex.split(line)[1:3]) for line in README_COMMANDS}
     assert all(tuple(c.split()) in {s[: len(c.split())] for s in shown} for c in COMMANDS)
+
+
+def test_an_index_remembers_where_its_model_stands(made: Path, capsys) -> None:
+    assert main(["search", str(made), "bread", "--no-reasoning", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hits"]

@@ -11,24 +11,31 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from search_r3 import __version__
+from search_r3.cli.options import (
+    SETTINGS,
+    BatchSize,
+    Budget,
+    DataRoot,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    MaxLength,
+    Model,
+    hush,
+    load,
+    print_json,
+)
+from search_r3.cli.training import data_app, plot, train_app
 from search_r3.errors import InputError
-
-if TYPE_CHECKING:
-    from search_r3.model.searchr3 import SearchR3
 
 EXIT_DIFFERENT = 1
 """`models --check`: the model does not give the embeddings it was saved with."""
-SETTINGS: dict[str, Any] = {
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-    "add_completion": False,
-    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
-}
 app = typer.Typer(
     help="""Search that reasons before it embeds: train, index, search and evaluate.
 
@@ -43,10 +50,9 @@ app = typer.Typer(
     """,
     **SETTINGS,
 )
-train_app = typer.Typer(help="Train a model: `train sft` is stage 1 (supervised, contrastive).", **SETTINGS)
-data_app = typer.Typer(help="Make training data: pairs by a recipe, and analyses for them.", **SETTINGS)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
+app.command()(plot)
 
 
 class Mode(StrEnum):
@@ -55,31 +61,6 @@ class Mode(StrEnum):
     hybrid = "hybrid"
     vector = "vector"
     text = "text"
-
-
-class Dtype(StrEnum):
-    """What a model computes in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU where there is one.")]
-DtypeOption = Annotated[
-    Dtype, typer.Option(help="auto is float32 on a CPU, bfloat16 on a GPU. bfloat16 is quick on CPUs with AMX.")
-]
-Model = Annotated[
-    str | None,
-    typer.Option(help="A name from `search-r3 models`, a model folder, or a hub id. By default the newest adapter."),
-]
-Budget = Annotated[int, typer.Option(min=0, help="Tokens that it may reason at most, without the embed token.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Texts in one pass; lower it if memory runs out.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens kept of each document (512 by default).")]
-DataRoot = Annotated[
-    Path | None, typer.Option("--data", help="Folder of BEIR data sets; or set the variable SEARCH_R3_DATA.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -103,119 +84,10 @@ def demo(model: Model = None) -> None:
     Example:  search-r3 demo --model smollm2-135m
     Next:     the page ends with the commands for your own questions and files.
     """
-    _hush()
+    hush()
     from search_r3.demo import run_demo
 
     run_demo(model)
-
-
-@train_app.command("sft")
-def train_sft(
-    config: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML; configs/ holds examples.")],
-    override: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one key of the recipe: section.key=value. Repeatable.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Go on from the run folder's newest checkpoint; --no-resume starts from nothing.")
-    ] = True,
-    as_json: Json = False,
-) -> None:
-    """Train stage 1: the model learns to embed, directly and behind its own reasoning.
-
-    Ctrl-C finishes the step, writes a checkpoint and stops; the same command goes on from there. The run folder holds
-    log.jsonl, the checkpoints and the best adapter.
-
-    \b
-    Example:  search-r3 train sft configs/CONFIG.yaml --set loop.steps=200
-    Before:   search-r3 data build RECIPE pairs.jsonl
-    Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
-    """
-    _hush()
-    from search_r3.training import sft
-
-    folder = sft.train_sft(config, override or [], resume)
-    if as_json:
-        _print_json({"adapter": str(folder)})
-    else:
-        print(f"adapter: {folder}")
-        print(f"to measure it:     search-r3 evaluate --dataset cosqa --system {shlex.quote(str(folder))}")
-        print(f"to search with it: search-r3 index PATH --into FOLDER --model {shlex.quote(str(folder))}")
-
-
-@data_app.command("build")
-def data_build(
-    recipe: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML, such as configs/data/first.yaml.")],
-    output: Annotated[Path, typer.Argument(help="The JSONL file to write, one training pair a line.")],
-    data: DataRoot = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Build training pairs from docstrings, titles and judged queries, as a recipe says.
-
-    The same recipe, seed and package versions give the same file. OUTPUT.manifest.json says what went in, what was
-    dropped and why, and under which licences.
-
-    \b
-    Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
-    Next:     search-r3 data analyse pairs.jsonl analysed.jsonl, or train sft with OUTPUT under `pairs`
-    """
-    from search_r3.data.recipe import build_pairs
-
-    manifest = build_pairs(recipe, output, data, seed)
-    if as_json:
-        _print_json(manifest)
-    else:
-        for source in manifest["sources"]:
-            where = source.get("dataset") or ", ".join(source.get("packages_read", {}))
-            print(f"{source['count']:>8,}  {source['kind']} {where}")
-        print(f"{manifest['count']:>8,}  pairs in {output}; what was dropped, and why: {output}.manifest.json")
-
-
-@data_app.command("analyse")
-def data_analyse(
-    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
-    output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with analyses.")],
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many pairs; the rest are copied as they are.")
-    ] = None,
-    samples: Annotated[
-        int, typer.Option(min=1, help="Analyses tried for each query; the most useful one is kept.")
-    ] = 4,
-    budget: Budget = 24,
-    seed: int = 0,
-    model: Annotated[str, typer.Option(help="Which model writes them.")] = "smollm2-135m",
-    batch_size: BatchSize = 128,
-    device: Device = None,
-    dtype: DtypeOption = Dtype.auto,
-    as_json: Json = False,
-) -> None:
-    """Let a model write short analyses of the queries, to be trained behind; a useless one is not kept.
-
-    An interrupted run goes on where it stopped.
-
-    \b
-    Example:  search-r3 data analyse pairs.jsonl analysed.jsonl --limit 2000
-    Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
-    """
-    _hush()
-    from search_r3.data.analyses import add_analyses
-
-    loaded = _load(model, device, dtype)
-    counts = add_analyses(
-        pairs,
-        output,
-        loaded,
-        limit=limit,
-        samples=samples,
-        max_tokens=budget,
-        seed=seed,
-        batch_size=batch_size,
-        report=lambda done, total: print(f"analysed {done:,} of {total:,}", file=sys.stderr, flush=True),
-    )
-    if as_json:
-        _print_json(counts)
-    else:
-        print(f"{output}: {counts['pairs']:,} pairs; {counts['asked']:,} analysed, {counts['kept']:,} analyses kept")
 
 
 @app.command()
@@ -239,17 +111,17 @@ def index(
     Example:  search-r3 index ~/notes --into notes-index
     Next:     search-r3 search notes-index "your question"
     """
-    _hush()
+    hush()
     from search_r3.index.build import build_index
     from search_r3.index.readers import open_source, summarise_skipped
     from search_r3.model.listing import default_model
 
     source = open_source(path)
     target = into or Path(f"{path.resolve().stem}.index")
-    loaded = _load(model or default_model(), device, dtype)
+    loaded = load(model or default_model(), device, dtype)
     report = build_index(target, source, loaded, batch_size=batch_size, max_length=max_length, prune=not keep)
     if as_json:
-        _print_json({"index": str(target), "model": loaded.name, **asdict(report)})
+        print_json({"index": str(target), "model": loaded.name, **asdict(report)})
     else:
         for line in summarise_skipped(report.skipped):
             print(line, file=sys.stderr)
@@ -285,7 +157,7 @@ def search(
     Example:  search-r3 search notes-index "which licence did we choose" --where "path LIKE '%.md'"
     Next:     try --no-reasoning, and --mode text, to see what each is good for
     """
-    _hush()
+    hush()
     from search_r3.index.page import print_result
     from search_r3.index.search import check_where
     from search_r3.index.table import SearchIndex
@@ -295,14 +167,18 @@ def search(
     check_where(opened, where)  # before a model is loaded
     if query == "-":
         query = sys.stdin.buffer.read().decode("utf-8", "replace")
-    loaded = None if mode is Mode.text else _load(model or model_of_index(opened.info.model_name, index), device, dtype)
+    loaded = (
+        None
+        if mode is Mode.text
+        else load(model or model_of_index(opened.info.model_name, opened.info.model_source, index), device, dtype)
+    )
     found = opened.search(
         query, loaded, k=k, mode=mode.value, reasoning=reasoning, max_reasoning_tokens=budget, where=where
     )
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         print_result(found)
 
@@ -340,7 +216,7 @@ def evaluate(
     Example:  search-r3 evaluate --dataset cosqa --system bm25 --system smollm2-135m --mode off
     Next:     search-r3 evaluate --table
     """
-    _hush()
+    hush()
     from search_r3.data.beir import available_datasets
     from search_r3.evaluation.suite import MODES
     from search_r3.evaluation.suite import evaluate as run
@@ -371,7 +247,7 @@ def evaluate(
         changed = update_readme("README.md", output)
         print("README.md: the table " + ("is rewritten" if changed else "was up to date"), file=sys.stderr)
     if as_json:
-        _print_json(records)
+        print_json(records)
     elif records:
         print(results_markdown(records))
 
@@ -394,7 +270,7 @@ def models(
     Example:  search-r3 models --check smollm2-135m
     Next:     search-r3 index PATH --into FOLDER --model NAME
     """
-    _hush()
+    hush()
     from search_r3.model import listing
 
     if check is None:
@@ -403,32 +279,9 @@ def models(
         return
     golden = listing.check_golden(check, device, dtype.value)
     if as_json:
-        _print_json(golden)
+        print_json(golden)
     else:
         verdict = "as it should be" if golden["ok"] else "NOT as saved: another base, a broken engine, or damaged files"
         print(f"{golden['name']}: cosine distance {golden['distance']:.1e}, limit {golden['limit']:.0e}: {verdict}")
     if not golden["ok"]:
         raise typer.Exit(EXIT_DIFFERENT)
-
-
-# ------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _load(name: str, device: str | None, dtype: Dtype) -> SearchR3:
-    from search_r3.model.searchr3 import SearchR3
-
-    return SearchR3.from_pretrained(name, device=device, dtype=dtype.value)
-
-
-def _hush() -> None:
-    """Keep transformers' bars and remarks from the user; downloads from the hub still show their progress."""
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    enable_progress_bars()
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))

@@ -22,7 +22,7 @@ from search_r3.errors import InputError
 
 BLOCK = 128
 """Queries whose analyses are written to disk together; an interrupted run goes on behind the last whole block."""
-_WORD = re.compile(r"[A-Za-z][a-z]+|[A-Z]{2,}")
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]{2,}")
 
 
 def add_analyses(

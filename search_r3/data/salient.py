@@ -11,9 +11,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from search_r3.data.analyses import rarity
-from search_r3.data.pairs import TrainingPair
+from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 
 NEIGHBOURS = 4
 OWN_WEIGHT = 0.5
@@ -35,28 +36,45 @@ _PLAIN = frozenset(
 """Words of prose and of Python that say nothing of a topic."""
 
 
-def write_salient(pairs: Sequence[TrainingPair], share: float = 1.0, terms: int = 6) -> list[TrainingPair]:
-    """The pairs, the first `share` of them with an analysis "concept, concept: term, term, ...; related: term, term".
+def add_salient(source: str | Path, output: str | Path, *, limit: int | None = None, terms: int = 6) -> dict[str, int]:
+    """Write the pairs of `source` to `output`, the first `limit` of them with an analysis by `write_salient`.
 
-    The concepts are the query's own rarest words, the terms come from its document and its neighbours.
+    Returns:
+        counts: pairs, asked, kept.
+
+    Raises:
+        InputError: `source` cannot be read, or `output` cannot be written.
+    """
+    pairs = read_pairs(source)
+    asked = len(pairs[:limit])
+    analysed = write_salient(pairs, asked, terms)
+    write_pairs(output, analysed)
+    return {"pairs": len(pairs), "asked": asked, "kept": sum(1 for pair in analysed[:asked] if pair.analysis)}
+
+
+def write_salient(pairs: Sequence[TrainingPair], first: int | None = None, terms: int = 6) -> list[TrainingPair]:
+    """The pairs, the first ones with an analysis such as "migraine comorbidity: headache, panic; related: anxiety".
+
+    Before the colon stand the query's own rarest words, behind it terms of its document and its neighbours.
 
     Args:
         pairs: in the order in which they will be read.
-        share: how many get an analysis, from 0 to 1; a pair that has one keeps it.
+        first: how many get an analysis (None: all); a pair that has one keeps it.
         terms: how many terms to name at most.
     """
     from search_r3.retrievers.bm25 import BM25Retriever
 
-    chosen = [i for i in range(int(len(pairs) * share)) if not pairs[i].analysis]
+    chosen = [i for i in range(len(pairs[:first])) if not pairs[i].analysis]
     documents = [pair.positive for pair in pairs]
     bags = [Counter(_terms(text)) for text in documents]
     weight = rarity(" ".join(bag) for bag in bags)
     bm25 = BM25Retriever()
     bm25.index(documents)
-    _, near = bm25.search([pairs[i].query for i in chosen], NEIGHBOURS)
+    scores, near = bm25.search([pairs[i].query for i in chosen], NEIGHBOURS)
     out = list(pairs)
     for line, i in enumerate(chosen):
-        text = analysis(pairs[i].query, bags[i], [bags[j] for j in near[line]], weight, terms)
+        found = [bags[j] for j, score in zip(near[line], scores[line], strict=True) if score > 0]
+        text = analysis(pairs[i].query, bags[i], found, weight, terms)
         out[i] = replace(pairs[i], analysis=text or None)
     return out
 

@@ -22,7 +22,7 @@ from search_r3.evaluation.cache import EmbeddingCache, content_hash
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.runs import write_jsonl_gzip, write_run
-from search_r3.evaluation.systems import MODES, Answers, System, check_modes, open_systems, split_label
+from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems
 from search_r3.files import atomic_write_text
 
 DEPTH = 100
@@ -84,7 +84,7 @@ def evaluate(
     if not datasets or not systems:
         raise InputError("nothing to evaluate: give at least one data set and one system")
     for spec in systems:
-        split_label(spec)
+        check_spec(spec)
     for name in datasets:
         _locate(name, data_root, split)
     say = report or (lambda line: None)

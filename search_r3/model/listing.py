@@ -33,14 +33,14 @@ def default_model() -> str:
     return newest_adapter() or BASE
 
 
-def model_of_index(name: str, index: Path) -> str:
-    """The name to load for an index that was made with the model called `name`.
+def model_of_index(name: str, source: str, index: Path) -> str:
+    """What to load for an index that was made with the model called `name`, loaded from `source`.
 
     Raises:
-        InputError: it has no name that is known here, so the user must say where it is.
+        InputError: it is not to be found where it was, so the user must say where it is.
     """
-    for known in (name, name.removesuffix("-base")):
-        if known in known_names():
+    for known in (source, name, name.removesuffix("-base")):
+        if known in known_names() or (known and Path(known).is_dir()) or known.count("/") == 1:
             return known
     raise InputError(f"{index} was made with {name}, which is no known name here; say where it is with --model FOLDER")
 

@@ -64,6 +64,9 @@ class SearchR3:
 
         self.checkpoint = checkpoint
         self.name: str = checkpoint.name
+        self.source: str = (
+            checkpoint.name
+        )  # what `from_pretrained` was given; an index keeps it to find the model again
         self.contract: Contract = checkpoint.contract
         self.contract_hash: str = checkpoint.contract.hash
         self.dimension: int = checkpoint.contract.dimension
@@ -111,7 +114,10 @@ class SearchR3:
             raise InputError(f"unknown dtype {dtype!r}: choose auto, float32 or bfloat16")
         if dtype == "auto":
             dtype = "float32" if chosen == "cpu" else "bfloat16"
-        return cls(checkpoints.load(name_or_path, dtype=getattr(torch, dtype), device=chosen))
+        model = cls(checkpoints.load(name_or_path, dtype=getattr(torch, dtype), device=chosen))
+        folder = Path(name_or_path).expanduser()
+        model.source = str(folder.resolve()) if folder.is_dir() else str(name_or_path)
+        return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a merged model (safetensors), its tokenizer and its contract to `folder`, in one rename."""

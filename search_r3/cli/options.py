@@ -1,0 +1,65 @@
+"""What the commands share: their settings, the options that several of them take, and loading a model quietly."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from search_r3.model.searchr3 import SearchR3
+
+SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+}
+
+
+class Dtype(StrEnum):
+    """What a model computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU where there is one.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option(help="auto is float32 on a CPU, bfloat16 on a GPU. bfloat16 is quick on CPUs with AMX.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A name from `search-r3 models`, a model folder, or a hub id. By default the newest adapter."),
+]
+Budget = Annotated[int, typer.Option(min=0, help="Tokens that it may reason at most, without the embed token.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts in one pass; lower it if memory runs out.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens kept of each document (512 by default).")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data", help="Folder of BEIR data sets; or set the variable SEARCH_R3_DATA.")
+]
+
+
+def load(name: str, device: str | None, dtype: Dtype) -> SearchR3:
+    from search_r3.model.searchr3 import SearchR3
+
+    return SearchR3.from_pretrained(name, device=device, dtype=dtype.value)
+
+
+def hush() -> None:
+    """Keep transformers' bars and remarks from the user; downloads from the hub still show their progress."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    enable_progress_bars()
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))

@@ -1,0 +1,173 @@
+"""The researcher's commands: `data build`, `data analyse`, `train sft`, `plot`.
+
+Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search_r3.cli.options import (
+    SETTINGS,
+    BatchSize,
+    Budget,
+    DataRoot,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    hush,
+    load,
+    print_json,
+)
+
+train_app = typer.Typer(help="Train a model: `train sft` is stage 1 (supervised, contrastive).", **SETTINGS)
+data_app = typer.Typer(help="Make training data: pairs by a recipe, and analyses for them.", **SETTINGS)
+
+
+class AnalysedBy(StrEnum):
+    """Who writes the analyses that are trained behind."""
+
+    words = "words"
+    model = "model"
+
+
+@train_app.command("sft")
+def train_sft(
+    config: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML; configs/ holds examples.")],
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key of the recipe: section.key=value. Repeatable.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the run folder's newest checkpoint; --no-resume starts from nothing.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Train stage 1: the model learns to embed, directly and behind its own reasoning.
+
+    Ctrl-C finishes the step, writes a checkpoint and stops; the same command goes on from there. The run folder holds
+    log.jsonl, the checkpoints and the best adapter.
+
+    \b
+    Example:  search-r3 train sft configs/CONFIG.yaml --set loop.steps=200
+    Before:   search-r3 data build RECIPE pairs.jsonl
+    Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
+    """
+    hush()
+    from search_r3.training import sft
+
+    folder = sft.train_sft(config, override or [], resume)
+    if as_json:
+        print_json({"adapter": str(folder)})
+    else:
+        print(f"adapter: {folder}")
+        print(f"to measure it:     search-r3 evaluate --dataset cosqa --system {shlex.quote(str(folder))}")
+        print(f"to search with it: search-r3 index PATH --into FOLDER --model {shlex.quote(str(folder))}")
+
+
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML, such as configs/data/first.yaml.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write, one training pair a line.")],
+    data: DataRoot = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build training pairs from docstrings, titles and judged queries, as a recipe says.
+
+    The same recipe, seed and package versions give the same file. OUTPUT.manifest.json says what went in, what was
+    dropped and why, and under which licences.
+
+    \b
+    Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
+    Next:     search-r3 data analyse pairs.jsonl analysed.jsonl, or train sft with OUTPUT under `pairs`
+    """
+    from search_r3.data.recipe import build_pairs
+
+    manifest = build_pairs(recipe, output, data, seed)
+    if as_json:
+        print_json(manifest)
+    else:
+        for source in manifest["sources"]:
+            where = source.get("dataset") or ", ".join(source.get("packages_read", {}))
+            print(f"{source['count']:>8,}  {source['kind']} {where}")
+        print(f"{manifest['count']:>8,}  pairs in {output}; what was dropped, and why: {output}.manifest.json")
+
+
+@data_app.command("analyse")
+def data_analyse(
+    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with analyses.")],
+    by: Annotated[
+        AnalysedBy, typer.Option(help="words: terms of the answer and its neighbours; model: the best of its samples.")
+    ] = AnalysedBy.words,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many pairs; the rest are copied as they are.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Analyses tried for each query; the most useful one is kept.")
+    ] = 4,
+    budget: Budget = 24,
+    seed: int = 0,
+    model: Annotated[str, typer.Option(help="Which model writes them.")] = "smollm2-135m",
+    batch_size: BatchSize = 128,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Write short analyses of the queries, to be trained behind: from words alone, or by a model.
+
+    By words takes a minute for 20,000 pairs. By model samples several for each query, keeps the most useful one and
+    drops a useless one; interrupted, it goes on where it stopped.
+
+    \b
+    Example:  search-r3 data analyse pairs.jsonl analysed.jsonl --by model --limit 2000
+    Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
+    """
+    hush()
+    from search_r3.data.analyses import add_analyses
+    from search_r3.data.salient import add_salient
+
+    if by is AnalysedBy.words:
+        _print_counts(add_salient(pairs, output, limit=limit), output, as_json)
+        return
+    loaded = load(model, device, dtype)
+    counts = add_analyses(
+        pairs,
+        output,
+        loaded,
+        limit=limit,
+        samples=samples,
+        max_tokens=budget,
+        seed=seed,
+        batch_size=batch_size,
+        report=lambda done, total: print(f"analysed {done:,} of {total:,}", file=sys.stderr, flush=True),
+    )
+    _print_counts(counts, output, as_json)
+
+
+def plot(
+    run: Annotated[Path, typer.Argument(readable=False, help="A training run's folder, or its log.jsonl.")],
+    output: Annotated[Path | None, typer.Option(help="The PNG to write; curves.png in the run's folder.")] = None,
+) -> None:
+    """Draw a training run's curves: loss terms, accuracy, gradient norm, dev figures. Works while it runs.
+
+    \b
+    Example:  search-r3 plot runs/sft-first
+    """
+    from search_r3.training.plot import plot_run
+
+    print(plot_run(run, output))
+
+
+def _print_counts(counts: dict[str, int], output: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(counts)
+    else:
+        print(f"{output}: {counts['pairs']:,} pairs; {counts['asked']:,} analysed, {counts['kept']:,} analyses kept")
