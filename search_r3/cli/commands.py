@@ -253,6 +253,30 @@ def evaluate(
 
 
 @app.command()
+def card(
+    adapter: Annotated[Path, typer.Argument(readable=False, help="An adapter's folder; its README.md is written.")],
+    run: Annotated[Path, typer.Option(help="What documents its training; with --keep, the run's folder goes there.")],
+    keep: Annotated[Path | None, typer.Option(help="First copy this run's config, log and curves to --run.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="With --keep: the manifest of the pairs it saw.")] = None,
+    command: Annotated[str, typer.Option(help="With --keep: the command that trained it.")] = "search-r3 train sft",
+    output: Annotated[Path, typer.Option(help="The folder of results whose metrics go into the card.")] = Path(
+        "results"
+    ),
+) -> None:
+    """Write an adapter's model card from the run that trained it and the results that measured it.
+
+    \b
+    Example:  search-r3 card models/NAME --run results/training/NAME
+    Next:     make it again after every evaluation
+    """
+    from search_r3.evaluation.card import keep_run, write_card
+
+    if keep is not None:
+        keep_run(keep, run, manifest, command)
+    print(write_card(adapter, run, output))
+
+
+@app.command()
 def models(
     check: Annotated[
         str | None, typer.Option(help="Embed this model's golden texts and compare with the vectors stored in it.")

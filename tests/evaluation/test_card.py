@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from search_r3.errors import InputError
+from search_r3.evaluation.card import card, keep_run, write_card
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = {
+        "lora": {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"},
+        "weights": {"sft": 0.1, "kl": 0.0},
+        "loop": {"seed": 3, "learning_rate": 0.001},
+        "pairs_per_step": 8,
+        "temperature": 0.05,
+        "max_query_tokens": 16,
+        "max_document_tokens": 64,
+        "reasoning_share": 0.25,
+        "max_analysis_tokens": 20,
+        "dev": ["cosqa"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    log = [
+        {"step": 0, "dev": {"cosqa.dev.off": 0.125}, "seconds": 900},
+        {"step": 7, "loss": 1.0, "tokens": 2_500_000, "seconds": 2700},
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
+    (folder / "curves.png").write_bytes(b"png")
+    manifest = {"count": 1234, "sources": [{"kind": "titles", "dataset": "scifact", "count": 1234}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "search-r3-tiny-sft"
+    folder.mkdir()
+    contract = {"base": "smollm2-135m", "base_weights": "b" * 64, "dimension": 32}
+    (folder / "search_r3.json").write_text(
+        json.dumps({"kind": "adapter", "contract": contract, "contract_hash": "c" * 64})
+    )
+    (folder / "adapter_model.safetensors").write_bytes(b"x" * 1_500_000)
+    return folder
+
+
+def test_the_card_says_what_the_run_and_the_results_say(run: Path, adapter: Path, tmp_path: Path) -> None:
+    keep_run(run, tmp_path / "kept", tmp_path / "manifest.json", "search-r3 train sft configs/x.yaml")
+    written = write_card(adapter, tmp_path / "kept", tmp_path / "results").read_text()
+    assert written.startswith("---\nlicense: apache-2.0\n")
+    for said in (
+        "search-r3 train sft configs/x.yaml",
+        "7 steps of 8 pairs (2.5 million tokens) in 1.00 hours",
+        "cosqa.dev.off 0.125",
+        "1.5 MB",
+        "1,234 titles of scifact",
+        "Not evaluated yet",
+        "without the KL term",
+    ):
+        assert said in written, said
+
+
+def test_a_folder_that_is_no_adapter_is_refused(run: Path, tmp_path: Path) -> None:
+    keep_run(run, tmp_path / "kept", None, "x")
+    with pytest.raises(InputError, match=r"no search_r3\.json"):
+        card(run, tmp_path / "kept")
+
+
+def test_a_run_without_curves_is_told_how_to_draw_them(run: Path, tmp_path: Path) -> None:
+    (run / "curves.png").unlink()
+    with pytest.raises(InputError, match="search-r3 plot"):
+        keep_run(run, tmp_path / "kept", None, "x")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_without_a_documented_run_there_is_no_card(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not document a training run"):
+        card(adapter, tmp_path / "nothing")
