@@ -1,4 +1,4 @@
-"""The researcher's commands: `data build`, `data analyse`, `train sft`, `plot`.
+"""The researcher's commands: `data build`, `data mine`, `data analyse`, `train sft`, `plot`.
 
 Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
 """
@@ -9,7 +9,7 @@ import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,13 +22,14 @@ from search_r3.cli.options import (
     Dtype,
     DtypeOption,
     Json,
+    MaxLength,
     hush,
     load,
     print_json,
 )
 
 train_app = typer.Typer(help="Train a model: `train sft` is stage 1 (supervised, contrastive).", **SETTINGS)
-data_app = typer.Typer(help="Make training data: pairs by a recipe, and analyses for them.", **SETTINGS)
+data_app = typer.Typer(help="Make training data: pairs by a recipe, hard negatives and analyses for them.", **SETTINGS)
 
 
 class AnalysedBy(StrEnum):
@@ -86,7 +87,7 @@ def data_build(
 
     \b
     Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
-    Next:     search-r3 data analyse pairs.jsonl analysed.jsonl, or train sft with OUTPUT under `pairs`
+    Next:     search-r3 data mine pairs.jsonl mined.jsonl; data analyse; train sft with OUTPUT under `pairs`
     """
     from search_r3.data.recipe import build_pairs
 
@@ -98,6 +99,89 @@ def data_build(
             where = source.get("dataset") or ", ".join(source.get("packages_read", {}))
             print(f"{source['count']:>8,}  {source['kind']} {where}")
         print(f"{manifest['count']:>8,}  pairs in {output}; what was dropped, and why: {output}.manifest.json")
+
+
+@data_app.command("mine")
+def data_mine(
+    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with negatives.")],
+    by: Annotated[
+        str, typer.Option(help="bm25, all-minilm-l6-v2, st:NAME (sentence-transformers), or a SearchR3 model.")
+    ] = "bm25",
+    teacher: Annotated[
+        str | None, typer.Option(help="A second opinion, named like --by: what it finds too good is dropped.")
+    ] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="A data set whose documents are candidates too. Repeatable.")
+    ] = None,
+    per_pair: Annotated[int, typer.Option(min=1, help="New negatives for each pair, at most.")] = 4,
+    depth: Annotated[int, typer.Option(min=1, help="Ranks looked at.")] = 100,
+    skip: Annotated[int, typer.Option(min=0, help="Pass over the best so many ranks.")] = 0,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Keep only scores this much below the positive's, or more.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Keep only scores up to this share of the positive's; 0: no such guard.")
+    ] = 0.95,
+    teacher_share: Annotated[float, typer.Option(min=0, max=1, help="The same for the teacher's scores.")] = 0.95,
+    near: Annotated[
+        float, typer.Option(min=0, max=1, help="From this share of words in common, a text is a copy of the positive.")
+    ] = 0.85,
+    same_source: Annotated[
+        bool, typer.Option("--same-source", help="Only candidates of the pair's own kind: functions for docstrings.")
+    ] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Choose among those that pass at random, not the highest first.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="For --sample.")] = 0,
+    data: DataRoot = None,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Mine hard negatives: what ranks high for a query among the other pairs' documents, and does not answer it.
+
+    Negatives that a pair has already stay, so that a second retriever can add its own. Interrupted, it goes on where
+    it stopped. OUTPUT.manifest.json says how many candidates each guard dropped.
+
+    \b
+    Example:  search-r3 data mine pairs.jsonl mined.jsonl --by bm25 --teacher all-minilm-l6-v2 --share 0
+    Before:   search-r3 data build RECIPE pairs.jsonl
+    Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
+    """
+    hush()
+    from search_r3.data.mine import MineSettings, mine_negatives
+    from search_r3.data.scorers import open_scorer
+
+    settings = MineSettings(
+        per_pair, depth, skip, margin, share or None, teacher_share, near, same_source, sample, seed
+    )
+    loading: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype.value,
+        "batch_size": batch_size,
+        "max_length": max_length,
+    }
+    manifest = mine_negatives(
+        pairs,
+        output,
+        open_scorer(by, **loading),
+        settings,
+        corpora=corpus or (),
+        data_root=data,
+        teacher=open_scorer(teacher, **loading) if teacher else None,
+        report=lambda what, done, total: print(f"{done:,} of {total:,} {what}", file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print_json(manifest)
+        return
+    print(f"{output}: {manifest['negatives']:,} negatives for {manifest['pairs']:,} pairs")
+    print(f"  {manifest['pairs_with_all']:,} pairs have all {per_pair}, {manifest['pairs_with_none']:,} none")
+    print(f"  the positive comes first for {manifest['positive_first']:,}")
+    for guard, count in manifest["dropped"].items():
+        print(f"  {count:,} candidates dropped: {guard}")
 
 
 @data_app.command("analyse")

@@ -1,0 +1,319 @@
+"""Hard negatives for training pairs: texts that a retriever ranks high for a query and that do not answer it.
+
+Candidates are the pairs' own positives and, if asked, a corpus. What keeps answers out of them: known positives and
+near copies of them, a margin and a share of the positive's own score (the positive-aware mining of NV-Retriever,
+Moreira et al. 2024, arXiv 2407.15831, section 3), a window of ranks, and a teacher's opinion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.data.beir import find_dataset, load_beir, read_jsonl, stable_order
+from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
+from search_r3.data.scorers import Report, Scorer
+from search_r3.data.wordsets import near_identical, normalise, word_set
+from search_r3.errors import InputError
+from search_r3.files import atomic_write_text
+from search_r3.retrievers.base import top_k
+
+BLOCK = 128
+"""Queries whose negatives are written to disk together; an interrupted run goes on behind the last whole block."""
+GUARDS = ("known positive", "near copy", "no match", "other source", "margin", "share", "teacher", "had it already")
+
+
+@dataclass(frozen=True, slots=True)
+class MineSettings:
+    """How many negatives, from which ranks, and what is taken for an answer in disguise."""
+
+    per_pair: int = 4
+    """New negatives for each pair, at most."""
+    depth: int = 100
+    """Ranks looked at, known positives not counted."""
+    skip: int = 0
+    """The best so many ranks are passed over."""
+    margin: float | None = None
+    """Keep a candidate only if score <= score(positive) - margin. In the retriever's own units."""
+    share: float | None = 0.95
+    """Keep a candidate only if score <= share * score(positive)."""
+    teacher_share: float = 0.95
+    """The same by the teacher's scores, where there is a teacher."""
+    near: float = 0.85
+    """Share of its words that a candidate may have in common with a known positive of the query."""
+    same_source: bool = False
+    """Only candidates of the pair's own kind: functions for docstrings, abstracts for titles."""
+    sample: bool = False
+    """Choose among the candidates that pass at random, not the highest first."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("per_pair", 1), ("depth", 1), ("skip", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if self.skip >= self.depth:
+            raise InputError(f"skip is {self.skip} and depth {self.depth}: no rank is left; raise depth")
+        if self.margin is not None and not self.margin >= 0:
+            raise InputError(f"margin must be 0 or more, not {self.margin}")
+        for name in ("share", "teacher_share", "near"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} must be above 0 and at most 1, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What negatives are taken from, and which of them answer which query.
+
+    Attributes:
+        texts: distinct texts, in the order in which they were met.
+        kinds: for each text, the kinds of source that it belongs to ("docstrings", "titles").
+        positive_of: for each pair, the index of its positive.
+        answers: normalised query -> indices of all its known positives.
+    """
+
+    texts: list[str]
+    kinds: list[set[str]]
+    positive_of: list[int]
+    answers: dict[str, set[int]]
+
+
+def mine_negatives(
+    source: str | Path,
+    output: str | Path,
+    scorer: Scorer,
+    settings: MineSettings | None = None,
+    *,
+    corpora: Sequence[str | Path] = (),
+    data_root: str | Path | None = None,
+    teacher: Scorer | None = None,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Write the pairs of `source` to `output` with new negatives behind those they have; OUTPUT.manifest.json reports.
+
+    The same input, scorer and settings give the same file. An interrupted run leaves OUTPUT.partial, from which the
+    same call goes on.
+
+    Args:
+        corpora: BEIR data sets whose documents are candidates too (see `find_dataset` for `data_root`).
+        teacher: a second opinion; what it scores above `teacher_share` of the positive is dropped.
+
+    Returns:
+        The manifest: counts of pairs and negatives, and of the candidates that each guard dropped. Guards are asked
+        in the order of `GUARDS`, and a pair's candidates only until it has enough (with `sample`, all of them).
+
+    Raises:
+        InputError: `source` or a corpus cannot be read, `output` cannot be written, OUTPUT.partial belongs to another
+            run, or not a single negative passes.
+    """
+    settings = settings or MineSettings()
+    pairs = read_pairs(source)
+    candidates = gather(pairs, corpora, data_root)
+    record = {
+        "pairs_sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+        "candidates_sha256": hashlib.sha256("\0".join(candidates.texts).encode()).hexdigest(),
+        "retriever": {"name": scorer.name, **scorer.identity},
+        "teacher": {"name": teacher.name, **teacher.identity} if teacher else None,
+        "corpora": [str(name) for name in corpora],
+        "settings": asdict(settings),
+    }
+    folder = _open_partial(Path(f"{output}.partial"), record)
+    found = _finished(folder / "negatives.jsonl", pairs)
+    if len(found) < len(pairs):
+        for role, one in (("retriever", scorer), ("teacher", teacher)):
+            if one:
+                one.prepare(candidates.texts, folder / role, report)
+    with open(folder / "negatives.jsonl", "a", encoding="utf-8") as handle:
+        for start in range(len(found), len(pairs), BLOCK):
+            block = range(start, min(start + BLOCK, len(pairs)))
+            queries = [pairs[i].query for i in block]
+            scores_QN = scorer.score(queries)
+            teacher_QN = teacher.score(queries) if teacher else None
+            lines = []
+            for line, i in enumerate(block):
+                row = None if teacher_QN is None else teacher_QN[line]
+                chosen, dropped = choose(i, pairs[i], candidates, scores_QN[line], row, settings, scorer)
+                rank = _rank_of_positive(i, pairs[i], candidates, scores_QN[line])
+                lines.append({"id": pairs[i].id, "negatives": chosen, "rank": rank, "dropped": dict(dropped)})
+            handle.write("".join(json.dumps(line) + "\n" for line in lines))
+            handle.flush()
+            found += lines
+            if report:
+                report("queries mined", len(found), len(pairs))
+    counts = _counts(found, settings.per_pair)
+    if not counts["negatives"]:
+        raise InputError(
+            f"{source}: no candidate passed the guards ({counts['dropped']}); loosen them, raise depth or add a corpus"
+        )
+    mined = zip(pairs, found, strict=True)
+    write_pairs(
+        output,
+        (replace(p, negatives=(*p.negatives, *(candidates.texts[j] for j in line["negatives"]))) for p, line in mined),
+    )
+    manifest = {
+        "output": Path(output).name,
+        "sha256": hashlib.sha256(Path(output).read_bytes()).hexdigest(),
+        **counts,
+        "candidates": len(candidates.texts),
+        **record,
+    }
+    atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    shutil.rmtree(folder)
+    return manifest
+
+
+def gather(
+    pairs: Sequence[TrainingPair], corpora: Sequence[str | Path] = (), data_root: str | Path | None = None
+) -> Candidates:
+    """All positives, then the documents of `corpora`; a text that comes twice is one candidate."""
+    index: dict[str, int] = {}
+    kinds: list[set[str]] = []
+    answers: dict[str, set[int]] = defaultdict(set)
+    kinds_of_dataset: dict[str, set[str]] = defaultdict(set)
+
+    def add(text: str, of: set[str]) -> int:
+        if text not in index:
+            index[text] = len(index)
+            kinds.append(set())
+        kinds[index[text]] |= of
+        return index[text]
+
+    positive_of = []
+    for pair in pairs:
+        kind, _, origin = pair.source.partition(":")
+        kinds_of_dataset[origin.split("/")[0]].add(kind)
+        positive_of.append(add(pair.positive, {kind}))
+        answers[normalise(pair.query)].add(positive_of[-1])
+    for name in corpora:
+        dataset = load_beir(find_dataset(name, data_root))
+        for document in dataset.corpus.values():
+            if document.full_text:
+                add(document.full_text, kinds_of_dataset.get(dataset.name, set()) | {f"corpus:{dataset.name}"})
+    return Candidates(list(index), kinds, positive_of, dict(answers))
+
+
+def choose(
+    i: int,
+    pair: TrainingPair,
+    candidates: Candidates,
+    scores_N: np.ndarray,
+    teacher_N: np.ndarray | None,
+    settings: MineSettings,
+    scorer: Scorer,
+) -> tuple[list[int], Counter[str]]:
+    """Indices of the negatives of pair number `i`, the nearest first, and how many candidates each guard dropped."""
+    answers = candidates.answers[normalise(pair.query)]
+    positive = candidates.positive_of[i]
+    limit = float(scores_N[positive])
+    teacher_limit = np.inf if teacher_N is None else part_of(float(teacher_N[positive]), settings.teacher_share)
+    kind = pair.source.partition(":")[0]
+    own = set(pair.negatives)
+    _, order_1K = top_k(scores_N[None], settings.depth + len(answers))
+    dropped: Counter[str] = Counter()
+    window = []
+    for j in order_1K[0].tolist():
+        if j in answers:
+            dropped["known positive"] += 1
+        else:
+            window.append(j)
+    passed: list[int] = []
+    for j in window[settings.skip : settings.depth]:
+        score = float(scores_N[j])
+        if scorer.zero_is_no_match and score <= 0:
+            reason = "no match"
+        elif settings.same_source and kind not in candidates.kinds[j]:
+            reason = "other source"
+        elif settings.margin is not None and score > limit - settings.margin:
+            reason = "margin"
+        elif settings.share is not None and score > part_of(limit, settings.share):
+            reason = "share"
+        elif teacher_N is not None and float(teacher_N[j]) > teacher_limit:
+            reason = "teacher"
+        elif candidates.texts[j] in own:
+            reason = "had it already"
+        elif any(_near(candidates.texts[j], candidates.texts[a], settings.near) for a in answers):
+            reason = "near copy"
+        else:
+            passed.append(j)
+            if len(passed) == settings.per_pair and not settings.sample:
+                break
+            continue
+        dropped[reason] += 1
+    if settings.sample and len(passed) > settings.per_pair:
+        kept = set(stable_order((f"{pair.id}\t{j}" for j in passed), settings.seed)[: settings.per_pair])
+        passed = [j for j in passed if f"{pair.id}\t{j}" in kept]
+    return passed, dropped
+
+
+def part_of(score: float, share: float) -> float:
+    """`share` of a score. Below 0 a share would lie *above* the score, so there it lies as far under it instead."""
+    return score - (1 - share) * abs(score)
+
+
+def _near(text: str, answer: str, share: float) -> bool:
+    return normalise(text) == normalise(answer) or near_identical(_cached_words(text), _cached_words(answer), share)
+
+
+@lru_cache(maxsize=20_000)
+def _cached_words(text: str) -> frozenset[str]:
+    return word_set(text)
+
+
+def _rank_of_positive(i: int, pair: TrainingPair, candidates: Candidates, scores_N: np.ndarray) -> int:
+    """The rank of the positive from 1, the query's other positives not counted."""
+    above = np.flatnonzero(scores_N > scores_N[candidates.positive_of[i]])
+    return 1 + len(set(above.tolist()) - candidates.answers[normalise(pair.query)])
+
+
+def _counts(found: Sequence[dict[str, Any]], per_pair: int) -> dict[str, Any]:
+    dropped: Counter[str] = Counter()
+    for line in found:
+        dropped.update(line["dropped"])
+    numbers = [len(line["negatives"]) for line in found]
+    ranks = sorted(line["rank"] for line in found)
+    return {
+        "pairs": len(found),
+        "negatives": sum(numbers),
+        "pairs_with_all": sum(1 for number in numbers if number == per_pair),
+        "pairs_with_none": numbers.count(0),
+        "positive_first": sum(1 for rank in ranks if rank == 1),
+        "median_rank_of_positive": ranks[len(ranks) // 2],
+        "dropped": {guard: dropped[guard] for guard in GUARDS if dropped[guard]},
+    }
+
+
+def _open_partial(folder: Path, record: dict[str, Any]) -> Path:
+    """The folder of an interrupted run of the same kind, or a new one."""
+    place = folder / "run.json"
+    written = json.dumps(record, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    if place.is_file():
+        before = json.loads(place.read_text(encoding="utf-8"))
+        other = [key for key, value in json.loads(written).items() if before.get(key) != value]
+        if other:
+            raise InputError(f"{folder} belongs to another run ({', '.join(other)} differ); remove it to start afresh")
+    else:
+        atomic_write_text(place, written)
+    return folder
+
+
+def _finished(path: Path, pairs: Sequence[TrainingPair]) -> list[dict[str, Any]]:
+    """Whole blocks of an interrupted run; a line that was cut off, and the rest of its block, are dropped."""
+    if not path.is_file():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    path.write_bytes(whole + b"\n" if whole else b"")
+    lines = [value for _, value in read_jsonl(path)] if whole else []
+    keep = len(pairs) if len(lines) >= len(pairs) else len(lines) // BLOCK * BLOCK
+    if [line["id"] for line in lines[:keep]] != [pair.id for pair in pairs[:keep]]:
+        raise InputError(f"{path.parent} belongs to other pairs; remove it to start afresh")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:keep]), encoding="utf-8")
+    return lines[:keep]
