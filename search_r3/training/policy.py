@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from search_r3.errors import InputError
@@ -64,14 +65,26 @@ class Policy(nn.Module):
     `forward` takes everything that a step needs, so that DDP and FSDP see one call.
     """
 
-    def __init__(self, model: Any, embed_id: int, vocabulary: int, chunk_size: int = 32) -> None:
-        """`vocabulary`: ids from here on are padding rows, cut off the logits; `chunk_size`: rows a backbone call."""
+    def __init__(
+        self, model: Any, embed_id: int, vocabulary: int, chunk_size: int = 32, gradient_cache: bool = False
+    ) -> None:
+        """Wrap `model`.
+
+        Args:
+            embed_id: the embed token.
+            vocabulary: ids from here on are padding rows, cut off the logits.
+            chunk_size: rows a backbone call.
+            gradient_cache: keep only each chunk's embeddings, and compute its activations again in the backward pass:
+                memory for one chunk instead of all, for a third more work (GradCache, arXiv 2101.06983). Gradients
+                are the same, dropout included.
+        """
         super().__init__()
         self.model = model
         self.embed_id = embed_id
         self.tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
         self.vocabulary = vocabulary
         self.chunk_size = chunk_size
+        self.gradient_cache = gradient_cache
 
     def forward(self, parts: dict[str, Rows], with_base: Sequence[str] = ()) -> dict[str, Encoded]:
         """Encode each part; those named in `with_base` also get the base model's logits."""
@@ -128,31 +141,47 @@ class Policy(nn.Module):
         prefix: Any = DynamicCache()
         prefix_1P = torch.tensor([list(part.prefix)], device=device)
         backbone(inputs_embeds=self._inputs(prefix_1P), past_key_values=prefix, use_cache=True)
+        shared = [tensor for layer in prefix.layers for tensor in (layer.keys, layer.values)]
         order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
         embedding: list[Tensor] = [torch.empty(0)] * len(order)
         hidden: list[Tensor] = [torch.empty(0)] * len(order)
         for start in range(0, len(order), self.chunk_size):
             chosen = order[start : start + self.chunk_size]
-            longest = len(part.rows[chosen[0]])
-            ids_BL = torch.tensor([part.rows[i] + [0] * (longest - len(part.rows[i])) for i in chosen], device=device)
-            cache = DynamicCache()
-            for index, layer in enumerate(prefix.layers):
-                keys, values = layer.keys.expand(len(chosen), -1, -1, -1), layer.values.expand(len(chosen), -1, -1, -1)
-                cache.update(keys, values, index)
-            position_BL = (len(part.prefix) + torch.arange(longest, device=device))[None].expand_as(ids_BL)
-            # Padding is on the right, where causality keeps every real position from seeing it: no mask is needed.
-            hidden_BLD = backbone(
-                inputs_embeds=self._inputs(ids_BL), position_ids=position_BL, past_key_values=cache, use_cache=True
-            ).last_hidden_state
-            for line, i in enumerate(chosen):
-                last = len(part.rows[i]) - 1
-                embedding[i] = hidden_BLD[line, last]
-                hidden[i] = hidden_BLD[line, last - part.answers[i] : last]
+            rows, answers = [part.rows[i] for i in chosen], [part.answers[i] for i in chosen]
+            if self.gradient_cache and torch.is_grad_enabled():
+                state_BD, answer_TD = checkpoint(self._chunk, rows, answers, *shared, use_reentrant=False)
+            else:
+                state_BD, answer_TD = self._chunk(rows, answers, *shared)
+            for i, state_D, said_TD in zip(chosen, state_BD, answer_TD.split(answers), strict=True):
+                embedding[i], hidden[i] = state_D, said_TD
         embedding_BD = nn.functional.normalize(torch.stack(embedding).float(), dim=-1)
         if not any(part.answers):
             return embedding_BD, None, None
         target = [token for row, n in zip(part.rows, part.answers, strict=True) for token in row[len(row) - n :]]
         return embedding_BD, torch.cat(hidden), torch.tensor(target, device=device)
+
+    def _chunk(self, rows: list[list[int]], answers: list[int], *shared: Tensor) -> tuple[Tensor, Tensor]:
+        """States at the rows' last tokens (B, D), and at the positions that predict their answers (T, D)."""
+        device, longest = shared[0].device, max(map(len, rows))
+        ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+        cache = DynamicCache()
+        for index in range(len(shared) // 2):
+            keys, values = (shared[2 * index + side].expand(len(rows), -1, -1, -1) for side in (0, 1))
+            cache.update(keys, values, index)
+        position_BL = (shared[0].shape[2] + torch.arange(longest, device=device))[None].expand_as(ids_BL)
+        # Padding is on the right, where causality keeps every real position from seeing it: no mask is needed.
+        backbone = self.causal_lm.get_decoder()
+        hidden_BLD = backbone(
+            inputs_embeds=self._inputs(ids_BL), position_ids=position_BL, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        ends = [(line, len(row) - 1) for line, row in enumerate(rows)]
+        said = [(line, end - back) for (line, end), n in zip(ends, answers, strict=True) for back in range(n, 0, -1)]
+        return _pick(hidden_BLD, ends), _pick(hidden_BLD, said)
+
+
+def _pick(hidden_BLD: Tensor, places: list[tuple[int, int]]) -> Tensor:
+    line_T, column_T = torch.tensor(places, dtype=torch.long, device=hidden_BLD.device).view(-1, 2).unbind(1)
+    return hidden_BLD[line_T, column_T]
 
 
 def _frozen(layer: Any) -> Tensor:
@@ -162,8 +191,8 @@ def _frozen(layer: Any) -> Tensor:
     return layer.weight
 
 
-def add_lora(checkpoint: Checkpoint, lora: LoraSettings) -> Any:
-    """Wrap the checkpoint's causal LM in a LoRA adapter that also trains the embed token's row.
+def add_lora(loaded: Checkpoint, lora: LoraSettings) -> Any:
+    """Wrap the loaded causal LM in a LoRA adapter that also trains the embed token's row.
 
     Raises:
         InputError: the target modules are not in this model.
@@ -171,8 +200,8 @@ def add_lora(checkpoint: Checkpoint, lora: LoraSettings) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.target_modules
-    tied = getattr(checkpoint.model.config.get_text_config(), "tie_word_embeddings", False)
-    rows = [checkpoint.contract.embed_token_id]
+    tied = getattr(loaded.model.config.get_text_config(), "tie_word_embeddings", False)
+    rows = [loaded.contract.embed_token_id]
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
@@ -182,7 +211,7 @@ def add_lora(checkpoint: Checkpoint, lora: LoraSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(checkpoint.model, settings)
+        return get_peft_model(loaded.model, settings)
     except ValueError as error:
         raise InputError(
             f"lora.target_modules {targets!r} does not fit this model: {str(error).splitlines()[0]}"

@@ -85,6 +85,10 @@ class SFTConfig:
     """The triplet loss's theta."""
     weights: LossWeights = field(default_factory=LossWeights)
     """The four terms' weights."""
+    gradient_cache: bool = False
+    """Compute activations again in the backward pass, a chunk at a time: memory for one chunk, a third more work."""
+    rows_per_chunk: int = 32
+    """Rows of one backbone call."""
     attention: str = "auto"
     """"eager", "sdpa", or "auto": eager on a CPU (its fused backward pass is slower there), sdpa on a GPU."""
     dev: list[str] = field(default_factory=lambda: ["cosqa", "scifact"])
@@ -107,6 +111,8 @@ class SFTConfig:
             raise InputError(f"reasoning_share must be in 0..1, not {self.reasoning_share}")
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, not {self.temperature}")
+        if self.rows_per_chunk < 1:
+            raise InputError(f"rows_per_chunk must be 1 or more, not {self.rows_per_chunk}")
         if self.attention not in ("auto", "eager", "sdpa"):
             raise InputError(f"attention must be auto, eager or sdpa, not {self.attention!r}")
         if not self.pairs:
@@ -139,7 +145,13 @@ class SFTTask:
         self.tokenizer = checkpoint.tokenizer
         adapted = hasattr(checkpoint.model, "peft_config")
         model = checkpoint.model if adapted else add_lora(checkpoint, config.lora)
-        self.policy = Policy(model, checkpoint.contract.embed_token_id, vocabulary=len(checkpoint.tokenizer))
+        self.policy = Policy(
+            model,
+            checkpoint.contract.embed_token_id,
+            vocabulary=len(checkpoint.tokenizer),
+            chunk_size=config.rows_per_chunk,
+            gradient_cache=config.gradient_cache,
+        )
         self.module: nn.Module = self.policy
         prompts = checkpoint.contract.prompts
         self.document = render(prompts.document, self.tokenizer, give_answer=True)
@@ -360,9 +372,9 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
     checkpoint.model.set_attn_implementation(attention)
     torch.manual_seed(config.loop.seed)  # the adapter's own initialisation
     task = SFTTask(config, checkpoint, pairs)
-    # What the figures depend on. Where things stand is left out: a run may be moved and go on.
-    places = ("output", "data_root", "pairs", "loop")
-    describe = {key: value for key, value in to_dict(config).items() if key not in places} | {
+    # What the figures depend on. Where things stand and how memory is used are left out: a run may be moved and go on.
+    free = ("output", "data_root", "pairs", "loop", "gradient_cache", "rows_per_chunk")
+    describe = {key: value for key, value in to_dict(config).items() if key not in free} | {
         "pairs_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in config.pairs],
         "base_contract": checkpoint.contract.hash,
     }

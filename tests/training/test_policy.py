@@ -101,3 +101,22 @@ def test_only_the_adapter_and_one_row_are_trained(policy: Policy) -> None:
 def test_target_modules_that_do_not_exist_are_refused(tiny_model: Path) -> None:
     with pytest.raises(InputError, match="no_such_proj"):
         make_policy(tiny_model, target_modules="no_such_proj")
+
+
+def test_gradient_caching_gives_the_plain_gradients_also_with_dropout(tiny_model: Path) -> None:
+    found = []
+    for cached in (False, True):
+        policy = make_policy(tiny_model, dropout=0.3)
+        policy.chunk_size, policy.gradient_cache = 2, cached
+        policy.train()
+        torch.manual_seed(1)
+        part = rows(policy)
+        encoded = policy({"query": part, "document": part})
+        scores = encoded["query"].embedding_BD @ encoded["document"].embedding_BD.T
+        logits = encoded["query"].logits_TV
+        assert logits is not None
+        (scores.logsumexp(1).sum() + logits.logsumexp(-1).sum()).backward()
+        found.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-5, msg=name)
