@@ -219,8 +219,8 @@ class SFTTask:
             for name, value in found.items():
                 terms[name] = terms.get(name, document_ND.new_zeros(())) + share * value
             figures[f"infonce_{part}"] = found["infonce"].item()
-            similarity_BN = encoded[part].embedding_BD.detach() @ document_ND.detach().T
-            hits = similarity_BN.masked_fill(self._false_negatives(rows, batch), -2).argmax(1).cpu()
+            similarity_BN = (encoded[part].embedding_BD.detach() @ document_ND.detach().T).cpu()
+            hits = similarity_BN.masked_fill(self._false_negatives(rows, batch), -2).argmax(1)
             figures[f"accuracy_{part}"] = (hits == torch.tensor(rows)).float().mean().item()
         loss = document_ND.new_zeros(())
         for name, value in terms.items():
@@ -257,10 +257,13 @@ class SFTTask:
 
     def _false_negatives(self, rows: list[int], batch: Batch) -> Tensor:
         """True where a document answers the query although it is another pair's: (len(rows), N) bool."""
+        columns: dict[str, list[int]] = defaultdict(list)
+        for column, text in enumerate(batch.documents):
+            columns[text].append(column)
         mask = torch.zeros(len(rows), len(batch.documents), dtype=torch.bool)
         for line, row in enumerate(rows):
-            known = self.positives[batch.pairs[row].query]
-            mask[line] = torch.tensor([text in known for text in batch.documents])
+            for text in self.positives[batch.pairs[row].query]:
+                mask[line, columns.get(text, [])] = True
             mask[line, row] = False
         return mask
 
