@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from search_r3.data import clean
 from search_r3.data.beir import find_dataset, load_beir, refuse_unknown, stable_order
 from search_r3.data.docstrings import STDLIB, docstring_pairs, find_package
 from search_r3.data.pairs import TrainingPair, write_pairs
@@ -43,7 +44,8 @@ def build_pairs(
     """Build the pairs of a recipe, shuffle them, write OUTPUT (JSONL) and OUTPUT.manifest.json.
 
     Args:
-        recipe_path: a YAML file with `sources`, a list (see `configs/data/first.yaml`), and optionally `seed`.
+        recipe_path: a YAML file with `sources`, a list (see `configs/data/first.yaml`), and optionally `seed`,
+            `decontaminate` and `deduplicate` (see `clean.DecontaminateSettings` and `clean.DeduplicateSettings`).
         output: the JSONL file to write.
         data_root: where data sets named in the recipe are (see `find_dataset`).
         seed: instead of the recipe's; 0 where neither gives one.
@@ -92,7 +94,8 @@ def build_pairs(
                 **built.origin,
             }
         )
-    by_id = {pair.id: pair for pair in pairs.values()}
+    cleaned, cleaning = clean.clean_pairs(list(pairs.values()), recipe, str(recipe_path), data_root)
+    by_id = {pair.id: pair for pair in cleaned}
     write_pairs(output, (by_id[name] for name in stable_order(by_id, seed)))
     manifest = {
         "output": Path(output).name,
@@ -103,6 +106,8 @@ def build_pairs(
         "sources": reports,
         "recipe": recipe,
     }
+    if cleaning is not None:
+        manifest["cleaning"] = cleaning
     atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
 
@@ -214,7 +219,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(recipe, dict):
         raise InputError(f'{path}: expected a mapping with "sources", found {type(recipe).__name__}')
-    refuse_unknown(recipe, ("seed", "sources"), str(path))
+    refuse_unknown(recipe, ("seed", "sources", *clean.KEYS), str(path))
+    clean.read_cleaning(recipe, str(path))
     if "seed" in recipe:
         _check_type(recipe["seed"], int, "seed", str(path))
     sources = recipe.get("sources")
