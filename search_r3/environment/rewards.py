@@ -1,0 +1,243 @@
+"""What a rollout earns, as pure functions: how well its embedding ranks the corpus, and what may shape that figure.
+
+Source: Search-R3 (arXiv 2510.07048), stage 2: a DCG of the cosine ranking, "DCG_scaled". How the paper scales it is not
+known; the formulas here are ours, and `dcg` is nDCG@k as trec_eval computes it (linear gain).
+
+Shape suffixes: R rollouts, N documents. One row is one rollout, one column one document; the columns of a row must hold
+**every positive** of its query (the ideal ranking is taken from them) and everything that may stand in its top k; rows
+of the corpus that can be neither may be left out.
+
+Order: cosine descending, compared in float32; of equal cosines the *later column* first, as in `search_r3.metrics`.
+With columns in the corpus's row order this is also the order of `LiveCorpus.search`. So an embedding space that has
+collapsed to one point earns what chance gives it. A grade of 0 or below gains nothing.
+
+All functions take tensors or arrays and return (R,) float32 on the cosines' device. They compute in float64, and they
+are constants to the gradient: a reward reaches the model through its tokens' log-probabilities.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from search_r3.environment.topk import top_k
+from search_r3.errors import InputError
+
+MISSING_TOKEN_REWARD = -0.5
+"""A rollout that ended without the embed token: worse than a miss, which earns 0."""
+COSINE_SLACK = 0.01
+"""How far beyond 1 a cosine may lie before we say that it is none: unit rows rounded to bf16 give up to 1.008."""
+
+
+class Reward(Protocol):
+    """A ranking reward: cosines and grades in, one number a rollout out."""
+
+    def __call__(self, cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor: ...
+
+
+def dcg_scaled(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
+    """DCG of the ranking with each gain scaled by its cosine, over the ideal DCG without cosines.
+
+        sum_{i=1..k} rel_(i) * clip(cos_(i), 0, 1) / log2(i + 1)   /   sum_{i=1..k} ideal_i / log2(i + 1)
+
+    where (i) is the document at rank i and ideal_i the i-th highest grade of the row.
+
+    Args:
+        cos_RN: cosines, float, within [-1, 1] (a rounding error beyond is forgiven).
+        rel_RN: grades, integers or floats; above 0 is relevant.
+        k: ranks that count.
+
+    Returns:
+        (R,) float32 in [0, 1]. 0 where the row has no positive at all (there is nothing to find; every rollout of the
+        group then earns the same, so the group has no advantage), and where none stands in the top k. A positive with
+        a cosine of 0 or below gains nothing, whatever its rank: a negative cosine is no similarity.
+
+    Raises:
+        ValueError: not two equal matrices, a NaN, a cosine beyond [-1, 1], or k below 1.
+    """
+    cos_RN, rel_RN = _checked(cos_RN, rel_RN)
+    return _ndcg(cos_RN, rel_RN, k, scaled=True).to(torch.float32)
+
+
+def dcg(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
+    """nDCG@k: `dcg_scaled` without the cosines. Equal to `search_r3.metrics.ndcg` and to ir_measures' nDCG@k.
+
+    Arguments, errors and the case of no positive: see `dcg_scaled`. Returns (R,) float32 in [0, 1].
+    """
+    cos_RN, rel_RN = _checked(cos_RN, rel_RN)
+    return _ndcg(cos_RN, rel_RN, k, scaled=False).to(torch.float32)
+
+
+def margin_rank(cos_RN: Any, rel_RN: Any, k: int = 10, delta: float = 0.0) -> Tensor:
+    """nDCG@k plus the margin by which the positive beats the best negative: goes on rising once the ranks are right.
+
+        dcg + clip(cos+ - cos- - delta, 0, 1)
+
+    cos+ is the highest cosine among the documents of the row's *highest* grade, cos- the highest among those without
+    a positive grade; lower-graded positives are neither.
+
+    Args:
+        delta: the margin that earns nothing yet, within [-1, 1]. 0 (our choice, the value is not known) pays from
+            the moment the positive leads, so that there is no dead zone between rank 1 and the first margin.
+
+    Returns:
+        (R,) float32 in [0, 2]. The second term is 0 where the row has no positive, or nothing but positives.
+
+    Raises:
+        ValueError: as `dcg_scaled`, or a delta outside [-1, 1].
+    """
+    if not (math.isfinite(delta) and -1 <= delta <= 1):
+        raise ValueError(f"delta must lie in [-1, 1], got {delta}")
+    cos_RN, rel_RN = _checked(cos_RN, rel_RN)
+    total_R = _ndcg(cos_RN, rel_RN, k, scaled=False)
+    if cos_RN.shape[1]:
+        best_R1 = rel_RN.amax(dim=1, keepdim=True)
+        positive_R = cos_RN.masked_fill((rel_RN != best_R1) | (best_R1 == 0), -math.inf).amax(dim=1)
+        negative_R = cos_RN.masked_fill(rel_RN > 0, -math.inf).amax(dim=1)
+        both_R = torch.isfinite(positive_R) & torch.isfinite(negative_R)
+        margin_R = torch.where(both_R, positive_R.double() - negative_R.double() - delta, 0.0)
+        total_R = total_R + margin_R.clamp(0.0, 1.0)
+    return total_R.to(torch.float32)
+
+
+def missing_token_penalty(rewards_R: Any, emitted_R: Any, penalty: float = MISSING_TOKEN_REWARD) -> Tensor:
+    """The reward where the embed token was emitted, else `penalty`, whatever the forced embedding would have earned.
+
+    Apply it last, after the shaping below: then no bonus softens it.
+
+    Raises:
+        ValueError: shapes differ, `emitted_R` is not boolean, a NaN, or a penalty that is not below 0 (a miss).
+    """
+    if not (math.isfinite(penalty) and penalty < 0):
+        raise ValueError(f"the penalty must be a finite number below 0, the reward of a miss, got {penalty}")
+    rewards_R = _vector("rewards_R", rewards_R)
+    emitted_R = torch.as_tensor(emitted_R, device=rewards_R.device)
+    if emitted_R.dtype != torch.bool or emitted_R.shape != rewards_R.shape:
+        raise ValueError(
+            f"emitted_R must be boolean with the rewards' shape {tuple(rewards_R.shape)}, "
+            f"got {emitted_R.dtype} {tuple(emitted_R.shape)}"
+        )
+    return torch.where(emitted_R, rewards_R, penalty)
+
+
+def length_shaping(rewards_R: Any, tokens_R: Any, budget: int, free: int = 0, weight: float = 0.05) -> Tensor:
+    """A cost for reasoning tokens: nothing up to `free`, then linear, `weight` at the budget.
+
+        r - weight * clip((tokens - free) / (budget - free), 0, 1)
+
+    With a weight below 0.5, a miss at full length still stands above a missing token. Source: the soft overlong
+    penalty of DAPO (arXiv 2503.14476, equation 13), with our weight.
+
+    Args:
+        tokens_R: reasoning tokens of each rollout, without the embed token; 0 or more.
+        budget: the most tokens a rollout may have, above `free`.
+
+    Raises:
+        ValueError: shapes differ, a NaN, a negative length, free or weight, or a budget not above `free`.
+    """
+    rewards_R = _vector("rewards_R", rewards_R)
+    tokens_R = _vector("tokens_R", tokens_R).to(rewards_R.device)
+    if tokens_R.shape != rewards_R.shape:
+        raise ValueError(
+            f"tokens_R has the shape {tuple(tokens_R.shape)}, rewards_R {tuple(rewards_R.shape)}; they must be equal"
+        )
+    if free < 0 or budget <= free:
+        raise ValueError(f"budget must be above free, and free 0 or more, got budget {budget} and free {free}")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"weight must be a finite number, 0 or above, got {weight}")
+    if bool((tokens_R < 0).any()):
+        raise ValueError(f"tokens_R has {tokens_R.min().item():g}; a length is 0 or more")
+    return rewards_R - weight * ((tokens_R - free) / (budget - free)).clamp(0.0, 1.0)
+
+
+def gain_over_direct(rewards_R: Any, direct_R: Any, weight: float = 1.0) -> Tensor:
+    """Pays reasoning for what it adds: a bonus for each point above the reward of the query's direct embedding.
+
+        r + weight * max(r - direct, 0)
+
+    Why not `r - direct`: all rollouts of a group share one query, so subtracting its direct reward shifts the whole
+    group, and the advantage takes the group's mean off again: nothing would change. The kink at `direct` does change
+    it: among the rollouts of one group, a step above the direct embedding weighs 1 + weight times a step below it.
+
+    Args:
+        direct_R: the same reward of the direct embedding of each rollout's query, on the same documents.
+        weight: 0 or above; 0 changes nothing. The result lies in [0, max + weight * max].
+
+    Raises:
+        ValueError: shapes differ, a NaN, or a negative weight.
+    """
+    rewards_R = _vector("rewards_R", rewards_R)
+    direct_R = _vector("direct_R", direct_R).to(rewards_R.device)
+    if direct_R.shape != rewards_R.shape:
+        raise ValueError(
+            f"direct_R has the shape {tuple(direct_R.shape)}, rewards_R {tuple(rewards_R.shape)}; they must be equal"
+        )
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"weight must be a finite number, 0 or above, got {weight}")
+    return rewards_R + weight * (rewards_R - direct_R).clamp(min=0.0)
+
+
+REWARDS: dict[str, Reward] = {"dcg_scaled": dcg_scaled, "dcg": dcg, "margin_rank": margin_rank}
+"""The rewards a recipe may name."""
+
+
+def reward_named(name: str) -> Reward:
+    """The reward of that name.
+
+    Raises:
+        InputError: no such reward; the message has the nearest name and all of them.
+    """
+    if name not in REWARDS:
+        near = difflib.get_close_matches(name, REWARDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"there is no reward {name!r}{hint} (there are {', '.join(REWARDS)})")
+    return REWARDS[name]
+
+
+def _ndcg(cos_RN: Tensor, rel_RN: Tensor, k: int, *, scaled: bool) -> Tensor:
+    """(R,) float64; `rel_RN` float64 without negatives."""
+    if k < 1:
+        raise ValueError(f"k is {k}; a cut-off is 1 or more")
+    top_RK, columns_RK = top_k(cos_RN, k)
+    discount_K = 1.0 / torch.log2(torch.arange(top_RK.shape[1], dtype=torch.float64, device=cos_RN.device) + 2.0)
+    gain_RK = rel_RN.gather(1, columns_RK)
+    if scaled:
+        gain_RK = gain_RK * top_RK.double().clamp(0.0, 1.0)
+    got_R = (gain_RK * discount_K).sum(dim=1)
+    ideal_R = (rel_RN.topk(top_RK.shape[1], dim=1).values * discount_K).sum(dim=1)
+    # Both sums are at most the ideal, but for the order of rounding: the bound is promised, so it is kept.
+    return torch.where(ideal_R > 0, got_R / ideal_R.clamp(min=torch.finfo(torch.float64).tiny), 0.0).clamp(0.0, 1.0)
+
+
+def _checked(cos_RN: Any, rel_RN: Any) -> tuple[Tensor, Tensor]:
+    """Cosines in float32 (the order's precision), grades in float64 with negative ones set to 0."""
+    cos_RN = torch.as_tensor(cos_RN).detach()
+    rel_RN = torch.as_tensor(rel_RN).detach().to(cos_RN.device)
+    if cos_RN.dim() != 2 or cos_RN.shape != rel_RN.shape:
+        raise ValueError(
+            f"cosines have the shape {tuple(cos_RN.shape)}, grades {tuple(rel_RN.shape)}; "
+            "expected two equal (rollouts, documents) matrices"
+        )
+    cos_RN, rel_RN = cos_RN.to(torch.float32), rel_RN.to(torch.float64)
+    if bool(torch.isnan(cos_RN).any()):
+        row = int(torch.isnan(cos_RN).any(dim=1).nonzero()[0])
+        raise ValueError(f"the cosines of rollout {row} contain NaN; its embedding is broken")
+    if cos_RN.numel() and float(cos_RN.abs().max()) > 1 + COSINE_SLACK:
+        raise ValueError(f"a cosine is {float(cos_RN.abs().max()):g}; expected -1 to 1: embeddings must be unit rows")
+    if not bool(torch.isfinite(rel_RN).all()):
+        raise ValueError("the grades contain NaN or infinity; a grade is a number")
+    return cos_RN, rel_RN.clamp(min=0.0)
+
+
+def _vector(name: str, values: Any) -> Tensor:
+    vector = torch.as_tensor(values).detach()
+    if vector.dim() != 1:
+        raise ValueError(f"{name} must have one dimension, got the shape {tuple(vector.shape)}")
+    vector = vector.to(torch.float32)
+    if not bool(torch.isfinite(vector).all()):
+        raise ValueError(f"{name} contains NaN or infinity")
+    return vector

@@ -1,0 +1,78 @@
+"""Top-k with one order for everybody: score descending, and of equal scores the higher row number first.
+
+It is the order of `search_r3.metrics` (float32 scores, the later column wins a tie), so that a search, a merge of
+several shards and a reward never disagree about who stands at rank k. `torch.topk` alone promises nothing about ties.
+
+How: a float32 score and a row number are packed into one int64 key, the score's bits (made monotone) above the row's.
+Keys are distinct and compare as the order above, so that any top-k of keys is the only right one.
+
+Shape suffixes: Q queries, N documents (columns), K results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MAX_ROWS = 2**31 - 1
+"""A row number must fit the key's lower half, signed, because -1 marks an empty place."""
+_LOW = 0xFFFFFFFF
+
+
+def pack(scores: Tensor, rows: Tensor) -> Tensor:
+    """int64 keys that sort as (score, row); `rows` broadcasts against `scores`, -1 marks an empty place.
+
+    -0.0 counts as 0.0. The scores are compared in float32. NaN is the caller's to refuse: it has no place in an order.
+    """
+    bits = (scores.to(torch.float32) + 0.0).contiguous().view(torch.int32)
+    # Negative floats grow in magnitude with their bits: turning the lower 31 over makes integers sort as the floats.
+    monotone = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (monotone.to(torch.int64) << 32) | (rows.to(torch.int64) & _LOW)
+
+
+def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """(scores float32, rows int64) of keys: the exact scores that went in (but 0.0 for -0.0)."""
+    monotone = (keys >> 32).to(torch.int32)
+    scores = torch.where(monotone < 0, monotone ^ 0x7FFFFFFF, monotone).view(torch.float32)
+    return scores, (keys << 32) >> 32
+
+
+def top_k(scores_QN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The best k columns of every row, best first: (scores (Q, K) float32, columns (Q, K) int64), K = min(k, N)."""
+    columns_N = torch.arange(scores_QN.shape[1], device=scores_QN.device)
+    return unpack(best_keys(pack(scores_QN, columns_N), k))
+
+
+def merge_top_k(parts: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The best k of several local results for the same queries, as if one search had seen all rows.
+
+    Args:
+        parts: of every shard (scores (Q, K_s) float32, rows (Q, K_s) int64), with row numbers of the *whole* corpus,
+            each row in one shard only. A shard with fewer than k rows may pad with score -inf and row -1.
+
+    Returns:
+        (scores (Q, K) float32, rows (Q, K) int64), best first, K = min(k, all places given).
+
+    Raises:
+        ValueError: no parts, unequal shapes, k below 1, or a NaN.
+    """
+    if not parts:
+        raise ValueError("merge_top_k needs at least one part")
+    for number, (scores, rows) in enumerate(parts):
+        if scores.dim() != 2 or scores.shape != rows.shape or scores.shape[0] != parts[0][0].shape[0]:
+            raise ValueError(
+                f"part {number} has scores {tuple(scores.shape)} and rows {tuple(rows.shape)}; "
+                f"expected two equal shapes with {parts[0][0].shape[0]} queries"
+            )
+        if bool(torch.isnan(scores).any()):
+            raise ValueError(f"part {number} has a NaN score; a ranking needs numbers")
+    return unpack(best_keys(torch.cat([pack(scores, rows) for scores, rows in parts], dim=1), k))
+
+
+def best_keys(keys_QN: Tensor, k: int) -> Tensor:
+    """The k largest keys of every row, largest first."""
+    if k < 1:
+        raise ValueError(f"k is {k}; a cut-off is 1 or more")
+    return keys_QN.topk(min(k, keys_QN.shape[1]), dim=1).values

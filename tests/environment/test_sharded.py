@@ -1,0 +1,84 @@
+"""ShardedCorpus: two gloo processes answer, update and save as one process would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from search_r3.environment.corpus import LiveCorpus
+from search_r3.environment.graph import NeighbourGraph
+from search_r3.environment.sharded import ShardedCorpus, shard_of
+from search_r3.errors import InputError
+
+TOTAL = 13
+CORNERS = torch.tensor(
+    [[a, b, c, d] for a in (0.5, -0.5) for b in (0.5, -0.5) for c in (0.5, -0.5) for d in (0.5, -0.5)]
+)
+VECTORS = CORNERS[[0, 3, 3, 5, 9, 12, 3, 0, 15, 7, 8, 12, 3]]  # with equal rows on both sides of the cut
+
+
+def test_shards_cover_the_rows_and_differ_by_one_at_most():
+    for total in range(1, 40):
+        for processes in range(1, total + 1):
+            cuts = [shard_of(total, rank, processes) for rank in range(processes)]
+            assert [row for cut in cuts for row in range(*cut)] == list(range(total))
+            sizes = [stop - start for start, stop in cuts]
+            assert max(sizes) - min(sizes) <= 1
+    with pytest.raises(InputError, match="fewer processes"):
+        shard_of(1, 0, 2)
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    whole = LiveCorpus.from_vectors(VECTORS)
+    corpus = ShardedCorpus(TOTAL, 4)
+    mine = torch.arange(rank, TOTAL, 2)  # who encodes a row is not who holds it
+    corpus.update(mine, VECTORS[mine], step=0)
+    assert len(corpus.local) == (6, 7)[rank]
+    assert len(corpus) == TOTAL
+
+    queries = CORNERS[: 5 if rank == 0 else 0]  # one process has queries, the other joins in
+    for k in (1, 3, 7, TOTAL, 99):
+        for got, expected in zip(corpus.search(queries, k), whole.search(queries, k), strict=True):
+            assert torch.equal(got, expected), k
+    rows = [12, 0, 5] if rank == 0 else [6]
+    assert torch.equal(corpus.vectors(rows), whole.vectors(rows))
+    assert torch.equal(corpus.scores(queries, rows), whole.scores(queries, rows))
+
+    changed = [2, 11] if rank == 0 else [7]
+    corpus.update(changed, CORNERS[[14, 13] if rank == 0 else [1]], step=4)
+    whole.update([2, 11, 7], CORNERS[[14, 13, 1]], step=4)
+    for got, expected in zip(corpus.search(CORNERS, 6), whole.search(CORNERS, 6), strict=True):
+        assert torch.equal(got, expected)
+    assert torch.equal(corpus.versions_N, whole.versions_N)
+    assert torch.equal(corpus.steps_N, whole.steps_N)
+    assert torch.equal(corpus.ages(6), whole.ages(6))
+    assert (
+        NeighbourGraph.build(corpus, width=6, links=3).ids_NM == NeighbourGraph.build(whole, width=6, links=3).ids_NM
+    ).all()
+
+    for rows, step, words in (([3], 9, "given twice"), ([2 + rank], 1, "earlier than the last refresh")):
+        with pytest.raises(ValueError, match=words):  # both processes raise, so neither waits for ever
+            corpus.update(rows, CORNERS[:1], step)
+
+    saved = corpus.state_dict()
+    fresh = ShardedCorpus(TOTAL, 4)
+    fresh.load_state_dict(saved)
+    for got, expected in zip(fresh.search(CORNERS, 6), whole.search(CORNERS, 6), strict=True):
+        assert torch.equal(got, expected)
+    with pytest.raises(InputError, match="as many processes"):
+        fresh.load_state_dict({**saved, "start": 1})
+    dist.barrier()
+    (Path(folder) / f"done-{rank}").touch()
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_one_corpus(tmp_path):
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    assert (tmp_path / "done-0").exists()
+    assert (tmp_path / "done-1").exists()
