@@ -80,10 +80,10 @@ def data_build(
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Build training pairs from docstrings, titles and judged queries, as a recipe says.
+    """Build training pairs from docstrings, titles, dictionaries, manuals and judged queries, as a recipe says.
 
-    The same recipe, seed and package versions give the same file. OUTPUT.manifest.json says what went in, what was
-    dropped and why, and under which licences.
+    The same recipe, seed and package versions give the same file, cleaned of copies and of what overlaps evaluation
+    sets if the recipe says so. OUTPUT.manifest.json says what went in, what was dropped and why, and the licences.
 
     \b
     Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
@@ -96,8 +96,10 @@ def data_build(
         print_json(manifest)
     else:
         for source in manifest["sources"]:
-            where = source.get("dataset") or ", ".join(source.get("packages_read", {}))
-            print(f"{source['count']:>8,}  {source['kind']} {where}")
+            where = source.get("dataset") or source.get("path") or ", ".join(source.get("packages_read", {}))
+            print(f"{source['count']:>8,}  {source['kind']} {where}{' (missing)' if 'missing' in source else ''}")
+        for reason, count in manifest.get("cleaning", {}).get("dropped", {}).items():
+            print(f"{-count:>8,}  {reason}")
         print(f"{manifest['count']:>8,}  pairs in {output}; what was dropped, and why: {output}.manifest.json")
 
 

@@ -12,7 +12,6 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,11 @@ import yaml
 
 from search_r3.data import clean
 from search_r3.data.beir import find_dataset, load_beir, refuse_unknown, stable_order
+from search_r3.data.debian import debian_pairs
+from search_r3.data.dictionaries import dictd_pairs, wordnet_pairs
 from search_r3.data.docstrings import STDLIB, docstring_pairs, find_package
 from search_r3.data.pairs import TrainingPair, write_pairs
+from search_r3.data.sources import Built, MissingSource
 from search_r3.data.titles import cloze_pairs, query_pairs, title_pairs
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
@@ -29,13 +31,7 @@ from search_r3.files import atomic_write_text
 PYTHON_LICENCE = "PSF-2.0"
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
-    """What one source gave: its pairs, why others were dropped, and where it is from."""
-
-    pairs: list[TrainingPair]
-    dropped: Counter[str]
-    origin: dict[str, Any]
+Builder = Callable[[dict[str, Any], int, "str | Path | None"], Built]
 
 
 def build_pairs(
@@ -68,6 +64,10 @@ def build_pairs(
         settings = {key: value for key, value in source.items() if key not in ("kind", "limit")}
         try:
             built = build(settings, seed, data_root)
+        except MissingSource as error:
+            if not source.get("optional"):
+                raise InputError(f'{where}: {error}; or mark the source "optional: true"') from error
+            built = Built([], Counter(), {"missing": str(error)})
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         chosen = built.pairs
@@ -160,6 +160,15 @@ def _queries(settings: dict[str, Any], seed: int, data_root: str | Path | None) 
     return Built(pairs, dropped, _dataset_origin(folder))
 
 
+def _files(read: Callable[..., Built]) -> Builder:
+    """A kind of source whose settings are the arguments of `read`."""
+
+    def build(settings: dict[str, Any], seed: int, data_root: str | Path | None) -> Built:
+        return read(**{key: value for key, value in settings.items() if key != "optional"})
+
+    return build
+
+
 def _version_and_licence(package: str) -> dict[str, str]:
     if package == STDLIB:
         return {"version": platform.python_version(), "licence": PYTHON_LICENCE}
@@ -184,8 +193,8 @@ def _dataset_origin(folder: Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------- reading a recipe
 
-Builder = Callable[[dict[str, Any], int, "str | Path | None"], Built]
 COMMON: dict[str, type] = {"kind": str, "limit": int, "optional": bool}
+FILES: dict[str, type] = {"path": str, "damaged": str, "max_chars": int}
 KINDS: dict[str, tuple[Builder, dict[str, type]]] = {
     "docstrings": (
         _docstrings,
@@ -202,8 +211,16 @@ KINDS: dict[str, tuple[Builder, dict[str, type]]] = {
     "titles": (_titles, {"dataset": str}),
     "cloze": (_cloze, {"dataset": str, "per_document": int}),
     "queries": (_queries, {"dataset": str, "split": str, "hold_out_modulus": int}),
+    "debian": (_files(debian_pairs), FILES),
+    "wordnet": (_files(wordnet_pairs), FILES | {"direction": str}),
+    "dictd": (_files(dictd_pairs), FILES | {"licence": str}),
 }
-NEEDED = {"docstrings": (), "titles": ("dataset",), "cloze": ("dataset",), "queries": ("dataset", "split")}
+NEEDED: dict[str, tuple[str, ...]] = {
+    "titles": ("dataset",),
+    "cloze": ("dataset",),
+    "queries": ("dataset", "split"),
+    "dictd": ("path",),
+}
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -240,7 +257,7 @@ def _check_source(source: Any, where: str) -> None:
     refuse_unknown(source, tuple(types), f"{where} ({kind})")
     for key, value in source.items():
         _check_type(value, types[key], key, f"{where} ({kind})")
-    for key in NEEDED[kind]:
+    for key in NEEDED.get(kind, ()):
         if key not in source:
             raise InputError(f'{where} ({kind}): "{key}" is missing; add it')
     shares = [source.get(key, 0) for key in ("documented_share", "web_share", "name_share")]

@@ -1,0 +1,188 @@
+"""Dictionaries: WordNet's synsets (words <-> gloss) and any dictd dictionary (headword -> article), such as FOLDOC.
+
+WordNet's files are read as wndb(5WN) describes them; a dictd dictionary is NAME.index (headword, offset and length in
+base 64) beside NAME.dict or NAME.dict.dz (RFC 2229's DICT; the format is dictd's).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from pathlib import Path
+
+from search_r3.data.beir import refuse_unknown
+from search_r3.data.pairs import TrainingPair
+from search_r3.data.sources import Built, MissingSource, Records, clip, fingerprint, read_bytes, without_generic
+from search_r3.errors import InputError
+
+WORDNET = Path("/usr/share/wordnet")
+PARTS = ("noun", "verb", "adj", "adv")
+DIRECTIONS = ("both", "words", "gloss")
+MIN_GLOSS_WORDS, MIN_ARTICLE_WORDS = 4, 12
+LICENCES = {
+    "foldoc": "GFDL-1.1-or-later (The Free On-line Dictionary of Computing, https://foldoc.org, editor Denis Howe)",
+    "jargon": "public domain (the Jargon File)",
+}
+_BASE64 = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
+_MARKER = re.compile(r"\((a|p|ip)\)$")  # where an adjective may stand: wndb(5WN)
+_DATE_LINE = re.compile(r"^\(\d{4}-\d{2}-\d{2}\)$")
+_CATEGORY = re.compile(r"^(\s*)<[a-z][a-z ,/-]*>\s*")
+
+
+def wordnet_pairs(
+    path: str | None = None, *, direction: str = "both", damaged: str = "refuse", max_chars: int = 1200
+) -> Built:
+    """Synsets as pairs: their words -> the gloss with its examples, and the definition -> the words.
+
+    Args:
+        path: the folder with data.noun, data.verb, data.adj and data.adv.
+        direction: "words" asks for the gloss, "gloss" for the words, "both" gives two pairs a synset.
+        damaged: "refuse" or "skip" lines that are not as wndb(5WN) says.
+        max_chars: where glosses are cut.
+
+    Raises:
+        MissingSource: a file is missing.
+        InputError: an unknown direction, or a damaged line that is not to be skipped.
+    """
+    refuse_unknown([direction], DIRECTIONS, "direction", what="value")
+    folder = Path(path) if path else WORDNET
+    records = Records(damaged)
+    contents: dict[str, bytes] = {}
+    pairs: list[TrainingPair] = []
+    for part in PARTS:
+        file = folder / f"data.{part}"
+        try:
+            contents[file.name] = read_bytes(file)
+        except MissingSource as error:
+            raise MissingSource(f"{file} does not exist; install wordnet-base, or give its folder with path") from error
+        for number, raw in enumerate(contents[file.name].split(b"\n"), start=1):
+            if not raw.strip() or raw.startswith(b"  "):  # the licence stands first, indented
+                continue
+            where = f"{file}, line {number}"
+            line = records.text(raw, where)
+            synset = parse_synset(line) if line is not None else None
+            if synset:
+                pairs += _synset_pairs(part, *synset, direction, max_chars, records.dropped)
+            elif line is not None:
+                records.fault(where, "no synset", "not a line of WordNet's data files")
+    origin = {"licence": "WordNet-3.0 (Princeton University)", "sha256": fingerprint(contents)}
+    return Built(without_generic(pairs, records.dropped), records.dropped, origin)
+
+
+def parse_synset(line: str) -> tuple[str, list[str], str, list[str]] | None:
+    """(offset, words, definition, examples) of a line such as `00001740 02 r 01 a_cappella 0 000 | without ...`."""
+    data, bar, gloss = line.partition(" | ")
+    columns = data.split()
+    try:
+        count = int(columns[3], 16)
+        words = [_MARKER.sub("", columns[4 + 2 * i]).replace("_", " ") for i in range(count)]
+    except (IndexError, ValueError):
+        return None
+    if not bar or not words or not columns[0].isdecimal():
+        return None
+    definition, quote, rest = gloss.strip().partition('; "')
+    examples = [text.strip(' ";') for text in rest.split('"; "')] if quote else []
+    return columns[0], list(dict.fromkeys(words)), definition.strip(" ;"), [text for text in examples if text]
+
+
+def _synset_pairs(
+    part: str,
+    offset: str,
+    words: list[str],
+    definition: str,
+    examples: list[str],
+    direction: str,
+    max_chars: int,
+    dropped: Counter[str],
+) -> list[TrainingPair]:
+    if len(definition.split()) < MIN_GLOSS_WORDS:
+        dropped["short gloss"] += 1
+        return []
+    names, pairs = ", ".join(words), []
+    identity, source = f"wordnet:{part}:{offset}", f"wordnet:{part}"
+    if direction in ("both", "words"):
+        said = definition + "".join(f'; "{text}"' for text in examples)
+        pairs.append(TrainingPair(f"{identity}:words", names, clip(said, max_chars), source=source))
+    if direction in ("both", "gloss"):
+        pairs.append(TrainingPair(f"{identity}:gloss", definition, clip(names, max_chars), source=source))
+    return pairs
+
+
+def dictd_pairs(path: str, *, licence: str | None = None, damaged: str = "refuse", max_chars: int = 1200) -> Built:
+    """The articles of a dictd dictionary: headword -> article without its headword. Aliases of an article count once.
+
+    Args:
+        path: of the dictionary without its suffix, such as /usr/share/dictd/foldoc.
+        licence: for the manifest; FOLDOC's and the Jargon File's are known.
+        damaged: "refuse" or "skip" broken lines of the index and articles that are no text.
+        max_chars: where articles are cut.
+
+    Raises:
+        MissingSource: a file is missing.
+        InputError: the licence of another dictionary is not given, or something damaged is not to be skipped.
+    """
+    base = Path(path)
+    known = licence or LICENCES.get(base.name)
+    if not known:
+        raise InputError(f'the licence of the dictionary "{base.name}" is not known here; give it with licence')
+    try:
+        index = read_bytes(base.with_name(f"{base.name}.index"))
+        packed = base.with_name(f"{base.name}.dict.dz")
+        content = read_bytes(packed if packed.exists() else base.with_name(f"{base.name}.dict"))
+    except MissingSource as error:
+        raise MissingSource(f"{error}; install dict-{base.name}, or mend path (without .index and .dict.dz)") from error
+    records = Records(damaged)
+    pairs: list[TrainingPair] = []
+    seen: set[tuple[int, int]] = set()
+    for number, raw in enumerate(index.split(b"\n"), start=1):
+        where = f"{base.name}.index, line {number}"
+        line = records.text(raw, where) if raw else None
+        if line is None or line.startswith("00-database"):
+            continue
+        columns = line.split("\t")
+        place = _place(columns)
+        if place is None or sum(place) > len(content):
+            records.fault(where, "no entry", "expected headword, offset and length (base 64) within the dictionary")
+        elif place in seen:
+            records.dropped["another name of an article"] += 1
+        else:
+            seen.add(place)
+            text = records.text(content[place[0] : sum(place)], f"{where} ({columns[0]})")
+            if text is None:
+                continue
+            headword, article = parse_article(text)
+            if len(article.split()) < MIN_ARTICLE_WORDS:
+                records.dropped["short article"] += 1
+            elif headword:
+                identity = f"dictd:{base.name}:{place[0]}"
+                pairs.append(TrainingPair(identity, headword, clip(article, max_chars), source=f"dictd:{base.name}"))
+    origin = {"licence": known, "sha256": fingerprint({"index": index, "dict": content})}
+    return Built(without_generic(pairs, records.dropped), records.dropped, origin)
+
+
+def parse_article(text: str) -> tuple[str, str]:
+    """(headword, article): the first line, and what follows the first blank line, in plain paragraphs."""
+    head, _, body = html.unescape(text).partition("\n\n")
+    paragraphs = []
+    for block in re.split(r"\n\s*\n", body):
+        plain = " ".join(_CATEGORY.sub(r"\1", block).split()).replace("{", "").replace("}", "")
+        if plain and not _DATE_LINE.match(plain):
+            paragraphs.append(plain)
+    return " ".join(head.split("\n", 1)[0].split()), "\n".join(paragraphs)
+
+
+def _place(columns: list[str]) -> tuple[int, int] | None:
+    if len(columns) < 3 or not columns[1] or not columns[2]:
+        return None
+    try:
+        return _number(columns[1]), _number(columns[2])
+    except KeyError:
+        return None
+
+
+def _number(digits: str) -> int:
+    value = 0
+    for digit in digits:
+        value = 64 * value + _BASE64[digit]
+    return value
