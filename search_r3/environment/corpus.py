@@ -50,6 +50,10 @@ class Corpus(Protocol):
     def vectors(self, rows: Any) -> Tensor: ...
     def update(self, rows: Any, vectors: Any, step: int) -> None: ...
     def ages(self, step: int) -> Tensor: ...
+    def everyones(self, mine: Tensor) -> Tensor: ...
+    def dealt(self, rows: np.ndarray) -> np.ndarray: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class LiveCorpus:
@@ -202,6 +206,14 @@ class LiveCorpus:
     def ages(self, step: int) -> Tensor:
         """How many steps old every row's vector is at `step`, (N,) int64; 0 is fresh."""
         return step - self.steps_N.to(torch.int64)
+
+    def everyones(self, mine: Tensor) -> Tensor:
+        """The rows of a tensor that each process brings, of all processes: here there is one."""
+        return mine
+
+    def dealt(self, rows: np.ndarray) -> np.ndarray:
+        """The part of these rows that this process is to encode: here all."""
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors (not copied) and JSON values: a task's state for `training.checkpoint`."""

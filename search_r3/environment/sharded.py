@@ -1,9 +1,9 @@
 """ShardedCorpus: one LiveCorpus a process, searched as if it were one, over torch.distributed.
 
 Every process holds a contiguous slice of the rows. A search gathers all queries, each process ranks its own slice, and
-the local top-k are merged; an update gathers the new vectors, and each process keeps its own. Every method but `ages`
-and `state_dict` is a *collective*: all processes of the group call it, in the same order, with the same k or step, but
-each with its own queries or rows (none is fine too). Results equal the unsharded ones.
+the local top-k are merged; an update gathers the new vectors, and each process keeps its own. Every method but `ages`,
+`dealt` and those of state is a *collective*: all processes of the group call it, in the same order, with the same k or
+step, but each with its own queries or rows (none is fine too). Results equal the unsharded ones.
 
 Shape suffixes: Q queries, N rows of the whole corpus, R some rows of it, D dimensions, K results.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -101,12 +102,20 @@ class ShardedCorpus:
 
     @torch.no_grad()
     def update(self, rows: Any, vectors: Any, step: int) -> None:
-        """Rewrite rows, each encoded by *one* of the processes; see `LiveCorpus.update`. An error is raised by all."""
+        """Rewrite rows, each encoded by *one* of the processes; see `LiveCorpus.update`.
+
+        A vector that is no unit row (a NaN that one process met), a row given twice and a step that goes back are
+        refused by all processes together. A wrong shape or row number is an error of the process that brings it.
+        """
         rows_R = check_rows(rows, len(self)).to(self.device)
-        vectors_RD = check_unit("vectors", vectors, self.dimension).to(self.device, torch.float32)
-        if len(rows_R) != len(vectors_RD):
-            raise ValueError(f"{len(rows_R)} rows but {len(vectors_RD)} vectors; each row needs one")
-        all_rows, all_vectors = torch.cat(self._gather(rows_R)[0]), torch.cat(self._gather(vectors_RD)[0])
+        vectors_RD = torch.as_tensor(vectors).detach()
+        if vectors_RD.shape != (len(rows_R), self.dimension):
+            raise ValueError(
+                f"vectors have the shape {tuple(vectors_RD.shape)}, expected {(len(rows_R), self.dimension)}: "
+                "one for each row"
+            )
+        all_rows = self.everyones(rows_R)
+        all_vectors = check_unit("vectors", self.everyones(vectors_RD.to(torch.float32)), self.dimension)
         check_distinct(all_rows)
         known = all_rows.cpu()
         if step < 0 or (len(known) and step < int(self.steps_N[known].max())):
@@ -119,6 +128,14 @@ class ShardedCorpus:
     def ages(self, step: int) -> Tensor:
         """How many steps old every row of the whole corpus is at `step`, (N,) int64."""
         return step - self.steps_N.to(torch.int64)
+
+    def everyones(self, mine: Tensor) -> Tensor:
+        """The rows (first dimension) of a tensor that each process brings, of all processes, by rank."""
+        return torch.cat(self._gather(mine.to(self.device))[0])
+
+    def dealt(self, rows: np.ndarray) -> np.ndarray:
+        """The part of these rows that this process is to encode: every n-th, so that urgent ones are shared evenly."""
+        return rows[dist.get_rank(self.group) :: self.processes]
 
     def state_dict(self) -> dict[str, Any]:
         """This process's slice, and every row's version and step: each process saves its own."""

@@ -11,6 +11,8 @@ import torch.multiprocessing as mp
 
 from search_r3.environment.corpus import LiveCorpus
 from search_r3.environment.graph import NeighbourGraph
+from search_r3.environment.refresh import RefreshConfig
+from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
 from search_r3.environment.sharded import ShardedCorpus, shard_of
 from search_r3.errors import InputError
 
@@ -30,6 +32,41 @@ def test_shards_cover_the_rows_and_differ_by_one_at_most():
             assert max(sizes) - min(sizes) <= 1
     with pytest.raises(InputError, match="fewer processes"):
         shard_of(1, 0, 2)
+
+
+def judge_together(rank: int) -> None:
+    """Each process judges its own rollouts; together they refresh and reward as one process with all of them would."""
+    later = CORNERS[(torch.arange(TOTAL) * 5 + 2) % 16]
+    grades, query, rollouts = (
+        [{2: 1, 8: 2}, {5: 1}, {12: 1, 0: 1, 3: 0}],
+        torch.tensor([0, 0, 1, 2]),
+        CORNERS[[4, 9, 2, 14]],
+    )
+    config = EnvironmentConfig(k=3, candidates=2, graph_width=3, graph_links=2, refresh=RefreshConfig(budget=9))
+    corpus = ShardedCorpus(TOTAL, 4)
+    mine = torch.arange(TOTAL)[rank::2]
+    corpus.update(mine, VECTORS[mine], step=0)
+    whole = RetrievalEnvironment(LiveCorpus.from_vectors(VECTORS), config)
+    shared = RetrievalEnvironment(corpus, config)
+    asked = []
+
+    def encode(rows):
+        asked.append(len(rows))
+        return later[rows]
+
+    emitted = torch.ones(4, dtype=torch.bool)
+    expected = whole.judge(rollouts, query, grades, lambda rows: later[rows], 1, emitted_R=emitted)
+    part, numbers, own = ((slice(0, 3), query[:3], grades[:2]), (slice(3, 4), torch.tensor([0]), grades[2:]))[rank]
+    got = shared.judge(rollouts[part], numbers, own, encode, 1, emitted_R=emitted[part])
+    assert torch.equal(got.rewards_R, expected.rewards_R[part])
+    assert torch.equal(got.rows_RK, expected.rows_RK[part])
+    assert got.refreshed.tolist() == expected.refreshed.tolist()
+    assert asked == [(5, 4)[rank]]  # nine rows, dealt out
+    assert (shared.graph.ids_NM == whole.graph.ids_NM).all()
+    probes, judged = CORNERS[:3], [{1: 1}, {4: 1}, {6: 1}]
+    assert shared.gauge(probes, judged, encode, 2, top=4, random_rows=2) == whole.gauge(
+        probes, judged, lambda rows: later[rows], 2, top=4, random_rows=2
+    )
 
 
 def work(rank: int, folder: str) -> None:
@@ -66,6 +103,11 @@ def work(rank: int, folder: str) -> None:
         with pytest.raises(ValueError, match=words):  # both processes raise, so neither waits for ever
             corpus.update(rows, CORNERS[:1], step)
 
+    broken = CORNERS[:1] * (torch.nan if rank == 1 else 1.0)
+    with pytest.raises(ValueError, match="norm nan"):
+        corpus.update([rank], broken, 9)
+    assert int(corpus.steps_N.max()) == 4
+
     saved = corpus.state_dict()
     fresh = ShardedCorpus(TOTAL, 4)
     fresh.load_state_dict(saved)
@@ -73,6 +115,7 @@ def work(rank: int, folder: str) -> None:
         assert torch.equal(got, expected)
     with pytest.raises(InputError, match="as many processes"):
         fresh.load_state_dict({**saved, "start": 1})
+    judge_together(rank)
     dist.barrier()
     (Path(folder) / f"done-{rank}").touch()
     dist.destroy_process_group()

@@ -1,0 +1,328 @@
+"""RetrievalEnvironment: embeddings of rollouts in, rewards out, with the corpus kept current on the way.
+
+One call of `judge` is steps 2 to 6 of the environment: search, choose what to refresh, re-encode it with the current
+weights, re-link it, rank again on the fresh vectors and reward. The model comes in as a function that encodes rows.
+Source: Search-R3 (arXiv 2510.07048), stage 2; see `rewards` and `refresh` for what is ours.
+
+Shape suffixes: R rollouts, B queries of the batch, N columns (documents that matter to the batch), D dimensions,
+K ranks, Q dev queries.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_r3.environment import rewards
+from search_r3.environment.corpus import Corpus, check_rows
+from search_r3.environment.graph import NeighbourGraph
+from search_r3.environment.refresh import RefreshConfig, Staleness, gauge_pool, refresh_policy, staleness
+from search_r3.environment.topk import top_k
+from search_r3.errors import InputError
+
+Encode = Callable[[np.ndarray], Any]
+"""Row numbers (R,) -> unit rows (R, D) by the current weights, without gradient."""
+Grades = Mapping[int, float]
+"""Row number -> grade of one query; above 0 is relevant."""
+
+
+@dataclass
+class EnvironmentConfig:
+    """What a rollout is judged by."""
+
+    reward: str = "dcg_scaled"
+    """"dcg_scaled", "dcg" (nDCG@k) or "margin_rank"; see `search_r3.environment.rewards`."""
+    k: int = 10
+    """Ranks that the reward looks at."""
+    margin: float = 0.0
+    """"margin_rank": the lead over the best negative that earns nothing yet."""
+    candidates: int = 20
+    """Rows that each rollout's search hands to the refresh policy."""
+    missing_token_reward: float = rewards.MISSING_TOKEN_REWARD
+    """Reward of a rollout that ended without the embed token; below 0, which is a miss."""
+    gain_weight: float = 0.0
+    """Bonus for each point above the reward of the query's direct embedding; 0 pays none."""
+    length_weight: float = 0.0
+    """Cost of a rollout that uses its whole token budget; 0 charges none."""
+    length_free: int = 0
+    """Reasoning tokens that cost nothing."""
+    graph_width: int = 16
+    """Neighbours kept for each document, at most."""
+    graph_links: int = 8
+    """Nearest documents that each document links to."""
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    """Which documents are re-encoded, and how many."""
+
+    def __post_init__(self) -> None:
+        rewards.reward_named(self.reward)
+        for name in ("k", "candidates"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("gain_weight", "length_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{name} must be a finite number, 0 or above, got {getattr(self, name)}")
+        if not -1 <= self.margin <= 1:
+            raise InputError(f"margin must lie in [-1, 1], got {self.margin}")
+        if not (math.isfinite(self.missing_token_reward) and self.missing_token_reward < -self.length_weight):
+            raise InputError(
+                f"missing_token_reward must be below {-self.length_weight:g}, the worst that a rollout with the token "
+                f"can earn, got {self.missing_token_reward}"
+            )
+        if self.length_free < 0:
+            raise InputError(f"length_free must be 0 or more, got {self.length_free}")
+        if not 1 <= self.graph_links <= self.graph_width:
+            raise InputError(f"graph_links must be 1 to graph_width ({self.graph_width}), got {self.graph_links}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one batch of rollouts earned, and the evidence."""
+
+    rewards_R: Tensor
+    """float32: what GRPO uses, shaping and penalties included."""
+    ranking_R: Tensor
+    """float32: the configured ranking reward alone, of forced embeddings too."""
+    ndcg_R: Tensor
+    """float32: nDCG@k, always: where cosines are all near 1, `dcg_scaled` flatters."""
+    direct_B: Tensor | None
+    """float32: the ranking reward of each query's direct embedding, if it was given."""
+    rows_RK: Tensor
+    """int64: the k best rows of each rollout on the fresh vectors, best first."""
+    cosines_RK: Tensor
+    """float32: their cosines."""
+    refreshed: np.ndarray
+    """int64: rows re-encoded at this step, by all processes."""
+    seconds: dict[str, float]
+    """Wall time by part: search, choose, encode, update, relink, rank."""
+
+
+class RetrievalEnvironment:
+    """A live corpus, its graph and its refresh policy.
+
+    Over several processes (a `ShardedCorpus`) every method is a collective; each process brings its own rollouts, the
+    refresh set is chosen once from all of theirs, and each process encodes its part of it.
+    """
+
+    def __init__(
+        self, corpus: Corpus, config: EnvironmentConfig, *, graph: NeighbourGraph | None = None, seed: int = 0
+    ) -> None:
+        """Links the corpus, unless a graph is given or the refresh policy follows none.
+
+        Raises:
+            ValueError: the corpus has rows never written, or another size than the graph.
+        """
+        self.corpus = corpus
+        self.config = config
+        self.seed = seed
+        self.policy = refresh_policy(config.refresh)
+        if graph is None and config.refresh.policy == "selective" and config.refresh.hops:
+            graph = NeighbourGraph.build(corpus, width=config.graph_width, links=config.graph_links, seed=seed)
+        if graph is not None and len(graph) != len(corpus):
+            raise ValueError(f"the corpus has {len(corpus)} rows, the graph {len(graph)}")
+        self.graph = graph
+        reward = rewards.reward_named(config.reward)
+        self.reward: rewards.Reward = reward
+        if config.reward == "margin_rank":
+            self.reward = functools.partial(rewards.margin_rank, delta=config.margin)
+
+    def judge(
+        self,
+        embeddings_RD: Any,
+        query_R: Any,
+        grades_B: Sequence[Grades],
+        encode: Encode,
+        step: int,
+        *,
+        emitted_R: Any,
+        tokens_R: Any = None,
+        token_budget: int | None = None,
+        direct_BD: Any = None,
+    ) -> Judged:
+        """Refresh what these rollouts touch, and reward them on the fresh vectors.
+
+        Args:
+            embeddings_RD: unit rows, made by the current weights.
+            query_R: for each rollout the number of its query, integers in [0, B).
+            grades_B: for each query its judged rows. One without a positive earns 0 for every rollout.
+            encode: encodes rows with the current weights.
+            step: optimiser steps that the current weights have taken.
+            emitted_R: boolean, False where the embed token had to be forced.
+            tokens_R: reasoning tokens of each rollout; needed, with `token_budget`, if length is charged.
+            direct_BD: each query's direct embedding; needed if the gain is paid, else only reported.
+
+        Raises:
+            ValueError: shapes that do not fit, rows outside the corpus, embeddings that are not unit rows (those of
+                `encode` included: then the corpus stays as it was), or a missing argument that the settings need.
+        """
+        embeddings_RD = torch.as_tensor(embeddings_RD).detach()
+        query_R = check_rows(query_R, len(grades_B))
+        if len(query_R) != len(embeddings_RD):
+            raise ValueError(f"{len(embeddings_RD)} embeddings but {len(query_R)} query numbers; each rollout has one")
+        if self.config.gain_weight and direct_BD is None:
+            raise ValueError("gain_weight is above 0, so the queries' direct embeddings are needed: give direct_BD")
+        if self.config.length_weight and (tokens_R is None or token_budget is None):
+            raise ValueError(
+                "length_weight is above 0, so the rollouts' lengths are needed: give tokens_R, token_budget"
+            )
+        clock = _Clock()
+        positives = [row for grades in grades_B for row, grade in grades.items() if grade > 0]
+        check_rows(positives, len(self.corpus))
+        _, candidates_RC = self.corpus.search(embeddings_RD, self.config.candidates)
+        clock.lap("search")
+        refreshed = self._refresh(positives, candidates_RC, encode, step, clock)
+
+        probes, query = embeddings_RD, query_R
+        if direct_BD is not None:
+            direct_BD = torch.as_tensor(direct_BD).detach().to(embeddings_RD)
+            if len(direct_BD) != len(grades_B):
+                raise ValueError(f"{len(direct_BD)} direct embeddings but {len(grades_B)} queries")
+            probes, query = torch.cat([probes, direct_BD]), torch.cat([query, torch.arange(len(grades_B))])
+        columns_N, cosines = self._cosines(probes, grades_B)
+        grades = _grade_matrix(columns_N, grades_B)[query].to(cosines.device)
+        ranking = self.reward(cosines, grades, k=self.config.k)
+        rollouts = len(embeddings_RD)
+        cosines_RK, places_RK = top_k(cosines[:rollouts], self.config.k)
+        judged = Judged(
+            rewards_R=self._shaped(ranking, query_R, emitted_R, tokens_R, token_budget),
+            ranking_R=ranking[:rollouts],
+            ndcg_R=rewards.dcg(cosines[:rollouts], grades[:rollouts], k=self.config.k),
+            direct_B=None if direct_BD is None else ranking[rollouts:],
+            rows_RK=columns_N.to(places_RK.device)[places_RK],
+            cosines_RK=cosines_RK,
+            refreshed=refreshed,
+            seconds=clock.seconds,
+        )
+        clock.lap("rank")
+        return judged
+
+    def gauge(
+        self,
+        queries_QD: Any,
+        grades_Q: Sequence[Grades],
+        encode: Encode,
+        step: int,
+        *,
+        top: int = 100,
+        random_rows: int = 1000,
+    ) -> Staleness:
+        """How stale the corpus is for fixed dev queries (embedded by the current weights); changes nothing.
+
+        The pool, re-encoded here: the queries' live top rows, their positives, and random rows, the same at a step.
+        Over several processes all bring the same queries. Errors as `judge`.
+        """
+        queries_QD = torch.as_tensor(queries_QD).detach()
+        if len(queries_QD) != len(grades_Q):
+            raise ValueError(f"{len(queries_QD)} queries but {len(grades_Q)} judgments; each query has its own")
+        positives = [row for grades in grades_Q for row, grade in grades.items() if grade > 0]
+        live = self.corpus.search(queries_QD, top)[1]
+        pool = gauge_pool(live, positives, random_rows, len(self.corpus), self._rng(step))
+        mine = self.corpus.dealt(pool)
+        fresh = self.corpus.everyones(self._encoded(encode, mine))
+        order = self.corpus.everyones(torch.from_numpy(mine)).argsort().to(fresh.device)
+        stale = self.corpus.scores(queries_QD, pool)
+        grades = _grade_matrix(torch.from_numpy(pool), grades_Q)
+        now = queries_QD.to(fresh) @ fresh[order].T
+        return staleness(stale, now.to(stale), grades, self.corpus.ages(step), k=self.config.k, reward=self.reward)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values: the corpus and the graph. Chance is a function of (seed, step), so has no state."""
+        return {
+            "corpus": self.corpus.state_dict(),
+            "graph": None if self.graph is None else self.graph.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become the environment of `state`.
+
+        Raises:
+            InputError: it is of another corpus or of other graph settings.
+        """
+        if (self.graph is None) != (state["graph"] is None):
+            raise InputError(
+                f"the saved environment has {'no' if state['graph'] is None else 'a'} graph, this one "
+                f"{'none' if self.graph is None else 'has one'}; use the refresh settings of the run that saved it"
+            )
+        self.corpus.load_state_dict(state["corpus"])
+        if self.graph is not None:
+            self.graph.load_state_dict(state["graph"])
+
+    def _refresh(
+        self, positives: list[int], candidates_RC: Tensor, encode: Encode, step: int, clock: _Clock
+    ) -> np.ndarray:
+        everyone = self.corpus.everyones(torch.tensor(positives, dtype=torch.int64))
+        candidates = self.corpus.everyones(candidates_RC)
+        chosen = self.policy.choose(everyone, candidates, step, self.corpus, self.graph, self._rng(step))
+        clock.lap("choose")
+        mine = self.corpus.dealt(chosen)
+        vectors = self._encoded(encode, mine)
+        clock.lap("encode")
+        self.corpus.update(mine, vectors, step)
+        clock.lap("update")
+        if self.graph is not None:
+            self.graph.relink(chosen, self.corpus)
+        clock.lap("relink")
+        return chosen
+
+    def _encoded(self, encode: Encode, rows: np.ndarray) -> Tensor:
+        return torch.as_tensor(encode(rows)).detach().float() if len(rows) else torch.zeros(0, self.corpus.dimension)
+
+    def _cosines(self, probes: Tensor, grades_B: Sequence[Grades]) -> tuple[Tensor, Tensor]:
+        """(rows (N,) ascending, cosines of every probe with them): all that a reward may ask of the whole corpus.
+
+        Every probe's k best are among them, and its best negative too, as at most all its positives stand before it.
+        """
+        judged_most = max((len(grades) for grades in grades_B), default=0)
+        deep = self.config.k + int(self.corpus.everyones(torch.tensor([judged_most])).max())  # one k for all processes
+        found = self.corpus.search(probes, deep)[1]
+        judged = check_rows([row for grades in grades_B for row in grades], len(self.corpus))
+        columns_N = torch.cat([found.flatten().cpu(), judged]).unique()
+        return columns_N, self.corpus.scores(probes, columns_N)
+
+    def _shaped(
+        self, ranking: Tensor, query_R: Tensor, emitted_R: Any, tokens_R: Any, token_budget: int | None
+    ) -> Tensor:
+        config, rollouts = self.config, len(query_R)
+        shaped_R = ranking[:rollouts]
+        if config.gain_weight:
+            direct_R = ranking[rollouts:][query_R.to(ranking.device)]
+            shaped_R = rewards.gain_over_direct(shaped_R, direct_R, config.gain_weight)
+        if config.length_weight:
+            assert token_budget is not None  # judge has checked
+            shaped_R = rewards.length_shaping(
+                shaped_R, tokens_R, token_budget, config.length_free, config.length_weight
+            )
+        return rewards.missing_token_penalty(shaped_R, emitted_R, config.missing_token_reward)
+
+    def _rng(self, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, step])
+
+
+class _Clock:
+    """Adds up wall time by part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
+
+
+def _grade_matrix(columns_N: Tensor, grades_B: Sequence[Grades]) -> Tensor:
+    """(B, N) float32 grades, 0 where a document is not judged; every judged row is among the columns."""
+    matrix_BN = torch.zeros(len(grades_B), len(columns_N))
+    for query, grades in enumerate(grades_B):
+        if grades:
+            places = torch.searchsorted(columns_N, torch.tensor(list(grades), dtype=torch.int64))
+            matrix_BN[query, places] = torch.tensor([float(grade) for grade in grades.values()])
+    return matrix_BN
