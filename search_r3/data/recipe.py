@@ -22,6 +22,7 @@ from search_r3.data.beir import find_dataset, load_beir, refuse_unknown, stable_
 from search_r3.data.debian import debian_pairs
 from search_r3.data.dictionaries import dictd_pairs, wordnet_pairs
 from search_r3.data.docstrings import STDLIB, docstring_pairs, find_package
+from search_r3.data.manuals import man_pairs, pydoc_pairs
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.data.sources import Built, MissingSource
 from search_r3.data.titles import cloze_pairs, query_pairs, title_pairs
@@ -214,12 +215,15 @@ KINDS: dict[str, tuple[Builder, dict[str, type]]] = {
     "debian": (_files(debian_pairs), FILES),
     "wordnet": (_files(wordnet_pairs), FILES | {"direction": str}),
     "dictd": (_files(dictd_pairs), FILES | {"licence": str}),
+    "man": (_files(man_pairs), FILES | {"any_licence": bool}),
+    "pydoc": (_files(pydoc_pairs), FILES | {"licence": str}),
 }
 NEEDED: dict[str, tuple[str, ...]] = {
     "titles": ("dataset",),
     "cloze": ("dataset",),
     "queries": ("dataset", "split"),
     "dictd": ("path",),
+    "pydoc": ("path",),
 }
 
 

@@ -28,7 +28,7 @@ MAX_FILE = 1_000_000_000
 """Bytes after decompression: a bound for what a small file may blow up to."""
 GENERIC_AFTER = 3
 """A query that more documents than this share says too little about any of them."""
-_HTML = re.compile(r"<!doctype html|<html[\s>]|<body[\s>]|</(div|p|td|span|script)>", re.IGNORECASE)
+_HTML = re.compile(r"<!doctype html|<html[\s>]|</(html|body|div|p|td|span|script)>", re.IGNORECASE)
 _OPEN: dict[str, Any] = {".gz": gzip.open, ".dz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
