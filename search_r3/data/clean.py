@@ -203,12 +203,12 @@ def shingles(text: str) -> np.ndarray:
 
 
 def signature(hashes: np.ndarray) -> np.ndarray:
-    """MinHash: (BANDS * ROWS,) uint64, each the least of the hashes under another permutation.
+    """MinHash: (BANDS * ROWS,) uint32, each the least of the hashes under another permutation.
 
     The permutations are multiply-shift hashing (Dietzfelbinger et al. 1997): the upper half of a * x + b modulo 2^64.
     """
     permuted_PN = (_FACTORS[:, None] * hashes[None] + _OFFSETS[:, None]) >> np.uint64(32)
-    return permuted_PN.min(axis=1)
+    return permuted_PN.min(axis=1).astype(np.uint32)
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:

@@ -68,7 +68,7 @@ trees &amp; more, {MORE}.</p>
   indented</pre></div>
 <script>alert("no")</script>
 <section id="theory"><h2>8.10. Theory<a class="headerlink" href="#theory">¶</a></h2>
-<p>Why it works: {MORE}.</p><ul><li>first</li><li>second</li></ul></section>
+<p>Why it works: {MORE}.</p><ul><li>first</li><li>second</li></ul><h3>Aside</h3></section>
 <section id="short"><h2>Short</h2><p>Too few words.</p></section>
 <p>Behind the subsections.</p>
 </section></body></html>"""
@@ -80,6 +80,7 @@ def pages(tmp_path: Path) -> Path:
     (tmp_path / "man/man3/qsort.3.gz").write_bytes(gzip.compress(PAGE.encode()))
     (tmp_path / "man/man3/qsort_r.3").write_text(".so man3/qsort.3\n")
     (tmp_path / "man/man3/other.3").write_text(PAGE.split("\n", 1)[1])
+    (tmp_path / "man/man3/alias.3.gz").symlink_to("qsort.3.gz")
     (tmp_path / "man/man3/bsd.3").write_text(".Dd today\n.Sh NAME\n.Nm bsd\n")
     (tmp_path / "man/de/man3").mkdir(parents=True)
     (tmp_path / "man/de/man3/qsort.3").write_text(PAGE)
@@ -175,7 +176,7 @@ def test_sections_of_a_sphinx_page_have_their_own_text_only(docs: Path) -> None:
         "  indented",
         "Behind the subsections.",
     ]
-    assert pairs["heapq: Theory"].split("\n") == [f"Why it works: {MORE}.", "first", "second"]
+    assert pairs["heapq: Theory"].split("\n") == [f"Why it works: {MORE}.", "first", "second", "Aside"]
     assert built.dropped["short section"] == 2
     assert built.origin["pages"] == 2  # neither the search page, nor an index, nor what Sphinx keeps for itself
     assert built.origin["licence"].startswith("PSF-2.0")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
 from search_r3.data.beir import BeirDataset, Document, write_beir
+from search_r3.data.clean import read_cleaning
 from search_r3.data.pairs import read_pairs
-from search_r3.data.recipe import build_pairs
+from search_r3.data.recipe import _read_recipe, build_pairs
 from search_r3.errors import InputError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs/data"
 
 RECIPE = """
 seed: 5
@@ -113,3 +117,18 @@ def test_a_wrong_recipe_is_refused(root, recipe, expected):
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         build_pairs(tmp_path / "none.yaml", tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_we_ship_are_valid(path):
+    assert _read_recipe(path)["sources"]
+
+
+def test_stage_1_is_cleaned_of_every_set_that_we_evaluate_on():
+    against, copies = read_cleaning(_read_recipe(CONFIGS / "stage1.yaml"), "stage1")
+    assert against is not None
+    assert copies is not None
+    assert {(one.dataset, one.split) for one in against.against} == {
+        *((name, "test") for name in ("scifact", "cosqa", "mkqa/en", "s2_search", "cranfield", "cisi")),
+        *(("hotpotqa", "dev"), ("cosqa", "dev"), ("scifact", "train")),
+    }
