@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from search_r3.environment.corpus import Corpus
-from search_r3.environment.topk import best_keys, pack, unpack
+from search_r3.environment.topk import best_keys, keys_of_best, pack, unpack
 
 ROUNDS = 2
 LARGEST_BUCKET = 4096
@@ -73,8 +73,7 @@ def _within(corpus: Corpus, members_B: Tensor, links: int) -> Tensor:
     vectors_BD = corpus.vectors(members_B)
     cosines_BB = (vectors_BD @ vectors_BD.T).cpu()
     cosines_BB.fill_diagonal_(-torch.inf)
-    keys_BB = pack(cosines_BB, members_B)
-    return best_keys(keys_BB, min(links, len(members_B) - 1))
+    return keys_of_best(cosines_BB, members_B, min(links, len(members_B) - 1))
 
 
 def _merge(old_BL: Tensor, new_BL: Tensor, links: int) -> Tensor:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from search_r3.environment.topk import MAX_ROWS, best_keys, pack, unpack
+from search_r3.environment.topk import MAX_ROWS, best_keys, keys_of_best, unpack
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 
@@ -152,7 +152,7 @@ class LiveCorpus:
         best_QK: Tensor | None = None
         for start, stop in self._blocks(len(self), queries=len(q_QD)):
             scores_QC = q_QD @ self._matrix_ND[start:stop].to(torch.float32).T
-            keys_QK = best_keys(pack(scores_QC, torch.arange(start, stop, device=self.device)), k)
+            keys_QK = keys_of_best(scores_QC, torch.arange(start, stop, device=self.device), k)
             best_QK = keys_QK if best_QK is None else best_keys(torch.cat([best_QK, keys_QK], dim=1), k)
         assert best_QK is not None  # a corpus has a row
         return best_QK

@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from search_r3.environment.buckets import nearest_in_buckets
 from search_r3.environment.corpus import Corpus, check_rows
 from search_r3.errors import InputError
 
 FORMAT = 1
-EXACT_LIMIT = 200_000
-"""Rows up to which `build` is exact unless told otherwise: N^2 x D multiply-adds, 23 TFLOP there at 576 dimensions."""
+EXACT_LIMIT = 100_000
+"""Rows up to which `build` is exact unless told otherwise: 2 N^2 D operations, 11.5 T there at 576 dimensions."""
 BLOCK = 1024
 """Rows searched at once."""
 
@@ -101,15 +102,9 @@ class NeighbourGraph:
             raise ValueError(f"the corpus has {len(corpus)} rows, the graph {len(self)}")
         rows_R = np.unique(check_rows(rows, len(self)).numpy())
         self._drop(rows_R)
-        ids_RL = np.full((len(rows_R), self.links), -1, dtype=np.int32)
-        cosines_RL = np.full((len(rows_R), self.links), -np.inf, dtype=np.float32)
-        for start in range(0, len(rows_R), BLOCK):
-            block_R = rows_R[start : start + BLOCK]
-            cosines, found = corpus.search(corpus.vectors(torch.from_numpy(block_R)), self.links + 1)
-            ids, kept = _without_self(found.cpu().numpy(), cosines.cpu().numpy(), block_R, self.links)
-            ids_RL[start : start + len(ids), : ids.shape[1]] = ids
-            cosines_RL[start : start + len(ids), : ids.shape[1]] = kept
-        self._link(rows_R, ids_RL, cosines_RL)
+        parts = [self._nearest(corpus, rows_R[start : start + BLOCK]) for start in range(0, len(rows_R), BLOCK)]
+        if parts:
+            self._link(*(corpus.everyones(torch.cat(column)).cpu().numpy() for column in zip(*parts, strict=True)))
 
     def neighbours(self, rows: Any, hops: int = 1) -> np.ndarray:
         """Rows within `hops` edges of any of `rows`, without `rows` themselves, (n,) int64, each once.
@@ -165,11 +160,22 @@ class NeighbourGraph:
         self.ids_NM[:] = state["ids"].numpy()
         self.cosines_NM[:] = state["cosines"].numpy()
 
+    def _nearest(self, corpus: Corpus, block_R: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, their choices (R, L) int32, cosines (R, L)) of the part of the block that this process searches."""
+        mine_R = corpus.dealt(block_R)
+        cosines, found = corpus.search(corpus.vectors(torch.from_numpy(mine_R)), self.links + 1)
+        ids, kept = _without_self(found.cpu().numpy(), cosines.cpu().numpy(), mine_R, self.links)
+        ids_RL = np.full((len(mine_R), self.links), -1, dtype=np.int32)
+        cosines_RL = np.full((len(mine_R), self.links), -np.inf, dtype=np.float32)
+        ids_RL[:, : ids.shape[1]] = ids
+        cosines_RL[:, : ids.shape[1]] = kept
+        return torch.from_numpy(mine_R), torch.from_numpy(ids_RL), torch.from_numpy(cosines_RL)
+
     def _drop(self, rows_R: np.ndarray) -> None:
         """Remove every edge from or to these rows, and close the gaps."""
         gone_N = np.zeros(len(self), dtype=bool)
         gone_N[rows_R] = True
-        # A row number of -1 reads the last row's flag; `>= 0` takes that back.
+        # -1 reads the last row's flag: without `>= 0`, every row with a free place would be rewritten for nothing.
         hit_NM = gone_N[self.ids_NM] & (self.ids_NM >= 0)
         hit_NM[rows_R] = True
         touched_R = np.flatnonzero(hit_NM.any(axis=1))

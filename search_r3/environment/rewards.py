@@ -209,8 +209,7 @@ def _ndcg(cos_RN: Tensor, rel_RN: Tensor, k: int, *, scaled: bool) -> Tensor:
         gain_RK = gain_RK * top_RK.double().clamp(0.0, 1.0)
     got_R = (gain_RK * discount_K).sum(dim=1)
     ideal_R = (rel_RN.topk(top_RK.shape[1], dim=1).values * discount_K).sum(dim=1)
-    # Both sums are at most the ideal, but for the order of rounding: the bound is promised, so it is kept.
-    return torch.where(ideal_R > 0, got_R / ideal_R.clamp(min=torch.finfo(torch.float64).tiny), 0.0).clamp(0.0, 1.0)
+    return torch.where(ideal_R > 0, got_R / ideal_R.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
 
 
 def _checked(cos_RN: Any, rel_RN: Any) -> tuple[Tensor, Tensor]:

@@ -41,8 +41,23 @@ def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 def top_k(scores_QN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The best k columns of every row, best first: (scores (Q, K) float32, columns (Q, K) int64), K = min(k, N)."""
-    columns_N = torch.arange(scores_QN.shape[1], device=scores_QN.device)
-    return unpack(best_keys(pack(scores_QN, columns_N), k))
+    return unpack(keys_of_best(scores_QN, torch.arange(scores_QN.shape[1], device=scores_QN.device), k))
+
+
+def keys_of_best(scores_QN: Tensor, rows_N: Tensor, k: int) -> Tensor:
+    """Keys of every query's best k, largest first, (Q, min(k, N)) int64; `rows_N` are the columns' row numbers.
+
+    Only columns that may be among them are packed: the k that `torch.topk` finds, or, where others equal the last of
+    those, as many as it takes to hold all the equals, whichever it would have preferred.
+    """
+    scores_QN = scores_QN.to(torch.float32)
+    if k >= scores_QN.shape[1] or scores_QN.shape[0] == 0:
+        return best_keys(pack(scores_QN, rows_N), k)
+    values_QK, columns_QK = scores_QN.topk(max(k, 1), dim=1)
+    enough = int((scores_QN >= values_QK[:, -1:]).sum(dim=1).max())
+    if enough > k:
+        values_QK, columns_QK = scores_QN.topk(enough, dim=1)
+    return best_keys(pack(values_QK, rows_N[columns_QK]), k)
 
 
 def merge_top_k(parts: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
