@@ -7,6 +7,7 @@ file: `apt-get -o Acquire::Languages=en update`; it then lies in apt's lists.
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 from search_r3.data.pairs import TrainingPair
@@ -14,6 +15,8 @@ from search_r3.data.sources import Built, MissingSource, Records, clip, fingerpr
 from search_r3.errors import InputError
 
 LISTS = Path("/var/lib/apt/lists")
+APT_HELPER = Path("/usr/lib/apt/apt-helper")
+"""apt's own reader of its lists, which containers keep as .lz4."""
 LICENCE = "each description under its package's own licence (Debian main: free by the DFSG)"
 MIN_SYNOPSIS_WORDS, MIN_TEXT_WORDS = 2, 12
 _EMPTY_SHELL = re.compile(r"\b(transitional|dummy|debug(ging)? symbols|metapackage|meta-package)\b", re.IGNORECASE)
@@ -23,7 +26,7 @@ def debian_pairs(path: str | None = None, *, damaged: str = "refuse", max_chars:
     """The descriptions of a Translation-en file, in its order; a text that comes twice counts once.
 
     Args:
-        path: the file, plain or compressed (.gz, .bz2, .xz); None: the one in apt's lists.
+        path: the file, plain or compressed (.gz, .bz2, .xz; .lz4 where apt is); None: the one in apt's lists.
         damaged: "refuse" or "skip" records that are no text.
         max_chars: where descriptions are cut.
 
@@ -32,7 +35,7 @@ def debian_pairs(path: str | None = None, *, damaged: str = "refuse", max_chars:
         InputError: it is no list of descriptions, or a record is damaged and not to be skipped.
     """
     file = Path(path) if path else _find(LISTS)
-    content = read_bytes(file)
+    content = _by_apt(file) if file.suffix == ".lz4" and APT_HELPER.is_file() else read_bytes(file)
     if not content.startswith(b"Package:"):
         raise InputError(f'{file} is no Translation-en file: it must begin with "Package:", found {content[:40]!r}')
     records = Records(damaged)
@@ -61,7 +64,7 @@ def debian_pairs(path: str | None = None, *, damaged: str = "refuse", max_chars:
             seen_ids.add(package)
             seen_texts.add(text)
             pairs.append(TrainingPair(f"debian:{package}", synopsis, clip(text, max_chars), source="debian:packages"))
-    origin = {"file": file.name, "sha256": fingerprint({file.name: content}), "licence": LICENCE}
+    origin = {"sha256": fingerprint({"Translation-en": content}), "licence": LICENCE}
     return Built(without_generic(pairs, dropped), dropped, origin)
 
 
@@ -85,18 +88,27 @@ def parse_record(record: str) -> tuple[str, str, str]:
         if line.strip() == ".":
             paragraphs.append([])
         elif line.startswith("  "):  # two spaces: shown as it stands, such as an item of a list
-            paragraphs[-1].append("\n" + line.strip())
+            paragraphs[-1].append("\n" + " ".join(line.split()))
         else:
-            paragraphs[-1].append(line.strip())
+            paragraphs[-1].append(" ".join(line.split()))
     joined = (" ".join(paragraph).replace(" \n", "\n").strip() for paragraph in paragraphs)
     return package, synopsis, "\n".join(text for text in joined if text)
 
 
 def _find(lists: Path) -> Path:
-    found = sorted(path for path in lists.glob("*Translation-en*") if path.suffix in ("", ".gz", ".bz2", ".xz"))
-    main = [path for path in found if "_main_" in path.name and "security" not in path.name]
+    found = sorted(path for path in lists.glob("*Translation-en*") if path.suffix in ("", ".gz", ".bz2", ".xz", ".lz4"))
     if not found:
         raise MissingSource(
             f"no Translation-en in {lists}; run apt-get -o Acquire::Languages=en update, or give a file with path"
         )
-    return (main or found)[0]
+    return max(found, key=lambda path: (path.stat().st_size, path.name))  # main, not its updates
+
+
+def _by_apt(file: Path) -> bytes:
+    if not file.is_file():
+        raise MissingSource(f"{file} does not exist; check the path")
+    done = subprocess.run([str(APT_HELPER), "cat-file", str(file)], capture_output=True, check=False)
+    if done.returncode:
+        problem = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["apt-helper failed"]
+        raise InputError(f"{file} cannot be read ({problem[-1]}); fetch it again")
+    return done.stdout

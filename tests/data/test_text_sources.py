@@ -22,7 +22,7 @@ DESCRIPTIONS = f"""Package: 0ad
 Description-md5: d943033bedada21853d2ae54a2578a7b
 Description-en: Real-time strategy game of ancient warfare
  0 A.D. is a free, cross-platform strategy game{LONG}.
- It goes on in a second line.
+ It goes on  in a second line.
  .
  Items:
   * one item
@@ -139,6 +139,7 @@ def test_compressed_lists_are_read_and_apt_s_own_is_found(descriptions: Path, mo
         debian_pairs()
     (descriptions.parent / "lists").mkdir()
     descriptions.rename(descriptions.parent / "lists/mirror_dists_stable_main_i18n_Translation-en")
+    (descriptions.parent / "lists/mirror_dists_stable-updates_main_i18n_Translation-en").write_text("Package: few\n")
     assert debian_pairs().pairs == plain
 
 
@@ -172,7 +173,22 @@ def test_what_is_no_list_of_descriptions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fetch it again"):
         debian_pairs(str(tmp_path / "cut.gz"))
     with pytest.raises(InputError, match="decompress it first"):
-        debian_pairs(str(tmp_path / "x.lz4"))
+        read_bytes(tmp_path / "x.lz4")
+
+
+def test_apt_s_own_compression_is_left_to_apt(descriptions: Path, monkeypatch) -> None:
+    helper = descriptions.with_name("helper")
+    helper.write_text('#!/bin/sh\n[ "$1" = cat-file ] && cat "$2"\necho complaint >&2\nexit $(grep -c POISON "$2")\n')
+    helper.chmod(0o755)
+    monkeypatch.setattr(debian, "APT_HELPER", helper)
+    monkeypatch.setattr(debian, "LISTS", descriptions.parent)
+    packed = descriptions.rename(descriptions.with_name("mirror_main_i18n_Translation-en.lz4"))
+    assert len(debian_pairs().pairs) == 1
+    packed.write_text("POISON")
+    with pytest.raises(InputError, match=r"cannot be read \(complaint\)"):
+        debian_pairs()
+    with pytest.raises(MissingSource, match="does not exist"):
+        debian_pairs(str(descriptions.with_name("none.lz4")))
 
 
 def test_a_file_that_blows_up_is_refused(tmp_path: Path, monkeypatch) -> None:
