@@ -146,7 +146,8 @@ class LiveCorpus:
         self._check_written()
         q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
         found = [self._search(q_QD[start : start + QUERY_BLOCK], k) for start in range(0, len(q_QD), QUERY_BLOCK)]
-        return unpack(torch.cat(found) if found else torch.empty(0, min(k, len(self)), dtype=torch.int64))
+        none = torch.empty(0, min(k, len(self)), dtype=torch.int64, device=self.device)
+        return unpack(torch.cat([*found, none]))
 
     def _search(self, q_QD: Tensor, k: int) -> Tensor:
         best_QK: Tensor | None = None

@@ -16,7 +16,7 @@ from search_r3.errors import InputError
 from search_r3.training.checkpoint import TrainingState, read_checkpoint, write_checkpoint
 
 ROWS, DIMENSION = 60, 8
-GRADES = [{3: 1, 40: 2}, {7: 1}, {11: 1, 12: 1, 13: 0}]
+GRADES = [{3: 1, 40: 2}, {7: 1}, {13: 0, 11: 1, 12: 1}]
 QUERY_R = [0, 0, 1, 1, 2, 2]
 
 
@@ -56,7 +56,8 @@ def grade_matrix() -> torch.Tensor:
     return matrix
 
 
-ROLLOUTS = unit(6, 2)
+# Near some positives, near none, and near a judged irrelevant row: rewards from 0 to nearly 1.
+ROLLOUTS = torch.nn.functional.normalize(START[[3, 40, 7, 20, 11, 13]] + 0.5 * unit(6, 2), dim=1)
 EMITTED = torch.ones(6, dtype=torch.bool)
 EVERYTHING = RefreshConfig(policy="full", every=1)
 
@@ -70,6 +71,7 @@ def test_rewards_are_those_of_the_whole_corpus_on_fresh_vectors(name, k):
     extra = {"delta": 0.1} if name == "margin_rank" else {}
     expected = rewards.REWARDS[name](cosines, grades, k=k, **extra)
     assert torch.allclose(judged.rewards_R, expected, atol=1e-5)
+    assert expected.unique().numel() > 1
     assert torch.equal(judged.ranking_R, judged.rewards_R)
     assert torch.allclose(judged.ndcg_R, rewards.dcg(cosines, grades, k=k), atol=1e-5)
     best = cosines.argsort(dim=1, descending=True)[:, : min(k, 10)]
@@ -109,7 +111,7 @@ def test_without_refresh_nothing_is_encoded_and_there_is_no_graph():
 
 
 def test_gain_length_and_the_missing_token_shape_the_reward_in_that_order():
-    direct = unit(3, 3)
+    direct = torch.nn.functional.normalize(START[[3, 30, 12]] + unit(3, 3), dim=1)
     env = environment(gain_weight=0.5, length_weight=0.1, length_free=2, refresh=EVERYTHING)
     emitted = torch.tensor([True, True, True, True, True, False])
     judged = env.judge(
@@ -121,7 +123,10 @@ def test_gain_length_and_the_missing_token_shape_the_reward_in_that_order():
     assert torch.allclose(judged.ranking_R, plain, atol=1e-5)
     assert torch.allclose(judged.direct_B, base, atol=1e-5)
     cost = torch.tensor([0.0, 0.0, 0.05, 0.1, 0.1, 0.1])
-    expected = plain + 0.5 * (plain - base[QUERY_R]).clamp(min=0) - cost
+    gain = (plain - base[QUERY_R]).clamp(min=0)
+    assert (gain[:5] > 0.05).any()
+    assert (gain[:5] == 0).any()
+    expected = plain + 0.5 * gain - cost
     expected[5] = -0.5
     assert torch.allclose(judged.rewards_R, expected, atol=1e-5)
 
