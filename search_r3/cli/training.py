@@ -130,7 +130,10 @@ def data_mine(
         float, typer.Option(min=0, max=1, help="From this share of words in common, a text is a copy of the positive.")
     ] = 0.85,
     same_source: Annotated[
-        bool, typer.Option("--same-source", help="Only candidates of the pair's own kind: functions for docstrings.")
+        bool,
+        typer.Option(
+            "--same-source", help="Only documents of the pair's own kind or data set: functions for docstrings."
+        ),
     ] = False,
     sample: Annotated[
         bool, typer.Option("--sample", help="Choose among those that pass at random, not the highest first.")

@@ -51,7 +51,7 @@ class MineSettings:
     near: float = 0.85
     """Share of its words that a candidate may have in common with a known positive of the query."""
     same_source: bool = False
-    """Only candidates of the pair's own kind: functions for docstrings, abstracts for titles."""
+    """Only candidates of the pair's own kind or data set: functions for docstrings, abstracts for scifact's claims."""
     sample: bool = False
     """Choose among the candidates that pass at random, not the highest first."""
     seed: int = 0
@@ -76,13 +76,13 @@ class Candidates:
 
     Attributes:
         texts: distinct texts, in the order in which they were met.
-        kinds: for each text, the kinds of source that it belongs to ("docstrings", "titles").
+        tags: for each text, the kinds of source and the data sets that it belongs to ("titles", "scifact").
         positive_of: for each pair, the index of its positive.
         answers: normalised query -> indices of all its known positives.
     """
 
     texts: list[str]
-    kinds: list[set[str]]
+    tags: list[set[str]]
     positive_of: list[int]
     answers: dict[str, set[int]]
 
@@ -176,29 +176,33 @@ def gather(
 ) -> Candidates:
     """All positives, then the documents of `corpora`; a text that comes twice is one candidate."""
     index: dict[str, int] = {}
-    kinds: list[set[str]] = []
+    tags: list[set[str]] = []
     answers: dict[str, set[int]] = defaultdict(set)
-    kinds_of_dataset: dict[str, set[str]] = defaultdict(set)
 
     def add(text: str, of: set[str]) -> int:
         if text not in index:
             index[text] = len(index)
-            kinds.append(set())
-        kinds[index[text]] |= of
+            tags.append(set())
+        tags[index[text]] |= of
         return index[text]
 
     positive_of = []
     for pair in pairs:
-        kind, _, origin = pair.source.partition(":")
-        kinds_of_dataset[origin.split("/")[0]].add(kind)
-        positive_of.append(add(pair.positive, {kind}))
+        positive_of.append(add(pair.positive, tags_of(pair.source)))
         answers[normalise(pair.query)].add(positive_of[-1])
     for name in corpora:
         dataset = load_beir(find_dataset(name, data_root))
+        tags_of_corpus = tags_of(f"corpus:{Path(name).name if Path(name).is_dir() else name}")
         for document in dataset.corpus.values():
             if document.full_text:
-                add(document.full_text, kinds_of_dataset.get(dataset.name, set()) | {f"corpus:{dataset.name}"})
-    return Candidates(list(index), kinds, positive_of, dict(answers))
+                add(document.full_text, tags_of_corpus)
+    return Candidates(list(index), tags, positive_of, dict(answers))
+
+
+def tags_of(source: str) -> set[str]:
+    """{"queries", "scifact"} for "queries:scifact/train": a source's kind and its data set or package."""
+    kind, _, origin = source.partition(":")
+    return {kind, origin.split("/")[0]} - {""}
 
 
 def choose(
@@ -215,7 +219,7 @@ def choose(
     positive = candidates.positive_of[i]
     limit = float(scores_N[positive])
     teacher_limit = np.inf if teacher_N is None else part_of(float(teacher_N[positive]), settings.teacher_share)
-    kind = pair.source.partition(":")[0]
+    tags = tags_of(pair.source)
     own = set(pair.negatives)
     _, order_1K = top_k(scores_N[None], settings.depth + len(answers))
     dropped: Counter[str] = Counter()
@@ -230,7 +234,7 @@ def choose(
         score = float(scores_N[j])
         if scorer.zero_is_no_match and score <= 0:
             reason = "no match"
-        elif settings.same_source and kind not in candidates.kinds[j]:
+        elif settings.same_source and tags.isdisjoint(candidates.tags[j]):
             reason = "other source"
         elif settings.margin is not None and score > limit - settings.margin:
             reason = "margin"

@@ -144,14 +144,20 @@ def test_near_copies_are_a_text_and_the_most_of_it_but_not_a_sentence_of_it() ->
     assert not near_identical(frozenset(), frozenset(), 0.85)
 
 
-def test_only_the_same_kind_of_source_if_asked(source: Path) -> None:
-    candidates = gather(PAIRS)
-    scores = np.array([0.1, 0.4, 0.3, 0.2, 1.0], dtype=np.float32)
-    of_code, dropped = choose(4, PAIRS[4], candidates, scores, None, MineSettings(same_source=True), Table({}))
-    assert of_code == []
-    assert dropped["other source"] == 4
-    of_titles = choose(1, PAIRS[1], candidates, scores, None, MineSettings(same_source=True, share=None), Table({}))[0]
-    assert of_titles == [2, 0]  # neither the function nor d, which is a judged query's document
+def test_only_the_same_kind_or_data_set_if_asked() -> None:
+    pairs = [*PAIRS, TrainingPair("f", "who", "Somebody of another data set.", source="queries:other/train")]
+    candidates = gather(pairs)
+    scores = np.array([0.1, 0.4, 0.3, 0.2, 1.0, 0.25], dtype=np.float32)
+    settings = MineSettings(same_source=True, share=None, per_pair=6)
+
+    def found(i: int) -> str:
+        indices, dropped = choose(i, pairs[i], candidates, scores, None, settings, Table({}))
+        assert dropped["other source"] == 5 - len(indices)
+        return "".join(pairs[j].id for j in indices)
+
+    assert found(4) == ""  # a function, and there is no other
+    assert found(1) == "cda"  # a title of toy: other titles, and what answers toy's judged queries
+    assert found(5) == "d"  # a judged query of another data set: judged queries' documents
 
 
 def test_negatives_that_a_pair_has_stay_and_are_not_given_twice(source: Path) -> None:
@@ -176,6 +182,11 @@ def test_a_corpus_gives_candidates_and_its_copies_of_positives_are_none(source: 
     )
     assert manifest["candidates"] == len(PAIRS) + 1
     assert read_pairs(output)[0].negatives[0] == corpus["2"].full_text
+    same = MineSettings(share=None, same_source=True)
+    mine_negatives(source, output, BM25Scorer(), same, corpora=["toy"], data_root=tmp_path / "data")
+    assert corpus["2"].full_text in read_pairs(output)[0].negatives  # pairs of toy may have toy's documents
+    mine_negatives(source, output, BM25Scorer(), same, corpora=[tmp_path / "data/toy"])
+    assert corpus["2"].full_text in read_pairs(output)[0].negatives
     assert PAIRS[0].positive not in read_pairs(output)[0].negatives
 
 
