@@ -14,6 +14,7 @@ from search_r3.environment.refresh import RefreshConfig
 from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
 from search_r3.errors import InputError
 from search_r3.training.checkpoint import TrainingState, read_checkpoint, write_checkpoint
+from search_r3.training.config import load_config
 
 ROWS, DIMENSION = 60, 8
 GRADES = [{3: 1, 40: 2}, {7: 1}, {13: 0, 11: 1, 12: 1}]
@@ -227,3 +228,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded():
     ):
         with pytest.raises(InputError, match=words):
             EnvironmentConfig(**wrong)
+
+
+def test_a_recipe_may_hold_the_settings_and_a_misspelt_policy_stops_it(tmp_path):
+    recipe = tmp_path / "grpo.yaml"
+    recipe.write_text("reward: margin_rank\nmargin: 0.1\nrefresh:\n  policy: none\n  budget: 64\n")
+    config = load_config(recipe, EnvironmentConfig)
+    assert config == EnvironmentConfig(
+        reward="margin_rank", margin=0.1, refresh=RefreshConfig(policy="none", budget=64)
+    )
+    with pytest.raises(InputError, match=r"grpo.yaml: in refresh, .*did you mean 'random'"):
+        load_config(recipe, EnvironmentConfig, ["refresh.policy=randon"])
