@@ -25,7 +25,6 @@ from search_r3.data.scorers import Report, Scorer
 from search_r3.data.wordsets import near_identical, normalise, word_set
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
-from search_r3.retrievers.base import top_k
 
 BLOCK = 128
 """Queries whose negatives are written to disk together; an interrupted run goes on behind the last whole block."""
@@ -215,6 +214,8 @@ def choose(
     scorer: Scorer,
 ) -> tuple[list[int], Counter[str]]:
     """Indices of the negatives of pair number `i`, the nearest first, and how many candidates each guard dropped."""
+    from search_r3.retrievers.base import top_k
+
     answers = candidates.answers[normalise(pair.query)]
     positive = candidates.positive_of[i]
     limit = float(scores_N[positive])

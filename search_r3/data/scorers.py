@@ -14,8 +14,6 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
-from search_r3.retrievers.bm25 import BM25Retriever
-from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever
 
 CHUNK = 1024
 """Documents whose rows are written to disk together."""
@@ -45,17 +43,25 @@ class Scorer(Protocol):
         ...
 
 
-class BM25Scorer(BM25Retriever):
-    """BM25 scores of all documents; 0 where no word is shared."""
+def bm25_scorer() -> Scorer:
+    """BM25 scores of all documents; 0 where no word is shared.
 
-    zero_is_no_match = True
+    Raises:
+        InputError: the package bm25s is missing.
+    """
+    from search_r3.retrievers.bm25 import BM25Retriever  # here, since training may run without the retrievers
 
-    def prepare(self, documents: list[str], folder: Path, report: Report | None = None) -> None:
-        self.index(documents)
+    class BM25Scorer(BM25Retriever):
+        zero_is_no_match = True
 
-    def score(self, queries: list[str]) -> np.ndarray:
-        all_tokens = self._bm25s.tokenize(queries, stopwords=self.stopwords, show_progress=False, return_ids=False)
-        return np.stack([self._scores(tokens) for tokens in all_tokens])
+        def prepare(self, documents: list[str], folder: Path, report: Report | None = None) -> None:
+            self.index(documents)
+
+        def score(self, queries: list[str]) -> np.ndarray:
+            tokens = self._bm25s.tokenize(queries, stopwords=self.stopwords, show_progress=False, return_ids=False)
+            return np.stack([self._scores(words) for words in tokens])
+
+    return BM25Scorer()
 
 
 class DenseScorer:
@@ -126,7 +132,9 @@ def open_scorer(
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length is {max_length}; expected at least 1 token")
     if spec == "bm25":
-        return BM25Scorer()
+        return bm25_scorer()
+    from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever
+
     if spec in BUNDLED or spec.startswith("st:"):
         name = spec.removeprefix("st:")
         peer = SentenceTransformerRetriever(name, device=device, max_length=max_length, batch_size=batch_size)

@@ -14,7 +14,7 @@ from search_r3.data import mine, scorers
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.data.mine import MineSettings, choose, gather, mine_negatives, part_of
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
-from search_r3.data.scorers import BM25Scorer, DenseScorer, searchr3_scorer
+from search_r3.data.scorers import DenseScorer, bm25_scorer, searchr3_scorer
 from search_r3.data.wordsets import near_identical, word_set
 from search_r3.errors import InputError
 
@@ -72,7 +72,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_bm25_finds_rivals_and_spares_every_answer_of_the_same_query(source: Path) -> None:
     output = source.with_name("out.jsonl")
-    manifest = mine_negatives(source, output, BM25Scorer(), MineSettings(share=None))
+    manifest = mine_negatives(source, output, bm25_scorer(), MineSettings(share=None))
     mined = {pair.id: pair for pair in read_pairs(output)}
     assert set(mined["a"].negatives) == {PAIRS[1].positive, PAIRS[2].positive}  # d's positive answers a's query
     assert mined["a"].negatives == mined["d"].negatives
@@ -162,8 +162,8 @@ def test_only_the_same_kind_or_data_set_if_asked() -> None:
 
 def test_negatives_that_a_pair_has_stay_and_are_not_given_twice(source: Path) -> None:
     first, second = source.with_name("first.jsonl"), source.with_name("second.jsonl")
-    mine_negatives(source, first, BM25Scorer(), MineSettings(share=None, per_pair=1))
-    manifest = mine_negatives(first, second, BM25Scorer(), MineSettings(share=None, per_pair=1))
+    mine_negatives(source, first, bm25_scorer(), MineSettings(share=None, per_pair=1))
+    manifest = mine_negatives(first, second, bm25_scorer(), MineSettings(share=None, per_pair=1))
     before, after = read_pairs(first)[0].negatives, read_pairs(second)[0].negatives
     assert after[:1] == before
     assert len(set(after)) == 2
@@ -178,14 +178,14 @@ def test_a_corpus_gives_candidates_and_its_copies_of_positives_are_none(source: 
     write_beir(tmp_path / "data/toy", BeirDataset("toy", corpus, {"q": "x"}, {"q": {"1": 1}}), "test")
     output = source.with_name("out.jsonl")
     manifest = mine_negatives(
-        source, output, BM25Scorer(), MineSettings(share=None), corpora=["toy"], data_root=tmp_path / "data"
+        source, output, bm25_scorer(), MineSettings(share=None), corpora=["toy"], data_root=tmp_path / "data"
     )
     assert manifest["candidates"] == len(PAIRS) + 1
     assert read_pairs(output)[0].negatives[0] == corpus["2"].full_text
     same = MineSettings(share=None, same_source=True)
-    mine_negatives(source, output, BM25Scorer(), same, corpora=["toy"], data_root=tmp_path / "data")
+    mine_negatives(source, output, bm25_scorer(), same, corpora=["toy"], data_root=tmp_path / "data")
     assert corpus["2"].full_text in read_pairs(output)[0].negatives  # pairs of toy may have toy's documents
-    mine_negatives(source, output, BM25Scorer(), same, corpora=[tmp_path / "data/toy"])
+    mine_negatives(source, output, bm25_scorer(), same, corpora=[tmp_path / "data/toy"])
     assert corpus["2"].full_text in read_pairs(output)[0].negatives
     assert PAIRS[0].positive not in read_pairs(output)[0].negatives
 
@@ -247,11 +247,11 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_file(source: Path, monkey
 def test_lines_of_other_pairs_are_refused(source: Path) -> None:
     output = source.with_name("out.jsonl")
     with pytest.raises(KeyboardInterrupt):
-        mine_negatives(source, output, BM25Scorer(), MineSettings(share=None), report=interrupt)
+        mine_negatives(source, output, bm25_scorer(), MineSettings(share=None), report=interrupt)
     partial = Path(f"{output}.partial/negatives.jsonl")
     partial.write_text(partial.read_text().replace('"a"', '"z"'))
     with pytest.raises(InputError, match="belongs to other pairs"):
-        mine_negatives(source, output, BM25Scorer(), MineSettings(share=None))
+        mine_negatives(source, output, bm25_scorer(), MineSettings(share=None))
 
 
 def interrupt(*_: Any) -> None:
@@ -315,5 +315,5 @@ def test_a_wrong_setting_is_refused(settings: dict[str, Any], expected: str) -> 
 def test_a_run_in_which_nothing_passes_says_so(tmp_path: Path) -> None:
     write_pairs(tmp_path / "in.jsonl", pairs_of("alpha", "beta"))
     with pytest.raises(InputError, match=r"no candidate passed.*no match"):
-        mine_negatives(tmp_path / "in.jsonl", tmp_path / "out.jsonl", BM25Scorer())
+        mine_negatives(tmp_path / "in.jsonl", tmp_path / "out.jsonl", bm25_scorer())
     assert not (tmp_path / "out.jsonl").exists()
