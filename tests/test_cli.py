@@ -18,7 +18,8 @@ from search_r3 import __version__
 from search_r3.cli import commands, main
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "train sft", "data build", "data analyse", "index", "search", "evaluate", "models"]
+COMMANDS = ["demo", "train sft", "data build", "data analyse", "data mine"]
+COMMANDS += ["plot", "card", "index", "search", "evaluate", "models"]
 DOCUMENTS = [
     {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},
     {"id": "zug", "text": "Der Zug nach Wien fährt um neun.", "lang": "de"},

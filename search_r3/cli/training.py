@@ -249,6 +249,7 @@ def plot(
 
     \b
     Example:  search-r3 plot runs/sft-first
+    Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
     """
     from search_r3.training.plot import plot_run
 

@@ -29,6 +29,7 @@ def run_fake(monkeypatch, data_root, tmp_path):
             return [SearchR3System(model, spec, mode, **settings) for mode in modes]
 
         monkeypatch.setattr(suite, "open_systems", open_fake)
+        monkeypatch.setattr(suite, "check_spec", lambda spec: None)  # "fake" is no model's name
         cache = EmbeddingCache(tmp_path / "cache")
         return evaluate(
             datasets, ["fake"], tmp_path / "results", data_root=data_root, cache=cache, show_progress=False, **options
@@ -181,3 +182,9 @@ def test_a_recorded_command_holds_no_path_of_the_machine(tmp_path, monkeypatch):
         ["/opt/bin/search-r3", "evaluate", "--data=/secret/data", f"{tmp_path}/runs/a", "m=/secret/model", "x=1"]
     )
     assert line == "search-r3 evaluate --data=data runs/a m=model x=1"
+
+
+def test_an_unknown_system_is_refused_before_any_other_runs(data_root, tmp_path):
+    with pytest.raises(InputError, match="no model 'bm52'"):
+        suite.evaluate(["tiny"], ["bm25", "bm52"], tmp_path / "results", data_root=data_root)
+    assert not (tmp_path / "results").exists()
