@@ -255,6 +255,9 @@ def save_adapter(model: Any, contract: Contract, folder: Path) -> Contract:
     with atomic_path(file) as scratch:  # written aside: the tensors read from `file` may still be mapped to it
         save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(file).items()}, scratch, {"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)  # peft's stub; the card is ours to write
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = contract.base  # peft writes where the base stands on this machine
+    atomic_write_text(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
     written = Contract(**contract.__dict__ | {"adapter_weights": weights_sha256(folder, ADAPTER_FILE)})
     write_record(folder, "adapter", written)
     return written

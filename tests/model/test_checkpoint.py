@@ -215,3 +215,9 @@ def _alter(file: Path) -> None:
     tensors = load_file(file)
     name = sorted(tensors)[0]
     save_file({k: v.clone() + (1 if k == name else 0) for k, v in tensors.items()}, file, {"format": "pt"})
+
+
+def test_an_adapter_s_files_name_no_place_of_this_machine(tiny_adapter: Path, tiny_model: Path) -> None:
+    settings = json.loads((tiny_adapter / "adapter_config.json").read_text())
+    contract = json.loads((tiny_adapter / "search_r3.json").read_text())["contract"]
+    assert settings["base_model_name_or_path"] == contract["base"]
