@@ -1,7 +1,8 @@
-"""The losses of stage 1 as pure functions on tensors: contrastive, triplet, cross-entropy, KL to the base.
+"""The losses of stage 1 as pure functions on tensors: contrastive, triplet, cross-entropy, KL to the base, a teacher's.
 
 Source: Search-R3 (arXiv 2510.07048), stage 1: L = w1 L_SFT + w2 L_KL + w3 L_InfoNCE + w4 L_triplet. The weights, the
-temperature and the margin belong to the caller's configuration; nothing here knows of models.
+temperature and the margin belong to the caller's configuration; nothing here knows of models. Soft labels from a
+teacher, Matryoshka dimensions, and two figures of an embedding's geometry are additions; each names its source.
 
 Shape suffixes: B queries, N documents, D embedding dimensions, K negatives of a query, T token positions,
 V vocabulary ids. A scalar has none.
@@ -13,7 +14,7 @@ autocast region: a cosine rounded to bf16 and divided by a temperature of 0.02 w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -204,6 +205,161 @@ def kl_to_base(
         # An excluded id has p = 0 and a difference of -inf - -inf: without the fill, 0 * nan would poison the sum.
         difference_TV = (log_p_TV - log_base_TV).masked_fill(gone_V, 0.0)
         return (log_p_TV.exp() * difference_TV).sum() / max(logits_TV.shape[0], 1)
+
+
+def distil_scores(
+    student_BN: Tensor,
+    teacher_BN: Tensor,
+    temperature: float,
+    teacher_temperature: float,
+    mask_BN: Tensor | None = None,
+) -> Tensor:
+    """How far our ranking of each query's candidates is from a teacher's, in nats a query.
+
+        mean_b  sum_n p_b(n) (log p_b(n) - log s_b(n)),   p = softmax(teacher / tau_t), s = softmax(student / tau)
+
+    KL of two distributions needs no common scale, only a temperature each: a shift of a row, which is what most
+    separates two encoders' cosines, changes nothing. A constant teacher asks for equal scores of all candidates.
+
+    Args:
+        student_BN: our cosines, a row a query and a column a candidate document, any float dtype.
+        teacher_BN: the teacher's scores of the same candidates, a constant (no gradient flows into it); NaN where the
+            teacher did not score, and that candidate is left out.
+        temperature, teacher_temperature: tau and tau_t > 0. The loss is not multiplied by tau^2.
+        mask_BN: boolean; True where a candidate is left out of both softmaxes (a padding column).
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 inputs), averaged over the queries with at least two candidates left
+        (fewer say nothing); 0, still attached to the graph, if there is no such query.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, a temperature not above 0, or a teacher's score that is infinite.
+
+    Source: distillation (Hinton et al., arXiv 1503.02531) over a list of candidates, as RocketQAv2 (arXiv 2110.07367)
+    uses it. MarginMSE (arXiv 2010.02666) fits differences of scores instead: it needs a teacher with our scale.
+    """
+    _check_rank("student_BN", student_BN, 2)
+    _check_float("teacher_BN", teacher_BN)
+    if teacher_BN.shape != student_BN.shape:
+        raise ValueError(
+            f"teacher_BN must have the student's shape {tuple(student_BN.shape)}, got {tuple(teacher_BN.shape)}"
+        )
+    for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    if mask_BN is not None:
+        _check_mask("mask_BN", mask_BN, tuple(student_BN.shape))
+    if bool(teacher_BN.isinf().any()):
+        raise ValueError("teacher_BN has an infinite score; mark a candidate that the teacher did not score with NaN")
+    out_BN = teacher_BN.isnan() if mask_BN is None else teacher_BN.isnan() | mask_BN
+    told_B = (~out_BN).sum(1) >= 2
+    out_BN = out_BN[told_B]
+    with _no_autocast(student_BN):
+        student_BN, teacher_BN = _upcast(student_BN[told_B], teacher_BN.detach()[told_B])
+        log_s_BN = (student_BN / temperature).masked_fill(out_BN, -math.inf).log_softmax(-1)
+        log_p_BN = (teacher_BN / teacher_temperature).masked_fill(out_BN, -math.inf).log_softmax(-1)
+        difference_BN = (log_p_BN - log_s_BN).masked_fill(out_BN, 0.0)  # -inf - -inf, as in kl_to_base
+        return (log_p_BN.exp() * difference_BN).sum() / max(student_BN.shape[0], 1)
+
+
+def truncated(x_BD: Tensor, dim: int) -> Tensor:
+    """The first `dim` of D coordinates of unit rows, as unit rows again: (B, dim), float32 at least.
+
+    Raises:
+        ValueError: wrong rank or dtype, or `dim` not in 1..D.
+
+    Source: Matryoshka representations (arXiv 2205.13147).
+    """
+    _check_rank("x_BD", x_BD, 2)
+    if not 1 <= dim <= x_BD.shape[1]:
+        raise ValueError(f"cannot keep {dim} of {x_BD.shape[1]} dimensions; expected 1 to {x_BD.shape[1]}")
+    (x_BD,) = _upcast(x_BD)
+    return x_BD if dim == x_BD.shape[1] else F.normalize(x_BD[:, :dim], dim=-1)
+
+
+def matryoshka(
+    loss_fn: Callable[..., Tensor], dims: Sequence[int], weights: Sequence[float] | None = None
+) -> Callable[..., Tensor]:
+    """`loss_fn` at several embedding dimensions: a function of the same embeddings, the weighted mean of the losses.
+
+        matryoshka(lambda q, d: info_nce(q, d, target, 0.03), (576, 256, 64))(q_BD, d_ND)
+
+    Args:
+        loss_fn: takes embeddings with unit rows, each cut to the dimension at hand, and returns a scalar.
+        dims: dimensions from the front, in any order; name the whole dimension too if it is to count.
+        weights: one for each of `dims`, 0 or more; None counts all the same. Divided by their sum, so that the term
+            keeps its size beside the other terms (the paper sums instead).
+
+    Raises:
+        ValueError: no dimension, one named twice or below 1, as many weights as dimensions missing, a weight that is
+            negative or not finite, or weights that are all 0. Later, from `truncated`: a dimension above D.
+
+    Source: arXiv 2205.13147.
+    """
+    if not dims or len(set(dims)) != len(dims) or min(dims) < 1:
+        raise ValueError(f"dims must be different numbers from 1 up, at least one, got {tuple(dims)}")
+    shares = [1.0] * len(dims) if weights is None else [float(weight) for weight in weights]
+    if len(shares) != len(dims):
+        raise ValueError(f"there are {len(dims)} dims but {len(shares)} weights; give one for each")
+    if not (all(math.isfinite(share) and share >= 0 for share in shares) and sum(shares) > 0):
+        raise ValueError(f"weights must be finite, 0 or more and not all 0, got {tuple(shares)}")
+    parts = [(dim, share / sum(shares)) for dim, share in zip(dims, shares, strict=True) if share]
+
+    def at_every_dimension(*embeddings: Tensor) -> Tensor:
+        losses = [share * loss_fn(*(truncated(x, dim) for x in embeddings)) for dim, share in parts]
+        return torch.stack(losses).sum()
+
+    return at_every_dimension
+
+
+def uniformity(x_ND: Tensor) -> Tensor:
+    """How evenly the embeddings cover the sphere: 0 if all are one point, lower is more even (about -4 at best).
+
+        log mean over pairs i < j of  exp(-2 ||x_i - x_j||^2)
+
+    Args:
+        x_ND: at least two embeddings, unit rows, any float dtype. Takes N^2 numbers of memory.
+
+    Returns:
+        Scalar <= 0, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: wrong rank or dtype, or fewer than two rows.
+
+    Source: Wang and Isola (arXiv 2005.10242), L_uniform with t = 2.
+    """
+    _check_rank("x_ND", x_ND, 2)
+    rows = x_ND.shape[0]
+    if rows < 2:
+        raise ValueError(f"uniformity is over pairs of embeddings, got {rows} of them")
+    with _no_autocast(x_ND):
+        (x_ND,) = _upcast(x_ND)
+        squares_N = x_ND.square().sum(1)
+        distance_NN = (squares_N[:, None] + squares_N - 2 * x_ND @ x_ND.T).clamp(min=0)
+        later_NN = torch.ones(rows, rows, dtype=torch.bool, device=x_ND.device).triu(1)
+        return (-2 * distance_NN[later_NN]).logsumexp(0) - math.log(rows * (rows - 1) / 2)
+
+
+def alignment(q_BD: Tensor, d_BD: Tensor) -> Tensor:
+    """How far each query is from its own document: mean ||q - d||^2, which is 2 - 2 cos for unit rows.
+
+    Returns:
+        Scalar in 0..4, float32 (float64 for float64 inputs); lower is better, though all in one point would be 0.
+
+    Raises:
+        ValueError: wrong ranks, dtypes or shapes, or no row.
+
+    Source: Wang and Isola (arXiv 2005.10242), L_align with alpha = 2.
+    """
+    _check_rank("q_BD", q_BD, 2)
+    _check_rank("d_BD", d_BD, 2)
+    if q_BD.shape != d_BD.shape or not q_BD.shape[0]:
+        raise ValueError(
+            f"alignment is over pairs of a query and its document, got the shapes {tuple(q_BD.shape)} "
+            f"and {tuple(d_BD.shape)}"
+        )
+    q_BD, d_BD = _upcast(q_BD, d_BD)
+    return (q_BD - d_BD).square().sum(1).mean()
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:
