@@ -1,0 +1,199 @@
+"""Which training pairs make which batch: a pure function of the seed and the batch's number, so that a run can resume.
+
+An epoch shuffles each source (or all of them together) and cuts it into full batches; the rest of a source waits for
+another epoch's shuffle. Batches of like lengths waste fewer padding tokens (length bucketing), sources may be weighted,
+and a batch can be kept free of two pairs with one query or one document, which would be false negatives of each other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from search_r3.data.pairs import TrainingPair
+from search_r3.errors import InputError
+
+EPOCH_STREAM, PASS_STREAM, MIX_STREAM = 77, 78, 79
+"""Tell the random streams apart: an epoch's shuffle, a pass over a weighted source, and mixing such sources in."""
+
+
+class Sampler:
+    """Batches of `size` pairs.
+
+    Args:
+        pairs: all training pairs.
+        size: pairs of a batch.
+        seed: of the shuffles.
+        one_source: batches hold pairs of one `source` only, so that in-batch negatives are of one kind and harder.
+        lengths: of each pair (in tokens or in characters), for bucketing.
+        bucket: above 1, pools of `bucket * size` shuffled pairs are sorted by length and cut, so that a batch holds
+            like lengths. The batches' order stays random.
+        weights: how many times an epoch goes through a source; 1.0 where none is given. 2.0 has every pair twice; 0.5
+            has half of the pairs, and the next epoch the other half; 0 leaves the source out.
+        pieces: no batch holds two pairs with the same query or the same positive, wherever one of them can change
+            places with a pair of another batch of the epoch. Batches without such pairs stay as they are.
+
+    Attributes:
+        per_epoch: batches of an epoch.
+
+    Raises:
+        InputError: too few pairs for one batch, an unknown source in `weights`, a weight below 0 or not finite, or a
+            `bucket` below 1.
+        ValueError: not one length for each pair, or none although `bucket` is above 1.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[TrainingPair],
+        size: int,
+        seed: int,
+        one_source: bool,
+        *,
+        lengths: Sequence[int] | None = None,
+        bucket: int = 1,
+        weights: Mapping[str, float] | None = None,
+        pieces: bool = False,
+    ) -> None:
+        if bucket < 1:
+            raise InputError(f"the bucket must be 1 batch or more, not {bucket}; 1 means no bucketing by length")
+        if bucket > 1 and lengths is None:
+            raise ValueError("bucketing needs the pairs' lengths")
+        if lengths is not None and len(lengths) != len(pairs):
+            raise ValueError(f"there are {len(lengths)} lengths for {len(pairs)} pairs; give one for each")
+        self.pairs, self.size, self.seed = pairs, size, seed
+        self.bucket, self.pieces = bucket, pieces
+        self._length_N = None if lengths is None else np.asarray(lengths)
+        self.groups: dict[str, list[int]] = defaultdict(list)  # a group is cut into batches by itself
+        self._members: dict[str, list[int]] = defaultdict(list)  # of each source
+        for i, pair in enumerate(pairs):
+            self.groups[pair.source if one_source else ""].append(i)
+            self._members[pair.source].append(i)
+        _check_weights(weights or {}, self._members)
+        # Of each group, the sources that an epoch does not just take whole: source -> pairs an epoch.
+        self._takes: dict[str, dict[str, int]] = defaultdict(dict)
+        for source, weight in (weights or {}).items():
+            if weight != 1:
+                count = math.floor(weight * len(self._members[source]) + 0.5)
+                self._takes[source if one_source else ""][source] = count
+        self.per_epoch = sum(self._size_of(name) // size for name in self.groups)
+        if self.per_epoch == 0:
+            raise InputError(
+                f"{len(pairs)} pairs are too few for a batch of {size}; lower pairs_per_step, "
+                "or set one_source_per_batch to false"
+            )
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def batch(self, number: int) -> list[TrainingPair]:
+        """The pairs of batch `number`, counted over all epochs."""
+        epoch, place = divmod(number, self.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._cut(epoch))
+        return [self.pairs[i] for i in self._epoch[1][place]]
+
+    def _cut(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng([self.seed, epoch, EPOCH_STREAM])
+        batches = []
+        for name in sorted(self.groups):
+            # Drawn whether or not it is used: so one source's weight leaves the other sources' batches as they are.
+            order = rng.permutation(self.groups[name]).tolist()
+            if self._takes[name]:
+                order = self._weighted(name, order, epoch)
+            rest = len(order) % self.size
+            order, over = order[: len(order) - rest], order[len(order) - rest :]
+            order = self._by_length(order)
+            found = [order[i : i + self.size] for i in range(0, len(order), self.size)]
+            if self.pieces:
+                _keep_apart(found, over, self.pairs)
+            batches += found
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _size_of(self, group: str) -> int:
+        takes = self._takes[group]
+        return len(self.groups[group]) + sum(count - len(self._members[source]) for source, count in takes.items())
+
+    def _weighted(self, group: str, order: list[int], epoch: int) -> list[int]:
+        """The group's pairs in this epoch, shuffled: `order` without the weighted sources, and what they give."""
+        takes = self._takes[group]
+        chosen = [i for i in order if self.pairs[i].source not in takes]
+        for source in sorted(takes):
+            chosen += self._next_of(source, epoch * takes[source], takes[source])
+        return np.random.default_rng([self.seed, epoch, MIX_STREAM]).permutation(chosen).tolist()
+
+    def _next_of(self, source: str, start: int, count: int) -> list[int]:
+        """`count` pairs from place `start` of a source's endless stream: one shuffle of all of it after another."""
+        members = self._members[source]
+        word = int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "big")
+        stream: list[int] = []
+        first, last = start // len(members), (start + max(count, 1) - 1) // len(members)
+        for number in range(first, last + 1):
+            stream += np.random.default_rng([self.seed, number, PASS_STREAM, word]).permutation(members).tolist()
+        return stream[start - first * len(members) :][:count]
+
+    def _by_length(self, order: list[int]) -> list[int]:
+        """`order` with each pool of `bucket` batches sorted by length."""
+        if self.bucket == 1 or self._length_N is None:
+            return order
+        pool = self.bucket * self.size
+        pools = [np.asarray(order[i : i + pool], dtype=np.int64) for i in range(0, len(order), pool)]
+        return [int(i) for part in pools for i in part[np.argsort(self._length_N[part], kind="stable")]]
+
+
+def _check_weights(weights: Mapping[str, float], sources: Mapping[str, object]) -> None:
+    for source, weight in weights.items():
+        if source not in sources:
+            near = difflib.get_close_matches(source, sources, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(sources))}"
+            raise InputError(f"no pair has the source {source!r} that a weight is given for; {hint}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"the weight of source {source!r} must be a finite number, 0 or more, not {weight}")
+
+
+def _keep_apart(batches: list[list[int]], over: list[int], pairs: Sequence[TrainingPair]) -> None:
+    """Swap pairs until no batch holds two with one query or positive, as far as single swaps go; in place.
+
+    A pair that is in the way changes places with one of the nearest batch (of like lengths, if they are sorted) where
+    neither is in the way then, or else with one that was left `over`.
+    """
+
+    def keys(i: int) -> tuple[tuple[str, str], tuple[str, str]]:
+        return ("query", pairs[i].query), ("positive", pairs[i].positive)
+
+    bins = [*batches, over]
+    counts = [Counter(key for i in batch for key in keys(i)) for batch in batches]
+
+    def fits(new: int, old: int, where: int) -> bool:
+        """Whether `new` is in nobody's way in that bin once `old` has left it; nobody minds what is left over."""
+        leaving = keys(old)
+        return where == len(batches) or all(counts[where][key] == (key in leaving) for key in keys(new))
+
+    for here, batch in enumerate(batches):
+        for place, old in enumerate(batch):
+            if all(counts[here][key] == 1 for key in keys(old)):
+                continue
+            for there in (*_outwards(here, len(batches)), len(batches)):
+                if there < len(batches) and sum(counts[there][key] for key in keys(old)) > 2:
+                    continue  # two pairs there share a text with `old`: no one swap can do
+                swaps = (j for j, new in enumerate(bins[there]) if fits(new, old, here) and fits(old, new, there))
+                other = next(swaps, None)
+                if other is None:
+                    continue
+                new = bins[there][other]
+                batch[place], bins[there][other] = new, old
+                for where, came, went in ((here, new, old), (there, old, new)):
+                    if where < len(batches):
+                        counts[where].subtract(keys(went))
+                        counts[where].update(keys(came))
+                break
+
+
+def _outwards(place: int, count: int) -> Iterator[int]:
+    """Every number below `count` but `place`, the nearest first."""
+    for step in range(1, count):
+        for other in (place + step, place - step):
+            if 0 <= other < count:
+                yield other
