@@ -5,10 +5,15 @@ Speeds on a shared machine drift by the minute, so A and B take turns and only t
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,14 +63,33 @@ def side_by_side(
             b = _seconds(peer, device)
             a = _seconds(ours, device)
         pairs.append((a, b))
-    ratios = [b / a for a, b in pairs]
+    return compare([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def in_turns(runs: dict[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
+    """Call each run once a round with the round's number, the one that begins changing; what they return, a list each.
+
+    For more than two systems, and for those that time themselves in a process of their own.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in (*names[first:], *names[:first]):
+            seconds[name].append(runs[name](turn))
+    return seconds
+
+
+def compare(ours: Sequence[float], peer: Sequence[float]) -> Comparison:
+    """The comparison of two lists of seconds, one entry a round."""
+    ratios = [b / a for a, b in zip(ours, peer, strict=True)]
     return Comparison(
-        ours_seconds=statistics.median(a for a, _ in pairs),
-        peer_seconds=statistics.median(b for _, b in pairs),
+        ours_seconds=statistics.median(ours),
+        peer_seconds=statistics.median(peer),
         ratio=statistics.median(ratios),
         ratio_min=min(ratios),
         ratio_max=max(ratios),
-        rounds=rounds,
+        rounds=len(ratios),
     )
 
 
@@ -77,6 +101,99 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
 
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+class Worker:
+    """A system in a process of its own, so that its peak memory is its own: a line in, a line of JSON out.
+
+    The process runs `script --worker SPEC`, which calls `serve`.
+    """
+
+    def __init__(self, script: str, spec: dict[str, Any]) -> None:
+        """Start the process; it loads while the caller goes on to `ready`."""
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process: `close` closes it
+        self._process = subprocess.Popen(
+            [sys.executable, script, "--worker", json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until the system is loaded; returns what it says of itself."""
+        return self._answer()
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Send a line and wait for its answer. Raises SystemExit with the end of the worker's log if it has died."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Let the process end: it stops at the end of its input."""
+        if self._process.poll() is None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.communicate()
+        self._log.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        code = self._process.wait()
+        self._log.seek(0)
+        tail = self._log.read().decode(errors="replace")[-3000:]
+        raise SystemExit(f"a worker ended with code {code} (-9: killed, perhaps for memory):\n{tail}")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve(load: Callable[[], tuple[dict[str, Any], Callable[[str], dict[str, Any]]]]) -> None:
+    """A worker's side: `load` gives what to say when ready, and the function from a line to its answer."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log, not between the answers
+    ready, answer = load()
+    print(json.dumps(ready), file=channel, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(line.strip())), file=channel, flush=True)
+
+
+def peak_memory(device: str) -> int:
+    """This process's peak so far in bytes: what torch's allocator held on a GPU, the resident set on a CPU.
+
+    The resident set is Linux's VmHWM; `ru_maxrss`, which a child takes over from its parent, only where that is not.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        kept = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return kept if sys.platform == "darwin" else kept * 1024
+
+
+def give_memory_back(device: str) -> None:
+    """Return what Python and the C library hold free, so that the workers that wait do not fill the machine."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    if not device.startswith("cuda"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def write_report(name: str, figures: dict[str, Any], *, device: str, seed: int, output: Path | None = None) -> Path:

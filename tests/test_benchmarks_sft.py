@@ -1,0 +1,152 @@
+"""The stage 1 benchmark on tiny random models: both sides do the same, and the report is whole. No time is asserted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from search_r3.data.docstrings import docstring_pairs
+from search_r3.data.pairs import write_pairs
+
+pytest.importorskip("sentence_transformers")
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+MODULES = ("common", "sft")
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/sft.py, its workers run in this process: the real ones only import everything again."""
+    monkeypatch.syspath_prepend(FOLDER)
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module, worker = importlib.import_module("sft"), importlib.import_module("common").Worker
+
+    def start(self: Any, script: str, spec: dict[str, Any]) -> None:
+        assert Path(script).name == "sft.py"
+        self.loaded, self.ask = module.load(module.Spec(**json.loads(json.dumps(spec))))
+
+    monkeypatch.setattr(worker, "__init__", start)
+    monkeypatch.setattr(worker, "ready", lambda self: self.loaded)
+    monkeypatch.setattr(worker, "close", lambda self: None)
+    yield module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def run(
+    benchmark: ModuleType, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    def run(*arguments: str) -> dict[str, Any]:
+        write_pairs(tmp_path / "pairs.jsonl", docstring_pairs(["json", "logging", "email"])[0])
+        fixed = ["--tiny", "--model", tiny_model, "--pairs", tmp_path / "pairs.jsonl", "--json", tmp_path / "out.json"]
+        options = ["--dtype", "float32", "--rounds", "2", "--chunk", "3", "--cached-pairs", "8"]
+        monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, fixed), *options, *arguments])
+        benchmark.main()
+        return json.loads((tmp_path / "out.json").read_text())
+
+    return run
+
+
+def test_the_report_has_its_fields_and_both_systems_did_the_same(run: Callable[..., dict[str, Any]]) -> None:
+    report = run()
+    assert {"benchmark", "command", "commit", "seed", "versions", "hardware", "figures"} <= set(report)
+    figures = report["figures"]
+    assert figures["precision"] == "float32"
+    speed = figures["speed"]
+    assert set(speed["peer_trial_seconds"]) == {"eager", "sdpa"}
+    assert speed["peer"]["attention"] in ("eager", "sdpa")
+    ours, cached, peer = (speed[name] for name in ("ours_plain", "ours_cached", "peer"))
+    for one in (ours, cached, peer):
+        assert one["first_loss"] == pytest.approx(ours["first_loss"], abs=1e-4)
+        assert one["first_gradient_norm"] == pytest.approx(ours["first_gradient_norm"], rel=1e-3)
+        assert one["first_tokens_sha256"] == ours["first_tokens_sha256"]
+        assert one["lora_parameters"] == ours["lora_parameters"] > 0
+        assert one["pairs_per_second"] > 0
+        assert one["peak_bytes"] > 0
+    assert ours["other_parameters"] == 32  # the embed token's row, which the peer has not
+    assert peer["other_parameters"] == 0
+    assert not ours["gradient_cache"]
+    assert cached["gradient_cache"]
+    for one in (ours, cached):
+        assert one["times_the_peers_speed_min"] <= one["times_the_peers_speed"] <= one["times_the_peers_speed_max"]
+        assert one["peak_of_peer"] > 0
+    large = figures["gradient_cache"]
+    assert (large["plain"]["pairs_per_step"], large["cached"]["pairs_per_step"]) == (2, 8)
+    assert (large["plain"]["gradient_cache"], large["cached"]["gradient_cache"]) == (False, True)
+    assert large["times_per_pair_min"] <= large["times_per_pair"] <= large["times_per_pair_max"]
+
+
+@pytest.mark.parametrize("fault", ["temperature", "tokens", "adapter", "first weights"])
+def test_a_peer_that_is_not_the_same_is_refused(
+    fault: str, run: Callable[..., dict[str, Any]], benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = benchmark.Peer
+
+    def wrong(spec: Any, pairs: Any) -> Any:
+        if fault == "tokens":
+            spec = benchmark.replace(spec, document_tokens=5)
+        if fault == "first weights":
+            monkeypatch.setattr(benchmark, "SEED", 1)
+        peer = original(spec, pairs)
+        if fault == "temperature":
+            peer.criterion.scale *= 1.5
+        if fault == "adapter":
+            next(p for name, p in peer.module.named_parameters() if "lora_" in name).requires_grad_(False)
+        return peer
+
+    monkeypatch.setattr(benchmark, "Peer", wrong)
+    message = {"temperature": "loss", "tokens": "tokens", "adapter": "adapters", "first weights": "gradient norm"}[
+        fault
+    ]
+    with pytest.raises(SystemExit, match=message):
+        run("--only", "speed", "--peer-attention", "eager")
+
+
+def test_a_tiny_run_writes_nothing_where_real_results_are(
+    benchmark: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run("--only", "cache", "--rounds", "1")
+    written: list[Any] = []
+    monkeypatch.setattr(benchmark, "write_report", lambda *a, **k: written.append(a))
+    at = sys.argv.index("--json")
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:at], *sys.argv[at + 2 :]])
+    benchmark.main()
+    assert not written
+
+
+def test_a_worker_answers_line_by_line_and_its_death_shows_its_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    common = importlib.import_module("common")
+    script = tmp_path / "echo.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(FOLDER)!r})\n"
+        "from common import peak_memory, serve\n"
+        "def answer(line):\n"
+        "    print('noise')\n"
+        "    if line == 'grow':\n"
+        "        held = b'x' * 200_000_000\n"
+        "    return {'line': int(line)} if line.isdigit() else {'peak': peak_memory('cpu')}\n"
+        "serve(lambda: ({'spec': sys.argv[2]}, answer))\n"
+    )
+    held = b"x" * 300_000_000  # a child's own peak is not its parent's
+    with common.Worker(str(script), {"a": 1}) as worker:
+        assert json.loads(worker.ready()["spec"]) == {"a": 1}
+        assert worker.ask("7") == {"line": 7}
+        before, after = worker.ask("peak")["peak"], worker.ask("grow")["peak"]
+        assert before < len(held)
+        assert 190_000_000 < after - before < 230_000_000
+        with pytest.raises(SystemExit, match=r"(?s)ended with code 1.*invalid literal"):
+            worker.ask("²")
+    sys.modules.pop("common", None)
