@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from search_r3 import __version__
+from search_r3.cli import teaching  # noqa: F401  # its commands join data_app
 from search_r3.cli.options import (
     SETTINGS,
     BatchSize,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from search_r3.data.teacher import SUFFIX, TeacherRows
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 
@@ -84,7 +85,7 @@ class DenseScorer:
     ) -> None:
         self.name = name
         self._identity = identity
-        self._encode_document, self._encode_query = encode_document, encode_query
+        self.encode_document, self.encode_query = encode_document, encode_query
         self._documents_ND: np.ndarray | None = None
 
     @property
@@ -98,7 +99,7 @@ class DenseScorer:
             if path.is_file():
                 chunks.append(np.load(path))
             else:
-                rows = np.asarray(self._encode_document(documents[start : start + CHUNK]), dtype=np.float32)
+                rows = np.asarray(self.encode_document(documents[start : start + CHUNK]), dtype=np.float32)
                 with atomic_path(path) as scratch, open(scratch, "wb") as handle:
                     np.save(handle, rows)
                 chunks.append(rows)
@@ -108,7 +109,7 @@ class DenseScorer:
 
     def score(self, queries: list[str]) -> np.ndarray:
         assert self._documents_ND is not None, "call prepare first"
-        return np.asarray(self._encode_query(queries) @ self._documents_ND.T, dtype=np.float32)
+        return np.asarray(self.encode_query(queries) @ self._documents_ND.T, dtype=np.float32)
 
 
 def open_scorer(
@@ -122,7 +123,8 @@ def open_scorer(
     """The scorer called `spec`, named as `search-r3 evaluate --system` names systems.
 
     Args:
-        spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; else a SearchR3 model:
+        spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; a file of rows that
+            `data teach` wrote (NAME.rows.safetensors, see `data.teacher`); else a SearchR3 model:
             a bundled name, a folder or a hub id. It embeds queries directly, without reasoning.
         max_length: cut documents at this many tokens (512 by default for SearchR3; a peer's own limit).
 
@@ -133,6 +135,8 @@ def open_scorer(
         raise InputError(f"max_length is {max_length}; expected at least 1 token")
     if spec == "bm25":
         return bm25_scorer()
+    if spec.endswith(SUFFIX):
+        return TeacherRows(spec)
     from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever
 
     if spec in BUNDLED or spec.startswith("st:"):

@@ -84,7 +84,7 @@ class Sampler:
         if self.per_epoch == 0:
             raise InputError(
                 f"{len(pairs)} pairs are too few for a batch of {size}; lower pairs_per_step, "
-                "or set one_source_per_batch to false"
+                "or set batch_of to any"
             )
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 

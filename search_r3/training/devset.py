@@ -1,0 +1,54 @@
+"""Dev figures during training: quality without and with reasoning, what the reasoning is like, how the space lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from search_r3 import metrics
+from search_r3.data.beir import BeirDataset
+from search_r3.training.losses import alignment, uniformity
+
+
+def dev_figures(
+    encoder: Any, pool: BeirDataset, max_document_tokens: int, max_analysis_tokens: int
+) -> dict[str, float]:
+    """How well `encoder` does on a pool.
+
+    Args:
+        encoder: a SearchR3.
+        max_document_tokens: documents are cut there.
+        max_analysis_tokens: the budget of a query's analysis.
+
+    Returns:
+        nDCG@10 without ("off") and with ("on") reasoning; "emission", the share of analyses that end by themselves;
+        "tokens", their mean length; "distinct", different analyses per query; "uniformity" of the documents and
+        "alignment" of direct queries with their documents (Wang and Isola 2020).
+    """
+    documents_ND = encoder.encode_document(
+        [document.full_text for document in pool.corpus.values()],
+        max_length=max_document_tokens,
+        show_progress_bar=False,
+    )
+    queries = list(pool.queries.values())
+    columns = {did: i for i, did in enumerate(pool.corpus)}
+    relevance_QN = np.zeros((len(queries), len(columns)))
+    for line, qid in enumerate(pool.queries):
+        for did, grade in pool.qrels.get(qid, {}).items():
+            if did in columns:
+                relevance_QN[line, columns[did]] = grade
+    direct_QD = encoder.encode_query(queries, reasoning=False, show_progress_bar=False)
+    reasoned = encoder.reason(queries, max_reasoning_tokens=max_analysis_tokens, batch_size=64, show_progress_bar=False)
+    behind_QD = np.stack([r.embedding for r in reasoned])
+    query, document = np.nonzero(relevance_QN)
+    return {
+        "off": float(metrics.ndcg(direct_QD @ documents_ND.T, relevance_QN, 10).mean()),
+        "on": float(metrics.ndcg(behind_QD @ documents_ND.T, relevance_QN, 10).mean()),
+        "emission": float(np.mean([not r.forced for r in reasoned])),
+        "tokens": float(np.mean([r.num_tokens for r in reasoned])),
+        "distinct": len({r.text for r in reasoned}) / len(reasoned),
+        "uniformity": float(uniformity(torch.from_numpy(documents_ND))),
+        "alignment": float(alignment(torch.from_numpy(direct_QD[query]), torch.from_numpy(documents_ND[document]))),
+    }
