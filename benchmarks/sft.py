@@ -16,22 +16,20 @@ sorts a batch by length; the peer pads as it ships. Ours also trains the embed t
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
+import sys
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import Comparison, Table, Worker, compare, give_memory_back, in_turns, peak_memory, serve, write_report
+from common import Comparison, Table, Worker, compare, in_turns, serve, write_report
+from sft_systems import SEED, Spec, load
 
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 
-SEED = 0
 PLAIN_BATCH = 32
 """The batch without gradient cache that the large one is held against."""
 SPEED_GOAL = 1.2
@@ -44,31 +42,6 @@ TOLERANCE = {"float32": (1e-3, 1e-2), "bfloat16": (5e-2, 5e-2)}
 """How far the first loss may differ (absolute) and the first gradient's norm (relative), by precision."""
 TRIAL_STEPS = 2
 """Timed steps of each of the peer's attentions, by which the faster is chosen."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a worker runs; it goes to it as JSON."""
-
-    system: str
-    """"ours" or "peer"."""
-    model: str
-    """The base as this project names it."""
-    folder: str
-    """The same weights and tokenizer with the embed token, for the peer."""
-    pairs: str
-    """JSONL of pairs in the order in which batches are cut from it, round and round."""
-    pairs_per_step: int
-    chunk: int
-    """Rows of a backbone call: our `rows_per_chunk`, the peer's `mini_batch_size`."""
-    gradient_cache: bool
-    attention: str
-    device: str
-    bf16: bool
-    """Autocast; the weights are float32 either way."""
-    query_tokens: int
-    document_tokens: int
-    threads: int | None
 
 
 def main() -> None:
@@ -218,7 +191,7 @@ def distinct(files: list[str]) -> list[TrainingPair]:
     random.Random(SEED).shuffle(found)
     queries: set[str] = set()
     positives: set[str] = set()
-    kept = []
+    kept: list[TrainingPair] = []
     for pair in found:
         if pair.query not in queries and pair.positive not in positives:
             queries.add(pair.query)
@@ -232,7 +205,9 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
 
         def start(name: str, **changes: Any) -> System:
-            return stack.enter_context(System(name, replace(base, **changes), options.warmup))
+            system = System(name, replace(base, **changes), options.warmup)
+            stack.callback(system.close)
+            return system
 
         ours = [start("ours, plain"), start("ours, cached", gradient_cache=True)]
         choices = ["eager", "sdpa"] if options.peer_attention == "auto" else [options.peer_attention]
@@ -284,10 +259,12 @@ def cache(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
     """Time per pair and peak memory: the small batch without gradient cache against the large one with it."""
     steps = options.cached_pairs // options.plain_pairs  # small steps over about the texts of one large step
     with ExitStack() as stack:
-        small, large = (
-            stack.enter_context(System(name, replace(base, pairs_per_step=size, gradient_cache=cached), options.warmup))
-            for name, size, cached in (("plain", options.plain_pairs, False), ("cached", options.cached_pairs, True))
+        small = System("plain", replace(base, pairs_per_step=options.plain_pairs), options.warmup)
+        stack.callback(small.close)
+        large = System(
+            "cached", replace(base, pairs_per_step=options.cached_pairs, gradient_cache=True), options.warmup
         )
+        stack.callback(large.close)
         for system in (small, large):
             system.warm_up()
 
@@ -344,6 +321,7 @@ class System(Worker):
     """A worker with what it has said so far. Batches are numbered: the warm-up's first, then the rounds'."""
 
     def __init__(self, name: str, spec: Spec, warmup: int) -> None:
+        """Start the worker; `warm_up` waits until it is loaded."""
         super().__init__(__file__, asdict(spec))
         self.name, self.spec, self.warmup = name, spec, warmup
         self.about: dict[str, Any] = {}
@@ -353,6 +331,7 @@ class System(Worker):
     def warm_up(self) -> None:
         """Untimed steps; the first one's loss, gradient and tokens are kept."""
         self.about = self.ready()
+        say(f"{self.name} ({self.spec.attention}) is loaded; warming up")
         self.first = self.ask("first 0")
         for number in range(1, self.warmup):
             self.ask(f"step {number}")
@@ -363,7 +342,9 @@ class System(Worker):
 
     def step(self, number: int) -> float:
         """Seconds of a timed step."""
-        return self.ask(f"step {self.warmup + number}")["seconds"]
+        seconds = self.ask(f"step {self.warmup + number}")["seconds"]
+        say(f"{self.name}, step {number + 1}: {seconds:.3g} s")
+        return seconds
 
     def note_memory(self) -> None:
         """Ask for the peak, when all steps are done."""
@@ -374,6 +355,11 @@ class System(Worker):
         first = {f"first_{key}": self.first[key] for key in ("loss", "gradient_norm", "tokens", "tokens_sha256")}
         pairs = {"pairs_per_step": self.spec.pairs_per_step, "attention": self.spec.attention}
         return {**pairs, **self.about, **first, "peak_bytes": self.peak_bytes}
+
+
+def say(line: str) -> None:
+    """Progress, on standard error: on a CPU a step of the real model takes a while."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def check_agreement(ours: System, other: System, bf16: bool) -> None:
@@ -391,192 +377,6 @@ def check_agreement(ours: System, other: System, bf16: bool) -> None:
     if not abs(a["gradient_norm"] - b["gradient_norm"]) <= relative * a["gradient_norm"]:
         norms = f"{a['gradient_norm']:.6f} and {b['gradient_norm']:.6f}"
         raise SystemExit(f"{who} differ at the first step: gradient norm {norms}, allowed {relative:.0%}")
-
-
-# What follows runs in a worker.
-
-
-class Ours:
-    """A stage 1 step: `SFTTask` with InfoNCE alone, query to document, on the direct conversation."""
-
-    def __init__(self, spec: Spec, pairs: list[TrainingPair]) -> None:
-        import torch
-
-        from search_r3.model import checkpoint as checkpoints
-        from search_r3.training.sft import LossWeights, SFTConfig, SFTTask
-
-        config = SFTConfig(
-            pairs=[spec.pairs],
-            output="unused",
-            base=spec.model,
-            pairs_per_step=spec.pairs_per_step,
-            batch_of="any",
-            max_query_tokens=spec.query_tokens,
-            max_document_tokens=spec.document_tokens,
-            reasoning_share=0.0,
-            symmetric=False,
-            weights=LossWeights(sft=0.0, kl=0.0, infonce=1.0, triplet=0.0),
-            gradient_cache=spec.gradient_cache,
-            rows_per_chunk=spec.chunk,
-            dev=[],
-        )
-        checkpoint = checkpoints.load_base(spec.model, dtype=torch.float32)
-        checkpoint.model.set_attn_implementation(spec.attention)
-        torch.manual_seed(SEED)  # LoRA's first weights
-        self.task = SFTTask(config, checkpoint, pairs)
-        self.task.sampler = InOrder(pairs, spec.pairs_per_step)  # type: ignore[assignment]
-        self.module = self.task.module.to(spec.device)
-        self.spec, self.lora, self.loop, self.temperature = spec, config.lora, config.loop, config.temperature
-
-    def loss(self, number: int) -> Any:
-        """The loss of batch `number`, with its graph."""
-        import torch
-
-        batch = self.task.batch(number)
-        autocast = torch.autocast(torch.device(self.spec.device).type, torch.bfloat16)
-        with autocast if self.spec.bf16 else nullcontext():
-            return self.task.loss(self.module, batch)[0]
-
-    def tokens(self, number: int) -> list[list[int]]:
-        """The token ids of batch `number`, queries then documents, each with its prefix."""
-        parts = self.task.batch(number).parts
-        return [[*parts[name].prefix, *row] for name in ("query", "document") for row in parts[name].rows]
-
-
-class Peer:
-    """sentence-transformers as its documentation trains a LoRA: `add_adapter`, cached loss; autocast on the forward."""
-
-    def __init__(self, spec: Spec, pairs: list[TrainingPair]) -> None:
-        import torch
-        from peft import LoraConfig, TaskType
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-
-        from search_r3.prompts import Prompts, render
-        from search_r3.training.sft import SFTConfig
-
-        defaults = SFTConfig(pairs=[spec.pairs], output="unused")
-        self.spec, self.lora, self.loop, self.temperature = spec, defaults.lora, defaults.loop, defaults.temperature
-        options = {"dtype": torch.float32, "attn_implementation": spec.attention}
-        backbone = Transformer(spec.folder, model_kwargs=options)
-        backbone.model.config.use_cache = False  # no keys and values kept that nobody reads
-        pooling = Pooling(backbone.model.config.hidden_size, pooling_mode="lasttoken")
-        self.module = SentenceTransformer(modules=[backbone, pooling, Normalize()], device="cpu")
-        torch.manual_seed(SEED)  # LoRA's first weights, the same as ours
-        self.module.add_adapter(
-            LoraConfig(
-                r=self.lora.rank,
-                lora_alpha=self.lora.alpha,
-                lora_dropout=self.lora.dropout,
-                target_modules=self.lora.target_modules,
-                task_type=TaskType.FEATURE_EXTRACTION,
-            )
-        )
-        self.module.to(spec.device)
-        if spec.bf16:  # as accelerate wraps it for the trainer: the second forward runs inside the backward pass
-            autocast = torch.autocast(torch.device(spec.device).type, torch.bfloat16)
-            self.module.forward = autocast(self.module.forward)  # type: ignore[method-assign]
-        self.criterion = CachedMultipleNegativesRankingLoss(
-            self.module, scale=1 / self.temperature, mini_batch_size=spec.chunk
-        )
-        self.tokenizer, self.batches = backbone.tokenizer, InOrder(pairs, spec.pairs_per_step)
-        prompts = Prompts()
-        self.frames = [render(c, self.tokenizer, give_answer=True) for c in (prompts.query, prompts.document)]
-
-    def columns(self, number: int) -> list[list[list[int]]]:
-        """Token ids of the queries and of the documents of batch `number`: the whole conversations."""
-        from search_r3.model.searchr3 import encode_as_text
-
-        pairs = self.batches.batch(number)
-        texts = [[pair.query for pair in pairs], [pair.positive for pair in pairs]]
-        limits = (self.spec.query_tokens, self.spec.document_tokens)
-        return [
-            [[*frame.prefix, *ids[:limit], *frame.suffix] for ids in encode_as_text(self.tokenizer, column)]
-            for frame, column, limit in zip(self.frames, texts, limits, strict=True)
-        ]
-
-    def loss(self, number: int) -> Any:
-        """The loss of batch `number`; its backward pass runs the cached one."""
-        import torch
-
-        features = []
-        for rows in self.columns(number):
-            longest = max(map(len, rows))
-            padded = {
-                "input_ids": [row + [0] * (longest - len(row)) for row in rows],
-                "attention_mask": [[1] * len(row) + [0] * (longest - len(row)) for row in rows],
-            }
-            features.append({key: torch.tensor(value).to(self.spec.device) for key, value in padded.items()})
-        return self.criterion(features, torch.empty(0))
-
-    def tokens(self, number: int) -> list[list[int]]:
-        """The token ids of batch `number`, queries then documents."""
-        return [row for column in self.columns(number) for row in column]
-
-
-class InOrder:
-    """In the place of stage 1's sampler: batches as the file has them, so that all sizes see the same texts."""
-
-    def __init__(self, pairs: list[TrainingPair], size: int) -> None:
-        self.batches = [pairs[i : i + size] for i in range(0, len(pairs) - size + 1, size)]
-
-    def batch(self, number: int) -> list[TrainingPair]:
-        """The pairs of batch `number`; after the last comes the first."""
-        return self.batches[number % len(self.batches)]
-
-
-def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
-    """Load a system; returns what it says of itself, and the function that answers "first N", "step N", "peak"."""
-    import torch
-
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
-    kind: Callable[[Spec, list[TrainingPair]], Ours | Peer] = {"ours": Ours, "peer": Peer}[spec.system]
-    system = kind(spec, read_pairs(spec.pairs))
-    system.module.train()
-    trained = {name: p for name, p in system.module.named_parameters() if p.requires_grad}
-    parameters, lora = list(trained.values()), [p for name, p in trained.items() if "lora_" in name]
-    loop = system.loop
-    optimizer = torch.optim.AdamW(parameters, lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay)
-    on_gpu = spec.device.startswith("cuda")
-
-    def step(number: int, looking: bool) -> dict[str, Any]:
-        """From texts to new weights, as the training loop does it; `looking` measures the gradient before clipping."""
-        if on_gpu:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        loss = system.loss(number)
-        loss.backward()
-        norm = torch.stack([p.grad.norm() for p in lora if p.grad is not None]).norm().item() if looking else None
-        torch.nn.utils.clip_grad_norm_(parameters, loop.max_grad_norm).item()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        value = loss.item()
-        if on_gpu:
-            torch.cuda.synchronize()
-        return {"seconds": time.perf_counter() - start, "loss": value, "gradient_norm": norm}
-
-    def answer(line: str) -> dict[str, Any]:
-        command, _, number = line.partition(" ")
-        if command == "peak":
-            return {"peak_bytes": peak_memory(spec.device)}
-        found = step(int(number), looking=command == "first")
-        give_memory_back(spec.device)
-        if command == "first":
-            rows = system.tokens(int(number))
-            found["tokens"] = sum(map(len, rows))
-            found["tokens_sha256"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        return found
-
-    about = {
-        "gradient_cache": spec.gradient_cache,
-        "lora_parameters": sum(p.numel() for p in lora),
-        "other_parameters": sum(p.numel() for p in parameters) - sum(p.numel() for p in lora),
-        "threads": torch.get_num_threads(),
-        "loaded_peak_bytes": peak_memory(spec.device),
-    }
-    return about, answer
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,11 +18,11 @@ from search_r3.data.pairs import write_pairs
 
 pytest.importorskip("sentence_transformers")
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-MODULES = ("common", "sft")
+MODULES = ("common", "sft_systems", "sft")
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """benchmarks/sft.py, its workers run in this process: the real ones only import everything again."""
     monkeypatch.syspath_prepend(FOLDER)
     for name in MODULES:
@@ -86,15 +87,16 @@ def test_the_report_has_its_fields_and_both_systems_did_the_same(run: Callable[.
 
 @pytest.mark.parametrize("fault", ["temperature", "tokens", "adapter", "first weights"])
 def test_a_peer_that_is_not_the_same_is_refused(
-    fault: str, run: Callable[..., dict[str, Any]], benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+    fault: str, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = benchmark.Peer
+    systems = sys.modules["sft_systems"]
+    original = systems.Peer
 
     def wrong(spec: Any, pairs: Any) -> Any:
         if fault == "tokens":
-            spec = benchmark.replace(spec, document_tokens=5)
+            spec = replace(spec, document_tokens=5)
         if fault == "first weights":
-            monkeypatch.setattr(benchmark, "SEED", 1)
+            monkeypatch.setattr(systems, "SEED", 1)
         peer = original(spec, pairs)
         if fault == "temperature":
             peer.criterion.scale *= 1.5
@@ -102,7 +104,7 @@ def test_a_peer_that_is_not_the_same_is_refused(
             next(p for name, p in peer.module.named_parameters() if "lora_" in name).requires_grad_(False)
         return peer
 
-    monkeypatch.setattr(benchmark, "Peer", wrong)
+    monkeypatch.setattr(systems, "Peer", wrong)
     message = {"temperature": "loss", "tokens": "tokens", "adapter": "adapters", "first weights": "gradient norm"}[
         fault
     ]
