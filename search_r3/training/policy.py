@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from search_r3.errors import InputError
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.training.config import LoraSettings
+from search_r3.training.fused import FusedDecoder, Layer, fits
 
 
 @dataclass
@@ -66,7 +67,13 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self, model: Any, embed_id: int, vocabulary: int, chunk_size: int = 32, gradient_cache: bool = False
+        self,
+        model: Any,
+        embed_id: int,
+        vocabulary: int,
+        chunk_size: int = 32,
+        gradient_cache: bool = False,
+        fused: bool | None = None,
     ) -> None:
         """Wrap `model`.
 
@@ -77,6 +84,11 @@ class Policy(nn.Module):
             gradient_cache: keep only each chunk's embeddings, and compute its activations again in the backward pass:
                 memory for one chunk instead of all, for a third more work (GradCache, arXiv 2101.06983). Gradients
                 are the same, dropout included.
+            fused: run the decoder by `training.fused`, which is several times as fast on a CPU and needs a copy of the
+                frozen weights in the dtype of the products; None does so where it fits, on a CPU.
+
+        Raises:
+            InputError: `fused` is True, but the model's architecture or adapter is not one that it computes.
         """
         super().__init__()
         self.model = model
@@ -85,6 +97,13 @@ class Policy(nn.Module):
         self.vocabulary = vocabulary
         self.chunk_size = chunk_size
         self.gradient_cache = gradient_cache
+        self.fused = fused
+        if fused and not fits(model):
+            raise InputError(
+                f"fused: {type(model.get_base_model()).__name__} with this adapter cannot run fused; it takes Llama or "
+                "Qwen2 with plain LoRA, no dropout; leave fused unset"
+            )
+        self._decoder = FusedDecoder(model)
 
     def forward(self, parts: dict[str, Rows], with_base: Sequence[str] = ()) -> dict[str, Encoded]:
         """Encode each part; those named in `with_base` also get the base model's logits."""
@@ -135,13 +154,14 @@ class Policy(nn.Module):
         own_T1 = nn.functional.linear(hidden_TD, row_1D).to(logits_TV.dtype)
         return logits_TV.index_copy(1, torch.tensor([self.embed_id], device=logits_TV.device), own_T1)
 
+    def _runs_fused(self, device: torch.device) -> bool:
+        wanted = device.type == "cpu" if self.fused is None else self.fused
+        return wanted and fits(self.model)  # asked each time: adapters may be merged, switched or set to dropout
+
     def _encode(self, part: Rows) -> tuple[Tensor, Tensor | None, Tensor | None]:
         device = next(self.model.parameters()).device
-        backbone = self.causal_lm.get_decoder()
-        prefix: Any = DynamicCache()
-        prefix_1P = torch.tensor([list(part.prefix)], device=device)
-        backbone(inputs_embeds=self._inputs(prefix_1P), past_key_values=prefix, use_cache=True)
-        shared = [tensor for layer in prefix.layers for tensor in (layer.keys, layer.values)]
+        layers = self._decoder.layers() if self._runs_fused(device) else None
+        shared = self._prefix(part.prefix, layers, device)
         order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
         embedding: list[Tensor] = [torch.empty(0)] * len(order)
         hidden: list[Tensor] = [torch.empty(0)] * len(order)
@@ -149,9 +169,9 @@ class Policy(nn.Module):
             chosen = order[start : start + self.chunk_size]
             rows, answers = [part.rows[i] for i in chosen], [part.answers[i] for i in chosen]
             if self.gradient_cache and torch.is_grad_enabled():
-                state_BD, answer_TD = checkpoint(self._chunk, rows, answers, *shared, use_reentrant=False)
+                state_BD, answer_TD = checkpoint(self._chunk, rows, answers, layers, *shared, use_reentrant=False)
             else:
-                state_BD, answer_TD = self._chunk(rows, answers, *shared)
+                state_BD, answer_TD = self._chunk(rows, answers, layers, *shared)
             for i, state_D, said_TD in zip(chosen, state_BD, answer_TD.split(answers), strict=True):
                 embedding[i], hidden[i] = state_D, said_TD
         embedding_BD = nn.functional.normalize(torch.stack(embedding).float(), dim=-1)
@@ -160,8 +180,37 @@ class Policy(nn.Module):
         target = [token for row, n in zip(part.rows, part.answers, strict=True) for token in row[len(row) - n :]]
         return embedding_BD, torch.cat(hidden), torch.tensor(target, device=device)
 
-    def _chunk(self, rows: list[list[int]], answers: list[int], *shared: Tensor) -> tuple[Tensor, Tensor]:
+    def _prefix(self, ids: Sequence[int], layers: list[Layer] | None, device: torch.device) -> list[Tensor]:
+        """Keys and values of the shared prefix, layer by layer."""
+        if layers is not None:
+            plan = self._decoder.plan([list(ids)], 0, layers)
+            return self._decoder.prefix(self._inputs(plan.ids_N), plan, layers)
+        cache: Any = DynamicCache()
+        ids_1P = torch.tensor([list(ids)], device=device)
+        self.causal_lm.get_decoder()(inputs_embeds=self._inputs(ids_1P), past_key_values=cache, use_cache=True)
+        return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+    def _chunk(
+        self, rows: list[list[int]], answers: list[int], layers: list[Layer] | None, *shared: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """States at the rows' last tokens (B, D), and at the positions that predict their answers (T, D)."""
+        if layers is not None:
+            plan = self._decoder.plan(rows, shared[0].shape[1], layers)
+            hidden_ND = self._decoder.rows(self._inputs(plan.ids_N), plan, layers, shared)
+            starts = plan.starts
+        else:
+            hidden_ND = self._plain(rows, shared)
+            longest = max(map(len, rows))
+            starts = [longest * line for line in range(len(rows))]
+        ends = [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)]
+        said = [end - back for end, n in zip(ends, answers, strict=True) for back in range(n, 0, -1)]
+        picked_TD = hidden_ND[torch.tensor(ends + said, device=hidden_ND.device)]
+        if layers is not None:
+            picked_TD = self._decoder.final_norm(picked_TD)
+        return picked_TD[: len(ends)], picked_TD[len(ends) :]
+
+    def _plain(self, rows: list[list[int]], shared: Sequence[Tensor]) -> Tensor:
+        """States (B * L, D) of rows padded to one length, by transformers' own forward pass."""
         device, longest = shared[0].device, max(map(len, rows))
         ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         cache = DynamicCache()
@@ -174,14 +223,7 @@ class Policy(nn.Module):
         hidden_BLD = backbone(
             inputs_embeds=self._inputs(ids_BL), position_ids=position_BL, past_key_values=cache, use_cache=True
         ).last_hidden_state
-        ends = [(line, len(row) - 1) for line, row in enumerate(rows)]
-        said = [(line, end - back) for (line, end), n in zip(ends, answers, strict=True) for back in range(n, 0, -1)]
-        return _pick(hidden_BLD, ends), _pick(hidden_BLD, said)
-
-
-def _pick(hidden_BLD: Tensor, places: list[tuple[int, int]]) -> Tensor:
-    line_T, column_T = torch.tensor(places, dtype=torch.long, device=hidden_BLD.device).view(-1, 2).unbind(1)
-    return hidden_BLD[line_T, column_T]
+        return hidden_BLD.flatten(0, 1)
 
 
 def _frozen(layer: Any) -> Tensor:
