@@ -242,18 +242,26 @@ def data_analyse(
 
 
 def plot(
-    run: Annotated[Path, typer.Argument(readable=False, help="A training run's folder, or its log.jsonl.")],
-    output: Annotated[Path | None, typer.Option(help="The PNG to write; curves.png in the run's folder.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", readable=False, help="Training runs' folders, or their log.jsonl.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The image to write; curves.png in the run's folder, or compare.png beside several."),
+    ] = None,
 ) -> None:
-    """Draw a training run's curves: loss terms, accuracy, gradient norm, dev figures. Works while it runs.
+    """Draw a training run's curves: dev figures, loss terms, accuracy, gradient norm, speed. Works while it runs.
+
+    Several runs are compared in one picture, a panel for each figure and a line for each run, called by its folder.
 
     \b
     Example:  search-r3 plot runs/sft-first
+    Example:  search-r3 plot runs/with-teacher runs/without --output teacher.png
     Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
     """
-    from search_r3.training.plot import plot_run
+    from search_r3.training.plot import plot_runs
 
-    print(plot_run(run, output))
+    print(plot_runs(runs, output))
 
 
 def _print_counts(counts: dict[str, int], output: Path, as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """What a training run tells: log.jsonl, TensorBoard if it is installed, and a progress bar or plain lines.
 
-One JSON object a line: `{"step", "loss", "terms", "lr", "grad_norm", "seconds", ...}` after a step, and
-`{"step", "dev", "seconds"}` for an evaluation made after so many steps. Only the main process reports.
+One JSON object a line: `{"step", "loss", "terms", "lr", "grad_norm", "seconds", "memory_gib", ...}` after a step, and
+`{"step", "dev", "seconds"}` for an evaluation made after so many steps. Only the main process reports. TensorBoard gets
+every number that the log gets: `train/NAME` and `dev/NAME`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from search_r3.files import atomic_write_text
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 PLAIN_LINES = 20
 """About how many progress lines a run prints where there is no terminal to draw a bar on."""
@@ -35,6 +41,18 @@ def truncate_log(path: Path, step: int) -> None:
         if keep:
             kept.append(line + "\n")
     atomic_write_text(path, "".join(kept))
+
+
+def peak_memory_gib() -> float:
+    """The most memory that this process has held so far, in GiB: tensors on the GPU if it uses one, else resident."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if resource is None:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2 ** (30 if sys.platform == "darwin" else 20)  # bytes there, KiB elsewhere
 
 
 class Report:
@@ -79,9 +97,10 @@ class Report:
             return
         step = record["step"]
         if step % self._log_every == 0 or step == self._steps:
+            record = {**record, "memory_gib": peak_memory_gib()}
             self._write(record)
-            scalars = {name: value for name, value in record.items() if isinstance(value, float)}
-            self._scalars("train", {**scalars, **record["terms"]}, step)
+            top = {name: value for name, value in record.items() if name not in ("step", "terms")}
+            self._scalars("train", {**record["terms"], **top}, step)
         figures = f"loss {record['loss']:.4f}" + "".join(f" · {name} {self._dev[name]:.4f}" for name in self._dev)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=figures)
@@ -95,7 +114,7 @@ class Report:
         name = self._headline if self._headline in figures else next(iter(figures))
         self._dev = {name: figures[name]}
         self._write({"step": step, "dev": figures, "seconds": seconds})
-        self._scalars("dev", figures, step)
+        self._scalars("dev", {**figures, "seconds": seconds}, step)
         self.say(f"step {step}  dev: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
     def sync(self) -> None:

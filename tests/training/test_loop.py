@@ -133,7 +133,8 @@ def test_accumulating_two_batches_is_one_step_on_their_mean_gradient(tmp_path):
 
 def test_the_log_tells_every_figure_of_a_step(whole):
     record = next(record for record in log(whole, timeless=False) if record.get("step") == 3 and "loss" in record)
-    assert set(record) == {"step", "loss", "terms", "lr", "grad_norm", "seconds", "tokens", "tokens_per_second"}
+    names = {"step", "loss", "terms", "lr", "grad_norm", "seconds", "tokens", "tokens_per_second", "memory_gib"}
+    assert set(record) == names
     assert record["lr"] == learning_rate_at(2, config()) == 0.02
     assert record["tokens_per_second"] == pytest.approx(6 / record["seconds"])
     assert [record["step"] for record in log(whole) if "dev" in record] == [0, 4, 8, 12]

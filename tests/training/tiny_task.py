@@ -114,7 +114,7 @@ def log(output: Path, *, timeless: bool = True) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     if timeless:
         for record in records:
-            for name in ("seconds", "tokens_per_second"):
+            for name in ("seconds", "tokens_per_second", "memory_gib"):
                 record.pop(name, None)
     return records
 
