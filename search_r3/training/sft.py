@@ -146,6 +146,9 @@ class SFTTask:
                 [[*queries[i], *self.reasoning.suffix, *ids, *embed] for i, ids in zip(behind, analyses, strict=True)],
                 [1 if own else len(ids) + 1 for ids, own in zip(analyses, sampled, strict=True)],
             )
+        if not (config.weights.sft or config.weights.kl):  # no logits then: they take 200 kB a token
+            for rows in parts.values():
+                rows.answers = [0] * len(rows.rows)
         return Batch(parts, pairs, documents, behind, sampled)
 
     def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -222,9 +225,10 @@ class SFTTask:
         return Candidates(every_MD, keys, teacher), sum(counts[: _rank()])
 
     def _language_terms(self, encoded: Encoded) -> dict[str, Tensor]:
-        weights, terms = self.config.weights, {}
-        assert encoded.logits_TV is not None
-        assert encoded.target_T is not None
+        weights = self.config.weights
+        terms: dict[str, Tensor] = {}
+        if encoded.logits_TV is None or encoded.target_T is None:
+            return terms
         if weights.sft:
             terms["sft"] = sft_cross_entropy(encoded.logits_TV, encoded.target_T)
         if weights.kl and encoded.base_logits_TV is not None:
