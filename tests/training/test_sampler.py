@@ -76,6 +76,12 @@ def test_bucketing_puts_like_lengths_together_and_leaves_out_no_pair() -> None:
     assert epoch_of(again, 1) == epoch_of(bucketed, 1)
 
 
+def test_bucketing_leaves_it_to_chance_who_meets_whom() -> None:
+    sampler = Sampler(make(192), 8, 0, True, lengths=list(range(192)), bucket=6)
+    first, second = ({frozenset(batch) for batch in epoch_of(sampler, epoch)} for epoch in (0, 1))
+    assert not first & second  # sorting all of the pairs at once would give the same batches in each epoch
+
+
 def test_a_bucket_of_one_batch_changes_nothing() -> None:
     lengths = list(range(len(PAIRS)))
     assert epoch_of(Sampler(PAIRS, 4, 1, True, lengths=lengths)) == epoch_of(Sampler(PAIRS, 4, 1, True))
