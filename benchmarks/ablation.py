@@ -96,7 +96,10 @@ def line(row: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = ["| part | cosqa off | scifact off | cosqa on | scifact on | mean off | s/step |", "|---|--:|--:|--:|--:|--:|--:|"]
+    head = [
+        "| part | cosqa off | scifact off | cosqa on | scifact on | mean off | s/step |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     return "\n".join([*head, *(line(row) for row in rows)])
 
 

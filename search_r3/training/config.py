@@ -55,6 +55,8 @@ class LoopConfig:
     """Newest checkpoints kept, at least 1; the second newest is the spare if the disk damages the newest."""
     evaluate_every: int = 100
     """Steps between evaluations on the dev set, the first before training; 0 never evaluates."""
+    evaluate_first: bool = True
+    """Also measure before any training."""
     log_every: int = 1
     """Steps between lines in log.jsonl."""
     time_limit_minutes: float | None = None

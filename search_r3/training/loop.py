@@ -49,7 +49,10 @@ from search_r3.training.report import Report, truncate_log
 
 FREE_KEYS = frozenset(
     f"loop.{name}"
-    for name in ("checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every", "time_limit_minutes")
+    for name in (
+        *("checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_first", "log_every"),
+        "time_limit_minutes",
+    )
 )
 """What may change between two starts of one run: none of it alters a weight."""
 
@@ -204,7 +207,8 @@ def run_training(
             finished = step >= config.steps
 
             # Dev figures, the first before any training and the last after all of it.
-            if config.evaluate_every and (step % config.evaluate_every == 0 or finished):
+            due = step % (config.evaluate_every or 1) == 0 and (step or config.evaluate_first)
+            if config.evaluate_every and (due or finished):
                 started = time.perf_counter()
                 seed_step(config.seed, step, 0)
                 task.module.eval()
