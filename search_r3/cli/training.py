@@ -81,10 +81,12 @@ def data_build(
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Build training pairs from docstrings, titles, dictionaries, manuals and judged queries, as a recipe says.
+    """Build training pairs from docstrings, titles, dictionaries, manuals and your own pairs, as a recipe says.
 
     The same recipe, seed and package versions give the same file, cleaned of copies and of what overlaps evaluation
     sets if the recipe says so. OUTPUT.manifest.json says what went in, what was dropped and why, and the licences.
+    A build that was stopped goes on behind its last finished source (kept in OUTPUT.partial until the end). Damaged
+    input (bad UTF-8, binary, HTML, lines over 10 MB) is refused with its line; `damaged: skip` in the recipe counts it.
 
     \b
     Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
@@ -92,7 +94,7 @@ def data_build(
     """
     from search_r3.data.recipe import build_pairs
 
-    manifest = build_pairs(recipe, output, data, seed)
+    manifest = build_pairs(recipe, output, data, seed, lambda line: print(line, file=sys.stderr, flush=True))
     if as_json:
         print_json(manifest)
     else:

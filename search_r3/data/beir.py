@@ -1,28 +1,31 @@
 """Data sets as BEIR folders (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), read with errors that name the line.
 
 The layout is BEIR's (Thakur et al. 2021, https://arxiv.org/abs/2104.08663), which `mteb` and most public collections
-can write. Everything here is held to it strictly, since a silently skipped line would change every score after it.
+can write. Everything here is held to it strictly, since a silently skipped line would change every score after it;
+only who builds training data may have broken lines left out (`on_fault`).
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any
 
+from search_r3.data.jsonl import OnFault, tell, text_lines
+from search_r3.data.jsonl import read_jsonl as read_jsonl  # these three for those who read data sets' parts
+from search_r3.data.jsonl import string_field as string_field
+from search_r3.data.jsonl import write_jsonl as write_jsonl
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 
 DATA_VARIABLE = "SEARCH_R3_DATA"
 DEFAULT_ROOT = "../shared/data"
 QRELS_HEADER = ("query-id", "corpus-id", "score")
-BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,66 +58,6 @@ class BeirDataset:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) for each line of a JSONL file, one line in memory at a time.
-
-    Blank lines are skipped, a byte order mark at the start is allowed.
-
-    Raises:
-        InputError: the file cannot be read, or a line is not UTF-8, not JSON, not an object, or holds NaN or Infinity.
-    """
-    path = Path(path)
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line, parse_constant=_refuse_constant)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
-                "each line must be one complete JSON object"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error}); mend or remove this line") from error
-        if not isinstance(value, dict):
-            raise InputError(
-                f"{path}, line {number}: expected a JSON object in braces, found {_kind(value)}; mend or remove it"
-            )
-        yield number, value
-
-
-def string_field(
-    value: dict[str, Any], name: str, path: str | Path, number: int, default: str | None = None, empty: bool = True
-) -> str:
-    """The string under `name` in a line's object; `default` stands in where the field is missing or null.
-
-    Raises:
-        InputError: the field is missing without a default, not a string, not encodable text, or empty though
-            `empty` is false.
-    """
-    if value.get(name) is None and default is not None:
-        return default
-    if name not in value:
-        found = ", ".join(sorted(value)) or "none at all"
-        raise InputError(f'{path}, line {number}: the field "{name}" is missing (fields found: {found}); add it')
-    text = value[name]
-    if not isinstance(text, str):
-        raise InputError(
-            f'{path}, line {number}: the field "{name}" must be a string, found {_kind(text)}; put it in quotes'
-        )
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f'{path}, line {number}: the field "{name}" holds half of a surrogate pair '
-                f"(\\u{ord(text[error.start]):04x} at character {error.start + 1}), which is no text; mend it"
-            ) from error
-    if not empty and not text.strip():
-        raise InputError(f'{path}, line {number}: the field "{name}" is empty; fill it or remove this line')
-    return text
-
-
 def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str, what: str = "key") -> None:
     """Refuse the first of `given` that is not `known`, naming the nearest that is.
 
@@ -128,13 +71,16 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str, what:
             raise InputError(f'{where}: unknown {what} "{name}"; {hint}known: {", ".join(known)}')
 
 
-def load_beir(folder: str | Path, split: str | None = None, name: str | None = None) -> BeirDataset:
+def load_beir(
+    folder: str | Path, split: str | None = None, name: str | None = None, on_fault: OnFault | None = None
+) -> BeirDataset:
     """Read a BEIR folder.
 
     Args:
         folder: holds `corpus.jsonl`, `queries.jsonl` and, if there are judgements, `qrels/SPLIT.tsv`.
         split: keep only the queries judged in this split. Without it, all queries and the judgements of all splits.
         name: what to call the data set; by default its place below the data root ("mkqa/en"), else the folder's name.
+        on_fault: told of every broken line, which is then left out; an empty file too goes there. Never for measuring.
 
     Raises:
         InputError: a file is missing or cannot be read; a line is broken (file, line and field are named); an id
@@ -148,11 +94,11 @@ def load_beir(folder: str | Path, split: str | None = None, name: str | None = N
     if split is not None and split not in splits:
         listed = ", ".join(splits) or "none"
         raise InputError(f'{folder} has no split "{split}"; splits there (qrels/SPLIT.tsv): {listed}')
-    corpus = _read_corpus(folder / "corpus.jsonl")
-    queries = _read_queries(folder / "queries.jsonl")
+    corpus = _read_corpus(folder / "corpus.jsonl", on_fault)
+    queries = _read_queries(folder / "queries.jsonl", on_fault)
     qrels: dict[str, dict[str, int]] = {}
     for part in splits if split is None else [split]:
-        for query_id, judged in _read_qrels(folder / "qrels" / f"{part}.tsv", queries, corpus).items():
+        for query_id, judged in _read_qrels(folder / "qrels" / f"{part}.tsv", queries, corpus, on_fault).items():
             qrels.setdefault(query_id, {}).update(judged)
     if split is not None:
         queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
@@ -164,21 +110,42 @@ def available_splits(folder: str | Path) -> list[str]:
     return sorted(path.stem for path in (Path(folder) / "qrels").glob("*.tsv"))
 
 
-def _read_corpus(path: Path) -> dict[str, Document]:
+def beir_files(folder: Path, split: str | None) -> dict[str, Path]:
+    """The files that loading a split of a BEIR folder reads (None: all splits), by their names in it; and the note on
+    its origin, SOURCE.txt, which may stand one folder higher.
+    """
+    files = {name: folder / name for name in ("corpus.jsonl", "queries.jsonl")}
+    for part in available_splits(folder) if split is None else [split]:
+        files[f"qrels/{part}.tsv"] = folder / "qrels" / f"{part}.tsv"
+    for place in (folder, folder.parent):
+        if (place / "SOURCE.txt").is_file():
+            return files | {"SOURCE.txt": place / "SOURCE.txt"}
+    return files
+
+
+def _read_corpus(path: Path, on_fault: OnFault | None) -> dict[str, Document]:
     """Empty documents are kept with a warning: real collections hold them, even judged relevant (Cranfield's 995)."""
     corpus: dict[str, Document] = {}
     empty: list[str] = []
     seen: dict[str, int] = {}
-    for number, value in read_jsonl(path):
-        document_id = _read_id(value, path, number, seen)
-        title = string_field(value, "title", path, number, default="")
-        text = string_field(value, "text", path, number)
+    for number, value in read_jsonl(path, on_fault):
+        try:
+            document_id = _read_id(value, path, number, seen)
+            title = string_field(value, "title", path, number, default="")
+            text = string_field(value, "text", path, number)
+            if on_fault:
+                _refuse_binary(title + text, path, number)
+        except InputError as error:
+            tell(on_fault, error, "broken field", path, number)
+            continue
+        seen[document_id] = number
         if not title.strip() and not text.strip():
             empty.append(f'"{document_id}" in line {number}')
         corpus[document_id] = Document(document_id, title, text)
     if not corpus:
-        raise InputError(f"{path} holds no document; expected one JSON object a line")
-    if len(empty) == len(corpus):
+        nothing = InputError(f"{path} holds no document; expected one JSON object a line")
+        tell(on_fault, nothing, "nothing in it", path)
+    elif len(empty) == len(corpus):
         raise InputError(f'{path}: every document has an empty "title" and an empty "text"; fill the field "text"')
     if empty:
         warnings.warn(
@@ -189,15 +156,28 @@ def _read_corpus(path: Path) -> dict[str, Document]:
     return corpus
 
 
-def _read_queries(path: Path) -> dict[str, str]:
+def _read_queries(path: Path, on_fault: OnFault | None) -> dict[str, str]:
     queries: dict[str, str] = {}
     seen: dict[str, int] = {}
-    for number, value in read_jsonl(path):
-        query_id = _read_id(value, path, number, seen)
-        queries[query_id] = string_field(value, "text", path, number, empty=False)
+    for number, value in read_jsonl(path, on_fault):
+        try:
+            query_id = _read_id(value, path, number, seen)
+            text = string_field(value, "text", path, number, empty=False)
+            if on_fault:
+                _refuse_binary(text, path, number)
+        except InputError as error:
+            tell(on_fault, error, "broken field", path, number)
+            continue
+        seen[query_id] = number
+        queries[query_id] = text
     if not queries:
-        raise InputError(f"{path} holds no query; expected one JSON object a line")
+        tell(on_fault, InputError(f"{path} holds no query; expected one JSON object a line"), "nothing in it", path)
     return queries
+
+
+def _refuse_binary(text: str, path: Path, number: int) -> None:
+    if "\0" in text:
+        raise InputError(f"{path}, line {number}: a NUL character, expected text; mend or remove this line")
 
 
 def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int]) -> str:
@@ -211,90 +191,58 @@ def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int
         raise InputError(
             f'{path}, line {number}: the _id "{name}" was already used in line {seen[name]}; ids are unique'
         )
-    seen[name] = number
     return name
 
 
-def _read_qrels(path: Path, queries: dict[str, str], corpus: dict[str, Document]) -> dict[str, dict[str, int]]:
+def _read_qrels(
+    path: Path, queries: dict[str, str], corpus: dict[str, Document], on_fault: OnFault | None
+) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     seen: dict[tuple[str, str], int] = {}
-    for number, line in _lines(path):
+    for number, line in text_lines(path, on_fault):
         columns = line.rstrip("\r\n").split("\t")
         if columns == [""] or (number == 1 and columns[-1].strip() == QRELS_HEADER[-1]):
             continue
-        if len(columns) != 3:
-            raise InputError(
-                f"{path}, line {number}: expected 3 columns split by tabs ({', '.join(QRELS_HEADER)}), "
-                f"found {len(columns)}: {line.strip()[:80]!r}"
-            )
-        query_id, document_id, score = (column.strip() for column in columns)
         try:
-            grade = int(score)
-        except ValueError:
-            raise InputError(
-                f"{path}, line {number}: the score must be a whole number such as 0 or 1, found {score!r}"
-            ) from None
-        if query_id not in queries:
-            raise InputError(f'{path}, line {number}: the query-id "{query_id}" is not in queries.jsonl')
-        if document_id not in corpus:
-            raise InputError(f'{path}, line {number}: the corpus-id "{document_id}" is not in corpus.jsonl')
-        judged = qrels.setdefault(query_id, {})
-        if judged.get(document_id, grade) != grade:
-            raise InputError(
-                f'{path}, line {number}: query "{query_id}" and document "{document_id}" were already judged '
-                f"{judged[document_id]} in line {seen[query_id, document_id]}, and are {grade} here; keep one"
-            )
+            query_id, document_id, grade = _judgement(columns, f"{path}, line {number}", queries, corpus)
+            judged = qrels.setdefault(query_id, {})
+            if judged.get(document_id, grade) != grade:
+                raise InputError(
+                    f'{path}, line {number}: query "{query_id}" and document "{document_id}" were already judged '
+                    f"{judged[document_id]} in line {seen[query_id, document_id]}, and are {grade} here; keep one"
+                )
+        except InputError as error:
+            tell(on_fault, error, "no judgement", path, number)
+            continue
         judged[document_id] = grade
         seen[query_id, document_id] = number
     if not qrels:
-        raise InputError(f"{path} holds no judgement; expected lines of {', '.join(QRELS_HEADER)} split by tabs")
+        nothing = InputError(f"{path} holds no judgement; expected lines of {', '.join(QRELS_HEADER)} split by tabs")
+        tell(on_fault, nothing, "nothing in it", path)
     return qrels
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with _open(path) as handle:
-        for number, raw in enumerate(handle, start=1):
-            if number == 1 and raw.startswith(BOM):
-                raw = raw[len(BOM) :]
-            try:
-                yield number, raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: not UTF-8 text (byte 0x{raw[error.start]:02x} at column "
-                    f"{error.start + 1}); save the file as UTF-8"
-                ) from error
-
-
-def _open(path: Path) -> BinaryIO:
+def _judgement(
+    columns: list[str], where: str, queries: dict[str, str], corpus: dict[str, Document]
+) -> tuple[str, str, int]:
+    if len(columns) != 3:
+        found = "\t".join(columns).strip()[:80]
+        raise InputError(
+            f"{where}: expected 3 columns split by tabs ({', '.join(QRELS_HEADER)}), found {len(columns)}: {found!r}"
+        )
+    query_id, document_id, score = (column.strip() for column in columns)
     try:
-        return open(path, "rb")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder; expected a file") from error
-    except PermissionError as error:
-        raise InputError(f"{path} may not be read (no permission); change its permissions") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+        grade = int(score)
+    except ValueError:
+        raise InputError(f"{where}: the score must be a whole number such as 0 or 1, found {score!r}") from None
+    if query_id not in queries:
+        raise InputError(f'{where}: the query-id "{query_id}" is not in queries.jsonl')
+    if document_id not in corpus:
+        raise InputError(f'{where}: the corpus-id "{document_id}" is not in corpus.jsonl')
+    return query_id, document_id, grade
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
-
-
-def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line (UTF-8, not escaped), in one rename."""
-    with atomic_path(path) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as handle:
-        for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_beir(folder: str | Path, dataset: BeirDataset, split: str) -> None:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from search_r3.data.beir import find_dataset, load_beir, refuse_unknown
+from search_r3.data.beir import beir_files, find_dataset, load_beir, refuse_unknown
+from search_r3.data.inputs import stamps
 from search_r3.data.pairs import TrainingPair
+from search_r3.data.parts import Parts, key_of
 from search_r3.data.titles import is_held_out
 from search_r3.data.wordsets import normalise, word_set, words_of
 from search_r3.errors import InputError
@@ -104,6 +106,12 @@ class Dropped:
         if len(self.examples[reason]) < EXAMPLES:
             self.examples[reason].append({"id": pair.id, "query": pair.query[:200], "because": because[:200]})
 
+    def restore(self, record: dict[str, Any]) -> None:
+        """Be what `as_record` told of."""
+        self.counts = Counter(record["dropped"])
+        self.by_source = defaultdict(Counter, {name: Counter(found) for name, found in record["by_source"].items()})
+        self.examples = defaultdict(list, record["examples"])
+
     def as_record(self) -> dict[str, Any]:
         return {
             "dropped": dict(sorted(self.counts.items())),
@@ -113,9 +121,15 @@ class Dropped:
 
 
 def clean_pairs(
-    pairs: list[TrainingPair], recipe: dict[str, Any], where: str, data_root: str | Path | None = None
+    pairs: list[TrainingPair],
+    recipe: dict[str, Any],
+    where: str,
+    data_root: str | Path | None = None,
+    parts: Parts | None = None,
 ) -> tuple[list[TrainingPair], dict[str, Any] | None]:
     """The pairs cleaned as a recipe's `decontaminate` and `deduplicate` say, and the manifest's report, None without.
+
+    With `parts`, each of the two steps is kept there when it is done, and taken from there if it was done before.
 
     Raises:
         InputError: a setting is wrong, an evaluation set is missing, or no pair is left; `where` begins the message.
@@ -125,12 +139,52 @@ def clean_pairs(
     against, copies = read_cleaning(recipe, where)
     dropped = Dropped()
     if against:  # first, or a contaminated pair could be the copy that is kept
-        pairs = decontaminate(pairs, against, dropped, data_root)
+        sets = against
+        reads = [_files_of(one, data_root) for one in sets.against]
+        pairs = _step(
+            "decontaminate",
+            [asdict(sets), reads],
+            parts,
+            pairs,
+            dropped,
+            lambda: decontaminate(pairs, sets, dropped, data_root),
+        )
     if copies:
-        pairs = deduplicate(pairs, copies, dropped)
+        rule = copies
+        pairs = _step("deduplicate", [asdict(rule)], parts, pairs, dropped, lambda: deduplicate(pairs, rule, dropped))
     if not pairs:
         raise InputError(f"{where}: cleaning leaves no pair ({dict(dropped.counts)})")
     return pairs, dropped.as_record()
+
+
+def _files_of(one: EvaluationSet, data_root: str | Path | None) -> list[list[Any]]:
+    return stamps(beir_files(find_dataset(one.dataset, data_root), one.split))
+
+
+def _step(
+    name: str,
+    settings: list[Any],
+    parts: Parts | None,
+    pairs: list[TrainingPair],
+    dropped: Dropped,
+    run: Callable[[], list[TrainingPair]],
+) -> list[TrainingPair]:
+    """What `run` keeps of the pairs, or what it kept of the same ones before a build was killed."""
+    if parts is None:
+        return run()
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr((pair.id, pair.query, pair.positive, pair.source)).encode())
+    key = key_of(name, settings, digest.hexdigest(), dropped.as_record())
+    found = parts.load(name, key)
+    if found:
+        head, ids = found
+        dropped.restore(head["report"])
+        by_id = {pair.id: pair for pair in pairs}
+        return [by_id[identity] for identity in ids]
+    kept = run()
+    parts.save(name, key, {"report": dropped.as_record()}, (pair.id for pair in kept))
+    return kept
 
 
 def read_cleaning(

@@ -6,13 +6,16 @@ file: `apt-get -o Acquire::Languages=en update`; it then lies in apt's lists.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from search_r3.data.lines import BrokenFile, MissingSource, TooLong, bounded_lines, is_html_page, read_lines
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources import Built, MissingSource, Records, clip, fingerprint, read_bytes, without_generic
-from search_r3.errors import InputError
+from search_r3.data.sources import MAX_RECORD, Built, Records, clip, without_generic
 
 LISTS = Path("/var/lib/apt/lists")
 APT_HELPER = Path("/usr/lib/apt/apt-helper")
@@ -34,38 +37,73 @@ def debian_pairs(path: str | None = None, *, damaged: str = "refuse", max_chars:
         MissingSource: there is no such file.
         InputError: it is no list of descriptions, or a record is damaged and not to be skipped.
     """
-    file = Path(path) if path else _find(LISTS)
-    content = _by_apt(file) if file.suffix == ".lz4" and APT_HELPER.is_file() else read_bytes(file)
-    if not content.startswith(b"Package:"):
-        raise InputError(f'{file} is no Translation-en file: it must begin with "Package:", found {content[:40]!r}')
-    records = Records(damaged)
+    file = descriptions_file(path)
+    records = Records(damaged, file.parent)
     dropped = records.dropped
     pairs: list[TrainingPair] = []
     seen_ids: set[str] = set()
-    seen_texts: set[str] = set()
-    line = 1
-    for raw in content.split(b"\n\n"):
-        where, line = f"{file}, line {line}", line + raw.count(b"\n") + 2
-        if not raw.strip():
-            continue
+    seen_texts: set[bytes] = set()
+    for line, raw in _raw_records(file, records):
+        where = f"{file.name}, line {line}"
         record = records.text(raw, where)
-        if record is None:
+        if record is None or not record.strip():
             continue
         package, synopsis, text = parse_record(record)
+        known = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if not package or not synopsis:
             records.fault(where, "no description", 'a record without "Package" or "Description-en"')
         elif len(synopsis.split()) < MIN_SYNOPSIS_WORDS or len(text.split()) < MIN_TEXT_WORDS:
             dropped["short"] += 1
         elif _EMPTY_SHELL.search(synopsis):
             dropped["transitional, meta or debug package"] += 1
-        elif package in seen_ids or text in seen_texts:
+        elif package in seen_ids or known in seen_texts:
             dropped["duplicate"] += 1
         else:
             seen_ids.add(package)
-            seen_texts.add(text)
+            seen_texts.add(known)
             pairs.append(TrainingPair(f"debian:{package}", synopsis, clip(text, max_chars), source="debian:packages"))
-    origin = {"sha256": fingerprint({"Translation-en": content}), "licence": LICENCE}
-    return Built(without_generic(pairs, dropped), dropped, origin)
+    return records.built(without_generic(pairs, dropped), {"licence": LICENCE})
+
+
+def descriptions_file(path: str | None = None) -> Path:
+    """The file that `debian_pairs` reads.
+
+    Raises:
+        MissingSource: none is given, and apt's lists hold none.
+    """
+    return Path(path) if path else _find(LISTS)
+
+
+def _raw_records(file: Path, records: Records) -> Iterator[tuple[int, bytes | TooLong]]:
+    """(line, record) for each run of lines between empty ones; one that is too long is never held whole."""
+    lines = _lines_by_apt(file) if file.suffix == ".lz4" and APT_HELPER.is_file() else read_lines(file, MAX_RECORD)
+    begin, size, number = 1, 0, 0
+    held: list[bytes] = []
+    try:
+        for number, raw in lines:
+            if number == 1 and not (isinstance(raw, bytes) and raw.startswith(b"Package:")):
+                start = raw[:40] if isinstance(raw, bytes) else b"a line without end"
+                problem = f'no Translation-en file: it must begin with "Package:", found {start!r}'
+                records.fault(file.name, "HTML" if isinstance(raw, bytes) and is_html_page(raw) else "no list", problem)
+                return
+            if raw == b"\n":
+                if size:
+                    yield begin, TooLong(size) if size > MAX_RECORD else b"".join(held)
+                begin, size, held = number + 1, 0, []
+                continue
+            size += raw.size if isinstance(raw, TooLong) else len(raw)
+            if size > MAX_RECORD:
+                held = []
+            elif isinstance(raw, bytes):
+                held.append(raw)
+    except BrokenFile as error:
+        where = f"{file.name}, line {number + 1}"
+        records.fault(where, "broken file", f"it cannot be read to its end ({error.problem}); fetch it again")
+        return
+    if not number:
+        records.fault(file.name, "empty file", "an empty file")
+    if size:
+        yield begin, TooLong(size) if size > MAX_RECORD else b"".join(held)
 
 
 def parse_record(record: str) -> tuple[str, str, str]:
@@ -104,11 +142,18 @@ def _find(lists: Path) -> Path:
     return max(found, key=lambda path: (path.stat().st_size, path.name))  # main, not its updates
 
 
-def _by_apt(file: Path) -> bytes:
+def _lines_by_apt(file: Path) -> Iterator[tuple[int, bytes | TooLong]]:
     if not file.is_file():
         raise MissingSource(f"{file} does not exist; check the path")
-    done = subprocess.run([str(APT_HELPER), "cat-file", str(file)], capture_output=True, check=False)
-    if done.returncode:
-        problem = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["apt-helper failed"]
-        raise InputError(f"{file} cannot be read ({problem[-1]}); fetch it again")
-    return done.stdout
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(
+            [str(APT_HELPER), "cat-file", str(file)], stdout=subprocess.PIPE, stderr=complaints
+        ) as process,
+    ):
+        assert process.stdout is not None
+        yield from bounded_lines(process.stdout, MAX_RECORD)
+        if process.wait():
+            complaints.seek(0)
+            said = complaints.read().decode("utf-8", "replace").strip().splitlines() or ["apt-helper failed"]
+            raise BrokenFile(file, said[-1])

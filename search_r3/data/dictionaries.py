@@ -9,21 +9,27 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from search_r3.data.beir import refuse_unknown
+from search_r3.data.lines import BrokenFile, MissingSource, TooLong, read_lines, read_up_to
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources import Built, MissingSource, Records, clip, fingerprint, read_bytes, without_generic
+from search_r3.data.sources import MAX_RECORD, Built, Records, clip, without_generic
 from search_r3.errors import InputError
 
 WORDNET = Path("/usr/share/wordnet")
 PARTS = ("noun", "verb", "adj", "adv")
 DIRECTIONS = ("both", "words", "gloss")
+MAX_DICTIONARY = 1_000_000_000
+"""Bytes after decompression: a dictionary is held in memory, since its index points into it."""
 MIN_GLOSS_WORDS, MIN_ARTICLE_WORDS = 4, 12
 LICENCES = {
     "foldoc": "GFDL-1.1-or-later (The Free On-line Dictionary of Computing, https://foldoc.org, editor Denis Howe)",
     "jargon": "public domain (the Jargon File)",
 }
+MAX_DIGITS = 11
+"""64 bits in base 64."""
 _BASE64 = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
 _MARKER = re.compile(r"\((a|p|ip)\)$")  # where an adjective may stand: wndb(5WN)
 _DATE_LINE = re.compile(r"^\(\d{4}-\d{2}-\d{2}\)$")
@@ -46,28 +52,35 @@ def wordnet_pairs(
         InputError: an unknown direction, or a damaged line that is not to be skipped.
     """
     refuse_unknown([direction], DIRECTIONS, "direction", what="value")
-    folder = Path(path) if path else WORDNET
-    records = Records(damaged)
-    contents: dict[str, bytes] = {}
+    files = wordnet_files(path)
+    records = Records(damaged, files[0].parent)
     pairs: list[TrainingPair] = []
-    for part in PARTS:
-        file = folder / f"data.{part}"
-        try:
-            contents[file.name] = read_bytes(file)
-        except MissingSource as error:
-            raise MissingSource(f"{file} does not exist; install wordnet-base, or give its folder with path") from error
-        for number, raw in enumerate(contents[file.name].split(b"\n"), start=1):
-            if not raw.strip() or raw.startswith(b"  "):  # the licence stands first, indented
+    for part, file in zip(PARTS, files, strict=True):
+        for number, raw in _lines(file, records):
+            if isinstance(raw, bytes) and raw.startswith(b"  "):  # the licence stands first, indented
                 continue
-            where = f"{file}, line {number}"
+            where = f"{file.name}, line {number}"
             line = records.text(raw, where)
             synset = parse_synset(line) if line is not None else None
             if synset:
                 pairs += _synset_pairs(part, *synset, direction, max_chars, records.dropped)
             elif line is not None:
                 records.fault(where, "no synset", "not a line of WordNet's data files")
-    origin = {"licence": "WordNet-3.0 (Princeton University)", "sha256": fingerprint(contents)}
-    return Built(without_generic(pairs, records.dropped), records.dropped, origin)
+    return records.built(without_generic(pairs, records.dropped), {"licence": "WordNet-3.0 (Princeton University)"})
+
+
+def wordnet_files(path: str | None = None) -> list[Path]:
+    """The files that `wordnet_pairs` reads.
+
+    Raises:
+        MissingSource: one is missing.
+    """
+    folder = Path(path) if path else WORDNET
+    files = [folder / f"data.{part}" for part in PARTS]
+    for file in files:
+        if not file.is_file():
+            raise MissingSource(f"{file} does not exist; install wordnet-base, or give its folder with path")
+    return files
 
 
 def parse_synset(line: str) -> tuple[str, list[str], str, list[str]] | None:
@@ -126,18 +139,18 @@ def dictd_pairs(path: str, *, licence: str | None = None, damaged: str = "refuse
     known = licence or LICENCES.get(base.name)
     if not known:
         raise InputError(f'the licence of the dictionary "{base.name}" is not known here; give it with licence')
-    try:
-        index = read_bytes(base.with_name(f"{base.name}.index"))
-        packed = base.with_name(f"{base.name}.dict.dz")
-        content = read_bytes(packed if packed.exists() else base.with_name(f"{base.name}.dict"))
-    except MissingSource as error:
-        raise MissingSource(f"{error}; install dict-{base.name}, or mend path (without .index and .dict.dz)") from error
-    records = Records(damaged)
+    index, dictionary = dictd_files(path)
+    records = Records(damaged, base.parent)
+    content, problem = read_up_to(dictionary, MAX_DICTIONARY)
+    if problem:
+        records.fault(dictionary.name, "broken file", f"it cannot be read to its end ({problem}); fetch it again")
+    elif not content:
+        records.fault(dictionary.name, "empty file", "an empty file")
     pairs: list[TrainingPair] = []
     seen: set[tuple[int, int]] = set()
-    for number, raw in enumerate(index.split(b"\n"), start=1):
-        where = f"{base.name}.index, line {number}"
-        line = records.text(raw, where) if raw else None
+    for number, raw in _lines(index, records):
+        where = f"{index.name}, line {number}"
+        line = records.text(raw, where)
         if line is None or line.startswith("00-database"):
             continue
         columns = line.split("\t")
@@ -157,8 +170,23 @@ def dictd_pairs(path: str, *, licence: str | None = None, damaged: str = "refuse
             elif headword:
                 identity = f"dictd:{base.name}:{place[0]}"
                 pairs.append(TrainingPair(identity, headword, clip(article, max_chars), source=f"dictd:{base.name}"))
-    origin = {"licence": known, "sha256": fingerprint({"index": index, "dict": content})}
-    return Built(without_generic(pairs, records.dropped), records.dropped, origin)
+    return records.built(without_generic(pairs, records.dropped), {"licence": known})
+
+
+def dictd_files(path: str) -> tuple[Path, Path]:
+    """The index and the dictionary that `dictd_pairs` reads.
+
+    Raises:
+        MissingSource: one is missing.
+    """
+    base = Path(path)
+    index, packed = base.with_name(f"{base.name}.index"), base.with_name(f"{base.name}.dict.dz")
+    dictionary = packed if packed.exists() else base.with_name(f"{base.name}.dict")
+    for file in (index, dictionary):
+        if not file.is_file():
+            hint = f"install dict-{base.name}, or mend path (without .index and .dict.dz)"
+            raise MissingSource(f"{file} does not exist; {hint}")
+    return index, dictionary
 
 
 def parse_article(text: str) -> tuple[str, str]:
@@ -172,8 +200,23 @@ def parse_article(text: str) -> tuple[str, str]:
     return " ".join(head.split("\n", 1)[0].split()), "\n".join(paragraphs)
 
 
+def _lines(file: Path, records: Records) -> Iterator[tuple[int, bytes | TooLong]]:
+    """The lines of a file that are not blank, without their ends; where it breaks off, `records` is told."""
+    number = 0
+    try:
+        for number, raw in read_lines(file, MAX_RECORD):
+            line = raw.removesuffix(b"\n") if isinstance(raw, bytes) else raw
+            if isinstance(line, TooLong) or line.strip():
+                yield number, line
+    except BrokenFile as error:
+        where = f"{file.name}, line {number + 1}"
+        records.fault(where, "broken file", f"it cannot be read to its end ({error.problem}); fetch it again")
+    if not number:
+        records.fault(file.name, "empty file", "an empty file")
+
+
 def _place(columns: list[str]) -> tuple[int, int] | None:
-    if len(columns) < 3 or not columns[1] or not columns[2]:
+    if len(columns) < 3 or not all(0 < len(digits) <= MAX_DIGITS for digits in columns[1:3]):
         return None
     try:
         return _number(columns[1]), _number(columns[2])

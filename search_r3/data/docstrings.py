@@ -18,11 +18,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from search_r3.data.lines import MAX_LINE, BrokenFile, TooLong, is_html_page, read_whole
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.querystyle import MAX_WORDS, as_name_query, as_web_query, first_sentence
+from search_r3.data.sources import Records
 from search_r3.errors import InputError
 
 STDLIB = "stdlib"
+MAX_SOURCE = MAX_LINE  # bytes of a file: no code that people wrote is longer
+DECLARED = re.compile(rb"[ \t\f]*#.*?coding[:=][ \t]*(?!utf-?8)[-\w.]+", re.IGNORECASE)  # PEP 263
 MAX_DOCSTRING_CHARS = 320  # of a docstring left in, so that code is still seen in the first hundred tokens
 GENERIC_AFTER = 3  # a sentence that more functions than this share says too little about any of them
 SKIPPED_FOLDERS = re.compile(
@@ -64,23 +68,71 @@ def find_package(name: str) -> Path:
     return Path(folders[0])
 
 
-def read_functions(folder: Path, label: str) -> Iterator[Function]:
-    """Every documented function and method below `folder`, in the order of the files' paths; files that do not parse
-    are passed over. Functions inside functions are left to the outer one.
-    """
+def source_files(folder: Path) -> list[Path]:
+    """The Python files below a package's folder that are worth reading (no tests, no copies of others), sorted."""
+    found = []
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
-        if any(map(SKIPPED_FOLDERS.match, parts)) or SKIPPED_FILES.match(parts[-1]):
+        if not any(map(SKIPPED_FOLDERS.match, parts)) and not SKIPPED_FILES.match(parts[-1]) and path.is_file():
+            found.append(path)
+    return found
+
+
+def read_functions(folder: Path, label: str, records: Records | None = None) -> Iterator[Function]:
+    """Every documented function and method below `folder`, in the order of the files' paths. Functions inside functions
+    are left to the outer one.
+
+    Args:
+        folder: of a package.
+        label: its name, with which ids begin.
+        records: judges the files; files that are sound and do not parse, or that declare another encoding, are counted
+            there too.
+
+    Raises:
+        InputError: a file is damaged, and such files are refused.
+    """
+    records = records or Records("skip")
+    records.folder = folder
+    for path in source_files(folder):
+        name = path.relative_to(folder)
+        parts = name.with_suffix("").parts
+        source = _source_of(path, f"{label}/{name.as_posix()}", records)
+        if source is None:
             continue
         try:
-            source = path.read_text(encoding="utf-8")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, OSError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            records.dropped["file that does not parse"] += 1
             continue
         module = ".".join([label, *(part for part in parts if part != "__init__")])
         yield from functions_of(tree, source, module)
+
+
+def _source_of(path: Path, where: str, records: Records) -> str | None:
+    """A Python file's text with its line ends as \\n; None where it is damaged, or in an encoding that it declares."""
+    try:
+        raw = read_whole(path, MAX_SOURCE)
+    except BrokenFile as error:
+        records.fault(where, "broken file", f"it cannot be read ({error.problem})")
+        return None
+    if isinstance(raw, TooLong):
+        records.fault(where, "file over 10 MB", f"{raw.size:,} bytes, expected Python source")
+    elif b"\0" in raw:
+        records.fault(where, "binary", "binary data (a NUL byte), expected Python source")
+    elif is_html_page(raw):
+        records.fault(where, "HTML", "an HTML page, expected Python source")
+    else:
+        try:
+            return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError as error:
+            if any(map(DECLARED.match, raw.split(b"\n", 2)[:2])):
+                records.dropped["file in another encoding"] += 1
+            else:
+                problem = f"not UTF-8 text (byte 0x{raw[error.start]:02x} at {error.start + 1})"
+                records.fault(where, "not UTF-8", problem)
+    return None
 
 
 def functions_of(tree: ast.AST, source: str, module: str) -> Iterator[Function]:
@@ -195,6 +247,7 @@ def docstring_pairs(
     min_body_lines: int = 3,
     max_chars: int = 1200,
     excluded: Iterable[str] = (),
+    records: Records | None = None,
 ) -> tuple[list[TrainingPair], Counter[str]]:
     """Docstring -> function pairs of installed packages.
 
@@ -207,19 +260,21 @@ def docstring_pairs(
         min_body_lines: lines of code below the signature, not counting docstring, comments and blank lines.
         max_chars: a positive is cut at a line end before this many characters.
         excluded: texts of functions that must not appear (an evaluation corpus); compared without docstrings.
+        records: judges the files and counts what is dropped; by default damaged files are passed over.
 
     Returns:
         The pairs, and how many functions were dropped for which reason.
 
     Raises:
-        InputError: a package is not installed.
+        InputError: a package is not installed, or a file is damaged and such files are refused.
     """
-    dropped: Counter[str] = Counter()
+    records = records or Records("skip")
+    dropped = records.dropped
     forbidden = {fingerprint(code) for code in excluded}
     bodies: set[str] = set()
     candidates: list[tuple[str, Function, str]] = []
     for package in packages:
-        for function in read_functions(find_package(package), package):
+        for function in read_functions(find_package(package), package, records):
             if SKIPPED_NAMES.match(function.name):
                 dropped["trivial name"] += 1
             elif function.body_lines < min_body_lines:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+from search_r3.data.lines import MissingSource, is_html_page
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.roff import plain_sections
-from search_r3.data.sources import Built, MissingSource, Records, clip, fingerprint, read_bytes, without_generic
+from search_r3.data.sources import Built, Records, clip, without_generic
 
 MAN = Path("/usr/share/man")
 PYDOC_LICENCE = "PSF-2.0 (examples and recipes also 0BSD)"
@@ -45,19 +46,18 @@ def man_pairs(
         MissingSource: there is no page.
         InputError: a page is damaged and not to be skipped.
     """
-    folder = Path(path) if path else MAN
-    files = sorted(file for file in folder.glob("man[1-9]*/*") if file.is_file() and not file.is_symlink())
-    if not files:
-        raise MissingSource(f"no manual page in {folder}; install manpages-dev, or give the folder of man1 with path")
-    records = Records(damaged, html_allowed=True)
-    contents: dict[str, bytes] = {}
+    files = man_files(path)
+    folder = files[0].parent.parent
+    records = Records(damaged, folder, html_allowed=True)
     licences: Counter[str] = Counter()
     pairs: list[TrainingPair] = []
     for file in files:
         name = file.relative_to(folder).as_posix()
-        contents[name] = read_bytes(file)
-        page = records.text(contents[name], str(file))
+        page = records.file(file, name)
         if page is None:
+            continue
+        if is_html_page(page[:1000].encode()):
+            records.fault(name, "HTML", "an HTML page, expected roff")
             continue
         found = _LICENCE.search(page)
         if page.startswith(".so "):
@@ -69,8 +69,21 @@ def man_pairs(
         else:
             licences[found[1] if found else "not named in the page"] += 1
             pairs += _of_page(name.removesuffix(".gz"), plain_sections(page), max_chars, records.dropped)
-    origin = {"licence": "; ".join(sorted(licences)), "pages": sum(licences.values()), "sha256": fingerprint(contents)}
-    return Built(without_generic(pairs, records.dropped), records.dropped, origin)
+    origin = {"licence": "; ".join(sorted(licences)), "pages": sum(licences.values())}
+    return records.built(without_generic(pairs, records.dropped), origin)
+
+
+def man_files(path: str | None = None) -> list[Path]:
+    """The files that `man_pairs` reads, in its order.
+
+    Raises:
+        MissingSource: there is none.
+    """
+    folder = Path(path) if path else MAN
+    files = sorted(file for file in folder.glob("man[1-9]*/*") if file.is_file() and not file.is_symlink())
+    if not files:
+        raise MissingSource(f"no manual page in {folder}; install manpages-dev, or give the folder of man1 with path")
+    return files
 
 
 def pydoc_pairs(path: str, *, licence: str = PYDOC_LICENCE, damaged: str = "refuse", max_chars: int = 1200) -> Built:
@@ -87,18 +100,12 @@ def pydoc_pairs(path: str, *, licence: str = PYDOC_LICENCE, damaged: str = "refu
         InputError: a page is damaged and not to be skipped.
     """
     folder = Path(path)
-    files = sorted(folder.rglob("*.html"))
-    if not files:
-        raise MissingSource(f"no HTML page below {folder}; install python3.11-doc, or mend path")
-    records = Records(damaged, html_allowed=True)
-    contents: dict[str, bytes] = {}
+    files = pydoc_files(path)
+    records = Records(damaged, folder, html_allowed=True)
     pairs: list[TrainingPair] = []
     for file in files:
         name = file.relative_to(folder).as_posix()
-        if NO_PAGE.search(name) or any(part.startswith("_") for part in file.relative_to(folder).parts):
-            continue
-        contents[name] = read_bytes(file)
-        page = records.text(contents[name], str(file))
+        page = records.file(file, name)
         if page is None:
             continue
         parser = _Sections()
@@ -112,8 +119,25 @@ def pydoc_pairs(path: str, *, licence: str = PYDOC_LICENCE, damaged: str = "refu
             query = heading if number == 0 else f"{found[0][0].split(' — ')[0]}: {heading}"
             identity = f"pydoc:{name.removesuffix('.html')}:{number}"
             pairs.append(TrainingPair(identity, query, clip(text, max_chars), source="pydoc:python"))
-    origin = {"licence": licence, "pages": len(contents), "sha256": fingerprint(contents)}
-    return Built(without_generic(pairs, records.dropped), records.dropped, origin)
+    return records.built(without_generic(pairs, records.dropped), {"licence": licence, "pages": len(files)})
+
+
+def pydoc_files(path: str) -> list[Path]:
+    """The files that `pydoc_pairs` reads, in its order: no index, no page of Sphinx's own.
+
+    Raises:
+        MissingSource: there is no HTML page.
+    """
+    folder = Path(path)
+    files = sorted(file for file in folder.rglob("*.html") if file.is_file())
+    if not files:
+        raise MissingSource(f"no HTML page below {folder}; install python3.11-doc, or mend path")
+    names = ((file, file.relative_to(folder)) for file in files)
+    return [
+        file
+        for file, name in names
+        if not NO_PAGE.search(name.as_posix()) and not any(part.startswith("_") for part in name.parts)
+    ]
 
 
 def _of_page(

@@ -1,48 +1,40 @@
-"""What the readers of other people's files share: decompressing, judging whether a record is sound, cutting, hashing.
+"""What the readers of other people's files share: judging whether a record is sound, counting what is not, cutting.
 
-A record that is damaged (not UTF-8, far too long, HTML where prose belongs) is refused or skipped and counted, as the
-recipe's `damaged` says.
+A record that is damaged (not UTF-8, binary, far too long, HTML where prose belongs, cut off) is refused or skipped and
+counted, as the recipe's `damaged` says.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import hashlib
-import lzma
 import re
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from search_r3.data.beir import refuse_unknown
+from search_r3.data.lines import BrokenFile, TooLong, read_whole
 from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
 
 DAMAGED = ("refuse", "skip")
 MAX_RECORD = 1_000_000
 """Bytes: no description, entry or page of prose is longer, so a longer one is something else."""
-MAX_FILE = 1_000_000_000
-"""Bytes after decompression: a bound for what a small file may blow up to."""
+PLACES = 3
+"""How many places of each kind of damage a manifest names."""
 GENERIC_AFTER = 3
 """A query that more documents than this share says too little about any of them."""
 _HTML = re.compile(r"<!doctype html|<html[\s>]|</(html|body|div|p|td|span|script)>", re.IGNORECASE)
-_OPEN: dict[str, Any] = {".gz": gzip.open, ".dz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
-
-class MissingSource(InputError):
-    """The files are not there: with `optional: true` the source is left out, and the manifest says so."""
 
 
 @dataclass
 class Built:
-    """What one source gave: its pairs, why others were dropped, and where it is from."""
+    """What one source gave: its pairs, why others were dropped, where it is from, and where it was damaged."""
 
     pairs: list[TrainingPair]
     dropped: Counter[str]
-    origin: dict[str, Any]
+    origin: dict[str, Any] = field(default_factory=dict)
+    damaged_places: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -51,27 +43,32 @@ class Records:
 
     Attributes:
         damaged: "refuse" or "skip".
+        folder: where the source's files lie; places are named below it.
+        html_allowed: whether HTML is what the records may hold.
         dropped: told of what is skipped.
-        html_allowed: whether HTML is what the records should be.
+        places: the first places of each kind of damage.
     """
 
     damaged: str = "refuse"
+    folder: Path = Path()
     html_allowed: bool = False
     dropped: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse_unknown([self.damaged], DAMAGED, "damaged", what="value")
 
-    def text(self, raw: bytes, where: str) -> str | None:
+    def text(self, raw: bytes | TooLong, where: str) -> str | None:
         """The record's text, or None where it is damaged and skipped.
 
         Raises:
-            InputError: it is damaged, and such records are refused; `where` begins the message.
+            InputError: it is damaged, and such records are refused; folder and `where` begin the message.
         """
         text = ""
         found: tuple[str, str] | None = None
-        if len(raw) > MAX_RECORD:
-            found = "record over 1 MB", f"{len(raw):,} bytes in one record, expected prose"
+        size = raw.size if isinstance(raw, TooLong) else len(raw)
+        if isinstance(raw, TooLong) or size > MAX_RECORD:
+            found = "record over 1 MB", f"{size:,} bytes in one record, expected prose"
         else:
             try:
                 text = raw.decode("utf-8")
@@ -87,6 +84,23 @@ class Records:
             return None
         return text
 
+    def file(self, path: Path, where: str) -> str | None:
+        """The text of a file that is one record, or None where it is damaged and skipped.
+
+        Raises:
+            MissingSource: there is no such file.
+            InputError: it is damaged, and such records are refused.
+        """
+        try:
+            content = read_whole(path, MAX_RECORD)
+        except BrokenFile as error:
+            self.fault(where, "broken file", f"it cannot be read to its end ({error.problem})")
+            return None
+        if content == b"":
+            self.fault(where, "empty file", "an empty file")
+            return None
+        return self.text(content, where)
+
     def fault(self, where: str, reason: str, problem: str) -> None:
         """Count a damaged record, or refuse it.
 
@@ -94,38 +108,29 @@ class Records:
             InputError: damaged records are refused.
         """
         if self.damaged == "refuse":
-            raise InputError(f'{where}: {problem}; mend it, or set "damaged: skip" to leave such records out')
+            place = self.folder / where
+            raise InputError(f'{place}: {problem}; mend it, or set "damaged: skip" to leave such records out')
+        self._count(reason, where)
+
+    def caught(self, error: InputError, reason: str, where: str) -> None:
+        """The same for a reader that has written its own message, which names file and line.
+
+        Raises:
+            InputError: damaged records are refused.
+        """
+        if self.damaged == "refuse":
+            raise InputError(f'{error}; or set "damaged: skip" to leave such records out') from error
+        self._count(reason, where)
+
+    def built(self, pairs: list[TrainingPair], origin: dict[str, Any]) -> Built:
+        """The source's pairs, with what was dropped and where it was damaged."""
+        return Built(pairs, self.dropped, origin, self.places)
+
+    def _count(self, reason: str, where: str) -> None:
         self.dropped[f"damaged: {reason}"] += 1
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's content, decompressed by its suffix (.gz, .dz, .bz2, .xz).
-
-    Raises:
-        MissingSource: there is no such file.
-        InputError: it cannot be read or decompressed, or is beyond all measure.
-    """
-    if path.suffix in (".lz4", ".zst"):
-        raise InputError(f"{path}: {path.suffix} cannot be read here; decompress it first")
-    try:
-        with _OPEN.get(path.suffix, open)(path, "rb") as handle:
-            content: bytes = handle.read(MAX_FILE + 1)
-    except FileNotFoundError as error:
-        raise MissingSource(f"{path} does not exist; check the path") from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); fetch it again") from error
-    if len(content) > MAX_FILE:
-        raise InputError(f"{path} holds more than {MAX_FILE:,} bytes; give a smaller file")
-    return content
-
-
-def fingerprint(contents: dict[str, bytes]) -> str:
-    """SHA-256 over names and contents, in the names' order: what a manifest identifies its input by."""
-    digest = hashlib.sha256()
-    for name in sorted(contents):
-        digest.update(f"{name}\t{len(contents[name])}\n".encode())
-        digest.update(contents[name])
-    return digest.hexdigest()
+        named = self.places.setdefault(reason, [])
+        if len(named) < PLACES:
+            named.append(where)
 
 
 def clip(text: str, max_chars: int) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from search_r3.data import debian, sources
+from search_r3.data import debian, dictionaries
 from search_r3.data.debian import debian_pairs, parse_record
 from search_r3.data.dictionaries import dictd_pairs, parse_article, parse_synset, wordnet_pairs
+from search_r3.data.lines import MissingSource
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import build_pairs
-from search_r3.data.sources import MissingSource, Records, clip, fingerprint, read_bytes
+from search_r3.data.sources import Records, clip
 from search_r3.errors import InputError
 
 LONG = " and more of it, one word after the other, until it is long enough to keep"
@@ -117,7 +118,6 @@ def test_a_synopsis_asks_for_its_description(descriptions: Path) -> None:
         ("debian:0ad", "Real-time strategy game of ancient warfare", "debian:packages")
     ]
     assert built.dropped == {"short": 1, "transitional, meta or debug package": 1, "duplicate": 1}
-    assert built.origin["sha256"] == fingerprint({"Translation-en": descriptions.read_bytes()})
     assert "DFSG" in built.origin["licence"]
 
 
@@ -168,12 +168,24 @@ def test_a_damaged_record_is_refused_by_line_or_skipped_and_counted(descriptions
 def test_what_is_no_list_of_descriptions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("<!DOCTYPE html>")
     with pytest.raises(InputError, match="must begin with"):
-        debian_pairs(str(tmp_path / "page"), damaged="skip")
-    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"Package: x" * 100)[:20])
-    with pytest.raises(InputError, match="fetch it again"):
-        debian_pairs(str(tmp_path / "cut.gz"))
+        debian_pairs(str(tmp_path / "page"))
+    built = debian_pairs(str(tmp_path / "page"), damaged="skip")
+    assert (built.pairs, built.dropped, built.damaged_places) == ([], {"damaged: HTML": 1}, {"HTML": ["page"]})
     with pytest.raises(InputError, match="decompress it first"):
-        read_bytes(tmp_path / "x.lz4")
+        debian_pairs(str(tmp_path / "x.zst"))
+
+
+def test_a_list_that_was_cut_off_gives_what_stands_before_the_cut(descriptions: Path) -> None:
+    packed = descriptions.with_suffix(".gz")
+    noise = "".join(f"Package: p{i}\nDescription-en: number {i * 7919}{LONG}\n {i}{LONG}.\n\n" for i in range(500))
+    whole = gzip.compress((DESCRIPTIONS + noise).encode())
+    packed.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cannot be read to its end .*fetch it again"):
+        debian_pairs(str(packed))
+    built = debian_pairs(str(packed), damaged="skip")
+    assert 0 < len(built.pairs) < 500
+    assert built.dropped["damaged: broken file"] == 1
+    assert all(pair.positive.endswith("keep.") for pair in built.pairs[1:])  # no half of a record
 
 
 def test_apt_s_own_compression_is_left_to_apt(descriptions: Path, monkeypatch) -> None:
@@ -184,18 +196,18 @@ def test_apt_s_own_compression_is_left_to_apt(descriptions: Path, monkeypatch) -
     monkeypatch.setattr(debian, "LISTS", descriptions.parent)
     packed = descriptions.rename(descriptions.with_name("mirror_main_i18n_Translation-en.lz4"))
     assert len(debian_pairs().pairs) == 1
-    packed.write_text("POISON")
-    with pytest.raises(InputError, match=r"cannot be read \(complaint\)"):
+    packed.write_text("Package: POISON")
+    with pytest.raises(InputError, match=r"cannot be read to its end \(complaint\)"):
         debian_pairs()
     with pytest.raises(MissingSource, match="does not exist"):
         debian_pairs(str(descriptions.with_name("none.lz4")))
 
 
-def test_a_file_that_blows_up_is_refused(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sources, "MAX_FILE", 1000)
-    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"x" * 1001))
-    with pytest.raises(InputError, match="more than 1,000 bytes"):
-        read_bytes(tmp_path / "bomb.gz")
+def test_a_dictionary_that_blows_up_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(dictionaries, "MAX_DICTIONARY", 200)
+    base = dictd(tmp_path, ARTICLES)
+    with pytest.raises(InputError, match=r"foldoc\.dict\.dz.*more than 200 bytes"):
+        dictd_pairs(str(base))
 
 
 # ---------------------------------------------------------------------------------------------------------- WordNet
@@ -230,7 +242,7 @@ def test_the_count_of_words_is_hexadecimal() -> None:
 def test_a_word_of_many_senses_asks_for_none_of_them(wordnet: Path) -> None:
     senses = "".join(f"0000000{i} 03 n 01 run 0 000 | the sense of number {i}\n" for i in range(4))
     (wordnet / "data.noun").write_text(senses, encoding="utf-8")
-    (wordnet / "data.adj").write_text("", encoding="utf-8")
+    (wordnet / "data.adj").write_text(LICENCE_LINES, encoding="utf-8")
     built = wordnet_pairs(str(wordnet))
     assert {pair.id[-5:] for pair in built.pairs} == {"gloss"}
     assert built.dropped["query shared by too many"] == 4

@@ -1,0 +1,164 @@
+"""Files that other people made, read in bounded memory: a line or a file of any length, plain or compressed.
+
+What is beyond the limit is passed over in chunks and reported by its size, so a line of 100 MB costs its time and not
+its memory; a compressed file that ends too early gives what stands before its end.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+from typing import IO, Any
+
+from search_r3.errors import InputError
+
+MAX_LINE = 10_000_000
+"""Bytes: no document of a collection is longer, so a longer line is something else."""
+CHUNK = 1 << 20
+MAX_COUNTED = 1_000_000_000
+"""Bytes: a small file may blow up to more, and is not unpacked beyond this to say how much."""
+BOM = b"\xef\xbb\xbf"
+_HTML_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>]|<head[\s>])", re.IGNORECASE)
+_OPEN: dict[str, Any] = {".gz": gzip.open, ".dz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
+
+
+class MissingSource(InputError):
+    """The files are not there: with `optional: true` the source is left out, and the manifest says so."""
+
+
+class BrokenFile(InputError):
+    """The file is there, but cannot be read to its end: a compressed one was cut off, or it may not be read.
+
+    Attributes:
+        problem: what is wrong, without the file's name.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path} cannot be read to its end ({problem}); fetch it again")
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """Stands for a line or file beyond the limit; `size` is its length in bytes."""
+
+    size: int
+
+
+def bounded_lines(handle: IO[bytes] | BufferedIOBase, limit: int = MAX_LINE) -> Iterator[tuple[int, bytes | TooLong]]:
+    """Yield (number from 1, line with its line end) for each line; one of more than `limit` bytes as its size."""
+    number = 0
+    while raw := handle.readline(limit + 1):
+        number += 1
+        if len(raw) <= limit or raw.endswith(b"\n"):
+            yield number, raw
+            continue
+        size = len(raw)
+        while raw and not raw.endswith(b"\n"):
+            raw = handle.readline(CHUNK)
+            size += len(raw)
+        yield number, TooLong(size)
+
+
+def read_lines(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[int, bytes | TooLong]]:
+    """The lines of a file, decompressed by its suffix (.gz, .dz, .bz2, .xz); see `bounded_lines`.
+
+    Raises:
+        MissingSource: there is no such file.
+        BrokenFile: it cannot be read or decompressed, perhaps after some lines.
+    """
+    with _opened(path) as handle:
+        lines = bounded_lines(handle, limit)
+        while True:
+            try:
+                found = next(lines, None)
+            except _BROKEN as error:
+                raise BrokenFile(path, _said(error)) from error
+            if found is None:
+                return
+            yield found
+
+
+def read_whole(path: Path, limit: int) -> bytes | TooLong:
+    """A file's content, decompressed by its suffix; one of more than `limit` bytes as its size.
+
+    Raises:
+        MissingSource: there is no such file.
+        BrokenFile: it cannot be read or decompressed to its end.
+    """
+    with _opened(path) as handle:
+        try:
+            content = handle.read(limit + 1)
+            if len(content) <= limit:
+                return content
+            size = len(content)
+            while size < MAX_COUNTED and (more := handle.read(CHUNK)):
+                size += len(more)
+        except _BROKEN as error:
+            raise BrokenFile(path, _said(error)) from error
+    return TooLong(size)
+
+
+def read_up_to(path: Path, limit: int) -> tuple[bytes, str | None]:
+    """At most `limit` bytes of a file, decompressed by its suffix, and what kept it from being read to its end.
+
+    Raises:
+        MissingSource: there is no such file.
+        BrokenFile: it cannot even be opened.
+    """
+    parts: list[bytes] = []
+    left, problem = limit, None
+    with _opened(path) as handle:
+        try:
+            while left and (part := handle.read1(min(left, CHUNK))):  # what stands before a break counts
+                parts.append(part)
+                left -= len(part)
+            if not left and handle.read(1):
+                problem = f"it holds more than {limit:,} bytes"
+        except _BROKEN as error:
+            problem = _said(error)
+    return b"".join(parts), problem
+
+
+def defect(raw: bytes | TooLong) -> tuple[str, str] | None:
+    """What keeps bytes from being a line of text: (a few words to count by, what to tell); None where it is text."""
+    if isinstance(raw, TooLong):
+        return "line too long", f"a line of {raw.size:,} bytes, expected at most {MAX_LINE:,}"
+    if b"\0" in raw:
+        return "binary", "binary data (a NUL byte), expected text"
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return "not UTF-8", f"not UTF-8 text (byte 0x{raw[error.start]:02x} at {error.start + 1})"
+    if is_html_page(raw):
+        return "HTML", "an HTML page, expected data"
+    return None
+
+
+def is_html_page(raw: bytes) -> bool:
+    """Whether bytes begin as a web page does: often an error page that was saved in place of the file."""
+    return bool(_HTML_PAGE.match(raw.removeprefix(BOM)))
+
+
+def _opened(path: Path) -> BufferedIOBase:
+    if path.suffix in (".lz4", ".zst"):
+        raise InputError(f"{path}: {path.suffix} cannot be read here; decompress it first")
+    try:
+        handle: BufferedIOBase = _OPEN.get(path.suffix, open)(path, "rb")
+    except FileNotFoundError as error:
+        raise MissingSource(f"{path} does not exist; check the path") from error
+    except OSError as error:
+        raise BrokenFile(path, _said(error)) from error
+    return handle
+
+
+def _said(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".").lower()
