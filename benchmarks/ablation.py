@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-import common  # noqa: E402  # type: ignore[import-not-found]
+import common  # type: ignore[import-not-found]
 
 BASE = "configs/sft/ablation.yaml"
 ROWS = "teacher=build/pre.rows.safetensors"

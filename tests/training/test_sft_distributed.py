@@ -1,0 +1,73 @@
+"""Two gloo processes take stage 1's step on the global batch: the gradient is that of one process with all pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from search_r3.data.pairs import TrainingPair
+from search_r3.model import checkpoint as checkpoints
+from search_r3.training import sft
+from search_r3.training.config import LoopConfig, LoraSettings
+from search_r3.training.sft import LossWeights, SFTConfig, SFTTask
+
+LETTERS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+PAIRS = [
+    TrainingPair(f"p{i}", f"what is {name}", f"{name} is the letter number {i}", negatives=(f"{name} is no letter",))
+    for i, name in enumerate(LETTERS)
+]
+PAIRS[6] = TrainingPair("p6", PAIRS[1].query, PAIRS[6].positive, PAIRS[6].negatives)  # answers another process's query
+
+
+def gradients(model: str, mine: list[TrainingPair], memory: int) -> tuple[float, list[torch.Tensor]]:
+    """The loss of the second of two steps on the pairs `mine`, and its gradients."""
+    torch.manual_seed(0)
+    config = SFTConfig(
+        pairs=["-"],
+        output="-",
+        pairs_per_step=len(mine),
+        negatives_per_pair=1,
+        reasoning_share=0.0,
+        symmetric=False,
+        memory=memory,
+        dev=[],
+        weights=LossWeights(sft=0.1, kl=0.1, infonce=1.0, triplet=0.5),
+        lora=LoraSettings(rank=4),
+        loop=LoopConfig(mixed_precision="no"),
+    )
+    task = SFTTask(config, checkpoints.load_base(model, dtype=torch.float32), PAIRS)
+    with torch.no_grad():
+        for parameter in task.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    plan: Any = lambda step: (mine, [], [])  # noqa: E731
+    task._plan = plan  # type: ignore[method-assign]
+    task.loss(task.module, task.batch(0))
+    loss, _ = task.loss(task.module, task.batch(1))
+    loss.backward()
+    found = [parameter.grad for parameter in task.module.parameters() if parameter.grad is not None]
+    return loss.item(), found
+
+
+def work(rank: int, folder: str, model: str, memory: int) -> None:
+    torch.set_num_threads(1)
+    whole = gradients(model, PAIRS, memory)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    assert sft._world_size() == 2
+    loss, found = gradients(model, PAIRS[4 * rank : 4 * rank + 4], memory)
+    mean = torch.tensor(loss) / 2
+    dist.all_reduce(mean)
+    assert mean.item() == pytest.approx(whole[0], rel=1e-5)
+    for gradient, expected in zip(found, whole[1], strict=True):
+        dist.all_reduce(gradient)  # what DDP does, and then divides
+        assert torch.allclose(gradient / 2, expected, atol=1e-5, rtol=1e-4)
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradient_of_one(tiny_model: Path, tmp_path: Path) -> None:
+    mp.spawn(work, args=(str(tmp_path), str(tiny_model), 16), nprocs=2)
