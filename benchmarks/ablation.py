@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         means = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
         rows.append({"part": name, "changes": changes, "seeds": options.seeds, **means})
         print(line(rows[-1]), flush=True)
-        figures = {"recipe": options.recipe, "for_all": common_settings, "parts": rows}
+        figures = {"recipe": options.recipe, "for_all": common_settings, **about(folder), "parts": rows}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         common.write_report("ablation", figures, device=device, seed=options.seeds[0], output=options.output)
     print(table(rows))
@@ -87,6 +87,14 @@ def run(recipe: str, settings: list[str], folder: Path) -> dict[str, float]:
     dev = next(record["dev"] for record in reversed(records) if "dev" in record)
     seconds = [record["seconds"] for record in records if "loss" in record]
     return {key: dev[key] for key in dev} | {"seconds_per_step": float(np.median(seconds))}
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What all runs have in common, from one of them."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    pools = {key: config[key] for key in ("dev", "dev_queries", "dev_documents")}
+    size = {"steps": config["loop"]["steps"], "pairs_per_step": config["pairs_per_step"]}
+    return {**size, **pools, "pairs_sha256": config["pairs_sha256"]}
 
 
 def line(row: dict[str, Any]) -> str:

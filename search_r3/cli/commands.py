@@ -258,7 +258,10 @@ def card(
     adapter: Annotated[Path, typer.Argument(readable=False, help="An adapter's folder; its README.md is written.")],
     run: Annotated[Path, typer.Option(help="What documents its training; with --keep, the run's folder goes there.")],
     keep: Annotated[Path | None, typer.Option(help="First copy this run's config, log and curves to --run.")] = None,
-    manifest: Annotated[Path | None, typer.Option(help="With --keep: the manifest of the pairs it saw.")] = None,
+    manifest: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --keep: the manifest of the pairs it saw; then that of `data select`. Repeatable."),
+    ] = None,
     command: Annotated[str, typer.Option(help="With --keep: the command that trained it.")] = "search-r3 train sft",
     output: Annotated[Path, typer.Option(help="The folder of results whose metrics go into the card.")] = Path(
         "results"
@@ -273,7 +276,7 @@ def card(
     from search_r3.evaluation.card import keep_run, write_card
 
     if keep is not None:
-        keep_run(keep, run, manifest, command)
+        keep_run(keep, run, manifest or (), command)
     print(write_card(adapter, run, output))
 
 

@@ -22,19 +22,22 @@ from search_r3.model.checkpoint import ADAPTER_FILE
 from search_r3.model.checkpoint import read_record as read_contract
 
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
 PEERS = ("bm25", "all-minilm-l6-v2")
 
 
-def keep_run(run: str | Path, target: str | Path, manifest: str | Path | None, command: str) -> None:
-    """Copy what documents a training run to `target`: config, log, curves, the pairs' manifest, and `about.json`.
+def keep_run(run: str | Path, target: str | Path, manifests: Sequence[str | Path], command: str) -> None:
+    """Copy what documents a training run to `target`: config, log, curves, the pairs' manifests, and `about.json`.
+
+    Args:
+        manifests: how the pairs came to be: of `data build` first, then of `data select` if they were chosen.
 
     Raises:
-        InputError: `run` is not a training run's folder, or `manifest` does not exist.
+        InputError: `run` is not a training run's folder, or a manifest does not exist.
     """
     run = Path(run)
     wanted = {name: run / name for name in ("config.json", "log.jsonl", "curves.png")}
-    if manifest is not None:
-        wanted["pairs.manifest.json"] = Path(manifest)
+    wanted |= dict(zip(MANIFESTS, map(Path, manifests), strict=False))
     for file in wanted.values():
         if not file.is_file():
             raise InputError(f"{file} does not exist; a run keeps its log there, and search-r3 plot draws its curves")
@@ -86,6 +89,7 @@ def card(adapter: str | Path, kept: str | Path, results: str | Path = "results")
         f"# {name}\n\n" + _introduction(base, adapter, contract),
         "## Use\n\n" + _use(name),
         "## Training\n\n" + _training(about, config, kept),
+        *_ablation(config, Path(results)),
         "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
         "## Limits\n\n" + _limits(config, ours, _manifest(kept)),
     ]
@@ -145,7 +149,7 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path) -> str:
         f"{config['loop']['learning_rate']:g}; loss weights: {terms}; temperature {config['temperature']:g}; queries "
         f"cut at {config['max_query_tokens']} tokens, documents at {config['max_document_tokens']}; "
         f"{config['reasoning_share']:.0%} of the pairs also behind an analysis of at most "
-        f"{config['max_analysis_tokens']} tokens.",
+        f"{config['max_analysis_tokens']} tokens{_also(config)}.",
     ]
     record = _manifest(kept)
     if record:
@@ -153,6 +157,13 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path) -> str:
         lines.append(
             f"Pairs to draw from: {record['count']:,}: {sources}. `pairs.manifest.json` names versions and licences."
         )
+    chosen = _manifest(kept, MANIFESTS[1])
+    if chosen:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in chosen["by_kind"].items())
+        how = (
+            f" that {chosen['scorer']['name']} finds again among the first {chosen['top']}" if chosen["scorer"] else ""
+        )
+        lines.append(f"Of these, {chosen['count']:,} were chosen{how}: {kinds}.")
     dev = [r for r in _log(kept / "log.jsonl") if "dev" in r]
     if dev:
         shown = [name for name in dev[0]["dev"] if name.endswith((".off", ".on"))]
@@ -162,13 +173,61 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path) -> str:
     return "\n\n".join(lines)
 
 
+def _also(config: dict[str, Any]) -> str:
+    """The settings beyond the paper's terms, where a recipe has them."""
+    parts = []
+    if config.get("sample_share"):
+        parts.append(
+            f"{config['sample_share']:.0%} of these the model's own, sampled every {config['samples_every']} steps"
+        )
+    if config.get("negatives_per_pair"):
+        parts.append(f"{config['negatives_per_pair']} mined negatives a pair")
+    if config.get("memory"):
+        parts.append(f"{config['memory']} documents of earlier steps as further negatives")
+    if config.get("teacher"):
+        parts.append(f"a teacher's scores as soft labels (temperature {config['teacher_temperature']:g})")
+    return "".join(f"; {part}" for part in parts)
+
+
+def _ablation(config: dict[str, Any], results: Path) -> list[str]:
+    """The table of short runs on the same pairs, one change each, if there is one."""
+    file = results / "benchmarks" / "ablation.json"
+    if not file.is_file():
+        return []
+    record = json.loads(file.read_text(encoding="utf-8"))
+    figures = record["figures"]
+    if figures["pairs_sha256"] != config.get("pairs_sha256"):
+        return []
+    columns = [f"{pool}.dev.{mode}" for mode in ("off", "on") for pool in figures["dev"]]
+    lines = [
+        "| " + " | ".join(["changed", *(name.replace(".dev.", " ") for name in columns)]) + " |",
+        "|---|" + "---:|" * len(columns),
+        *(
+            "| " + " | ".join([row["part"], *(f"{row[name]:.3f}" for name in columns)]) + " |"
+            for row in figures["parts"]
+        ),
+    ]
+    seeds = ", ".join(map(str, figures["parts"][0]["seeds"]))
+    head = (
+        f"Short runs on the same pairs, one change each: {figures['steps']} steps of {figures['pairs_per_step']} pairs, "
+        f"seed {seeds}; nDCG@10 on dev pools of at most {figures['dev_queries']} queries and {figures['dev_documents']} "
+        f"documents, so differences under 0.02 say little. `{record['command']}` at {record['commit'][:7]}."
+    )
+    return ["## Ablations\n\n" + head + "\n\n" + "\n".join(lines)]
+
+
 def _source(source: dict[str, Any]) -> str:
-    where = source.get("dataset") or f"{len(source.get('packages_read', {}))} Python packages"
+    packages = source.get("packages_read")
+    where = source.get("dataset") or (
+        f"{len(packages)} Python packages" if packages else Path(source.get("path", "")).name
+    )
+    if not where:
+        return f"{source['count']:,} {source['kind']}"
     return f"{source['count']:,} {source['kind']} of {where}"
 
 
-def _manifest(kept: Path) -> dict[str, Any]:
-    file = kept / "pairs.manifest.json"
+def _manifest(kept: Path, name: str = MANIFESTS[0]) -> dict[str, Any]:
+    file = kept / name
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 

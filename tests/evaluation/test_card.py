@@ -50,7 +50,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_the_card_says_what_the_run_and_the_results_say(run: Path, adapter: Path, tmp_path: Path) -> None:
-    keep_run(run, tmp_path / "kept", tmp_path / "manifest.json", "search-r3 train sft configs/x.yaml")
+    keep_run(run, tmp_path / "kept", [tmp_path / "manifest.json"], "search-r3 train sft configs/x.yaml")
     written = write_card(adapter, tmp_path / "kept", tmp_path / "results").read_text()
     assert written.startswith("---\nlicense: apache-2.0\n")
     for said in (
@@ -65,8 +65,32 @@ def test_the_card_says_what_the_run_and_the_results_say(run: Path, adapter: Path
         assert said in written, said
 
 
+def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
+    run: Path, adapter: Path, tmp_path: Path
+) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config |= {"sample_share": 0.5, "samples_every": 9, "teacher": "x.rows.safetensors", "teacher_temperature": 0.05}
+    (run / "config.json").write_text(json.dumps(config | {"pairs_sha256": ["d"]}))
+    chosen = {"count": 900, "by_kind": {"titles": 900}, "scorer": {"name": "bm25"}, "top": 3}
+    (tmp_path / "chosen.json").write_text(json.dumps(chosen))
+    part = {"part": "+ teacher", "seeds": [0], "cosqa.dev.off": 0.5, "cosqa.dev.on": 0.25}
+    figures = {"pairs_sha256": ["d"], "dev": ["cosqa"], "steps": 60, "pairs_per_step": 16, "parts": [part]}
+    figures |= {"dev_queries": 100, "dev_documents": 400}
+    place = tmp_path / "results" / "benchmarks" / "ablation.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"command": "python x.py", "commit": "abc", "figures": figures}))
+    keep_run(run, tmp_path / "kept", [tmp_path / "manifest.json", tmp_path / "chosen.json"], "x")
+    written = card(adapter, tmp_path / "kept", tmp_path / "results")
+    assert "| + teacher | 0.500 | 0.250 |" in written
+    assert "60 steps of 16 pairs, seed 0" in written
+    assert "900 were chosen that bm25 finds again among the first 3: 900 titles" in written
+    assert "50% of these the model's own, sampled every 9 steps" in written
+    place.write_text(json.dumps({"command": "x", "commit": "abc", "figures": figures | {"pairs_sha256": ["other"]}}))
+    assert "Ablations" not in card(adapter, tmp_path / "kept", tmp_path / "results")
+
+
 def test_a_folder_that_is_no_adapter_is_refused(run: Path, tmp_path: Path) -> None:
-    keep_run(run, tmp_path / "kept", None, "x")
+    keep_run(run, tmp_path / "kept", (), "x")
     with pytest.raises(InputError, match=r"no search_r3\.json"):
         card(run, tmp_path / "kept")
 
@@ -74,7 +98,7 @@ def test_a_folder_that_is_no_adapter_is_refused(run: Path, tmp_path: Path) -> No
 def test_a_run_without_curves_is_told_how_to_draw_them(run: Path, tmp_path: Path) -> None:
     (run / "curves.png").unlink()
     with pytest.raises(InputError, match="search-r3 plot"):
-        keep_run(run, tmp_path / "kept", None, "x")
+        keep_run(run, tmp_path / "kept", (), "x")
     assert not (tmp_path / "kept").exists()
 
 
