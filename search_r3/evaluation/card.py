@@ -211,7 +211,8 @@ def _ablation(config: dict[str, Any], results: Path) -> list[str]:
     head = (
         f"Short runs on the same pairs, one change each: {figures['steps']} steps of {figures['pairs_per_step']} "
         f"pairs, seed {seeds}; nDCG@10 on dev pools of at most {figures['dev_queries']} queries and "
-        f"{figures['dev_documents']} documents, so differences under 0.02 say little. `{record['command']}` at {record['commit'][:7]}."
+        f"{figures['dev_documents']} documents, so differences under 0.02 say little. "
+        f"`{record['command']}` at {record['commit'][:7]}."
     )
     return ["## Ablations\n\n" + head + "\n\n" + "\n".join(lines)]
 

@@ -240,8 +240,10 @@ def _load_merged(folder: Path, record: dict[str, Any], dtype: Any) -> Checkpoint
     return Checkpoint(record.get("name", folder.resolve().name), model, tokenizer, contract, folder)
 
 
-def save_adapter(model: Any, contract: Contract, folder: Path) -> Contract:
+def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> Contract:
     """Write a PEFT model's adapter and its contract into the existing `folder`; returns the contract with its hash.
+
+    `more` goes into the record beside the contract and is not hashed: what two vectors need not have in common.
 
     Saved in bfloat16 and without the tied embeddings (only the embed token's row), or 113 MB would come along.
     Golden vectors are written by `SearchR3.write_golden`, which needs the saved adapter loaded again.
@@ -259,7 +261,7 @@ def save_adapter(model: Any, contract: Contract, folder: Path) -> Contract:
     settings["base_model_name_or_path"] = contract.base  # peft writes where the base stands on this machine
     atomic_write_text(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
     written = Contract(**contract.__dict__ | {"adapter_weights": weights_sha256(folder, ADAPTER_FILE)})
-    write_record(folder, "adapter", written)
+    write_record(folder, "adapter", written, **more)
     return written
 
 

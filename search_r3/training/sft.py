@@ -261,8 +261,9 @@ class SFTTask:
         self.memory.load_state_dict(state["memory"])
 
     def save(self, folder: Path) -> None:
-        """Write the adapter and its contract."""
-        checkpoints.save_adapter(self.policy.model, self.checkpoint.contract, folder)
+        """Write the adapter and its contract; beside it, the dimensions that embeddings may be cut at."""
+        more = {"dimensions": sorted(self.config.matryoshka)} if self.config.matryoshka else {}
+        checkpoints.save_adapter(self.policy.model, self.checkpoint.contract, folder, **more)
 
     def _encoder(self) -> SearchR3:
         """A SearchR3 with the weights of now: a merged copy in the precision of training, or the model in place."""

@@ -264,6 +264,8 @@ def test_a_run_with_own_samples_and_a_memory_resumes_exactly(
     monkeypatch.setattr(SFTTask, "batch", original)
     train_sft(path)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    record = json.loads((tmp_path / "killed" / "adapter" / checkpoints.CONTRACT_FILE).read_text())
+    assert record["dimensions"] == [4, 8]  # what embeddings may be cut at
 
 
 def test_remembered_documents_are_negatives_unless_they_answer(tiny_model: Path) -> None:
