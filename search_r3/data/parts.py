@@ -23,26 +23,9 @@ from search_r3.files import atomic_path
 
 SUFFIX = ".part.jsonl"
 PROGRAM = [
-    "beir",
-    "clean",
-    "debian",
-    "dictionaries",
-    "docstrings",
-    "inputs",
-    "jsonl",
-    "kinds",
-    "lines",
-    "manuals",
-    "own",
-    "pairs",
-    "parts",
-    "querystyle",
-    "recipe",
-    "roff",
-    "sources",
-    "titles",
-    "wordsets",
-]
+    "beir", "clean", "debian", "dictionaries", "docstrings", "inputs", "jsonl", "kinds", "lines", "manuals",
+    "own", "pairs", "parts", "querystyle", "recipe", "roff", "sources", "titles", "wordsets",
+]  # fmt: skip
 """The modules of this room that make pairs: when one changes, parts made by it are stale."""
 
 

@@ -74,10 +74,11 @@ def _contents() -> dict[str, str | bytes]:
     )
     synset = "  1 the licence  \n0000000{i} 03 n 01 {part}_{i} 0 000 | the sense of {part} {i}\n"
     html = "<!DOCTYPE html><html><body><section><h1>Heading {i}</h1><p>It is {i}, {words}.</p></section></body></html>"
+    twice = FUNCTION.format(name="same", what="same thing twice", number=7)  # the first file's counts: order matters
     return {
         "packages/smallbox/__init__.py": FUNCTION.format(name="total", what="first total", number=1),
-        "packages/smallbox/Upper.py": FUNCTION.format(name="mean", what="running mean", number=2),
-        "packages/smallbox/lower.py": FUNCTION.format(name="best", what="best median", number=3),
+        "packages/smallbox/Upper.py": FUNCTION.format(name="mean", what="running mean", number=2) + twice,
+        "packages/smallbox/lower.py": FUNCTION.format(name="best", what="best median", number=3) + twice,
         "data/toy/corpus.jsonl": _lines(corpus),
         "data/toy/queries.jsonl": _lines(queries),
         "data/toy/qrels/train.tsv": "query-id\tcorpus-id\tscore\n" + train,
@@ -90,8 +91,10 @@ def _contents() -> dict[str, str | bytes]:
         "files/mine.index": index,
         "files/mine.dict.dz": gzip.compress(b"".join(articles), mtime=0),
         **{f"files/man/man1/p{i}.1": page.format(i=i, words=WORDS) for i in range(3)},
+        **{f"files/man/man1/{name}.1": page.format(i=9, words=WORDS) for name in ("Same", "again")},
         "files/man/man3/p3.3.gz": gzip.compress(page.format(i=3, words=WORDS).encode(), mtime=0),
         **{f"files/html/{name}.html": html.format(i=i, words=WORDS) for i, name in enumerate("aBcD", start=20)},
+        "files/html/E.html": html.format(i=23, words=WORDS),
         "files/own.jsonl": _lines(
             [{"query": f"own query {i}", "positive": f"own answer {i}", "wrong": [f"no {i}"]} for i in range(3)]
             + [{"query": "question 9 about sleep", "positive": "contaminated", "wrong": []}]

@@ -59,7 +59,7 @@ def test_hash_seed_locale_place_and_order_of_the_files_change_no_byte(tmp_path: 
         "man",
         "pydoc",
         "pairs",
-        *(f"smallbox.{name}" for name in ("total", "Upper.mean", "lower.best")),
+        *(f"smallbox.{name}" for name in ("total", "Upper.mean", "Upper.same", "lower.best")),
     }
     assert str(tmp_path).encode() not in first[1]
 
