@@ -206,3 +206,45 @@ class TestGenerate:
 
     def test_no_rows(self, engine: TorchEngine) -> None:
         assert generate(engine, []) == []
+
+
+def test_samples_of_a_row_share_its_prefill_and_are_what_the_row_alone_would_write(
+    engine: TorchEngine, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_rows_stop_early(engine, monkeypatch)  # greedy, so that each sample of a row must be the same
+    alone = generate(engine, rows)
+    fed: list[tuple[int, int]] = []
+    start = engine._start
+
+    def watched(prefix: Sequence[int], size: int, room: int) -> Any:
+        session = start(prefix, size, room)
+        feed = session.feed
+        session.feed = lambda ids, *rest: (fed.append(tuple(ids.shape)), feed(ids, *rest))[1]  # type: ignore[method-assign, func-returns-value]
+        return session
+
+    monkeypatch.setattr(engine, "_start", watched)
+    samples = generate(engine, rows, samples=3, batch_size=36)
+    assert fed[0] == (12, 40)  # one prefill of 12 rows
+    assert fed[1] == (36, 1)
+    assert len(samples) == 36
+    for i, one in enumerate(alone):
+        for sample in samples[3 * i : 3 * i + 3]:
+            assert (sample.token_ids, sample.forced, sample.ended) == (one.token_ids, one.forced, one.ended)
+            np.testing.assert_allclose(sample.embedding, one.embedding, atol=CLOSE)
+
+
+def test_samples_of_a_row_differ_and_keep_to_their_row_in_any_batch(engine: TorchEngine, rows: list[list[int]]) -> None:
+    for batch_size in (2, 12, 64):
+        samples = generate(engine, rows, samples=4, temperature=1.0, batch_size=batch_size)
+        assert len({tuple(sample.token_ids) for sample in samples}) > 40
+        for i, sample in enumerate(samples):
+            ids = [*PREFIX, *rows[i // 4], *sample.token_ids, engine.embed_id]
+            np.testing.assert_allclose(sample.embedding, at_last_token(engine, ids), atol=CLOSE)
+
+
+def test_the_token_that_ended_a_turn_is_told(engine: TorchEngine, rows: list[list[int]], monkeypatch: Any) -> None:
+    make_rows_stop_early(engine, monkeypatch)
+    found = generate(engine, rows)
+    assert {g.ended for g in found} == {None, engine.stop_ids[0].item()}
+    assert all(g.forced for g in found if g.ended is not None)
+    assert any(g.forced and g.ended is None for g in found)  # out of budget

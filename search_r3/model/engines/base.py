@@ -21,11 +21,13 @@ class Generation:
         token_ids: what was written before the embed token; at most the budget.
         embedding: float32 (dim,), L2-normalised: the state at the embed token.
         forced: the model did not emit the token (out of budget, or it ended its turn), so it was appended.
+        ended: the end-of-turn token that it wrote instead, if that is why; it was not fed in.
     """
 
     token_ids: list[int]
     embedding: np.ndarray
     forced: bool
+    ended: int | None = None
 
 
 class Engine(Protocol):
@@ -49,6 +51,11 @@ class Engine(Protocol):
         seed: int,
         batch_size: int,
         progress: Callable[[int], None] | None,
+        samples: int = 1,
     ) -> list[Generation]:
-        """Continue each `prefix + row` until the embed token, feed that token, and return the state at it."""
+        """Continue each `prefix + row` until the embed token, feed that token, and return the state at it.
+
+        With `samples`, each row is continued so many times (sampled apart): a row's samples stand together in the
+        list. Its prefill is shared where the engine can.
+        """
         ...

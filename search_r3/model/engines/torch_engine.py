@@ -84,25 +84,33 @@ class TorchEngine:
         seed: int = 0,
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
+        samples: int = 1,
     ) -> list[Generation]:
         """See `Engine.generate`. Greedy at temperature 0; else plain sampling (no top-p or top-k: they bias ratios).
 
-        A sample is decided by the seed and the batch; greedy writing by the row alone.
+        A sample is decided by the seed and the batch; greedy writing by the row alone. A row is prefilled once for all
+        its samples. `batch_size` counts samples.
         """
         generator = torch.Generator(device=self.model.device).manual_seed(seed)
-        out: list[Generation | None] = [None] * len(rows)
-        for chosen in _by_length(rows, batch_size):
+        out: list[Generation | None] = [None] * (len(rows) * samples)
+        for chosen in _by_length(rows, max(1, batch_size // samples)):
             batch = [rows[i] for i in chosen]
             with torch.inference_mode():
-                written = self._continue(prefix, batch, max_new_tokens, temperature, generator)
-            for i, generation in zip(chosen, written, strict=True):
-                out[i] = generation
+                written = self._continue(prefix, batch, max_new_tokens, temperature, generator, samples)
+            for place, i in enumerate(chosen):
+                out[i * samples : (i + 1) * samples] = written[place * samples : (place + 1) * samples]
             if progress:
                 progress(len(chosen))
         return [generation for generation in out if generation is not None]
 
     def _continue(
-        self, prefix: Sequence[int], rows: list[list[int]], budget: int, temperature: float, generator: torch.Generator
+        self,
+        prefix: Sequence[int],
+        rows: list[list[int]],
+        budget: int,
+        temperature: float,
+        generator: torch.Generator,
+        samples: int,
     ) -> list[Generation]:
         device, size = self.model.device, len(rows)
         longest = max(len(row) for row in rows)
@@ -121,24 +129,32 @@ class TorchEngine:
         length = len(prefix) + longest
         state_BD = session.feed(ids_BL, position_BL, None if mask_BT is None else mask_BT[:, :length], None)
         position_B = len(prefix) + lengths_B
-        alive = list(range(size))  # which row each line of the session is
+        if samples > 1:  # each line of the session becomes so many, with the same keys and values
+            copies = torch.arange(size, device=device).repeat_interleave(samples)
+            session.keep(copies)
+            state_BD, position_B = state_BD[copies], position_B[copies]
+            mask_BT = None if mask_BT is None else mask_BT[copies]
+            size *= samples
+        alive = list(range(size))  # which sample each line of the session is
         running = [True] * size  # lines of the session that still write
-        written: list[list[int]] = [[] for _ in rows]
+        written: list[list[int]] = [[] for _ in alive]
         done: list[Generation | None] = [None] * size
         for step in range(budget + 1):
-            next_B = self._choose(state_BD, temperature, generator)
-            emitted_B = next_B == self.embed_id
-            ended_B = torch.isin(next_B, self.stop_ids) | (step == budget)
-            forced_B = ended_B & ~emitted_B
-            next_B = torch.where(forced_B, self.embed_id, next_B)
+            sampled_B = self._choose(state_BD, temperature, generator)
+            ended_B = torch.isin(sampled_B, self.stop_ids) & (sampled_B != self.embed_id)
+            forced_B = ended_B | ((sampled_B != self.embed_id) & (step == budget))
+            next_B = torch.where(forced_B, self.embed_id, sampled_B)
+            ended_B = torch.where(ended_B, sampled_B, -1)
             length += 1
             mask = None if mask_BT is None else mask_BT[:, :length]
             state_BD = session.feed(next_B[:, None], position_B[:, None], mask, None)
             position_B = position_B + 1
-            tokens, forced = torch.stack([next_B, forced_B.long()]).tolist()  # the step's only wait for the device
+            # The step's only wait for the device.
+            tokens, forced, ended = torch.stack([next_B, forced_B.long(), ended_B]).tolist()
             for line, row in enumerate(alive):
                 if running[line] and tokens[line] == self.embed_id:
-                    done[row] = Generation(written[row], _unit(state_BD[line : line + 1])[0], bool(forced[line]))
+                    end = ended[line] if ended[line] >= 0 else None
+                    done[row] = Generation(written[row], _unit(state_BD[line : line + 1])[0], bool(forced[line]), end)
                     running[line] = False
                 elif running[line]:
                     written[row].append(tokens[line])

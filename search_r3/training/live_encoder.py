@@ -1,0 +1,74 @@
+"""The policy as a `SearchR3` of this moment: a merged copy of its weights, brought up to date in place.
+
+Decoding with the adapter apart is several times as slow as with plain matrices, and copying the whole model anew at
+each step would cost more than merging: only the matrices that training changes are written.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_r3.model.checkpoint import Checkpoint
+from search_r3.model.searchr3 import SearchR3
+from search_r3.training.policy import Policy
+
+COPIED_PARAMETERS = 4_000_000_000
+"""A larger model is used in place, its adapter apart: a second copy would not fit beside it."""
+
+
+class LiveEncoder:
+    """Keeps the merged copy.
+
+    Args:
+        policy: what is trained.
+        checkpoint: its tokenizer and contract.
+        dtype: of the copy.
+    """
+
+    def __init__(self, policy: Policy, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self.policy, self.checkpoint, self.dtype = policy, checkpoint, dtype
+        self._copy: SearchR3 | None = None
+
+    def sync(self) -> SearchR3:
+        """The encoder with the policy's present weights; the one handed out before has them too from now on."""
+        model = self.policy.causal_lm
+        device = next(model.parameters()).device
+        if self._copy is not None and self._copy.checkpoint.model.device == device:
+            copied = self._copy.checkpoint.model
+            if copied is not model:
+                merge_into(model, copied)
+            return self._copy
+        if sum(parameter.numel() for parameter in model.parameters()) <= COPIED_PARAMETERS:
+            with torch.no_grad():
+                model = copy.deepcopy(self.policy.model).merge_and_unload()
+            model = model.to(self.dtype).eval().requires_grad_(False)
+        now = self.checkpoint
+        self._copy = SearchR3(Checkpoint("live", model, now.tokenizer, now.contract, now.path))
+        return self._copy
+
+
+@torch.no_grad()
+def merge_into(adapted: nn.Module, merged: nn.Module) -> None:
+    """Write the present weights of every adapted layer of `adapted` into the plain layer of the same name in `merged`.
+
+    Everything else is frozen and stays as it was copied. In place: views of the weights see the change.
+    """
+    plain: dict[str, Any] = dict(merged.named_modules())
+    layers: list[tuple[str, Any]] = list(adapted.named_modules())
+    for name, layer in layers:
+        if hasattr(layer, "lora_A") and hasattr(layer, "base_layer"):
+            weight = layer.base_layer.weight
+            for adapter in layer.active_adapters:
+                if adapter in layer.lora_A:
+                    weight = weight + layer.get_delta_weight(adapter)
+            plain[name].weight.copy_(weight)
+        elif hasattr(layer, "token_adapter"):
+            rows = layer.token_adapter
+            for adapter in rows.active_adapters:
+                plain[name].weight[rows.token_indices[adapter]] = rows.trainable_tokens_delta[adapter].to(
+                    plain[name].weight
+                )

@@ -1,0 +1,103 @@
+"""Two LoRA adapters, the second trained on top of the base with the first merged in, as one adapter of the base itself.
+
+W + s1 B1 A1 + s2 B2 A2 = W + s1 [B1, (s2 / s1) B2] [A1; A2]: ranks laid beside each other, exactly (arXiv 2106.09685).
+So stage 2 can have the merged stage 1 policy as its reference, and still be saved for the base that everybody has.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path, atomic_write_text
+from search_r3.model.checkpoint import ADAPTER_FILE
+
+CONFIG_FILE = "adapter_config.json"
+PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {},
+         "modules_to_save": None, "target_parameters": None}  # fmt: skip
+"""What an adapter's configuration must say (or not mention) for its weights to be two factors and a scale."""
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+class StackedAdapter:
+    """Saves a PEFT model whose base has the adapter of `first` merged in, as an adapter of the original base.
+
+    Has `save_pretrained`, so that `model.checkpoint.save_adapter` takes it in the place of the PEFT model.
+    """
+
+    def __init__(self, first: Path, model: Any) -> None:
+        """Raises InputError if the adapter in `first` is more than plain LoRA."""
+        self.first, self.model = Path(first), model
+        self.settings = _read_settings(self.first)
+
+    def save_pretrained(self, folder: str, **options: Any) -> None:
+        """Write `adapter_model.safetensors` and `adapter_config.json` (options as PEFT's)."""
+        from safetensors.torch import load_file, save_file
+
+        self.model.save_pretrained(folder, **options)
+        file, second = Path(folder) / ADAPTER_FILE, _read_settings(Path(folder))
+        tensors = stack(load_file(self.first / ADAPTER_FILE), load_file(file), _scale(self.settings), _scale(second))
+        with atomic_path(file) as scratch:
+            save_file(tensors, scratch, {"format": "pt"})
+        rank = self.settings["r"] + second["r"]
+        combined = second | {
+            "r": rank,
+            "lora_alpha": _scale(self.settings) * rank,
+            "target_modules": _targets(self.settings, second, tensors),
+        }
+        atomic_write_text(Path(folder) / CONFIG_FILE, json.dumps(combined, indent=2, sort_keys=True) + "\n")
+
+
+def stack(
+    first: dict[str, Tensor], second: dict[str, Tensor], first_scale: float, second_scale: float
+) -> dict[str, Tensor]:
+    """The tensors of both adapters as one whose scale is `first_scale`, by PEFT's names, float32.
+
+    A layer that only one of them has gets zeros for the other, so that one rank holds everywhere. Of anything else
+    (the embed token's row, which each writes whole) the second's counts.
+
+    Args:
+        first, second: `*.lora_A.weight` (r, in), `*.lora_B.weight` (out, r), and others.
+    """
+    ranks = [next((len(value) for name, value in part.items() if name.endswith(_A)), 0) for part in (first, second)]
+    out = {name: value.float() for name, value in {**first, **second}.items() if not name.endswith((_A, _B))}
+    layers = sorted({name.removesuffix(_A) for part in (first, second) for name in part if name.endswith(_A)})
+    for layer in layers:
+        known = first if layer + _A in first else second
+        inputs, outputs = known[layer + _A].shape[1], known[layer + _B].shape[0]
+        a, b = [], []
+        for part, rank, scale in ((first, ranks[0], 1.0), (second, ranks[1], second_scale / first_scale)):
+            present = layer + _A in part
+            a.append(part[layer + _A].float() if present else torch.zeros(rank, inputs))
+            b.append(part[layer + _B].float() * scale if present else torch.zeros(outputs, rank))
+        out[layer + _A], out[layer + _B] = torch.cat(a).contiguous(), torch.cat(b, dim=1).contiguous()
+    return {name: value.contiguous() for name, value in out.items()}
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings["r"], settings["lora_alpha"], settings["target_modules"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / CONFIG_FILE} cannot be read as a LoRA's settings ({error})") from error
+    for key, plain in PLAIN.items():
+        if settings.get(key, plain) not in (plain, None):
+            raise InputError(f"{folder}: its adapter has {key} = {settings[key]!r}; only plain LoRA can be built upon")
+    return settings
+
+
+def _scale(settings: dict[str, Any]) -> float:
+    return settings["lora_alpha"] / settings["r"]
+
+
+def _targets(first: dict[str, Any], second: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
+    given = [settings["target_modules"] for settings in (first, second)]
+    if all(isinstance(names, list) for names in given):
+        return sorted({name for names in given for name in names})
+    layers = (name.removesuffix(_A) for name in tensors if name.endswith(_A))  # a regular expression: by full names
+    return sorted(layer.removeprefix("base_model.model.") for layer in layers)
