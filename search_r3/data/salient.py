@@ -189,7 +189,9 @@ def write_drafts(
         drafts.append(_line(concepts, core, synonyms[:2], related[:1]))
     if senses:
         word, sense = senses[0]
-        drafts.append(_line(f"{word} ({' '.join(sense.definition.split()[:7])})".replace(";", ","), core, [], related[:1]))
+        drafts.append(
+            _line(f"{word} ({' '.join(sense.definition.split()[:7])})".replace(";", ","), core, [], related[:1])
+        )
     return drafts
 
 
