@@ -75,6 +75,7 @@ _REFUSAL = re.compile(
 _POINTS_AT_TEXT = re.compile(
     r"\b(this|the (given|above|provided|following)) (document|passage|abstract|paragraph|excerpt|text)\b"
     r"|\b(in|to|by|from) the (document|passage|abstract|excerpt)\b"
+    r"|\bthe (document|passage|abstract|excerpt) (prove|show|state|describe|mention|discusse|say)s\b"
     r"|\baccording to (this|the) (study|article|author|paper|text)",
     re.IGNORECASE,
 )
@@ -90,7 +91,7 @@ def query_prompt(document: Document, kind: str, max_chars: int) -> Prompt:
     """Ask for a query of one of `KINDS`; the document is cut after `max_chars` characters, at a word."""
     wanted = KINDS[kind]
     user = f'{_show(document, max_chars)}\n\nWrite {wanted.wanted}, as one line that begins with "Query:".'
-    return Prompt(QUERY_SYSTEM.format(wanted=wanted.wanted), user, wanted.max_tokens)
+    return Prompt(QUERY_SYSTEM.format(wanted=wanted.wanted), user, wanted.max_tokens, "Query:")
 
 
 def negative_prompt(document: Document, query: str, number: int, max_chars: int) -> Prompt:
@@ -99,13 +100,13 @@ def negative_prompt(document: Document, query: str, number: int, max_chars: int)
     words = min(max(len(document.text.split()) // 10 * 10, least), most)
     system = NEGATIVE_SYSTEM.format(angle=ANGLES[number % len(ANGLES)], words=words)
     user = f'<query>{_tagless(query)}</query>\n{_show(document, max_chars)}\n\nWrite one paragraph, "Passage:" first.'
-    return Prompt(system, user, 3 * words)
+    return Prompt(system, user, 3 * words, "Passage:")
 
 
 def analysis_prompt(document: Document, query: str, max_chars: int) -> Prompt:
     """Ask for a short analysis of the query, in the form of the reasoning prompt."""
     user = f"<query>{_tagless(query)}</query>\n{_show(document, max_chars)}\n\nWrite the three lines."
-    return Prompt(ANALYSIS_SYSTEM, user, 160)
+    return Prompt(ANALYSIS_SYSTEM, user, 160, f"{ANALYSIS_TAGS[0]}:")
 
 
 def read_query(reply: Reply, document: Document, kind: str) -> tuple[str, str]:

@@ -21,11 +21,16 @@ _THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One conversation to be answered, in at most `max_tokens` tokens."""
+    """One conversation to be answered, in at most `max_tokens` tokens.
+
+    `opening` is how a right answer begins. A local model's answer is begun with it, since small models forget the form;
+    an endpoint has no such thing, and is only told.
+    """
 
     system: str
     user: str
     max_tokens: int
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +113,23 @@ class LocalWriter:
 
     def write(self, prompts: Sequence[Prompt]) -> list[Reply | Failure]:
         """See `Writer.write`. The same prompts in the same call give the same replies."""
-        groups: dict[tuple[str, int], list[int]] = {}
+        groups: dict[tuple[str, int, str], list[int]] = {}
         for number, prompt in enumerate(prompts):
-            groups.setdefault((prompt.system, prompt.max_tokens), []).append(number)
+            groups.setdefault((prompt.system, prompt.max_tokens, prompt.opening), []).append(number)
         answers: dict[int, Reply | Failure] = {}
-        for (system, max_tokens), numbers in groups.items():
-            replies = self._write(system, [prompts[number].user for number in numbers], max_tokens)
+        for (system, max_tokens, opening), numbers in groups.items():
+            replies = self._write(system, [prompts[number].user for number in numbers], max_tokens, opening)
             answers.update(zip(numbers, replies, strict=True))
         return [answers[number] for number in range(len(prompts))]
 
-    def _write(self, system: str, users: Sequence[str], max_tokens: int) -> list[Reply | Failure]:
+    def _write(self, system: str, users: Sequence[str], max_tokens: int, opening: str) -> list[Reply | Failure]:
         from search_r3.model.searchr3 import encode_as_text
         from search_r3.prompts import Conversation, render
 
         tokenizer = self.model.tokenizer
         frame = render(Conversation(system), tokenizer, give_answer=False)
-        rows = [[*ids, *frame.suffix] for ids in encode_as_text(tokenizer, users)]
+        begun = tokenizer.encode(opening, add_special_tokens=False) if opening else []
+        rows = [[*ids, *frame.suffix, *begun] for ids in encode_as_text(tokenizer, users)]
         config = self.model.checkpoint.model.config.get_text_config()
         room = getattr(config, "max_position_embeddings", 1 << 30) - len(frame.prefix) - max_tokens - 1
         fitting = [i for i, row in enumerate(rows) if len(row) <= room]
@@ -143,7 +149,7 @@ class LocalWriter:
                 self.usage.calls += 1
                 self.usage.input += len(frame.prefix) + len(rows[i])
                 self.usage.output += len(generation.token_ids)
-                text = tokenizer.decode(generation.token_ids, skip_special_tokens=True)
+                text = opening + tokenizer.decode(generation.token_ids, skip_special_tokens=True)
                 cut_off = len(generation.token_ids) >= max_tokens
                 answers[i] = Reply(without_thoughts(text), cut_off)
         return answers

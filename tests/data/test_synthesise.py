@@ -115,7 +115,8 @@ def test_a_query_that_finds_other_documents_first_is_dropped(source: Path, tmp_p
     def rule(request: dict[str, Any]) -> str:
         for name, other in wrong.items():
             if f"On {name}\n" in request["messages"][1]["content"]:
-                return f"Query: {' '.join(TOPICS[other].lower().split()[::2][:8])}"
+                own = TOPICS[name].split()[0]  # so that it is found, but second
+                return f"Query: {' '.join(TOPICS[other].lower().split()[::2][:8])} {own}"
         return by_rule(request)
 
     output = tmp_path / "out.jsonl"
@@ -196,6 +197,25 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(source: Path, tmp_p
     assert output.read_bytes() == whole.read_bytes()
     assert len(again.prompts) < len(first.prompts)  # the first block was not asked again
     assert manifest["usage"]["calls"] > len(first.prompts)  # what the interruption cost is counted too
+
+
+def test_a_query_is_written_once_also_across_an_interruption(source: Path, tmp_path: Path) -> None:
+    settings = SynthesisSettings(kinds=("question",), negatives=0)
+    collection = read_collection(source)
+    order = [collection.documents[i] for i in choose_documents(collection, settings)]
+    shared = " ".join(word for document in (order[0], order[-1]) for word in document.text.split()[:3])
+
+    def rule(request: dict[str, Any]) -> str:
+        either = any(f"{d.title}\n" in request["messages"][1]["content"] for d in (order[0], order[-1]))
+        return f"Query: {shared}" if either else by_rule(request)
+
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    manifest = synthesise(source, whole, Scripted(rule), bm25_scorer(), settings)
+    assert manifest["dropped"] == {"query: written before": 1}
+    with pytest.raises(KeyboardInterrupt):
+        synthesise(source, output, Scripted(rule, dies_at=6), bm25_scorer(), settings)
+    synthesise(source, output, Scripted(rule), bm25_scorer(), settings)
+    assert output.read_bytes() == whole.read_bytes()
 
 
 def test_a_block_that_was_cut_in_the_middle_is_written_again(source: Path, tmp_path: Path) -> None:
@@ -369,6 +389,7 @@ def test_a_query_in_the_form_asked_for_is_read(reply: str, expected: str) -> Non
             "copied from the document",
         ),
         ("Query: what does this document say of bread", "speaks of the document"),
+        ("Query: The document proves right or wrong.", "speaks of the document"),
         ("Query: one question of 6 to 20 words", "repeats the instructions"),
         ("Query: Baking at home", "the title only"),
     ],

@@ -305,6 +305,14 @@ def test_a_local_model_says_what_transformers_would_say_greedily(tiny: SearchR3)
     assert reply.text == expected
 
 
+def test_a_local_answer_is_begun_for_the_model(tiny: SearchR3) -> None:
+    plain, begun = Prompt("You answer.", "Say 0.", 4), Prompt("You answer.", "Say 0.", 4, "Query: the")
+    replies = LocalWriter(tiny, temperature=0).write([plain, begun])
+    texts = [reply.text for reply in replies if isinstance(reply, Reply)]
+    assert texts[1].startswith("Query: the")
+    assert texts[1].removeprefix("Query: the") != texts[0]  # it was read, not only put before
+
+
 def test_prompts_of_several_kinds_are_answered_in_their_own_order(tiny: SearchR3) -> None:
     mixed = [Prompt(f"System {number % 2}.", f"Say {number}.", 4 + number % 2) for number in range(4)]
     together = LocalWriter(tiny, temperature=0).write(mixed)
