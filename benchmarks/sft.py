@@ -185,7 +185,7 @@ def distinct(files: list[str]) -> list[TrainingPair]:
     if files:
         found = [pair for path in files for pair in read_pairs(path)]
     else:
-        from search_r3.data.docstrings import STDLIB, docstring_pairs
+        from search_r3.data.sources.docstrings import STDLIB, docstring_pairs
 
         found = docstring_pairs([STDLIB])[0]
     random.Random(SEED).shuffle(found)

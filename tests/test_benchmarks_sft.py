@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from search_r3.data.docstrings import docstring_pairs
 from search_r3.data.pairs import write_pairs
+from search_r3.data.sources.docstrings import docstring_pairs
 
 pytest.importorskip("sentence_transformers")
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"

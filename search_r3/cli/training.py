@@ -317,11 +317,11 @@ def data_synthesise(
     Before:   the same with --dry-run, which shows the prompts and the cost
     Next:     search-r3 data mine written.jsonl mined.jsonl; train sft with OUTPUT under `pairs`
     """
-    from search_r3.data.endpoint import EndpointSettings, EndpointWriter
-    from search_r3.data.plan import SynthesisSettings, plan
     from search_r3.data.scorers import open_scorer
-    from search_r3.data.synthesise import synthesise
-    from search_r3.data.writers import Budget, LocalWriter, Writer, token_counter
+    from search_r3.data.synthesis.endpoint import EndpointSettings, EndpointWriter
+    from search_r3.data.synthesis.pipeline import synthesise
+    from search_r3.data.synthesis.plan import SynthesisSettings, plan
+    from search_r3.data.synthesis.writers import Budget, LocalWriter, Writer, token_counter
 
     if dry_run or local or by != "bm25":
         hush()

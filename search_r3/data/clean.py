@@ -21,7 +21,7 @@ from search_r3.data.beir import beir_files, find_dataset, load_beir, refuse_unkn
 from search_r3.data.inputs import stamps
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.parts import Parts, key_of
-from search_r3.data.titles import is_held_out
+from search_r3.data.sources.titles import is_held_out
 from search_r3.data.wordsets import normalise, word_set, words_of
 from search_r3.errors import InputError
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from search_r3.data.beir import BeirDataset, choose_pool, find_dataset, load_beir, refuse_unknown
-from search_r3.data.titles import is_held_out
+from search_r3.data.sources.titles import is_held_out
 from search_r3.errors import InputError
 
 SCIFACT_DEV_MODULUS = 8  # the data's README: train claims with int(_id) % 8 == 0 are dev

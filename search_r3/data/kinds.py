@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.beir import BeirDataset, beir_files, find_dataset, load_beir
-from search_r3.data.debian import debian_pairs, descriptions_file
-from search_r3.data.dictionaries import dictd_files, dictd_pairs, wordnet_files, wordnet_pairs
-from search_r3.data.docstrings import STDLIB, docstring_pairs, find_package, source_files
 from search_r3.data.inputs import below, described
-from search_r3.data.manuals import man_files, man_pairs, pydoc_files, pydoc_pairs
-from search_r3.data.own import own_pairs
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources import Built, Records
-from search_r3.data.titles import cloze_pairs, query_pairs, title_pairs
+from search_r3.data.sources.base import Built, Records
+from search_r3.data.sources.debian import debian_pairs, descriptions_file
+from search_r3.data.sources.dictionaries import dictd_files, dictd_pairs, wordnet_files, wordnet_pairs
+from search_r3.data.sources.docstrings import STDLIB, docstring_pairs, find_package, source_files
+from search_r3.data.sources.manuals import man_files, man_pairs, pydoc_files, pydoc_pairs
+from search_r3.data.sources.own import own_pairs
+from search_r3.data.sources.titles import cloze_pairs, query_pairs, title_pairs
 from search_r3.errors import InputError
 
 PYTHON_LICENCE = "PSF-2.0"

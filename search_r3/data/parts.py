@@ -23,8 +23,9 @@ from search_r3.files import atomic_path
 
 SUFFIX = ".part.jsonl"
 PROGRAM = [
-    "beir", "clean", "debian", "dictionaries", "docstrings", "inputs", "jsonl", "kinds", "lines", "manuals",
-    "own", "pairs", "parts", "querystyle", "recipe", "roff", "sources", "titles", "wordsets",
+    "beir", "clean", "inputs", "jsonl", "kinds", "lines", "pairs", "parts", "recipe", "sources.base", "sources.debian",
+    "sources.dictionaries", "sources.docstrings", "sources.manuals", "sources.own", "sources.querystyle",
+    "sources.roff", "sources.titles", "wordsets",
 ]  # fmt: skip
 """The modules of this room that make pairs: when one changes, parts made by it are stale."""
 
@@ -111,5 +112,6 @@ def key_of(*values: Any) -> str:
 def _program() -> str:
     digest = hashlib.sha256()
     for name in PROGRAM:
-        digest.update(name.encode() + b"\0" + Path(__file__).with_name(f"{name}.py").read_bytes())
+        file = Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py")
+        digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

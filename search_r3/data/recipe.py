@@ -22,10 +22,10 @@ from search_r3.data.beir import refuse_unknown, stable_order
 from search_r3.data.inputs import described, stamps
 from search_r3.data.kinds import KINDS, DataRoot
 from search_r3.data.lines import MissingSource
-from search_r3.data.own import default_name
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.data.parts import SUFFIX, Parts, key_of
-from search_r3.data.sources import DAMAGED, Built
+from search_r3.data.sources.base import DAMAGED, Built
+from search_r3.data.sources.own import default_name
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from search_r3.data.analyses import rarity
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
-from search_r3.data.thesaurus import Thesaurus
+from search_r3.data.sources.thesaurus import Thesaurus
 
 NEIGHBOURS = 4
 BLOCK = 128

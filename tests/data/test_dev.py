@@ -6,7 +6,7 @@ import pytest
 
 from search_r3.data.beir import BeirDataset, Document, load_beir, write_beir
 from search_r3.data.dev import dev_pool
-from search_r3.data.titles import query_pairs
+from search_r3.data.sources.titles import query_pairs
 from search_r3.errors import InputError
 
 

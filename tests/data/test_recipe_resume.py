@@ -186,7 +186,7 @@ def test_a_part_is_stale_when_any_module_that_made_it_has_changed() -> None:
         name = waiting.pop()
         if name not in needed:
             needed.add(name)
-            tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
+            tree = ast.parse(folder.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
             for node in ast.walk(tree):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("search_r3.data"):
                     module = (node.module or "").removeprefix("search_r3.data").removeprefix(".")

@@ -9,7 +9,7 @@ import pytest
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.salient import MAX_CHARS, judged, salient, write_drafts, write_salient
 from search_r3.data.scorers import open_scorer
-from search_r3.data.thesaurus import Sense, Thesaurus
+from search_r3.data.sources.thesaurus import Sense, Thesaurus
 
 PAIRS = [
     TrainingPair("a", "delete a folder", "shutil rmtree removes a directory tree with all files"),

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from search_r3.data.lines import MissingSource
-from search_r3.data.manuals import man_pairs, pydoc_pairs
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import build_pairs
-from search_r3.data.roff import plain_sections, unescape
+from search_r3.data.sources.manuals import man_pairs, pydoc_pairs
+from search_r3.data.sources.roff import plain_sections, unescape
 from search_r3.errors import InputError
 
 MORE = "and so it goes on, one word after the other, until the section is long enough to be kept here"

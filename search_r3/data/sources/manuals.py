@@ -14,8 +14,8 @@ from pathlib import Path
 
 from search_r3.data.lines import MissingSource, is_html_page
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.roff import plain_sections
-from search_r3.data.sources import Built, Records, clip, without_generic
+from search_r3.data.sources.base import Built, Records, clip, without_generic
+from search_r3.data.sources.roff import plain_sections
 
 MAN = Path("/usr/share/man")
 PYDOC_LICENCE = "PSF-2.0 (examples and recipes also 0BSD)"

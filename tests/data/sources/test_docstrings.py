@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from search_r3.data.docstrings import docstring_pairs, find_package, fingerprint, read_functions
+from search_r3.data.sources.docstrings import docstring_pairs, find_package, fingerprint, read_functions
 from search_r3.errors import InputError
 
 SOURCE = '''

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from search_r3.data.writers import Failure, Prompt, Reply, Usage, count_characters, without_thoughts
+from search_r3.data.synthesis.writers import Failure, Prompt, Reply, Usage, count_characters, without_thoughts
 from search_r3.errors import InputError
 
 MAX_WAIT = 120.0

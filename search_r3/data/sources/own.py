@@ -17,7 +17,7 @@ from search_r3.data.beir import refuse_unknown
 from search_r3.data.jsonl import parse_object
 from search_r3.data.lines import BOM, BrokenFile, defect, read_lines
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources import Built, Records
+from search_r3.data.sources.base import Built, Records
 from search_r3.errors import InputError
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv")

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from search_r3.data import instructions
 from search_r3.data.beir import Document, refuse_unknown, stable_order
-from search_r3.data.documents import Collection, read_collection
-from search_r3.data.instructions import KINDS
-from search_r3.data.writers import Budget, Prompt, count_characters
+from search_r3.data.synthesis import instructions
+from search_r3.data.synthesis.documents import Collection, read_collection
+from search_r3.data.synthesis.instructions import KINDS
+from search_r3.data.synthesis.writers import Budget, Prompt, count_characters
 from search_r3.errors import InputError
 
 NO_BUDGET = Budget()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from search_r3.data.querystyle import as_name_query, as_web_query, base_verb, first_sentence, name_words
+from search_r3.data.sources.querystyle import as_name_query, as_web_query, base_verb, first_sentence, name_words
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_r3.data.dictionaries import WORDNET, parse_synset
+from search_r3.data.sources.dictionaries import WORDNET, parse_synset
 
 PARTS = ("noun", "verb", "adj")
 """In this order a word's part of speech is guessed."""

@@ -14,8 +14,8 @@ import pytest
 from llm_standin import KEY, Server, completion, error
 
 from search_r3 import SearchR3
-from search_r3.data.endpoint import EndpointSettings, EndpointWriter, retry_after
-from search_r3.data.writers import Budget, Failure, LocalWriter, Prompt, Reply, token_counter
+from search_r3.data.synthesis.endpoint import EndpointSettings, EndpointWriter, retry_after
+from search_r3.data.synthesis.writers import Budget, Failure, LocalWriter, Prompt, Reply, token_counter
 from search_r3.errors import InputError
 
 pytest.importorskip("openai")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from search_r3.data.lines import MissingSource
-from search_r3.data.own import own_pairs
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.recipe import build_pairs
+from search_r3.data.sources.own import own_pairs
 from search_r3.errors import InputError
 
 ROWS = [{"q": "  first ", "good": "an answer", "bad": ["x", "y", "x"]}, {"q": "second", "good": "another", "bad": None}]

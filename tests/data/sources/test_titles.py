@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from search_r3.data.beir import BeirDataset, Document
-from search_r3.data.titles import as_claim, cloze_pairs, query_pairs, split_sentences, title_pairs
+from search_r3.data.sources.titles import as_claim, cloze_pairs, query_pairs, split_sentences, title_pairs
 from search_r3.errors import InputError
 
 ABSTRACT = (
