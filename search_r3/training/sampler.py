@@ -35,6 +35,8 @@ class Sampler:
             like lengths. The batches' order stays random.
         weights: how many times an epoch goes through a source; 1.0 where none is given. 2.0 has every pair twice; 0.5
             has half of the pairs, and the next epoch the other half; 0 leaves the source out.
+        topics: of each pair, a number. An epoch's shuffled pairs of a source are laid out by topic before they are cut:
+            a batch is of one topic, or of two neighbouring ones where one ends.
         pieces: no batch holds two pairs with the same query or the same positive, wherever one of them can change
             places with a pair of another batch of the epoch. Batches without such pairs stay as they are.
 
@@ -58,15 +60,18 @@ class Sampler:
         bucket: int = 1,
         weights: Mapping[str, float] | None = None,
         pieces: bool = False,
+        topics: Sequence[int] | None = None,
     ) -> None:
         if bucket < 1:
             raise InputError(f"the bucket must be 1 batch or more, not {bucket}; 1 means no bucketing by length")
         if bucket > 1 and lengths is None:
             raise ValueError("bucketing needs the pairs' lengths")
-        if lengths is not None and len(lengths) != len(pairs):
-            raise ValueError(f"there are {len(lengths)} lengths for {len(pairs)} pairs; give one for each")
+        for what, values in (("lengths", lengths), ("topics", topics)):
+            if values is not None and len(values) != len(pairs):
+                raise ValueError(f"there are {len(values)} {what} for {len(pairs)} pairs; give one for each")
         self.pairs, self.size, self.seed = pairs, size, seed
         self.bucket, self.pieces = bucket, pieces
+        self._topic_N = None if topics is None else np.asarray(topics)
         self._length_N = None if lengths is None else np.asarray(lengths)
         self.groups: dict[str, list[int]] = defaultdict(list)  # a group is cut into batches by itself
         self._members: dict[str, list[int]] = defaultdict(list)  # of each source
@@ -83,8 +88,7 @@ class Sampler:
         self.per_epoch = sum(self._size_of(name) // size for name in self.groups)
         if self.per_epoch == 0:
             raise InputError(
-                f"{len(pairs)} pairs are too few for a batch of {size}; lower pairs_per_step, "
-                "or set batch_of to any"
+                f"{len(pairs)} pairs are too few for a batch of {size}; lower pairs_per_step, or set batch_of to any"
             )
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
@@ -105,6 +109,8 @@ class Sampler:
                 order = self._weighted(name, order, epoch)
             rest = len(order) % self.size
             order, over = order[: len(order) - rest], order[len(order) - rest :]
+            if self._topic_N is not None:
+                order = np.asarray(order)[np.argsort(self._topic_N[order], kind="stable")].tolist()
             order = self._by_length(order)
             found = [order[i : i + self.size] for i in range(0, len(order), self.size)]
             if self.pieces:

@@ -37,6 +37,7 @@ from search_r3.training.sampler import Sampler
 from search_r3.training.samples import OwnSamples
 from search_r3.training.sft_config import LossWeights as LossWeights
 from search_r3.training.sft_config import SFTConfig
+from search_r3.training.topics import halve_into_topics
 
 COPIED_PARAMETERS = 1_000_000_000
 """Up to this size, dev figures and samples use a merged copy of the model, which is several times as fast to decode."""
@@ -88,11 +89,11 @@ class SFTTask:
         self.query_answer = len(self.query.suffix) - len(
             render(prompts.query, self.tokenizer, give_answer=False).suffix
         )
-        self.sampler = make_sampler(pairs, config)
+        self.teacher = TeacherRows(config.teacher) if config.teacher else None
+        self.sampler = make_sampler(pairs, config, self.teacher)
         self.answers: dict[str, set[int]] = defaultdict(set)
         for pair in pairs:
             self.answers[pair.query].add(document_key(pair.positive))
-        self.teacher = TeacherRows(config.teacher) if config.teacher and config.weights.distil else None
         self.memory = Memory(config.memory)
         self.own = OwnSamples(
             config.samples_from,
@@ -174,7 +175,7 @@ class SFTTask:
             target_B = [first + row for row in rows]
             mask_BM = candidates.false_negatives([self.answers[query] for query in queries], target_B)
             teacher = None
-            if self.teacher is not None:
+            if self.teacher is not None and weights.distil:
                 teacher = torch.from_numpy(self.teacher.queries(queries)).to(candidates.embedding_MD.device)
             query_BD = encoded[part].embedding_BD
             found = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher)
@@ -212,7 +213,7 @@ class SFTTask:
         """The documents of all processes, and which of them is this process's first."""
         device = document_ND.device
         teacher = None
-        if self.teacher is not None:
+        if self.teacher is not None and self.config.weights.distil:
             teacher = torch.from_numpy(self.teacher.documents(batch.documents)).to(device)
         keys = np.array([document_key(text) for text in batch.documents], dtype=np.int64)
         if gather.world_size() == 1:
@@ -280,20 +281,33 @@ class SFTTask:
         return [ids[:limit] for ids in encode_as_text(self.tokenizer, texts)]
 
 
-def make_sampler(pairs: Sequence[TrainingPair], config: SFTConfig) -> Sampler:
-    """The batches of a recipe: sources, kinds or all together, weighted, and bucketed by length if asked for."""
-    if config.batch_of == "kind":
-        pairs = [replace(pair, source=pair.source.partition(":")[0]) for pair in pairs]
+def make_sampler(pairs: Sequence[TrainingPair], config: SFTConfig, teacher: TeacherRows | None) -> Sampler:
+    """The batches of a recipe: of one source, kind or topic, or of all together; weighted, and bucketed by length."""
+    named = list(pairs)
+    if config.batch_of in ("kind", "topic"):
+        named = [replace(pair, source=pair.source.partition(":")[0]) for pair in pairs]
     return Sampler(
-        pairs,
+        named,
         config.pairs_per_step,
         config.loop.seed,
         config.batch_of != "any",
-        lengths=[len(pair.positive) for pair in pairs],
+        lengths=[len(pair.positive) for pair in named],
         bucket=config.length_bucket,
         weights=config.source_weights,
         pieces=True,
+        topics=topics_of(named, config, teacher) if teacher and config.batch_of == "topic" else None,
     )
+
+
+def topics_of(pairs: Sequence[TrainingPair], config: SFTConfig, teacher: TeacherRows) -> list[int]:
+    """The topic of each pair within its source, by the teacher's rows of query and document together."""
+    rows_ND = teacher.queries([pair.query for pair in pairs]) + teacher.documents([pair.positive for pair in pairs])
+    topic_N = np.zeros(len(pairs), dtype=np.int64)
+    for source in {pair.source for pair in pairs}:
+        chosen = np.array([i for i, pair in enumerate(pairs) if pair.source == source])
+        size = config.topic_batches * config.pairs_per_step
+        topic_N[chosen] = halve_into_topics(rows_ND[chosen], size, config.loop.seed)
+    return topic_N.tolist()
 
 
 def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = True) -> Path:

@@ -46,11 +46,13 @@ class SFTConfig:
     """Pairs of a batch; each other pair's document is a negative."""
     negatives_per_pair: int = 0
     """Explicit hard negatives taken from each pair."""
-    batch_of: Literal["source", "kind", "any"] = "source"
+    batch_of: Literal["source", "kind", "any", "topic"] = "source"
     """What a batch is drawn from, so that its negatives are alike and harder: one source ("docstrings:numpy"), one kind
-    of source ("docstrings"), or any pairs."""
+    of source ("docstrings"), any pairs, or one topic of a kind by the teacher's rows (the hardest)."""
+    topic_batches: int = 6
+    """Batches that a topic holds at most."""
     source_weights: dict[str, float] = field(default_factory=dict)
-    """How often an epoch goes through a source (a kind, if `batch_of` is kind): 1.0 where none is given."""
+    """How often an epoch goes through a source (a kind, if `batch_of` is kind or topic): 1.0 where none is given."""
     length_bucket: int = 1
     """Batches that are sorted by length together, so that less is padded; 1 leaves them in random order."""
     max_query_tokens: int = 48
@@ -114,13 +116,21 @@ class SFTConfig:
             raise InputError(f"temperature must be above 0, not {self.temperature}")
         if not 0 <= self.sample_share <= 1:
             raise InputError(f"sample_share must be in 0..1, not {self.sample_share}")
-        for name, least in (("samples_from", 0), ("samples_every", 1), ("memory", 0), ("length_bucket", 1)):
+        for name, least in (
+            ("samples_from", 0),
+            ("samples_every", 1),
+            ("memory", 0),
+            ("length_bucket", 1),
+            ("topic_batches", 1),
+        ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
         if not (self.teacher_temperature > 0 and self.sample_temperature >= 0):
             raise InputError("teacher_temperature must be above 0, and sample_temperature 0 or more")
         if self.weights.distil and not self.teacher:
             raise InputError("weights.distil needs a teacher: name the file that search-r3 data teach wrote")
+        if self.batch_of == "topic" and not self.teacher:
+            raise InputError("batch_of: topic needs a teacher: name the file that search-r3 data teach wrote")
         if self.matryoshka and (min(self.matryoshka) < 1 or len(set(self.matryoshka)) < len(self.matryoshka)):
             raise InputError(f"matryoshka must be different dimensions from 1, not {self.matryoshka}")
         if self.rows_per_chunk < 1:
