@@ -92,6 +92,8 @@ class Judged:
     """float32: the configured ranking reward alone, of forced embeddings too."""
     ndcg_R: Tensor
     """float32: nDCG@k, always: where cosines are all near 1, `dcg_scaled` flatters."""
+    scaled_R: Tensor
+    """float32: `dcg_scaled`, always: the figure that the paper reports."""
     direct_B: Tensor | None
     """float32: the ranking reward of each query's direct embedding, if it was given."""
     rows_RK: Tensor
@@ -194,6 +196,7 @@ class RetrievalEnvironment:
             rewards_R=self._shaped(ranking, query_R, emitted_R, tokens_R, token_budget),
             ranking_R=ranking[:rollouts],
             ndcg_R=rewards.dcg(cosines[:rollouts], grades[:rollouts], k=self.config.k),
+            scaled_R=rewards.dcg_scaled(cosines[:rollouts], grades[:rollouts], k=self.config.k),
             direct_B=None if direct_BD is None else ranking[rollouts:],
             rows_RK=columns_N.to(places_RK.device)[places_RK],
             cosines_RK=cosines_RK,

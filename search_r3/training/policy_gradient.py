@@ -100,7 +100,7 @@ def grpo_loss(
     Returns:
         The loss, a scalar (float32, or float64 for float64 inputs), 0 and still part of the graph if nothing is
         unmasked; and figures, means over unmasked tokens: "clip_low" (share of tokens whose ratio is below the bound
-        while the advantage is negative, where the gradient is cut), "clip_high" (above it, positive), "ratio", and
+        while the advantage is negative, where the gradient is cut), "clip_high" (above it, positive), "ratio" (1 if there is none), and
         "kl" (k3 as above; 0 without a reference).
 
     Raises:
@@ -148,7 +148,7 @@ def grpo_loss(
     return loss, {
         "clip_low": mean((ratio_RT < 1 - epsilon_low) & (advantage_R1 < 0)),
         "clip_high": mean((ratio_RT > 1 + epsilon_high) & (advantage_R1 > 0)),
-        "ratio": mean(ratio_RT),
+        "ratio": mean(ratio_RT) if bool(mask_RT.any()) else 1.0,
         "kl": mean(kl_RT),
     }
 

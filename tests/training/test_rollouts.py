@@ -166,10 +166,10 @@ class StandInVLLM:
         self.pushed: list[dict[str, torch.Tensor]] = []
         self.resets = 0
 
-    def SamplingParams(self, **settings: Any) -> Any:  # noqa: N802
+    def SamplingParams(self, **settings: Any) -> Any:
         return SimpleNamespace(**settings)
 
-    def LLM(self, model: str, **_: Any) -> Any:  # noqa: N802
+    def LLM(self, model: str, **_: Any) -> Any:
         self.started_on = Path(model)
         worker = SimpleNamespace(load_weights=lambda named: self.pushed.append(dict(named)))
         runner = SimpleNamespace(model_runner=SimpleNamespace(model=worker))
