@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ def select_pairs(
         scorer: keep a pair only if its positive is among the `top` candidates, which are all positives of its kind
             in the file; None keeps all.
         report: called with (what, done, total).
+
+    What the scorer makes of the documents is kept in OUTPUT.partial until all is done.
 
     Returns:
         The manifest, also written to OUTPUT.manifest.json: counts by kind, and what was dropped.
@@ -87,6 +90,7 @@ def select_pairs(
         "scorer": {"name": scorer.name, **scorer.identity} if scorer is not None else None,
     }
     atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    shutil.rmtree(f"{output}.partial", ignore_errors=True)
     return manifest
 
 

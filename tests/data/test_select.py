@@ -48,6 +48,7 @@ def test_a_query_that_does_not_find_its_document_is_dropped(source: Path, tmp_pa
     manifest = select_pairs(source, tmp_path / "out.jsonl", {"animals": 9}, scorer=open_scorer("bm25"), top=1)
     assert {pair.id for pair in read_pairs(tmp_path / "out.jsonl")} == {f"a{i}" for i in range(8)}
     assert manifest["dropped"] == {"not found again": 1, "of a kind not asked for": 6}
+    assert not (tmp_path / "out.jsonl.partial").exists()
     written = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
     assert written == json.loads(json.dumps(manifest))
 

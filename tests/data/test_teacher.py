@@ -112,3 +112,28 @@ def test_what_is_no_file_of_rows_is_refused(tmp_path: Path) -> None:
             TeacherRows(tmp_path / name)
     with pytest.raises(InputError, match="must end in"):
         write_teacher_rows([tmp_path / "p.jsonl"], tmp_path / "x.npz", Letters())
+
+
+def test_teach_and_select_from_the_command_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from search_r3.cli import main
+
+    for command, message in (
+        (["data", "teach", str(source), "--into", str(tmp_path / "x.npz")], "must end in"),
+        (
+            ["data", "teach", str(source), "--into", str(tmp_path / "x.rows.safetensors"), "--by", "bm25"],
+            "embedding model",
+        ),
+        (["data", "select", str(source), str(tmp_path / "o.jsonl"), "--take", "x"], "KIND=COUNT"),
+        (["data", "select", str(source), str(tmp_path / "o.jsonl"), "--take", "cars=3"], "cars=3"),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error:")
+        assert message in error
+        assert error.count("\n") == 1
+    write_teacher_rows([source], tmp_path / "x.rows.safetensors", Letters())
+    rows = str(tmp_path / "x.rows.safetensors")
+    assert main(["data", "select", str(source), str(tmp_path / "o.jsonl"), "--by", rows, "--top", "2"]) == 0
+    assert "pairs in" in capsys.readouterr().out
