@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from search_r3 import __version__
-from search_r3.cli import teaching  # noqa: F401  # its commands join data_app
+from search_r3.cli import reinforcing, teaching  # noqa: F401  # their commands join train_app and data_app
 from search_r3.cli.options import (
     SETTINGS,
     BatchSize,

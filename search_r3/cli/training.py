@@ -29,7 +29,10 @@ from search_r3.cli.options import (
 )
 from search_r3.errors import InputError
 
-train_app = typer.Typer(help="Train a model: `train sft` is stage 1 (supervised, contrastive).", **SETTINGS)
+train_app = typer.Typer(
+    help="Train a model: `train sft` is stage 1 (supervised, contrastive), `train grpo` stage 2 (reinforced).",
+    **SETTINGS,
+)
 data_app = typer.Typer(help="Make training data: pairs by a recipe, hard negatives and analyses for them.", **SETTINGS)
 
 

@@ -100,8 +100,8 @@ def grpo_loss(
     Returns:
         The loss, a scalar (float32, or float64 for float64 inputs), 0 and still part of the graph if nothing is
         unmasked; and figures, means over unmasked tokens: "clip_low" (share of tokens whose ratio is below the bound
-        while the advantage is negative, where the gradient is cut), "clip_high" (above it, positive), "ratio" (1 if there is none), and
-        "kl" (k3 as above; 0 without a reference).
+        while the advantage is negative, where the gradient is cut), "clip_high" (above it, positive), "ratio" (1 if
+        nothing is unmasked), and "kl" (k3 as above; 0 without a reference).
 
     Raises:
         ValueError: shapes or dtypes that do not fit, bounds outside 0 < low <= 1 and 0 < high, a negative beta, a beta

@@ -15,10 +15,13 @@ import torch.multiprocessing as mp
 from tiny_grpo import optimizer_of, some_pairs, task_of, write_recipe
 
 from search_r3 import SearchR3
+from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
+from search_r3.training.config import load_config
 from search_r3.training.grpo import GRPOTask, train_grpo
+from search_r3.training.grpo_config import GRPOConfig
 from search_r3.training.grpo_data import QueryOrder, read_problem
 from search_r3.training.grpo_round import NOBODY
 from search_r3.training.rollouts import TorchRollouts
@@ -438,3 +441,23 @@ def test_a_process_with_nothing_to_learn_from_joins_in(stage_one: Path, tmp_path
     mp.spawn(work, args=(str(stage_one), str(tmp_path)), nprocs=2)
     assert (tmp_path / "done-0").exists()
     assert (tmp_path / "done-1").exists()
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_recipes_that_we_ship_are_valid(name: str) -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "grpo" / f"{name}.yaml", GRPOConfig)
+    assert config.group_size == {"cpu": 6, "gpu": 8}[name]
+    assert config.max_reasoning_tokens == {"cpu": 24, "gpu": 32}[name]
+    assert all(part.hold_out_modulus == 8 for part in config.queries if part.beir == "scifact")
+
+
+def test_the_command_trains_and_tells_mistakes_in_one_line(
+    stage_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(stage_one, tmp_path / "recipe.yaml")
+    assert main(["train", "grpo", str(recipe), "--set", "loop.steps=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"adapter": str(tmp_path / "run" / "adapter")}
+    assert main(["train", "grpo", str(recipe), "--set", "group_size=1"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "group_size must be 2 or more, not 1" in lines[0]

@@ -11,8 +11,10 @@ from search_r3.training import plot
 from search_r3.training.plot import PANELS, Run, plot_run, plot_runs, read_log
 
 TERMS = ("infonce", "triplet", "sft", "kl", "distil", "infonce_query", "infonce_reasoning", "accuracy_query",
-         "accuracy_reasoning", "rows_reasoning")  # fmt: skip
-ENDINGS = ("off", "on", "emission", "tokens", "distinct", "uniformity", "alignment")
+         "accuracy_reasoning", "rows_reasoning", "reward", "dcg_scaled", "dcg", "direct", "dcg_scaled_high", "dcg_high",
+         "emission", "distinct", "zero_variance", "length", "entropy", "policy", "contrastive", "kl_reference",
+         "clip_low", "clip_high", "mean_age", "gauge_error")  # fmt: skip
+ENDINGS = ("off", "on", "emission", "tokens", "distinct", "uniformity", "alignment", "reward", "reward_direct")
 
 
 def write_log(folder: Path, records: list[dict]) -> Path:
