@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands that need them, so that `--help
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from enum import StrEnum
@@ -68,6 +69,8 @@ def train_sft(
     from search_r3.training import sft
 
     folder = sft.train_sft(config, override or [], resume)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks
+        return
     if as_json:
         print_json({"adapter": str(folder)})
     else:
