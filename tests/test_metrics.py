@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_r3 import metrics
+from search_r3.evaluation.measures import MRR, NDCG, RECALL, measure_run
 
 DOCUMENTS = [f"d{i:02d}" for i in range(12)]
 # Few distinct scores, so that most rankings hold ties; two of them differ in float64 only.
@@ -41,6 +42,38 @@ def test_runs_score_as_trec_eval_scores_them(run, qrels, k):
     assert metrics.run_ndcg(run, qrels, k) == pytest.approx(ndcg, abs=1e-9)
     assert metrics.run_reciprocal_rank(run, qrels, k) == pytest.approx(rr, abs=1e-9)
     assert metrics.run_recall(run, qrels, k) == pytest.approx(recall, abs=1e-9)
+
+
+def test_a_thousand_random_cases_score_as_trec_eval_scores_them():
+    """Larger than the cases above: up to 150 ranked documents, graded, with ties, missing and unjudged queries; both
+    forms, ours in numpy and the one that results are measured with."""
+    pytest.importorskip("pytrec_eval")
+    rng = np.random.default_rng(0)
+    tied, missing = 0, 0
+    for _ in range(1000):
+        documents = [f"d{i}" for i in rng.permutation(int(rng.integers(3, 160)))]
+        queries = [f"q{i}" for i in range(int(rng.integers(1, 6)))]
+        levels = int(rng.choice([2, 5, 1000]))  # few levels: nearly everything is tied
+
+        def some(share, documents=documents):
+            return [did for did in documents if rng.random() < share] or documents[:1]
+
+        run = {q: {d: float(rng.integers(levels)) / 7 for d in some(0.9)} for q in queries if rng.random() < 0.8}
+        run["unjudged"] = {documents[0]: 1.0}
+        qrels = {q: {d: int(rng.integers(-1, 4)) for d in some(rng.random() / 4)} for q in queries}
+        tied += sum(len(set(scores.values())) < len(scores) for scores in run.values())
+        missing += len(qrels.keys() - run.keys())
+        ndcg, rr, _ = trec_eval(run, qrels, 10)
+        recall = trec_eval(run, qrels, 100)[2]
+        assert metrics.run_ndcg(run, qrels, 10) == pytest.approx(ndcg, abs=1e-9)
+        assert metrics.run_reciprocal_rank(run, qrels, 10) == pytest.approx(rr, abs=1e-9)
+        assert metrics.run_recall(run, qrels, 100) == pytest.approx(recall, abs=1e-9)
+        measured = measure_run(run, qrels)
+        assert measured.per_query == {NDCG: ndcg, MRR: rr, RECALL: recall}
+        assert measured.mean[NDCG] == pytest.approx(np.mean(list(ndcg.values())))
+        assert set(measured.missing_queries) == qrels.keys() - run.keys()
+    assert tied > 1000
+    assert missing > 300
 
 
 @settings(max_examples=100, deadline=None)

@@ -116,8 +116,27 @@ def evaluate(
                 record, fresh = evaluate_pair(dataset, used_split, system, output, store, force=force, seed=seed)
                 records.append(record)
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
-                say(f"{dataset.name} {system.name}: {shown}" + ("" if fresh else " (already there)"))
+                noted = "".join(f"; {remark}" for remark in remarks(record))
+                say(f"{dataset.name} {system.name}: {shown}" + ("" if fresh else " (already there)") + noted)
     return records
+
+
+def remarks(record: dict[str, Any]) -> list[str]:
+    """What a reader of a metrics record's figures must know of its data: relevant documents that are not in the corpus
+    or empty cannot be found by any system, and a query without an answer counts as 0."""
+    relevant, empty, unanswered = (
+        record.get(f"num_{name}", 0) for name in ("missing_documents", "empty_documents", "missing_queries")
+    )
+    found = []
+    if relevant:
+        found.append(
+            f"{relevant:,} relevant documents are not in the corpus ({', '.join(record['missing_documents'])})"
+        )
+    if empty:
+        found.append(f"{empty:,} documents are empty and never found")
+    if unanswered:
+        found.append(f"{unanswered:,} of {record['num_queries']:,} queries have no answer and count as 0")
+    return found
 
 
 def evaluate_pair(
@@ -129,9 +148,13 @@ def evaluate_pair(
     *,
     force: bool = False,
     seed: int = 0,
+    pair: Pair | None = None,
 ) -> tuple[dict[str, Any], bool]:
-    """Evaluate one system on one data set; returns its metrics record and whether it was computed just now."""
-    pair = paths(output, dataset.name, system.name)
+    """Evaluate one system on one data set; returns its metrics record and whether it was computed just now.
+
+    Its files stand where `paths` says, unless `pair` names other places.
+    """
+    pair = pair or paths(output, dataset.name, system.name)
     settings = {
         "format": FORMAT,
         "split": split,

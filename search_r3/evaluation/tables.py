@@ -159,6 +159,10 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
     lines = [f"Queries over documents: {'; '.join(sizes.values())}."]
     if any(name.endswith(SMALL) for name in sizes):
         lines.append(f"A name in `{SMALL}` is a fixed part of a data set, the same for every system.")
+    missing = {r["dataset"]: r["num_missing_documents"] for r in records if r.get("num_missing_documents")}
+    if missing:
+        listed = "; ".join(f"{count:,} of {name}" for name, count in missing.items())
+        lines.append(f"Relevant documents that are not in the corpus, so that no system can find them: {listed}.")
     lines += [
         f"Documents: {_grouped(records, _cut)}.",
         f"Machines: {_grouped(records, _machine)}.",

@@ -15,6 +15,7 @@ from search_r3.evaluation.measures import NDCG, measure_run
 from search_r3.evaluation.runs import read_gzip_lines, read_run
 from search_r3.evaluation.suite import evaluate, load_dataset
 from search_r3.evaluation.systems import SearchR3System, model_name, open_systems, split_label
+from search_r3.evaluation.tables import results_markdown
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*documents have an empty")
 
@@ -98,6 +99,24 @@ def test_what_is_done_is_skipped_until_something_that_decides_it_changes(run_fak
     qrels = data_root / "tiny/qrels/test.tsv"
     qrels.write_text(qrels.read_text().replace("q1\td1\t2", "q1\td1\t1"))
     assert queries_encoded(make_model("b" * 64), max_reasoning_tokens=8, max_length=3) == 6
+
+
+def test_a_set_with_missing_documents_is_never_reported_without_saying_so(data_root, tmp_path, monkeypatch):
+    whole = load_dataset("tiny", None, data_root)
+    whole.qrels["q1"]["gone"] = 1  # `load_beir` refuses such a judgement; a data set made in Python may hold it
+    whole.queries["q3"] = "nothing shared"
+    monkeypatch.setattr(suite, "load_dataset", lambda *_: whole)
+    lines = []
+    options = {"data_root": data_root, "use_cache": False, "report": lines.append}
+    (record,) = evaluate(["tiny"], ["bm25"], tmp_path / "results", **options)
+    assert record["missing_documents"] == ["gone"]
+    evaluate(["tiny"], ["bm25"], tmp_path / "results", **options)
+    for line in lines:  # also when it was there already
+        assert "1 relevant documents are not in the corpus (gone)" in line
+        assert "1 documents are empty and never found" in line
+        assert "1 of 3 queries have no answer and count as 0" in line
+    assert "not in the corpus, so that no system can find them: 1 of tiny." in results_markdown([record])
+    assert "not in the corpus" not in results_markdown([{**record, "num_missing_documents": 0}])
 
 
 def test_splits_have_defaults_and_an_unknown_one_is_refused(data_root):
