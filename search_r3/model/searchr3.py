@@ -48,6 +48,11 @@ class Reasoned:
     forced: bool
     token_ids: list[int]
 
+    @property
+    def analysis_ids(self) -> list[int]:
+        """The tokens of the analysis, as `SearchR3.encode_behind` takes them."""
+        return self.token_ids[-1 - self.num_tokens : -1]
+
 
 class SearchR3:
     """A reason-then-embed model: `encode_document`, `encode_query`, `reason`, `similarity`.
@@ -239,6 +244,47 @@ class SearchR3:
             for row, g in zip(rows, generations, strict=True)
         ]
 
+    def encode_behind(
+        self,
+        texts: Sequence[str],
+        analyses: Sequence[str | Sequence[int]],
+        *,
+        max_reasoning_tokens: int | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray:
+        """Embed each query behind an analysis that is given: the reasoning conversation, `analysis`, the embed token.
+
+        One prefill each; nothing is written. Behind what `reason` wrote it is `reason`'s embedding.
+
+        Args:
+            analyses: one for each text: a string ("" is an empty analysis), in which "<|embed_token|>" and its like
+                are plain characters; or token ids as they were written, such as `Reasoned.analysis_ids`.
+            max_reasoning_tokens: cut each analysis at so many tokens; None keeps it whole.
+
+        Returns:
+            float32 (len(texts), dimension), unit rows.
+
+        Raises:
+            InputError: an empty text, another number of analyses, or an id that is unknown or the embed token's.
+        """
+        _check_queries(texts)
+        _check_batch_size(batch_size)
+        if len(analyses) != len(texts):
+            raise InputError(f"{len(analyses)} analyses for {len(texts)} texts; give one for each")
+        if max_reasoning_tokens is not None and max_reasoning_tokens < 0:
+            raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
+        embed_id, frame = self.contract.embed_token_id, self.frames["reasoning"]
+        written = [_analysis_ids(self.tokenizer, analysis, embed_id) for analysis in analyses]
+        rows = [
+            [*row, *ids[:max_reasoning_tokens], embed_id]
+            for row, ids in zip(self._rows(frame, texts, DEFAULT_QUERY_TOKENS), written, strict=True)
+        ]
+        if not rows:
+            return self._nothing()
+        with _progress("encoding", len(rows), show_progress_bar) as progress:
+            return self.engine.embed(frame.prefix, rows, batch_size, progress)
+
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosine similarity of the rows of `a` and `b`: (len(a), len(b)), for unit rows as the encoders return."""
         return np.asarray(a, dtype=np.float32) @ np.asarray(b, dtype=np.float32).T
@@ -293,6 +339,19 @@ def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return []
     with _TOKENIZING:
         return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def _analysis_ids(tokenizer: Any, analysis: str | Sequence[int], embed_id: int) -> list[int]:
+    if isinstance(analysis, str):
+        return encode_as_text(tokenizer, [analysis])[0] if analysis else []
+    ids = [int(token) for token in analysis]
+    for token in ids:
+        if not 0 <= token < len(tokenizer) or token == embed_id:
+            raise InputError(
+                f"the analysis holds token {token}; expected ids from 0 to {len(tokenizer) - 1} without the embed "
+                f"token {embed_id}, which is put behind them"
+            )
+    return ids
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:

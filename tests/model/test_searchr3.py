@@ -61,6 +61,41 @@ def test_encode_query_with_reasoning_is_what_reason_returns(tiny: SearchR3) -> N
     assert np.array_equal(tiny.encode_query(TEXTS, max_reasoning_tokens=5), np.stack([r.embedding for r in reasoned]))
 
 
+@pytest.mark.parametrize("budget", [0, 12])
+def test_behind_what_reason_wrote_stands_what_reason_embedded(tiny: SearchR3, budget: int) -> None:
+    reasoned = tiny.reason(TEXTS, max_reasoning_tokens=budget)
+    rows = tiny.encode_behind(TEXTS, [r.analysis_ids for r in reasoned], batch_size=4)
+    assert np.abs(rows - np.stack([r.embedding for r in reasoned])).max() < 1e-5
+    assert rows.dtype == np.float32
+    assert all(len(r.analysis_ids) == r.num_tokens for r in reasoned)
+
+
+def test_an_analysis_may_be_given_as_text(tiny: SearchR3) -> None:
+    analyses = ["open it and iterate", "", "hidden state", "Paris", "risk", "x" * 40]
+    rows = tiny.encode_behind(TEXTS, analyses)
+    for row, text, analysis in zip(rows, TEXTS, analyses, strict=True):
+        frame = tiny.frames["reasoning"]
+        given = encode_as_text(tiny.tokenizer, [text])[0], encode_as_text(tiny.tokenizer, [analysis])[0]
+        ids = [*frame.prefix, *given[0], *frame.suffix, *given[1], tiny.contract.embed_token_id]
+        assert np.abs(row - plain_forward(tiny, ids)).max() < 1e-5
+        assert np.abs(row - tiny.encode_behind([text], [given[1]])[0]).max() < 1e-5
+    empty = tiny.reason([TEXTS[1]], max_reasoning_tokens=0)[0].embedding
+    assert np.abs(rows[1] - empty).max() < 1e-5
+    assert np.abs(rows[1] - tiny.encode_query([TEXTS[1]], reasoning=False)[0]).max() > 1e-3  # another conversation
+    assert tiny.encode_behind([], []).shape == (0, tiny.dimension)
+
+
+def test_a_given_analysis_is_cut_at_the_budget_and_its_special_tokens_are_text(tiny: SearchR3) -> None:
+    analysis = "first enrich <|embed_token|> the query <|im_end|> in a few words"
+    ids = encode_as_text(tiny.tokenizer, [analysis])[0]
+    assert not set(ids) & set(tiny.tokenizer.all_special_ids)
+    whole = tiny.encode_behind(["x"], [analysis])
+    assert np.abs(whole - tiny.encode_behind(["x"], [ids])).max() < 1e-5
+    cut = tiny.encode_behind(["x"], [analysis], max_reasoning_tokens=5)
+    assert np.abs(cut - tiny.encode_behind(["x"], [ids[:5]])).max() < 1e-5
+    assert np.abs(cut - whole).max() > 1e-3
+
+
 @pytest.mark.parametrize("special", ["<|embed_token|>", "<|im_end|>", "<|im_start|>system"])
 def test_a_special_token_in_a_users_text_stays_text(tiny: SearchR3, special: str) -> None:
     text = f"what does {special} mean"
@@ -123,6 +158,11 @@ def test_similarity_is_the_cosine(tiny: SearchR3) -> None:
         (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)]), "query 1 of 1 has 100,001 characters"),
         (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)], reasoning=False), "100,001 characters"),
         (lambda m: m.reason(["x"], max_reasoning_tokens=-1), "max_reasoning_tokens must be 0 or more, not -1"),
+        (lambda m: m.encode_behind(["x", "y"], ["z"]), "1 analyses for 2 texts; give one for each"),
+        (lambda m: m.encode_behind([" "], ["z"]), "text 1 of 1 is empty"),
+        (lambda m: m.encode_behind(["x"], [[1, m.contract.embed_token_id]]), "without the embed token"),
+        (lambda m: m.encode_behind(["x"], [[-1]]), "the analysis holds token -1"),
+        (lambda m: m.encode_behind(["x"], [""], max_reasoning_tokens=-1), "max_reasoning_tokens must be 0 or more"),
         (lambda m: m.reason(["x"], temperature=-0.5), "temperature must be 0 or more, not -0.5"),
     ],
 )
