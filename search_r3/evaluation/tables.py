@@ -7,7 +7,7 @@ that no run supports cannot stand there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,16 @@ def load_records(output: str | Path = "results") -> list[dict[str, Any]]:
     return sorted(records, key=lambda r: (_dataset_order(r["dataset"]), _system_order(r["system"])))
 
 
-def results_markdown(records: Sequence[dict[str, Any]], measures: Iterable[str] = MEASURES) -> str:
-    """One table a measure (data sets as columns, systems as rows, the best of a column in bold), then what was run on
-    what: queries and documents, where documents were cut, hardware and dtype, and the reasoning."""
-    tables = [f"**{MEANING.get(measure, measure)}**\n\n{_table(records, measure)}" for measure in measures]
-    return "\n\n".join([*tables, _caption(records)])
+def results_markdown(records: Sequence[dict[str, Any]], measures: Sequence[str] = tuple(MEASURES)) -> str:
+    """One table a measure (systems as columns, data sets as rows, the best of a row in bold), those after the first
+    folded away, then what was run on what: queries and documents, where documents were cut, hardware and dtype, and the
+    reasoning."""
+    first, *others = [f"**{MEANING.get(measure, measure)}**\n\n{_table(records, measure)}" for measure in measures]
+    folded = []
+    if others:
+        names = " and ".join(MEANING.get(measure, measure) for measure in measures[1:])
+        folded = ["\n\n".join([f"<details><summary>{names}</summary>", *others, "</details>"])]
+    return "\n\n".join([first, *folded, _caption(records)])
 
 
 def replace_block(text: str, block: str) -> str:
@@ -131,12 +136,12 @@ def rebuild_records(
 
 
 def _table(records: Sequence[dict[str, Any]], measure: str) -> str:
-    values = {(r["system"], r["dataset"]): r["measures"].get(measure) for r in records}
-    columns = sorted({r["dataset"] for r in records}, key=_dataset_order)
-    rows = sorted({r["system"] for r in records}, key=_system_order)
+    values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in records}
+    rows = sorted({r["dataset"] for r in records}, key=_dataset_order)
+    columns = sorted({r["system"] for r in records}, key=_system_order)
     best = {
-        column: max(f"{values[row, column]:.3f}" for row in rows if values.get((row, column)) is not None)
-        for column in columns
+        row: max(f"{values[row, column]:.3f}" for column in columns if values.get((row, column)) is not None)
+        for row in rows
     }
 
     def cell(row: str, column: str) -> str:
@@ -144,7 +149,7 @@ def _table(records: Sequence[dict[str, Any]], measure: str) -> str:
         if value is None:
             return ""
         shown = f"{value:.3f}"
-        return f"**{shown}**" if shown == best[column] and len(rows) > 1 else shown
+        return f"**{shown}**" if shown == best[row] and len(columns) > 1 else shown
 
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     lines += [f"| {row} | " + " | ".join(cell(row, column) for column in columns) + " |" for row in rows]
