@@ -24,7 +24,7 @@ def dev_figures(
 
     Returns:
         nDCG@10 without ("off") and with ("on") reasoning; "emission", the share of analyses that end by themselves;
-        "tokens", their mean length; "distinct", different analyses per query; "uniformity" of the documents and
+        "tokens" and "median_tokens", their mean and median length; "distinct", different analyses per query; "uniformity" of the documents and
         "alignment" of direct queries with their documents (Wang and Isola 2020).
     """
     documents_ND = encoder.encode_document(
@@ -48,6 +48,7 @@ def dev_figures(
         "on": float(metrics.ndcg(behind_QD @ documents_ND.T, relevance_QN, 10).mean()),
         "emission": float(np.mean([not r.forced for r in reasoned])),
         "tokens": float(np.mean([r.num_tokens for r in reasoned])),
+        "median_tokens": float(np.median([r.num_tokens for r in reasoned])),
         "distinct": len({r.text for r in reasoned}) / len(reasoned),
         "uniformity": float(uniformity(torch.from_numpy(documents_ND))),
         "alignment": float(alignment(torch.from_numpy(direct_QD[query]), torch.from_numpy(documents_ND[document]))),

@@ -20,7 +20,7 @@ from search_r3.training.contrast import Candidates, document_key
 from search_r3.training.sampler import Sampler
 from search_r3.training.sft import LossWeights, SFTConfig, SFTTask, train_sft
 
-DEV_FIGURES = ("off", "on", "emission", "tokens", "distinct", "uniformity", "alignment")
+DEV_FIGURES = ("off", "on", "emission", "tokens", "median_tokens", "distinct", "uniformity", "alignment")
 WORDS = [
     *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"),
     *("iota", "kappa", "lamda", "mu", "nu", "xi", "omicron", "pi"),
