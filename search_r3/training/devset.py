@@ -24,8 +24,8 @@ def dev_figures(
 
     Returns:
         nDCG@10 without ("off") and with ("on") reasoning; "emission", the share of analyses that end by themselves;
-        "tokens" and "median_tokens", their mean and median length; "distinct", different analyses per query; "uniformity" of the documents and
-        "alignment" of direct queries with their documents (Wang and Isola 2020).
+        "tokens" and "median_tokens", their mean and median length; "distinct", different analyses per query;
+        "uniformity" of the documents and "alignment" of direct queries with their documents (Wang and Isola 2020).
     """
     documents_ND = encoder.encode_document(
         [document.full_text for document in pool.corpus.values()],
