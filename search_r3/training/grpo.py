@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from search_r3.data.dev import dev_pool
@@ -176,7 +176,9 @@ class GRPOTask:
         contrastive, pairs = self._contrastive(encoded.embedding_BD, batch, chosen)
         loss = gather.weight_of_rows(count, device) * policy
         loss = loss + config.contrastive_weight * gather.weight_of_rows(pairs, device) * contrastive
-        loss = loss + 0.0 * (encoded.embedding_BD.sum() + new_N.sum())  # every weight is part of every step
+        # Every weight is part of every step: of an untied model, the embed token's own row is not, if nothing is
+        # contrasted and so nobody looks at what was fed last.
+        loss = loss + 0.0 * (encoded.embedding_BD.sum() + new_N.sum())
         flat_N = torch.cat([mask_RT[line, :length] for line, length in enumerate(lengths)])
         entropy = float(entropy_N[flat_N].mean()) if tokens else 0.0
         return loss, {
@@ -387,7 +389,7 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
         InputError: anything wrong with the recipe, the adapter, the queries, the corpus or the disk.
     """
     config = load_config(recipe, GRPOConfig, overrides)
-    PartialState()  # under a launcher: which process this is, before anything is shared out
+    Accelerator(mixed_precision="no")  # as the loop's: which process this is, before the queries are shared out
     checkpoint, first = load_stage_one(config.adapter)
     pools = [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
     problem = read_problem(config, {text for pool in pools for text in pool.queries.values()})

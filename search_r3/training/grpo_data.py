@@ -97,7 +97,10 @@ def read_problem(config: GRPOConfig, never: Collection[str] = ()) -> Problem:
             for text, (identity, judged) in part.items()
         ]
 
-    return Problem(documents, numbered(sets["train"]), numbered(sets["held_out"]))
+    held_out = numbered(sets["held_out"])
+    by_id = {query.id: query for query in held_out}
+    mixed = [by_id[key] for key in stable_order(by_id, config.loop.seed)]  # the first few are of every set
+    return Problem(documents, numbered(sets["train"]), mixed)
 
 
 class QueryOrder:

@@ -24,6 +24,7 @@ from search_r3.training.grpo import GRPOTask, train_grpo
 from search_r3.training.grpo_config import GRPOConfig
 from search_r3.training.grpo_data import QueryOrder, read_problem
 from search_r3.training.grpo_round import NOBODY
+from search_r3.training.policy import _frozen
 from search_r3.training.rollouts import TorchRollouts
 
 
@@ -179,8 +180,7 @@ def _log_prob_of_end(task: GRPOTask, batch: Any) -> float:
 def test_padding_ids_are_no_part_of_the_policy(task: GRPOTask) -> None:
     batch = task.batch(0)
     before = gradients(task, batch)
-    matrix = task.policy.causal_lm.get_output_embeddings()
-    weight = matrix.weight if hasattr(matrix, "weight") else matrix.original_module.weight
+    weight = _frozen(task.policy.causal_lm.get_output_embeddings())
     vocabulary = len(task.checkpoint.tokenizer)
     assert weight.shape[0] > vocabulary
     with torch.no_grad():
@@ -213,8 +213,10 @@ def test_the_contrastive_term_is_infonce_against_the_refreshed_documents(stage_o
             positive = queries[line // 4].positive
             torch.testing.assert_close(batch.candidate_CD[target], vectors[rows.index(positive)])
             assert not batch.masked_RC[line, target]
-        else:
-            assert batch.last[line] != task.checkpoint.contract.embed_token_id
+    embed = task.checkpoint.contract.embed_token_id
+    forced = [last != embed for last in batch.last]
+    assert any(forced)
+    assert forced == (batch.target_R == NOBODY).tolist()  # nobody chose to embed there
 
 
 def test_a_second_positive_is_no_negative(stage_one: Path, tmp_path: Path) -> None:
@@ -350,7 +352,7 @@ def test_a_beir_set_holds_out_by_its_ids_and_documents_are_cut_to_the_positives_
         stage_one, tmp_path, queries=[{"beir": str(folder), "hold_out_modulus": 4, "limit": 6}],
         corpus=[{"beir": str(folder)}, {"pairs": str(stage_one.parents[1] / "pairs.jsonl")}], max_documents=20,
     )  # fmt: skip
-    assert [query.id.rsplit("/")[-1] for query in task.problem.held_out] == ["0", "4", "8", "12"]
+    assert {query.id.rsplit("/")[-1] for query in task.problem.held_out} == {"0", "4", "8", "12"}
     assert len(task.problem.train) == 6
     assert len(task.problem.documents) == 20
     for query in (*task.problem.train, *task.problem.held_out):

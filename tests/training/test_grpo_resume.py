@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from accelerate import Accelerator
 from tiny_grpo import task_of, write_recipe
 
 from search_r3.errors import InputError
@@ -121,3 +125,45 @@ def test_starting_over_forgets_the_old_rollouts(stage_one: Path, tmp_path: Path)
     before = (tmp_path / "run" / "rollouts.jsonl").read_text()
     train_grpo(recipe, ["loop.steps=2"], resume=False)
     assert (tmp_path / "run" / "rollouts.jsonl").read_text() == before
+
+
+def two(rank: int, port: int, stage_one: str, folder: str) -> None:
+    """One of two processes of a launcher: a whole run, one that dies inside of a round, and that one again."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    root = Path(folder)
+    recipes = {name: root / name / "recipe.yaml" for name in ("whole", "killed")}
+    changes = ROUNDS | {"queries_per_step": 2, "loop": LOOP}
+    processes = Accelerator(mixed_precision="no")
+    if rank == 0:
+        for path in recipes.values():
+            path.parent.mkdir()
+            write_recipe(Path(stage_one), path, **changes)
+    processes.wait_for_everyone()
+    train_grpo(recipes["whole"])
+    patch = pytest.MonkeyPatch()
+    revive = dying_at(3, patch)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_grpo(recipes["killed"])
+    revive()
+    processes.wait_for_everyone()
+    train_grpo(recipes["killed"])
+    if rank == 0:
+        assert curve(root / "killed" / "run") == curve(root / "whole" / "run")
+        assert len(curve(root / "whole" / "run")) == 5 + 2  # steps, and evaluations of the first and the last
+        (root / "done").touch()
+
+
+LOOP = {
+    "steps": 5, "learning_rate": 0.01, "warmup_steps": 1, "checkpoint_every": 1, "evaluate_every": 100,
+    "mixed_precision": "no",
+}  # fmt: skip
+
+
+def test_two_processes_resume_inside_of_a_round(stage_one: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(two, args=(port, str(stage_one), str(tmp_path)), nprocs=2)
+    assert (tmp_path / "done").exists()
