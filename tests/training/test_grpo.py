@@ -19,6 +19,7 @@ from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
+from search_r3.training import grpo
 from search_r3.training.config import load_config
 from search_r3.training.grpo import GRPOTask, train_grpo
 from search_r3.training.grpo_config import GRPOConfig
@@ -463,3 +464,23 @@ def test_the_command_trains_and_tells_mistakes_in_one_line(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "group_size must be 2 or more, not 1" in lines[0]
+
+
+def test_dev_pools_choose_the_best_and_are_not_trained_on(
+    stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = some_pairs()[:6]
+    corpus = {pair.id: Document(pair.id, "", pair.positive) for pair in pairs}
+    pool = BeirDataset("greek.dev", corpus, {p.id: p.query for p in pairs[:3]}, {p.id: {p.id: 1} for p in pairs[:3]})
+    monkeypatch.setattr(grpo, "dev_pool", lambda *_: pool)
+    seen: list[Any] = []
+    read = grpo.read_problem
+    monkeypatch.setattr(grpo, "read_problem", lambda *args: (seen.append(read(*args)), seen[-1])[1])
+    train_grpo(write_recipe(stage_one, tmp_path / "recipe.yaml", dev=["greek"]))
+    assert {pair.query for pair in pairs[:3]}.isdisjoint(query.text for query in seen[0].train)
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    dev = [record["dev"] for record in records if "dev" in record]
+    assert {"ndcg@10.off", "ndcg@10.on", "greek.dev.off", "greek.dev.emission", "live.reward"} <= set(dev[0])
+    finished = json.loads((tmp_path / "run" / "finished.json").read_text())
+    assert finished["best"] == max(figures["ndcg@10.on"] for figures in dev)
+    SearchR3.from_pretrained(tmp_path / "run" / "best", device="cpu")
