@@ -118,7 +118,7 @@ def test_evaluate_prints_its_records_and_rewrites_the_readme(tmp_path, monkeypat
     (record,) = json.loads(capsys.readouterr().out)
     assert record["measures"]["nDCG@10"] == 1.0
     readme = Path("README.md").read_text()
-    assert "| bm25 | 1.000 |" in readme
+    assert "| tiny | 1.000 |" in readme
     assert readme.endswith("after\n")
     assert main(["evaluate", "--table"]) == 0
     assert Path("README.md").read_text() == readme
