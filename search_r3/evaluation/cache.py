@@ -95,7 +95,7 @@ class EmbeddingCache:
         done = {number: shard for number, shard in found.items() if shard is not None}
         left = sum(len(shards[number]) for number in range(len(shards)) if number not in done)
         from_disk = len(done)
-        with _progress(label, left, show_progress) as advance:
+        with progress_bar(label, left, show_progress) as advance:
             for number, members in enumerate(shards):
                 if number in done:
                     continue
@@ -164,7 +164,7 @@ def _read_shard(path: Path, key: str, expected: int) -> tuple[np.ndarray, float]
 
 
 @contextmanager
-def _progress(label: str, total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(label: str, total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that moves a bar (with the time left) forward by so many texts."""
     show = sys.stderr.isatty() if show is None else show
     if not show or total == 0:

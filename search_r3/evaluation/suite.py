@@ -155,14 +155,7 @@ def evaluate_pair(
     Its files stand where `paths` says, unless `pair` names other places.
     """
     pair = pair or paths(output, dataset.name, system.name)
-    settings = {
-        "format": FORMAT,
-        "split": split,
-        "depth": DEPTH,
-        "data_hash": dataset_hash(dataset),
-        "identity": system.identity,
-    }
-    settings = json.loads(json.dumps(settings))
+    settings = _settings(dataset, split, system)
     existing = None if force else _existing(pair, settings)
     if existing is not None:
         return existing, False
@@ -203,6 +196,11 @@ def evaluate_pair(
     }
     atomic_write_text(pair.metrics, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record, True
+
+
+def existing_record(pair: Pair, dataset: BeirDataset, split: str, system: System) -> dict[str, Any] | None:
+    """The record of a system that is already evaluated with these settings and data, or None."""
+    return _existing(pair, _settings(dataset, split, system))
 
 
 def load_dataset(name: str, split: str | None = None, data_root: str | Path | None = None) -> BeirDataset:
@@ -255,6 +253,17 @@ def _locate(name: str, data_root: str | Path | None, split: str | None) -> tuple
     if used not in splits:
         raise InputError(f"{shown} has no split {used!r}; it has: {', '.join(splits) or 'none'}; give one with --split")
     return folder, shown, used, cut
+
+
+def _settings(dataset: BeirDataset, split: str, system: System) -> dict[str, Any]:
+    settings = {
+        "format": FORMAT,
+        "split": split,
+        "depth": DEPTH,
+        "data_hash": dataset_hash(dataset),
+        "identity": system.identity,
+    }
+    return json.loads(json.dumps(settings))
 
 
 def _existing(pair: Pair, settings: dict[str, Any]) -> dict[str, Any] | None:

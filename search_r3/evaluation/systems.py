@@ -80,7 +80,7 @@ class BM25System:
         indexed = time.perf_counter()
         scores, indices = self.retriever.search(list(queries.values()), k)
         finished = time.perf_counter()
-        run = _as_run(list(queries), list(documents), scores, indices, above=0.0)
+        run = as_run(list(queries), list(documents), scores, indices, above=0.0)
         return Answers(run, indexed - started, finished - indexed)
 
 
@@ -105,7 +105,7 @@ class SentenceTransformerSystem:
         rows_QD = self.retriever.encode_query(list(queries.values()))
         query_seconds = time.perf_counter() - started
         scores, indices = exact_search(rows_QD, rows_ND, k)
-        return Answers(_as_run(list(queries), list(documents), scores, indices), seconds, query_seconds)
+        return Answers(as_run(list(queries), list(documents), scores, indices), seconds, query_seconds)
 
 
 class SearchR3System:
@@ -134,26 +134,32 @@ class SearchR3System:
 
     @property
     def identity(self) -> dict[str, Any]:
-        identity = {**self._document_identity, "mode": self.mode}
+        identity = {**self.document_identity, "mode": self.mode}
         return identity | ({"max_reasoning_tokens": self.max_reasoning_tokens} if self.mode == "on" else {})
 
     @property
-    def _document_identity(self) -> dict[str, Any]:
+    def document_identity(self) -> dict[str, Any]:
+        """Everything that decides a document's embedding."""
         return {
             "contract_hash": self.model.contract_hash,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "max_length": self.max_length,
         }
 
-    def answer(
-        self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
-    ) -> Answers:
+    def document_rows(self, documents: Mapping[str, str], cache: EmbeddingCache | None) -> tuple[np.ndarray, float]:
+        """Embeddings of `documents`, float32 (N, D), the same for every mode; and the seconds that they took."""
+
         def encode(texts: list[str]) -> np.ndarray:
             return self.model.encode_document(
                 texts, batch_size=self.batch_size, show_progress_bar=False, max_length=self.max_length
             )
 
-        rows_ND, seconds = _document_rows(self, encode, documents, self._document_identity, cache)
+        return _document_rows(self, encode, documents, self.document_identity, cache)
+
+    def answer(
+        self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
+    ) -> Answers:
+        rows_ND, seconds = self.document_rows(documents, cache)
         started = time.perf_counter()
         texts, reasoning = list(queries.values()), None
         if self.mode == "on":
@@ -174,7 +180,7 @@ class SearchR3System:
             )
         query_seconds = time.perf_counter() - started
         scores, indices = exact_search(rows_QD, rows_ND, k)
-        return Answers(_as_run(list(queries), list(documents), scores, indices), seconds, query_seconds, reasoning)
+        return Answers(as_run(list(queries), list(documents), scores, indices), seconds, query_seconds, reasoning)
 
 
 def open_systems(
@@ -290,13 +296,15 @@ def _document_rows(
     return encoded.rows, encoded.seconds
 
 
-def _as_run(
+def as_run(
     query_ids: Sequence[str],
     document_ids: Sequence[str],
     scores_QK: np.ndarray,
     indices_QK: np.ndarray,
     above: float = -np.inf,
 ) -> dict[str, dict[str, float]]:
+    """Scores and columns of a search, both (Q, K), as a run; without the documents that score `above` or less."""
+
     def row(q: int) -> Iterator[tuple[str, float]]:
         for score, index in zip(scores_QK[q], indices_QK[q], strict=True):
             if score > above:

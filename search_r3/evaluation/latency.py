@@ -1,0 +1,62 @@
+"""How long a query waits for its embedding: median and 95th percentile of timed calls, one query or a batch at a time.
+
+Only the encoding of queries is timed (reasoning included); searching is the same for every mode. What else the machine
+does changes such figures, so the load is kept beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+BATCHES = (1, 32)
+MIN_CALLS = 4
+"""Calls timed at least: the percentiles of fewer say nothing."""
+
+
+def time_queries(encode: Callable[[list[str], int], Any], queries: Sequence[str], batch_size: int) -> dict[str, float]:
+    """Time `encode(batch, batch_size)` over `queries` in batches, after one call that is not timed.
+
+    A batch that the queries do not fill is filled from their beginning, and batches go on so until there are at least
+    MIN_CALLS of them.
+
+    Returns:
+        `calls`; `median_ms` and `p95_ms` of a call, which is what each of its queries waits; `ms_per_query`, the mean
+        of a call over its queries.
+
+    Raises:
+        ValueError: no queries, or a batch size under 1.
+    """
+    if not queries or batch_size < 1:
+        raise ValueError(f"{len(queries)} queries in batches of {batch_size}: expected at least one of each")
+    calls = max(MIN_CALLS, -(-len(queries) // batch_size))
+    batches = [[queries[(c * batch_size + i) % len(queries)] for i in range(batch_size)] for c in range(calls)]
+    encode(batches[0], batch_size)
+    seconds_C = np.empty(calls)
+    for call, batch in enumerate(batches):
+        started = time.perf_counter()
+        encode(batch, batch_size)
+        seconds_C[call] = time.perf_counter() - started
+    return {
+        "calls": calls,
+        "median_ms": round(float(np.median(seconds_C)) * 1e3, 2),
+        "p95_ms": round(float(np.quantile(seconds_C, 0.95)) * 1e3, 2),
+        "ms_per_query": round(float(seconds_C.mean()) / batch_size * 1e3, 2),
+    }
+
+
+def time_mode(model: Any, queries: Sequence[str], budget: int | None) -> dict[str, Any]:
+    """`time_queries` for each of BATCHES: the model with this budget, or directly where it is None; and the load."""
+
+    def encode(batch: list[str], size: int) -> Any:
+        settings: dict[str, Any] = {"batch_size": size, "show_progress_bar": False}
+        if budget is None:
+            return model.encode_query(batch, reasoning=False, **settings)
+        return model.reason(batch, max_reasoning_tokens=budget, **settings)
+
+    timed: dict[str, Any] = {f"batch_{size}": time_queries(encode, queries, size) for size in BATCHES}
+    return timed | {"load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
