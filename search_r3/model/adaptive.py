@@ -1,0 +1,238 @@
+"""Whether a query is worth reasoning about, told from the scores of its direct search: `reasoning="auto"`.
+
+A logistic regression on four features of the best cosines (how high, how far apart, how even), fitted to where
+reasoning helped on dev queries and kept as JSON beside the adapter. Reasoning only where the query needs it is AdaQR's
+idea (arXiv 2510.21727); the spread of scores as a sign of a query's difficulty is older (Shtok et al. 2012).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_write_text
+
+ADAPTIVE_FILE = "adaptive.json"
+FORMAT = 1
+FEATURES = ("top", "margin", "spread", "entropy")
+DEPTH = 10
+TEMPERATURE = 0.05
+"""Of the softmax whose entropy is a feature: the upper end of what the contrastive loss uses."""
+RIDGE = 1.0
+"""Penalty on the standardised weights; few dev queries differ, so the rule must be held back."""
+FOLDS = 5
+MIN_DIFFERENT = 8
+"""Queries on which off and on must differ: fewer than two a feature fit anything."""
+ALWAYS, NEVER = -1e9, 1e9
+
+
+@dataclass(frozen=True)
+class AdaptiveRule:
+    """Reason where `bias + weights . (features - mean) / scale >= threshold`.
+
+    Attributes:
+        contract_hash: of the model whose cosines it was fitted on; they mean nothing for another.
+        weights, mean, scale: one number for each of FEATURES.
+        bias: of the regression: at threshold 0 the rule reasons where it expects a gain.
+        threshold: chosen for the share of the gain that was wanted; ALWAYS or NEVER where that is best.
+        depth: how many of the best scores it looks at.
+        temperature: of the softmax behind the entropy.
+        about: where it was fitted and what it reached there, for people.
+    """
+
+    contract_hash: str
+    weights: tuple[float, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    bias: float
+    threshold: float
+    depth: int = DEPTH
+    temperature: float = TEMPERATURE
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        scores_QK: npt.ArrayLike,
+        differences_Q: npt.ArrayLike,
+        *,
+        contract_hash: str,
+        target: float = 0.95,
+        depth: int = DEPTH,
+        seed: int = 0,
+        about: dict[str, Any] | None = None,
+    ) -> AdaptiveRule:
+        """Fit the rule to queries that were searched both ways.
+
+        The regression tells queries that reasoning helped from those that it harmed, each weighted by how much (ties
+        say nothing). The threshold is the one that reasons least for `target` of the whole gain, judged on predictions
+        by models that had not seen the query (FOLDS folds); where reasoning everywhere gains nothing, it is the one
+        that gains most.
+
+        Args:
+            scores_QK: cosines of the direct search, best first, (Q, K).
+            differences_Q: measure with reasoning minus without, (Q,).
+            target: share of the gain of reasoning everywhere, over 0 and at most 1.
+
+        Raises:
+            InputError: too few queries that differ, or shapes or a target that do not fit.
+        """
+        features_QF = score_features(scores_QK, depth, TEMPERATURE)
+        gains_Q = np.asarray(differences_Q, dtype=np.float64)
+        if gains_Q.shape != (len(features_QF),) or not np.isfinite(gains_Q).all():
+            raise InputError(
+                f"{len(features_QF)} rows of scores and differences of shape {gains_Q.shape}; give each one"
+            )
+        if not 0 < target <= 1:
+            raise InputError(f"target is {target}; expected a share of the gain over 0 and at most 1")
+        different = int(np.sum(np.abs(gains_Q) > 1e-9))
+        if different < MIN_DIFFERENT:
+            raise InputError(
+                f"reasoning changed {different} of {len(gains_Q)} queries; the rule needs at least {MIN_DIFFERENT}: "
+                "give more dev queries"
+            )
+        unseen_Q = np.empty(len(gains_Q))
+        folds_Q = np.random.default_rng(seed).permutation(len(gains_Q)) % FOLDS
+        for fold in range(FOLDS):
+            test_Q = folds_Q == fold
+            model = _Logistic.fit(features_QF[~test_Q], gains_Q[~test_Q])
+            unseen_Q[test_Q] = model.logits(features_QF[test_Q])
+        whole = _Logistic.fit(features_QF, gains_Q)
+        count = _fewest(unseen_Q, gains_Q, target)
+        seen_Q = np.sort(whole.logits(features_QF))[::-1]
+        if 0 < count < len(gains_Q):
+            threshold = float((seen_Q[count - 1] + seen_Q[count]) / 2)
+        else:
+            threshold = NEVER if count == 0 else ALWAYS
+        return cls(
+            contract_hash=contract_hash,
+            weights=tuple(whole.weights_F.tolist()),
+            mean=tuple(whole.mean_F.tolist()),
+            scale=tuple(whole.scale_F.tolist()),
+            bias=whole.bias,
+            threshold=threshold,
+            depth=depth,
+            about={"queries": len(gains_Q), "different": different, "target": target, **(about or {})},
+        )
+
+    def priority(self, scores_QK: npt.ArrayLike) -> np.ndarray:
+        """The regression's logit of each query, float64 (Q,): the higher, the more reasoning should help."""
+        features_QF = score_features(scores_QK, self.depth, self.temperature)
+        return (features_QF - self.mean) / self.scale @ np.array(self.weights) + self.bias
+
+    def decide(self, scores_QK: npt.ArrayLike) -> np.ndarray:
+        """Which queries to reason about, bool (Q,), by the cosines of their direct search, best first, (Q, K).
+
+        Raises:
+            InputError: not a matrix, no columns, or a score that is not finite.
+        """
+        return self.priority(scores_QK) >= self.threshold
+
+    def save(self, path: str | Path) -> None:
+        """Write the rule as JSON, in one rename; into an adapter's folder under ADAPTIVE_FILE `SearchR3` finds it."""
+        record = {"format": FORMAT, "features": FEATURES, **asdict(self)}
+        atomic_write_text(path, json.dumps(record, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, contract_hash: str | None = None) -> AdaptiveRule:
+        """Read a rule.
+
+        Args:
+            contract_hash: of the model that it is to be used with; None does not check.
+
+        Raises:
+            InputError: no such file, a damaged one, one of another version, or a rule for another model.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            version = record.pop("format"), tuple(record.pop("features"))
+            if version != (FORMAT, FEATURES):
+                raise InputError(f"{path} is a rule of another version; fit it again with search-r3 study")
+            known = {f.name for f in fields(cls)}
+            values: dict[str, Any] = {name: value for name, value in record.items() if name in known}
+            values |= {name: tuple(values[name]) for name in ("weights", "mean", "scale")}
+            rule = cls(**values)
+            numbers = [*rule.weights, *rule.mean, *rule.scale, rule.bias, rule.threshold, rule.temperature]
+            lengths = {len(rule.weights), len(rule.mean), len(rule.scale)}
+            if lengths != {len(FEATURES)} or not np.isfinite(numbers).all() or rule.depth < 1:
+                raise ValueError("numbers are missing or not finite")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is no rule for reasoning ({error}); fit it again with search-r3 study") from error
+        if contract_hash is not None and rule.contract_hash != contract_hash:
+            raise InputError(
+                f"{path} was fitted on the model with contract {rule.contract_hash[:12]}, not {contract_hash[:12]}; "
+                "fit it again with search-r3 study"
+            )
+        return rule
+
+
+def score_features(scores_QK: npt.ArrayLike, depth: int = DEPTH, temperature: float = TEMPERATURE) -> np.ndarray:
+    """The FEATURES of each query's best scores, float64 (Q, 4).
+
+    top: the best score; margin: best minus second; spread: best minus the mean of the others; entropy: of the softmax,
+    over its largest possible value. What needs a second score is 0 where there is none.
+
+    Raises:
+        InputError: not a matrix, no columns, or a score that is not finite.
+    """
+    scores = np.asarray(scores_QK, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] == 0 or not np.isfinite(scores).all():
+        raise InputError(f"scores have shape {scores.shape}; expected finite numbers (queries, best documents)")
+    best = -np.sort(-scores, axis=1)[:, :depth]
+    out = np.zeros((len(best), len(FEATURES)))
+    out[:, 0] = best[:, 0]
+    if best.shape[1] > 1:
+        out[:, 1] = best[:, 0] - best[:, 1]
+        out[:, 2] = best[:, 0] - best[:, 1:].mean(axis=1)
+        weights = np.exp((best - best[:, :1]) / temperature)
+        shares = weights / weights.sum(axis=1, keepdims=True)
+        logs = np.log(np.where(shares > 0, shares, 1.0))
+        out[:, 3] = -(shares * logs).sum(axis=1) / np.log(best.shape[1])
+    return out
+
+
+@dataclass(frozen=True)
+class _Logistic:
+    weights_F: np.ndarray
+    mean_F: np.ndarray
+    scale_F: np.ndarray
+    bias: float
+
+    def logits(self, features_QF: np.ndarray) -> np.ndarray:
+        return (features_QF - self.mean_F) / self.scale_F @ self.weights_F + self.bias
+
+    @classmethod
+    def fit(cls, features_QF: np.ndarray, gains_Q: np.ndarray) -> _Logistic:
+        """Weighted ridge logistic regression by Newton's method: P(reasoning helps), weights |gain| of mean 1."""
+        mean_F, scale_F = features_QF.mean(axis=0), features_QF.std(axis=0)
+        scale_F = np.where(scale_F > 1e-9, scale_F, 1.0)
+        x = np.column_stack([(features_QF - mean_F) / scale_F, np.ones(len(features_QF))])
+        helped_Q = (gains_Q > 0).astype(np.float64)
+        size = np.abs(gains_Q)
+        weight_Q = size / size[size > 0].mean() if (size > 0).any() else size
+        penalty = np.diag([RIDGE] * features_QF.shape[1] + [1e-2])  # a little on the bias: one class may stand alone
+        beta = np.zeros(x.shape[1])
+        for _ in range(50):
+            chance_Q = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
+            gradient = x.T @ (weight_Q * (helped_Q - chance_Q)) - penalty @ beta
+            curvature = (x.T * (weight_Q * chance_Q * (1 - chance_Q))) @ x + penalty
+            step = np.linalg.solve(curvature, gradient)
+            beta = beta + step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-12))
+            if np.abs(step).max() < 1e-9:
+                break
+        return cls(beta[:-1], mean_F, scale_F, float(beta[-1]))
+
+
+def _fewest(priority_Q: np.ndarray, gains_Q: np.ndarray, target: float) -> int:
+    """How many queries, those of the highest priority first, give `target` of the whole gain; the best number where the
+    whole gain is none."""
+    total_C = np.concatenate([[0.0], np.cumsum(gains_Q[np.argsort(-priority_Q, kind="stable")])])
+    if total_C[-1] <= 0:
+        return int(total_C.argmax())
+    return int(np.argmax(total_C >= target * total_C[-1]))
