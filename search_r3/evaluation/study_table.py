@@ -1,0 +1,79 @@
+"""A study as one page of markdown: every mode with its difference from off, what budgets cost, what the rule keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from search_r3.evaluation.measures import NDCG
+
+
+def study_markdown(study: Mapping[str, Any]) -> str:
+    """The table of modes (with intervals, corrected p-values, wins, ties and losses against `off`), the other families
+    of comparisons, the budget curve and the line of mode `auto`."""
+    parts = [
+        f"{study['system']} on {study['dataset']}: {study['num_queries']:,} queries, "
+        f"{study['num_documents']:,} documents, {NDCG}",
+        _modes(study),
+        *(_family(family) for family in study["families"] if family["against"] != "off"),
+        _budgets(study),
+        *([f"auto: {study['adaptive']['says']}."] if "adaptive" in study else []),
+        *(f"Note: {remark}." for remark in study["remarks"]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _modes(study: Mapping[str, Any]) -> str:
+    against = {
+        row["mode"]: row for family in study["families"] if family["against"] == "off" for row in family["comparisons"]
+    }
+    lines = [
+        f"| mode | {NDCG} | against off | 95% interval | p (Holm) | wins/ties/losses | |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for mode in study["modes"]:
+        cells = [mode["mode"], f"{mode['measures'][NDCG]:.4f}", *_cells(against.get(mode["mode"])), mode["says"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _family(family: Mapping[str, Any]) -> str:
+    lines = [
+        f"| mode | against {family['against']} | 95% interval | p (Holm) | wins/ties/losses |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    lines += ["| " + " | ".join([row["mode"], *_cells(row)]) + " |" for row in family["comparisons"]]
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Any] | None) -> list[str]:
+    if row is None:
+        return [""] * 4
+    return [
+        f"{row['difference']:+.4f}",
+        f"{row['low']:+.4f} to {row['high']:+.4f}",
+        f"{row['p_corrected']:.4f}" if row["p_corrected"] >= 1e-4 else "< 0.0001",
+        f"{row['wins']}/{row['ties']}/{row['losses']}",
+    ]
+
+
+def _budgets(study: Mapping[str, Any]) -> str:
+    lines = [
+        f"| budget | {NDCG} | mean tokens | token emitted | one query: median, p95 ms | 32 queries: median, p95 ms |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for point in study["budgets"]:
+        emitted = point["emission_rate"]
+        cells = [
+            "none (off)" if point["budget"] is None else str(point["budget"]),
+            f"{point['measures'][NDCG]:.4f}",
+            f"{point['mean_tokens']:.1f}",
+            "" if emitted is None else f"{emitted:.0%}",
+            *(_timed(point["latency"], f"batch_{size}") for size in (1, 32)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _timed(latency: Mapping[str, Any] | None, batch: str) -> str:
+    return f"{latency[batch]['median_ms']:.0f}, {latency[batch]['p95_ms']:.0f}" if latency else ""
