@@ -6,7 +6,6 @@ direct one, and the one with an analysis before the embed token, for the pairs t
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from search_r3.training import gather
 from search_r3.training.config import load_config, to_dict
 from search_r3.training.contrast import Candidates, Memory, Settings, contrastive_terms, document_key
 from search_r3.training.devset import dev_figures
+from search_r3.training.live_encoder import LiveEncoder
 from search_r3.training.loop import resolve_mixed_precision, run_training
 from search_r3.training.losses import kl_to_base, sft_cross_entropy
 from search_r3.training.policy import Encoded, Policy, Rows, add_lora
@@ -38,9 +38,6 @@ from search_r3.training.samples import OwnSamples
 from search_r3.training.sft_config import LossWeights as LossWeights
 from search_r3.training.sft_config import SFTConfig
 from search_r3.training.topics import halve_into_topics
-
-COPIED_PARAMETERS = 1_000_000_000
-"""Up to this size, dev figures and samples use a merged copy of the model, which is several times as fast to decode."""
 
 
 @dataclass
@@ -95,6 +92,7 @@ class SFTTask:
         for pair in pairs:
             self.answers[pair.query].add(document_key(pair.positive))
         self.memory = Memory(config.memory)
+        self._live: LiveEncoder | None = None
         self.own = OwnSamples(
             config.samples_from,
             config.samples_every,
@@ -267,15 +265,12 @@ class SFTTask:
         checkpoints.save_adapter(self.policy.model, self.checkpoint.contract, folder, **more)
 
     def _encoder(self) -> SearchR3:
-        """A SearchR3 with the weights of now: a merged copy in the precision of training, or the model in place."""
-        now, model = self.checkpoint, self.policy.causal_lm
-        if sum(parameter.numel() for parameter in model.parameters()) <= COPIED_PARAMETERS:
-            device = next(model.parameters()).device
+        """A SearchR3 with the weights of now, merged, in the precision of training."""
+        if self._live is None:
+            device = next(self.policy.parameters()).device
             bf16 = resolve_mixed_precision(self.config.loop.mixed_precision, device) == "bf16"
-            with torch.no_grad():
-                model = copy.deepcopy(self.policy.model).merge_and_unload()
-            model = model.to(torch.bfloat16 if bf16 else torch.float32).eval().requires_grad_(False)
-        return SearchR3(Checkpoint("dev", model, self.tokenizer, now.contract, now.path))
+            self._live = LiveEncoder(self.policy, self.checkpoint, torch.bfloat16 if bf16 else torch.float32)
+        return self._live.sync()
 
     def _ids(self, texts: list[str], limit: int) -> list[list[int]]:
         return [ids[:limit] for ids in encode_as_text(self.tokenizer, texts)]
