@@ -1,0 +1,164 @@
+"""One refresh policy through a world: what its rewards and rankings are, beside those of re-encoding everything.
+
+The environment is the trainer's own (`RetrievalEnvironment.judge`); only its `encode` looks rows up. Recall is the
+share of the true top k that is in the live top k; a reward's error is its distance from the reward on a corpus that was
+re-encoded in full with the weights of that step. "rollouts" are the batch's own, right after the refresh: what the
+policy gradient is given. "dev" are fixed queries that the refresh knows nothing of.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from environment_worlds import Moment, World
+from torch import Tensor
+
+from search_r3.environment.corpus import LiveCorpus
+from search_r3.environment.graph import NeighbourGraph
+from search_r3.environment.refresh import RefreshConfig
+from search_r3.environment.retrieval import EnvironmentConfig, Judged, RetrievalEnvironment
+
+SELECTIVE, RANDOM, MATCHED = "selective", "random", "random, as many rows as selective"
+STILL = RefreshConfig(policy="none")
+PARTS = ("search", "choose", "encode", "update", "relink", "rank")
+
+
+def policies(rows: int, budget: int) -> dict[str, RefreshConfig]:
+    """What is compared; `MATCHED` gets its budget from what `SELECTIVE` re-encoded, so it comes after it."""
+    every = max(1, round(rows / budget))
+    return {
+        SELECTIVE: RefreshConfig(policy="selective", budget=budget),
+        "selective, no graph": RefreshConfig(policy="selective", budget=budget, hops=0),
+        "selective, candidates' neighbours too": RefreshConfig(
+            policy="selective", budget=budget, candidate_neighbours=True
+        ),
+        MATCHED: RefreshConfig(policy="random", budget=budget),
+        RANDOM: RefreshConfig(policy="random", budget=budget),
+        f"full every {every}": RefreshConfig(policy="full", every=every),
+        "none": STILL,
+    }
+
+
+def replay(
+    world: World,
+    refresh: RefreshConfig,
+    *,
+    environment: EnvironmentConfig | None = None,
+    graph: Callable[[], NeighbourGraph] | None = None,
+    seed: int = 0,
+    label: str = "",
+) -> list[dict[str, Any]]:
+    """A record a step: age, recall, error, rows re-encoded, seconds by part; of dev queries where it has them."""
+    config = replace(environment or EnvironmentConfig(), refresh=refresh)
+    live: RetrievalEnvironment | None = None
+    records, last = [], time.monotonic()
+    for moment in world.moments():
+        if live is None:
+            own = copy.deepcopy(graph()) if graph and _follows(refresh) else None
+            live = RetrievalEnvironment(_copy(moment.truth), config, graph=own, seed=seed)
+        records.append(_step(live, moment))
+        if time.monotonic() - last > 20:
+            print(f"  {label}: step {moment.step}", file=sys.stderr, flush=True)
+            last = time.monotonic()
+    return records
+
+
+def _step(live: RetrievalEnvironment, moment: Moment) -> dict[str, Any]:
+    truth, step = moment.truth, moment.step
+    judged = live.judge(
+        moment.rollouts_RD,
+        moment.query_R,
+        moment.grades,
+        truth.vectors,
+        step,
+        emitted_R=torch.ones(len(moment.query_R), dtype=torch.bool),
+    )
+    exact = judge_still(live, truth, moment.rollouts_RD, moment.query_R, moment.grades, step)
+    record = {
+        "step": step,
+        "age": float(live.corpus.ages(step).float().mean()),
+        "refreshed": len(judged.refreshed),
+        "seconds": judged.seconds,
+        **compared(judged, exact),
+    }
+    if moment.dev_QD is not None:
+        number_Q = torch.arange(len(moment.dev_QD))
+        both = [
+            judge_still(live, corpus, moment.dev_QD, number_Q, moment.dev_grades, step)
+            for corpus in (live.corpus, truth)
+        ]
+        record |= {f"dev_{name}": value for name, value in compared(*both).items()}
+        gauge = live.gauge(moment.dev_QD, moment.dev_grades, truth.vectors, step)
+        record |= {"gauge_recall": gauge.pooled_recall, "gauge_error": gauge.pooled_reward_error}
+    return record
+
+
+def judge_still(
+    live: RetrievalEnvironment, corpus: Any, probes_RD: Tensor, query_R: Tensor, grades: Sequence[Any], step: int
+) -> Judged:
+    """What these embeddings earn in a corpus as it is."""
+    still = RetrievalEnvironment(corpus, replace(live.config, refresh=STILL))
+    everyone = torch.ones(len(query_R), dtype=torch.bool)
+    return still.judge(probes_RD, query_R, grades, corpus.vectors, step, emitted_R=everyone)
+
+
+def compared(live: Judged, exact: Judged) -> dict[str, float]:
+    """Recall of the exact ranking, and the rewards' mean distance: of the configured reward, and of nDCG."""
+    same_RK = (live.rows_RK[:, :, None] == exact.rows_RK[:, None, :]).any(dim=2)
+    return {
+        "recall": float(same_RK.float().mean()),
+        "error": float((live.ranking_R.double() - exact.ranking_R.double()).abs().mean()),
+        "error_ndcg": float((live.ndcg_R.double() - exact.ndcg_R.double()).abs().mean()),
+        "reward": float(exact.ranking_R.mean()),
+        "ndcg": float(exact.ndcg_R.mean()),
+    }
+
+
+def summary(records: list[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """Means over the steps after the first, at which every policy's corpus is fresh; and over the last quarter."""
+    later = [record for record in records if record["step"] > 0]
+    end = later[-max(1, len(later) // 4) :]
+    found: dict[str, Any] = {
+        "steps": len(records),
+        "share_reencoded": float(np.mean([record["refreshed"] for record in later])) / rows,
+        "most_reencoded": max(record["refreshed"] for record in later) / rows,
+    }
+    for name in ("age", "recall", "error", "error_ndcg", "reward", "ndcg"):
+        found[name] = _mean(later, name)
+        found[f"end_{name}"] = _mean(end, name)
+    for name in ("recall", "error", "error_ndcg", "reward", "ndcg"):
+        found[f"dev_{name}"] = _mean(later, f"dev_{name}")
+    found |= {name: _mean(later, name) for name in ("gauge_recall", "gauge_error")}
+    seconds = {part: float(np.mean([record["seconds"][part] for record in later])) for part in PARTS}
+    kept = {name: value for name, value in found.items() if not math.isnan(value)}
+    return {k: v if isinstance(v, int) else rounded(v) for k, v in kept.items()} | {
+        "seconds": {part: rounded(value) for part, value in seconds.items()}
+    }
+
+
+def rounded(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def _mean(records: list[dict[str, Any]], name: str) -> float:
+    values = [record[name] for record in records if name in record]
+    return float(np.mean(values)) if values else math.nan
+
+
+def _follows(refresh: RefreshConfig) -> bool:
+    return refresh.policy == "selective" and refresh.hops > 0
+
+
+def _copy(corpus: LiveCorpus) -> LiveCorpus:
+    live = LiveCorpus(len(corpus), corpus.dimension)
+    live.load_state_dict(corpus.state_dict())
+    return live
