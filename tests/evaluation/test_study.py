@@ -22,27 +22,10 @@ from search_r3.evaluation.study import families, read_study, study
 from search_r3.evaluation.suite import load_dataset
 from search_r3.evaluation.tables import load_records
 
-TOPICS = [
-    ,
-    ,
-]  # fmt: skip
-    "aspirin",
-    "bread",
-    "moon",
-    "python",
-    "Paris",
-    "tides",
-    "yeast",
-    "heart",
-    "sea",
-    "list",
-    "mean",
-    "file",
-    "line",
-    "capital",
-    "France",
-    "risk",
-]
+TOPICS = (
+    "aspirin", "bread", "moon", "python", "Paris", "tides", "yeast", "heart",
+    "sea", "list", "mean", "file", "line", "capital", "France", "risk",
+)  # fmt: skip
 CONFIG = ControlConfig(budget=4, budgets=(0, 2, 4), samples=2)
 MODES = ["empty", "shuffled", "repeat", "bm25+analysis", "off+bm25", "off+on-mean", "off+on-rrf", "samples-rrf", "on-2"]
 
