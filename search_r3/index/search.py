@@ -107,8 +107,9 @@ def search_index(
         model: a model of the index's contract; may be None for mode "text", which needs none.
         k: how many hits, 1 to 1,000.
         mode: "vector" (meaning), "text" (words) or "hybrid" (both).
-        reasoning: let the model think before it embeds the query. With "auto" the model decides, and the thoughts are
-            not reported.
+        reasoning: let the model think before it embeds the query. With "auto" it thinks where its rule
+            (`model.adaptive_rule`, see search_r3.model.adaptive) expects that to help, by the cosines of a direct
+            search; `reasoning` of the result tells whether it did.
         max_reasoning_tokens: how much it may think.
         where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that `k`
             hits come back where there are as many. The columns are in `index.columns`.
@@ -123,12 +124,18 @@ def search_index(
         raise InputError(f"k is {k}; give a whole number from 1 to {MAX_HITS:,}")
     where = check_where(index, where)
     started = time.perf_counter()
-    vector, trace = None, None
+    vector: np.ndarray | None = None
+    trace: ReasoningTrace | None = None
     if mode != "text":
         if model is None:
             raise InputError(f'mode "{mode}" needs a model to embed the query; give one, or search with mode "text"')
         index.check_model(model)
-        vector, trace = _embed(query, model, reasoning, max_reasoning_tokens)
+        if reasoning == "auto" and (rule := getattr(model, "adaptive_rule", None)) is not None:
+            vector, trace = _embed(query, model, False, max_reasoning_tokens)
+            cosines = [row["score"] for row in _by_vector(index, vector, rule.depth, where)]
+            reasoning = bool(cosines) and bool(rule.decide([cosines])[0])
+        if vector is None or reasoning:
+            vector, trace = _embed(query, model, reasoning, max_reasoning_tokens)
     embedded = time.perf_counter()
     pool = max(POOL, 2 * k) if mode == "hybrid" else k
     lists: dict[str, list[dict[str, Any]]] = {}

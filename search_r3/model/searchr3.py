@@ -18,6 +18,7 @@ import numpy as np
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 from search_r3.model import checkpoint as checkpoints
+from search_r3.model.adaptive import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
 from search_r3.prompts import Frame, render
 
@@ -76,6 +77,7 @@ class SearchR3:
         self.contract_hash: str = checkpoint.contract.hash
         self.dimension: int = checkpoint.contract.dimension
         self.tokenizer = checkpoint.tokenizer
+        self._rule: AdaptiveRule | None = None
         self.dtype: str = str(checkpoint.model.dtype).removeprefix("torch.")
         prompts = self.contract.prompts
         self.frames = {
@@ -123,6 +125,18 @@ class SearchR3:
         folder = Path(name_or_path).expanduser()
         model.source = str(folder.resolve()) if folder.is_dir() else str(name_or_path)
         return model
+
+    @property
+    def adaptive_rule(self) -> AdaptiveRule | None:
+        """When to reason, for those who search with `reasoning="auto"`; None if the checkpoint keeps no rule.
+
+        Raises:
+            InputError: the checkpoint's rule is damaged, or was fitted on another model.
+        """
+        path = Path(self.checkpoint.path) / ADAPTIVE_FILE
+        if self._rule is None and path.is_file():
+            self._rule = AdaptiveRule.load(path, self.contract_hash)
+        return self._rule
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a merged model (safetensors), its tokenizer and its contract to `folder`, in one rename."""
@@ -182,6 +196,11 @@ class SearchR3:
         Raises:
             InputError: an empty text, a text of over 100,000 characters, or a budget under 0.
         """
+        if reasoning == "auto":
+            raise InputError(
+                'reasoning="auto" decides by the scores of a search, which encode_query does not have; search an index '
+                f"with it, by a model that keeps a rule ({ADAPTIVE_FILE}, which search-r3 study fits)"
+            )
         if not isinstance(reasoning, bool):
             raise InputError(f"reasoning must be True or False, not {reasoning!r}")
         if not reasoning:

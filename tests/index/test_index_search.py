@@ -84,6 +84,34 @@ def test_without_reasoning_there_is_no_trace_and_words_need_no_model(index, mode
         index.search("planet", None)
 
 
+class Rule:
+    """Reasons unless the best score stands far above the second; keeps the scores that it was shown."""
+
+    depth = 3
+
+    def decide(self, scores_QK):
+        self.shown = np.array(scores_QK)
+        return self.shown[:, 0] - self.shown[:, 1] < 0.1
+
+
+def test_auto_reasons_where_the_models_rule_says_so(index, model):
+    model.adaptive_rule = rule = Rule()
+    direct, reasoned = (index.search("rings", model, mode="vector", reasoning=on) for on in (False, True))
+    decided = {}
+    for query in ("rings", "Mercury is the nearest planet", "planet"):
+        found = index.search(query, model, mode="vector", reasoning="auto")
+        assert rule.shown.shape == (1, 3)
+        assert (rule.shown[0, :-1] >= rule.shown[0, 1:]).all()
+        usual = index.search(query, model, mode="vector", reasoning=found.reasoning is not None)
+        assert [(hit.id, hit.score) for hit in found.hits] == [(hit.id, hit.score) for hit in usual.hits]
+        assert (found.reasoning is not None) == bool(rule.decide(rule.shown)[0])
+        decided[query] = found.reasoning is not None
+    assert set(decided.values()) == {True, False}
+    assert direct.reasoning is None
+    assert reasoned.reasoning is not None
+    assert index.search("rings", model, reasoning="auto", where="year = 1").hits == []  # nothing to decide by
+
+
 @pytest.mark.parametrize(
     ("where", "expected"),
     [

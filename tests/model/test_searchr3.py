@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
+from search_r3.model.adaptive import ADAPTIVE_FILE, FEATURES, AdaptiveRule
 from search_r3.model.searchr3 import MAX_CHARACTERS, encode_as_text
 
 TEXTS = [
@@ -155,6 +158,7 @@ def test_similarity_is_the_cosine(tiny: SearchR3) -> None:
         (lambda m: m.encode_document(["x"], max_length=0), "max_length must be 1 or more, not 0"),
         (lambda m: m.encode_query(["x"], batch_size=0), "batch_size must be 1 or more, not 0"),
         (lambda m: m.encode_query(["x"], reasoning="yes"), "reasoning must be True or False, not 'yes'"),
+        (lambda m: m.encode_query(["x"], reasoning="auto"), "search an index with it"),
         (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)]), "query 1 of 1 has 100,001 characters"),
         (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)], reasoning=False), "100,001 characters"),
         (lambda m: m.reason(["x"], max_reasoning_tokens=-1), "max_reasoning_tokens must be 0 or more, not -1"),
@@ -170,6 +174,20 @@ def test_bad_input_is_one_clear_line(tiny: SearchR3, call: Any, message: str) ->
     with pytest.raises(InputError, match=message) as caught:
         call(tiny)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoints_rule_is_found_beside_it_and_another_models_is_refused(tiny_model, tmp_path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_model, folder)
+    model = SearchR3.from_pretrained(folder, device="cpu")
+    assert model.adaptive_rule is None
+    ones = (1.0,) * len(FEATURES)
+    rule = AdaptiveRule(model.contract_hash, weights=ones, mean=ones, scale=ones, bias=0.0, threshold=0.0)
+    replace(rule, contract_hash="f" * 64).save(folder / ADAPTIVE_FILE)
+    with pytest.raises(InputError, match="contract ffffffffffff"):
+        _ = model.adaptive_rule
+    rule.save(folder / ADAPTIVE_FILE)
+    assert model.adaptive_rule == rule
 
 
 @pytest.mark.parametrize(
