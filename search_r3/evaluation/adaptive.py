@@ -125,7 +125,10 @@ def add_adaptive(
             priority_Q, chosen_Q = rule.priority(cosines_QK), rule.decide(cosines_QK)
         else:
             priority_Q, chosen_Q = crosswise(cosines_QK, on_Q - off_Q, bench.model.contract_hash)
-            rule = AdaptiveRule.fit(cosines_QK, on_Q - off_Q, contract_hash=bench.model.contract_hash)
+            about = {"dataset": data.name, "split": split, "budget": bench.config.budget}
+            rule = AdaptiveRule.fit(
+                cosines_QK, on_Q - off_Q, contract_hash=bench.model.contract_hash, target=TARGET, about=about
+            )
             fitted_on = "the judged queries themselves, crosswise"
     except InputError as error:
         return None, {"says": f"no rule: {error}"}

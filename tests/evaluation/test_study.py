@@ -21,6 +21,7 @@ from search_r3.evaluation.significance import randomisation_test
 from search_r3.evaluation.study import families, read_study, study
 from search_r3.evaluation.suite import load_dataset
 from search_r3.evaluation.tables import load_records
+from search_r3.model.adaptive import AdaptiveRule
 
 TOPICS = (
     "aspirin", "bread", "moon", "python", "Paris", "tides", "yeast", "heart",
@@ -143,7 +144,10 @@ def test_mode_auto_takes_each_query_from_off_or_on(whole):
     assert told["gain"] == pytest.approx((auto - off).mean(), abs=1e-6)
     assert told["curve"]["quality"][0] == pytest.approx(off.mean(), abs=1e-5)
     assert told["curve"]["quality"][-1] == pytest.approx(on.mean(), abs=1e-5)
-    assert (whole[0] / "results/studies/topics/mine/adaptive.json").is_file()
+    kept = AdaptiveRule.load(
+        whole[0] / "results/studies/topics/mine/adaptive.json", found["settings"]["identity"]["contract_hash"]
+    )
+    assert (kept.about["dataset"], kept.about["split"]) == ("topics", "test")  # so that nobody tests it on these
 
 
 def test_the_table_shows_every_mode_and_the_costs(whole):

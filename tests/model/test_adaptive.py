@@ -73,12 +73,14 @@ def test_a_lower_target_reasons_about_fewer_queries():
     assert 0 < shares[0] < shares[1] < shares[2] < 1
 
 
-def test_pure_noise_does_not_make_a_rule_that_looks_good():
-    scores, _ = searched(300)
-    gains = np.random.default_rng(4).choice([-0.5, 0.0, 0.5], 300, p=[0.2, 0.5, 0.3])
-    rule = AdaptiveRule.fit(scores, gains, contract_hash=HASH)
-    chosen = rule.decide(searched(2000, seed=5)[0])
-    assert chosen.mean() > 0.6  # nothing is known of the query, so most of the gain needs most of the queries
+def test_few_queries_that_say_nothing_do_not_make_a_rule_that_looks_good():
+    """Judged on the queries that it was fitted to, it would seem to need 65% of them for 95% of the gain."""
+    shares = []
+    for seed in range(10):
+        scores, _ = searched(60, seed)
+        gains = np.random.default_rng(seed + 100).choice([-0.4, 0.4], 60, p=[0.3, 0.7])  # whatever the scores
+        shares.append(AdaptiveRule.fit(scores, gains, contract_hash=HASH, seed=seed).decide(scores).mean())
+    assert np.mean(shares) > 0.8
 
 
 def test_a_rule_comes_back_from_disk_as_it_was(tmp_path):
