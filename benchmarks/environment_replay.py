@@ -36,6 +36,7 @@ def policies(rows: int, budget: int) -> dict[str, RefreshConfig]:
     every = max(1, round(rows / budget))
     return {
         SELECTIVE: RefreshConfig(policy="selective", budget=budget),
+        "selective, by age alone": RefreshConfig(policy="selective", budget=budget, first_ranks=0),
         "selective, no graph": RefreshConfig(policy="selective", budget=budget, hops=0),
         "selective, candidates' neighbours too": RefreshConfig(
             policy="selective", budget=budget, candidate_neighbours=True

@@ -36,6 +36,9 @@ class RefreshConfig:
     """"selective": edges of the graph to follow from the positives (and the candidates); 0 follows none."""
     candidate_neighbours: bool = False
     """"selective": also take the graph neighbours of the candidates, not of the positives alone."""
+    first_ranks: int = 10
+    """"selective": what a search returns up to this rank comes before all but the positives, as the reward looks there;
+    0 goes by age alone."""
     every: int = 50
     """"full": steps between re-encodings of the whole corpus."""
 
@@ -48,6 +51,8 @@ class RefreshConfig:
             raise InputError(f"budget must be 1 or more, got {self.budget}; policy 'none' refreshes nothing")
         if self.hops < 0:
             raise InputError(f"hops must be 0 or more, got {self.hops}")
+        if self.first_ranks < 0:
+            raise InputError(f"first_ranks must be 0 or more, got {self.first_ranks}")
         if self.every < 1:
             raise InputError(f"every must be 1 or more, got {self.every}")
 
@@ -83,13 +88,17 @@ class RefreshPolicy(Protocol):
 class Selective:
     """Positives, candidates, and graph neighbours of the positives (and optionally of the candidates).
 
-    Order: positives before all else; then the stalest; of equal age, candidates before neighbours, better ranks and
-    nearer neighbours first. The first `budget` of them.
+    Order: positives before all else; then candidates among the first `first_ranks` of any rollout (a stale one there
+    alters its reward now); then all others. Within each the stalest first; of equal age, candidates before neighbours,
+    better ranks and nearer neighbours first. The first `budget` of them.
+
+    Candidates without ranks (a flat list) are among the others.
     """
 
     budget: int
     hops: int = 1
     candidate_neighbours: bool = False
+    first_ranks: int = 10
 
     def choose(
         self,
@@ -110,7 +119,8 @@ class Selective:
             near_R = graph.neighbours(start_R, self.hops)
         rows_R = _first_of_each(np.concatenate([positive_R, candidate_R, near_R]))
         age_R = step - corpus.steps_N.numpy()[rows_R].astype(np.int64)
-        later_R = ~np.isin(rows_R, positive_R)
+        first_R = _first_ranks(candidates, self.first_ranks)
+        later_R = np.where(np.isin(rows_R, positive_R), 0, np.where(np.isin(rows_R, first_R), 1, 2))
         # Stable: rows of equal age keep the order they came in.
         order_R = np.lexsort((-age_R, later_R))
         order_R = order_R[age_R[order_R] > 0]
@@ -171,7 +181,7 @@ class Never:
 
 
 POLICIES: dict[str, Callable[[RefreshConfig], RefreshPolicy]] = {
-    "selective": lambda config: Selective(config.budget, config.hops, config.candidate_neighbours),
+    "selective": lambda config: Selective(config.budget, config.hops, config.candidate_neighbours, config.first_ranks),
     "random": lambda config: RandomRows(config.budget),
     "full": lambda config: Full(config.every),
     "none": lambda config: Never(),
@@ -255,6 +265,12 @@ def _candidate_rows(candidates: Any, total: int) -> np.ndarray:
     table = np.asarray(candidates.cpu() if isinstance(candidates, Tensor) else candidates)
     flat = table.T.ravel()
     return check_rows(flat[flat != -1], total).numpy()
+
+
+def _first_ranks(candidates: Any, ranks: int) -> np.ndarray:
+    """The rows in the first columns of a matrix of candidates; none of a flat list, which has no ranks."""
+    table = np.asarray(candidates.cpu() if isinstance(candidates, Tensor) else candidates)
+    return table[:, :ranks].ravel() if table.ndim == 2 else table[:0]
 
 
 def _first_of_each(rows_R: np.ndarray) -> np.ndarray:

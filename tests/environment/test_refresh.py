@@ -52,9 +52,25 @@ def test_selective_takes_positives_candidates_by_rank_and_neighbours_of_positive
 def test_selective_puts_positives_first_then_the_stalest_and_keeps_to_its_budget(corpus, graph):
     corpus.update([5, 0], VECTORS[[5, 0]], step=1)
     corpus.update([10, 7], VECTORS[[10, 7]], step=2)
-    assert choose(RefreshConfig(), corpus, graph) == [1, 0, 6, 11, 5, 7, 10]
+    by_age = RefreshConfig(first_ranks=0)
+    assert choose(by_age, corpus, graph) == [1, 0, 6, 11, 5, 7, 10]
     for budget in range(1, 9):
-        assert choose(RefreshConfig(budget=budget), corpus, graph) == [1, 0, 6, 11, 5, 7, 10][:budget]
+        assert choose(RefreshConfig(budget=budget, first_ranks=0), corpus, graph) == [1, 0, 6, 11, 5, 7, 10][:budget]
+    flat = [5, 7, 6, 5]  # without ranks there are no first ones
+    assert choose(RefreshConfig(), corpus, graph, candidates=flat) == choose(by_age, corpus, graph)
+
+
+def test_selective_takes_what_the_reward_looks_at_before_what_is_only_stale(corpus, graph):
+    corpus.update([5, 0], VECTORS[[5, 0]], step=1)
+    corpus.update([10, 7], VECTORS[[10, 7]], step=2)
+    assert choose(RefreshConfig(first_ranks=1), corpus, graph) == [1, 0, 5, 7, 6, 11, 10]
+    assert choose(RefreshConfig(first_ranks=2), corpus, graph) == [1, 0, 6, 5, 7, 11, 10]
+    assert choose(RefreshConfig(first_ranks=1, budget=3), corpus, graph) == [1, 0, 5]
+    assert choose(RefreshConfig(first_ranks=1), corpus, graph, candidates=torch.tensor([[-1, 6], [5, 7]]))[:3] == [
+        1,
+        0,
+        5,
+    ]
 
 
 def test_nothing_fresh_is_chosen_again_by_any_policy(corpus, graph):
@@ -70,15 +86,16 @@ def test_nothing_fresh_is_chosen_again_by_any_policy(corpus, graph):
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), budget=st.integers(1, 25), hops=st.integers(0, 3), wide=st.booleans())
-def test_selective_is_distinct_within_budget_and_leaves_no_positive_for_another(data, budget, hops, wide):
+@given(data=st.data(), budget=st.integers(1, 25), hops=st.integers(0, 3), wide=st.booleans(), ranks=st.integers(0, 3))
+def test_selective_is_distinct_within_budget_and_leaves_no_positive_for_another(data, budget, hops, wide, ranks):
     corpus = LiveCorpus.from_vectors(VECTORS)
     graph = NeighbourGraph.build(corpus, width=4, links=2)
     rows = st.lists(st.integers(0, ROWS - 1), max_size=8)
     positives, candidates, fresh = data.draw(rows), data.draw(rows), sorted(set(data.draw(rows)))
     corpus.update(fresh, VECTORS[fresh], step=2)
-    config = RefreshConfig(budget=budget, hops=hops, candidate_neighbours=wide)
-    chosen = choose(config, corpus, graph, positives=positives, candidates=candidates, step=2)
+    config = RefreshConfig(budget=budget, hops=hops, candidate_neighbours=wide, first_ranks=ranks)
+    given = [candidates[:4], candidates[4:]] if len(candidates) == 8 else candidates
+    chosen = choose(config, corpus, graph, positives=positives, candidates=given, step=2)
     start = set(positives) | set(candidates) if wide else set(positives)
     allowed = set(positives) | set(candidates) | set(graph.neighbours(sorted(start), hops).tolist())
     assert len(set(chosen)) == len(chosen) == min(budget, len(allowed - set(fresh)))
@@ -108,7 +125,7 @@ def test_wrong_settings_are_refused_with_the_nearest_name(corpus):
         RefreshConfig(policy="selectiv")
     with pytest.raises(InputError, match="there are selective, random, full, none"):
         RefreshConfig(policy="x")
-    for wrong in ({"budget": 0}, {"hops": -1}, {"every": 0}):
+    for wrong in ({"budget": 0}, {"hops": -1}, {"every": 0}, {"first_ranks": -1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             RefreshConfig(**wrong)
     with pytest.raises(ValueError, match="needs a graph"):
