@@ -26,6 +26,8 @@ class OwnSamples:
         self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
         self.block = -1
         self.texts: dict[str, str] = {}
+        self.cut: set[str] = set()
+        """Pairs whose analysis did not end by itself within the budget."""
 
     def refresh(
         self, step: int, wanted: Callable[[int], Sequence[tuple[str, str]]], encoder: Callable[[], Any]
@@ -41,7 +43,7 @@ class OwnSamples:
             return
         end = self.start + (block + 1) * self.every
         asked = dict(pair for later in range(step, end) for pair in wanted(later))
-        self.texts = {}
+        self.texts, self.cut = {}, set()
         if asked:
             reasoned = encoder().reason(
                 list(asked.values()),
@@ -52,12 +54,13 @@ class OwnSamples:
                 show_progress_bar=False,
             )
             self.texts = {identity: sample.text for identity, sample in zip(asked, reasoned, strict=True)}
+            self.cut = {identity for identity, sample in zip(asked, reasoned, strict=True) if sample.forced}
         self.block = block
 
     def state_dict(self) -> dict[str, Any]:
         """The block and its analyses: JSON values."""
-        return {"block": self.block, "texts": self.texts}
+        return {"block": self.block, "texts": self.texts, "cut": sorted(self.cut)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what `state_dict` gave."""
-        self.block, self.texts = int(state["block"]), dict(state["texts"])
+        self.block, self.texts, self.cut = int(state["block"]), dict(state["texts"]), set(state.get("cut", ()))

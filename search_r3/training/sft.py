@@ -143,7 +143,10 @@ class SFTTask:
             parts["reasoning"] = Rows(
                 self.reasoning.prefix,
                 [[*queries[i], *self.reasoning.suffix, *ids, *embed] for i, ids in zip(behind, analyses, strict=True)],
-                [1 if own else len(ids) + 1 for ids, own in zip(analyses, sampled, strict=True)],
+                [
+                    int(pairs[i].id in self.own.cut) if own else len(ids) + 1
+                    for i, ids, own in zip(behind, analyses, sampled, strict=True)
+                ],
             )
         if not (config.weights.sft or config.weights.kl):  # no logits then: they take 200 kB a token
             for rows in parts.values():

@@ -223,7 +223,11 @@ def test_own_samples_are_what_the_model_says_at_the_start_of_their_block(tiny_mo
     queries = [batch.pairs[i].query for i in batch.behind]
     said = [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)]
     assert [task.own.texts[batch.pairs[i].id] for i in batch.behind] == said
-    assert batch.parts["reasoning"].answers == [1] * 4  # of its own words only the embed token is taught
+    cut = [int(batch.pairs[i].id in task.own.cut) for i in batch.behind]
+    assert batch.parts["reasoning"].answers == cut  # of its own words only the end is taught, where the budget cut them
+    assert any(cut)
+    task.own.cut.clear()
+    assert task.batch(2).parts["reasoning"].answers == [0] * 4
     with torch.no_grad():
         for parameter in task.module.parameters():
             if parameter.requires_grad:
