@@ -65,8 +65,8 @@ class SFTConfig:
     """Share of a batch's pairs that are also trained behind an analysis, if they have one."""
     sample_share: float = 0.0
     """Share of those whose analysis is the model's own, sampled anew as it learns. The contrastive terms are computed
-    behind it; nothing of it is taught, but that the embed token follows where the budget cut it off. (Taught after every
-    sample, the token comes earlier each time: analyses shrank to 6 tokens.)"""
+    behind it; nothing of it is taught, but that the embed token follows where the budget cut it off. (Taught after
+    every sample, the token comes earlier each time: analyses shrank to 6 tokens.)"""
     samples_from: int = 50
     """First step with own samples: before, the model does not know how to write one."""
     samples_every: int = 50
