@@ -136,6 +136,8 @@ def recorded(recording: Recording, parts: Parts, options: argparse.Namespace) ->
         f"recorded: {world.rows:,} documents, {len(recording.steps)} checkpoints (steps {recording.steps[0]} to "
         f"{recording.steps[-1]}), {options.between} step(s) from one to the next"
     )
+    if not recording.facts.get("known_batches", True):
+        title += ", which queries were trained on when is not known"
     records = compare(title, "recorded", world, settings, None, parts, options)
     return (
         {

@@ -90,10 +90,11 @@ def record(options: argparse.Namespace) -> None:
     queries: list[Query] = [problem.train[number] for number in used] + problem.held_out[:DEV]
     place = {number: i for i, number in enumerate(used)}
     max_tokens = getattr(config, "max_document_tokens", options.max_tokens)
+    names = [options.beir] if options.beir else [source.name for source in getattr(config, "corpus", [])]
     facts = {
         "source": Path(options.recipe).stem if options.recipe else "adapters",
         "steps": steps,
-        "corpus": options.beir or [source.name for source in getattr(config, "corpus", [])],
+        "corpus": [Path(name).name for name in names],
         "problem_sha256": problem.sha256,
         "known_batches": isinstance(config, GRPOConfig),
         "rollouts_per_query": options.rollouts,

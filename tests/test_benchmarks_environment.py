@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from search_r3 import SearchR3
+from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.environment.refresh import RefreshConfig
 from search_r3.errors import InputError
 
@@ -226,3 +227,34 @@ def test_a_run_is_recorded_checkpoint_by_checkpoint(
     bench.record.main(arguments)  # an interrupted recording goes on
     assert bench.recording.Recording(tmp_path / "recording").steps == [0, 2, 4]
     assert (tmp_path / "recording" / "step-000000.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_stage_one_run_and_a_row_of_adapters_are_recorded_over_a_beir_set(
+    bench: SimpleNamespace, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(TESTS / "training")
+    tiny = importlib.import_module("tiny_grpo")
+    adapter = tiny.train_stage_one(tiny_model, tmp_path, steps=4)
+    pairs = tiny.some_pairs(24)
+    greek = BeirDataset(
+        "greek",
+        {pair.id: Document(pair.id, "", pair.positive) for pair in pairs},
+        {str(i): pair.query for i, pair in enumerate(pairs)},
+        {str(i): {pair.id: 1} for i, pair in enumerate(pairs)},
+    )
+    write_beir(tmp_path / "greek", greek, "train")
+    data = ["--beir", str(tmp_path / "greek"), "--max-tokens", "128"]
+    bench.record.main([str(tmp_path / "run"), "--recipe", str(tmp_path / "sft.yaml"), *data])
+    bench.record.main([str(tmp_path / "row"), "--adapters", str(adapter), str(adapter), *data])
+    run, row = (bench.recording.Recording(tmp_path / name) for name in ("run", "row"))
+    assert (run.steps, row.steps) == ([0, 4], [0, 1])
+    assert len(run.dev) == 3  # queries 0, 8 and 16
+    assert not run.facts["known_batches"]
+    trained = row.frame(0).documents_ND
+    assert torch.equal(trained, row.frame(1).documents_ND)
+    assert torch.allclose(run.frame(4).documents_ND, trained, atol=2e-3)
+    assert not torch.allclose(run.frame(0).documents_ND, trained, atol=2e-3)
+    with pytest.raises(SystemExit, match="say which with --beir"):
+        bench.record.main([str(tmp_path / "x"), "--recipe", str(tmp_path / "sft.yaml")])
+    with pytest.raises(SystemExit, match="give --recipe or --adapters"):
+        bench.record.main([str(tmp_path / "x"), *data])
