@@ -182,9 +182,11 @@ def _also(config: dict[str, Any]) -> str:
         )
     if config.get("negatives_per_pair"):
         parts.append(f"{config['negatives_per_pair']} mined negatives a pair")
+    if config.get("batch_of") == "topic":
+        parts.append("batches of one topic by the teacher's rows")
     if config.get("memory"):
         parts.append(f"{config['memory']} documents of earlier steps as further negatives")
-    if config.get("teacher"):
+    if config["weights"].get("distil"):
         parts.append(f"a teacher's scores as soft labels (temperature {config['teacher_temperature']:g})")
     return "".join(f"; {part}" for part in parts)
 
@@ -219,9 +221,7 @@ def _ablation(config: dict[str, Any], results: Path) -> list[str]:
 
 def _source(source: dict[str, Any]) -> str:
     packages = source.get("packages_read")
-    where = source.get("dataset") or (
-        f"{len(packages)} Python packages" if packages else Path(source.get("path", "")).name
-    )
+    where = source.get("dataset") or (f"{len(packages)} Python packages" if packages else source.get("path", ""))
     if not where:
         return f"{source['count']:,} {source['kind']}"
     return f"{source['count']:,} {source['kind']} of {where}"

@@ -69,7 +69,8 @@ def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
     run: Path, adapter: Path, tmp_path: Path
 ) -> None:
     config = json.loads((run / "config.json").read_text())
-    config |= {"sample_share": 0.5, "samples_every": 9, "teacher": "x.rows.safetensors", "teacher_temperature": 0.05}
+    config |= {"sample_share": 0.5, "samples_every": 9, "batch_of": "topic", "teacher_temperature": 0.05}
+    config["weights"]["distil"] = 0.5
     (run / "config.json").write_text(json.dumps(config | {"pairs_sha256": ["d"]}))
     chosen = {"count": 900, "by_kind": {"titles": 900}, "scorer": {"name": "bm25"}, "top": 3}
     (tmp_path / "chosen.json").write_text(json.dumps(chosen))
@@ -84,6 +85,8 @@ def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
     assert "| + teacher | 0.500 | 0.250 |" in written
     assert "60 steps of 16 pairs, seed 0" in written
     assert "900 were chosen that bm25 finds again among the first 3: 900 titles" in written
+    assert "batches of one topic" in written
+    assert "a teacher's scores as soft labels (temperature 0.05)" in written
     assert "50% of these the model's own, sampled every 9 steps" in written
     place.write_text(json.dumps({"command": "x", "commit": "abc", "figures": figures | {"pairs_sha256": ["other"]}}))
     assert "Ablations" not in card(adapter, tmp_path / "kept", tmp_path / "results")
