@@ -174,7 +174,7 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
     ]
     thinking = [r for r in records if r.get("reasoning")]
     if thinking:
-        lines.append(f"Reasoning before the embed token: {_grouped(thinking, _reasoning)}.")
+        lines.append(f"Reasoning before the embed token: {_grouped(thinking, _reasoning, 'by')}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -189,10 +189,10 @@ def _machine(record: dict[str, Any]) -> str:
 
 def _reasoning(record: dict[str, Any]) -> str:
     found = record["reasoning"]
-    return f"at most {found['budget']} tokens, token emitted in {found['emission_rate']:.0%} of {record['dataset']}"
+    return f"at most {found['budget']} tokens, token emitted for {found['emission_rate']:.0%} of the queries"
 
 
-def _grouped(records: Sequence[dict[str, Any]], describe: Callable[[dict[str, Any]], str]) -> str:
+def _grouped(records: Sequence[dict[str, Any]], describe: Callable[[dict[str, Any]], str], word: str = "for") -> str:
     """Each thing that `describe` says, once, with the systems it holds for (and on which data sets, if not on all)."""
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     of_system: dict[str, set[str]] = defaultdict(set)
@@ -205,7 +205,7 @@ def _grouped(records: Sequence[dict[str, Any]], describe: Callable[[dict[str, An
             name if len(found) == len(of_system[name]) else f"{name} ({', '.join(found)})"
             for name, found in systems.items()
         ]
-        parts.append(f"{description} for {', '.join(named)}")
+        parts.append(f"{description} {word} {', '.join(named)}")
     return "; ".join(parts)
 
 
