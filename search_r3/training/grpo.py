@@ -37,7 +37,7 @@ from search_r3.training.grpo_data import Problem, Query, QueryOrder, read_proble
 from search_r3.training.grpo_dev import gauge_figures, live_figures
 from search_r3.training.grpo_round import NOBODY, Collector, Round, encode_rows, is_due
 from search_r3.training.live_encoder import LiveEncoder
-from search_r3.training.loop import resolve_mixed_precision, run_training
+from search_r3.training.loop import run_training
 from search_r3.training.losses import info_nce
 from search_r3.training.policy import Policy, Rows, add_lora
 from search_r3.training.policy_gradient import grpo_loss, padded, token_log_probs
@@ -100,7 +100,7 @@ class GRPOTask:
         self.round: Round | None = None
         self.gauged = {"gauge_recall": 1.0, "gauge_error": 0.0}
         self.step = 0
-        self._live: LiveEncoder | None = None
+        self._live = LiveEncoder(self.policy, checkpoint, config.loop.mixed_precision)
         self._everyones_round: list[dict[str, Any]] = []
         self.pools = [
             dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev
@@ -315,10 +315,6 @@ class GRPOTask:
         return torch.cat([parts[i] for i in chosen])
 
     def _encoder(self) -> SearchR3:
-        if self._live is None:
-            device = next(self.policy.parameters()).device
-            bf16 = resolve_mixed_precision(self.config.loop.mixed_precision, device) == "bf16"
-            self._live = LiveEncoder(self.policy, self.checkpoint, torch.bfloat16 if bf16 else torch.float32)
         return self._live.sync()
 
     def _empty_corpus(self) -> LiveCorpus:

@@ -14,6 +14,7 @@ from torch import nn
 
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3
+from search_r3.training.loop import resolve_mixed_precision
 from search_r3.training.policy import Policy
 
 COPIED_PARAMETERS = 4_000_000_000
@@ -26,10 +27,10 @@ class LiveEncoder:
     Args:
         policy: what is trained.
         checkpoint: its tokenizer and contract.
-        dtype: of the copy.
+        dtype: of the copy; or a `mixed_precision` setting, which says it for the policy's device at the first `sync`.
     """
 
-    def __init__(self, policy: Policy, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, policy: Policy, checkpoint: Checkpoint, dtype: torch.dtype | str) -> None:
         self.policy, self.checkpoint, self.dtype = policy, checkpoint, dtype
         self._copy: SearchR3 | None = None
 
@@ -45,10 +46,15 @@ class LiveEncoder:
         if sum(parameter.numel() for parameter in model.parameters()) <= COPIED_PARAMETERS:
             with torch.no_grad():
                 model = copy.deepcopy(self.policy.model).merge_and_unload()
-            model = model.to(self.dtype).eval().requires_grad_(False)
+            model = model.to(self._dtype_on(device)).eval().requires_grad_(False)
         now = self.checkpoint
         self._copy = SearchR3(Checkpoint("live", model, now.tokenizer, now.contract, now.path))
         return self._copy
+
+    def _dtype_on(self, device: torch.device) -> torch.dtype:
+        if isinstance(self.dtype, torch.dtype):
+            return self.dtype
+        return torch.bfloat16 if resolve_mixed_precision(self.dtype, device) == "bf16" else torch.float32
 
 
 @torch.no_grad()

@@ -207,8 +207,8 @@ def run_training(
             finished = step >= config.steps
 
             # Dev figures, the first before any training and the last after all of it.
-            due = step % (config.evaluate_every or 1) == 0 and (step or config.evaluate_first)
-            if config.evaluate_every and (due or finished):
+            measured = step % (config.evaluate_every or 1) == 0 and (step > 0 or config.evaluate_first)
+            if config.evaluate_every and (measured or finished):
                 started = time.perf_counter()
                 seed_step(config.seed, step, 0)
                 task.module.eval()

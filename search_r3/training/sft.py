@@ -30,7 +30,7 @@ from search_r3.training.config import load_config, to_dict
 from search_r3.training.contrast import Candidates, Memory, Settings, contrastive_terms, document_key
 from search_r3.training.devset import dev_figures
 from search_r3.training.live_encoder import LiveEncoder
-from search_r3.training.loop import resolve_mixed_precision, run_training
+from search_r3.training.loop import run_training
 from search_r3.training.losses import kl_to_base, sft_cross_entropy
 from search_r3.training.policy import Encoded, Policy, Rows, add_lora
 from search_r3.training.sampler import Sampler
@@ -92,7 +92,7 @@ class SFTTask:
         for pair in pairs:
             self.answers[pair.query].add(document_key(pair.positive))
         self.memory = Memory(config.memory)
-        self._live: LiveEncoder | None = None
+        self._live = LiveEncoder(self.policy, checkpoint, config.loop.mixed_precision)
         self.own = OwnSamples(
             config.samples_from,
             config.samples_every,
@@ -269,10 +269,6 @@ class SFTTask:
 
     def _encoder(self) -> SearchR3:
         """A SearchR3 with the weights of now, merged, in the precision of training."""
-        if self._live is None:
-            device = next(self.policy.parameters()).device
-            bf16 = resolve_mixed_precision(self.config.loop.mixed_precision, device) == "bf16"
-            self._live = LiveEncoder(self.policy, self.checkpoint, torch.bfloat16 if bf16 else torch.float32)
         return self._live.sync()
 
     def _ids(self, texts: list[str], limit: int) -> list[list[int]]:
