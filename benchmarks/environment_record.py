@@ -82,6 +82,8 @@ def record(options: argparse.Namespace) -> None:
         raise InputError("say what was trained: give --recipe or --adapters")
     problem = problem_of(config, options)
     encoders = adapters(options) if options.adapters else run_checkpoints(config, options)
+    if isinstance(config, GRPOConfig) and not options.adapters and not options.beir:
+        problem = trained_on(problem, Path(config.output))
     steps, open_at = encoders
     if len(steps) < 2:
         raise InputError(f"found {len(steps)} checkpoint(s) to record, 2 or more are needed")
@@ -160,6 +162,12 @@ def problem_of(config: Any, options: argparse.Namespace) -> Problem:
             data_root=options.data,
         )
     )
+
+
+def trained_on(problem: Problem, output: Path) -> Problem:
+    """The problem with the queries that a run of stage 2 trains on: a recipe may leave out those at other ranks."""
+    kept = read_checkpoint(list_checkpoints(output)[0][1]).task.get("kept")
+    return problem if kept is None else dataclasses.replace(problem, train=[problem.train[i] for i in kept])
 
 
 def batches_of(config: Any, problem: Problem, steps: list[int], options: argparse.Namespace) -> list[list[int]]:

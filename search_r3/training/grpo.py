@@ -35,7 +35,7 @@ from search_r3.training.devset import dev_figures
 from search_r3.training.grpo_config import GRPOConfig
 from search_r3.training.grpo_data import Problem, Query, QueryOrder, read_problem
 from search_r3.training.grpo_dev import gauge_figures, live_figures
-from search_r3.training.grpo_round import NOBODY, Collector, Round, encode_rows, is_due
+from search_r3.training.grpo_round import NOBODY, Collector, Round, encode_rows, is_due, rank_of_positive
 from search_r3.training.live_encoder import LiveEncoder
 from search_r3.training.loop import run_training
 from search_r3.training.losses import info_nce
@@ -88,13 +88,13 @@ class GRPOTask:
         self.module: nn.Module = self.policy
         self.saved = StackedAdapter(first, model)
         self.prefix = render(checkpoint.contract.prompts.reasoning, checkpoint.tokenizer, give_answer=False).prefix
-        order = QueryOrder(len(problem.train), config.queries_per_step, config.loop.seed, self.processes)
         if engine is None:
             torch_engine = TorchRollouts(config.rollouts_per_batch)
             merged = Path(config.output) / f"merged-{self.rank}"
             engine = torch_engine if config.engine == "torch" else VLLMRollouts(merged)
+        self.kept: list[int] | None = None  # of the training queries, those at the ranks that the recipe wants
         self.collector = Collector(
-            config, problem.train, problem.documents, order, engine, self.rank, self._any_process
+            config, problem.train, problem.documents, self._order(problem.train), engine, self.rank, self._any_process
         )
         self.environment: RetrievalEnvironment | None = None
         self.round: Round | None = None
@@ -224,6 +224,7 @@ class GRPOTask:
             "step": self.step,
             "environment": None if self.environment is None else self.environment.state_dict(),
             "gauged": self.gauged,
+            "kept": self.kept,
             "rounds": self._everyones_round if inside else [],
         }
 
@@ -236,6 +237,7 @@ class GRPOTask:
         if state["format"] != FORMAT:
             raise InputError(f"the run's state has format {state['format']}, this version reads {FORMAT}")
         self.step, self.gauged = int(state["step"]), dict(state["gauged"])
+        self._train_on(state.get("kept"))
         self._everyones_round = state["rounds"]
         self.round = Round.from_state(state["rounds"][self.rank]) if state["rounds"] else None
         if state["environment"] is not None:
@@ -340,7 +342,31 @@ class GRPOTask:
                     done = min(start + ENCODE_BLOCK, len(corpus))
                     print(f"{done:,} of {len(corpus):,} documents encoded", file=sys.stderr, flush=True)
             self.environment = RetrievalEnvironment(corpus, self.config.environment, seed=self.config.loop.seed)
+            if self.config.from_rank > 1 or self.config.to_rank is not None:
+                self._train_on(self._at_wanted_ranks(encoder, self.environment))
         return self.environment
+
+    def _order(self, queries: Sequence[Query]) -> QueryOrder:
+        return QueryOrder(len(queries), self.config.queries_per_step, self.config.loop.seed, self.processes)
+
+    def _train_on(self, kept: list[int] | None) -> None:
+        self.kept = kept
+        if kept is not None:
+            queries = [self.problem.train[number] for number in kept]
+            self.collector.queries, self.collector.order = queries, self._order(queries)
+
+    def _at_wanted_ranks(self, encoder: SearchR3, environment: RetrievalEnvironment) -> list[int]:
+        """Which training queries stand, directly embedded, at the ranks that the recipe wants; the same everywhere."""
+        queries, config = self.problem.train, self.config
+        direct = encoder.encode_query([query.text for query in queries], reasoning=False, show_progress_bar=False)
+        deepest = config.to_rank or len(environment.corpus)
+        ranks = rank_of_positive(environment, direct, queries)
+        found = [[number for number, rank in enumerate(ranks) if config.from_rank <= rank <= deepest]]
+        if self.processes > 1:
+            torch.distributed.broadcast_object_list(found, src=0)
+        if self.rank == 0:
+            print(f"{len(found[0]):,} of {len(queries):,} queries are at the ranks to train on", file=sys.stderr)
+        return found[0]
 
     def _dev_queries(self) -> list[Query]:
         return self.problem.held_out[: self.config.gauge_queries]

@@ -67,6 +67,11 @@ class GRPOConfig:
     """The run's folder: log, rollouts, checkpoints, and at the end `adapter/`."""
     max_documents: int | None = None
     """Documents of the environment, at most: the positives of all queries, then others drawn by a hash."""
+    from_rank: int = 1
+    """Only queries whose direct embedding finds its best positive at this rank or deeper when the run begins are trained
+    on: 2 leaves out those that need no reasoning, whose rollouts differ in cosine alone."""
+    to_rank: int | None = None
+    """And at this rank or higher: what lies far deeper is rarely found by any rollout."""
     queries_per_step: int = 8
     """Queries of a batch, for each process."""
     group_size: int = 8
@@ -154,13 +159,15 @@ class GRPOConfig:
         if self.group_size < 2:
             raise InputError(f"group_size must be 2 or more, not {self.group_size}: a rollout is judged by its group")
         at_least = dict.fromkeys(
-            ("queries_per_step", "max_reasoning_tokens", "max_query_tokens", "max_document_tokens", "epochs",
+            ("from_rank", "queries_per_step", "max_reasoning_tokens", "max_query_tokens", "max_document_tokens", "epochs",
              "minibatches", "rollouts_per_batch", "rows_per_chunk", "gauge_queries", "dev_queries", "dev_documents"), 1
         )  # fmt: skip
         at_least |= dict.fromkeys(("resamples", "gauge_every", "gauge_rows", "samples", "samples_every"), 0)
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if self.to_rank is not None and self.to_rank < self.from_rank:
+            raise InputError(f"to_rank must be from_rank ({self.from_rank}) or more, not {self.to_rank}")
         if self.max_documents is not None and self.max_documents < 2:
             raise InputError(f"max_documents must be 2 or more, not {self.max_documents}")
         for name in ("temperature", "contrastive_temperature", "epsilon_low", "epsilon_high"):
