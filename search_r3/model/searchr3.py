@@ -221,6 +221,7 @@ class SearchR3:
         max_reasoning_tokens: int = 32,
         temperature: float = 0.0,
         seed: int = 0,
+        samples: int = 1,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> list[Reasoned]:
@@ -230,15 +231,19 @@ class SearchR3:
             max_reasoning_tokens: the budget, which leaves out the embed token; at 0 the token follows at once.
             temperature: 0 is greedy; 1 samples from the model's own distribution.
             seed: of the sampling; unused when greedy.
+            samples: analyses of each query, drawn apart; those of a query stand together in what is returned.
+            batch_size: analyses that are written side by side; a sample is decided by the seed and its batch.
 
         Raises:
-            InputError: an empty text, a text of over 100,000 characters, or a bad budget or temperature.
+            InputError: an empty text, a text of over 100,000 characters, or a bad budget, temperature or number.
         """
         _check_queries(texts)
         if max_reasoning_tokens < 0:
             raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
         if temperature < 0:
             raise InputError(f"temperature must be 0 or more, not {temperature}")
+        if samples < 1:
+            raise InputError(f"samples must be 1 or more, not {samples}")
         _check_batch_size(batch_size)
         frame = self.frames["reasoning"]
         rows = self._rows(frame, texts, DEFAULT_QUERY_TOKENS)
@@ -251,6 +256,7 @@ class SearchR3:
                 seed=seed,
                 batch_size=batch_size,
                 progress=progress,
+                samples=samples,
             )
         return [
             Reasoned(
@@ -260,7 +266,7 @@ class SearchR3:
                 forced=g.forced,
                 token_ids=[*frame.prefix, *row, *g.token_ids, self.contract.embed_token_id],
             )
-            for row, g in zip(rows, generations, strict=True)
+            for row, g in zip((row for row in rows for _ in range(samples)), generations, strict=True)
         ]
 
     def encode_behind(

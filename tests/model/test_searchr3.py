@@ -64,6 +64,18 @@ def test_encode_query_with_reasoning_is_what_reason_returns(tiny: SearchR3) -> N
     assert np.array_equal(tiny.encode_query(TEXTS, max_reasoning_tokens=5), np.stack([r.embedding for r in reasoned]))
 
 
+def test_samples_of_a_query_stand_together_behind_its_own_prompt(tiny: SearchR3) -> None:
+    found = tiny.reason(TEXTS, max_reasoning_tokens=6, temperature=1.0, seed=3, samples=3)
+    assert len(found) == 3 * len(TEXTS)
+    for number, text in enumerate(TEXTS):
+        group = found[3 * number : 3 * number + 3]
+        assert len({tuple(r.token_ids) for r in group}) > 1
+        behind = tiny.encode_behind([text] * 3, [r.analysis_ids for r in group])
+        np.testing.assert_allclose(behind, np.stack([r.embedding for r in group]), atol=1e-5)
+        prompts = {tuple(r.token_ids[: -1 - r.num_tokens]) for r in group}
+        assert prompts == {tuple(tiny.reason([text], max_reasoning_tokens=0)[0].token_ids[:-1])}
+
+
 @pytest.mark.parametrize("budget", [0, 12])
 def test_behind_what_reason_wrote_stands_what_reason_embedded(tiny: SearchR3, budget: int) -> None:
     reasoned = tiny.reason(TEXTS, max_reasoning_tokens=budget)
@@ -168,6 +180,7 @@ def test_similarity_is_the_cosine(tiny: SearchR3) -> None:
         (lambda m: m.encode_behind(["x"], [[-1]]), "the analysis holds token -1"),
         (lambda m: m.encode_behind(["x"], [""], max_reasoning_tokens=-1), "max_reasoning_tokens must be 0 or more"),
         (lambda m: m.reason(["x"], temperature=-0.5), "temperature must be 0 or more, not -0.5"),
+        (lambda m: m.reason(["x"], samples=0), "samples must be 1 or more, not 0"),
     ],
 )
 def test_bad_input_is_one_clear_line(tiny: SearchR3, call: Any, message: str) -> None:

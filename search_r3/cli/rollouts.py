@@ -1,0 +1,82 @@
+"""`search-r3 rollouts`: what a model's sampled analyses earn, before and after training, each in its own corpus."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search_r3.cli.options import BatchSize, Budget, DataRoot, Device, Dtype, DtypeOption, Json, hush, print_json
+from search_r3.errors import InputError
+
+
+def rollouts(
+    before: Annotated[
+        str, typer.Option(help="A model of ours: a name, a folder or a hub id; LABEL=SPEC names it in the results.")
+    ],
+    dataset: Annotated[str, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part.")],
+    after: Annotated[str | None, typer.Option(help="The model to compare with it, query by query.")] = None,
+    split: Annotated[str, typer.Option(help="Which queries; scifact's dev are the train claims held out.")] = "dev",
+    samples: Annotated[int, typer.Option(min=1, help="Sampled analyses of each query.")] = 6,
+    budget: Budget = 24,
+    temperature: Annotated[float, typer.Option(help="Of the samples; above 0.")] = 1.0,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Ranks that the rewards look at.")] = 10,
+    queries: Annotated[int | None, typer.Option(min=1, help="At most so many queries, a fixed choice.")] = None,
+    documents: Annotated[
+        str, typer.Option(help="At most so many documents, those judged among them; all is the whole corpus.")
+    ] = "all",
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens kept of each document.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples and of the bootstrap.")] = 0,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    data: DataRoot = None,
+    output: Annotated[Path, typer.Option(help="Where rollouts/ goes.")] = Path("results"),
+    force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the rewards of a model's sampled analyses, in a corpus that this model encoded in full.
+
+    Beside them stand the greedy analysis and the direct embedding. With --after, the difference on the same queries,
+    its bootstrap interval and a paired randomisation test. A model that is done is not done again; embeddings are those
+    that `search-r3 evaluate` keeps.
+
+    \b
+    Example:  search-r3 rollouts --dataset scifact --before models/SFT --after runs/grpo/best
+    Before:   search-r3 train grpo CONFIG
+    Next:     read results/rollouts/scifact.dev/: a file for each model, every analysis beside it, and the comparison
+    """
+    hush()
+    from search_r3.evaluation.rollout_rewards import table
+    from search_r3.evaluation.rollouts import RolloutConfig, measure_rollouts
+
+    found = measure_rollouts(
+        dataset,
+        split,
+        before,
+        after,
+        output,
+        RolloutConfig(samples, budget, temperature, k, seed, batch_size),
+        queries=queries,
+        documents=_limit(documents),
+        max_length=max_length,
+        device=device,
+        dtype=dtype.value,
+        data_root=data,
+        force=force,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print_json(found)
+    else:
+        print(table(found))
+
+
+def _limit(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not (text.isdecimal() and text.isascii()) or int(text) < 1:
+        raise InputError(f"--documents {text}: expected a whole number from 1, or all")
+    return int(text)

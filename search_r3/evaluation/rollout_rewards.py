@@ -1,0 +1,218 @@
+"""What a model's analyses earn in a corpus that it encoded itself, whole and fresh; and whether one model's earn more.
+
+Pure functions over embeddings and rewards. Source: Search-R3 (arXiv 2510.07048), stage 2, whose figure is the share of
+rollouts above 0.5; it is taken of `dcg_scaled` and of `dcg`, as a space whose cosines are all high flatters the former.
+
+A figure is called KIND.REWARD. Kinds: "sampled", the mean of a query's sampled analyses, each by the embedding behind
+it; "penalised", the same with the penalty where the embed token had to be forced, as in training; "greedy", the
+analysis that a search uses; "direct", no analysis.
+
+Shape suffixes: R rollouts, Q queries, N documents, D dimensions, C columns of a reward (documents and what follows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from search_r3.environment.rewards import MISSING_TOKEN_REWARD, dcg, dcg_scaled, missing_token_penalty
+from search_r3.evaluation.significance import (
+    RESAMPLES,
+    Comparison,
+    bootstrap_interval,
+    holm,
+    randomisation_test,
+    wins_ties_losses,
+)
+
+REWARDS = {"dcg_scaled": dcg_scaled, "dcg": dcg}
+KINDS = ("sampled", "penalised", "greedy", "direct")
+FIGURES = tuple(f"{kind}.{reward}" for kind in KINDS for reward in REWARDS)
+HALF = 0.5
+"""The paper's bar: 69% of its rollouts stand above it after stage 2."""
+EDGES = tuple(round(MISSING_TOKEN_REWARD + i / 20, 2) for i in range(31))
+"""Of the histograms' bins, from the missing token's reward to 1. The last bin holds both of its edges."""
+DIGITS = 6
+"""After the point, of what is kept for each query: comparisons are made from the kept values."""
+_CELLS = 4_000_000
+"""Cosines held at once (float32), so that memory does not grow with the number of rollouts."""
+
+
+@dataclass(frozen=True)
+class Earned:
+    """What some embeddings earned.
+
+    Attributes:
+        rewards: reward's name -> float32 (R,).
+        rank_R: int64, from 1: the rank of each one's best positive in the whole corpus; 0 where none can be found.
+    """
+
+    rewards: dict[str, np.ndarray]
+    rank_R: np.ndarray
+
+
+def earn(
+    embeddings_RD: np.ndarray,
+    query_R: npt.ArrayLike,
+    grades_Q: Sequence[Mapping[int, float]],
+    documents_ND: np.ndarray,
+    *,
+    k: int = 10,
+    unfindable_Q: Sequence[Sequence[float]] | None = None,
+) -> Earned:
+    """Rank the whole corpus for each embedding, exactly, and reward the ranking.
+
+    Args:
+        embeddings_RD, documents_ND: unit rows of one model, float32.
+        query_R: for each embedding the number of its query.
+        grades_Q: for each query its judged documents: row -> grade.
+        k: ranks that the rewards look at.
+        unfindable_Q: for each query the grades of judged documents that have no embedding (they are empty). They count
+            in the ideal ranking and are never found.
+
+    Raises:
+        ValueError: shapes that do not fit, or embeddings that are not finite unit rows.
+    """
+    query_R = np.asarray(query_R, dtype=np.int64)
+    lost_Q = unfindable_Q or [()] * len(grades_Q)
+    if len(query_R) != len(embeddings_RD) or len(lost_Q) != len(grades_Q):
+        raise ValueError(
+            f"{len(embeddings_RD)} embeddings of {len(query_R)} queries' numbers, {len(grades_Q)} judgments and "
+            f"{len(lost_Q)} lists of empty documents; expected one number each, and one of both for each query"
+        )
+    count = len(documents_ND)
+    most = max(map(len, lost_Q), default=0)
+    # Behind the documents stand those that are lost, all with the lowest cosine, and behind these k fillers, which win
+    # the tie (the later column does), so that a lost one never enters the top k of a small corpus.
+    columns = count + most + (k if most else 0)
+    rewards: dict[str, list[Tensor]] = {name: [] for name in REWARDS}
+    ranks = []
+    size = max(1, _CELLS // max(1, columns))
+    for start in range(0, len(query_R), size):
+        part = query_R[start : start + size]
+        cosine_RC = torch.full((len(part), columns), -1.0)
+        cosine_RC[:, :count] = torch.from_numpy(embeddings_RD[start : start + size] @ documents_ND.T)
+        grade_RC = torch.zeros((len(part), columns))
+        for line, query in enumerate(part):
+            grades = grades_Q[query]
+            grade_RC[line, list(grades)] = torch.tensor(list(grades.values()), dtype=torch.float32)
+            grade_RC[line, count : count + len(lost_Q[query])] = torch.tensor(lost_Q[query], dtype=torch.float32)
+        for name, reward in REWARDS.items():
+            rewards[name].append(reward(cosine_RC, grade_RC, k))
+        ranks.append(_rank_of_best(cosine_RC[:, :count], grade_RC[:, :count] > 0))
+    empty = torch.zeros(0)
+    return Earned(
+        {name: torch.cat([empty, *parts]).numpy() for name, parts in rewards.items()},
+        torch.cat([empty.long(), *ranks]).numpy(),
+    )
+
+
+def per_query(
+    sampled: Earned, emitted_R: npt.ArrayLike, tokens_R: npt.ArrayLike, greedy: Earned, direct: Earned
+) -> dict[str, list[float]]:
+    """Every figure, and the samples' emission and length, as one number a query (the mean of its samples).
+
+    Args:
+        sampled: of Q * G rollouts, those of a query together.
+        emitted_R: boolean, False where the embed token had to be forced.
+        tokens_R: length of each analysis in tokens, without the embed token.
+        greedy, direct: of Q embeddings each.
+    """
+    count = len(direct.rank_R)
+    of = {"sampled": sampled.rewards, "penalised": penalised(sampled, emitted_R)}
+    of |= {"greedy": greedy.rewards, "direct": direct.rewards}
+    rows = {f"{kind}.{name}": of[kind][name] for kind in KINDS for name in REWARDS}
+    rows |= {"sampled.emission": np.asarray(emitted_R), "sampled.tokens": np.asarray(tokens_R)}
+    return {
+        name: [round(float(value), DIGITS) for value in row.astype(np.float64).reshape(count, -1).mean(axis=1)]
+        for name, row in rows.items()
+    }
+
+
+def penalised(sampled: Earned, emitted_R: npt.ArrayLike) -> dict[str, np.ndarray]:
+    """The samples' rewards as training pays them: the penalty where the embed token was not emitted."""
+    emitted = torch.as_tensor(np.asarray(emitted_R))
+    return {name: missing_token_penalty(row, emitted).numpy() for name, row in sampled.rewards.items()}
+
+
+def spread(
+    sampled: Earned, emitted_R: npt.ArrayLike, greedy: Earned, direct: Earned
+) -> tuple[dict[str, dict[str, float]], dict[str, list[int]]]:
+    """Of every figure, over its rollouts: the mean and the share above 0.5; and the histogram's counts, by `EDGES`."""
+    of = {"sampled": sampled.rewards, "penalised": penalised(sampled, emitted_R)}
+    of |= {"greedy": greedy.rewards, "direct": direct.rewards}
+    rows = {f"{kind}.{name}": of[kind][name].astype(np.float64) for kind in KINDS for name in REWARDS}
+    figures = {
+        name: {"mean": round(float(row.mean()), DIGITS), "share_above_half": round(float((row > HALF).mean()), DIGITS)}
+        for name, row in rows.items()
+    }
+    return figures, {name: np.histogram(row, EDGES)[0].tolist() for name, row in rows.items()}
+
+
+def compare(
+    before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], seed: int = 0
+) -> tuple[dict[str, Comparison], dict[str, list[float]]]:
+    """After against before on the same queries: a comparison of every figure, and its difference for each query.
+
+    The interval is the percentile bootstrap over queries, the test the paired randomisation test; `p_corrected` is
+    Holm's over all figures.
+
+    Args:
+        before, after: figure -> one number a query, both in one order of the queries.
+
+    Raises:
+        ValueError: another number of queries on either side, or none.
+    """
+    rows = {name: np.asarray(after[name], float) - np.asarray(before[name], float) for name in FIGURES}
+    raw = {name: randomisation_test(row, seed=seed) for name, row in rows.items()}
+    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
+    found = {}
+    for name, row in rows.items():
+        low, high = bootstrap_interval(row, resamples=RESAMPLES, seed=seed, method="percentile")
+        wins, ties, losses = wins_ties_losses(row)
+        found[name] = Comparison(float(row.mean()), low, high, raw[name], float(corrected[name]), wins, ties, losses)
+    return found, {name: [round(float(value), DIGITS) for value in row] for name, row in rows.items()}
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """A record of `rollouts.measure_rollouts` as a Markdown table: one model, or before, after and their difference."""
+    sides = [record["before"], record["after"]] if "comparisons" in record else [record]
+    head = ["reward", *(f"{side['system']}: mean" for side in sides), *("above 0.5" for _ in sides)]
+    if len(sides) > 1:
+        head += ["difference", "95% interval", "p"]
+    lines = [head, ["---"] * len(head)]
+    for name in FIGURES:
+        means = [side["figures"][name]["mean"] for side in sides]
+        shares = [side["figures"][name]["share_above_half"] for side in sides]
+        line = [name, *(f"{mean:.4f}" for mean in means), *(f"{share:.1%}" for share in shares)]
+        if len(sides) > 1:
+            found = record["comparisons"][name]
+            line += [f"{found['difference']:+.4f}", f"{found['low']:+.4f} to {found['high']:+.4f}", f"{found['p']:.4f}"]
+        lines.append(line)
+    text = [f"{record['dataset']}: {record['num_queries']:,} queries, {record['num_documents']:,} documents", ""]
+    text += ["| " + " | ".join(line) + " |" for line in lines]
+    for side in sides:
+        told = [
+            f"{kind} {side['emission_rate'][kind]:.1%} and {side['mean_tokens'][kind]:.1f} tokens"
+            for kind in ("sampled", "greedy")
+        ]
+        text += ["", f"{side['system']}: analyses that end by themselves, and their length: {', '.join(told)}"]
+    return "\n".join(text)
+
+
+def _rank_of_best(cosine_RN: Tensor, positive_RN: Tensor) -> Tensor:
+    """(R,) int64 from 1, in the order of `topk`: cosine descending, the later of equal columns first; 0 without any."""
+    column_N = torch.arange(cosine_RN.shape[1])
+    if not len(column_N):
+        return torch.zeros(len(cosine_RN), dtype=torch.int64)
+    best_R1 = cosine_RN.masked_fill(~positive_RN, -torch.inf).amax(dim=1, keepdim=True)
+    equal_RN = cosine_RN == best_R1
+    last_R1 = torch.where(equal_RN & positive_RN, column_N, -1).amax(dim=1, keepdim=True)
+    above_R = (cosine_RN > best_R1).sum(dim=1) + (equal_RN & (column_N > last_R1)).sum(dim=1)
+    return torch.where(positive_RN.any(dim=1), above_R + 1, 0)
