@@ -6,8 +6,7 @@ The embedding is the L2-normalised final hidden state at `<|embed_token|>` (arXi
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,21 @@ from search_r3.files import atomic_path
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.adaptive import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
+from search_r3.model.texts import (
+    MAX_CHARACTERS,
+    Text,
+    analysis_tokens,
+    check_queries,
+    check_texts,
+    encode_as_text,
+    token_rows,
+)
 from search_r3.prompts import Frame, render
 
-MAX_CHARACTERS = 100_000
-"""A longer query is refused: it is a document given by mistake."""
+__all__ = ["MAX_CHARACTERS", "Reasoned", "SearchR3", "check_texts", "encode_as_text", "stop_ids"]
+
 DEFAULT_DOCUMENT_TOKENS = 512
 DEFAULT_QUERY_TOKENS = 512
-_TOKENIZING = threading.Lock()
-"""Fast tokenizers keep `split_special_tokens` as state: two threads could fail, or let a special token through."""
 
 
 @dataclass
@@ -152,7 +158,7 @@ class SearchR3:
 
     def encode_document(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         *,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -161,7 +167,7 @@ class SearchR3:
         """Embed documents, without reasoning, in one prefill each.
 
         Args:
-            texts: non-empty texts.
+            texts: non-empty texts; here and wherever texts are taken, `Tokens` may stand for one.
             batch_size: rows a pass; texts are sorted by length, so it does not change the result.
             show_progress_bar: None shows one on a terminal when there is more than a little to do.
             max_length: tokens of each text that are kept; 512 by default.
@@ -177,7 +183,7 @@ class SearchR3:
 
     def encode_query(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         *,
         reasoning: bool = True,
         max_reasoning_tokens: int = 32,
@@ -204,7 +210,7 @@ class SearchR3:
         if not isinstance(reasoning, bool):
             raise InputError(f"reasoning must be True or False, not {reasoning!r}")
         if not reasoning:
-            _check_queries(texts)
+            check_queries(texts)
             return self._embed("query", texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
         reasoned = self.reason(
             texts,
@@ -216,7 +222,7 @@ class SearchR3:
 
     def reason(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         *,
         max_reasoning_tokens: int = 32,
         temperature: float = 0.0,
@@ -224,6 +230,7 @@ class SearchR3:
         samples: int = 1,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
+        on_token: Callable[[int, int], None] | None = None,
     ) -> list[Reasoned]:
         """Analyse each query in at most `max_reasoning_tokens` tokens and embed it, in one pass.
 
@@ -233,11 +240,13 @@ class SearchR3:
             seed: of the sampling; unused when greedy.
             samples: analyses of each query, drawn apart; those of a query stand together in what is returned.
             batch_size: analyses that are written side by side; a sample is decided by the seed and its batch.
+            on_token: called with an analysis' place in what is returned and a token's id, as each is written (see
+                `search_r3.model.texts.TextStream`); what it raises ends the call.
 
         Raises:
             InputError: an empty text, a text of over 100,000 characters, or a bad budget, temperature or number.
         """
-        _check_queries(texts)
+        check_queries(texts)
         if max_reasoning_tokens < 0:
             raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
         if temperature < 0:
@@ -257,6 +266,7 @@ class SearchR3:
                 batch_size=batch_size,
                 progress=progress,
                 samples=samples,
+                on_token=on_token,
             )
         return [
             Reasoned(
@@ -271,7 +281,7 @@ class SearchR3:
 
     def encode_behind(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         analyses: Sequence[str | Sequence[int]],
         *,
         max_reasoning_tokens: int | None = None,
@@ -293,14 +303,14 @@ class SearchR3:
         Raises:
             InputError: an empty text, another number of analyses, or an id that is unknown or the embed token's.
         """
-        _check_queries(texts)
+        check_queries(texts)
         _check_batch_size(batch_size)
         if len(analyses) != len(texts):
             raise InputError(f"{len(analyses)} analyses for {len(texts)} texts; give one for each")
         if max_reasoning_tokens is not None and max_reasoning_tokens < 0:
             raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
         embed_id, frame = self.contract.embed_token_id, self.frames["reasoning"]
-        written = [_analysis_ids(self.tokenizer, analysis, embed_id) for analysis in analyses]
+        written = [analysis_tokens(self.tokenizer, analysis, embed_id) for analysis in analyses]
         rows = [
             [*row, *ids[:max_reasoning_tokens], embed_id]
             for row, ids in zip(self._rows(frame, texts, DEFAULT_QUERY_TOKENS), written, strict=True)
@@ -338,7 +348,7 @@ class SearchR3:
         return float(max((1 - (stored[side] * now[side]).sum(1)).max() for side in ("document", "query")))
 
     def _embed(
-        self, side: str, texts: Sequence[str], batch_size: int, show: bool | None, max_length: int
+        self, side: str, texts: Sequence[Text], batch_size: int, show: bool | None, max_length: int
     ) -> np.ndarray:
         _check_batch_size(batch_size)
         if max_length < 1:
@@ -350,33 +360,11 @@ class SearchR3:
         with _progress("encoding", len(rows), show) as progress:
             return self.engine.embed(frame.prefix, rows, batch_size, progress)
 
-    def _rows(self, frame: Frame, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        check_texts(texts)
-        return [[*ids[:max_length], *frame.suffix] for ids in encode_as_text(self.tokenizer, texts)]
+    def _rows(self, frame: Frame, texts: Sequence[Text], max_length: int) -> list[list[int]]:
+        return [[*ids[:max_length], *frame.suffix] for ids in token_rows(self.tokenizer, texts)]
 
     def _nothing(self) -> np.ndarray:
         return np.empty((0, self.dimension), dtype=np.float32)
-
-
-def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of users' texts, in which "<|embed_token|>" and its like are plain characters, never special tokens."""
-    if not texts:
-        return []
-    with _TOKENIZING:
-        return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-
-def _analysis_ids(tokenizer: Any, analysis: str | Sequence[int], embed_id: int) -> list[int]:
-    if isinstance(analysis, str):
-        return encode_as_text(tokenizer, [analysis])[0] if analysis else []
-    ids = [int(token) for token in analysis]
-    for token in ids:
-        if not 0 <= token < len(tokenizer) or token == embed_id:
-            raise InputError(
-                f"the analysis holds token {token}; expected ids from 0 to {len(tokenizer) - 1} without the embed "
-                f"token {embed_id}, which is put behind them"
-            )
-    return ids
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -386,30 +374,9 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Raise InputError, naming the position, for a text that is empty or not a string."""
-    if isinstance(texts, str):
-        raise InputError("give a list of texts, not one string")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"text {i + 1} of {len(texts)} is a {type(text).__name__}, not a string")
-        if not text.strip():
-            raise InputError(f"text {i + 1} of {len(texts)} is empty; there is nothing to embed")
-
-
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
-
-
-def _check_queries(texts: Sequence[str]) -> None:
-    check_texts(texts)
-    for i, text in enumerate(texts):
-        if len(text) > MAX_CHARACTERS:
-            raise InputError(
-                f"query {i + 1} of {len(texts)} has {len(text):,} characters, over the limit of {MAX_CHARACTERS:,}; "
-                "shorten it, or embed it as a document"
-            )
 
 
 @contextmanager

@@ -52,10 +52,12 @@ class Engine(Protocol):
         batch_size: int,
         progress: Callable[[int], None] | None,
         samples: int = 1,
+        on_token: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
         """Continue each `prefix + row` until the embed token, feed that token, and return the state at it.
 
         With `samples`, each row is continued so many times (sampled apart): a row's samples stand together in the
-        list. Its prefill is shared where the engine can.
+        list. Its prefill is shared where the engine can. `on_token` is called with a sample's place in that list and a
+        token's id as soon as the token is written (the embed token is not); what it raises ends the call.
         """
         ...

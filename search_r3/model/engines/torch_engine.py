@@ -85,6 +85,7 @@ class TorchEngine:
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
         samples: int = 1,
+        on_token: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
         """See `Engine.generate`. Greedy at temperature 0; else plain sampling (no top-p or top-k: they bias ratios).
 
@@ -95,8 +96,9 @@ class TorchEngine:
         out: list[Generation | None] = [None] * (len(rows) * samples)
         for chosen in _by_length(rows, max(1, batch_size // samples)):
             batch = [rows[i] for i in chosen]
+            tell = None if on_token is None else _placed(on_token, chosen, samples)
             with torch.inference_mode():
-                written = self._continue(prefix, batch, max_new_tokens, temperature, generator, samples)
+                written = self._continue(prefix, batch, max_new_tokens, temperature, generator, samples, tell)
             for place, i in enumerate(chosen):
                 out[i * samples : (i + 1) * samples] = written[place * samples : (place + 1) * samples]
             if progress:
@@ -111,6 +113,7 @@ class TorchEngine:
         temperature: float,
         generator: torch.Generator,
         samples: int,
+        tell: Callable[[int, int], None] | None,
     ) -> list[Generation]:
         device, size = self.model.device, len(rows)
         longest = max(len(row) for row in rows)
@@ -158,6 +161,8 @@ class TorchEngine:
                     running[line] = False
                 elif running[line]:
                     written[row].append(tokens[line])
+                    if tell is not None:
+                        tell(row, tokens[line])
             if not any(running):
                 break
             if sum(running) < COMPACT_BELOW * len(running):
@@ -201,6 +206,11 @@ class TorchEngine:
 
 def _unit(state_BD: Tensor) -> np.ndarray:
     return torch.nn.functional.normalize(state_BD.float(), dim=-1).cpu().numpy()
+
+
+def _placed(on_token: Callable[[int, int], None], chosen: list[int], samples: int) -> Callable[[int, int], None]:
+    """`on_token` for a batch's own numbering of its samples."""
+    return lambda sample, token: on_token(chosen[sample // samples] * samples + sample % samples, token)
 
 
 def _by_length(rows: list[list[int]], batch_size: int, tokens: int | None = None) -> Iterator[list[int]]:
