@@ -20,7 +20,7 @@ from search_r3.cli import commands, main
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "train sft", "data build", "data analyse", "data mine"]
 COMMANDS += ["train grpo", "study", "data teach", "data select", "data synthesise", "rollouts"]
-COMMANDS += ["plot", "card", "index", "search", "evaluate", "models"]
+COMMANDS += ["plot", "card", "index", "search", "evaluate", "tables", "models"]
 DOCUMENTS = [
     {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},
     {"id": "zug", "text": "Der Zug nach Wien fährt um neun.", "lang": "de"},
@@ -112,7 +112,7 @@ def test_evaluate_prints_its_records_and_rewrites_the_readme(tmp_path, monkeypat
     (folder / "corpus.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "queries.jsonl").write_text('{"_id": "q", "text": "flour and yeast"}\n')
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tbread\t1\n")
-    Path("README.md").write_text("before\n<!-- results:begin -->\n<!-- results:end -->\nafter\n")
+    Path("README.md").write_text("before\n<!-- table: results -->\n<!-- /table -->\nafter\n")
     command = ["evaluate", "--dataset", "tiny", "--system", "bm25", "--data", "data", "--table", "--json"]
     assert main(command) == 0
     (record,) = json.loads(capsys.readouterr().out)
@@ -121,6 +121,7 @@ def test_evaluate_prints_its_records_and_rewrites_the_readme(tmp_path, monkeypat
     assert "| tiny | 1.000 |" in readme
     assert readme.endswith("after\n")
     assert main(["evaluate", "--table"]) == 0
+    assert main(["tables", "--check", "--data", "data"]) == 0
     assert Path("README.md").read_text() == readme
 
 

@@ -11,17 +11,17 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from search_r3 import __version__
 from search_r3.cli import reinforcing, teaching  # noqa: F401  # their commands join train_app and data_app
+from search_r3.cli.evaluating import evaluate, tables
 from search_r3.cli.options import (
     SETTINGS,
     BatchSize,
     Budget,
-    DataRoot,
     Device,
     Dtype,
     DtypeOption,
@@ -35,7 +35,6 @@ from search_r3.cli.options import (
 from search_r3.cli.rollouts import rollouts
 from search_r3.cli.studying import study
 from search_r3.cli.training import data_app, plot, train_app
-from search_r3.errors import InputError
 
 EXIT_DIFFERENT = 1
 """`models --check`: the model does not give the embeddings it was saved with."""
@@ -188,73 +187,8 @@ def search(
         print_result(found)
 
 
-@app.command()
-def evaluate(
-    dataset: Annotated[
-        list[str] | None, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part. Repeatable.")
-    ] = None,
-    system: Annotated[
-        list[str] | None,
-        typer.Option(help="bm25, all-minilm-l6-v2, st:MODEL, or a model of ours; LABEL=SPEC names it. Repeatable."),
-    ] = None,
-    mode: Annotated[list[str] | None, typer.Option(help="Reasoning off or on; both by default. Repeatable.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which judgements; by default the data set's test split.")] = None,
-    budget: Budget = 32,
-    max_length: MaxLength = None,
-    batch_size: BatchSize = 32,
-    device: Device = None,
-    dtype: DtypeOption = Dtype.auto,
-    data: DataRoot = None,
-    output: Annotated[Path, typer.Option(help="Where runs/ and metrics/ go.")] = Path("results"),
-    force: Annotated[bool, typer.Option("--force", help="Evaluate again what is already there.")] = False,
-    table: Annotated[
-        bool, typer.Option("--table", help="Rewrite README.md's table from all results in OUTPUT.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Measure nDCG@10, MRR@10 and recall@100 on judged data, beside BM25 and all-MiniLM-L6-v2.
-
-    Each pair of data set and system gets a TREC run and a metrics file; what is already there is not computed again, so
-    an interrupted evaluation goes on with the same command. Embeddings of a corpus are cached.
-
-    \b
-    Example:  search-r3 evaluate --dataset cosqa --system bm25 --system smollm2-135m --mode off
-    Next:     search-r3 evaluate --table
-    """
-    hush()
-    from search_r3.data.beir import available_datasets
-    from search_r3.evaluation.suite import MODES
-    from search_r3.evaluation.suite import evaluate as run
-    from search_r3.evaluation.tables import results_markdown, update_readme
-    from search_r3.model.listing import default_model
-
-    if not dataset and not table:
-        names = ", ".join(available_datasets(data)) or "none; point --data at a folder of BEIR data sets"
-        raise InputError(f"name what to evaluate on with --dataset; there are: {names}")
-    records: list[dict[str, Any]] = []
-    if dataset:
-        records = run(
-            dataset,
-            system or ["bm25", "all-minilm-l6-v2", default_model()],
-            output,
-            split,
-            modes=mode or MODES,
-            max_length=max_length,
-            max_reasoning_tokens=budget,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype.value,
-            data_root=data,
-            force=force,
-            report=lambda line: print(line, file=sys.stderr, flush=True),
-        )
-    if table:
-        changed = update_readme("README.md", output)
-        print("README.md: the table " + ("is rewritten" if changed else "was up to date"), file=sys.stderr)
-    if as_json:
-        print_json(records)
-    elif records:
-        print(results_markdown(records))
+app.command()(evaluate)
+app.command()(tables)
 
 
 @app.command()
@@ -275,7 +209,7 @@ def card(
 
     \b
     Example:  search-r3 card models/NAME --run results/training/NAME
-    Next:     make it again after every evaluation
+    Next:     search-r3 tables, which makes all cards again after every evaluation
     """
     from search_r3.evaluation.card import keep_run, write_card
 

@@ -43,6 +43,12 @@ MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens kept of each 
 DataRoot = Annotated[
     Path | None, typer.Option("--data", help="Folder of BEIR data sets; or set the variable SEARCH_R3_DATA.")
 ]
+AllowMissing = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing", help="Measure though judged documents are missing from the corpus; every table says so."
+    ),
+]
 
 
 def load(name: str, device: str | None, dtype: Dtype) -> SearchR3:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from search_r3.cli.options import (
+    AllowMissing,
     BatchSize,
     Budget,
     DataRoot,
@@ -56,6 +57,7 @@ def study(
     dtype: DtypeOption = Dtype.auto,
     data: DataRoot = None,
     output: Annotated[Path, typer.Option(help="Where runs/, metrics/ and studies/ go.")] = Path("results"),
+    allow_missing: AllowMissing = False,
     force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -95,6 +97,7 @@ def study(
         dtype=dtype.value,
         data_root=data,
         force=force,
+        allow_missing=allow_missing,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if as_json:

@@ -72,7 +72,11 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str, what:
 
 
 def load_beir(
-    folder: str | Path, split: str | None = None, name: str | None = None, on_fault: OnFault | None = None
+    folder: str | Path,
+    split: str | None = None,
+    name: str | None = None,
+    on_fault: OnFault | None = None,
+    allow_missing: bool = False,
 ) -> BeirDataset:
     """Read a BEIR folder.
 
@@ -81,10 +85,13 @@ def load_beir(
         split: keep only the queries judged in this split. Without it, all queries and the judgements of all splits.
         name: what to call the data set; by default its place below the data root ("mkqa/en"), else the folder's name.
         on_fault: told of every broken line, which is then left out; an empty file too goes there. Never for measuring.
+        allow_missing: keep judgements of documents that the corpus lacks, which nothing can find. Only for who says so
+            beside every figure, as an evaluation does.
 
     Raises:
         InputError: a file is missing or cannot be read; a line is broken (file, line and field are named); an id
-            comes twice; a judgement names a query or document that is not there; the split is unknown.
+            comes twice; a judgement names a query that is not there, or a document (without `allow_missing`); the
+            split is unknown.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -97,8 +104,9 @@ def load_beir(
     corpus = _read_corpus(folder / "corpus.jsonl", on_fault)
     queries = _read_queries(folder / "queries.jsonl", on_fault)
     qrels: dict[str, dict[str, int]] = {}
+    known = None if allow_missing else corpus
     for part in splits if split is None else [split]:
-        for query_id, judged in _read_qrels(folder / "qrels" / f"{part}.tsv", queries, corpus, on_fault).items():
+        for query_id, judged in _read_qrels(folder / "qrels" / f"{part}.tsv", queries, known, on_fault).items():
             qrels.setdefault(query_id, {}).update(judged)
     if split is not None:
         queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
@@ -195,8 +203,9 @@ def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int
 
 
 def _read_qrels(
-    path: Path, queries: dict[str, str], corpus: dict[str, Document], on_fault: OnFault | None
+    path: Path, queries: dict[str, str], corpus: dict[str, Document] | None, on_fault: OnFault | None
 ) -> dict[str, dict[str, int]]:
+    """The judgements of a file; without a `corpus`, of documents that need not be there."""
     qrels: dict[str, dict[str, int]] = {}
     seen: dict[tuple[str, str], int] = {}
     for number, line in text_lines(path, on_fault):
@@ -223,7 +232,7 @@ def _read_qrels(
 
 
 def _judgement(
-    columns: list[str], where: str, queries: dict[str, str], corpus: dict[str, Document]
+    columns: list[str], where: str, queries: dict[str, str], corpus: dict[str, Document] | None
 ) -> tuple[str, str, int]:
     if len(columns) != 3:
         found = "\t".join(columns).strip()[:80]
@@ -237,8 +246,11 @@ def _judgement(
         raise InputError(f"{where}: the score must be a whole number such as 0 or 1, found {score!r}") from None
     if query_id not in queries:
         raise InputError(f'{where}: the query-id "{query_id}" is not in queries.jsonl')
-    if document_id not in corpus:
-        raise InputError(f'{where}: the corpus-id "{document_id}" is not in corpus.jsonl')
+    if corpus is not None and document_id not in corpus:
+        raise InputError(
+            f'{where}: the corpus-id "{document_id}" is not in corpus.jsonl; mend one of the two (to measure all the '
+            "same, with the document counted as not found: --allow-missing)"
+        )
     return query_id, document_id, grade
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.evaluation.provenance import git_commit, hardware, versions
-from search_r3.evaluation.suite import read_record
-from search_r3.evaluation.tables import results_markdown
+from search_r3.evaluation.tables import load_records, results_markdown
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.bundled import BUNDLED
 from search_r3.model.checkpoint import ADAPTER_FILE
@@ -59,13 +58,19 @@ def keep_run(run: str | Path, target: str | Path, manifests: Sequence[str | Path
         (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def card(adapter: str | Path, kept: str | Path, results: str | Path = "results") -> str:
+def card(
+    adapter: str | Path,
+    kept: str | Path,
+    results: str | Path = "results",
+    records: Sequence[dict[str, Any]] | None = None,
+) -> str:
     """The model card, in Markdown with the hub's front matter.
 
     Args:
         adapter: the adapter's folder; its name is the model's.
         kept: what `keep_run` wrote.
         results: the folder that holds `metrics/`.
+        records: the metrics records, where they were computed again from the runs; None reads them from `results`.
 
     Raises:
         InputError: the adapter or the kept run is missing.
@@ -79,7 +84,7 @@ def card(adapter: str | Path, kept: str | Path, results: str | Path = "results")
     except (OSError, ValueError) as error:
         raise InputError(f"{kept} does not document a training run: {error}") from error
     name = adapter.resolve().name
-    found = [read_record(path) for path in sorted(Path(results, "metrics").rglob("*.json"))]
+    found = records if records is not None else _records(results)
     ours = [r for r in found if r["system"].rpartition(".")[0] == name]
     beside = [r for r in found if r["system"] in PEERS and r["dataset"] in {o["dataset"] for o in ours}]
     base = contract["contract"]["base"]
@@ -88,7 +93,7 @@ def card(adapter: str | Path, kept: str | Path, results: str | Path = "results")
         _front_matter(base, licence),
         f"# {name}\n\n" + _introduction(base, adapter, contract),
         "## Use\n\n" + _use(name),
-        "## Training\n\n" + _training(about, config, kept),
+        "## Training\n\n" + _training(about, config, kept, _shown(kept, Path(results))),
         *_ablation(config, Path(results)),
         "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
         "## Limits\n\n" + _limits(config, ours, _manifest(kept)),
@@ -137,7 +142,7 @@ def _use(name: str) -> str:
     )
 
 
-def _training(about: dict[str, Any], config: dict[str, Any], kept: Path) -> str:
+def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: str) -> str:
     lora, weights = config["lora"], config["weights"]
     terms = ", ".join(f"{term} {weight:g}" for term, weight in weights.items())
     lines = [
@@ -169,7 +174,7 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path) -> str:
         shown = [name for name in dev[0]["dev"] if name.endswith((".off", ".on"))]
         curve = "; ".join(f"step {r['step']}: " + ", ".join(f"{n} {r['dev'][n]:.3f}" for n in shown) for r in dev)
         lines.append(f"nDCG@10 on small dev pools while it trained ({', '.join(config['dev'])}): {curve}.")
-    lines.append(f"The log and its curves are in `{kept.as_posix()}`.")
+    lines.append(f"The log and its curves are in `{place}`.")
     return "\n\n".join(lines)
 
 
@@ -251,6 +256,17 @@ def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: di
     if not config["weights"]["kl"]:
         lines.append("Trained without the KL term: outside of its conversations it may have lost language ability.")
     return "\n\n".join(lines)
+
+
+def _records(results: str | Path) -> list[dict[str, Any]]:
+    """The metrics records in the order of the tables; none before the first evaluation."""
+    return load_records(results) if any(Path(results, "metrics").rglob("*.json")) else []
+
+
+def _shown(kept: Path, results: Path) -> str:
+    """The kept run's place as a reader of the repository finds it: "results/training/NAME", wherever that lies here."""
+    place, root = kept.resolve(), results.resolve()
+    return f"{root.name}/{place.relative_to(root).as_posix()}" if place.is_relative_to(root) else kept.as_posix()
 
 
 def _log(path: Path) -> list[dict[str, Any]]:

@@ -66,6 +66,7 @@ def study(
     cache: EmbeddingCache | None = None,
     analyses: AnalysisCache | None = None,
     force: bool = False,
+    allow_missing: bool = False,
     show_progress: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def study(
         latency_queries: how many queries are timed for each budget; 0 times none.
         cache, analyses: where embeddings and analyses are kept; None is the default folder.
         force: run again what is already there.
+        allow_missing: as for `suite.evaluate`; the study's remarks say what is missing.
         report: called with one line a mode.
 
     Raises:
@@ -97,7 +99,7 @@ def study(
             raise InputError(f"{name} is {value}; expected 0 or more")
     check_spec(system)
     say = report or (lambda line: None)
-    data = load_dataset(dataset, split, data_root)
+    data = load_dataset(dataset, split, data_root, allow_missing)
     used_split = split or SPLITS.get(data.name.removesuffix(SMALL), "test")
     opened = open_systems(
         system,

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_r3.evaluation.measures import NDCG
 
+PARTS = ("modes", "controls", "budgets", "auto")
+"""What a study's page has besides its head and its remarks."""
 
-def study_markdown(study: Mapping[str, Any]) -> str:
+
+def study_markdown(study: Mapping[str, Any], parts: Sequence[str] = PARTS) -> str:
     """The table of modes (with intervals, corrected p-values, wins, ties and losses against `off`), the other families
-    of comparisons, the budget curve and the line of mode `auto`."""
-    parts = [
+    of comparisons, the budget curve and the line of mode `auto`; or only the `parts` that are named. What a reader must
+    know of the data set is always there."""
+    page = [
         f"{study['system']} on {study['dataset']}: {study['num_queries']:,} queries, "
         f"{study['num_documents']:,} documents, {NDCG}",
-        _modes(study),
-        *(_family(family) for family in study["families"] if family["against"] != "off"),
-        _budgets(study),
-        *([f"auto: {study['adaptive']['says']}."] if "adaptive" in study else []),
+        *([_modes(study)] if "modes" in parts else []),
+        *(_family(family) for family in study["families"] if family["against"] != "off" and "controls" in parts),
+        *([_budgets(study)] if "budgets" in parts else []),
+        *([f"auto: {study['adaptive']['says']}."] if "adaptive" in study and "auto" in parts else []),
         *(f"Note: {remark}." for remark in study["remarks"]),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in page if part)
 
 
 def _modes(study: Mapping[str, Any]) -> str:

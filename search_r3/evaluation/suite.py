@@ -43,6 +43,22 @@ class Pair:
     metrics: Path
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What could not be evaluated: a system, a data set, or the pair of both; and why."""
+
+    system: str | None
+    dataset: str | None
+    error: Exception
+
+    @property
+    def says(self) -> str:
+        """One line: what and why."""
+        what = " ".join(name for name in (self.dataset, self.system) if name)
+        kind = "" if isinstance(self.error, InputError) else f"{type(self.error).__name__}: "
+        return f"{what}: {kind}{' '.join(str(self.error).split())}"
+
+
 def evaluate(
     datasets: Sequence[str],
     systems: Sequence[str],
@@ -60,8 +76,10 @@ def evaluate(
     use_cache: bool = True,
     force: bool = False,
     seed: int = 0,
+    allow_missing: bool = False,
     show_progress: bool | None = None,
     report: Callable[[str], None] | None = None,
+    failed: Callable[[Failure], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate every system on every data set; returns the contents of the metrics files, system by system.
 
@@ -75,7 +93,11 @@ def evaluate(
         cache: where document embeddings are kept; None is the default folder. `use_cache=False` keeps none.
         force: evaluate again what is already there.
         seed: recorded, and given to torch; decoding is greedy.
+        allow_missing: measure on a data set whose judgements name documents that its corpus lacks; every record, table
+            and card says so.
         report: called with one line a pair.
+        failed: called with what failed, a data set, a system or one pair; the others are evaluated all the same.
+            Without it the first failure is raised.
 
     Raises:
         InputError: an unknown data set, split, system or mode, before anything is computed where that can be told.
@@ -83,17 +105,16 @@ def evaluate(
     check_modes(modes)
     if not datasets or not systems:
         raise InputError("nothing to evaluate: give at least one data set and one system")
-    for spec in systems:
-        check_spec(spec)
-    for name in datasets:
-        _locate(name, data_root, split)
+    found = [spec for spec in systems if _attempt(failed, spec, None, check_spec, spec)]
+    here = [name for name in datasets if _attempt(failed, None, name, _locate, name, data_root, split)]
     say = report or (lambda line: None)
     store = None if not use_cache else cache or EmbeddingCache()
     loaded: dict[str, BeirDataset] = {}
     records: list[dict[str, Any]] = []
     names: dict[str, str] = {}
-    for spec in systems:
-        opened = open_systems(
+
+    def open_all(spec: str, into: list[System]) -> None:
+        into += open_systems(
             spec,
             modes=modes,
             max_length=max_length,
@@ -103,21 +124,33 @@ def evaluate(
             dtype=dtype,
             show_progress=show_progress,
         )
-        for system in opened:
+        for system in into:
             if names.setdefault(system.name, spec) != spec:
                 raise InputError(
                     f"{names[system.name]} and {spec} are both called {system.name}; give one a name: LABEL={spec}"
                 )
-        for given in datasets:
-            dataset, used_split = loaded.get(given), _locate(given, data_root, split)[2]
-            if dataset is None:
-                dataset = loaded[given] = load_dataset(given, split, data_root)
+
+    def read(given: str) -> None:
+        loaded[given] = load_dataset(given, split, data_root, allow_missing)
+
+    def one(given: str, system: System) -> None:
+        dataset, used_split = loaded[given], _locate(given, data_root, split)[2]
+        record, fresh = evaluate_pair(dataset, used_split, system, output, store, force=force, seed=seed)
+        records.append(record)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
+        noted = "".join(f"; {remark}" for remark in remarks(record))
+        say(f"{dataset.name} {system.name}: {shown}" + ("" if fresh else " (already there)") + noted)
+
+    for spec in found:
+        opened: list[System] = []
+        if not _attempt(failed, spec, None, open_all, spec, opened):
+            continue
+        for given in list(here):
+            if given not in loaded and not _attempt(failed, None, given, read, given):
+                here.remove(given)  # told once, not for every system
+                continue
             for system in opened:
-                record, fresh = evaluate_pair(dataset, used_split, system, output, store, force=force, seed=seed)
-                records.append(record)
-                shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
-                noted = "".join(f"; {remark}" for remark in remarks(record))
-                say(f"{dataset.name} {system.name}: {shown}" + ("" if fresh else " (already there)") + noted)
+                _attempt(failed, system.name, given, one, given, system)
     return records
 
 
@@ -203,14 +236,16 @@ def existing_record(pair: Pair, dataset: BeirDataset, split: str, system: System
     return _existing(pair, _settings(dataset, split, system))
 
 
-def load_dataset(name: str, split: str | None = None, data_root: str | Path | None = None) -> BeirDataset:
+def load_dataset(
+    name: str, split: str | None = None, data_root: str | Path | None = None, allow_missing: bool = False
+) -> BeirDataset:
     """A data set with the judgments of its test split (see SPLITS); "NAME.small" is its fixed sub-corpus.
 
     Raises:
-        InputError: no such data set or split.
+        InputError: no such data set or split; or its judgements name a document that it lacks, unless `allow_missing`.
     """
     folder, shown, used_split, cut = _locate(name, data_root, split)
-    dataset = load_beir(folder, used_split, name=shown)
+    dataset = load_beir(folder, used_split, name=shown, allow_missing=allow_missing)
     return small(dataset) if cut else dataset
 
 
@@ -240,6 +275,20 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no metrics file ({error}); delete it and evaluate again") from error
     return record
+
+
+def _attempt(
+    failed: Callable[[Failure], None] | None, system: str | None, dataset: str | None, action: Callable, *given: Any
+) -> bool:
+    """Do `action(*given)`; whether it went well. A failure is told to `failed`, or raised where that is None."""
+    try:
+        action(*given)
+    except Exception as error:
+        if failed is None:
+            raise
+        failed(Failure(system, dataset, error))
+        return False
+    return True
 
 
 def _locate(name: str, data_root: str | Path | None, split: str | None) -> tuple[Path, str, str, bool]:

@@ -1,24 +1,20 @@
-"""Tables of results in markdown, made from the metrics files, and the block of them in the README kept true.
+"""Tables of results in Markdown, made from metrics records: the figures, then what they were measured on.
 
-The README's block stands between two markers. `check_readme` remakes it from the run files themselves, so that a figure
-that no run supports cannot stand there.
+What a reader must know of a data set stands below its figures: documents that are missing or empty, and queries without
+an answer. `rebuild` computes the records again from the run files, `blocks` puts the tables into a README.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.evaluation.measures import MEASURES, MRR, NDCG, RECALL, measure_run
-from search_r3.evaluation.runs import read_run
-from search_r3.evaluation.suite import SMALL, dataset_hash, load_dataset, paths, read_record
-from search_r3.files import atomic_write_text
+from search_r3.evaluation.measures import MEASURES, MRR, NDCG, RECALL
+from search_r3.evaluation.suite import SMALL, read_record
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MEANING = {
     NDCG: "nDCG@10 (linear gain)",
     MRR: "MRR@10",
@@ -26,18 +22,11 @@ MEANING = {
 }
 FIRST_DATASETS = ("scifact", "cosqa", "hotpotqa", "mkqa/en", "s2_search", "cranfield", "cisi")
 PEERS = ("bm25", "all-minilm-l6-v2")
+INCOMPLETE = "†"
+"""Beside the name of a data set whose judgements name documents that its corpus lacks."""
 STAGES = ("base", "sft", "grpo")
 TOLERANCE = 5e-6
 """A measure that differs by more than this from its metrics file comes from another run."""
-
-
-@dataclass
-class Check:
-    """What `check_readme` found: problems to mend, and pairs whose figures could not be remade because the data set
-    is not here (their metrics file was taken at its word)."""
-
-    problems: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
 
 
 def load_records(output: str | Path = "results") -> list[dict[str, Any]]:
@@ -65,80 +54,11 @@ def results_markdown(records: Sequence[dict[str, Any]], measures: Sequence[str] 
     return "\n\n".join([first, *folded, _caption(records)])
 
 
-def replace_block(text: str, block: str) -> str:
-    """`text` with `block` between the markers, in place of what stood there.
-
-    Raises:
-        InputError: the markers do not stand in `text` exactly once, in order.
-    """
-    before, after = _around_block(text)
-    return f"{before}{BEGIN}\n{block.strip()}\n{END}{after}"
-
-
-def update_readme(readme: str | Path = "README.md", output: str | Path = "results") -> bool:
-    """Remake the README's block from the metrics files; returns whether anything changed."""
-    path = Path(readme)
-    old = _read(path)
-    new = replace_block(old, results_markdown(load_records(output)))
-    if new != old:
-        atomic_write_text(path, new)
-    return new != old
-
-
-def check_readme(
-    readme: str | Path = "README.md", output: str | Path = "results", data_root: str | Path | None = None
-) -> Check:
-    """Whether the README's block is what the run files give, measured again with the judgments."""
-    records, check = rebuild_records(output, data_root)
-    text = _read(Path(readme))
-    before, after = _around_block(text)
-    block = text[len(before) + len(BEGIN) : len(text) - len(after) - len(END)].strip()
-    expected = results_markdown(records)
-    if block != expected:
-        wrong = next((line for line in block.splitlines() if line not in expected.splitlines()), "a line is missing")
-        check.problems.append(f"{readme}: the results are not those of {output}; first difference: {wrong}")
-    return check
-
-
-def rebuild_records(
-    output: str | Path = "results", data_root: str | Path | None = None
-) -> tuple[list[dict[str, Any]], Check]:
-    """The records with their measures computed again from the run files, wherever the data set is here."""
-    check = Check()
-    rebuilt = []
-    datasets: dict[tuple[str, str], tuple[Any, str] | None] = {}
-    for record in load_records(output):
-        name, system, split = record["dataset"], record["system"], record["settings"]["split"]
-        label = f"{name} {system}"
-        run_path = paths(output, name, system).run
-        if not run_path.is_file():
-            check.problems.append(f"{label}: its run file {run_path} is missing; evaluate again")
-            continue
-        if (name, split) not in datasets:
-            try:
-                dataset = load_dataset(name, split, data_root)
-                datasets[name, split] = dataset, dataset_hash(dataset)
-            except InputError:
-                datasets[name, split] = None
-        found = datasets[name, split]
-        if found is None or found[1] != record["settings"].get("data_hash"):
-            check.unchecked.append(label if found is None else f"{label} (the data here are not those it was run on)")
-            rebuilt.append(record)
-            continue
-        measured = measure_run(read_run(run_path), found[0].qrels).mean
-        for measure, value in measured.items():
-            if abs(value - record["measures"].get(measure, float("inf"))) > TOLERANCE:
-                check.problems.append(
-                    f"{label}: {measure} is {value:.6f} by its run file, not {record['measures'].get(measure)}"
-                )
-        rebuilt.append({**record, "measures": measured})
-    return rebuilt, check
-
-
 def _table(records: Sequence[dict[str, Any]], measure: str) -> str:
     values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in records}
     rows = sorted({r["dataset"] for r in records}, key=_dataset_order)
     columns = sorted({r["system"] for r in records}, key=_system_order)
+    incomplete = {r["dataset"] for r in records if r.get("num_missing_documents")}
     best = {
         row: max(f"{values[row, column]:.3f}" for column in columns if values.get((row, column)) is not None)
         for row in rows
@@ -152,7 +72,8 @@ def _table(records: Sequence[dict[str, Any]], measure: str) -> str:
         return f"**{shown}**" if shown == best[row] and len(columns) > 1 else shown
 
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    lines += [f"| {row} | " + " | ".join(cell(row, column) for column in columns) + " |" for row in rows]
+    named = {row: f"{row} {INCOMPLETE}" if row in incomplete else row for row in rows}
+    lines += [f"| {named[row]} | " + " | ".join(cell(row, column) for column in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 
@@ -167,7 +88,17 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
     missing = {r["dataset"]: r["num_missing_documents"] for r in records if r.get("num_missing_documents")}
     if missing:
         listed = "; ".join(f"{count:,} of {name}" for name, count in missing.items())
-        lines.append(f"Relevant documents that are not in the corpus, so that no system can find them: {listed}.")
+        lines.append(
+            f"{INCOMPLETE} Relevant documents that are not in the corpus, so that no system can find them: {listed}."
+        )
+    empty = {r["dataset"]: r["num_empty_documents"] for r in records if r.get("num_empty_documents")}
+    if empty:
+        listed = "; ".join(f"{count:,} of {name}" for name, count in empty.items())
+        lines.append(f"Empty documents, ranked by no system: {listed}.")
+    unanswered = [r for r in records if r.get("num_missing_queries")]
+    if unanswered:
+        listed = "; ".join(f"{r['system']} for {r['num_missing_queries']:,} of {r['dataset']}" for r in unanswered)
+        lines.append(f"Queries without an answer, which count as 0: {listed}.")
     lines += [
         f"Documents: {_grouped(records, _cut)}.",
         f"Machines: {_grouped(records, _machine)}.",
@@ -223,18 +154,3 @@ def _system_order(name: str) -> tuple[int, int, str]:
         return (len(PEERS), 0, name)
     stage = next((i for i, stage in enumerate(STAGES) if stem.endswith(f"-{stage}")), len(STAGES))
     return (len(PEERS) + 1, stage, name)
-
-
-def _around_block(text: str) -> tuple[str, str]:
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise InputError(f"expected the markers {BEGIN} and {END}, each once and in this order, on lines of their own")
-    return before, after
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error

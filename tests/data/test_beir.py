@@ -142,6 +142,14 @@ def test_an_unknown_split_lists_those_there_are(tmp_path):
         load_beir(write_folder(tmp_path / "toy"), "dev")
 
 
+def test_judgements_of_documents_that_are_not_there_are_kept_only_for_who_asks(tmp_path):
+    folder = write_folder(tmp_path / "toy", qrels=QRELS + "q1\td8\t1\n")
+    with pytest.raises(InputError, match="--allow-missing"):
+        load_beir(folder, "test")
+    assert load_beir(folder, "test", allow_missing=True).qrels["q1"] == {"d1": 2, "d2": 0, "d8": 1}
+    assert load_beir(folder, allow_missing=True).corpus.keys() == {"d1", "d2", "d3"}
+
+
 def test_missing_places_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         load_beir(tmp_path / "nowhere")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from search_r3.data.beir import BeirDataset, Document, write_beir
+from search_r3.evaluation.card import keep_run
+from search_r3.evaluation.suite import evaluate, evaluate_pair, load_dataset
+from search_r3.evaluation.systems import SearchR3System
 from search_r3.model.searchr3 import Reasoned
 
 CORPUS = {
@@ -66,3 +70,62 @@ def _row(text: str) -> np.ndarray:
 @pytest.fixture
 def make_model() -> type[FakeModel]:
     return FakeModel
+
+
+@pytest.fixture
+def results(data_root, make_model, tmp_path):
+    """BM25 and a fake model in both modes on "tiny" and "nested/en"."""
+    output = tmp_path / "results"
+    evaluate(["tiny", "nested/en"], ["bm25"], output, data_root=data_root, use_cache=False)
+    for name in ("search-r3-x-sft", "search-r3-x-base"):
+        for mode in ("on", "off"):
+            system = SearchR3System(make_model(), name, mode, max_length=128)
+            evaluate_pair(load_dataset("tiny", None, data_root), "test", system, output, None)
+    return output
+
+
+@pytest.fixture
+def trained_run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = {
+        "lora": {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"},
+        "weights": {"sft": 0.1, "kl": 0.0},
+        "loop": {"seed": 3, "learning_rate": 0.001},
+        "pairs_per_step": 8,
+        "temperature": 0.05,
+        "max_query_tokens": 16,
+        "max_document_tokens": 64,
+        "reasoning_share": 0.25,
+        "max_analysis_tokens": 20,
+        "dev": ["cosqa"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    log = [
+        {"step": 0, "dev": {"cosqa.dev.off": 0.125}, "seconds": 900},
+        {"step": 7, "loss": 1.0, "tokens": 2_500_000, "seconds": 2700},
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
+    (folder / "curves.png").write_bytes(b"png")
+    manifest = {"count": 1234, "sources": [{"kind": "titles", "dataset": "scifact", "count": 1234}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "search-r3-tiny-sft"
+    folder.mkdir()
+    contract = {"base": "smollm2-135m", "base_weights": "b" * 64, "dimension": 32}
+    (folder / "search_r3.json").write_text(
+        json.dumps({"kind": "adapter", "contract": contract, "contract_hash": "c" * 64})
+    )
+    (folder / "adapter_model.safetensors").write_bytes(b"x" * 1_500_000)
+    return folder
+
+
+@pytest.fixture
+def kept_run(trained_run: Path, tmp_path: Path) -> Path:
+    """What documents that run, as it is kept beside the results."""
+    keep_run(trained_run, tmp_path / "kept", [tmp_path / "manifest.json"], "search-r3 train sft configs/x.yaml")
+    return tmp_path / "kept"

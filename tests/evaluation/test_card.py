@@ -10,43 +10,8 @@ from search_r3.evaluation.card import card, keep_run, write_card
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    config = {
-        "lora": {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"},
-        "weights": {"sft": 0.1, "kl": 0.0},
-        "loop": {"seed": 3, "learning_rate": 0.001},
-        "pairs_per_step": 8,
-        "temperature": 0.05,
-        "max_query_tokens": 16,
-        "max_document_tokens": 64,
-        "reasoning_share": 0.25,
-        "max_analysis_tokens": 20,
-        "dev": ["cosqa"],
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    log = [
-        {"step": 0, "dev": {"cosqa.dev.off": 0.125}, "seconds": 900},
-        {"step": 7, "loss": 1.0, "tokens": 2_500_000, "seconds": 2700},
-    ]
-    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
-    (folder / "curves.png").write_bytes(b"png")
-    manifest = {"count": 1234, "sources": [{"kind": "titles", "dataset": "scifact", "count": 1234}]}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    folder = tmp_path / "search-r3-tiny-sft"
-    folder.mkdir()
-    contract = {"base": "smollm2-135m", "base_weights": "b" * 64, "dimension": 32}
-    (folder / "search_r3.json").write_text(
-        json.dumps({"kind": "adapter", "contract": contract, "contract_hash": "c" * 64})
-    )
-    (folder / "adapter_model.safetensors").write_bytes(b"x" * 1_500_000)
-    return folder
+def run(trained_run: Path) -> Path:
+    return trained_run
 
 
 def test_the_card_says_what_the_run_and_the_results_say(run: Path, adapter: Path, tmp_path: Path) -> None:

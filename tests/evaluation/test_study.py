@@ -12,11 +12,13 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation import adaptive, study_table
 from search_r3.evaluation.analysis_cache import AnalysisCache
+from search_r3.evaluation.blocks import remake
 from search_r3.evaluation.cache import EmbeddingCache
 from search_r3.evaluation.controls import ControlConfig
 from search_r3.evaluation.latency import MIN_CALLS, time_queries
 from search_r3.evaluation.measures import NDCG, measure_run
-from search_r3.evaluation.runs import read_run
+from search_r3.evaluation.rebuild import Rebuilder
+from search_r3.evaluation.runs import read_run, write_run
 from search_r3.evaluation.significance import randomisation_test
 from search_r3.evaluation.study import families, read_study, study
 from search_r3.evaluation.suite import load_dataset
@@ -156,6 +158,32 @@ def test_the_table_shows_every_mode_and_the_costs(whole):
         assert f"| {mode['mode']} | {mode['measures'][NDCG]:.4f} |" in text
     assert "| none (off) |" in text
     assert "auto: " in text
+
+
+def test_a_study_in_a_readme_is_made_again_from_its_runs(whole, root, tmp_path):
+    place, found = whole
+    marker = "<!-- table: study dataset=topics system=mine"
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{marker} -->\n<!-- /table -->\n\n{marker} parts=modes modes=off,on -->\n<!-- /table -->\n")
+    results = Rebuilder(place / "results", root)
+    page, part = remake(readme, results).new.split("<!-- /table -->\n\n")
+    assert study_table.study_markdown(found) in page
+    assert "| on |" in part
+    assert "| empty |" not in part
+    assert "budget" not in part
+    assert (results.check.problems, results.check.unchecked) == ([], [])
+    path = place / "results/runs/topics/mine.empty.trec.gz"
+    before, empty = path.read_bytes(), read_run(path)
+    write_run(path, {qid: {"d0": 1.0} for qid in empty}, "mine.empty")
+    try:
+        changed = Rebuilder(place / "results", root)
+        assert study_table.study_markdown(found) not in remake(readme, changed).new
+        assert any(problem.startswith("topics mine.empty: nDCG@10 is") for problem in changed.check.problems)
+    finally:
+        path.write_bytes(before)
+    elsewhere = Rebuilder(place / "results", tmp_path)
+    assert study_table.study_markdown(found) in remake(readme, elsewhere).new
+    assert elsewhere.check.unchecked == ["topics mine (study)"]
 
 
 def test_an_interrupted_study_goes_on_and_a_finished_one_repeats_nothing(tmp_path, root, tiny_model, monkeypatch):

@@ -7,10 +7,12 @@ import re
 
 import pytest
 
+from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation import provenance, suite, systems
 from search_r3.evaluation.cache import EmbeddingCache
+from search_r3.evaluation.card import card
 from search_r3.evaluation.measures import NDCG, measure_run
 from search_r3.evaluation.runs import read_gzip_lines, read_run
 from search_r3.evaluation.suite import evaluate, load_dataset
@@ -103,7 +105,7 @@ def test_what_is_done_is_skipped_until_something_that_decides_it_changes(run_fak
 
 def test_a_set_with_missing_documents_is_never_reported_without_saying_so(data_root, tmp_path, monkeypatch):
     whole = load_dataset("tiny", None, data_root)
-    whole.qrels["q1"]["gone"] = 1  # `load_beir` refuses such a judgement; a data set made in Python may hold it
+    whole.qrels["q1"]["gone"] = 1
     whole.queries["q3"] = "nothing shared"
     monkeypatch.setattr(suite, "load_dataset", lambda *_: whole)
     lines = []
@@ -117,6 +119,64 @@ def test_a_set_with_missing_documents_is_never_reported_without_saying_so(data_r
         assert "1 of 3 queries have no answer and count as 0" in line
     assert "not in the corpus, so that no system can find them: 1 of tiny." in results_markdown([record])
     assert "not in the corpus" not in results_markdown([{**record, "num_missing_documents": 0}])
+
+
+def test_a_folder_with_missing_documents_is_refused_or_says_so_wherever_its_figures_stand(
+    data_root, kept_run, adapter, tmp_path, monkeypatch, capsys
+):
+    with open(data_root / "tiny/qrels/test.tsv", "a") as judgements:
+        judgements.write("q1\tgone\t1\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("<!-- table: results -->\n<!-- /table -->\n")
+    command = ["evaluate", "--dataset", "tiny", "--system", "bm25", "--data", str(data_root)]
+    assert main(command) == 2
+    refusal = capsys.readouterr().err
+    assert 'the corpus-id "gone" is not in corpus.jsonl' in refusal
+    assert "--allow-missing" in refusal
+    assert not (tmp_path / "results").exists()
+    for _ in range(2):  # computed, then already there
+        assert main([*command, "--allow-missing", "--table"]) == 0
+        printed = capsys.readouterr()
+        assert "1 relevant documents are not in the corpus (gone)" in printed.err
+        for text in (printed.out, (tmp_path / "README.md").read_text()):
+            assert "| tiny † |" in text
+            assert "that no system can find them: 1 of tiny." in text
+    record = json.loads((tmp_path / "results/metrics/tiny/bm25.json").read_text())
+    assert record["measures"][NDCG] < 0.8  # the missing document counts as not found
+    ours = record | {"system": f"{adapter.name}.off"}
+    (tmp_path / f"results/metrics/tiny/{adapter.name}.off.json").write_text(json.dumps(ours))
+    assert "that no system can find them: 1 of tiny." in card(adapter, kept_run, tmp_path / "results")
+
+
+def test_what_fails_loses_nothing_else(data_root, tmp_path, monkeypatch):
+    with open(data_root / "tiny/qrels/test.tsv", "a") as judgements:
+        judgements.write("q1\tgone\t1\n")
+    real = systems.BM25System.answer
+
+    def breaks(self, *given):
+        if self.name == "broken":
+            raise RuntimeError("out of\nmemory")
+        return real(self, *given)
+
+    monkeypatch.setattr(systems.BM25System, "answer", breaks)
+    failures, names = [], ["tiny", "nested/en", "tyni"]
+    records = evaluate(
+        names,
+        ["broken=bm25", "bm52", "bm25"],
+        tmp_path / "results",
+        data_root=data_root,
+        use_cache=False,
+        failed=failures.append,
+    )
+    assert [(record["dataset"], record["system"]) for record in records] == [("nested/en", "bm25")]
+    assert [(failure.dataset, failure.system) for failure in failures] == [
+        (None, "bm52"),
+        ("tyni", None),
+        ("tiny", None),  # told once, not for every system
+        ("nested/en", "broken"),
+    ]
+    assert failures[1].says.startswith('tyni: no data set "tyni"')
+    assert failures[3].says == "nested/en broken: RuntimeError: out of memory"
 
 
 def test_splits_have_defaults_and_an_unknown_one_is_refused(data_root):
