@@ -45,11 +45,11 @@ def test_runs_score_as_trec_eval_scores_them(run, qrels, k):
 
 
 def test_a_thousand_random_cases_score_as_trec_eval_scores_them():
-    """Larger than the cases above: up to 150 ranked documents, graded, with ties, missing and unjudged queries; both
-    forms, ours in numpy and the one that results are measured with."""
+    """Larger than the cases above: up to 150 ranked documents, graded, with ties, missing and unjudged queries, judged
+    documents that no run can hold; both forms, ours in numpy and the one that results are measured with."""
     pytest.importorskip("pytrec_eval")
     rng = np.random.default_rng(0)
-    tied, missing = 0, 0
+    tied, missing, incomplete = 0, 0, 0
     for _ in range(1000):
         documents = [f"d{i}" for i in rng.permutation(int(rng.integers(3, 160)))]
         queries = [f"q{i}" for i in range(int(rng.integers(1, 6)))]
@@ -61,6 +61,9 @@ def test_a_thousand_random_cases_score_as_trec_eval_scores_them():
         run = {q: {d: float(rng.integers(levels)) / 7 for d in some(0.9)} for q in queries if rng.random() < 0.8}
         run["unjudged"] = {documents[0]: 1.0}
         qrels = {q: {d: int(rng.integers(-1, 4)) for d in some(rng.random() / 4)} for q in queries}
+        for grades in qrels.values():
+            if rng.random() < 0.3:
+                grades["gone"] = int(rng.integers(0, 4))
         tied += sum(len(set(scores.values())) < len(scores) for scores in run.values())
         missing += len(qrels.keys() - run.keys())
         ndcg, rr, _ = trec_eval(run, qrels, 10)
@@ -68,12 +71,16 @@ def test_a_thousand_random_cases_score_as_trec_eval_scores_them():
         assert metrics.run_ndcg(run, qrels, 10) == pytest.approx(ndcg, abs=1e-9)
         assert metrics.run_reciprocal_rank(run, qrels, 10) == pytest.approx(rr, abs=1e-9)
         assert metrics.run_recall(run, qrels, 100) == pytest.approx(recall, abs=1e-9)
-        measured = measure_run(run, qrels)
+        measured = measure_run(run, qrels, documents)
         assert measured.per_query == {NDCG: ndcg, MRR: rr, RECALL: recall}
         assert measured.mean[NDCG] == pytest.approx(np.mean(list(ndcg.values())))
         assert set(measured.missing_queries) == qrels.keys() - run.keys()
+        lost = any(grades.get("gone", 0) > 0 for grades in qrels.values())
+        assert measured.missing_documents == ["gone"] * lost
+        incomplete += lost
     assert tied > 1000
     assert missing > 300
+    assert incomplete > 300
 
 
 @settings(max_examples=100, deadline=None)
