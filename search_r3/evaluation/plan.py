@@ -200,9 +200,13 @@ def run_suite(
         failed=failed,
         **shared,
     )
+    lost = {
+        failure.system or failure.dataset for failure in outcome.failures if not (failure.system and failure.dataset)
+    }
+    wanted = plan.studies or StudyPlan()
     for system, dataset in plan.studied:
-        wanted = plan.studies
-        assert wanted is not None
+        if system in lost or dataset in lost:  # told already
+            continue
         try:
             found = study(
                 dataset,
