@@ -51,7 +51,10 @@ def evaluate(
     ] = None,
     system: Annotated[
         list[str] | None,
-        typer.Option(help="bm25, all-minilm-l6-v2, st:MODEL, or a model of ours; LABEL=SPEC names it. Repeatable."),
+        typer.Option(
+            help="bm25, all-minilm-l6-v2, st:MODEL (sentence-transformers), endpoint:MODEL@URL (OpenAI-compatible), a "
+            "YAML file that describes either, or a model of ours; LABEL=SPEC names it. Repeatable."
+        ),
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Reasoning off or on; both by default. Repeatable.")] = None,
     split: Annotated[str | None, typer.Option(help="Which judgements; by default the data set's test split.")] = None,
@@ -69,6 +72,12 @@ def evaluate(
         list[str] | None, typer.Option("--set", help="Change one key of the suite: dtype=float32. Repeatable.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Evaluate again what is already there.")] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of a million tokens at an endpoint, to show what a run costs.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Send an endpoint over a million tokens, or a file's token_limit, unasked.")
+    ] = False,
     table: Annotated[
         bool, typer.Option("--table", help="Rewrite README.md's tables from all results, as `search-r3 tables` does.")
     ] = False,
@@ -77,7 +86,8 @@ def evaluate(
     """Measure nDCG@10, MRR@10 and recall@100 on judged data, beside BM25 and all-MiniLM-L6-v2.
 
     Each pair of data set and system gets a TREC run and a metrics file; what is already there is not computed again, so
-    an interrupted evaluation goes on with the same command. Embeddings of a corpus are cached. A suite runs many
+    an interrupted evaluation goes on with the same command. Embeddings are cached. An endpoint's key comes from the
+    variable OPENAI_API_KEY, and what will be sent is told first (docs/evaluation.md). A suite runs many
     systems, data sets and studies; what fails in it is told at the end, with exit code 1, and the rest is done.
 
     \b
@@ -87,12 +97,15 @@ def evaluate(
     """
     hush()
     from search_r3.data.beir import available_datasets
+    from search_r3.evaluation.peers import Spending
     from search_r3.evaluation.suite import MODES
     from search_r3.evaluation.suite import evaluate as run
     from search_r3.evaluation.tables import results_markdown
     from search_r3.model.listing import default_model
 
     if suite is not None:
+        if yes or price is not None:
+            raise InputError("--yes or --price beside a suite: write token_limit and price into the system's YAML file")
         _refuse_options(context, suite)
         _run_suite(suite, override or [], output, data, device, force, table, as_json)
         return
@@ -118,6 +131,7 @@ def evaluate(
             data_root=data,
             force=force,
             allow_missing=allow_missing,
+            spending=Spending(yes, price, _ask if sys.stdin.isatty() and sys.stderr.isatty() else None, _tell),
             report=_tell,
         )
     if table:
@@ -227,6 +241,10 @@ def _rewrite_readme(output: Path, data: Path | None) -> None:
     _tell("README.md: the tables " + ("are rewritten" if made.changed else "were up to date"))
     for problem in made.check.problems:
         _tell(f"warning: {problem}")
+
+
+def _ask(question: str) -> bool:
+    return typer.confirm(question, err=True)
 
 
 def _tell(line: str) -> None:

@@ -82,12 +82,7 @@ class EmbeddingCache:
             raise InputError(f"{len(ids)} ids for {len(texts)} texts; there must be one id for each")
         if not texts:
             return Encoded(np.zeros((0, 0), dtype=np.float32), 0.0, 0, 0)
-        key = _key(ids, texts, identity, self.shard_size)
-        folder = self.folder / key[:32]
-        # Longest first: a batch that does not fit into memory fails at once, and the estimate of the time left is high.
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        shards = [order[start : start + self.shard_size] for start in range(0, len(order), self.shard_size)]
-        paths = [folder / f"shard-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+        key, folder, shards, paths = self._shards(ids, texts, identity)
         if not (folder / "about.json").is_file():
             about = {"format": FORMAT, "key": key, "texts": len(texts), "identity": dict(identity)}
             atomic_write_text(folder / "about.json", json.dumps(about, indent=2, default=str) + "\n")
@@ -109,10 +104,39 @@ class EmbeddingCache:
                 seconds = time.perf_counter() - started
                 _write_shard(paths[number], rows, key, seconds)
                 done[number] = (rows, seconds)
-        result = np.empty((len(texts), done[0][0].shape[1]), dtype=np.float32)
-        for number, members in enumerate(shards):
-            result[members] = done[number][0]
-        return Encoded(result, sum(seconds for _, seconds in done.values()), len(shards), from_disk)
+        return _put_together(shards, done, from_disk)
+
+    def stored(self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]) -> Encoded | None:
+        """What `encode` would return from the disk alone; None if any of it would have to be encoded."""
+        key, _, shards, paths = self._shards(ids, texts, identity)
+        done: dict[int, tuple[np.ndarray, float]] = {}
+        for number, (path, members) in enumerate(zip(paths, shards, strict=True)):
+            shard = _read_shard(path, key, len(members))
+            if shard is None:
+                return None
+            done[number] = shard
+        return _put_together(shards, done, len(done)) if done else None
+
+    def _shards(
+        self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]
+    ) -> tuple[str, Path, list[list[int]], list[Path]]:
+        """The key of these texts, their folder, the texts' numbers in each shard, and the shards' files."""
+        key = _key(ids, texts, identity, self.shard_size)
+        folder = self.folder / key[:32]
+        # Longest first: a batch that does not fit into memory fails at once, and the estimate of the time left is high.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        shards = [order[start : start + self.shard_size] for start in range(0, len(order), self.shard_size)]
+        paths = [folder / f"shard-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+        return key, folder, shards, paths
+
+
+def _put_together(
+    shards: Sequence[Sequence[int]], done: Mapping[int, tuple[np.ndarray, float]], from_disk: int
+) -> Encoded:
+    rows = np.empty((sum(map(len, shards)), done[0][0].shape[1]), dtype=np.float32)
+    for number, members in enumerate(shards):
+        rows[list(members)] = done[number][0]
+    return Encoded(rows, sum(seconds for _, seconds in done.values()), len(shards), from_disk)
 
 
 def default_folder() -> Path:

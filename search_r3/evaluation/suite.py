@@ -20,6 +20,7 @@ from search_r3.data.beir import BeirDataset, available_splits, find_dataset, loa
 from search_r3.errors import InputError
 from search_r3.evaluation.cache import EmbeddingCache, content_hash
 from search_r3.evaluation.measures import measure_run
+from search_r3.evaluation.peers import Spending
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.runs import write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems
@@ -77,6 +78,7 @@ def evaluate(
     force: bool = False,
     seed: int = 0,
     allow_missing: bool = False,
+    spending: Spending | None = None,
     show_progress: bool | None = None,
     report: Callable[[str], None] | None = None,
     failed: Callable[[Failure], None] | None = None,
@@ -95,7 +97,8 @@ def evaluate(
         seed: recorded, and given to torch; decoding is greedy.
         allow_missing: measure on a data set whose judgements name documents that its corpus lacks; every record, table
             and card says so.
-        report: called with one line a pair.
+        spending: who says yes to what endpoints cost; by default nobody, above a system's limit.
+        report: called with one line a pair, and before and after texts are sent to an endpoint.
         failed: called with what failed, a data set, a system or one pair; the others are evaluated all the same.
             Without it the first failure is raised.
 
@@ -123,6 +126,7 @@ def evaluate(
             device=device,
             dtype=dtype,
             show_progress=show_progress,
+            spending=spending or Spending(say=say),
         )
         for system in into:
             if names.setdefault(system.name, spec) != spec:

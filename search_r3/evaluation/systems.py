@@ -1,4 +1,5 @@
-"""From a name on the command line to something that answers queries: BM25, a sentence-transformers model, or SearchR3.
+"""From a name on the command line to something that answers queries: BM25, a sentence-transformers model, an endpoint's
+model, or SearchR3.
 
 A SearchR3 model is one system per mode: `NAME.off` embeds the query directly, `NAME.on` reasons first. A length limit
 cuts the documents of SearchR3 only; peers run at their own full length, so a cut never flatters us.
@@ -17,6 +18,8 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.evaluation.cache import EmbeddingCache
+from search_r3.evaluation.endpoint import EndpointEncoder, Work
+from search_r3.evaluation.peers import FILE_ENDINGS, PeerConfig, Spending, parse_peer
 from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
 
@@ -100,12 +103,42 @@ class SentenceTransformerSystem:
     def answer(
         self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
     ) -> Answers:
-        rows_ND, seconds = _document_rows(self, self.retriever.encode_document, documents, self.identity, cache)
+        decides = {name: value for name, value in self.identity.items() if name != "query_prompt"}
+        rows_ND, seconds = _document_rows(self, self.retriever.encode_document, documents, decides, cache)
         started = time.perf_counter()
         rows_QD = self.retriever.encode_query(list(queries.values()))
         query_seconds = time.perf_counter() - started
         scores, indices = exact_search(rows_QD, rows_ND, k)
         return Answers(as_run(list(queries), list(documents), scores, indices), seconds, query_seconds)
+
+
+class EndpointSystem:
+    """A model behind an OpenAI-compatible endpoint; its documents and queries are both kept in the cache."""
+
+    device = "endpoint"
+
+    def __init__(self, encoder: EndpointEncoder, name: str, show_progress: bool | None = None) -> None:
+        self.encoder = encoder
+        self.name = name
+        self.show_progress = show_progress
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.encoder.identity
+
+    def answer(
+        self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
+    ) -> Answers:
+        document_work = self.encoder.plan(list(documents.values()), "document", cache)
+        query_work = self.encoder.plan(list(queries.values()), "query", cache)
+        self.encoder.approve(self.name, [document_work, query_work])
+        rows_ND, document_seconds = self._run(document_work, "documents", cache)
+        rows_QD, query_seconds = self._run(query_work, "queries", cache)
+        scores, indices = exact_search(rows_QD, rows_ND, k)
+        return Answers(as_run(list(queries), list(documents), scores, indices), document_seconds, query_seconds)
+
+    def _run(self, work: Work, what: str, cache: EmbeddingCache | None) -> tuple[np.ndarray, float]:
+        return self.encoder.run(work, cache, label=f"{self.name}: {what}", show_progress=self.show_progress)
 
 
 class SearchR3System:
@@ -193,14 +226,17 @@ def open_systems(
     device: str | None = None,
     dtype: str = "auto",
     show_progress: bool | None = None,
+    spending: Spending | None = None,
 ) -> list[System]:
     """The systems that a name stands for, its model loaded once.
 
     Args:
-        spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; else a SearchR3 model:
-            a bundled name, a folder or a hub id. "LABEL=SPEC" gives it another name in the results.
+        spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; "endpoint:MODEL@URL"
+            for one behind an OpenAI-compatible endpoint; a YAML file that describes either (see `peers.PeerConfig`);
+            else a SearchR3 model: a bundled name, a folder or a hub id. "LABEL=SPEC" names it in the results.
         modes: of a SearchR3 model: "off", "on" or both. The peers have no modes.
         max_length: cut the documents of a SearchR3 model at this many tokens (512 by default).
+        spending: who says yes to what an endpoint costs; without it nobody, above the limit.
 
     Raises:
         InputError: an unknown name or mode, or a missing package.
@@ -213,8 +249,20 @@ def open_systems(
         bm25 = BM25System()
         bm25.name = label or bm25.name
         return [bm25]
-    if source in BUNDLED or source.startswith("st:"):
-        retriever = SentenceTransformerRetriever(source.removeprefix("st:"), device=device, batch_size=batch_size)
+    peer = PeerConfig(model=source) if source in BUNDLED else parse_peer(source)
+    if peer is not None:
+        if source.endswith(FILE_ENDINGS):
+            label = label or _clean(Path(source).stem)
+        if peer.endpoint is not None:
+            encoder = EndpointEncoder(peer, spending, batch_size)
+            return [EndpointSystem(encoder, label or _clean(Path(peer.model).name), show_progress)]
+        retriever = SentenceTransformerRetriever(
+            peer.model,
+            device=device,
+            batch_size=batch_size,
+            query_prompt=peer.query_prompt,
+            document_prompt=peer.document_prompt,
+        )
         return [SentenceTransformerSystem(retriever, label or _clean(retriever.name), show_progress)]
     from search_r3.model.searchr3 import SearchR3
 
@@ -230,12 +278,18 @@ def open_systems(
 
 
 def check_spec(spec: str) -> None:
-    """Raise InputError for a name that `open_systems` would not find, without loading or fetching anything."""
+    """Raise InputError for a name that `open_systems` would not find, or an endpoint without its key, without loading,
+    fetching or sending anything."""
     from search_r3.model.bundled import check_name
 
     source = split_label(spec)[1]
-    if source != "bm25" and source not in BUNDLED and not source.startswith("st:"):
+    if source == "bm25" or source in BUNDLED:
+        return
+    peer = parse_peer(source)
+    if peer is None:
         check_name(source)
+    elif peer.endpoint is not None:
+        peer.read_key()
 
 
 def model_name(source: str) -> str:

@@ -29,16 +29,25 @@ class SentenceTransformerRetriever:
         device: torch device; None lets sentence-transformers choose.
         max_length: cut texts at this many tokens if that is shorter than the model's own limit.
         batch_size: texts in one forward pass.
+        query_prompt: put in front of every query in place of the model's own prompt; None keeps its own, if any.
+        document_prompt: the same for documents.
 
     Raises:
         InputError: the package or the model is missing.
     """
 
     def __init__(
-        self, name_or_path: str, device: str | None = None, max_length: int | None = None, batch_size: int = 32
+        self,
+        name_or_path: str,
+        device: str | None = None,
+        max_length: int | None = None,
+        batch_size: int = 32,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
     ) -> None:
         self.name = name_or_path if name_or_path in BUNDLED else Path(name_or_path).name
         self.batch_size = batch_size
+        self.query_prompt, self.document_prompt = query_prompt, document_prompt
         self._model = _load(name_or_path, device)
         own_limit = self._model.max_seq_length
         if max_length is not None:
@@ -52,7 +61,8 @@ class SentenceTransformerRetriever:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Everything that decides an embedding: a hash of weights, vocabulary and modules, and the length limit."""
+        """Everything that decides an embedding: a hash of weights, vocabulary, modules and own prompts, the length
+        limit, and the prompts that were given in place of its own."""
         if self._identity is None:
             self._identity = {
                 "retriever": "sentence-transformers",
@@ -60,15 +70,17 @@ class SentenceTransformerRetriever:
                 "dtype": str(next(self._model.parameters()).dtype).removeprefix("torch."),
                 "max_length": self.max_length,
             }
+            given = {"query_prompt": self.query_prompt, "document_prompt": self.document_prompt}
+            self._identity |= {side: prompt for side, prompt in given.items() if prompt is not None}
         return self._identity
 
     def encode_document(self, texts: list[str]) -> np.ndarray:
         """Unit rows, (n, dim) float32."""
-        return self._encode(self._model.encode_document, "documents", texts)
+        return self._encode(self._model.encode_document, "documents", texts, self.document_prompt)
 
     def encode_query(self, texts: list[str]) -> np.ndarray:
         """Unit rows, (n, dim) float32."""
-        return self._encode(self._model.encode_query, "queries", texts)
+        return self._encode(self._model.encode_query, "queries", texts, self.query_prompt)
 
     def index(self, documents: list[str]) -> None:
         self._documents_ND = self.encode_document(documents) if documents else None
@@ -78,11 +90,13 @@ class SentenceTransformerRetriever:
         assert self._documents_ND is not None
         return exact_search(self.encode_query(queries), self._documents_ND, k)
 
-    def _encode(self, encode: Any, what: str, texts: Sequence[str]) -> np.ndarray:
+    def _encode(self, encode: Any, what: str, texts: Sequence[str], prompt: str | None) -> np.ndarray:
         require_texts(what, texts)
         if not texts:
             return np.zeros((0, self._model.get_embedding_dimension()), dtype=np.float32)
-        rows = encode(list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False)
+        rows = encode(
+            list(texts), prompt=prompt, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
         return np.asarray(rows, dtype=np.float32)
 
 

@@ -1,0 +1,387 @@
+"""Embeddings from any OpenAI-compatible endpoint (POST /embeddings), batched, patient, and never paid for twice.
+
+Each answered call of up to 32 texts goes into the embedding cache at once, by its texts and not by their data set, so
+an interrupted run sends only what is missing. What will be sent is told first; more than a limit needs a yes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from search_r3.data.synthesis.endpoint import MAX_WAIT, retry_after
+from search_r3.data.synthesis.writers import CHARACTERS_A_TOKEN, count_characters
+from search_r3.errors import InputError
+from search_r3.evaluation.cache import EmbeddingCache, Encoded, progress_bar
+from search_r3.evaluation.peers import PeerConfig, Spending, is_local
+
+UNIT = 32
+"""Texts that are sent together and kept together; a smaller batch size splits a unit into several calls."""
+
+
+class _BadAnswerError(Exception):
+    """The endpoint answered, but with no usable embeddings."""
+
+
+class _StoppedError(Exception):
+    """Another thread failed, or a person stopped the run."""
+
+
+@dataclass
+class Work:
+    """Texts of one side, as they are sent (prompt in front, cut), each once: in units, those from the disk found."""
+
+    side: str
+    units: list[list[str]]
+    found: dict[int, Encoded]
+    rows_of: list[int]
+    """For each text that was asked for, its place among the distinct ones."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the units that must be sent."""
+        return [number for number in range(len(self.units)) if number not in self.found]
+
+    @property
+    def texts(self) -> int:
+        """Texts that must be sent."""
+        return sum(len(self.units[number]) for number in self.missing)
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens these have, by their length."""
+        return sum(count_characters(text) for number in self.missing for text in self.units[number])
+
+
+class EndpointEncoder:
+    """A model behind an endpoint, asked with OpenAI's client by several threads; rows are unit vectors.
+
+    Args:
+        config: where and what it is; `config.endpoint` is set.
+        spending: who says yes to the cost.
+        batch_size: texts in one call, at most 32.
+
+    Raises:
+        InputError: the package openai is missing, there is no key, or batch_size is below 1.
+    """
+
+    def __init__(self, config: PeerConfig, spending: Spending | None = None, batch_size: int = UNIT) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise InputError("an endpoint needs the package openai; run: pip install 'search-r3[synthesis]'") from error
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        self.config, self.spending = config, spending or Spending()
+        self.batch_size = min(batch_size, UNIT)
+        self.url = config.settings().url.rstrip("/")
+        self.calls = self.tokens = 0
+        self._openai = openai
+        self._key = config.read_key()
+        self._client = openai.OpenAI(api_key=self._key, base_url=self.url, timeout=config.timeout, max_retries=0)
+        self._lock = threading.Lock()
+        self._answered = False
+        self._approved = 0  # estimated tokens that this encoder was allowed to send so far
+        self._dimension: int | None = None
+        self._not_before = 0.0  # a Retry-After holds for every thread
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides a ranking, as far as it can be known: no key, and the address only as a hash."""
+        return {
+            "retriever": "endpoint",
+            "model": self.config.model,
+            "endpoint": hashlib.sha256(self.url.encode()).hexdigest()[:16],
+            "query_prompt": self.config.query_prompt,
+            "document_prompt": self.config.document_prompt,
+            "max_characters": self.config.max_characters,
+            "dtype": "float32",
+            "max_length": None,
+        }
+
+    def plan(self, texts: Sequence[str], side: str, cache: EmbeddingCache | None) -> Work:
+        """What embedding `texts` as `side` ("query" or "document") needs; sends nothing."""
+        prompt = (self.config.query_prompt if side == "query" else self.config.document_prompt) or ""
+        sent = [f"{prompt}{text}"[: self.config.max_characters] for text in texts]
+        places = {text: place for place, text in enumerate(dict.fromkeys(sent))}
+        distinct = list(places)
+        units = [distinct[start : start + UNIT] for start in range(0, len(distinct), UNIT)]
+        found: dict[int, Encoded] = {}
+        for number, unit in enumerate(units):
+            stored = cache.stored(_ids(unit), unit, self._text_identity) if cache else None
+            if stored is not None:
+                found[number] = stored
+        return Work(side, units, found, [places[text] for text in sent])
+
+    def approve(self, name: str, works: Sequence[Work]) -> None:
+        """Say what `works` will send and cost, and have a yes where it is more than the limit.
+
+        The limit holds for all that one encoder sends. Without a price, what stays on this machine needs no yes.
+
+        Raises:
+            InputError: it is too much, and nobody said yes.
+        """
+        tokens = sum(work.tokens for work in works)
+        if not tokens:
+            return
+        counts = " and ".join(
+            f"{work.texts:,} {'queries' if work.side == 'query' else 'documents'}" for work in works if work.texts
+        )
+        kept = sum(len(unit) for work in works for unit in work.units) - sum(work.texts for work in works)
+        line = f"{name}: {counts} to embed, about {tokens:,} tokens (characters / {CHARACTERS_A_TOKEN})"
+        line += self._cost(tokens) + (f"; {kept:,} are in the cache" if kept else "")
+        limit = self.config.token_limit
+        free = self._price is None and is_local(self.url)
+        if self._approved + tokens <= limit or self.spending.yes or free:
+            self._say(line)
+        elif self.spending.ask is None:
+            raise InputError(f"{line}: over the limit of {limit:,} tokens; say --yes to send them")
+        elif not self.spending.ask(f"{line}. Send them?"):
+            raise InputError(f"{name}: nothing was sent")
+        self._approved += tokens
+
+    def run(
+        self, work: Work, cache: EmbeddingCache | None, *, label: str = "texts", show_progress: bool | None = None
+    ) -> tuple[np.ndarray, float]:
+        """Embed what `work` lacks; returns unit rows for all its texts, float32 (n, dim), and the seconds of its calls.
+
+        The seconds are those of every call after another, whenever it was made; several are under way at once. After
+        an error or Ctrl-C the calls under way are waited for and kept, since they are paid for.
+
+        Raises:
+            InputError: the endpoint refuses, does not answer, or answers with NaN or with another dimension.
+        """
+        done = dict(work.found)
+        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[tuple[int, Encoded | BaseException]] = queue.SimpleQueue()
+        stop = threading.Event()
+        for number in work.missing:
+            todo.put(number)
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    number = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    arrived.put((number, self._unit(work.units[number], cache, stop)))
+                except BaseException as error:
+                    arrived.put((number, error))
+
+        count = min(self.config.concurrency, len(work.missing))
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(count)]
+        sent_before = (self.calls, self.tokens)
+        for thread in threads:
+            thread.start()
+        try:
+            with progress_bar(label, work.texts, show_progress) as advance:
+                while len(done) < len(work.units):
+                    number, answer = arrived.get()
+                    if isinstance(answer, BaseException):
+                        raise answer
+                    done[number] = answer
+                    advance(len(work.units[number]))
+        except KeyboardInterrupt:
+            self._say("waiting for the calls under way, which are paid for; Ctrl-C again leaves them")
+            raise
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+            calls, tokens = self.calls - sent_before[0], self.tokens - sent_before[1]
+            if calls:
+                self._say(f"{label}: {calls:,} calls, {tokens:,} tokens read{self._cost(tokens)}")
+        return self._put_together(work, done, cache)
+
+    def encode(self, texts: Sequence[str], side: str) -> np.ndarray:
+        """Embed `texts` as they come, without a cache: unit rows, float32 (n, dim)."""
+        work = self.plan(texts, side, None)
+        self.approve(self.config.model, [work])
+        return self.run(work, None, show_progress=False)[0]
+
+    # ------------------------------------------------------------------------------------------------ one unit of work
+
+    @property
+    def _text_identity(self) -> dict[str, Any]:
+        """What decides the embedding of a text that is sent: prompts and cuts are part of the text by then."""
+        return {name: self.identity[name] for name in ("retriever", "model", "endpoint", "dtype")}
+
+    def _unit(self, texts: list[str], cache: EmbeddingCache | None, stop: threading.Event) -> Encoded:
+        def encode(part: Sequence[str]) -> np.ndarray:
+            batches = [part[start : start + self.batch_size] for start in range(0, len(part), self.batch_size)]
+            return np.concatenate([self._ask(list(batch), stop) for batch in batches])
+
+        if cache is not None:
+            return cache.encode(encode, _ids(texts), texts, self._text_identity, step=UNIT, show_progress=False)
+        started = time.perf_counter()
+        rows = encode(texts)
+        return Encoded(rows, time.perf_counter() - started, 0, 0)
+
+    def _put_together(
+        self, work: Work, done: dict[int, Encoded], cache: EmbeddingCache | None
+    ) -> tuple[np.ndarray, float]:
+        parts = [done[number].rows for number in range(len(work.units))]
+        if not parts:
+            return np.zeros((0, self._dimension or 0), dtype=np.float32), 0.0
+        widths = sorted({part.shape[1] for part in parts})
+        if len(widths) > 1:
+            where = f"; what is kept in {cache.folder} may be another model's, move it away" if cache else ""
+            raise InputError(f"{self._where}: embeddings of {widths[0]} and of {widths[-1]} numbers{where}")
+        self._check_dimension(widths[0])
+        return np.concatenate(parts)[work.rows_of], sum(encoded.seconds for encoded in done.values())
+
+    def _ask(self, texts: list[str], stop: threading.Event) -> np.ndarray:
+        """Unit rows of one call, tried again while there is hope."""
+        tries = 0
+        while True:
+            self._wait(stop)
+            asked_to_wait = 0.0
+            try:
+                return self._call(texts)
+            except self._openai.APITimeoutError:
+                detail = f"no answer within {self.config.timeout:g} seconds; raise timeout in the system's YAML file"
+            except self._openai.APIConnectionError as error:
+                detail = f"cannot be reached ({self._reason(error.__cause__ or error)}); does it run, is the URL right?"
+                self._give_up_early(tries, detail)
+            except self._openai.APIStatusError as error:
+                self._refuse(error)
+                detail = f"status {error.status_code}: {self._reason(error)}"
+                asked_to_wait = retry_after(error.response.headers)
+            except _BadAnswerError as error:
+                detail = f"it does not answer with embeddings ({error}); should the URL end in /v1?"
+                self._give_up_early(tries, detail)
+            if tries >= self.config.retries:
+                raise InputError(
+                    f"{self._where} fails after {tries + 1} tries, {detail}; embeddings that came are kept, so the "
+                    "same command goes on from here"
+                )
+            if asked_to_wait > MAX_WAIT:
+                raise InputError(
+                    f"{self._where} asks to wait {asked_to_wait:,.0f} seconds ({detail}); run the same command then"
+                )
+            if asked_to_wait:
+                with self._lock:
+                    self._not_before = max(self._not_before, time.monotonic() + asked_to_wait)
+            wait = min(MAX_WAIT, self.config.backoff * 2**tries) * random.uniform(0.8, 1.2)
+            stop.wait(max(wait, asked_to_wait))
+            tries += 1
+
+    def _call(self, texts: list[str]) -> np.ndarray:
+        try:
+            # Floats, not base64, which is smaller but not known to every server.
+            answer = self._client.embeddings.create(model=self.config.model, input=texts, encoding_format="float")
+            rows = _rows_of(answer, len(texts))
+        except self._openai.APIConnectionError:
+            raise
+        except self._openai.APIStatusError:
+            raise
+        except (self._openai.APIError, ValueError, TypeError, AttributeError) as error:
+            raise _BadAnswerError(self._reason(error)) from None
+        used = getattr(answer, "usage", None)
+        read = getattr(used, "prompt_tokens", None) or getattr(used, "total_tokens", None)
+        with self._lock:
+            self._answered = True
+            self.calls += 1
+            self.tokens += read if isinstance(read, int) else sum(map(count_characters, texts))
+            self._check_dimension(rows.shape[1])
+        if not np.isfinite(rows).all():
+            raise InputError(f"{self._where} answered with NaN or infinity; its weights or its precision are broken")
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not norms.all():
+            empty = texts[int(np.argmin(norms))][:60]
+            raise InputError(f"{self._where} answered with an embedding of zeros, for {empty!r}; it has no direction")
+        return rows / norms
+
+    def _check_dimension(self, width: int) -> None:
+        if self._dimension is None:
+            self._dimension = width
+        if width != self._dimension:
+            raise InputError(
+                f"{self._where} answered with {width} numbers a text, and before with {self._dimension}; "
+                "is it one model that answers there?"
+            )
+
+    def _refuse(self, error: Any) -> None:
+        """Raise InputError for a status that no waiting mends; return for one that passes (408, 409, 429, 5xx)."""
+        code, said = error.status_code, self._reason(error)
+        if code in (401, 403):
+            source = f"the key in {self.config.key_variable}" if self.config.key_variable else "a call without a key"
+            raise InputError(f"{self._where} refused {source} (status {code}); check the key and what it may use")
+        if code == 404:
+            name = self.config.model
+            raise InputError(f'{self._where} has no model "{name}", or is not the base URL (status 404): {said}')
+        if code == 402 or "insufficient_quota" in str(error):
+            raise InputError(f"{self._where}: the account has no credit left (status {code}); run again when it has")
+        if code not in (408, 409, 429) and code < 500:
+            raise InputError(
+                f"{self._where} refused a text (status {code}): {said}. If it is too long, cut texts by max_characters "
+                "in the system's YAML file"
+            )
+
+    def _give_up_early(self, tries: int, detail: str) -> None:
+        """An endpoint that never answered is more likely a wrong address than a busy one."""
+        if not self._answered and tries >= 1:
+            raise InputError(f"{self._where}: {detail}") from None
+
+    def _wait(self, stop: threading.Event) -> None:
+        while not stop.is_set() and (left := self._not_before - time.monotonic()) > 0:
+            stop.wait(left)
+        if stop.is_set():
+            raise _StoppedError
+
+    def _reason(self, error: BaseException) -> str:
+        """One short line of what went wrong, in which the key cannot stand."""
+        body = getattr(error, "body", None)
+        said = body.get("message") if isinstance(body, dict) else None
+        text = " ".join(str(said or error or type(error).__name__).split()) or type(error).__name__
+        return (text.replace(self._key, "***") if len(self._key) > 4 else text)[:200]
+
+    @property
+    def _where(self) -> str:
+        return f"the endpoint {self.url}"
+
+    @property
+    def _price(self) -> float | None:
+        return self.config.price if self.spending.price is None else self.spending.price
+
+    def _cost(self, tokens: int) -> str:
+        """What so many tokens cost, to stand behind a line; nothing without a price."""
+        if self._price is None:
+            return ""
+        cost = tokens * self._price / 1e6
+        return f", {f'{cost:,.2f}' if cost >= 0.005 or not cost else 'under 0.01'} at {self._price:g} a million"
+
+    def _say(self, line: str) -> None:
+        say: Callable[[str], None] | None = self.spending.say
+        if say is not None:
+            say(line)
+
+
+def _rows_of(answer: Any, expected: int) -> np.ndarray:
+    """The embeddings of an answer in the order of its texts, float32 (n, dim); raises ValueError and its like."""
+    data = list(answer.data)
+    if len(data) != expected:
+        raise ValueError(f"{len(data)} embeddings for {expected} texts")
+    places = [item.index for item in data]
+    if any(place is not None for place in places):
+        if sorted(places) != list(range(expected)):
+            raise ValueError(f"the indices are not those of {expected} texts")
+        data.sort(key=lambda item: item.index)
+    rows = np.asarray([item.embedding for item in data], dtype=np.float32)
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise ValueError(f"embeddings of shape {rows.shape}")
+    return rows
+
+
+def _ids(unit: Sequence[str]) -> list[str]:
+    """The cache wants ids; a unit is known by its texts alone, so that any data set with these texts finds it."""
+    return [str(place) for place in range(len(unit))]
