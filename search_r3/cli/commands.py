@@ -32,6 +32,7 @@ from search_r3.cli.options import (
     load,
     print_json,
 )
+from search_r3.cli.reporting import report
 from search_r3.cli.rollouts import rollouts
 from search_r3.cli.studying import study
 from search_r3.cli.training import data_app, plot, train_app
@@ -56,6 +57,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 app.command()(plot)
 app.command()(study)
+app.command()(report)
 app.command()(rollouts)
 
 
