@@ -38,6 +38,9 @@ class TrainingState:
     task: dict[str, Any]
     best: float | None
     """The best dev figure so far, if the run keeps a best adapter."""
+    fruitless: int = 0
+    """Evaluations in a row that brought no better one. Like `best`, without that of `step`, which a resumed run makes
+    again."""
 
 
 def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
@@ -49,7 +52,8 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
     """
     target = _folder(output) / f"step-{state.step:06d}"
     tensors: dict[str, Tensor] = {}
-    facts = {"format": FORMAT, "step": state.step, "best": state.best, "task": _pack(state.task, tensors)}
+    facts = {"format": FORMAT, "step": state.step, "best": state.best, "fruitless": state.fruitless}
+    facts["task"] = _pack(state.task, tensors)
     text = json.dumps(facts, indent=1)
     with atomic_path(target) as scratch:
         scratch.mkdir()
@@ -74,11 +78,12 @@ def read_checkpoint(path: Path) -> TrainingState:
         optimizer = load_file(path / "optimizer.safetensors")
         task = _unpack(facts["task"], load_file(path / "task.safetensors"))
         step, best, version = facts["step"], facts["best"], facts["format"]
+        fruitless = facts.get("fruitless", 0)  # checkpoints older than early stopping have none
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT:
         raise InputError(f"the checkpoint {path} has format {version}, this version reads {FORMAT}; update search-r3")
-    return TrainingState(step, weights, optimizer, task, best)
+    return TrainingState(step, weights, optimizer, task, best, fruitless)
 
 
 def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:

@@ -57,6 +57,8 @@ class LoopConfig:
     """Steps between evaluations on the dev set, the first before training; 0 never evaluates."""
     evaluate_first: bool = True
     """Also measure before any training."""
+    patience: int = 0
+    """Stop for good when so many evaluations in a row brought no better figure than the best before; 0 never stops."""
     log_every: int = 1
     """Steps between lines in log.jsonl."""
     time_limit_minutes: float | None = None
@@ -80,6 +82,13 @@ class LoopConfig:
         _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "0 or more")
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
         _require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 or more")
+        _require(self.patience >= 0, "patience", self.patience, "0 or more")
+        _require(
+            not self.patience or self.evaluate_every > 0,
+            "evaluate_every",
+            self.evaluate_every,
+            "1 or more where patience is above 0, as patience counts evaluations",
+        )
         _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
         limit = self.time_limit_minutes
         _require(limit is None or limit > 0, "time_limit_minutes", limit, "above 0, or null for no limit")

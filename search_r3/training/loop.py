@@ -51,7 +51,7 @@ FREE_KEYS = frozenset(
     f"loop.{name}"
     for name in (
         *("checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_first", "log_every"),
-        "time_limit_minutes",
+        *("patience", "time_limit_minutes"),
     )
 )
 """What may change between two starts of one run: none of it alters a weight."""
@@ -137,19 +137,21 @@ def run_training(
     """Train `task.module` and write `output/adapter`; go on from the last checkpoint if the run was begun before.
 
     In `output`: `adapter/` (final), `best/` (best dev figure so far), `checkpoints/`, `log.jsonl`, `config.json`,
-    `finished.json` (once all steps are done) and `tensorboard/` (if it is installed).
+    `finished.json` (once all steps are done or `patience` is over: it says which) and `tensorboard/` (if installed).
 
     Args:
         resume: False removes what an earlier run wrote to `output`, and starts over.
-        best_metric: the dev figure (greater is better) by which `output/best` is kept.
+        best_metric: the dev figure (greater is better) by which `output/best` is kept and `config.patience` decides.
         describe: the rest of the run's configuration, JSON values; resuming with another one is refused.
 
     Returns:
-        `output/adapter`. After `time_limit_minutes` it holds the adapter so far, and the same command goes on.
+        `output/adapter`. After `time_limit_minutes` it holds the adapter so far, and the same command goes on. A run
+        that `patience` stopped is finished: only more patience goes on with it.
 
     Raises:
         InputError: the run in `output` has another configuration, another process writes there, nothing is trainable,
-            the loss or gradient is not finite (the last checkpoint stays good), or the disk is full.
+            the loss or gradient is not finite (the last checkpoint stays good), there is patience but no dev figure to
+            judge by, or the disk is full.
         SystemExit: after SIGINT or SIGTERM (code 128 + signal), when the step is finished and a checkpoint written.
     """
     output, begun = Path(output), time.monotonic()
@@ -163,23 +165,26 @@ def run_training(
     bf16 = resolve_mixed_precision(config.mixed_precision, device) == "bf16"
     if not trainable(task.module):
         raise InputError("the model has no trainable parameter; attach an adapter, or unfreeze some weights")
+    if config.patience and best_metric is None:
+        raise InputError(_nothing_to_judge_by(config.patience))
 
     with ExitStack() as stack:
         checkpoint: Path | None = None
-        done = False
+        done: str | None = None
         if main:
             stack.enter_context(_only_run_in(output))
             if not resume:
                 _clear(output)
             checkpoint = newest_checkpoint(output, warn=partial(print, file=sys.stderr))
             _check_same_run(output, {**(describe or {}), "loop": to_dict(config)}, accelerator, bool(checkpoint))
-            done = checkpoint is not None and _is_finished(output, config.steps)
-            if not done:
+            done = None if checkpoint is None else _why_finished(output, config)
+            if done is None:
                 truncate_log(output / "log.jsonl", _step_of(checkpoint))
+                (output / "finished.json").unlink(missing_ok=True)  # of fewer steps, or less patience
         checkpoint, done = broadcast_object_list([checkpoint, done])
-        if done:
+        if done is not None:
             if main:
-                print(f"all {config.steps} steps are done already: {output / 'adapter'}", file=sys.stderr)
+                print(f"{done}: {output / 'adapter'}", file=sys.stderr)
             return output / "adapter"
 
         module = accelerator.prepare_model(task.module)
@@ -187,12 +192,12 @@ def run_training(
         optimizer = torch.optim.AdamW(
             parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
-        step, best = 0, None
+        step, best, fruitless = 0, None, 0
         if checkpoint is not None:
             state = read_checkpoint(checkpoint)
             restore(task.module, optimizer, state)
             task.load_state_dict(state.task)
-            step, best = state.step, state.best
+            step, best, fruitless = state.step, state.best, state.fruitless
 
         report = stack.enter_context(
             Report(
@@ -203,6 +208,13 @@ def run_training(
             report.say(f"going on from {checkpoint.name}")
         signals = stack.enter_context(_StopSignals())
 
+        def keep_state(best: float | None, fruitless: int) -> None:
+            if main:
+                report.sync()
+                state = TrainingState(step, *collect(task.module, optimizer), task.state_dict(), best, fruitless)
+                write_checkpoint(output, state, config.keep_checkpoints)
+
+        stopped: str | None = None  # why patience ended the run before its last step
         while True:
             finished = step >= config.steps
 
@@ -214,15 +226,24 @@ def run_training(
                 task.module.eval()
                 with torch.no_grad(), _autocast(device, bf16):
                     figures = {name: float(value) for name, value in task.evaluate(task.module, step).items()}
-                report.dev(step, figures, time.perf_counter() - started)
+                (figures,) = broadcast_object_list([figures])  # all processes must stop, or none
+                before = best, fruitless
                 if best_metric and figures:
                     if best_metric not in figures:
                         raise InputError(f"no dev figure is called {best_metric}; there are {', '.join(figures)}")
-                    if best is None or figures[best_metric] > best:
-                        best = figures[best_metric]
+                    better = best is None or figures[best_metric] > best
+                    best, fruitless = (figures[best_metric], 0) if better else (best, fruitless + 1)
+                    if better:
                         _save_adapter(accelerator, task, output / "best")
+                elif config.patience:
+                    raise InputError(_nothing_to_judge_by(config.patience))
+                if 0 < config.patience <= fruitless and not finished:
+                    stopped = f"{fruitless} dev evaluations in a row brought no better {best_metric} than {best:.4f}"
+                report.dev(step, figures, time.perf_counter() - started, stopped)
 
-            if finished:
+            if stopped and not any(number == step for number, _ in list_checkpoints(output)):
+                keep_state(*before)  # a resumed run measures this step again, so it is kept as before that
+            if finished or stopped:
                 break
 
             # One optimiser step: gradients of the micro-batches are averaged, over processes by DDP.
@@ -264,11 +285,8 @@ def run_training(
             report.step(record | {"terms": figures, "lr": rate, "grad_norm": grad_norm, "seconds": seconds})
 
             due = step == config.steps or (config.checkpoint_every and step % config.checkpoint_every == 0)
-            if (due or stop_signal or late) and main:
-                report.sync()
-                weights, moments = collect(task.module, optimizer)
-                state = TrainingState(step, weights, moments, task.state_dict(), best)
-                write_checkpoint(output, state, config.keep_checkpoints)
+            if due or stop_signal or late:
+                keep_state(best, fruitless)
             if stop_signal:
                 accelerator.wait_for_everyone()
                 name = signal.Signals(signals.received).name if signals.received else "a signal to another process"
@@ -279,8 +297,10 @@ def run_training(
                 break
 
         _save_adapter(accelerator, task, output / "adapter")
-        if main and step >= config.steps:
-            atomic_write_text(output / "finished.json", json.dumps({"step": step, "best": best}) + "\n")
+        if main and (stopped or step >= config.steps):
+            facts = {"step": step, "best": best, "why": stopped or "all steps are done"}
+            facts |= {"patience": config.patience} if stopped else {}
+            atomic_write_text(output / "finished.json", json.dumps(facts) + "\n")
         accelerator.wait_for_everyone()
     return output / "adapter"
 
@@ -367,9 +387,24 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _is_finished(output: Path, steps: int) -> bool:
+def _why_finished(output: Path, config: LoopConfig) -> str | None:
+    """What to tell who starts a finished run again; None if there is something left to do."""
     path = output / "finished.json"
-    return path.exists() and json.loads(path.read_text())["step"] >= steps and (output / "adapter").is_dir()
+    if not (path.exists() and (output / "adapter").is_dir()):
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts["step"] >= config.steps:
+        return f"all {config.steps} steps are done already"
+    if 0 < config.patience <= facts.get("patience", 0):
+        early = f"stopped early already, after step {facts['step']} of {config.steps}"
+        return f"{early}: {facts['why']} (more loop.patience would go on)"
+    return None
+
+
+def _nothing_to_judge_by(patience: int) -> str:
+    return (
+        f"loop.patience is {patience}, but there is no dev figure to judge by: give the run a dev set, or set it to 0"
+    )
 
 
 class _StopSignals:

@@ -1,8 +1,8 @@
 """What a training run tells: log.jsonl, TensorBoard if it is installed, and a progress bar or plain lines.
 
 One JSON object a line: `{"step", "loss", "terms", "lr", "grad_norm", "seconds", "memory_gib", ...}` after a step, and
-`{"step", "dev", "seconds"}` for an evaluation made after so many steps. Only the main process reports. TensorBoard gets
-every number that the log gets: `train/NAME` and `dev/NAME`.
+`{"step", "dev", "seconds"}` for an evaluation made after so many steps, with "stopped" where it ended the run early.
+Only the main process reports. TensorBoard gets every number that the log gets: `train/NAME` and `dev/NAME`.
 """
 
 from __future__ import annotations
@@ -107,15 +107,17 @@ class Report:
         elif step % max(1, self._steps // PLAIN_LINES) == 0 or step in (self._start + 1, self._steps):
             _to_stderr(f"step {step}/{self._steps}  {figures}  lr {record['lr']:.2e}  {record['seconds']:.2f} s/step")
 
-    def dev(self, step: int, figures: dict[str, float], seconds: float) -> None:
-        """The dev figures after `step` finished steps."""
+    def dev(self, step: int, figures: dict[str, float], seconds: float, stopped: str | None = None) -> None:
+        """The dev figures after `step` finished steps; and why they end the run early, if they do."""
         if not self._active or not figures:
             return
         name = self._headline if self._headline in figures else next(iter(figures))
         self._dev = {name: figures[name]}
-        self._write({"step": step, "dev": figures, "seconds": seconds})
+        self._write({"step": step, "dev": figures, "seconds": seconds} | ({"stopped": stopped} if stopped else {}))
         self._scalars("dev", {**figures, "seconds": seconds}, step)
         self.say(f"step {step}  dev: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        if stopped:
+            self.say(f"stopped early after step {step} of {self._steps}: {stopped}")
 
     def sync(self) -> None:
         """Flush the log to the disk, so that it is never behind the checkpoint about to be written."""

@@ -138,5 +138,9 @@ class SFTConfig:
             raise InputError(f"rows_per_chunk must be 1 or more, not {self.rows_per_chunk}")
         if self.attention not in ("auto", "eager", "sdpa"):
             raise InputError(f"attention must be auto, eager or sdpa, not {self.attention!r}")
+        if self.loop.patience and not self.dev:
+            raise InputError(
+                f"loop.patience is {self.loop.patience}, but dev is empty: name a dev pool, or set it to 0"
+            )
         if not self.pairs:
             raise InputError("pairs is empty: name at least one JSONL file of training pairs")

@@ -153,6 +153,7 @@ def test_an_empty_file_is_all_defaults(tmp_path):
         (LoopConfig, {"mixed_precision": "fp16"}), (LoopConfig, {"gradient_accumulation": 0}),
         (LoopConfig, {"checkpoint_every": -1}), (LoopConfig, {"keep_checkpoints": 0}),
         (LoopConfig, {"evaluate_every": -1}), (LoopConfig, {"log_every": 0}),
+        (LoopConfig, {"patience": -1}), (LoopConfig, {"evaluate_every": 0, "patience": 2}),
         (LoopConfig, {"time_limit_minutes": 0.0}), (LoraSettings, {"rank": 0}), (LoraSettings, {"alpha": 0}),
         (LoraSettings, {"dropout": 1.0}), (LoraSettings, {"target_modules": []}),
     ],
