@@ -34,6 +34,7 @@ from search_r3.cli.options import (
 )
 from search_r3.cli.reporting import report
 from search_r3.cli.rollouts import rollouts
+from search_r3.cli.serving import serve
 from search_r3.cli.studying import study
 from search_r3.cli.training import data_app, plot, train_app
 
@@ -57,6 +58,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 app.command()(plot)
 app.command()(study)
+app.command()(serve)
 app.command()(report)
 app.command()(rollouts)
 

@@ -1,0 +1,61 @@
+"""What a server allows: limits on a request, on what waits, on how long, and who may ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from search_r3.errors import InputError
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The settings of one server; `search-r3 serve --help` has an option for most."""
+
+    api_keys: tuple[str, ...] = ()
+    """Who may call /v1: `Authorization: Bearer KEY` with one of these; anybody if there are none."""
+    writable: bool = False
+    """Whether POST /v1/documents is there."""
+    max_items: int = 2048
+    """Texts a request: OpenAI's own limit, which its users' chunk sizes keep to."""
+    max_tokens: int = 300_000
+    """Tokens a request, all texts together, as they are read (each is cut at 512): OpenAI's own limit."""
+    max_body: int = 16_000_000
+    """Bytes of a request's body."""
+    queue: int = 256
+    """Requests in hand, waiting or being answered; one more gets 429."""
+    timeout: float = 300.0
+    """Seconds until a request is given up: 503 if its work was never begun, else 504."""
+    body_timeout: float = 30.0
+    """Seconds in which a request's body must have arrived."""
+    grace: float = 30.0
+    """Seconds that a shutdown waits for what was accepted."""
+    reasoning_tokens: int = 32
+    """The budget of `reasoning: true`."""
+    max_reasoning_tokens: int = 256
+    """The largest budget that may be asked for."""
+    cache: int = 10_000
+    """Reasoned queries that are remembered, about 3 kB each; 0 for none."""
+    batch_texts: int = 32
+    """Texts in one pass of the model."""
+    batch_tokens: int = 2048
+    """Tokens in one pass over documents or direct queries: on two CPU cores about a second, which others wait."""
+    search_threads: int = 32
+    """Searches side by side; each waits for the model most of its time."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_items", "max_tokens", "max_body", "queue", "batch_texts", "batch_tokens", "search_threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("timeout", "body_timeout"):
+            if not 0 < getattr(self, name) <= 86_400:
+                raise InputError(f"{name} is {getattr(self, name)}; expected seconds, over 0 and at most a day")
+        if self.grace < 0 or self.cache < 0:
+            raise InputError(f"grace is {self.grace} and cache is {self.cache}; expected 0 or more")
+        if not 0 <= self.reasoning_tokens <= self.max_reasoning_tokens <= 4096:
+            raise InputError(
+                f"reasoning_tokens is {self.reasoning_tokens} and max_reasoning_tokens is {self.max_reasoning_tokens}; "
+                "expected the first to be at most the second, and that at most 4,096"
+            )
+        for key in self.api_keys:
+            if not key or not key.isascii() or any(c.isspace() or not c.isprintable() for c in key):
+                raise InputError("an API key is empty or has spaces or characters beyond ASCII; give printable ones")

@@ -1,0 +1,125 @@
+"""GET and POST /v1/documents: what is in the index, and adding to it while it is searched.
+
+Documents are added, not replaced: the index room has no way yet to remove the old chunks of one document, so an id that
+is there already is refused. The build holds the index's own lock, and embeds through the server's batcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import re
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from search_r3.errors import InputError
+from search_r3.index.build import build_index
+from search_r3.index.readers import SourceDocument
+from search_r3.index.table import SearchIndex, quoted
+from search_r3.server.embeddings import to_json
+from search_r3.server.encoder import QueuedEncoder
+from search_r3.server.errors import ApiError
+from search_r3.server.intake import read, until_done
+from search_r3.server.schemas import DocumentsRequest
+from search_r3.server.service import Service
+from search_r3.server.work import Closed
+
+PAGE, MAX_PAGE = 100, 1000
+ONE_COMMIT = 10**9  # chunks; a request has fewer
+CHARACTERS_PER_TOKEN = 4
+"""A coarse rate, only to turn the limit on tokens into one on characters before anything is cut into chunks."""
+
+
+async def list_documents(request: Request, service: Service) -> Response:
+    """Answer GET /v1/documents: ids in order, a page at a time."""
+    with service.inside():
+        index = service.index
+        limit, after = _page(request)
+        future = asyncio.get_running_loop().run_in_executor(service.threads, _listed, index, limit, after)
+        return to_json(await until_done(request, service, future, lambda: None, lambda: True))
+
+
+async def add_documents(request: Request, service: Service) -> Response:
+    """Answer POST /v1/documents."""
+    with service.inside():
+        index = service.index
+        body = await read(request, service, DocumentsRequest)
+        _check_size(body, service)
+        request.state.items = len(body.documents)
+        documents = [SourceDocument(d.id, d.title.strip(), d.text, d.metadata) for d in body.documents]
+        encoder = service.encoder()
+        adding = asyncio.ensure_future(_add(service, index, documents, encoder))
+        return to_json(await until_done(request, service, adding, encoder.cancel, lambda: encoder.begun), 201)
+
+
+async def _add(
+    service: Service, index: SearchIndex, documents: list[SourceDocument], encoder: QueuedEncoder
+) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    async with service.writing:
+        try:
+            return await loop.run_in_executor(service.threads, _build, index, documents, encoder)
+        except InputError as error:
+            raise ApiError(409, str(error), "conflict", param="documents") from error
+        except Closed as error:
+            raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
+
+
+def _build(index: SearchIndex, documents: list[SourceDocument], encoder: QueuedEncoder) -> dict[str, Any]:
+    ids = [document.id for document in documents]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise InputError(f'the id "{twice}" comes twice; give each document its own')
+    held = index.table.search().where(f"document IN ({quoted(ids)})").select(["document"]).limit(1).to_list()
+    if held:
+        raise InputError(
+            f'the index has a document "{held[0]["document"]}" already; documents are added here, not replaced: bring '
+            "the index up to date with search-r3 index, or choose another id"
+        )
+    # One commit: all is embedded before anything is written, so that a timeout leaves the index as it was.
+    report = build_index(index.path, documents, encoder, prune=False, progress=False, commit_every=ONE_COMMIT)
+    index.table.checkout_latest()  # who adds and then searches, finds
+    return {"object": "list", "data": [{"object": "document", "id": i} for i in ids], "chunks": report.added}
+
+
+def _listed(index: SearchIndex, limit: int, after: str) -> dict[str, Any]:
+    rows = index.table.search().select(["document", "title", "path"]).to_arrow()
+    first: dict[str, tuple[str, str]] = {}
+    columns = (rows[name].to_pylist() for name in ("document", "title", "path"))
+    for identifier, title, path in zip(*columns, strict=True):
+        first.setdefault(identifier, (title, path))
+    ids = sorted(first)
+    start = bisect.bisect_right(ids, after) if after else 0
+    shown = ids[start : start + limit]
+    data = [{"object": "document", "id": i, "title": first[i][0], "path": first[i][1]} for i in shown]
+    return {"object": "list", "data": data, "total": len(ids), "has_more": start + limit < len(ids)}
+
+
+def _page(request: Request) -> tuple[int, str]:
+    known = {"limit", "after"}
+    given = request.query_params
+    if strange := sorted(set(given) - known):
+        raise ApiError(
+            400, f"there is no parameter {strange[0][:100]!a}; there are limit and after", "unknown_parameter"
+        )
+    if twice := [name for name in known if len(given.getlist(name)) > 1]:
+        raise ApiError(400, f"the parameter {twice[0]} is given more than once", "invalid_value", param=twice[0])
+    limit, after = given.get("limit", str(PAGE)), given.get("after")
+    if not re.fullmatch("[1-9][0-9]{0,3}", limit, re.ASCII) or int(limit) > MAX_PAGE:
+        raise ApiError(400, f"limit is {limit[:20]!a}; expected 1 to {MAX_PAGE}", "invalid_value", param="limit")
+    if after is not None and not 1 <= len(after) <= 1000:
+        raise ApiError(400, "after must be a document's id, of 1 to 1000 characters", "invalid_value", param="after")
+    return int(limit), after or ""
+
+
+def _check_size(body: DocumentsRequest, service: Service) -> None:
+    config = service.config
+    if len(body.documents) > config.max_items:
+        message = f"{len(body.documents):,} documents, the limit is {config.max_items:,}; send several requests"
+        raise ApiError(400, message, "too_many_items", param="documents")
+    characters = sum(len(document.text) for document in body.documents)
+    if characters > (most := config.max_tokens * CHARACTERS_PER_TOKEN):
+        message = f"the documents have {characters:,} characters, the limit is {most:,}; send several requests"
+        raise ApiError(413, message, "too_many_tokens", param="documents")

@@ -1,0 +1,54 @@
+"""API keys: `Authorization: Bearer KEY`, compared in constant time, wherever keys were configured."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+
+from search_r3.errors import InputError
+from search_r3.server.errors import ApiError
+
+
+class Keys:
+    """Who may call. Keeps only digests, so that neither length nor place of a difference shows in the time taken."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    def check(self, authorization: str | None) -> None:
+        """Raise ApiError 401 for a header without one of the keys; nothing is checked where there are no keys."""
+        if not self._digests:
+            return
+        scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not given.strip():
+            raise ApiError(401, "no API key was given; send the header Authorization: Bearer KEY", "missing_api_key")
+        digest = _digest(given.strip().encode("latin-1", "replace"))
+        if not sum([hmac.compare_digest(digest, known) for known in self._digests]):
+            raise ApiError(
+                401, "the API key is not known here; check it with whoever runs the server", "invalid_api_key"
+            )
+
+
+def read_keys(file: Path | None, variable: str | None) -> tuple[str, ...]:
+    """The keys of a file (one a line, # begins a comment) and of an environment variable's value (with commas between).
+
+    Raises:
+        InputError: the file cannot be read or holds no key.
+    """
+    keys = [key.strip() for key in (variable or "").split(",") if key.strip()]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: cannot be read as a list of API keys ({error}); give one key a line") from error
+        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not found:
+            raise InputError(f"{file} holds no API key; put one on a line, or leave the option out")
+        keys += found
+    return tuple(dict.fromkeys(keys))
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,52 @@
+"""Logs as one JSON object a line, on standard error. They never hold a user's text, a key, or a query string.
+
+An unexpected error is logged by its type and the places in the code that it went through, not by its message: messages
+quote values.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from typing import Any, TextIO
+
+LOGGER = "search_r3.server"
+
+
+class JsonFormatter(logging.Formatter):
+    """One line of JSON for a record: time (UTC), level, event, and what was given as `extra={"fields": ...}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        line: dict[str, Any] = {"time": now, "level": record.levelname.lower(), "event": record.getMessage()}
+        line |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[1] is not None:
+            line |= error_fields(record.exc_info[1])
+        return json.dumps(line, default=str)
+
+
+def error_fields(error: BaseException) -> dict[str, Any]:
+    """An error's type and the innermost places in the code, without its message."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    places = [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "at": places}
+
+
+def log(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
+    """Write one line."""
+    if error is not None:
+        fields |= error_fields(error)
+    logging.getLogger(LOGGER).log(level, event, extra={"fields": fields})
+
+
+def log_to(stream: TextIO = sys.stderr) -> None:
+    """Send our lines, and uvicorn's own, to `stream`."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    for name in (LOGGER, "uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler] if name != "uvicorn.error" else [], name == "uvicorn.error"
+        logger.setLevel(logging.INFO)

@@ -1,0 +1,54 @@
+"""What Prometheus is told: requests, latencies, tokens, what waits, batch sizes, cache hits.
+
+A registry for each server, so that two in one process do not mix. No label ever holds a user's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        new: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("search_r3_requests", "Requests answered.", ["route", "status"], **new)
+        self.seconds = Histogram(
+            "search_r3_request_seconds", "From a request's first byte to its last.", ["route"], buckets=SECONDS, **new
+        )
+        self.tokens = Counter(
+            "search_r3_tokens", "Tokens: prompt (users' texts), reasoning (written).", ["kind"], **new
+        )
+        self.batch_texts = Histogram(
+            "search_r3_batch_texts", "Texts in one pass of the model.", ["kind"], buckets=SIZES, **new
+        )
+        self.batch_seconds = Histogram(
+            "search_r3_batch_seconds", "Seconds of one pass of the model.", ["kind"], buckets=SECONDS, **new
+        )
+        self.cache = Counter(
+            "search_r3_reasoned_cache", "Reasoned queries found in the cache, or not.", ["found"], **new
+        )
+        self.dropped = Counter("search_r3_dropped", "Requests given up, by reason.", ["reason"], **new)
+        self.in_hand = Gauge("search_r3_requests_in_hand", "Requests waiting or being answered.", **new)
+        self.ready = Gauge("search_r3_ready", "1 while requests are taken.", **new)
+        self._queue_texts = Gauge("search_r3_queue_texts", "Texts that wait for the model.", **new)
+        self._queue_tokens = Gauge("search_r3_queue_tokens", "Tokens that wait for the model.", **new)
+
+    def watch_queue(self, waiting: Callable[[], tuple[int, int]]) -> None:
+        """Ask `waiting` for texts and tokens at every scrape."""
+        self._queue_texts.set_function(lambda: waiting()[0])
+        self._queue_tokens.set_function(lambda: waiting()[1])
+
+    def render(self) -> bytes:
+        """The page that Prometheus reads."""
+        return generate_latest(self.registry)

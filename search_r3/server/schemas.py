@@ -1,0 +1,148 @@
+"""The bodies that requests may have. Types are held to strictly: "1" is no number, 1 is no truth value.
+
+What depends on the model or the index that is served (names, sizes, columns) is checked where it is used; `components`
+describes all of it as JSON Schema.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+
+from search_r3.errors import InputError
+from search_r3.index.search import MAX_HITS, MAX_QUERY_CHARACTERS, Mode
+from search_r3.model.texts import MAX_CHARACTERS
+
+VISIBLE = "[^\\u0000-\\u0020\\u007f-\\u00a0\\u00ad\\u1680\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u206f\\u3000\\ufeff]"
+"""A text must have such a character: any but spaces, control and zero-width characters."""
+DOCUMENT_ID = "^[A-Za-z0-9][A-Za-z0-9._~:/@+-]{0,255}$"
+FIELD_NAME = "^[a-z][a-z0-9_]{0,63}$"
+MAX_NUMBER = 1e15
+MAX_FIELDS = 50
+MAX_DOCUMENT_CHARACTERS = 1_000_000
+_VISIBLE = re.compile(VISIBLE)
+
+
+def _visible(text: str) -> str:
+    if not _VISIBLE.search(text):
+        raise ValueError("the text is empty; give at least one visible character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_visible)]
+Reasoning = bool | Annotated[int, Field(ge=0)] | Literal["auto"]
+
+
+class Strict(BaseModel):
+    """No conversions, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def check_input(value: Any) -> list[str] | list[list[int]]:
+    """OpenAI's four forms of input as a list of texts, or of lists of token ids; raises ValueError."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError("give a text, or a list of texts, of token ids, or of lists of token ids, that is not empty")
+    if isinstance(value[0], str):
+        for i, text in enumerate(value):
+            if not isinstance(text, str):
+                raise ValueError(f"item {i + 1} of {len(value)} is no text, unlike the first")
+            if not _VISIBLE.search(text):
+                raise ValueError(f"item {i + 1} of {len(value)} is empty; give at least one visible character")
+        return value
+    rows = value if isinstance(value[0], list) else [value]
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or not row or not all(type(token) is int and token >= 0 for token in row):
+            raise ValueError(f"item {i + 1} of {len(rows)}: give texts, or lists of token ids that are not empty")
+    return rows
+
+
+class EmbeddingRequest(Strict):
+    """POST /v1/embeddings."""
+
+    model: str
+    input: Annotated[Any, PlainValidator(check_input)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
+    input_type: Literal["document", "query"] | None = None
+    reasoning: Reasoning | None = None
+
+    @model_validator(mode="after")
+    def _only_queries_reason(self) -> EmbeddingRequest:
+        if self.input_type != "query":
+            if self.reasoning is not None and self.reasoning is not False:
+                raise ValueError('documents are embedded without reasoning; say "input_type": "query"')
+        elif any(isinstance(text, str) and len(text) > MAX_CHARACTERS for text in self.input):
+            raise ValueError(f"a query has over {MAX_CHARACTERS:,} characters; shorten it, or embed it as a document")
+        return self
+
+
+class SearchRequest(Strict):
+    """POST /v1/search."""
+
+    query: Annotated[Text, Field(max_length=MAX_QUERY_CHARACTERS)]
+    k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
+    mode: Mode = "hybrid"
+    reasoning: Reasoning = True
+    where: str | None = None
+    stream: bool = False
+
+
+_WHOLE = Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+_NUMBER = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Scalar = bool | _WHOLE | _NUMBER | str
+
+
+class DocumentIn(Strict):
+    """A document to be added."""
+
+    id: Annotated[str, Field(pattern=DOCUMENT_ID)]
+    text: Annotated[Text, Field(max_length=MAX_DOCUMENT_CHARACTERS)]
+    title: Annotated[str, Field(max_length=1000)] = ""
+    metadata: Annotated[dict[Annotated[str, Field(pattern=FIELD_NAME)], Scalar], Field(max_length=MAX_FIELDS)] = {}
+
+
+class DocumentsRequest(Strict):
+    """POST /v1/documents."""
+
+    documents: Annotated[list[DocumentIn], Field(min_length=1)]
+
+
+def filter_pattern(columns: dict[str, str]) -> str:
+    """The filters that a search takes over these columns, as a regular expression.
+
+    Comparisons of a column with a value of its type, IN, LIKE, IS NULL and NOT, joined by AND and OR, in parentheses
+    one deep: SQL that is always valid and calls no functions. Column names with other characters cannot be named.
+    """
+    text, number = "'([^'\\u0000-\\u001f]|''){0,200}'", "-?[0-9]{1,15}([.][0-9]{1,10})?"
+    kinds = {
+        "text": f" *(=|!=|<>|<=|>=|<|>) *{text}| (NOT )?LIKE {text}| (NOT )?IN \\({text}(, *{text}){{0,50}}\\)",
+        "number": f" *(=|!=|<>|<=|>=|<|>) *{number}| (NOT )?IN \\({number}(, *{number}){{0,50}}\\)",
+        "true/false": " *(=|!=) *(true|false)",
+    }
+    conditions = []
+    for kind, comparisons in kinds.items():
+        names = [name for name, held in columns.items() if held == kind and re.fullmatch("[a-z][a-z0-9_]*", name)]
+        if names:
+            conditions.append(f"({'|'.join(names)})({comparisons}| IS (NOT )?NULL)")
+    simple = f"(NOT )?({'|'.join(conditions)})"
+    joined = f"{simple}( (AND|OR) {simple}){{0,20}}"
+    term = f"({simple}|(NOT )?\\({joined}\\))"
+    return f"^{term}( (AND|OR) {term}){{0,20}}$"
+
+
+def check_filter(where: str, columns: dict[str, str]) -> str:
+    """`where` if `filter_pattern` allows it. Raises InputError that says what is allowed."""
+    if not re.search(filter_pattern(columns).replace("$", "\\Z"), where):
+        names = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+        raise InputError(
+            "the filter is not one that this server takes: compare columns with values of their type (= != < > <= >= "
+            "IN LIKE IS NULL), joined by AND, OR and NOT in capitals, as in title = 'Guide' AND start_line > 10; "
+            f"columns: {names}"
+        )
+    return where

@@ -1,0 +1,200 @@
+"""The one server's state: model, index and batcher from loading to the last answer, and who is let in.
+
+The model is loaded in a thread while the socket is open already, so that `/health` can say "loading".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from search_r3.errors import InputError
+from search_r3.model.checkpoint import read_record
+from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
+from search_r3.server.cache import ReasonedCache
+from search_r3.server.config import ServerConfig
+from search_r3.server.encoder import QueuedEncoder
+from search_r3.server.errors import ApiError
+from search_r3.server.keys import Keys
+from search_r3.server.logs import log
+from search_r3.server.metrics import Metrics
+from search_r3.server.work import Batcher
+from search_r3.server.worker import ThreadBatcher
+
+if TYPE_CHECKING:
+    from search_r3.index.table import SearchIndex
+
+Status = Literal["loading", "ready", "stopping", "failed"]
+MAX_RETRY = 60  # seconds; nobody should be told to stay away longer than a minute
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is served. `dimensions` are the sizes that embeddings may be cut to, the whole one included."""
+
+    model: SearchR3
+    index: SearchIndex | None
+    dimensions: tuple[int, ...]
+    adaptive: bool
+
+    @classmethod
+    def of(cls, model: SearchR3, index: SearchIndex | None = None) -> Loaded:
+        """Look up what the checkpoint was trained for. Raises InputError if the index is another model's."""
+        if index is not None:
+            index.check_model(model)
+        record = read_record(model.checkpoint.path) or {}
+        smaller = {int(size) for size in record.get("dimensions", []) if 0 < int(size) < model.dimension}
+        adaptive = index is not None and model.adaptive_rule is not None
+        return cls(model, index, (*sorted(smaller), model.dimension), adaptive)
+
+
+class Service:
+    """One server's model, index, batcher, and doors.
+
+    Args:
+        config: its limits.
+        load: returns what is served; runs in a thread. An InputError of it is kept in `failure`.
+        on_failure: called when loading failed.
+    """
+
+    max_length = DEFAULT_DOCUMENT_TOKENS
+
+    def __init__(
+        self, config: ServerConfig, load: Callable[[], Loaded], on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        self.config, self._load, self._on_failure = config, load, on_failure
+        self.metrics, self.keys = Metrics(), Keys(config.api_keys)
+        self.status: Status = "loading"
+        self.failure: InputError | None = None
+        self.in_hand = 0
+        self.cache = ReasonedCache(config.cache)
+        self.threads = ThreadPoolExecutor(config.search_threads, thread_name_prefix="search")
+        self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self.writing = asyncio.Lock()
+        self._loaded: Loaded | None = None
+        self._batcher: Batcher | None = None
+
+    def start(self) -> None:
+        """Begin to load."""
+        threading.Thread(target=self._start, name="load", daemon=True).start()
+
+    def stop_taking(self) -> None:
+        """From now on new requests get 503; those in hand go on."""
+        if self.status != "failed":
+            self.status = "stopping"
+        self.metrics.ready.set(0)
+
+    def close(self, grace: float) -> None:
+        """Finish what was accepted, at most `grace` seconds long, and let go of the threads. Blocks."""
+        self.stop_taking()
+        if self._batcher is not None and not self._batcher.close(grace):
+            log("gave up work at shutdown", 30)
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def loaded(self) -> Loaded:
+        """What is served. Raises ApiError 503 while there is nothing."""
+        if self._loaded is None:
+            raise self._not_ready()
+        return self._loaded
+
+    @property
+    def known(self) -> Loaded | None:
+        """What is served, or None while there is nothing."""
+        return self._loaded
+
+    @property
+    def batcher(self) -> Batcher:
+        """Who does the work. Raises ApiError 503 while there is nobody."""
+        if self._batcher is None:
+            raise self._not_ready()
+        return self._batcher
+
+    @property
+    def index(self) -> SearchIndex:
+        """The index. Raises ApiError 404 on a server without one."""
+        if (index := self.loaded.index) is None:
+            raise ApiError(404, "this server has no index; start it with one: search-r3 serve INDEX", "no_index")
+        return index
+
+    def encoder(self, on_text: Callable[[str], None] | None = None) -> QueuedEncoder:
+        """The model for one request of the index."""
+        return QueuedEncoder(self.loaded.model, self.batcher, self.max_length, on_text)
+
+    def enter(self) -> None:
+        """Take a request in; `leave` must follow.
+
+        Raises:
+            ApiError: 503 while loading or stopping, 429 when too much is in hand.
+        """
+        if self.status != "ready":
+            raise self._not_ready()
+        if self.in_hand >= self.config.queue:
+            self.metrics.dropped.labels("queue full").inc()
+            raise ApiError(
+                429,
+                f"{self.in_hand} requests are in hand, which is this server's limit; try again later",
+                "queue_full",
+                retry_after=self.retry_after(),
+            )
+        self.in_hand += 1
+        self.metrics.in_hand.set(self.in_hand)
+
+    def leave(self) -> None:
+        """A request is done."""
+        self.in_hand -= 1
+        self.metrics.in_hand.set(self.in_hand)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """`enter` and `leave`."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def retry_after(self) -> int:
+        """Seconds after which the queue should be shorter."""
+        seconds = self._batcher.seconds_left() if self._batcher is not None else 1.0
+        return max(1, min(MAX_RETRY, math.ceil(seconds)))
+
+    def _not_ready(self) -> ApiError:
+        what = {
+            "loading": "the model is still being loaded",
+            "stopping": "the server is shutting down",
+            "failed": "the model could not be loaded; see the server's log",
+        }[self.status if self.status != "ready" else "loading"]
+        return ApiError(503, f"{what}; try again later", f"not_ready_{self.status}", retry_after=2)
+
+    def _start(self) -> None:
+        try:
+            loaded = self._load()
+            warm_up(loaded.model)
+        except Exception as error:
+            self.failure = error if isinstance(error, InputError) else None
+            self.status = "failed"
+            log("model could not be loaded", 40, error)
+            self._on_failure()
+            return
+        self._batcher = ThreadBatcher(loaded.model, self.config, self.cache, self.metrics)
+        self.metrics.watch_queue(self._batcher.waiting)
+        self._loaded = loaded
+        if self.status == "loading":
+            self.status = "ready"
+            self.metrics.ready.set(1)
+        log("ready", model=loaded.model.name, index=loaded.index is not None)
+
+
+def warm_up(model: Any) -> None:
+    """Run every kind of pass once: prompts' prefixes are computed, the tokenizer's settings are what they stay."""
+    model.encode_document(["warm up"], show_progress_bar=False)
+    model.encode_query(["warm up"], reasoning=False)
+    model.reason(["warm up"], max_reasoning_tokens=1)

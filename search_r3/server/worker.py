@@ -1,0 +1,251 @@
+"""One thread that owns the model: what waits is taken in batches of one kind, kinds in turn, requests side by side.
+
+A request of a thousand documents is therefore done in many passes, and a query that comes meanwhile is in the pass
+after the current one. There is no waiting for a batch to fill: it is what has gathered while the last one ran.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from search_r3.model.texts import TextStream, Tokens
+from search_r3.server.cache import Key, ReasonedCache
+from search_r3.server.config import ServerConfig
+from search_r3.server.errors import ApiError
+from search_r3.server.logs import log
+from search_r3.server.metrics import Metrics
+from search_r3.server.work import Closed, Embedded, Kind, Work
+
+SMOOTHING = 0.2
+"""Weight of the newest batch in the running mean of seconds a text."""
+
+
+class Model(Protocol):
+    """What of `SearchR3` is used here."""
+
+    contract_hash: str
+    tokenizer: Any
+
+    def encode_document(self, texts: Any, *, batch_size: int, show_progress_bar: bool | None) -> Any: ...
+    def encode_query(self, texts: Any, *, reasoning: bool, batch_size: int, show_progress_bar: bool | None) -> Any: ...
+    def reason(
+        self,
+        texts: Any,
+        *,
+        max_reasoning_tokens: int,
+        batch_size: int,
+        show_progress_bar: bool | None,
+        on_token: Callable[[int, int], None] | None,
+    ) -> Any: ...
+
+
+@dataclass(eq=False)
+class _Line:
+    """A work in the queue: which of its texts are still to be begun, and the answers so far."""
+
+    work: Work
+    todo: deque[int]
+    answers: list[Embedded | None]
+
+    def give(self, place: int, answer: Embedded) -> None:
+        self.answers[place] = answer
+        done = [a for a in self.answers if a is not None]
+        if len(done) == len(self.answers):
+            self.work.finish(done)
+
+
+_Unit = tuple[_Line, int]
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for the running batch any more."""
+
+
+class ThreadBatcher:
+    """A `Batcher` over a synchronous model."""
+
+    def __init__(self, model: Model, config: ServerConfig, cache: ReasonedCache, metrics: Metrics) -> None:
+        self.model, self.config, self.cache, self.metrics = model, config, cache, metrics
+        self._queues: OrderedDict[tuple[Kind, int], deque[_Line]] = OrderedDict()
+        self._seconds: dict[Kind, float] = {}
+        self._changed = threading.Condition()
+        self._closing = self._giving_up = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Work) -> None:
+        """See `Batcher.submit`. What the cache holds is answered at once."""
+        line = _Line(work, deque(), [None] * len(work.texts))
+        for place, text in enumerate(work.texts):
+            known = self.cache.get(self._key(work, text)) if work.kind == "reasoned" else None
+            if work.kind == "reasoned":
+                self.metrics.cache.labels("yes" if known else "no").inc()
+            if known is None:
+                line.todo.append(place)
+            else:
+                _tell_all(work, place, known)
+                line.give(place, known)
+        with self._changed:
+            if self._closing:
+                raise Closed
+            if line.todo:
+                self._queues.setdefault((work.kind, work.budget), deque()).append(line)
+                self._changed.notify()
+
+    def waiting(self) -> tuple[int, int]:
+        """See `Batcher.waiting`."""
+        with self._changed:
+            lines = [line for queue in self._queues.values() for line in queue if not line.work.future.done()]
+            texts = sum(len(line.todo) for line in lines)
+            return texts, sum(len(line.work.texts[place].ids) for line in lines for place in line.todo)
+
+    def seconds_left(self) -> float:
+        """See `Batcher.seconds_left`: texts that wait, times the seconds that their kind has taken of late."""
+        with self._changed:
+            return sum(
+                len(line.todo) * self._seconds.get(kind, 0.0)
+                for (kind, _), queue in self._queues.items()
+                for line in queue
+            )
+
+    def close(self, grace: float) -> bool:
+        """See `Batcher.close`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(grace)
+        if not self._thread.is_alive():
+            return True
+        with self._changed:
+            self._giving_up = True
+            for queue in self._queues.values():
+                for line in queue:
+                    line.work.fail(ApiError(503, "the server is shutting down; try again", "shutting_down"))
+            self._changed.notify()
+        self._thread.join(2)
+        return False
+
+    def _key(self, work: Work, text: Tokens) -> Key:
+        return self.model.contract_hash, text.ids, work.budget
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (batch := self._take()):
+                    if self._closing:
+                        return
+                    self._changed.wait()
+            self._do(*batch)
+
+    def _take(self) -> tuple[Kind, int, list[_Unit]] | None:
+        """The next batch: of the kind whose turn it is, one text of each request in turn, until it is full."""
+        for kind, budget in list(self._queues):
+            queue = self._queues.pop((kind, budget))
+            units: list[_Unit] = []
+            tokens = 0
+            while queue and len(units) < self.config.batch_texts:
+                line = queue[0]
+                if line.work.future.done() or self._giving_up:  # cancelled, or failed in an earlier batch
+                    queue.popleft()
+                    continue
+                more = len(line.work.texts[line.todo[0]].ids)
+                if units and tokens + more > self.config.batch_tokens:
+                    break
+                tokens += more
+                units.append((line, line.todo.popleft()))
+                line.work.begun = True
+                queue.popleft()
+                if line.todo:
+                    queue.append(line)
+            if queue:
+                self._queues[kind, budget] = queue  # at the end: the other kinds' turn
+            if units:
+                return kind, budget, units
+        return None
+
+    def _do(self, kind: Kind, budget: int, units: list[_Unit]) -> None:
+        started = time.perf_counter()
+        try:
+            self._embed(kind, budget, units)
+        except _AbandonedError:
+            return
+        except Exception as error:
+            lines = list(dict.fromkeys(line for line, _ in units))
+            if len(lines) == 1:
+                log("batch failed", 40, error, kind=kind, texts=len(units))
+                lines[0].work.fail(error)
+                return
+            for line in lines:  # whose fault was it?
+                self._do(kind, budget, [unit for unit in units if unit[0] is line])
+            return
+        seconds = time.perf_counter() - started
+        mean = self._seconds.get(kind, seconds / len(units))
+        self._seconds[kind] = mean + SMOOTHING * (seconds / len(units) - mean)
+        self.metrics.batch_texts.labels(kind).observe(len(units))
+        self.metrics.batch_seconds.labels(kind).observe(seconds)
+
+    def _embed(self, kind: Kind, budget: int, units: list[_Unit]) -> None:
+        places: dict[Tokens, list[_Unit]] = {}  # the same text twice is one row
+        for unit in units:
+            places.setdefault(unit[0].work.texts[unit[1]], []).append(unit)
+        texts = list(places)
+        if kind == "reasoned":
+            answers = self._reason(texts, list(places.values()), budget)
+        else:
+            if kind == "document":
+                vectors = self.model.encode_document(texts, batch_size=len(texts), show_progress_bar=False)
+            else:
+                vectors = self.model.encode_query(
+                    texts, reasoning=False, batch_size=len(texts), show_progress_bar=False
+                )
+            answers = [Embedded(vector) for vector in vectors]
+        self.metrics.tokens.labels("prompt").inc(sum(len(text.ids) for text in texts))
+        for text, answer in zip(texts, answers, strict=True):
+            bad = not np.isfinite(answer.vector).all() or not answer.vector.any()
+            if kind == "reasoned" and not bad:
+                self.cache.put((self.model.contract_hash, text.ids, budget), answer)
+            for line, place in places[text]:
+                if bad:
+                    line.work.fail(
+                        ApiError(500, f"the model gave no usable embedding for text {place}", "bad_embedding")
+                    )
+                else:
+                    line.give(place, answer)
+
+    def _reason(self, texts: list[Tokens], units: list[list[_Unit]], budget: int) -> list[Embedded]:
+        works = [line.work for row in units for line, _ in row]
+        listeners = [[w.on_text for line, place in row if place == 0 and (w := line.work).on_text] for row in units]
+        streams = [TextStream(self.model.tokenizer) if row else None for row in listeners]
+
+        def on_token(row: int, token: int) -> None:
+            if self._giving_up or all(work.future.done() for work in works):
+                raise _AbandonedError
+            if (stream := streams[row]) is not None:
+                _tell(listeners[row], stream.push(token))
+
+        found = self.model.reason(
+            texts, max_reasoning_tokens=budget, batch_size=len(texts), show_progress_bar=False, on_token=on_token
+        )
+        for row, stream in enumerate(streams):
+            if stream is not None:
+                _tell(listeners[row], stream.finish())
+        self.metrics.tokens.labels("reasoning").inc(sum(r.num_tokens for r in found))
+        return [Embedded(r.embedding, r.text, int(r.num_tokens), bool(r.forced)) for r in found]
+
+
+def _tell(listeners: Sequence[Callable[[str], None] | None], piece: str) -> None:
+    for listener in listeners:
+        if piece and listener is not None:
+            listener(piece)
+
+
+def _tell_all(work: Work, place: int, known: Embedded) -> None:
+    if work.on_text is not None and place == 0:
+        _tell([work.on_text], known.reasoning or "")
