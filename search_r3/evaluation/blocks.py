@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search_r3.data.beir import refuse_unknown
 from search_r3.errors import InputError
-from search_r3.evaluation.card import card
+from search_r3.evaluation.card import card, study_files
 from search_r3.evaluation.measures import MEASURES
 from search_r3.evaluation.rebuild import Check, Rebuilder
 from search_r3.evaluation.study_table import PARTS, study_markdown
@@ -94,7 +94,11 @@ def remake_all(
             continue
         place = adapter / "README.md"
         old = _read(place) if place.is_file() else ""
-        made.files.append(Remade(place, old, card(adapter, kept, output, results.records())))
+        studies = [
+            results.study(path.parent.relative_to(Path(output) / "studies").as_posix(), adapter.name)
+            for path in study_files(output, adapter.name)
+        ]
+        made.files.append(Remade(place, old, card(adapter, kept, output, results.records(), studies)))
     return made
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.evaluation.provenance import git_commit, hardware, versions
+from search_r3.evaluation.study import read_study
+from search_r3.evaluation.study_table import study_markdown
 from search_r3.evaluation.tables import load_records, results_markdown
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.bundled import BUNDLED
@@ -63,14 +65,16 @@ def card(
     kept: str | Path,
     results: str | Path = "results",
     records: Sequence[dict[str, Any]] | None = None,
+    studies: Sequence[dict[str, Any]] | None = None,
 ) -> str:
     """The model card, in Markdown with the hub's front matter.
 
     Args:
         adapter: the adapter's folder; its name is the model's.
         kept: what `keep_run` wrote.
-        results: the folder that holds `metrics/`.
-        records: the metrics records, where they were computed again from the runs; None reads them from `results`.
+        results: the folder that holds `metrics/` and `studies/`.
+        records, studies: the metrics records and this model's studies, where they were computed again from the runs;
+            None reads them from `results`.
 
     Raises:
         InputError: the adapter or the kept run is missing.
@@ -87,6 +91,9 @@ def card(
     found = records if records is not None else _records(results)
     ours = [r for r in found if r["system"].rpartition(".")[0] == name]
     beside = [r for r in found if r["system"] in PEERS and r["dataset"] in {o["dataset"] for o in ours}]
+    if studies is None:
+        studies = [read_study(path) for path in study_files(results, name)]
+    tested = [study_markdown(study, ("modes", "auto")) for study in studies]
     base = contract["contract"]["base"]
     licence = BUNDLED[base].licence if base in BUNDLED else "other"
     sections = [
@@ -96,9 +103,15 @@ def card(
         "## Training\n\n" + _training(about, config, kept, _shown(kept, Path(results))),
         *_ablation(config, Path(results)),
         "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
+        *(["## Does the reasoning help?\n\n" + "\n\n".join(tested)] if tested else []),
         "## Limits\n\n" + _limits(config, ours, _manifest(kept)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def study_files(results: str | Path, name: str) -> list[Path]:
+    """The files of a model's studies on all data sets, sorted."""
+    return sorted(Path(results, "studies").rglob(f"{name}.json"))
 
 
 def write_card(adapter: str | Path, kept: str | Path, results: str | Path = "results") -> Path:
@@ -143,18 +156,21 @@ def _use(name: str) -> str:
 
 
 def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: str) -> str:
-    lora, weights = config["lora"], config["weights"]
-    terms = ", ".join(f"{term} {weight:g}" for term, weight in weights.items())
+    lora = config["lora"]
+    reinforced = "group_size" in config  # stage 2's recipes have it, stage 1's do not
+    batch = (
+        f"{config['queries_per_step']} queries with {config['group_size']} rollouts each"
+        if reinforced
+        else f"{config['pairs_per_step']} pairs"
+    )
     lines = [
-        f"`{about['command']}`, {about['steps']:,} steps of {config['pairs_per_step']} pairs "
+        f"`{about['command']}`, {about['steps']:,} steps of {batch} "
         f"({about['tokens'] / 1e6:.1f} million tokens) in {about['hours']:.2f} hours on {about['hardware']}; seed "
         f"{config['loop']['seed']}, torch {about['versions']['torch']}, transformers "
         f"{about['versions']['transformers']}, peft {about['versions']['peft']}.",
         f"LoRA rank {lora['rank']}, alpha {lora['alpha']:g}, on {lora['target_modules']}; AdamW at "
-        f"{config['loop']['learning_rate']:g}; loss weights: {terms}; temperature {config['temperature']:g}; queries "
-        f"cut at {config['max_query_tokens']} tokens, documents at {config['max_document_tokens']}; "
-        f"{config['reasoning_share']:.0%} of the pairs also behind an analysis of at most "
-        f"{config['max_analysis_tokens']} tokens{_also(config)}.",
+        f"{config['loop']['learning_rate']:g}; queries cut at {config['max_query_tokens']} tokens, documents at "
+        f"{config['max_document_tokens']}; {_stage_2(config) if reinforced else _stage_1(config)}.",
     ]
     record = _manifest(kept)
     if record:
@@ -174,8 +190,40 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: 
         shown = [name for name in dev[0]["dev"] if name.endswith((".off", ".on"))]
         curve = "; ".join(f"step {r['step']}: " + ", ".join(f"{n} {r['dev'][n]:.3f}" for n in shown) for r in dev)
         lines.append(f"nDCG@10 on small dev pools while it trained ({', '.join(config['dev'])}): {curve}.")
+    rewards = [r["dev"]["live.reward"] for r in dev if "live.reward" in r["dev"]]
+    if rewards:
+        lines.append(
+            f"Reward of held-out queries' analyses, in a corpus encoded afresh: {rewards[0]:.3f} before, "
+            f"{rewards[-1]:.3f} after."
+        )
     lines.append(f"The log and its curves are in `{place}`.")
     return "\n\n".join(lines)
+
+
+def _stage_1(config: dict[str, Any]) -> str:
+    """Stage 1's settings: what is contrasted with what, and how strongly."""
+    terms = ", ".join(f"{term} {weight:g}" for term, weight in config["weights"].items())
+    return (
+        f"loss weights: {terms}; temperature {config['temperature']:g}; {config['reasoning_share']:.0%} of the pairs "
+        f"also behind an analysis of at most {config['max_analysis_tokens']} tokens{_also(config)}"
+    )
+
+
+def _stage_2(config: dict[str, Any]) -> str:
+    """Stage 2's settings: from which adapter, which queries, the reward, the loss, and how the corpus moved."""
+    environment, refresh = config["environment"], config["environment"]["refresh"]
+    first, last = config.get("from_rank", 1), config.get("to_rank")
+    asked = f"queries whose answer a direct search finds at rank {first} or deeper" if first > 1 else "all queries"
+    size = f"at most {config['max_documents']:,}" if config.get("max_documents") else "all"
+    return (
+        f"on top of the stage 1 adapter of contract `{config['adapter_contract'][:12]}`, merged into one; {asked}"
+        f"{f', at most {last}' if last else ''}; analyses of at most {config['max_reasoning_tokens']} tokens, "
+        f"sampled at temperature {config['temperature']:g}; reward {environment['reward']} of the first "
+        f"{environment['k']}; loss {config['loss_type']}, advantages {config['advantage']}, ratio from "
+        f"1 - {config['epsilon_low']:g} to 1 + {config['epsilon_high']:g}, "
+        f"KL to stage 1 {config['beta']:g}, InfoNCE {config['contrastive_weight']:g}; "
+        f"{size} documents, refreshed {refresh['policy']} ({refresh['budget']} a step)"
+    )
 
 
 def _also(config: dict[str, Any]) -> str:
@@ -247,13 +295,13 @@ def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: di
         lines.append(f"Pairs were made from {name} itself ({kinds}), never from its test queries: read its figure so.")
     by_mode = {(r["dataset"], r["system"].rpartition(".")[2]): r["measures"]["nDCG@10"] for r in ours}
     gains = [
-        f"{by_mode[name, 'on'] - by_mode[name, 'off']:+.3f} on {name}"
+        f"{round(by_mode[name, 'on'] - by_mode[name, 'off'], 3) + 0.0:+.3f} on {name}"  # + 0.0: no minus before a zero
         for name in sorted({name for name, _ in by_mode})
         if (name, "on") in by_mode and (name, "off") in by_mode
     ]
     if gains:
         lines.append(f"Reasoning before embedding changes nDCG@10 by {', '.join(gains)}.")
-    if not config["weights"]["kl"]:
+    if not config.get("beta", config.get("weights", {}).get("kl")):
         lines.append("Trained without the KL term: outside of its conversations it may have lost language ability.")
     return "\n\n".join(lines)
 

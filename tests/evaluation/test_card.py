@@ -7,6 +7,8 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.evaluation.card import card, keep_run, write_card
+from search_r3.training.config import to_dict
+from search_r3.training.grpo_config import GRPOConfig, QuerySet, Source
 
 
 @pytest.fixture
@@ -55,6 +57,32 @@ def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
     assert "50% of these the model's own, sampled every 9 steps" in written
     place.write_text(json.dumps({"command": "x", "commit": "abc", "figures": figures | {"pairs_sha256": ["other"]}}))
     assert "Ablations" not in card(adapter, tmp_path / "kept", tmp_path / "results")
+
+
+def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: Path, tmp_path: Path) -> None:
+    config = to_dict(GRPOConfig("stage1", [QuerySet(beir="scifact")], [Source(beir="scifact")], "out", from_rank=2))
+    del config["queries"], config["corpus"]  # a run's config.json holds what decides it, not places
+    (run / "config.json").write_text(json.dumps(config | {"adapter_contract": "d" * 64}))
+    log = [
+        {"step": 0, "dev": {"cosqa.dev.on": 0.5, "live.reward": 0.25}, "seconds": 1},
+        {"step": 9, "loss": 0.3, "tokens": 1e6, "seconds": 3598},
+        {"step": 9, "dev": {"cosqa.dev.on": 0.6, "live.reward": 0.375}, "seconds": 1},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
+    keep_run(run, tmp_path / "kept", (), "search-r3 train grpo configs/x.yaml")
+    written = card(adapter, tmp_path / "kept", tmp_path / "results")
+    for said in (
+        "9 steps of 8 queries with 8 rollouts each (1.0 million tokens) in 1.00 hours",
+        "the stage 1 adapter of contract `dddddddddddd`",
+        "at rank 2 or deeper",
+        "reward dcg_scaled of the first 10",
+        "loss dapo, advantages standard",
+        "KL to stage 1 0.02",
+        "step 0: cosqa.dev.on 0.500; step 9: cosqa.dev.on 0.600",
+        "in a corpus encoded afresh: 0.250 before, 0.375 after",
+    ):
+        assert said in written, said
+    assert "without the KL term" not in written
 
 
 def test_a_folder_that_is_no_adapter_is_refused(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation import adaptive, study_table
 from search_r3.evaluation.analysis_cache import AnalysisCache
-from search_r3.evaluation.blocks import remake
+from search_r3.evaluation.blocks import remake, remake_all
 from search_r3.evaluation.cache import EmbeddingCache
+from search_r3.evaluation.card import card
 from search_r3.evaluation.controls import ControlConfig
 from search_r3.evaluation.latency import MIN_CALLS, time_queries
 from search_r3.evaluation.measures import NDCG, measure_run
@@ -184,6 +186,22 @@ def test_a_study_in_a_readme_is_made_again_from_its_runs(whole, root, tmp_path):
     elsewhere = Rebuilder(place / "results", tmp_path)
     assert study_table.study_markdown(found) in remake(readme, elsewhere).new
     assert elsewhere.check.unchecked == ["topics mine (study)"]
+
+
+def test_the_card_of_a_studied_model_holds_the_controls_and_is_kept_true(whole, root, adapter, kept_run, tmp_path):
+    place, found = whole
+    models, results = tmp_path / "models", tmp_path / "results"
+    shutil.copytree(place / "results", results)
+    shutil.copytree(adapter, models / "mine")
+    shutil.copytree(kept_run, results / "training/mine")
+    made = remake_all([], results, models, root)
+    made.write()
+    text = (models / "mine/README.md").read_text()
+    assert study_table.study_markdown(found, ("modes", "auto")) in text.partition("## Does the reasoning help?")[2]
+    assert text == card(models / "mine", results / "training/mine", results)
+    path = results / "runs/topics/mine.empty.trec.gz"
+    write_run(path, {qid: {"d0": 1.0} for qid in read_run(path)}, "mine.empty")
+    assert [file.path.parent.name for file in remake_all([], results, models, root).changed] == ["mine"]
 
 
 def test_an_interrupted_study_goes_on_and_a_finished_one_repeats_nothing(tmp_path, root, tiny_model, monkeypatch):
