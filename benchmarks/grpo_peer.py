@@ -35,11 +35,11 @@ class Peer:
         import trl
         from datasets import Dataset
         from peft import LoraConfig
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         from search_r3.model import checkpoint as checkpoints
-        from search_r3.model.searchr3 import SearchR3, stop_ids
+        from search_r3.model.searchr3 import stop_ids
+        from search_r3.prompts import render
         from search_r3.training.live_encoder import LiveEncoder
         from search_r3.training.policy import Policy
 
@@ -47,14 +47,15 @@ class Peer:
         logging.set_verbosity_error()
         self.spec, self.config, self.parts = spec, config_of(spec), Parts(spec.device)
         config = self.config
-        checkpoint = checkpoints.load(spec.merged, dtype=torch.float32)
-        tokenizer, self.embed_id = checkpoint.tokenizer, checkpoint.contract.embed_token_id
-        self.frame = SearchR3(checkpoint).frames["reasoning"]
+        dtype = torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+        checkpoint = checkpoints.load(spec.merged, dtype=dtype)
+        model, tokenizer, contract = checkpoint.model, checkpoint.tokenizer, checkpoint.contract
+        model.set_attn_implementation(spec.attention)
+        self.embed_id = contract.embed_token_id
+        self.frame = render(contract.prompts.reasoning, tokenizer, give_answer=False)
         self.problem, self.environment = problem_of(spec.pairs), environment_of(spec, config)
         judge = self.environment.judge
         self.environment.judge = self.parts.judging(judge)  # type: ignore[method-assign]
-        dtype = torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(spec.merged, dtype=dtype, attn_implementation=spec.attention)
         if len(tokenizer) < model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))  # ours never samples padding ids, nor counts them
         # Every one of these ends a completion; TRL takes them from here.

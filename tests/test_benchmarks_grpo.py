@@ -146,9 +146,15 @@ def test_a_peer_that_is_not_the_same_is_refused(
         run("--steps", "1")
 
 
-def test_a_lighter_peer_is_possible_and_the_report_shows_it(run: Callable[..., dict[str, Any]]) -> None:
-    figures = run("--steps", "1", "--peer-without-row")["figures"]
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_a_lighter_peer_in_bfloat16_agrees_too_and_the_report_shows_it(
+    precision: str, run: Callable[..., dict[str, Any]]
+) -> None:
+    options = ["--dtype", "bfloat16", "--peer-precision", precision, "--peer-without-row"]
+    figures = run("--steps", "1", *options)["figures"]
+    assert (figures["ours"]["precision"], figures["peer"]["precision"]) == ("autocast", precision)
     assert (figures["ours"]["other_parameters"], figures["peer"]["other_parameters"]) == (32, 0)
+    assert figures["agreement"]["tolerance"]["loss"] > 1e-3
 
 
 def test_what_fails_in_the_trainers_thread_fails_here(
