@@ -50,7 +50,7 @@ NOT_ALIKE = [
     "rollout.",
     "Ours samples with a merged copy of the weights; TRL generates with the adapter apart. The peer's reward function "
     "has such a copy too, and our engine with its shared prefix: rollouts and documents are encoded by the same means.",
-    "Ours drops finished rollouts from the batch once a quarter of it is; TRL's generation goes on until the last ends.",
+    "Ours drops finished rollouts from the batch once a quarter of it is; TRL generates until the last one ends.",
     "The peer's training pass takes peer.rows_per_pass rollouts at a time and accumulates; it generates all at once.",
     "Ours computes logits where the assistant speaks; without Triton, TRL's fused head does so at every position.",
     "Both train the embed token's row (unless peer.other_parameters is 0). PEFT writes it into a copy of the matrix at "
