@@ -20,7 +20,7 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training import grpo
-from search_r3.training.config import load_config
+from search_r3.training.config import LoopConfig, load_config
 from search_r3.training.grpo import GRPOTask, train_grpo
 from search_r3.training.grpo_config import GRPOConfig
 from search_r3.training.grpo_data import QueryOrder, read_problem
@@ -323,6 +323,43 @@ def test_held_out_queries_and_those_of_dev_pools_are_never_trained_on(task: GRPO
     assert len(held) + len(problem.train) == 32
     never = {problem.train[0].text, problem.train[1].text}
     assert never.isdisjoint(query.text for query in read_problem(task.config, never).train)
+
+
+def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps_them(
+    stage_one: Path, tmp_path: Path
+) -> None:
+    task = task_of(
+        stage_one, tmp_path, from_rank=2, to_rank=6, queries_per_step=2, loop=LoopConfig(seed=3, mixed_precision="no")
+    )
+    batch = task.batch(0)
+    assert batch.number == 0
+    assert task.environment is not None
+    assert task.kept
+    assert len(task.kept) < len(task.problem.train)
+    queries = task.problem.train
+    encoder = SearchR3.from_pretrained(stage_one, dtype="float32")  # before its first step, stage 2 is stage 1
+    cosine_QN = torch.from_numpy(
+        encoder.encode_query([query.text for query in queries], reasoning=False)
+        @ encoder.encode_document(task.problem.documents, max_length=task.config.max_document_tokens).T
+    )
+    ahead = [
+        (cosine_QN[line] > cosine_QN[line, query.positive] - slack).sum()
+        for line, query in enumerate(queries)
+        for slack in (1e-5, -1e-5)  # documents that tie but for rounding stand before or behind
+    ]
+    ranks = [(int(high), int(low) + 1) for high, low in zip(ahead[::2], ahead[1::2], strict=True)]
+    surely = {number for number, rank in enumerate(ranks) if min(rank) >= 2 and max(rank) <= 6}
+    perhaps = {number for number, rank in enumerate(ranks) if max(rank) >= 2 and min(rank) <= 6}
+    assert surely
+    assert surely <= set(task.kept) <= perhaps
+    assert len(perhaps) < len(queries)
+    assert {query.id for query in task.collector.queries} == {queries[number].id for number in task.kept}
+    again = task_of(
+        stage_one, tmp_path, from_rank=2, to_rank=6, queries_per_step=2, loop=LoopConfig(seed=3, mixed_precision="no")
+    )
+    again.load_state_dict(task.state_dict())
+    assert [q.id for q in again.collector.queries] == [q.id for q in task.collector.queries]
+    assert again.collector.order.batch(7) == task.collector.order.batch(7)
 
 
 def test_the_order_of_queries_is_a_function_of_the_seed_and_the_number() -> None:
