@@ -18,6 +18,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.analysis_cache import AnalysisCache
 from search_r3.evaluation.cache import EmbeddingCache
 from search_r3.evaluation.controls import BUDGETS, ControlConfig
+from search_r3.evaluation.peers import FILE_ENDINGS
 from search_r3.evaluation.study import study
 from search_r3.evaluation.study_table import study_markdown
 from search_r3.evaluation.suite import Failure, evaluate
@@ -229,6 +230,7 @@ def run_suite(
 
 
 def _reasons(spec: str) -> bool:
-    """Whether a system is a SearchR3 model: neither BM25, nor a peer, nor of another KIND:NAME."""
+    """Whether a system is a SearchR3 model: neither BM25, nor a peer by name, as KIND:NAME or as a file."""
     source = split_label(spec)[1]
-    return source != "bm25" and source not in BUNDLED and re.match(r"[a-z-]+:", source) is None
+    peer = source == "bm25" or source in BUNDLED or source.endswith(FILE_ENDINGS)
+    return not peer and re.match(r"[a-z-]+:", source) is None

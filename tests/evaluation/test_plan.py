@@ -170,7 +170,10 @@ def test_the_suites_of_the_repository_are_whole(file: Path):
 
 
 def test_only_models_that_reason_are_studied():
-    plan = SuitePlan(["bm25", "b=bm25", "st:some/model", "mine=runs/x", "hub/name"], ["a", "b"])
+    plan = SuitePlan(
+        ["bm25", "b=bm25", "st:some/model", "qwen.yaml", "endpoint:m@http://x/v1", "mine=runs/x", "hub/name"],
+        ["a", "b"],
+    )
     assert plan.studied == []
     plan.studies = StudyPlan(datasets=["b"])
     assert plan.studied == [("mine=runs/x", "b"), ("hub/name", "b")]
