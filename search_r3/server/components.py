@@ -15,6 +15,7 @@ from search_r3.server.schemas import (
     FIELD_NAME,
     MAX_DOCUMENT_CHARACTERS,
     MAX_FIELDS,
+    MAX_FILTER_CHARACTERS,
     MAX_NUMBER,
     VISIBLE,
     filter_pattern,
@@ -159,7 +160,7 @@ def _embeddings(config: ServerConfig, loaded: Loaded | None) -> dict[str, Schema
 def _search(config: ServerConfig, loaded: Loaded | None) -> dict[str, Schema]:
     where: Schema = {"type": ["string", "null"], "description": "a condition on columns, as in title = 'Guide'"}
     if loaded is not None and loaded.index is not None:
-        where["pattern"] = filter_pattern(loaded.index.columns)
+        where |= {"pattern": filter_pattern(loaded.index.columns), "maxLength": MAX_FILTER_CHARACTERS}
     scalar = {"type": ["string", "number", "boolean", "null"]}
     spans = {"type": "array", "items": {"type": "array", "items": COUNT, "minItems": 2, "maxItems": 2}}
     by_list: Schema = {"type": "object", "additionalProperties": NUMBER}
@@ -191,6 +192,14 @@ def _search(config: ServerConfig, loaded: Loaded | None) -> dict[str, Schema]:
             stream={"type": "boolean", "default": False, "description": "server-sent events"},
         ),
         "Hit": hit,
+        "Event": {
+            "type": "object",
+            "properties": {
+                "event": {"enum": ["reasoning", "result", "error"]},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+            "required": ["event", "data"],
+        },
         "SearchResult": record(
             query=STRING,
             mode=STRING,

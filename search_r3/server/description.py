@@ -117,7 +117,7 @@ def _search(keys: bool) -> Operation:
         "`error`.",
         "content": {
             "application/json": {"schema": ref("SearchResult")},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": ref("Event")},
         },
     }
     operation = _operation(

@@ -20,6 +20,7 @@ VISIBLE = "[^\\u0000-\\u0020\\u007f-\\u00a0\\u00ad\\u1680\\u2000-\\u200f\\u2028-
 DOCUMENT_ID = "^[A-Za-z0-9][A-Za-z0-9._~:/@+-]{0,255}$"
 FIELD_NAME = "^[a-z][a-z0-9_]{0,63}$"
 MAX_NUMBER = 1e15
+MAX_FILTER_CHARACTERS = 2000
 MAX_FIELDS = 50
 MAX_DOCUMENT_CHARACTERS = 1_000_000
 _VISIBLE = re.compile(VISIBLE)
@@ -89,7 +90,7 @@ class SearchRequest(Strict):
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
     mode: Mode = "hybrid"
     reasoning: Reasoning = True
-    where: str | None = None
+    where: Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS)] | None = None
     stream: bool = False
 
 
@@ -119,10 +120,10 @@ def filter_pattern(columns: dict[str, str]) -> str:
     Comparisons of a column with a value of its type, IN, LIKE, IS NULL and NOT, joined by AND and OR, in parentheses
     one deep: SQL that is always valid and calls no functions. Column names with other characters cannot be named.
     """
-    text, number = "'([^'\\u0000-\\u001f]|''){0,200}'", "-?[0-9]{1,15}([.][0-9]{1,10})?"
+    text, number = "'([^'\\u0000-\\u001f]|'')*'", "-?[0-9]{1,15}([.][0-9]{1,10})?"
     kinds = {
-        "text": f" *(=|!=|<>|<=|>=|<|>) *{text}| (NOT )?LIKE {text}| (NOT )?IN \\({text}(, *{text}){{0,50}}\\)",
-        "number": f" *(=|!=|<>|<=|>=|<|>) *{number}| (NOT )?IN \\({number}(, *{number}){{0,50}}\\)",
+        "text": f" *(=|!=|<>|<=|>=|<|>) *{text}| (NOT )?LIKE {text}| (NOT )?IN \\({text}(, *{text})*\\)",
+        "number": f" *(=|!=|<>|<=|>=|<|>) *{number}| (NOT )?IN \\({number}(, *{number})*\\)",
         "true/false": " *(=|!=) *(true|false)",
     }
     conditions = []
@@ -131,9 +132,9 @@ def filter_pattern(columns: dict[str, str]) -> str:
         if names:
             conditions.append(f"({'|'.join(names)})({comparisons}| IS (NOT )?NULL)")
     simple = f"(NOT )?({'|'.join(conditions)})"
-    joined = f"{simple}( (AND|OR) {simple}){{0,20}}"
+    joined = f"{simple}( (AND|OR) {simple})*"
     term = f"({simple}|(NOT )?\\({joined}\\))"
-    return f"^{term}( (AND|OR) {term}){{0,20}}$"
+    return f"^{term}( (AND|OR) {term})*$"
 
 
 def check_filter(where: str, columns: dict[str, str]) -> str:

@@ -1,0 +1,157 @@
+"""/v1/embeddings: the openai client works unchanged, and what comes is what the model gives."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from serving_tools import Running, running
+
+from search_r3 import SearchR3
+from search_r3.model.texts import encode_as_text, special_ids
+from search_r3.server.service import Loaded
+
+TEXTS = [
+    "Paris is the capital.",
+    "x",
+    "text with <|embed_token|> and <|im_end|> in it",
+    "nul \0 inside",
+    "naïve 日本語 👩‍💻",
+    "word " * 900,
+]
+NAME = "tiny-llama-base"
+
+
+@pytest.fixture(scope="module")
+def client(served: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0)
+
+
+@pytest.mark.parametrize("form", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])
+def test_the_openai_client_gets_the_models_own_embeddings(client: openai.OpenAI, tiny: SearchR3, form: dict) -> None:
+    found = client.embeddings.create(model=NAME, input=TEXTS, **form)
+    vectors = [e.embedding for e in found.data]
+    if form.get("encoding_format") == "base64":  # asked for by name, it is not decoded
+        vectors = [np.frombuffer(base64.b64decode(v), dtype="<f4") for v in vectors]
+    assert [e.index for e in found.data] == list(range(len(TEXTS)))
+    np.testing.assert_allclose(np.array(vectors, dtype=np.float32), tiny.encode_document(TEXTS), atol=2e-6)
+    tokens = [min(512, len(ids)) for ids in encode_as_text(tiny.tokenizer, TEXTS)]
+    assert found.usage.prompt_tokens == found.usage.total_tokens == sum(tokens)
+    assert found.usage.to_dict()["truncated_texts"] == 1
+    assert found.model == NAME
+
+
+def test_float_and_base64_are_the_same_numbers(served: Running) -> None:
+    plain = served.embed("hello").json["data"][0]["embedding"]
+    coded = served.embed("hello", encoding_format="base64").json["data"][0]["embedding"]
+    assert np.array_equal(np.array(plain, dtype=np.float32), np.frombuffer(base64.b64decode(coded), dtype="<f4"))
+    assert served.embed("hello", encoding_format=None, user="me", dimensions=None).json["data"][0]["embedding"] == plain
+
+
+def test_queries_directly_and_reasoned(client: openai.OpenAI, tiny: SearchR3) -> None:
+    for reasoning in (False, True, 0, 5):
+        extra = {"input_type": "query", "reasoning": reasoning}
+        found = client.embeddings.create(model=NAME, input=TEXTS[:3], extra_body=extra)
+        vectors = np.array([e.embedding for e in found.data], dtype=np.float32)
+        if reasoning is False:
+            expected, written = tiny.encode_query(TEXTS[:3], reasoning=False), 0
+        else:
+            reasoned = tiny.reason(TEXTS[:3], max_reasoning_tokens=32 if reasoning is True else reasoning)
+            expected, written = np.stack([r.embedding for r in reasoned]), sum(r.num_tokens for r in reasoned)
+        np.testing.assert_allclose(vectors, expected, atol=2e-6)
+        usage = found.usage.to_dict()
+        assert usage["completion_tokens"] == written
+        assert usage["total_tokens"] == usage["prompt_tokens"] + written
+
+
+def test_token_ids_are_the_text_that_they_are(served: Running, tiny: SearchR3) -> None:
+    rows = encode_as_text(tiny.tokenizer, TEXTS)
+    expected = tiny.encode_document(TEXTS)
+    found = served.embed(rows).json
+    vectors = np.array([e["embedding"] for e in found["data"]], dtype=np.float32)
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
+    one = served.embed(rows[0], input_type="query").json["data"]
+    assert len(one) == 1
+    expected = tiny.encode_query(TEXTS[:1], reasoning=False)[0]
+    np.testing.assert_allclose(np.array(one[0]["embedding"], dtype=np.float32), expected, atol=2e-6)
+    for token in [*special_ids(tiny.tokenizer), len(tiny.tokenizer), 10**30]:
+        assert f"holds token {token}" in served.embed([5, token]).error["message"]
+
+
+def test_models(client: openai.OpenAI, served: Running, tiny: SearchR3) -> None:
+    assert [m.id for m in client.models.list()] == [NAME]
+    record = client.models.retrieve(NAME).to_dict()
+    assert (record["dimension"], record["contract_hash"]) == (32, tiny.contract_hash)
+    assert served.ask("GET", "/v1/models/a/b").status == 404
+    with pytest.raises(openai.NotFoundError, match="'gpt' is not served here") as caught:
+        client.embeddings.create(model="gpt", input="x")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match="trained for 32"):
+        client.embeddings.create(model=NAME, input="x", dimensions=16)
+    assert len(client.embeddings.create(model=NAME, input="x", dimensions=32).data[0].embedding) == 32
+
+
+def test_dimensions_that_were_trained_for(make_tiny_model, tmp_path: Path) -> None:
+    model = SearchR3.from_pretrained(make_tiny_model(tmp_path / "whole"), device="cpu")
+    model.save_pretrained(tmp_path / "merged")
+    file = tmp_path / "merged" / "search_r3.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dimensions": [8, 16, 32, 999]}))
+    model = SearchR3.from_pretrained(tmp_path / "merged", device="cpu")
+    with running(lambda: Loaded.of(model)) as small:
+        assert small.ask("GET", "/v1/models").json["data"][0]["dimensions"] == [8, 16, 32]
+        found = np.array(small.embed("hello", dimensions=8).json["data"][0]["embedding"])
+        whole = model.encode_document(["hello"])[0, :8]
+        np.testing.assert_allclose(found, whole / np.linalg.norm(whole), atol=1e-6)
+        assert small.embed("hello", dimensions=4).error["code"] == "unsupported_dimensions"
+        assert small.post("/v1/search", {"query": "x"}).error["code"] == "no_index"
+        assert "/v1/search" not in small.ask("GET", "/openapi.json").json["paths"]
+
+
+BAD = [
+    ({}, "'model' is missing"),
+    ({"model": NAME}, "'input' is missing"),
+    ([], "valid dictionary"),
+    ({"model": NAME, "input": ""}, "item 1 of 1 is empty"),
+    ({"model": NAME, "input": ["x", " \u200b\0"]}, "item 2 of 2 is empty"),
+    ({"model": NAME, "input": []}, "not empty"),
+    ({"model": NAME, "input": [[]]}, "not empty"),
+    ({"model": NAME, "input": ["x", 1]}, "item 2 of 2 is no text"),
+    ({"model": NAME, "input": [1, True]}, "token ids"),
+    ({"model": NAME, "input": [[1], "x"]}, "item 2 of 2"),
+    ({"model": NAME, "input": {"a": 1}}, "give a text"),
+    ({"model": NAME, "input": "x", "temperature": 1}, "there is no field 'temperature'"),
+    ({"model": NAME, "input": "x", "dimensions": "32"}, "dimensions: "),
+    ({"model": NAME, "input": "x", "encoding_format": "hex"}, "encoding_format: "),
+    ({"model": NAME, "input": "x", "reasoning": True}, 'say "input_type": "query"'),
+    ({"model": NAME, "input": "x", "reasoning": 0}, 'say "input_type": "query"'),
+    ({"model": NAME, "input": "x", "input_type": "query", "reasoning": -1}, "reasoning"),
+    ({"model": NAME, "input": "x", "input_type": "query", "reasoning": 257}, "the limit is 256"),
+    ({"model": NAME, "input": "x", "input_type": "query", "reasoning": "auto"}, "search-r3 study"),
+    ({"model": NAME, "input": "y" * 100_001, "input_type": "query"}, "over 100,000 characters"),
+    (b'{"model": "x", "input": "\\ud800"}', "surrogate"),
+    (b'{"model": "x", "input": NaN}', "not JSON"),
+    (b'{"model": "x", "dimensions": ' + b"9" * 5000 + b"}", "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b'{"model": "\xff"}', "not UTF-8"),
+    (b"", "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), BAD, ids=[m for _, m in BAD])
+def test_rubbish_is_400_in_openais_form(served: Running, body: object, message: str) -> None:
+    answer = served.post("/v1/embeddings", body)
+    assert answer.status == 400
+    assert message in answer.error["message"]
+    assert answer.error["type"] == "invalid_request_error"
+
+
+def test_a_text_of_a_megabyte_is_read_as_far_as_the_model_reads(served: Running, tiny: SearchR3) -> None:
+    long = "all work and no play " * 50_000
+    found = served.embed(long).json
+    assert found["usage"] == {"prompt_tokens": 512, "completion_tokens": 0, "total_tokens": 512, "truncated_texts": 1}
+    expected = tiny.encode_document([long[:10_000]])[0]
+    np.testing.assert_allclose(np.array(found["data"][0]["embedding"], dtype=np.float32), expected, atol=2e-6)

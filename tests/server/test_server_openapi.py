@@ -1,0 +1,69 @@
+"""schemathesis over the whole description: nothing undocumented, no 500, what the schema allows is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from serving_tools import Running, running
+
+schemathesis = pytest.importorskip("schemathesis")
+from search_r3 import SearchR3  # noqa: E402
+from search_r3.index.table import SearchIndex  # noqa: E402
+from search_r3.server.service import Loaded  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def open_server(tiny: SearchR3, make_index: Callable[[], SearchIndex]) -> Iterator[Running]:
+    index = make_index()
+    with running(lambda: Loaded.of(tiny, index), writable=True, max_reasoning_tokens=40) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def api_schema(open_server: Running):
+    return schemathesis.openapi.from_url(open_server.url + "/openapi.json")
+
+
+schema = schemathesis.pytest.from_fixture("api_schema")
+
+
+@schema.parametrize()
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_the_description_is_kept_to(case) -> None:
+    case.call_and_validate()
+
+
+def test_every_route_is_described(open_server: Running) -> None:
+    described = set(open_server.ask("GET", "/openapi.json").json["paths"])
+    routes = {getattr(route, "path", "").replace(":path", "") for route in open_server.server.config.app.routes}
+    assert routes - described <= {"/openapi.json", "/docs", "", "/"}
+    assert described <= routes
+
+
+def test_wrong_methods_and_paths_are_answered_in_form(open_server: Running) -> None:
+    for method in ("PUT", "DELETE", "PATCH", "TRACE", "GET"):
+        answer = open_server.ask(method, "/v1/embeddings")
+        assert (answer.status, answer.headers["allow"], answer.error["code"]) == (405, "POST", "method_not_allowed")
+    assert open_server.ask("DELETE", "/v1/documents").headers["allow"] == "GET, POST"
+    for path in ("/v2", "/v1/embeddings/", "/v1/%00", "/%ff", "/.git/config", "//etc/passwd"):
+        assert open_server.ask("GET", path).error["code"] == "not_found"
+
+
+def test_the_page_for_people_needs_nothing_from_elsewhere(open_server: Running) -> None:
+    page = open_server.ask("GET", "/docs")
+    text = page.body.decode()
+    assert page.headers["content-type"].startswith("text/html")
+    for path in open_server.ask("GET", "/openapi.json").json["paths"]:
+        assert f"<code>{path}</code>" in text
+    assert "<script" not in text
+    assert "https://" not in text
+    assert "max_items" not in text

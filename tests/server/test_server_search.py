@@ -1,0 +1,207 @@
+"""/v1/search and /v1/documents: the index's own answers, the reasoning in order, and filters that cannot do harm."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema_rs
+import numpy as np
+import pytest
+from serving_tools import Held, Running, eventually, running
+
+from search_r3 import SearchR3
+from search_r3.errors import InputError
+from search_r3.index.search import check_where
+from search_r3.model.adaptive import ADAPTIVE_FILE, ALWAYS, NEVER, AdaptiveRule
+from search_r3.server.components import components
+from search_r3.server.schemas import check_filter, filter_pattern
+from search_r3.server.service import Loaded
+
+COLUMNS = {"title": "text", "start_line": "number", "year": "number", "old": "true/false", "we-ird": "text"}
+
+
+@pytest.mark.parametrize("reasoning", [True, False, 4])
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "text"])
+def test_a_search_is_the_indexs_own(served: Running, tiny: SearchR3, mode: str, reasoning: bool | int) -> None:
+    body = {"query": "train to Vienna", "mode": mode, "reasoning": reasoning, "k": 2}
+    found = served.post("/v1/search", body).json
+    budget = {"reasoning": False} if reasoning is False else {"max_reasoning_tokens": 32 if reasoning is True else 4}
+    expected = served.service.index.search("train to Vienna", tiny, mode=mode, k=2, **budget).to_dict()
+    expected = json.loads(json.dumps(expected))
+    for changing in ("timings",):
+        found.pop(changing), expected.pop(changing)
+    assert found.pop("model") == tiny.name
+    usage = found.pop("usage")
+    trace = expected["reasoning"]
+    assert usage["completion_tokens"] == (trace["num_tokens"] if trace else 0)
+    assert (usage["prompt_tokens"] > 0) == (mode != "text")
+    for hit, wanted in zip(found["hits"], expected["hits"], strict=True):
+        assert hit.pop("score") == pytest.approx(wanted.pop("score"), abs=1e-5)
+        assert hit.pop("scores") == pytest.approx(wanted.pop("scores"), abs=1e-5)
+    assert found == expected
+
+
+def test_the_reasoning_is_streamed_before_the_result_and_is_the_results(served: Running) -> None:
+    body = {"query": "where does the stream begin", "reasoning": 24, "stream": True}
+    events = served.post("/v1/search", body).events
+    names = [name for name, _ in events]
+    assert names[-1] == "result"
+    assert set(names[:-1]) == {"reasoning"}
+    assert len(names) > 3
+    result = events[-1][1]
+    assert "".join(data["text"] for _, data in events[:-1]) == result["reasoning"]["text"]
+    again = served.post("/v1/search", body).events  # from the cache, in one piece
+    assert [name for name, _ in again] == ["reasoning", "result"]
+    assert again[-1][1]["hits"] == result["hits"]
+    direct = served.post("/v1/search", body | {"reasoning": False}).events
+    assert [name for name, _ in direct] == ["result"]
+    assert direct[0][1]["reasoning"] is None
+
+
+def test_pieces_come_while_the_model_still_writes(tiny: SearchR3, make_index) -> None:
+    index, held = make_index(), Held(tiny)
+    write = tiny.reason
+
+    def slowly(texts, on_token=None, **options):
+        def on(row: int, token: int) -> None:
+            on_token(row, token)
+            if held.armed and len(held.passes) == 0:
+                held._hold("token", texts)
+
+        return write(texts, on_token=on if on_token else None, **options)
+
+    held.reason = slowly
+    with running(lambda: Loaded.of(held, index)) as server:
+        held.armed = True
+        connection = server.open_post("/v1/search", {"query": "stream", "reasoning": 8, "stream": True})
+        received = b""
+        while b"event: reasoning" not in received:
+            received += connection.recv(65536)
+        assert b"event: result" not in received  # the model waits behind its first token
+        held.gate.set()
+        while b"event: result" not in received:
+            received += connection.recv(65536)
+        connection.close()
+
+
+def test_auto_reasons_where_the_rule_says(make_tiny_model, tmp_path, served: Running) -> None:
+    folder = make_tiny_model(tmp_path / "tiny-llama")
+    tiny = SearchR3.from_pretrained(folder, device="cpu")
+    index = served.service.index
+    zeros = (0.0,) * 4
+    for threshold, reasons in ((ALWAYS, True), (NEVER, False)):
+        rule = AdaptiveRule(tiny.contract_hash, zeros, zeros, (1.0,) * 4, 0.0, threshold)
+        rule.save(folder / ADAPTIVE_FILE)
+        model = SearchR3.from_pretrained(folder, device="cpu")
+        with running(lambda model=model: Loaded.of(model, index), reasoning_tokens=4) as server:
+            found = server.post("/v1/search", {"query": "train", "reasoning": "auto"}).json
+            assert (found["reasoning"] is not None) == reasons
+            more = {"input_type": "query", "reasoning": "auto"}
+            embedded = server.embed(["train", "bread"], **more).json
+            assert (embedded["usage"]["completion_tokens"] > 0) == reasons
+            expected = model.encode_query(["train", "bread"], reasoning=reasons, max_reasoning_tokens=4)
+            vectors = np.array([e["embedding"] for e in embedded["data"]], dtype=np.float32)
+            np.testing.assert_allclose(vectors, expected, atol=2e-6)
+    assert served.post("/v1/search", {"query": "x", "reasoning": "auto"}).error["code"] == "no_adaptive_rule"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "lang = 'en'",
+        "lang='it''s' OR year>2020",
+        "(lang = 'de' OR NOT year IS NULL) AND start_line = 1",
+        "title NOT LIKE '%\\'",
+        "lang IN ('a', 'b') AND NOT (year NOT IN (1,-2.5) OR old != true)",
+        "old IS NOT NULL AND year < 999999999999999",
+    ],
+)
+def test_every_filter_that_is_let_through_is_one_the_index_understands(served: Running, where: str) -> None:
+    index = served.service.index
+    assert check_where(index, check_filter(where, index.columns)) == where
+    for mode in ("hybrid", "text"):
+        answer = served.post("/v1/search", {"query": "train", "where": where, "mode": mode, "reasoning": False})
+        assert answer.status == 200
+    schema = components(served.service.config, served.service.known)["Search"]["properties"]["where"]
+    assert jsonschema_rs.validator_for(schema).is_valid(where)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["", "title", "title = 1", "year = 'x'", "nope = 1", "title = 'a'; DROP TABLE x", "title = 'a' -- ", "1 = 1",
+     "title = 'a' and year = 1", "regexp_match(title, 'a')", "title = 'a'\n", "((title = 'a'))", "we-ird = 'x'"],
+)  # fmt: skip
+def test_other_filters_are_refused_with_the_columns(where: str) -> None:
+    with pytest.raises(InputError, match=r"columns: title \(text\)"):
+        check_filter(where, COLUMNS)
+    pattern = filter_pattern(COLUMNS)
+    assert where.endswith("\n") or not jsonschema_rs.validator_for({"pattern": pattern}).is_valid(where)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [({"query": " "}, "query"), ({"query": "x" * 100_001}, "query"), ({"k": 0}, "k"), ({"k": 1001}, "k"),
+     ({"k": "5"}, "k"), ({"k": True}, "k"), ({"mode": "magic"}, "mode"), ({"stream": 1}, "stream"),
+     ({"where": "x"}, "where"), ({"where": "x" * 3000}, "where"), ({"reasoning": 1000}, "reasoning"),
+     ({"page": 2}, "page")],
+)  # fmt: skip
+def test_bad_searches_are_400_before_anything_is_streamed(served: Running, change: dict, param: str) -> None:
+    answer = served.post("/v1/search", {"query": "x", "stream": True} | change)
+    assert (answer.status, answer.headers["content-type"]) == (400, "application/json")
+    assert answer.error["param"] == param
+
+
+def test_documents_are_listed_in_pages(served: Running) -> None:
+    first = served.ask("GET", "/v1/documents?limit=2").json
+    assert [d["id"] for d in first["data"]] == ["bread", "train"]
+    assert (first["total"], first["has_more"]) == (3, True)
+    second = served.ask("GET", "/v1/documents?limit=2&after=train").json
+    assert ([d["id"] for d in second["data"]], second["has_more"]) == (["zug"], False)
+    for bad in ("limit=0", "limit=x", "limit=1001", "limit=1&limit=2", "page=1", "after="):
+        assert served.ask("GET", f"/v1/documents?{bad}").error["code"] in ("invalid_value", "unknown_parameter")
+
+
+def test_only_a_writable_server_takes_documents(served: Running) -> None:
+    answer = served.post("/v1/documents", {"documents": [{"id": "x", "text": "y"}]})
+    assert (answer.status, answer.headers["allow"]) == (405, "GET")
+
+
+def test_added_documents_are_found_at_once_and_never_replaced(tiny: SearchR3, make_index) -> None:
+    index = make_index()
+    with running(lambda: Loaded.of(tiny, index), writable=True) as server:
+        new = {"id": "cat", "text": "Cats purr.\0", "title": "Pets", "metadata": {"year": 2024, "colour": "red"}}
+        answer = server.post("/v1/documents", {"documents": [new, {"id": "long", "text": "word. " * 700}]})
+        assert answer.status == 201
+        assert [d["id"] for d in answer.json["data"]] == ["cat", "long"]
+        assert answer.json["chunks"] > 2
+        found = server.post("/v1/search", {"query": "purr", "mode": "text", "where": "colour = 'red'"}).json
+        assert [hit["id"] for hit in found["hits"]] == ["cat"]
+        before = server.ask("GET", "/v1/documents").json
+        assert before["total"] == 5
+        for documents, message in [
+            ([new], 'has a document "cat" already'),
+            ([{"id": "a", "text": "x"}, {"id": "long", "text": "x"}], 'has a document "long" already'),
+            ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "comes twice"),
+            ([{"id": "a", "text": "x", "metadata": {"year": "new"}}], "year is text"),
+        ]:
+            answer = server.post("/v1/documents", {"documents": documents})
+            assert (answer.status, message in answer.error["message"]) == (409, True)
+        for document in [{"id": "a#1", "text": "x"}, {"id": "a", "text": " "}, {"id": "", "text": "x"},
+                         {"id": "a", "text": "x", "metadata": {"Year": 1}},
+                         {"id": "a", "text": "x", "metadata": {"year": None}}]:  # fmt: skip
+            assert server.post("/v1/documents", {"documents": [document]}).status == 400
+        assert server.ask("GET", "/v1/documents").json == before
+        assert index.complete
+
+
+def test_a_client_that_hangs_up_while_documents_are_embedded_adds_nothing(tiny: SearchR3, make_index) -> None:
+    index, held = make_index(), Held(tiny)
+    with running(lambda: Loaded.of(held, index), writable=True) as server:
+        held.armed = True
+        connection = server.open_post("/v1/documents", {"documents": [{"id": "gone", "text": "never mind"}]})
+        eventually(lambda: held.passes == [("document", 1)])
+        connection.close()
+        eventually(lambda: server.service.in_hand == 0)
+        held.gate.set()
+        assert server.ask("GET", "/v1/documents").json["total"] == 3
+        assert index.complete

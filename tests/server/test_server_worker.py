@@ -1,0 +1,183 @@
+"""The batcher: what waits is done together, kinds take turns, and one bad text spoils nobody else's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from serving_tools import eventually
+
+from search_r3.model.texts import Tokens
+from search_r3.server.cache import ReasonedCache
+from search_r3.server.config import ServerConfig
+from search_r3.server.errors import ApiError
+from search_r3.server.metrics import Metrics
+from search_r3.server.work import Closed, Embedded, Work
+from search_r3.server.worker import ThreadBatcher
+
+
+class FakeModel:
+    """A vector for each text is (its first token, its length); token 666 breaks a pass, 999 gives NaN."""
+
+    contract_hash = "c"
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
+
+    def __init__(self) -> None:
+        import threading
+
+        self.gate = threading.Event()
+        self.gate.set()
+        self.passes: list[tuple[str, list[int]]] = []
+
+    def _do(self, kind, texts):
+        self.passes.append((kind, [text.ids[0] for text in texts]))
+        assert self.gate.wait(10)
+        if any(666 in text.ids for text in texts):
+            raise RuntimeError("broken")
+        return np.array([[np.nan if 999 in t.ids else t.ids[0], len(t.ids)] for t in texts], dtype=np.float32)
+
+    def encode_document(self, texts, **_):
+        return self._do("document", texts)
+
+    def encode_query(self, texts, *, reasoning, **_):
+        assert reasoning is False
+        return self._do("query", texts)
+
+    def reason(self, texts, *, max_reasoning_tokens, on_token, **_):
+        vectors = self._do(f"reasoned {max_reasoning_tokens}", texts)
+        for row in range(len(texts)):
+            for token in b"hm":
+                on_token(row, token)
+        return [SimpleNamespace(text="hm", embedding=v, num_tokens=2, forced=False) for v in vectors]
+
+
+def work(kind: str, *firsts: int, length: int = 1, **more) -> Work:
+    return Work(kind, [Tokens((first,) + (1,) * (length - 1)) for first in firsts], **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+def batcher(model: FakeModel) -> Iterator[ThreadBatcher]:
+    config = ServerConfig(batch_texts=4, batch_tokens=40)
+    found = ThreadBatcher(model, config, ReasonedCache(10), Metrics())
+    yield found
+    model.gate.set()
+    found.close(5)
+
+
+def blocked(model: FakeModel, batcher: ThreadBatcher) -> Work:
+    """A pass that runs until the gate opens, so that what is submitted now gathers."""
+    model.gate.clear()
+    first = work("query", 0)
+    batcher.submit(first)
+    eventually(lambda: len(model.passes) == 1)
+    return first
+
+
+def firsts(done: Work) -> list[float]:
+    return [float(answer.vector[0]) for answer in done.future.result(10)]
+
+
+def test_waiting_requests_share_passes_and_kinds_take_turns(model: FakeModel, batcher: ThreadBatcher) -> None:
+    blocked(model, batcher)
+    many, few = work("document", *range(10, 16)), work("document", 20)
+    asked = [work("query", 30), work("query", 31), work("reasoned", 40, budget=5), work("reasoned", 41, budget=6)]
+    for one in (many, few, *asked):
+        batcher.submit(one)
+    assert batcher.waiting() == (11, 11)
+    model.gate.set()
+    assert firsts(many) == [10, 11, 12, 13, 14, 15]
+    assert [firsts(one) for one in (few, *asked)] == [[20], [30], [31], [40], [41]]
+    assert model.passes[1:] == [
+        ("document", [10, 20, 11, 12]),  # one of each request in turn, four a pass
+        ("query", [30, 31]),
+        ("reasoned 5", [40]),
+        ("reasoned 6", [41]),
+        ("document", [13, 14, 15]),
+    ]
+
+
+def test_a_pass_holds_so_many_tokens_but_a_long_text_goes_alone(model: FakeModel, batcher: ThreadBatcher) -> None:
+    blocked(model, batcher)
+    done = work("document", 10, 11, 12, length=18), work("document", 20, length=500)
+    for one in done:
+        batcher.submit(one)
+    model.gate.set()
+    assert [firsts(one) for one in done] == [[10, 11, 12], [20]]
+    assert [passed for _, passed in model.passes[1:]] == [[10], [20], [11, 12]]
+
+
+def test_cancelled_work_is_not_done(model: FakeModel, batcher: ThreadBatcher) -> None:
+    blocked(model, batcher)
+    gone, stays = work("document", 10, 11), work("document", 20)
+    batcher.submit(gone), batcher.submit(stays)
+    gone.future.cancel()
+    assert batcher.waiting() == (1, 1)
+    model.gate.set()
+    assert firsts(stays) == [20]
+    assert model.passes[1:] == [("document", [20])]
+    assert not gone.begun
+
+
+def test_what_breaks_a_pass_breaks_only_its_own_request(model: FakeModel, batcher: ThreadBatcher) -> None:
+    blocked(model, batcher)
+    good, bad, nan = work("document", 10, 11), work("document", 666), work("document", 999)
+    for one in (good, bad, nan):
+        batcher.submit(one)
+    model.gate.set()
+    assert firsts(good) == [10, 11]
+    with pytest.raises(RuntimeError, match="broken"):
+        bad.future.result(10)
+    with pytest.raises(ApiError, match="no usable embedding for text 0"):
+        nan.future.result(10)
+
+
+def test_the_same_question_is_thought_about_once(model: FakeModel, batcher: ThreadBatcher) -> None:
+    blocked(model, batcher)
+    told: list[list[str]] = [[], [], []]
+    asked = [work("reasoned", 50, 50, budget=5, on_text=told[i].append) for i in range(2)]
+    for one in asked:
+        batcher.submit(one)
+    model.gate.set()
+    assert [firsts(one) for one in asked] == [[50, 50], [50, 50]]
+    later = work("reasoned", 50, budget=5, on_text=told[2].append)
+    batcher.submit(later)
+    assert later.future.done()  # from the cache, at once
+    assert model.passes[1:] == [("reasoned 5", [50])]
+    assert told == [["h", "m"], ["h", "m"], ["hm"]]
+    other = work("reasoned", 50, budget=6)
+    batcher.submit(other)
+    assert firsts(other) == [50]
+    assert model.passes[-1] == ("reasoned 6", [50])
+
+
+def test_closing_finishes_and_then_refuses(model: FakeModel, batcher: ThreadBatcher) -> None:
+    first, later = blocked(model, batcher), work("document", 10)
+    batcher.submit(later)
+    assert batcher.close(0.05) is False  # still blocked: what waits is given up
+    with pytest.raises(ApiError, match="shutting down"):
+        later.future.result(1)
+    with pytest.raises(Closed):
+        batcher.submit(work("query", 1))
+    model.gate.set()
+    assert firsts(first) == [0]
+
+
+def test_the_cache_forgets_what_was_not_asked_for_longest() -> None:
+    cache = ReasonedCache(2)
+    answers = [Embedded(np.ones(1)) for _ in range(3)]
+    keys = [("c", (i,), 1) for i in range(3)]
+    cache.put(keys[0], answers[0]), cache.put(keys[1], answers[1])
+    assert cache.get(keys[0]) is answers[0]
+    cache.put(keys[2], answers[2])
+    assert [cache.get(key) is not None for key in keys] == [True, False, True]
+    assert cache.get(("other contract", (0,), 1)) is None
+    none = ReasonedCache(0)
+    none.put(keys[0], answers[0])
+    assert len(none) == 0
