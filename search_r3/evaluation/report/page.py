@@ -5,6 +5,7 @@ Nothing in it comes from the network or the clock: the same results give the sam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from search_r3.evaluation.report.gather import Gathered, gather
 from search_r3.files import atomic_write_text
 
 PAGE = "report.html"
-README_WIDTH = 720
-"""Pixels of a plot as a file: about the width of a README."""
+README_WIDTH = 560
+"""Pixels of a plot as a file, without its margin: legible where a README shows it as it is, or a little larger."""
+MARGIN = 14
 
 
 def write_report(
@@ -132,7 +134,12 @@ def standalone(plot: str) -> str:
     """A plot as a file of its own: with its style, light or dark as its reader prefers, on a ground of its own."""
     style = _templates().get_template("plot.svg.css.j2").render()
     head, _, rest = plot.partition("</desc>")
-    ground = '<rect class="ground" width="100%" height="100%" rx="8"/>'
+    width, height = map(int, re.findall(r' (?:width|height)="(\d+)"', head))
+    size = f'x="{-MARGIN}" y="{-MARGIN}" width="{width + 2 * MARGIN}" height="{height + 2 * MARGIN}"'
+    ground = f'<rect class="ground" {size} rx="8"/>'
+    box = f'viewBox="{-MARGIN} {-MARGIN} {width + 2 * MARGIN} {height + 2 * MARGIN}"'
+    head = head.replace(f'viewBox="0 0 {width} {height}"', box)
+    head = head.replace(f' width="{width}" height="{height}"', f' width="{width + 2 * MARGIN}"', 1)
     return f"{head}</desc>\n<style>\n{style}\n</style>\n{ground}{rest}\n"
 
 
