@@ -200,9 +200,10 @@ class Observed:
             if not status:
                 answer = ApiError(500, f"something went wrong here; it was logged as {identifier}", "internal")
                 await answer.response()(scope, receive, watched)
-        except BaseException:  # a shutdown that would wait no longer
-            status = status or 503
-            raise
+        except asyncio.CancelledError:  # a shutdown that would wait no longer; nothing is outside to be told
+            if not status:
+                answer = ApiError(503, "the server is shutting down; try again later", "not_ready_stopping")
+                await answer.response()(scope, receive, watched)
         finally:
             self._note(scope, identifier, status, time.perf_counter() - started, error)
 

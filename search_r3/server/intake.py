@@ -20,6 +20,7 @@ from search_r3.server.service import Service
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 LARGE = 200_000  # bytes; parsing more would keep the others waiting for milliseconds
+EXACT = 2.0**53  # whole numbers up to here are exact as floats
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -38,7 +39,7 @@ async def read(request: Request, service: Service, shape: type[Body]) -> Body:
 def parse(body: bytes, shape: type[Body]) -> Body:
     """JSON as a `shape`. Raises ApiError 400 that names the first field that is wrong."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8"), parse_float=_number, parse_constant=_no_constant)
         if SURROGATE.search(body):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -60,6 +61,12 @@ def parse(body: bytes, shape: type[Body]) -> Body:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(name)
+
+
+def _number(written: str) -> int | float:
+    """JSON Schema, and JavaScript, see no difference between 5 and 5.0."""
+    value = float(written)
+    return int(value) if value.is_integer() and abs(value) < EXACT else value
 
 
 def _explain(error: ValidationError) -> ApiError:

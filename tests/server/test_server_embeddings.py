@@ -74,7 +74,7 @@ def test_token_ids_are_the_text_that_they_are(served: Running, tiny: SearchR3) -
     found = served.embed(rows).json
     vectors = np.array([e["embedding"] for e in found["data"]], dtype=np.float32)
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
-    one = served.embed(rows[0], input_type="query").json["data"]
+    one = served.embed([float(token) for token in rows[0]], input_type="query").json["data"]
     assert len(one) == 1
     expected = tiny.encode_query(TEXTS[:1], reasoning=False)[0]
     np.testing.assert_allclose(np.array(one[0]["embedding"], dtype=np.float32), expected, atol=2e-6)

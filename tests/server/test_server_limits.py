@@ -173,9 +173,8 @@ def test_the_queued_work_of_a_client_that_hung_up_is_dropped(held: Held) -> None
         first = Asking(server, "stays")
         eventually(lambda: held.passes == [("document", 1)])
         gone = server.open_embed(["leaves"] * 5)
-        half = server.open(
-            b"POST /v1/embeddings HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
-        )
+        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        half = server.open(head + b"Content-Length: 9\r\n\r\n{")
         eventually(lambda: server.service.in_hand == 3)
         assert server.service.batcher.waiting()[0] == 5
         gone.close(), half.close()
@@ -236,6 +235,17 @@ def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(held: Held, ti
         kept.close()
 
 
+def test_a_shutdown_that_may_not_wait_gives_up_with_503(held: Held) -> None:
+    with running(lambda: Loaded.of(held), grace=0.2) as server:
+        held.armed = True
+        asking = Asking(server, "text")
+        eventually(lambda: held.passes == [("document", 1)])
+        server.server.handle_exit(15, None)
+        answer = asking.get()
+        assert (answer.status, answer.error["code"]) == (503, "not_ready_stopping")
+        held.gate.set()
+
+
 def test_the_log_is_json_without_texts_keys_or_queries(tiny: SearchR3) -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -245,11 +255,11 @@ def test_the_log_is_json_without_texts_keys_or_queries(tiny: SearchR3) -> None:
     level = logger.level
     logger.setLevel(logging.INFO)
     broken = Held(tiny)
-    broken.armed = False
-    broken.encode_document = lambda texts, **_: 1 / 0 if len(texts[0].ids) > 3 else tiny.encode_document(texts)
+    broken.encode_document = lambda texts, **_: 1 / 0 if broken.armed else tiny.encode_document(texts)
     try:
         with running(lambda: Loaded.of(broken), api_keys=("topsecret",)) as server:
             key = {"Authorization": "Bearer topsecret"}
+            broken.armed = True
             body = {"model": tiny.name, "input": "my private words are many"}
             answer = server.ask("POST", "/v1/embeddings?secret=1", body, key)
             assert (answer.status, answer.error["type"]) == (500, "server_error")
