@@ -291,11 +291,16 @@ def available_datasets(root: str | Path | None = None) -> list[str]:
 
 
 def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
-    """The folder of a data set: an existing path as it is, else `name` below the data root.
+    """The folder of a data set: an existing path as it is, else `name` below the data root; "ir_datasets:NAME" and
+    "mteb:TASK" are fetched into it the first time (see `remote`).
 
     Raises:
         InputError: there is none of that name; the message lists those there are and names the nearest.
     """
+    from search_r3.data.remote import fetch, is_remote
+
+    if is_remote(name):
+        return fetch(str(name), data_root)
     base = resolve_root(data_root)
     below = base / name
     if not (Path(name) / "corpus.jsonl").is_file() and (below / "corpus.jsonl").is_file():

@@ -87,6 +87,15 @@ def test_mteb_and_we_agree_on_the_figures(model, dataset, reasoning, budget):
     assert result.model_revision == model.contract_hash
 
 
+def test_a_task_fetched_by_its_name_is_the_same_data_set(dataset, tmp_path, monkeypatch):
+    from search_r3.data.beir import find_dataset, load_beir
+
+    monkeypatch.setattr(mteb, "get_task", lambda name: as_task(dataset))
+    with pytest.warns(UserWarning, match="1 of 61 documents have an empty"):
+        found = load_beir(find_dataset("mteb:Made", tmp_path), "test")
+    assert (found.corpus, found.queries, found.qrels) == (dataset.corpus, dataset.queries, dataset.qrels)
+
+
 def test_each_side_has_its_own_prompt_and_only_queries_are_reasoned_about(model):
     texts = ["How do I read a file?", "the mean of values", "Paris"]
     batches = [{"text": texts[:2]}, {"text": texts[2:]}]

@@ -1,0 +1,261 @@
+"""Data sets by the names of ir_datasets and MTEB, fetched once and kept below the data root as BEIR folders.
+
+`ir_datasets:beir/scifact/test` (https://ir-datasets.com) has judgements for one split, here called "test";
+`mteb:SciFact` has those that MTEB evaluates on. Both need their package, and a network the first time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from search_r3.data.beir import DATA_VARIABLE, BeirDataset, Document, resolve_root, write_beir
+from search_r3.errors import InputError
+from search_r3.files import atomic_path
+
+SPLIT = "test"
+"""The split of an ir_datasets name, which itself says which judgements are meant."""
+MAX_LISTED = 20
+
+
+@dataclass
+class Fetched:
+    """A data set as its package gives it: one BEIR data set a split, and what is to be known of its origin."""
+
+    splits: dict[str, BeirDataset]
+    origin: list[str]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """What could not be kept, and how often."""
+
+    def drop(self, why: str) -> None:
+        self.left_out[why] = self.left_out.get(why, 0) + 1
+
+
+def is_remote(name: str | Path) -> bool:
+    """Whether a data set's name is one that `fetch` knows how to get."""
+    return str(name).partition(":")[0] in _PACKAGES and ":" in str(name)
+
+
+def fetch(name: str, data_root: str | Path | None = None) -> Path:
+    """The BEIR folder of `name`, fetched if it is not there: `ROOT/ir_datasets/...` or `ROOT/mteb/...`.
+
+    Written aside and renamed, so an interrupted fetch leaves nothing half; two processes fetch once. SOURCE.txt says
+    where it comes from and what was left out.
+
+    Raises:
+        InputError: the package is missing, it has no such data set, there is no network, or the data are of a kind
+            that a BEIR folder cannot hold; there is no data root to write to.
+    """
+    from filelock import FileLock
+
+    package, _, rest = name.partition(":")
+    root = resolve_root(data_root)
+    slug = re.sub(r"[^\w.-]+", "_", rest.strip("/")).strip("._")
+    if not slug:
+        raise InputError(f"{name} names no data set; expected a name such as {_EXAMPLES[package]}")
+    target = root / package / slug
+    if _complete(target):
+        return target
+    if not root.is_dir():
+        raise InputError(
+            f"there is no folder {root} to fetch {name} into; make it, or point --data or {DATA_VARIABLE} at another"
+        )
+    try:
+        target.parent.mkdir(exist_ok=True)
+        with FileLock(str(target) + ".lock"):
+            if not _complete(target):  # another process may have fetched it while we waited
+                _write(target, name, _PACKAGES[package](rest))
+    except PermissionError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror}; point --data at a folder you may write to"
+        ) from error
+    return target
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "corpus.jsonl").is_file()
+
+
+def _write(target: Path, name: str, fetched: Fetched) -> None:
+    left_out = [f"left out: {count:,} {why}" for why, count in fetched.left_out.items()]
+    with atomic_path(target) as scratch:
+        for split, dataset in fetched.splits.items():
+            if not dataset.qrels:
+                raise InputError(f"{name} judges no query in {split}; there is nothing to measure")
+            write_beir(scratch, dataset, split)
+        (scratch / "SOURCE.txt").write_text("\n".join([name, *fetched.origin, *left_out]) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------- ir_datasets
+
+
+def _from_ir_datasets(name: str) -> Fetched:
+    ir_datasets = _package("ir_datasets", "ir-datasets", "ir-datasets")
+    try:
+        dataset = ir_datasets.load(name)
+    except KeyError as error:
+        raise InputError(f"ir_datasets has no data set {name!r}; its names are at https://ir-datasets.com") from error
+    lacking = [part for part in ("docs", "queries", "qrels") if not getattr(dataset, f"has_{part}")()]
+    if lacking:
+        raise InputError(
+            f"ir_datasets:{name} has no {' and no '.join(lacking)}; name a part that has, often NAME/test or NAME/dev"
+        )
+    fetched = Fetched({}, [f"https://ir-datasets.com, version {getattr(ir_datasets, '__version__', 'unknown')}"])
+
+    def documents() -> Iterator[Document]:
+        for row in dataset.docs_iter():
+            title, text = getattr(row, "title", None), getattr(row, "text", getattr(row, "body", None))
+            if isinstance(title, str) and isinstance(text, str):
+                yield Document(row.doc_id, title, text)
+            else:
+                yield Document(row.doc_id, "", _plain_text(row, name))
+
+    with _told(f"ir_datasets:{name}"):
+        queries = ((row.query_id, _plain_text(row, name)) for row in dataset.queries_iter())
+        judgements = ((row.query_id, row.doc_id, row.relevance) for row in dataset.qrels_iter())
+        fetched.splits[SPLIT] = _dataset(name, documents(), queries, judgements, fetched)
+    return fetched
+
+
+def _plain_text(row: Any, name: str) -> str:
+    text = row.default_text() if hasattr(row, "default_text") else getattr(row, "text", None)
+    if not isinstance(text, str):
+        raise InputError(f"ir_datasets:{name} holds rows without a text ({type(row).__name__}); it cannot be used here")
+    return text
+
+
+# -------------------------------------------------------------------------------------------------------------- MTEB
+
+
+def _from_mteb(name: str) -> Fetched:
+    mteb = _package("mteb", "mteb", "mteb")
+    task_name, _, subset = name.partition("/")
+    try:
+        task = mteb.get_task(task_name, hf_subsets=[subset]) if subset else mteb.get_task(task_name)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"mteb:{name}: {str(error).strip(chr(34))}") from error
+    metadata = task.metadata
+    if metadata.type != "Retrieval":
+        raise InputError(f"mteb:{name} is a task of type {metadata.type}; only Retrieval can be used here")
+    subsets = list(task.hf_subsets)
+    if len(subsets) > 1:
+        listed = ", ".join(subsets[:MAX_LISTED]) + (", ..." if len(subsets) > MAX_LISTED else "")
+        raise InputError(f"mteb:{name} has several parts; name one, mteb:{task_name}/PART: {listed}")
+    with _told(f"mteb:{name}"):
+        task.load_data()
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+        (parts,) = task.dataset.values()
+    origin = [f"{metadata.dataset.get('path')} at revision {metadata.dataset.get('revision')}"]
+    origin += [f"licence: {metadata.license or 'not specified'}", str(metadata.reference or "")]
+    fetched = Fetched({}, [line for line in origin if line])
+    for split, part in parts.items():
+        if part.get("top_ranked"):
+            raise InputError(
+                f"mteb:{name} ranks given candidates again; only tasks that search a whole corpus fit here"
+            )
+        documents = (Document(row["id"], row.get("title") or "", _mteb_text(row, name)) for row in part["corpus"])
+        queries = ((row["id"], _mteb_text(row, name)) for row in part["queries"])
+        judgements = ((q, d, grade) for q, grades in part["relevant_docs"].items() for d, grade in grades.items())
+        fetched.splits[split] = _dataset(name, documents, queries, judgements, fetched)
+    return _one_corpus(fetched, name)
+
+
+def _mteb_text(row: Mapping[str, Any], name: str) -> str:
+    """As MTEB gives it to a model: a query's instruction behind it; its documents' titles are kept apart here."""
+    text, instruction = row.get("text"), row.get("instruction")
+    if not isinstance(text, str):
+        raise InputError(f"mteb:{name} holds conversations or images, not texts; it cannot be used here")
+    return f"{text} {instruction}" if instruction else text
+
+
+def _one_corpus(fetched: Fetched, name: str) -> Fetched:
+    """A BEIR folder has one corpus and one file of queries for all splits, so these are joined."""
+    if len(fetched.splits) > 1:
+        corpus: dict[str, Document] = {}
+        queries: dict[str, str] = {}
+        for dataset in fetched.splits.values():
+            clash = next((i for i, d in dataset.corpus.items() if corpus.setdefault(i, d) != d), None)
+            clash = clash or next((i for i, q in dataset.queries.items() if queries.setdefault(i, q) != q), None)
+            if clash is not None:
+                raise InputError(
+                    f"mteb:{name}: its splits mean different texts by the id {clash!r}; it cannot be used here"
+                )
+        for dataset in fetched.splits.values():
+            dataset.corpus, dataset.queries = corpus, queries
+    return fetched
+
+
+# -------------------------------------------------------------------------------------------------------------- both
+
+
+def _dataset(
+    name: str,
+    documents: Iterable[Document],
+    queries: Iterable[tuple[str, str]],
+    judgements: Iterable[tuple[str, str, float]],
+    fetched: Fetched,
+) -> BeirDataset:
+    """A data set that `load_beir` reads: no white space in ids, no blank query, whole grades, each pair judged once.
+
+    A judged document that the corpus lacks stays judged: whoever measures is told of it.
+    """
+    corpus: dict[str, Document] = {}
+    for document in documents:
+        document = replace(document, id=_id(document.id))
+        if corpus.setdefault(document.id, document) != document:
+            fetched.drop("further documents of an id that was there already")
+    kept: dict[str, str] = {}
+    for query_id, text in queries:
+        if text.strip():
+            kept.setdefault(_id(query_id), text)
+        else:
+            fetched.drop("blank queries")
+    qrels: dict[str, dict[str, int]] = {}
+    for query_id, document_id, grade in judgements:
+        query, judged = _id(query_id), _id(document_id)
+        if query not in kept:
+            fetched.drop("judgements of queries that are blank or not there")
+            continue
+        if grade != int(grade):
+            raise InputError(f"{name} judges {query_id} and {document_id} by {grade}; expected whole numbers")
+        grades = qrels.setdefault(query, {})
+        if grades.get(judged, grade) != grade:
+            fetched.drop("judgements beside a higher one of the same query and document")
+        grades[judged] = max(int(grade), grades.get(judged, int(grade)))
+    return BeirDataset(name, corpus, kept, qrels)
+
+
+def _id(name: Any) -> str:
+    """An id without white space, which separates the columns of qrels and runs."""
+    return re.sub(r"\s", lambda found: f"%{ord(found[0]):02X}", str(name))
+
+
+def _package(module: str, package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"the name needs the package {package}; run: pip install 'search-r3[{extra}]'") from error
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What a package raises while it fetches (network, disk, format) as one InputError that says what to do."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"cannot fetch {name}: {said}. The first time needs a network; the folder that it makes can be copied to "
+            "another machine's data root"
+        ) from error
+
+
+_PACKAGES: dict[str, Callable[[str], Fetched]] = {"ir_datasets": _from_ir_datasets, "mteb": _from_mteb}
+_EXAMPLES = {"ir_datasets": "ir_datasets:beir/scifact/test", "mteb": "mteb:SciFact"}
