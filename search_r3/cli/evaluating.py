@@ -47,7 +47,11 @@ def evaluate(
         typer.Argument(readable=False, help="A suite in YAML, instead of the options; configs/suites/ holds examples."),
     ] = None,
     dataset: Annotated[
-        list[str] | None, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A data set's name, a BEIR folder, or ir_datasets:NAME or mteb:TASK, fetched once; NAME.small is a "
+            "fixed part. Repeatable."
+        ),
     ] = None,
     system: Annotated[
         list[str] | None,
