@@ -14,6 +14,7 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.evaluation.provenance import git_commit, hardware, versions
+from search_r3.evaluation.rollout_rewards import table as earned_table
 from search_r3.evaluation.study import read_study
 from search_r3.evaluation.study_table import study_markdown
 from search_r3.evaluation.tables import load_records, results_markdown
@@ -104,6 +105,7 @@ def card(
         *_ablation(config, Path(results)),
         "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
         *(["## Does the reasoning help?\n\n" + "\n\n".join(tested)] if tested else []),
+        *_earned(name, Path(results)),
         "## Limits\n\n" + _limits(config, ours, _manifest(kept)),
     ]
     return "\n\n".join(sections) + "\n"
@@ -193,8 +195,8 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: 
     rewards = [r["dev"]["live.reward"] for r in dev if "live.reward" in r["dev"]]
     if rewards:
         lines.append(
-            f"Reward of held-out queries' analyses, in a corpus encoded afresh: {rewards[0]:.3f} before, "
-            f"{rewards[-1]:.3f} after."
+            "Reward of held-out queries' analyses in the run's own corpus, which is refreshed in part: "
+            f"{rewards[0]:.3f} before, {rewards[-1]:.3f} after."
         )
     lines.append(f"The log and its curves are in `{place}`.")
     return "\n\n".join(lines)
@@ -215,9 +217,11 @@ def _stage_2(config: dict[str, Any]) -> str:
     first, last = config.get("from_rank", 1), config.get("to_rank")
     asked = f"queries whose answer a direct search finds at rank {first} or deeper" if first > 1 else "all queries"
     size = f"at most {config['max_documents']:,}" if config.get("max_documents") else "all"
+    sets = [f"{s['dataset']} ({s['split']})" if "dataset" in s else s["pairs"] for s in config.get("trained_on", [])]
+    asked += (f", at most {last}" if last else "") + (f", of {', '.join(sets)}" if sets else "")
     return (
-        f"on top of the stage 1 adapter of contract `{config['adapter_contract'][:12]}`, merged into one; {asked}"
-        f"{f', at most {last}' if last else ''}; analyses of at most {config['max_reasoning_tokens']} tokens, "
+        f"on top of the stage 1 adapter of contract `{config['adapter_contract'][:12]}`, merged into one; {asked}; "
+        f"analyses of at most {config['max_reasoning_tokens']} tokens, "
         f"sampled at temperature {config['temperature']:g}; reward {environment['reward']} of the first "
         f"{environment['k']}; loss {config['loss_type']}, advantages {config['advantage']}, ratio from "
         f"1 - {config['epsilon_low']:g} to 1 + {config['epsilon_high']:g}, "
@@ -272,6 +276,14 @@ def _ablation(config: dict[str, Any], results: Path) -> list[str]:
     return ["## Ablations\n\n" + head + "\n\n" + "\n".join(lines)]
 
 
+def _earned(name: str, results: Path) -> list[str]:
+    """What sampled analyses of held-out queries earn, before and after training, if that was measured."""
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"rollouts/*/*--{name}.json"))
+    ]
+    return ["## What its analyses earn\n\n" + "\n\n".join(map(earned_table, records))] if records else []
+
+
 def _source(source: dict[str, Any]) -> str:
     packages = source.get("packages_read")
     where = source.get("dataset") or (f"{len(packages)} Python packages" if packages else source.get("path", ""))
@@ -293,6 +305,9 @@ def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: di
     for name in sorted(seen):
         kinds = ", ".join(s["kind"] for s in manifest["sources"] if s.get("dataset") == name)
         lines.append(f"Pairs were made from {name} itself ({kinds}), never from its test queries: read its figure so.")
+    reinforced = {s["dataset"] for s in config.get("trained_on", []) if "dataset" in s}
+    for name in sorted(reinforced & {r["dataset"].removesuffix(".small") for r in ours}):
+        lines.append(f"Stage 2 rewarded it on {name}'s training queries over {name}'s documents: read its figure so.")
     by_mode = {(r["dataset"], r["system"].rpartition(".")[2]): r["measures"]["nDCG@10"] for r in ours}
     gains = [
         f"{round(by_mode[name, 'on'] - by_mode[name, 'off'], 3) + 0.0:+.3f} on {name}"  # + 0.0: no minus before a zero

@@ -424,6 +424,7 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
     describe = {key: value for key, value in to_dict(config).items() if key not in free} | {
         "problem_sha256": problem.sha256,
         "adapter_contract": checkpoint.contract.hash,
+        "trained_on": [source.trained_on for source in config.queries],
     }
     best = "ndcg@10.on" if config.dev else ("live.reward" if problem.held_out else None)
     folder = run_training(task, config.loop, Path(config.output), resume=resume, best_metric=best, describe=describe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from search_r3.environment.retrieval import EnvironmentConfig
@@ -43,6 +44,11 @@ class QuerySet(Source):
     limit: int | None = None
     """Only so many training queries, drawn by a hash of their ids."""
 
+    @property
+    def trained_on(self) -> dict[str, str]:
+        """What a model card says of it: {"dataset", "split"} of a BEIR set, {"pairs"} of a file (its name alone)."""
+        return {"dataset": Path(self.beir).name, "split": self.split} if self.beir else {"pairs": Path(self.name).name}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.split.startswith("train"):
@@ -68,8 +74,8 @@ class GRPOConfig:
     max_documents: int | None = None
     """Documents of the environment, at most: the positives of all queries, then others drawn by a hash."""
     from_rank: int = 1
-    """Only queries whose direct embedding finds its best positive at this rank or deeper when the run begins are trained
-    on: 2 leaves out those that need no reasoning, whose rollouts differ in cosine alone."""
+    """Only queries whose direct embedding finds its best positive at this rank or deeper when the run begins are
+    trained on: 2 leaves out those that need no reasoning, whose rollouts differ in cosine alone."""
     to_rank: int | None = None
     """And at this rank or higher: what lies far deeper is rarely found by any rollout."""
     queries_per_step: int = 8
@@ -159,8 +165,9 @@ class GRPOConfig:
         if self.group_size < 2:
             raise InputError(f"group_size must be 2 or more, not {self.group_size}: a rollout is judged by its group")
         at_least = dict.fromkeys(
-            ("from_rank", "queries_per_step", "max_reasoning_tokens", "max_query_tokens", "max_document_tokens", "epochs",
-             "minibatches", "rollouts_per_batch", "rows_per_chunk", "gauge_queries", "dev_queries", "dev_documents"), 1
+            ("from_rank", "queries_per_step", "max_reasoning_tokens", "max_query_tokens", "max_document_tokens",
+             "epochs", "minibatches", "rollouts_per_batch", "rows_per_chunk", "gauge_queries", "dev_queries",
+             "dev_documents"), 1
         )  # fmt: skip
         at_least |= dict.fromkeys(("resamples", "gauge_every", "gauge_rows", "samples", "samples_every"), 0)
         for name, least in at_least.items():

@@ -53,8 +53,8 @@ FREE_KEYS = frozenset(
         *("checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_first", "log_every"),
         *("patience", "time_limit_minutes"),
     )
-)
-"""What may change between two starts of one run: none of it alters a weight."""
+) | {"trained_on"}
+"""What may change between two starts of one run: none of it alters a weight (what was trained on has its own hash)."""
 
 
 class Task(Protocol):

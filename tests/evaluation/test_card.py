@@ -7,6 +7,7 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.evaluation.card import card, keep_run, write_card
+from search_r3.evaluation.rollout_rewards import FIGURES
 from search_r3.training.config import to_dict
 from search_r3.training.grpo_config import GRPOConfig, QuerySet, Source
 
@@ -62,7 +63,9 @@ def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
 def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: Path, tmp_path: Path) -> None:
     config = to_dict(GRPOConfig("stage1", [QuerySet(beir="scifact")], [Source(beir="scifact")], "out", from_rank=2))
     del config["queries"], config["corpus"]  # a run's config.json holds what decides it, not places
-    (run / "config.json").write_text(json.dumps(config | {"adapter_contract": "d" * 64}))
+    (run / "config.json").write_text(
+        json.dumps(config | {"adapter_contract": "d" * 64, "trained_on": [{"dataset": "scifact", "split": "train"}]})
+    )
     log = [
         {"step": 0, "dev": {"cosqa.dev.on": 0.5, "live.reward": 0.25}, "seconds": 1},
         {"step": 9, "loss": 0.3, "tokens": 1e6, "seconds": 3598},
@@ -74,15 +77,30 @@ def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: P
     for said in (
         "9 steps of 8 queries with 8 rollouts each (1.0 million tokens) in 1.00 hours",
         "the stage 1 adapter of contract `dddddddddddd`",
-        "at rank 2 or deeper",
+        "at rank 2 or deeper, of scifact (train)",
         "reward dcg_scaled of the first 10",
         "loss dapo, advantages standard",
         "KL to stage 1 0.02",
         "step 0: cosqa.dev.on 0.500; step 9: cosqa.dev.on 0.600",
-        "in a corpus encoded afresh: 0.250 before, 0.375 after",
+        "in the run's own corpus, which is refreshed in part: 0.250 before, 0.375 after",
     ):
         assert said in written, said
     assert "without the KL term" not in written
+    assert "analyses earn" not in written
+    side = {"figures": {name: {"mean": 0.25, "share_above_half": 0.5} for name in FIGURES}, "system": "before"}
+    side |= {
+        "emission_rate": dict.fromkeys(("sampled", "greedy"), 1.0),
+        "mean_tokens": dict.fromkeys(("sampled", "greedy"), 7.0),
+    }
+    difference = {"difference": 0.125, "low": 0.1, "high": 0.2, "p": 0.01}
+    measured = {"dataset": "scifact.dev", "num_queries": 9, "num_documents": 8, "before": side, "after": side}
+    measured["comparisons"] = dict.fromkeys(FIGURES, difference)
+    place = tmp_path / "results" / "rollouts" / "scifact.dev" / f"before--{adapter.name}.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(measured))
+    written = card(adapter, tmp_path / "kept", tmp_path / "results")
+    assert "## What its analyses earn\n\nscifact.dev: 9 queries, 8 documents" in written
+    assert "| sampled.dcg | 0.2500 | 0.2500 | 50.0% | 50.0% | +0.1250 | +0.1000 to +0.2000 | 0.0100 |" in written
 
 
 def test_a_folder_that_is_no_adapter_is_refused(run: Path, tmp_path: Path) -> None:
