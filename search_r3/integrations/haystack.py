@@ -1,0 +1,151 @@
+"""SearchR3 as Haystack 2 components: `SearchR3TextEmbedder` for queries, `SearchR3DocumentEmbedder` for documents.
+
+Both can be written to and read from a pipeline's YAML, so they are made from plain values; the model is loaded by
+`warm_up`.
+"""
+
+# No "from __future__ import annotations" here: Haystack reads the annotations of `run` as objects.
+
+from dataclasses import replace
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.integrations.encoding import EncodingConfig, TextEncoder
+
+try:
+    from haystack import Document, component, default_from_dict, default_to_dict
+except ImportError as error:
+    raise InputError("the Haystack components need haystack-ai: pip install 'search-r3[haystack]'") from error
+
+
+@component
+class SearchR3TextEmbedder:
+    """Embeds a query, after reasoning about it.
+
+    Args:
+        model: a name, a folder or a hub id; "" is the newest adapter.
+        reasoning, max_reasoning_tokens, device, dtype: see `search_r3.integrations.encoding.EncodingConfig`.
+
+    Raises:
+        InputError: a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str = "",
+        reasoning: bool = True,
+        max_reasoning_tokens: int = 32,
+        device: str | None = None,
+        dtype: str = "auto",
+    ) -> None:
+        config = EncodingConfig(
+            model=str(model), reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, device=device, dtype=dtype
+        )
+        self.encoder = TextEncoder(config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a pipeline's YAML holds it."""
+        config = self.encoder.config
+        return default_to_dict(
+            self,
+            model=config.model,
+            reasoning=config.reasoning,
+            max_reasoning_tokens=config.max_reasoning_tokens,
+            device=config.device,
+            dtype=config.dtype,
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "SearchR3TextEmbedder":
+        """The inverse of `to_dict`."""
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Load the model. Raises InputError if there is none by that name, or it is damaged."""
+        _ = self.encoder.model
+
+    @component.output_types(embedding=list[float], meta=dict[str, Any])
+    def run(self, text: str) -> dict[str, Any]:
+        """Embed a query; `meta` names the model and its contract. Raises InputError for an empty text."""
+        if not isinstance(text, str):
+            raise InputError(
+                f"SearchR3TextEmbedder takes one string, not a {type(text).__name__}; documents go to "
+                "SearchR3DocumentEmbedder"
+            )
+        return {"embedding": self.encoder.queries([text])[0], "meta": _meta(self.encoder)}
+
+
+@component
+class SearchR3DocumentEmbedder:
+    """Embeds documents, without reasoning.
+
+    Args:
+        model: a name, a folder or a hub id; "" is the newest adapter.
+        batch_size, max_length, device, dtype: see `search_r3.integrations.encoding.EncodingConfig`.
+        meta_fields_to_embed: fields of `meta` that are put before the content, such as "title".
+        embedding_separator: what stands between them; a blank, as in the model's training and in our own index.
+
+    Raises:
+        InputError: a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str = "",
+        batch_size: int = 32,
+        max_length: int | None = None,
+        meta_fields_to_embed: list[str] | None = None,
+        embedding_separator: str = " ",
+        device: str | None = None,
+        dtype: str = "auto",
+    ) -> None:
+        config = EncodingConfig(
+            model=str(model), batch_size=batch_size, max_length=max_length, device=device, dtype=dtype
+        )
+        self.encoder = TextEncoder(config)
+        self.meta_fields_to_embed = list(meta_fields_to_embed or [])
+        self.embedding_separator = embedding_separator
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a pipeline's YAML holds it."""
+        config = self.encoder.config
+        return default_to_dict(
+            self,
+            model=config.model,
+            batch_size=config.batch_size,
+            max_length=config.max_length,
+            meta_fields_to_embed=self.meta_fields_to_embed,
+            embedding_separator=self.embedding_separator,
+            device=config.device,
+            dtype=config.dtype,
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "SearchR3DocumentEmbedder":
+        """The inverse of `to_dict`."""
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Load the model. Raises InputError if there is none by that name, or it is damaged."""
+        _ = self.encoder.model
+
+    @component.output_types(documents=list[Document], meta=dict[str, Any])
+    def run(self, documents: list[Document]) -> dict[str, Any]:
+        """Copies of the documents with their embeddings; the given ones stay as they are.
+
+        Raises:
+            InputError: a document has no text to embed.
+        """
+        if not isinstance(documents, list) or any(not isinstance(document, Document) for document in documents):
+            raise InputError("SearchR3DocumentEmbedder takes a list of Documents; a query goes to SearchR3TextEmbedder")
+        rows = self.encoder.documents([self._text(document) for document in documents])
+        embedded = [replace(document, embedding=row) for document, row in zip(documents, rows, strict=True)]
+        return {"documents": embedded, "meta": _meta(self.encoder)}
+
+    def _text(self, document: Document) -> str:
+        fields = [document.meta.get(name) for name in self.meta_fields_to_embed]
+        return self.embedding_separator.join([str(f) for f in fields if f is not None] + [document.content or ""])
+
+
+def _meta(encoder: TextEncoder) -> dict[str, Any]:
+    return {"model": encoder.model.name, "contract_hash": encoder.model.contract_hash}

@@ -1,0 +1,114 @@
+"""SearchR3 for LangChain: `SearchR3Embeddings` for any vector store, `SearchR3Retriever` over an index of ours.
+
+Both are held to `langchain-tests`' standard suites (https://docs.langchain.com/oss/python/contributing/standard-tests-langchain).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from search_r3.errors import InputError
+from search_r3.integrations.encoding import EncodingConfig, TextEncoder, split_model
+from search_r3.integrations.searching import Searcher
+
+try:
+    from langchain_core.callbacks import CallbackManagerForRetrieverRun
+    from langchain_core.documents import Document
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.retrievers import BaseRetriever
+    from pydantic import ConfigDict, PrivateAttr
+except ImportError as error:
+    raise InputError("the LangChain adapter needs langchain-core: pip install 'search-r3[langchain]'") from error
+
+
+class SearchR3Embeddings(Embeddings):
+    """A SearchR3 model as LangChain's `Embeddings`; queries are reasoned about first, documents are not.
+
+    Example:
+        >>> embeddings = SearchR3Embeddings("search-r3-smollm2-135m-sft", reasoning=False)  # doctest: +SKIP
+        >>> embeddings.embed_query("how do I delete a folder")
+
+    Args:
+        model: a name, a folder, a hub id or a loaded SearchR3; None is the newest adapter.
+        settings: the fields of `search_r3.integrations.encoding.EncodingConfig`: reasoning, max_reasoning_tokens,
+            batch_size, max_length, device, dtype.
+
+    Raises:
+        InputError: a setting is wrong. The model is loaded, and refused if it is damaged, at first use.
+    """
+
+    def __init__(self, model: Any = None, **settings: Any) -> None:
+        name, loaded = split_model(model)
+        self.encoder = TextEncoder(EncodingConfig(model=name, **settings), loaded)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """One unit vector a text. Raises InputError for an empty text."""
+        return self.encoder.documents(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        """The unit vector of a query. Raises InputError for an empty text."""
+        return self.encoder.queries([text])[0]
+
+
+class SearchR3Retriever(BaseRetriever):
+    """A `search-r3` index as a LangChain retriever. What it finds are chunks; `metadata` says where they stand.
+
+    `metadata` holds the document's own fields and, over them, document, title, path, start_line, end_line and score.
+
+    Example:
+        >>> retriever = SearchR3Retriever(index="notes-index", k=3)  # doctest: +SKIP
+        >>> retriever.invoke("where did we decide on the licence", where="path LIKE '%.md'")
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    index: str | Path
+    """The index's folder, made by `search-r3 index`."""
+    model: Any = None
+    """The index's model, where it is not found by the name that the index keeps; or a loaded SearchR3."""
+    k: int = 5
+    """How many chunks; `invoke(query, k=...)` may ask for another number."""
+    mode: Literal["hybrid", "vector", "text"] = "hybrid"
+    """By meaning and by words, by meaning, or by words."""
+    reasoning: bool | Literal["auto"] = True
+    """Let the model analyse the query first; "auto" where its rule expects that to help."""
+    max_reasoning_tokens: int = 32
+    """Tokens that it may reason at most."""
+    where: str | None = None
+    """An SQL condition on the metadata, see `search-r3 search --help`."""
+    device: str | None = None
+    """ "cpu", "cuda", ...; None takes a GPU where there is one."""
+    dtype: str = "auto"
+    """See `SearchR3.from_pretrained`."""
+
+    _searcher: Searcher = PrivateAttr()
+
+    def __init__(self, **settings: Any) -> None:
+        """Open the index; raises InputError if it is not there. The model is loaded at the first search."""
+        super().__init__(**settings)
+        self._searcher = Searcher(self.index, self.model, device=self.device, dtype=self.dtype)
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        where: str | None = None,
+        reasoning: bool | Literal["auto"] | None = None,
+    ) -> list[Document]:
+        found = self._searcher.search(
+            query,
+            k=self.k if k is None else k,
+            mode=self.mode,
+            reasoning=self.reasoning if reasoning is None else reasoning,
+            max_reasoning_tokens=self.max_reasoning_tokens,
+            where=self.where if where is None else where,
+        )
+        return [Document(page_content=hit.text, id=hit.id, metadata=_metadata(hit)) for hit in found.hits]
+
+
+def _metadata(hit: Any) -> dict[str, Any]:
+    place = ("document", "title", "path", "start_line", "end_line", "score")
+    return {**hit.metadata, **{name: getattr(hit, name) for name in place}}

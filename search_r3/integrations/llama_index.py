@@ -1,0 +1,80 @@
+"""SearchR3 as a LlamaIndex embedding: as `embed_model` it reasons about queries, and embeds texts directly.
+
+Written against llama-index-core's `BaseEmbedding`, which tells queries from texts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.integrations.encoding import EncodingConfig, TextEncoder, split_model
+
+try:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from pydantic import Field, PrivateAttr
+except ImportError as error:
+    raise InputError("the LlamaIndex adapter needs llama-index-core: pip install 'search-r3[llama-index]'") from error
+
+
+class SearchR3Embedding(BaseEmbedding):
+    """A SearchR3 model as LlamaIndex's embedding.
+
+    Example:
+        >>> Settings.embed_model = SearchR3Embedding("search-r3-smollm2-135m-sft")  # doctest: +SKIP
+
+    Args:
+        model: a name, a folder, a hub id or a loaded SearchR3; None is the newest adapter.
+        reasoning, max_reasoning_tokens, max_length, device, dtype: see
+            `search_r3.integrations.encoding.EncodingConfig`.
+        others: LlamaIndex's own, such as embed_batch_size.
+
+    Raises:
+        InputError: a setting is wrong. The model is loaded, and refused if it is damaged, at first use.
+    """
+
+    reasoning: bool = Field(default=True, description="Analyse a query before it is embedded.")
+    max_reasoning_tokens: int = Field(default=32, description="Tokens that it may reason at most.")
+    max_length: int | None = Field(default=None, description="Tokens kept of each text.")
+    device: str | None = Field(default=None, description="cpu, cuda, ...; a GPU where there is one.")
+    dtype: str = Field(default="auto", description="auto, float32 or bfloat16.")
+
+    _encoder: TextEncoder = PrivateAttr()
+
+    def __init__(self, model: Any = None, **settings: Any) -> None:
+        if unknown := sorted(settings.keys() - type(self).model_fields.keys()):
+            known = ", ".join(type(self).model_fields)
+            raise InputError(f"unknown setting {unknown[0]!r} of {type(self).__name__}; known are model, {known}")
+        name, loaded = split_model(settings.pop("model_name", None) if model is None else model)
+        super().__init__(**{"embed_batch_size": 32, **settings, "model_name": name})
+        config = EncodingConfig(
+            model=name,
+            reasoning=self.reasoning,
+            max_reasoning_tokens=self.max_reasoning_tokens,
+            batch_size=self.embed_batch_size,
+            max_length=self.max_length,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        self._encoder = TextEncoder(config, loaded)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex records it."""
+        return "SearchR3Embedding"
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._encoder.queries([query])[0]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._encoder.documents([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self._encoder.documents(texts)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)

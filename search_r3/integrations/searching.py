@@ -1,0 +1,86 @@
+"""An index with its model, opened once and asked by several threads: what the retriever, agents and RAG search with.
+
+The model is loaded at the first search that needs one; it is the one that the index was made with.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from search_r3.index.search import SearchResult
+
+
+class Searcher:
+    """Searches one index.
+
+    Args:
+        index: the index's folder.
+        model: the index's model: a name, a folder, a hub id or a loaded SearchR3. None finds the one that the index
+            names.
+        device, dtype: see `SearchR3.from_pretrained`.
+
+    Raises:
+        InputError: there is no index, or it is damaged.
+    """
+
+    def __init__(self, index: str | Path, model: Any = None, *, device: str | None = None, dtype: str = "auto") -> None:
+        from search_r3.index.table import SearchIndex
+        from search_r3.integrations.encoding import split_model
+
+        self.path = Path(index)
+        self.index = SearchIndex.open(self.path)
+        self._name, self._model = split_model(model)
+        self._device, self._dtype = device, dtype
+        self._lock = threading.Lock()
+
+    @property
+    def model_name(self) -> str:
+        """What is loaded for a search. Raises InputError if the index's model has no known name here."""
+        from search_r3.model.listing import model_of_index
+
+        info = self.index.info
+        return self._name or model_of_index(info.model_name, info.model_source, self.path)
+
+    def load(self) -> Any:
+        """The index's model, loaded now if it was not yet. Raises InputError if it is not found or another one."""
+        with self._lock:
+            return self._load()
+
+    def search(
+        self,
+        query: str,
+        *,
+        k: int = 5,
+        mode: Literal["hybrid", "vector", "text"] = "hybrid",
+        reasoning: bool | Literal["auto"] = True,
+        max_reasoning_tokens: int = 32,
+        where: str | None = None,
+    ) -> SearchResult:
+        """`search_r3.index.SearchIndex.search`, with the model that belongs to the index.
+
+        Raises:
+            InputError: the query is empty, an option is wrong, or the model is not the index's.
+        """
+        with self._lock:
+            model = None if mode == "text" else self._load()
+            return self.index.search(
+                query,
+                model,
+                k=k,
+                mode=mode,
+                reasoning=reasoning,
+                max_reasoning_tokens=max_reasoning_tokens,
+                where=where,
+            )
+
+    def _load(self) -> Any:
+        if self._model is None:
+            from search_r3.model.searchr3 import SearchR3
+
+            model = SearchR3.from_pretrained(self.model_name, device=self._device, dtype=self._dtype)
+            self.index.check_model(model)
+            self._model = model
+        return self._model
