@@ -61,6 +61,7 @@ def measured(found: Gathered) -> Section:
         first = of[0]
         facts = [f"{first['num_queries']:,}", f"{first['num_documents']:,}", first["settings"].get("split", "")]
         sizes.append([name, *facts, str(len(of))])
+    commands = _values(r.get("command", "") for r in records)
     detail = [
         [
             r["dataset"],
@@ -69,7 +70,7 @@ def measured(found: Gathered) -> Section:
             str(r.get("dtype")),
             (r.get("commit") or "")[:7] + _dirty(r),
             f"{(r.get('seconds') or {}).get('queries', 0):,.1f}",
-            r.get("command", ""),
+            str(commands.index(r.get("command", "")) + 1),
         ]
         for r in records
     ]
@@ -77,7 +78,7 @@ def measured(found: Gathered) -> Section:
         Facts(rows),
         Table("sizes", "Data sets", ("data set", "queries", "documents", "split", "systems"), sizes, words=(3,)),
         Fold(
-            "Every run, with its command",
+            "Every run, and the commands",
             [
                 Table(
                     "runs",
@@ -85,8 +86,9 @@ def measured(found: Gathered) -> Section:
                     "queries (on a machine that did other work too: not a benchmark)",
                     ("data set", "system", "documents", "precision", "commit", "seconds", "command"),
                     detail,
-                    words=(1, 2, 3, 4, 6),
-                )
+                    words=(1, 2, 3, 4),
+                ),
+                Listing([f"Command {i}: {command}" for i, command in enumerate(commands, 1)]),
             ],
         ),
     ]
