@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -45,6 +46,7 @@ def make_server(config: ServerConfig, load: Callable[[], Loaded], **uvicorn_opti
         "timeout_graceful_shutdown": max(1, round(config.grace)),
         "timeout_keep_alive": 30,
     }
+    logging.getLogger("uvicorn.access").disabled = True  # it would write query strings
     server = Server(uvicorn.Config(app, **options | uvicorn_options), app.state.service)
     holder.append(server)
     return server

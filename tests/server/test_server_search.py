@@ -17,7 +17,14 @@ from search_r3.server.components import components
 from search_r3.server.schemas import check_filter, filter_pattern
 from search_r3.server.service import Loaded
 
-COLUMNS = {"title": "text", "start_line": "number", "year": "number", "old": "true/false", "we-ird": "text"}
+COLUMNS = {
+    "title": "text",
+    "start_line": "number",
+    "year": "number",
+    "old": "true/false",
+    "we-ird": "text",
+    "order": "text",
+}
 
 
 @pytest.mark.parametrize("reasoning", [True, False, 4])
@@ -129,7 +136,8 @@ def test_every_filter_that_is_let_through_is_one_the_index_understands(served: R
 @pytest.mark.parametrize(
     "where",
     ["", "title", "title = 1", "year = 'x'", "nope = 1", "title = 'a'; DROP TABLE x", "title = 'a' -- ", "1 = 1",
-     "title = 'a' and year = 1", "regexp_match(title, 'a')", "title = 'a'\n", "((title = 'a'))", "we-ird = 'x'"],
+     "title = 'a' and year = 1", "regexp_match(title, 'a')", "title = 'a'\n", "((title = 'a'))",
+     "start_line < 1.5", "we-ird = 'x'", "order = 'x'"],
 )  # fmt: skip
 def test_other_filters_are_refused_with_the_columns(where: str) -> None:
     with pytest.raises(InputError, match=r"columns: title \(text\)"):
