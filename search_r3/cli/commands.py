@@ -35,6 +35,7 @@ from search_r3.cli.options import (
 from search_r3.cli.reporting import report
 from search_r3.cli.rollouts import rollouts
 from search_r3.cli.serving import serve
+from search_r3.cli.sharing import export, mcp, pull, push
 from search_r3.cli.studying import study
 from search_r3.cli.training import data_app, plot, train_app
 
@@ -61,6 +62,8 @@ app.command()(study)
 app.command()(serve)
 app.command()(report)
 app.command()(rollouts)
+for sharing in (export, push, pull, mcp):
+    app.command()(sharing)
 
 
 class Mode(StrEnum):

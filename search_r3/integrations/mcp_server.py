@@ -1,0 +1,119 @@
+"""An index as a tool for agents: a server of the Model Context Protocol (https://modelcontextprotocol.io) over stdio.
+
+It has one tool, `search`. Standard output belongs to the protocol, so nothing else may write there.
+"""
+
+# No "from __future__ import annotations" here: the tool's annotations name an index's columns, so they must be objects.
+
+import threading
+from typing import Annotated, Any, Literal
+
+from search_r3 import __version__
+from search_r3.errors import InputError
+from search_r3.integrations.searching import Searcher
+
+try:
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.types import ToolAnnotations
+    from pydantic import BaseModel, Field
+except ImportError as error:
+    raise InputError("agents' access needs the package mcp, version 2: pip install 'search-r3[mcp]'") from error
+
+MAX_PASSAGES = 50
+"""What an agent may ask for at once; its context is small."""
+
+
+class Passage(BaseModel):
+    """One passage found."""
+
+    rank: int
+    id: str
+    title: str
+    text: str
+    path: str = Field(description="The file that it stands in; empty where the source was no file.")
+    start_line: int
+    end_line: int
+    score: float
+    metadata: dict[str, Any]
+
+
+class Found(BaseModel):
+    """What a search gives back."""
+
+    query: str
+    reasoning: str | None = Field(description="What the search model thought about the query before it searched.")
+    passages: list[Passage]
+
+
+def build_server(
+    searcher: Searcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
+) -> MCPServer:
+    """A server with the tool `search` over one index; `server.run()` serves standard input and output.
+
+    Args:
+        searcher: the opened index.
+        reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose.
+    """
+    info = searcher.index.info
+    about = f"{len(searcher.index):,} passages, embedded by {info.model_name}"
+    server = MCPServer(
+        "search-r3", instructions=f"Search the index {searcher.path.name}: {about}.", version=__version__
+    )
+
+    def search(
+        query: Annotated[str, Field(description="What to look for, in plain words: a question or key terms.")],
+        k: Annotated[int, Field(description="How many passages.", ge=1, le=MAX_PASSAGES)] = 5,
+        mode: Annotated[
+            Literal["hybrid", "vector", "text"],
+            Field(description="vector: by meaning; text: by exact words; hybrid: both. hybrid suits most questions."),
+        ] = "hybrid",
+        where: Annotated[
+            str | None,
+            Field(description=f"SQL condition on the fields {', '.join(searcher.index.columns)}; leave out for none."),
+        ] = None,
+    ) -> Found:
+        try:
+            found = searcher.search(
+                query, k=k, mode=mode, where=where, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens
+            )
+        except InputError as error:  # the agent can mend it: any other error is ours and hidden from it
+            raise ToolError(str(error)) from error
+        return Found(
+            query=found.query,
+            reasoning=found.reasoning.text if found.reasoning else None,
+            passages=[_passage(rank, hit) for rank, hit in enumerate(found.hits, start=1)],
+        )
+
+    server.add_tool(
+        search,
+        description=f"Search {searcher.path.name} ({about}) and return the passages that answer the query, best first, "
+        "with the places where they stand.",
+        annotations=ToolAnnotations(title="Search", read_only_hint=True, idempotent_hint=True, open_world_hint=False),
+    )
+    return server
+
+
+def serve_stdio(
+    searcher: Searcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
+) -> None:
+    """Serve until the client hangs up. The model is loaded meanwhile, so that the client need not wait to connect.
+
+    Raises:
+        InputError: the model that made the index has no known name here.
+    """
+    name = searcher.model_name
+    threading.Thread(target=_load_quietly, args=(searcher,), name=f"load {name}", daemon=True).start()
+    build_server(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens).run("stdio")
+
+
+def _load_quietly(searcher: Searcher) -> None:
+    try:
+        searcher.load()
+    except InputError:  # the first search raises it again, where the agent can read it
+        return
+
+
+def _passage(rank: int, hit: Any) -> Passage:
+    fields = Passage.model_fields.keys() - {"rank"}
+    return Passage(rank=rank, **{name: getattr(hit, name) for name in fields})

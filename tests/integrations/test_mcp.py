@@ -1,0 +1,76 @@
+"""An agent's program starts `search-r3 mcp`, speaks the Model Context Protocol with it, and searches."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from mcp import Client, StdioServerParameters, stdio_client
+
+from search_r3 import SearchR3
+from search_r3.cli import main
+from search_r3.integrations.mcp_server import build_server
+from search_r3.integrations.searching import Searcher
+
+
+def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
+    """The real command as a process: nothing but the protocol may come out of its standard output."""
+    command = ["-m", "search_r3", "mcp", str(tiny_index), "--budget", "3", "--device", "cpu"]
+    cache = os.environ.get("SEARCH_R3_CACHE")
+    environment = {"HF_HUB_OFFLINE": "1"} | ({"SEARCH_R3_CACHE": cache} if cache else {})
+
+    async def talk() -> None:
+        server = StdioServerParameters(command=sys.executable, args=command, env=environment)
+        async with Client(stdio_client(server)) as client:
+            (tool,) = (await client.list_tools()).tools
+            assert tool.name == "search"
+            assert set(tool.input_schema["properties"]) == {"query", "k", "mode", "where"}
+            assert tool.input_schema["required"] == ["query"]
+            assert "5 passages" in tool.description
+            assert tool.annotations.read_only_hint
+
+            done = await client.call_tool("search", {"query": "train to Vienna", "k": 2})
+            assert not done.is_error
+            assert len(done.structured_content["passages"]) == 2
+            assert done.structured_content["reasoning"] is not None
+
+            done = await client.call_tool("search", {"query": "nine", "mode": "text", "where": "lang = 'de'"})
+            assert done.structured_content["passages"] == []
+            done = await client.call_tool("search", {"query": "train to Vienna", "mode": "text"})
+            best = done.structured_content["passages"][0]
+            assert (best["rank"], best["id"], best["text"]) == (1, "train", "The train to Vienna leaves at nine.")
+            assert best["metadata"] == {"lang": "en"}
+            assert done.structured_content["reasoning"] is None
+
+            wrong = await client.call_tool("search", {"query": "train", "where": "colour = 'red'"})
+            assert wrong.is_error
+            assert "columns:" in wrong.content[0].text, "the agent must read what it can mend"
+            assert (await client.call_tool("search", {"query": " "})).is_error
+            assert (await client.call_tool("search", {"query": "train", "k": 0})).is_error
+
+    asyncio.run(asyncio.wait_for(talk(), timeout=300))
+
+
+def test_the_tool_finds_what_the_index_finds(tiny_index: Path, tiny: SearchR3):
+    searcher = Searcher(tiny_index, tiny)
+    server = build_server(searcher, reasoning=False)
+
+    async def ask() -> list[str]:
+        async with Client(server) as client:
+            done = await client.call_tool("search", {"query": "a file, line by line", "k": 3})
+            assert done.structured_content["reasoning"] is None
+            return [passage["id"] for passage in done.structured_content["passages"]]
+
+    expected = searcher.search("a file, line by line", k=3, reasoning=False)
+    assert asyncio.run(ask()) == [hit.id for hit in expected.hits]
+
+
+def test_a_terminal_and_a_missing_index_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    assert main(["mcp", str(tmp_path / "none")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main(["mcp", str(tmp_path / "none")]) == 2
+    assert "must start this" in capsys.readouterr().err
