@@ -144,7 +144,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist; give a recipe such as configs/data/fresh-2026.yaml") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day such as 2026-13-01
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error

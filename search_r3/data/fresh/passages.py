@@ -293,7 +293,8 @@ def _passage(
         return None
     key = f"{normalised_name(release.name)}:{where}" + (":module" if kind == "module" else "")
     title = module if kind != "module" else where
-    return Passage(key, release.name, kind, title, clip(text, config.max_chars), docstring)
+    whole = kind == "module" and "." not in where  # it says what the README says: nothing to ask it alone
+    return Passage(key, release.name, kind, title, clip(text, config.max_chars), None if whole else docstring)
 
 
 def without_first_paragraph(docstring: str) -> str:

@@ -201,7 +201,7 @@ def _subject(sentence: str) -> str:
     """A sentence without "name - " before it, its first article, and what stands behind a semicolon, a dash, "or None"
     or in brackets at its end."""
     text = re.sub(r"^([\w.-]+\s+(—|–|--|-)\s+)", "", sentence)
-    text = re.split(r";|\s(?:—|–|--)\s|,? or None\b", text)[0]
+    text = re.split(r";|\s(?:—|–|--)\s|,? or None\b|, else \w+$", text.rstrip("."))[0]
     text = re.sub(r"\s*\([^()]*\)\W*$", "", text)
     return re.sub(r"^(A|An|The)\s+(?=\S)", "", text).strip()
 
