@@ -21,12 +21,13 @@ DOCUMENT_ID = "^[A-Za-z0-9][A-Za-z0-9._~:/@+-]{0,255}$"
 FIELD_NAME = "^[a-z][a-z0-9_]{0,63}$"
 MAX_NUMBER = 1e15
 MAX_FILTER_CHARACTERS = 2000
-RESERVED = frozenset(
-    "all and any as asc between by case cast create cross current delete desc distinct drop else end except exists "
-    "false fetch for from full group having in inner insert intersect interval into is join left like limit natural "
-    "not null offset on or order outer right select set some table then to true union unique update using values when "
-    "where with".split()
+_SQL_WORDS = (
+    "all and any as asc between by case cast create cross current delete desc distinct drop else end except "
+    "exists false fetch for from full group having in inner insert intersect interval into is join left like "
+    "limit natural not null offset on or order outer right select set some table then to true union unique update "
+    "using values when where with"
 )
+RESERVED = frozenset(_SQL_WORDS.split())
 WHOLE = ("start_line", "end_line")  # the index keeps them as integers, and compares them with nothing else
 MAX_FIELDS = 50
 MAX_DOCUMENT_CHARACTERS = 1_000_000
@@ -125,8 +126,8 @@ def filter_pattern(columns: dict[str, str]) -> str:
     """The filters that a search takes over these columns, as a regular expression.
 
     Comparisons of a column with a value of its type, IN, LIKE, IS NULL and NOT, joined by AND and OR, in parentheses
-    one deep: SQL that is always valid and calls no functions. Columns whose names have other characters, or are words of
-    SQL, cannot be named.
+    one deep: SQL that is always valid and calls no functions. Columns whose names have other characters, or are
+    words of SQL, cannot be named.
     """
     text, whole, number = "'([^'\\u0000-\\u001f]|'')*'", "-?[0-9]{1,15}", "-?[0-9]{1,15}([.][0-9]{1,10})?"
     kinds = {
