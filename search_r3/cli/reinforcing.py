@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from search_r3.cli.dry_running import DryBase, DryGpus, DryRun, show_dry_run
 from search_r3.cli.options import Json, hush, print_json
 from search_r3.cli.training import train_app
 
@@ -21,6 +22,9 @@ def train_grpo(
     resume: Annotated[
         bool, typer.Option(help="Go on from the run folder's newest checkpoint; --no-resume starts from nothing.")
     ] = True,
+    dry_run: DryRun = False,
+    base: DryBase = None,
+    gpus: DryGpus = 1,
     as_json: Json = False,
 ) -> None:
     """Train stage 2: reinforce the reasoning and the embedding together, in a corpus that moves with the model.
@@ -31,10 +35,13 @@ def train_grpo(
 
     \b
     Example:  search-r3 train grpo configs/grpo/cpu.yaml --set adapter=runs/sft-cpu/adapter
-    Before:   search-r3 train sft CONFIG
+    Before:   search-r3 train sft CONFIG; train grpo CONFIG --dry-run
     Next:     search-r3 plot RUN; search-r3 evaluate --dataset scifact --system RUN/best
     """
     hush()
+    if dry_run:
+        show_dry_run("grpo", config, override or [], base, gpus, as_json)
+        return
     from search_r3.training import grpo
 
     folder = grpo.train_grpo(config, override or [], resume)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from search_r3.cli.dry_running import DryBase, DryGpus, DryRun, show_dry_run
 from search_r3.cli.options import (
     SETTINGS,
     BatchSize,
@@ -53,6 +54,9 @@ def train_sft(
     resume: Annotated[
         bool, typer.Option(help="Go on from the run folder's newest checkpoint; --no-resume starts from nothing.")
     ] = True,
+    dry_run: DryRun = False,
+    base: DryBase = None,
+    gpus: DryGpus = 1,
     as_json: Json = False,
 ) -> None:
     """Train stage 1: the model learns to embed, directly and behind its own reasoning.
@@ -62,10 +66,13 @@ def train_sft(
 
     \b
     Example:  search-r3 train sft configs/CONFIG.yaml --set loop.steps=200
-    Before:   search-r3 data build RECIPE pairs.jsonl
+    Before:   search-r3 data build RECIPE pairs.jsonl; train sft CONFIG --dry-run
     Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
     """
     hush()
+    if dry_run:
+        show_dry_run("sft", config, override or [], base, gpus, as_json)
+        return
     from search_r3.training import sft
 
     folder = sft.train_sft(config, override or [], resume)

@@ -1,0 +1,185 @@
+"""How much memory one GPU needs for a training step, by a formula over the model's sizes and the recipe's lengths.
+
+It counts what our own forward pass (`policy`, `losses`) keeps for the backward pass, tensor by tensor; `dry_run` holds
+it to what a step of a cut model was seen to take. Not counted: torch's own context (about 0.5 GB), fragmentation, and
+the evaluations between steps.
+
+Letters: N tokens of a backbone call with their padding, L of one row, P of the shared prefix, D hidden size, A width of
+all query heads, K of all key heads, F of the MLP, R rank of LoRA, V tokens of the vocabulary, T positions with logits;
+c bytes of a product's operand: 2 under bf16 autocast, else 4. Weights, residual stream and optimiser are float32.
+
+    layer     N (8 D + g c D + c A (3 + 2 (P + L) / L) + 4 c F + 7 c R)
+              8 D: the residual stream at both norms; g: inputs of LoRA's A matrices, 5 copies where they are cast
+              (q, k, v, gate, up), 2 where they are not; 3 A: queries, what attention gives, and that again before the
+              output matrix; 2 A (P + L) / L: keys and values of every query head, of the prefix too; F: gate, silu,
+              up, their product. Eager attention keeps heads (P + L) (4 + c) for each token on top.
+    cast      c x the backbone's matrices for each backbone call that the graph holds: autocast makes a bf16 copy of a
+              frozen float32 matrix at every call, and its backward pass keeps it. Nothing without autocast.
+    calls     one for the prefix of each conversation and one for each chunk of rows; with gradient_cache all prefixes,
+              but only one chunk, computed again in the backward pass, when the logits are gone.
+    logits    SFT: T V (2 c + 16), T over both conversations: the logits, the base's, log-softmax for the cross-entropy,
+              and log-softmax, softmax and difference for the KL; beside them 20 T V of the larger conversation while
+              its KL is computed. GRPO: T V (2 c + 4), and 8 T V of gradients.
+    backward  the gradient of a layer's inner tensors, about one layer's activations of one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes.
+
+    Attributes:
+        layers, hidden, heads, kv_heads, head_size, width: of the decoder (`width` is the MLP's).
+        vocabulary: tokens that have logits.
+        parameters: of the base, in all.
+        matrices: parameters of the decoder's linear layers, without embeddings and head.
+        trainable: parameters that are trained.
+        rank: of LoRA.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    width: int
+    vocabulary: int
+    parameters: int
+    matrices: int
+    trainable: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A conversation of a step: rows behind one prefix.
+
+    Attributes:
+        rows: how many.
+        tokens: of a row, padding included.
+        prefix: tokens of the shared prefix.
+        answers: positions with logits, of all rows together.
+    """
+
+    rows: int
+    tokens: int
+    prefix: int
+    answers: int = 0
+
+    @property
+    def all_tokens(self) -> int:
+        """Of the prefix once, and of the rows."""
+        return self.prefix + self.rows * self.tokens
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a step's memory depends on beside the model and the rows.
+
+    Attributes:
+        chunk: rows of a backbone call.
+        gradient_cache: see `policy.Policy`.
+        autocast: products in bf16.
+        eager: attention that writes its weights down.
+        stage: "sft" or "grpo", which losses are on the logits.
+        base: the base's logits are computed too (a KL).
+    """
+
+    chunk: int
+    gradient_cache: bool
+    autocast: bool
+    eager: bool
+    stage: str
+    base: bool
+
+    @property
+    def operand(self) -> int:
+        """Bytes of a value that is multiplied."""
+        return 2 if self.autocast else 4
+
+
+def weights(shape: Shape) -> int:
+    """Bytes of the frozen base and the adapter, float32."""
+    return 4 * (shape.parameters + shape.trainable)
+
+
+def optimiser(shape: Shape) -> int:
+    """Bytes of AdamW's two moments, float32."""
+    return 8 * shape.trainable
+
+
+def gradients(shape: Shape, gpus: int = 1) -> int:
+    """Bytes of the trainable weights' gradients, float32; DDP's buckets hold them once more."""
+    return 4 * shape.trainable * (2 if gpus > 1 else 1)
+
+
+def layer_bytes(shape: Shape, tokens: int, row: int, prefix: int, how: Conditions) -> int:
+    """Bytes that one decoder layer keeps of `tokens` tokens in rows of `row`, behind a prefix."""
+    c, heads = how.operand, shape.heads * shape.head_size
+    copies = 5 if how.autocast else 2
+    each = 8 * shape.hidden + copies * c * shape.hidden + c * heads * (3 + 2 * (prefix + row) / row)
+    each += 4 * c * shape.width + 7 * c * shape.rank
+    if how.eager:
+        each += shape.heads * (prefix + row) * (4 + c)
+    return round(tokens * each)
+
+
+def activations(shape: Shape, parts: list[Part], how: Conditions) -> dict[str, int]:
+    """Bytes kept for the backward pass: "layers", and "casts" of frozen matrices.
+
+    Of both, "again" is what gradient_cache computes again once the logits are gone; "backward" is the backward pass's
+    own, beside them.
+    """
+    layers = casts = largest = again = 0
+    cast = how.operand * shape.matrices if how.autocast else 0
+    for part in parts:
+        prefix = shape.layers * layer_bytes(shape, part.prefix, part.prefix, 0, how)
+        size = min(how.chunk, part.rows)
+        chunk = layer_bytes(shape, size * part.tokens, part.tokens, part.prefix, how)
+        largest = max(largest, chunk)
+        layers, casts = layers + prefix, casts + cast
+        if not how.gradient_cache:
+            layers += shape.layers * layer_bytes(shape, part.rows * part.tokens, part.tokens, part.prefix, how)
+            casts += cast * -(-part.rows // how.chunk)
+    if how.gradient_cache:
+        layers, casts, again = layers + shape.layers * largest, casts + cast, shape.layers * largest + cast
+    return {"layers": layers, "casts": casts, "again": again, "backward": largest}
+
+
+def logits(shape: Shape, parts: list[Part], how: Conditions) -> int:
+    """Bytes of the logits and of what the losses make of them, at the worst moment."""
+    positions, most = sum(part.answers for part in parts), max((part.answers for part in parts), default=0)
+    c, kept = how.operand, 0
+    if not positions:
+        return 0
+    head = c * shape.vocabulary * shape.hidden if how.autocast else 0  # its bf16 copy, as for the other matrices
+    calls = sum(part.answers > 0 for part in parts)
+    if how.stage == "grpo":
+        kept = positions * ((1 + how.base) * c + (4 if how.autocast else 0) + 8)
+    else:
+        kept = positions * ((1 + how.base) * c + 4 + 12 * how.base) + most * (20 if how.base else 8)
+    return kept * shape.vocabulary + head * calls
+
+
+def live_copy(shape: Shape, how: Conditions, most_copied: int) -> tuple[int, int]:
+    """Bytes of the merged copy that samples and encodes, and of the moment in which it is made (float32 first).
+
+    Larger models than `most_copied` parameters are used in place.
+    """
+    if shape.parameters > most_copied:
+        return 0, 0
+    return how.operand * shape.parameters, 4 * (shape.parameters + shape.trainable)
+
+
+def cache(shape: Shape, rows: int, tokens: int, value: int) -> int:
+    """Bytes of keys and values of `rows` rows of `tokens` tokens, `value` bytes each."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_size * rows * tokens * value
+
+
+def environment(documents: int, hidden: int, value: int, graph_width: int) -> tuple[int, int]:
+    """Bytes of the corpus's matrix (on the GPU) and of its versions and graph (in the host's memory)."""
+    return documents * hidden * value, documents * (8 + 8 * graph_width)
