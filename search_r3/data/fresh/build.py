@@ -34,6 +34,8 @@ from search_r3.files import atomic_path, atomic_write_text
 
 FORMAT = "search-r3 data fresh, 1"
 """In every manifest; raised when the same inputs would give another set."""
+PROGRAM = ("clean", "wordsets", "sources/base", "sources/docstrings", "sources/querystyle", "synthesis/roundtrip")
+"""Of this room's other modules, those that do; when one changes, a set that is there counts as another's."""
 SPLIT = "test"
 BLOCK = 128
 """Questions ranked at once."""
@@ -80,10 +82,14 @@ def build_fresh(
     releases = _read_releases(config, lookup, say)
     run = _run_key(config, releases, writer)
     finished = _finished(into)
-    if finished is not None and finished.get("run") == run:
+    made = {"format": FORMAT, "program": program(), "run": run}
+    if finished is not None and all(finished.get(key) == value for key, value in made.items()):
         return finished
     if finished is not None and not force:
-        raise InputError(f"{into} is there already and was made from other inputs; name another folder, or use --force")
+        raise InputError(
+            f"{into} is there already and was made from other inputs, or by another version of this program; name "
+            "another folder, or use --force"
+        )
     dropped: dict[str, Counter[str]] = defaultdict(Counter)
     passages = _corpus(config, releases, dropped)
     say(f"{len(passages):,} documents of {len(releases)} packages")
@@ -106,9 +112,7 @@ def build_fresh(
             {f"q{number}": questions[identity] for number, identity in enumerate(kept, start=1)},
             {f"q{number}": {identity: 1} for number, identity in enumerate(kept, start=1)},
         )
-        manifest, note = describe(
-            {"format": FORMAT, "run": run}, config, releases, passages, questions, kept, ranks, members, dropped, writer
-        )
+        manifest, note = describe(made, config, releases, passages, questions, kept, ranks, members, dropped, writer)
         _write(into, dataset, manifest, note)
         shutil.rmtree(scratch, ignore_errors=True)
     return _finished(into) or manifest
@@ -146,6 +150,13 @@ def _run_key(config: FreshConfig, releases: Sequence[Release], writer: Writer | 
     skipped = [[list(one.skip), list(one.older)] for one in config.packages]
     values = [FORMAT, settings, packages, skipped, dict(writer.identity) if writer else None]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def program() -> str:
+    """SHA-256 of the modules that decide which documents and questions there are, 16 hex digits."""
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*.py")), *(here.parent / f"{name}.py" for name in PROGRAM)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 # -------------------------------------------------------------------------------------------------------------- corpus

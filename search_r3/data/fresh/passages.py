@@ -292,7 +292,7 @@ def _passage(
         dropped[f"short {kind}"] += 1
         return None
     key = f"{normalised_name(release.name)}:{where}" + (":module" if kind == "module" else "")
-    title = module if kind != "module" else where
+    title = f"{release.name} {module}"
     whole = kind == "module" and "." not in where  # it says what the README says: nothing to ask it alone
     return Passage(key, release.name, kind, title, clip(text, config.max_chars), None if whole else docstring)
 

@@ -28,8 +28,11 @@ from search_r3.data.wordsets import words_of
 WEB_SHARE = 0.6
 """Of docstrings' sentences that are put as people type them; the rest stay sentences (as `data build` does)."""
 MIN_TELLING = 3
-"""Telling words that a question needs unless it names its package, which then needs `MIN_NAMED`."""
+"""Telling words that a docstring's sentence needs."""
 MIN_NAMED = 2
+"""... and a heading."""
+TELLING_ALONE = 5
+"""Telling words with which a question may stand without the name of its package."""
 MAX_WORDS = 20
 """Of a question: nobody types more, and a longer sentence cut short often loses its sense."""
 COPIED = 4
@@ -71,7 +74,7 @@ _POINTS = re.compile(
     r"\b(this|these|those|above|below|here|former|latter|following|previous|said|see|phase|ticket|issue|PR)\b", re.I
 )
 _CODE = re.compile(r"[(){}\[\]=<>/\\|@$]|\w_\w|\.\w+\b(?<!\.\d)|--\w|::")
-_SYMBOLS = re.compile(r"\w_\w|\bADR\b|[\[\]{}=<>|@$]|\(\s*\w*\s*,|\w\(|^(\w+\s){0,2}\w+:")
+_SYMBOLS = re.compile(r"\w_\w|\bADR\b|\?.|[\[\]{}=<>|@$]|\(\s*\w*\s*,|\w\(|^(\w+\s){0,2}\w+:")
 """Of a sentence: brackets of code, or a label before a colon."""
 _ARGUMENT = re.compile(r"(?<!`)`{1,2}[a-z]{1,12}`{1,2}|(?<![*\w])\*[a-z]+\*(?![*\w])")
 """A lower-case name in code type: an argument, which means nothing to who has not seen the function."""
@@ -97,7 +100,7 @@ def draft_questions(
         else:
             sentence = first_sentence(passage.asked) or ""
             core = _subject(sentence)
-            question, reason = docstring_question(core, passage.package, draw)
+            question, reason = docstring_question(core, passage.package, draw, named_share)
             if _ARGUMENT.search(passage.asked[: len(sentence)]):
                 reason = reason or "names an argument"
         reason = reason or leak(passage, question, core)
@@ -136,8 +139,8 @@ def heading_question(
         return "", "heading that fits many sections"
     if _POINTS.search(heading):
         return "", "points at its surroundings"
-    named = draw.random() < named_share or len(telling) < MIN_TELLING
-    if len(telling) < (MIN_NAMED if named else MIN_TELLING):
+    named = draw.random() < named_share or len(telling) < TELLING_ALONE
+    if len(telling) < MIN_NAMED:
         return "", "heading of too few telling words"
     first, _, rest = heading.partition(" ")
     verb = _base_of_gerund(first) or (first.lower() if first.lower() in VERBS and rest else None)
@@ -154,8 +157,11 @@ def heading_question(
     return core, ""
 
 
-def docstring_question(sentence: str, package: str, draw: random.Random) -> tuple[str, str]:
-    """(a question, "") from a docstring's first sentence, "" where it has none that is fit; or ("", why not)."""
+def docstring_question(sentence: str, package: str, draw: random.Random, named_share: float) -> tuple[str, str]:
+    """(a question, "") from a docstring's first sentence, "" where it has none that is fit; or ("", why not).
+
+    A sentence of few telling words names its package: "replace rule matches" alone could be any package's.
+    """
     if not sentence:
         return "", "docstring without a sentence fit for a question"
     if _POINTS.search(sentence):
@@ -167,12 +173,20 @@ def docstring_question(sentence: str, package: str, draw: random.Random) -> tupl
         return "", "sentence that is partly code"
     if len(plain.split()) > MAX_WORDS:
         return "", "sentence of too many words"
+    named = draw.random() < named_share or len(telling_words(sentence, package)) < TELLING_ALONE
+    question = plain.rstrip(".")
     if draw.random() < WEB_SHARE and len(plain.split()) <= MAX_WEB_WORDS:  # a longer one would be cut
         question = as_web_query(plain, draw)
-        if len(telling_words(question, package)) < MIN_TELLING:
-            return "", "too few telling words once it is shortened"
-        return question, ""
-    return plain.rstrip("."), ""
+    if question.count("(") != question.count(")") or len(telling_words(question, package)) < MIN_TELLING:
+        return "", "no question once it is shortened"
+    if named and not set(words_of(package)) <= set(words_of(question)):
+        place = re.search(r"\bpython\b", question)
+        if question.endswith("?"):
+            return f"{package}: {question}", ""
+        question = (
+            f"{question[: place.start()]}{package}{question[place.end() :]}" if place else f"{question} in {package}"
+        )
+    return question, ""
 
 
 def leak(passage: Passage, question: str, core: str) -> str:

@@ -142,15 +142,16 @@ def test_headings_become_what_people_type():
     def asked(heading: str, named_share: float) -> set[str]:
         return {heading_question(heading, "tidewater", random.Random(n), named_share)[0] for n in range(30)}
 
-    assert asked("Converting chart datums", 0) == {"how to convert chart datums", "convert chart datums"}
-    assert asked("Converting chart datums", 1) == {
-        "how to convert chart datums in tidewater",
-        "convert chart datums in tidewater",
-    }
+    long = "Converting chart datums between neighbouring harbour offices"
+    core = long.removeprefix("Converting ")
+    assert asked(long, 0) == {f"how to convert {core}", f"convert {core}"}
+    assert asked(long, 1) == {f"how to convert {core} in tidewater", f"convert {core} in tidewater"}
     assert asked("Storm Surges", 0) == {"storm surges in tidewater", "tidewater storm surges"}  # too few words alone
-    assert asked("Why do surges outrun the moon?", 0) == {"Why do surges outrun the moon?"}
-    assert asked("Why do surges outrun the moon", 1) == {"tidewater: Why do surges outrun the moon?"}
-    assert asked("Storm surges of NOAA stations in iCal", 0) == {"storm surges of NOAA stations in iCal"}
+    why = "Why do storm surges outrun lunar gravity in estuaries?"
+    assert asked(why, 0) == {why}
+    assert asked(why.rstrip("?"), 1) == {f"tidewater: {why}"}
+    names = "Storm surges of NOAA stations in iCal calendars"
+    assert asked(names, 0) == {f"storm{names[5:]}"}
 
 
 @pytest.mark.parametrize(
@@ -165,9 +166,24 @@ def test_headings_become_what_people_type():
     ],
 )
 def test_sentences_that_ask_nothing_are_refused_with_a_reason(sentence, reason):
-    question, why = docstring_question(sentence, "tidewater", random.Random(0))
+    question, why = docstring_question(sentence, "tidewater", random.Random(0), 0.5)
     assert question == ""
     assert reason in why
+
+
+def test_sentences_become_what_people_type_and_name_the_package_where_they_say_little_alone():
+    def asked(sentence: str, named_share: float) -> set[str]:
+        return {docstring_question(sentence, "tidewater", random.Random(n), named_share)[0] for n in range(40)}
+
+    short = asked("Replace seiche markers by placeholders", 0)
+    assert all("tidewater" in question for question in short)
+    assert {
+        "tidewater replace seiche markers by placeholders",
+        "Replace seiche markers by placeholders in tidewater",
+    } <= short
+    long = "Estimate slack current duration around lunar noon near estuaries"
+    assert not any("tidewater" in question for question in asked(long, 0))
+    assert all("tidewater" in question for question in asked(long, 1))
 
 
 def test_telling_words_are_those_that_are_no_ones_heading():
