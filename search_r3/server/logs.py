@@ -42,9 +42,9 @@ def log(event: str, level: int = logging.INFO, error: BaseException | None = Non
     logging.getLogger(LOGGER).log(level, event, extra={"fields": fields})
 
 
-def log_to(stream: TextIO = sys.stderr) -> None:
-    """Send our lines, and uvicorn's own, to `stream`."""
-    handler = logging.StreamHandler(stream)
+def log_to(stream: TextIO | None = None) -> None:
+    """Send our lines, and uvicorn's own, to `stream`, by default standard error."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     for name in (LOGGER, "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)

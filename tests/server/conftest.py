@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from search_r3 import SearchR3
 from search_r3.index.build import build_index
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex
+from search_r3.server.logs import LOGGER
 from search_r3.server.service import Loaded
 
 DOCUMENTS = [
@@ -19,6 +21,17 @@ DOCUMENTS = [
     SourceDocument("zug", "", "Der Zug nach Wien fährt um neun.", {"lang": "de", "year": 2021}),
     SourceDocument("train", "", "The train to Vienna leaves at nine.", {"lang": "en", "old": True}),
 ]
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """What `serve` does to the process's loggers ends with the test."""
+    loggers = [logging.getLogger(name) for name in (LOGGER, "uvicorn", "uvicorn.error")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

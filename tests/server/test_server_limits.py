@@ -65,17 +65,12 @@ def test_health_tells_of_loading_and_failing(tiny: SearchR3) -> None:
         assert server.embed("x").status == 200
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error(capsys) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error() -> None:
     def load() -> Loaded:
         raise InputError("no such model")
 
-    handlers = {name: logging.getLogger(name).handlers for name in (LOGGER, "uvicorn")}
-    try:
-        with pytest.raises(InputError, match="no such model"):
-            serve("127.0.0.1", 0, ServerConfig(), load)
-    finally:
-        for name, held in handlers.items():
-            logging.getLogger(name).handlers = held
+    with pytest.raises(InputError, match="no such model"):
+        serve("127.0.0.1", 0, ServerConfig(), load)
 
 
 def test_keys_are_asked_for_before_anything_is_read(tiny: SearchR3) -> None:

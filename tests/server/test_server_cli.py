@@ -1,0 +1,67 @@
+"""`search-r3 serve` as its users run it: it starts, answers, stops on SIGTERM, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from serving_tools import eventually
+
+from search_r3.cli import main
+from search_r3.server.run import listen
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status == 200
+    except urllib.error.HTTPError:
+        return False
+
+
+def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "search_r3", "serve", "--model", str(tiny_model), "--port", "0", "--device", "cpu"]
+    environment = os.environ | {"SEARCH_R3_API_KEY": "key-of-the-variable"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+        assert process.stderr is not None
+        lines = (json.loads(line) for line in process.stderr if line.startswith("{"))
+        url = next(line["url"] for line in lines if line["event"] == "listening")
+        eventually(lambda: answers(url + "/health"), 120)
+        body = json.dumps({"model": "tiny-llama-base", "input": "hello"}).encode()
+        request = urllib.request.Request(url + "/v1/embeddings", body, {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=60)
+        request.add_header("Authorization", "Bearer key-of-the-variable")
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert len(json.load(response)["data"][0]["embedding"]) == 32
+        process.send_signal(signal.SIGTERM)
+        left = list(lines)
+        assert process.wait(60) in (0, -signal.SIGTERM)  # uvicorn raises the signal again once all is done
+    assert left[-1]["event"].startswith("Finished server process")
+
+
+def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    taken = listen("127.0.0.1", 0)
+    port = str(taken.getsockname()[1])
+    (tmp_path / "keys").write_text("")
+    for arguments, words in [
+        (["nowhere"], ["nowhere does not exist", "search-r3 index"]),
+        (["--model", str(tiny_model), "--port", port], [f"cannot listen on 127.0.0.1:{port}", "--port"]),
+        (["--model", str(tiny_model), "--api-key-file", str(tmp_path / "keys")], ["holds no API key"]),
+        (["--timeout", "0"], ["timeout is 0.0", "seconds"]),
+        (["--queue", "0"], ["--queue", "search-r3 serve --help"]),
+        (["--model", str(tmp_path / "none"), "--port", "0"], ["none"]),
+    ]:
+        assert main(["serve", *arguments]) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("{")]
+        assert len(error) == 1
+        assert error[0].startswith("error: ")
+        assert all(word in error[0] for word in words), error
+    taken.close()
