@@ -26,6 +26,7 @@ from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.data.parts import SUFFIX, Parts, key_of
 from search_r3.data.sources.base import DAMAGED, Built
 from search_r3.data.sources.own import default_name
+from search_r3.data.yamlfile import parse_yaml
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 
@@ -184,7 +185,7 @@ def _finished_before(again: bool, built: Built) -> str:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give a recipe such as configs/data/first.yaml") from error
     except (OSError, UnicodeDecodeError) as error:

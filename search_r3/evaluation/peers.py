@@ -153,9 +153,11 @@ def _from_spec(source: str) -> PeerConfig:
 def _from_file(path: Path) -> PeerConfig:
     import yaml
 
+    from search_r3.data.yamlfile import parse_yaml
+
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+            values = parse_yaml(file)
     except OSError as error:
         raise InputError(f"cannot read the system {path}: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:

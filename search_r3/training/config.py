@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from search_r3.data.yamlfile import parse_yaml
 from search_r3.errors import InputError
 
 Config = TypeVar("Config")
@@ -137,7 +138,7 @@ def load_config(path: str | Path, cls: type[Config], overrides: Iterable[str] = 
         if not separator or not all(key.split(".")):
             raise InputError(f"--set {override}: expected section.key=value, such as loop.steps=10")
         try:
-            value = yaml.load(text, _UniqueKeys)
+            value = parse_yaml(text, _UniqueKeys)
         except yaml.YAMLError as error:
             raise InputError(f"--set {override}: the value is not valid YAML: {_yaml_problem(error)}") from error
         section = raw
@@ -197,7 +198,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        raw = parse_yaml(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise InputError(f"no configuration file at {path}; check the path") from None
     except OSError as error:
