@@ -61,7 +61,10 @@ class Prompts:
         """The inverse of `to_dict`. Raises InputError for a conversation that is missing or malformed."""
         names = [f.name for f in fields(cls)]
         try:
-            return cls(**{name: Conversation(**data[name]) for name in names})
+            made = cls(**{name: Conversation(**data[name]) for name in names})
+            if not all(isinstance(text, str) for talk in made.to_dict().values() for text in talk.values()):
+                raise TypeError("a conversation's parts are texts")
+            return made
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint's prompts must hold {', '.join(names)}: {error}") from error
 

@@ -79,6 +79,10 @@ class Contract:
     def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
         """Read a record. Raises InputError when it is malformed or of a newer format; `where` is named in it."""
         record = dict(record)
+        for name, kind in _TYPES.items():
+            value = record.get(name, kind())
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise InputError(f"{where}: {name} is {value!r}, not {_NAMES[kind]}; the checkpoint is damaged")
         if record.get("format", 0) > FORMAT:
             raise InputError(f"{where} was written by a newer Search-R3 (format {record['format']}); upgrade it")
         if record.pop("embed_token", EMBED_TOKEN) != EMBED_TOKEN:
@@ -87,6 +91,13 @@ class Contract:
             return cls(**record | {"prompts": Prompts.from_dict(record["prompts"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"{where} is no embedding contract: {error}") from error
+
+
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("base", "base_weights", "adapter_weights", "chat_template", "pooling"), str),
+    **dict.fromkeys(("embed_token_id", "dimension", "format"), int),
+}
+_NAMES = {str: "a text", int: "a whole number"}
 
 
 @dataclass
@@ -177,7 +188,11 @@ def _read_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        # Said, and not left to defaults: no code of the folder is run, and no pickle is read.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return tokenizer, AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         message = f"{folder} is not a causal language model that transformers can read: {_first_line(error)}"
         raise InputError(message) from error

@@ -103,9 +103,9 @@ def _read(name: str, source: str | Path) -> Architecture:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        return Architecture(
-            name, AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source), stand_in=False
-        )
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return Architecture(name, config, tokenizer, stand_in=False)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         known = ", ".join(KNOWN)

@@ -209,7 +209,7 @@ def token_counter(model: str) -> Callable[[str], int]:
     from search_r3.model.searchr3 import encode_as_text
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(model))
+        tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, InputError):
             raise
