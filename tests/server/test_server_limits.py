@@ -179,6 +179,7 @@ def test_the_queued_work_of_a_client_that_hung_up_is_dropped(held: Held) -> None
         assert first.get().status == 200
         assert server.embed("x").status == 200
         assert held.passes == [("document", 1), ("document", 1)]
+        assert 'search_r3_dropped_total{reason="hung up"} 1.0' in server.ask("GET", "/metrics").body.decode()
 
 
 def test_reasoning_stops_when_nobody_waits_for_it(tiny: SearchR3) -> None:
