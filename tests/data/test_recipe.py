@@ -119,7 +119,9 @@ def test_a_missing_recipe_is_named(tmp_path):
         build_pairs(tmp_path / "none.yaml", tmp_path / "out.jsonl")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("fresh-*.yaml"))), ids=lambda path: path.stem
+)
 def test_the_recipes_that_we_ship_are_valid(path):
     assert _read_recipe(path)["sources"]
 
