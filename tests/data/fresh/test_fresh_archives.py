@@ -92,10 +92,10 @@ def test_bombs_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
         info = tarfile.TarInfo("x" * 90)
         info.type, info.size = tarfile.XHDTYPE, 2_000_000_000
         handle.write(info.tobuf())
-        for _ in range(5):
+        for _ in range(9):
             handle.write(b"\0" * 1_000_000)
     for path in (zipped, packed, endless):
-        with pytest.raises(InputError, match=r"refused|cannot be read"):
+        with pytest.raises(InputError, match="unpacks to more than 3,000,000 bytes"):
             read_archive(path)
 
 

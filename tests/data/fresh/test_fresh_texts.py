@@ -199,6 +199,7 @@ def test_no_question_stands_in_its_document_or_in_another():
     sentence = "Search the nearest harbour by bisection of table rows."
     assert leak(one("a", sentence, body), "python search nearest harbour", sentence) == "stands in its own document"
     assert leak(one("a", "Harbour tables", "tides"), "harbour tables", "harbour tables") == ""
+    assert leak(one("a", "Harbour tables", "Harbour tables!"), "harbour tables", "harbour tables") != ""
     dropped: dict[str, Counter[str]] = defaultdict(Counter)
     kept = draft_questions(
         [
