@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -82,7 +83,8 @@ def build_fresh(
     releases = _read_releases(config, lookup, say)
     run = _run_key(config, releases, writer)
     finished = _finished(into)
-    made = {"format": FORMAT, "program": program(), "run": run}
+    # Newer Pythons parse newer code, so the version may decide which documents there are.
+    made = {"format": FORMAT, "program": program(), "python": ".".join(platform.python_version_tuple()[:2]), "run": run}
     if finished is not None and all(finished.get(key) == value for key, value in made.items()):
         return finished
     if finished is not None and not force:
