@@ -24,7 +24,7 @@ PARTS = {"sample", "embed", "sync", "refresh", "reward", "forward_backward", "ot
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """benchmarks/grpo.py, its workers run in this process: the real ones only import everything again."""
     from accelerate.state import AcceleratorState
     from transformers.utils import logging
@@ -53,14 +53,14 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.fixture
 def run(
-    benchmark: ModuleType, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
     def run(*arguments: str) -> dict[str, Any]:
         write_pairs(tmp_path / "pairs.jsonl", docstring_pairs(["json", "logging", "email"])[0])
         fixed = ["--tiny", "--adapter", tiny_model, "--pairs", tmp_path / "pairs.jsonl", "--json", tmp_path / "o.json"]
         options = ["--dtype", "float32", "--documents", "24", "--peer-attention", "sdpa"]
         monkeypatch.setattr(sys, "argv", ["grpo.py", *map(str, fixed), *options, *arguments])
-        benchmark.main()
+        script.main()
         return json.loads((tmp_path / "o.json").read_text())
 
     return run
@@ -122,7 +122,7 @@ def test_the_report_has_its_parts_and_both_did_the_same(run: Callable[..., dict[
     ],
 )
 def test_a_peer_that_is_not_the_same_is_refused(
-    fault: str, message: str, benchmark: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    fault: str, message: str, script: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("grpo_peer")
     original = module.Peer
@@ -158,19 +158,19 @@ def test_a_lighter_peer_in_bfloat16_agrees_too_and_the_report_shows_it(
 
 
 def test_what_fails_in_the_trainers_thread_fails_here(
-    benchmark: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("no reward today")
 
     module = importlib.import_module("grpo_peer")
     monkeypatch.setattr(module.Peer, "embed", broken)
-    monkeypatch.setattr(benchmark, "agree", lambda *_: {})
+    monkeypatch.setattr(script, "agree", lambda *_: {})
     with pytest.raises(ZeroDivisionError, match="no reward today"):
         run("--steps", "1")
 
 
-def test_a_completion_ends_as_our_rollouts_do(benchmark: ModuleType) -> None:
+def test_a_completion_ends_as_our_rollouts_do(script: ModuleType) -> None:
     embed, stop = 9, 7
     peer = importlib.import_module("grpo_peer").Peer.__new__(importlib.import_module("grpo_peer").Peer)
     peer.embed_id, peer.config = embed, SimpleNamespace(max_reasoning_tokens=3)
@@ -183,11 +183,11 @@ def test_a_completion_ends_as_our_rollouts_do(benchmark: ModuleType) -> None:
 
 
 def test_the_peer_takes_the_precision_and_then_the_attention_that_are_fastest(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     takes = {("autocast", "sdpa"): 3.0, ("bfloat16", "sdpa"): 2.0, ("float32", "sdpa"): 4.0, ("bfloat16", "eager"): 1.0}
 
-    class Fake(benchmark.System):  # type: ignore[name-defined,misc]
+    class Fake(script.System):  # type: ignore[name-defined,misc]
         def __init__(self, name: str, spec: Any, warmup: int) -> None:
             self.spec = spec
 
@@ -198,24 +198,22 @@ def test_the_peer_takes_the_precision_and_then_the_attention_that_are_fastest(
         def step(self, number: int) -> float:
             return takes[self.spec.precision, self.spec.attention]
 
-    monkeypatch.setattr(benchmark, "System", Fake)
-    values = dict.fromkeys(benchmark.Spec.__dataclass_fields__, "") | {"precision": "autocast"}
+    monkeypatch.setattr(script, "System", Fake)
+    values = dict.fromkeys(script.Spec.__dataclass_fields__, "") | {"precision": "autocast"}
     options = SimpleNamespace(peer_precision="auto", peer_attention="auto")
-    chosen, trial = benchmark.chosen_peer(benchmark.Spec(**values), options)
+    chosen, trial = script.chosen_peer(script.Spec(**values), options)
     assert (chosen.precision, chosen.attention) == ("bfloat16", "eager")
     assert sorted(trial.values()) == [1.0, 2.0, 3.0, 4.0]
     options = SimpleNamespace(peer_precision="autocast", peer_attention="eager")
-    chosen, trial = benchmark.chosen_peer(benchmark.Spec(**values), options)
+    chosen, trial = script.chosen_peer(script.Spec(**values), options)
     assert (chosen.precision, chosen.attention, trial) == ("autocast", "eager", {})
 
 
-def test_a_tiny_run_writes_nothing_where_real_results_are(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tiny_run_writes_nothing_where_real_results_are(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Any] = []
-    monkeypatch.setattr(benchmark, "write_report", lambda *a, **k: written.append(a))
-    monkeypatch.setattr(benchmark, "prepare", lambda *_: (None, {}))
-    monkeypatch.setattr(benchmark, "speed", lambda *_: {})
+    monkeypatch.setattr(script, "write_report", lambda *a, **k: written.append(a))
+    monkeypatch.setattr(script, "prepare", lambda *_: (None, {}))
+    monkeypatch.setattr(script, "speed", lambda *_: {})
     monkeypatch.setattr(sys, "argv", ["grpo.py", "--tiny"])
-    benchmark.main()
+    script.main()
     assert not written

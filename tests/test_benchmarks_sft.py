@@ -22,7 +22,7 @@ MODULES = ("common", "sft_systems", "sft")
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """benchmarks/sft.py, its workers run in this process: the real ones only import everything again."""
     monkeypatch.syspath_prepend(FOLDER)
     for name in MODULES:
@@ -43,14 +43,14 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.fixture
 def run(
-    benchmark: ModuleType, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
     def run(*arguments: str) -> dict[str, Any]:
         write_pairs(tmp_path / "pairs.jsonl", docstring_pairs(["json", "logging", "email"])[0])
         fixed = ["--tiny", "--model", tiny_model, "--pairs", tmp_path / "pairs.jsonl", "--json", tmp_path / "out.json"]
         options = ["--dtype", "float32", "--rounds", "2", "--chunk", "3", "--cached-pairs", "8"]
         monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, fixed), *options, *arguments])
-        benchmark.main()
+        script.main()
         return json.loads((tmp_path / "out.json").read_text())
 
     return run
@@ -113,14 +113,14 @@ def test_a_peer_that_is_not_the_same_is_refused(
 
 
 def test_a_tiny_run_writes_nothing_where_real_results_are(
-    benchmark: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    script: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run("--only", "cache", "--rounds", "1")
     written: list[Any] = []
-    monkeypatch.setattr(benchmark, "write_report", lambda *a, **k: written.append(a))
+    monkeypatch.setattr(script, "write_report", lambda *a, **k: written.append(a))
     at = sys.argv.index("--json")
     monkeypatch.setattr(sys, "argv", [*sys.argv[:at], *sys.argv[at + 2 :]])
-    benchmark.main()
+    script.main()
     assert not written
 
 
