@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_processes
 
 from search_r3.environment.corpus import LiveCorpus
 from search_r3.environment.refresh import RefreshConfig
@@ -69,6 +69,6 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_hold_the_same_corpus(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    run_processes(work, str(tmp_path))
     assert (tmp_path / "done-0").exists()
     assert (tmp_path / "done-1").exists()

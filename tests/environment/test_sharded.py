@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_processes
 
 from search_r3.environment.corpus import LiveCorpus
 from search_r3.environment.graph import NeighbourGraph
@@ -122,6 +122,6 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_are_one_corpus(tmp_path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    run_processes(work, str(tmp_path))
     assert (tmp_path / "done-0").exists()
     assert (tmp_path / "done-1").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_processes
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -129,7 +129,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_compute_the_loss_and_gradients_of_the_global_batch(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    run_processes(work, str(tmp_path))
     assert (tmp_path / "done-0").exists()
     assert (tmp_path / "done-1").exists()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_processes
 from tiny_grpo import optimizer_of, some_pairs, task_of, write_recipe
 
 from search_r3 import SearchR3
@@ -478,7 +478,7 @@ def work(rank: int, stage_one: str, folder: str) -> None:
 
 
 def test_a_process_with_nothing_to_learn_from_joins_in(stage_one: Path, tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(stage_one), str(tmp_path)), nprocs=2)
+    run_processes(work, str(stage_one), str(tmp_path))
     assert (tmp_path / "done-0").exists()
     assert (tmp_path / "done-1").exists()
 

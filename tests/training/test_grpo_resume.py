@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from accelerate import Accelerator
+from processes import run_processes
 from tiny_grpo import task_of, write_recipe
 
 from search_r3.errors import InputError
@@ -165,5 +165,5 @@ def test_two_processes_resume_inside_of_a_round(stage_one: Path, tmp_path: Path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(two, args=(port, str(stage_one), str(tmp_path)), nprocs=2)
+    run_processes(two, port, str(stage_one), str(tmp_path))
     assert (tmp_path / "done").exists()

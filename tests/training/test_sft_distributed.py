@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_processes
 
 from search_r3.data.pairs import TrainingPair
 from search_r3.model import checkpoint as checkpoints
@@ -70,4 +70,4 @@ def work(rank: int, folder: str, model: str, memory: int) -> None:
 
 
 def test_two_processes_have_the_gradient_of_one(tiny_model: Path, tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path), str(tiny_model), 16), nprocs=2)
+    run_processes(work, str(tmp_path), str(tiny_model), 16)
