@@ -12,7 +12,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -20,7 +19,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from search_r3.errors import InputError
@@ -34,8 +32,8 @@ from search_r3.server.intake import HungUp
 from search_r3.server.logs import log
 from search_r3.server.metrics import CONTENT_TYPE
 from search_r3.server.service import Loaded, Service
+from search_r3.server.web_page import add_page
 
-PAGE = Path(__file__).with_name("page")
 CLOSED_REQUEST = 499
 """nginx's status for a client that went away; only the log and the figures see it."""
 
@@ -133,8 +131,7 @@ def _add_rest(app: FastAPI, service: Service) -> None:
         description = await asyncio.to_thread(describe, service)
         return HTMLResponse(render(description, str(request.base_url).rstrip("/")))
 
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    add_page(app)
 
 
 async def _api_error(_: Request, error: Exception) -> Response:
