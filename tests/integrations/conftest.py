@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,30 +47,9 @@ def tiny_index(tiny: SearchR3, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that nobody trained, far from its base: LoRA on all linear layers and the embed token's row."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from search_r3.model import checkpoint
-
-    loaded = checkpoint.load_base(tiny_model, dtype=torch.float32)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        settings = LoraConfig(
-            r=2,
-            target_modules="all-linear",
-            init_lora_weights=False,
-            trainable_token_indices=[loaded.contract.embed_token_id],
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(loaded.model, settings)
-        for name, weight in model.named_parameters():
-            if "trainable_tokens_delta" in name:
-                torch.nn.init.normal_(weight, std=0.5)
-    folder = tmp_path_factory.mktemp("adapters") / "tiny-adapter"
-    checkpoint.save_adapter(model, loaded.contract, folder)
-    SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)
+def tiny_adapter(tiny_model: Path, save_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that nobody trained, far from its base, with a README."""
+    folder = save_adapter(tiny_model, tmp_path_factory.mktemp("adapters") / "tiny-adapter")
     head = "---\nlicense: apache-2.0\nbase_model: someone/tiny\n---\n"
     body = "\n# tiny-adapter\n\n```sh\n# a comment\n```\n\n## Use\n"
     (folder / "README.md").write_text(head + body, encoding="utf-8")

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from search_r3.data.beir import refuse_unknown
+from search_r3.data.yamlfile import parse_yaml
 from search_r3.errors import InputError
 
 KINDS = ("section", "module", "class", "function")
@@ -139,12 +140,12 @@ def read_config(inputs: Sequence[str], changes: dict[str, Any] | None = None) ->
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give a recipe such as configs/data/fresh-2026.yaml") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day such as 2026-13-01
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
