@@ -6,8 +6,6 @@ committed; run again, it recognises those chunks by their hashes and goes on.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -23,12 +21,11 @@ from filelock import FileLock, Timeout
 from search_r3.errors import InputError
 from search_r3.index.chunking import Chunk, chunk_document
 from search_r3.index.readers import Skipped, SourceDocument
+from search_r3.index.rows import as_arrow, checked_vectors, make_row, where_from
 from search_r3.index.table import (
-    COLUMNS,
     COMPLETE,
     CONTENT,
     FORMAT_VERSION,
-    METADATA,
     ROW_HASH,
     TEXT_HASH,
     VECTOR,
@@ -37,7 +34,6 @@ from search_r3.index.table import (
     SearchIndex,
     create_table,
     ensure_full_text,
-    metadata_columns,
     missing_columns,
     open_table,
     pa,
@@ -150,13 +146,13 @@ class _Build:
         """Embed what is new among `chunks` and commit the rows that changed."""
         rows = []
         for chunk in chunks:
-            place = f"{chunk.path} line {chunk.start_line}" if chunk.path else f'document "{chunk.document}"'
+            place = where_from(chunk)
             if chunk.id in self.seen:
                 raise InputError(
                     f'the id "{chunk.id}" comes twice: at {self.seen[chunk.id]} and at {place}; give each its own'
                 )
             self.seen[chunk.id] = place
-            row = self._row(chunk, place)
+            row = make_row(chunk, self.max_length)
             if self.row_hashes.get(chunk.id) == row[ROW_HASH]:
                 self.report.unchanged += 1
             else:
@@ -198,23 +194,6 @@ class _Build:
             self.table.tags.delete(COMPLETE)
         self.touched = True
 
-    def _row(self, chunk: Chunk, place: str) -> dict[str, Any]:
-        content = f"{chunk.title} {chunk.text}" if chunk.title else chunk.text
-        row: dict[str, Any] = {
-            "id": chunk.id,
-            "document": chunk.document,
-            "title": chunk.title,
-            "path": chunk.path,
-            "start_line": chunk.start_line,
-            "end_line": chunk.end_line,
-            CONTENT: content,
-            METADATA: json.dumps(chunk.metadata, ensure_ascii=False, sort_keys=True),
-            TEXT_HASH: _hash(self.max_length, content),
-        }
-        row[ROW_HASH] = _hash(*row.values())
-        row[COLUMNS] = metadata_columns(chunk.metadata, place)
-        return row
-
     def _vectors(self, rows: list[dict[str, Any]]) -> np.ndarray:
         """(len(rows), dimension) float32: from the index where it holds the same text, else from the model."""
         vector_of: dict[str, np.ndarray] = {}
@@ -234,38 +213,13 @@ class _Build:
             encoded = self.model.encode_document(
                 texts, batch_size=self.batch_size, show_progress_bar=False, max_length=self.max_length
             )
-            matrix = self._checked(encoded, [row["id"] for row in new.values()])
+            matrix = checked_vectors(encoded, [row["id"] for row in new.values()], self.model)
             vector_of.update(zip(new, matrix, strict=True))
             self.report.embedded += len(texts)
         return np.stack([vector_of[row[TEXT_HASH]] for row in rows])
 
-    def _checked(self, encoded: Any, ids: list[str]) -> np.ndarray:
-        matrix = np.asarray(encoded, dtype=np.float32)
-        expected = (len(ids), self.model.dimension)
-        if matrix.shape != expected:
-            raise InputError(
-                f"the model {self.model.name} gave embeddings of shape {matrix.shape} where {expected} was expected; "
-                "nothing of this batch was written; check the checkpoint"
-            )
-        good = np.isfinite(matrix).all(axis=1) & (np.abs(matrix).max(axis=1, initial=0.0) > 0)
-        if not good.all():
-            wrong = int(np.flatnonzero(~good)[0])
-            what = "all zeros" if np.isfinite(matrix[wrong]).all() else "NaN or infinite values"
-            raise InputError(
-                f'the model {self.model.name} gave an embedding with {what} for "{ids[wrong]}" ({(~good).sum()} of '
-                f"{len(ids)} texts); nothing of this batch was written; check the checkpoint and its dtype"
-            )
-        return matrix
-
     def _merge(self, rows: list[dict[str, Any]], vectors: np.ndarray) -> None:
-        arrays = []
-        for column in self.table.schema:
-            if column.name == VECTOR:
-                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]))
-            else:
-                values = [row.get(column.name, row[COLUMNS].get(column.name)) for row in rows]
-                arrays.append(pa.array(values, column.type))
-        batch = pa.Table.from_arrays(arrays, names=[column.name for column in self.table.schema])
+        batch = as_arrow(rows, vectors, self.table.schema)
         self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(batch)
 
 
@@ -295,10 +249,6 @@ def _batches(documents: Iterable[SourceDocument], count: int, report: IndexRepor
                 batch = []
     if batch:
         yield batch
-
-
-def _hash(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
 @contextmanager
