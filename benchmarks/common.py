@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3.evaluation.provenance import provenance
+from search_r3.evaluation.provenance import git_commit, provenance
 from search_r3.files import atomic_write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
@@ -44,7 +44,7 @@ class Comparison:
 
     def figures(self) -> dict[str, float | int]:
         """For the JSON: four significant digits."""
-        return {k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in asdict(self).items()}
+        return {k: v if isinstance(v, int) else rounded(v) for k, v in asdict(self).items()}
 
 
 def side_by_side(
@@ -91,6 +91,54 @@ def compare(ours: Sequence[float], peer: Sequence[float]) -> Comparison:
         ratio_max=max(ratios),
         rounds=len(ratios),
     )
+
+
+def rounded(value: float) -> float:
+    """Four significant digits, for the JSON."""
+    return float(f"{value:.4g}")
+
+
+def ratio_figures(name: str, measured: Comparison) -> dict[str, float]:
+    """The ratio with its extremes, for the JSON."""
+    ratios = {"": measured.ratio, "_min": measured.ratio_min, "_max": measured.ratio_max}
+    return {name + end: rounded(ratio) for end, ratio in ratios.items()}
+
+
+def ratio_cell(measured: Comparison) -> str:
+    """The ratio with its extremes, for the table."""
+    return f"{measured.ratio:.2f} ({measured.ratio_min:.2f}-{measured.ratio_max:.2f})"
+
+
+def say(line: str) -> None:
+    """Progress, on standard error: on a CPU a round of the real model takes a while."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def shrunk(model: str, folder: Path, seed: int = 0) -> Path:
+    """A random two-layer model of the same architecture, with the same tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from search_r3.model.bundled import resolve
+
+    source = resolve(model)
+    config = AutoConfig.from_pretrained(source)
+    config.update(
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "layer_types": None,
+            "initializer_range": 0.2,  # far enough from zero that different texts get different embeddings
+        }
+    )
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
 
 
 def _seconds(run: Callable[[], Any], device: str) -> float:
@@ -203,6 +251,46 @@ def write_report(name: str, figures: dict[str, Any], *, device: str, seed: int, 
     target = output or RESULTS / f"{name}.json"
     atomic_write_text(target, json.dumps({"benchmark": name, **record, "figures": figures}, indent=2) + "\n")
     return target
+
+
+class Kept:
+    """Measurements in a file of `folder`, by name, so that a run that was killed goes on with those that are missing.
+
+    Raises:
+        SystemExit: the folder holds measurements that were made under other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._path = folder / "measured.json"
+        self._settings = json.loads(json.dumps(settings))
+        self._commit = git_commit()
+        self._values: dict[str, dict[str, Any]] = {}
+        if self._path.exists():
+            record = json.loads(self._path.read_text(encoding="utf-8"))
+            old = record["settings"]
+            other = sorted(k for k in {*old, *self._settings} if old.get(k) != self._settings.get(k))
+            if other:
+                found = ", ".join(f"{k} {old.get(k)!r} (now {self._settings.get(k)!r})" for k in other)
+                raise SystemExit(f"{folder} holds measurements with {found}; give another folder")
+            self._values = record["values"]
+
+    def measure(self, name: str, run: Callable[[], Any]) -> Any:
+        """The value of `name` if it is there, else what `run` returns, which is then kept."""
+        if name not in self._values:
+            self._values[name] = {"commit": self._commit, "value": json.loads(json.dumps(run()))}
+            record = {"settings": self._settings, "values": self._values}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(self._path, json.dumps(record) + "\n")
+        return self._values[name]["value"]
+
+    def has(self, name: str) -> bool:
+        """Whether `name` was measured."""
+        return name in self._values
+
+    @property
+    def commits(self) -> list[str]:
+        """The commits that the measurements are of: one, unless the source changed while they were made."""
+        return sorted({str(one["commit"]) for one in self._values.values()})
 
 
 class Table:

@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Table, Worker, write_report
+from common import RESULTS, Table, Worker, rounded, say, write_report
 from environment_drift import ASSUMED, Drift, drift_json, measure, read_drift
 from environment_million import Spec
 from environment_plot import PANELS, draw
 from environment_recording import Recording
-from environment_replay import MATCHED, PARTS, RANDOM, SELECTIVE, policies, replay, rounded, summary
+from environment_replay import MATCHED, PARTS, RANDOM, SELECTIVE, policies, replay, summary
 from environment_worlds import RecordedWorld, SimulatedWorld, Simulation
 
 from search_r3.environment.graph import NeighbourGraph
@@ -375,11 +374,6 @@ def tabled(records: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         policy: {name: {"steps": steps, "values": [rounded(v) for v in values]} for name, (steps, values) in of.items()}
         for policy, of in drawn(records).items()
     }
-
-
-def say(text: str) -> None:
-    """Progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

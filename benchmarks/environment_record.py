@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 import yaml
+from common import say
 from environment_recording import FACTS, begin, frame_path, write
 
 from search_r3 import SearchR3
@@ -254,11 +254,6 @@ def rollouts_of(
         "rollouts": torch.stack([torch.from_numpy(rollout.embedding).float() for rollout in sampled]),
         "rollout_queries": torch.tensor(batch).repeat_interleave(options.rollouts),
     }
-
-
-def say(text: str) -> None:
-    """Progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

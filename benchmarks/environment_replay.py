@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import rounded, say
 from environment_worlds import Moment, World
 from torch import Tensor
 
@@ -67,7 +67,7 @@ def replay(
             live = RetrievalEnvironment(_copy(moment.truth), config, graph=own, seed=seed)
         records.append(_step(live, moment))
         if time.monotonic() - last > 20:
-            print(f"  {label}: step {moment.step}", file=sys.stderr, flush=True)
+            say(f"  {label}: step {moment.step}")
             last = time.monotonic()
     return records
 
@@ -143,11 +143,6 @@ def summary(records: list[dict[str, Any]], rows: int) -> dict[str, Any]:
     return {k: v if isinstance(v, int) else rounded(v) for k, v in kept.items()} | {
         "seconds": {part: rounded(value) for part, value in seconds.items()}
     }
-
-
-def rounded(value: float) -> float:
-    """Four significant digits."""
-    return float(f"{value:.4g}")
 
 
 def _mean(records: list[dict[str, Any]], name: str) -> float:

@@ -29,9 +29,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Table, Worker, compare, give_memory_back, in_turns, serve, write_report
+from common import (
+    RESULTS,
+    Table,
+    Worker,
+    compare,
+    give_memory_back,
+    in_turns,
+    ratio_cell,
+    ratio_figures,
+    rounded,
+    say,
+    serve,
+    shrunk,
+    write_report,
+)
 from grpo_systems import PARTS, SEED, Spec, config_of, load
-from sft import distinct, ratio_cell, ratio_figures, rounded, say, shrunk
+from sft import distinct
 
 from search_r3.data.pairs import write_pairs
 

@@ -18,14 +18,25 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import Comparison, Table, Worker, compare, in_turns, serve, write_report
+from common import (
+    Table,
+    Worker,
+    compare,
+    in_turns,
+    ratio_cell,
+    ratio_figures,
+    rounded,
+    say,
+    serve,
+    shrunk,
+    write_report,
+)
 from sft_systems import SEED, Spec, load
 
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
@@ -153,33 +164,6 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
     }
 
 
-def shrunk(model: str, folder: Path) -> Path:
-    """A random two-layer model of the same architecture, with the same tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from search_r3.model.bundled import resolve
-
-    source = resolve(model)
-    config = AutoConfig.from_pretrained(source)
-    config.update(
-        {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "layer_types": None,
-            "initializer_range": 0.2,  # far enough from zero that different texts get different embeddings
-        }
-    )
-    torch.manual_seed(SEED)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
-
-
 def distinct(files: list[str]) -> list[TrainingPair]:
     """The pairs in a fixed random order, no query or positive twice: the peer knows no false negatives to leave out."""
     if files:
@@ -296,22 +280,6 @@ def cache(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rounded(value: float) -> float:
-    """Four significant digits, for the JSON."""
-    return float(f"{value:.4g}")
-
-
-def ratio_figures(name: str, measured: Comparison) -> dict[str, float]:
-    """The ratio with its extremes, for the JSON."""
-    ratios = {"": measured.ratio, "_min": measured.ratio_min, "_max": measured.ratio_max}
-    return {name + end: rounded(ratio) for end, ratio in ratios.items()}
-
-
-def ratio_cell(measured: Comparison) -> str:
-    """The ratio with its extremes, for the table."""
-    return f"{measured.ratio:.2f} ({measured.ratio_min:.2f}-{measured.ratio_max:.2f})"
-
-
 def precision(bf16: bool) -> str:
     """The key of `TOLERANCE`."""
     return "bfloat16" if bf16 else "float32"
@@ -355,11 +323,6 @@ class System(Worker):
         first = {f"first_{key}": self.first[key] for key in ("loss", "gradient_norm", "tokens", "tokens_sha256")}
         pairs = {"pairs_per_step": self.spec.pairs_per_step, "attention": self.spec.attention}
         return {**pairs, **self.about, **first, "peak_bytes": self.peak_bytes}
-
-
-def say(line: str) -> None:
-    """Progress, on standard error: on a CPU a step of the real model takes a while."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def check_agreement(ours: System, other: System, bf16: bool) -> None:
