@@ -22,6 +22,7 @@ from search_r3.model.engines.sessions import (
     TransformersSession,
     merge_projections,
 )
+from search_r3.model.engines.slots import Slots
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the key-value cache once fewer than this share of its rows still write."""
@@ -104,6 +105,19 @@ class TorchEngine:
             if progress:
                 progress(len(chosen))
         return [generation for generation in out if generation is not None]
+
+    def slots(self, prefix: Sequence[int]) -> Slots:
+        """Rows behind `prefix` that are continued side by side, each joining and leaving when it likes."""
+        return Slots(
+            prefix,
+            start=self._start,
+            open_session=self._session,
+            head=self.head,
+            device=self.model.device,
+            embed_id=self.embed_id,
+            stop_ids=self.stop_ids,
+            vocabulary=self.vocabulary,
+        )
 
     def _continue(
         self,

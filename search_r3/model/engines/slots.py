@@ -1,0 +1,269 @@
+"""Rows that are continued side by side though each joined at a time of its own: continuous batching (Orca, OSDI 2022).
+
+A row that joins is prefilled with those that join at the same time, and its keys and values are copied into a slot;
+from then on all rows share one pass a token. A row that ends leaves at once, and the last row moves into its slot, so
+the rows stay dense. What a row writes does not depend on the others: each has its own positions and its own mask.
+
+A new token stands in the same column of the cache for all rows, so a row that joined late has a gap: it sees the
+columns before `start` and those from `begin` on. `_align` closes the gaps when they have grown.
+
+Letters in shapes: B rows, L tokens, V vocabulary, D dimension, P tokens of the shared prefix, T columns of the cache,
+K key-value heads, E dimension of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_r3.model.engines.base import Generation
+from search_r3.model.engines.sessions import Prefix, Session
+
+MAX_GAP = 32
+"""Columns that no row needs, before the gaps are closed: attention reads them for nothing."""
+COLUMNS = 64
+"""The cache grows by so many columns at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did to one row: `token` was written, or the row has ended as `done` and left."""
+
+    handle: int
+    token: int | None = None
+    done: Generation | None = None
+
+
+@dataclass(slots=True)
+class _Row:
+    handle: int
+    budget: int
+    start: int  # it sees the columns before this one,
+    begin: int  # and those from this one on
+    written: list[int] = field(default_factory=list)
+
+    def length(self, columns: int) -> int:
+        """Tokens in the cache, the prefix included; the next token's position."""
+        return self.start + columns - self.begin
+
+
+class Slots:
+    """Rows behind one prefix that join and leave between steps; greedy. One thread at a time.
+
+    Args:
+        prefix: what every row begins with; its keys and values are computed once (by `start`).
+        start: a session that holds the keys and values of a prefix for so many rows, with room for so many tokens more.
+        open_session: a session that holds keys and values (B, K, T, E), as `Session.prefix` gives them for one row.
+        head: states (B, D) to logits (B, V).
+        device: where all that is.
+        embed_id: the token whose state is the embedding.
+        stop_ids: end-of-turn tokens (S,); a row that writes one has missed the embed token.
+        vocabulary: ids from here on are never written.
+    """
+
+    def __init__(
+        self,
+        prefix: Sequence[int],
+        *,
+        start: Callable[[Sequence[int], int, int], Session],
+        open_session: Callable[[Prefix, int, int], Session],
+        head: Callable[[Tensor], Tensor],
+        device: Any,
+        embed_id: int,
+        stop_ids: Tensor,
+        vocabulary: int,
+    ) -> None:
+        self.prefix = tuple(prefix)
+        self._begin_session, self._open_session, self._head, self._device = start, open_session, head, device
+        self._embed_id, self._stop_ids, self._vocabulary = embed_id, stop_ids, vocabulary
+        self._handles = 0
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the cache that a step reads."""
+        return self._columns
+
+    def clear(self) -> None:
+        """Let go of all rows and of their memory."""
+        self._rows: list[_Row] = []
+        self._columns = 0
+        self._held: Prefix = []  # each layer's keys and values, (slots, K, columns that there is room for, E)
+        self._state_BD: Tensor | None = None  # where each row's next token comes from
+        self._session: Any = None  # reads and writes `_held`, where its kind can
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
+        """Prefill `prefix + row` for each row, to be continued from the next step on by at most its budget.
+
+        Returns each row's handle. If it raises, no row has joined and the others are as they were.
+        """
+        longest = max(len(row) for row in rows)
+        ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._device)
+        last_B = torch.tensor([len(row) - 1 for row in rows], device=self._device)
+        position_BL = len(self.prefix) + torch.arange(longest, device=self._device).expand(len(rows), -1)
+        session = self._begin_session(self.prefix, len(rows), longest)
+        state_BD = session.feed(ids_BL, position_BL, None, last_B)  # padding is on the right: causality ignores it
+        pairs = _cached(session)
+
+        size, lengths = len(self._rows), [len(self.prefix) + len(row) for row in rows]
+        columns = max(self._columns, *lengths)
+        self._reserve(pairs, size + len(rows), columns + 1)
+        end = max(lengths)
+        for (keys, values), (new_keys, new_values) in zip(self._held, pairs, strict=True):
+            keys[size : size + len(rows), :, :end] = new_keys[:, :, :end]
+            values[size : size + len(rows), :, :end] = new_values[:, :, :end]
+            for part in (keys, values):  # what is masked must be finite: 0 times what lay there could be NaN
+                part[size : size + len(rows), :, end:columns] = 0
+                part[:size, :, self._columns : columns] = 0
+        if columns > self._columns:  # the columns that come in between are nobody's
+            self._align(columns)
+        added = [
+            _Row(self._handles + place, budget, length, columns)
+            for place, (budget, length) in enumerate(zip(budgets, lengths, strict=True))
+        ]
+        self._handles += len(added)
+        self._rows += added
+        self._state_BD = state_BD if self._state_BD is None else torch.cat([self._state_BD, state_BD])
+        return [row.handle for row in added]
+
+    @torch.inference_mode()
+    def step(self) -> list[Step]:
+        """Write one token of every row, in one pass; rows that end are embedded by the same pass and leave.
+
+        After an error the rows cannot be continued: `clear`.
+        """
+        rows = self._rows
+        if not rows or self._state_BD is None:
+            return []
+        self._reserve(self._held, len(rows), self._columns + 1)
+        logits_BV = self._head(self._state_BD)[:, : self._vocabulary].float()
+        chosen_B = logits_BV.argmax(-1)
+        out_B = torch.tensor([len(row.written) == row.budget for row in rows], device=self._device)
+        ended_B = torch.isin(chosen_B, self._stop_ids) & (chosen_B != self._embed_id)
+        forced_B = (ended_B | out_B) & (chosen_B != self._embed_id)
+        next_B = torch.where(forced_B, self._embed_id, chosen_B)
+        self._state_BD = state_BD = self._feed(next_B)
+        # The step's only wait for the device.
+        tokens, forced, ended = torch.stack([next_B, forced_B.long(), torch.where(ended_B, chosen_B, -1)]).tolist()
+        steps, leaving = [], []
+        for line, row in enumerate(rows):
+            if tokens[line] != self._embed_id:
+                row.written.append(tokens[line])
+                steps.append(Step(row.handle, token=tokens[line]))
+                continue
+            embedding = torch.nn.functional.normalize(state_BD[line].float(), dim=-1).cpu().numpy()
+            end = ended[line] if ended[line] >= 0 else None
+            done = Generation(row.written, np.asarray(embedding, dtype=np.float32), bool(forced[line]), end)
+            steps.append(Step(row.handle, done=done))
+            leaving.append(line)
+        self._remove(leaving)
+        return steps
+
+    @torch.inference_mode()
+    def leave(self, handles: Sequence[int]) -> None:
+        """Give up these rows; handles of rows that have ended are ignored."""
+        gone = set(handles)
+        self._remove([line for line, row in enumerate(self._rows) if row.handle in gone])
+
+    def _feed(self, next_B: Tensor) -> Tensor:
+        """One token a row: the states (B, D) behind it."""
+        rows, columns = self._rows, self._columns
+        position_B1 = torch.tensor([[row.length(columns)] for row in rows], device=self._device)
+        mask_BT = None
+        if any(row.begin > row.start for row in rows):
+            column_T = torch.arange(columns + 1, device=self._device)
+            start_B1, begin_B1 = torch.tensor([[[r.start], [r.begin]] for r in rows], device=self._device).unbind(1)
+            mask_BT = ((column_T < start_B1) | (column_T >= begin_B1)).long()
+        if _in_place(self._session):
+            self._session.length = columns
+            state_BD = self._session.feed(next_B[:, None], position_B1, mask_BT, None)
+        else:
+            size = len(rows)
+            pairs = [(keys[:size, :, :columns], values[:size, :, :columns]) for keys, values in self._held]
+            session = self._open_session(pairs, size, 1)
+            state_BD = session.feed(next_B[:, None], position_B1, mask_BT, None)
+            for (keys, values), (new_keys, new_values) in zip(self._held, _cached(session), strict=True):
+                keys[:size, :, columns] = new_keys[:, :, columns]
+                values[:size, :, columns] = new_values[:, :, columns]
+        self._columns += 1
+        return state_BD
+
+    def _reserve(self, like: Prefix, rows: int, columns: int) -> None:
+        """Room for so many rows and columns, of the shape and kind of `like`."""
+        have_rows, have_columns = (self._held[0][0].shape[0], self._held[0][0].shape[2]) if self._held else (0, 0)
+        if rows > have_rows or columns > have_columns:
+            more_rows = have_rows if rows <= have_rows else 1 << (rows - 1).bit_length()
+            more_columns = have_columns if columns <= have_columns else -(-columns // COLUMNS) * COLUMNS + COLUMNS
+            size, end = len(self._rows), self._columns
+            grown = []
+            for index, pair in enumerate(like):
+                new = [part.new_empty(more_rows, part.shape[1], more_columns, part.shape[3]) for part in pair]
+                if self._held and size:
+                    for part, old in zip(new, self._held[index], strict=True):
+                        part[:size, :, :end] = old[:size, :, :end]
+                grown.append((new[0], new[1]))
+            self._held = grown
+        if self._session is None:
+            self._session = self._open_session([], 0, 0)
+        self._lend(rows)
+
+    def _lend(self, rows: int) -> None:
+        """Let the session read and write the first `rows` slots, where its kind can."""
+        if _in_place(self._session):
+            self._session.keys = [keys[:rows] for keys, _ in self._held]
+            self._session.values = [values[:rows] for _, values in self._held]
+
+    def _align(self, columns: int) -> None:
+        """Close all gaps, and go on at column `columns`, which no row's length is over."""
+        for line, row in enumerate(self._rows):
+            length = row.length(self._columns)
+            if row.begin > row.start and row.begin < self._columns:
+                for pair in self._held:
+                    for part in pair:
+                        part[line, :, row.start : length] = part[line, :, row.begin : self._columns].clone()
+            row.start, row.begin = length, columns
+        self._columns = columns
+
+    def _remove(self, leaving: Sequence[int]) -> None:
+        """These lines leave; the last lines move into their slots."""
+        if len(leaving) == len(self._rows):
+            self.clear()
+            return
+        if leaving:
+            assert self._state_BD is not None
+            gone, size = set(leaving), len(self._rows) - len(leaving)
+            movers = iter(line for line in range(size, len(self._rows)) if line not in gone)
+            order = [line if line not in gone else next(movers) for line in range(size)]
+            for line, source in enumerate(order):
+                if line != source:
+                    for pair in self._held:
+                        for part in pair:
+                            part[line, :, : self._columns] = part[source, :, : self._columns]
+            self._rows = [self._rows[line] for line in order]
+            self._state_BD = self._state_BD[torch.tensor(order, device=self._device)]
+            self._lend(size)
+        longest = max(row.length(self._columns) for row in self._rows)
+        if self._columns - longest > MAX_GAP:
+            self._align(longest)
+
+
+def _in_place(session: Any) -> bool:
+    """Whether the session keeps `keys` and `values` (a (B, K, T, E) tensor for each layer) and `length` as its own."""
+    return isinstance(getattr(session, "keys", None), list)
+
+
+def _cached(session: Any) -> Prefix:
+    """A session's keys and values of all rows: (B, K, T, E), a pair for each layer."""
+    if _in_place(session):
+        end = session.length
+        return [(k[:, :, :end], v[:, :, :end]) for k, v in zip(session.keys, session.values, strict=True)]
+    return [(layer.keys, layer.values) for layer in session.cache.layers]
