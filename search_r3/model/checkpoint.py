@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ CONTRACT_FILE = "search_r3.json"
 GOLDEN_FILE = "golden.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 FORMAT = 1
+HASHED_FORMAT = 1
+"""The format whose fields are hashed. It stays: a contract that `migrate` brought to a newer one keeps its hash, and so
+its indexes. A field of a newer format may enter the hash only where it says something that the old ones could not."""
 POOLING = "l2(last_hidden_state[embed_token])"
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this: GPUs are slower otherwise, and vLLM's weight sync has broken."""
@@ -66,7 +70,7 @@ class Contract:
     @property
     def hash(self) -> str:
         """SHA-256 (hex) of the contract without the display name: equal if and only if the spaces are the same."""
-        record = self.to_dict()
+        record = self.to_dict() | {"format": HASHED_FORMAT}
         del record["base"]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
@@ -77,14 +81,13 @@ class Contract:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
-        """Read a record. Raises InputError when it is malformed or of a newer format; `where` is named in it."""
-        record = dict(record)
+        """Read a record of this format or an older one. Raises InputError, which names `where`, if it is malformed or
+        newer."""
         for name, kind in _TYPES.items():
             value = record.get(name, kind())
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise InputError(f"{where}: {name} is {value!r}, not {_NAMES[kind]}; the checkpoint is damaged")
-        if record.get("format", 0) > FORMAT:
-            raise InputError(f"{where} was written by a newer Search-R3 (format {record['format']}); upgrade it")
+        record = migrate(record, where)
         if record.pop("embed_token", EMBED_TOKEN) != EMBED_TOKEN:
             raise InputError(f"{where}: the embed token must be {EMBED_TOKEN}")
         try:
@@ -93,6 +96,32 @@ class Contract:
             raise InputError(f"{where} is no embedding contract: {error}") from error
 
 
+def migrate(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A contract's record of any format up to this one as a record of `FORMAT`, a step at a time; a new dictionary.
+
+    Raises:
+        InputError: a newer or impossible format; `where` is named in it.
+    """
+    record, found = dict(record), record.get("format", 0)
+    if found > FORMAT:
+        raise InputError(
+            f"{where} was written by a newer Search-R3 (format {found}, this one reads up to {FORMAT}); "
+            "upgrade it: pip install -U search-r3"
+        )
+    if found < 0:
+        raise InputError(f"{where}: format is {found}; the checkpoint is damaged, get it again")
+    for older in range(found, FORMAT):
+        record = _STEPS[older](record) | {"format": older + 1}
+    return record
+
+
+def _from_0(record: dict[str, Any]) -> dict[str, Any]:
+    """Records without a format: the pooling was not said, there was one."""
+    return {"pooling": POOLING, "chat_template": ""} | record
+
+
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0}
+"""Format -> the step to the next one."""
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("base", "base_weights", "adapter_weights", "chat_template", "pooling"), str),
     **dict.fromkeys(("embed_token_id", "dimension", "format"), int),

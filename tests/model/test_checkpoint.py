@@ -61,6 +61,41 @@ class TestContract:
             Contract.from_dict(CONTRACT.to_dict() | change, "here.json")
 
 
+class TestFormats:
+    def test_the_contract_that_is_shipped_loads_unchanged_and_keeps_its_hash(self) -> None:
+        folder = Path(__file__).resolve().parents[2] / "models" / "search-r3-smollm2-135m-sft"
+        record = checkpoint.read_record(folder)
+        assert record is not None
+        assert record["contract"]["format"] == 1
+        found = Contract.from_dict(record["contract"], "here")
+        assert found.hash == record["contract_hash"]
+        assert checkpoint.migrate(record["contract"], "here") | {"format": 1} == record["contract"]
+
+    def test_a_record_without_a_format_is_brought_to_this_one_and_is_the_same_contract(self) -> None:
+        old = CONTRACT.to_dict()
+        for name in ("format", "pooling", "chat_template"):
+            del old[name]
+        before = dict(old)
+        assert Contract.from_dict(old, "here") == CONTRACT
+        assert Contract.from_dict(old, "here").hash == CONTRACT.hash
+        assert old == before
+
+    def test_every_older_format_has_its_step_and_a_later_format_keeps_the_hash(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert sorted(checkpoint._STEPS) == list(range(checkpoint.FORMAT))
+        monkeypatch.setattr(checkpoint, "FORMAT", 2)
+        monkeypatch.setitem(checkpoint._STEPS, 1, lambda record: record)
+        found = Contract.from_dict(CONTRACT.to_dict(), "here")
+        assert found.format == 2
+        assert found.hash == CONTRACT.hash
+
+    @pytest.mark.parametrize(("format", "message"), [(2, r"here .* newer .*reads up to 1.*upgrade"), (-1, "damaged")])
+    def test_a_format_that_is_not_known_is_refused_in_a_line(self, format: int, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            Contract.from_dict(CONTRACT.to_dict() | {"format": format}, "here")
+
+
 class TestBase:
     def test_the_vocabulary_is_padded_and_the_heads_stay_tied(self, tiny_model: Path) -> None:
         loaded = checkpoint.load_base(tiny_model, dtype=torch.float32)
