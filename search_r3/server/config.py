@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from search_r3.errors import InputError
+
+Batching = Literal["continuous", "static"]
+COUNTS = (
+    "max_items", "max_tokens", "max_body", "queue", "slots", "shared_tokens", "batch_texts", "batch_tokens",
+    "search_threads",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,12 @@ class ServerConfig:
     """The largest budget that may be asked for."""
     cache: int = 10_000
     """Reasoned queries that are remembered, about 3 kB each; 0 for none."""
+    batching: Batching = "continuous"
+    """How reasoned queries share the model: each joins and leaves on its own, or in batches of one budget."""
+    slots: int = 32
+    """Reasoned queries that are written side by side; the next one waits for the first that ends."""
+    shared_tokens: int = 256
+    """Tokens in one pass over documents or direct queries while queries are being written, which it keeps waiting."""
     batch_texts: int = 32
     """Texts in one pass of the model."""
     batch_tokens: int = 2048
@@ -43,9 +56,11 @@ class ServerConfig:
     """Searches side by side; each waits for the model most of its time."""
 
     def __post_init__(self) -> None:
-        for name in ("max_items", "max_tokens", "max_body", "queue", "batch_texts", "batch_tokens", "search_threads"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.batching not in get_args(Batching):
+            raise InputError(f"batching is {self.batching!r}; expected {' or '.join(get_args(Batching))}")
         for name in ("timeout", "body_timeout"):
             if not 0 < getattr(self, name) <= 86_400:
                 raise InputError(f"{name} is {getattr(self, name)}; expected seconds, over 0 and at most a day")

@@ -5,6 +5,9 @@ A registry for each server, so that two in one process do not mix. No label ever
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,31 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Rate:
+    """Events a second, over the last `seconds`. Safe between threads."""
+
+    def __init__(self, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._counted: deque[tuple[float, int]] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """So many happened now."""
+        with self._lock:
+            self._counted.append((self._clock(), count))
+            self._forget()
+
+    def value(self) -> float:
+        """How many a second."""
+        with self._lock:
+            self._forget()
+            return sum(count for _, count in self._counted) / self._seconds
+
+    def _forget(self) -> None:
+        while self._counted and self._counted[0][0] <= self._clock() - self._seconds:
+            self._counted.popleft()
 
 
 class Metrics:
@@ -41,6 +69,12 @@ class Metrics:
         self.dropped = Counter("search_r3_dropped", "Requests given up, by reason.", ["reason"], **new)
         self.in_hand = Gauge("search_r3_requests_in_hand", "Requests waiting or being answered.", **new)
         self.ready = Gauge("search_r3_ready", "1 while requests are taken.", **new)
+        self.reasoning_rate = Rate()
+        Gauge(
+            "search_r3_reasoning_tokens_per_second", "Tokens of reasoning a second, over the last ten.", **new
+        ).set_function(self.reasoning_rate.value)
+        self._slots = Gauge("search_r3_slots", "Reasoned queries that can be written side by side.", **new)
+        self._slots_in_use = Gauge("search_r3_slots_in_use", "Reasoned queries that are being written.", **new)
         self._queue_texts = Gauge("search_r3_queue_texts", "Texts that wait for the model.", **new)
         self._queue_tokens = Gauge("search_r3_queue_tokens", "Tokens that wait for the model.", **new)
 
@@ -48,6 +82,11 @@ class Metrics:
         """Ask `waiting` for texts and tokens at every scrape."""
         self._queue_texts.set_function(lambda: waiting()[0])
         self._queue_tokens.set_function(lambda: waiting()[1])
+
+    def watch_slots(self, slots: int, in_use: Callable[[], int]) -> None:
+        """There are so many `slots`; ask at every scrape how many are `in_use`."""
+        self._slots.set(slots)
+        self._slots_in_use.set_function(in_use)
 
     def render(self) -> bytes:
         """The page that Prometheus reads."""

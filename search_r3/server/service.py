@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from search_r3.errors import InputError
 from search_r3.model.checkpoint import read_record
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
+from search_r3.model.slots import reasoning_slots
 from search_r3.server.cache import ReasonedCache
 from search_r3.server.config import ServerConfig
+from search_r3.server.continuous import ContinuousBatcher
 from search_r3.server.encoder import QueuedEncoder
 from search_r3.server.errors import ApiError
 from search_r3.server.keys import Keys
@@ -184,13 +186,22 @@ class Service:
             log("model could not be loaded", 40, error)
             self._on_failure()
             return
-        self._batcher = ThreadBatcher(loaded.model, self.config, self.cache, self.metrics)
+        self._batcher = make_batcher(loaded.model, self.config, self.cache, self.metrics)
         self.metrics.watch_queue(self._batcher.waiting)
         self._loaded = loaded
         if self.status == "loading":
             self.status = "ready"
             self.metrics.ready.set(1)
-        log("ready", model=loaded.model.name, index=loaded.index is not None)
+        kind = type(self._batcher).__name__
+        log("ready", model=loaded.model.name, index=loaded.index is not None, batcher=kind)
+
+
+def make_batcher(model: Any, config: ServerConfig, cache: ReasonedCache, metrics: Metrics) -> Batcher:
+    """The batcher that `config.batching` names; the static one where the model's engine has no slots."""
+    slots = reasoning_slots(model) if config.batching == "continuous" else None
+    if slots is None:
+        return ThreadBatcher(model, config, cache, metrics)
+    return ContinuousBatcher(model, slots, config, cache, metrics)
 
 
 def warm_up(model: Any) -> None:

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Model(Protocol):
 
 
 @dataclass(eq=False)
-class _Line:
+class Line:
     """A work in the queue: which of its texts are still to be begun, and the answers so far."""
 
     work: Work
@@ -55,13 +55,15 @@ class _Line:
     answers: list[Embedded | None]
 
     def give(self, place: int, answer: Embedded) -> None:
+        """The answer to the text at `place`; with the last one the work is finished."""
         self.answers[place] = answer
         done = [a for a in self.answers if a is not None]
         if len(done) == len(self.answers):
             self.work.finish(done)
 
 
-_Unit = tuple[_Line, int]
+Unit = tuple[Line, int]
+"""One text of a work."""
 
 
 class _AbandonedError(Exception):
@@ -73,7 +75,7 @@ class ThreadBatcher:
 
     def __init__(self, model: Model, config: ServerConfig, cache: ReasonedCache, metrics: Metrics) -> None:
         self.model, self.config, self.cache, self.metrics = model, config, cache, metrics
-        self._queues: OrderedDict[tuple[Kind, int], deque[_Line]] = OrderedDict()
+        self._queues: OrderedDict[tuple[Kind, int], deque[Line]] = OrderedDict()
         self._seconds: dict[Kind, float] = {}
         self._changed = threading.Condition()
         self._closing = self._giving_up = False
@@ -82,7 +84,7 @@ class ThreadBatcher:
 
     def submit(self, work: Work) -> None:
         """See `Batcher.submit`. What the cache holds is answered at once."""
-        line = _Line(work, deque(), [None] * len(work.texts))
+        line = Line(work, deque(), [None] * len(work.texts))
         for place, text in enumerate(work.texts):
             known = self.cache.get(self._key(work, text)) if work.kind == "reasoned" else None
             if work.kind == "reasoned":
@@ -90,13 +92,13 @@ class ThreadBatcher:
             if known is None:
                 line.todo.append(place)
             else:
-                _tell_all(work, place, known)
+                tell_all(work, place, known)
                 line.give(place, known)
         with self._changed:
             if self._closing:
                 raise Closed
             if line.todo:
-                self._queues.setdefault((work.kind, work.budget), deque()).append(line)
+                self._queues.setdefault(self._queue_of(work), deque()).append(line)
                 self._changed.notify()
 
     def waiting(self) -> tuple[int, int]:
@@ -127,10 +129,14 @@ class ThreadBatcher:
             self._giving_up = True
             for queue in self._queues.values():
                 for line in queue:
-                    line.work.fail(ApiError(503, "the server is shutting down; try again", "shutting_down"))
+                    line.work.fail(shutting_down())
             self._changed.notify()
         self._thread.join(2)
         return False
+
+    def _queue_of(self, work: Work) -> tuple[Kind, int]:
+        """What can be in a pass together: for `SearchR3.reason`, queries of one budget."""
+        return work.kind, work.budget
 
     def _key(self, work: Work, text: Tokens) -> Key:
         return self.model.contract_hash, text.ids, work.budget
@@ -144,19 +150,23 @@ class ThreadBatcher:
                     self._changed.wait()
             self._do(*batch)
 
-    def _take(self) -> tuple[Kind, int, list[_Unit]] | None:
+    def _take(
+        self, kinds: Sequence[Kind] = get_args(Kind), most_texts: int | None = None, most_tokens: int | None = None
+    ) -> tuple[Kind, int, list[Unit]] | None:
         """The next batch: of the kind whose turn it is, one text of each request in turn, until it is full."""
-        for kind, budget in list(self._queues):
+        most_texts = min(most_texts or self.config.batch_texts, self.config.batch_texts)
+        most_tokens = most_tokens or self.config.batch_tokens
+        for kind, budget in [key for key in self._queues if key[0] in kinds]:
             queue = self._queues.pop((kind, budget))
-            units: list[_Unit] = []
+            units: list[Unit] = []
             tokens = 0
-            while queue and len(units) < self.config.batch_texts:
+            while queue and len(units) < most_texts:
                 line = queue[0]
                 if line.work.future.done() or self._giving_up:  # cancelled, or failed in an earlier batch
                     queue.popleft()
                     continue
                 more = len(line.work.texts[line.todo[0]].ids)
-                if units and tokens + more > self.config.batch_tokens:
+                if units and tokens + more > most_tokens:
                     break
                 tokens += more
                 units.append((line, line.todo.popleft()))
@@ -170,7 +180,7 @@ class ThreadBatcher:
                 return kind, budget, units
         return None
 
-    def _do(self, kind: Kind, budget: int, units: list[_Unit]) -> None:
+    def _do(self, kind: Kind, budget: int, units: list[Unit]) -> None:
         started = time.perf_counter()
         try:
             self._embed(kind, budget, units)
@@ -186,13 +196,17 @@ class ThreadBatcher:
                 self._do(kind, budget, [unit for unit in units if unit[0] is line])
             return
         seconds = time.perf_counter() - started
-        mean = self._seconds.get(kind, seconds / len(units))
-        self._seconds[kind] = mean + SMOOTHING * (seconds / len(units) - mean)
+        self._took(kind, seconds / len(units))
         self.metrics.batch_texts.labels(kind).observe(len(units))
         self.metrics.batch_seconds.labels(kind).observe(seconds)
 
-    def _embed(self, kind: Kind, budget: int, units: list[_Unit]) -> None:
-        places: dict[Tokens, list[_Unit]] = {}  # the same text twice is one row
+    def _took(self, kind: Kind, seconds: float) -> None:
+        """Remember what one text of this kind took."""
+        mean = self._seconds.get(kind, seconds)
+        self._seconds[kind] = mean + SMOOTHING * (seconds - mean)
+
+    def _embed(self, kind: Kind, budget: int, units: list[Unit]) -> None:
+        places: dict[Tokens, list[Unit]] = {}  # the same text twice is one row
         for unit in units:
             places.setdefault(unit[0].work.texts[unit[1]], []).append(unit)
         texts = list(places)
@@ -208,18 +222,21 @@ class ThreadBatcher:
             answers = [Embedded(vector) for vector in vectors]
         self.metrics.tokens.labels("prompt").inc(sum(len(text.ids) for text in texts))
         for text, answer in zip(texts, answers, strict=True):
-            bad = not np.isfinite(answer.vector).all() or not answer.vector.any()
-            if kind == "reasoned" and not bad:
-                self.cache.put((self.model.contract_hash, text.ids, budget), answer)
-            for line, place in places[text]:
-                if bad:
-                    line.work.fail(
-                        ApiError(500, f"the model gave no usable embedding for text {place}", "bad_embedding")
-                    )
-                else:
-                    line.give(place, answer)
+            key = (self.model.contract_hash, text.ids, budget) if kind == "reasoned" else None
+            self._give(places[text], answer, key)
 
-    def _reason(self, texts: list[Tokens], units: list[list[_Unit]], budget: int) -> list[Embedded]:
+    def _give(self, units: Sequence[Unit], answer: Embedded, key: Key | None) -> None:
+        """The answer to everyone who asked for it, and into the cache where it has a key."""
+        bad = not np.isfinite(answer.vector).all() or not answer.vector.any()
+        if key is not None and not bad:
+            self.cache.put(key, answer)
+        for line, place in units:
+            if bad:
+                line.work.fail(ApiError(500, f"the model gave no usable embedding for text {place}", "bad_embedding"))
+            else:
+                line.give(place, answer)
+
+    def _reason(self, texts: list[Tokens], units: list[list[Unit]], budget: int) -> list[Embedded]:
         works = [line.work for row in units for line, _ in row]
         listeners = [[w.on_text for line, place in row if place == 0 and (w := line.work).on_text] for row in units]
         streams = [TextStream(self.model.tokenizer) if row else None for row in listeners]
@@ -228,24 +245,31 @@ class ThreadBatcher:
             if self._giving_up or all(work.future.done() for work in works):
                 raise _AbandonedError
             if (stream := streams[row]) is not None:
-                _tell(listeners[row], stream.push(token))
+                tell(listeners[row], stream.push(token))
 
         found = self.model.reason(
             texts, max_reasoning_tokens=budget, batch_size=len(texts), show_progress_bar=False, on_token=on_token
         )
         for row, stream in enumerate(streams):
             if stream is not None:
-                _tell(listeners[row], stream.finish())
+                tell(listeners[row], stream.finish())
         self.metrics.tokens.labels("reasoning").inc(sum(r.num_tokens for r in found))
         return [Embedded(r.embedding, r.text, int(r.num_tokens), bool(r.forced)) for r in found]
 
 
-def _tell(listeners: Sequence[Callable[[str], None] | None], piece: str) -> None:
+def shutting_down() -> ApiError:
+    """What to tell those whose work is given up."""
+    return ApiError(503, "the server is shutting down; try again", "shutting_down")
+
+
+def tell(listeners: Sequence[Callable[[str], None] | None], piece: str) -> None:
+    """A piece of an analysis to those who listen."""
     for listener in listeners:
         if piece and listener is not None:
             listener(piece)
 
 
-def _tell_all(work: Work, place: int, known: Embedded) -> None:
+def tell_all(work: Work, place: int, known: Embedded) -> None:
+    """The whole analysis at once, to one who listens."""
     if work.on_text is not None and place == 0:
-        _tell([work.on_text], known.reasoning or "")
+        tell([work.on_text], known.reasoning or "")

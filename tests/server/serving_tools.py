@@ -141,6 +141,7 @@ class Held:
         self.gate = threading.Event()
         self.passes: list[tuple[str, int]] = []
         self.armed = False
+        self.engine: Any = model.engine
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -161,3 +162,41 @@ class Held:
     def reason(self, texts: Any, **options: Any) -> Any:
         self._hold("reasoned", texts)
         return self._model.reason(texts, **options)
+
+
+def pausing(model: SearchR3, after: Callable[[int], None]) -> Held:
+    """`model`, calling `after(token)` behind each token of reasoning, when the batcher has been told of it."""
+    held = Held(model)
+
+    def reason(texts: Any, on_token: Any = None, **options: Any) -> Any:
+        def on(row: int, token: int) -> None:
+            on_token(row, token)
+            after(token)
+
+        return model.reason(texts, on_token=on if on_token else None, **options)
+
+    held.reason = reason  # type: ignore[method-assign]
+    held.engine = _PausingEngine(model.engine, after)
+    return held
+
+
+class _PausingEngine:
+    """For `pausing`, where the batcher writes in slots: `after` is called before the next step."""
+
+    def __init__(self, engine: Any, after: Callable[[int], None]) -> None:
+        self._engine, self._after = engine, after
+        self._told: list[int] = []
+
+    def slots(self, prefix: Any) -> Any:
+        found = self._engine.slots(prefix)
+        step = found.step
+
+        def after_the_last() -> Any:
+            for token in self._told:
+                self._after(token)
+            steps = step()
+            self._told = [one.token for one in steps if one.token is not None]
+            return steps
+
+        found.step = after_the_last
+        return found

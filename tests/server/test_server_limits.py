@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving_tools import Answer, Held, Running, eventually, running
+from serving_tools import Answer, Held, Running, eventually, pausing, running
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
@@ -182,21 +182,17 @@ def test_the_queued_work_of_a_client_that_hung_up_is_dropped(held: Held) -> None
         assert 'search_r3_dropped_total{reason="hung up"} 1.0' in server.ask("GET", "/metrics").body.decode()
 
 
-def test_reasoning_stops_when_nobody_waits_for_it(tiny: SearchR3) -> None:
-    held = Held(tiny)
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+def test_reasoning_stops_when_nobody_waits_for_it(tiny: SearchR3, batching: str) -> None:
     written: list[int] = []
 
-    def slowly(texts, on_token=None, **options):
-        def on(row: int, token: int) -> None:
-            written.append(token)
-            if len(written) == 2:
-                held._hold("token", texts)
-            on_token(row, token)
+    def after(token: int) -> None:
+        written.append(token)
+        if len(written) == 2:
+            held._hold("token", [token])
 
-        return tiny.reason(texts, on_token=on if held.armed else on_token, **options)
-
-    held.reason = slowly
-    with running(lambda: Loaded.of(held)) as server:
+    held = pausing(tiny, after)
+    with running(lambda: Loaded.of(held), batching=batching) as server:
         held.armed = True
         gone = server.open_embed("a question", input_type="query", reasoning=200)
         eventually(lambda: held.passes == [("token", 1)])
@@ -298,7 +294,8 @@ def test_metrics_count_what_was_done(tiny: SearchR3) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"queue": 0}, "queue is 0"), ({"timeout": 0}, "timeout is 0"), ({"cache": -1}, "cache is -1"),
-     ({"reasoning_tokens": 300}, "reasoning_tokens is 300"), ({"timeout": float("nan")}, "timeout is nan")],
+     ({"reasoning_tokens": 300}, "reasoning_tokens is 300"), ({"timeout": float("nan")}, "timeout is nan"),
+     ({"batching": "dynamic"}, "expected continuous or static"), ({"slots": 0}, "slots is 0")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_named(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serving_tools import Held, Running, eventually, running
+from serving_tools import Held, Running, eventually, pausing, running
 
 from search_r3 import SearchR3
 from search_r3.index.build import build_index
@@ -161,20 +161,15 @@ def test_what_a_document_says_is_text_and_marks_stand_where_they_should(open_pag
 
 def held_model(tiny: SearchR3) -> Held:
     """A model that, once armed, waits behind the fifth token that it reasons (a letter may need several tokens)."""
-    held, write, written = Held(tiny), tiny.reason, 0
+    written = 0
 
-    def slowly(texts: Any, on_token: Any = None, **options: Any) -> Any:
-        def on(row: int, token: int) -> Any:
-            nonlocal written
-            going_on = on_token(row, token)
-            written += held.armed
-            if written == 5:
-                held._hold("token", texts)
-            return going_on
+    def after(token: int) -> None:
+        nonlocal written
+        written += held.armed
+        if written == 5:
+            held._hold("token", [token])
 
-        return write(texts, on_token=on if on_token else None, **options)
-
-    held.reason = slowly  # type: ignore[method-assign]
+    held = pausing(tiny, after)
     return held
 
 

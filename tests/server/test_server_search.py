@@ -7,7 +7,7 @@ import json
 import jsonschema_rs
 import numpy as np
 import pytest
-from serving_tools import Held, Running, eventually, running
+from serving_tools import Held, Running, eventually, pausing, running
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
@@ -65,20 +65,14 @@ def test_the_reasoning_is_streamed_before_the_result_and_is_the_results(served: 
     assert direct[0][1]["reasoning"] is None
 
 
-def test_pieces_come_while_the_model_still_writes(tiny: SearchR3, make_index) -> None:
-    index, held = make_index(), Held(tiny)
-    write = tiny.reason
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+def test_pieces_come_while_the_model_still_writes(tiny: SearchR3, make_index, batching: str) -> None:
+    def after(token: int) -> None:
+        if held.armed and len(held.passes) == 0:
+            held._hold("token", [token])
 
-    def slowly(texts, on_token=None, **options):
-        def on(row: int, token: int) -> None:
-            on_token(row, token)
-            if held.armed and len(held.passes) == 0:
-                held._hold("token", texts)
-
-        return write(texts, on_token=on if on_token else None, **options)
-
-    held.reason = slowly
-    with running(lambda: Loaded.of(held, index)) as server:
+    index, held = make_index(), pausing(tiny, after)
+    with running(lambda: Loaded.of(held, index), batching=batching) as server:
         held.armed = True
         connection = server.open_post("/v1/search", {"query": "stream", "reasoning": 8, "stream": True})
         received = b""
