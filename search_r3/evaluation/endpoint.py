@@ -7,17 +7,15 @@ an interrupted run sends only what is missing. What will be sent is told first; 
 from __future__ import annotations
 
 import hashlib
-import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from search_r3.data.synthesis.endpoint import MAX_WAIT, retry_after
+from search_r3.data.synthesis.patience import Endpoint, NoAnswerError, RefusedError, Threads, Wording
 from search_r3.data.synthesis.writers import CHARACTERS_A_TOKEN, count_characters
 from search_r3.errors import InputError
 from search_r3.evaluation.cache import EmbeddingCache, Encoded, progress_bar
@@ -25,14 +23,11 @@ from search_r3.evaluation.peers import PeerConfig, Spending, is_local
 
 UNIT = 32
 """Texts that are sent together and kept together; a smaller batch size splits a unit into several calls."""
-
-
-class _BadAnswerError(Exception):
-    """The endpoint answered, but with no usable embeddings."""
-
-
-class _StoppedError(Exception):
-    """Another thread failed, or a person stopped the run."""
+_WORDING = Wording(
+    slow="raise timeout in the system's YAML file",
+    unusable="it does not answer with embeddings ({reason}); should the URL end in /v1?",
+    no_credit="the account has no credit left (status {code}); run again when it has",
+)
 
 
 @dataclass
@@ -74,24 +69,17 @@ class EndpointEncoder:
     """
 
     def __init__(self, config: PeerConfig, spending: Spending | None = None, batch_size: int = UNIT) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise InputError("an endpoint needs the package openai; run: pip install 'search-r3[synthesis]'") from error
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}")
         self.config, self.spending = config, spending or Spending()
         self.batch_size = min(batch_size, UNIT)
-        self.url = config.settings().url.rstrip("/")
+        settings = config.settings()
+        self.url = settings.url.rstrip("/")
         self.calls = self.tokens = 0
-        self._openai = openai
-        self._key = config.read_key()
-        self._client = openai.OpenAI(api_key=self._key, base_url=self.url, timeout=config.timeout, max_retries=0)
+        self._endpoint = Endpoint(replace(settings, url=self.url), config.read_key(), _WORDING)
         self._lock = threading.Lock()
-        self._answered = False
         self._approved = 0  # estimated tokens that this encoder was allowed to send so far
         self._dimension: int | None = None
-        self._not_before = 0.0  # a Retry-After holds for every thread
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -160,43 +148,20 @@ class EndpointEncoder:
             InputError: the endpoint refuses, does not answer, or answers with NaN or with another dimension.
         """
         done = dict(work.found)
-        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-        arrived: queue.SimpleQueue[tuple[int, Encoded | BaseException]] = queue.SimpleQueue()
-        stop = threading.Event()
-        for number in work.missing:
-            todo.put(number)
-
-        def ask() -> None:
-            while not stop.is_set():
-                try:
-                    number = todo.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    arrived.put((number, self._unit(work.units[number], cache, stop)))
-                except BaseException as error:
-                    arrived.put((number, error))
-
-        count = min(self.config.concurrency, len(work.missing))
-        threads = [threading.Thread(target=ask, daemon=True) for _ in range(count)]
         sent_before = (self.calls, self.tokens)
-        for thread in threads:
-            thread.start()
+        threads = Threads(
+            lambda number, stop: self._unit(work.units[number], cache, stop), work.missing, self.config.concurrency
+        )
         try:
             with progress_bar(label, work.texts, show_progress) as advance:
-                while len(done) < len(work.units):
-                    number, answer = arrived.get()
-                    if isinstance(answer, BaseException):
-                        raise answer
+                for number, answer in threads:
                     done[number] = answer
                     advance(len(work.units[number]))
         except KeyboardInterrupt:
             self._say("waiting for the calls under way, which are paid for; Ctrl-C again leaves them")
             raise
         finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
+            threads.stop(wait=True)
             calls, tokens = self.calls - sent_before[0], self.tokens - sent_before[1]
             if calls:
                 self._say(f"{label}: {calls:,} calls, {tokens:,} tokens read{self._cost(tokens)}")
@@ -235,70 +200,44 @@ class EndpointEncoder:
         widths = sorted({part.shape[1] for part in parts})
         if len(widths) > 1:
             where = f"; what is kept in {cache.folder} may be another model's, move it away" if cache else ""
-            raise InputError(f"{self._where}: embeddings of {widths[0]} and of {widths[-1]} numbers{where}")
+            raise InputError(f"{self._endpoint}: embeddings of {widths[0]} and of {widths[-1]} numbers{where}")
         self._check_dimension(widths[0])
         return np.concatenate(parts)[work.rows_of], sum(encoded.seconds for encoded in done.values())
 
     def _ask(self, texts: list[str], stop: threading.Event) -> np.ndarray:
         """Unit rows of one call, tried again while there is hope."""
-        tries = 0
-        while True:
-            self._wait(stop)
-            asked_to_wait = 0.0
-            try:
-                return self._call(texts)
-            except self._openai.APITimeoutError:
-                detail = f"no answer within {self.config.timeout:g} seconds; raise timeout in the system's YAML file"
-            except self._openai.APIConnectionError as error:
-                detail = f"cannot be reached ({self._reason(error.__cause__ or error)}); does it run, is the URL right?"
-                self._give_up_early(tries, detail)
-            except self._openai.APIStatusError as error:
-                self._refuse(error)
-                detail = f"status {error.status_code}: {self._reason(error)}"
-                asked_to_wait = retry_after(error.response.headers)
-            except _BadAnswerError as error:
-                detail = f"it does not answer with embeddings ({error}); should the URL end in /v1?"
-                self._give_up_early(tries, detail)
-            if tries >= self.config.retries:
-                raise InputError(
-                    f"{self._where} fails after {tries + 1} tries, {detail}; embeddings that came are kept, so the "
-                    "same command goes on from here"
-                )
-            if asked_to_wait > MAX_WAIT:
-                raise InputError(
-                    f"{self._where} asks to wait {asked_to_wait:,.0f} seconds ({detail}); run the same command then"
-                )
-            if asked_to_wait:
-                with self._lock:
-                    self._not_before = max(self._not_before, time.monotonic() + asked_to_wait)
-            wait = min(MAX_WAIT, self.config.backoff * 2**tries) * random.uniform(0.8, 1.2)
-            stop.wait(max(wait, asked_to_wait))
-            tries += 1
+        try:
+            return self._endpoint.ask(lambda: self._call(texts), stop)
+        except NoAnswerError as error:
+            raise InputError(
+                f"{self._endpoint} fails after {error.tries} tries, {error.detail}; embeddings that came are kept, so "
+                "the same command goes on from here"
+            ) from None
+        except RefusedError as error:
+            raise InputError(
+                f"{self._endpoint} refused a text (status {error.status}): {error.said}. If it is too long, cut texts "
+                "by max_characters in the system's YAML file"
+            ) from None
 
     def _call(self, texts: list[str]) -> np.ndarray:
-        try:
-            # Floats, not base64, which is smaller but not known to every server.
-            answer = self._client.embeddings.create(model=self.config.model, input=texts, encoding_format="float")
-            rows = _rows_of(answer, len(texts))
-        except self._openai.APIConnectionError:
-            raise
-        except self._openai.APIStatusError:
-            raise
-        except (self._openai.APIError, ValueError, TypeError, AttributeError) as error:
-            raise _BadAnswerError(self._reason(error)) from None
+        # Floats, not base64, which is smaller but not known to every server.
+        answer = self._endpoint.client.embeddings.create(model=self.config.model, input=texts, encoding_format="float")
+        rows = _rows_of(answer, len(texts))
         used = getattr(answer, "usage", None)
         read = getattr(used, "prompt_tokens", None) or getattr(used, "total_tokens", None)
         with self._lock:
-            self._answered = True
+            self._endpoint.answered = True
             self.calls += 1
             self.tokens += read if isinstance(read, int) else sum(map(count_characters, texts))
             self._check_dimension(rows.shape[1])
         if not np.isfinite(rows).all():
-            raise InputError(f"{self._where} answered with NaN or infinity; its weights or its precision are broken")
+            raise InputError(f"{self._endpoint} answered with NaN or infinity; its weights or its precision are broken")
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         if not norms.all():
             empty = texts[int(np.argmin(norms))][:60]
-            raise InputError(f"{self._where} answered with an embedding of zeros, for {empty!r}; it has no direction")
+            raise InputError(
+                f"{self._endpoint} answered with an embedding of zeros, for {empty!r}; it has no direction"
+            )
         return rows / norms
 
     def _check_dimension(self, width: int) -> None:
@@ -306,48 +245,9 @@ class EndpointEncoder:
             self._dimension = width
         if width != self._dimension:
             raise InputError(
-                f"{self._where} answered with {width} numbers a text, and before with {self._dimension}; "
+                f"{self._endpoint} answered with {width} numbers a text, and before with {self._dimension}; "
                 "is it one model that answers there?"
             )
-
-    def _refuse(self, error: Any) -> None:
-        """Raise InputError for a status that no waiting mends; return for one that passes (408, 409, 429, 5xx)."""
-        code, said = error.status_code, self._reason(error)
-        if code in (401, 403):
-            source = f"the key in {self.config.key_variable}" if self.config.key_variable else "a call without a key"
-            raise InputError(f"{self._where} refused {source} (status {code}); check the key and what it may use")
-        if code == 404:
-            name = self.config.model
-            raise InputError(f'{self._where} has no model "{name}", or is not the base URL (status 404): {said}')
-        if code == 402 or "insufficient_quota" in str(error):
-            raise InputError(f"{self._where}: the account has no credit left (status {code}); run again when it has")
-        if code not in (408, 409, 429) and code < 500:
-            raise InputError(
-                f"{self._where} refused a text (status {code}): {said}. If it is too long, cut texts by max_characters "
-                "in the system's YAML file"
-            )
-
-    def _give_up_early(self, tries: int, detail: str) -> None:
-        """An endpoint that never answered is more likely a wrong address than a busy one."""
-        if not self._answered and tries >= 1:
-            raise InputError(f"{self._where}: {detail}") from None
-
-    def _wait(self, stop: threading.Event) -> None:
-        while not stop.is_set() and (left := self._not_before - time.monotonic()) > 0:
-            stop.wait(left)
-        if stop.is_set():
-            raise _StoppedError
-
-    def _reason(self, error: BaseException) -> str:
-        """One short line of what went wrong, in which the key cannot stand."""
-        body = getattr(error, "body", None)
-        said = body.get("message") if isinstance(body, dict) else None
-        text = " ".join(str(said or error or type(error).__name__).split()) or type(error).__name__
-        return (text.replace(self._key, "***") if len(self._key) > 4 else text)[:200]
-
-    @property
-    def _where(self) -> str:
-        return f"the endpoint {self.url}"
 
     @property
     def _price(self) -> float | None:

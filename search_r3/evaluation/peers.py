@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from search_r3.data.beir import refuse_unknown
-from search_r3.data.synthesis.endpoint import EndpointSettings
+from search_r3.data.synthesis.patience import EndpointSettings, key_from
 from search_r3.errors import InputError
 
 FILE_ENDINGS = (".yaml", ".yml")
@@ -90,17 +90,11 @@ class PeerConfig:
         Raises:
             InputError: the variable is not set, or holds what cannot be sent. Its value is never shown.
         """
-        if self.key_variable is None:
-            return "none"
-        key = os.environ.get(self.key_variable, "").strip()
-        if not key:
-            raise InputError(
-                f"no key for {self.model}: the variable {self.key_variable} is not set; set it, or describe the "
-                "system in a YAML file that names another (key_variable: NAME) or wants none (key_variable: null)"
-            )
-        if not (key.isascii() and key.isprintable()):
-            raise InputError(f"the variable {self.key_variable} holds characters that no key has; set it again")
-        return key
+        return key_from(
+            self.key_variable,
+            f"no key for {self.model}: the variable {self.key_variable} is not set; set it, or describe the system in "
+            "a YAML file that names another (key_variable: NAME) or wants none (key_variable: null)",
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from embedding_server import KEY, EmbeddingServer, embed, error, good
+from endpoint_server import KEY, EndpointServer, embed, embeddings, error, good
 
 from search_r3.cli import main
 from search_r3.errors import InputError
@@ -40,7 +40,7 @@ def expected(texts: list[str] = TEXTS) -> np.ndarray:
 
 
 def test_rows_are_the_texts_own_in_unit_length_whatever_the_batches_and_threads():
-    with EmbeddingServer() as sent:
+    with EndpointServer() as sent:
         for batch_size, concurrency in ((UNIT, 1), (7, 4), (1000, 3)):
             rows = encode_all(encoder(sent.url, batch_size=batch_size, concurrency=concurrency), None)
             assert rows == pytest.approx(expected(), abs=1e-6)
@@ -51,7 +51,7 @@ def test_rows_are_the_texts_own_in_unit_length_whatever_the_batches_and_threads(
 def test_nothing_is_sent_twice_not_a_repeated_text_nor_one_that_an_interrupted_run_paid_for(tmp_path):
     cache, texts = EmbeddingCache(tmp_path), TEXTS + TEXTS[:10]
     broken = [True]
-    with EmbeddingServer(lambda r, n: error(400, "no more") if broken[0] and n == 2 else good(r)) as sent:
+    with EndpointServer(lambda r, n: error(400, "no more") if broken[0] and n == 2 else good(r)) as sent:
         with pytest.raises(InputError, match="no more"):
             encode_all(encoder(sent.url), cache, texts)
         del sent.requests[2]  # it was refused, so nobody paid
@@ -89,7 +89,7 @@ def test_what_passes_is_tried_again(failure):
     def second_time_lucky(request, number):
         return failure if number == 1 else good(request)
 
-    with EmbeddingServer(second_time_lucky) as sent:
+    with EndpointServer(second_time_lucky) as sent:
         asked = encoder(sent.url, batch_size=2)
         assert encode_all(asked, None, TEXTS[:6]) == pytest.approx(expected(TEXTS[:6]), abs=1e-6)
         assert len(sent.requests) == 4
@@ -103,12 +103,12 @@ def test_a_retry_after_is_waited_for_and_a_very_long_one_is_told(monkeypatch):
             waits.append(timeout or 0.0)
             return super().wait(timeout)
 
-    with EmbeddingServer(lambda r, n: error(429, **{"Retry-After": "0.3"}) if n == 0 else good(r)) as sent:
+    with EndpointServer(lambda r, n: error(429, **{"Retry-After": "0.3"}) if n == 0 else good(r)) as sent:
         monkeypatch.setattr(threading, "Event", Recorded)
         encode_all(encoder(sent.url), None, TEXTS[:2])
         assert max(waits) >= 0.29
     with (
-        EmbeddingServer(lambda r, n: error(429, **{"Retry-After": "3600"})) as sent,
+        EndpointServer(lambda r, n: error(429, **{"Retry-After": "3600"})) as sent,
         pytest.raises(InputError, match="asks to wait 3,600 seconds"),
     ):
         encode_all(encoder(sent.url), None, TEXTS[:2])
@@ -129,7 +129,7 @@ def test_a_retry_after_is_waited_for_and_a_very_long_one_is_told(monkeypatch):
     ],
 )
 def test_what_does_not_pass_is_told_in_one_line(answer, message):
-    with EmbeddingServer(lambda request, number: answer) as sent, pytest.raises(InputError, match=message) as caught:
+    with EndpointServer(lambda request, number: answer) as sent, pytest.raises(InputError, match=message) as caught:
         encode_all(encoder(sent.url, retries=2), None, TEXTS[:1])
     assert "\n" not in str(caught.value)
     assert len(sent.requests) <= 2
@@ -137,7 +137,7 @@ def test_what_does_not_pass_is_told_in_one_line(answer, message):
 
 def test_a_server_that_stays_down_ends_the_run_and_what_came_is_kept(tmp_path):
     cache = EmbeddingCache(tmp_path)
-    with EmbeddingServer(lambda r, n: good(r) if n == 0 else error(500)) as sent:
+    with EndpointServer(lambda r, n: good(r) if n == 0 else error(500)) as sent:
         with pytest.raises(InputError, match=r"fails after 3 tries, status 500.*same command goes on"):
             encode_all(encoder(sent.url, retries=2), cache)
         assert len(sent.requests) == 4
@@ -145,7 +145,7 @@ def test_a_server_that_stays_down_ends_the_run_and_what_came_is_kept(tmp_path):
     with pytest.raises(InputError, match="cannot be reached"):
         encode_all(encoder("http://127.0.0.1:9/v1"), None, TEXTS[:1])
     with (
-        EmbeddingServer(lambda r, n: (time.sleep(0.5), good(r))[1]) as sent,
+        EndpointServer(lambda r, n: (time.sleep(0.5), good(r))[1]) as sent,
         pytest.raises(InputError, match=r"within 0\.1 sec"),
     ):
         encode_all(encoder(sent.url, timeout=0.1, retries=1), None, TEXTS[:1])
@@ -153,12 +153,12 @@ def test_a_server_that_stays_down_ends_the_run_and_what_came_is_kept(tmp_path):
 
 def test_another_dimension_is_refused_between_calls_and_against_the_cache(tmp_path):
     with (
-        EmbeddingServer(lambda r, n: good(r, 64 + n)) as sent,
+        EndpointServer(lambda r, n: embeddings(r, 64 + n)) as sent,
         pytest.raises(InputError, match="with 65 numbers a text, and before with 64"),
     ):
         encode_all(encoder(sent.url), None)
     cache = EmbeddingCache(tmp_path)
-    with EmbeddingServer(lambda r, n: good(r, 64 + n)) as sent:
+    with EndpointServer(lambda r, n: embeddings(r, 64 + n)) as sent:
         encode_all(encoder(sent.url), cache, TEXTS[:UNIT])
         with pytest.raises(InputError, match=r"of 64 and of 65 numbers.*move it away"):
             encode_all(encoder(sent.url), cache, TEXTS[: UNIT + 1])
@@ -167,7 +167,7 @@ def test_another_dimension_is_refused_between_calls_and_against_the_cache(tmp_pa
 def test_the_cost_is_told_first_and_too_much_needs_a_yes(monkeypatch):
     monkeypatch.setattr("search_r3.evaluation.endpoint.is_local", lambda url: False)
     lines: list[str] = []
-    with EmbeddingServer() as sent:
+    with EndpointServer() as sent:
         encode_all(encoder(sent.url, Spending(price=100.0, say=lines.append)), None, TEXTS[:2])
         assert lines[0] == "m: 2 documents to embed, about 13 tokens (characters / 4), under 0.01 at 100 a million"
         assert lines[1] == "texts: 1 calls, 10 tokens read, under 0.01 at 100 a million"
@@ -188,7 +188,7 @@ def test_the_cost_is_told_first_and_too_much_needs_a_yes(monkeypatch):
 
 
 def test_what_this_machine_serves_needs_no_yes_unless_it_has_a_price():
-    with EmbeddingServer() as sent:
+    with EndpointServer() as sent:
         encode_all(encoder(sent.url, token_limit=1), None, TEXTS[:2])
         with pytest.raises(InputError, match="over the limit of 1 tokens"):
             encode_all(encoder(sent.url, token_limit=1, price=1.0), None, TEXTS[:2])
@@ -196,7 +196,7 @@ def test_what_this_machine_serves_needs_no_yes_unless_it_has_a_price():
 
 def test_an_evaluation_by_an_endpoint_end_to_end(data_root, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
-    with EmbeddingServer() as sent:
+    with EndpointServer() as sent:
         system_file = tmp_path / "words.yaml"
         system_file.write_text(
             f"model: words\nendpoint: {sent.url}\nkey_variable: MY_KEY\nmax_characters: 60\n"
@@ -228,7 +228,7 @@ def test_an_evaluation_by_an_endpoint_end_to_end(data_root, tmp_path, monkeypatc
 def test_the_command_line_refuses_what_nobody_said_yes_to_and_takes_a_yes(tmp_path, data_root, monkeypatch, capsys):
     monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    with EmbeddingServer() as sent:
+    with EndpointServer() as sent:
         (tmp_path / "words.yaml").write_text(
             f"model: words\nendpoint: {sent.url}\nkey_variable: null\ntoken_limit: 9\nprice: 0.5\n"
         )
@@ -248,13 +248,13 @@ def test_the_command_line_refuses_what_nobody_said_yes_to_and_takes_a_yes(tmp_pa
 def test_a_key_never_stands_in_an_error(monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
     with (
-        EmbeddingServer(lambda r, n: error(401, f"bad key {KEY}")) as sent,
+        EndpointServer(lambda r, n: error(401, f"bad key {KEY}")) as sent,
         pytest.raises(InputError, match="refused the key in MY_KEY") as caught,
     ):
         encode_all(encoder(sent.url, key_variable="MY_KEY"), None, TEXTS[:1])
     assert KEY not in str(caught.value)
     with (
-        EmbeddingServer(lambda r, n: error(400, f"bad key {KEY}")) as sent,
+        EndpointServer(lambda r, n: error(400, f"bad key {KEY}")) as sent,
         pytest.raises(InputError, match="bad key") as caught,
     ):
         encode_all(encoder(sent.url, key_variable="MY_KEY"), None, TEXTS[:1])
@@ -269,7 +269,7 @@ def test_after_ctrl_c_the_calls_under_way_are_kept(tmp_path, monkeypatch):
         return good(request)
 
     monkeypatch.setattr("search_r3.evaluation.endpoint.progress_bar", lambda *_: Interrupting())
-    with EmbeddingServer(slow) as sent:
+    with EndpointServer(slow) as sent:
         asked = encoder(sent.url, Spending(say=lines.append), concurrency=2)
         with pytest.raises(KeyboardInterrupt):
             asked.run(asked.plan(TEXTS, "document", cache), cache)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llm_standin import KEY, Server, by_rule, completion, error
+from endpoint_server import KEY, EndpointServer, by_rule, completion, error
 
 from search_r3.cli import main
 from search_r3.data.beir import Document
@@ -292,7 +292,7 @@ def test_killed_for_real_it_goes_on_and_gives_the_same_bytes(source: Path, tmp_p
         return [sys.executable, "-m", "search_r3", *place, "--concurrency", "1", "--per-document", "2"]
 
     environment = os.environ | {"OPENAI_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
-    with Server(answer) as server:
+    with EndpointServer(answer) as server:
         killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
         process = subprocess.Popen(command(killed, server.url), env=environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
@@ -577,7 +577,7 @@ def test_the_command_asks_an_endpoint(source: Path, capsys: Any, monkeypatch: py
     pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     output = source.with_name("out.jsonl")
-    with Server() as server:
+    with EndpointServer() as server:
         words = [str(source), str(output), "--endpoint", server.url, "--model", "m", "--kind", "keywords"]
         code, out, err = run(capsys, *words, "--price-in", "1", "--price-out", "2")
         assert code == 0, err
@@ -595,7 +595,7 @@ def test_the_command_runs_dry_without_key_endpoint_or_trace(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     before = sorted(source.parent.rglob("*"))
     words = [str(source), str(source.with_name("out.jsonl")), "--dry-run", "--limit", "4"]
-    with Server() as server:
+    with EndpointServer() as server:
         endpoint = ["--endpoint", server.url, "--model", "m", "--price-in", "1", "--price-out", "2"]
         code, out, err = run(capsys, *words, *endpoint, "--budget-cost", "0.000001")
         assert server.requests == []
@@ -660,7 +660,7 @@ def test_a_refused_key_or_an_unknown_model_leaves_no_trace_of_the_key(
     pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for status, expected in ((401, "refused the key in OPENAI_API_KEY"), (404, 'has no model "m"')):
-        with Server(lambda *_: error(status, f"no {KEY}")) as server:  # noqa: B023
+        with EndpointServer(lambda *_: error(status, f"no {KEY}")) as server:  # noqa: B023
             words = [str(source), str(source.with_name("out.jsonl")), "--endpoint", server.url, "--model", "m"]
             code, out, err = run(capsys, *words)
         assert (code, out) == (2, "")

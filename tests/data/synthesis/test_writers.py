@@ -6,15 +6,14 @@ import socket
 import threading
 import time
 from dataclasses import replace
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_standin import KEY, Server, completion, error
+from endpoint_server import KEY, EndpointServer, completion, error
 
 from search_r3 import SearchR3
-from search_r3.data.synthesis.endpoint import EndpointSettings, EndpointWriter, retry_after
+from search_r3.data.synthesis.endpoint import EndpointSettings, EndpointWriter
 from search_r3.data.synthesis.writers import Budget, Failure, LocalWriter, Prompt, Reply, token_counter
 from search_r3.errors import InputError
 
@@ -44,7 +43,7 @@ def test_replies_come_in_the_order_of_the_prompts_and_tokens_are_counted() -> No
         time.sleep(0.05 if number == 0 else 0)
         return echo(request, number)
 
-    with Server(slow_at_first) as server:
+    with EndpointServer(slow_at_first) as server:
         asked = writer(server.url, concurrency=3)
         assert asked.write(PROMPTS) == [Reply(f"heard Say {number}.") for number in range(6)]
         assert (asked.usage.calls, asked.usage.input, asked.usage.output, asked.usage.estimated) == (6, 600, 120, 0)
@@ -60,7 +59,7 @@ def test_no_more_calls_are_under_way_than_asked_for() -> None:
         time.sleep(0.03)
         return echo(request, number)
 
-    with Server(slow) as server:
+    with EndpointServer(slow) as server:
         writer(server.url, concurrency=2).write(PROMPTS)
         assert server.most_at_once == 2
 
@@ -70,7 +69,7 @@ def test_tokens_are_estimated_where_the_endpoint_does_not_count() -> None:
         status, headers, body = completion("x" * 40)
         return status, headers, body.replace('"usage"', '"other"')
 
-    with Server(without_usage) as server:
+    with EndpointServer(without_usage) as server:
         asked = writer(server.url)
         asked.write(PROMPTS[:1])
         assert (asked.usage.input, asked.usage.output, asked.usage.estimated) == (3 + 2, 10, 1)
@@ -83,31 +82,21 @@ def test_a_busy_endpoint_is_asked_again_no_sooner_than_it_says() -> None:
         times.append(time.monotonic())
         return error(429, "slow down", **{"Retry-After": "0.3"}) if number == 0 else echo(request, number)
 
-    with Server(busy) as server:
+    with EndpointServer(busy) as server:
         assert writer(server.url).write(PROMPTS[:1]) == [Reply("heard Say 0.")]
     assert times[1] - times[0] >= 0.3
 
 
 def test_a_wait_that_is_too_long_stops_instead() -> None:
     with (
-        Server(lambda *_: error(429, "come back later", **{"Retry-After": "3600"})) as server,
+        EndpointServer(lambda *_: error(429, "come back later", **{"Retry-After": "3600"})) as server,
         pytest.raises(InputError, match=r"asks to wait 3,600 seconds.*same command"),
     ):
         writer(server.url).write(PROMPTS)
 
 
-def test_retry_after_is_seconds_milliseconds_or_a_date() -> None:
-    from datetime import UTC, datetime, timedelta
-
-    assert retry_after({"retry-after": "7"}) == 7
-    assert retry_after({"retry-after-ms": "250", "retry-after": "7"}) == 0.25
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    assert 27 < retry_after({"retry-after": date}) <= 30
-    assert retry_after({}) == retry_after({"retry-after": "soon"}) == 0
-
-
 def test_an_endpoint_that_fails_now_and_then_gets_through() -> None:
-    with Server(lambda request, number: error(500) if number % 2 == 0 else echo(request, number)) as server:
+    with EndpointServer(lambda request, number: error(500) if number % 2 == 0 else echo(request, number)) as server:
         replies = writer(server.url, concurrency=1).write(PROMPTS)
         assert replies == [Reply(f"heard Say {number}.") for number in range(6)]
         assert len(server.requests) == 12
@@ -117,7 +106,7 @@ def test_one_prompt_that_never_gets_through_is_a_failure_and_the_others_are_kept
     def one_fails(request: dict[str, Any], number: int) -> tuple[int, dict[str, str], str]:
         return error(503, "overloaded") if "3" in request["messages"][1]["content"] else echo(request, number)
 
-    with Server(one_fails) as server:
+    with EndpointServer(one_fails) as server:
         replies = writer(server.url).write(PROMPTS)
     assert replies[3] == Failure("no reply", "status 503: overloaded")
     assert sum(isinstance(reply, Reply) for reply in replies) == 5
@@ -128,7 +117,7 @@ def test_a_prompt_that_the_endpoint_refuses_is_not_asked_again() -> None:
         refused = "3" in request["messages"][1]["content"]
         return error(400, "context length exceeded") if refused else echo(request, number)
 
-    with Server(one_refused) as server:
+    with EndpointServer(one_refused) as server:
         assert writer(server.url).write(PROMPTS)[3] == Failure(
             "refused by the endpoint", "status 400: context length exceeded"
         )
@@ -137,7 +126,7 @@ def test_a_prompt_that_the_endpoint_refuses_is_not_asked_again() -> None:
 
 def test_an_endpoint_that_only_fails_is_an_error_not_an_empty_result() -> None:
     with (
-        Server(lambda *_: error(500, "out of order")) as server,
+        EndpointServer(lambda *_: error(500, "out of order")) as server,
         pytest.raises(InputError, match=r"answers nothing: status 500: out of order"),
     ):
         writer(server.url).write(PROMPTS)
@@ -151,7 +140,7 @@ def test_a_hang_ends_at_the_timeout() -> None:
             release.wait(10)
         return echo(request, number)
 
-    with Server(hang) as server:
+    with EndpointServer(hang) as server:
         start = time.monotonic()
         assert writer(server.url, timeout=0.3).write(PROMPTS[:1]) == [Reply("heard Say 0.")]
         assert 0.3 <= time.monotonic() - start < 5
@@ -183,7 +172,7 @@ def test_an_endpoint_that_is_not_there_is_named_at_once() -> None:
 )
 def test_what_is_no_chat_completion_is_said_to_be_none(answer: Any) -> None:
     with (
-        Server(lambda *_: answer) as server,
+        EndpointServer(lambda *_: answer) as server,
         pytest.raises(InputError, match=r"does not answer with the JSON of a chat completion.*/v1"),
     ):
         writer(server.url, concurrency=2).write(PROMPTS)
@@ -200,7 +189,7 @@ def test_what_is_no_chat_completion_is_said_to_be_none(answer: Any) -> None:
     ],
 )
 def test_what_ends_a_run_is_one_line_without_the_key(answer: Any, expected: str) -> None:
-    with Server(lambda *_: answer) as server, pytest.raises(InputError, match=expected) as caught:
+    with EndpointServer(lambda *_: answer) as server, pytest.raises(InputError, match=expected) as caught:
         writer(server.url, retries=0).write(PROMPTS)
     assert KEY not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -214,7 +203,7 @@ def test_models_that_want_another_request_get_it() -> None:
             return error(400, "Unsupported value: 'temperature' does not support 0.5 with this model.")
         return echo(request, number)
 
-    with Server(modern) as server:
+    with EndpointServer(modern) as server:
         assert all(isinstance(reply, Reply) for reply in writer(server.url, concurrency=3).write(PROMPTS))
         assert server.requests[-1]["max_completion_tokens"] == 32
 
@@ -225,7 +214,7 @@ def test_thoughts_and_cut_off_replies_are_told_apart_from_the_answer() -> None:
         completion("seven and", finish_reason="length"),
         completion("", finish_reason="content_filter"),
     ]
-    with Server(lambda request, number: answers[number]) as server:
+    with EndpointServer(lambda request, number: answers[number]) as server:
         replies = writer(server.url, concurrency=1).write(PROMPTS[:3])
     assert replies[0] == Reply("\nseven")
     assert replies[1] == Reply("seven and", cut_off=True)
@@ -240,7 +229,7 @@ def test_the_key_comes_from_the_variable_and_nowhere_else(monkeypatch: pytest.Mo
     with pytest.raises(InputError, match=r"MY_KEY holds characters that no key has") as caught:
         writer("http://localhost:1/v1", key_variable="MY_KEY")
     assert "\u00e9" not in str(caught.value)
-    with Server(echo) as server:
+    with EndpointServer(echo) as server:
         assert writer(server.url, key_variable=None).write(PROMPTS[:1]) == [Reply("heard Say 0.")]
 
 
