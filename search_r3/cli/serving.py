@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from search_r3.server.service import Loaded
 
 KEY_VARIABLE = "SEARCH_R3_API_KEY"
+
+
+class Batching(StrEnum):
+    """`ServerConfig.batching`, whose module needs the server's packages."""
+
+    continuous = "continuous"
+    static = "static"
 
 
 def serve(
@@ -40,6 +48,10 @@ def serve(
     budget: Budget = 32,
     max_budget: Annotated[int, typer.Option(min=0, help="The largest budget that a request may ask for.")] = 256,
     cache: Annotated[int, typer.Option(min=0, help="Reasoned queries that are remembered.")] = 10_000,
+    batching: Annotated[
+        Batching, typer.Option(help="continuous: reasoned queries join and leave token by token; static: in batches.")
+    ] = Batching.continuous,
+    slots: Annotated[int, typer.Option(min=1, help="Reasoned queries that are written side by side.")] = 32,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
 ) -> None:
@@ -77,6 +89,8 @@ def serve(
         reasoning_tokens=budget,
         max_reasoning_tokens=max(budget, max_budget),
         cache=cache,
+        batching="static" if batching is Batching.static else "continuous",
+        slots=slots,
     )
     opened = None if index is None else SearchIndex.open(index)
     if opened is None or index is None:

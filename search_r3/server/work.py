@@ -1,7 +1,7 @@
 """What the routes ask of the model, and the protocol of whoever does it: a `Batcher`.
 
-One `Work` is one request's texts of one kind. The batcher that is here (`worker`) runs a synchronous model on one
-thread, batch by batch; one that batches continuously can stand in its place.
+One `Work` is one request's texts of one kind. Both batchers run the model on one thread of their own: `worker` batch by
+batch, `continuous` with reasoned queries that join and leave token by token.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One thread that owns the model: what waits is taken in batches of one kind, kinds in turn, requests side by side.
 
 A request of a thousand documents is therefore done in many passes, and a query that comes meanwhile is in the pass
-after the current one. There is no waiting for a batch to fill: it is what has gathered while the last one ran.
+after the current one. There is no waiting for a batch to fill: it is what has gathered while the last one ran. This is
+static batching, where a batch of reasoned queries ends when the longest does; `continuous` builds on it.
 """
 
 from __future__ import annotations

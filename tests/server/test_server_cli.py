@@ -57,6 +57,7 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pyt
         (["--model", str(tiny_model), "--api-key-file", str(tmp_path / "keys")], ["holds no API key"]),
         (["--timeout", "0"], ["timeout is 0.0", "seconds"]),
         (["--queue", "0"], ["--queue", "search-r3 serve --help"]),
+        (["--batching", "dynamic"], ["--batching", "dynamic", "continuous", "static"]),
         (["--model", str(tmp_path / "none"), "--port", "0"], ["none"]),
     ]:
         assert main(["serve", *arguments]) == 2
