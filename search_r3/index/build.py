@@ -1,14 +1,15 @@
 """Building an index and keeping it up to date: only what changed is embedded, and work done is never done twice.
 
-Each commit writes a few hundred chunks. A build that is interrupted, by Ctrl-C or by an error, keeps what it had
-committed; run again, it recognises those chunks by their hashes and goes on.
+Reading, tokenising, embedding and writing go on side by side (`flow`), with so little between them that memory does not
+grow with the corpus. What was committed is kept whatever happens; run again, a build recognises it and goes on.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,39 +17,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from search_r3.errors import InputError
-from search_r3.index.chunking import Chunk, chunk_document
+from search_r3.index.approximate import APPROXIMATE_FROM, encoder_of, keep_approximate
+from search_r3.index.changes import Changes, Window
+from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
+from search_r3.index.flow import Pipe, run_stage, start_stage
+from search_r3.index.locking import OURS, writing
 from search_r3.index.readers import Skipped, SourceDocument
-from search_r3.index.rows import as_arrow, checked_vectors, make_row, where_from
+from search_r3.index.rows import as_arrow
 from search_r3.index.table import (
     COMPLETE,
-    CONTENT,
     FORMAT_VERSION,
-    ROW_HASH,
+    KEEP_VERSIONS,
+    TABLE,
     TEXT_HASH,
-    VECTOR,
     Encoder,
     IndexInfo,
     SearchIndex,
+    brief,
     create_table,
     ensure_full_text,
-    missing_columns,
+    ensure_lookups,
+    location,
+    mark_complete,
     open_table,
     pa,
     quoted,
     table_schema,
+    tidy,
 )
 
-COMMIT_EVERY = 256  # chunks: on two CPU cores some ten seconds of embedding, the most that an interruption costs
-KEEP_VERSIONS = timedelta(hours=1)  # a server that reads an old version has this long to notice the new one
-LOCK = ".build.lock"
+COMMIT_CHUNKS = 256  # on two CPU cores some ten seconds of embedding
+COMMIT_SECONDS = 10.0  # the most that an interruption costs; a fast GPU must not make a version for every 256 chunks
+COMMIT_AT_MOST = 8192  # chunks that wait for a commit: about 50 MB
+WAITING = 2  # windows between two stages
+STOP_SECONDS = 1.0
+IDS_A_COMMIT = 5000  # ids in one SQL condition of a deletion
 
 
 @dataclass
 class IndexReport:
-    """What a build did, in chunks: a long document is several. `embedded` counts texts that went through the model."""
+    """What a build did, in chunks: a long document is several. `embedded` counts texts that went through the model.
+
+    `approximate` is what `search_r3.index.approximate.Approximate` says of the approximate index, if there is one.
+    """
 
     documents: int = 0
     added: int = 0
@@ -58,6 +71,7 @@ class IndexReport:
     embedded: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
+    approximate: dict[str, Any] | None = None
 
     @property
     def chunks(self) -> int:
@@ -69,26 +83,35 @@ def build_index(
     documents: Iterable[SourceDocument],
     model: Encoder,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     progress: bool = True,
     prune: bool = True,
-    commit_every: int = COMMIT_EVERY,
+    commit_every: int | None = None,
+    approximate_from: int | None = APPROXIMATE_FROM,
+    queries: Sequence[str] = (),
 ) -> IndexReport:
     """Make the index in the folder `path`, or bring it up to date with `documents`.
 
     A chunk whose text, title and `max_length` are as before is not embedded again, even if its metadata changed or it
-    moved to another place in its file.
+    moved to another place in its file. A document that is given replaces what the index has under its id: all of its
+    chunks change in one commit.
 
     Args:
-        path: a new or empty folder, or an index that a model of the same contract made.
-        documents: what to index, usually `open_source(...)`; its `skipped` goes into the report.
+        path: a new or empty folder, or an index that a model of the same contract made; or a URI ("s3://bucket/index").
+        documents: what to index, usually `open_source(...)`; its `skipped` goes into the report. Read in a thread.
         model: embeds the chunks: "title text", as documents.
-        batch_size: texts per forward pass.
+        batch_size: most texts per forward pass; None leaves it to `batch_tokens`.
+        batch_tokens: most tokens per forward pass, padding included.
         max_length: tokens a chunk is cut to; the model's own limit by default.
         progress: show a line on stderr if that is a terminal.
-        prune: remove what `documents` no longer has. False adds to what is there.
-        commit_every: chunks per commit.
+        prune: remove the documents that `documents` no longer has. False keeps them.
+        commit_every: chunks per commit; a document is never in two. None commits every ten seconds, 256 to 8,192
+            chunks, and what is ready when a build is interrupted.
+        approximate_from: rows from which on the index gets an approximate one (`search_r3.index.approximate`); None
+            builds none.
+        queries: real queries, at most 200 of which the approximate index's recall is measured with, besides rows.
 
     Raises:
         InputError: a document is broken or its id comes twice, the index was made with another model, the folder holds
@@ -96,95 +119,178 @@ def build_index(
             batch is written).
     """
     started = time.perf_counter()
-    path = Path(path)
-    if commit_every < 1 or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size} and commit_every is {commit_every}; both must be at least 1")
+    for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("commit_every", commit_every)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
     report = IndexReport()
-    with _locked(path):
-        build = _Build(path, model, batch_size, max_length, report)
+    place = location(path)
+    with writing(place, make=True):
+        build = _Build(place, model, commit_every, report)
+        changes = Changes(build.before, build.schema, max_length)
         with _progress(progress and sys.stderr.isatty()) as show:
-            for batch in _batches(documents, commit_every, report):
-                build.write(batch)
-                show(report)
-            build.finish(prune)
+            _run(build, changes, documents, show, batch_tokens, batch_size)
+        build.finish(changes, prune, approximate_from, queries)
+        changes.close()
     report.skipped = list(getattr(documents, "skipped", []))
     report.seconds = time.perf_counter() - started
     return report
 
 
-class _Build:
-    """One run of `build_index`: the index as it was when the run began, and what the run has seen so far."""
+def _run(
+    build: _Build, changes: Changes, documents: Iterable[SourceDocument], show: Any, batch_tokens: int, most: int | None
+) -> None:
+    """The stages: reading, tokenising and writing in threads of their own, embedding in this one."""
+    model, report = build.model, build.report
+    window_size = min(build.commit_every or COMMIT_CHUNKS, COMMIT_CHUNKS)
 
-    def __init__(
-        self, path: Path, model: Encoder, batch_size: int, max_length: int | None, report: IndexReport
-    ) -> None:
-        self.model, self.batch_size, self.max_length, self.report = model, batch_size, max_length, report
-        self.path = path
+    def tokenise(window: Window) -> tuple[Window, Prepared]:
+        return window, prepare(model, list(window.texts.values()), changes.max_length, batch_tokens, most)
+
+    def encode(given: tuple[Window, Prepared]) -> Window:
+        window, prepared = given
+        matrix = embed(model, prepared, window.names, changes.max_length)
+        vector_of = window.held | dict(zip(window.texts, matrix, strict=True))
+        if window.rows:
+            window.vectors = np.stack([vector_of[row[TEXT_HASH]] for row in window.rows])
+        report.documents += window.documents
+        report.embedded += len(matrix)
+        show(report)
+        return window
+
+    read: Pipe[Window] = Pipe(WAITING)
+    tokenised: Pipe[tuple[Window, Prepared]] = Pipe(WAITING)
+    encoded: Pipe[Window] = Pipe(WAITING)
+    reader = start_stage("read", changes.windows(documents, window_size), lambda window: window, read)
+    start_stage("tokenise", read, tokenise, tokenised)
+    writer = _Writer(build, encoded)
+    writer.start()
+    run_stage(tokenised, encode, encoded)
+    try:
+        writer.join()
+    except KeyboardInterrupt:
+        writer.join()  # a commit that has begun is done in a moment; the lock is held until then
+        raise
+    finally:
+        reader.join(STOP_SECONDS)  # longer only if it waits for a source that does not answer; it writes nothing
+    if writer.error is not None:
+        raise writer.error
+
+
+class _Writer(threading.Thread):
+    """Commits what comes. `error` is its own, or the one that ended what came."""
+
+    def __init__(self, build: _Build, encoded: Pipe[Window]) -> None:
+        super().__init__(name="write", daemon=True)
+        self.build, self.encoded = build, encoded
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        waiting: list[Window] = []
+        last = time.monotonic()
+        exact = self.build.commit_every
+        try:
+            try:
+                for window in self.encoded:
+                    waiting.append(window)
+                    count = sum(len(held.rows) for held in waiting)
+                    late = time.monotonic() - last >= COMMIT_SECONDS or count >= COMMIT_AT_MOST
+                    if count >= (exact or COMMIT_CHUNKS) and (exact or late):
+                        ready, waiting = waiting, []
+                        self.build.commit(ready)
+                        last = time.monotonic()
+            except BaseException:
+                if exact is None and waiting:  # an interruption costs nothing that is embedded already
+                    self.build.commit(waiting)
+                raise
+            self.build.commit(waiting)
+        except BaseException as error:
+            self.error = error
+        self.encoded.abandon()
+
+
+class _Build:
+    """One run of `build_index`: the index as it was when the run began, and the writing of what comes."""
+
+    def __init__(self, path: Path | str, model: Encoder, commit_every: int | None, report: IndexReport) -> None:
+        self.model, self.path, self.commit_every, self.report = model, path, commit_every, report
         self.table: Any = open_table(path)
-        self.row_hashes: dict[str, str] = {}
-        self.id_of_text: dict[str, str] = {}
-        self.seen: dict[str, str] = {}  # chunk id -> where it came from
+        self.schema = table_schema(model.dimension)
         self.before: Any = None
         self.touched = False
+        self.first = True
         if self.table is None:
-            if strangers := [item.name for item in path.iterdir() if item.name not in {LOCK, "chunks.lance"}]:
-                raise InputError(f"{path} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder")
+            if isinstance(path, Path):
+                strangers = [item.name for item in path.iterdir() if item.name not in {*OURS, f"{TABLE}.lance"}]
+                if strangers:
+                    raise InputError(
+                        f"{path} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder"
+                    )
             return
         index = SearchIndex.open(path)
         index.check_model(model)
-        held = self.table.search().select(["id", ROW_HASH, TEXT_HASH]).to_arrow()
-        ids = held["id"].to_pylist()
-        self.row_hashes = dict(zip(ids, held[ROW_HASH].to_pylist(), strict=True))
-        self.id_of_text = dict(zip(held[TEXT_HASH].to_pylist(), ids, strict=True))
-        self.before = index.table  # a second handle, held at the version the run starts from
-        self.before.checkout(self.table.version)
+        self.schema = self.table.schema
         self.touched = not index.complete
         if self.touched:  # the crash may have come between the table and its full-text index
             ensure_full_text(self.table)
+        ensure_lookups(self.table)
+        self.first = len(index) == 0
+        if not self.first:
+            self.before = index.table  # a second handle, held at the version the run starts from
+            self.before.checkout(self.table.version)
 
-    def write(self, chunks: list[Chunk]) -> None:
-        """Embed what is new among `chunks` and commit the rows that changed."""
-        rows = []
-        for chunk in chunks:
-            place = where_from(chunk)
-            if chunk.id in self.seen:
-                raise InputError(
-                    f'the id "{chunk.id}" comes twice: at {self.seen[chunk.id]} and at {place}; give each its own'
-                )
-            self.seen[chunk.id] = place
-            row = make_row(chunk, self.max_length)
-            if self.row_hashes.get(chunk.id) == row[ROW_HASH]:
-                self.report.unchanged += 1
-            else:
-                rows.append(row)
-        if not rows:
-            return
-        schema = table_schema(self.model.dimension) if self.table is None else self.table.schema
-        new_columns = missing_columns(schema, rows)
-        vectors = self._vectors(rows)
-        self._touch()
-        if new_columns:
-            self.table.add_columns(pa.schema(list(new_columns.items())))
-        self._merge(rows, vectors)
-        updated = sum(row["id"] in self.row_hashes for row in rows)
-        self.report.updated += updated
-        self.report.added += len(rows) - updated
+    def commit(self, windows: list[Window]) -> None:
+        """Write the windows' changes in one commit."""
+        rows = [row for window in windows for row in window.rows]
+        given = {row["id"] for row in rows}
+        stale = [identifier for window in windows for identifier in window.stale if identifier not in given]
+        try:
+            if rows:
+                self._touch()
+                if columns := {name: kind for window in windows for name, kind in window.columns.items()}:
+                    self.table.add_columns(pa.schema(list(columns.items())))
+                vectors = np.concatenate([window.vectors for window in windows if window.vectors is not None])
+                together = stale if len(stale) <= IDS_A_COMMIT else []
+                self._merge(rows, vectors, together, fresh=all(window.fresh for window in windows))
+                stale = [] if together else stale
+            self._delete(stale)
+        except (OSError, RuntimeError) as error:
+            if "No space left" not in str(error) and "Disk quota" not in str(error):
+                raise
+            raise InputError(
+                f"the disk of {self.path} is full ({brief(error)}); what was committed is kept: free some space and "
+                "run the same command again"
+            ) from error
+        for window in windows:
+            self.report.unchanged += window.unchanged
+            self.report.updated += window.updated
+            self.report.added += len(window.rows) - window.updated
+            self.report.removed += len(window.stale)
 
-    def finish(self, prune: bool) -> None:
-        """Remove what is gone, fold new rows into the full-text index, compact, and mark the index complete."""
-        if not self.seen:
+    def finish(self, changes: Changes, prune: bool, approximate_from: int | None, queries: Sequence[str]) -> None:
+        """Remove what is gone, fold new rows into the indices, compact, and mark the index complete."""
+        if not changes.seen:
             raise InputError("no documents were given; the index is unchanged")
-        gone = [identifier for identifier in self.row_hashes if identifier not in self.seen] if prune else []
-        if gone:
-            self._touch()
-            for start in range(0, len(gone), 500):
-                self.table.delete(f"id IN ({quoted(gone[start : start + 500])})")
-            self.report.removed = len(gone)
+        if prune:
+            gone: list[str] = []
+            for ids in changes.gone():
+                gone += ids
+                self.report.removed += len(ids)
+                if len(gone) >= IDS_A_COMMIT:
+                    self._delete(gone)
+                    gone = []
+            self._delete(gone)
         if self.touched:
-            ensure_full_text(self.table)
-            first = self.before is None or not self.row_hashes
-            self.table.optimize(cleanup_older_than=timedelta(milliseconds=1) if first else KEEP_VERSIONS)
-            self.table.tags.create(COMPLETE, self.table.version)
+            keep = timedelta(milliseconds=1) if self.first else KEEP_VERSIONS
+            tidy(self.table, keep)
+        found = keep_approximate(self.table, approximate_from, encoder_of(self.model, queries))
+        self.report.approximate = found.to_dict() if found else None
+        mark_complete(self.table)
+
+    def _delete(self, ids: list[str]) -> None:
+        for start in range(0, len(ids), IDS_A_COMMIT):
+            self._touch()
+            some = ids[start : start + IDS_A_COMMIT]
+            self.table.delete(f"id IN ({quoted(some)})")
 
     def _touch(self) -> None:
         """Before the first change: the table exists, and does not say that it is complete."""
@@ -194,33 +300,15 @@ class _Build:
             self.table.tags.delete(COMPLETE)
         self.touched = True
 
-    def _vectors(self, rows: list[dict[str, Any]]) -> np.ndarray:
-        """(len(rows), dimension) float32: from the index where it holds the same text, else from the model."""
-        vector_of: dict[str, np.ndarray] = {}
-        known = {row[TEXT_HASH]: self.id_of_text[row[TEXT_HASH]] for row in rows if row[TEXT_HASH] in self.id_of_text}
-        if known:
-            held = (
-                self.before.search()
-                .where(f"id IN ({quoted(set(known.values()))})")
-                .select([TEXT_HASH, VECTOR])
-                .to_arrow()
-            )
-            matrix = held[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(held), self.model.dimension)
-            vector_of = dict(zip(held[TEXT_HASH].to_pylist(), matrix, strict=True))
-        new = {row[TEXT_HASH]: row for row in rows if row[TEXT_HASH] not in vector_of}
-        if new:
-            texts = [row[CONTENT].strip() for row in new.values()]
-            encoded = self.model.encode_document(
-                texts, batch_size=self.batch_size, show_progress_bar=False, max_length=self.max_length
-            )
-            matrix = checked_vectors(encoded, [row["id"] for row in new.values()], self.model)
-            vector_of.update(zip(new, matrix, strict=True))
-            self.report.embedded += len(texts)
-        return np.stack([vector_of[row[TEXT_HASH]] for row in rows])
-
-    def _merge(self, rows: list[dict[str, Any]], vectors: np.ndarray) -> None:
+    def _merge(self, rows: list[dict[str, Any]], vectors: np.ndarray, stale: list[str], fresh: bool) -> None:
         batch = as_arrow(rows, vectors, self.table.schema)
-        self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(batch)
+        if fresh and not stale:
+            self.table.add(batch)  # no look at what is there: a first build's commits all cost the same
+            return
+        merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        if stale:
+            merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted(stale)})")
+        merge.execute(batch)
 
 
 def _info(model: Encoder) -> IndexInfo:
@@ -238,42 +326,6 @@ def _info(model: Encoder) -> IndexInfo:
     )
 
 
-def _batches(documents: Iterable[SourceDocument], count: int, report: IndexReport) -> Iterator[list[Chunk]]:
-    batch: list[Chunk] = []
-    for document in documents:
-        report.documents += 1
-        for chunk in chunk_document(document):
-            batch.append(chunk)
-            if len(batch) == count:
-                yield batch
-                batch = []
-    if batch:
-        yield batch
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One build at a time; a folder that this run made and left without a table is removed again."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; give a folder for the index")
-    made = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"another build is writing to {path}; wait until it is done") from error
-    except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}; choose a folder you may write to") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if made and not any(item.name != LOCK for item in path.iterdir()):
-            (path / LOCK).unlink(missing_ok=True)
-            path.rmdir()
-
-
 @contextmanager
 def _progress(enabled: bool) -> Iterator[Any]:
     if not enabled:
@@ -286,5 +338,5 @@ def _progress(enabled: bool) -> Iterator[Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading")
         yield lambda report: bar.update(
-            task, description=f"{report.documents:,} documents, {report.chunks:,} chunks, {report.embedded:,} embedded"
+            task, description=f"{report.documents:,} documents read, {report.embedded:,} chunks embedded"
         )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from search_r3.data.beir import read_jsonl, string_field
 from search_r3.errors import InputError
 from search_r3.index.csvfile import read_csv
+from search_r3.index.ledger import Ledger
 
 Scalar = str | int | float | bool
 Kind = Literal["record", "markdown", "rst", "python", "code", "text"]
@@ -73,16 +74,15 @@ class Source:
 
     def __iter__(self) -> Iterator[SourceDocument]:
         self.skipped.clear()
-        first_seen: dict[str, int] = {}
+        seen = Ledger()
         for document in self._read(self.skipped):
-            if document.id in first_seen:
+            if (first := seen.first(document.id, str(document.line))) is not None:
                 raise InputError(
                     f'{self.path}, line {document.line}: the id "{document.id}" was already used on line '
-                    f"{first_seen[document.id]}; every document needs an id of its own"
+                    f"{first}; every document needs an id of its own"
                 )
-            first_seen[document.id] = document.line
             yield document
-        if not first_seen:
+        if not seen:
             why = "; ".join(summarise_skipped(self.skipped)) or "it holds no text, Markdown, rst or source files"
             raise InputError(f"{self.path}: nothing to index ({why})")
 

@@ -1,7 +1,9 @@
-"""Searching an index: exact cosine over the vectors, BM25 over the words, and the two fused by reciprocal rank.
+"""Searching an index: cosine over the vectors, BM25 over the words, and the two fused by reciprocal rank.
 
-Fusion is Cormack, Clarke & Buettcher 2009 (https://plg.uwaterloo.ca/~gvcormac/cormacksigir09-rrf.pdf): a chunk scores
-the sum over both lists of 1 / (60 + its rank). Equal scores are ordered by id, so the same search gives the same list.
+The vectors are searched exactly, or by the index's approximate index where it has one that was measured good. Fusion is
+Cormack, Clarke & Buettcher 2009 (https://plg.uwaterloo.ca/~gvcormac/cormacksigir09-rrf.pdf): a chunk scores the sum
+over both lists of 1 / (60 + its rank). Equal scores are ordered by id, so the same search gives the same list.
+A document's chunks are one hit, the best of them, unless one asks for chunks.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import numpy as np
 from lancedb.query import MatchQuery
 
 from search_r3.errors import InputError
+from search_r3.index.approximate import TIES as FEW_TIES
+from search_r3.index.approximate import Approximate, probing
 from search_r3.index.readers import Scalar
 from search_r3.index.snippets import make_snippet
 from search_r3.index.table import CONTENT, METADATA, VECTOR, Encoder, SearchIndex, brief
@@ -27,6 +31,7 @@ RRF_K = 60
 POOL = 100  # a hybrid search fuses at least this many of each list
 TIES = 50  # fetched beyond the cut, so that among equals there the ids decide, not the order on disk
 MAX_HITS = 1_000
+EXACT_MATCHES = 20_000  # rows; where a filter leaves fewer, they are all compared: a few milliseconds
 MAX_QUERY_CHARACTERS = 100_000
 FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`")
@@ -98,8 +103,10 @@ def search_index(
     reasoning: bool | Literal["auto"] = True,
     max_reasoning_tokens: int = 32,
     where: str | None = None,
+    exact: bool = False,
+    chunks: bool = False,
 ) -> SearchResult:
-    """Find the `k` best chunks for `query`.
+    """Find the `k` best documents for `query`, each by its best chunk.
 
     Args:
         index: an opened index.
@@ -113,6 +120,8 @@ def search_index(
         max_reasoning_tokens: how much it may think.
         where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that `k`
             hits come back where there are as many. The columns are in `index.columns`.
+        exact: compare the query with every vector, though the index has an approximate index.
+        chunks: every chunk is a hit of its own, so a document may come several times.
 
     Raises:
         InputError: the query is empty or too long, `k`, `mode` or `where` is wrong, or the model is not the index's.
@@ -123,6 +132,9 @@ def search_index(
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_HITS:
         raise InputError(f"k is {k}; give a whole number from 1 to {MAX_HITS:,}")
     where = check_where(index, where)
+    nearest = None if exact or mode == "text" else index.approximate
+    if nearest is not None and where is not None and index.table.count_rows(where) <= EXACT_MATCHES:
+        nearest = None
     started = time.perf_counter()
     vector: np.ndarray | None = None
     trace: ReasoningTrace | None = None
@@ -132,18 +144,24 @@ def search_index(
         index.check_model(model)
         if reasoning == "auto" and (rule := getattr(model, "adaptive_rule", None)) is not None:
             vector, trace = _embed(query, model, False, max_reasoning_tokens)
-            cosines = [row["score"] for row in _by_vector(index, vector, rule.depth, where)]
+            cosines = [row["score"] for row in _by_vector(index, vector, rule.depth, where, nearest)]
             reasoning = bool(cosines) and bool(rule.decide([cosines])[0])
         if vector is None or reasoning:
             vector, trace = _embed(query, model, reasoning, max_reasoning_tokens)
     embedded = time.perf_counter()
     pool = max(POOL, 2 * k) if mode == "hybrid" else k
-    lists: dict[str, list[dict[str, Any]]] = {}
-    if vector is not None:
-        lists["vector"] = _by_vector(index, vector, pool, where)
-    if mode != "vector":
-        lists["text"] = _by_text(index, query, pool, where)
-    hits = _fused(lists, query, k)
+    while True:
+        lists: dict[str, list[dict[str, Any]]] = {}
+        if vector is not None:
+            lists["vector"] = _by_vector(index, vector, pool, where, nearest)
+        if mode != "vector":
+            lists["text"] = _by_text(index, query, pool, where)
+        order = _order(lists)
+        order = order if chunks else _first_of_each_document(order)
+        if len(order) >= k or all(len(found) < pool for found in lists.values()):
+            break
+        pool *= 4  # a few documents had all the places
+    hits = [_hit(row, query, score, ranks, scores) for row, score, ranks, scores in order[:k]]
     done = time.perf_counter()
     timings = Timings(round((embedded - started) * 1e3, 2), round((done - embedded) * 1e3, 2))
     return SearchResult(query, mode, hits, trace, timings)
@@ -202,26 +220,29 @@ def _embed(
     return vector, trace
 
 
-def _by_vector(index: SearchIndex, vector: np.ndarray, count: int, where: str | None) -> list[dict[str, Any]]:
-    """The nearest by cosine, exactly: the table has no approximate index."""
+def _by_vector(
+    index: SearchIndex, vector: np.ndarray, count: int, where: str | None, nearest: Approximate | None
+) -> list[dict[str, Any]]:
+    """The nearest by cosine: exactly, or through the approximate index, whose candidates are scored exactly."""
     search = index.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
-    return _rows(search, count, where, "_distance", lambda distance: 1.0 - distance)
+    ties = TIES if nearest is None else FEW_TIES
+    return _rows(probing(search, nearest), count, ties, where, "_distance", lambda distance: 1.0 - distance)
 
 
 def _by_text(index: SearchIndex, query: str, count: int, where: str | None) -> list[dict[str, Any]]:
     """Any of the words may match. A MatchQuery has no syntax, unlike a string given to LanceDB."""
     words = MatchQuery(query, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
     search = index.table.search(words, query_type="fts")
-    return _rows(search, count, where, "_score", lambda score: score)
+    return _rows(search, count, TIES, where, "_score", lambda score: score)
 
 
 def _rows(
-    search: Any, count: int, where: str | None, column: str, score: Callable[[float], float]
+    search: Any, count: int, ties: int, where: str | None, column: str, score: Callable[[float], float]
 ) -> list[dict[str, Any]]:
     if where is not None:
         search = search.where(where, prefilter=True)
     try:
-        rows = search.select([*FIELDS, column]).limit(count + TIES).to_list()
+        rows = search.select([*FIELDS, column]).limit(count + ties).to_list()
     except (ValueError, RuntimeError) as error:
         if where is None:
             raise
@@ -231,7 +252,11 @@ def _rows(
     return sorted(rows, key=lambda row: (-row["score"], row["id"]))[:count]
 
 
-def _fused(lists: dict[str, list[dict[str, Any]]], query: str, k: int) -> list[Hit]:
+Ordered = tuple[dict[str, Any], float, dict[str, int], dict[str, float]]  # row, score, ranks, scores
+
+
+def _order(lists: dict[str, list[dict[str, Any]]]) -> list[Ordered]:
+    """The rows of all lists, best first."""
     rows = {row["id"]: row for ranking in lists.values() for row in ranking}
     ranks = {name: {row["id"]: rank for rank, row in enumerate(ranking, 1)} for name, ranking in lists.items()}
     scores = {name: {row["id"]: float(row["score"]) for row in ranking} for name, ranking in lists.items()}
@@ -240,15 +265,21 @@ def _fused(lists: dict[str, list[dict[str, Any]]], query: str, k: int) -> list[H
     else:
         order = reciprocal_rank_fusion([[row["id"] for row in ranking] for ranking in lists.values()])
     return [
-        _hit(
+        (
             rows[identifier],
-            query,
             score,
             {name: ranks[name][identifier] for name in lists if identifier in ranks[name]},
             {name: scores[name][identifier] for name in lists if identifier in scores[name]},
         )
-        for identifier, score in order[:k]
+        for identifier, score in order
     ]
+
+
+def _first_of_each_document(order: list[Ordered]) -> list[Ordered]:
+    best: dict[str, Ordered] = {}
+    for entry in order:
+        best.setdefault(entry[0]["document"], entry)
+    return list(best.values())
 
 
 def _hit(row: dict[str, Any], query: str, score: float, ranks: dict[str, int], scores: dict[str, float]) -> Hit:

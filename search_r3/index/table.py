@@ -23,11 +23,12 @@ from search_r3.index.readers import Scalar
 try:
     import lancedb
     import pyarrow as pa
-    from lancedb.index import FTS
+    from lancedb.index import FTS, BTree
 except ImportError as error:
     raise InputError("the index needs LanceDB: pip install 'search-r3[search]'") from error
 
 if TYPE_CHECKING:
+    from search_r3.index.approximate import Approximate
     from search_r3.index.search import SearchResult
 
 FORMAT_VERSION = 1
@@ -35,6 +36,8 @@ TABLE = "chunks"
 METADATA_KEY = b"search_r3"
 COMPLETE = "complete"
 FOLLOW_WRITES = timedelta(seconds=2)  # how soon an open index (a server's) sees what another process committed
+KEEP_VERSIONS = timedelta(hours=1)  # a server that reads an old version has this long to notice the new one
+LOOKUPS_FROM = 100_000  # rows; below, reading the column through takes a few milliseconds
 MAX_METADATA_COLUMNS = 200  # more distinct field names than this are data, not fields
 
 # Ours. The user's metadata gets columns of its own names beside them, hence the prefix on what is not for filtering.
@@ -79,25 +82,25 @@ class IndexInfo:
 class SearchIndex:
     """An index on disk, opened for reading: `SearchIndex.open(path)`. `build_index` makes and updates it."""
 
-    def __init__(self, path: Path, table: Any, info: IndexInfo) -> None:
+    def __init__(self, path: Path | str, table: Any, info: IndexInfo) -> None:
         self.path = path
         self.table = table
         self.info = info
 
     @classmethod
     def open(cls, path: str | Path) -> SearchIndex:
-        """Open the index in the folder `path`.
+        """Open the index in the folder `path`, or at a URI such as "s3://bucket/index".
 
         Raises:
             InputError: there is no such folder, it is not an index, the index is damaged, or a newer search-r3 made it.
         """
-        path = Path(path)
-        if not path.exists():
+        place = location(path)
+        if isinstance(place, Path) and not place.exists():
             raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --into {path})")
-        table = open_table(path)
+        table = open_table(place)
         if table is None:
             raise InputError(f"{path} is not a search-r3 index; give the folder that build_index wrote")
-        return cls(path, table, _read_info(path, table))
+        return cls(place, table, _read_info(place, table))
 
     def __len__(self) -> int:
         """The number of chunks."""
@@ -120,6 +123,13 @@ class SearchIndex:
                 shown[column.name] = TYPE_NAMES.get(column.type, str(column.type))
         return shown
 
+    @property
+    def approximate(self) -> Approximate | None:
+        """The approximate index with its measured recall, or None where vectors are searched exactly."""
+        from search_r3.index.approximate import read_approximate
+
+        return read_approximate(self.table)
+
     def describe(self) -> dict[str, Any]:
         """What the index is, as JSON-ready values."""
         documents = self.table.search().select(["document"]).to_arrow()["document"].unique()
@@ -129,6 +139,7 @@ class SearchIndex:
             "documents": len(documents),
             "complete": self.complete,
             "columns": self.columns,
+            "approximate": found.to_dict() if (found := self.approximate) else None,
             **asdict(self.info),
         }
 
@@ -152,12 +163,19 @@ class SearchIndex:
         return search_index(self, query, model, **options)
 
 
-def open_table(path: Path) -> Any | None:
-    """The LanceDB table in the folder `path`, or None where no table was ever committed.
+def location(path: str | Path) -> Path | str:
+    """Where an index is: a folder, or a URI ("s3://bucket/index") as the string it is, which a Path would spoil."""
+    return path if isinstance(path, str) and "://" in path else Path(path)
+
+
+def open_table(path: Path | str) -> Any | None:
+    """The LanceDB table in the folder or at the URI `path`, or None where no table was ever committed.
 
     Raises:
         InputError: `path` is a file, may not be read, or its table is damaged.
     """
+    if isinstance(path, str):
+        return _open_remote(path)
     if not path.is_dir():
         raise InputError(f"{path} is a file, not a folder; an index is a folder")
     versions = path / f"{TABLE}.lance" / "_versions"
@@ -169,6 +187,15 @@ def open_table(path: Path) -> Any | None:
         raise InputError(f"{path}: {error.strerror or error}; mend its permissions") from error
     except (ValueError, RuntimeError) as error:
         raise InputError(f"the index {path} is damaged ({brief(error)}); delete the folder and index again") from error
+
+
+def _open_remote(uri: str) -> Any | None:
+    try:
+        return lancedb.connect(uri, read_consistency_interval=FOLLOW_WRITES).open_table(TABLE)
+    except (OSError, ValueError, RuntimeError) as error:
+        if "not found" in str(error).lower():
+            return None
+        raise InputError(f"{uri} cannot be opened ({brief(error)}); check the address and the credentials") from error
 
 
 def table_schema(dimension: int) -> pa.Schema:
@@ -190,7 +217,7 @@ def table_schema(dimension: int) -> pa.Schema:
     )
 
 
-def create_table(path: Path, info: IndexInfo) -> Any:
+def create_table(path: Path | str, info: IndexInfo) -> Any:
     """Make the empty table in `path`, with its full-text index: rows are searchable as soon as they are committed."""
     schema = table_schema(info.dimension).with_metadata({METADATA_KEY: json.dumps(asdict(info)).encode()})
     table = lancedb.connect(str(path), read_consistency_interval=FOLLOW_WRITES).create_table(TABLE, schema=schema)
@@ -202,6 +229,31 @@ def ensure_full_text(table: Any) -> None:
     """LanceDB's own BM25 index over title and text. The ICU tokenizer also finds words in Chinese or Japanese."""
     if not any(CONTENT in index.columns for index in table.list_indices()):
         table.create_index(CONTENT, config=FTS(base_tokenizer="icu/split"))
+
+
+def ensure_lookups(table: Any) -> None:
+    """Once a table is large, an index on each column by which a build looks its rows up."""
+    if table.count_rows() < LOOKUPS_FROM:
+        return
+    indexed = {column for index in table.list_indices() for column in index.columns}
+    for column in ("id", "document", TEXT_HASH):
+        if column not in indexed:
+            table.create_index(column, config=BTree())
+
+
+def tidy(table: Any, keep: timedelta = KEEP_VERSIONS) -> None:
+    """Fold new rows into every index, put small files together, and forget the versions that are older than `keep`."""
+    ensure_full_text(table)
+    ensure_lookups(table)
+    table.optimize(cleanup_older_than=keep)
+
+
+def mark_complete(table: Any) -> None:
+    """Say that the version the table is at is whole. It is a tag, so what it names is never cleaned up."""
+    if COMPLETE not in (tags := table.tags.list()):
+        table.tags.create(COMPLETE, table.version)
+    elif tags[COMPLETE]["version"] != table.version:
+        table.tags.update(COMPLETE, table.version)
 
 
 def column_name(field_name: str) -> str:
@@ -273,7 +325,7 @@ def brief(error: BaseException) -> str:
     return re.sub(r"^(Invalid input, |lance error: )+", "", text).strip().rstrip(".")[:300]
 
 
-def _read_info(path: Path, table: Any) -> IndexInfo:
+def _read_info(path: Path | str, table: Any) -> IndexInfo:
     try:
         held = json.loads((table.schema.metadata or {})[METADATA_KEY])
         version = int(held["format_version"])

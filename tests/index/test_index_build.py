@@ -119,15 +119,22 @@ def test_an_interrupted_build_goes_on_where_it_stopped(path, model):
 
 
 def test_a_killed_build_leaves_an_index_that_opens_and_goes_on(path, model):
-    """The process dies at once, with no chance to clean up, during the third commit's embedding."""
+    """The process dies at once, with no chance to clean up, while it embeds what would be the fourth commit."""
     code = """
-        import os, sys
+        import os, sys, time
         sys.path.insert(0, sys.argv[2])
         from conftest import FakeEncoder
-        from search_r3.index import SourceDocument, build_index
+        from search_r3.index import SearchIndex, SourceDocument, build_index
+        def committed():
+            try:
+                return len(SearchIndex.open(sys.argv[1]))
+            except ValueError:
+                return 0
         class Dying(FakeEncoder):
             def encode_document(self, texts, **options):
-                if len(self.encoded) >= 8:
+                if len(self.encoded) >= 12:
+                    while committed() < 8:
+                        time.sleep(0.01)
                     os._exit(9)
                 return super().encode_document(texts, **options)
         documents = [SourceDocument(f"d{i}", f"Title {i}", f"text {i}") for i in range(20)]
@@ -137,8 +144,10 @@ def test_a_killed_build_leaves_an_index_that_opens_and_goes_on(path, model):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(path), folder], check=False)
     assert done.returncode == 9
     assert not SearchIndex.open(path).complete
+    kept = len(SearchIndex.open(path))
+    assert kept in (8, 12)  # whole commits, and at most what was embedded
     report = build_index(path, docs(*[f"text {i}" for i in range(20)]), model)
-    assert (report.unchanged, report.embedded) == (8, 12)
+    assert (report.unchanged, report.embedded) == (kept, 20 - kept)
     assert SearchIndex.open(path).complete
 
 

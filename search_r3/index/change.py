@@ -1,0 +1,112 @@
+"""Changing an index without its corpus: documents deleted or replaced by their ids, files put together.
+
+Each is one LanceDB commit or none: an id that is not there refuses the whole deletion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.index.approximate import keep_approximate
+from search_r3.index.build import IndexReport, build_index
+from search_r3.index.locking import writing
+from search_r3.index.readers import SourceDocument
+from search_r3.index.table import KEEP_VERSIONS, Encoder, SearchIndex, location, mark_complete, quoted, tidy
+
+AT_ONCE = 5000  # ids in one SQL condition
+
+
+class UnknownDocument(InputError):
+    """The index has no document of that id; a server makes it a 404."""
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What a compaction did: files of rows and bytes on disk, before and after; bytes are 0 at a URI."""
+
+    files_before: int
+    files_after: int
+    bytes_before: int
+    bytes_after: int
+    approximate: dict[str, Any] | None
+
+
+def delete_documents(path: str | Path, ids: Sequence[str]) -> int:
+    """Remove documents, with all of their chunks, from the index in the folder `path`; returns how many chunks.
+
+    Raises:
+        UnknownDocument: one of `ids` is not there; nothing is deleted.
+        InputError: no ids, no index, or another process is writing.
+    """
+    wanted = list(dict.fromkeys(ids))
+    if not wanted:
+        raise InputError("no ids were given; give the ids of the documents to delete")
+    place = location(path)
+    with writing(place):
+        index = SearchIndex.open(place)
+        complete = index.complete
+        held: set[str] = set()
+        before = len(index)
+        for some in _parts(wanted):
+            rows = index.table.search().where(f"document IN ({quoted(some)})").select(["document"]).to_arrow()
+            held.update(rows["document"].to_pylist())
+        if unknown := [identifier for identifier in wanted if identifier not in held]:
+            more = f" and {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
+            raise UnknownDocument(f'{path} has no document "{unknown[0][:200]}"{more}; nothing was deleted')
+        for some in _parts(wanted):
+            index.table.delete(f"document IN ({quoted(some)})")
+        if complete:
+            mark_complete(index.table)
+        return before - len(index)
+
+
+def update_documents(
+    path: str | Path, documents: Iterable[SourceDocument], model: Encoder, **options: Any
+) -> IndexReport:
+    """Add documents, or replace those whose id the index has: `build_index` that removes no other document.
+
+    Raises:
+        InputError: there is no index, or as `build_index`.
+    """
+    SearchIndex.open(path)
+    return build_index(path, documents, model, prune=False, **options)
+
+
+def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compacted:
+    """Put small files together, drop deleted rows, fold new rows into the indices, and forget old versions.
+
+    The approximate index is built, trained again or measured again where that is due (`keep_approximate`).
+
+    Args:
+        keep: versions younger than this stay, for processes that read them now.
+
+    Raises:
+        InputError: there is no index, or another process is writing.
+    """
+    place = location(path)
+    with writing(place):
+        index = SearchIndex.open(place)
+        complete = index.complete
+        files, size = _files(index.table), _bytes(place)
+        tidy(index.table, keep)
+        found = keep_approximate(index.table)
+        if complete:
+            mark_complete(index.table)
+        return Compacted(files, _files(index.table), size, _bytes(place), found.to_dict() if found else None)
+
+
+def _parts(ids: list[str]) -> Iterable[list[str]]:
+    return (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))
+
+
+def _files(table: Any) -> int:
+    return int(table.stats()["fragment_stats"]["num_fragments"])
+
+
+def _bytes(path: Path | str) -> int:
+    return 0 if isinstance(path, str) else sum(item.stat().st_size for item in path.rglob("*") if item.is_file())

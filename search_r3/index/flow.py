@@ -1,0 +1,86 @@
+"""Stages that work side by side, each handing what it has done to the next through a queue of limited length.
+
+A stage that is ahead waits, so what is in memory is bounded by the queues, not by the corpus. An error travels down
+behind the work that came before it: that is still finished. Upwards it only stops what nobody will take any more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Abandoned(Exception):
+    """Nobody takes what is put here."""
+
+
+class Pipe(Generic[T]):
+    """A queue of at most `size` items between two threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = self._abandoned = False
+        self._error: BaseException | None = None
+
+    def put(self, item: T) -> None:
+        """Wait for room and put `item`. Raises Abandoned if the other side is gone."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
+            if self._abandoned:
+                raise Abandoned
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Nothing comes any more; `error` is raised on the other side behind the last item."""
+        with self._changed:
+            self._closed, self._error = True, error
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Take nothing any more."""
+        with self._changed:
+            self._abandoned = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self._closed)
+                if not self._items:
+                    if self._error is not None:
+                        raise self._error
+                    return
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+
+
+def run_stage(source: Iterable[T], work: Callable[[T], U], target: Pipe[U]) -> None:
+    """Put `work(item)` of every item of `source` into `target`, and close it, with the error if there was one."""
+    error: BaseException | None = None
+    try:
+        for item in source:
+            target.put(work(item))
+    except Abandoned:
+        pass
+    except BaseException as caught:
+        error = caught
+    if isinstance(source, Pipe):
+        source.abandon()
+    target.close(error)
+
+
+def start_stage(name: str, source: Iterable[T], work: Callable[[T], U], target: Pipe[U]) -> threading.Thread:
+    """`run_stage` in a thread of its own, which does not keep the process alive."""
+    thread = threading.Thread(target=run_stage, args=(source, work, target), name=name, daemon=True)
+    thread.start()
+    return thread

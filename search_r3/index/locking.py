@@ -1,0 +1,76 @@
+"""One writer of an index at a time: the operating system's lock on a file, and beside it who holds it.
+
+The lock ends with its process, so one that was killed blocks nobody. Readers need no lock: they see LanceDB's commits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from search_r3.errors import InputError
+
+LOCK, HOLDER = ".build.lock", ".build.pid"
+OURS = {LOCK, HOLDER}
+
+
+@contextmanager
+def writing(path: Path | str, *, make: bool = False) -> Iterator[None]:
+    """Hold the index in the folder `path` for writing.
+
+    Object storage (a URI) has no locks; there two writers are kept apart by LanceDB, which refuses the later of two
+    commits that do not go together.
+
+    Args:
+        make: make the folder if there is none; one that was made and is left without a table is removed again.
+
+    Raises:
+        InputError: another process is writing (it is named), `path` is a file, or it may not be written.
+    """
+    if isinstance(path, str):
+        yield
+        return
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; give a folder for the index")
+    made = not path.exists()
+    if made and not make:
+        raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --into {path})")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another build is writing to {path}{_holder(path)}; wait until it is done") from error
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}; choose a folder you may write to") from error
+    try:
+        _sign(path)
+        yield
+    finally:
+        (path / HOLDER).unlink(missing_ok=True)
+        lock.release()
+        if made and not any(item.name not in OURS for item in path.iterdir()):
+            (path / LOCK).unlink(missing_ok=True)
+            path.rmdir()
+
+
+def _sign(path: Path) -> None:
+    since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        (path / HOLDER).write_text(f"{os.getpid()} {since}", encoding="ascii")
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}; make room or mend its permissions") from error
+
+
+def _holder(path: Path) -> str:
+    """ " (process 123, since ...)" where the other one has signed already."""
+    try:
+        number, _, since = (path / HOLDER).read_text(encoding="ascii").partition(" ")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return f" (process {number}, since {since})" if number.isdigit() else ""
