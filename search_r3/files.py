@@ -1,12 +1,14 @@
 """Writing files so that a crash never leaves half of one: write aside, flush to disk, rename.
 
-Everything the project writes (checkpoints, runs, caches, logs' final form) goes through `atomic_path`.
+Everything the project writes (checkpoints, runs, caches, logs' final form) goes through `atomic_path`; a disk that is
+full becomes one line, whichever library met it.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,7 +23,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a scratch path beside `target`; on a clean exit it replaces `target` in one rename, else it is removed.
 
     Works for a file or a folder: whichever the block creates at the scratch path. A folder that already stands at
-    `target` is moved away first, so for folders there is an instant in which neither name exists.
+    `target` changes places with the scratch one at once; only where the system cannot do that (Linux can) is it moved
+    away first, and for an instant neither name exists.
 
     Raises:
         InputError: the disk is full or the place cannot be written; `target` is as it was before.
@@ -30,22 +33,30 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if disk_is_full(error):
+            raise InputError(f"cannot write {target}: no space left; free some space and run again") from error
         raise InputError(f"cannot write {target}: {error.strerror}; choose a folder you may write to") from error
     scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp{target.suffix}"
     try:
         yield scratch
         _sync(scratch)
         if scratch.is_dir() and target.exists():
-            old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
-            os.replace(target, old)
-            os.replace(scratch, target)
-            shutil.rmtree(old, ignore_errors=True)
+            if not _exchange(scratch, target):
+                old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
+                os.replace(target, old)
+                os.replace(scratch, target)
+                shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(scratch, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"cannot write {target}: the disk is full; free some space and run again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    except InputError:
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            raise InputError(
+                f"cannot write {target}: no space left, the disk is full; free some space and run the same command "
+                "again"
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(f"cannot write {target}: {error.strerror}; choose a folder you may write to") from error
         raise
     finally:
@@ -59,6 +70,51 @@ def atomic_write_text(target: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `target` in one rename."""
     with atomic_path(target) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(*targets: str | Path) -> None:
+    """Remove what killed writers of `targets` left beside them, and put back a folder that one had moved away.
+
+    Only for who holds the lock of the place: a writer that is alive would lose its file.
+    """
+    for target in map(Path, targets):
+        scratch = rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(?:tmp{re.escape(target.suffix)}|old)"
+        for left in sorted(target.parent.glob(".*")):
+            if not re.fullmatch(scratch, left.name):
+                continue
+            if left.suffix == ".old" and not target.exists():
+                left.rename(target)
+            elif left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether `error` came about because there is no space (or quota) left.
+
+    Libraries in Rust (safetensors, Lance) raise errors of their own, with the system's words in their text.
+    """
+    met: BaseException | None = error
+    while met is not None:
+        if isinstance(met, OSError) and met.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if re.search(r"No space left on device|Disk quota exceeded|os error (28|122)\b", str(met)):
+            return True
+        met = met.__cause__ or met.__context__
+    return False
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step (Linux's renameat2); False where that cannot be had."""
+    import ctypes
+
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):  # not Linux, or a C library without it
+        return False
+    working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(working_folder, os.fsencode(one), working_folder, os.fsencode(other), exchange) == 0
 
 
 def _sync(path: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from search_r3.cli.commands import app
 from search_r3.errors import InputError
+from search_r3.files import disk_is_full
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(_usage(error))
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the GPU is out of memory: lower --batch-size, or use --device cpu")
+        if disk_is_full(error):  # met by a library that has errors of its own, such as LanceDB
+            return _fail(_explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
         raise
 
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_path
+from search_r3.files import atomic_path, remove_leftovers
 
 SUFFIX = ".part.jsonl"
 PROGRAM = [
@@ -50,6 +50,7 @@ class Parts:
             raise InputError(f"cannot write {self.folder}: {problem}; choose a folder you may write to") from error
         for left in self.folder.glob(".*.tmp*"):  # by a process that was killed while it wrote
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        remove_leftovers(output, f"{output}.manifest.json")
 
     def load(self, name: str, key: str) -> tuple[dict[str, Any], list[Any]] | None:
         """(head, rows) of a part, or None where there is none of that key, or it is not whole."""

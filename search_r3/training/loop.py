@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_path, atomic_write_text
+from search_r3.files import atomic_path, atomic_write_text, remove_leftovers
 from search_r3.training.checkpoint import (
     TrainingState,
     collect,
@@ -175,6 +175,7 @@ def run_training(
             stack.enter_context(_only_run_in(output))
             if not resume:
                 _clear(output)
+            remove_leftovers(*(output / name for name in _WRITTEN))
             checkpoint = newest_checkpoint(output, warn=partial(print, file=sys.stderr))
             _check_same_run(output, {**(describe or {}), "loop": to_dict(config)}, accelerator, bool(checkpoint))
             done = None if checkpoint is None else _why_finished(output, config)
@@ -305,6 +306,7 @@ def run_training(
     return output / "adapter"
 
 
+_WRITTEN = ("adapter", "best", "config.json", "log.jsonl", "finished.json")
 _HOW_TO_RESUME = "a checkpoint is written: run the same command again to go on"
 
 
