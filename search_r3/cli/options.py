@@ -28,10 +28,22 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Engine(StrEnum):
+    """What runs a model."""
+
+    auto = "auto"
+    torch = "torch"
+    int8 = "int8"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU where there is one.")]
 DtypeOption = Annotated[
     Dtype, typer.Option(help="auto is float32 on a CPU, bfloat16 on a GPU. bfloat16 is quick on CPUs with AMX.")
+]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(help="int8 is quickest on CPUs with VNNI or AMX, at a small distance from float32; auto is torch."),
 ]
 Model = Annotated[
     str | None,
@@ -51,10 +63,10 @@ AllowMissing = Annotated[
 ]
 
 
-def load(name: str, device: str | None, dtype: Dtype) -> SearchR3:
+def load(name: str, device: str | None, dtype: Dtype, engine: Engine = Engine.auto) -> SearchR3:
     from search_r3.model.searchr3 import SearchR3
 
-    return SearchR3.from_pretrained(name, device=device, dtype=dtype.value)
+    return SearchR3.from_pretrained(name, device=device, dtype=dtype.value, engine=engine.value)
 
 
 def hush() -> None:
