@@ -26,6 +26,7 @@ from search_r3.index.flow import Pipe, run_stage, start_stage
 from search_r3.index.locking import OURS, writing
 from search_r3.index.readers import Skipped, SourceDocument
 from search_r3.index.rows import as_arrow
+from search_r3.index.storage import explained
 from search_r3.index.table import (
     COMPLETE,
     FORMAT_VERSION,
@@ -124,7 +125,7 @@ def build_index(
             raise InputError(f"{name} is {value}; it must be at least 1")
     report = IndexReport()
     place = location(path)
-    with writing(place, make=True):
+    with writing(place, make=True), explained(place):
         build = _Build(place, model, commit_every, report)
         changes = Changes(build.before, build.schema, max_length)
         with _progress(progress and sys.stderr.isatty()) as show:

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from search_r3.errors import InputError
 
 LOCK, HOLDER = ".build.lock", ".build.pid"
-OURS = {LOCK, HOLDER}
+SPOOL = "spool.lance"  # of a build by many processes, see `distributed`; there only if its driver was killed
+OURS = {LOCK, HOLDER, SPOOL}
 
 
 @contextmanager

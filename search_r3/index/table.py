@@ -19,6 +19,7 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.readers import Scalar
+from search_r3.index.storage import Place, Remote, connect, explained, open_remote, place_of
 
 try:
     import lancedb
@@ -163,9 +164,9 @@ class SearchIndex:
         return search_index(self, query, model, **options)
 
 
-def location(path: str | Path) -> Path | str:
-    """Where an index is: a folder, or a URI ("s3://bucket/index") as the string it is, which a Path would spoil."""
-    return path if isinstance(path, str) and "://" in path else Path(path)
+def location(path: str | Path) -> Place:
+    """Where an index is: a folder, or a place on object storage (see `search_r3.index.storage`)."""
+    return place_of(path)
 
 
 def open_table(path: Path | str) -> Any | None:
@@ -174,8 +175,9 @@ def open_table(path: Path | str) -> Any | None:
     Raises:
         InputError: `path` is a file, may not be read, or its table is damaged.
     """
-    if isinstance(path, str):
-        return _open_remote(path)
+    path = place_of(path)
+    if isinstance(path, Remote):
+        return open_remote(path, TABLE, FOLLOW_WRITES)
     if not path.is_dir():
         raise InputError(f"{path} is a file, not a folder; an index is a folder")
     versions = path / f"{TABLE}.lance" / "_versions"
@@ -187,15 +189,6 @@ def open_table(path: Path | str) -> Any | None:
         raise InputError(f"{path}: {error.strerror or error}; mend its permissions") from error
     except (ValueError, RuntimeError) as error:
         raise InputError(f"the index {path} is damaged ({brief(error)}); delete the folder and index again") from error
-
-
-def _open_remote(uri: str) -> Any | None:
-    try:
-        return lancedb.connect(uri, read_consistency_interval=FOLLOW_WRITES).open_table(TABLE)
-    except (OSError, ValueError, RuntimeError) as error:
-        if "not found" in str(error).lower():
-            return None
-        raise InputError(f"{uri} cannot be opened ({brief(error)}); check the address and the credentials") from error
 
 
 def table_schema(dimension: int) -> pa.Schema:
@@ -220,8 +213,10 @@ def table_schema(dimension: int) -> pa.Schema:
 def create_table(path: Path | str, info: IndexInfo) -> Any:
     """Make the empty table in `path`, with its full-text index: rows are searchable as soon as they are committed."""
     schema = table_schema(info.dimension).with_metadata({METADATA_KEY: json.dumps(asdict(info)).encode()})
-    table = lancedb.connect(str(path), read_consistency_interval=FOLLOW_WRITES).create_table(TABLE, schema=schema)
-    ensure_full_text(table)
+    place = place_of(path)
+    with explained(place):
+        table = connect(place, FOLLOW_WRITES).create_table(TABLE, schema=schema)
+        ensure_full_text(table)
     return table
 
 

@@ -1,0 +1,112 @@
+"""A Ray cluster for one build: started here or joined, held against what the workers need, and left as it was found.
+
+Ray is imported only inside functions: without it everything else works.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from search_r3.errors import InputError
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the workers run, and how many."""
+
+    address: str = LOCAL
+    """ "local" starts a cluster on this machine; else Ray's address: "auto", "HOST:6379", "ray://HOST:10001"."""
+    workers: int = 2
+    """Processes that each hold the model."""
+    gpus_per_worker: float | None = None
+    """GPUs of each; None takes one where the cluster has any, none otherwise."""
+
+    def __post_init__(self) -> None:
+        if not self.address:
+            raise InputError('the Ray address is empty; give "local", "auto" or HOST:PORT')
+        if self.workers < 1:
+            raise InputError(f"workers is {self.workers}; it must be at least 1")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise InputError(f"gpus_per_worker is {self.gpus_per_worker}; it must be 0 or more")
+
+
+@contextmanager
+def joined(cluster: Cluster) -> Iterator[dict[str, float]]:
+    """A connection to the cluster; gives the resources of one worker, as Ray's arguments (num_cpus, num_gpus).
+
+    A cluster that this process is connected to already is used as it is. One that was started here is stopped again.
+
+    Raises:
+        InputError: Ray is not installed, the cluster cannot be reached, or it is too small.
+    """
+    try:
+        import lance_ray  # noqa: F401
+        import ray
+    except ImportError as error:
+        raise InputError("many workers need Ray: pip install 'search-r3[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        _start(ray, cluster)
+    try:
+        quiet()
+        yield _worker(cluster, ray.cluster_resources())
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def quiet() -> None:
+    """Ray Data without its bars and its log on stderr; warnings and errors stay."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The InputError that a worker raised, where there is one under Ray's wrapping; else `error` itself."""
+    held: BaseException | None = error
+    for _ in range(20):
+        if held is None:
+            break
+        if isinstance(held, InputError):
+            return InputError(held.args[0])  # Ray makes a class of its own out of both; its text is a traceback
+        held = getattr(held, "cause", None) or held.__cause__ or held.__context__
+    return error
+
+
+def _start(ray: Any, cluster: Cluster) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if cluster.address == LOCAL:  # one CPU more than the workers hold: what reads and writes beside them
+        settings |= {"num_cpus": cluster.workers + 1, "include_dashboard": False}
+    else:
+        settings |= {"address": cluster.address}
+    try:
+        ray.init(**settings)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {cluster.address} ({str(error).splitlines()[0][:200]}); start one (ray start "
+            "--head), give its address, or use --ray local"
+        ) from error
+
+
+def _worker(cluster: Cluster, resources: dict[str, float]) -> dict[str, float]:
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    each = (1.0 if gpus else 0.0) if cluster.gpus_per_worker is None else cluster.gpus_per_worker
+    if cpus < cluster.workers + 1 or gpus < each * cluster.workers:
+        raise InputError(
+            f"the Ray cluster ({cluster.address}) has {cpus:g} CPUs and {gpus:g} GPUs, but {cluster.workers} workers "
+            f"need {cluster.workers + 1} CPUs and {each * cluster.workers:g} GPUs; lower --workers"
+        )
+    return {"num_cpus": 1.0, "num_gpus": each}

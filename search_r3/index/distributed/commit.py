@@ -1,0 +1,124 @@
+"""What the workers wrote, made visible in one Lance commit: new rows come and the rows that they stand in for go.
+
+lance-ray's data sink writes the files, from any machine and again where a task is repeated; only the files that a task
+reported as its own are committed, so a repeated task leaves no second copy of a row.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lance
+from lance_ray.datasink import LanceDatasink
+
+from search_r3.errors import InputError
+from search_r3.index.storage import Place, options_of
+from search_r3.index.table import TABLE, pa, quoted
+
+FILE_BYTES = 512_000_000
+"""Of vectors and text in one file, about; as many rows are collected before a file is written."""
+TEXT_BYTES = 4_000
+"""Of a row beside its vector, taken as it comes: text of at most 320 words, hashes, metadata."""
+IDS_AT_ONCE = 5_000
+"""Ids in one SQL condition."""
+
+
+def rows_per_file(dimension: int) -> int:
+    """Rows that make a file of about FILE_BYTES."""
+    return max(1_000, FILE_BYTES // (4 * dimension + TEXT_BYTES))
+
+
+class Fragments(LanceDatasink):
+    """Ray Data's sink: files are written by the tasks, and what they are is kept in `fragments`, uncommitted."""
+
+    def __init__(self, place: Place, schema: pa.Schema, file_rows: int) -> None:
+        super().__init__(
+            table_uri(place),
+            schema=schema,
+            mode="append",
+            min_rows_per_file=file_rows,
+            max_rows_per_file=file_rows,
+            storage_options=options_of(place),
+        )
+        self.fragments: list[Any] = []
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """On the driver, when all tasks are done."""
+        self.fragments = [pickle.loads(kept) for part in write_result.write_returns for kept, _ in part]
+
+
+def table_uri(place: Place) -> str:
+    """Where the table of the index in `place` is."""
+    return f"{place}/{TABLE}.lance"
+
+
+def check_fragments(place: Place, fragments: Iterable[Any], expected: int) -> None:
+    """Nothing is missing, nothing is there twice.
+
+    Raises:
+        InputError: the files hold another number of rows, or a file is not where the index is.
+    """
+    fragments = list(fragments)
+    written = sum(fragment.physical_rows for fragment in fragments)
+    if written != expected:
+        raise InputError(
+            f"the workers wrote {written:,} rows where {expected:,} were due; nothing was committed; run it again"
+        )
+    if isinstance(place, Path):
+        data = Path(table_uri(place), "data")
+        lost = [file.path for fragment in fragments for file in fragment.files if not (data / file.path).is_file()]
+        if lost:
+            raise InputError(
+                f"{len(lost)} files that workers wrote are not in {place}: that folder is not the same on all machines;"
+                " give one that all share, or s3://BUCKET/NAME; nothing was committed"
+            )
+
+
+def commit_fragments(place: Place, fragments: list[Any], replaced: list[str]) -> None:
+    """Add `fragments` and remove the rows whose ids are in `replaced`, in one commit.
+
+    Raises:
+        InputError: someone else changed the index meanwhile.
+    """
+    dataset = lance.dataset(table_uri(place), storage_options=options_of(place))
+    removed, updated = _without(dataset, replaced)
+    change: Any = lance.LanceOperation.Append(fragments)
+    if removed or updated:
+        change = lance.LanceOperation.Update(
+            removed_fragment_ids=removed, updated_fragments=updated, new_fragments=fragments
+        )
+    elif not fragments:
+        return
+    try:
+        lance.LanceDataset.commit(
+            table_uri(place), change, read_version=dataset.version, storage_options=options_of(place)
+        )
+    except OSError as error:
+        if "conflict" not in str(error).lower():
+            raise
+        raise InputError(
+            f"{place} was changed by someone else meanwhile; nothing was committed; run it again"
+        ) from error
+
+
+def _without(dataset: Any, ids: list[str]) -> tuple[list[int], list[Any]]:
+    """Fragments of which nothing is left without the rows called `ids`, and what others become."""
+    places: dict[int, list[str]] = defaultdict(list)
+    for start in range(0, len(ids), IDS_AT_ONCE):
+        some = f"id IN ({quoted(ids[start : start + IDS_AT_ONCE])})"
+        found = dataset.scanner(columns=["id"], filter=some, with_row_address=True).to_table()
+        for identifier, address in zip(found["id"].to_pylist(), found["_rowaddr"].to_pylist(), strict=True):
+            places[address >> 32].append(identifier)  # a row's address is its fragment's number and its place there
+    removed, updated = [], []
+    for fragment in dataset.get_fragments():
+        if fragment.fragment_id in places:
+            left = fragment.delete(f"id IN ({quoted(places[fragment.fragment_id])})")
+            if left is None:
+                removed.append(fragment.fragment_id)
+            else:
+                updated.append(left)
+    return removed, updated

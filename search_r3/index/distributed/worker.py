@@ -1,0 +1,110 @@
+"""What a worker does: it holds the model and turns spooled rows into rows of the table, by the local path's own code.
+
+Nothing is kept between two calls, so a batch that a dead worker had can be done again by any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.index.embedding import embed, prepare
+from search_r3.index.rows import as_arrow
+from search_r3.index.table import COLUMNS, CONTENT, METADATA, Encoder, metadata_columns, pa
+
+HELD = "r3_held"
+"""Of a spooled row: its vector, float32 (dimension,), where the index had its text already; else null."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How a worker gets the model: by a name, a folder that every worker sees, or a hub id."""
+
+    name: str
+    device: str | None = None
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if (folder := Path(self.name).expanduser()).is_dir():  # workers run in other folders
+            object.__setattr__(self, "name", str(folder.resolve()))
+
+    def __call__(self) -> Encoder:
+        from search_r3.model.searchr3 import SearchR3
+
+        return SearchR3.from_pretrained(self.name, device=self.device, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What an index keeps of a model, as a worker told it; the driver itself never loads one."""
+
+    name: str
+    contract_hash: str
+    dimension: int
+    source: str
+
+
+def describe(load: Callable[[], Encoder]) -> Described:
+    """Load a model and say what it is."""
+    model = load()
+    return Described(model.name, model.contract_hash, model.dimension, getattr(model, "source", ""))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a build is told.
+
+    Attributes:
+        load: gives the model.
+        model: what it must be.
+        schema: of the table.
+        max_length: tokens a text is cut to; None for the model's own limit.
+        batch_tokens, batch_size: of a forward pass, at most, as in `build_index`.
+    """
+
+    load: Callable[[], Encoder]
+    model: Described
+    schema: pa.Schema
+    max_length: int | None
+    batch_tokens: int
+    batch_size: int | None
+
+
+class EncodeRows:
+    """Spooled rows in, the table's rows out; made once in each worker."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.model = job.load()
+        if self.model.contract_hash != job.model.contract_hash:
+            raise InputError(
+                f"a worker loaded {self.model.name} with contract {self.model.contract_hash[:12]} where "
+                f"{job.model.contract_hash[:12]} was expected; give all machines the same model"
+            )
+
+    def __call__(self, spooled: pa.Table) -> pa.Table:
+        """Rows of the spool as rows of the table, with their vectors.
+
+        Raises:
+            InputError: the model gave NaN, zeros or another shape.
+        """
+        job = self.job
+        rows: list[dict[str, Any]] = spooled.to_pylist()
+        vectors = np.empty((len(rows), job.model.dimension), dtype=np.float32)
+        new = []
+        for number, row in enumerate(rows):
+            row[COLUMNS] = metadata_columns(json.loads(row[METADATA]), f'document "{row["document"]}"')
+            if (held := row.pop(HELD)) is None:
+                new.append(number)
+            else:
+                vectors[number] = held
+        texts = [rows[number][CONTENT].strip() for number in new]
+        prepared = prepare(self.model, texts, job.max_length, job.batch_tokens, job.batch_size)
+        vectors[new] = embed(self.model, prepared, [rows[number]["id"] for number in new], job.max_length)
+        return as_arrow(rows, vectors, job.schema)

@@ -1,0 +1,236 @@
+"""An index made by a real Ray cluster of this machine: equal to the local one, whatever dies on the way.
+
+Workers are processes of their own, with a tiny random model or an encoder that hashes words.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from search_r3 import SearchR3
+from search_r3.errors import InputError
+from search_r3.index import SearchIndex, build_index, open_source
+from search_r3.index.table import ROW_HASH, VECTOR
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'search-r3[ray]'")
+lance = pytest.importorskip("lance", reason="Lance is not installed: pip install 'search-r3[ray]'")
+pytest.importorskip("lance_ray", reason="lance-ray is not installed: pip install 'search-r3[ray]'")
+
+from search_r3.index.distributed import Cluster, ModelSource, build_distributed  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers, and a third CPU for what reads and writes; tests hand their functions over by value."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(num_cpus=3, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+    yield Cluster("local", workers=2)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """48 docstrings of the standard library, with two fields of metadata, one of them not everywhere."""
+    lines = []
+    for module in (textwrap, json, re, threading, inspect):
+        for name, value in sorted(vars(module).items()):
+            text = (inspect.getdoc(value) or "") if inspect.isroutine(value) else ""
+            if text and len(lines) < 48:
+                fields = {"id": f"{module.__name__}.{name}", "title": name, "text": text, "length": len(text)}
+                lines.append(fields | ({"module": module.__name__} if len(lines) % 3 else {}))
+    assert len(lines) == 48
+    path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+class Watched:
+    """A way to get a model that notes its process in a folder whenever it embeds, and takes its time over it."""
+
+    def __init__(self, load, log: Path, seconds: float) -> None:
+        self.load, self.log, self.seconds = load, log, seconds
+
+    def __call__(self):
+        model = self.load()
+        encode = model.encode_document
+
+        def slow(texts, **options):
+            (self.log / f"{os.getpid()}-{time.time_ns()}").touch()
+            time.sleep(self.seconds)
+            return encode(texts, **options)
+
+        model.encode_document = slow
+        return model
+
+
+class Fake:
+    """Like `FakeEncoder` of the other tests, importable by a worker; `wrong` spoils it."""
+
+    name, contract_hash, dimension, source = "fake", "a" * 64, 64, "fake"
+
+    def __init__(self, wrong: str = "") -> None:
+        self.wrong = wrong
+        if wrong == "contract" and "Described" not in "".join(frame.code_context[0] for frame in inspect.stack()[1:3]):
+            self.contract_hash = "b" * 64
+
+    def encode_document(self, texts, *, batch_size=32, show_progress_bar=None, max_length=None):
+        matrix = np.full((len(texts), self.dimension), 1e-3, dtype=np.float32)
+        for row, text in zip(matrix, texts, strict=True):
+            for word in re.findall(r"\w+", text.lower()):
+                row[sum(word.encode()) % self.dimension] += 1
+        return matrix / np.linalg.norm(matrix, axis=1, keepdims=True) * (np.nan if self.wrong == "nan" else 1)
+
+    def encode_query(self, texts, *, reasoning=True, max_reasoning_tokens=32, batch_size=32):
+        return self.encode_document(texts)
+
+
+def rows_of(path) -> dict[str, dict]:
+    """The rows by id; an id that is there twice is an error."""
+    rows = SearchIndex.open(path).table.search().to_arrow().to_pylist()
+    ids = [row["id"] for row in rows]
+    assert len(ids) == len(set(ids)), "an id is there twice"
+    return dict(zip(ids, rows, strict=True))
+
+
+def check_equal(found: dict[str, dict], expected: dict[str, dict]) -> None:
+    """The same ids, the same values in every column, and vectors to 1e-4."""
+    assert found.keys() == expected.keys()
+    for name, row in expected.items():
+        np.testing.assert_allclose(found[name].pop(VECTOR), row.pop(VECTOR), atol=1e-4)
+        assert found[name] == row
+
+
+def counts_by_version(path: Path) -> list[int]:
+    """How many rows each version of the table has, oldest first."""
+    uri = f"{path}/chunks.lance"
+    return [lance.dataset(uri, version=held["version"]).count_rows() for held in lance.dataset(uri).versions()]
+
+
+def kill_one_midway(log: Path, killed: list[int]) -> None:
+    """As soon as a worker is at its second batch, end it as the operating system would."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not killed:
+        calls = [int(file.name.split("-")[0]) for file in log.iterdir()]
+        busy = [pid for pid in calls if calls.count(pid) >= 2]
+        if busy:
+            os.kill(busy[0], signal.SIGKILL)
+            killed.append(busy[0])
+        time.sleep(0.02)
+
+
+def test_a_worker_killed_midway_costs_nothing(cluster, corpus, tiny_model, tmp_path, monkeypatch):
+    """Each id once, everything as the local build has it, in one commit; and the index opens as any other."""
+    monkeypatch.setattr("search_r3.index.build.tidy", lambda table, keep: None)  # it would forget the versions
+    log = tmp_path / "calls"
+    log.mkdir()
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_one_midway, args=(log, killed))
+    killer.start()
+    load = Watched(ModelSource(str(tiny_model), device="cpu"), log, 0.4)
+    report = build_distributed(tmp_path / "many", open_source(corpus), load, cluster, part_rows=4, file_rows=16)
+    killer.join()
+    workers = {int(file.name.split("-")[0]) for file in log.iterdir()}
+    assert killed
+    assert workers > set(killed)
+    assert os.getpid() not in workers
+
+    model = SearchR3.from_pretrained(str(tiny_model), device="cpu")
+    local = build_index(tmp_path / "one", open_source(corpus), model, progress=False)
+    assert (
+        (report.added, report.documents, report.embedded)
+        == (48, 48, 48)
+        == (
+            local.added,
+            local.documents,
+            local.embedded,
+        )
+    )
+    assert set(counts_by_version(tmp_path / "many")) == {0, 48}
+    assert sorted(item.name for item in (tmp_path / "many").iterdir()) == sorted(
+        item.name for item in (tmp_path / "one").iterdir()
+    )
+    check_equal(rows_of(tmp_path / "many"), rows_of(tmp_path / "one"))
+    ours, theirs = SearchIndex.open(tmp_path / "many"), SearchIndex.open(tmp_path / "one")
+    assert ours.complete
+    assert {**vars(ours.info), "created": ""} == {**vars(theirs.info), "created": ""}
+    for mode in ("vector", "text", "hybrid"):
+        hits = [
+            [hit.id for hit in index.search("wrap a paragraph of text", model, mode=mode, reasoning=False).hits]
+            for index in (ours, theirs)
+        ]
+        assert hits[0] == hits[1]
+
+
+def test_an_update_changes_what_the_local_one_would(cluster, corpus, tmp_path, monkeypatch):
+    """New and changed rows come, and the rows they stand in for go, in one commit; what is gone is pruned."""
+    lines = corpus.read_text().splitlines()
+    changed = json.loads(lines[5])
+    moved = json.loads(lines[6])
+    lines[5] = json.dumps(changed | {"text": changed["text"] + " Changed."})
+    lines[6] = json.dumps(moved | {"length": 1.0})  # the same text: its vector is not made again
+    lines[7] = json.dumps({"id": "new", "text": "Something new.", "colour": "blue"})
+    later = tmp_path / corpus.name
+    later.write_text("\n".join(lines))
+    reports = []
+    for name, make in (
+        ("many", lambda path, source: build_distributed(path, source, Fake, cluster)),
+        ("one", lambda path, source: build_index(path, source, Fake(), progress=False)),
+    ):
+        make(tmp_path / name, open_source(corpus))
+        monkeypatch.setattr("search_r3.index.build.tidy", lambda table, keep: None)
+        reports.append(make(tmp_path / name, open_source(later)))
+        monkeypatch.undo()
+    for field in ("documents", "added", "updated", "unchanged", "removed", "embedded"):
+        assert getattr(reports[0], field) == getattr(reports[1], field), field
+    assert (reports[0].added, reports[0].updated, reports[0].unchanged, reports[0].embedded) == (1, 2, 45, 2)
+    check_equal(rows_of(tmp_path / "many"), rows_of(tmp_path / "one"))
+    counts = counts_by_version(tmp_path / "many")
+    assert counts[-2:] == [49, 48], "one commit with all that came, then the document that is gone"
+    assert set(counts[:-2]) == {48}
+
+
+def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tmp_path):
+    source = open_source(corpus)
+    with pytest.raises(InputError, match=r'NaN or infinite values for "'):
+        build_distributed(tmp_path / "nan", source, lambda: Fake("nan"), cluster)
+    assert len(SearchIndex.open(tmp_path / "nan")) == 0
+    with pytest.raises(InputError, match="a worker loaded fake with contract bbbbbbbbbbbb where aaaaaaaaaaaa"):
+        build_distributed(tmp_path / "other", source, lambda: Fake("contract"), cluster)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(corpus.read_text() + '{"id": "x"\n')
+    with pytest.raises(InputError, match="line 49"):
+        build_distributed(tmp_path / "broken", open_source(broken), Fake, cluster)
+    assert not (tmp_path / "broken").exists()
+    with pytest.raises(InputError, match=r"5 workers need 6 CPUs.*lower --workers"):
+        build_distributed(tmp_path / "few", source, Fake, Cluster("local", workers=5))
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match="workers is 0"):
+        Cluster(workers=0)
+    with pytest.raises(InputError, match="the Ray address is empty"):
+        Cluster("")
+    with pytest.raises(InputError, match="gpus_per_worker is -1"):
+        Cluster(gpus_per_worker=-1)
+
+
+def test_the_hash_of_a_row_is_the_local_ones(cluster, corpus, tmp_path):
+    """So that either kind of build goes on where the other one was."""
+    build_distributed(tmp_path / "index", open_source(corpus), Fake, cluster)
+    assert len({row[ROW_HASH] for row in rows_of(tmp_path / "index").values()}) == 48
+    report = build_index(tmp_path / "index", open_source(corpus), Fake(), progress=False)
+    assert (report.unchanged, report.embedded) == (48, 0)
