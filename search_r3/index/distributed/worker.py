@@ -29,6 +29,7 @@ class ModelSource:
     name: str
     device: str | None = None
     dtype: str = "auto"
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         if (folder := Path(self.name).expanduser()).is_dir():  # workers run in other folders
@@ -37,7 +38,7 @@ class ModelSource:
     def __call__(self) -> Encoder:
         from search_r3.model.searchr3 import SearchR3
 
-        return SearchR3.from_pretrained(self.name, device=self.device, dtype=self.dtype)
+        return SearchR3.from_pretrained(self.name, device=self.device, engine=self.engine, dtype=self.dtype)
 
 
 @dataclass(frozen=True)

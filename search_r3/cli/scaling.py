@@ -1,0 +1,44 @@
+"""`search-r3 index --ray`: the options and the call; the work is in `search_r3.index.distributed`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from search_r3.index.build import IndexReport
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help='Embed with the workers of a Ray cluster: its address ("auto", HOST:6379), or "local" to start one here. '
+        "All new rows come in one commit.",
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(min=1, help="With --ray: processes that hold the model, each with a GPU where there are any.")
+]
+
+
+def index_on_ray(
+    target: str,
+    source: Any,
+    model: str,
+    address: str,
+    workers: int,
+    loading: tuple[str | None, str, str],
+    **options: Any,
+) -> IndexReport:
+    """Build the index `target` of `source` with the model called `model`; `loading` is its device, dtype and engine.
+
+    Raises:
+        InputError: as `build_distributed`.
+    """
+    from search_r3.index.distributed import Cluster, ModelSource, build_distributed
+
+    device, dtype, engine = loading
+    load = ModelSource(model, device, dtype, engine)
+    return build_distributed(target, source, load, Cluster(address, workers=workers), **options)
