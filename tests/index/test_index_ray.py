@@ -22,6 +22,7 @@ import pytest
 from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, build_index, open_source
+from search_r3.index.storage import Remote, options_of
 from search_r3.index.table import ROW_HASH, VECTOR
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'search-r3[ray]'")
@@ -84,8 +85,6 @@ class Fake:
 
     def __init__(self, wrong: str = "") -> None:
         self.wrong = wrong
-        if wrong == "contract" and "Described" not in "".join(frame.code_context[0] for frame in inspect.stack()[1:3]):
-            self.contract_hash = "b" * 64
 
     def encode_document(self, texts, *, batch_size=32, show_progress_bar=None, max_length=None):
         matrix = np.full((len(texts), self.dimension), 1e-3, dtype=np.float32)
@@ -96,6 +95,20 @@ class Fake:
 
     def encode_query(self, texts, *, reasoning=True, max_reasoning_tokens=32, batch_size=32):
         return self.encode_document(texts)
+
+
+class Changing:
+    """A way to get a model that is another one each time after the first: machines that hold different files."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __call__(self):
+        model = Fake()
+        if self.marker.exists():
+            model.contract_hash = "b" * 64
+        self.marker.touch()
+        return model
 
 
 def rows_of(path) -> dict[str, dict]:
@@ -114,10 +127,11 @@ def check_equal(found: dict[str, dict], expected: dict[str, dict]) -> None:
         assert found[name] == row
 
 
-def counts_by_version(path: Path) -> list[int]:
+def counts_by_version(path) -> list[int]:
     """How many rows each version of the table has, oldest first."""
-    uri = f"{path}/chunks.lance"
-    return [lance.dataset(uri, version=held["version"]).count_rows() for held in lance.dataset(uri).versions()]
+    uri, options = f"{path}/chunks.lance", options_of(path)
+    versions = [held["version"] for held in lance.dataset(uri, storage_options=options).versions()]
+    return [lance.dataset(uri, version=version, storage_options=options).count_rows() for version in versions]
 
 
 def kill_one_midway(log: Path, killed: list[int]) -> None:
@@ -209,7 +223,7 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tm
         build_distributed(tmp_path / "nan", source, lambda: Fake("nan"), cluster)
     assert len(SearchIndex.open(tmp_path / "nan")) == 0
     with pytest.raises(InputError, match="a worker loaded fake with contract bbbbbbbbbbbb where aaaaaaaaaaaa"):
-        build_distributed(tmp_path / "other", source, lambda: Fake("contract"), cluster)
+        build_distributed(tmp_path / "other", source, Changing(tmp_path / "loaded"), cluster)
     broken = tmp_path / "broken.jsonl"
     broken.write_text(corpus.read_text() + '{"id": "x"\n')
     with pytest.raises(InputError, match="line 49"):
@@ -217,6 +231,28 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tm
     assert not (tmp_path / "broken").exists()
     with pytest.raises(InputError, match=r"5 workers need 6 CPUs.*lower --workers"):
         build_distributed(tmp_path / "few", source, Fake, Cluster("local", workers=5))
+
+
+def test_workers_write_to_object_storage_in_one_commit_too(cluster, corpus, s3_server, tmp_path, monkeypatch):
+    """The options reach the workers, whose environment knows nothing of this server."""
+    monkeypatch.setattr("search_r3.index.build.tidy", lambda table, keep: None)
+    options = {
+        "aws_access_key_id": "key",
+        "aws_secret_access_key": "secret",
+        "aws_region": "us-east-1",
+        "aws_endpoint": s3_server,
+        "allow_http": "true",
+    }
+    place = Remote("s3://bucket/many", options)
+    report = build_distributed(place, open_source(corpus), Fake, cluster)
+    assert (report.added, report.embedded) == (48, 48)
+    assert set(counts_by_version(place)) == {0, 48}
+    build_index(tmp_path / "one", open_source(corpus), Fake(), progress=False)
+    check_equal(rows_of(place), rows_of(tmp_path / "one"))
+    hits = [
+        SearchIndex.open(path).search("wrap text", Fake(), reasoning=False).hits for path in (place, tmp_path / "one")
+    ]
+    assert hits[0] == hits[1]
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import socket
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,33 +13,16 @@ from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.storage import PATIENCE, Remote, explain, place_of
 
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'search-r3[dev]'")
-
-
-@pytest.fixture(scope="module")
-def server():
-    """The address of an empty S3 with one bucket, called "bucket"."""
-    running = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"}
-    with urllib.request.urlopen(
-        urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT", headers=signed), timeout=60
-    ) as answer:
-        assert answer.status == 200
-    yield f"http://{host}:{port}"
-    running.stop()
-
 
 @pytest.fixture
-def s3(server, monkeypatch):
+def s3(s3_server, monkeypatch):
     """The usual variables, for that server."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     return monkeypatch
@@ -75,10 +57,10 @@ def test_an_index_on_object_storage_is_built_searched_and_updated_as_in_a_folder
     assert not list(tmp_path.glob("s3*")), "nothing was taken for a folder"
 
 
-def test_credentials_may_be_storage_options_and_are_never_shown(server, s3, model):
+def test_credentials_may_be_storage_options_and_are_never_shown(s3_server, s3, model):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         s3.delenv(name)
-    options = {"aws_access_key_id": "key", "aws_secret_access_key": "hush-hush", "aws_endpoint": server}
+    options = {"aws_access_key_id": "key", "aws_secret_access_key": "hush-hush", "aws_endpoint": s3_server}
     place = Remote("s3://bucket/corpora/options", options)
     assert build_index(place, DOCUMENTS, model).added == 3
     index = SearchIndex.open(place)
