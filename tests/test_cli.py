@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "train sft", "data build", "data analyse", "data mine"]
 COMMANDS += ["train grpo", "study", "data teach", "data select", "data synthesise", "rollouts"]
 COMMANDS += ["plot", "card", "index", "search", "evaluate", "tables", "models", "serve", "report", "data fresh"]
-COMMANDS += ["export", "push", "pull", "mcp"]
+COMMANDS += ["export", "push", "pull", "mcp", "delete", "compact"]
 DOCUMENTS = [
     {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},
     {"id": "zug", "text": "Der Zug nach Wien fährt um neun.", "lang": "de"},

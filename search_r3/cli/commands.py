@@ -11,20 +11,22 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from search_r3 import __version__
 from search_r3.cli import fresh, reinforcing, teaching  # noqa: F401  # their commands join train_app and data_app
 from search_r3.cli.evaluating import evaluate, tables
+from search_r3.cli.indexing import compact, delete, show_info
 from search_r3.cli.options import (
     SETTINGS,
-    BatchSize,
     Budget,
     Device,
     Dtype,
     DtypeOption,
+    Engine,
+    EngineOption,
     Json,
     MaxLength,
     Model,
@@ -34,6 +36,7 @@ from search_r3.cli.options import (
 )
 from search_r3.cli.reporting import report
 from search_r3.cli.rollouts import rollouts
+from search_r3.cli.scaling import Ray, Workers, index_on_ray
 from search_r3.cli.serving import serve
 from search_r3.cli.sharing import export, mcp, pull, push
 from search_r3.cli.studying import study
@@ -103,20 +106,35 @@ def demo(model: Model = None) -> None:
 
 @app.command()
 def index(
-    path: Annotated[Path, typer.Argument(readable=False, help="A folder of text files, a BEIR folder, or a file.")],
-    into: Annotated[Path | None, typer.Option(help="The index's folder; by default NAME.index here.")] = None,
+    path: Annotated[
+        str, typer.Argument(help="A folder of text files, a BEIR folder, or a file; with --info, an index's folder.")
+    ],
+    into: Annotated[str | None, typer.Option(help="The index's folder; by default NAME.index here.")] = None,
     model: Model = None,
     max_length: MaxLength = None,
-    batch_size: BatchSize = 32,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep what PATH no longer has.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most texts in one pass; by default only the tokens are limited.")
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens in one pass; lower it if memory runs out.")
+    ] = 16384,
+    commit_every: Annotated[
+        int | None, typer.Option(min=1, help="Chunks per commit; by default what ten seconds give, 256 to 8,192.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the documents that PATH no longer has.")] = False,
+    ray: Ray = None,
+    workers: Workers = 2,
+    info: Annotated[bool, typer.Option("--info", help="Only show what the index PATH is, and its recall.")] = False,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
+    engine: EngineOption = Engine.auto,
     as_json: Json = False,
 ) -> None:
     """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
 
     Only what changed is embedded again. It may be stopped at any time: the same command goes on where it stopped. A
-    JSONL line needs "id" and "text", may have a "title"; every other field can be filtered on in a search.
+    JSONL line needs "id" and "text", may have a "title"; every other field can be filtered on in a search. The corpus
+    may be larger than memory. From 100,000 chunks on, an approximate index is built and its recall measured.
 
     \b
     Example:  search-r3 index ~/notes --into notes-index
@@ -124,26 +142,49 @@ def index(
     """
     hush()
     from search_r3.index.build import build_index
-    from search_r3.index.readers import open_source, summarise_skipped
+    from search_r3.index.readers import open_source, sample_queries, summarise_skipped
+    from search_r3.index.table import SearchIndex
     from search_r3.model.listing import default_model
 
+    if info:
+        show_info(SearchIndex.open(path), as_json)
+        return
     source = open_source(path)
-    target = into or Path(f"{path.resolve().stem}.index")
-    loaded = load(model or default_model(), device, dtype)
-    report = build_index(target, source, loaded, batch_size=batch_size, max_length=max_length, prune=not keep)
+    target = into or f"{Path(path).resolve().stem}.index"
+    given: dict[str, Any] = {
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "max_length": max_length,
+        "prune": not keep,
+    }
+    name = model or default_model()
+    if ray is not None:
+        loading = (device, dtype.value, engine.value)
+        report = index_on_ray(target, source, name, ray, workers, loading, **given)
+    else:
+        loaded = load(name, device, dtype, engine)
+        queries = sample_queries(source)
+        report = build_index(target, source, loaded, commit_every=commit_every, queries=queries, **given)
+    made = SearchIndex.open(target)
     if as_json:
-        print_json({"index": str(target), "model": loaded.name, **asdict(report)})
+        print_json({"index": target, "model": made.info.model_name, **asdict(report)})
     else:
         for line in summarise_skipped(report.skipped):
             print(line, file=sys.stderr)
         counts = ", ".join(f"{getattr(report, n):,} {n}" for n in ("added", "updated", "unchanged", "removed"))
         print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
-        print(f'to search it: search-r3 search {shlex.quote(str(target))} "your question"')
+        if made.approximate:
+            print(f"approximate index: {made.approximate}")
+        print(f'to search it: search-r3 search {shlex.quote(target)} "your question"')
+
+
+app.command()(delete)
+app.command()(compact)
 
 
 @app.command()
 def search(
-    index: Annotated[Path, typer.Argument(readable=False, help="An index's folder, made by `search-r3 index`.")],
+    index: Annotated[str, typer.Argument(help="An index's folder, made by `search-r3 index`.")],
     query: Annotated[str, typer.Argument(help='What you look for, in quotes; "-" reads it from standard input.')],
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
     mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
@@ -153,11 +194,18 @@ def search(
     ] = None,
     reasoning: Annotated[bool, typer.Option(help="Let the model analyse the query before it embeds it.")] = True,
     budget: Budget = 32,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with every vector, though there is an approximate index.")
+    ] = False,
+    chunks: Annotated[
+        bool, typer.Option("--chunks", help="Every chunk by itself, not only the best of each document.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="The index's model, where it has no name that is known here.")
     ] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
+    engine: EngineOption = Engine.auto,
     as_json: Json = False,
 ) -> None:
     """Search an index. Shows what the model thought, then the results with the place where they stand.
@@ -181,10 +229,23 @@ def search(
     loaded = (
         None
         if mode is Mode.text
-        else load(model or model_of_index(opened.info.model_name, opened.info.model_source, index), device, dtype)
+        else load(
+            model or model_of_index(opened.info.model_name, opened.info.model_source, Path(index)),
+            device,
+            dtype,
+            engine,
+        )
     )
     found = opened.search(
-        query, loaded, k=k, mode=mode.value, reasoning=reasoning, max_reasoning_tokens=budget, where=where
+        query,
+        loaded,
+        k=k,
+        mode=mode.value,
+        reasoning=reasoning,
+        max_reasoning_tokens=budget,
+        where=where,
+        exact=exact,
+        chunks=chunks,
     )
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
@@ -232,6 +293,7 @@ def models(
     ] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.float32,
+    engine: EngineOption = Engine.auto,
     as_json: Json = False,
 ) -> None:
     """List the base models and adapters that can be used by name, with size, licence and contract hash.
@@ -250,7 +312,7 @@ def models(
         found = listing.known_models()
         print(json.dumps(found, indent=2) if as_json else listing.as_table(found))
         return
-    golden = listing.check_golden(check, device, dtype.value)
+    golden = listing.check_golden(check, device, dtype.value, engine.value)
     if as_json:
         print_json(golden)
     else:

@@ -6,6 +6,7 @@ file for us. A folder is taken as it is: what cannot be read as text is skipped,
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -24,6 +25,7 @@ Scalar = str | int | float | bool
 Kind = Literal["record", "markdown", "rst", "python", "code", "text"]
 
 MAX_FILE_BYTES = 10_000_000
+MAX_QUERIES = 10_000
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # hidden folders are skipped besides
 MARKDOWN = {".md", ".markdown", ".mdx"}
 TEXT = {".txt", ".text", ".adoc", ".org", ".tex"}
@@ -119,6 +121,21 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> So
     if suffix in {".csv", ".tsv"}:
         return Source(path, "csv", lambda skipped: _csv(path))
     return Source(path, "file", lambda skipped: _one_file(path, max_file_bytes))
+
+
+def sample_queries(source: Source, most: int = MAX_QUERIES) -> list[str]:
+    """The first `most` queries that stand beside a BEIR corpus; none for other sources, or where they are broken.
+
+    They only serve to measure an index with, so nothing that is wrong with them is worth an error.
+    """
+    path = source.path.parent / "queries.jsonl"
+    if source.kind != "beir" or not path.is_file():
+        return []
+    try:
+        found = (value.get("text") for _, value in itertools.islice(read_jsonl(path), most))
+        return [text for text in found if isinstance(text, str) and text.strip()]
+    except InputError:
+        return []
 
 
 def summarise_skipped(skipped: list[Skipped], examples: int = 3) -> list[str]:
