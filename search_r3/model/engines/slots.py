@@ -1,8 +1,9 @@
 """Rows that are continued side by side though each joined at a time of its own: continuous batching (Orca, OSDI 2022).
 
-A row that joins is prefilled with those that join at the same time, and its keys and values are copied into a slot;
-from then on all rows share one pass a token. A row that ends leaves at once, and the last row moves into its slot, so
-the rows stay dense. What a row writes does not depend on the others: each has its own positions and its own mask.
+A row that joins is prefilled with those that join at the same time, where the session can (`mixed`) in the same pass as
+the others' next token, and its keys and values are copied into a slot; from then on all rows share one pass a token. A
+row that ends leaves at once, and the last row moves into its slot, so the rows stay dense. What a row writes does not
+depend on the others: each has its own positions and its own mask.
 
 A new token stands in the same column of the cache for all rows, so a row that joined late has a gap: it sees the
 columns before `start` and those from `begin` on. `_align` closes the gaps when they have grown.
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor
 
 from search_r3.model.engines.base import Generation
-from search_r3.model.engines.sessions import Prefix, Session
+from search_r3.model.engines.mixed import Part, feed_together
+from search_r3.model.engines.sessions import LlamaSession, Prefix, Session
 
 MAX_GAP = 32
 """Columns that no row needs, before the gaps are closed: attention reads them for nothing."""
@@ -50,6 +52,10 @@ class _Row:
     def length(self, columns: int) -> int:
         """Tokens in the cache, the prefix included; the next token's position."""
         return self.start + columns - self.begin
+
+
+_Joining = list[tuple[int, list[int], int]]
+"""Rows that join together, until they are prefilled: handle, tokens, budget."""
 
 
 class Slots:
@@ -85,7 +91,7 @@ class Slots:
         self.clear()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows) + len(self._joining)
 
     @property
     def columns(self) -> int:
@@ -95,6 +101,7 @@ class Slots:
     def clear(self) -> None:
         """Let go of all rows and of their memory."""
         self._rows: list[_Row] = []
+        self._joining: _Joining = []  # in the next step
         self._columns = 0
         self._held: Prefix = []  # each layer's keys and values, (slots, K, columns that there is room for, E)
         self._state_BD: Tensor | None = None  # where each row's next token comes from
@@ -102,38 +109,52 @@ class Slots:
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
-        """Prefill `prefix + row` for each row, to be continued from the next step on by at most its budget.
+        """Let these rows be continued behind `prefix + row`, each by at most its budget. Returns their handles.
 
-        Returns each row's handle. If it raises, no row has joined and the others are as they were.
+        They are prefilled now, or in the next step's pass if others are under way and the session can do both at once.
+        If this raises, none has joined and the others are as they were.
         """
-        longest = max(len(row) for row in rows)
-        ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._device)
-        last_B = torch.tensor([len(row) - 1 for row in rows], device=self._device)
-        position_BL = len(self.prefix) + torch.arange(longest, device=self._device).expand(len(rows), -1)
-        session = self._begin_session(self.prefix, len(rows), longest)
-        state_BD = session.feed(ids_BL, position_BL, None, last_B)  # padding is on the right: causality ignores it
-        pairs = _cached(session)
+        handles = range(self._handles, self._handles + len(rows))
+        joining = [(handle, list(row), budget) for handle, row, budget in zip(handles, rows, budgets, strict=True)]
+        if self._rows and type(self._session) is LlamaSession:
+            self._joining += joining
+        else:
+            self._prefill(joining)
+        self._handles += len(rows)
+        return list(handles)
 
-        size, lengths = len(self._rows), [len(self.prefix) + len(row) for row in rows]
-        columns = max(self._columns, *lengths)
-        self._reserve(pairs, size + len(rows), columns + 1)
-        end = max(lengths)
-        for (keys, values), (new_keys, new_values) in zip(self._held, pairs, strict=True):
-            keys[size : size + len(rows), :, :end] = new_keys[:, :, :end]
-            values[size : size + len(rows), :, :end] = new_values[:, :, :end]
-            for part in (keys, values):  # what is masked must be finite: 0 times what lay there could be NaN
-                part[size : size + len(rows), :, end:columns] = 0
+    def _prefill(self, joining: _Joining) -> None:
+        session, *tokens, last_B = self._prompts(joining)
+        self._admit(joining, session, session.feed(*tokens, None, last_B))
+
+    def _prompts(self, joining: _Joining) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """A session that begins with the prefix; and to feed it, ids and positions (B, L) and last columns (B,)."""
+        rows = [row for _, row, _ in joining]
+        longest = max(len(row) for row in rows)
+        # Padding is on the right, where causality ignores it.
+        ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._device)
+        position_BL = len(self.prefix) + torch.arange(longest, device=self._device).expand(len(rows), -1)
+        last_B = torch.tensor([len(row) - 1 for row in rows], device=self._device)
+        return self._begin_session(self.prefix, len(rows), longest), ids_BL, position_BL, last_B
+
+    def _admit(self, joining: _Joining, session: Any, state_BD: Tensor) -> None:
+        """Copy what a session has prefilled into slots."""
+        lengths = [len(self.prefix) + len(row) for _, row, _ in joining]
+        size, total, end = len(self._rows), len(self._rows) + len(lengths), max(lengths)
+        columns, pairs = max(self._columns, end), _cached(session)
+        self._reserve(pairs, total, columns + 1)
+        for held, new in zip(self._held, pairs, strict=True):
+            for part, new_part in zip(held, new, strict=True):
+                part[size:total, :, :end] = new_part[:, :, :end]
+                # What is masked must be finite: 0 times what lay there could be NaN.
+                part[size:total, :, end:columns] = 0
                 part[:size, :, self._columns : columns] = 0
         if columns > self._columns:  # the columns that come in between are nobody's
             self._align(columns)
-        added = [
-            _Row(self._handles + place, budget, length, columns)
-            for place, (budget, length) in enumerate(zip(budgets, lengths, strict=True))
+        self._rows += [
+            _Row(handle, budget, length, columns) for (handle, _, budget), length in zip(joining, lengths, strict=True)
         ]
-        self._handles += len(added)
-        self._rows += added
         self._state_BD = state_BD if self._state_BD is None else torch.cat([self._state_BD, state_BD])
-        return [row.handle for row in added]
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
@@ -141,6 +162,10 @@ class Slots:
 
         After an error the rows cannot be continued: `clear`.
         """
+        joining, self._joining = self._joining, []
+        if joining and not self._rows:  # those whom they were to join have left
+            self._prefill(joining)
+            joining = []
         rows = self._rows
         if not rows or self._state_BD is None:
             return []
@@ -151,7 +176,9 @@ class Slots:
         ended_B = torch.isin(chosen_B, self._stop_ids) & (chosen_B != self._embed_id)
         forced_B = (ended_B | out_B) & (chosen_B != self._embed_id)
         next_B = torch.where(forced_B, self._embed_id, chosen_B)
-        self._state_BD = state_BD = self._feed(next_B)
+        prompts = self._prompts(joining) if joining else None
+        self._state_BD, joined_BD = self._feed(next_B, prompts)
+        state_BD = self._state_BD
         # The step's only wait for the device.
         tokens, forced, ended = torch.stack([next_B, forced_B.long(), torch.where(ended_B, chosen_B, -1)]).tolist()
         steps, leaving = [], []
@@ -166,17 +193,20 @@ class Slots:
             steps.append(Step(row.handle, done=done))
             leaving.append(line)
         self._remove(leaving)
+        if prompts is not None and joined_BD is not None:
+            self._admit(joining, prompts[0], joined_BD)
         return steps
 
     @torch.inference_mode()
     def leave(self, handles: Sequence[int]) -> None:
         """Give up these rows; handles of rows that have ended are ignored."""
         gone = set(handles)
+        self._joining = [one for one in self._joining if one[0] not in gone]
         self._remove([line for line, row in enumerate(self._rows) if row.handle in gone])
 
-    def _feed(self, next_B: Tensor) -> Tensor:
-        """One token a row: the states (B, D) behind it."""
-        rows, columns = self._rows, self._columns
+    def _feed(self, next_B: Tensor, prompts: tuple[Any, Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """One token a row, and `prompts` in the same pass: the states (B, D) behind each."""
+        rows, columns, joined_BD = self._rows, self._columns, None
         position_B1 = torch.tensor([[row.length(columns)] for row in rows], device=self._device)
         mask_BT = None
         if any(row.begin > row.start for row in rows):
@@ -185,7 +215,14 @@ class Slots:
             mask_BT = ((column_T < start_B1) | (column_T >= begin_B1)).long()
         if _in_place(self._session):
             self._session.length = columns
-            state_BD = self._session.feed(next_B[:, None], position_B1, mask_BT, None)
+            if prompts is not None:
+                session, ids_BL, position_BL, last_B = prompts
+                beside = Part(session, ids_BL, position_BL, None, last_B)
+                state_BD, joined_BD = feed_together(
+                    [Part(self._session, next_B[:, None], position_B1, mask_BT), beside]
+                )
+            else:
+                state_BD = self._session.feed(next_B[:, None], position_B1, mask_BT, None)
         else:
             size = len(rows)
             pairs = [(keys[:size, :, :columns], values[:size, :, :columns]) for keys, values in self._held]
@@ -195,7 +232,7 @@ class Slots:
                 keys[:size, :, columns] = new_keys[:, :, columns]
                 values[:size, :, columns] = new_values[:, :, columns]
         self._columns += 1
-        return state_BD
+        return state_BD, joined_BD
 
     def _reserve(self, like: Prefix, rows: int, columns: int) -> None:
         """Room for so many rows and columns, of the shape and kind of `like`."""
@@ -236,7 +273,9 @@ class Slots:
     def _remove(self, leaving: Sequence[int]) -> None:
         """These lines leave; the last lines move into their slots."""
         if len(leaving) == len(self._rows):
+            joining = self._joining
             self.clear()
+            self._joining = joining
             return
         if leaving:
             assert self._state_BD is not None

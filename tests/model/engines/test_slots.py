@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from search_r3 import SearchR3
+from search_r3.model.engines import slots as slots_module
 from search_r3.model.engines import torch_engine
 from search_r3.model.engines.base import Generation
 from search_r3.model.engines.slots import MAX_GAP, Slots
@@ -146,10 +147,8 @@ def test_columns_stay_as_few_as_the_rows_need(engine: TorchEngine, rows) -> None
     assert slots._held == []  # the memory is let go
 
 
-def test_a_row_that_cannot_join_leaves_the_others_as_they_were(engine: TorchEngine, rows, monkeypatch) -> None:
+def test_a_row_that_cannot_join_leaves_the_others_to_begin_again(engine: TorchEngine, rows, monkeypatch) -> None:
     slots = engine.slots(PREFIX)
-    handle = slots.join(rows[:1], [25])[0]
-    first = slots.step()
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("no memory")
@@ -158,13 +157,54 @@ def test_a_row_that_cannot_join_leaves_the_others_as_they_were(engine: TorchEngi
     monkeypatch.setattr(slots, "_begin_session", broken)
     with pytest.raises(RuntimeError, match="no memory"):
         slots.join(rows[1:3], [5, 5])
+    assert len(slots) == 0
     monkeypatch.setattr(slots, "_begin_session", start)
-    assert len(slots) == 1 - any(step.done for step in first)
-    steps = [*first]
+    slots.join(rows[:1], [25])
+    slots.step()
+    monkeypatch.setattr(slots, "_begin_session", broken)
+    with pytest.raises(RuntimeError, match="no memory"):  # in `join`, or where it would have been in the same pass
+        slots.step() if slots.join(rows[1:3], [5, 5]) else None
+    slots.clear()
+    monkeypatch.setattr(slots, "_begin_session", start)
+    assert len(slots) == 0
+    found, _ = drive(slots, [(0, rows[0], 25)])
+    assert_same(found[0], alone(engine, rows[0], 25))
+
+
+def test_prompts_share_the_pass_of_those_under_way(engine: TorchEngine, rows, monkeypatch) -> None:
+    passes: list[list[tuple[int, ...]]] = []
+    real = slots_module.feed_together
+
+    def counted(parts: Any) -> Any:
+        passes.append([tuple(part.ids_BL.shape) for part in parts])
+        return real(parts)
+
+    monkeypatch.setattr(slots_module, "feed_together", counted)
+    slots = engine.slots(PREFIX)
+    slots.join([rows[3], rows[9]], [9, 9])
+    handles = slots.join([rows[0], rows[1]], [9, 9])
+    slots.leave([*slots.join([rows[2]], [9]), handles[1]])  # before they were prefilled
+    assert len(slots) == 3
+    slots.step()
+    expected = [[(2, 1), (1, 3)]] if type(slots._session).__name__ == "LlamaSession" else []
+    assert passes == expected
+    assert slots._rows[-1].handle == handles[0]
+    found = {}
     while len(slots):
-        steps += slots.step()
-    assert {step.handle for step in steps} == {handle}
-    assert_same(steps[-1].done, alone(engine, rows[0], 25))  # type: ignore[arg-type]
+        found.update({step.handle: step.done for step in slots.step() if step.done is not None})
+    assert_same(found[handles[0]], alone(engine, rows[0], 9))
+
+
+def test_who_was_to_join_is_continued_though_the_others_left(engine: TorchEngine, rows) -> None:
+    slots = engine.slots(PREFIX)
+    first = slots.join(rows[:1], [9])
+    slots.step()
+    (late,) = slots.join(rows[1:2], [9])
+    slots.leave(first)
+    found = {}
+    while len(slots):
+        found.update({step.handle: step.done for step in slots.step() if step.done is not None})
+    assert_same(found[late], alone(engine, rows[1], 9))
 
 
 def test_the_prefix_is_run_once(engine: TorchEngine, rows, monkeypatch) -> None:
@@ -177,4 +217,5 @@ def test_the_prefix_is_run_once(engine: TorchEngine, rows, monkeypatch) -> None:
     )  # fmt: skip
     slots.join(rows[:3], [3] * 3)
     slots.join(rows[3:5], [3] * 2)
+    slots.step()
     assert opened == [1, 3, 2]  # the prefix, and then a prefill for each time that rows joined
