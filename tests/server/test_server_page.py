@@ -326,6 +326,8 @@ def test_it_is_accessible_fits_its_screen_and_keeps_the_chosen_colours(open_page
     dark = page.evaluate(ground)
     assert dark != light
     page.set_viewport_size({"width": 360, "height": 900})
+    boxes = "[...document.querySelectorAll('.options > select, .options > input')].map(box => box.offsetWidth)"
+    assert len(set(page.evaluate(boxes))) == 1  # on a phone the options stand under each other, all as wide
     assert serious() == []
     page.reload()
     assert page.evaluate(ground) == dark
