@@ -26,6 +26,7 @@ from search_r3.data.dev import POOLS
 from search_r3.environment.rewards import MISSING_TOKEN_REWARD
 from search_r3.errors import InputError
 from search_r3.evaluation.cache import EmbeddingCache
+from search_r3.evaluation.json_text import as_json
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.rollout_rewards import EDGES, FIGURES, REWARDS, Earned, compare, earn, per_query, spread
 from search_r3.evaluation.runs import read_gzip_lines, write_jsonl_gzip
@@ -140,7 +141,7 @@ def measure_rollouts(
     if len(sides) == 1:
         return sides[0]
     record = _comparison(data, sides[0], sides[1], folder, config)
-    atomic_write_text(folder / f"{names[0]}{BETWEEN}{names[1]}.json", _as_json(record) + "\n")
+    atomic_write_text(folder / f"{names[0]}{BETWEEN}{names[1]}.json", as_json(record))
     return record
 
 
@@ -254,7 +255,7 @@ def _measure(
         "rollouts": path.name,
         "rollouts_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    atomic_write_text(folder / f"{name}.json", _as_json(record) + "\n")
+    atomic_write_text(folder / f"{name}.json", as_json(record))
     return record
 
 
@@ -371,14 +372,3 @@ def _existing(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, An
         return record if same and set(FIGURES) <= record["per_query"].keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _as_json(value: Any, indent: str = "") -> str:
-    """Indented JSON, with a row of numbers or ids on one line."""
-    inner = indent + "  "
-    if isinstance(value, Mapping) and value:
-        lines = [f"{json.dumps(key)}: {_as_json(below, inner)}" for key, below in value.items()]
-        return "{\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}}}"
-    if isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
-        return "[\n" + ",\n".join(inner + _as_json(item, inner) for item in value) + f"\n{indent}]"
-    return json.dumps(value, ensure_ascii=False)

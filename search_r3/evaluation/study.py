@@ -7,7 +7,6 @@ stand in a folder beside it. A mode that is done is not done again, so the same 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from search_r3.evaluation.adaptive import add_adaptive
 from search_r3.evaluation.analysis_cache import AnalysisCache
 from search_r3.evaluation.cache import EmbeddingCache
 from search_r3.evaluation.controls import PEERS, SAYS, ControlConfig, ControlSystem, Workbench, mode_pair, study_path
+from search_r3.evaluation.json_text import as_json
 from search_r3.evaluation.latency import time_mode
 from search_r3.evaluation.measures import NDCG, Measured, measure_run
 from search_r3.evaluation.provenance import hardware, provenance
@@ -159,7 +159,7 @@ def study(
             "seed": config.seed,
         },
     }
-    atomic_write_text(study_path(output, data.name, bench.name), _as_json(found))
+    atomic_write_text(study_path(output, data.name, bench.name), as_json(found))
     return found
 
 
@@ -352,10 +352,3 @@ def _latency(
             timed = found["modes"][mode]["batch_1"]
             say(f"{dataset} {bench.name}.{mode}: {timed['median_ms']:.0f} ms a query, p95 {timed['p95_ms']:.0f} ms")
     return found
-
-
-def _as_json(record: Mapping[str, Any]) -> str:
-    """Indented JSON, with a row of numbers or ids on one line."""
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    row = re.compile(r"\[\n\s+((?:-?[\d.e+-]+|\"[^\"\\\n]*\")(?:,\n\s+(?:-?[\d.e+-]+|\"[^\"\\\n]*\"))*)\n\s+\]")
-    return row.sub(lambda m: "[" + re.sub(r",\n\s+", ", ", m.group(1)) + "]", text) + "\n"
