@@ -16,6 +16,7 @@ import typer
 
 from search_r3 import __version__
 from search_r3.cli import commands, main
+from search_r3.cli.options import Reasoning
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "train sft", "data build", "data analyse", "data mine"]
@@ -86,6 +87,33 @@ def test_search_prints_json_with_the_reasoning_and_the_hits(made, tiny_model, ca
     found = json.loads(capsys.readouterr().out)
     assert [hit["id"] for hit in found["hits"]] == ["zug"]
     assert found["reasoning"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], Reasoning.on),
+        (["--reasoning"], Reasoning.on),
+        (["--no-reasoning"], Reasoning.off),
+        (["--reasoning", "off"], Reasoning.off),
+        (["--reasoning=auto"], Reasoning.auto),
+        (["--no-reasoning", "--reasoning", "auto"], Reasoning.auto),
+    ],
+)
+def test_reasoning_is_on_off_or_auto_and_may_be_said_as_a_flag(words: list[str], expected: Reasoning):
+    command = typer.main.get_command(commands.app).commands["search"]
+    for line in (["an.index", *words, "query"], ["an.index", "query", *words]):
+        context = command.make_context("search", line)
+        assert context.params["reasoning"] is expected
+        assert context.params["query"] == "query"
+
+
+def test_reasoning_auto_needs_a_model_with_a_rule(made, tiny_model, capsys):
+    command = ["search", str(made), "train to Vienna", "--model", str(tiny_model), "--reasoning"]
+    assert main([*command, "auto"]) == 2
+    assert "keeps none; say on or off, or fit a rule with search-r3 study" in capsys.readouterr().err
+    assert main([*command[:-1], "--reasoning=maybe"]) == 2
+    assert "'maybe' is not one of 'on', 'off', 'auto'" in capsys.readouterr().err
 
 
 def test_search_by_words_needs_no_model_and_prints_a_page(made, monkeypatch, capsys):

@@ -30,6 +30,9 @@ from search_r3.cli.options import (
     Json,
     MaxLength,
     Model,
+    Reasoning,
+    ReasoningCommand,
+    ReasoningOption,
     hush,
     load,
     print_json,
@@ -65,8 +68,9 @@ app.command()(study)
 app.command()(serve)
 app.command()(report)
 app.command()(rollouts)
-for sharing in (export, push, pull, mcp):
+for sharing in (export, push, pull):
     app.command()(sharing)
+app.command(cls=ReasoningCommand)(mcp)
 
 
 class Mode(StrEnum):
@@ -182,7 +186,7 @@ app.command()(delete)
 app.command()(compact)
 
 
-@app.command()
+@app.command(cls=ReasoningCommand)
 def search(
     index: Annotated[str, typer.Argument(help="An index's folder, made by `search-r3 index`.")],
     query: Annotated[str, typer.Argument(help='What you look for, in quotes; "-" reads it from standard input.')],
@@ -192,7 +196,7 @@ def search(
         str | None,
         typer.Option(help="Only chunks for which this SQL condition holds: \"lang = 'en' AND year > 2020\"."),
     ] = None,
-    reasoning: Annotated[bool, typer.Option(help="Let the model analyse the query before it embeds it.")] = True,
+    reasoning: ReasoningOption = Reasoning.on,
     budget: Budget = 32,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare with every vector, though there is an approximate index.")
@@ -241,7 +245,7 @@ def search(
         loaded,
         k=k,
         mode=mode.value,
-        reasoning=reasoning,
+        reasoning=reasoning.chosen(loaded),
         max_reasoning_tokens=budget,
         where=where,
         exact=exact,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
+
+from search_r3.errors import InputError
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
@@ -36,6 +39,35 @@ class Engine(StrEnum):
     int8 = "int8"
 
 
+class Reasoning(StrEnum):
+    """Whether a model reasons about a query; auto leaves it to the model's rule."""
+
+    on = "on"
+    off = "off"
+    auto = "auto"
+
+    def chosen(self, model: SearchR3 | None) -> bool | Literal["auto"]:
+        """As the library takes it. Raises InputError where `model` keeps no rule to decide by."""
+        if self is Reasoning.auto and model is not None and model.adaptive_rule is None:
+            raise InputError(
+                f"--reasoning auto needs a model that keeps a rule, and {model.name} keeps none; say on or off, or fit "
+                "a rule with search-r3 study"
+            )
+        return "auto" if self is Reasoning.auto else self is Reasoning.on
+
+
+class ReasoningCommand(TyperCommand):
+    """A command whose `--reasoning` may stand without a value (on), and as `--no-reasoning` (off)."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spelled_out = []
+        options = args[: args.index("--")] if "--" in args else args
+        for word, following in zip(options, [*options[1:], ""], strict=True):
+            bare = word == "--reasoning" and following not in set(Reasoning)
+            spelled_out.append("--reasoning=on" if bare else "--reasoning=off" if word == "--no-reasoning" else word)
+        return super().parse_args(ctx, spelled_out + args[len(options) :])
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU where there is one.")]
 DtypeOption = Annotated[
@@ -48,6 +80,13 @@ EngineOption = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(help="A name from `search-r3 models`, a model folder, or a hub id. By default the newest adapter."),
+]
+ReasoningOption = Annotated[
+    Reasoning,
+    typer.Option(
+        help="Let the model analyse the query before it embeds it; auto: where its own rule expects that to help. "
+        "--no-reasoning is off."
+    ),
 ]
 Budget = Annotated[int, typer.Option(min=0, help="Tokens that it may reason at most, without the embed token.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts in one pass; lower it if memory runs out.")]

@@ -11,7 +11,19 @@ from typing import Annotated
 
 import typer
 
-from search_r3.cli.options import Budget, Device, Dtype, DtypeOption, Json, Model, hush, load, print_json
+from search_r3.cli.options import (
+    Budget,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    Model,
+    Reasoning,
+    ReasoningOption,
+    hush,
+    load,
+    print_json,
+)
 from search_r3.errors import InputError
 
 
@@ -116,7 +128,7 @@ def pull(
 def mcp(
     index: Annotated[Path, typer.Argument(readable=False, help="An index's folder, made by `search-r3 index`.")],
     model: Model = None,
-    reasoning: Annotated[bool, typer.Option(help="Let the model analyse the query before it embeds it.")] = True,
+    reasoning: ReasoningOption = Reasoning.on,
     budget: Budget = 32,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
@@ -140,4 +152,5 @@ def mcp(
             f"search-r3 mcp {shlex.quote(os.path.abspath(index))}"
         )
     searcher = Searcher(index, model, device=device, dtype=dtype.value)
-    serve_stdio(searcher, reasoning=reasoning, max_reasoning_tokens=budget)
+    chosen = reasoning.chosen(searcher.load() if reasoning is Reasoning.auto else None)
+    serve_stdio(searcher, reasoning=chosen, max_reasoning_tokens=budget)
