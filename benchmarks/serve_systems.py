@@ -133,15 +133,14 @@ def _index(spec: Spec, model: Any, folder: Path) -> dict[str, Any]:
 
 def _peer(spec: Spec, model: Any, texts: dict[str, Any]) -> dict[str, Answer]:
     """Reasoned queries by `model`, and by transformers: generate with left padding, then a pass over all of it."""
-    import torch
     from encode import TwoPass
 
     from search_r3 import SearchR3
 
-    dtype = model.dtype if isinstance(getattr(torch, model.dtype, None), torch.dtype) else "float32"
-    plain = (
-        model if spec.engine in ("auto", "torch") else SearchR3.from_pretrained(spec.model, spec.device, "torch", dtype)
-    )
+    plain = model
+    if spec.engine not in ("auto", "torch"):
+        dtype = model.dtype if model.dtype in ("float32", "bfloat16") else "float32"
+        plain = SearchR3.from_pretrained(spec.model, spec.device, "torch", dtype)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "merged"
         plain.save_pretrained(folder)
