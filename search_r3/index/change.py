@@ -16,7 +16,7 @@ from search_r3.index.approximate import keep_approximate
 from search_r3.index.build import IndexReport, build_index
 from search_r3.index.locking import writing
 from search_r3.index.readers import SourceDocument
-from search_r3.index.table import KEEP_VERSIONS, Encoder, SearchIndex, location, mark_complete, quoted, tidy
+from search_r3.index.table import COMPLETE, KEEP_VERSIONS, Encoder, SearchIndex, location, mark_complete, quoted, tidy
 
 AT_ONCE = 5000  # ids in one SQL condition
 
@@ -93,6 +93,8 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         index = SearchIndex.open(place)
         complete = index.complete
         files, size = _files(index.table), _bytes(place)
+        if complete:  # LanceDB does not clean up while an old version has a tag
+            index.table.tags.delete(COMPLETE)
         tidy(index.table, keep)
         found = keep_approximate(index.table)
         if complete:
