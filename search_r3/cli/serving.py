@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search_r3.cli.options import Budget, Device, Dtype, DtypeOption, Model, hush, load
+from search_r3.cli.options import Budget, Device, Dtype, DtypeOption, Engine, EngineOption, Model, hush, load
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def serve(
     slots: Annotated[int, typer.Option(min=1, help="Reasoned queries that are written side by side.")] = 32,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
+    engine: EngineOption = Engine.auto,
 ) -> None:
     """Serve embeddings as OpenAI's clients ask for them, and search on an index, over HTTP.
 
@@ -99,6 +100,6 @@ def serve(
         name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
 
     def start() -> Loaded:
-        return Loaded.of(load(name, device, dtype), opened)
+        return Loaded.of(load(name, device, dtype, engine), opened)
 
     run(host, port, config, start)

@@ -32,13 +32,14 @@ class ExportFormat(StrEnum):
 
     safetensors = "safetensors"
     sentence_transformers = "sentence-transformers"
+    int8 = "int8"
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A name from `search-r3 models`, a model folder, or a hub id.")],
     out: Annotated[Path, typer.Argument(readable=False, help="The new folder to write.")],
     format: Annotated[
-        ExportFormat, typer.Option(help="sentence-transformers loads in SearchR3 as well; it adds some files.")
+        ExportFormat, typer.Option(help="What to add: sentence-transformers' files, or the int8 engine's matrices.")
     ] = ExportFormat.safetensors,
     dtype: Annotated[
         Dtype, typer.Option(help="auto is float32. bfloat16 halves the size, at a cosine distance of about 0.001.")
@@ -49,6 +50,7 @@ def export(
 
     It keeps the model's contract, so it searches every index that the model made. Golden vectors are written beside it.
     With --format sentence-transformers, SentenceTransformer(OUT) embeds documents and direct queries (no reasoning).
+    With --format int8, --engine int8 starts at once where OUT is the model.
 
     \b
     Example:  search-r3 export search-r3-smollm2-135m-sft exported --format sentence-transformers

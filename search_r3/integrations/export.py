@@ -1,7 +1,8 @@
 """Exports: a checkpoint's adapter merged into its base, as one folder that needs nothing else.
 
 `safetensors` is what `SearchR3.from_pretrained` and transformers read; `sentence-transformers` is the same with what
-that library needs beside it. Both keep the contract, so an index of the adapter takes the export's embeddings.
+that library needs beside it, `int8` with the int8 engine's matrices. All keep the contract, so an index of the adapter
+takes the export's embeddings.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal, get_args
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 
-Format = Literal["safetensors", "sentence-transformers"]
+Format = Literal["safetensors", "sentence-transformers", "int8"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
     The folder holds safetensors, the tokenizer, the contract, golden vectors and a model card.
 
     Raises:
-        InputError: `out` is not empty, the format is unknown, the disk is full, or sentence-transformers' prompts
-            cannot stand for the model's conversations.
+        InputError: `out` is not empty, the format is unknown, the disk is full, sentence-transformers' prompts cannot
+            stand for the model's conversations, or the int8 engine does not run this model.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}; choose one of: {', '.join(get_args(Format))}")
@@ -56,6 +57,10 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
             from search_r3.integrations.sentence_transformers import write_modules
 
             write_modules(scratch, model)
+        if format == "int8":
+            from search_r3.model.engines.int8_weights import INT8_FILE, quantise_causal_lm, save_int8
+
+            save_int8(quantise_causal_lm(model.checkpoint.model), scratch / INT8_FILE, model.contract_hash)
         atomic_write_text(scratch / "README.md", card(model, format))
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return Export(
@@ -98,6 +103,12 @@ def card(model: Any, format: Format) -> str:
         "```",
         "",
     ]
+    if format == "int8":
+        lines += [
+            'On a CPU, `SearchR3.from_pretrained("FOLDER_OR_HUB_ID", engine="int8")` is several times as fast; its '
+            "matrices are in `int8.safetensors`.",
+            "",
+        ]
     if format == "sentence-transformers":
         lines += [
             "Without reasoning, sentence-transformers gives the same embeddings:",

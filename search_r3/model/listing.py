@@ -14,7 +14,7 @@ from search_r3.model.checkpoint import ADAPTER_FILE, load_base, read_record
 BASE = "smollm2-135m"
 STAGES = ("sft", "grpo")
 """Suffixes of adapters' names, in the order in which they are trained."""
-OK_DISTANCE = {"float32": 1e-4, "bfloat16": 5e-3}
+OK_DISTANCE = {"float32": 1e-4, "bfloat16": 5e-3, "int8": 1e-2}
 """How far a golden vector may be from the stored one (cosine distance): rounding, and nothing more."""
 
 
@@ -52,7 +52,7 @@ def known_models() -> list[dict[str, Any]]:
     ]
 
 
-def check_golden(name: str, device: str | None = None, dtype: str = "float32") -> dict[str, Any]:
+def check_golden(name: str, device: str | None = None, dtype: str = "float32", engine: str = "auto") -> dict[str, Any]:
     """Embed a checkpoint's golden texts again: name, contract_hash, distance from the stored vectors, limit, ok.
 
     Raises:
@@ -60,7 +60,7 @@ def check_golden(name: str, device: str | None = None, dtype: str = "float32") -
     """
     from search_r3.model.searchr3 import SearchR3
 
-    model = SearchR3.from_pretrained(name, device=device, dtype=dtype)
+    model = SearchR3.from_pretrained(name, device=device, dtype=dtype, engine=engine)
     distance = model.check_golden()
     if distance is None:
         raise InputError(f"{name} has no golden vectors to compare with; only trained checkpoints have them")

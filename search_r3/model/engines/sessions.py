@@ -92,31 +92,70 @@ class Layer:
     norm_mlp: Tensor
 
 
-class LlamaSession:
-    """The Llama family's forward pass over merged weights and a cache of fixed size.
+class LlamaCache:
+    """The keys and values of the Llama family's sessions: a cache of fixed size, each layer's (B, K, T, E).
 
     Args:
-        backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
-        layers: see `merge_projections`.
+        backbone: the transformers decoder.
+        layers: how many there are.
+        head_dim: E.
+        like: of the cache's dtype and device.
         prefix: what the cache begins with; may be empty.
         size: rows.
         room: tokens a row that will be fed.
     """
 
-    def __init__(self, backbone: Any, layers: list[Layer], prefix: Prefix, size: int, room: int) -> None:
-        self.backbone, self.layers = backbone, layers
+    def __init__(
+        self, backbone: Any, layers: int, head_dim: int, like: Tensor, prefix: Prefix, size: int, room: int
+    ) -> None:
         config = backbone.config.get_text_config()
+        self.backbone, self.head_dim = backbone, head_dim
         self.heads, self.groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
-        self.head_dim = layers[0].out.shape[1] // config.num_attention_heads
         self.eps = config.rms_norm_eps
         self.length = prefix[0][0].shape[2] if prefix else 0
         shape = (size, self.heads, self.length + room, self.head_dim)
-        weight = layers[0].qkv
-        self.keys = [weight.new_empty(shape) for _ in layers]
-        self.values = [weight.new_empty(shape) for _ in layers]
+        self.keys = [like.new_empty(shape) for _ in range(layers)]
+        self.values = [like.new_empty(shape) for _ in range(layers)]
         for index, (keys, values) in enumerate(prefix):
             self.keys[index][:, :, : self.length] = keys
             self.values[index][:, :, : self.length] = values
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Session.keep`."""
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+    def prefix(self) -> Prefix:
+        """See `Session.prefix`."""
+        end = self.length
+        return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
+
+    def _mask(self, new: int, mask_BT: Tensor | None, device: torch.device) -> Tensor | None:
+        """Which of the T columns each new token sees, as a bool (1 or B, L, T); None where all see all."""
+        if new == 1:
+            return None if mask_BT is None else mask_BT.bool()[:, None]
+        causal_LT = torch.ones(new, self.length + new, dtype=torch.bool, device=device).tril(self.length)
+        if mask_BT is None:
+            return causal_LT[None]
+        # A padding column sees itself too: without a prefix it would see nothing, and a softmax over nothing is NaN.
+        own_LT = torch.eye(new, dtype=torch.bool, device=device)
+        own_LT = functional.pad(own_LT, (self.length, 0))
+        return causal_LT[None] & (mask_BT.bool()[:, None] | own_LT[None])
+
+
+class LlamaSession(LlamaCache):
+    """The Llama family's forward pass over merged weights.
+
+    Args:
+        backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
+        layers: see `merge_projections`.
+        prefix, size, room: see `LlamaCache`.
+    """
+
+    def __init__(self, backbone: Any, layers: list[Layer], prefix: Prefix, size: int, room: int) -> None:
+        head_dim = layers[0].out.shape[1] // backbone.config.get_text_config().num_attention_heads
+        super().__init__(backbone, len(layers), head_dim, layers[0].qkv, prefix, size, room)
+        self.layers = layers
 
     def feed(
         self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
@@ -139,16 +178,6 @@ class LlamaSession:
         hidden_BLD = self._layer(len(self.layers) - 1, hidden_BLD, turn, mask_BLT, last_B)
         self.length += new
         return self._norm(hidden_BLD, self.backbone.norm.weight)[:, -1]
-
-    def keep(self, rows: Tensor) -> None:
-        """See `Session.keep`."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
-
-    def prefix(self) -> Prefix:
-        """See `Session.prefix`."""
-        end = self.length
-        return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
 
     def _layer(
         self,
@@ -193,18 +222,6 @@ class LlamaSession:
 
     def _norm(self, hidden_BLD: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(hidden_BLD, (hidden_BLD.shape[-1],), weight, self.eps)
-
-    def _mask(self, new: int, mask_BT: Tensor | None, device: torch.device) -> Tensor | None:
-        """Which of the T columns each new token sees, as a bool (1 or B, L, T); None where all see all."""
-        if new == 1:
-            return None if mask_BT is None else mask_BT.bool()[:, None]
-        causal_LT = torch.ones(new, self.length + new, dtype=torch.bool, device=device).tril(self.length)
-        if mask_BT is None:
-            return causal_LT[None]
-        # A padding column sees itself too: without a prefix it would see nothing, and a softmax over nothing is NaN.
-        own_LT = torch.eye(new, dtype=torch.bool, device=device)
-        own_LT = functional.pad(own_LT, (self.length, 0))
-        return causal_LT[None] & (mask_BT.bool()[:, None] | own_LT[None])
 
 
 def merge_projections(model: Any) -> list[Layer] | None:

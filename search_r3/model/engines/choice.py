@@ -1,0 +1,38 @@
+"""Which engine runs a checkpoint: the one that is asked for by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from search_r3.model.bundled import cache_dir
+
+if TYPE_CHECKING:
+    from search_r3.model.checkpoint import Checkpoint
+    from search_r3.model.engines.torch_engine import TorchEngine
+
+
+def open_engine(name: str, checkpoint: Checkpoint, stop_ids: list[int], vocabulary: int) -> TorchEngine:
+    """The engine "int8", or for every other name the torch engine.
+
+    Raises:
+        InputError: the int8 engine cannot run this model, or not on this machine.
+    """
+    common: dict[str, Any] = {
+        "embed_id": checkpoint.contract.embed_token_id,
+        "stop_ids": stop_ids,
+        "vocabulary": vocabulary,
+    }
+    if name != "int8":
+        from search_r3.model.engines.torch_engine import TorchEngine
+
+        return TorchEngine(checkpoint.model, **common)
+    from search_r3.model.engines.int8_engine import Int8Engine
+    from search_r3.model.engines.int8_weights import INT8_FILE
+
+    return Int8Engine(
+        checkpoint.model,
+        **common,
+        contract_hash=checkpoint.contract.hash,
+        cache_dir=cache_dir() / "int8",
+        places=[checkpoint.path / INT8_FILE],
+    )

@@ -1,0 +1,191 @@
+"""What the int8 engine does between two matrix products, each in one pass over a row: scale, add, normalise, round.
+
+A row of activations is rounded to int8 with a scale of its own (dynamic, symmetric: LLM.int8(), arXiv 2208.07339, and
+ZeroQuant, arXiv 2206.01861), so a row's result does not depend on the rows beside it. Compiled by numba when first
+called and kept on disk; without the GIL, so threads may run them side by side. All arrays are C-contiguous float32,
+but for the int8 outputs.
+
+Letters in shapes: N rows, D width of a row, C columns of queries, keys and values, E dimension of a head, F width of
+the MLP; B rows of L tokens (N = B * L), T columns of the cache, K key-value heads of G query heads each, Q = G * L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_SETTINGS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    # Sums in any order, so that they are taken eight or sixteen at a time; no promise about NaN or the sign of zero.
+    "fastmath": {"reassoc", "nsz", "nnan", "contract", "arcp"},
+}
+
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    try:
+        return njit(function, cache=True, **_SETTINGS)
+    except RuntimeError:  # nowhere to keep what was compiled
+        return njit(function, **_SETTINGS)
+
+
+@intrinsic
+def _larger(typing_context, a, b):
+    """The larger of two float32. Said with LLVM's own instruction: a loop with a comparison is not vectorised."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FloatType()
+        function = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(function, arguments, fastmath=("nnan", "nsz"))
+
+    return types.float32(types.float32, types.float32), generate
+
+
+@_compiled
+def quantise(x_ND, q_ND, scale_N):
+    """`x` as int8 `q` times `scale`, a scale a row; both are written to."""
+    size, width = x_ND.shape
+    for n in range(size):
+        x, q = x_ND[n], q_ND[n]
+        largest = np.float32(0)
+        for d in range(width):
+            largest = _larger(largest, abs(x[d]))
+        scale_N[n] = largest * np.float32(1 / 127)
+        factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
+        for d in range(width):
+            v = x[d] * factor
+            q[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
+
+
+@_compiled
+def add_norm_quantise(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, scale_N):
+    """Add `y * y_scale + bias` (an empty bias is none) to `x`; then RMSNorm(x) times `weight`, as `quantise` gives it.
+
+    A row's scale swallows the norm's own division, so that the normalised row is never written.
+    """
+    size, width = x_ND.shape
+    biased = bias_D.size > 0
+    for n in range(size):
+        x, y, q = x_ND[n], y_ND[n], q_ND[n]
+        y_scale = y_scale_N[n]
+        total = np.float32(0)
+        for d in range(width):
+            v = x[d] + y[d] * y_scale
+            if biased:
+                v += bias_D[d]
+            x[d] = v
+            total += v * v
+        largest = np.float32(0)
+        for d in range(width):
+            largest = _larger(largest, abs(x[d] * weight_D[d]))
+        scale_N[n] = largest * np.float32(1 / 127) / np.sqrt(total / np.float32(width) + eps)
+        factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
+        for d in range(width):
+            v = x[d] * weight_D[d] * factor
+            q[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
+
+
+@_compiled
+def quantise_heads(x_BQKE, q_ND, scale_N):
+    """What attention gives (see `rotate` for its queries), put into rows of heads, as `quantise` gives it."""
+    size, queries, heads, dim = x_BQKE.shape
+    groups = q_ND.shape[1] // (heads * dim)
+    new = queries // groups
+    for b in range(size):
+        for t in range(new):
+            n = b * new + t
+            largest = np.float32(0)
+            for k in range(heads):
+                for g in range(groups):
+                    x = x_BQKE[b, g * new + t, k]
+                    for e in range(dim):
+                        largest = _larger(largest, abs(x[e]))
+            scale_N[n] = largest * np.float32(1 / 127)
+            factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
+            for k in range(heads):
+                for g in range(groups):
+                    x, first = x_BQKE[b, g * new + t, k], (k * groups + g) * dim
+                    q = q_ND[n, first : first + dim]
+                    for e in range(dim):
+                        v = x[e] * factor
+                        q[e] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
+
+
+@_compiled
+def _turn(x, cos, sin, out):
+    """One head rotated by RoPE (arXiv 2104.09864), its halves as transformers pairs them."""
+    half = out.size // 2
+    for e in range(half):
+        a, b = x[e], x[half + e]
+        out[e] = a * cos[e] - b * sin[e]
+        out[half + e] = b * cos[half + e] + a * sin[half + e]
+
+
+@_compiled
+def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values_BKTE, start):
+    """`y * scale + bias` (an empty bias is none) taken apart: queries and keys are rotated, values are not.
+
+    Keys and values go into the cache from column `start` on. `y` is overwritten.
+    """
+    _, heads, groups, new, dim = query_BKGLE.shape
+    size, width = y_NC.shape
+    for n in range(size):
+        y, cos, sin = y_NC[n], cos_NE[n], sin_NE[n]
+        b, t = n // new, n % new
+        scale = scale_N[n]
+        if bias_C.size > 0:
+            for c in range(width):
+                y[c] = y[c] * scale + bias_C[c]
+        else:
+            for c in range(width):
+                y[c] = y[c] * scale
+        for k in range(heads):
+            for g in range(groups):
+                _turn(y[(k * groups + g) * dim : (k * groups + g + 1) * dim], cos, sin, query_BKGLE[b, k, g, t])
+            key, value = (heads * groups + k) * dim, (heads * groups + heads + k) * dim
+            _turn(y[key : key + dim], cos, sin, keys_BKTE[b, k, start + t])
+            out = values_BKTE[b, k, start + t]
+            for e in range(dim):
+                out[e] = y[value + e]
+
+
+@_compiled
+def gate_quantise(y_N2F, y_scale_N, q_NF, scale_N):
+    """silu(gate) * up, as `quantise` gives it, of `y * y_scale`: gates in front, ups behind. `y` is overwritten.
+
+    The sigmoid is (1 + tanh(x / 2)) / 2, and tanh the rational function of Eigen (MathFunctionsImpl.h), exact to a few
+    units of float32's last place: a loop of it is vectorised, which one that calls exp is not.
+    """
+    size, width = q_NF.shape
+    for n in range(size):
+        y, q = y_N2F[n], q_NF[n]
+        gate, up = y[:width], y[width:]
+        y_scale = y_scale_N[n]
+        largest = np.float32(0)
+        for f in range(width):
+            g = gate[f] * y_scale
+            t = g * np.float32(0.5)
+            t = min(max(t, np.float32(-7.9)), np.float32(7.9))
+            s = t * t
+            p = s * np.float32(-2.76076847742355e-16) + np.float32(2.00018790482477e-13)
+            p = s * p + np.float32(-8.60467152213735e-11)
+            p = s * p + np.float32(5.12229709037114e-08)
+            p = s * p + np.float32(1.48572235717979e-05)
+            p = s * p + np.float32(6.37261928875436e-04)
+            p = s * p + np.float32(4.89352455891786e-03)
+            r = s * np.float32(1.19825839466702e-06) + np.float32(1.18534705686654e-04)
+            r = s * r + np.float32(2.26843463243900e-03)
+            r = s * r + np.float32(4.89352518554385e-03)
+            v = g * (np.float32(0.5) + np.float32(0.5) * t * p / r) * (up[f] * y_scale)
+            gate[f] = v
+            largest = _larger(largest, abs(v))
+        scale_N[n] = largest * np.float32(1 / 127)
+        factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
+        for f in range(width):
+            v = gate[f] * factor
+            q[f] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))

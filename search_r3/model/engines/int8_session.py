@@ -1,0 +1,177 @@
+"""The Llama family's forward pass with int8 products: a session, as `sessions.LlamaSession` is one in floats.
+
+Between two products a row is scaled, added and rounded in one pass (`int8_rows`). All else stays float32: what is added
+up, keys, values and attention, which is no faster in bfloat16 and would round a text otherwise in another batch.
+
+Letters in shapes: B rows, L new tokens, N tokens of all rows (B * L), T tokens in the cache, D dimension, C columns of
+queries, keys and values, H heads, K key-value heads, G = H / K, E dimension of a head, F width of the MLP, Q queries of
+one key-value head (G * L).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from search_r3.model.engines import int8_rows
+from search_r3.model.engines.int8_weights import MATRICES, Int8Matrix
+from search_r3.model.engines.sessions import Layer, LlamaCache, Prefix
+
+ROWS_A_BLOCK = 128
+"""The MLP takes so many tokens at a time: what lies between its products (12 kB a token in SmolLM2) stays in L2."""
+NOTHING = np.empty(0, dtype=np.float32)
+
+
+@dataclass
+class Int8Layer:
+    """One decoder layer: matrices in int8, the rest as float32 arrays; an empty bias is none."""
+
+    qkv: Int8Matrix
+    out: Int8Matrix
+    gate_up: Int8Matrix
+    down: Int8Matrix
+    qkv_bias: np.ndarray
+    out_bias: np.ndarray
+    norm_attention: np.ndarray
+    norm_mlp: np.ndarray
+
+
+@dataclass
+class Int8Model:
+    """All layers, and the head."""
+
+    layers: list[Int8Layer]
+    head: Int8Matrix
+
+    @classmethod
+    def of(cls, layers: list[Layer], tensors: dict[str, Tensor]) -> Int8Model:
+        """Pack `int8_weights.quantise_model`'s matrices; biases and norms are `layers`'."""
+        packed = []
+        for index, layer in enumerate(layers):
+            names = {name: f"{index}.{name}" for name in MATRICES}
+            packed.append(
+                Int8Layer(
+                    **{name: Int8Matrix.of(tensors[key], tensors[f"{key} scale"]) for name, key in names.items()},
+                    qkv_bias=_array(layer.qkv_bias),
+                    out_bias=_array(layer.out_bias),
+                    norm_attention=_array(layer.norm_attention),
+                    norm_mlp=_array(layer.norm_mlp),
+                )
+            )
+        return cls(packed, Int8Matrix.of(tensors["head"], tensors["head scale"]))
+
+    def logits(self, state_BD: Tensor) -> Tensor:
+        """float32 (B, vocabulary)."""
+        q_BD, scale_B = _room(*state_BD.shape)
+        int8_rows.quantise(state_BD.float().contiguous().numpy(), q_BD.numpy(), scale_B.numpy())
+        return self.head(q_BD).mul_(scale_B[:, None])
+
+
+class Int8Session(LlamaCache):
+    """A batch under way.
+
+    Args:
+        backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
+        layers: what it computes with.
+        prefix, size, room: see `LlamaCache`.
+    """
+
+    def __init__(self, backbone: Any, layers: list[Int8Layer], prefix: Prefix, size: int, room: int) -> None:
+        head_dim = layers[0].out.inputs // backbone.config.get_text_config().num_attention_heads
+        super().__init__(backbone, len(layers), head_dim, torch.empty(0), prefix, size, room)
+        self.layers = layers
+
+    def feed(
+        self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
+    ) -> Tensor:
+        """See `Session.feed`."""
+        size, new = ids_BL.shape
+        x_ND = self.backbone.embed_tokens(ids_BL).float().flatten(0, 1)
+        cos_BLE, sin_BLE = self.backbone.rotary_emb(x_ND, position_BL)
+        turn = [part.float().reshape(-1, self.head_dim).contiguous().numpy() for part in (cos_BLE, sin_BLE)]
+        mask_BQT = self._additive(self._mask(new, mask_BT, x_ND.device))
+        eps = np.float32(self.eps)
+        # The stream begins at zero, and the embeddings are what is added first.
+        y_ND, x_ND, scale_N, bias = x_ND, torch.zeros_like(x_ND), torch.ones(len(x_ND)), NOTHING
+        q_ND, q_scale_N = _room(*x_ND.shape)
+        for index, layer in enumerate(self.layers):
+            int8_rows.add_norm_quantise(
+                x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), bias, layer.norm_attention, eps, q_ND.numpy(),
+                q_scale_N.numpy(),
+            )  # fmt: skip
+            y_NC = layer.qkv(q_ND)
+            query_BKGLE = torch.empty(size, self.heads, self.groups, new, self.head_dim)
+            int8_rows.rotate(
+                y_NC.numpy(), q_scale_N.numpy(), layer.qkv_bias, *turn, query_BKGLE.numpy(), self.keys[index].numpy(),
+                self.values[index].numpy(), self.length,
+            )  # fmt: skip
+            picked_B = None
+            if index == len(self.layers) - 1 and new > 1:  # keys and values are of all tokens, the rest of one a row
+                picked_B = torch.full((size,), new - 1) if last_B is None else last_B
+                x_ND = x_ND.view(size, new, -1)[torch.arange(size), picked_B]
+                q_ND, q_scale_N = _room(*x_ND.shape)
+            attended_BQKE = self._attend(index, query_BKGLE, mask_BQT, picked_B)
+            wide_ND = q_ND if layer.out.inputs == q_ND.shape[1] else _room(len(q_ND), layer.out.inputs)[0]
+            scale_N = q_scale_N
+            int8_rows.quantise_heads(attended_BQKE.numpy(), wide_ND.numpy(), scale_N.numpy())
+            y_ND = layer.out(wide_ND)
+            q_scale_N = torch.empty_like(scale_N)
+            int8_rows.add_norm_quantise(
+                x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), layer.out_bias, layer.norm_mlp, eps, q_ND.numpy(),
+                q_scale_N.numpy(),
+            )  # fmt: skip
+            y_ND, scale_N = _mlp(layer, q_ND, q_scale_N)
+        self.length += new
+        x_ND.addcmul_(y_ND, scale_N[:, None])
+        return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
+
+    def _attend(self, index: int, query_BKGLE: Tensor, mask_BQT: Tensor | None, picked_B: Tensor | None) -> Tensor:
+        """Attention over the cache, the new tokens included, by all of them or by one a row: float32 (B, Q, K, E)."""
+        size, _, groups, new, _ = query_BKGLE.shape
+        end = self.length + new
+        if picked_B is not None:
+            rows_B = torch.arange(size)
+            query_BKGLE = query_BKGLE[rows_B, :, :, picked_B]
+            if mask_BQT is not None:
+                mask_BGLT = mask_BQT.view(len(mask_BQT), groups, new, -1).expand(size, -1, -1, -1)
+                mask_BQT = mask_BGLT[rows_B, :, picked_B][:, None]
+            new = 1
+        # The G heads that share keys become G * L queries of one head: nothing is repeated.
+        attended_BKQE = functional.scaled_dot_product_attention(
+            query_BKGLE.view(size, self.heads, groups * new, self.head_dim),
+            self.keys[index][:, :, :end],
+            self.values[index][:, :, :end],
+            attn_mask=mask_BQT,
+        )
+        return attended_BKQE.transpose(1, 2).contiguous()
+
+    def _additive(self, mask_BLT: Tensor | None) -> Tensor | None:
+        """The mask as it is added to attention's scores, once for all layers: float32 (1 or B, 1, Q, T)."""
+        if mask_BLT is None:
+            return None
+        added_BLT = torch.zeros(mask_BLT.shape).masked_fill_(~mask_BLT, float("-inf"))
+        return added_BLT.repeat(1, self.groups, 1)[:, None]
+
+
+def _mlp(layer: Int8Layer, q_ND: Tensor, scale_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The MLP's output (N, D) in steps, and what a row's step is worth (N,)."""
+    q_NF, q_scale_N = _room(len(q_ND), layer.down.inputs)
+    for start in range(0, len(q_ND), ROWS_A_BLOCK):
+        block = slice(start, start + ROWS_A_BLOCK)
+        y_N2F = layer.gate_up(q_ND[block])
+        int8_rows.gate_quantise(y_N2F.numpy(), scale_N[block].numpy(), q_NF[block].numpy(), q_scale_N[block].numpy())
+    return layer.down(q_NF), q_scale_N
+
+
+def _room(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Room for int8 rows and their scales."""
+    return torch.empty(rows, width, dtype=torch.int8), torch.empty(rows)
+
+
+def _array(tensor: Tensor | None) -> np.ndarray:
+    return NOTHING if tensor is None else tensor.detach().float().contiguous().numpy()

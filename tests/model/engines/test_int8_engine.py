@@ -1,0 +1,317 @@
+"""The int8 engine gives float32's embeddings to rounding, whatever the batch, and keeps what it made once."""
+
+from __future__ import annotations
+
+import builtins
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+pytest.importorskip("numba")
+from search_r3 import InputError, SearchR3
+from search_r3.model.engines import int8_engine, int8_weights, sessions
+from search_r3.model.engines.int8_session import Int8Model, Int8Session
+from search_r3.model.engines.sessions import LlamaSession, merge_projections
+
+PREFIX = [5, 60, 7, 80, 9]
+SAME = 1e-3
+"""Cosine distance of one text's embeddings by two batches: rounding falls otherwise where sums are taken otherwise."""
+NEAR = int8_engine.GOLDEN_DISTANCE
+TEXTS = ["How do I read a file line by line in Python?", "Paris", "def mean(values):\n    return sum(values)"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A cache folder of this module's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEARCH_R3_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_model: Path, cache: Path) -> SearchR3:
+    return SearchR3.from_pretrained(tiny_model, engine="int8")
+
+
+@pytest.fixture
+def rows() -> list[list[int]]:
+    """Twelve rows of mixed lengths, no special token among them."""
+    random = np.random.default_rng(0)
+    return [random.integers(10, 390, size=n).tolist() for n in (3, 9, 1, 27, 4, 4, 14, 2, 40, 6, 8, 11)]
+
+
+def distance(a: Any, b: Any) -> float:
+    """The largest cosine distance between unit rows of the same number."""
+    return float((1 - (np.stack(a) * np.stack(b)).sum(-1)).max())
+
+
+def float_engine(model: SearchR3) -> Any:
+    return SearchR3(model.checkpoint).engine
+
+
+def generate(engine: Any, rows: list[list[int]], **changes: Any) -> Any:
+    settings: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0.0, "seed": 0, "batch_size": 32}
+    return engine.generate(PREFIX, rows, **settings | changes)
+
+
+class TestEmbed:
+    def test_it_is_near_float32_and_not_the_same(self, int8: SearchR3, rows: list[list[int]]) -> None:
+        found, expected = int8.engine.embed(PREFIX, rows), float_engine(int8).embed(PREFIX, rows)
+        assert 1e-6 < distance(found, expected) < NEAR
+        assert found.dtype == np.float32
+        assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+    @pytest.mark.parametrize("size", [1, 5])
+    def test_it_does_not_depend_on_the_batch(self, int8: SearchR3, rows: list[list[int]], size: int) -> None:
+        assert distance(int8.engine.embed(PREFIX, rows, size), int8.engine.embed(PREFIX, rows, 32)) < SAME
+
+    def test_the_shared_prefix_is_the_prefix(self, int8: SearchR3, rows: list[list[int]]) -> None:
+        whole = [PREFIX + row for row in rows]
+        assert distance(int8.engine.embed(PREFIX, rows), int8.engine.embed([], whole)) < SAME
+
+    def test_threads_give_the_same_rows_in_the_same_order(
+        self, int8: SearchR3, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alone, seen = int8.engine.embed(PREFIX, rows * 2), []
+        monkeypatch.setattr(int8_engine, "_cores", lambda: 2)
+        monkeypatch.setattr(int8_engine, "TOKENS_A_THREAD", 16)
+        monkeypatch.setattr(int8_engine, "TOKENS_A_PASS", 64)
+        assert distance(int8.engine.embed(PREFIX, rows * 2, 32, seen.append), alone) < SAME
+        assert sum(seen) == 2 * len(rows)
+        assert len(seen) > 2
+
+    def test_an_error_in_a_thread_comes_out(
+        self, int8: SearchR3, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(int8_engine, "_cores", lambda: 2)
+        monkeypatch.setattr(int8_engine, "TOKENS_A_THREAD", 16)
+        with pytest.raises(IndexError):
+            int8.engine.embed(PREFIX, [*rows, [10**6]])
+
+
+class TestGenerate:
+    def test_the_embedding_is_the_state_at_the_embed_token(self, int8: SearchR3, rows: list[list[int]]) -> None:
+        """One pass with a cache, against one prefill over what was written."""
+        written = generate(int8.engine, rows)
+        whole = [[*row, *found.token_ids, int8.engine.embed_id] for row, found in zip(rows, written, strict=True)]
+        assert distance([found.embedding for found in written], int8.engine.embed(PREFIX, whole)) < SAME
+        assert all(len(found.token_ids) <= 8 for found in written)
+
+    def test_it_stops_where_float32_stops(
+        self, int8: SearchR3, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Rows that write the embed token, an end of turn, or neither, and leave the batch at different tokens."""
+        plain = float_engine(int8)
+        for engine in (int8.engine, plain):
+
+            def choose(state_BD: torch.Tensor, temperature: float, random: Any, engine: Any = engine) -> torch.Tensor:
+                del temperature, random
+                token_B = torch.full((len(state_BD),), 20)
+                token_B[state_BD[:, 0] > 1.0] = engine.embed_id
+                token_B[state_BD[:, 1] > 1.6] = int(engine.stop_ids[0])
+                return token_B
+
+            monkeypatch.setattr(engine, "_choose", choose)
+        found, expected = generate(int8.engine, rows), generate(plain, rows)
+        same = [f.token_ids == e.token_ids and f.ended == e.ended for f, e in zip(found, expected, strict=True)]
+        assert sum(same) >= len(rows) - 1  # a state may lie on the border
+        assert {f.forced for f in found} == {True, False}
+        assert len({len(f.token_ids) for f in found}) > 1
+        assert all(len(f.token_ids) == 8 for f in found if f.forced and f.ended is None)
+
+    def test_the_logits_are_near_the_heads(self, int8: SearchR3) -> None:
+        state_BD = torch.randn(5, int8.dimension, generator=torch.Generator().manual_seed(0))
+        expected = int8.checkpoint.model.get_output_embeddings()(state_BD)
+        assert (int8.engine.head(state_BD) - expected).abs().max() < 0.02 * expected.abs().max()
+
+    def test_samples_of_a_seed_are_the_same_again(self, int8: SearchR3, rows: list[list[int]]) -> None:
+        once = generate(int8.engine, rows, temperature=1.0, samples=2, seed=3)
+        again = generate(int8.engine, rows, temperature=1.0, samples=2, seed=3)
+        assert [found.token_ids for found in once] == [found.token_ids for found in again]
+        assert len(once) == 2 * len(rows)
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+MODELS: dict[str, Callable[[], Any]] = {
+    "llama with biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True)),
+    "llama with wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=16)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_a_session_gives_the_states_of_the_float_session(name: str) -> None:
+    """Padding in the middle, tokens one by one, rows that leave, and the states at columns that are asked for."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MODELS[name]().eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, mean=0.7, std=0.3)
+    layers = merge_projections(model)
+    assert layers is not None
+    packed = Int8Model.of(layers, int8_weights.quantise_model(layers, model.lm_head.weight))
+    ids_BL = torch.randint(128, (4, 7), generator=torch.Generator().manual_seed(0))
+    mask_BT = torch.ones(4, 14, dtype=torch.long)
+    mask_BT[1, 3:6] = 0  # padding between a prefix of three tokens and the row
+    position_BL = (mask_BT.cumsum(-1) - 1).clamp_min(0)
+    states = []
+    for kind, parts in ((LlamaSession, layers), (Int8Session, packed.layers)):
+        first = kind(model.model, parts, [], 1, 3)
+        first.feed(ids_BL[:1, :3], torch.arange(3)[None])
+        session = kind(model.model, parts, first.prefix(), 4, 9)
+        found = [
+            session.feed(ids_BL, position_BL[:, 3:10], mask_BT[:, :10]),
+            session.feed(ids_BL[:, :1], position_BL[:, 10:11], mask_BT[:, :11]),
+        ]
+        session.keep(torch.tensor([1, 3]))
+        found.append(session.feed(ids_BL[:2, 2:3], position_BL[[1, 3], 11:12], mask_BT[[1, 3], :12]))
+        other = kind(model.model, parts, first.prefix(), 4, 9)
+        found.append(other.feed(ids_BL, position_BL[:, 3:10], None, torch.tensor([0, 6, 2, 4])))
+        states.append(torch.cat(found))
+    assert torch.cosine_similarity(*states).min() > 1 - NEAR
+
+
+class TestTheFile:
+    def made(self, cache: Path) -> Path:
+        (file,) = (cache / "int8").glob("*.safetensors")
+        return file
+
+    @pytest.fixture
+    def makings(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """One entry for each time that a model is rounded."""
+        seen: list[int] = []
+        make = int8_weights.quantise_model
+        monkeypatch.setattr(int8_weights, "quantise_model", lambda *given: seen.append(1) or make(*given))
+        return seen
+
+    def test_it_is_made_once(self, int8: SearchR3, tiny_model: Path, cache: Path, makings: list[int]) -> None:
+        again = SearchR3.from_pretrained(tiny_model, engine="int8")
+        assert not makings
+        assert self.made(cache).name == f"{int8.contract_hash}.safetensors"
+        assert np.array_equal(again.encode_document(TEXTS), int8.encode_document(TEXTS))
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+    def test_a_broken_one_is_made_again(
+        self, int8: SearchR3, tiny_model: Path, cache: Path, makings: list[int], damage: str
+    ) -> None:
+        file = self.made(cache)
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 64]) + whole[middle + 1 :]
+        file.write_bytes({"cut": whole[:middle], "flipped": flipped, "empty": b""}[damage])
+        again = SearchR3.from_pretrained(tiny_model, engine="int8")
+        assert makings == [1]
+        assert file.stat().st_size == len(whole)
+        assert int8_weights.load_int8(file, int8.contract_hash) is not None
+        assert np.array_equal(again.encode_document(TEXTS), int8.encode_document(TEXTS))
+
+    def test_another_models_is_not_taken(
+        self, int8: SearchR3, other_tiny_model: Path, cache: Path, makings: list[int], tmp_path: Path
+    ) -> None:
+        other = SearchR3.from_pretrained(other_tiny_model)
+        assert int8_weights.load_int8(self.made(cache), other.contract_hash) is None
+
+    def test_a_cache_that_cannot_be_written_costs_only_time(
+        self, int8: SearchR3, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, makings: list[int]
+    ) -> None:
+        (tmp_path / "int8").write_text("a file where the folder should be")
+        monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path))
+        model = SearchR3.from_pretrained(tiny_model, engine="int8")
+        assert makings == [1]
+        assert np.array_equal(model.encode_document(TEXTS), int8.encode_document(TEXTS))
+
+
+class TestTheModel:
+    def test_it_keeps_the_contract_and_says_what_it_computes_in(self, int8: SearchR3, tiny_model: Path) -> None:
+        """An index of float32 may be searched with int8: the hash is of the weights, and the distance is small."""
+        plain = SearchR3.from_pretrained(tiny_model, device="cpu")
+        assert int8.contract_hash == plain.contract_hash
+        assert (int8.dtype, plain.dtype) == ("int8", "float32")
+        assert distance(int8.encode_document(TEXTS), plain.encode_document(TEXTS)) < NEAR
+        found, expected = (m.encode_query(TEXTS, reasoning=False) for m in (int8, plain))
+        assert distance(found, expected) < NEAR
+
+    def test_weights_that_change_are_rounded_again(self, tiny_model: Path, cache: Path, rows: list[list[int]]) -> None:
+        model = SearchR3.from_pretrained(tiny_model, engine="int8")
+        before = model.engine.embed(PREFIX, rows)
+        with torch.no_grad():
+            model.checkpoint.model.model.layers[0].self_attn.v_proj.weight.mul_(3.0)
+        after = model.engine.embed(PREFIX, rows)
+        assert distance(before, after) > NEAR
+        assert distance(after, float_engine(model).embed(PREFIX, rows)) < NEAR
+
+    def test_golden_vectors_of_float32_hold_it(self, tiny_adapter: Path, cache: Path) -> None:
+        found = SearchR3.from_pretrained(tiny_adapter, engine="int8").check_golden()
+        assert found is not None
+        assert 1e-6 < found < NEAR
+
+    def test_it_is_not_saved(self, int8: SearchR3, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="load it with engine torch"):
+            int8.save_pretrained(tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+
+
+class TestRefusals:
+    def test_another_dtype_or_device(self, tiny_model: Path) -> None:
+        with pytest.raises(InputError, match="float32 weights on a cpu, not bfloat16 on cpu"):
+            SearchR3.from_pretrained(tiny_model, engine="int8", dtype="bfloat16")
+
+    def test_another_architecture(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        monkeypatch.setattr(sessions, "FAMILY", ("Qwen2ForCausalLM",))
+        with pytest.raises(InputError, match="not LlamaForCausalLM as it is here; use engine torch"):
+            SearchR3.from_pretrained(tiny_model, engine="int8")
+
+    def test_numba_is_missing(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = builtins.__import__
+
+        def refuse(name: str, *rest: Any, **more: Any) -> Any:
+            if name == "numba" or (rest and rest[2] and "int8_session" in rest[2]):
+                raise ModuleNotFoundError("No module named 'numba'", name="numba")
+            return real(name, *rest, **more)
+
+        monkeypatch.setattr(builtins, "__import__", refuse)
+        with pytest.raises(InputError, match=r"package numba: pip install 'search-r3\[int8\]'"):
+            SearchR3.from_pretrained(tiny_model, engine="int8")
+
+    def test_a_processor_whose_products_overflow(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        exact = int8_weights.Int8Matrix.__call__
+        monkeypatch.setattr(int8_weights.Int8Matrix, "__call__", lambda self, x: exact(self, x).clamp(max=32767 * 100))
+        with pytest.raises(InputError, match="needs a processor with VNNI"):
+            SearchR3.from_pretrained(tiny_model, engine="int8")
+
+    def test_an_unknown_engine(self, tiny_model: Path) -> None:
+        with pytest.raises(InputError, match="unknown engine 'int9': choose auto, torch or int8"):
+            SearchR3.from_pretrained(tiny_model, engine="int9")
+
+
+def test_each_thread_of_the_pool_has_one_core_and_others_keep_theirs(int8: SearchR3) -> None:
+    before, engine = torch.get_num_threads(), int8_engine.Int8Engine.__new__(int8_engine.Int8Engine)
+    engine._pool, engine._pool_lock = None, threading.Lock()
+    try:
+        torch.set_num_threads(3)
+        assert list(engine._threads(2).map(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+        if engine._pool is not None:
+            engine._pool.shutdown()
