@@ -48,7 +48,7 @@ class Engine(Protocol):
         *,
         max_new_tokens: int,
         temperature: float,
-        seed: int,
+        seed: int | Sequence[int],
         batch_size: int,
         progress: Callable[[int], None] | None,
         samples: int = 1,
@@ -57,7 +57,8 @@ class Engine(Protocol):
         """Continue each `prefix + row` until the embed token, feed that token, and return the state at it.
 
         With `samples`, each row is continued so many times (sampled apart): a row's samples stand together in the
-        list. Its prefill is shared where the engine can. `on_token` is called with a sample's place in that list and a
-        token's id as soon as the token is written (the embed token is not); what it raises ends the call.
+        list. Its prefill is shared where the engine can. `seed` may be a number for each sample of that list: then a
+        sample does not depend on what is sampled beside it. `on_token` is called with a sample's place in that list and
+        a token's id as soon as the token is written (the embed token is not); what it raises ends the call.
         """
         ...

@@ -82,7 +82,7 @@ class TorchEngine:
         *,
         max_new_tokens: int = 32,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
         samples: int = 1,
@@ -90,16 +90,23 @@ class TorchEngine:
     ) -> list[Generation]:
         """See `Engine.generate`. Greedy at temperature 0; else plain sampling (no top-p or top-k: they bias ratios).
 
-        A sample is decided by the seed and the batch; greedy writing by the row alone. A row is prefilled once for all
-        its samples. `batch_size` counts samples.
+        A sample is decided by the seed and the batch; by the row and its own seed, if each sample is given one; greedy
+        writing by the row alone. A row is prefilled once for all its samples. `batch_size` counts samples.
         """
-        generator = torch.Generator(device=self.model.device).manual_seed(seed)
+        draws_SN: Tensor | None = None
+        if not isinstance(seed, int):
+            draws = [np.random.default_rng(own).random(max_new_tokens + 1) for own in seed]
+            draws_SN = torch.from_numpy(np.array(draws))
+        generator = torch.Generator(device=self.model.device).manual_seed(seed if isinstance(seed, int) else 0)
         out: list[Generation | None] = [None] * (len(rows) * samples)
         for chosen in _by_length(rows, max(1, batch_size // samples)):
             batch = [rows[i] for i in chosen]
             tell = None if on_token is None else _placed(on_token, chosen, samples)
+            random: torch.Generator | Tensor = generator
+            if draws_SN is not None:
+                random = draws_SN.unflatten(0, (-1, samples))[chosen].flatten(0, 1).to(self.model.device)
             with torch.inference_mode():
-                written = self._continue(prefix, batch, max_new_tokens, temperature, generator, samples, tell)
+                written = self._continue(prefix, batch, max_new_tokens, temperature, random, samples, tell)
             for place, i in enumerate(chosen):
                 out[i * samples : (i + 1) * samples] = written[place * samples : (place + 1) * samples]
             if progress:
@@ -125,7 +132,7 @@ class TorchEngine:
         rows: list[list[int]],
         budget: int,
         temperature: float,
-        generator: torch.Generator,
+        random: torch.Generator | Tensor,
         samples: int,
         tell: Callable[[int, int], None] | None,
     ) -> list[Generation]:
@@ -157,7 +164,8 @@ class TorchEngine:
         written: list[list[int]] = [[] for _ in alive]
         done: list[Generation | None] = [None] * size
         for step in range(budget + 1):
-            sampled_B = self._choose(state_BD, temperature, generator)
+            drawn = random if isinstance(random, torch.Generator) else random[alive, step]
+            sampled_B = self._choose(state_BD, temperature, drawn)
             ended_B = torch.isin(sampled_B, self.stop_ids) & (sampled_B != self.embed_id)
             forced_B = ended_B | ((sampled_B != self.embed_id) & (step == budget))
             next_B = torch.where(forced_B, self.embed_id, sampled_B)
@@ -188,12 +196,17 @@ class TorchEngine:
                 alive, running = [alive[line] for line in left], [True] * len(left)
         return [generation for generation in done if generation is not None]
 
-    def _choose(self, state_BD: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    def _choose(self, state_BD: Tensor, temperature: float, random: torch.Generator | Tensor) -> Tensor:
+        """The next token of each line; `random` may be one number in [0, 1) for each."""
         logits_BV = self.head(state_BD)[:, : self.vocabulary].float()
         if temperature == 0:
             return logits_BV.argmax(-1)
         probabilities_BV = torch.softmax(logits_BV / temperature, -1)
-        return torch.multinomial(probabilities_BV, 1, generator=generator)[:, 0]
+        if isinstance(random, torch.Generator):
+            return torch.multinomial(probabilities_BV, 1, generator=random)[:, 0]
+        reached_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)  # the first token whose share of [0, 1) holds it
+        place_B1 = (random * reached_BV[:, -1])[:, None]
+        return torch.searchsorted(reached_BV, place_B1, right=True)[:, 0].clamp_max(self.vocabulary - 1)
 
     def _start(self, prefix: Sequence[int], size: int, room: int) -> Session:
         """A session that holds the prefix's keys and values for `size` rows; they are computed once per prefix."""
