@@ -2,8 +2,8 @@
 
 Every process holds a contiguous slice of the rows. A search gathers all queries, each process ranks its own slice, and
 the local top-k are merged; an update gathers the new vectors, and each process keeps its own. Every method but `ages`,
-`dealt` and those of state is a *collective*: all processes of the group call it, in the same order, with the same k or
-step, but each with its own queries or rows (none is fine too). Results equal the unsharded ones.
+`dealt` and `load_state_dict` is a *collective*: all processes of the group call it, in the same order, with the same k
+or step, but each with its own queries or rows (none is fine too). Results equal the unsharded ones.
 
 Shape suffixes: Q queries, N rows of the whole corpus, R some rows of it, D dimensions, K results.
 """
@@ -20,6 +20,9 @@ from torch import Tensor
 from search_r3.environment.corpus import LiveCorpus, check_distinct, check_rows, check_unit
 from search_r3.environment.topk import merge_top_k
 from search_r3.errors import InputError
+
+STATE_BLOCK = 8192
+"""Rows of each process that are gathered at once when the whole corpus is saved."""
 
 
 def shard_of(total: int, rank: int, processes: int) -> tuple[int, int]:
@@ -85,9 +88,20 @@ class ShardedCorpus:
 
     @torch.no_grad()
     def scores(self, q_QD: Any, rows: Any) -> Tensor:
-        """Cosines of this process's queries with these rows, (Q, R) float32."""
+        """Cosines of this process's queries with these rows, (Q, R) float32, computed where the rows are."""
         q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
-        return q_QD @ self.vectors(rows).T
+        queries, _ = self._gather(q_QD)
+        asked, _ = self._gather(check_rows(rows, len(self)).to(self.device))
+        found = []
+        for process, (theirs_QD, rows_R) in enumerate(zip(queries, asked, strict=True)):
+            part_QR = torch.zeros(len(theirs_QD), len(rows_R), device=self.device)
+            here_R = (rows_R >= self.start) & (rows_R < self.stop)
+            part_QR[:, here_R] = self.local.scores(theirs_QD, rows_R[here_R] - self.start)
+            if part_QR.numel():
+                dst = process if self.group is None else dist.get_global_rank(self.group, process)
+                dist.reduce(part_QR, dst, group=self.group)  # exactly one process has each row, the others add 0
+            found.append(part_QR)
+        return found[dist.get_rank(self.group)]
 
     @torch.no_grad()
     def vectors(self, rows: Any) -> Tensor:
@@ -138,29 +152,35 @@ class ShardedCorpus:
         return rows[dist.get_rank(self.group) :: self.processes]
 
     def state_dict(self) -> dict[str, Any]:
-        """This process's slice, and every row's version and step: each process saves its own."""
-        return {
-            "start": self.start,
-            "total": len(self),
-            "local": self.local.state_dict(),
-            "versions": self.versions_N,
-            "steps": self.steps_N,
-        }
+        """The whole corpus, on every process's CPU, as `LiveCorpus` has it: any number may load it."""
+        vectors_ND = torch.empty(len(self), self.dimension, dtype=self.local.dtype)
+        longest = max(stop - start for start, stop in self._slices())
+        mine_SD = self.local.state_dict()["vectors"]
+        for first in range(0, longest, STATE_BLOCK):
+            for (start, stop), part in zip(
+                self._slices(), self._gather(mine_SD[first : first + STATE_BLOCK])[0], strict=True
+            ):
+                vectors_ND[start + first : min(start + first + len(part), stop)] = part.cpu()
+        return self.local.state_dict() | {"vectors": vectors_ND, "versions": self.versions_N, "steps": self.steps_N}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the slice of `state`.
+        """Take this process's slice of a whole corpus's state.
 
         Raises:
-            InputError: the state is of another slice (another number of processes), or as `LiveCorpus`.
+            InputError: the state is of a corpus of another size, or as `LiveCorpus`.
         """
-        if (state["start"], state["total"]) != (self.start, len(self)):
+        if len(state["vectors"]) != len(self):
             raise InputError(
-                f"the saved slice starts at row {state['start']} of {state['total']}, this one at {self.start} of "
-                f"{len(self)}; resume with as many processes as the run had"
+                f"the saved corpus has {len(state['vectors'])} rows, this one {len(self)}; use the corpus of the run "
+                "that saved it"
             )
-        self.local.load_state_dict(state["local"])
+        mine = {name: state[name][self.start : self.stop] for name in ("vectors", "versions", "steps")}
+        self.local.load_state_dict(state | mine)
         self.versions_N.copy_(state["versions"])
         self.steps_N.copy_(state["steps"])
+
+    def _slices(self) -> list[tuple[int, int]]:
+        return [shard_of(len(self), process, self.processes) for process in range(self.processes)]
 
     def _gather(self, mine: Tensor) -> tuple[list[Tensor], slice]:
         """Every process's rows of a tensor whose first size differs, and where this process's stand among them."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
+from search_r3.training.sharding import like, whole, write
 
 FORMAT = 1
 _TENSOR = "__tensor__"  # stands in the JSON where a tensor of the task's state belongs
@@ -123,23 +124,27 @@ def list_checkpoints(output: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def collect(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Copies on the CPU of the trainable weights and of the optimizer's moments, by parameter name."""
+def collect(
+    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copies on the CPU of the trainable weights and of the optimizer's moments, by parameter name.
+
+    Of a sharded model's they are whole, and this is a collective.
+    """
     weights, moments = {}, {}
-    for name, parameter in trainable(module).items():
-        weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
+    for name, parameter in parameters.items():
+        weights[name] = whole(parameter.detach()).to("cpu", copy=True).contiguous()
         for moment, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{name}/{moment}"] = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+            moments[f"{name}/{moment}"] = whole(value).detach().to("cpu", copy=True).contiguous()
     return weights, moments
 
 
-def restore(module: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-    """Put weights and moments back, bit for bit.
+def restore(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    """Put weights and moments back, bit for bit; of a sharded model, each process its part.
 
     Raises:
         InputError: the checkpoint is of other parameters (another adapter rank, another base model).
     """
-    parameters = trainable(module)
     mismatch = sorted(set(parameters) ^ set(state.weights)) or [
         name for name, parameter in parameters.items() if parameter.shape != state.weights[name].shape
     ]
@@ -150,16 +155,16 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, state: Training
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(state.weights[name])
+            write(parameter, state.weights[name])
     for key, value in state.optimizer.items():
         name, moment = key.rsplit("/", 1)
         parameter = parameters[name]
         # AdamW keeps its step count on the CPU, and its moments where the parameter is.
-        place = torch.device("cpu") if moment == "step" else parameter.device
-        optimizer.state[parameter][moment] = value.to(place, copy=True)
+        optimizer.state[parameter][moment] = value.to("cpu", copy=True) if moment == "step" else like(value, parameter)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 

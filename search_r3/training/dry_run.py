@@ -78,7 +78,10 @@ def dry_run(
     architecture = architecture_of(base or _base_of(config))
     full = stand_in(architecture, None, "meta")
     shape = shape_of(full, config.lora)
-    parts = parts_of(config, full)
+    size = config.pairs_per_step if isinstance(config, SFTConfig) else config.queries_per_step
+    if gpus > size:
+        raise InputError(f"--gpus is {gpus}, but a batch of {size} cannot be shared out between so many")
+    parts, every = parts_of(config, full, gpus), parts_of(config, full)
     how = conditions_of(config)
     report: dict[str, Any] = {
         "stage": stage,
@@ -98,9 +101,9 @@ def dry_run(
         found[name] = memory_of(config, shape, parts, replace(how, gradient_cache=cached), gpus)["peak"]
     micro = config.loop.gradient_accumulation
     report["step"] = {
-        "tokens": gpus * micro * sum(part.all_tokens for part in parts.values()),
-        "rows": gpus * micro * sum(part.rows for part in parts.values()),
-        "rollouts": gpus * config.queries_per_step * config.group_size if isinstance(config, GRPOConfig) else 0,
+        "tokens": micro * sum(part.all_tokens for part in every.values()),
+        "rows": micro * sum(part.rows for part in every.values()),
+        "rollouts": config.queries_per_step * config.group_size if isinstance(config, GRPOConfig) else 0,
     }
     report["warnings"] = warnings_of(config, architecture, full, parts, found)
     report["tried"] = try_step(config, architecture)
@@ -113,6 +116,8 @@ def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict
     torch.manual_seed(config.loop.seed)
     checkpoint = stand_in(architecture, LAYERS, "cpu")
     checkpoint.model.set_attn_implementation(_attention(config))
+    if isinstance(config, SFTConfig):
+        checkpoint.model.to(getattr(torch, config.base_dtype))
     with tempfile.TemporaryDirectory(prefix="search-r3-dry-run-") as name:
         small = made_small(config, Path(name), whole=device.type == "cuda")
         task = _sft_task(small, checkpoint) if isinstance(small, SFTConfig) else _grpo_task(small, checkpoint, name)
@@ -127,7 +132,7 @@ def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict
             run_training(task, small.loop, Path(name) / "run", resume=False)
         seconds = time.perf_counter() - started
     formula = memory_of(small, shape, parts, how, 1)
-    moved = 0 if device.type == "cpu" else memory.weights(shape)  # the loop moves the weights to the GPU
+    moved = 0 if device.type == "cpu" else memory.weights(shape, how)  # the loop moves the weights to the GPU
     return {
         "layers": shape.layers,
         "rows": sum(part.rows for part in parts.values()),
@@ -165,18 +170,18 @@ def shape_of(checkpoint: Checkpoint, lora: LoraSettings | None) -> Shape:
     )
 
 
-def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint) -> dict[str, Part]:
-    """A step's conversations, every row as long as the recipe allows."""
+def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int = 1) -> dict[str, Part]:
+    """One GPU's part of a step's conversations, every row as long as the recipe allows."""
     prompts, tokenizer = checkpoint.contract.prompts, checkpoint.tokenizer
     document = render(prompts.document, tokenizer, give_answer=True)
     query = render(prompts.query, tokenizer, give_answer=True)
     reasoning = render(prompts.reasoning, tokenizer, give_answer=False)
     if isinstance(config, GRPOConfig):
-        rows = math.ceil(config.queries_per_step * config.group_size / config.minibatches)
+        rows = math.ceil(math.ceil(config.queries_per_step / gpus) * config.group_size / config.minibatches)
         said = config.max_reasoning_tokens + 1
         length = config.max_query_tokens + len(reasoning.suffix) + said
         return {"rollouts": Part(rows, length, len(reasoning.prefix), rows * said)}
-    pairs, spoken = config.pairs_per_step, bool(config.weights.sft or config.weights.kl)
+    pairs, spoken = math.ceil(config.pairs_per_step / gpus), bool(config.weights.sft or config.weights.kl)
     behind = math.ceil(config.reasoning_share * pairs)
     given = len(query.suffix) - len(render(prompts.query, tokenizer, give_answer=False).suffix)
     said = config.max_analysis_tokens + 1
@@ -205,6 +210,7 @@ def conditions_of(config: SFTConfig | GRPOConfig) -> Conditions:
         eager=_attention(config) == "eager",
         stage="sft" if isinstance(config, SFTConfig) else "grpo",
         base=base,
+        weight=2 if isinstance(config, SFTConfig) and config.base_dtype == "bfloat16" else 4,
     )
 
 
@@ -219,7 +225,7 @@ def memory_of(
     rows = list(parts.values())
     kept = memory.activations(shape, rows, how)
     out = {
-        "weights": memory.weights(shape),
+        "weights": memory.weights(shape, how),
         "gradients": memory.gradients(shape, gpus),
         "optimiser": memory.optimiser(shape),
         "activations": kept["layers"] + kept["backward"],
@@ -233,7 +239,7 @@ def memory_of(
     making = 0
     if isinstance(config, GRPOConfig) or config.dev or config.sample_share:
         out["live_copy"], making = memory.live_copy(shape, how, COPIED_PARAMETERS)
-    value = how.operand if out["live_copy"] else 4
+    value = how.operand if out["live_copy"] else how.weight
     if isinstance(config, GRPOConfig):
         part = parts["rollouts"]
         together = min(config.rollouts_per_batch, config.queries_per_step * config.group_size)

@@ -1,22 +1,19 @@
-"""Negatives from every process: gathers embeddings so that gradients flow back to the process that made each row.
+"""One batch over several processes: which part is whose, and everybody's embeddings with gradients that flow back.
 
-Each process has its own queries and classifies their positives among the documents of all processes, as OpenCLIP and
-GradCache (arXiv 2101.06983) do. Every process must make the same calls in the same order; one without rows joins in.
+Each process runs the model on its part; then all have the rows of all, and compute the same loss over the whole batch,
+as GradCache does (arXiv 2101.06983). Every process must make the same calls in the same order; one without rows joins.
 
 What is summed and what is averaged, with W processes: the backward pass of `all_gather_with_grad` *sums* what all
-processes' losses say of a row, and DDP then *averages* the parameters' gradients. So the gradient is that of the mean
-of the W losses. If each process has as many queries, that mean is the loss over the global batch as it stands; if not,
-multiply each process's mean loss by `weight_of_rows(its queries)`. (A process may also compute the loss of all queries,
-the same in every process: the mean is the global loss then too.)
+processes' losses say of a row, and DDP and FSDP then *average* the parameters' gradients. So the gradient is that of
+the mean of the W losses. A term that all compute alike over the whole batch is its own mean; one that is a mean
+over each process's own rows is multiplied by `shares(its rows)`: then the mean is that over all rows.
 
-Shape suffixes: N rows of this process, M rows of all processes in the order of their ranks, D dimensions, B queries.
+Shape suffixes: N rows of this process, M rows of all processes, D dimensions.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,21 +28,68 @@ def world_size(group: Any = None) -> int:
     return dist.get_world_size(group) if _distributed() else 1
 
 
-def row_counts(rows: int, device: torch.device | str = "cpu", group: Any = None) -> list[int]:
-    """How many rows each process has, by rank. This process's first row in M is `sum(counts[:rank])`. A collective.
+def rank(group: Any = None) -> int:
+    """Which process this is, from 0."""
+    return dist.get_rank(group) if _distributed() else 0
 
-    `device` is where the collective's tensors stand: a GPU for NCCL.
+
+def dealt(count: int, group: Any = None) -> range:
+    """Which of `count` things fall to this process: every W-th, so that sorted ones are shared evenly."""
+    return range(rank(group), count, world_size(group))
+
+
+def piece(count: int, group: Any = None) -> range:
+    """Which of `count` things fall to this process if all processes' pieces, one behind another, are to be in order."""
+    here, world = rank(group), world_size(group)
+    return range(count * here // world, count * (here + 1) // world)
+
+
+def everyones(parts: Sequence[Tensor], counts: Sequence[int], group: Any = None) -> list[Tensor]:
+    """Of several lists of rows that were `dealt`, all rows in their order; gradients flow back. A collective.
+
+    Args:
+        parts: (N, D) each, this process's rows.
+        counts: rows of each list in all.
     """
-    return [int(count) for (count,) in _exchange([rows], device, group)]
+    world = world_size(group)
+    if world == 1:
+        return list(parts)
+    every_MD = all_gather_with_grad(torch.cat(list(parts)), group)
+    found, first, ahead = [], [], 0
+    for process in range(world):  # where each process's rows begin, and each list's among them
+        first.append([ahead])
+        for count in counts:
+            ahead += len(range(process, count, world))
+            first[-1].append(ahead)
+    for number, count in enumerate(counts):
+        places = [first[i % world][number] + i // world for i in range(count)]
+        found.append(every_MD[torch.tensor(places, dtype=torch.long, device=every_MD.device)])
+    return found
 
 
-def weight_of_rows(rows: int, device: torch.device | str = "cpu", group: Any = None) -> float:
-    """W * rows / (rows of all): what makes the mean of the processes' mean losses the global mean. A collective.
+def gathered(value: Any, group: Any = None) -> list[Any]:
+    """Every process's value (anything that can be pickled, such as texts), by rank. A collective."""
+    if world_size(group) == 1:
+        return [value]
+    values: list[Any] = [None] * world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
-    0 for a process without rows; 1 if all have as many, or if nobody has any.
+
+def most(number: int, device: torch.device | str = "cpu", group: Any = None) -> int:
+    """The greatest of the processes' numbers. A collective."""
+    return max(found for (found,) in _exchange([number], device, group))
+
+
+def shares(*rows: int, device: torch.device | str = "cpu", group: Any = None) -> list[float]:
+    """For each number of rows, W * rows / (rows of all): what makes the mean of the processes' means that of all rows.
+
+    0 for a process without rows; 1 if all have as many, or if nobody has any. A collective; `device` is where its
+    tensors stand: a GPU for NCCL.
     """
-    counts = row_counts(rows, device, group)
-    return len(counts) * rows / sum(counts) if sum(counts) else 1.0
+    counts = _exchange(list(rows), device, group)
+    totals = [sum(column) for column in zip(*counts, strict=True)]
+    return [len(counts) * mine / total if total else 1.0 for mine, total in zip(rows, totals, strict=True)]
 
 
 def all_gather_with_grad(x_ND: Tensor, group: Any = None) -> Tensor:
@@ -85,44 +129,6 @@ def all_gather_with_grad(x_ND: Tensor, group: Any = None) -> Tensor:
         x_ND = x_ND.detach().requires_grad_()  # else autograd would leave this process out of the backward pass
     gathered: Tensor = _Gather.apply(x_ND, [header[0] for header in headers], group)
     return gathered
-
-
-def text_keys(texts: Sequence[str]) -> Tensor:
-    """A number for each text, the same in every process: (N,) int64 on the CPU. Equal texts have equal keys.
-
-    64 bits of BLAKE2b: two different ones among 10,000 texts share a key with a chance of 3 in 10^12.
-    """
-    words = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
-    return torch.tensor([int.from_bytes(word, "little", signed=True) for word in words], dtype=torch.int64)
-
-
-def all_gather_keys(texts: Sequence[str], device: torch.device | str = "cpu", group: Any = None) -> Tensor:
-    """`text_keys` of the texts of all processes, by rank: (M,) int64 on the CPU. A collective."""
-    keys_N1 = text_keys(texts).unsqueeze(1).to(device)
-    with torch.no_grad():
-        return all_gather_with_grad(keys_N1, group).squeeze(1).cpu()
-
-
-def false_negatives(known: Sequence[Collection[str]], target_B: Tensor, keys_M: Tensor) -> Tensor:
-    """Which of all processes' texts are right answers although they are not the one asked for: (B, M) bool, CPU.
-
-    For queries against documents, `known[b]` is every positive of query b in the training data and `keys_M` are those
-    of the documents; for documents against queries it is the other way round. Goes into `info_nce` as its mask.
-
-    Args:
-        known: for each row, the texts that are right for it.
-        target_B: the column of each row's own target, which is never masked (a second copy of its text is).
-        keys_M: from `all_gather_keys`.
-    """
-    columns: dict[int, list[int]] = defaultdict(list)
-    for column, key in enumerate(keys_M.tolist()):
-        columns[key].append(column)
-    mask_BM = torch.zeros(len(known), len(keys_M), dtype=torch.bool)
-    for row, texts in enumerate(known):
-        for key in text_keys(list(texts)).tolist():
-            mask_BM[row, columns.get(key, [])] = True
-    mask_BM[torch.arange(len(known)), target_B.cpu()] = False
-    return mask_BM
 
 
 class _Gather(torch.autograd.Function):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from search_r3.data.dev import dev_pool
@@ -23,6 +22,7 @@ from search_r3.environment.corpus import DTYPES, LiveCorpus
 from search_r3.environment.graph import NeighbourGraph
 from search_r3.environment.replicated import ReplicatedCorpus
 from search_r3.environment.retrieval import RetrievalEnvironment
+from search_r3.environment.sharded import ShardedCorpus
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.bundled import resolve
@@ -43,6 +43,7 @@ from search_r3.training.policy import Policy, Rows, add_lora
 from search_r3.training.policy_gradient import grpo_loss, padded, token_log_probs
 from search_r3.training.report import truncate_log
 from search_r3.training.rollouts import Rollouts, TorchRollouts, VLLMRollouts
+from search_r3.training.sharding import start_processes
 from search_r3.training.stacked import StackedAdapter
 
 PART = "rollouts"
@@ -76,7 +77,12 @@ class GRPOTask:
                 "gauge_every needs queries that are held out: set hold_out_modulus in a query set, or gauge_every 0"
             )
         self.config, self.checkpoint, self.problem = config, checkpoint, problem
-        self.rank, self.processes = _rank(), gather.world_size()
+        self.rank, self.processes = gather.rank(), gather.world_size()
+        if config.queries_per_step < self.processes:
+            raise InputError(
+                f"queries_per_step is {config.queries_per_step}, too few for {self.processes} processes: the batch is "
+                "shared out between them"
+            )
         model = add_lora(checkpoint, config.lora)
         self.policy = Policy(
             model,
@@ -93,9 +99,7 @@ class GRPOTask:
             merged = Path(config.output) / f"merged-{self.rank}"
             engine = torch_engine if config.engine == "torch" else VLLMRollouts(merged)
         self.kept: list[int] | None = None  # of the training queries, those at the ranks that the recipe wants
-        self.collector = Collector(
-            config, problem.train, problem.documents, self._order(problem.train), engine, self.rank, self._any_process
-        )
+        self.collector = Collector(config, problem.train, problem.documents, self._order(problem.train), engine)
         self.environment: RetrievalEnvironment | None = None
         self.round: Round | None = None
         self.gauged = {"gauge_recall": 1.0, "gauge_error": 0.0}
@@ -134,7 +138,7 @@ class GRPOTask:
         position = (self.step - 1) % config.steps_per_round
         if several and position == 0:
             self._remember(batch)
-        chosen = self._minibatch(batch, position)
+        chosen, useful = self._minibatch(batch, position)
         rows = Rows(self.prefix, [batch.rows[i] for i in chosen], [batch.answers[i] for i in chosen])
         encoded = module({PART: rows}, with_base=(PART,) if config.beta and not several else ())[PART]
         device = encoded.embedding_BD.device
@@ -151,7 +155,7 @@ class GRPOTask:
             if batch.reference_N is not None:
                 reference_N = self._of(batch, batch.reference_N, chosen).to(device)
         lengths = rows.answers
-        policy_R = batch.policy_R[chosen].to(device)
+        policy_R = (batch.policy_R[chosen] & useful).to(device)
         mask_RT = padded(known_N.float(), lengths).bool() & policy_R[:, None]
         # Rollouts of dropped groups are no rollouts to the mean; if all are dropped, their mean is 0.
         keep = policy_R.nonzero()[:, 0] if bool(policy_R.any()) else torch.arange(len(chosen), device=device)
@@ -173,9 +177,11 @@ class GRPOTask:
         )
         tokens = int(mask_RT.sum())
         count = tokens if config.loss_type == "dapo" else int(policy_R.sum())
-        contrastive, pairs = self._contrastive(encoded.embedding_BD, batch, chosen)
-        loss = gather.weight_of_rows(count, device) * policy
-        loss = loss + config.contrastive_weight * gather.weight_of_rows(pairs, device) * contrastive
+        contrastive, pairs = self._contrastive(encoded.embedding_BD, batch, chosen if useful else [])
+        # What each process computes over its own rollouts counts as much as it has of them (of tokens, in the figures).
+        policy_share, pair_share, token_share = gather.shares(count, pairs, tokens, device=device)
+        policy, contrastive = policy_share * policy, pair_share * contrastive
+        loss = policy + config.contrastive_weight * contrastive
         # Every weight is part of every step: of an untied model, the embed token's own row is not, if nothing is
         # contrasted and so nobody looks at what was fed last.
         loss = loss + 0.0 * (encoded.embedding_BD.sum() + new_N.sum())
@@ -185,12 +191,12 @@ class GRPOTask:
             "tokens": float(rows.tokens),
             "policy": policy.item(),
             "contrastive": contrastive.item(),
-            "entropy": entropy,
-            "kl_reference": figures["kl"],
-            "clip_low": figures["clip_low"],
-            "clip_high": figures["clip_high"],
-            "ratio": figures["ratio"],
-            "trained_rollouts": float(policy_R.sum()),
+            "entropy": token_share * entropy,
+            "kl_reference": token_share * figures["kl"],
+            "clip_low": token_share * figures["clip_low"],
+            "clip_high": token_share * figures["clip_high"],
+            "ratio": token_share * figures["ratio"],
+            "trained_rollouts": float(policy_R.sum()) * self.processes,
             **batch.figures,
             **self.gauged,
         }
@@ -254,17 +260,23 @@ class GRPOTask:
 
     def save(self, folder: Path) -> None:
         """Write stage 1's adapter and this one as one adapter of the original base, and its contract."""
+        self.saved.model = self.policy.saved_model
         checkpoints.save_adapter(self.saved, self.checkpoint.contract, folder)
 
-    def _minibatch(self, batch: Round, position: int) -> list[int]:
-        """The rollouts of an optimiser step that have something to teach; one of them if none has."""
+    def _minibatch(self, batch: Round, position: int) -> tuple[list[int], bool]:
+        """This process's rollouts of an optimiser step that have something to teach; one of them and False if none has.
+
+        Which rollouts of all processes make a step does not depend on how they are dealt.
+        """
         epoch, part = divmod(position, self.config.minibatches)
-        order = np.arange(len(batch.rows))
+        mine = np.arange(len(batch.rows))
         if self.config.minibatches > 1:
-            rng = np.random.default_rng([self.config.loop.seed, batch.number, self.rank, epoch])
-            order = np.sort(np.array_split(rng.permutation(order), self.config.minibatches)[part])
-        useful = [int(i) for i in order if batch.policy_R[i] or batch.target_R[i] != NOBODY]
-        return useful or [int(order[0])]
+            rng = np.random.default_rng([self.config.loop.seed, batch.number, 0, epoch])
+            every = np.arange(batch.total or len(batch.rows))
+            chosen = np.array_split(rng.permutation(every), self.config.minibatches)[part]
+            mine = mine[np.isin(mine if batch.places is None else batch.places, chosen)]
+        useful = [int(i) for i in mine if batch.policy_R[i] or batch.target_R[i] != NOBODY]
+        return useful or [0 if not len(mine) else int(mine[0])], bool(useful)
 
     def _sampled(self, batch: Round, chosen: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """The tokens that were sampled at each position, and whether the policy chose them: (N,) both."""
@@ -297,19 +309,20 @@ class GRPOTask:
         """Log-probabilities by the policy that sampled and by the reference, before the first step changes it."""
         old: list[Tensor] = []
         reference: list[Tensor] = []
-        for start in range(0, len(batch.rows), self.config.rows_per_chunk):
-            some = list(range(start, min(start + self.config.rows_per_chunk, len(batch.rows))))
+        size, last = self.config.rows_per_chunk, len(batch.rows) - 1
+        calls = gather.most(-(-len(batch.rows) // size), next(self.policy.parameters()).device)
+        for start in range(0, calls * size, size):  # every process makes as many calls
+            some = list(range(start, min(start + size, last + 1))) or [last]
             rows = Rows(self.prefix, [batch.rows[i] for i in some], [batch.answers[i] for i in some])
             encoded = self.policy({PART: rows}, with_base=(PART,) if self.config.beta else ())[PART]
+            if start > last:
+                continue
             sampled_N, _ = self._sampled(batch, some, encoded.embedding_BD.device)
             old.append(token_log_probs(encoded.logits_TV, sampled_N, self.config.temperature)[0].cpu())
             if encoded.base_logits_TV is not None:
                 reference.append(token_log_probs(encoded.base_logits_TV, sampled_N, self.config.temperature)[0].cpu())
         batch.old_N, batch.reference_N = torch.cat(old), torch.cat(reference) if reference else None
-        self._everyones_round = [batch.state_dict()]
-        if self.processes > 1:  # the main process writes the checkpoint: it must know the others' rounds
-            self._everyones_round = [{} for _ in range(self.processes)]
-            torch.distributed.all_gather_object(self._everyones_round, batch.state_dict())
+        self._everyones_round = gather.gathered(batch.state_dict())  # who writes the checkpoint must know them all
 
     def _of(self, batch: Round, values_N: Tensor, chosen: Sequence[int]) -> Tensor:
         """The chosen rollouts' part of a value for each token."""
@@ -319,12 +332,14 @@ class GRPOTask:
     def _encoder(self) -> SearchR3:
         return self._live.sync()
 
-    def _empty_corpus(self) -> LiveCorpus:
+    def _empty_corpus(self) -> Any:
         device = next(self.policy.parameters()).device
         kind = self.config.corpus_dtype
         if kind == "auto":
             kind = "float32" if device.type == "cpu" else "bfloat16"
-        cls = ReplicatedCorpus if self.processes > 1 else LiveCorpus
+        cls: type[Any] = LiveCorpus
+        if self.processes > 1:
+            cls = ShardedCorpus if self.config.shard_corpus else ReplicatedCorpus
         return cls(len(self.problem.documents), self.checkpoint.contract.dimension, dtype=DTYPES[kind], device=device)
 
     def _environment(self, encoder: SearchR3) -> RetrievalEnvironment:
@@ -347,7 +362,7 @@ class GRPOTask:
         return self.environment
 
     def _order(self, queries: Sequence[Query]) -> QueryOrder:
-        return QueryOrder(len(queries), self.config.queries_per_step, self.config.loop.seed, self.processes)
+        return QueryOrder(len(queries), self.config.queries_per_step, self.config.loop.seed)
 
     def _train_on(self, kept: list[int] | None) -> None:
         self.kept = kept
@@ -362,21 +377,13 @@ class GRPOTask:
         deepest = config.to_rank or len(environment.corpus)
         ranks = rank_of_positive(environment, direct, queries)
         found = [[number for number, rank in enumerate(ranks) if config.from_rank <= rank <= deepest]]
-        if self.processes > 1:
-            torch.distributed.broadcast_object_list(found, src=0)
+        found = gather.gathered(found[0])[:1]
         if self.rank == 0:
             print(f"{len(found[0]):,} of {len(queries):,} queries are at the ranks to train on", file=sys.stderr)
         return found[0]
 
     def _dev_queries(self) -> list[Query]:
         return self.problem.held_out[: self.config.gauge_queries]
-
-    def _any_process(self, holds: bool) -> bool:
-        if self.processes == 1:
-            return holds
-        flag = torch.tensor([float(holds)], device=next(self.policy.parameters()).device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
 
     def _write(self, records: list[dict[str, Any]]) -> None:
         if self.rank == 0 and records:
@@ -411,7 +418,7 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
         InputError: anything wrong with the recipe, the adapter, the queries, the corpus or the disk.
     """
     config = load_config(recipe, GRPOConfig, overrides)
-    Accelerator(mixed_precision="no")  # as the loop's: which process this is, before the queries are shared out
+    start_processes()
     checkpoint, first = load_stage_one(config.adapter)
     pools = [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
     problem = read_problem(config, {text for pool in pools for text in pool.queries.values()})
@@ -420,7 +427,8 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
     checkpoint.model.set_attn_implementation(attention)
     torch.manual_seed(config.loop.seed)  # the adapter's own initialisation
     task = GRPOTask(config, checkpoint, first, problem)
-    free = ("output", "data_root", "queries", "corpus", "loop", "gradient_cache", "rows_per_chunk", "adapter")
+    free = ("output", "data_root", "queries", "corpus", "loop", "gradient_cache", "rows_per_chunk", "adapter",
+            "shard_corpus")  # fmt: skip
     describe = {key: value for key, value in to_dict(config).items() if key not in free} | {
         "problem_sha256": problem.sha256,
         "adapter_contract": checkpoint.contract.hash,
@@ -431,8 +439,3 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
     if task.rank == 0 and (folder / checkpoints.CONTRACT_FILE).is_file():
         SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)
     return folder
-
-
-def _rank() -> int:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if ready else 0

@@ -79,11 +79,14 @@ class GRPOConfig:
     to_rank: int | None = None
     """And at this rank or higher: what lies far deeper is rarely found by any rollout."""
     queries_per_step: int = 8
-    """Queries of a batch, for each process."""
+    """Queries of a batch, which all processes share."""
     group_size: int = 8
     """Rollouts of a query."""
     max_reasoning_tokens: int = 32
     """The longest analysis; the embed token comes on top."""
+    min_reasoning_tokens: int = 0
+    """A shorter one is no analysis and earns what a missing token earns: where analyses add little, the policy otherwise
+    learns to say what the direct conversation says ("The embedding is") and nothing else."""
     max_query_tokens: int = 48
     """Tokens kept of a query."""
     max_document_tokens: int = 128
@@ -123,6 +126,8 @@ class GRPOConfig:
     """Reward, shaping, and which documents are re-encoded."""
     corpus_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the corpus's matrix; "auto" is float32 on a CPU, bfloat16 on a GPU."""
+    shard_corpus: bool = False
+    """Over several processes, each holds a slice of the matrix instead of all of it: for millions of documents."""
     gauge_every: int = 25
     """Steps between two measures of how stale the corpus is, on held-out queries; 0 never measures."""
     gauge_queries: int = 64
@@ -169,10 +174,16 @@ class GRPOConfig:
              "epochs", "minibatches", "rollouts_per_batch", "rows_per_chunk", "gauge_queries", "dev_queries",
              "dev_documents"), 1
         )  # fmt: skip
-        at_least |= dict.fromkeys(("resamples", "gauge_every", "gauge_rows", "samples", "samples_every"), 0)
+        none_at_least = ("min_reasoning_tokens", "resamples", "gauge_every", "gauge_rows", "samples", "samples_every")
+        at_least |= dict.fromkeys(none_at_least, 0)
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if self.min_reasoning_tokens > self.max_reasoning_tokens:
+            raise InputError(
+                f"min_reasoning_tokens must be at most max_reasoning_tokens ({self.max_reasoning_tokens}), "
+                f"not {self.min_reasoning_tokens}"
+            )
         if self.to_rank is not None and self.to_rank < self.from_rank:
             raise InputError(f"to_rank must be from_rank ({self.from_rank}) or more, not {self.to_rank}")
         if self.max_documents is not None and self.max_documents < 2:

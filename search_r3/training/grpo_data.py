@@ -108,30 +108,27 @@ class QueryOrder:
 
     Args:
         queries: how many there are.
-        size: of a batch.
-        processes: whose batches of one round have no query in common.
+        size: of a batch, which all processes share.
     """
 
-    def __init__(self, queries: int, size: int, seed: int, processes: int = 1) -> None:
+    def __init__(self, queries: int, size: int, seed: int) -> None:
         """Raises InputError for too few queries."""
-        self.queries, self.size, self.seed, self.processes = queries, size, seed, processes
-        self.per_epoch = queries // (size * processes)
+        self.queries, self.size, self.seed = queries, size, seed
+        self.per_epoch = queries // size
         if not self.per_epoch:
             raise InputError(
-                f"{queries} queries are too few for a batch of {size} on {processes} process(es); lower "
-                "queries_per_step or name more"
+                f"{queries} queries are too few for a batch of {size}; lower queries_per_step or name more"
             )
 
-    def batch(self, number: int, rank: int = 0) -> list[int]:
-        """The queries of a process's batch; an epoch takes each at most once."""
+    def batch(self, number: int) -> list[int]:
+        """The queries of a batch; an epoch takes each at most once."""
         epoch, place = divmod(number, self.per_epoch)
         order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(self.queries)
-        start = (place * self.processes + rank) * self.size
-        return order[start : start + self.size].tolist()
+        return order[place * self.size : (place + 1) * self.size].tolist()
 
-    def others(self, number: int, rank: int, attempt: int, count: int) -> list[int]:
+    def others(self, number: int, attempt: int, count: int) -> list[int]:
         """Queries drawn anew for a batch, from all of them; `count` different ones (fewer if there are fewer)."""
-        rng = np.random.default_rng([self.seed, RESAMPLE_STREAM, number, rank, attempt])
+        rng = np.random.default_rng([self.seed, RESAMPLE_STREAM, number, 0, attempt])
         return rng.permutation(self.queries)[:count].tolist()
 
 

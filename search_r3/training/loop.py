@@ -1,7 +1,7 @@
 """The one training loop: a task says what a batch and its loss are, the loop does all the rest on accelerate.
 
 It leaves out on purpose: callbacks, data loaders (a task's batch is a function of the step), gradient scalers (bf16
-needs none) and sharded optimisers (adapters are small; FSDP and DeepSpeed are refused, DDP is supported).
+needs none) and DeepSpeed. Over several processes it trains with DDP, or with FSDP2 where the launcher asks for it.
 
 A run that is killed at any moment and started again with the same command goes on from its last checkpoint and writes
 the same log as a run that was never killed, because nothing depends on what happened before but the checkpoint:
@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
@@ -46,6 +46,7 @@ from search_r3.training.checkpoint import (
 )
 from search_r3.training.config import LoopConfig, to_dict
 from search_r3.training.report import Report, truncate_log
+from search_r3.training.sharding import settings_of, shard, start_processes, whole
 
 FREE_KEYS = frozenset(
     f"loop.{name}"
@@ -64,7 +65,7 @@ class Task(Protocol):
     """Its trainable parameters are optimised. The loop moves it to the process's device."""
 
     def batch(self, step: int) -> Any:
-        """The batch number `step`, a pure function of (the task's seed, step, this process's rank).
+        """The batch number `step`, or this process's part of it: a pure function of (seed, step, rank).
 
         With gradient accumulation, the numbers count micro-batches. Tensors in it are moved to the device.
         """
@@ -83,12 +84,18 @@ class Task(Protocol):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the task needs beyond the weights to go on: tensors and JSON values; {} if nothing."""
+        """What the task needs beyond the weights to go on: tensors and JSON values; {} if nothing.
+
+        Every process calls it; the main process's is kept.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def save(self, folder: Path) -> None:
-        """Write the trained adapter into `folder`, which exists and is empty."""
+        """Write the trained adapter into `folder`, which exists and is empty. Only the main process calls it.
+
+        Where the module has a `whole_model`, every process has called that, and its weights are up to date.
+        """
 
 
 def learning_rate_at(step: int, config: LoopConfig) -> float:
@@ -155,12 +162,8 @@ def run_training(
         SystemExit: after SIGINT or SIGTERM (code 128 + signal), when the step is finished and a checkpoint written.
     """
     output, begun = Path(output), time.monotonic()
-    accelerator = Accelerator(
-        mixed_precision="no",  # the loop autocasts by itself: accelerate would also copy all logits to fp32
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    if str(accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
-        raise InputError(f"{accelerator.distributed_type.value} is not supported for training; launch it with DDP")
+    accelerator = start_processes()
+    sharded = settings_of(accelerator)
     main, process, device = accelerator.is_main_process, accelerator.process_index, accelerator.device
     bf16 = resolve_mixed_precision(config.mixed_precision, device) == "bf16"
     if not trainable(task.module):
@@ -188,15 +191,15 @@ def run_training(
                 print(f"{done}: {output / 'adapter'}", file=sys.stderr)
             return output / "adapter"
 
-        module = accelerator.prepare_model(task.module)
-        parameters = list(trainable(task.module).values())
+        module = shard(task.module, accelerator, sharded) if sharded else accelerator.prepare_model(task.module)
+        parameters = trainable(task.module)
         optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         step, best, fruitless = 0, None, 0
         if checkpoint is not None:
             state = read_checkpoint(checkpoint)
-            restore(task.module, optimizer, state)
+            restore(parameters, optimizer, state)
             task.load_state_dict(state.task)
             step, best, fruitless = state.step, state.best, state.fruitless
 
@@ -210,9 +213,9 @@ def run_training(
         signals = stack.enter_context(_StopSignals())
 
         def keep_state(best: float | None, fruitless: int) -> None:
+            state = TrainingState(step, *collect(parameters, optimizer), task.state_dict(), best, fruitless)
             if main:
                 report.sync()
-                state = TrainingState(step, *collect(task.module, optimizer), task.state_dict(), best, fruitless)
                 write_checkpoint(output, state, config.keep_checkpoints)
 
         stopped: str | None = None  # why patience ended the run before its last step
@@ -267,7 +270,7 @@ def run_training(
                     share = 1 if name == "tokens" else config.gradient_accumulation
                     figures[name] = figures.get(name, 0.0) + float(value) / share
             limit = config.max_grad_norm or math.inf
-            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)).item()
             late = config.time_limit_minutes is not None and time.monotonic() - begun > 60 * config.time_limit_minutes
             figures |= {"_signal": float(signals.received), "_late": float(late)}
             figures = _mean_over_processes(accelerator, figures)
@@ -322,6 +325,8 @@ def _mean_over_processes(accelerator: Accelerator, figures: dict[str, float]) ->
 
 
 def _save_adapter(accelerator: Accelerator, task: Task, folder: Path) -> None:
+    if hasattr(task.module, "whole_model"):
+        task.module.whole_model()  # type: ignore[operator]
     if accelerator.is_main_process:
         with atomic_path(folder) as scratch:
             scratch.mkdir()

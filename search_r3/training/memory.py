@@ -6,7 +6,8 @@ the evaluations between steps.
 
 Letters: N tokens of a backbone call with their padding, L of one row, P of the shared prefix, D hidden size, A width of
 all query heads, K of all key heads, F of the MLP, R rank of LoRA, V tokens of the vocabulary, T positions with logits;
-c bytes of a product's operand: 2 under bf16 autocast, else 4. Weights, residual stream and optimiser are float32.
+c bytes of a product's operand: 2 under bf16 autocast, else 4. The frozen base has 4 bytes a weight, or 2
+(base_dtype: bfloat16); what is trained, the residual stream and the optimiser are float32.
 
     layer     N (8 D + g c D + c A (3 + 2 (P + L) / L) + 4 c F + 7 c R)
               8 D: the residual stream at both norms; g: inputs of LoRA's A matrices, 5 copies where they are cast
@@ -14,9 +15,10 @@ c bytes of a product's operand: 2 under bf16 autocast, else 4. Weights, residual
               output matrix; 2 A (P + L) / L: keys and values of every query head, of the prefix too; F: gate, silu,
               up, their product. Eager attention keeps heads (P + L) (4 + c) for each token on top.
     cast      c x the backbone's matrices for each backbone call that the graph holds: autocast makes a bf16 copy of a
-              frozen float32 matrix at every call, and its backward pass keeps it. Nothing without autocast.
-    calls     one for the prefix of each conversation and one for each chunk of rows; with gradient_cache all prefixes,
-              but only one chunk, computed again in the backward pass, when the logits are gone.
+              frozen float32 matrix at every call, and its backward pass keeps it. Nothing without autocast, nor of a
+              base that is bfloat16 already.
+    calls     one for the prefix of each conversation and one for each chunk of rows; with gradient_cache only one of
+              them all, computed again in the backward pass, when the logits are gone; and the prefixes' keys, values.
     logits    SFT: T V (2 c + 16), T over both conversations: the logits, the base's, log-softmax for the cross-entropy,
               and log-softmax, softmax and difference for the KL; beside them 20 T V of the larger conversation while
               its KL is computed. GRPO: T V (2 c + 4), and 8 T V of gradients.
@@ -87,6 +89,7 @@ class Conditions:
         eager: attention that writes its weights down.
         stage: "sft" or "grpo", which losses are on the logits.
         base: the base's logits are computed too (a KL).
+        weight: bytes of a frozen weight.
     """
 
     chunk: int
@@ -95,16 +98,22 @@ class Conditions:
     eager: bool
     stage: str
     base: bool
+    weight: int = 4
 
     @property
     def operand(self) -> int:
         """Bytes of a value that is multiplied."""
         return 2 if self.autocast else 4
 
+    @property
+    def cast(self) -> int:
+        """Bytes of the copy that a product makes of a frozen weight."""
+        return self.operand if self.autocast and self.weight != self.operand else 0
 
-def weights(shape: Shape) -> int:
-    """Bytes of the frozen base and the adapter, float32."""
-    return 4 * (shape.parameters + shape.trainable)
+
+def weights(shape: Shape, how: Conditions) -> int:
+    """Bytes of the frozen base and the adapter (float32)."""
+    return how.weight * shape.parameters + 4 * shape.trainable
 
 
 def optimiser(shape: Shape) -> int:
@@ -135,18 +144,19 @@ def activations(shape: Shape, parts: list[Part], how: Conditions) -> dict[str, i
     own, beside them.
     """
     layers = casts = largest = again = 0
-    cast = how.operand * shape.matrices if how.autocast else 0
+    cast = how.cast * shape.matrices
     for part in parts:
-        prefix = shape.layers * layer_bytes(shape, part.prefix, part.prefix, 0, how)
+        prefix = layer_bytes(shape, part.prefix, part.prefix, 0, how)
         size = min(how.chunk, part.rows)
-        chunk = layer_bytes(shape, size * part.tokens, part.tokens, part.prefix, how)
-        largest = max(largest, chunk)
-        layers, casts = layers + prefix, casts + cast
-        if not how.gradient_cache:
-            layers += shape.layers * layer_bytes(shape, part.rows * part.tokens, part.tokens, part.prefix, how)
-            casts += cast * -(-part.rows // how.chunk)
+        largest = max(largest, layer_bytes(shape, size * part.tokens, part.tokens, part.prefix, how))
+        if how.gradient_cache:
+            layers, largest = layers + cache(shape, 1, part.prefix, 4), max(largest, prefix)
+        else:
+            rows = layer_bytes(shape, part.rows * part.tokens, part.tokens, part.prefix, how)
+            layers += shape.layers * (prefix + rows)
+            casts += cast * (1 + -(-part.rows // how.chunk))
     if how.gradient_cache:
-        layers, casts, again = layers + shape.layers * largest, casts + cast, shape.layers * largest + cast
+        layers, casts, again = layers + shape.layers * largest, cast, shape.layers * largest + cast
     return {"layers": layers, "casts": casts, "again": again, "backward": largest}
 
 
@@ -156,7 +166,7 @@ def logits(shape: Shape, parts: list[Part], how: Conditions) -> int:
     c, kept = how.operand, 0
     if not positions:
         return 0
-    head = c * shape.vocabulary * shape.hidden if how.autocast else 0  # its bf16 copy, as for the other matrices
+    head = how.cast * shape.vocabulary * shape.hidden  # its bf16 copy, as for the other matrices
     calls = sum(part.answers > 0 for part in parts)
     if how.stage == "grpo":
         kept = positions * ((1 + how.base) * c + (4 if how.autocast else 0) + 8)
@@ -166,13 +176,13 @@ def logits(shape: Shape, parts: list[Part], how: Conditions) -> int:
 
 
 def live_copy(shape: Shape, how: Conditions, most_copied: int) -> tuple[int, int]:
-    """Bytes of the merged copy that samples and encodes, and of the moment in which it is made (float32 first).
+    """Bytes of the merged copy that samples and encodes, and of the moment in which it is made (as the base is first).
 
     Larger models than `most_copied` parameters are used in place.
     """
     if shape.parameters > most_copied:
         return 0, 0
-    return how.operand * shape.parameters, 4 * (shape.parameters + shape.trainable)
+    return how.operand * shape.parameters, weights(shape, how)
 
 
 def cache(shape: Shape, rows: int, tokens: int, value: int) -> int:

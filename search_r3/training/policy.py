@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import DynamicCache
 
 from search_r3.errors import InputError
 from search_r3.model.checkpoint import Checkpoint
+from search_r3.training import gather, sharding
 from search_r3.training.config import LoraSettings
 from search_r3.training.fused import FusedDecoder, Layer, fits
 
@@ -81,9 +83,9 @@ class Policy(nn.Module):
             embed_id: the embed token.
             vocabulary: ids from here on are padding rows, cut off the logits.
             chunk_size: rows a backbone call.
-            gradient_cache: keep only each chunk's embeddings, and compute its activations again in the backward pass:
-                memory for one chunk instead of all, for a third more work (GradCache, arXiv 2101.06983). Gradients
-                are the same, dropout included.
+            gradient_cache: keep only each chunk's embeddings and each prefix's keys and values, and compute activations
+                again in the backward pass: memory for one chunk instead of all, for a third more work (GradCache,
+                arXiv 2101.06983). Gradients are the same, dropout included.
             fused: run the decoder by `training.fused`, which is several times as fast on a CPU and needs a copy of the
                 frozen weights in the dtype of the products; None does so where it fits, on a CPU.
 
@@ -104,6 +106,7 @@ class Policy(nn.Module):
                 "Qwen2 with plain LoRA, no dropout; leave fused unset"
             )
         self._decoder = FusedDecoder(model)
+        self._stand_in: list[Any] = []  # in a list, so that its weights are not this module's
 
     def forward(self, parts: dict[str, Rows], with_base: Sequence[str] = ()) -> dict[str, Encoded]:
         """Encode each part; those named in `with_base` also get the base model's logits."""
@@ -113,11 +116,35 @@ class Policy(nn.Module):
             out[name] = Encoded(embedding_BD, target_T=target_T)
             if hidden_TD is not None:
                 out[name].logits_TV = self._logits(hidden_TD)
-            if name in with_base and hidden_TD is not None:
+            if name in with_base and (hidden_TD is not None or self._stand_in):  # sharded, all processes join in
                 with torch.no_grad(), self.model.disable_adapter():
                     base_TD = self._encode(rows)[1]
                     out[name].base_logits_TV = None if base_TD is None else self._logits(base_TD)
         return out
+
+    def before_sharding(self) -> list[nn.Module]:
+        """The units that FSDP gathers one at a time. From now on `whole_model` is another one."""
+        self._stand_in = [sharding.without_weights(self.model)]
+        return list(self.causal_lm.get_decoder().layers)
+
+    def whole_model(self) -> Any:
+        """The PEFT model with whole trainable weights, to save or to merge: a collective if they are sharded.
+
+        Of a sharded model, a stand-in whose frozen weights are on "meta"; it is brought up to date at each call.
+        """
+        if not self._stand_in:
+            return self.model
+        sharding.reshard(self)
+        now = dict(self.model.named_parameters())
+        for name, weight in self._stand_in[0].named_parameters():
+            if not weight.is_meta:
+                weight.data = sharding.whole(now[name].detach()).clone()
+        return self._stand_in[0]
+
+    @property
+    def saved_model(self) -> Any:
+        """What `whole_model` gave last: for the one process that writes it, without a collective."""
+        return self._stand_in[0] if self._stand_in else self.model
 
     @property
     def causal_lm(self) -> Any:
@@ -138,8 +165,10 @@ class Policy(nn.Module):
         return adapter.trainable_tokens_delta[adapter.active_adapters[0]]
 
     def _inputs(self, ids_BL: Tensor) -> Tensor:
+        """Embeddings of the tokens, float32 at least: so is the residual stream then, whatever the base's dtype."""
         layer = self.causal_lm.get_input_embeddings()
         rows_BLD = nn.functional.embedding(ids_BL, _frozen(layer))
+        rows_BLD = rows_BLD.to(torch.promote_types(rows_BLD.dtype, torch.float32))
         row_1D = self._trained_row(layer)
         if row_1D is None:
             return rows_BLD
@@ -155,30 +184,42 @@ class Policy(nn.Module):
         return logits_TV.index_copy(1, torch.tensor([self.embed_id], device=logits_TV.device), own_T1)
 
     def _runs_fused(self, device: torch.device) -> bool:
-        wanted = device.type == "cpu" if self.fused is None else self.fused
+        wanted = (device.type == "cpu" if self.fused is None else self.fused) and not self._stand_in
         return wanted and fits(self.model)  # asked each time: adapters may be merged, switched or set to dropout
 
     def _encode(self, part: Rows) -> tuple[Tensor, Tensor | None, Tensor | None]:
         device = next(self.model.parameters()).device
         layers = self._decoder.layers() if self._runs_fused(device) else None
-        shared = self._prefix(part.prefix, layers, device)
+        shared = self._again(self._prefix, part.prefix, layers, device)
         order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
+        calls = -(-len(order) // self.chunk_size)
+        # Sharded, every process makes as many calls, or the gatherings of the weights would not meet.
+        idle = gather.most(calls, device) - calls if self._stand_in else 0
         embedding: list[Tensor] = [torch.empty(0)] * len(order)
         hidden: list[Tensor] = [torch.empty(0)] * len(order)
         for start in range(0, len(order), self.chunk_size):
             chosen = order[start : start + self.chunk_size]
             rows, answers = [part.rows[i] for i in chosen], [part.answers[i] for i in chosen]
-            if self.gradient_cache and torch.is_grad_enabled():
-                state_BD, answer_TD = checkpoint(self._chunk, rows, answers, layers, *shared, use_reentrant=False)
-            else:
-                state_BD, answer_TD = self._chunk(rows, answers, layers, *shared)
+            state_BD, answer_TD = self._again(self._chunk, rows, answers, layers, *shared)
             for i, state_D, said_TD in zip(chosen, state_BD, answer_TD.split(answers), strict=True):
                 embedding[i], hidden[i] = state_D, said_TD
-        embedding_BD = nn.functional.normalize(torch.stack(embedding).float(), dim=-1)
+        if order:
+            embedding_BD = nn.functional.normalize(torch.stack(embedding).float(), dim=-1)
+        else:
+            embedding_BD = torch.zeros(0, self.causal_lm.config.get_text_config().hidden_size, device=device)
+        for _ in range(idle):
+            idle_1D, _ = self._again(self._chunk, [[self.embed_id]], [0], layers, *shared)
+            embedding_BD = embedding_BD + 0.0 * idle_1D.sum()
         if not any(part.answers):
             return embedding_BD, None, None
         target = [token for row, n in zip(part.rows, part.answers, strict=True) for token in row[len(row) - n :]]
         return embedding_BD, torch.cat(hidden), torch.tensor(target, device=device)
+
+    def _again(self, compute: Any, *inputs: Any) -> Any:
+        """`compute(*inputs)`; with gradient_cache it is computed again in the backward pass."""
+        if self.gradient_cache and torch.is_grad_enabled():
+            return checkpoint(compute, *inputs, use_reentrant=False)
+        return compute(*inputs)
 
     def _prefix(self, ids: Sequence[int], layers: list[Layer] | None, device: torch.device) -> list[Tensor]:
         """Keys and values of the shared prefix, layer by layer."""
@@ -188,7 +229,13 @@ class Policy(nn.Module):
         cache: Any = DynamicCache()
         ids_1P = torch.tensor([list(ids)], device=device)
         self.causal_lm.get_decoder()(inputs_embeds=self._inputs(ids_1P), past_key_values=cache, use_cache=True)
-        return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        shared = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        if self._stand_in:
+            # Their gradients come from the rows, beside the layer's output, at which FSDP gathers the layer's weights.
+            for index, tensor in enumerate(shared):
+                if tensor.requires_grad:
+                    tensor.register_hook(partial(_gather_layer, self.causal_lm.get_decoder().layers[index // 2]))
+        return shared
 
     def _chunk(
         self, rows: list[list[int]], answers: list[int], layers: list[Layer] | None, *shared: Tensor
@@ -224,6 +271,10 @@ class Policy(nn.Module):
             inputs_embeds=self._inputs(ids_BL), position_ids=position_BL, past_key_values=cache, use_cache=True
         ).last_hidden_state
         return hidden_BLD.flatten(0, 1)
+
+
+def _gather_layer(layer: Any, _: Tensor) -> None:
+    layer.unshard()
 
 
 def _frozen(layer: Any) -> Tensor:

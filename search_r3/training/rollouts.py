@@ -55,7 +55,7 @@ class Rollouts(Protocol):
         max_tokens: int,
         max_query_tokens: int,
         temperature: float,
-        seed: int,
+        seed: int | Sequence[int],
     ) -> list[Rollout]:
         """`group` rollouts of each query, those of a query together: len(queries) * group of them.
 
@@ -63,7 +63,8 @@ class Rollouts(Protocol):
             max_tokens: reasoning tokens at most; the embed token may still follow them.
             max_query_tokens: tokens kept of a query.
             temperature: above 0; 0 is greedy.
-            seed: the same seed, weights and queries give the same rollouts with the torch engine.
+            seed: one for all, or one for each query. The same seed, weights and query give the same rollouts with the
+                torch engine, whatever is sampled beside them.
         """
         ...
 
@@ -91,7 +92,7 @@ class TorchRollouts:
         max_tokens: int,
         max_query_tokens: int,
         temperature: float,
-        seed: int,
+        seed: int | Sequence[int],
     ) -> list[Rollout]:
         """See `Rollouts.sample`."""
         if self.encoder is None:
@@ -103,7 +104,7 @@ class TorchRollouts:
             rows,
             max_new_tokens=max_tokens,
             temperature=temperature,
-            seed=seed,
+            seed=seeds_of(seed, len(queries), group),
             batch_size=self.batch_size,
             samples=group,
         )
@@ -173,7 +174,7 @@ class VLLMRollouts:
         max_tokens: int,
         max_query_tokens: int,
         temperature: float,
-        seed: int,
+        seed: int | Sequence[int],
     ) -> list[Rollout]:
         """See `Rollouts.sample`. The same seed gives the same rollouts only as far as vLLM's kernels do."""
         if self.encoder is None or self._llm is None:
@@ -183,16 +184,19 @@ class VLLMRollouts:
         rows = query_rows(encoder, queries, max_query_tokens)
         stops = [engine.embed_id, *engine.stop_ids.tolist()]
         padding = range(engine.vocabulary, encoder.checkpoint.model.get_output_embeddings().weight.shape[0])
-        settings = self.vllm.SamplingParams(
-            n=group,
-            temperature=temperature,
-            top_p=1.0,
-            max_tokens=max_tokens + 1,
-            stop_token_ids=stops,
-            seed=seed,
-            detokenize=False,
-            logit_bias=dict.fromkeys(padding, -100.0) or None,
-        )
+        settings = [
+            self.vllm.SamplingParams(
+                n=group,
+                temperature=temperature,
+                top_p=1.0,
+                max_tokens=max_tokens + 1,
+                stop_token_ids=stops,
+                seed=own,
+                detokenize=False,
+                logit_bias=dict.fromkeys(padding, -100.0) or None,
+            )
+            for own in seeds_of(seed, len(queries), 1)
+        ]
         prompts = [{"prompt_token_ids": [*frame.prefix, *row]} for row in rows]
         found: list[tuple[list[int], list[int], int | None]] = []
         for row, answer in zip(rows, self._llm.generate(prompts, settings, use_tqdm=False), strict=True):
@@ -215,6 +219,12 @@ class VLLMRollouts:
             )
             for (row, ids, stop), embedding in zip(found, embeddings, strict=True)
         ]
+
+
+def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:
+    """A seed for each of `group` rollouts of each query, from one for all or one for each query."""
+    owns = [(seed, i) for i in range(queries)] if isinstance(seed, int) else [(own,) for own in seed]
+    return [int(np.random.SeedSequence([*own, i]).generate_state(1)[0]) for own in owns for i in range(group)]
 
 
 def query_rows(encoder: SearchR3, queries: Sequence[str], max_query_tokens: int) -> list[list[int]]:

@@ -6,8 +6,11 @@ targets alone it trusts words that it will not find there. (The expert-iteration
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from search_r3.training import gather
 
 
 class OwnSamples:
@@ -18,7 +21,8 @@ class OwnSamples:
         every: steps of a block.
         max_tokens: an analysis's budget.
         temperature: of the sampling; 0 is greedy.
-        seed: of the sampling.
+        seed: of the sampling. An analysis depends on it, on the block and on the pair, and on nothing beside it: so
+            each process writes a part of them, and all have what one alone would have written.
     """
 
     def __init__(self, start: int, every: int, max_tokens: int, temperature: float, seed: int) -> None:
@@ -32,7 +36,7 @@ class OwnSamples:
     def refresh(
         self, step: int, wanted: Callable[[int], Sequence[tuple[str, str]]], encoder: Callable[[], Any]
     ) -> None:
-        """Write the analyses of the block that `step` lies in, unless they are there.
+        """Write the analyses of the block that `step` lies in, unless they are there. A collective.
 
         Args:
             wanted: a step -> the (pair id, query) whose analyses it will need.
@@ -45,17 +49,25 @@ class OwnSamples:
         asked = dict(pair for later in range(step, end) for pair in wanted(later))
         self.texts, self.cut = {}, set()
         if asked:
-            reasoned = encoder().reason(
-                list(asked.values()),
+            names, model = list(asked), encoder()
+            mine = [names[i] for i in gather.dealt(len(names))]
+            reasoned = model.reason(
+                [asked[name] for name in mine],
                 max_reasoning_tokens=self.max_tokens,
                 temperature=self.temperature,
-                seed=self.seed + block,
+                seed=[self._seed_of(name, block) for name in mine],
                 batch_size=64,
                 show_progress_bar=False,
             )
-            self.texts = {identity: sample.text for identity, sample in zip(asked, reasoned, strict=True)}
-            self.cut = {identity for identity, sample in zip(asked, reasoned, strict=True) if sample.forced}
+            found = [(name, sample.text, sample.forced) for name, sample in zip(mine, reasoned, strict=True)]
+            for written in gather.gathered(found):
+                self.texts |= {name: text for name, text, _ in written}
+                self.cut |= {name for name, _, forced in written if forced}
         self.block = block
+
+    def _seed_of(self, name: str, block: int) -> int:
+        words = f"{self.seed}/{block}/{name}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big")
 
     def state_dict(self) -> dict[str, Any]:
         """The block and its analyses: JSON values."""

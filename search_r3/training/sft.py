@@ -37,15 +37,16 @@ from search_r3.training.sampler import Sampler
 from search_r3.training.samples import OwnSamples
 from search_r3.training.sft_config import LossWeights as LossWeights
 from search_r3.training.sft_config import SFTConfig
+from search_r3.training.sharding import start_processes
 from search_r3.training.topics import halve_into_topics
 
 
 @dataclass
 class Batch:
-    """One step: the rows of each conversation, and what they come from.
+    """One step: this process's rows of each conversation, and what the rows of all processes come from.
 
     Attributes:
-        parts: "document", "query", and "reasoning" if any pair of the batch reasons.
+        parts: "document", "query", and "reasoning" if any pair of the batch reasons. Of each, every W-th row of all.
         pairs: the batch; document i answers query i.
         documents: the pairs' positives, then their explicit negatives.
         behind: indices of the pairs that are also trained behind an analysis.
@@ -71,6 +72,9 @@ class SFTTask:
             raise InputError(f"matryoshka: an embedding of this model has {dimension} dimensions, not more")
         adapted = hasattr(checkpoint.model, "peft_config")
         model = checkpoint.model if adapted else add_lora(checkpoint, config.lora)
+        for weight in model.parameters():
+            if weight.requires_grad:  # float32 whatever the base is in
+                weight.data = weight.data.float()
         self.policy = Policy(
             model,
             checkpoint.contract.embed_token_id,
@@ -98,7 +102,7 @@ class SFTTask:
             config.samples_every,
             config.max_analysis_tokens,
             config.sample_temperature,
-            config.loop.seed * 1000 + _rank(),
+            config.loop.seed,
         )
         wanted = {name for name in ("infonce", "triplet", "distil") if getattr(config.weights, name)}
         self.settings = Settings(
@@ -114,47 +118,38 @@ class SFTTask:
         ]
 
     def batch(self, step: int) -> Batch:
-        """The rows of `step`: they follow from the seed, the step and the process, and from the model's own samples."""
+        """The rows of `step`: they follow from the seed, the step and the process, and from the model's own samples.
+
+        The batch is the same whatever the number of processes; each has its part of every conversation's rows.
+        """
         config = self.config
+        if config.pairs_per_step < gather.world_size():
+            raise InputError(
+                f"pairs_per_step is {config.pairs_per_step}, too few for {gather.world_size()} processes: the batch is "
+                "shared out between them"
+            )
         if config.sample_share:
             self.own.refresh(step, self._sampled_queries, self._encoder)
         pairs, behind, sampled = self._plan(step)
         documents = [pair.positive for pair in pairs]
         for pair in pairs:
             documents.extend(pair.negatives[: config.negatives_per_pair])
-        queries = self._ids([pair.query for pair in pairs], config.max_query_tokens)
+        queries = [pairs[i].query for i in gather.dealt(len(pairs))]
         parts = {
-            "document": Rows(
-                self.document.prefix,
-                [[*ids, *self.document.suffix] for ids in self._ids(documents, config.max_document_tokens)],
-                [0] * len(documents),
+            "document": self._rows(
+                self.document, [documents[i] for i in gather.dealt(len(documents))], config.max_document_tokens, 0
             ),
-            "query": Rows(
-                self.query.prefix, [[*ids, *self.query.suffix] for ids in queries], [self.query_answer] * len(queries)
-            ),
+            "query": self._rows(self.query, queries, config.max_query_tokens, self.query_answer),
         }
         if behind:
-            texts = [
-                self.own.texts[pairs[i].id] if own else pairs[i].analysis or ""
-                for i, own in zip(behind, sampled, strict=True)
-            ]
-            analyses = self._ids(texts, config.max_analysis_tokens)
-            embed = [self.checkpoint.contract.embed_token_id]
-            parts["reasoning"] = Rows(
-                self.reasoning.prefix,
-                [[*queries[i], *self.reasoning.suffix, *ids, *embed] for i, ids in zip(behind, analyses, strict=True)],
-                [
-                    int(pairs[i].id in self.own.cut) if own else len(ids) + 1
-                    for i, ids, own in zip(behind, analyses, sampled, strict=True)
-                ],
-            )
+            parts["reasoning"] = self._rows_behind(pairs, behind, sampled)
         if not (config.weights.sft or config.weights.kl):  # no logits then: they take 200 kB a token
             for rows in parts.values():
                 rows.answers = [0] * len(rows.rows)
         return Batch(parts, pairs, documents, behind, sampled)
 
     def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum of the terms.
+        """The weighted sum of the terms; over processes, its mean is that of the whole batch, and so is its gradient.
 
         The contrastive terms are averaged over the rows of both conversations, cross-entropy and KL over the
         conversations: a turn that is written token by token would be lost among those that are given.
@@ -162,25 +157,27 @@ class SFTTask:
         weights = self.config.weights
         asked = [part for part in ("query", "reasoning") if part in batch.parts]
         encoded: dict[str, Encoded] = module(batch.parts, with_base=asked if weights.kl else ())
-        own, first = self._candidates(batch, encoded["document"].embedding_BD)
+        rows_of = {"document": range(len(batch.documents)), "query": range(len(batch.pairs)), "reasoning": batch.behind}
+        names = ["document", *asked]
+        everyones = gather.everyones([encoded[name].embedding_BD for name in names], [len(rows_of[n]) for n in names])
+        embedding = dict(zip(names, everyones, strict=True))
+        own = self._candidates(batch, embedding["document"])
         candidates = self.memory.extend(own)
-        rows_of = {"query": list(range(len(batch.pairs))), "reasoning": batch.behind}
         total = sum(len(rows_of[part]) for part in asked)
         terms: dict[str, Tensor] = {}
         figures: dict[str, float] = {"tokens": float(sum(rows.tokens for rows in batch.parts.values()))}
         # Every step logs the same keys, or processes could not average them; 0 rows behind reasoning means no figure.
         figures |= {"rows_reasoning": float(len(batch.behind)), "infonce_reasoning": 0.0, "accuracy_reasoning": 0.0}
         for part in asked:
-            rows = rows_of[part]
-            queries = [batch.pairs[i].query for i in rows]
-            target_B = [first + row for row in rows]
+            target_B = list(rows_of[part])
+            queries = [batch.pairs[i].query for i in target_B]
             mask_BM = candidates.false_negatives([self.answers[query] for query in queries], target_B)
             teacher = None
             if self.teacher is not None and weights.distil:
                 teacher = torch.from_numpy(self.teacher.queries(queries)).to(candidates.embedding_MD.device)
-            query_BD = encoded[part].embedding_BD
+            query_BD = embedding[part]
             found = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher)
-            shares = dict.fromkeys(found, len(rows) / total)
+            shares = dict.fromkeys(found, len(target_B) / total)
             said = self._language_terms(encoded[part])
             shares |= dict.fromkeys(said, 1 / len(asked))
             for name, value in (found | said).items():
@@ -197,9 +194,9 @@ class SFTTask:
 
     def _plan(self, step: int) -> tuple[list[TrainingPair], list[int], list[bool]]:
         """The pairs of a step, which of them are trained behind an analysis, and which of these behind their own."""
-        config, rank = self.config, _rank()
-        pairs = self.sampler.batch(step * _world_size() + rank)
-        rng = np.random.default_rng([config.loop.seed, step, rank])
+        config = self.config
+        pairs = self.sampler.batch(step)
+        rng = np.random.default_rng([config.loop.seed, step, 0])
         reason_B, own_B = rng.random(len(pairs)) < config.reasoning_share, rng.random(len(pairs)) < config.sample_share
         if step < config.samples_from:
             own_B[:] = False
@@ -210,33 +207,47 @@ class SFTTask:
         pairs, behind, sampled = self._plan(step)
         return [(pairs[i].id, pairs[i].query) for i, own in zip(behind, sampled, strict=True) if own]
 
-    def _candidates(self, batch: Batch, document_ND: Tensor) -> tuple[Candidates, int]:
-        """The documents of all processes, and which of them is this process's first."""
-        device = document_ND.device
+    def _rows(self, frame: Any, texts: Sequence[str], limit: int, answers: int) -> Rows:
+        rows = [[*ids, *frame.suffix] for ids in self._ids(texts, limit)]
+        return Rows(frame.prefix, rows, [answers] * len(rows))
+
+    def _rows_behind(self, pairs: Sequence[TrainingPair], behind: Sequence[int], sampled: Sequence[bool]) -> Rows:
+        """This process's rows of those behind an analysis."""
+        rows, answers = [], []
+        mine = [(pairs[behind[i]], sampled[i]) for i in gather.dealt(len(behind))]
+        texts = [self.own.texts[pair.id] if own else pair.analysis or "" for pair, own in mine]
+        analyses = self._ids(texts, self.config.max_analysis_tokens)
+        queries = self._ids([pair.query for pair, _ in mine], self.config.max_query_tokens)
+        embed = self.checkpoint.contract.embed_token_id
+        for (pair, own), query, said in zip(mine, queries, analyses, strict=True):
+            rows.append([*query, *self.reasoning.suffix, *said, embed])
+            answers.append(int(pair.id in self.own.cut) if own else len(said) + 1)
+        return Rows(self.reasoning.prefix, rows, answers)
+
+    def _candidates(self, batch: Batch, document_MD: Tensor) -> Candidates:
+        """The batch's documents: every process knows them all."""
         teacher = None
         if self.teacher is not None and self.config.weights.distil:
-            teacher = torch.from_numpy(self.teacher.documents(batch.documents)).to(device)
+            teacher = torch.from_numpy(self.teacher.documents(batch.documents)).to(document_MD.device)
         keys = np.array([document_key(text) for text in batch.documents], dtype=np.int64)
-        if gather.world_size() == 1:
-            return Candidates(document_ND, keys, teacher), 0
-        counts = gather.row_counts(len(keys), device)
-        every_MD = gather.all_gather_with_grad(document_ND)
-        with torch.no_grad():
-            keys = gather.all_gather_with_grad(torch.from_numpy(keys)[:, None].to(device))[:, 0].cpu().numpy()
-            teacher = None if teacher is None else gather.all_gather_with_grad(teacher)
-        return Candidates(every_MD, keys, teacher), sum(counts[: _rank()])
+        return Candidates(document_MD, keys, teacher)
 
     def _language_terms(self, encoded: Encoded) -> dict[str, Tensor]:
+        """Cross-entropy and KL of this process's rows, so that their mean over processes is that over all rows."""
         weights = self.config.weights
         terms: dict[str, Tensor] = {}
-        if encoded.logits_TV is None or encoded.target_T is None:
+        if not (weights.sft or weights.kl):
+            return terms
+        embed_id, target_T = self.checkpoint.contract.embed_token_id, encoded.target_T
+        keep_T = None if target_T is None else target_T != embed_id
+        counts = [0, 0] if target_T is None or keep_T is None else [len(target_T), int(keep_T.sum())]
+        said, kept = gather.shares(*counts, device=encoded.embedding_BD.device)
+        if encoded.logits_TV is None or target_T is None:
             return terms
         if weights.sft:
-            terms["sft"] = sft_cross_entropy(encoded.logits_TV, encoded.target_T)
+            terms["sft"] = said * sft_cross_entropy(encoded.logits_TV, target_T)
         if weights.kl and encoded.base_logits_TV is not None:
-            embed_id = self.checkpoint.contract.embed_token_id
-            keep_T = encoded.target_T != embed_id
-            terms["kl"] = kl_to_base(encoded.logits_TV, encoded.base_logits_TV, keep_T, exclude_ids=(embed_id,))
+            terms["kl"] = kept * kl_to_base(encoded.logits_TV, encoded.base_logits_TV, keep_T, exclude_ids=(embed_id,))
         return terms
 
     def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
@@ -265,7 +276,7 @@ class SFTTask:
     def save(self, folder: Path) -> None:
         """Write the adapter and its contract; beside it, the dimensions that embeddings may be cut at."""
         more = {"dimensions": sorted(self.config.matryoshka)} if self.config.matryoshka else {}
-        checkpoints.save_adapter(self.policy.model, self.checkpoint.contract, folder, **more)
+        checkpoints.save_adapter(self.policy.saved_model, self.checkpoint.contract, folder, **more)
 
     def _encoder(self) -> SearchR3:
         """A SearchR3 with the weights of now, merged, in the precision of training."""
@@ -311,11 +322,12 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
         InputError: anything wrong with the recipe, the pairs, the base or the disk.
     """
     config = load_config(recipe, SFTConfig, overrides)
+    start_processes()
     pairs = [pair for path in config.pairs for pair in read_pairs(path)]
     if config.start_from:
-        checkpoint = checkpoints.load(config.start_from, dtype=torch.float32, merge=False)
+        checkpoint = checkpoints.load(config.start_from, dtype=getattr(torch, config.base_dtype), merge=False)
     else:
-        checkpoint = checkpoints.load_base(config.base, dtype=torch.float32)
+        checkpoint = checkpoints.load_base(config.base, dtype=getattr(torch, config.base_dtype))
     on_gpu = torch.cuda.is_available()
     attention = config.attention if config.attention != "auto" else ("sdpa" if on_gpu else "eager")
     checkpoint.model.set_attn_implementation(attention)
@@ -330,18 +342,6 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
     folder = run_training(
         task, config.loop, Path(config.output), resume=resume, best_metric="ndcg@10.off", describe=describe
     )
-    if _rank() == 0 and (folder / checkpoints.CONTRACT_FILE).is_file():
+    if gather.rank() == 0 and (folder / checkpoints.CONTRACT_FILE).is_file():
         SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)
     return folder
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def _world_size() -> int:
-    return torch.distributed.get_world_size() if _distributed() else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from search_r3.errors import InputError
@@ -40,10 +40,13 @@ class SFTConfig:
     """The run's folder: log, checkpoints, and at the end `adapter/`."""
     base: str = "smollm2-135m"
     """Base model: a bundled name, a folder, or a hub id."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen base; the adapter, the residual stream and the optimiser stay float32. bfloat16 is half the memory
+    and no copies of matrices under bf16 autocast, which it needs; what a float32 base has beyond bf16 is lost."""
     start_from: str | None = None
     """An adapter to go on training from, instead of a new one."""
     pairs_per_step: int = 32
-    """Pairs of a batch; each other pair's document is a negative."""
+    """Pairs of a batch, which all processes share; each other pair's document is a negative."""
     negatives_per_pair: int = 0
     """Explicit hard negatives taken from each pair."""
     batch_of: Literal["source", "kind", "any", "topic"] = "source"
@@ -138,6 +141,10 @@ class SFTConfig:
             raise InputError(f"rows_per_chunk must be 1 or more, not {self.rows_per_chunk}")
         if self.attention not in ("auto", "eager", "sdpa"):
             raise InputError(f"attention must be auto, eager or sdpa, not {self.attention!r}")
+        if self.base_dtype == "bfloat16" and self.loop.mixed_precision != "bf16":
+            if self.loop.mixed_precision == "no":
+                raise InputError("base_dtype: bfloat16 needs loop.mixed_precision bf16 (or auto), not no")
+            self.loop = replace(self.loop, mixed_precision="bf16")
         if self.loop.patience and not self.dev:
             raise InputError(
                 f"loop.patience is {self.loop.patience}, but dev is empty: name a dev pool, or set it to 0"

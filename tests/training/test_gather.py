@@ -12,21 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from search_r3.training.gather import (
-    all_gather_keys,
-    all_gather_with_grad,
-    false_negatives,
-    row_counts,
-    text_keys,
-    weight_of_rows,
-)
+from search_r3.training.gather import all_gather_with_grad, dealt, everyones, gathered, most, piece, shares
 from search_r3.training.losses import info_nce
 
-TEXTS = ["one", "two", "three", "one", "four", "five", "six"]
-"""The positives of seven queries. The first and the fourth are one text, and fall to different processes."""
-KNOWN = [{"one"}, {"two"}, {"three"}, {"one"}, {"four", "two"}, {"five"}, {"six", "three"}]
-"""What else each query's answer could have been."""
-SPLITS = ((5, 2), (3, 4), (7, 0), (0, 7))
+QUERIES, DOCUMENTS = 5, 7
+"""Odd numbers: one process has more."""
 
 
 class Encoder(nn.Module):
@@ -40,63 +30,68 @@ class Encoder(nn.Module):
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Of seven queries and of their documents, which are negatives of the others."""
+    """Of the queries and of the documents; the first documents are the queries' answers."""
     generator = torch.Generator().manual_seed(1)
-    return tuple(torch.randn(7, 6, generator=generator, dtype=torch.float64) for _ in range(2))  # type: ignore
+    q, d = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (QUERIES, DOCUMENTS))
+    return q, d
 
 
-def both_ways(q: torch.Tensor, d: torch.Tensor, all_q: torch.Tensor, all_d: torch.Tensor, start: int) -> torch.Tensor:
-    """InfoNCE of some queries among all documents, and of their documents among all queries."""
-    target = torch.arange(start, start + len(q))
-    known = KNOWN[start : start + len(q)]
-    mask = false_negatives(known, target, text_keys(TEXTS))
-    assert mask.any()
-    names = [str(i) for i in range(7)]
-    right = [{str(i) for i in range(7) if TEXTS[j] in KNOWN[i]} for j in target]
-    return info_nce(q, all_d, target, 0.1, mask) + info_nce(
-        d, all_q, target, 0.1, false_negatives(right, target, text_keys(names))
-    )
+def both_ways(q: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """InfoNCE of the queries among all documents, and of their documents among the queries."""
+    target = torch.arange(QUERIES)
+    return info_nce(q, d, target, 0.1) + info_nce(d[:QUERIES], q, target, 0.1)
 
 
-def single_process() -> tuple[float, list[torch.Tensor]]:
-    encoder, (q, d) = Encoder(), inputs()
-    embedded = encoder(torch.cat([q, d]))
-    loss = both_ways(embedded[:7], embedded[7:], embedded[:7], embedded[7:], 0)
-    loss.backward()
-    return loss.item(), [p.grad for p in encoder.parameters() if p.grad is not None]
+def local(q: torch.Tensor) -> torch.Tensor:
+    """A term that each process computes of its own rows: a mean."""
+    return q.square().matmul(torch.arange(1.0, 5.0, dtype=q.dtype)).mean()
+
+
+def loss_of(encoder: nn.Module, tail: int) -> torch.Tensor:
+    """The global loss on the queries from `tail` on, over however many processes there are."""
+    (q, d), rows = inputs(), range(tail, QUERIES)
+    mine = [rows[i] for i in dealt(len(rows))]
+    counts = [QUERIES, DOCUMENTS, len(rows)]
+    embedded = encoder(torch.cat([q[list(dealt(QUERIES))], d[list(dealt(DOCUMENTS))], q[mine]]))
+    parts = embedded.split([len(dealt(count)) for count in counts])
+    every_q, every_d, every_tail = everyones(parts, counts)
+    assert [len(every_q), len(every_d), len(every_tail)] == counts
+    loss = both_ways(every_q, every_d) + every_tail.sum(0).pow(3).sum()
+    (share,) = shares(len(mine))
+    return loss + share * local(parts[2]) if mine else loss + 0 * parts[2].sum()
 
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    expected = {}
+    for tail in (0, 2, 4):
+        alone = Encoder()
+        loss = loss_of(alone, tail)
+        loss.backward()
+        expected[tail] = loss.item(), [p.grad for p in alone.parameters() if p.grad is not None]
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    expected, gradients = single_process()
-    for split in SPLITS:
-        start, count = sum(split[:rank]), split[rank]
-        mine = slice(start, start + count)
-        assert row_counts(count) == list(split)
-        keys = all_gather_keys(TEXTS[mine])
-        assert torch.equal(keys, text_keys(TEXTS))
-        for everywhere in (False, True):  # my queries only, or the loss of all queries in every process
-            encoder = DistributedDataParallel(Encoder())
-            q, d = (x[mine] for x in inputs())
-            embedded = encoder(torch.cat([q, d]))
-            q, d = embedded[:count], embedded[count:]
-            all_q, all_d = all_gather_with_grad(q), all_gather_with_grad(d)
-            assert all_q.shape == all_d.shape == (7, 4)
-            if everywhere:
-                loss = both_ways(all_q, all_d, all_q, all_d, 0)
-            elif count:
-                loss = weight_of_rows(count) * both_ways(q, d, all_q, all_d, start)
-            else:
-                assert weight_of_rows(0) == 0
-                loss = 0 * (all_q.sum() + all_d.sum())
-            loss.backward()
-            mean = loss.detach().clone()
-            dist.all_reduce(mean)
-            assert mean.item() / 2 == pytest.approx(expected, abs=1e-10)
-            for parameter, gradient in zip(encoder.parameters(), gradients, strict=True):
-                assert parameter.grad is not None
-                assert (parameter.grad - gradient).abs().max() < 1e-10, (split, everywhere)
+    for tail, (value, gradients) in expected.items():  # of the last tail, one process has no row at all
+        encoder = DistributedDataParallel(Encoder())
+        loss = loss_of(encoder, tail)
+        loss.backward()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        assert mean.item() / 2 == pytest.approx(value, abs=1e-10)
+        for parameter, gradient in zip(encoder.parameters(), gradients, strict=True):
+            assert parameter.grad is not None
+            assert (parameter.grad - gradient).abs().max() < 1e-10, tail
+
+    # Rows come back in the order in which they were dealt.
+    numbers = torch.arange(10)[:, None]
+    parts = [numbers[list(dealt(count))] for count in (10, 3, 0, 1)]
+    for found, count in zip(everyones(parts, (10, 3, 0, 1)), (10, 3, 0, 1), strict=True):
+        assert found[:, 0].tolist() == list(range(count))
+    for count in (0, 1, 5, 6):
+        assert [i for part in gathered(list(piece(count))) for i in part] == list(range(count))
+    assert gathered({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    assert most(5 - rank) == 5
+    assert shares(3 * (1 - rank), 1) == [2.0 * (1 - rank), 1.0]
+    assert shares(0) == [1.0]  # nobody has any
 
     # A process that has nothing to differentiate joins in the backward pass of the other.
     x = torch.ones(2, 3, requires_grad=True) if rank == 0 else torch.zeros(0, 3)
@@ -112,9 +107,6 @@ def work(rank: int, folder: str) -> None:
     all_gather_with_grad(half).sum().backward()
     assert half.grad is not None
     assert half.grad.dtype == torch.bfloat16
-
-    assert len(all_gather_keys([])) == 0
-    assert weight_of_rows(0) == 1
 
     # Both refuse, so that neither waits for the other for ever.
     with pytest.raises(ValueError, match=r"different dimensions: \[3, 4\]"):
@@ -137,23 +129,11 @@ def test_two_processes_compute_the_loss_and_gradients_of_the_global_batch(tmp_pa
 def test_one_process_has_all_there_is() -> None:
     x = torch.ones(3, 2, requires_grad=True)
     assert all_gather_with_grad(x) is x
-    assert row_counts(3) == [3]
-    assert weight_of_rows(3) == 1
-    assert torch.equal(all_gather_keys(["a", "b"]), text_keys(["a", "b"]))
-
-
-def test_equal_texts_have_equal_keys_in_every_process_and_version() -> None:
-    keys = text_keys(["wie", "", "wie", "Wie", "\ud800"])
-    assert keys.dtype == torch.int64
-    assert keys[0] == keys[2]
-    assert len(set(keys.tolist())) == 4
-    assert int(text_keys(["abc"])[0]) == 6455300059550759896
-
-
-def test_other_right_answers_and_copies_of_the_own_one_are_false_negatives() -> None:
-    keys = text_keys(["a", "b", "a", "c"])
-    mask = false_negatives([{"a"}, {"b", "c", "elsewhere"}, set()], torch.tensor([2, 1, 0]), keys)
-    assert mask.tolist() == [[True, False, False, False], [False, False, False, True], [False] * 4]
+    assert everyones([x], [3])[0] is x
+    assert list(dealt(3)) == list(piece(3)) == [0, 1, 2]
+    assert gathered("a") == ["a"]
+    assert most(3) == 3
+    assert shares(3, 0) == [1.0, 1.0]
 
 
 def test_what_cannot_be_gathered_is_refused() -> None:
