@@ -1,0 +1,197 @@
+"""A million rows that lie as real ones do: vectors of real short texts, and perturbed copies of them.
+
+A copy is moved by the difference of two real neighbours, so it leaves its origin in a direction and by a distance that
+real texts have among themselves. One factor on that move is found such that a row's nearest neighbour is as far, in the
+median, as a real text's; the quantiles of both are measured and reported.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import rounded, say
+
+from search_r3.files import atomic_path
+
+NEIGHBOURS = 50  # a copy moves by the difference to one of so many neighbours
+BLOCK = 16_384
+PIECE = 1000  # texts encoded between two looks at the clock
+PROBES = 300  # rows whose neighbours are measured
+HALVINGS = 10
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def short_texts(tokenizer: Any, data: Path | None, packages: Sequence[str], longest: int, seed: int) -> list[str]:
+    """Real texts of under `longest` tokens, each once, in random order: titles and questions of the BEIR folders in
+    `data`, and first sentences of the packages' docstrings."""
+    from search_r3.data.sources.base import Records
+    from search_r3.data.sources.docstrings import find_package, read_functions
+    from search_r3.data.sources.querystyle import first_sentence
+    from search_r3.model.texts import encode_as_text
+
+    found: dict[str, None] = {}
+    for file in sorted(data.glob("*/*.jsonl")) if data else []:
+        found.update(dict.fromkeys(_fields(file)))
+    for package in packages:
+        for function in read_functions(find_package(package), package, Records("skip")):
+            if sentence := first_sentence(function.docstring):
+                found[sentence] = None
+    texts = [text for text in found if 8 <= len(text) <= 8 * longest]
+    random.Random(seed).shuffle(texts)
+    kept = []
+    for start in range(0, len(texts), PIECE):
+        some = texts[start : start + PIECE]
+        kept += [t for t, ids in zip(some, encode_as_text(tokenizer, some), strict=True) if len(ids) < longest]
+    return kept
+
+
+def _fields(file: Path) -> Iterator[str]:
+    from search_r3.data.beir import read_jsonl
+
+    for _, value in read_jsonl(file):
+        for name in ("title", "text"):
+            if isinstance(value.get(name), str):
+                yield value[name].strip()
+
+
+def encoded(model: Any, texts: Sequence[str], side: str, folder: Path) -> np.ndarray:
+    """(texts, dimension) float32 unit rows, kept in `folder` piece by piece."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = []
+    for start in range(0, len(texts), PIECE):
+        some = list(texts[start : start + PIECE])
+        path = folder / f"{side}-{start:06d}.npy"
+        if not path.exists():
+            say(f"encoding {side} {start:,} to {start + len(some):,} of {len(texts):,}")
+            found = model.encode_document(some) if side == "texts" else model.encode_query(some, reasoning=False)
+            with atomic_path(path) as scratch:
+                np.save(scratch, found.astype(np.float32))
+        pieces.append(np.load(path))
+        if len(pieces[-1]) != len(some):
+            raise SystemExit(f"{path} holds {len(pieces[-1])} vectors instead of {len(some)}; remove {folder}")
+    return np.concatenate(pieces)
+
+
+def unit(matrix: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32."""
+    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
+
+
+def nearest(queries: np.ndarray, blocks: Iterator[tuple[int, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact search: the `k` largest cosines, best first, and their rows, both (Q, k)."""
+    best = np.full((len(queries), k), -2.0, dtype=np.float32)
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    for start, block in blocks:
+        cosines = queries @ block.T
+        top = np.argpartition(-cosines, min(k, len(block)) - 1, axis=1)[:, :k]
+        both = np.concatenate([best, np.take_along_axis(cosines, top, 1)], axis=1)
+        names = np.concatenate([rows, top + start], axis=1)
+        order = np.argsort(-both, axis=1, kind="stable")[:, :k]
+        best, rows = np.take_along_axis(both, order, 1), np.take_along_axis(names, order, 1)
+    return best, rows
+
+
+class Rows:
+    """Row i of the made-up corpus: the real vectors first, then copies of them in turns."""
+
+    def __init__(self, real: np.ndarray, count: int, seed: int) -> None:
+        self.real, self.count, self.seed = real, count, seed
+        k = min(NEIGHBOURS, len(real) - 1)
+        cosines, rows = nearest(real, in_memory(real), k + 1)
+        self.neighbours = rows[:, 1:]
+        self.real_distances = 1 - cosines[:, [1, min(10, k)]]
+        self.factor = 1.0
+        if count > len(real):
+            self.factor = self._calibrated()
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), the same every time."""
+        out = np.empty((stop - start, self.real.shape[1]), dtype=np.float32)
+        for position in range(start - start % BLOCK, stop, BLOCK):
+            rng = np.random.default_rng([self.seed, position // BLOCK])
+            rows = np.arange(position, position + BLOCK)
+            made = self.copies(rows % len(self.real), rng, self.factor)
+            real = rows < len(self.real)
+            made[real] = self.real[rows[real]]
+            low, high = max(start, position), min(stop, position + BLOCK)
+            out[low - start : high - start] = made[low - position : high - position]
+        return out
+
+    def copies(self, origins: np.ndarray, rng: np.random.Generator, factor: float) -> np.ndarray:
+        """The origins, each moved by `factor` times the difference of a real text and one of its neighbours."""
+        here = rng.integers(0, len(self.real), len(origins))
+        there = self.neighbours[here, rng.integers(0, self.neighbours.shape[1], len(origins))]
+        return unit(self.real[origins] + factor * (self.real[there] - self.real[here]))
+
+    def _calibrated(self) -> float:
+        """The factor at which the median distance to the nearest row is the real one, by halving an interval."""
+        rng = np.random.default_rng([self.seed, 1 << 32])
+        origins = rng.choice(len(self.real), min(PROBES, len(self.real)), replace=False)
+        each = max(1, self.count // len(self.real) - 1)
+        goal = float(np.median(self.real_distances[:, 0]))
+        low, high = 0.0, 4.0
+        for _ in range(HALVINGS):
+            factor = (low + high) / 2
+            made = self.copies(np.repeat(origins, each), np.random.default_rng([self.seed, 2 << 32]), factor)
+            probes = made[::each]
+            cosines, _ = nearest(probes, in_memory(np.concatenate([made, self.real])), 2)
+            low, high = (factor, high) if 1 - float(np.median(cosines[:, 1])) < goal else (low, factor)
+        return (low + high) / 2
+
+
+def in_memory(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks of a matrix, with the number of their first row."""
+    for start in range(0, len(matrix), BLOCK):
+        yield start, matrix[start : start + BLOCK]
+
+
+def on_disk(path: Path, block: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
+    """The same of a .npy file, read and not mapped, so that it counts in nobody's memory."""
+    with open(path, "rb") as handle:
+        np.lib.format.read_magic(handle)
+        (count, dimension), _, dtype = np.lib.format.read_array_header_1_0(handle)
+        for start in range(0, count, block):
+            size = min(block, count - start)
+            yield start, np.frombuffer(handle.read(size * dimension * dtype.itemsize), dtype).reshape(size, dimension)
+
+
+def write_rows(rows: Rows, path: Path) -> None:
+    """All rows as a .npy file, block by block."""
+    with atomic_path(path) as scratch, open(scratch, "wb") as handle:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows.count, rows.real.shape[1])}
+        np.lib.format.write_array_header_1_0(handle, header)
+        for start in range(0, rows.count, BLOCK):
+            handle.write(rows.block(start, min(start + BLOCK, rows.count)).tobytes())
+            if start // BLOCK % 16 == 0:
+                say(f"rows: {start:,} of {rows.count:,}")
+
+
+def likeness(rows: Rows, path: Path) -> dict[str, Any]:
+    """Quantiles of the cosine distance to the nearest and the tenth neighbour, of real texts and of all rows."""
+    rng = np.random.default_rng([rows.seed, 3 << 32])
+    chosen = np.sort(rng.choice(rows.count, min(PROBES, rows.count), replace=False))
+    parts = (
+        (start, block, chosen[(chosen >= start) & (chosen < start + len(block))]) for start, block in on_disk(path)
+    )
+    probes = np.concatenate([block[some - first] for first, block, some in parts])
+    cosines, _ = nearest(probes, on_disk(path), 11)
+    made = 1 - cosines[:, [1, 10]]
+    return {
+        "quantiles": list(QUANTILES),
+        "real_nearest": _quantiles(rows.real_distances[:, 0]),
+        "made_nearest": _quantiles(made[:, 0]),
+        "real_tenth": _quantiles(rows.real_distances[:, 1]),
+        "made_tenth": _quantiles(made[:, 1]),
+        "factor": rounded(rows.factor),
+        "real_rows": len(rows.real),
+        "how": "the real vectors, then copies moved by factor * (neighbour - text), of a random real text and one of "
+        f"its {rows.neighbours.shape[1]} nearest; the factor makes the median nearest distance the real one",
+    }
+
+
+def _quantiles(values: np.ndarray) -> list[float]:
+    return [rounded(float(value)) for value in np.quantile(values, QUANTILES)]
