@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import textwrap
 import threading
@@ -30,6 +31,7 @@ lance = pytest.importorskip("lance", reason="Lance is not installed: pip install
 pytest.importorskip("lance_ray", reason="lance-ray is not installed: pip install 'search-r3[ray]'")
 
 from search_r3.index.distributed import Cluster, ModelSource, build_distributed  # noqa: E402
+from search_r3.index.distributed.cluster import _start  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +255,15 @@ def test_workers_write_to_object_storage_in_one_commit_too(cluster, corpus, s3_s
         SearchIndex.open(path).search("wrap text", Fake(), reasoning=False).hits for path in (place, tmp_path / "one")
     ]
     assert hits[0] == hits[1]
+
+
+def test_nobody_at_the_address_is_one_line_at_once():
+    with socket.socket() as taken:  # bound but not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            with pytest.raises(InputError, match=f"no Ray cluster answers at {given} .*refused.*use --ray local"):
+                _start(ray, Cluster(given))
 
 
 def test_settings_that_make_no_sense_are_refused():

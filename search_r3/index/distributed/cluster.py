@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 from search_r3.errors import InputError
 
 LOCAL = "local"
+KNOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,18 +88,29 @@ def cause_of(error: BaseException) -> BaseException:
 
 def _start(ray: Any, cluster: Cluster) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ parts write their hints to our stderr
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.address == LOCAL:  # one CPU more than the workers hold: what reads and writes beside them
         settings |= {"num_cpus": cluster.workers + 1, "include_dashboard": False}
     else:
         settings |= {"address": cluster.address}
     try:
-        ray.init(**settings)
+        _knock(cluster.address)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lance warns of any fork; the ones here only start programs
+            ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise InputError(
             f"no Ray cluster answers at {cluster.address} ({str(error).splitlines()[0][:200]}); start one (ray start "
             "--head), give its address, or use --ray local"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens at HOST:PORT; Ray itself would try for many minutes. Other addresses pass."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _worker(cluster: Cluster, resources: dict[str, float]) -> dict[str, float]:
