@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -320,15 +320,32 @@ def brief(error: BaseException) -> str:
     return re.sub(r"^(Invalid input, |lance error: )+", "", text).strip().rstrip(".")[:300]
 
 
+def migrate(held: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """An index's description of any format up to this one as one of `FORMAT_VERSION`, a step at a time.
+
+    Raises:
+        InputError: a newer format; `path` is named in it.
+    """
+    version = int(held["format_version"])
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has index format {version}, this search-r3 reads up to {FORMAT_VERSION}; upgrade search-r3"
+        )
+    for older in range(version, FORMAT_VERSION):
+        held = _STEPS[older](held) | {"format_version": older + 1}
+    return held
+
+
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    0: lambda held: {"created": ""} | held,  # before the first release: not all said when they were made
+}
+"""Format -> the step to the next one; a step changes the description, not the rows."""
+
+
 def _read_info(path: Path | str, table: Any) -> IndexInfo:
     try:
         held = json.loads((table.schema.metadata or {})[METADATA_KEY])
-        version = int(held["format_version"])
-        if version > FORMAT_VERSION:
-            raise InputError(
-                f"{path} has index format {version}, this search-r3 reads up to {FORMAT_VERSION}; upgrade search-r3"
-            )
-        return IndexInfo(**held)
+        return IndexInfo(**migrate(held, path))
     except KeyError as error:
         raise InputError(f"{path} holds a LanceDB table that search-r3 did not write; give another folder") from error
     except (ValueError, TypeError) as error:
