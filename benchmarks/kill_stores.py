@@ -112,6 +112,7 @@ class Server(Victim):
         shutil.copytree(self.root / "old.index", folder / "it.index")
 
     def command(self, folder: Path) -> int:
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, then raises the signal once more
         return command_line("serve", folder / "it.index", "--writable", "--port", 0, "--model", self.root / "tiny",
                             "--device", "cpu")  # fmt: skip
 
@@ -175,7 +176,7 @@ class Server(Victim):
 
     def _batches(self) -> list[list[dict[str, Any]]]:
         texts = sentences(self.requests * 5, 7)
-        long = " ".join(sentences(120, 8))  # several chunks
+        long = re.sub(r" unique\d+", "", " ".join(sentences(120, 8)))  # several chunks
         documents = [
             {"id": f"new{i}", "text": f"{text} {long}" if i % 7 == 3 else text, "metadata": {"number": i}}
             for i, text in enumerate(texts)
