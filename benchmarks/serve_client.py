@@ -100,7 +100,7 @@ class ServerProcess:
             time.sleep(0.05)
         while self.health().get("status") != "ready":
             self._alive(end)
-            time.sleep(0.1)
+            time.sleep(0.5)
         self.model = self.health()["model"]
         return self
 
@@ -161,7 +161,7 @@ class ServerProcess:
         code = self._process.poll()
         if code is not None or time.monotonic() > end:
             what = f"ended with code {code}" if code is not None else f"was not ready in {START_SECONDS:.0f} s"
-            tail = self.log()[-3000:]
+            tail = "\n".join(line for line in self.log().splitlines() if '"/health"' not in line)[-3000:]
             self.stop()
             raise SystemExit(f"search-r3 serve {what}:\n{tail}")
 
