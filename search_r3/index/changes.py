@@ -120,10 +120,9 @@ class Changes:
         """Id -> row hash of those of `rows` that the index has; what else it has of their documents is stale."""
         if self._before is None:
             return {}
-        documents = {row["document"] for row in rows.values()}
         hash_of: dict[str, str] = {}
-        for column, values in (("document", documents), ("id", set(rows) - documents)):
-            for some in _parts(values):
+        for column, values in (("document", {row["document"] for row in rows.values()}), ("id", set(rows))):
+            for some in _parts(values - hash_of.keys() if column == "id" else values):
                 found = self._before.search().where(f"{column} IN ({quoted(some)})").select(["id", ROW_HASH]).to_arrow()
                 hash_of.update(zip(found["id"].to_pylist(), found[ROW_HASH].to_pylist(), strict=True))
         others = [identifier for identifier in hash_of if identifier not in rows]

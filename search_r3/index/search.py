@@ -31,6 +31,7 @@ RRF_K = 60
 POOL = 100  # a hybrid search fuses at least this many of each list
 TIES = 50  # fetched beyond the cut, so that among equals there the ids decide, not the order on disk
 MAX_HITS = 1_000
+MAX_POOL = 20_000  # chunks looked through for k documents; then a few of very many chunks may be all that is found
 EXACT_MATCHES = 20_000  # rows; where a filter leaves fewer, they are all compared: a few milliseconds
 MAX_QUERY_CHARACTERS = 100_000
 FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
@@ -133,7 +134,7 @@ def search_index(
         raise InputError(f"k is {k}; give a whole number from 1 to {MAX_HITS:,}")
     where = check_where(index, where)
     nearest = None if exact or mode == "text" else index.approximate
-    if nearest is not None and where is not None and index.table.count_rows(where) <= EXACT_MATCHES:
+    if nearest is not None and where is not None and _few(index, where):
         nearest = None
     started = time.perf_counter()
     vector: np.ndarray | None = None
@@ -158,7 +159,7 @@ def search_index(
             lists["text"] = _by_text(index, query, pool, where)
         order = _order(lists)
         order = order if chunks else _first_of_each_document(order)
-        if len(order) >= k or all(len(found) < pool for found in lists.values()):
+        if len(order) >= k or pool >= MAX_POOL or all(len(found) < pool for found in lists.values()):
             break
         pool *= 4  # a few documents had all the places
     hits = [_hit(row, query, score, ranks, scores) for row, score, ranks, scores in order[:k]]
@@ -194,6 +195,14 @@ def check_where(index: SearchIndex, where: str | None) -> str | None:
         reason = brief(error).split(". Valid fields")[0].replace("SELECT 1 FROM t WHERE ", "")
         raise InputError(f"the filter {where!r} cannot be used ({reason}); {help_line}") from error
     return where
+
+
+def _few(index: SearchIndex, where: str) -> bool:
+    """Whether the filter leaves so few rows that all can be compared; or fails, as the search will say."""
+    try:
+        return bool(index.table.count_rows(where) <= EXACT_MATCHES)
+    except (ValueError, RuntimeError):
+        return True
 
 
 def _checked_query(query: str) -> str:

@@ -34,7 +34,9 @@ def path(tmp_path, model):
 
 
 def ids(path):
-    return set(SearchIndex.open(path).table.search().select(["id"]).to_arrow()["id"].to_pylist())
+    found = SearchIndex.open(path).table.search().select(["id"]).to_arrow()["id"].to_pylist()
+    assert len(set(found)) == len(found)
+    return set(found)
 
 
 def test_deleted_documents_are_gone_with_all_of_their_chunks(path, model):

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from search_r3 import SearchR3
+from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, build_index, open_source
 from search_r3.index.storage import Remote, options_of
@@ -275,9 +276,17 @@ def test_settings_that_make_no_sense_are_refused():
         Cluster(gpus_per_worker=-1)
 
 
-def test_the_hash_of_a_row_is_the_local_ones(cluster, corpus, tmp_path):
-    """So that either kind of build goes on where the other one was."""
-    build_distributed(tmp_path / "index", open_source(corpus), Fake, cluster)
-    assert len({row[ROW_HASH] for row in rows_of(tmp_path / "index").values()}) == 48
-    report = build_index(tmp_path / "index", open_source(corpus), Fake(), progress=False)
-    assert (report.unchanged, report.embedded) == (48, 0)
+def test_the_command_makes_an_index_that_either_kind_of_build_goes_on_with(
+    cluster, corpus, tiny_model, tmp_path, capsys
+):
+    target, model = str(tmp_path / "index"), ["--model", str(tiny_model)]
+    build = ["index", str(corpus), "--into", target, *model, "--json"]
+    assert main([*build, "--ray", "local", "--workers", "2"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["added"], made["embedded"], made["model"]) == (48, 48, "tiny-llama")
+    assert len({row[ROW_HASH] for row in rows_of(target).values()}) == 48
+    assert main(build) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["unchanged"], again["embedded"]) == (48, 0)
+    assert main(["search", target, "wrap a paragraph", *model, "--reasoning", "off", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hits"]
