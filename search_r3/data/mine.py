@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.data.beir import find_dataset, load_beir, read_jsonl, stable_order
+from search_r3.data.beir import find_dataset, load_beir, stable_order
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
+from search_r3.data.partial import Partial
 from search_r3.data.scorers import Report, Scorer
 from search_r3.data.wordsets import near_identical, normalise, word_set
 from search_r3.errors import InputError
@@ -125,49 +126,65 @@ def mine_negatives(
         "corpora": [str(name) for name in corpora],
         "settings": asdict(settings),
     }
-    folder = _open_partial(Path(f"{output}.partial"), record)
-    found = _finished(folder / "negatives.jsonl", pairs)
+    with closing(Partial(Path(f"{output}.partial"), record)) as partial:
+        found = _mine(pairs, candidates, scorer, teacher, settings, partial, report)
+        counts = _counts(found, settings.per_pair)
+        if not counts["negatives"]:
+            raise InputError(
+                f"{source}: no candidate passed the guards ({counts['dropped']}); loosen them, raise depth or add a "
+                "corpus"
+            )
+        texts = candidates.texts
+        write_pairs(
+            output,
+            (
+                replace(pair, negatives=(*pair.negatives, *(texts[j] for j in line["negatives"])))
+                for pair, line in zip(pairs, found, strict=True)
+            ),
+        )
+        manifest = {
+            "output": Path(output).name,
+            "sha256": hashlib.sha256(Path(output).read_bytes()).hexdigest(),
+            **counts,
+            "candidates": len(texts),
+            **record,
+        }
+        atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        partial.remove()
+    return manifest
+
+
+def _mine(
+    pairs: Sequence[TrainingPair],
+    candidates: Candidates,
+    scorer: Scorer,
+    teacher: Scorer | None,
+    settings: MineSettings,
+    partial: Partial,
+    report: Report | None,
+) -> list[dict[str, Any]]:
+    """A line for each pair: the candidates that are its negatives, its positive's rank, how many each guard dropped."""
+    found = partial.finished([pair.id for pair in pairs], "pairs")
     if len(found) < len(pairs):
         for role, one in (("retriever", scorer), ("teacher", teacher)):
             if one:
-                one.prepare(candidates.texts, folder / role, report)
-    with open(folder / "negatives.jsonl", "a", encoding="utf-8") as handle:
-        for start in range(len(found), len(pairs), BLOCK):
-            block = range(start, min(start + BLOCK, len(pairs)))
-            queries = [pairs[i].query for i in block]
-            scores_QN = scorer.score(queries)
-            teacher_QN = teacher.score(queries) if teacher else None
-            lines = []
-            for line, i in enumerate(block):
-                row = None if teacher_QN is None else teacher_QN[line]
-                chosen, dropped = choose(i, pairs[i], candidates, scores_QN[line], row, settings, scorer)
-                rank = _rank_of_positive(i, pairs[i], candidates, scores_QN[line])
-                lines.append({"id": pairs[i].id, "negatives": chosen, "rank": rank, "dropped": dict(dropped)})
-            handle.write("".join(json.dumps(line) + "\n" for line in lines))
-            handle.flush()
-            found += lines
-            if report:
-                report("queries mined", len(found), len(pairs))
-    counts = _counts(found, settings.per_pair)
-    if not counts["negatives"]:
-        raise InputError(
-            f"{source}: no candidate passed the guards ({counts['dropped']}); loosen them, raise depth or add a corpus"
-        )
-    mined = zip(pairs, found, strict=True)
-    write_pairs(
-        output,
-        (replace(p, negatives=(*p.negatives, *(candidates.texts[j] for j in line["negatives"]))) for p, line in mined),
-    )
-    manifest = {
-        "output": Path(output).name,
-        "sha256": hashlib.sha256(Path(output).read_bytes()).hexdigest(),
-        **counts,
-        "candidates": len(candidates.texts),
-        **record,
-    }
-    atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    shutil.rmtree(folder)
-    return manifest
+                one.prepare(candidates.texts, partial.folder / role, report)
+    for start in range(len(found), len(pairs), BLOCK):
+        block = range(start, min(start + BLOCK, len(pairs)))
+        queries = [pairs[i].query for i in block]
+        scores_QN = scorer.score(queries)
+        teacher_QN = teacher.score(queries) if teacher else None
+        lines = []
+        for line, i in enumerate(block):
+            row = None if teacher_QN is None else teacher_QN[line]
+            chosen, dropped = choose(i, pairs[i], candidates, scores_QN[line], row, settings, scorer)
+            rank = _rank_of_positive(i, pairs[i], candidates, scores_QN[line])
+            lines.append({"id": pairs[i].id, "negatives": chosen, "rank": rank, "dropped": dict(dropped)})
+        partial.add_block(lines)
+        found += lines
+        if report:
+            report("queries mined", len(found), len(pairs))
+    return found
 
 
 def gather(
@@ -294,31 +311,3 @@ def _counts(found: Sequence[dict[str, Any]], per_pair: int) -> dict[str, Any]:
         "median_rank_of_positive": ranks[len(ranks) // 2],
         "dropped": {guard: dropped[guard] for guard in GUARDS if dropped[guard]},
     }
-
-
-def _open_partial(folder: Path, record: dict[str, Any]) -> Path:
-    """The folder of an interrupted run of the same kind, or a new one."""
-    place = folder / "run.json"
-    written = json.dumps(record, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    if place.is_file():
-        before = json.loads(place.read_text(encoding="utf-8"))
-        other = [key for key, value in json.loads(written).items() if before.get(key) != value]
-        if other:
-            raise InputError(f"{folder} belongs to another run ({', '.join(other)} differ); remove it to start afresh")
-    else:
-        atomic_write_text(place, written)
-    return folder
-
-
-def _finished(path: Path, pairs: Sequence[TrainingPair]) -> list[dict[str, Any]]:
-    """Whole blocks of an interrupted run; a line that was cut off, and the rest of its block, are dropped."""
-    if not path.is_file():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    path.write_bytes(whole + b"\n" if whole else b"")
-    lines = [value for _, value in read_jsonl(path)] if whole else []
-    keep = len(pairs) if len(lines) >= len(pairs) else len(lines) // BLOCK * BLOCK
-    if [line["id"] for line in lines[:keep]] != [pair.id for pair in pairs[:keep]]:
-        raise InputError(f"{path.parent} belongs to other pairs; remove it to start afresh")
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:keep]), encoding="utf-8")
-    return lines[:keep]

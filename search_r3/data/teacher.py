@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from search_r3.data.pairs import read_pairs
+from search_r3.data.partial import Partial
 from search_r3.errors import InputError
-from search_r3.files import atomic_path, atomic_write_text
+from search_r3.files import atomic_path
 
 CHUNK = 1024
 """Texts whose rows are written to disk together while they are made."""
@@ -54,25 +55,24 @@ def write_teacher_rows(
     }
     digest = hashlib.sha256("\0".join([*texts["query"], "", *texts["document"]]).encode()).hexdigest()
     record = {"teacher": teacher.name, **teacher.identity, "texts_sha256": digest}
-    folder = Path(f"{output}.partial")
-    _begin(folder, record)
-    rows: list[np.ndarray] = []
-    for kind, encode in (("query", teacher.encode_query), ("document", teacher.encode_document)):
-        for start in range(0, len(texts[kind]), CHUNK):
-            place = folder / f"{kind}-{start:08d}.npy"
-            if not place.is_file():
-                made = np.asarray(encode(texts[kind][start : start + CHUNK]), dtype=np.float16)
-                with atomic_path(place) as scratch, open(scratch, "wb") as handle:
-                    np.save(handle, made)
-            rows.append(np.load(place))
-            if report:
-                done = min(start + CHUNK, len(texts[kind]))
-                report(f"{kind} texts embedded by {teacher.name}", done, len(texts[kind]))
-    keys = [key_of(kind, text) for kind in ("query", "document") for text in texts[kind]]
-    metadata = {"record": json.dumps(record, sort_keys=True)}
-    with atomic_path(output) as scratch:
-        save_file({"rows": np.concatenate(rows), "keys": np.array(keys, dtype=np.int64)}, scratch, metadata)
-    shutil.rmtree(folder)
+    with closing(Partial(Path(f"{output}.partial"), record)) as partial:
+        rows: list[np.ndarray] = []
+        for kind, encode in (("query", teacher.encode_query), ("document", teacher.encode_document)):
+            for start in range(0, len(texts[kind]), CHUNK):
+                place = partial.folder / f"{kind}-{start:08d}.npy"
+                if not place.is_file():
+                    made = np.asarray(encode(texts[kind][start : start + CHUNK]), dtype=np.float16)
+                    with atomic_path(place) as scratch, open(scratch, "wb") as handle:
+                        np.save(handle, made)
+                rows.append(np.load(place))
+                if report:
+                    done = min(start + CHUNK, len(texts[kind]))
+                    report(f"{kind} texts embedded by {teacher.name}", done, len(texts[kind]))
+        keys = [key_of(kind, text) for kind in ("query", "document") for text in texts[kind]]
+        metadata = {"record": json.dumps(record, sort_keys=True)}
+        with atomic_path(output) as scratch:
+            save_file({"rows": np.concatenate(rows), "keys": np.array(keys, dtype=np.int64)}, scratch, metadata)
+        partial.remove()
     return {"queries": len(texts["query"]), "documents": len(texts["document"]), "dimensions": rows[0].shape[1]}
 
 
@@ -140,11 +140,3 @@ class TeacherRows:
 def key_of(kind: str, text: str) -> int:
     """A text's name in the file: 63 bits of SHA-256, queries and documents apart: models may embed them differently."""
     return int.from_bytes(hashlib.sha256(f"{kind}\0{text}".encode()).digest()[:8], "big") >> 1
-
-
-def _begin(folder: Path, record: dict[str, Any]) -> None:
-    place = folder / "run.json"
-    written = json.dumps(record, sort_keys=True)
-    if place.is_file() and place.read_text(encoding="utf-8") != written:
-        raise InputError(f"{folder} belongs to other texts or another teacher; remove it to start afresh")
-    atomic_write_text(place, written)

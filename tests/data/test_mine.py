@@ -229,11 +229,11 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_file(source: Path, monkey
 
     with pytest.raises(KeyboardInterrupt):
         mine_negatives(source, output, dense(), settings, teacher=dense(), report=die)
-    partial = Path(f"{output}.partial/negatives.jsonl")
+    partial = Path(f"{output}.partial/finished.jsonl")
     finished = partial.read_text(encoding="utf-8")
     partial.write_text(finished + finished.splitlines()[0] + '\n{"id": "d", "neg', encoding="utf-8")
     calls: list[int] = []
-    with pytest.raises(InputError, match=r"settings differ.*remove it"):
+    with pytest.raises(InputError, match=r"settings\.per_pair, settings\.share differ.*remove it"):
         mine_negatives(source, output, dense(), MineSettings(), teacher=dense())
     seen: list[int] = []
     mine_negatives(
@@ -248,7 +248,7 @@ def test_lines_of_other_pairs_are_refused(source: Path) -> None:
     output = source.with_name("out.jsonl")
     with pytest.raises(KeyboardInterrupt):
         mine_negatives(source, output, bm25_scorer(), MineSettings(share=None), report=interrupt)
-    partial = Path(f"{output}.partial/negatives.jsonl")
+    partial = Path(f"{output}.partial/finished.jsonl")
     partial.write_text(partial.read_text().replace('"a"', '"z"'))
     with pytest.raises(InputError, match="belongs to other pairs"):
         mine_negatives(source, output, bm25_scorer(), MineSettings(share=None))

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.pairs import TrainingPair, write_pairs
+from search_r3.data.partial import Partial, differing, read_json
 from search_r3.data.scorers import Report, Scorer
 from search_r3.data.synthesis import instructions
 from search_r3.data.synthesis.documents import Collection, read_collection
 from search_r3.data.synthesis.instructions import KINDS
-from search_r3.data.synthesis.partial import Partial, differing, read_json
 from search_r3.data.synthesis.plan import (
     NO_BUDGET,
     SynthesisSettings,

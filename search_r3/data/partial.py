@@ -53,11 +53,12 @@ class Partial:
         except Timeout:
             raise InputError(f"{folder} is in use by another process; wait for it, or end it") from None
 
-    def finished(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def finished(self, ids: Sequence[str], of: str = "documents") -> list[dict[str, Any]]:
         """The lines of whole blocks; a line that was cut off, and the rest of its block, are dropped.
 
         Args:
             ids: what the lines must begin with, in order: each line's "id".
+            of: what has these ids.
 
         Raises:
             InputError: the lines are of other ids.
@@ -70,7 +71,7 @@ class Partial:
         while lines and not lines[-1].get(_LAST):
             lines.pop()
         if [line["id"] for line in lines] != list(ids[: len(lines)]):
-            raise InputError(f"{self.folder} belongs to other documents; remove it to start anew")
+            raise InputError(f"{self.folder} belongs to other {of}; remove it to start anew")
         self._lines.write_text("".join(map(_dump, lines)), encoding="utf-8")
         return lines
 
