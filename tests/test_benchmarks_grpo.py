@@ -13,38 +13,24 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from benchmark_scripts import benchmark_script
 
 from search_r3.data.pairs import write_pairs
 from search_r3.data.sources.docstrings import docstring_pairs
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'search-r3[trl]'")
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-MODULES = ("common", "sft_systems", "sft", "grpo_systems", "grpo_peer", "grpo")
 PARTS = {"sample", "embed", "sync", "refresh", "reward", "forward_backward", "other"}
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """benchmarks/grpo.py, its workers run in this process: the real ones only import everything again."""
+    """benchmarks/grpo.py, its workers in this process."""
     from accelerate.state import AcceleratorState
     from transformers.utils import logging
 
     environment, verbosity = dict(os.environ), logging.get_verbosity()
-    monkeypatch.syspath_prepend(FOLDER)
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    module, worker = importlib.import_module("grpo"), importlib.import_module("common").Worker
-
-    def start(self: Any, script: str, spec: dict[str, Any]) -> None:
-        assert Path(script).name == "grpo.py"
-        self.loaded, self.ask = module.load(module.Spec(**json.loads(json.dumps(spec))))
-
-    monkeypatch.setattr(worker, "__init__", start)
-    monkeypatch.setattr(worker, "ready", lambda self: self.loaded)
-    monkeypatch.setattr(worker, "close", lambda self: None)
-    yield module
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    with benchmark_script("grpo", monkeypatch) as module:
+        yield module
     logging.set_verbosity(verbosity)
     os.environ.clear()
     os.environ.update(environment)

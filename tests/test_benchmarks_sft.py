@@ -12,33 +12,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_scripts import FOLDER, benchmark_script, fresh_benchmarks
 
 from search_r3.data.pairs import write_pairs
 from search_r3.data.sources.docstrings import docstring_pairs
 
 pytest.importorskip("sentence_transformers")
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-MODULES = ("common", "sft_systems", "sft")
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """benchmarks/sft.py, its workers run in this process: the real ones only import everything again."""
-    monkeypatch.syspath_prepend(FOLDER)
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    module, worker = importlib.import_module("sft"), importlib.import_module("common").Worker
-
-    def start(self: Any, script: str, spec: dict[str, Any]) -> None:
-        assert Path(script).name == "sft.py"
-        self.loaded, self.ask = module.load(module.Spec(**json.loads(json.dumps(spec))))
-
-    monkeypatch.setattr(worker, "__init__", start)
-    monkeypatch.setattr(worker, "ready", lambda self: self.loaded)
-    monkeypatch.setattr(worker, "close", lambda self: None)
-    yield module
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    """benchmarks/sft.py, its workers in this process."""
+    with benchmark_script("sft", monkeypatch) as module:
+        yield module
 
 
 @pytest.fixture
@@ -127,10 +113,8 @@ def test_a_tiny_run_writes_nothing_where_real_results_are(
 def test_a_worker_answers_line_by_line_and_its_death_shows_its_log(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.syspath_prepend(FOLDER)
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    common = importlib.import_module("common")
+    with fresh_benchmarks(monkeypatch):
+        common = importlib.import_module("common")
     script = tmp_path / "echo.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(FOLDER)!r})\n"
@@ -151,4 +135,3 @@ def test_a_worker_answers_line_by_line_and_its_death_shows_its_log(
         assert 190_000_000 < after - before < 230_000_000
         with pytest.raises(SystemExit, match=r"(?s)ended with code 1.*invalid literal"):
             worker.ask("²")
-    sys.modules.pop("common", None)
