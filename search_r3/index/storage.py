@@ -47,8 +47,8 @@ class Remote(str):
         place.options = PATIENCE | dict(options or {})
         return place
 
-    def __getnewargs__(self) -> tuple[str, dict[str, str]]:
-        return str(self), self.options
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Remote, (str(self), self.options)
 
     @property
     def bucket(self) -> str:

@@ -283,7 +283,7 @@ def test_the_command_makes_an_index_that_either_kind_of_build_goes_on_with(
     build = ["index", str(corpus), "--into", target, *model, "--json"]
     assert main([*build, "--ray", "local", "--workers", "2"]) == 0
     made = json.loads(capsys.readouterr().out)
-    assert (made["added"], made["embedded"], made["model"]) == (48, 48, "tiny-llama")
+    assert (made["added"], made["embedded"], made["model"]) == (48, 48, "tiny-llama-base")
     assert len({row[ROW_HASH] for row in rows_of(target).values()}) == 48
     assert main(build) == 0
     again = json.loads(capsys.readouterr().out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM
@@ -71,7 +71,7 @@ def build_distributed(
     place = place_of(path)
     with writing(place, make=True), joined(cluster) as each:
         model = _described(load, each)
-        build = _Build(place, model, None, report)
+        build = _Build(place, cast(Encoder, model), None, report)  # it asks what the model is, and embeds nothing
         changes = Changes(build.before, build.schema, max_length)
         try:
             spooled = write_spool(place, changes, documents, part_rows)
@@ -92,7 +92,7 @@ def build_distributed(
     return report
 
 
-def _described(load: Callable[[], Encoder], each: dict[str, float]) -> Described:
+def _described(load: Callable[[], Encoder], each: dict[str, Any]) -> Described:
     """What a worker says of the model: the driver needs neither its weights nor a GPU."""
     import ray
 
@@ -108,7 +108,7 @@ def _encode_and_commit(
     spooled: Spooled,
     job: Job,
     cluster: Cluster,
-    each: dict[str, float],
+    each: dict[str, Any],
     sizes: tuple[int | None, int | None],
 ) -> None:
     """`sizes`: rows of a task and of a file, where they are given."""
@@ -125,7 +125,7 @@ def _encode_and_commit(
     commit_fragments(place, fragments, spooled.replaced)
 
 
-def _encode(place: Place, job: Job, cluster: Cluster, each: dict[str, float], sink: Any, tasks: int) -> None:
+def _encode(place: Place, job: Job, cluster: Cluster, each: dict[str, Any], sink: Any, tasks: int) -> None:
     """Run the workers over the spool in about `tasks` tasks, each done again where a worker died."""
     import lance
     import lance_ray

@@ -42,7 +42,7 @@ class Cluster:
 
 
 @contextmanager
-def joined(cluster: Cluster) -> Iterator[dict[str, float]]:
+def joined(cluster: Cluster) -> Iterator[dict[str, Any]]:
     """A connection to the cluster; gives the resources of one worker, as Ray's arguments (num_cpus, num_gpus).
 
     A cluster that this process is connected to already is used as it is. One that was started here is stopped again.
@@ -113,7 +113,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
-def _worker(cluster: Cluster, resources: dict[str, float]) -> dict[str, float]:
+def _worker(cluster: Cluster, resources: dict[str, float]) -> dict[str, Any]:
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     each = (1.0 if gpus else 0.0) if cluster.gpus_per_worker is None else cluster.gpus_per_worker
     if cpus < cluster.workers + 1 or gpus < each * cluster.workers:
