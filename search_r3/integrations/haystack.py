@@ -7,7 +7,7 @@ Both can be written to and read from a pipeline's YAML, so they are made from pl
 # No "from __future__ import annotations" here: Haystack reads the annotations of `run` as objects.
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from search_r3.errors import InputError
 from search_r3.integrations.encoding import EncodingConfig, TextEncoder
@@ -18,8 +18,30 @@ except ImportError as error:
     raise InputError("the Haystack components need haystack-ai: pip install 'search-r3[haystack]'") from error
 
 
+class _Embedder:
+    """What both components are to a pipeline: written to its YAML, read from it, and warmed up."""
+
+    SETTINGS: ClassVar[tuple[str, ...]]
+    """What it is made from: attributes of its own, or of the encoder's configuration."""
+    encoder: TextEncoder
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a pipeline's YAML holds it: what the component was made from."""
+        holders = {name: self if hasattr(self, name) else self.encoder.config for name in self.SETTINGS}
+        return default_to_dict(self, **{name: getattr(holder, name) for name, holder in holders.items()})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Load the model. Raises InputError if there is none by that name, or it is damaged."""
+        _ = self.encoder.model
+
+
 @component
-class SearchR3TextEmbedder:
+class SearchR3TextEmbedder(_Embedder):
     """Embeds a query, after reasoning about it.
 
     Args:
@@ -29,6 +51,8 @@ class SearchR3TextEmbedder:
     Raises:
         InputError: a setting is wrong.
     """
+
+    SETTINGS = ("model", "reasoning", "max_reasoning_tokens", "device", "dtype")
 
     def __init__(
         self,
@@ -43,27 +67,6 @@ class SearchR3TextEmbedder:
         )
         self.encoder = TextEncoder(config)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As a pipeline's YAML holds it."""
-        config = self.encoder.config
-        return default_to_dict(
-            self,
-            model=config.model,
-            reasoning=config.reasoning,
-            max_reasoning_tokens=config.max_reasoning_tokens,
-            device=config.device,
-            dtype=config.dtype,
-        )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "SearchR3TextEmbedder":
-        """The inverse of `to_dict`."""
-        return default_from_dict(cls, data)
-
-    def warm_up(self) -> None:
-        """Load the model. Raises InputError if there is none by that name, or it is damaged."""
-        _ = self.encoder.model
-
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     def run(self, text: str) -> dict[str, Any]:
         """Embed a query; `meta` names the model and its contract. Raises InputError for an empty text."""
@@ -76,7 +79,7 @@ class SearchR3TextEmbedder:
 
 
 @component
-class SearchR3DocumentEmbedder:
+class SearchR3DocumentEmbedder(_Embedder):
     """Embeds documents, without reasoning.
 
     Args:
@@ -88,6 +91,11 @@ class SearchR3DocumentEmbedder:
     Raises:
         InputError: a setting is wrong.
     """
+
+    SETTINGS = (
+        *("model", "batch_size", "max_length", "meta_fields_to_embed", "embedding_separator"),
+        *("device", "dtype"),
+    )
 
     def __init__(
         self,
@@ -105,29 +113,6 @@ class SearchR3DocumentEmbedder:
         self.encoder = TextEncoder(config)
         self.meta_fields_to_embed = list(meta_fields_to_embed or [])
         self.embedding_separator = embedding_separator
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a pipeline's YAML holds it."""
-        config = self.encoder.config
-        return default_to_dict(
-            self,
-            model=config.model,
-            batch_size=config.batch_size,
-            max_length=config.max_length,
-            meta_fields_to_embed=self.meta_fields_to_embed,
-            embedding_separator=self.embedding_separator,
-            device=config.device,
-            dtype=config.dtype,
-        )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "SearchR3DocumentEmbedder":
-        """The inverse of `to_dict`."""
-        return default_from_dict(cls, data)
-
-    def warm_up(self) -> None:
-        """Load the model. Raises InputError if there is none by that name, or it is damaged."""
-        _ = self.encoder.model
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     def run(self, documents: list[Document]) -> dict[str, Any]:

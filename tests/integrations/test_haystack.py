@@ -60,6 +60,19 @@ def _through_yaml(pipeline: Pipeline) -> Pipeline:
         return Pipeline.loads(text, allowed_modules=["search_r3.integrations.haystack"])
 
 
+def test_everything_that_a_component_is_made_from_comes_back_from_its_dictionary():
+    query = {"model": "m", "reasoning": False, "max_reasoning_tokens": 5, "device": "cpu", "dtype": "float32"}
+    texts = {"model": "m", "batch_size": 3, "max_length": 9, "meta_fields_to_embed": ["title"]}
+    texts |= {"embedding_separator": "\n", "device": None, "dtype": "float32"}
+    for kind, settings in ((SearchR3TextEmbedder, query), (SearchR3DocumentEmbedder, texts)):
+        written = kind(**settings).to_dict()
+        assert written["init_parameters"] == settings
+        assert list(written["init_parameters"]) == list(settings)
+        again = kind.from_dict(written)
+        assert type(again) is kind
+        assert again.to_dict() == written
+
+
 def test_bad_input_is_told(tiny_model: Path):
     with pytest.raises(InputError, match="takes one string"):
         SearchR3TextEmbedder(str(tiny_model)).run(["a", "b"])
