@@ -16,9 +16,11 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lancedb.index import BTree
 
 from search_r3 import SearchR3
 from search_r3.cli import main
@@ -33,6 +35,7 @@ pytest.importorskip("lance_ray", reason="lance-ray is not installed: pip install
 
 from search_r3.index.distributed import Cluster, ModelSource, build_distributed  # noqa: E402
 from search_r3.index.distributed.cluster import _start  # noqa: E402
+from search_r3.index.distributed.commit import check_fragments, commit_fragments  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +259,38 @@ def test_workers_write_to_object_storage_in_one_commit_too(cluster, corpus, s3_s
         SearchIndex.open(path).search("wrap text", Fake(), reasoning=False).hits for path in (place, tmp_path / "one")
     ]
     assert hits[0] == hits[1]
+
+
+def test_only_whole_work_on_an_unchanged_table_is_committed(corpus, tmp_path):
+    """Files put together meanwhile do no harm; rows of someone else's do, and so does a file that is not there."""
+    build_index(tmp_path / "index", open_source(corpus), Fake(), progress=False)
+    index = SearchIndex.open(tmp_path / "index")
+    gone, since = index.search("wrap", None, mode="text").hits[0].id, index.table.version
+    index.table.create_index("document", config=BTree())
+    assert index.table.version > since
+    commit_fragments(tmp_path / "index", [], [gone], since)
+    assert gone not in rows_of(tmp_path / "index")
+    assert len(rows_of(tmp_path / "index")) == 47
+    build_index(tmp_path / "index", open_source(corpus), Fake(), progress=False)
+    with pytest.raises(InputError, match="was changed by someone else meanwhile; nothing was committed"):
+        commit_fragments(tmp_path / "index", [], [gone], since)
+    assert len(rows_of(tmp_path / "index")) == 48
+    lost = SimpleNamespace(physical_rows=3, files=[SimpleNamespace(path="elsewhere.lance")])
+    with pytest.raises(InputError, match="the workers wrote 3 rows where 4 were due; nothing was committed"):
+        check_fragments(tmp_path / "index", [lost], 4)
+    with pytest.raises(InputError, match=r"1 files that workers wrote are not in .*s3://BUCKET/NAME"):
+        check_fragments(tmp_path / "index", [lost], 3)
+
+
+def test_what_a_killed_driver_left_is_in_nobodys_way(cluster, corpus, tmp_path):
+    for name, build in (
+        ("many", lambda path: build_distributed(path, open_source(corpus), Fake, cluster)),
+        ("one", lambda path: build_index(path, open_source(corpus), Fake(), progress=False)),
+    ):
+        (tmp_path / name / "spool.lance" / "data").mkdir(parents=True)
+        (tmp_path / name / "spool.lance" / "data" / "half.lance").write_bytes(b"half")
+        assert build(tmp_path / name).added == 48
+    assert not (tmp_path / "many" / "spool.lance").exists()
 
 
 def test_nobody_at_the_address_is_one_line_at_once():

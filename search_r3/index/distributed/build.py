@@ -79,8 +79,10 @@ def build_distributed(
                 build._touch()
                 if spooled.columns:
                     build.table.add_columns(pa.schema(list(spooled.columns.items())))
+                build.table.checkout_latest()
+                since = build.table.version
                 job = Job(load, model, build.table.schema, max_length, batch_tokens, batch_size)
-                _encode_and_commit(place, spooled, job, cluster, each, (part_rows, file_rows))
+                _encode_and_commit(place, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
             _tell(report, spooled)
             build.finish(changes, prune, approximate_from, ())
@@ -96,7 +98,7 @@ def _described(load: Callable[[], Encoder], each: dict[str, Any]) -> Described:
     """What a worker says of the model: the driver needs neither its weights nor a GPU."""
     import ray
 
-    task = ray.remote(**each)(describe)
+    task = ray.remote(max_calls=1, **each)(describe)  # its process ends, and gives its memory back
     try:
         return ray.get(task.remote(load))
     except ray.exceptions.RayError as error:
@@ -110,8 +112,9 @@ def _encode_and_commit(
     cluster: Cluster,
     each: dict[str, Any],
     sizes: tuple[int | None, int | None],
+    since: int,
 ) -> None:
-    """`sizes`: rows of a task and of a file, where they are given."""
+    """`sizes`: rows of a task and of a file, where they are given; `since`: the table's version before."""
     from search_r3.index.distributed.commit import Fragments, check_fragments, commit_fragments, rows_per_file
 
     fragments: list[Any] = []
@@ -122,7 +125,7 @@ def _encode_and_commit(
         _encode(place, job, cluster, each, sink, tasks)
         fragments = sink.fragments
     check_fragments(place, fragments, spooled.rows)
-    commit_fragments(place, fragments, spooled.replaced)
+    commit_fragments(place, fragments, spooled.replaced, since)
 
 
 def _encode(place: Place, job: Job, cluster: Cluster, each: dict[str, Any], sink: Any, tasks: int) -> None:

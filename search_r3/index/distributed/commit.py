@@ -78,13 +78,18 @@ def check_fragments(place: Place, fragments: Iterable[Any], expected: int) -> No
             )
 
 
-def commit_fragments(place: Place, fragments: list[Any], replaced: list[str]) -> None:
+def commit_fragments(place: Place, fragments: list[Any], replaced: list[str], since: int) -> None:
     """Add `fragments` and remove the rows whose ids are in `replaced`, in one commit.
 
+    Args:
+        since: the table's version that the corpus was compared with. Files put together since then do no harm.
+
     Raises:
-        InputError: someone else changed the index meanwhile.
+        InputError: someone else changed rows since then.
     """
     dataset = lance.dataset(table_uri(place), storage_options=options_of(place))
+    if any(not _harmless(dataset, version) for version in range(since + 1, dataset.version + 1)):
+        raise InputError(_CHANGED.format(place))
     removed, updated = _without(dataset, replaced)
     change: Any = lance.LanceOperation.Append(fragments)
     if removed or updated:
@@ -103,6 +108,18 @@ def commit_fragments(place: Place, fragments: list[Any], replaced: list[str]) ->
         raise InputError(
             f"{place} was changed by someone else meanwhile; nothing was committed; run it again"
         ) from error
+
+
+_CHANGED = "{} was changed by someone else meanwhile; nothing was committed; run it again"
+
+
+def _harmless(dataset: Any, version: int) -> bool:
+    """Whether the commit that made `version` left all rows as they were."""
+    try:
+        made = dataset.read_transaction(version)
+    except (OSError, ValueError, RuntimeError):  # forgotten already: nobody can say what it was
+        return False
+    return made is not None and type(made.operation).__name__ in {"Rewrite", "CreateIndex", "UpdateConfig"}
 
 
 def _without(dataset: Any, ids: list[str]) -> tuple[list[int], list[Any]]:
