@@ -39,8 +39,10 @@ class Layer:
         self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
         self.down = Projection([mlp.down_proj], dtype)
         self.projections = (self.qkv, self.out, self.gate_up, self.down)
-        self.norm_attention = layer.input_layernorm.weight.detach()
-        self.norm_mlp = layer.post_attention_layernorm.weight.detach()
+        self.norm_attention, self.norm_mlp = (
+            norm.weight.detach().to(torch.promote_types(norm.weight.dtype, torch.float32))
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        )
         self.kv_heads = config.num_key_value_heads
         self.groups = config.num_attention_heads // self.kv_heads
         self.head_dim = self.out.inputs // config.num_attention_heads

@@ -85,8 +85,8 @@ class GRPOConfig:
     max_reasoning_tokens: int = 32
     """The longest analysis; the embed token comes on top."""
     min_reasoning_tokens: int = 0
-    """A shorter one is no analysis and earns what a missing token earns: where analyses add little, the policy otherwise
-    learns to say what the direct conversation says ("The embedding is") and nothing else."""
+    """A shorter one is no analysis and earns what a missing token earns: where analyses add little, the policy
+    otherwise learns to say what the direct conversation says ("The embedding is") and nothing else."""
     max_query_tokens: int = 48
     """Tokens kept of a query."""
     max_document_tokens: int = 128

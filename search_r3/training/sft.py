@@ -207,7 +207,7 @@ class SFTTask:
         pairs, behind, sampled = self._plan(step)
         return [(pairs[i].id, pairs[i].query) for i, own in zip(behind, sampled, strict=True) if own]
 
-    def _rows(self, frame: Any, texts: Sequence[str], limit: int, answers: int) -> Rows:
+    def _rows(self, frame: Any, texts: list[str], limit: int, answers: int) -> Rows:
         rows = [[*ids, *frame.suffix] for ids in self._ids(texts, limit)]
         return Rows(frame.prefix, rows, [answers] * len(rows))
 

@@ -44,6 +44,7 @@ GRPO: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 STRATEGIES = ("ddp", "fsdp2")
 ACCELERATE = Path(__file__).parents[2] / "configs" / "accelerate"
+BFLOAT16 = ("base_dtype=bfloat16", "loop.mixed_precision=auto", "loop.steps=2")
 DIES_AT, KEPT = 7, 5
 """The step at which a run is killed, and the last checkpoint before."""
 
@@ -101,6 +102,8 @@ def in_two(rank: int, port: int, model: str, stage_one: str, folder: str) -> Non
             for name in GRPO:
                 recipe = write_grpo(Path(stage_one), Path(folder) / f"mine-{rank}", name)
                 train_grpo(recipe, [f"output={folder}/{how}-grpo-{name}/run"])
+            recipe = write_sft(model, Path(folder) / f"mine-{rank}", "cached")  # a mixed unit: bfloat16 and float32
+            train_sft(recipe, [f"output={folder}/{how}-bfloat16/run", *BFLOAT16])
             for task, train, recipe in (
                 (SFTTask, train_sft, write_sft(model, Path(folder) / f"mine-{rank}", "plain")),
                 (GRPOTask, train_grpo, write_grpo(Path(stage_one), Path(folder) / f"mine-{rank}", "rounds")),
@@ -146,7 +149,10 @@ def test_two_processes_follow_one_and_go_on_after_a_kill(tiny_model: Path, stage
         train_sft(write_sft(str(tiny_model), tmp_path / f"sft-{name}", name))
     for name in GRPO:
         train_grpo(write_grpo(stage_one, tmp_path / f"grpo-{name}", name))
+    train_sft(write_sft(str(tiny_model), tmp_path / "bfloat16", "cached"), BFLOAT16)
+    half = [record["loss"] for record in records(tmp_path / "bfloat16" / "run")]
     for how in STRATEGIES:
+        assert [r["loss"] for r in records(tmp_path / f"{how}-bfloat16" / "run")] == pytest.approx(half, rel=0.02)
         for name in [*(f"sft-{name}" for name in SFT), *(f"grpo-{name}" for name in GRPO)]:
             assert_same_course(tmp_path / name / "run", tmp_path / f"{how}-{name}" / "run")
         for killed, whole in (("SFTTask", "sft-plain"), ("GRPOTask", "grpo-rounds")):

@@ -18,8 +18,8 @@ def policy(tiny_model: Path) -> Policy:
     return make_policy(tiny_model)
 
 
-def make_policy(folder: Path, **settings: Any) -> Policy:
-    checkpoint = checkpoints.load_base(folder, dtype=torch.float32)
+def make_policy(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Policy:
+    checkpoint = checkpoints.load_base(folder, dtype=dtype)
     torch.manual_seed(0)
     model = add_lora(checkpoint, LoraSettings(rank=2, **settings))
     for name, weight in model.named_parameters():
@@ -120,3 +120,25 @@ def test_gradient_caching_gives_the_plain_gradients_also_with_dropout(tiny_model
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_bfloat16_base_trains_float32_weights_and_is_near_the_float32_one(fused: bool, tiny_model: Path) -> None:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        policy = make_policy(tiny_model, dtype)
+        policy.fused = fused
+        assert policy.causal_lm.get_decoder().norm.weight.dtype == dtype
+        with torch.autocast("cpu", torch.bfloat16):
+            encoded = policy({"query": rows(policy)}, with_base=["query"])["query"]
+        assert encoded.logits_TV is not None
+        assert encoded.base_logits_TV is not None
+        (encoded.embedding_BD.sum() + encoded.logits_TV.float().logsumexp(-1).sum()).backward()
+        gradients = [weight.grad for weight in policy.parameters() if weight.grad is not None]
+        assert len(gradients) == 2 * 2 * 7 + 1  # of two layers the A and B of seven matrices, and the token's row
+        assert all(gradient.dtype == torch.float32 for gradient in gradients)
+        found.append((encoded.embedding_BD, torch.cat([gradient.flatten() for gradient in gradients])))
+    (one, one_gradient), (other, other_gradient) = found
+    assert other.dtype == torch.float32
+    assert (one * other).sum(1).min() > 0.99
+    assert torch.cosine_similarity(one_gradient, other_gradient, dim=0) > 0.98

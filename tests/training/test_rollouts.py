@@ -93,6 +93,17 @@ def test_the_same_seed_gives_the_same_rollouts_and_another_others(live: LiveEnco
     assert ids[0] != ids[2]
 
 
+def test_a_rollout_depends_on_its_query_and_seed_and_on_nothing_beside_it(live: LiveEncoder) -> None:
+    engine, seeds = TorchRollouts(batch_size=6), [7, 8, 9]
+    engine.sync(live.sync())
+    together = engine.sample(QUERIES, 3, **SAMPLING | {"seed": seeds})
+    for i, query in enumerate(QUERIES):
+        alone = engine.sample([query], 3, **SAMPLING | {"seed": seeds[i : i + 1]})
+        assert [r.token_ids for r in alone] == [r.token_ids for r in together[3 * i : 3 * i + 3]]
+    assert len({tuple(r.token_ids) for r in together}) > 4
+    assert engine.sample([], 3, **SAMPLING | {"seed": []}) == []
+
+
 def test_the_live_encoder_has_the_weights_of_now_without_a_new_copy(live: LiveEncoder) -> None:
     encoder = live.sync()
     before = encoder.encode_document(QUERIES)
@@ -180,8 +191,10 @@ class StandInVLLM:
     def reset(self) -> None:
         self.resets += 1
 
-    def generate(self, prompts: list[dict], settings: Any, use_tqdm: bool) -> list[Any]:
-        self.prompts, self.settings = prompts, settings
+    def generate(self, prompts: list[dict], every: list[Any], use_tqdm: bool) -> list[Any]:
+        assert len({settings.seed for settings in every}) == len(prompts)  # each query has its own
+        self.prompts, self.settings = prompts, every[0]
+        settings = every[0]
         embed, eos = settings.stop_token_ids
         endings: list[tuple[list[int], int | None]] = [
             ([11, 12], embed), ([13], eos), ([20 + i for i in range(settings.max_tokens)], None), ([], embed)
