@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,9 @@ from search_r3.errors import InputError
 from search_r3.training.architectures import architecture_of
 
 ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("benchmarks_scale", ROOT / "benchmarks" / "scale.py")
-assert spec is not None
-assert spec.loader is not None
-scale = importlib.util.module_from_spec(spec)
-sys.modules["benchmarks_scale"] = scale
-spec.loader.exec_module(scale)
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import scale  # noqa: E402
 
 PLAN = scale.Plan()
 
