@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from search_r3.errors import InputError
+from search_r3.model.engines import int8_rows
+from search_r3.model.engines.int8_session import Int8Model, Int8Session
 from search_r3.model.engines.int8_weights import check_processor, load_or_make, merged_layers, quantise_model
 from search_r3.model.engines.sessions import Layer, Prefix, Session
 from search_r3.model.engines.torch_engine import TorchEngine, _by_length
@@ -56,7 +58,7 @@ class Int8Engine(TorchEngine):
     ) -> None:
         check_processor()
         try:
-            from search_r3.model.engines import int8_session
+            int8_rows.compile_rows()
         except ModuleNotFoundError as error:
             raise InputError(
                 f"engine int8 needs the package {error.name}: pip install 'search-r3[int8]', or use engine torch"
@@ -67,7 +69,7 @@ class Int8Engine(TorchEngine):
                 f"{model.device}; leave device and dtype away, or use engine torch"
             )
         super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocabulary=vocabulary)
-        self._parts, self._float_head = int8_session, self.head
+        self._float_head = self.head
         tensors = load_or_make(
             self._merge(), self.head.weight.detach(), contract_hash, places, cache_dir / f"{contract_hash}.safetensors"
         )
@@ -111,7 +113,7 @@ class Int8Engine(TorchEngine):
         return out
 
     def _session(self, prefix: Prefix, size: int, room: int) -> Session:
-        return self._parts.Int8Session(self.backbone, self._packed.layers, prefix, size, room)
+        return Int8Session(self.backbone, self._packed.layers, prefix, size, room)
 
     def _start(self, prefix: Sequence[int], size: int, room: int) -> Session:
         with self._lock:
@@ -127,7 +129,7 @@ class Int8Engine(TorchEngine):
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         assert self._layers is not None
-        self._packed = self._parts.Int8Model.of(self._layers, tensors)
+        self._packed = Int8Model.of(self._layers, tensors)
 
     def _weights_now(self) -> list[tuple[int, int]]:
         return [(p.data_ptr(), p._version) for p in self.model.parameters()]

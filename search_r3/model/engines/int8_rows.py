@@ -1,9 +1,9 @@
 """What the int8 engine does between two matrix products, each in one pass over a row: scale, add, normalise, round.
 
 A row of activations is rounded to int8 with a scale of its own (dynamic, symmetric: LLM.int8(), arXiv 2208.07339, and
-ZeroQuant, arXiv 2206.01861), so a row's result does not depend on the rows beside it. Compiled by numba when first
-called and kept on disk; without the GIL, so threads may run them side by side. All arrays are C-contiguous float32,
-but for the int8 outputs.
+ZeroQuant, arXiv 2206.01861), so a row's result does not depend on the rows beside it. `compile_rows` has numba compile
+all this (when first called, and kept on disk); then it runs without the GIL, so threads may run it side by side. All
+arrays are C-contiguous float32, but for the int8 outputs.
 
 Letters in shapes: N rows, D width of a row, C columns of queries, keys and values, E dimension of a head, F width of
 the MLP; B rows of L tokens (N = B * L), T columns of the cache, K key-value heads of G query heads each, Q = G * L.
@@ -11,13 +11,9 @@ the MLP; B rows of L tokens (N = B * L), T columns of the cache, K key-value hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 
 _SETTINGS: dict[str, Any] = {
     "nogil": True,
@@ -25,28 +21,43 @@ _SETTINGS: dict[str, Any] = {
     # Sums in any order, so that they are taken eight or sixteen at a time; no promise about NaN or the sign of zero.
     "fastmath": {"reassoc", "nsz", "nnan", "contract", "arcp"},
 }
+_COMPILED = ("_turn", "quantise", "add_norm_quantise", "quantise_heads", "rotate", "gate_quantise")
+_larger: Any = max
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    try:
-        return njit(function, cache=True, **_SETTINGS)
-    except RuntimeError:  # nowhere to keep what was compiled
-        return njit(function, **_SETTINGS)
+def compile_rows() -> None:
+    """Put compiled functions in the place of this module's, once.
+
+    Raises:
+        ModuleNotFoundError: there is no numba.
+    """
+    from llvmlite import ir
+    from numba import njit, types
+    from numba.extending import intrinsic
+
+    names = globals()
+    if names["_larger"] is not max:
+        return
+
+    @intrinsic
+    def larger(typing_context, a, b):
+        """The larger of two float32. Said with LLVM's own instruction: a loop with a comparison is not vectorised."""
+
+        def generate(context, builder, signature, arguments):
+            kind = ir.FloatType()
+            function = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
+            return builder.call(function, arguments, fastmath=("nnan", "nsz"))
+
+        return types.float32(types.float32, types.float32), generate
+
+    names["_larger"] = larger
+    for name in _COMPILED:
+        try:
+            names[name] = njit(names[name], cache=True, **_SETTINGS)
+        except RuntimeError:  # nowhere to keep what was compiled
+            names[name] = njit(names[name], **_SETTINGS)
 
 
-@intrinsic
-def _larger(typing_context, a, b):
-    """The larger of two float32. Said with LLVM's own instruction: a loop with a comparison is not vectorised."""
-
-    def generate(context, builder, signature, arguments):
-        kind = ir.FloatType()
-        function = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
-        return builder.call(function, arguments, fastmath=("nnan", "nsz"))
-
-    return types.float32(types.float32, types.float32), generate
-
-
-@_compiled
 def quantise(x_ND, q_ND, scale_N):
     """`x` as int8 `q` times `scale`, a scale a row; both are written to."""
     size, width = x_ND.shape
@@ -62,7 +73,6 @@ def quantise(x_ND, q_ND, scale_N):
             q[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
 
 
-@_compiled
 def add_norm_quantise(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, scale_N):
     """Add `y * y_scale + bias` (an empty bias is none) to `x`; then RMSNorm(x) times `weight`, as `quantise` gives it.
 
@@ -90,7 +100,6 @@ def add_norm_quantise(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, scale_
             q[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
 
 
-@_compiled
 def quantise_heads(x_BQKE, q_ND, scale_N):
     """What attention gives (see `rotate` for its queries), put into rows of heads, as `quantise` gives it."""
     size, queries, heads, dim = x_BQKE.shape
@@ -116,7 +125,6 @@ def quantise_heads(x_BQKE, q_ND, scale_N):
                         q[e] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
 
 
-@_compiled
 def _turn(x, cos, sin, out):
     """One head rotated by RoPE (arXiv 2104.09864), its halves as transformers pairs them."""
     half = out.size // 2
@@ -126,7 +134,6 @@ def _turn(x, cos, sin, out):
         out[half + e] = b * cos[half + e] + a * sin[half + e]
 
 
-@_compiled
 def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values_BKTE, start):
     """`y * scale + bias` (an empty bias is none) taken apart: queries and keys are rotated, values are not.
 
@@ -154,7 +161,6 @@ def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values
                 out[e] = y[value + e]
 
 
-@_compiled
 def gate_quantise(y_N2F, y_scale_N, q_NF, scale_N):
     """silu(gate) * up, as `quantise` gives it, of `y * y_scale`: gates in front, ups behind. `y` is overwritten.
 

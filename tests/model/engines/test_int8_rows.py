@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("numba")
 from search_r3.model.engines import int8_rows
 
+int8_rows.compile_rows()
 NONE = np.empty(0, dtype=np.float32)
 
 
