@@ -105,6 +105,10 @@ def _add_v1(app: FastAPI, service: Service) -> None:
         async def add_documents(request: Request) -> Response:
             return await documents.add_documents(request, service)
 
+        @app.delete("/v1/documents/{document:path}", **guard)
+        async def delete_document(request: Request, document: str) -> Response:
+            return await documents.delete_document(request, service, document)
+
 
 def _add_rest(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_model=None)

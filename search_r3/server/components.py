@@ -245,4 +245,5 @@ def _documents(config: ServerConfig) -> dict[str, Schema]:
             has_more={"type": "boolean"},
         ),
         "Added": record(object={"const": "list"}, data={"type": "array", "items": added}, chunks=COUNT),
+        "Deleted": record(object={"const": "document"}, id=STRING, deleted={"const": True}, chunks=COUNT),
     }

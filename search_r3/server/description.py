@@ -44,6 +44,7 @@ def describe(service: Service) -> dict[str, Any]:
         paths["/v1/documents"] = {"get": _list_documents(keys)}
         if service.config.writable:
             paths["/v1/documents"]["post"] = _add_documents(keys)
+            paths["/v1/documents/{document}"] = {"delete": _delete_document(keys)}
     paths["/health"] = {"get": _health()}
     paths["/metrics"] = {"get": _metrics()}
     described: dict[str, Any] = {
@@ -162,13 +163,33 @@ def _list_documents(keys: bool) -> Operation:
 def _add_documents(keys: bool) -> Operation:
     operation = _operation(
         "addDocuments",
-        "Add documents to the index",
-        "All are added, or none. An id that is in the index already is refused.",
+        "Add documents to the index, or replace them",
+        "All are written, or none. A document whose id is in the index already is replaced.",
         keys,
-        {"201": {"description": "Added; a search finds them", **_json("Added")}, **_responses((*WORK, 404, 409), keys)},
+        {
+            "201": {"description": "Written; a search finds them", **_json("Added")},
+            **_responses((*WORK, 404, 409), keys),
+        },
     )
     example = {"documents": [{"id": "licence", "title": "Licence", "text": "It is under Apache-2.0."}]}
     operation["requestBody"] = {"required": True, **_json("AddDocuments", example=example)}
+    return operation
+
+
+def _delete_document(keys: bool) -> Operation:
+    operation = _operation(
+        "deleteDocument",
+        "Delete a document with all of its chunks",
+        "",
+        keys,
+        {
+            "200": {"description": "Gone; no search finds it", **_json("Deleted")},
+            **_responses((404, 409, 429, 500, 503, 504), keys),
+        },
+    )
+    operation["parameters"] = [
+        {"name": "document", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    ]
     return operation
 
 

@@ -1,7 +1,7 @@
-"""GET and POST /v1/documents: what is in the index, and adding to it while it is searched.
+"""/v1/documents: what is in the index, and adding, replacing and deleting there while it is searched.
 
-Documents are added, not replaced: the index room has no way yet to remove the old chunks of one document, so an id that
-is there already is refused. The build holds the index's own lock, and embeds through the server's batcher.
+A document whose id the index has already is replaced, with all of its chunks, in the commit that adds the others. The
+build holds the index's own lock, and embeds through the server's batcher.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from starlette.responses import Response
 
 from search_r3.errors import InputError
 from search_r3.index.build import build_index
+from search_r3.index.change import UnknownDocument, delete_documents
 from search_r3.index.readers import SourceDocument
-from search_r3.index.table import SearchIndex, quoted
+from search_r3.index.table import SearchIndex
 from search_r3.server.embeddings import to_json
 from search_r3.server.encoder import QueuedEncoder
 from search_r3.server.errors import ApiError
@@ -54,6 +55,30 @@ async def add_documents(request: Request, service: Service) -> Response:
         return to_json(await until_done(request, service, adding, encoder.cancel, lambda: encoder.begun), 201)
 
 
+async def delete_document(request: Request, service: Service, identifier: str) -> Response:
+    """Answer DELETE /v1/documents/{document}."""
+    with service.inside():
+        deleting = asyncio.ensure_future(_delete(service, service.index, identifier))
+        return to_json(await until_done(request, service, deleting, lambda: None, lambda: True))
+
+
+async def _delete(service: Service, index: SearchIndex, identifier: str) -> dict[str, Any]:
+    def run() -> int:
+        chunks = delete_documents(index.path, [identifier])
+        index.table.checkout_latest()
+        return chunks
+
+    async with service.writing:
+        try:
+            chunks = await asyncio.get_running_loop().run_in_executor(service.threads, run)
+        except UnknownDocument as error:
+            message = f"there is no document {identifier[:100]!a}; see GET /v1/documents"
+            raise ApiError(404, message, "document_not_found", param="document") from error
+        except InputError as error:
+            raise ApiError(409, str(error), "conflict") from error
+    return {"object": "document", "id": identifier, "deleted": True, "chunks": chunks}
+
+
 async def _add(
     service: Service, index: SearchIndex, documents: list[SourceDocument], encoder: QueuedEncoder
 ) -> dict[str, Any]:
@@ -72,16 +97,10 @@ def _build(index: SearchIndex, documents: list[SourceDocument], encoder: QueuedE
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise InputError(f'the id "{twice}" comes twice; give each document its own')
-    held = index.table.search().where(f"document IN ({quoted(ids)})").select(["document"]).limit(1).to_list()
-    if held:
-        raise InputError(
-            f'the index has a document "{held[0]["document"]}" already; documents are added here, not replaced: bring '
-            "the index up to date with search-r3 index, or choose another id"
-        )
     # One commit: all is embedded before anything is written, so that a timeout leaves the index as it was.
     report = build_index(index.path, documents, encoder, prune=False, progress=False, commit_every=ONE_COMMIT)
     index.table.checkout_latest()  # who adds and then searches, finds
-    return {"object": "list", "data": [{"object": "document", "id": i} for i in ids], "chunks": report.added}
+    return {"object": "list", "data": [{"object": "document", "id": i} for i in ids], "chunks": report.chunks}
 
 
 def _listed(index: SearchIndex, limit: int, after: str) -> dict[str, Any]:

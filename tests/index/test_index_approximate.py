@@ -137,7 +137,8 @@ def test_a_table_that_outgrew_it_is_trained_again_and_one_that_changed_is_measur
     assert keep_approximate(table).rows == 2 * COUNT + 100
 
 
-def test_what_misses_the_goal_is_not_used_and_says_so(path, model):
+def test_what_misses_the_goal_is_not_used_and_says_so(path, model, monkeypatch):
+    monkeypatch.setattr(approximate_module, "SAMPLES", 3)
     index = SearchIndex.open(path)
     missed = tuned(index.table, dataclasses.replace(index.approximate, goal=1.1))
     assert not missed.used
