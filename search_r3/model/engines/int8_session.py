@@ -161,11 +161,15 @@ class Int8Session(LlamaCache):
 def _mlp(layer: Int8Layer, q_ND: Tensor, scale_N: Tensor) -> tuple[Tensor, Tensor]:
     """The MLP's output (N, D) in steps, and what a row's step is worth (N,)."""
     q_NF, q_scale_N = _room(len(q_ND), layer.down.inputs)
+    fine_NF = torch.empty_like(q_NF)
     for start in range(0, len(q_ND), ROWS_A_BLOCK):
         block = slice(start, start + ROWS_A_BLOCK)
         y_N2F = layer.gate_up(q_ND[block])
-        int8_rows.gate_quantise(y_N2F.numpy(), scale_N[block].numpy(), q_NF[block].numpy(), q_scale_N[block].numpy())
-    return layer.down(q_NF), q_scale_N
+        int8_rows.gate_quantise(
+            y_N2F.numpy(), scale_N[block].numpy(), q_NF[block].numpy(), fine_NF[block].numpy(),
+            q_scale_N[block].numpy(),
+        )  # fmt: skip
+    return layer.down(q_NF).add_(layer.down(fine_NF), alpha=1 / int8_rows.FINE), q_scale_N
 
 
 def _room(rows: int, width: int) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,9 @@ def test_the_gate_is_silu(random: np.random.Generator) -> None:
     y_scale = np.array([0.01, 0.5, 1, 2, 5, 20], dtype=np.float32)  # gates of -600 to 600 among them
     gate, up = np.split(y.astype(np.float64) * y_scale[:, None], 2, axis=1)
     expected = gate / (1 + np.exp(-gate)) * up
-    q, scale = room(6, 37)
-    int8_rows.gate_quantise(y, y_scale, q, scale)
+    (q, scale), (fine, _) = room(6, 37), room(6, 37)
+    int8_rows.gate_quantise(y, y_scale, q, fine, scale)
     assert np.allclose(y[:, :37], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(1, keepdims=True))
     check(q, scale, expected)
+    exact = (q + fine / int8_rows.FINE) * scale[:, None]
+    assert (np.abs(exact - expected).max(1) <= 0.01 * scale).all()
