@@ -75,8 +75,10 @@ def quantise(x_ND, q_ND, scale_N):
             q[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
 
 
-def add_norm_quantise(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, scale_N):
+def add_norm_quantise(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, fine_ND, scale_N):
     """Add `y * y_scale + bias` (an empty bias is none) to `x`; then RMSNorm(x) times `weight`, as `quantise` gives it.
+
+    `fine`, unless it is empty, gets what `q` leaves, in steps of a `FINE`-th.
 
     A row's scale swallows the norm's own division, so that the normalised row is never written.
     """
@@ -100,6 +102,11 @@ def add_norm_quantise(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, scale_
         for d in range(width):
             v = x[d] * weight_D[d] * factor
             q[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
+        if fine_ND.size > 0:
+            fine = fine_ND[n]
+            for d in range(width):
+                v = (x[d] * weight_D[d] * factor - np.float32(q[d])) * np.float32(FINE)
+                fine[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
 
 
 def quantise_heads(x_BQKE, q_ND, scale_N):

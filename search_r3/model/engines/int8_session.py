@@ -25,6 +25,7 @@ from search_r3.model.engines.sessions import Layer, LlamaCache, Prefix
 ROWS_A_BLOCK = 128
 """The MLP takes so many tokens at a time: what lies between its products (12 kB a token in SmolLM2) stays in L2."""
 NOTHING = np.empty(0, dtype=np.float32)
+NOT_FINE = np.empty((0, 0), dtype=np.int8)
 
 
 @dataclass
@@ -98,13 +99,13 @@ class Int8Session(LlamaCache):
         eps = np.float32(self.eps)
         # The stream begins at zero, and the embeddings are what is added first.
         y_ND, x_ND, scale_N, bias = x_ND, torch.zeros_like(x_ND), torch.ones(len(x_ND)), NOTHING
-        q_ND, q_scale_N = _room(*x_ND.shape)
+        (q_ND, q_scale_N), fine_ND = _room(*x_ND.shape), torch.empty(x_ND.shape, dtype=torch.int8)
         for index, layer in enumerate(self.layers):
             int8_rows.add_norm_quantise(
                 x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), bias, layer.norm_attention, eps, q_ND.numpy(),
-                q_scale_N.numpy(),
+                fine_ND.numpy(), q_scale_N.numpy(),
             )  # fmt: skip
-            y_NC = layer.qkv(q_ND)
+            y_NC = layer.qkv(q_ND).add_(layer.qkv(fine_ND), alpha=1 / int8_rows.FINE)
             query_BKGLE = torch.empty(size, self.heads, self.groups, new, self.head_dim)
             int8_rows.rotate(
                 y_NC.numpy(), q_scale_N.numpy(), layer.qkv_bias, *turn, query_BKGLE.numpy(), self.keys[index].numpy(),
@@ -123,7 +124,7 @@ class Int8Session(LlamaCache):
             q_scale_N = torch.empty_like(scale_N)
             int8_rows.add_norm_quantise(
                 x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), layer.out_bias, layer.norm_mlp, eps, q_ND.numpy(),
-                q_scale_N.numpy(),
+                NOT_FINE, q_scale_N.numpy(),
             )  # fmt: skip
             y_ND, scale_N = _mlp(layer, q_ND, q_scale_N)
         self.length += new

@@ -53,10 +53,12 @@ def test_adding_and_normalising_in_one_pass(random: np.random.Generator, biased:
     y_scale = random.random(7).astype(np.float32)
     added = x + y * y_scale[:, None] + (bias if biased else 0)
     expected = added / np.sqrt((added**2).mean(1, keepdims=True) + 1e-5) * weight
-    q, scale = room(7, 40)
-    int8_rows.add_norm_quantise(x, y, y_scale, bias if biased else NONE, weight, np.float32(1e-5), q, scale)
+    (q, scale), (fine, _) = room(7, 40), room(7, 40) if biased else (np.empty((0, 0), dtype=np.int8), None)
+    int8_rows.add_norm_quantise(x, y, y_scale, bias if biased else NONE, weight, np.float32(1e-5), q, fine, scale)
     assert np.allclose(x, added, rtol=1e-5, atol=1e-5)
     check(q, scale, expected)
+    if fine.size:
+        assert (np.abs((q + fine / int8_rows.FINE) * scale[:, None] - expected).max(1) <= 0.01 * scale).all()
 
 
 @pytest.mark.parametrize("biased", [False, True])
