@@ -97,16 +97,16 @@ def in_two(rank: int, port: int, model: str, stage_one: str, folder: str) -> Non
     for how in STRATEGIES:
         with strategy(how):
             for name in SFT:
-                recipe = write_sft(model, Path(folder) / f"mine-{rank}", name)
+                recipe = write_sft(model, Path(folder) / f"sft-{rank}", name)
                 train_sft(recipe, [f"output={folder}/{how}-sft-{name}/run"])
             for name in GRPO:
-                recipe = write_grpo(Path(stage_one), Path(folder) / f"mine-{rank}", name)
+                recipe = write_grpo(Path(stage_one), Path(folder) / f"grpo-{rank}", name)
                 train_grpo(recipe, [f"output={folder}/{how}-grpo-{name}/run"])
-            recipe = write_sft(model, Path(folder) / f"mine-{rank}", "cached")  # a mixed unit: bfloat16 and float32
+            recipe = write_sft(model, Path(folder) / f"sft-{rank}", "cached")  # a mixed unit: bfloat16 and float32
             train_sft(recipe, [f"output={folder}/{how}-bfloat16/run", *BFLOAT16])
             for task, train, recipe in (
-                (SFTTask, train_sft, write_sft(model, Path(folder) / f"mine-{rank}", "plain")),
-                (GRPOTask, train_grpo, write_grpo(Path(stage_one), Path(folder) / f"mine-{rank}", "rounds")),
+                (SFTTask, train_sft, write_sft(model, Path(folder) / f"sft-{rank}", "plain")),
+                (GRPOTask, train_grpo, write_grpo(Path(stage_one), Path(folder) / f"grpo-{rank}", "rounds")),
             ):
                 wanted = [f"output={folder}/{how}-killed-{task.__name__}/run", f"loop.checkpoint_every={KEPT}"]
                 with pytest.MonkeyPatch.context() as patch:
