@@ -94,7 +94,7 @@ class Int8Session(LlamaCache):
         size, new = ids_BL.shape
         x_ND = self.backbone.embed_tokens(ids_BL).float().flatten(0, 1)
         cos_BLE, sin_BLE = self.backbone.rotary_emb(x_ND, position_BL)
-        turn = [part.float().reshape(-1, self.head_dim).contiguous().numpy() for part in (cos_BLE, sin_BLE)]
+        cos_NE, sin_NE = (part.float().reshape(-1, self.head_dim).contiguous().numpy() for part in (cos_BLE, sin_BLE))
         mask_BQT = self._additive(self._mask(new, mask_BT, x_ND.device))
         eps = np.float32(self.eps)
         # The stream begins at zero, and the embeddings are what is added first.
@@ -108,8 +108,8 @@ class Int8Session(LlamaCache):
             y_NC = layer.qkv(q_ND).add_(layer.qkv(fine_ND), alpha=1 / int8_rows.FINE)
             query_BKGLE = torch.empty(size, self.heads, self.groups, new, self.head_dim)
             int8_rows.rotate(
-                y_NC.numpy(), q_scale_N.numpy(), layer.qkv_bias, *turn, query_BKGLE.numpy(), self.keys[index].numpy(),
-                self.values[index].numpy(), self.length,
+                y_NC.numpy(), q_scale_N.numpy(), layer.qkv_bias, cos_NE, sin_NE, query_BKGLE.numpy(),
+                self.keys[index].numpy(), self.values[index].numpy(), self.length,
             )  # fmt: skip
             picked_B = None
             if index == len(self.layers) - 1 and new > 1:  # keys and values are of all tokens, the rest of one a row
