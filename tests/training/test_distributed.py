@@ -135,7 +135,11 @@ def assert_same_course(one: Path, other: Path) -> None:
     for a, b in zip(first, second, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-2, abs=1e-3)
-        assert b["terms"] == pytest.approx(a["terms"], abs=2e-3)
+        timeless, others = (
+            {name: value for name, value in record["terms"].items() if not name.startswith("seconds")}
+            for record in (a, b)
+        )
+        assert others == pytest.approx(timeless, abs=2e-3)
     assert first[-1]["loss"] != pytest.approx(first[0]["loss"], rel=0.05)  # it learns
     weights, others = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, other))
     assert weights.keys() == others.keys()
