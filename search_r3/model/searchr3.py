@@ -223,7 +223,7 @@ class SearchR3:
         *,
         max_reasoning_tokens: int = 32,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         samples: int = 1,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -234,7 +234,7 @@ class SearchR3:
         Args:
             max_reasoning_tokens: the budget, which leaves out the embed token; at 0 the token follows at once.
             temperature: 0 is greedy; 1 samples from the model's own distribution.
-            seed: of the sampling; unused when greedy.
+            seed: of the sampling; unused when greedy. One for each analysis: it is then decided by its query and seed.
             samples: analyses of each query, drawn apart; those of a query stand together in what is returned.
             batch_size: analyses that are written side by side; a sample is decided by the seed and its batch.
             on_token: called with an analysis' place in what is returned and a token's id, as each is written (see
