@@ -228,7 +228,8 @@ def _models(config: Any, paths: dict[int, Path], device: str) -> Iterator[Any]:
     while True:
         if step in paths:
             state = read_checkpoint(paths[step])
-            restore(policy, torch.optim.AdamW(trainable(policy).values()), state)
+            parameters = trainable(policy)
+            restore(parameters, torch.optim.AdamW(parameters.values()), state)
         else:
             with torch.no_grad():
                 for name, parameter in trainable(policy).items():
