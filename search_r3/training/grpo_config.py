@@ -84,6 +84,9 @@ class GRPOConfig:
     """Rollouts of a query."""
     max_reasoning_tokens: int = 32
     """The longest analysis; the embed token comes on top."""
+    min_reasoning_tokens: int = 0
+    """A shorter one is no analysis and earns what a missing token earns: where analyses add little, the policy otherwise
+    learns to say what the direct conversation says ("The embedding is") and nothing else."""
     max_query_tokens: int = 48
     """Tokens kept of a query."""
     max_document_tokens: int = 128
@@ -169,10 +172,15 @@ class GRPOConfig:
              "epochs", "minibatches", "rollouts_per_batch", "rows_per_chunk", "gauge_queries", "dev_queries",
              "dev_documents"), 1
         )  # fmt: skip
-        at_least |= dict.fromkeys(("resamples", "gauge_every", "gauge_rows", "samples", "samples_every"), 0)
+        at_least |= dict.fromkeys(("min_reasoning_tokens", "resamples", "gauge_every", "gauge_rows", "samples", "samples_every"), 0)
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if self.min_reasoning_tokens > self.max_reasoning_tokens:
+            raise InputError(
+                f"min_reasoning_tokens must be at most max_reasoning_tokens ({self.max_reasoning_tokens}), "
+                f"not {self.min_reasoning_tokens}"
+            )
         if self.to_rank is not None and self.to_rank < self.from_rank:
             raise InputError(f"to_rank must be from_rank ({self.from_rank}) or more, not {self.to_rank}")
         if self.max_documents is not None and self.max_documents < 2:

@@ -167,7 +167,7 @@ class Collector:
             [query.grades for query in queries],
             encode_rows(encoder, self.documents, config.max_document_tokens),
             step,
-            emitted_R=torch.tensor([not r.forced for r in rollouts], dtype=torch.bool),
+            emitted_R=torch.tensor([self._analysed(r) for r in rollouts], dtype=torch.bool),
             tokens_R=torch.tensor([float(len(r.token_ids)) for r in rollouts]),
             token_budget=config.max_reasoning_tokens,
             direct_BD=direct_BD,
@@ -207,7 +207,7 @@ class Collector:
             answers = [place[row] for row, grade in group.query.grades.items() if grade > 0]
             masked_RC[line, answers] = True
             masked_RC[line, place[group.query.positive]] = False
-            if not rollout.forced and config.contrastive_weight:
+            if self._analysed(rollout) and config.contrastive_weight:
                 target_R[line] = place[group.query.positive]
         figures["refreshed"] = float(len(refreshed))
         figures["mean_age"] = float(environment.corpus.ages(step).float().mean())
@@ -224,6 +224,10 @@ class Collector:
             figures=figures,
             samples=samples,
         )
+
+    def _analysed(self, rollout: Rollout) -> bool:
+        """Whether it ends with the token by itself, after at least as many tokens as are asked for."""
+        return not rollout.forced and len(rollout.token_ids) >= self.config.min_reasoning_tokens
 
     def _candidates(self, positives: list[int], refreshed: np.ndarray, number: int) -> np.ndarray:
         """Rows that the contrastive term looks at: the positives, and those refreshed at this step."""
