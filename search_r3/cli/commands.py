@@ -286,7 +286,7 @@ def card(
     from search_r3.evaluation.card import keep_run, write_card
 
     if keep is not None:
-        keep_run(keep, run, manifest or (), command)
+        keep_run(keep, run, manifest or (), command, adapter)
     print(write_card(adapter, run, output))
 
 

@@ -7,6 +7,7 @@ The card is made again whenever either changes; nothing in it is typed by hand. 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +29,18 @@ MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
 PEERS = ("bm25", "all-minilm-l6-v2")
 
 
-def keep_run(run: str | Path, target: str | Path, manifests: Sequence[str | Path], command: str) -> None:
+def keep_run(
+    run: str | Path,
+    target: str | Path,
+    manifests: Sequence[str | Path],
+    command: str,
+    adapter: str | Path | None = None,
+) -> None:
     """Copy what documents a training run to `target`: config, log, curves, the pairs' manifests, and `about.json`.
 
     Args:
         manifests: how the pairs came to be: of `data build` first, then of `data select` if they were chosen.
+        adapter: the folder that its weights went to; if they are those of the run's `best/`, the step is kept too.
 
     Raises:
         InputError: `run` is not a training run's folder, or a manifest does not exist.
@@ -54,11 +62,19 @@ def keep_run(run: str | Path, target: str | Path, manifests: Sequence[str | Path
         "hours": round(sum(r["seconds"] for r in steps + dev) / 3600, 2),
         "tokens": sum(r.get("tokens", 0) for r in steps),
     }
+    if adapter is not None and _same_weights(Path(adapter), run / "best"):
+        metric = "ndcg@10.on" if "ndcg@10.on" in dev[0]["dev"] else "live.reward"
+        about["weights_of_step"] = max(dev, key=lambda r: r["dev"].get(metric, -math.inf))["step"]
     with atomic_path(target) as scratch:
         scratch.mkdir()
         for name, file in wanted.items():
             shutil.copy(file, scratch / name)
         (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _same_weights(first: Path, second: Path) -> bool:
+    files = [folder / "adapter_model.safetensors" for folder in (first, second)]
+    return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
 
 
 def card(
@@ -192,6 +208,10 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: 
         shown = [name for name in dev[0]["dev"] if name.endswith((".off", ".on"))]
         curve = "; ".join(f"step {r['step']}: " + ", ".join(f"{n} {r['dev'][n]:.3f}" for n in shown) for r in dev)
         lines.append(f"nDCG@10 on small dev pools while it trained ({', '.join(config['dev'])}): {curve}.")
+    if about.get("weights_of_step", about["steps"]) != about["steps"]:
+        lines.append(
+            f"The weights are those of step {about['weights_of_step']}, which was the best on dev with reasoning."
+        )
     rewards = [r["dev"]["live.reward"] for r in dev if "live.reward" in r["dev"]]
     if rewards:
         lines.append(

@@ -101,8 +101,8 @@ class SearchR3:
         Args:
             name_or_path: a bundled name ("smollm2-135m"), an adapter in `models/`, a folder, or a hub id.
             device: "cpu", "cuda", ...; None takes a GPU where there is one.
-            engine: "auto" or "torch"; "int8" runs the Llama family on a CPU several times as fast as float32, at a small
-                cosine distance from it; it is made on first use and kept in the cache folder (docs/engines.md).
+            engine: "auto" or "torch"; "int8" runs the Llama family on a CPU faster than float32, at a small cosine
+                distance from it; it is made on first use and kept in the cache folder (docs/engines.md).
             dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16". On CPUs with AMX bfloat16 is
                 about four times as fast, at a cosine distance of about 0.001 from float32.
 

@@ -60,6 +60,24 @@ def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
     assert "Ablations" not in card(adapter, tmp_path / "kept", tmp_path / "results")
 
 
+def test_the_card_says_which_step_s_weights_were_kept(run: Path, adapter: Path, tmp_path: Path) -> None:
+    log = [
+        {"step": 3, "loss": 0.3, "tokens": 10, "seconds": 1},
+        {"step": 3, "dev": {"ndcg@10.on": 0.6}, "seconds": 1},
+        {"step": 9, "loss": 0.3, "tokens": 10, "seconds": 1},
+        {"step": 9, "dev": {"ndcg@10.on": 0.5}, "seconds": 1},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
+    (run / "best").mkdir()
+    for folder, weights in ((run / "best", b"third"), (adapter, b"third")):
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+    keep_run(run, tmp_path / "kept", (), "x", adapter)
+    assert "The weights are those of step 3" in card(adapter, tmp_path / "kept", tmp_path / "results")
+    (run / "best" / "adapter_model.safetensors").write_bytes(b"other")
+    keep_run(run, tmp_path / "kept", (), "x", adapter)
+    assert "weights are those" not in card(adapter, tmp_path / "kept", tmp_path / "results")
+
+
 def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: Path, tmp_path: Path) -> None:
     config = to_dict(GRPOConfig("stage1", [QuerySet(beir="scifact")], [Source(beir="scifact")], "out", from_rank=2))
     del config["queries"], config["corpus"]  # a run's config.json holds what decides it, not places
