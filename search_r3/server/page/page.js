@@ -369,8 +369,10 @@ window.addEventListener("DOMContentLoaded", () => {
       auto.value = "auto";
       options.push(auto);
     }
+    const chosen = $("budget").value; // perhaps already, while the server was asked what it allows
     $("budget").replaceChildren(...options);
-    $("budget").value = String(Math.min(USUAL_BUDGET, budgets.at(-1)));
+    const stays = options.some((option) => option.value === chosen);
+    $("budget").value = stays ? chosen : String(Math.min(USUAL_BUDGET, budgets.at(-1)));
   }
 
   async function begin() {
