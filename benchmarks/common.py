@@ -5,6 +5,7 @@ Speeds on a shared machine drift by the minute, so A and B take turns and only t
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -251,6 +252,15 @@ def write_report(name: str, figures: dict[str, Any], *, device: str, seed: int, 
     target = output or RESULTS / f"{name}.json"
     atomic_write_text(target, json.dumps({"benchmark": name, **record, "figures": figures}, indent=2) + "\n")
     return target
+
+
+def finish(name: str, figures: dict[str, Any], options: argparse.Namespace, seed: int) -> None:
+    """Write the report where `options` say and tell so; a tiny run is written only where --json says."""
+    if options.tiny and options.output is None:
+        print("\na tiny run: nothing written (--json FILE writes it)")
+        return
+    target = write_report(name, figures, device=options.device, seed=seed, output=options.output)
+    print(f"\nwritten to {target.name}")
 
 
 class Kept:

@@ -34,6 +34,7 @@ from common import (
     Table,
     Worker,
     compare,
+    finish,
     give_memory_back,
     in_turns,
     ratio_cell,
@@ -42,7 +43,6 @@ from common import (
     say,
     serve,
     shrunk,
-    write_report,
 )
 from grpo_systems import PARTS, SEED, Spec, config_of, load
 from sft import distinct
@@ -87,11 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         base, figures = prepare(options, Path(scratch))
         figures |= speed(base, options)
-    if options.tiny and options.output is None:
-        print("\na tiny run: nothing written (--json FILE writes it)")
-        return
-    target = write_report("grpo", figures, device=options.device, seed=SEED, output=options.output)
-    print(f"\nwritten to {target.name}")
+    finish("grpo", figures, options, SEED)
 
 
 def parse() -> argparse.Namespace:

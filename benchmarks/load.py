@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, Table, Worker, rounded, say, serve, write_report
+from common import RESULTS, Table, Worker, finish, rounded, say, serve
 from load_traffic import BODY_LIMIT, CUT, GOOD, PATIENCE, REFUSED, Client, Spec, Tally, Truth, load
 from serve_bench import tiny_model
 from serve_client import Engine, ServerProcess, embedding_body
@@ -65,11 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         figures = run(options, Path(scratch))
     report(figures)
-    if options.tiny and options.output is None:
-        print("\na tiny run: nothing written (--json FILE writes it)")
-        return
-    target = write_report("load", figures, device=options.device, seed=SEED, output=options.output)
-    print(f"\nwritten to {target.name}")
+    finish("load", figures, options, SEED)
 
 
 def parse() -> argparse.Namespace:

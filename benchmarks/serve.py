@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import serve_parts
-from common import RESULTS, Kept, Table, serve, write_report
+from common import RESULTS, Kept, Table, finish, serve
 from serve_bench import SEED, Bench, tiny_model
 from serve_client import Engine
 from serve_systems import Spec, load
@@ -55,11 +55,7 @@ def main() -> None:
     for goal in bench.goals:
         wanted = f"<= {goal['at_most']:g}" if "at_most" in goal else f">= {goal['at_least']:g}"
         table.row(goal["name"], f"{goal['found']:.4g}", wanted, "met" if goal["met"] else "missed")
-    if options.tiny and options.output is None:
-        print("\na tiny run: nothing written (--json FILE writes it)")
-        return
-    target = write_report("serve", figures, device=options.device, seed=SEED, output=options.output)
-    print(f"\nwritten to {target.name}")
+    finish("serve", figures, options, SEED)
 
 
 def parse() -> argparse.Namespace:

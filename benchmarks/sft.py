@@ -28,6 +28,7 @@ from common import (
     Table,
     Worker,
     compare,
+    finish,
     in_turns,
     ratio_cell,
     ratio_figures,
@@ -35,7 +36,6 @@ from common import (
     say,
     serve,
     shrunk,
-    write_report,
 )
 from sft_systems import SEED, Spec, load
 
@@ -68,11 +68,7 @@ def main() -> None:
             figures["speed"] = speed(base, options)
         if options.only in ("cache", "both"):
             figures["gradient_cache"] = cache(base, options)
-    if options.tiny and options.output is None:
-        print("\na tiny run: nothing written (--json FILE writes it)")
-        return
-    target = write_report("sft", figures, device=options.device, seed=SEED, output=options.output)
-    print(f"\nwritten to {target.name}")
+    finish("sft", figures, options, SEED)
 
 
 def parse() -> argparse.Namespace:

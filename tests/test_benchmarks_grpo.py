@@ -197,7 +197,7 @@ def test_the_peer_takes_the_precision_and_then_the_attention_that_are_fastest(
 
 def test_a_tiny_run_writes_nothing_where_real_results_are(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Any] = []
-    monkeypatch.setattr(script, "write_report", lambda *a, **k: written.append(a))
+    monkeypatch.setattr("common.write_report", lambda *a, **k: written.append(a))
     monkeypatch.setattr(script, "prepare", lambda *_: (None, {}))
     monkeypatch.setattr(script, "speed", lambda *_: {})
     monkeypatch.setattr(sys, "argv", ["grpo.py", "--tiny"])

@@ -257,8 +257,7 @@ def test_a_tiny_run_writes_nothing_where_real_results_are(
     scripts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Any] = []
-    for name in ("serve", "load"):
-        monkeypatch.setattr(scripts(name), "write_report", lambda *a, **k: written.append(a))
+    monkeypatch.setattr(scripts("common"), "write_report", lambda *a, **k: written.append(a))
     bench = SimpleNamespace(goals=[], kept=SimpleNamespace(commits=[]))
     monkeypatch.setattr(scripts("serve"), "prepare", lambda *_: bench)
     monkeypatch.setattr(scripts("serve"), "about", lambda _: {})
