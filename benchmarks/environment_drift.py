@@ -47,7 +47,7 @@ class Drift:
     source: str
     """Where the figures are from."""
     sizes: dict[str, list[float]]
-    """Class -> quantiles (`LEVELS`) of 1 - cosine between a row before and after one step."""
+    """Class -> quantiles (`LEVELS`) of 1 - cosine between a row before and after one step of the usual pace."""
     common: float
     """Share of the squared movement that is the same for all rows."""
     neighbours: float
@@ -62,6 +62,8 @@ class Drift:
     """Correlation between the logarithm of a document's drift and whether training touched it."""
     centred: float
     """Mean cosine between nearest neighbours, the corpus's mean taken off."""
+    pace: list[float] = field(default_factory=lambda: [1.0])
+    """How much rows move from each checkpoint to the next, over the geometric mean of all: warm-up, and luck."""
     steps: int = 1
     """Optimiser steps between the checkpoints that were measured; `sizes` are scaled down to one step by `growth`."""
     stretches: int = 0
@@ -72,6 +74,8 @@ class Drift:
     def __post_init__(self) -> None:
         if set(self.sizes) != set(CLASSES) or any(len(q) != len(LEVELS) for q in self.sizes.values()):
             raise InputError(f"a drift has {len(LEVELS)} quantiles for each of {', '.join(CLASSES)}")
+        if not self.pace or min(self.pace) <= 0:
+            raise InputError(f"a drift's pace is one or more positive numbers, not {self.pace}")
 
     def table_CL(self, scale: float = 1.0) -> np.ndarray:
         """Logarithms of the quantiles by class, sizes multiplied by `scale`."""
@@ -82,6 +86,7 @@ class Drift:
         found = {f"median_{name}": self.sizes[name][10] for name in CLASSES}
         found |= {f"p90_{name}": self.sizes[name][18] for name in CLASSES}
         names = ("common", "neighbours", "direction", "rows", "touched_correlation")
+        found |= {"slowest": min(self.pace), "fastest": max(self.pace)}
         return {name: float(f"{value:.3g}") for name, value in found.items()} | {
             name: round(getattr(self, name), 3) for name in names
         }
@@ -120,15 +125,16 @@ def measure_frames(
         raise InputError("one checkpoint does not drift; record more")
     gap = max(1, round(float(np.median([b.step - a.step for a, b in stretches]))))
     sizes: dict[str, list[np.ndarray]] = {name: [] for name in CLASSES}
-    common, alike, centred, turned, kept, touch = [], [], [], [], [], []
+    common, alike, centred, turned, kept, touch, pace = [], [], [], [], [], [], []
     previous: tuple[Tensor, Tensor] | None = None
     for before, after in stretches:
         move_ND = after.documents_ND - before.documents_ND
         size_N = _sizes(before.documents_ND, after.documents_ND)
+        pace.append(float(size_N.clamp_min(SMALLEST).log().mean().exp()))
         kind_N, graph = classes(before, grades, candidates)
         for name, value in zip(CLASSES[:3], range(3), strict=True):
-            sizes[name].append(size_N[kind_N == value].numpy())
-        sizes["query"].append(_sizes(before.queries_QD[dev], after.queries_QD[dev]).numpy())
+            sizes[name].append(size_N[kind_N == value].numpy() / pace[-1])
+        sizes["query"].append(_sizes(before.queries_QD[dev], after.queries_QD[dev]).numpy() / pace[-1])
         mean_D = move_ND.mean(dim=0)
         common.append(float(mean_D.square().sum() / move_ND.square().sum(dim=1).mean().clamp_min(SMALLEST)))
         own_ND, nearest_N = move_ND - mean_D, torch.from_numpy(graph.ids_NM[:, 0]).long()
@@ -146,11 +152,13 @@ def measure_frames(
     if len(by_lag) > 1:
         slope = np.polyfit(np.log(list(by_lag)), np.log(np.maximum(list(by_lag.values()), SMALLEST)), 1)[0]
         growth = float(np.clip(slope, 0.5, 2.0))
+    usual = float(np.exp(np.mean(np.log(pace))))
     whole = np.concatenate([np.concatenate(sizes[name]) for name in CLASSES[:3]])
     quantiles = {}
     for name, parts in sizes.items():
         values = np.concatenate(parts)
-        quantiles[name] = (np.quantile(values if len(values) else whole, LEVELS) / gap**growth).tolist()
+        values = usual * (values if len(values) else whole)
+        quantiles[name] = (np.quantile(values, LEVELS) / gap**growth).tolist()
     return Drift(
         source=source,
         sizes=quantiles,
@@ -161,6 +169,7 @@ def measure_frames(
         growth=growth,
         touched_correlation=float(np.mean(touch)),
         centred=float(np.mean(centred)),
+        pace=[value / usual for value in pace],
         steps=gap,
         stretches=len(stretches),
         by_lag={str(lag): value for lag, value in by_lag.items()},
@@ -184,7 +193,8 @@ def classes(frame: Frame, grades: list[dict[int, float]], candidates: int) -> tu
 class Mover:
     """Moves the rows of a corpus as a `Drift` says: sizes by class, directions shared by all, by neighbours, by none.
 
-    Every row keeps a tendency to move much or little (`rows`). The shared directions turn slowly, as much as gives the
+    Every row keeps a tendency to move much or little (`rows`), and every step has a pace, in the order of the
+    recording's and then again from its first. The shared directions turn slowly, as much as gives the
     movements the persistence that was measured (`direction`). A function of the seed and of the order of calls.
 
     Args:
@@ -197,6 +207,7 @@ class Mover:
         self.drift, self.mean_D, dimension = drift, mean_D, len(mean_D)
         self.random = torch.Generator().manual_seed(seed)
         self.table_CL = drift.table_CL(scale)
+        self.step = 0
         self.tendency_N = self._normal(rows).numpy()
         self.common = min(max(drift.common, 0.0), 1.0)
         self.local = min(max(drift.neighbours, 0.0) * (1 - self.common) / max(drift.centred, 0.05), 1 - self.common)
@@ -220,6 +231,7 @@ class Mover:
             cosine_R1 = 1 - torch.from_numpy(self._sizes(kind_N[rows], rows))[:, None].clamp(0, 1)
             moved_RD = cosine_R1 * vectors_RD + (1 - cosine_R1.square()).sqrt() * _unit_rows(way_RD)
             yield rows, _unit_rows(moved_RD)
+        self.step += 1
 
     def _sizes(self, kind_R: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Drift of each row, from the quantiles of its class."""
@@ -227,9 +239,10 @@ class Mover:
         normal_R = math.sqrt(keep) * self.tendency_N[rows] + math.sqrt(1 - keep) * self._normal(len(rows)).numpy()
         place_R = torch.special.ndtr(torch.from_numpy(normal_R)).numpy()
         out_R = np.empty(len(rows), dtype=np.float32)
+        pace = self.drift.pace[self.step % len(self.drift.pace)]
         for kind in np.unique(kind_R):
             chosen = kind_R == kind
-            out_R[chosen] = np.exp(np.interp(place_R[chosen], LEVELS, self.table_CL[kind]))
+            out_R[chosen] = pace * np.exp(np.interp(place_R[chosen], LEVELS, self.table_CL[kind]))
         return out_R
 
     def _turned(self, way: Tensor) -> Tensor:

@@ -143,6 +143,7 @@ class SimulatedWorld:
         self.base_MD = frame.documents_ND if frame else _made_up(min(3000, simulation.rows), simulation.dimension, seed)
         self.apart_QD, self.spread_RD = _apart(self.base_MD, frame, grades, seed)
         self.ndcg = _first_ndcg(frame, grades) if frame else MADE_UP_NDCG
+        self.asked = _asked(frame) if frame else (simulation.batch, simulation.group)
         self.lean = 0.0
         self._graph: NeighbourGraph | None = None
 
@@ -196,10 +197,17 @@ class SimulatedWorld:
                 else:
                     truth.update(block, moved_RD, step + 1)
 
-    def check(self, rows: int = 3000, steps: int = 8) -> Drift:
-        """The drift that a simulation of a few rows really has, measured as a recording's is."""
+    def check(self, rows: int = 3000) -> Drift:
+        """The drift that a simulation of a few rows really has, measured as a recording's is.
+
+        As many queries and rollouts are asked in a step as between two checkpoints of the recording: how drift
+        correlates with being touched depends on the share of rows that are touched.
+        """
+        batch, group = self.asked
         simulation = dataclasses.replace(
-            self.simulation, rows=min(rows, self.rows), steps=steps, measure_every=1, queries=128, dev=32
+            self.simulation,
+            **{"rows": min(rows, self.rows), "steps": max(8, len(self.drift.pace) + 1), "batch": batch, "group": group},
+            **{"measure_every": 1, "queries": 8 * batch, "dev": 32},
         )
         small = copy.copy(self)
         small.simulation, small.rows, small._graph = simulation, simulation.rows, None
@@ -303,6 +311,12 @@ def _first_ndcg(frame: Frame, grades: list[dict[int, float]]) -> float:
     for number, judged in enumerate(grades):
         grade_QN[number, list(judged)] = torch.tensor(list(judged.values()))
     return float(dcg((frame.queries_QD @ frame.documents_ND.T).clamp(-1, 1), grade_QN).mean())
+
+
+def _asked(frame: Frame) -> tuple[int, int]:
+    """(queries trained on from this checkpoint to the next, rollouts of each)."""
+    batch = max(1, len(frame.batch))
+    return batch, max(1, round(len(frame.rollouts_RD) / batch))
 
 
 def _rollouts(before: Frame, after: Frame, batch: list[int], share: float) -> tuple[Tensor, Tensor]:
