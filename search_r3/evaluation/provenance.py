@@ -33,7 +33,9 @@ def command_line(arguments: list[str]) -> str:
         arguments = ["python", *sys.orig_argv[1:]]
     if not arguments or not arguments[0]:
         return "python"
-    return shlex.join([Path(arguments[0]).name, *(_without_machine_path(a) for a in arguments[1:])])
+    name = Path(arguments[0])
+    program = name.parent.name.replace("_", "-") if name.name == "__main__.py" else name.name  # `python -m search_r3`
+    return shlex.join([program, *(_without_machine_path(a) for a in arguments[1:])])
 
 
 def git_commit() -> str | None:

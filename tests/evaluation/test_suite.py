@@ -261,6 +261,7 @@ def test_a_recorded_command_holds_no_path_of_the_machine(tmp_path, monkeypatch):
         ["/opt/bin/search-r3", "evaluate", "--data=/secret/data", f"{tmp_path}/runs/a", "m=/secret/model", "x=1"]
     )
     assert line == "search-r3 evaluate --data=data runs/a m=model x=1"
+    assert provenance.command_line(["/src/search_r3/__main__.py", "models"]) == "search-r3 models"
 
 
 def test_an_unknown_system_is_refused_before_any_other_runs(data_root, tmp_path):
