@@ -163,19 +163,15 @@ class LlamaSession(LlamaCache):
         """See `Session.feed`."""
         size, new = ids_BL.shape
         hidden_BLD = self.backbone.embed_tokens(ids_BL)
-        cos_BLE, sin_BLE = self.backbone.rotary_emb(hidden_BLD, position_BL)
-        # rotate_half(x) * sin is x with its halves swapped, times sin with the first half negated.
-        half = self.head_dim // 2
-        sin_BLE = torch.cat([-sin_BLE[..., :half], sin_BLE[..., half:]], -1)
-        turn = cos_BLE[:, :, None], sin_BLE[:, :, None]
+        turn = self.turn(hidden_BLD, position_BL)
         mask_BLT = self._mask(new, mask_BT, hidden_BLD.device)
         for index in range(len(self.layers) - 1):
             hidden_BLD = self._layer(index, hidden_BLD, turn, mask_BLT, None)
-        if new == 1:
-            last_B = None
-        elif last_B is None:
-            last_B = torch.full((size,), new - 1, device=ids_BL.device)
-        hidden_BLD = self._layer(len(self.layers) - 1, hidden_BLD, turn, mask_BLT, last_B)
+        picked = None
+        if new > 1:
+            last_B = torch.full((size,), new - 1, device=ids_BL.device) if last_B is None else last_B
+            picked = torch.arange(size, device=last_B.device), last_B
+        hidden_BLD = self._layer(len(self.layers) - 1, hidden_BLD, turn, mask_BLT, picked)
         self.length += new
         return self._norm(hidden_BLD, self.backbone.norm.weight)[:, -1]
 
@@ -185,26 +181,57 @@ class LlamaSession(LlamaCache):
         hidden_BLD: Tensor,
         turn: tuple[Tensor, Tensor],
         mask_BLT: Tensor | None,
-        last_B: Tensor | None,
+        picked: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        layer, heads, groups = self.layers[index], self.heads, self.groups
-        size, new, _ = hidden_BLD.shape
+        qk_BLHE, value_BLKE = self.project(index, hidden_BLD, turn)
+        attended_BLD = self.attend(index, qk_BLHE, value_BLKE, mask_BLT, picked)
+        if picked is not None:
+            hidden_BLD = hidden_BLD[picked][:, None]
+        return self.finish(index, hidden_BLD, attended_BLD)
+
+    # A layer in three steps. All but `attend` sees only tokens, so there they may be of several sessions: (N, ...) for
+    # (B, L, ...), as in `mixed`.
+
+    def turn(self, hidden_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The cosines and sines (B, L, 1, E) that `project` turns queries and keys by, of `hidden_BLD`'s dtype."""
+        cos_BLE, sin_BLE = self.backbone.rotary_emb(hidden_BLD, position_BL)
+        # rotate_half(x) * sin is x with its halves swapped, times sin with the first half negated.
+        half = self.head_dim // 2
+        sin_BLE = torch.cat([-sin_BLE[..., :half], sin_BLE[..., half:]], -1)
+        return cos_BLE[:, :, None], sin_BLE[:, :, None]
+
+    def project(self, index: int, hidden_BLD: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A layer's queries and keys, turned and side by side (B, L, H + K, E), and its values (B, L, K, E)."""
+        layer = self.layers[index]
         qkv_BLD = functional.linear(self._norm(hidden_BLD, layer.norm_attention), layer.qkv, layer.qkv_bias)
-        qkv_BLHE = qkv_BLD.view(size, new, heads * (groups + 2), self.head_dim)
-        qk_BLHE, value_BLKE = qkv_BLHE.split([heads * (groups + 1), heads], 2)
+        qkv_BLHE = qkv_BLD.view(*hidden_BLD.shape[:-1], -1, self.head_dim)
+        qk_BLHE, value_BLKE = qkv_BLHE.split([self.heads * (self.groups + 1), self.heads], -2)
         half = self.head_dim // 2
         swapped_BLHE = torch.cat([qk_BLHE[..., half:], qk_BLHE[..., :half]], -1)
-        qk_BLHE = (qk_BLHE * turn[0]).addcmul_(swapped_BLHE, turn[1])
-        query_BLHE, key_BLKE = qk_BLHE.split([heads * groups, heads], 2)
+        return (qk_BLHE * turn[0]).addcmul_(swapped_BLHE, turn[1]), value_BLKE
 
+    def attend(
+        self,
+        index: int,
+        qk_BLHE: Tensor,
+        value_BLKE: Tensor,
+        mask_BLT: Tensor | None,
+        picked: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Put what `project` gave into the cache and attend to all that it then holds: (B, L, H * E).
+
+        `picked`, a row and a column for each row, has only these queries attend: (B, 1, H * E).
+        """
+        heads, groups = self.heads, self.groups
+        size, new = qk_BLHE.shape[:2]
+        query_BLHE, key_BLKE = qk_BLHE.split([heads * groups, heads], 2)
         end = self.length + new
         self.keys[index][:, :, self.length : end] = key_BLKE.transpose(1, 2)
         self.values[index][:, :, self.length : end] = value_BLKE.transpose(1, 2)
-        if last_B is not None:
-            rows_B = torch.arange(size, device=last_B.device)
-            query_BLHE, hidden_BLD = query_BLHE[rows_B, last_B][:, None], hidden_BLD[rows_B, last_B][:, None]
+        if picked is not None:
+            query_BLHE = query_BLHE[picked][:, None]
             if mask_BLT is not None:
-                mask_BLT = mask_BLT.expand(size, -1, -1)[rows_B, last_B][:, None]
+                mask_BLT = mask_BLT.expand(size, -1, -1)[picked][:, None]
             new = 1
         # The G heads that share keys become G * L queries of one head: nothing is repeated.
         query_BKQE = query_BLHE.view(size, new, heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
@@ -215,7 +242,11 @@ class LlamaSession(LlamaCache):
             self.values[index][:, :, :end],
             attn_mask=None if mask_BLT is None else mask_BLT.repeat(1, groups, 1)[:, None],
         )
-        attended_BLD = attended_BKQE.view(size, heads, groups, new, self.head_dim).permute(0, 3, 1, 2, 4).flatten(2)
+        return attended_BKQE.view(size, heads, groups, new, self.head_dim).permute(0, 3, 1, 2, 4).flatten(2)
+
+    def finish(self, index: int, hidden_BLD: Tensor, attended_BLD: Tensor) -> Tensor:
+        """A layer's output (B, L, D), of its input and what `attend` gave."""
+        layer = self.layers[index]
         hidden_BLD = hidden_BLD + functional.linear(attended_BLD, layer.out, layer.out_bias)
         gate_BLF, up_BLF = functional.linear(self._norm(hidden_BLD, layer.norm_mlp), layer.gate_up).chunk(2, -1)
         return hidden_BLD + functional.linear(functional.silu(gate_BLF).mul_(up_BLF), layer.down)
