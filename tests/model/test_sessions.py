@@ -6,46 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from llama_family import MODELS, SIZES, make_model
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from search_r3.model.engines.sessions import LlamaSession, TransformersSession, merge_projections
-
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
-ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-MODELS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "llama with biases and scaled positions": lambda: LlamaForCausalLM(
-        LlamaConfig(**SIZES, attention_bias=True, rope_parameters=ROPE | {"original_max_position_embeddings": 64})
-    ),
-    "llama with wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=16)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
-}
-
-
-def make(name: str) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MODELS[name]().eval()
-        for parameter in model.parameters():  # biases and norms start as zeros and ones, which would hide a mistake
-            if parameter.ndim == 1:
-                nn.init.normal_(parameter, mean=0.7, std=0.3)
-    return model
 
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_both_sessions_give_the_same_states(name: str) -> None:
-    model = make(name)
+    model = make_model(name)
     ids_BL = torch.randint(128, (4, 7), generator=torch.Generator().manual_seed(0))
     mask_BT = torch.ones(4, 14, dtype=torch.long)
     mask_BT[1, 3:6] = 0  # padding between a prefix of three tokens and the row
@@ -76,7 +46,7 @@ def test_both_sessions_give_the_same_states(name: str) -> None:
 
 @torch.inference_mode()
 def test_the_state_is_taken_where_it_is_asked_for() -> None:
-    model = make("llama")
+    model = make_model("llama")
     layers = merge_projections(model)
     assert layers is not None
     ids_BL = torch.randint(128, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -89,7 +59,7 @@ def test_the_state_is_taken_where_it_is_asked_for() -> None:
 
 
 def test_merging_leaves_the_model_as_it_was_and_sees_changes_in_place() -> None:
-    model = make("qwen2")
+    model = make_model("qwen2")
     ids = torch.arange(5)[None]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     logits = model(input_ids=ids).logits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from llama_family import MODELS, make_model
 
 pytest.importorskip("numba")
 from search_r3 import InputError, SearchR3
@@ -158,32 +157,11 @@ class TestGenerate:
         assert [done[h].token_ids for h in handles] == [written[h] for h in handles]
 
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
-MODELS: dict[str, Callable[[], Any]] = {
-    "llama with biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True)),
-    "llama with wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=16)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-}
-
-
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_a_session_gives_the_states_of_the_float_session(name: str) -> None:
     """Padding in the middle, tokens one by one, rows that leave, and the states at columns that are asked for."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MODELS[name]().eval()
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                torch.nn.init.normal_(parameter, mean=0.7, std=0.3)
+    model = make_model(name)
     layers = merge_projections(model)
     assert layers is not None
     int8_rows.compile_rows()

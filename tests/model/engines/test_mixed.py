@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from llama_family import MODELS, make_model
 
 from search_r3.model.engines.mixed import Part, feed_together
 from search_r3.model.engines.sessions import LlamaSession, merge_projections
-
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
-MODELS: dict[str, Any] = {
-    "llama with wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=16)),
-    "llama with biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-}
 
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_states_and_caches_are_those_of_separate_passes(name: str) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MODELS[name]().eval()
-        for parameter in model.parameters():  # biases and norms start as zeros and ones, which would hide a mistake
-            if parameter.ndim == 1:
-                nn.init.normal_(parameter, mean=0.7, std=0.3)
-        ids = torch.randint(128, (8, 12))
+    model = make_model(name)
+    ids = torch.randint(128, (8, 12), generator=torch.Generator().manual_seed(0))
     layers = merge_projections(model)
     assert layers is not None
     one, two = LlamaSession(model.model, layers, [], 3, 12), LlamaSession(model.model, layers, [], 2, 12)
