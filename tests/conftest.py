@@ -1,10 +1,14 @@
-"""Fixtures that every room's tests share: a tiny random model of a real architecture, saved as a real model folder."""
+"""Fixtures that several rooms' tests share: a tiny random model of a real architecture, saved as a real model folder; a
+browser and an accessibility check.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,3 +119,31 @@ def save_adapter() -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="module")  # no longer: the loop that Playwright runs would be in the way of other tests' own
+def browser() -> Iterator[Any]:
+    """A Chromium: $CHROMIUM, one on the path, or Playwright's own."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    place = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with sync_api.sync_playwright() as playwright:
+        try:
+            found = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"no browser: apt install chromium, or playwright install chromium ({str(error)[:80]})")
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def barriers() -> Callable[[Any], list[tuple[str, str]]]:
+    """`barriers(page)`: what axe calls serious or critical in a page of `browser`, each with the first element."""
+    pytest.importorskip("axe_playwright_python", reason="no axe: pip install axe-playwright-python")
+    from axe_playwright_python.sync_playwright import Axe
+
+    def find(page: Any) -> list[tuple[str, str]]:
+        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+
+    return find

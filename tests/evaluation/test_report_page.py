@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tomllib
@@ -386,29 +385,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A Chromium: $CHROMIUM, one on the path, or Playwright's own."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-    pytest.importorskip("axe_playwright_python", reason="no axe: pip install axe-playwright-python")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    place = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    with sync_api.sync_playwright() as playwright:
-        try:
-            found = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"])
-        except sync_api.Error as error:
-            pytest.skip(f"no browser: apt install chromium, or playwright install chromium ({str(error)[:80]})")
-        yield found
-        found.close()
-
-
-def test_the_page_is_accessible_and_fits_its_screen(browser, page):
-    from axe_playwright_python.sync_playwright import Axe
-
-    def serious():
-        found = Axe().run(shown, options={"resultTypes": ["violations"]}).response["violations"]
-        return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
-
+def test_the_page_is_accessible_and_fits_its_screen(browser, page, barriers):
     shown = browser.new_page(viewport={"width": 360, "height": 900}, color_scheme="light")
     shown.set_default_timeout(120_000)
     problems: list[str] = []
@@ -420,7 +397,7 @@ def test_the_page_is_accessible_and_fits_its_screen(browser, page):
     for width in (320, 768, 1280, 360):
         shown.set_viewport_size({"width": width, "height": 900})
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
-    assert serious() == []
+    assert barriers(shown) == []
     ground = "getComputedStyle(document.body).backgroundColor"
     light = shown.evaluate(ground)
     shown.click("#theme")
@@ -429,7 +406,7 @@ def test_the_page_is_accessible_and_fits_its_screen(browser, page):
     shown.emulate_media(color_scheme="dark")
     assert shown.evaluate(ground) == dark
     shown.set_viewport_size({"width": 1280, "height": 900})
-    assert serious() == []
+    assert barriers(shown) == []
     shown.click("#theme")  # what a reader chooses stays, whatever the system prefers
     assert shown.evaluate(ground) == light
     assert problems == []

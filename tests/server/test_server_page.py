@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,21 +24,6 @@ DOCUMENTS = [
 ]
 KEY = "open-sesame"
 SECONDS = 30_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A Chromium: $CHROMIUM, one on the path, or Playwright's own."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    place = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    with sync_api.sync_playwright() as playwright:
-        try:
-            found = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"])
-        except sync_api.Error as error:
-            pytest.skip(f"no browser: apt install chromium, or playwright install chromium ({str(error)[:80]})")
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -310,14 +293,7 @@ def test_a_server_without_an_index_says_how_to_start_one_with(open_page, tiny) -
         assert page.locator("#ask").is_hidden()
 
 
-def test_it_is_accessible_fits_its_screen_and_keeps_the_chosen_colours(open_page, site: Running) -> None:
-    pytest.importorskip("axe_playwright_python", reason="no axe: pip install axe-playwright-python")
-    from axe_playwright_python.sync_playwright import Axe
-
-    def serious() -> list[tuple[str, str]]:
-        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-        return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
-
+def test_it_is_accessible_fits_its_screen_and_keeps_the_chosen_colours(open_page, site: Running, barriers) -> None:
     page = open_page(site, color_scheme="light", bypass_csp=True)  # axe is put into the page as a script
     ask(page, "train says")
     done(page)
@@ -329,7 +305,7 @@ def test_it_is_accessible_fits_its_screen_and_keeps_the_chosen_colours(open_page
     for width in (320, 360, 768, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert serious() == []
+    assert barriers(page) == []
     light = page.evaluate(ground)
     page.click("#theme")
     dark = page.evaluate(ground)
@@ -337,7 +313,7 @@ def test_it_is_accessible_fits_its_screen_and_keeps_the_chosen_colours(open_page
     page.set_viewport_size({"width": 360, "height": 900})
     boxes = "[...document.querySelectorAll('.options > select, .options > input')].map(box => box.offsetWidth)"
     assert len(set(page.evaluate(boxes))) == 1  # on a phone the options stand under each other, all as wide
-    assert serious() == []
+    assert barriers(page) == []
     page.reload()
     assert page.evaluate(ground) == dark
     page.click("#theme")
