@@ -201,12 +201,17 @@ def test_models_check_compares_golden_vectors_and_exits_1_where_they_differ(tmp_
     assert "NOT as saved" in capsys.readouterr().out
 
 
-def test_train_sft_passes_the_recipe_on_and_says_what_to_do_next(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_training_passes_the_recipe_on_and_says_what_to_do_next(stage, monkeypatch, capsys, tmp_path):
     calls = []
-    monkeypatch.setattr("search_r3.training.sft.train_sft", lambda *a: calls.append(a) or tmp_path / "adapter")
-    assert main(["train", "sft", "a.yaml", "--set", "loop.steps=2", "--set", "loop.seed=1", "--no-resume"]) == 0
+    monkeypatch.setattr(f"search_r3.training.{stage}.train_{stage}", lambda *a: calls.append(a) or tmp_path / "adapter")
+    command = ["train", stage, "a.yaml", "--set", "loop.steps=2", "--set", "loop.seed=1", "--no-resume"]
+    assert main(command) == 0
     assert calls == [(Path("a.yaml"), ["loop.steps=2", "loop.seed=1"], False)]
     assert "search-r3 evaluate" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")  # of several processes only the first speaks
+    assert main(command) == 0
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

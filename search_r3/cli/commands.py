@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from search_r3 import __version__
-from search_r3.cli import fresh, reinforcing, teaching  # noqa: F401  # their commands join train_app and data_app
+from search_r3.cli import fresh, teaching  # noqa: F401  # their commands join data_app
+from search_r3.cli.data import data_app
 from search_r3.cli.evaluating import evaluate, tables
 from search_r3.cli.indexing import compact, delete, show_info
 from search_r3.cli.options import (
@@ -43,7 +44,7 @@ from search_r3.cli.scaling import Ray, Workers, index_on_ray
 from search_r3.cli.serving import serve
 from search_r3.cli.sharing import export, mcp, pull, push
 from search_r3.cli.studying import study
-from search_r3.cli.training import data_app, plot, train_app
+from search_r3.cli.training import plot, train_app
 
 EXIT_DIFFERENT = 1
 """`models --check`: the model does not give the embeddings it was saved with."""

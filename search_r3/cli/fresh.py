@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from search_r3.cli.data import data_app
 from search_r3.cli.options import BatchSize, Device, Json, hush, print_json
-from search_r3.cli.training import data_app
 from search_r3.errors import InputError
 
 

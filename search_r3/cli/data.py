@@ -1,0 +1,377 @@
+"""Making training pairs on the command line: `data build`, `data mine`, `data analyse`, `data synthesise`.
+
+Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_r3.cli.options import (
+    SETTINGS,
+    BatchSize,
+    Budget,
+    DataRoot,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    MaxLength,
+    hush,
+    load,
+    print_json,
+)
+from search_r3.errors import InputError
+
+data_app = typer.Typer(help="Make training data: pairs by a recipe, hard negatives and analyses for them.", **SETTINGS)
+
+
+class AnalysedBy(StrEnum):
+    """Who writes the analyses that are trained behind."""
+
+    words = "words"
+    opening = "opening"
+    model = "model"
+
+
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML, such as configs/data/first.yaml.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write, one training pair a line.")],
+    data: DataRoot = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build training pairs from docstrings, titles, dictionaries, manuals and your own pairs, as a recipe says.
+
+    The same recipe, seed and package versions give the same file, cleaned of copies and of what overlaps evaluation
+    sets if the recipe says so. OUTPUT.manifest.json says what went in, what was dropped and why, and the licences.
+    A build that was stopped goes on behind its last finished source (kept in OUTPUT.partial until the end). Damaged
+    input (bad UTF-8, binary, HTML, lines over 10 MB) is refused with its line; `damaged: skip` in the recipe counts it.
+
+    \b
+    Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
+    Next:     search-r3 data mine pairs.jsonl mined.jsonl; data analyse; train sft with OUTPUT under `pairs`
+    """
+    from search_r3.data.recipe import build_pairs
+
+    manifest = build_pairs(recipe, output, data, seed, lambda line: print(line, file=sys.stderr, flush=True))
+    if as_json:
+        print_json(manifest)
+    else:
+        for source in manifest["sources"]:
+            where = source.get("dataset") or source.get("path") or ", ".join(source.get("packages_read", {}))
+            print(f"{source['count']:>8,}  {source['kind']} {where}{' (missing)' if 'missing' in source else ''}")
+        for reason, count in manifest.get("cleaning", {}).get("dropped", {}).items():
+            print(f"{-count:>8,}  {reason}")
+        print(f"{manifest['count']:>8,}  pairs in {output}; what was dropped, and why: {output}.manifest.json")
+
+
+@data_app.command("mine")
+def data_mine(
+    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with negatives.")],
+    by: Annotated[
+        str, typer.Option(help="bm25, all-minilm-l6-v2, st:NAME (sentence-transformers), or a SearchR3 model.")
+    ] = "bm25",
+    teacher: Annotated[
+        str | None, typer.Option(help="A second opinion, named like --by: what it finds too good is dropped.")
+    ] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="A data set whose documents are candidates too. Repeatable.")
+    ] = None,
+    per_pair: Annotated[int, typer.Option(min=1, help="New negatives for each pair, at most.")] = 4,
+    depth: Annotated[int, typer.Option(min=1, help="Ranks looked at.")] = 100,
+    skip: Annotated[int, typer.Option(min=0, help="Pass over the best so many ranks.")] = 0,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Keep only scores this much below the positive's, or more.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Keep only scores up to this share of the positive's; 0: no such guard.")
+    ] = 0.95,
+    teacher_share: Annotated[float, typer.Option(min=0, max=1, help="The same for the teacher's scores.")] = 0.95,
+    near: Annotated[
+        float, typer.Option(min=0, max=1, help="From this share of words in common, a text is a copy of the positive.")
+    ] = 0.85,
+    same_source: Annotated[
+        bool,
+        typer.Option(
+            "--same-source", help="Only documents of the pair's own kind or data set: functions for docstrings."
+        ),
+    ] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Choose among those that pass at random, not the highest first.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="For --sample.")] = 0,
+    data: DataRoot = None,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Mine hard negatives: what ranks high for a query among the other pairs' documents, and does not answer it.
+
+    Negatives that a pair has already stay, so that a second retriever can add its own. Interrupted, it goes on where
+    it stopped. OUTPUT.manifest.json says how many candidates each guard dropped.
+
+    \b
+    Example:  search-r3 data mine pairs.jsonl mined.jsonl --by bm25 --teacher all-minilm-l6-v2 --share 0
+    Before:   search-r3 data build RECIPE pairs.jsonl
+    Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
+    """
+    hush()
+    from search_r3.data.mine import MineSettings, mine_negatives
+    from search_r3.data.scorers import open_scorer
+
+    settings = MineSettings(
+        per_pair, depth, skip, margin, share or None, teacher_share, near, same_source, sample, seed
+    )
+    loading: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype.value,
+        "batch_size": batch_size,
+        "max_length": max_length,
+    }
+    manifest = mine_negatives(
+        pairs,
+        output,
+        open_scorer(by, **loading),
+        settings,
+        corpora=corpus or (),
+        data_root=data,
+        teacher=open_scorer(teacher, **loading) if teacher else None,
+        report=_said,
+    )
+    if as_json:
+        print_json(manifest)
+        return
+    print(f"{output}: {manifest['negatives']:,} negatives for {manifest['pairs']:,} pairs")
+    print(f"  {manifest['pairs_with_all']:,} pairs have all {per_pair}, {manifest['pairs_with_none']:,} none")
+    print(f"  the positive comes first for {manifest['positive_first']:,}")
+    for guard, count in manifest["dropped"].items():
+        print(f"  {count:,} candidates dropped: {guard}")
+
+
+@data_app.command("analyse")
+def data_analyse(
+    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with analyses.")],
+    by: Annotated[
+        AnalysedBy,
+        typer.Option(help="words: terms of the answer; opening: how it begins; model: the best of its samples."),
+    ] = AnalysedBy.words,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="By words: keep only what raises the answer's rank with this scorer: bm25, or a model."),
+    ] = "bm25",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many pairs; the rest are copied as they are.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Analyses tried for each query; the most useful one is kept.")
+    ] = 4,
+    budget: Budget = 24,
+    seed: int = 0,
+    model: Annotated[str, typer.Option(help="Which model writes them.")] = "smollm2-135m",
+    batch_size: BatchSize = 128,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Write short analyses of the queries, to be trained behind: from words alone, or by a model.
+
+    By words takes a minute for 20,000 pairs, by opening a second. By model samples several for each query, keeps the
+    most useful one and drops a useless one; interrupted, it goes on where it stopped.
+
+    \b
+    Example:  search-r3 data analyse pairs.jsonl analysed.jsonl --by model --limit 2000
+    Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
+    """
+    hush()
+    from search_r3.data.analyses import add_analyses
+    from search_r3.data.openings import add_openings
+    from search_r3.data.salient import add_salient
+
+    if by is AnalysedBy.opening:
+        _print_counts(add_openings(pairs, output, limit=limit), output, as_json)
+        return
+    if by is AnalysedBy.words:
+        from search_r3.data.scorers import open_scorer
+
+        scorer = open_scorer(judge, device=device, dtype=dtype.value, batch_size=batch_size) if judge else None
+        _print_counts(add_salient(pairs, output, limit=limit, judge=scorer, report=_said), output, as_json)
+        return
+    loaded = load(model, device, dtype)
+    counts = add_analyses(
+        pairs,
+        output,
+        loaded,
+        limit=limit,
+        samples=samples,
+        max_tokens=budget,
+        seed=seed,
+        batch_size=batch_size,
+        report=lambda done, total: print(f"analysed {done:,} of {total:,}", file=sys.stderr, flush=True),
+    )
+    _print_counts(counts, output, as_json)
+
+
+@data_app.command("synthesise")
+def data_synthesise(
+    source: Annotated[
+        str, typer.Argument(help="A BEIR data set (name or folder), documents (JSONL: id, title, text), or pairs.")
+    ],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write, one training pair a line.")],
+    endpoint: Annotated[
+        str | None, typer.Option(help="Base URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
+    local: Annotated[
+        str | None, typer.Option(help="Or a local model that writes: a name, a folder or a hub id.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="keywords, question, claim or description; all by default. Repeatable.")
+    ] = None,
+    per_document: Annotated[int, typer.Option(min=1, help="Queries asked for each document.")] = 1,
+    negatives: Annotated[int, typer.Option(min=0, help="Hard negatives asked for each query that is kept.")] = 1,
+    analyses: Annotated[bool, typer.Option("--analyses", help="Also ask for analyses, to be trained behind.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents, drawn by the seed.")] = None,
+    by: Annotated[
+        str, typer.Option(help="The retriever that checks: bm25, all-minilm-l6-v2, st:NAME, or a SearchR3 model.")
+    ] = "bm25",
+    top_k: Annotated[int, typer.Option(min=1, help="Keep a query whose document is among the first so many.")] = 3,
+    max_chars: Annotated[int, typer.Option(min=100, help="Characters of a document that the writer sees.")] = 4000,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of the writing; 0 takes the likeliest.")] = 0.7,
+    thinking_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens on top of an answer's own, for models that think first.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the documents, their order and the kinds of query.")] = 0,
+    key_variable: Annotated[
+        str, typer.Option(help="The environment variable that holds the endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    no_key: Annotated[bool, typer.Option("--no-key", help="The endpoint wants no key.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls under way at once.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds that a call may take.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="Further tries where the endpoint is busy.")] = 5,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop before so many tokens are spent.")] = None,
+    budget_cost: Annotated[
+        float | None, typer.Option(min=0, help="Stop before so much is spent; needs prices.")
+    ] = None,
+    price_in: Annotated[float | None, typer.Option(min=0, help="Of a million tokens read.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="Of a million tokens written.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask nobody, write nothing: show prompts, calls, tokens and cost.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="For --dry-run: count by this model's tokenizer, not by characters / 4.")
+    ] = None,
+    data: DataRoot = None,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Let a language model write queries and hard negatives for documents, and keep what a retriever can confirm.
+
+    A query stays if a search with it finds its own document, a negative if it does not beat the document. Interrupted
+    or out of budget, the same command goes on where it stopped. OUTPUT.manifest.json counts what was dropped and why.
+    The key is read from the environment only.
+
+    \b
+    Example:  search-r3 data synthesise scifact written.jsonl --endpoint URL --model NAME --limit 500
+    Before:   the same with --dry-run, which shows the prompts and the cost
+    Next:     search-r3 data mine written.jsonl mined.jsonl; train sft with OUTPUT under `pairs`
+    """
+    from search_r3.data.scorers import open_scorer
+    from search_r3.data.synthesis.endpoint import EndpointSettings, EndpointWriter
+    from search_r3.data.synthesis.pipeline import synthesise
+    from search_r3.data.synthesis.plan import SynthesisSettings, plan
+    from search_r3.data.synthesis.writers import Budget, LocalWriter, Writer, token_counter
+
+    if dry_run or local or by != "bm25":
+        hush()
+    settings = SynthesisSettings(
+        kinds=tuple(kind) if kind else SynthesisSettings().kinds,
+        per_document=per_document,
+        negatives=negatives,
+        analyses=analyses,
+        limit=limit,
+        top_k=top_k,
+        max_chars=max_chars,
+        thinking_tokens=thinking_tokens,
+        seed=seed,
+    )
+    budget = Budget(budget_tokens, budget_cost, price_in, price_out)
+    if dry_run:
+        counter = token_counter(tokenizer) if tokenizer else None
+        _print_plan(plan(source, settings, budget, data_root=data, count=counter), as_json)
+        return
+    if (endpoint is None) == (local is None) or (endpoint is None) != (model is None):
+        raise InputError("who writes? give --endpoint URL with --model NAME, or --local NAME")
+    writer: Writer
+    if endpoint and model:
+        key = None if no_key else key_variable
+        writer = EndpointWriter(EndpointSettings(endpoint, model, key, concurrency, timeout, retries, 1.0, temperature))
+    else:
+        writer = LocalWriter(load(str(local), device, dtype), temperature=temperature, seed=seed, batch_size=batch_size)
+    manifest = synthesise(
+        source,
+        output,
+        writer,
+        open_scorer(by, device=device, dtype=dtype.value),
+        settings,
+        budget=budget,
+        data_root=data,
+        report=_said,
+    )
+    _print_written(manifest, output, as_json)
+
+
+def _said(what: str, done: int, total: int) -> None:
+    print(f"{done:,} of {total:,} {what}", file=sys.stderr, flush=True)
+
+
+def _print_counts(counts: dict[str, int], output: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(counts)
+    else:
+        print(f"{output}: {counts['pairs']:,} pairs; {counts['asked']:,} analysed, {counts['kept']:,} analyses kept")
+
+
+def _print_plan(planned: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(planned)
+        return
+    for example in planned["examples"]:
+        for prompt in example["prompts"]:
+            print(f"--- document {example['id']}, at most {prompt['max_tokens']} tokens of reply")
+            print(f"[system] {prompt['system']}\n[user] {prompt['user']}\n")
+    tokens = planned["tokens"]
+    print(f"{planned['documents']:,} of {planned['of']:,} documents, at most {planned['calls']:,} calls")
+    print(f"about {tokens['input']:,} tokens in (by {planned['counted_by']}), at most {tokens['output']:,} out")
+    cost = planned["cost"]
+    print("cost: give --price-in and --price-out" if cost is None else f"cost: about {cost:,.4f} at most")
+    if not planned["within_budget"]:
+        print("that is more than the budget: the run may stop before all documents are done")
+    print("nothing was asked and nothing written")
+
+
+def _print_written(manifest: dict[str, Any], output: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(manifest)
+        return
+    asked, usage = manifest["queries_asked"], manifest["usage"]
+    print(f"{output}: {manifest['pairs']:,} pairs of {asked:,} queries asked for, {manifest['negatives']:,} negatives")
+    for reason, count in manifest["dropped"].items():
+        print(f"  {count:,} dropped, {reason}")
+    cost = "" if manifest["cost"] is None else f"; cost {manifest['cost']:,.4f}"
+    print(f"  {usage['calls']:,} calls, {usage['input']:,} tokens in, {usage['output']:,} out{cost}")
+    if manifest["stopped"]:
+        done, wanted = manifest["documents"], manifest["documents_asked_for"]
+        print(f"the budget ended after {done:,} of {wanted:,} documents; the same command with a greater one goes on")
