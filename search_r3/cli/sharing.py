@@ -33,13 +33,15 @@ class ExportFormat(StrEnum):
     safetensors = "safetensors"
     sentence_transformers = "sentence-transformers"
     int8 = "int8"
+    onnx = "onnx"
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A name from `search-r3 models`, a model folder, or a hub id.")],
     out: Annotated[Path, typer.Argument(readable=False, help="The new folder to write.")],
     format: Annotated[
-        ExportFormat, typer.Option(help="What to add: sentence-transformers' files, or the int8 engine's matrices.")
+        ExportFormat,
+        typer.Option(help="What to add: sentence-transformers' files, or the int8 engine's matrices. onnx: a graph."),
     ] = ExportFormat.safetensors,
     dtype: Annotated[
         Dtype, typer.Option(help="auto is float32. bfloat16 halves the size, at a cosine distance of about 0.001.")
@@ -51,6 +53,7 @@ def export(
     It keeps the model's contract, so it searches every index that the model made. Golden vectors are written beside it.
     With --format sentence-transformers, SentenceTransformer(OUT) embeds documents and direct queries (no reasoning).
     With --format int8, --engine int8 starts at once where OUT is the model.
+    With --format onnx, model.onnx turns token ids into embeddings of documents and direct queries (float32).
 
     \b
     Example:  search-r3 export search-r3-smollm2-135m-sft exported --format sentence-transformers
@@ -60,6 +63,10 @@ def export(
     from search_r3.integrations.export import check_target, export_model
 
     check_target(out)  # before a model is loaded
+    if format is ExportFormat.onnx:
+        from search_r3.integrations.onnx import check_installed
+
+        check_installed()
     loaded = load(model, "cpu", Dtype.float32 if dtype is Dtype.auto else dtype)
     done = export_model(loaded, out, format.value)
     if as_json:
@@ -69,7 +76,10 @@ def export(
             f"{done.folder}: {done.name}, {done.format}, {done.dtype}, contract {done.contract_hash[:12]}, "
             f"{len(done.files)} files, {done.bytes / 1e6:.1f} MB"
         )
-        print(f"to check it: search-r3 models --check {shlex.quote(str(done.folder))}")
+        if format is ExportFormat.onnx:
+            print(f"checked in onnxruntime; how to feed it: {done.folder / 'README.md'}")
+        else:
+            print(f"to check it: search-r3 models --check {shlex.quote(str(done.folder))}")
 
 
 def push(

@@ -1,8 +1,8 @@
 """Exports: a checkpoint's adapter merged into its base, as one folder that needs nothing else.
 
 `safetensors` is what `SearchR3.from_pretrained` and transformers read; `sentence-transformers` is the same with what
-that library needs beside it, `int8` with the int8 engine's matrices. All keep the contract, so an index of the adapter
-takes the export's embeddings.
+that library needs beside it, `int8` with the int8 engine's matrices; `onnx` is a graph for onnxruntime instead of the
+weights. All keep the contract, so an index of the adapter takes the export's embeddings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 
-Format = Literal["safetensors", "sentence-transformers", "int8"]
+Format = Literal["safetensors", "sentence-transformers", "int8", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Export:
 def export_model(model: Any, out: str | Path, format: Format = "safetensors") -> Export:
     """Write a loaded SearchR3 model, merged, to the new folder `out`, in one rename.
 
-    The folder holds safetensors, the tokenizer, the contract, golden vectors and a model card.
+    The folder holds safetensors (or model.onnx), the tokenizer, the contract, golden vectors and a model card.
 
     Raises:
         InputError: `out` is not empty, the format is unknown, the disk is full, sentence-transformers' prompts cannot
-            stand for the model's conversations, or the int8 engine does not run this model.
+            stand for the model's conversations, the int8 engine does not run this model, or see `onnx.write_onnx`.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}; choose one of: {', '.join(get_args(Format))}")
@@ -49,7 +49,12 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
         kept = model.contract
         try:
             model.contract = replace(kept, base=_public(kept.base))
-            model.save_pretrained(scratch)
+            if format == "onnx":
+                from search_r3.integrations.onnx import write_onnx
+
+                write_onnx(scratch, model)
+            else:
+                model.save_pretrained(scratch)
         finally:
             model.contract = kept
         _chat_template_into_json(scratch)
@@ -84,13 +89,26 @@ def card(model: Any, format: Format) -> str:
     """The export's model card (Markdown): how to load it, its contract, and its checkpoint's own card below."""
     source = Path(model.checkpoint.path) / "README.md"
     kept, body = _split_card(source.read_text(encoding="utf-8") if source.is_file() else "")
-    library = "sentence-transformers" if format == "sentence-transformers" else "transformers"
+    library = format if format in ("sentence-transformers", "onnx") else "transformers"
     tags = ["search-r3", "sentence-transformers", "information-retrieval", "embeddings", "reasoning"]
     head: dict[str, str] = {key: kept[key] for key in ("license", "base_model", "language") if key in kept}
     head |= {"library_name": library, "pipeline_tag": "feature-extraction"}
     head["tags"] = f"[{', '.join(tag for tag in tags if tag != 'sentence-transformers' or tag == library)}]"
     lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "---", "", f"# {model.name}", ""]
-    lines += [
+    if format == "onnx":
+        from search_r3.integrations.onnx import usage
+
+        lines += usage(model)
+    else:
+        lines += _loading(model, format)
+    if body:
+        lines += ["The card of the checkpoint it was made from follows.", "", body]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _loading(model: Any, format: Format) -> list[str]:
+    """The lines of a card that say how safetensors are loaded."""
+    lines = [
         f"A Search-R3 model, its adapter merged into its base ({model.dtype}, {model.dimension} dimensions). Contract "
         f"`{model.contract_hash[:12]}`: embeddings of any model of this contract can be compared.",
         "",
@@ -122,9 +140,7 @@ def card(model: Any, format: Format) -> str:
             "```",
             "",
         ]
-    if body:
-        lines += ["The card of the checkpoint it was made from follows.", "", body]
-    return "\n".join(lines).rstrip() + "\n"
+    return lines
 
 
 def _public(base: str) -> str:

@@ -162,12 +162,15 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
         merge: fold the adapter into the base (inference); otherwise keep it as a PEFT adapter (training).
 
     Raises:
-        InputError: unknown name, broken folder, or an adapter whose base has other weights than it was trained on.
+        InputError: unknown name, broken folder, an ONNX export, or an adapter whose base has other weights than it was
+            trained on.
     """
     folder = resolve(name_or_path)
     record = read_record(folder)
     if record is None:
         checkpoint = load_base(name_or_path, dtype=dtype)
+    elif record["kind"] == "onnx":
+        raise InputError(f"{folder} is an ONNX export, see the README.md there; give the model that it was made from")
     elif record["kind"] == "merged":
         checkpoint = _load_merged(folder, record, dtype)
     else:
