@@ -28,7 +28,7 @@ def delete(
     Next:     search-r3 compact notes-index
     """
     hush()
-    from search_r3.index.change import delete_documents
+    from search_r3.index.maintenance import delete_documents
 
     chunks = delete_documents(index, ids)
     if as_json:
@@ -49,7 +49,7 @@ def compact(index: Index, as_json: Json = False) -> None:
     Next:     search-r3 index --info notes-index
     """
     hush()
-    from search_r3.index.change import compact_index
+    from search_r3.index.maintenance import compact_index
 
     done = compact_index(index)
     if as_json:

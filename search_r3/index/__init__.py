@@ -7,8 +7,8 @@ result = SearchIndex.open("my-index").search("how do I resume a run?", model, k=
 
 from search_r3.index.approximate import Approximate
 from search_r3.index.build import IndexReport, build_index
-from search_r3.index.change import UnknownDocument, compact_index, delete_documents, update_documents
 from search_r3.index.chunking import Chunk, chunk_document
+from search_r3.index.maintenance import UnknownDocument, compact_index, delete_documents, update_documents
 from search_r3.index.readers import Skipped, SourceDocument, open_source, summarise_skipped
 from search_r3.index.search import Hit, ReasoningTrace, SearchResult, Timings
 from search_r3.index.table import Encoder, IndexInfo, SearchIndex

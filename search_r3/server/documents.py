@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from search_r3.errors import InputError
 from search_r3.index.build import build_index
-from search_r3.index.change import UnknownDocument, delete_documents
+from search_r3.index.maintenance import UnknownDocument, delete_documents
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex
 from search_r3.server.embeddings import to_json
