@@ -28,7 +28,8 @@ from serve_bench import SEED, Bench, tiny_model
 from serve_client import Engine
 from serve_systems import Spec, load
 
-from search_r3.data.beir import choose_pool, find_dataset, load_beir, stable_order
+from search_r3.data.beir import choose_pool, load_beir, stable_order
+from search_r3.data.find import find_dataset
 from search_r3.files import atomic_write_text
 from search_r3.model.listing import default_model
 

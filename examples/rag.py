@@ -125,7 +125,8 @@ def read_answers(folder: Path, file: Path | None) -> dict[str, str]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Answer containment on a data set's queries, with reasoning off and on."""
     from search_r3 import SearchR3
-    from search_r3.data.beir import find_dataset, load_beir
+    from search_r3.data.beir import load_beir
+    from search_r3.data.find import find_dataset
     from search_r3.index import SourceDocument, build_index
     from search_r3.model.listing import default_model
 

@@ -100,7 +100,7 @@ def evaluate(
     Next:     search-r3 tables
     """
     hush()
-    from search_r3.data.beir import available_datasets
+    from search_r3.data.find import available_datasets
     from search_r3.evaluation.peers import Spending
     from search_r3.evaluation.suite import MODES
     from search_r3.evaluation.suite import evaluate as run

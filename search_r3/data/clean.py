@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.data.beir import beir_files, find_dataset, load_beir, refuse_unknown
+from search_r3.data.beir import beir_files, load_beir, refuse_unknown
+from search_r3.data.find import find_dataset
 from search_r3.data.inputs import stamps
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.parts import Parts, key_of

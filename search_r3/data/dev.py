@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from search_r3.data.beir import BeirDataset, choose_pool, find_dataset, load_beir, refuse_unknown
+from search_r3.data.beir import BeirDataset, choose_pool, load_beir, refuse_unknown
+from search_r3.data.find import find_dataset
 from search_r3.data.sources.titles import is_held_out
 from search_r3.errors import InputError
 

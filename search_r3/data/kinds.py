@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import BeirDataset, beir_files, find_dataset, load_beir
+from search_r3.data.beir import BeirDataset, beir_files, load_beir
+from search_r3.data.find import find_dataset
 from search_r3.data.inputs import below, described
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.sources.base import Built, Records

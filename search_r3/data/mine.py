@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.data.beir import find_dataset, load_beir, stable_order
+from search_r3.data.beir import load_beir, stable_order
+from search_r3.data.find import find_dataset
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.data.partial import Partial
 from search_r3.data.scorers import Report, Scorer

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import BeirDataset, available_splits, find_dataset, load_beir, resolve_root, small
+from search_r3.data.beir import BeirDataset, available_splits, load_beir, resolve_root, small
+from search_r3.data.find import find_dataset
 from search_r3.errors import InputError
 from search_r3.evaluation.cache import EmbeddingCache, content_hash
 from search_r3.evaluation.measures import measure_run

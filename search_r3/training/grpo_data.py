@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.data.beir import find_dataset, load_beir, stable_order
+from search_r3.data.beir import load_beir, stable_order
+from search_r3.data.find import find_dataset
 from search_r3.data.pairs import read_pairs
 from search_r3.data.sources.titles import is_held_out
 from search_r3.errors import InputError

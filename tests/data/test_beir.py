@@ -11,7 +11,6 @@ import pytest
 from search_r3.data.beir import (
     BeirDataset,
     Document,
-    find_dataset,
     load_beir,
     read_jsonl,
     small,
@@ -174,24 +173,6 @@ def test_what_is_written_reads_back_the_same(tmp_path):
     dataset = BeirDataset("copy", corpus, {"q": "what?"}, {"q": {"a": 3, "b": 0}})
     write_beir(tmp_path / "copy", dataset, "train")
     assert load_beir(tmp_path / "copy", "train") == dataset
-
-
-def test_a_data_set_is_found_by_path_by_root_and_by_variable(tmp_path, monkeypatch):
-    root = tmp_path / "root"
-    for name in ("scifact", "mkqa/en"):
-        write_folder(root / name)
-    assert find_dataset(root / "scifact") == root / "scifact"
-    assert find_dataset("mkqa/en", root) == root / "mkqa/en"
-    monkeypatch.setenv("SEARCH_R3_DATA", str(root))
-    assert find_dataset("scifact") == root / "scifact"
-    assert load_beir(find_dataset("mkqa/en"), "test").name == "mkqa/en"
-    with pytest.raises(InputError, match=r'did you mean "scifact"\? there are: mkqa/en, scifact'):
-        find_dataset("sci-fact")
-
-
-def test_a_root_without_data_sets_says_how_to_give_one(tmp_path):
-    with pytest.raises(InputError, match="SEARCH_R3_DATA"):
-        find_dataset("scifact", tmp_path)
 
 
 def make_dataset(queries: int = 20, documents: int = 100) -> BeirDataset:

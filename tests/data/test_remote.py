@@ -10,7 +10,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from search_r3.data.beir import find_dataset, load_beir
+from search_r3.data.beir import load_beir
+from search_r3.data.find import find_dataset
 from search_r3.data.remote import fetch, is_remote
 from search_r3.errors import InputError
 from search_r3.evaluation.suite import evaluate, load_dataset

@@ -88,7 +88,8 @@ def test_mteb_and_we_agree_on_the_figures(model, dataset, reasoning, budget):
 
 
 def test_a_task_fetched_by_its_name_is_the_same_data_set(dataset, tmp_path, monkeypatch):
-    from search_r3.data.beir import find_dataset, load_beir
+    from search_r3.data.beir import load_beir
+    from search_r3.data.find import find_dataset
 
     monkeypatch.setattr(mteb, "get_task", lambda name: as_task(dataset))
     with pytest.warns(UserWarning, match="1 of 61 documents have an empty"):

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_r3.data.beir import Document, find_dataset, load_beir, read_jsonl, string_field
+from search_r3.data.beir import Document, load_beir, read_jsonl, string_field
+from search_r3.data.find import find_dataset
 from search_r3.data.pairs import read_pairs
 from search_r3.data.wordsets import normalise
 from search_r3.errors import InputError
