@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -31,16 +31,23 @@ def fresh_benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @contextmanager
-def benchmark_script(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """benchmarks/NAME.py, its workers run in this process: the real ones only import everything again."""
+def benchmark_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """What imports a script by its name, workers run in this process: the real ones only import everything again."""
     with fresh_benchmarks(monkeypatch):
-        module, worker = importlib.import_module(name), importlib.import_module("common").Worker
+        worker = importlib.import_module("common").Worker
 
         def start(self: Any, script: str, spec: dict[str, Any]) -> None:
-            assert Path(script).name == f"{name}.py"
+            module = importlib.import_module(Path(script).stem)
             self.loaded, self.ask = module.load(module.Spec(**json.loads(json.dumps(spec))))
 
         monkeypatch.setattr(worker, "__init__", start)
         monkeypatch.setattr(worker, "ready", lambda self: self.loaded)
         monkeypatch.setattr(worker, "close", lambda self: None)
-        yield module
+        yield importlib.import_module
+
+
+@contextmanager
+def benchmark_script(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """benchmarks/NAME.py, as by `benchmark_scripts`."""
+    with benchmark_scripts(monkeypatch) as scripts:
+        yield scripts(name)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmark_scripts import fresh_benchmarks
 
 from search_r3 import SearchR3
 from search_r3.data.beir import BeirDataset, Document, write_beir
@@ -26,16 +27,11 @@ NAMES = ("drift", "million", "plot", "record", "recording", "replay", "worlds")
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """benchmarks/environment*.py."""
-    monkeypatch.syspath_prepend(TESTS.parent / "benchmarks")
-    names = ["common", "environment", *(f"environment_{name}" for name in NAMES)]
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield SimpleNamespace(
-        main=importlib.import_module("environment").main,
-        **{name: importlib.import_module(f"environment_{name}") for name in NAMES},
-    )
-    for name in names:
-        sys.modules.pop(name, None)
+    with fresh_benchmarks(monkeypatch):
+        yield SimpleNamespace(
+            main=importlib.import_module("environment").main,
+            **{name: importlib.import_module(f"environment_{name}") for name in NAMES},
+        )
 
 
 def world_of(bench: SimpleNamespace, scale: float = 3.0, **changes: Any) -> Any:

@@ -14,20 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_scripts import FOLDER, fresh_benchmarks
 
 pytest.importorskip("lancedb")
 if sys.platform != "linux":
     pytest.skip("inotify and CPU clocks of other processes are Linux's", allow_module_level=True)
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MODULES = ("kill_process", "kill_victims", "kill_stores")
 
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    monkeypatch.syspath_prepend(FOLDER)
-    yield SimpleNamespace(**{name.removeprefix("kill_"): importlib.import_module(name) for name in MODULES})
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    with fresh_benchmarks(monkeypatch):
+        yield SimpleNamespace(**{name.removeprefix("kill_"): importlib.import_module(name) for name in MODULES})
 
 
 def harness(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ Servers run in threads here: starting a real process imports everything again.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import logging
@@ -21,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from benchmark_scripts import benchmark_scripts
 
 pytest.importorskip("uvicorn")
 from search_r3 import SearchR3, demo
@@ -33,36 +33,17 @@ from search_r3.server.logs import LOGGER, log_to
 from search_r3.server.run import listen, make_server
 from search_r3.server.service import Loaded
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-MODULES = (
-    *("common", "encode", "serve_client", "serve_systems", "serve_bench", "serve_parts", "serve"),
-    *("load_traffic", "load"),
-)
-
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """The benchmarks' modules, freshly imported, their workers run in this process."""
-    monkeypatch.syspath_prepend(FOLDER)
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    worker = importlib.import_module("common").Worker
-
-    def start(self: Any, script: str, spec: dict[str, Any]) -> None:
-        module = importlib.import_module(Path(script).stem)
-        self.loaded, self.ask = module.load(module.Spec(**json.loads(json.dumps(spec))))
-
-    monkeypatch.setattr(worker, "__init__", start)
-    monkeypatch.setattr(worker, "ready", lambda self: self.loaded)
-    monkeypatch.setattr(worker, "close", lambda self: None)
     loggers = [logging.getLogger(name) for name in (LOGGER, "uvicorn", "uvicorn.error")]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
-    yield importlib.import_module
+    with benchmark_scripts(monkeypatch) as found:
+        yield found
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
-    for name in MODULES:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
