@@ -113,13 +113,9 @@ class Ours:
         from datetime import timedelta
 
         from search_r3.index.approximate import keep_approximate
+        from search_r3.index.columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
         from search_r3.index.rows import as_arrow
         from search_r3.index.table import (
-            COLUMNS,
-            CONTENT,
-            METADATA,
-            ROW_HASH,
-            TEXT_HASH,
             IndexInfo,
             create_table,
             mark_complete,

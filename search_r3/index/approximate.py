@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.index.table import VECTOR, Encoder
+from search_r3.index.columns import VECTOR
+from search_r3.index.encoder import Encoder
 
 APPROXIMATE_FROM = 100_000  # rows; exact search reads every vector, some 30 ms for so many of 576 dimensions
 GOAL = 0.98

@@ -17,35 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM, encoder_of, keep_approximate
 from search_r3.index.changes import Changes, Window
+from search_r3.index.columns import TEXT_HASH, quoted, table_schema
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
+from search_r3.index.encoder import Encoder
 from search_r3.index.flow import Pipe, run_stage, start_stage
 from search_r3.index.locking import OURS, writing
 from search_r3.index.readers import Skipped, SourceDocument
 from search_r3.index.rows import as_arrow
-from search_r3.index.storage import explained
+from search_r3.index.storage import brief, explained
 from search_r3.index.table import (
     COMPLETE,
     FORMAT_VERSION,
     KEEP_VERSIONS,
     TABLE,
-    TEXT_HASH,
-    Encoder,
     IndexInfo,
     SearchIndex,
-    brief,
     create_table,
     ensure_full_text,
     ensure_lookups,
     location,
     mark_complete,
     open_table,
-    pa,
-    quoted,
-    table_schema,
     tidy,
 )
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.chunking import Chunk, chunk_document
+from search_r3.index.columns import CONTENT, ROW_HASH, TEXT_HASH, VECTOR, missing_columns, quoted
 from search_r3.index.ledger import Ledger
 from search_r3.index.readers import SourceDocument
 from search_r3.index.rows import make_row, where_from
-from search_r3.index.table import CONTENT, ROW_HASH, TEXT_HASH, VECTOR, missing_columns, pa, quoted
 
 AT_ONCE = 1000  # ids in one SQL condition
 

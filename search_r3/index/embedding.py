@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from search_r3.index.encoder import Encoder
 from search_r3.index.rows import checked_vectors
-from search_r3.index.table import Encoder
 from search_r3.model.texts import Text, Tokens, token_rows
 
 BATCH_TOKENS = 16_384  # 32 chunks of the 512 tokens that a document is cut to

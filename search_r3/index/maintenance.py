@@ -14,9 +14,11 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.index.approximate import keep_approximate
 from search_r3.index.build import IndexReport, build_index
+from search_r3.index.columns import quoted
+from search_r3.index.encoder import Encoder
 from search_r3.index.locking import writing
 from search_r3.index.readers import SourceDocument
-from search_r3.index.table import COMPLETE, KEEP_VERSIONS, Encoder, SearchIndex, location, mark_complete, quoted, tidy
+from search_r3.index.table import COMPLETE, KEEP_VERSIONS, SearchIndex, location, mark_complete, tidy
 
 AT_ONCE = 5000  # ids in one SQL condition
 

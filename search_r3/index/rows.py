@@ -10,10 +10,12 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.chunking import Chunk
-from search_r3.index.table import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH, VECTOR, Encoder, metadata_columns, pa
+from search_r3.index.columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH, VECTOR, metadata_columns
+from search_r3.index.encoder import Encoder
 
 
 def where_from(chunk: Chunk) -> str:

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from lancedb.query import MatchQuery
@@ -21,9 +21,11 @@ from lancedb.query import MatchQuery
 from search_r3.errors import InputError
 from search_r3.index.approximate import TIES as FEW_TIES
 from search_r3.index.approximate import Approximate, probing
+from search_r3.index.columns import CONTENT, METADATA, VECTOR
+from search_r3.index.encoder import Encoder
 from search_r3.index.readers import Scalar
 from search_r3.index.snippets import make_snippet
-from search_r3.index.table import CONTENT, METADATA, VECTOR, Encoder, SearchIndex, brief
+from search_r3.index.storage import brief
 
 Mode = Literal["hybrid", "vector", "text"]
 
@@ -36,6 +38,18 @@ EXACT_MATCHES = 20_000  # rows; where a filter leaves fewer, they are all compar
 MAX_QUERY_CHARACTERS = 100_000
 FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`")
+
+
+class Searched(Protocol):
+    """What a search asks of an index; `SearchIndex` has it."""
+
+    @property
+    def table(self) -> Any: ...
+    @property
+    def columns(self) -> dict[str, str]: ...
+    @property
+    def approximate(self) -> Approximate | None: ...
+    def check_model(self, model: Encoder) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,7 @@ class SearchResult:
 
 
 def search_index(
-    index: SearchIndex,
+    index: Searched,
     query: str,
     model: Encoder | None,
     *,
@@ -177,7 +191,7 @@ def reciprocal_rank_fusion(rankings: list[list[str]], k: int = RRF_K) -> list[tu
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
-def check_where(index: SearchIndex, where: str | None) -> str | None:
+def check_where(index: Searched, where: str | None) -> str | None:
     """The filter if the table understands it; None where it is blank.
 
     Raises:
@@ -197,7 +211,7 @@ def check_where(index: SearchIndex, where: str | None) -> str | None:
     return where
 
 
-def _few(index: SearchIndex, where: str) -> bool:
+def _few(index: Searched, where: str) -> bool:
     """Whether the filter leaves so few rows that all can be compared; or fails, as the search will say."""
     try:
         return bool(index.table.count_rows(where) <= EXACT_MATCHES)
@@ -230,7 +244,7 @@ def _embed(
 
 
 def _by_vector(
-    index: SearchIndex, vector: np.ndarray, count: int, where: str | None, nearest: Approximate | None
+    index: Searched, vector: np.ndarray, count: int, where: str | None, nearest: Approximate | None
 ) -> list[dict[str, Any]]:
     """The nearest by cosine: exactly, or through the approximate index, whose candidates are scored exactly."""
     search = index.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
@@ -238,7 +252,7 @@ def _by_vector(
     return _rows(probing(search, nearest), count, ties, where, "_distance", lambda distance: 1.0 - distance)
 
 
-def _by_text(index: SearchIndex, query: str, count: int, where: str | None) -> list[dict[str, Any]]:
+def _by_text(index: Searched, query: str, count: int, where: str | None) -> list[dict[str, Any]]:
     """Any of the words may match. A MatchQuery has no syntax, unlike a string given to LanceDB."""
     words = MatchQuery(query, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
     search = index.table.search(words, query_type="fts")

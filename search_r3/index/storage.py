@@ -138,3 +138,9 @@ def explain(place: Remote, message: str) -> str | None:
     if re.search(r"ConnectError|kind: (Connect|Timeout)|dns error|timed out|Connection refused", message):
         return f"{place}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network"
     return None
+
+
+def brief(error: BaseException) -> str:
+    """LanceDB's message without its places in Rust sources and its repeated prefixes."""
+    text = re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error).split("\n")[0])
+    return re.sub(r"^(Invalid input, |lance error: )+", "", text).strip().rstrip(".")[:300]

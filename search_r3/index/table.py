@@ -8,29 +8,21 @@ A tag named "complete" points at the version that a build finished with; a build
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-import numpy as np
+import lancedb
+from lancedb.index import FTS, BTree
 
 from search_r3.errors import InputError
-from search_r3.index.readers import Scalar
-from search_r3.index.storage import Place, Remote, connect, explained, open_remote, place_of
-
-try:
-    import lancedb
-    import pyarrow as pa
-    from lancedb.index import FTS, BTree
-except ImportError as error:
-    raise InputError("the index needs LanceDB: pip install 'search-r3[search]'") from error
-
-if TYPE_CHECKING:
-    from search_r3.index.approximate import Approximate
-    from search_r3.index.search import SearchResult
+from search_r3.index.approximate import Approximate, read_approximate
+from search_r3.index.columns import CONTENT, TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
+from search_r3.index.encoder import Encoder
+from search_r3.index.search import SearchResult, search_index
+from search_r3.index.storage import Place, Remote, brief, connect, explained, open_remote, place_of
 
 FORMAT_VERSION = 1
 TABLE = "chunks"
@@ -39,32 +31,6 @@ COMPLETE = "complete"
 FOLLOW_WRITES = timedelta(seconds=2)  # how soon an open index (a server's) sees what another process committed
 KEEP_VERSIONS = timedelta(hours=1)  # a server that reads an old version has this long to notice the new one
 LOOKUPS_FROM = 100_000  # rows; below, reading the column through takes a few milliseconds
-MAX_METADATA_COLUMNS = 200  # more distinct field names than this are data, not fields
-
-# Ours. The user's metadata gets columns of its own names beside them, hence the prefix on what is not for filtering.
-VECTOR, CONTENT, METADATA = "r3_vector", "r3_content", "r3_metadata"
-TEXT_HASH, ROW_HASH = "r3_text_hash", "r3_row_hash"
-COLUMNS = "r3_columns"  # not a column: where a row in the making keeps its metadata's columns
-VISIBLE = dict.fromkeys(["id", "document", "title", "path"], "text") | dict.fromkeys(
-    ["start_line", "end_line"], "number"
-)
-TYPE_NAMES = {pa.string(): "text", pa.float64(): "number", pa.bool_(): "true/false"}
-
-
-class Encoder(Protocol):
-    """What the index asks of a model; `SearchR3` has it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dimension(self) -> int: ...
-    @property
-    def contract_hash(self) -> str: ...
-    def encode_document(
-        self, texts: Any, *, batch_size: int = ..., show_progress_bar: bool | None = ..., max_length: Any = ...
-    ) -> np.ndarray: ...
-    def encode_query(self, texts: Any, *, reasoning: Any = ..., max_reasoning_tokens: int = ...) -> np.ndarray: ...
-    def reason(self, texts: Any, *, max_reasoning_tokens: int = ...) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -127,8 +93,6 @@ class SearchIndex:
     @property
     def approximate(self) -> Approximate | None:
         """The approximate index with its measured recall, or None where vectors are searched exactly."""
-        from search_r3.index.approximate import read_approximate
-
         return read_approximate(self.table)
 
     def describe(self) -> dict[str, Any]:
@@ -159,8 +123,6 @@ class SearchIndex:
 
     def search(self, query: str, model: Encoder | None, **options: Any) -> SearchResult:
         """Search: see `search_r3.index.search.search_index` for the options."""
-        from search_r3.index.search import search_index
-
         return search_index(self, query, model, **options)
 
 
@@ -189,25 +151,6 @@ def open_table(path: Path | str) -> Any | None:
         raise InputError(f"{path}: {error.strerror or error}; mend its permissions") from error
     except (ValueError, RuntimeError) as error:
         raise InputError(f"the index {path} is damaged ({brief(error)}); delete the folder and index again") from error
-
-
-def table_schema(dimension: int) -> pa.Schema:
-    """The columns that every index has; the user's metadata adds others."""
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("document", pa.string()),
-            ("title", pa.string()),
-            ("path", pa.string()),
-            ("start_line", pa.int64()),
-            ("end_line", pa.int64()),
-            (CONTENT, pa.string()),
-            (METADATA, pa.string()),
-            (TEXT_HASH, pa.string()),
-            (ROW_HASH, pa.string()),
-            (VECTOR, pa.list_(pa.float32(), dimension)),
-        ]
-    )
 
 
 def create_table(path: Path | str, info: IndexInfo) -> Any:
@@ -249,75 +192,6 @@ def mark_complete(table: Any) -> None:
         table.tags.create(COMPLETE, table.version)
     elif tags[COMPLETE]["version"] != table.version:
         table.tags.update(COMPLETE, table.version)
-
-
-def column_name(field_name: str) -> str:
-    """The column for a metadata field: its own name where SQL allows, other characters becoming "_".
-
-    SQL does not tell capitals from small letters, so columns are in small letters; a field called like a column of
-    ours gets "meta_" in front.
-    """
-    name = re.sub(r"\W", "_", field_name).lower()
-    if name in VISIBLE or name.startswith(("r3_", "_")) or not name or name[0].isdigit():
-        name = f"meta_{name}"
-    return name
-
-
-def metadata_columns(metadata: dict[str, Scalar], where: str) -> dict[str, Scalar]:
-    """A chunk's metadata by column name, numbers as float64. `where` names the chunk in errors.
-
-    Raises:
-        InputError: two fields fall on one column, or a number is too large.
-    """
-    columns: dict[str, Scalar] = {}
-    for name, value in metadata.items():
-        column = column_name(name)
-        if column in columns:
-            raise InputError(f'{where}: the metadata field "{name}" and another share the column {column}; rename one')
-        if not isinstance(value, bool) and isinstance(value, int | float):
-            try:
-                value = float(value)
-            except OverflowError as error:
-                raise InputError(f'{where}: the metadata field "{name}" is too large a number; make it text') from error
-        columns[column] = value
-    return columns
-
-
-def missing_columns(schema: pa.Schema, rows: list[dict[str, Any]]) -> dict[str, pa.DataType]:
-    """The metadata columns that `rows` need and `schema` lacks.
-
-    Raises:
-        InputError: a field's type differs from its column's, or there are too many fields.
-    """
-    known = {column.name: column.type for column in schema}
-    new: dict[str, pa.DataType] = {}
-    for row in rows:
-        for name, value in row[COLUMNS].items():
-            wanted = {bool: pa.bool_(), float: pa.float64()}.get(type(value), pa.string())
-            held = known.get(name) or new.setdefault(name, wanted)
-            if held != wanted:
-                raise InputError(
-                    f'document "{row["id"]}": the metadata field {name} is {TYPE_NAMES[wanted]} ({value!r}), but '
-                    f"elsewhere it is {TYPE_NAMES.get(held, str(held))}; give it one type everywhere"
-                )
-    total = len(known) - len(table_schema(1)) + len(new)
-    if total > MAX_METADATA_COLUMNS:
-        raise InputError(
-            f"{total} different metadata fields (among them {', '.join(sorted(new)[:3])}), at most "
-            f"{MAX_METADATA_COLUMNS} can be columns; put fields that few documents have into one text field"
-        )
-    return new
-
-
-def quoted(identifiers: Iterable[str]) -> str:
-    """Ids as the inside of an SQL `IN (...)`."""
-    return ", ".join("'" + identifier.replace("'", "''") + "'" for identifier in identifiers)
-
-
-def brief(error: BaseException) -> str:
-    """LanceDB's message without its places in Rust sources and its repeated prefixes."""
-    text = re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error).split("\n")[0])
-    return re.sub(r"^(Invalid input, |lance error: )+", "", text).strip().rstrip(".")[:300]
 
 
 def migrate(held: dict[str, Any], path: Path | str) -> dict[str, Any]:

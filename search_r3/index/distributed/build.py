@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
+
 from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM
 from search_r3.index.build import IndexReport, _Build
@@ -19,10 +21,10 @@ from search_r3.index.distributed.cluster import Cluster, cause_of, joined
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
 from search_r3.index.distributed.worker import Described, EncodeRows, Job, describe
 from search_r3.index.embedding import BATCH_TOKENS
+from search_r3.index.encoder import Encoder
 from search_r3.index.locking import writing
 from search_r3.index.readers import SourceDocument
 from search_r3.index.storage import Place, options_of, place_of
-from search_r3.index.table import Encoder, pa
 
 TASK_ROWS = 65_536
 """Rows of one task, the most that is encoded again when a worker dies; fewer where the corpus is small."""

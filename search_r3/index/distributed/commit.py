@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import pyarrow as pa
 from lance_ray.datasink import LanceDatasink
 
 from search_r3.errors import InputError
+from search_r3.index.columns import quoted
 from search_r3.index.storage import Place, options_of
-from search_r3.index.table import TABLE, pa, quoted
+from search_r3.index.table import TABLE
 
 FILE_BYTES = 512_000_000
 """Of vectors and text in one file, about; as many rows are collected before a file is written."""

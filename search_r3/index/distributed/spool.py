@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from search_r3.index.changes import Changes, Window
+from search_r3.index.columns import TEXT_HASH, VECTOR, table_schema
 from search_r3.index.distributed.worker import HELD
 from search_r3.index.readers import SourceDocument
 from search_r3.index.storage import Place, connect, options_of
-from search_r3.index.table import FOLLOW_WRITES, TEXT_HASH, VECTOR, pa, table_schema
+from search_r3.index.table import FOLLOW_WRITES
 
 SPOOL = "spool"
 WINDOW = 256

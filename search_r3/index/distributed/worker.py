@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from search_r3.errors import InputError
+from search_r3.index.columns import COLUMNS, CONTENT, METADATA, metadata_columns
 from search_r3.index.embedding import embed, prepare
+from search_r3.index.encoder import Encoder
 from search_r3.index.rows import as_arrow
-from search_r3.index.table import COLUMNS, CONTENT, METADATA, Encoder, metadata_columns, pa
 
 HELD = "r3_held"
 """Of a spooled row: its vector, float32 (dimension,), where the index had its text already; else null."""
