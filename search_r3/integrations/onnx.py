@@ -177,22 +177,23 @@ def _write_graph(file: Path, model: Any) -> None:
 
     decoder = model.engine.backbone
     device = next(decoder.parameters()).device
-    # Two rows of unequal length: sizes of 0 and 1 would be taken for constants.
+    # Two rows of unequal length: sizes of 0 and 1 would be taken for constants. It is traced here, and not by
+    # torch.onnx.export, because that one would trace twice.
     example = (torch.ones(2, 5, dtype=torch.long, device=device), torch.tensor([[1] * 5, [1] * 3 + [0] * 2]).to(device))
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     try:
-        with _eager_attention(decoder), torch.no_grad(), _quiet():
+        with _traceable(decoder), _quiet():
+            traced = torch.export.export(_embedder(decoder), example, dynamic_shapes=(axes, axes), strict=False)
             program: Any = torch.onnx.export(
-                _embedder(decoder),
-                example,
+                traced,
                 input_names=["input_ids", "attention_mask"],
                 output_names=[OUTPUT],
-                dynamic_shapes=(axes, axes),
+                dynamic_shapes=(axes, axes),  # only for the names of the sizes
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
             )
-    except RuntimeError as error:  # the base of what the exporter raises
+    except Exception as error:  # the tracer raises many kinds
         kind = type(model.checkpoint.model).__name__
         raise InputError(
             f"torch cannot write {kind} as ONNX ({_first_line(error)}); export with --format safetensors"
@@ -227,14 +228,26 @@ def _embedder(decoder: Any) -> Any:
 
 
 @contextmanager
-def _eager_attention(decoder: Any) -> Iterator[None]:
-    """Attention as plain products and a softmax: every runtime has these, and the mask needs no special case."""
-    kept = decoder.config._attn_implementation
+def _traceable(decoder: Any) -> Iterator[None]:
+    """Attention as plain products and a softmax, which every runtime has, and weights that ask for no gradient.
+
+    Those that an engine laid out anew in inference mode cannot be traced with one.
+    """
+    import torch
+
+    attention = decoder.config._attn_implementation
+    trained = [weight for weight in decoder.parameters() if weight.requires_grad]
     decoder.set_attn_implementation("eager")
     try:
-        yield
+        for weight in trained:
+            weight.requires_grad_(False)
+        with torch.no_grad():
+            yield
     finally:
-        decoder.set_attn_implementation(kept)
+        decoder.set_attn_implementation(attention)
+        with torch.inference_mode():
+            for weight in trained:
+                weight.requires_grad_(True)
 
 
 @contextmanager

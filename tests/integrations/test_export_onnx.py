@@ -32,7 +32,10 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def adapter(tiny_adapter: Path) -> SearchR3:
-    return SearchR3.from_pretrained(tiny_adapter, device="cpu")
+    """With weights that ask for a gradient, as those of a base do."""
+    model = SearchR3.from_pretrained(tiny_adapter, device="cpu")
+    model.checkpoint.model.requires_grad_(True)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -175,18 +178,22 @@ def test_a_graph_that_embeds_otherwise_is_not_kept(
 def test_an_architecture_that_cannot_be_traced_is_one_line(
     tiny: SearchR3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The model is then as it was."""
     import torch
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("Could not guard on data-dependent expression\nand a page more")
 
-    monkeypatch.setattr(torch.onnx, "export", fail)
-    kept = tiny.checkpoint.model.config._attn_implementation
+    monkeypatch.setattr(torch.export, "export", fail)
+    model = tiny.checkpoint.model
+    kept, trained = model.config._attn_implementation, [weight.requires_grad for weight in model.parameters()]
     with pytest.raises(
         InputError, match=r"^torch cannot write LlamaForCausalLM as ONNX \(Could not guard on [\w -]+\);"
     ):
         export_model(tiny, tmp_path / "out", "onnx")
-    assert tiny.checkpoint.model.config._attn_implementation == kept != "eager"
+    assert model.config._attn_implementation == kept != "eager"
+    assert [weight.requires_grad for weight in model.parameters()] == trained
+    assert any(trained)
     assert list(tmp_path.iterdir()) == []
 
 
