@@ -37,6 +37,7 @@ class Engine(StrEnum):
     auto = "auto"
     torch = "torch"
     int8 = "int8"
+    vllm = "vllm"
 
 
 class Reasoning(StrEnum):
@@ -75,7 +76,10 @@ DtypeOption = Annotated[
 ]
 EngineOption = Annotated[
     Engine,
-    typer.Option(help="int8 is quickest on CPUs with VNNI or AMX, at a small distance from float32; auto is torch."),
+    typer.Option(
+        help="int8 is quickest on CPUs with VNNI or AMX, at a small distance from float32; vllm lets vLLM write the "
+        "reasoning on a GPU; auto is torch."
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -19,7 +19,7 @@ from search_r3.files import atomic_path
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.adaptive import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
-from search_r3.model.engines.choice import open_engine
+from search_r3.model.engines.choice import check_engine, open_engine
 from search_r3.model.texts import (
     MAX_CHARACTERS,
     Text,
@@ -102,7 +102,8 @@ class SearchR3:
             name_or_path: a bundled name ("smollm2-135m"), an adapter in `models/`, a folder, or a hub id.
             device: "cpu", "cuda", ...; None takes a GPU where there is one.
             engine: "auto" or "torch"; "int8" runs the Llama family on a CPU faster than float32, at a small cosine
-                distance from it; it is made on first use and kept in the cache folder (docs/engines.md).
+                distance from it; it is made on first use and kept in the cache folder (docs/engines.md). "vllm" lets
+                vLLM write the reasoning on a GPU.
             dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16". On CPUs with AMX bfloat16 is
                 about four times as fast, at a cosine distance of about 0.001 from float32.
 
@@ -111,8 +112,7 @@ class SearchR3:
         """
         import torch
 
-        if engine not in ("auto", "torch", "int8"):
-            raise InputError(f"unknown engine {engine!r}: choose auto, torch or int8")
+        check_engine(engine)
         chosen = device or ("cuda" if engine != "int8" and torch.cuda.is_available() else "cpu")
         try:
             torch.empty(0, device=chosen)

@@ -4,24 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from search_r3.errors import InputError
 from search_r3.model.bundled import cache_dir
 
 if TYPE_CHECKING:
     from search_r3.model.checkpoint import Checkpoint
     from search_r3.model.engines.torch_engine import TorchEngine
 
+ENGINES = ("auto", "torch", "int8", "vllm")
+
+
+def check_engine(name: str) -> None:
+    """Raises InputError if there is no such engine, or vLLM is wanted and missing: before weights are read."""
+    if name not in ENGINES:
+        raise InputError(f"unknown engine {name!r}: choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
+    if name == "vllm":
+        from search_r3.model.engines.vllm_tokens import import_vllm
+
+        import_vllm()
+
 
 def open_engine(name: str, checkpoint: Checkpoint, stop_ids: list[int], vocabulary: int) -> TorchEngine:
-    """The engine "int8", or for every other name the torch engine.
+    """The engine "int8" or "vllm", or for every other name the torch engine.
 
     Raises:
-        InputError: the int8 engine cannot run this model, or not on this machine.
+        InputError: the engine cannot run this model, or not on this machine.
     """
     common: dict[str, Any] = {
         "embed_id": checkpoint.contract.embed_token_id,
         "stop_ids": stop_ids,
         "vocabulary": vocabulary,
     }
+    if name == "vllm":
+        from search_r3.model.engines.vllm_engine import open_vllm
+
+        return open_vllm(checkpoint, cache_dir() / "vllm", **common)
     if name != "int8":
         from search_r3.model.engines.torch_engine import TorchEngine
 

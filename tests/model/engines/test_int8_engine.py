@@ -296,7 +296,7 @@ class TestRefusals:
             SearchR3.from_pretrained(tiny_model, engine="int8")
 
     def test_an_unknown_engine(self, tiny_model: Path) -> None:
-        with pytest.raises(InputError, match="unknown engine 'int9': choose auto, torch or int8"):
+        with pytest.raises(InputError, match="unknown engine 'int9': choose auto, torch, int8 or vllm"):
             SearchR3.from_pretrained(tiny_model, engine="int9")
 
 

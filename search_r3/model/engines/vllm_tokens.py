@@ -1,0 +1,305 @@
+"""Rows that vLLM continues until the embed token: what is asked of it, and how its answers are read.
+
+vLLM's own loop is driven step by step (`LLMEngine.add_request`, `step`, `abort_request`: what `vllm.LLM.generate` is
+made of), since only so a token is known when it is written and a row can join or leave while others are written. The
+names and their meaning were read in vLLM 0.33's source.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.model.checkpoint import _first_line
+from search_r3.model.engines.base import Generation
+
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: a script needs no main guard, weights can be handed over
+    "VLLM_NO_USAGE_STATS": "1",  # it would tell its makers what it runs on
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is the answer's
+}
+"""Environment variables that vLLM reads; what the user has set stays."""
+NEVER = -100.0
+"""What is added to the logits of padding ids: the most that vLLM takes. (Its list of allowed ids ends at 1,024.)"""
+Embed = Callable[[Sequence[int], list[list[int]], int, Callable[[int], None] | None], np.ndarray]
+"""`Engine.embed`."""
+
+
+def import_vllm() -> Any:
+    """The package vllm, quiet and in this process.
+
+    Raises:
+        InputError: it is not installed, or cannot be loaded.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        vllm = importlib.import_module("vllm")
+        for part in ("platforms", "sampling_params"):
+            importlib.import_module(f"vllm.{part}")
+        with suppress(ImportError):  # older ones raise ValueError everywhere
+            importlib.import_module("vllm.exceptions")
+    except ImportError as error:
+        raise InputError(
+            f"engine vllm needs a GPU and vLLM ({_first_line(error)}): pip install 'search-r3[vllm]', or use engine "
+            "torch"
+        ) from error
+    return vllm
+
+
+def check_device(vllm: Any, device: Any) -> None:
+    """Raises InputError if vLLM would not run on the torch device that a model is on."""
+    runs_on = vllm.platforms.current_platform.device_type
+    if not runs_on:
+        raise InputError("engine vllm needs a GPU that vLLM can use, and it finds none; use engine torch, or int8")
+    if device.type != runs_on:
+        raise InputError(
+            f"engine vllm runs on {runs_on} here, and the model is on {device.type}; leave device away, or use engine "
+            "torch"
+        )
+    if device.index:
+        raise InputError(
+            f"engine vllm takes the first GPU that it sees, not {device}; set CUDA_VISIBLE_DEVICES={device.index} and "
+            "leave device away"
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One row that vLLM continues.
+
+    Attributes:
+        key: vLLM's name for it.
+        budget: tokens at most, without the embed token.
+        token_ids: what was written so far, before the embed token.
+        over: there is no more to come; then `forced` and `ended` are as in `Generation`.
+    """
+
+    key: str
+    budget: int
+    token_ids: list[int] = field(default_factory=list)
+    over: bool = False
+    forced: bool = False
+    ended: int | None = None
+
+
+class VllmWriter:
+    """A vLLM engine on one model, and the rows that it continues. Any thread may add, step or drop.
+
+    Args:
+        folder: the merged model with its tokenizer, as transformers saves them.
+        vllm: the package, or what stands in for it.
+        dtype: "float32" or "bfloat16".
+        embed_id: the token that ends a row.
+        stop_ids: end-of-turn tokens, which end a row that has missed it.
+        padding: ids that are never written.
+        gpu_memory: the share of the GPU's memory that vLLM may take, for weights, keys and values.
+
+    Raises:
+        InputError: vLLM cannot run this model, or has not enough memory.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vllm: Any,
+        *,
+        dtype: str,
+        embed_id: int,
+        stop_ids: Iterable[int],
+        padding: Iterable[int],
+        gpu_memory: float,
+    ) -> None:
+        self.embed_id = embed_id
+        self._vllm = vllm
+        own = getattr(getattr(vllm, "exceptions", None), "VLLMClientError", ValueError)
+        self._refusals: tuple[type[Exception], ...] = (ValueError, own)
+        self._stop_ids = sorted({*stop_ids} - {embed_id})
+        self._bias = dict.fromkeys(padding, NEVER) or None
+        try:
+            with _random_state_kept():
+                self._llm = vllm.LLM(
+                    model=str(folder),
+                    dtype=dtype,
+                    gpu_memory_utilization=gpu_memory,
+                    enable_prefix_caching=True,  # the conversation's prefix, and a query that is sampled often
+                )
+        except self._refusals as error:
+            raise InputError(f"vLLM does not start on {folder}: {_first_line(error)}; or use engine torch") from error
+        self._rows: dict[str, Row] = {}
+        self._numbers = itertools.count()
+        self._lock = threading.RLock()
+
+    def add(self, ids: Sequence[int], budget: int, temperature: float = 0.0, seed: int | None = None) -> Row:
+        """Let `ids` be continued by at most `budget` tokens; greedy at temperature 0.
+
+        Raises:
+            InputError: vLLM refuses it (too long for the model, or a temperature over 2).
+        """
+        row = Row(str(next(self._numbers)), budget)
+        try:
+            settings = self._vllm.SamplingParams(
+                temperature=temperature,
+                seed=seed,
+                max_tokens=budget + 1,  # the embed token may still follow
+                stop_token_ids=[self.embed_id, *self._stop_ids],
+                logit_bias=self._bias,
+                detokenize=False,
+                output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
+            )
+            with self._lock:
+                prompt = {"type": "token", "prompt_token_ids": list(ids)}
+                self._llm.llm_engine.add_request(row.key, prompt, settings)
+                self._rows[row.key] = row
+        except self._refusals as error:
+            raise InputError(f"vLLM refuses a row of {len(ids)} tokens: {_first_line(error)}") from error
+        return row
+
+    def step(self) -> list[Row]:
+        """One step of vLLM, which brings each row that it has room for a token, if its prompt is read.
+
+        Returns:
+            The rows that have got further, whoever added them.
+        """
+        engine = self._llm.llm_engine
+        with self._lock:
+            if not self._rows:
+                return []
+            further = []
+            for output in engine.step():
+                row = self._rows.get(output.request_id)
+                if row is None:  # dropped
+                    continue
+                self._read(row, output)
+                further.append(row)
+                if row.over:
+                    del self._rows[row.key]
+                    if not output.finished:
+                        engine.abort_request([row.key])
+            if not further and not engine.has_unfinished_requests():
+                raise RuntimeError(f"vLLM has nothing left to do, but {len(self._rows)} rows have not ended")
+            return further
+
+    def drop(self, rows: Iterable[Row]) -> None:
+        """Give up these rows; those that are over are ignored."""
+        with self._lock:
+            keys = [row.key for row in rows if self._rows.pop(row.key, None) is not None]
+            if keys:
+                self._llm.llm_engine.abort_request(keys)
+
+    def load_weights(self, named: list[tuple[str, Any]]) -> None:
+        """Go on with these weights, named as in the folder. vLLM puts q, k, v and gate, up together by itself."""
+
+        def load(model: Any) -> None:
+            model.load_weights(named)
+
+        self._llm.apply_model(load)
+        self._llm.reset_prefix_cache()  # its keys and values are of the old weights
+
+    def _read(self, row: Row, output: Any) -> None:
+        """Take over what a step wrote: as our engines read it, so that a row past its budget is forced."""
+        (answer,) = output.outputs
+        if answer.finish_reason in ("abort", "error"):
+            raise RuntimeError(f"vLLM gave up a row: {answer.finish_reason}")
+        tokens = list(answer.token_ids)
+        if output.finished and isinstance(answer.stop_reason, int) and answer.stop_reason not in tokens[-1:]:
+            tokens.append(answer.stop_reason)  # some versions leave the token that stopped a row out of its ids
+        for token in tokens:
+            if token == self.embed_id:
+                row.over = True
+            elif token in self._stop_ids:
+                row.over, row.forced, row.ended = True, True, token
+            elif len(row.token_ids) == row.budget:
+                row.over, row.forced = True, True
+            else:
+                row.token_ids.append(token)
+            if row.over:
+                return
+        if output.finished:  # the model's positions are used up
+            row.over, row.forced = True, True
+
+
+def continue_rows(
+    writer: VllmWriter,
+    embed: Embed,
+    prefix: Sequence[int],
+    rows: list[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | Sequence[int],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+    samples: int,
+    on_token: Callable[[int, int], None] | None,
+) -> list[Generation]:
+    """`Engine.generate` by `writer`, which has all rows at once; `batch_size` is that of the prefills by `embed`."""
+    seeds: list[int | None] = [None] * (len(rows) * samples)
+    if temperature > 0:
+        every = [[seed % 2**63, i] for i in range(len(seeds))] if isinstance(seed, int) else [[own] for own in seed]
+        seeds = [int(np.random.SeedSequence(words).generate_state(1)[0]) for words in every]
+    prompts = [row for row in rows for _ in range(samples)]
+    written: list[Row] = []
+    try:
+        for ids, own in zip(prompts, seeds, strict=True):
+            written.append(writer.add([*prefix, *ids], max_new_tokens, temperature, own))
+        places = {row: place for place, row in enumerate(written)}
+        told, left = [0] * len(written), [samples] * len(rows)
+        while places:
+            for row in writer.step():
+                place = places.get(row)
+                if place is None:  # another's
+                    continue
+                if on_token is not None:
+                    for token in row.token_ids[told[place] :]:
+                        on_token(place, token)
+                    told[place] = len(row.token_ids)
+                if row.over:
+                    del places[row]
+                    left[place // samples] -= 1
+                    if progress and not left[place // samples]:
+                        progress(1)
+    finally:
+        writer.drop(written)
+    return embed_rows(writer, embed, prefix, prompts, written, batch_size)
+
+
+def embed_rows(
+    writer: VllmWriter,
+    embed: Embed,
+    prefix: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    written: Sequence[Row],
+    batch_size: int,
+) -> list[Generation]:
+    """What rows that are over have become: one prefill each, of the prompt, what was written and the embed token."""
+    whole = [[*ids, *row.token_ids, writer.embed_id] for ids, row in zip(prompts, written, strict=True)]
+    embeddings = embed(prefix, whole, batch_size, None)
+    return [
+        Generation(row.token_ids, embedding, row.forced, row.ended)
+        for row, embedding in zip(written, embeddings, strict=True)
+    ]
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """vLLM seeds everything that draws random numbers in its process when it starts; a training has its own seed."""
+    import torch
+
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(arrays)
