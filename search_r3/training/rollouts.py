@@ -6,8 +6,6 @@ policy loss needs: the query's own ids, the ids that were sampled, and how the t
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from search_r3.errors import InputError
+from search_r3.model.engines.base import Generation
+from search_r3.model.engines.vllm_tokens import VllmWriter, check_device, continue_rows, import_vllm
 from search_r3.model.searchr3 import SearchR3, encode_as_text
 
 
@@ -97,10 +96,10 @@ class TorchRollouts:
         """See `Rollouts.sample`."""
         if self.encoder is None:
             raise RuntimeError("sync first: there are no weights to sample with")
-        frame, tokenizer = self.encoder.frames["reasoning"], self.encoder.tokenizer
-        rows = query_rows(self.encoder, queries, max_query_tokens)
-        written = self.encoder.engine.generate(
-            frame.prefix,
+        encoder = self.encoder
+        rows = query_rows(encoder, queries, max_query_tokens)
+        written = self._generate(
+            encoder,
             rows,
             max_new_tokens=max_tokens,
             temperature=temperature,
@@ -115,16 +114,20 @@ class TorchRollouts:
                 g.embedding,
                 g.forced,
                 g.ended,
-                tokenizer.decode(g.token_ids).strip(),
+                encoder.tokenizer.decode(g.token_ids).strip(),
             )
             for i, g in enumerate(written)
         ]
 
+    def _generate(self, encoder: SearchR3, rows: list[list[int]], **settings: Any) -> list[Generation]:
+        return encoder.engine.generate(encoder.frames["reasoning"].prefix, rows, **settings)
 
-class VLLMRollouts:
+
+class VLLMRollouts(TorchRollouts):
     """Samples with vLLM in this process, into which the merged weights are pushed at each sync.
 
-    vLLM hands out no hidden states at a sampled token, so the embeddings take one more prefill by the torch engine.
+    vLLM hands out no hidden states at a sampled token, so the embeddings take one more prefill by the torch engine. The
+    same seed gives the same rollouts only as far as vLLM's kernels do.
 
     Args:
         workspace: a folder for the merged model that vLLM is started from.
@@ -134,91 +137,45 @@ class VLLMRollouts:
 
     def __init__(self, workspace: Path, gpu_memory: float = 0.3, module: Any = None) -> None:
         """Raises InputError if vLLM is not installed."""
-        if module is None:
-            # In this process, or the weights could not be handed over.
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            try:
-                module = importlib.import_module("vllm")
-            except ImportError as error:
-                raise InputError("engine vllm needs vLLM on a GPU: pip install 'search-r3[vllm]'") from error
-        self.vllm, self.workspace, self.gpu_memory = module, Path(workspace), gpu_memory
-        self.encoder: SearchR3 | None = None
-        self._llm: Any = None
+        super().__init__()
+        self.vllm = import_vllm() if module is None else module
+        self.workspace, self.gpu_memory = Path(workspace), gpu_memory
+        self._writer: VllmWriter | None = None
 
     def sync(self, encoder: SearchR3) -> None:
-        """See `Rollouts.sync`. The first one writes the merged model and starts vLLM on it."""
+        """See `Rollouts.sync`. The first one writes the merged model and starts vLLM on it.
+
+        Raises:
+            InputError: vLLM finds no GPU, does not run on the model's, or does not start on the model.
+        """
         self.encoder = encoder
-        if self._llm is None:
-            encoder.checkpoint.model.save_pretrained(str(self.workspace))
+        model, engine = encoder.checkpoint.model, encoder.engine
+        if self._writer is None:
+            check_device(self.vllm, model.device)
+            model.save_pretrained(str(self.workspace))
             encoder.tokenizer.save_pretrained(str(self.workspace))
-            self._llm = self.vllm.LLM(
-                model=str(self.workspace),
+            self._writer = VllmWriter(
+                self.workspace,
+                self.vllm,
                 dtype=encoder.dtype,
-                enable_prefix_caching=True,  # the conversation's prefix and a group's query
-                gpu_memory_utilization=self.gpu_memory,
+                embed_id=engine.embed_id,
+                stop_ids=engine.stop_ids.tolist(),
+                padding=range(engine.vocabulary, engine.head.weight.shape[0]),
+                gpu_memory=self.gpu_memory,
             )
             return
         # One matrix at a time, as vLLM merges q, k, v and gate, up by itself. A tied head has no weights of its own.
-        weights = encoder.checkpoint.model.state_dict(keep_vars=True)
-        tied = getattr(encoder.checkpoint.model.config, "tie_word_embeddings", False)
-        named = [(name, value.data) for name, value in weights.items() if not (tied and name == "lm_head.weight")]
-        worker = self._llm.llm_engine.model_executor.driver_worker.model_runner.model
-        worker.load_weights(named)
-        self._llm.reset_prefix_cache()  # its keys and values are of the old weights
+        weights = model.state_dict(keep_vars=True)
+        tied = getattr(model.config, "tie_word_embeddings", False)
+        self._writer.load_weights(
+            [(name, value.data) for name, value in weights.items() if not (tied and name == "lm_head.weight")]
+        )
 
-    def sample(
-        self,
-        queries: Sequence[str],
-        group: int,
-        *,
-        max_tokens: int,
-        max_query_tokens: int,
-        temperature: float,
-        seed: int | Sequence[int],
-    ) -> list[Rollout]:
-        """See `Rollouts.sample`. The same seed gives the same rollouts only as far as vLLM's kernels do."""
-        if self.encoder is None or self._llm is None:
+    def _generate(self, encoder: SearchR3, rows: list[list[int]], **settings: Any) -> list[Generation]:
+        if self._writer is None:
             raise RuntimeError("sync first: there are no weights to sample with")
-        encoder, engine = self.encoder, self.encoder.engine
-        frame = encoder.frames["reasoning"]
-        rows = query_rows(encoder, queries, max_query_tokens)
-        stops = [engine.embed_id, *engine.stop_ids.tolist()]
-        padding = range(engine.vocabulary, encoder.checkpoint.model.get_output_embeddings().weight.shape[0])
-        settings = [
-            self.vllm.SamplingParams(
-                n=group,
-                temperature=temperature,
-                top_p=1.0,
-                max_tokens=max_tokens + 1,
-                stop_token_ids=stops,
-                seed=own,
-                detokenize=False,
-                logit_bias=dict.fromkeys(padding, -100.0) or None,
-            )
-            for own in seeds_of(seed, len(queries), 1)
-        ]
-        prompts = [{"prompt_token_ids": [*frame.prefix, *row]} for row in rows]
-        found: list[tuple[list[int], list[int], int | None]] = []
-        for row, answer in zip(rows, self._llm.generate(prompts, settings, use_tqdm=False), strict=True):
-            for output in answer.outputs:
-                ids = list(output.token_ids)
-                end = next((i for i, token in enumerate(ids) if token in stops), None)
-                # Some versions leave the token that stopped a sample out of its ids, and say it apart.
-                stop = ids[end] if end is not None else output.stop_reason
-                found.append((row, ids[: min(max_tokens, len(ids)) if end is None else end], stop))
-        texts = [[*row, *ids, engine.embed_id] for row, ids, _ in found]
-        embeddings = engine.embed(frame.prefix, texts, 64, None)
-        return [
-            Rollout(
-                row,
-                ids,
-                embedding,
-                forced=stop != engine.embed_id,
-                ended=stop if isinstance(stop, int) and stop != engine.embed_id else None,
-                text=encoder.tokenizer.decode(ids).strip(),
-            )
-            for (row, ids, stop), embedding in zip(found, embeddings, strict=True)
-        ]
+        prefix, embed = encoder.frames["reasoning"].prefix, encoder.engine.embed
+        return continue_rows(self._writer, embed, prefix, rows, **settings, progress=None, on_token=None)
 
 
 def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:

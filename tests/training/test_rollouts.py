@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from vllm_stand_in import StandInVllm
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
@@ -169,66 +169,30 @@ def test_only_plain_lora_is_built_upon(tiny_model: Path, tmp_path: Path) -> None
         StackedAdapter(first, None)
 
 
-class StandInVLLM:
-    """vLLM's interface as `VLLMRollouts` uses it: loads a folder, takes weights, writes with a fixed will."""
-
-    def __init__(self, keeps_stop_token: bool) -> None:
-        self.keeps_stop_token = keeps_stop_token
-        self.pushed: list[dict[str, torch.Tensor]] = []
-        self.resets = 0
-
-    def SamplingParams(self, **settings: Any) -> Any:
-        return SimpleNamespace(**settings)
-
-    def LLM(self, model: str, **_: Any) -> Any:
-        self.started_on = Path(model)
-        worker = SimpleNamespace(load_weights=lambda named: self.pushed.append(dict(named)))
-        runner = SimpleNamespace(model_runner=SimpleNamespace(model=worker))
-        executor = SimpleNamespace(driver_worker=runner)
-        engine = SimpleNamespace(model_executor=executor)
-        return SimpleNamespace(llm_engine=engine, generate=self.generate, reset_prefix_cache=self.reset)
-
-    def reset(self) -> None:
-        self.resets += 1
-
-    def generate(self, prompts: list[dict], every: list[Any], use_tqdm: bool) -> list[Any]:
-        assert len({settings.seed for settings in every}) == len(prompts)  # each query has its own
-        self.prompts, self.settings = prompts, every[0]
-        settings = every[0]
-        embed, eos = settings.stop_token_ids
-        endings: list[tuple[list[int], int | None]] = [
-            ([11, 12], embed), ([13], eos), ([20 + i for i in range(settings.max_tokens)], None), ([], embed)
-        ]  # fmt: skip
-        outputs = []
-        for ids, stop in endings:
-            kept = [*ids, stop] if stop is not None and self.keeps_stop_token else ids
-            outputs.append(SimpleNamespace(token_ids=kept, stop_reason=stop))
-        return [SimpleNamespace(outputs=outputs) for _ in prompts]
-
-
 @pytest.mark.parametrize("keeps_stop_token", [True, False])
 def test_vllm_rollouts_are_read_to_the_token_and_embedded_by_our_engine(
     keeps_stop_token: bool, live: LiveEncoder, tmp_path: Path
 ) -> None:
-    vllm = StandInVLLM(keeps_stop_token)
-    engine = VLLMRollouts(tmp_path / "merged", module=vllm)
     encoder = live.sync()
+    eos, embed = encoder.engine.stop_ids.item(), encoder.contract.embed_token_id
+    scripts = [[11, 12, embed], [13, eos], list(range(20, 30)), [embed]]
+    vllm = StandInVllm(lambda number, written: scripts[number % 4][len(written)], keeps_stop_token=keeps_stop_token)
+    engine = VLLMRollouts(tmp_path / "merged", module=vllm)
     engine.sync(encoder)
     found = engine.sample(QUERIES, 4, **SAMPLING)
-    eos = encoder.engine.stop_ids.item()
     assert [(r.token_ids, r.forced, r.ended) for r in found[:4]] == [
         ([11, 12], False, None),
         ([13], True, eos),
         ([20, 21, 22, 23, 24, 25], True, None),
         ([], False, None),
     ]
-    padding = encoder.checkpoint.model.get_output_embeddings().weight.shape[0] - len(encoder.tokenizer)
-    assert len(vllm.settings.logit_bias) == padding
-    assert (vllm.settings.n, vllm.settings.top_p, vllm.settings.temperature) == (4, 1.0, 1.0)
+    asked = [request.params for request in vllm.engine.seen]
+    assert len({params.seed for params in asked}) == len(found) == 12  # each has its own
+    assert {params.temperature for params in asked} == {1.0}
     ours = TorchRollouts()
     ours.sync(encoder)
     assert [r.row for r in found] == [r.row for r in ours.sample(QUERIES, 4, **SAMPLING)]
-    ids = [*encoder.frames["reasoning"].prefix, *found[1].row, 13, encoder.contract.embed_token_id]
+    ids = [*encoder.frames["reasoning"].prefix, *found[1].row, 13, embed]
     with torch.no_grad():
         state = encoder.checkpoint.model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
     np.testing.assert_allclose(found[1].embedding, torch.nn.functional.normalize(state, dim=-1), atol=1e-5)
@@ -237,15 +201,16 @@ def test_vllm_rollouts_are_read_to_the_token_and_embedded_by_our_engine(
 def test_vllm_starts_on_the_merged_weights_and_gets_the_new_ones_at_each_sync(
     live: LiveEncoder, tmp_path: Path
 ) -> None:
-    vllm = StandInVLLM(True)
+    vllm = StandInVllm()
     engine = VLLMRollouts(tmp_path / "merged", module=vllm)
     engine.sync(live.sync())
-    before = load_file(vllm.started_on / "model.safetensors")
-    assert vllm.pushed == []
+    (started,) = vllm.started
+    before = load_file(started.folder / "model.safetensors")
+    assert started.pushed == []
     shaken(live.policy)
     engine.sync(live.sync())
-    (pushed,) = vllm.pushed
-    assert vllm.resets == 1
+    (pushed,) = started.pushed
+    assert started.resets == 1
     assert pushed.keys() == before.keys()  # names as a checkpoint has them, no tied head
     name = "model.layers.1.mlp.up_proj.weight"
     assert (pushed[name] - before[name]).abs().max() > 1e-3
