@@ -216,8 +216,8 @@ def test_samples_of_a_row_share_its_prefill_and_are_what_the_row_alone_would_wri
     fed: list[tuple[int, int]] = []
     start = engine._start
 
-    def watched(prefix: Sequence[int], size: int, room: int) -> Any:
-        session = start(prefix, size, room)
+    def watched(*given: Any, **more: Any) -> Any:
+        session = start(*given, **more)
         feed = session.feed
         session.feed = lambda ids, *rest: (fed.append(tuple(ids.shape)), feed(ids, *rest))[1]  # type: ignore[method-assign, func-returns-value]
         return session

@@ -20,6 +20,7 @@ from search_r3.errors import InputError
 from search_r3.model.engines import int8_rows
 from search_r3.model.engines.int8_session import Int8Model, Int8Session
 from search_r3.model.engines.int8_weights import check_processor, load_or_make, merged_layers, quantise_model
+from search_r3.model.engines.lanes import Lanes
 from search_r3.model.engines.sessions import Layer, Prefix, Session
 from search_r3.model.engines.torch_engine import TorchEngine, _by_length
 
@@ -112,15 +113,24 @@ class Int8Engine(TorchEngine):
                 future.cancel()
         return out
 
-    def _session(self, prefix: Prefix, size: int, room: int) -> Session:
-        return Int8Session(self.backbone, self._packed.layers, prefix, size, room)
+    def slots(self, prefix: Sequence[int]) -> Any:
+        """See `TorchEngine.slots`. Rows are dealt out to the cores."""
+        cores = _cores()
+        if cores < 2:
+            return super().slots(prefix)
+        with torch.inference_mode():
+            self._start(prefix, 0, 0)  # the prefix is computed once, and not by all threads
+        return Lanes(lambda: TorchEngine.slots(self, prefix), cores, self._threads(cores))
 
-    def _start(self, prefix: Sequence[int], size: int, room: int) -> Session:
+    def _session(self, prefix: Prefix, size: int, room: int, fine: bool = False) -> Session:
+        return Int8Session(self.backbone, self._packed, prefix, size, room, fine)
+
+    def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
         with self._lock:
             if self._weights_now() != self._weights:  # trained since they were rounded
                 self._prefixes.clear()
                 self._pack(quantise_model(self._merge(), self._float_head.weight.detach()))
-        return super()._start(prefix, size, room)
+        return super()._start(prefix, size, room, fine)
 
     def _merge(self) -> list[Layer]:
         self._layers = merged_layers(self.model)
@@ -129,7 +139,8 @@ class Int8Engine(TorchEngine):
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         assert self._layers is not None
-        self._packed = Int8Model.of(self._layers, tensors)
+        config = self.backbone.config.get_text_config()
+        self._packed = Int8Model.of(self._layers, tensors, self._float_head.weight.detach(), config)
 
     def _weights_now(self) -> list[tuple[int, int]]:
         return [(p.data_ptr(), p._version) for p in self.model.parameters()]

@@ -34,7 +34,7 @@ def compile_rows() -> None:
         ModuleNotFoundError: there is no numba.
     """
     from llvmlite import ir
-    from numba import njit, types
+    from numba import types
     from numba.extending import intrinsic
 
     names = globals()
@@ -54,10 +54,17 @@ def compile_rows() -> None:
 
     names["_larger"] = larger
     for name in _COMPILED:
-        try:
-            names[name] = njit(names[name], cache=True, **_SETTINGS)
-        except RuntimeError:  # nowhere to keep what was compiled
-            names[name] = njit(names[name], **_SETTINGS)
+        names[name] = compiled(names[name])
+
+
+def compiled(function: Any) -> Any:
+    """The function as numba compiles it when it is first called, without the GIL; kept on disk where that can be."""
+    from numba import njit
+
+    try:
+        return njit(function, cache=True, **_SETTINGS)
+    except RuntimeError:  # nowhere to keep what was compiled
+        return njit(function, **_SETTINGS)
 
 
 def quantise(x_ND, q_ND, scale_N):

@@ -19,12 +19,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from search_r3.model.engines import int8_rows
+from search_r3.model.engines.int8_decode import FEW, Decoder, Matrices, fits
 from search_r3.model.engines.int8_weights import MATRICES, Int8Matrix
 from search_r3.model.engines.sessions import Layer, LlamaCache, Prefix
 
 ROWS_A_BLOCK = 128
 """The MLP takes so many tokens at a time: what lies between its products (12 kB a token in SmolLM2) stays in L2."""
+SHORTLIST = 16
+"""Tokens whose logits are computed again with float weights: reading 16 rows of the head takes no time."""
 NOTHING = np.empty(0, dtype=np.float32)
+NONE_SEEN = np.empty((0, 0), dtype=np.uint8)
 NOT_FINE = np.empty((0, 0), dtype=np.int8)
 
 
@@ -44,14 +48,16 @@ class Int8Layer:
 
 @dataclass
 class Int8Model:
-    """All layers, and the head."""
+    """All layers, and the head; and what decodes a few rows on machines that can."""
 
     layers: list[Int8Layer]
     head: Int8Matrix
+    float_head_VD: Tensor
+    decoder: Decoder | None
 
     @classmethod
-    def of(cls, layers: list[Layer], tensors: dict[str, Tensor]) -> Int8Model:
-        """Pack `int8_weights.quantise_model`'s matrices; biases and norms are `layers`'."""
+    def of(cls, layers: list[Layer], tensors: dict[str, Tensor], float_head_VD: Tensor, config: Any) -> Int8Model:
+        """Pack `int8_weights.quantise_model`'s matrices; biases and norms are `layers`', `config` is the decoder's."""
         packed = []
         for index, layer in enumerate(layers):
             names = {name: f"{index}.{name}" for name in MATRICES}
@@ -64,13 +70,21 @@ class Int8Model:
                     norm_mlp=_array(layer.norm_mlp),
                 )
             )
-        return cls(packed, Int8Matrix.of(tensors["head"], tensors["head scale"]))
+        head = Int8Matrix.of(tensors["head"], tensors["head scale"])
+        return cls(packed, head, float_head_VD, _decoder(packed, tensors, config))
 
     def logits(self, state_BD: Tensor) -> Tensor:
-        """float32 (B, vocabulary)."""
-        q_BD, scale_B = _room(*state_BD.shape)
-        int8_rows.quantise(state_BD.float().contiguous().numpy(), q_BD.numpy(), scale_B.numpy())
-        return self.head(q_BD).mul_(scale_B[:, None])
+        """float32 (B, vocabulary); the `SHORTLIST` largest are the float head's own, so that the best token is its."""
+        state_BD = state_BD.float().contiguous()
+        if self.decoder is not None and len(state_BD) <= FEW:
+            logits_BV = self.decoder.logits(state_BD)
+        else:
+            q_BD, scale_B = _room(*state_BD.shape)
+            int8_rows.quantise(state_BD.numpy(), q_BD.numpy(), scale_B.numpy())
+            logits_BV = self.head(q_BD).mul_(scale_B[:, None])
+        best_BS = logits_BV.topk(min(SHORTLIST, logits_BV.shape[1])).indices
+        exact_BS = (self.float_head_VD[best_BS] @ state_BD[:, :, None])[:, :, 0]
+        return logits_BV.scatter_(1, best_BS, exact_BS)
 
 
 class Int8Session(LlamaCache):
@@ -78,14 +92,18 @@ class Int8Session(LlamaCache):
 
     Args:
         backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
-        layers: what it computes with.
+        model: what it computes with.
         prefix, size, room: see `LlamaCache`.
+        fine: round no input of a product but attention's output to int8 alone; a few tokens are then `int8_decode`'s.
     """
 
-    def __init__(self, backbone: Any, layers: list[Int8Layer], prefix: Prefix, size: int, room: int) -> None:
+    def __init__(
+        self, backbone: Any, model: Int8Model, prefix: Prefix, size: int, room: int, fine: bool = False
+    ) -> None:
+        layers = model.layers
         head_dim = layers[0].out.inputs // backbone.config.get_text_config().num_attention_heads
         super().__init__(backbone, len(layers), head_dim, torch.empty(0), prefix, size, room)
-        self.layers = layers
+        self.layers, self.decoder, self.fine = layers, model.decoder, fine
 
     def feed(
         self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
@@ -95,6 +113,14 @@ class Int8Session(LlamaCache):
         x_ND = self.backbone.embed_tokens(ids_BL).float().flatten(0, 1)
         cos_BLE, sin_BLE = self.backbone.rotary_emb(x_ND, position_BL)
         cos_NE, sin_NE = (part.float().reshape(-1, self.head_dim).contiguous().numpy() for part in (cos_BLE, sin_BLE))
+        if self.fine and self.decoder is not None and len(x_ND) <= FEW:
+            seen_BT = NONE_SEEN if mask_BT is None else mask_BT.to(torch.uint8).contiguous().numpy()
+            cos_NE, sin_NE = torch.from_numpy(cos_NE), torch.from_numpy(sin_NE)
+            self.decoder.step(x_ND, cos_NE, sin_NE, self.keys, self.values, self.length, seen_BT)
+            self.length += new
+            x_BLD = x_ND.view(size, new, -1)
+            x_ND = x_BLD[:, -1] if last_B is None else x_BLD[torch.arange(size), last_B]
+            return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
         mask_BQT = self._additive(self._mask(new, mask_BT, x_ND.device))
         eps = np.float32(self.eps)
         # The stream begins at zero, and the embeddings are what is added first.
@@ -124,9 +150,9 @@ class Int8Session(LlamaCache):
             q_scale_N = torch.empty_like(scale_N)
             int8_rows.add_norm_quantise(
                 x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), layer.out_bias, layer.norm_mlp, eps, q_ND.numpy(),
-                NOT_FINE, q_scale_N.numpy(),
+                fine_ND[: len(q_ND)].numpy() if self.fine else NOT_FINE, q_scale_N.numpy(),
             )  # fmt: skip
-            y_ND, scale_N = _mlp(layer, q_ND, q_scale_N)
+            y_ND, scale_N = _mlp(layer, q_ND, fine_ND if self.fine else None, q_scale_N)
         self.length += new
         x_ND.addcmul_(y_ND, scale_N[:, None])
         return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
@@ -159,18 +185,44 @@ class Int8Session(LlamaCache):
         return added_BLT.repeat(1, self.groups, 1)[:, None]
 
 
-def _mlp(layer: Int8Layer, q_ND: Tensor, scale_N: Tensor) -> tuple[Tensor, Tensor]:
+def _mlp(layer: Int8Layer, q_ND: Tensor, fine_ND: Tensor | None, scale_N: Tensor) -> tuple[Tensor, Tensor]:
     """The MLP's output (N, D) in steps, and what a row's step is worth (N,)."""
     q_NF, q_scale_N = _room(len(q_ND), layer.down.inputs)
     fine_NF = torch.empty_like(q_NF)
     for start in range(0, len(q_ND), ROWS_A_BLOCK):
         block = slice(start, start + ROWS_A_BLOCK)
         y_N2F = layer.gate_up(q_ND[block])
+        if fine_ND is not None:
+            y_N2F.add_(layer.gate_up(fine_ND[block][: len(y_N2F)]), alpha=1 / int8_rows.FINE)
         int8_rows.gate_quantise(
             y_N2F.numpy(), scale_N[block].numpy(), q_NF[block].numpy(), fine_NF[block].numpy(),
             q_scale_N[block].numpy(),
         )  # fmt: skip
     return layer.down(q_NF).add_(layer.down(fine_NF), alpha=1 / int8_rows.FINE), q_scale_N
+
+
+def _decoder(layers: list[Int8Layer], tensors: dict[str, Tensor], config: Any) -> Decoder | None:
+    """The decoder of a few rows; None where it does not run."""
+    none = [NOTHING] * len(layers)
+    biases = {"qkv": [layer.qkv_bias for layer in layers], "out": [layer.out_bias for layer in layers]}
+    names = {name: [f"{index}.{name}" for index in range(len(layers))] for name in MATRICES}
+    matrices = {
+        name: Matrices.of(
+            [tensors[key] for key in keys], [tensors[f"{key} scale"] for key in keys], biases.get(name, none)
+        )
+        for name, keys in names.items()
+    }
+    head = Matrices.of([tensors["head"]], [tensors["head scale"]], [NOTHING])
+    if not fits(*matrices.values(), head):
+        return None
+    return Decoder(
+        **matrices,
+        norm_attention=np.stack([layer.norm_attention for layer in layers]),
+        norm_mlp=np.stack([layer.norm_mlp for layer in layers]),
+        head=head,
+        heads=config.num_key_value_heads,
+        eps=config.rms_norm_eps,
+    )
 
 
 def _room(rows: int, width: int) -> tuple[Tensor, Tensor]:

@@ -117,8 +117,8 @@ class TorchEngine:
         """Rows behind `prefix` that are continued side by side, each joining and leaving when it likes."""
         return Slots(
             prefix,
-            start=self._start,
-            open_session=self._session,
+            start=lambda prefix, size, room: self._start(prefix, size, room, fine=True),
+            open_session=lambda prefix, size, room: self._session(prefix, size, room, fine=True),
             head=self.head,
             device=self.model.device,
             embed_id=self.embed_id,
@@ -149,7 +149,7 @@ class TorchEngine:
             mask_BT = torch.ones(size, len(prefix) + longest + budget + 1, dtype=torch.long, device=device)
             mask_BT[:, len(prefix) : len(prefix) + longest] = (column_L[None] >= pads_B[:, None]).long()
 
-        session = self._start(prefix, size, longest + budget + 1)
+        session = self._start(prefix, size, longest + budget + 1, fine=True)
         length = len(prefix) + longest
         state_BD = session.feed(ids_BL, position_BL, None if mask_BT is None else mask_BT[:, :length], None)
         position_B = len(prefix) + lengths_B
@@ -208,8 +208,11 @@ class TorchEngine:
         place_B1 = (random * reached_BV[:, -1])[:, None]
         return torch.searchsorted(reached_BV, place_B1, right=True)[:, 0].clamp_max(self.vocabulary - 1)
 
-    def _start(self, prefix: Sequence[int], size: int, room: int) -> Session:
-        """A session that holds the prefix's keys and values for `size` rows; they are computed once per prefix."""
+    def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
+        """A session that holds the prefix's keys and values for `size` rows; they are computed once per prefix.
+
+        `fine`: for writing, where an engine that rounds had better do so less.
+        """
         with self._lock:
             weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
             if weights != self._weights:  # trained or moved since the last call
@@ -218,14 +221,14 @@ class TorchEngine:
                 self._weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
             key = tuple(prefix)
             if key and key not in self._prefixes:
-                first = self._session([], 1, len(key))
+                first = self._session([], 1, len(key), fine=True)
                 ids_1P = torch.tensor([key], device=self.model.device)
                 first.feed(ids_1P, torch.arange(len(key), device=self.model.device)[None], None, None)
                 self._prefixes[key] = first.prefix()
             known = self._prefixes.get(key, [])
-        return self._session(known, size, room)
+        return self._session(known, size, room, fine)
 
-    def _session(self, prefix: Prefix, size: int, room: int) -> Session:
+    def _session(self, prefix: Prefix, size: int, room: int, fine: bool = False) -> Session:
         if self._layers is None:
             return TransformersSession(self.backbone, prefix, size)
         return LlamaSession(self.backbone, self._layers, prefix, size, room)

@@ -210,7 +210,7 @@ def test_who_was_to_join_is_continued_though_the_others_left(engine: TorchEngine
 def test_the_prefix_is_run_once(engine: TorchEngine, rows, monkeypatch) -> None:
     opened: list[int] = []
     real = engine._session
-    monkeypatch.setattr(engine, "_session", lambda prefix, size, room: opened.append(size) or real(prefix, size, room))
+    monkeypatch.setattr(engine, "_session", lambda *given, **more: opened.append(given[1]) or real(*given, **more))
     slots = Slots(
         PREFIX, start=engine._start, open_session=real, head=engine.head, device=engine.model.device,
         embed_id=engine.embed_id, stop_ids=engine.stop_ids, vocabulary=engine.vocabulary,
