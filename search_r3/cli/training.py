@@ -95,7 +95,12 @@ def _train(
     else:
         from search_r3.training.grpo import train_grpo as train
 
-    folder = train(config, override, resume)
+    from search_r3.training.sharding import end_processes
+
+    try:
+        folder = train(config, override, resume)
+    finally:
+        end_processes()
     if os.environ.get("RANK", "0") != "0":  # one of several processes speaks
         return
     if as_json:

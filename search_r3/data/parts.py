@@ -23,8 +23,8 @@ from search_r3.files import atomic_path, remove_leftovers
 
 SUFFIX = ".part.jsonl"
 PROGRAM = [
-    "beir", "clean", "inputs", "jsonl", "kinds", "lines", "pairs", "parts", "recipe", "remote", "sources.base",
-    "sources.debian", "sources.dictionaries", "sources.docstrings", "sources.manuals", "sources.own",
+    "beir", "clean", "find", "inputs", "jsonl", "kinds", "lines", "pairs", "parts", "recipe", "remote",
+    "sources.base", "sources.debian", "sources.dictionaries", "sources.docstrings", "sources.manuals", "sources.own",
     "sources.querystyle", "sources.roff", "sources.titles", "wordsets", "yamlfile",
 ]  # fmt: skip
 """The modules of this room that make pairs: when one changes, parts made by it are stale."""

@@ -31,6 +31,12 @@ def start_processes() -> Accelerator:
     return accelerator
 
 
+def end_processes() -> None:
+    """Leave the other processes. To be called last: torch's threads, still running at exit, would abort the process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def settings_of(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
     """What the launcher says about FSDP; None if the model stays whole.
 

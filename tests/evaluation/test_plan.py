@@ -163,7 +163,7 @@ def test_the_suites_of_the_repository_are_whole(file: Path):
         assert plan.datasets == ["cosqa.small", "scifact.small"]
         assert plan.studies is not None
         assert plan.studies.controls is None  # all of them
-        assert plan.studied == [("search-r3-smollm2-135m-sft", name) for name in plan.datasets]
+        assert plan.studied == [("search-r3-smollm2-135m-grpo", name) for name in plan.datasets]
         assert plan.output != Path("results")
     if file.stem == "small":
         assert all(name.endswith(".small") for name in plan.datasets)

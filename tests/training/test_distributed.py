@@ -21,7 +21,7 @@ from search_r3.data.pairs import write_pairs
 from search_r3.errors import InputError
 from search_r3.training.grpo import GRPOTask, train_grpo
 from search_r3.training.sft import SFTTask, train_sft
-from search_r3.training.sharding import settings_of
+from search_r3.training.sharding import end_processes, settings_of
 
 STEPS = 20
 LOOP = {
@@ -114,6 +114,7 @@ def in_two(rank: int, port: int, model: str, stage_one: str, folder: str) -> Non
                     with pytest.raises(RuntimeError, match="killed"):
                         train(recipe, wanted)
                 train(recipe, wanted)
+    end_processes()
 
 
 def dying(batch: Any) -> Any:

@@ -22,6 +22,7 @@ from torch import nn
 from search_r3.training import checkpoint as checkpoints
 from search_r3.training.config import LoopConfig
 from search_r3.training.loop import run_training
+from search_r3.training.sharding import end_processes
 
 STEPS = 12
 KILLS = (("batch", 2), ("batch", 7), ("evaluate", 8), ("checkpoint", 8), ("rename", 8), ("save", STEPS))
@@ -169,7 +170,10 @@ def main_kill(folder: Path) -> None:
 
 
 def main_ddp(folder: Path) -> None:
-    train(folder, HalfTask())
+    try:
+        train(folder, HalfTask())
+    finally:
+        end_processes()
 
 
 if __name__ == "__main__":
