@@ -10,6 +10,7 @@ one key-value head (G * L).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from search_r3.model.engines import int8_rows
-from search_r3.model.engines.int8_decode import FEW, Decoder, Matrices, fits
+from search_r3.model.engines.int8_decode import Decoder, Matrices, Rows, prepared
 from search_r3.model.engines.int8_weights import MATRICES, Int8Matrix
+from search_r3.model.engines.mixed import Part
 from search_r3.model.engines.sessions import Layer, LlamaCache, Prefix
 
 ROWS_A_BLOCK = 128
@@ -28,7 +30,6 @@ ROWS_A_BLOCK = 128
 SHORTLIST = 16
 """Tokens whose logits are computed again with float weights: reading 16 rows of the head takes no time."""
 NOTHING = np.empty(0, dtype=np.float32)
-NONE_SEEN = np.empty((0, 0), dtype=np.uint8)
 NOT_FINE = np.empty((0, 0), dtype=np.int8)
 
 
@@ -76,7 +77,7 @@ class Int8Model:
     def logits(self, state_BD: Tensor) -> Tensor:
         """float32 (B, vocabulary); the `SHORTLIST` largest are the float head's own, so that the best token is its."""
         state_BD = state_BD.float().contiguous()
-        if self.decoder is not None and len(state_BD) <= FEW:
+        if self.decoder is not None and len(state_BD) <= self.decoder.few:
             logits_BV = self.decoder.logits(state_BD)
         else:
             q_BD, scale_B = _room(*state_BD.shape)
@@ -110,17 +111,10 @@ class Int8Session(LlamaCache):
     ) -> Tensor:
         """See `Session.feed`."""
         size, new = ids_BL.shape
+        if self.fine and self.decoder is not None and ids_BL.numel() <= self.decoder.few:
+            return self._decode([Part(self, ids_BL, position_BL, mask_BT, last_B)])[0]
         x_ND = self.backbone.embed_tokens(ids_BL).float().flatten(0, 1)
-        cos_BLE, sin_BLE = self.backbone.rotary_emb(x_ND, position_BL)
-        cos_NE, sin_NE = (part.float().reshape(-1, self.head_dim).contiguous().numpy() for part in (cos_BLE, sin_BLE))
-        if self.fine and self.decoder is not None and len(x_ND) <= FEW:
-            seen_BT = NONE_SEEN if mask_BT is None else mask_BT.to(torch.uint8).contiguous().numpy()
-            cos_NE, sin_NE = torch.from_numpy(cos_NE), torch.from_numpy(sin_NE)
-            self.decoder.step(x_ND, cos_NE, sin_NE, self.keys, self.values, self.length, seen_BT)
-            self.length += new
-            x_BLD = x_ND.view(size, new, -1)
-            x_ND = x_BLD[:, -1] if last_B is None else x_BLD[torch.arange(size), last_B]
-            return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
+        cos_NE, sin_NE = (part.numpy() for part in self._turn(x_ND, position_BL))
         mask_BQT = self._additive(self._mask(new, mask_BT, x_ND.device))
         eps = np.float32(self.eps)
         # The stream begins at zero, and the embeddings are what is added first.
@@ -156,6 +150,39 @@ class Int8Session(LlamaCache):
         self.length += new
         x_ND.addcmul_(y_ND, scale_N[:, None])
         return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
+
+    def feed_together(self, parts: Sequence[Part]) -> list[Tensor]:
+        """See `mixed.feed_together`: in one pass where the tokens are few."""
+        if self.fine and self.decoder is not None and sum(part.ids_BL.numel() for part in parts) <= self.decoder.few:
+            return self._decode(parts)
+        return [part.session.feed(part.ids_BL, part.position_BL, part.mask_BT, part.last_B) for part in parts]
+
+    def _decode(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Each part's states (B, D), of sessions of this one's model."""
+        assert self.decoder is not None
+        x_ND = self.backbone.embed_tokens(torch.cat([part.ids_BL.flatten() for part in parts])).float()
+        cos_NE, sin_NE = self._turn(x_ND, torch.cat([part.position_BL.flatten() for part in parts])[None])
+        rows, sizes = [], []
+        for part in parts:
+            seen_BT = None if part.mask_BT is None else part.mask_BT.to(torch.uint8)
+            session, new = part.session, part.ids_BL.shape[1]
+            rows.append(Rows(session.keys, session.values, session.length, new, seen_BT))
+            sizes.append(part.ids_BL.numel())
+            session.length += new
+        self.decoder.step(x_ND, cos_NE, sin_NE, rows)
+        states = []
+        for part, x in zip(parts, x_ND.split(sizes), strict=True):
+            x_BLD = x.unflatten(0, part.ids_BL.shape)
+            states.append(x_BLD[:, -1] if part.last_B is None else x_BLD[torch.arange(len(x_BLD)), part.last_B])
+        state_BD = torch.cat(states)
+        state_BD = functional.rms_norm(state_BD, state_BD.shape[-1:], self.backbone.norm.weight.float(), self.eps)
+        return list(state_BD.split([len(part.ids_BL) for part in parts]))
+
+    def _turn(self, x_ND: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (N, E) of the positions' rotation, contiguous."""
+        cos_BLE, sin_BLE = self.backbone.rotary_emb(x_ND, position_BL)
+        cos_NE, sin_NE = (part.float().reshape(-1, self.head_dim).contiguous() for part in (cos_BLE, sin_BLE))
+        return cos_NE, sin_NE
 
     def _attend(self, index: int, query_BKGLE: Tensor, mask_BQT: Tensor | None, picked_B: Tensor | None) -> Tensor:
         """Attention over the cache, the new tokens included, by all of them or by one a row: float32 (B, Q, K, E)."""
@@ -212,14 +239,14 @@ def _decoder(layers: list[Int8Layer], tensors: dict[str, Tensor], config: Any) -
         )
         for name, keys in names.items()
     }
-    head = Matrices.of([tensors["head"]], [tensors["head scale"]], [NOTHING])
-    if not fits(*matrices.values(), head):
+    matrices["head"] = Matrices.of([tensors["head"]], [tensors["head scale"]], [NOTHING])
+    ready = prepared(matrices)
+    if ready is None:
         return None
     return Decoder(
-        **matrices,
+        **ready,
         norm_attention=np.stack([layer.norm_attention for layer in layers]),
         norm_mlp=np.stack([layer.norm_mlp for layer in layers]),
-        head=head,
         heads=config.num_key_value_heads,
         eps=config.rms_norm_eps,
     )

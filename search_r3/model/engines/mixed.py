@@ -1,4 +1,4 @@
-"""One pass over the new tokens of several `LlamaSession`s: a token of each row under way, whole prompts beside them.
+"""One pass over the new tokens of several sessions: a token of each row under way, whole prompts beside them.
 
 Reading the weights is much of what a pass of few tokens costs, so a prompt that joins others costs less in their step
 than before it (Sarathi, arXiv 2308.16369). All but attention sees only tokens; attention is each session's own.
@@ -11,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from search_r3.model.engines.sessions import LlamaSession
-
 
 @dataclass
 class Part:
-    """What one session is fed: the arguments of `Session.feed`."""
+    """What one session is fed, a `LlamaSession` or one like it: the arguments of `Session.feed`."""
 
-    session: LlamaSession
+    session: Any
     ids_BL: Tensor
     position_BL: Tensor
     mask_BT: Tensor | None = None
@@ -32,7 +31,7 @@ class Part:
 def feed_together(parts: Sequence[Part]) -> list[Tensor]:
     """For each part the states (B, D) that its session's `feed` would return; the sessions' caches grow as by `feed`.
 
-    All sessions are of one model.
+    All are `LlamaSession`s of one model.
     """
     first = parts[0].session
     backbone = first.backbone

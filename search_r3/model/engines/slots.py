@@ -116,7 +116,7 @@ class Slots:
         """
         handles = range(self._handles, self._handles + len(rows))
         joining = [(handle, list(row), budget) for handle, row, budget in zip(handles, rows, budgets, strict=True)]
-        if self._rows and type(self._session) is LlamaSession:
+        if self._rows and _together(self._session) is not None:
             self._joining += joining
         else:
             self._prefill(joining)
@@ -218,9 +218,8 @@ class Slots:
             if prompts is not None:
                 session, ids_BL, position_BL, last_B = prompts
                 beside = Part(session, ids_BL, position_BL, None, last_B)
-                state_BD, joined_BD = feed_together(
-                    [Part(self._session, next_B[:, None], position_B1, mask_BT), beside]
-                )
+                own = Part(self._session, next_B[:, None], position_B1, mask_BT)
+                state_BD, joined_BD = _together(self._session)([own, beside])
             else:
                 state_BD = self._session.feed(next_B[:, None], position_B1, mask_BT, None)
         else:
@@ -293,6 +292,11 @@ class Slots:
         longest = max(row.length(self._columns) for row in self._rows)
         if self._columns - longest > MAX_GAP:
             self._align(longest)
+
+
+def _together(session: Any) -> Any:
+    """What feeds several sessions of this kind in one pass (see `feed_together`); None if nothing does."""
+    return feed_together if type(session) is LlamaSession else getattr(session, "feed_together", None)
 
 
 def _in_place(session: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 pytest.importorskip("numba")
-from search_r3.model.engines import int8_decode, int8_tile
+from search_r3.model.engines import int8_amx, int8_decode, int8_tile
 
 if not int8_tile.runs_here():
     pytest.skip("the processor has no AVX-512BW: the engine decodes without this", allow_module_level=True)
@@ -28,6 +28,19 @@ def test_the_product_is_exact(random: np.random.Generator, rows: int) -> None:
         y = np.zeros((rows, outputs), dtype=np.int32)
         int8_decode.product(x, w, y)
         assert np.array_equal(y, x.astype(np.int64) @ w.T.astype(np.int64))
+
+
+@pytest.mark.skipif(not int8_amx.runs_here(), reason="the processor has no AMX: products are made without tiles")
+@pytest.mark.parametrize("rows", [1, 5, 15, 16, 17, 33, 48])
+def test_the_product_of_tiles_is_exact(random: np.random.Generator, rows: int) -> None:
+    for outputs, inputs in ((32, 64), (96, 192), (64, 576)):
+        x = random.integers(-32_639, 32_640, (rows, inputs)).astype(np.int16)
+        x[0, :8] = -32_639, -32_513, -129, -128, 127, 128, 32_511, 32_639  # where a byte's rounding turns
+        w = random.integers(-127, 128, (3, outputs, inputs)).astype(np.int8)
+        y = np.zeros((rows, outputs), dtype=np.int32)
+        for layer, laid_out in zip(w, int8_amx.lay_out(w), strict=True):
+            int8_decode.product(x, laid_out, y)
+            assert np.array_equal(y, x.astype(np.int64) @ layer.T.astype(np.int64))
 
 
 @pytest.mark.parametrize("inputs", [32, 576, 1536, 18_944])

@@ -1,0 +1,151 @@
+"""The product of `int8_decode` where the processor has tiles (Intel AMX): int16 by int8, exact, as bytes by bytes.
+
+A 16-bit activation is a high byte times 256 and a low byte; each is multiplied with the weights by `tdpbssd`, sixteen
+rows by sixteen outputs by 64 inputs at a time. Reading the weights is then all that a pass of few tokens takes, so one
+of thirty takes hardly longer. The weights are laid out once so that they are read from front to back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+ROWS = 16
+"""Rows of activations that a tile holds."""
+OUTPUTS = 32
+"""Outputs that are computed together, of two tiles; what the number of outputs is a multiple of."""
+PIECE = 64
+"""Inputs that are multiplied at once; what the number of inputs is a multiple of."""
+TILE = 1024
+"""Bytes of a tile, of weights or of sums."""
+AHEAD = 2 * TILE
+"""How far in advance weights are asked for, a quarter of them between two products: all at once would be slower."""
+_ASK_FOR_STATE, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
+
+
+def runs_here() -> bool:
+    """Whether this machine has what `tiles` needs, and the system lets this process have it (arch_prctl(2))."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    if not all(features.get(name) for name in ("amx-tile", "amx-int8", "avx512f", "avx512bw")):
+        return False
+    try:
+        return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA) == 0
+    except (AttributeError, OSError):
+        return False
+
+
+def lay_out(weight_AOI: np.ndarray) -> np.ndarray:
+    """int8 (A, O, I) as (A, O / 32, I / 64, 2048): two tiles of 16 times four inputs of 16 outputs."""
+    layers, outputs, inputs = weight_AOI.shape
+    apart = weight_AOI.reshape(layers, outputs // OUTPUTS, 2, 16, inputs // PIECE, 16, 4)
+    return np.ascontiguousarray(apart.transpose(0, 1, 4, 2, 5, 3, 6)).reshape(
+        layers, outputs // OUTPUTS, inputs // PIECE, 2 * TILE
+    )
+
+
+def configuration() -> np.ndarray:
+    """What `ldtilecfg` reads, for full tiles: uint8 (64,)."""
+    bytes_ = np.zeros(64, np.uint8)
+    bytes_[0] = 1  # the palette
+    bytes_[16:32:2] = 64  # bytes of a row, of eight tiles
+    bytes_[48:56] = ROWS
+    return bytes_
+
+
+def tiles_intrinsic() -> Any:
+    """A function (high, low, inputs, w, pieces, sums), all but `inputs` and `pieces` by address.
+
+    `ROWS` rows of high and of low bytes times `OUTPUTS` outputs; four tiles of int32, those of the high bytes first.
+    """
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    byte, word, long = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+    pointer, nothing = byte.as_pointer(), ir.VoidType()
+
+    @intrinsic
+    def tiles(typing_context, high, low, inputs, w, pieces, sums):
+        def generate(context, builder, signature, arguments):
+            high, low, inputs, w, pieces, sums = arguments
+
+            def call(name, takes, *given):
+                function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(nothing, takes), name)
+                builder.call(function, given)
+
+            def tile(number):
+                return ir.Constant(byte, number)
+
+            def read(number, address, stride):
+                place = builder.inttoptr(address, pointer)
+                call("llvm.x86.tileloadd64", [byte, pointer, long], tile(number), place, stride)
+
+            def plus(address, number):
+                return builder.add(address, ir.Constant(long, number))
+
+            before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
+            for number in range(4):
+                call("llvm.x86.tilezero", [byte], tile(number))
+            builder.branch(body)
+            builder.position_at_end(body)
+            piece = builder.phi(long)
+            piece.add_incoming(ir.Constant(long, 0), before)
+            offset = builder.mul(piece, ir.Constant(long, PIECE))
+            weights = builder.add(w, builder.mul(piece, ir.Constant(long, 2 * TILE)))
+
+            def ask_for(quarter):
+                for line in range(quarter * TILE // 2, (quarter + 1) * TILE // 2, 64):
+                    ahead = builder.inttoptr(plus(weights, AHEAD + line), pointer)
+                    fetch = [word, word, word]
+                    call("llvm.prefetch.p0", [pointer, *fetch], ahead, *(ir.Constant(word, n) for n in (0, 3, 1)))
+
+            ask_for(0)
+            read(6, weights, ir.Constant(long, 64))
+            read(7, plus(weights, TILE), ir.Constant(long, 64))
+            read(4, builder.add(high, offset), inputs)
+            for number, left, right in ((0, 4, 6), (1, 4, 7)):
+                call("llvm.x86.tdpbssd", [byte] * 3, tile(number), tile(left), tile(right))
+                ask_for(1 + number)
+            read(5, builder.add(low, offset), inputs)
+            ask_for(3)
+            for number, left, right in ((2, 5, 6), (3, 5, 7)):
+                call("llvm.x86.tdpbssd", [byte] * 3, tile(number), tile(left), tile(right))
+            following = plus(piece, 1)
+            piece.add_incoming(following, body)
+            builder.cbranch(builder.icmp_signed("<", following, pieces), body, after)
+            builder.position_at_end(after)
+            for number in range(4):
+                place = builder.inttoptr(plus(sums, number * TILE), pointer)
+                call("llvm.x86.tilestored64", [byte, pointer, long], tile(number), place, ir.Constant(long, 64))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return tiles
+
+
+def configure_intrinsic() -> Any:
+    """A function (address): the tiles of this thread become as the configuration there says."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def configure(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            pointer, nothing = ir.IntType(8).as_pointer(), ir.VoidType()
+            load = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(nothing, [pointer]), "llvm.x86.ldtilecfg"
+            )
+            builder.call(load, [builder.inttoptr(arguments[0], pointer)])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), generate
+
+    return configure
