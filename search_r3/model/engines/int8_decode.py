@@ -1,10 +1,11 @@
 """A few new tokens in one call: a Llama's whole pass, with int8 weights and 15-bit activations.
 
 A pass over few rows is bound by reading the weights, and by calling: some twenty operations a layer, each of which
-wants the GIL twice. Here it is one function that numba compiles and that holds no GIL, so threads run it side by side,
-each on a core. Reading the weights leaves time for finer activations than int8: int16, of which a product takes so many
-levels that its sum stays within 32 bits. So only the rounding of the weights is left of int8's error. The products are
-`int8_amx`'s where the processor has tiles, else `int8_tile`'s; both are exact, so they give the same.
+wants the GIL twice. Here it is one function that numba compiles and that holds no GIL; threads run it together, each on
+a core: of a product each computes some outputs, of all else some tokens. Reading the weights leaves time for finer
+activations than int8: int16, of which a product takes so many levels that its sum stays within 32 bits. So only the
+rounding of the weights is left of int8's error. The products are `int8_amx`'s where the processor has tiles, else
+`int8_tile`'s; both are exact, so they give the same.
 
 Like `int8_rows`, what is here is compiled by numba when it is first needed, and kept on disk.
 
@@ -15,6 +16,7 @@ key-value heads of G query heads each.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search_r3.model.engines import int8_amx, int8_rows, int8_tile
+from search_r3.model.engines import int8_amx, int8_rows, int8_tile, shares
 from search_r3.model.engines.int8_amx import ROWS, TILE
 from search_r3.model.engines.int8_tile import OUTPUTS, PIECE
+from search_r3.model.engines.shares import Sharers
 
-FEW, FEW_WITH_TILES = 32, 256
+FEW, FEW_WITH_TILES = 32, 512
 """Tokens up to which this is at least as fast as the products of `int8_session`."""
+PAD = 16
+"""What rows of sums are longer than their outputs."""
 ZERO, HALF = np.float32(0), np.float32(0.5)
 _COMPILED = (
-    "_levels", "_rounded", "_quantise", "_product_rows", "_bytes", "_product_tiles", "product", "outputs", "_exp",
-    "_add", "_norm_quantise", "_rotate", "attend", "_gate", "decode",
+    "_levels", "_rounded", "_quantise", "_product_rows", "_product_tiles", "product", "outputs", "_exp",
+    "_add", "_norm_quantise", "_rotate", "attend", "_gate", "_range", "_met", "decode",
 )  # fmt: skip
 _larger: Any = max
 _turn: Any = None
@@ -42,6 +47,7 @@ _carray: Any = None
 _one: Any = None
 _two: Any = None
 _four: Any = None
+_meet: Any = None
 _CONFIGURATION = int8_amx.configuration()
 _tiles: Any = None
 _configure: Any = None
@@ -113,6 +119,10 @@ class Decoder:
             down.weight, down.scale, norm_attention, norm_mlp,
         )  # fmt: skip
         self._head, self._heads, self._eps = head, heads, np.float32(eps)
+        self._width, self._inner = norm_mlp.shape[1], gate_up.scale.shape[1] // 2
+        self._sharers, self._lock = Sharers(), threading.Lock()
+        self._rooms: tuple[np.ndarray, ...] | None = None
+        self._sums: np.ndarray | None = None
         self.few = FEW_WITH_TILES if head.weight.ndim == 4 else FEW
         compile_decode()
 
@@ -131,16 +141,45 @@ class Decoder:
         hidden = [p.seen_BT for p in parts if p.seen_BT is not None]
         seen_X = torch.cat([one.flatten() for one in hidden]).numpy() if hidden else np.empty(0, np.uint8)
         hides_P = np.array([p.seen_BT is not None for p in parts])
-        decode(
+        given: tuple[Any, ...] = (
             x_ND.numpy(), cos_NE.numpy(), sin_NE.numpy(), *self._layers, self._eps, self._heads, cache_PA2, shape_P4,
             hides_P, seen_X,
         )  # fmt: skip
+        with self._lock:
+            given += self._room(len(x_ND), cos_NE.shape[1])
+            self._sharers.run(lambda *share: decode(*given, *share))
 
     def logits(self, state_ND: Tensor) -> Tensor:
         """The head's product: float32 (N, vocabulary)."""
-        out_NV = torch.empty(len(state_ND), self._head.scale.shape[1])
-        outputs(state_ND.float().contiguous().numpy(), self._head.weight[0], self._head.scale[0], out_NV.numpy())
-        return out_NV
+        size, scale = len(state_ND), self._head.scale[0]
+        state, out_NV = state_ND.float().contiguous().numpy(), np.empty((size, len(scale)), np.float32)
+        with self._lock:
+            if self._sums is None or size > len(self._sums):
+                self._sums = np.empty((size, len(scale) + PAD), np.int32)
+            room = self._quantised(size, self._width), np.empty(size, np.float32), self._sums
+            weight = self._head.weight[0]
+            self._sharers.run(lambda *share: outputs(state, weight, scale, out_NV, *room, *share))
+        return torch.from_numpy(out_NV)
+
+    def _room(self, size: int, dim: int) -> tuple[np.ndarray, ...]:
+        """What the shares of one pass hand to each other; kept for the next one, since new memory costs time."""
+        if self._rooms is None or size > len(self._rooms[-1]):
+            size = -(-size // ROWS) * ROWS
+            columns, width, inner = self._layers[1].shape[1], self._width, self._inner
+            groups = columns // dim // self._heads - 2
+            heads = groups * self._heads * dim
+            self._rooms = (
+                self._quantised(size, width), np.empty((size, columns + PAD), np.int32),
+                np.empty((size, width + PAD), np.int32), np.empty((size, 2 * inner + PAD), np.int32),
+                self._quantised(size, inner), np.empty((size, self._heads, groups, dim), np.float32),
+                np.empty((size, heads), np.float32), self._quantised(size, heads), np.empty(size, np.float32),
+            )  # fmt: skip
+        return self._rooms
+
+    def _quantised(self, size: int, width: int) -> np.ndarray:
+        if self._head.weight.ndim == 3:
+            return np.empty((size, width), np.int16)
+        return np.empty((2, -(-size // ROWS) * ROWS, width), np.int8)
 
 
 def prepared(matrices: dict[str, Matrices]) -> dict[str, Matrices] | None:
@@ -171,6 +210,7 @@ def compile_decode() -> None:
         "_four": int8_tile.tile_intrinsic(4),
         "_tiles": int8_amx.tiles_intrinsic(),
         "_configure": int8_amx.configure_intrinsic(),
+        "_meet": shares.meet_intrinsic(),
     }
     for name in _COMPILED:
         names[name] = int8_rows.compiled(names[name])
@@ -194,52 +234,55 @@ def _levels(inputs):
     return np.float32(min(127 * 256 + 127, (2**31 - 1) // (127 * inputs)))
 
 
-def _rounded(x_D, factor, q_D):
+def _rounded(x_D, factor, q, n):
+    """Row `n` of `q` becomes `x * factor`: int16 (N, D), or as bytes (2, N, D), `256 * high + low`."""
     for d in range(x_D.size):
         v = x_D[d] * factor
-        q_D[d] = np.int16(v + (HALF if v >= ZERO else -HALF))
+        level = np.int32(v + (HALF if v >= ZERO else -HALF))
+        if q.ndim == 3:  # numba drops the branch that is not taken
+            high = (level + np.int32(128)) >> np.int32(8)
+            q[0, n, d] = np.int8(high)
+            q[1, n, d] = np.int8(level - (high << np.int32(8)))
+        else:
+            q[n, d] = np.int16(level)
 
 
-def _quantise(x_ND, q_ND, scale_N):
-    """`x` as int16 `q` times `scale`, a scale a row."""
+def _quantise(x_ND, first, end, q, scale_N):
+    """Rows `first` to `end` of `x` as `q` times `scale`, a scale a row; see `_rounded`."""
     most = _levels(x_ND.shape[1])
-    for n in range(x_ND.shape[0]):
+    for n in range(first, end):
         largest = ZERO
         for d in range(x_ND.shape[1]):
             largest = _larger(largest, abs(x_ND[n, d]))
         scale_N[n] = largest / most
-        _rounded(x_ND[n], most / largest if largest > ZERO else ZERO, q_ND[n])
+        _rounded(x_ND[n], most / largest if largest > ZERO else ZERO, q, n)
 
 
-def product(x_NI, w, y_NO):
-    """int16 by int8, exact in int32; `w` is (O, I), or one of `int8_amx.lay_out`."""
-    if w.ndim == 3:  # numba drops the branch that is not taken
-        _product_tiles(x_NI, w, y_NO)
+def _range(size, share, shares):
+    """Where a share of so many begins and ends."""
+    return size * share // shares, size * (share + 1) // shares
+
+
+def product(q, size, w, y_NO, share, shares):
+    """int16 by int8, exact in int32: a share's outputs of `size` rows. `w` is (O, I), or one of `int8_amx.lay_out`.
+
+    Rows of `y` may be longer than O: where a row is a power of two long, the rows would share a few lines of L1.
+    """
+    if w.ndim == 3:
+        _product_tiles(q, size, w, y_NO, share, shares)
     else:
-        _product_rows(x_NI, w, y_NO)
+        _product_rows(q, size, w, y_NO, share, shares)
 
 
-def _bytes(x_NI, high_NI, low_NI):
-    """`x = 256 * high + low`."""
-    for n in range(x_NI.shape[0]):
-        for i in range(x_NI.shape[1]):
-            high = (np.int32(x_NI[n, i]) + np.int32(128)) >> np.int32(8)
-            high_NI[n, i] = np.int8(high)
-            low_NI[n, i] = np.int8(np.int32(x_NI[n, i]) - (high << np.int32(8)))
-
-
-def _product_tiles(x_NI, w, y_NO):
-    size, inputs = x_NI.shape
-    blocks = (size + ROWS - 1) // ROWS
-    bytes_2NI = np.empty((2, blocks * ROWS, inputs), np.int8)  # what is behind the last row is never looked at
-    _bytes(x_NI, bytes_2NI[0], bytes_2NI[1])
+def _product_tiles(q_2NI, size, w, y_NO, share, shares):
+    """What stands behind the last row, up to a whole tile, is read too, and not looked at."""
     _configure(np.int64(_CONFIGURATION.ctypes.data))
     sums = np.empty((2, 2, ROWS, 16), np.int32)
-    high, low, to = np.int64(bytes_2NI[0].ctypes.data), np.int64(bytes_2NI[1].ctypes.data), np.int64(sums.ctypes.data)
-    wide, pieces, first = np.int64(inputs), np.int64(w.shape[1]), np.int64(w.ctypes.data)
-    for o in range(w.shape[0]):
-        for block in range(blocks):
-            rows = block * ROWS
+    high, low, to = np.int64(q_2NI[0].ctypes.data), np.int64(q_2NI[1].ctypes.data), np.int64(sums.ctypes.data)
+    wide, pieces, first = np.int64(q_2NI.shape[2]), np.int64(w.shape[1]), np.int64(w.ctypes.data)
+    first_o, end_o = _range(w.shape[0], share, shares)
+    for o in range(first_o, end_o):
+        for rows in range(0, size, ROWS):
             _tiles(high + rows * wide, low + rows * wide, wide, first + o * pieces * 2 * TILE, pieces, to)
             for n in range(min(ROWS, size - rows)):
                 for half in range(2):
@@ -248,12 +291,12 @@ def _product_tiles(x_NI, w, y_NO):
                         y[j] = (sums[0, half, n, j] << np.int32(8)) + sums[1, half, n, j]
 
 
-def _product_rows(x_NI, w_OI, y_NO):
-    size, inputs = x_NI.shape
-    outputs = w_OI.shape[0]
-    x, w, y = np.int64(x_NI.ctypes.data), np.int64(w_OI.ctypes.data), np.int64(y_NO.ctypes.data)
+def _product_rows(q_NI, size, w_OI, y_NO, share, shares):
+    inputs, outputs = q_NI.shape[1], y_NO.shape[1]
+    first_o, end_o = _range(w_OI.shape[0] // OUTPUTS, share, shares)
+    x, w, y = np.int64(q_NI.ctypes.data), np.int64(w_OI.ctypes.data), np.int64(y_NO.ctypes.data)
     wide, high, pieces = np.int64(inputs), np.int64(outputs), np.int64(inputs // PIECE)
-    for o in range(0, outputs, OUTPUTS):
+    for o in range(first_o * OUTPUTS, end_o * OUTPUTS, OUTPUTS):
         n = 0
         while n + 4 <= size:
             _four(x + n * inputs * 2, wide, w + o * inputs, pieces, y + (n * outputs + o) * 4, high)
@@ -265,14 +308,16 @@ def _product_rows(x_NI, w_OI, y_NO):
             _one(x + n * inputs * 2, wide, w + o * inputs, pieces, y + (n * outputs + o) * 4, high)
 
 
-def outputs(x_NI, w_OI, scale_O, out_NO):
-    """`x` times `w * scale`, in floats."""
-    q_NI, x_scale_N = np.empty(x_NI.shape, np.int16), np.empty(x_NI.shape[0], np.float32)
-    y_NO = np.empty(out_NO.shape, np.int32)
-    _quantise(x_NI, q_NI, x_scale_N)
-    product(q_NI, w_OI, y_NO)
+def outputs(x_NI, w, scale_O, out_NO, q, x_scale_N, y_NO, share, shares, meeting):
+    """`x` times `w * scale`, in floats: a share's outputs. `q`, `x_scale` and `y` are room."""
+    first, end = _range(x_NI.shape[0], share, shares)
+    _quantise(x_NI, first, end, q, x_scale_N)
+    _met(meeting, 0, shares)
+    product(q, x_NI.shape[0], w, y_NO, share, shares)
+    together = 32 if w.ndim == 3 else OUTPUTS  # as the product has divided them
+    first, end = _range(scale_O.size // together, share, shares)
     for n in range(out_NO.shape[0]):
-        for o in range(out_NO.shape[1]):
+        for o in range(first * together, end * together):
             out_NO[n, o] = np.float32(y_NO[n, o]) * scale_O[o] * x_scale_N[n]
 
 
@@ -286,12 +331,12 @@ def _add(x_ND, y_ND, y_scale_N, scale_D, bias_D):
                 x_ND[n, d] += bias_D[d]
 
 
-def _norm_quantise(x_ND, weight_D, eps, q_ND, scale_N):
-    """RMSNorm(x) times `weight`, as `quantise` gives it; the scale swallows the norm's own division."""
-    size, width = x_ND.shape
+def _norm_quantise(x_ND, weight_D, eps, first, end, q, scale_N):
+    """RMSNorm(x) times `weight`, as `_quantise` gives it; the scale swallows the norm's own division."""
+    width = x_ND.shape[1]
     most = _levels(width)
     scaled_D = np.empty(width, np.float32)
-    for n in range(size):
+    for n in range(first, end):
         total, largest = ZERO, ZERO
         for d in range(width):
             total += x_ND[n, d] * x_ND[n, d]
@@ -299,15 +344,18 @@ def _norm_quantise(x_ND, weight_D, eps, q_ND, scale_N):
         for d in range(width):
             largest = _larger(largest, abs(scaled_D[d]))
         scale_N[n] = largest / most / np.sqrt(total / np.float32(width) + eps)
-        _rounded(scaled_D, most / largest if largest > ZERO else ZERO, q_ND[n])
+        _rounded(scaled_D, most / largest if largest > ZERO else ZERO, q, n)
 
 
-def _rotate(y_NC, y_scale_N, scale_C, bias_C, cos_NE, sin_NE, query_NKGE, keys_BKTE, values_BKTE, start):
-    """`y` taken apart: queries and keys are rotated, and keys and values go into the cache's columns from `start`."""
+def _rotate(y_NC, y_scale_N, scale_C, bias_C, cos_NE, sin_NE, query_NKGE, keys_BKTE, values_BKTE, start, new, at):
+    """`y` taken apart: queries and keys are rotated, and keys and values go into the cache's columns from `start`.
+
+    The tokens are those from number `at` on, of rows of `new` tokens each.
+    """
     size, heads, groups, dim = query_NKGE.shape
-    new, float_C = size // keys_BKTE.shape[0], np.empty(y_NC.shape[1], np.float32)
+    float_C = np.empty(scale_C.size, np.float32)
     for n in range(size):
-        b, t = n // new, start + n % new
+        b, t = (at + n) // new, start + (at + n) % new
         for c in range(float_C.size):
             float_C[c] = np.float32(y_NC[n, c]) * (scale_C[c] * y_scale_N[n])
         if bias_C.size > 0:
@@ -323,14 +371,13 @@ def _rotate(y_NC, y_scale_N, scale_C, bias_C, cos_NE, sin_NE, query_NKGE, keys_B
                 values_BKTE[b, k, t, e] = float_C[value + e]
 
 
-def attend(query_NKGE, keys_BKTE, values_BKTE, start, seen_BT, out_ND):
-    """Causal attention of the tokens from column `start` on, columns that their row does not see (0) left out."""
+def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, seen_BT, out_ND):
+    """Causal attention of the tokens that `_rotate` had, columns that their row does not see (0) left out."""
     size, heads, groups, dim = query_NKGE.shape
-    new = size // keys_BKTE.shape[0]
     factor = np.float32(1) / np.sqrt(np.float32(dim))
     share = np.empty(start + new, np.float32)
     for n in range(size):
-        b, end = n // new, start + n % new + 1
+        b, end = (at + n) // new, start + (at + n) % new + 1
         for k in range(heads):
             keys, values = keys_BKTE[b, k], values_BKTE[b, k]
             for g in range(groups):
@@ -358,59 +405,82 @@ def attend(query_NKGE, keys_BKTE, values_BKTE, start, seen_BT, out_ND):
                         out[e] += weight * values[t, e]
 
 
-def _gate(y_N2F, y_scale_N, scale_2F, q_NF, scale_N):
-    """silu(gate) * up, as `quantise` gives it: gates in front, ups behind."""
-    size, width = q_NF.shape
+def _gate(y_N2F, first, end, scale_2F, q, scale_N):
+    """silu(gate) * up, as `_quantise` gives it: gates in front, ups behind. `scale` is of `y`, and becomes `q`'s."""
+    width = scale_2F.size // 2
     most = _levels(width)
     inner_F = np.empty(width, np.float32)
-    for n in range(size):
-        largest = ZERO
+    for n in range(first, end):
+        largest, y_scale = ZERO, scale_N[n]
         for f in range(width):
-            g = np.float32(y_N2F[n, f]) * (scale_2F[f] * y_scale_N[n])
-            u = np.float32(y_N2F[n, width + f]) * (scale_2F[width + f] * y_scale_N[n])
+            g = np.float32(y_N2F[n, f]) * (scale_2F[f] * y_scale)
+            u = np.float32(y_N2F[n, width + f]) * (scale_2F[width + f] * y_scale)
             e = _exp(-abs(g))  # of what is not positive: no overflow
             inner_F[f] = g * u * (np.float32(1) if g >= ZERO else e) / (np.float32(1) + e)
         for f in range(width):
             largest = _larger(largest, abs(inner_F[f]))
         scale_N[n] = largest / most
-        _rounded(inner_F, most / largest if largest > ZERO else ZERO, q_NF[n])
+        _rounded(inner_F, most / largest if largest > ZERO else ZERO, q, n)
 
 
 def decode(
     x_ND, cos_NE, sin_NE, qkv, qkv_scale, qkv_bias, out, out_scale, out_bias, gate_up, gate_up_scale, down,
-    down_scale, norm_attention, norm_mlp, eps, heads, cache_PA2, shape_P4, hides_P, seen_X,
+    down_scale, norm_attention, norm_mlp, eps, heads, cache_PA2, shape_P4, hides_P, seen_X, q_D, y_NC, y_ND, y_N2F, q_F,
+    query_NKGE, attended_ND, q_heads, scale_N, share, shares, meeting,
 ):  # fmt: skip
-    size, width = x_ND.shape
-    dim, inner = cos_NE.shape[1], gate_up_scale.shape[1] // 2
-    groups = qkv_scale.shape[1] // dim // heads - 2
-    q_ND, scale_N = np.empty((size, width), np.int16), np.empty(size, np.float32)
-    y_NC, y_ND = np.empty((size, qkv_scale.shape[1]), np.int32), np.empty((size, width), np.int32)
-    y_N2F, q_NF = np.empty((size, 2 * inner), np.int32), np.empty((size, inner), np.int16)
-    query_NKGE = np.empty((size, heads, groups, dim), np.float32)
-    attended_ND = np.empty((size, heads * groups * dim), np.float32)
-    q_heads_ND = np.empty(attended_ND.shape, np.int16)
+    dim, met = cos_NE.shape[1], 0
+    first, end = _range(x_ND.shape[0], share, shares)
+    prompts = False  # a token sees others of this pass
+    for p in range(shape_P4.shape[0]):
+        prompts = prompts or shape_P4[p, 3] > 1
+    # A share's own tokens.
+    x, size = x_ND[first:end], x_ND.shape[0]
     for a in range(qkv.shape[0]):
-        _norm_quantise(x_ND, norm_attention[a], eps, q_ND, scale_N)
-        product(q_ND, qkv[a], y_NC)
-        first, hidden = 0, 0
-        for p in range(shape_P4.shape[0]):
-            rows, columns, start, new = shape_P4[p]
-            end, wide = first + rows * new, rows * (start + new) if hides_P[p] else 0
-            keys_BKTE = _carray(_pointer(cache_PA2[p, a, 0]), (rows, heads, columns, dim))
-            values_BKTE = _carray(_pointer(cache_PA2[p, a, 1]), (rows, heads, columns, dim))
-            seen_BT = seen_X[hidden : hidden + wide].reshape((rows if wide else 0, start + new))
-            query = query_NKGE[first:end]
-            _rotate(
-                y_NC[first:end], scale_N[first:end], qkv_scale[a], qkv_bias[a], cos_NE[first:end], sin_NE[first:end],
-                query, keys_BKTE, values_BKTE, start,
-            )  # fmt: skip
-            attend(query, keys_BKTE, values_BKTE, start, seen_BT, attended_ND[first:end])
-            first, hidden = end, hidden + wide
-        _quantise(attended_ND, q_heads_ND, scale_N)
-        product(q_heads_ND, out[a], y_ND)
-        _add(x_ND, y_ND, scale_N, out_scale[a], out_bias[a])
-        _norm_quantise(x_ND, norm_mlp[a], eps, q_ND, scale_N)
-        product(q_ND, gate_up[a], y_N2F)
-        _gate(y_N2F, scale_N, gate_up_scale[a], q_NF, scale_N)
-        product(q_NF, down[a], y_ND)
-        _add(x_ND, y_ND, scale_N, down_scale[a], out_bias[a][:0])
+        _norm_quantise(x_ND, norm_attention[a], eps, first, end, q_D, scale_N)
+        met = _met(meeting, met, shares)
+        product(q_D, size, qkv[a], y_NC, share, shares)
+        met = _met(meeting, met, shares)
+        for attending in range(2):
+            if attending == 1 and prompts:
+                met = _met(meeting, met, shares)
+            token, hidden = 0, 0
+            for p in range(shape_P4.shape[0]):
+                rows, columns, start, new = shape_P4[p]
+                wide = rows * (start + new) if hides_P[p] else 0
+                mine, until = max(first, token), min(end, token + rows * new)
+                if mine < until:
+                    keys_BKTE = _carray(_pointer(cache_PA2[p, a, 0]), (rows, heads, columns, dim))
+                    values_BKTE = _carray(_pointer(cache_PA2[p, a, 1]), (rows, heads, columns, dim))
+                    query = query_NKGE[mine:until]
+                    if attending == 0:
+                        _rotate(
+                            y_NC[mine:until], scale_N[mine:until], qkv_scale[a], qkv_bias[a], cos_NE[mine:until],
+                            sin_NE[mine:until], query, keys_BKTE, values_BKTE, start, new, mine - token,
+                        )  # fmt: skip
+                    else:
+                        seen_BT = seen_X[hidden : hidden + wide].reshape((rows if wide else 0, start + new))
+                        attend(
+                            query, keys_BKTE, values_BKTE, start, new, mine - token, seen_BT, attended_ND[mine:until]
+                        )
+                token, hidden = token + rows * new, hidden + wide
+        _quantise(attended_ND, first, end, q_heads, scale_N)
+        met = _met(meeting, met, shares)
+        product(q_heads, size, out[a], y_ND, share, shares)
+        met = _met(meeting, met, shares)
+        _add(x, y_ND[first:end], scale_N[first:end], out_scale[a], out_bias[a])
+        _norm_quantise(x_ND, norm_mlp[a], eps, first, end, q_D, scale_N)
+        met = _met(meeting, met, shares)
+        product(q_D, size, gate_up[a], y_N2F, share, shares)
+        met = _met(meeting, met, shares)
+        _gate(y_N2F, first, end, gate_up_scale[a], q_F, scale_N)
+        met = _met(meeting, met, shares)
+        product(q_F, size, down[a], y_ND, share, shares)
+        met = _met(meeting, met, shares)
+        _add(x, y_ND[first:end], scale_N[first:end], down_scale[a], out_bias[a][:0])
+
+
+def _met(meeting, met, shares):
+    """Wait for the others; how many have been counted by then."""
+    if shares > 1:
+        _meet(meeting, met + shares)
+    return met + shares

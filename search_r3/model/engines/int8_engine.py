@@ -20,7 +20,6 @@ from search_r3.errors import InputError
 from search_r3.model.engines import int8_rows
 from search_r3.model.engines.int8_session import Int8Model, Int8Session
 from search_r3.model.engines.int8_weights import check_processor, load_or_make, merged_layers, quantise_model
-from search_r3.model.engines.lanes import Lanes
 from search_r3.model.engines.sessions import Layer, Prefix, Session
 from search_r3.model.engines.torch_engine import TorchEngine, _by_length
 
@@ -112,15 +111,6 @@ class Int8Engine(TorchEngine):
             for future in running:
                 future.cancel()
         return out
-
-    def slots(self, prefix: Sequence[int]) -> Any:
-        """See `TorchEngine.slots`. Rows are dealt out to the cores."""
-        cores = _cores()
-        if cores < 2:
-            return super().slots(prefix)
-        with torch.inference_mode():
-            self._start(prefix, 0, 0)  # the prefix is computed once, and not by all threads
-        return Lanes(lambda: TorchEngine.slots(self, prefix), cores, self._threads(cores))
 
     def _session(self, prefix: Prefix, size: int, room: int, fine: bool = False) -> Session:
         return Int8Session(self.backbone, self._packed, prefix, size, room, fine)

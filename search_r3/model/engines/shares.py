@@ -1,0 +1,91 @@
+"""Threads that make one pass together, each its share of every step, and wait for each other in between.
+
+A wait is some hundred nanoseconds: each counts itself in, and turns until all have come. What a waiting thread turns
+over after a while goes to others that want its core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+MOST = 8
+"""Threads of one pass, at most: of more, each would do too little between two waits."""
+TURNS = 20_000
+"""Turns of waiting, about a millisecond, before the core is offered to others."""
+
+
+class Sharers:
+    """Runs a function in several threads at once, as many as torch uses in the calling thread. One call at a time."""
+
+    def __init__(self) -> None:
+        self._helpers: ThreadPoolExecutor | None = None
+        self._count = 0
+
+    def run(self, function: Callable[[int, int, int], Any]) -> None:
+        """Call `function(share, shares, meeting)` for each share; `meeting` is the address for `meet_intrinsic`.
+
+        The function must not raise, nor come to the meeting another number of times than the others.
+        """
+        shares = min(torch.get_num_threads(), MOST)
+        counter = np.zeros(1, np.int64)
+        meeting = int(counter.ctypes.data)
+        if shares == 1:
+            function(0, 1, meeting)
+            return
+        if self._helpers is None or self._count < shares:
+            self._helpers, self._count = ThreadPoolExecutor(shares - 1, "int8-share"), shares
+        helpers = [self._helpers.submit(function, share, shares, meeting) for share in range(1, shares)]
+        function(0, shares, meeting)
+        for helper in helpers:
+            helper.result()
+
+
+def meet_intrinsic() -> Any:
+    """A function (address, until): counts this thread in, and returns when `until` have been counted."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def meet(typing_context, address, until):
+        def generate(context, builder, signature, arguments):
+            address, until = arguments
+            long, word = ir.IntType(64), ir.IntType(32)
+            place = builder.inttoptr(address, long.as_pointer())
+            rest = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"
+            )
+            offer = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, []), "sched_yield")
+            builder.atomic_rmw("add", place, ir.Constant(long, 1), "seq_cst")
+            before = builder.block
+            turn, patient, tired, after = (
+                builder.append_basic_block(name) for name in ("turn", "rest", "offer", "met")
+            )
+            builder.branch(turn)
+            builder.position_at_end(turn)
+            turns = builder.phi(long)
+            turns.add_incoming(ir.Constant(long, 0), before)
+            come = builder.load_atomic(place, "seq_cst", 8, typ=long)
+            builder.cbranch(builder.icmp_signed("<", come, until), patient, after)
+            builder.position_at_end(patient)
+            builder.call(rest, [])
+            more = builder.add(turns, ir.Constant(long, 1))
+            again = builder.block
+            builder.cbranch(builder.icmp_signed("<", more, ir.Constant(long, TURNS)), turn, tired)
+            turns.add_incoming(more, again)
+            builder.position_at_end(tired)
+            builder.call(offer, [])
+            turns.add_incoming(more, tired)
+            builder.branch(turn)
+            builder.position_at_end(after)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), generate
+
+    return meet
