@@ -133,7 +133,13 @@ class Decoder:
             x_ND: float32, contiguous; the parts' tokens one after the other, a row's tokens together.
             cos_NE, sin_NE: float32, the new tokens' rotation.
             parts: of one pass: all but attention sees only tokens.
+
+        Raises:
+            ValueError: the parts are not of so many tokens, or a mask is not of its part's shape.
         """
+        fitting = all(p.seen_BT is None or p.seen_BT.shape == (len(p.keys[0]), p.start + p.new) for p in parts)
+        if not fitting or sum(len(p.keys[0]) * p.new for p in parts) != len(x_ND):  # else a share would wait for ever
+            raise ValueError(f"{len(x_ND)} tokens for {[(len(p.keys[0]), p.start, p.new) for p in parts]}")
         cache_PA2 = np.array(
             [[[k.data_ptr(), v.data_ptr()] for k, v in zip(p.keys, p.values, strict=True)] for p in parts]
         )
@@ -218,7 +224,7 @@ def compile_decode() -> None:
 
 def _exp(x):
     """e to the x for x up to 0, to a few units of float32's last place: Cephes' expf without a branch."""
-    x = _larger(x, np.float32(-87))
+    x = _larger(x, np.float32(-80))  # further down, floats are slow
     n = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     p = r * np.float32(1.9875691500e-4) + np.float32(1.3981999507e-3)
@@ -372,37 +378,50 @@ def _rotate(y_NC, y_scale_N, scale_C, bias_C, cos_NE, sin_NE, query_NKGE, keys_B
 
 
 def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, seen_BT, out_ND):
-    """Causal attention of the tokens that `_rotate` had, columns that their row does not see (0) left out."""
+    """Causal attention of the tokens that `_rotate` had; columns that their row does not see (0) are not read."""
     size, heads, groups, dim = query_NKGE.shape
     factor = np.float32(1) / np.sqrt(np.float32(dim))
     share = np.empty(start + new, np.float32)
+    runs = np.empty((start + new + 1, 2), np.int64)  # of columns that are seen
     for n in range(size):
         b, end = (at + n) // new, start + (at + n) % new + 1
+        many = 0
+        if seen_BT.size == 0:
+            runs[0, 0], runs[0, 1], many = 0, end, 1
+        else:
+            for t in range(end):
+                if seen_BT[b, t] != 0:
+                    if many == 0 or runs[many - 1, 1] != t:
+                        runs[many, 0] = t
+                        many += 1
+                    runs[many - 1, 1] = t + 1
         for k in range(heads):
             keys, values = keys_BKTE[b, k], values_BKTE[b, k]
             for g in range(groups):
                 query, first = query_NKGE[n, k, g], (k * groups + g) * dim
                 out = out_ND[n, first : first + dim]
-                for t in range(end):
-                    total = ZERO
-                    for e in range(dim):
-                        total += query[e] * keys[t, e]
-                    share[t] = total * factor
-                if seen_BT.size > 0:
-                    for t in range(end):
-                        if seen_BT[b, t] == 0:
-                            share[t] = np.float32(-3e38)
+                size_T = 0
+                for run in range(many):
+                    for t in range(runs[run, 0], runs[run, 1]):
+                        total = ZERO
+                        for e in range(dim):
+                            total += query[e] * keys[t, e]
+                        share[size_T] = total * factor
+                        size_T += 1
                 largest, whole = np.float32(-3e38), ZERO
-                for t in range(end):
+                for t in range(size_T):
                     largest = _larger(largest, share[t])
-                for t in range(end):
+                for t in range(size_T):
                     share[t] = _exp(share[t] - largest)
                     whole += share[t]
                 out[:] = ZERO
-                for t in range(end):
-                    weight = share[t] / whole
-                    for e in range(dim):
-                        out[e] += weight * values[t, e]
+                place = 0
+                for run in range(many):
+                    for t in range(runs[run, 0], runs[run, 1]):
+                        weight = share[place] / whole
+                        place += 1
+                        for e in range(dim):
+                            out[e] += weight * values[t, e]
 
 
 def _gate(y_N2F, first, end, scale_2F, q, scale_N):

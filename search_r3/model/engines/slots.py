@@ -1,9 +1,9 @@
 """Rows that are continued side by side though each joined at a time of its own: continuous batching (Orca, OSDI 2022).
 
 A row that joins is prefilled with those that join at the same time, where the session can (`mixed`) in the same pass as
-the others' next token, and its keys and values are copied into a slot; from then on all rows share one pass a token. A
-row that ends leaves at once, and the last row moves into its slot, so the rows stay dense. What a row writes does not
-depend on the others: each has its own positions and its own mask.
+the others' next token and straight into its slot; from then on all rows share one pass a token. A row that ends leaves
+at once, and the last row moves into its slot, so the rows stay dense. What a row writes does not depend on the others:
+each has its own positions and its own mask. Slots begin with the prefix, and are used again.
 
 A new token stands in the same column of the cache for all rows, so a row that joined late has a gap: it sees the
 columns before `start` and those from `begin` on. `_align` closes the gaps when they have grown.
@@ -14,6 +14,7 @@ K key-value heads, E dimension of a head.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ MAX_GAP = 32
 """Columns that no row needs, before the gaps are closed: attention reads them for nothing."""
 COLUMNS = 64
 """The cache grows by so many columns at a time."""
+KEPT = 4
+"""The memory of so many slots is kept for those who come next, when all have left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,16 @@ class Slots:
 
     def clear(self) -> None:
         """Let go of all rows and of their memory."""
-        self._rows: list[_Row] = []
         self._joining: _Joining = []  # in the next step
-        self._columns = 0
         self._held: Prefix = []  # each layer's keys and values, (slots, K, columns that there is room for, E)
-        self._state_BD: Tensor | None = None  # where each row's next token comes from
+        self._begins: Prefix = []  # the prefix's, for one row
         self._session: Any = None  # reads and writes `_held`, where its kind can
+        self._empty()
+
+    def _empty(self) -> None:
+        self._rows: list[_Row] = []
+        self._columns = 0
+        self._state_BD: Tensor | None = None  # where each row's next token comes from
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
@@ -130,25 +137,38 @@ class Slots:
     def _prompts(self, joining: _Joining) -> tuple[Any, Tensor, Tensor, Tensor]:
         """A session that begins with the prefix; and to feed it, ids and positions (B, L) and last columns (B,)."""
         rows = [row for _, row, _ in joining]
-        longest = max(len(row) for row in rows)
+        size, longest, prefix = len(rows), max(len(row) for row in rows), len(self.prefix)
         # Padding is on the right, where causality ignores it.
         ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._device)
-        position_BL = len(self.prefix) + torch.arange(longest, device=self._device).expand(len(rows), -1)
+        position_BL = prefix + torch.arange(longest, device=self._device).expand(size, -1)
         last_B = torch.tensor([len(row) - 1 for row in rows], device=self._device)
-        return self._begin_session(self.prefix, len(rows), longest), ids_BL, position_BL, last_B
+        if not self._rows:  # what the slots begin with may have changed, or was never asked for
+            begins = self._begin_session(self.prefix, 1, 0).prefix()
+            self._session = self._open_session([], 0, 0)
+            if not _same(begins, self._begins):
+                self._held, self._begins = [], begins
+        if not _in_place(self._session):
+            return self._begin_session(self.prefix, size, longest), ids_BL, position_BL, last_B
+        first = len(self._rows)
+        self._reserve(self._begins, first + size, max(self._columns, prefix + longest) + 1)
+        session = copy.copy(self._session)
+        session.keys = [keys[first : first + size] for keys, _ in self._held]
+        session.values = [values[first : first + size] for _, values in self._held]
+        session.length = prefix
+        self._lend(first)
+        return session, ids_BL, position_BL, last_B
 
     def _admit(self, joining: _Joining, session: Any, state_BD: Tensor) -> None:
-        """Copy what a session has prefilled into slots."""
+        """Let rows that a session has prefilled have the next slots."""
         lengths = [len(self.prefix) + len(row) for _, row, _ in joining]
         size, total, end = len(self._rows), len(self._rows) + len(lengths), max(lengths)
-        columns, pairs = max(self._columns, end), _cached(session)
-        self._reserve(pairs, total, columns + 1)
-        for held, new in zip(self._held, pairs, strict=True):
-            for part, new_part in zip(held, new, strict=True):
-                part[size:total, :, :end] = new_part[:, :, :end]
-                # What is masked must be finite: 0 times what lay there could be NaN.
-                part[size:total, :, end:columns] = 0
-                part[:size, :, self._columns : columns] = 0
+        columns = max(self._columns, end)
+        if not _in_place(session):
+            pairs = _cached(session)
+            self._reserve(pairs, total, columns + 1)
+            for held, new in zip(self._held, pairs, strict=True):
+                for part, new_part in zip(held, new, strict=True):
+                    part[size:total, :, :end] = new_part[:, :, :end]
         if columns > self._columns:  # the columns that come in between are nobody's
             self._align(columns)
         self._rows += [
@@ -192,9 +212,9 @@ class Slots:
             done = Generation(row.written, np.asarray(embedding, dtype=np.float32), bool(forced[line]), end)
             steps.append(Step(row.handle, done=done))
             leaving.append(line)
-        self._remove(leaving)
         if prompts is not None and joined_BD is not None:
             self._admit(joining, prompts[0], joined_BD)
+        self._remove(leaving)
         return steps
 
     @torch.inference_mode()
@@ -242,14 +262,16 @@ class Slots:
             size, end = len(self._rows), self._columns
             grown = []
             for index, pair in enumerate(like):
-                new = [part.new_empty(more_rows, part.shape[1], more_columns, part.shape[3]) for part in pair]
+                # What is masked must be finite: 0 times what lay there could be NaN.
+                new = [part.new_zeros(more_rows, part.shape[1], more_columns, part.shape[3]) for part in pair]
+                if self._begins:
+                    for part, begin in zip(new, self._begins[index], strict=True):
+                        part[:, :, : begin.shape[2]] = begin
                 if self._held and size:
                     for part, old in zip(new, self._held[index], strict=True):
                         part[:size, :, :end] = old[:size, :, :end]
                 grown.append((new[0], new[1]))
             self._held = grown
-        if self._session is None:
-            self._session = self._open_session([], 0, 0)
         self._lend(rows)
 
     def _lend(self, rows: int) -> None:
@@ -272,9 +294,9 @@ class Slots:
     def _remove(self, leaving: Sequence[int]) -> None:
         """These lines leave; the last lines move into their slots."""
         if len(leaving) == len(self._rows):
-            joining = self._joining
-            self.clear()
-            self._joining = joining
+            self._empty()
+            if not _in_place(self._session) or (self._held and len(self._held[0][0]) > KEPT):
+                self._held = []
             return
         if leaving:
             assert self._state_BD is not None
@@ -297,6 +319,11 @@ class Slots:
 def _together(session: Any) -> Any:
     """What feeds several sessions of this kind in one pass (see `feed_together`); None if nothing does."""
     return feed_together if type(session) is LlamaSession else getattr(session, "feed_together", None)
+
+
+def _same(a: Prefix, b: Prefix) -> bool:
+    """Whether two prefixes of the same tokens are of the same weights: the last layer tells of all before it."""
+    return bool(a) and bool(b) and all(torch.equal(one, other) for one, other in zip(a[-1], b[-1], strict=True))
 
 
 def _in_place(session: Any) -> bool:
