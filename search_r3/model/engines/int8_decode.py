@@ -32,6 +32,8 @@ from search_r3.model.engines.shares import Sharers
 
 FEW, FEW_WITH_TILES = 32, 512
 """Tokens up to which this is at least as fast as the products of `int8_session`."""
+SHORTLIST = 16
+"""Tokens whose logits are computed again with float weights: reading 16 rows of the head takes no time."""
 PAD = 16
 """What rows of sums are longer than their outputs."""
 ZERO, HALF = np.float32(0), np.float32(0.5)
@@ -155,17 +157,24 @@ class Decoder:
             given += self._room(len(x_ND), cos_NE.shape[1])
             self._sharers.run(lambda *share: decode(*given, *share))
 
-    def logits(self, state_ND: Tensor) -> Tensor:
-        """The head's product: float32 (N, vocabulary)."""
+    def logits(self, state_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """The head's product, float32 (N, vocabulary), and which are the `SHORTLIST` largest, (N, S)."""
         size, scale = len(state_ND), self._head.scale[0]
         state, out_NV = state_ND.float().contiguous().numpy(), np.empty((size, len(scale)), np.float32)
+        together = OUTPUTS if self._head.weight.ndim == 3 else int8_amx.OUTPUTS
+        best_NR = np.empty((size, len(scale) // together), np.float32)
         with self._lock:
             if self._sums is None or size > len(self._sums):
                 self._sums = np.empty((size, len(scale) + PAD), np.int32)
             room = self._quantised(size, self._width), np.empty(size, np.float32), self._sums
             weight = self._head.weight[0]
-            self._sharers.run(lambda *share: outputs(state, weight, scale, out_NV, *room, *share))
-        return torch.from_numpy(out_NV)
+            self._sharers.run(lambda *share: outputs(state, weight, scale, out_NV, best_NR, *room, *share))
+        out = torch.from_numpy(out_NV)
+        # The largest are in the runs whose own largest are.
+        runs_NS = torch.from_numpy(best_NR).topk(min(SHORTLIST, best_NR.shape[1]), sorted=False).indices
+        among = (runs_NS[:, :, None] * together + torch.arange(together)).flatten(1)
+        best_NS = out.gather(1, among).topk(min(SHORTLIST, among.shape[1]), sorted=False).indices
+        return out, among.gather(1, best_NS)
 
     def _room(self, size: int, dim: int) -> tuple[np.ndarray, ...]:
         """What the shares of one pass hand to each other; kept for the next one, since new memory costs time."""
@@ -314,8 +323,8 @@ def _product_rows(q_NI, size, w_OI, y_NO, share, shares):
             _one(x + n * inputs * 2, wide, w + o * inputs, pieces, y + (n * outputs + o) * 4, high)
 
 
-def outputs(x_NI, w, scale_O, out_NO, q, x_scale_N, y_NO, share, shares, meeting):
-    """`x` times `w * scale`, in floats: a share's outputs. `q`, `x_scale` and `y` are room."""
+def outputs(x_NI, w, scale_O, out_NO, best_NR, q, x_scale_N, y_NO, share, shares, meeting):
+    """`x` times `w * scale`, in floats: a share's outputs; and the best of each run of them. The rest is room."""
     first, end = _range(x_NI.shape[0], share, shares)
     _quantise(x_NI, first, end, q, x_scale_N)
     _met(meeting, 0, shares)
@@ -323,8 +332,14 @@ def outputs(x_NI, w, scale_O, out_NO, q, x_scale_N, y_NO, share, shares, meeting
     together = 32 if w.ndim == 3 else OUTPUTS  # as the product has divided them
     first, end = _range(scale_O.size // together, share, shares)
     for n in range(out_NO.shape[0]):
-        for o in range(first * together, end * together):
-            out_NO[n, o] = np.float32(y_NO[n, o]) * scale_O[o] * x_scale_N[n]
+        x_scale = x_scale_N[n]
+        for r in range(first, end):
+            best = np.float32(-3e38)
+            for o in range(r * together, (r + 1) * together):
+                out = np.float32(y_NO[n, o]) * scale_O[o] * x_scale
+                out_NO[n, o] = out
+                best = _larger(best, out)
+            best_NR[n, r] = best
 
 
 def _add(x_ND, y_ND, y_scale_N, scale_D, bias_D):

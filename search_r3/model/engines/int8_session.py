@@ -20,15 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from search_r3.model.engines import int8_rows
-from search_r3.model.engines.int8_decode import Decoder, Matrices, Rows, prepared
+from search_r3.model.engines.int8_decode import SHORTLIST, Decoder, Matrices, Rows, prepared
 from search_r3.model.engines.int8_weights import MATRICES, Int8Matrix
 from search_r3.model.engines.mixed import Part
 from search_r3.model.engines.sessions import Layer, LlamaCache, Prefix
 
 ROWS_A_BLOCK = 128
 """The MLP takes so many tokens at a time: what lies between its products (12 kB a token in SmolLM2) stays in L2."""
-SHORTLIST = 16
-"""Tokens whose logits are computed again with float weights: reading 16 rows of the head takes no time."""
 NOTHING = np.empty(0, dtype=np.float32)
 NOT_FINE = np.empty((0, 0), dtype=np.int8)
 
@@ -78,12 +76,12 @@ class Int8Model:
         """float32 (B, vocabulary); the `SHORTLIST` largest are the float head's own, so that the best token is its."""
         state_BD = state_BD.float().contiguous()
         if self.decoder is not None and len(state_BD) <= self.decoder.few:
-            logits_BV = self.decoder.logits(state_BD)
+            logits_BV, best_BS = self.decoder.logits(state_BD)
         else:
             q_BD, scale_B = _room(*state_BD.shape)
             int8_rows.quantise(state_BD.numpy(), q_BD.numpy(), scale_B.numpy())
             logits_BV = self.head(q_BD).mul_(scale_B[:, None])
-        best_BS = logits_BV.topk(min(SHORTLIST, logits_BV.shape[1])).indices
+            best_BS = logits_BV.topk(min(SHORTLIST, logits_BV.shape[1])).indices
         exact_BS = (self.float_head_VD[best_BS] @ state_BD[:, :, None])[:, :, 0]
         return logits_BV.scatter_(1, best_BS, exact_BS)
 

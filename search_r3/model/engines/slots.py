@@ -105,6 +105,8 @@ class Slots:
         """Let go of all rows and of their memory."""
         self._joining: _Joining = []  # in the next step
         self._held: Prefix = []  # each layer's keys and values, (slots, K, columns that there is room for, E)
+        self._parts: list[Tensor] = []  # the same, all layers in one (layers * 2, ...) if they are of one shape
+        self._lent: int | None = None  # slots that the session has
         self._begins: Prefix = []  # the prefix's, for one row
         self._session: Any = None  # reads and writes `_held`, where its kind can
         self._empty()
@@ -144,9 +146,9 @@ class Slots:
         last_B = torch.tensor([len(row) - 1 for row in rows], device=self._device)
         if not self._rows:  # what the slots begin with may have changed, or was never asked for
             begins = self._begin_session(self.prefix, 1, 0).prefix()
-            self._session = self._open_session([], 0, 0)
+            self._session, self._lent = self._open_session([], 0, 0), None
             if not _same(begins, self._begins):
-                self._held, self._begins = [], begins
+                self._held, self._parts, self._begins = [], [], begins
         if not _in_place(self._session):
             return self._begin_session(self.prefix, size, longest), ids_BL, position_BL, last_B
         first = len(self._rows)
@@ -259,35 +261,39 @@ class Slots:
         if rows > have_rows or columns > have_columns:
             more_rows = have_rows if rows <= have_rows else 1 << (rows - 1).bit_length()
             more_columns = have_columns if columns <= have_columns else -(-columns // COLUMNS) * COLUMNS + COLUMNS
-            size, end = len(self._rows), self._columns
-            grown = []
-            for index, pair in enumerate(like):
-                # What is masked must be finite: 0 times what lay there could be NaN.
-                new = [part.new_zeros(more_rows, part.shape[1], more_columns, part.shape[3]) for part in pair]
-                if self._begins:
-                    for part, begin in zip(new, self._begins[index], strict=True):
-                        part[:, :, : begin.shape[2]] = begin
+            size, end, begins = len(self._rows), self._columns, self._begins
+            # What is masked must be finite: 0 times what lay there could be NaN.
+            shapes = [(more_rows, part.shape[1], more_columns, part.shape[3]) for pair in like for part in pair]
+            if len(set(shapes)) == 1:  # one piece of memory, so that a row of all layers is moved at once
+                parts = [like[0][0].new_zeros(len(shapes), *shapes[0])]
+                flat = list(parts[0])
+            else:
+                parts = flat = [like[0][0].new_zeros(shape) for shape in shapes]
+            for index, part in enumerate(flat):
+                if begins:
+                    begin = begins[index // 2][index % 2]
+                    part[:, :, : begin.shape[2]] = begin
                 if self._held and size:
-                    for part, old in zip(new, self._held[index], strict=True):
-                        part[:size, :, :end] = old[:size, :, :end]
-                grown.append((new[0], new[1]))
-            self._held = grown
+                    part[:size, :, :end] = self._held[index // 2][index % 2][:size, :, :end]
+            self._parts, self._held = parts, list(zip(flat[::2], flat[1::2], strict=True))
+            self._lent = None
         self._lend(rows)
 
     def _lend(self, rows: int) -> None:
         """Let the session read and write the first `rows` slots, where its kind can."""
-        if _in_place(self._session):
+        if self._lent != rows and _in_place(self._session):
             self._session.keys = [keys[:rows] for keys, _ in self._held]
             self._session.values = [values[:rows] for _, values in self._held]
+            self._lent = rows
 
     def _align(self, columns: int) -> None:
         """Close all gaps, and go on at column `columns`, which no row's length is over."""
         for line, row in enumerate(self._rows):
             length = row.length(self._columns)
             if row.begin > row.start and row.begin < self._columns:
-                for pair in self._held:
-                    for part in pair:
-                        part[line, :, row.start : length] = part[line, :, row.begin : self._columns].clone()
+                for part in self._parts:
+                    moved = part[..., line, :, row.begin : self._columns, :].clone()
+                    part[..., line, :, row.start : length, :] = moved
             row.start, row.begin = length, columns
         self._columns = columns
 
@@ -296,18 +302,18 @@ class Slots:
         if len(leaving) == len(self._rows):
             self._empty()
             if not _in_place(self._session) or (self._held and len(self._held[0][0]) > KEPT):
-                self._held = []
+                self._held, self._parts = [], []
             return
         if leaving:
             assert self._state_BD is not None
             gone, size = set(leaving), len(self._rows) - len(leaving)
+            own = slice(len(self.prefix) if self._begins else 0, self._columns)  # all begin with the prefix
             movers = iter(line for line in range(size, len(self._rows)) if line not in gone)
             order = [line if line not in gone else next(movers) for line in range(size)]
             for line, source in enumerate(order):
                 if line != source:
-                    for pair in self._held:
-                        for part in pair:
-                            part[line, :, : self._columns] = part[source, :, : self._columns]
+                    for part in self._parts:
+                        part[..., line, :, own, :] = part[..., source, :, own, :]
             self._rows = [self._rows[line] for line in order]
             self._state_BD = self._state_BD[torch.tensor(order, device=self._device)]
             self._lend(size)

@@ -30,7 +30,9 @@ def as_bytes(x: np.ndarray) -> np.ndarray:
 def outputs(x: np.ndarray, w: np.ndarray, scale: np.ndarray) -> np.ndarray:
     out, room = np.zeros((len(x), len(w)), dtype=np.float32), np.empty(x.shape, dtype=np.int16)
     sums = np.empty(out.shape, dtype=np.int32)
-    int8_decode.outputs(x, w, scale, out, room, np.empty(len(x), dtype=np.float32), sums, 0, 1, 0)
+    best, scales = np.empty((len(x), len(w) // 4), dtype=np.float32), np.empty(len(x), dtype=np.float32)
+    int8_decode.outputs(x, w, scale, out, best, room, scales, sums, 0, 1, 0)
+    assert np.array_equal(best, out.reshape(len(x), -1, 4).max(2))
     return out
 
 
