@@ -27,7 +27,7 @@ from torch import Tensor
 
 from search_r3.model.engines import int8_amx, int8_rows, int8_tile, shares
 from search_r3.model.engines.int8_amx import ROWS, TILE
-from search_r3.model.engines.int8_tile import OUTPUTS, PIECE
+from search_r3.model.engines.int8_tile import OUTPUTS, PIECE, SPAN
 from search_r3.model.engines.shares import Sharers
 
 FEW, FEW_WITH_TILES = 32, 512
@@ -39,7 +39,7 @@ PAD = 16
 ZERO, HALF = np.float32(0), np.float32(0.5)
 _COMPILED = (
     "_levels", "_rounded", "_quantise", "_product_rows", "_product_tiles", "product", "outputs", "_exp",
-    "_add", "_norm_quantise", "_rotate", "attend", "_gate", "_range", "_met", "decode",
+    "_add", "_norm_quantise", "_rotate", "_scores", "_mixed", "attend", "_gate", "_range", "_met", "decode",
 )  # fmt: skip
 _larger: Any = max
 _turn: Any = None
@@ -50,6 +50,8 @@ _one: Any = None
 _two: Any = None
 _four: Any = None
 _meet: Any = None
+_dots: Any = None
+_weighted: Any = None
 _CONFIGURATION = int8_amx.configuration()
 _tiles: Any = None
 _configure: Any = None
@@ -226,6 +228,8 @@ def compile_decode() -> None:
         "_tiles": int8_amx.tiles_intrinsic(),
         "_configure": int8_amx.configure_intrinsic(),
         "_meet": shares.meet_intrinsic(),
+        "_dots": int8_tile.dots_intrinsic(),
+        "_weighted": int8_tile.weighted_intrinsic(),
     }
     for name in _COMPILED:
         names[name] = int8_rows.compiled(names[name])
@@ -392,6 +396,35 @@ def _rotate(y_NC, y_scale_N, scale_C, bias_C, cos_NE, sin_NE, query_NKGE, keys_B
                 values_BKTE[b, k, t, e] = float_C[value + e]
 
 
+def _scores(query_E, keys_TE, factor, share_T):
+    """`share = factor * keys @ query`."""
+    dim = query_E.size
+    if dim % SPAN == 0:
+        share_T[:] = ZERO
+        for e in range(0, dim, SPAN):
+            query, keys = np.int64(query_E.ctypes.data) + 4 * e, np.int64(keys_TE.ctypes.data) + 4 * e
+            _dots(query, keys, np.int64(4 * dim), np.int64(share_T.size), factor, np.int64(share_T.ctypes.data))
+    else:
+        for t in range(share_T.size):
+            total = ZERO
+            for e in range(dim):
+                total += query_E[e] * keys_TE[t, e]
+            share_T[t] = total * factor
+
+
+def _mixed(share_T, values_TE, out_E):
+    """`out += share @ values`."""
+    dim = out_E.size
+    if dim % SPAN == 0:
+        for e in range(0, dim, SPAN):
+            values, out = np.int64(values_TE.ctypes.data) + 4 * e, np.int64(out_E.ctypes.data) + 4 * e
+            _weighted(np.int64(share_T.ctypes.data), values, np.int64(4 * dim), np.int64(share_T.size), out)
+    else:
+        for t in range(share_T.size):
+            for e in range(dim):
+                out_E[e] += share_T[t] * values_TE[t, e]
+
+
 def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, seen_BT, out_ND):
     """Causal attention of the tokens that `_rotate` had; columns that their row does not see (0) are not read."""
     size, heads, groups, dim = query_NKGE.shape
@@ -417,12 +450,9 @@ def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, seen_BT, out_ND):
                 out = out_ND[n, first : first + dim]
                 size_T = 0
                 for run in range(many):
-                    for t in range(runs[run, 0], runs[run, 1]):
-                        total = ZERO
-                        for e in range(dim):
-                            total += query[e] * keys[t, e]
-                        share[size_T] = total * factor
-                        size_T += 1
+                    begin, count = runs[run, 0], runs[run, 1] - runs[run, 0]
+                    _scores(query, keys[begin : begin + count], factor, share[size_T : size_T + count])
+                    size_T += count
                 largest, whole = np.float32(-3e38), ZERO
                 for t in range(size_T):
                     largest = _larger(largest, share[t])
@@ -432,11 +462,11 @@ def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, seen_BT, out_ND):
                 out[:] = ZERO
                 place = 0
                 for run in range(many):
-                    for t in range(runs[run, 0], runs[run, 1]):
-                        weight = share[place] / whole
-                        place += 1
-                        for e in range(dim):
-                            out[e] += weight * values[t, e]
+                    begin, count = runs[run, 0], runs[run, 1] - runs[run, 0]
+                    _mixed(share[place : place + count], values[begin : begin + count], out)
+                    place += count
+                for e in range(dim):
+                    out[e] /= whole
 
 
 def _gate(y_N2F, first, end, scale_2F, q, scale_N):

@@ -1,4 +1,5 @@
-"""What numba has no word for, said in LLVM's own: int16 by int8 in tiles, a power of two, an address as a pointer.
+"""What numba has no word for, said in LLVM's own: int16 by int8 in tiles, attention's two products, a power of two, an
+address as a pointer.
 
 The tile's product is `pmaddwd` (two products of 16 bits and their sum), which becomes VNNI's `vpdpwssd` where there is
 one; the weights of the next rows are asked for in advance. It needs AVX-512BW.
@@ -6,6 +7,8 @@ one; the weights of the next rows are asked for in advance. It needs AVX-512BW.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 OUTPUTS = 4
@@ -14,6 +17,11 @@ PIECE = 32
 """Inputs that are multiplied at once; what the number of inputs is a multiple of."""
 AHEAD = 8
 """Rows of weights that are asked for in advance."""
+
+
+SPAN = 64
+"""Dimensions of a head that `dots` and `weighted` take at once."""
+_LANES = 16
 
 
 def runs_here() -> bool:
@@ -124,3 +132,106 @@ def tile_intrinsic(rows: int) -> Any:
         return types.void(*[types.int64] * 6), generate
 
     return tile
+
+
+def dots_intrinsic() -> Any:
+    """A function (query, keys, stride, count, factor, sums): adds `factor` times query times key to sums, for each key.
+
+    Query and keys are `SPAN` float32 each, by address; from one key to the next are `stride` bytes.
+    """
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    number, long = ir.FloatType(), ir.IntType(64)
+    vector = ir.VectorType(number, _LANES)
+    free = ("reassoc", "nsz", "nnan", "contract")
+
+    @intrinsic
+    def dots(typing_context, query, keys, stride, count, factor, sums):
+        def generate(context, builder, signature, arguments):
+            query, keys, stride, count, factor, sums = arguments
+            total = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(number, [number, vector]), "llvm.vector.reduce.fadd.v16f32"
+            )
+            fused = _fused(builder, ir, vector)
+
+            def read(address, place):
+                return _read(builder, ir, vector, builder.add(address, ir.Constant(long, 4 * _LANES * place)))
+
+            parts = [read(query, place) for place in range(SPAN // _LANES)]
+            with _loop(builder, ir, count) as t:
+                key = builder.add(keys, builder.mul(t, stride))
+                product = builder.fmul(parts[0], read(key, 0), flags=free)
+                for place, part in enumerate(parts[1:], 1):
+                    product = builder.call(fused, [part, read(key, place), product])
+                dot = builder.call(total, [ir.Constant(number, 0.0), product], fastmath=free)
+                out = builder.inttoptr(builder.add(sums, builder.mul(t, ir.Constant(long, 4))), number.as_pointer())
+                before = builder.load(out, typ=number)
+                builder.store(builder.fadd(before, builder.fmul(dot, factor, flags=free), flags=free), out)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4, types.float32, types.int64), generate
+
+    return dots
+
+
+def weighted_intrinsic() -> Any:
+    """A function (weights, values, stride, count, out): adds each value times its weight to `out`; see `dots`."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    number, word, long = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+    vector = ir.VectorType(number, _LANES)
+
+    @intrinsic
+    def weighted(typing_context, weights, values, stride, count, out):
+        def generate(context, builder, signature, arguments):
+            weights, values, stride, count, out = arguments
+            fused = _fused(builder, ir, vector)
+            places = [ir.Constant(long, 4 * _LANES * place) for place in range(SPAN // _LANES)]
+            begin = [_read(builder, ir, vector, builder.add(out, place)) for place in places]
+            sums = [cgutils.alloca_once(builder, vector) for _ in places]  # registers, once LLVM has seen it
+            for held, one in zip(sums, begin, strict=True):
+                builder.store(one, held)
+            with _loop(builder, ir, count) as t:
+                at = builder.add(weights, builder.mul(t, ir.Constant(long, 4)))
+                weight = builder.load(builder.inttoptr(at, number.as_pointer()), typ=number)
+                first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, ir.Constant(word, 0))
+                every = builder.shuffle_vector(
+                    first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(word, _LANES), [0] * _LANES)
+                )
+                value = builder.add(values, builder.mul(t, stride))
+                for held, place in zip(sums, places, strict=True):
+                    one = _read(builder, ir, vector, builder.add(value, place))
+                    builder.store(builder.call(fused, [every, one, builder.load(held, typ=vector)]), held)
+            for held, place in zip(sums, places, strict=True):
+                there = builder.inttoptr(builder.add(out, place), vector.as_pointer())
+                builder.store(builder.load(held, typ=vector), there, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return weighted
+
+
+def _fused(builder: Any, ir: Any, vector: Any) -> Any:
+    from numba.core import cgutils
+
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), "llvm.fma.v16f32")
+
+
+def _read(builder: Any, ir: Any, vector: Any, address: Any) -> Any:
+    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=4, typ=vector)
+
+
+@contextmanager
+def _loop(builder: Any, ir: Any, count: Any) -> Iterator[Any]:
+    """What is built inside runs for 0, 1, ... up to `count`, an int64."""
+    from numba.core import cgutils
+
+    with cgutils.for_range(builder, count, intp=ir.IntType(64)) as loop:
+        yield loop.index

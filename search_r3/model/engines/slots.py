@@ -31,7 +31,7 @@ MAX_GAP = 32
 """Columns that no row needs, before the gaps are closed: attention reads them for nothing."""
 COLUMNS = 64
 """The cache grows by so many columns at a time."""
-KEPT = 4
+KEPT = 8
 """The memory of so many slots is kept for those who come next, when all have left."""
 
 

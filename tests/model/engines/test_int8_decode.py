@@ -88,8 +88,11 @@ def test_a_row_of_zeros_gives_zeros() -> None:
 
 @pytest.mark.parametrize("new", [1, 3])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_attention_is_causal_and_leaves_out_what_is_hidden(random: np.random.Generator, new: int, hidden: bool) -> None:
-    size, heads, groups, dim, start = 2, 3, 2, 16, 5
+@pytest.mark.parametrize("dim", [16, 64, 128])
+def test_attention_is_causal_and_leaves_out_what_is_hidden(
+    random: np.random.Generator, new: int, hidden: bool, dim: int
+) -> None:
+    size, heads, groups, start = 2, 3, 2, 5
     query = random.standard_normal((size * new, heads, groups, dim)).astype(np.float32)
     keys, values = (random.standard_normal((size, heads, start + new + 4, dim)).astype(np.float32) for _ in range(2))
     keys[:, :, start + new :] = np.nan  # what lies behind is never read
