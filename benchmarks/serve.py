@@ -81,6 +81,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--least", type=int, help="requests of a round, at least (default: 16)")
     parser.add_argument("--batching-clients", type=int, default=16)
     parser.add_argument("--batching-budget", type=int, default=32, help="tokens of reasoning in the batching part")
+    parser.add_argument("--batching-requests", type=int, help="of a round of that part, for each client (default: 20)")
+    parser.add_argument("--batching-base", default="smollm2-135m", help="a model that does not end its analyses itself")
     parser.add_argument("--batching-engine", type=Engine.of, metavar="ENGINE[:DTYPE]", help="default: the first")
     parser.add_argument("--quality-queries", type=int, help="default: 300")
     parser.add_argument("--quality-documents", type=int, help="default: 1,000")
@@ -99,10 +101,10 @@ def parse() -> argparse.Namespace:
     options.engines = options.engines or [Engine.of(one) for one in usual]
     options.only = options.only or [part for part in PARTS if part != "peer" or on_gpu]
     options.batching_engine = options.batching_engine or options.engines[0]
-    full = {"documents": 128, "requests": 6, "least": 16, "quality_queries": 300, "quality_documents": 1000,
-            "answer_queries": 20}  # fmt: skip
-    tiny = {"documents": 8, "requests": 2, "least": 4, "quality_queries": 8, "quality_documents": 24,
-            "answer_queries": 3}  # fmt: skip
+    full = {"documents": 128, "requests": 6, "batching_requests": 20, "least": 16, "quality_queries": 300,
+            "quality_documents": 1000, "answer_queries": 20}  # fmt: skip
+    tiny = {"documents": 8, "requests": 2, "batching_requests": 2, "least": 4, "quality_queries": 8,
+            "quality_documents": 24, "answer_queries": 3}  # fmt: skip
     for name, value in (tiny if options.tiny else full).items():
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import Comparison, Table, Worker, compare, ratio_cell, ratio_figures, rounded, say
@@ -21,7 +22,7 @@ from serve_client import Connection, Engine, ServerProcess, closed_loop
 from search_r3.metrics import ndcg
 
 MIXED = (8, 16, 32, 64)
-"""Budgets of the batching part's mixed load, drawn for each request."""
+"""Budgets of the batching part's second load, drawn for each request."""
 TIMES_DOCUMENTS = TIMES_QUERIES = 4.0
 TIMES_BATCHING = 2.0
 TIMES_PEER = 5.0
@@ -83,24 +84,33 @@ def queries(bench: Bench) -> Record:
 
 
 def batching(bench: Bench) -> Record:
-    """Continuous against static batching of one engine: all requests of one budget, and of mixed budgets."""
+    """Continuous against static batching of one engine: analyses as the model ends them, and of mixed lengths.
+
+    A trained model's analyses are short and much alike. One that never ends by itself, and so uses up budgets that
+    differ, shows what continuous batching is for.
+    """
     options = bench.options
     names, clients = ["continuous", "static"], options.batching_clients
     engine = options.batching_engine
-    count = options.requests * clients
-    loads: dict[str, int | Sequence[int]] = {"one budget": options.batching_budget, "mixed budgets": MIXED}
+    count = options.batching_requests * clients
+    untrained = bench.model if options.tiny else options.batching_base
+    loads: dict[str, tuple[str, int | Sequence[int]]] = {
+        "its own lengths": (bench.model, options.batching_budget),
+        "budgets used up": (untrained, MIXED),
+    }
     records: dict[str, dict[str, list[Record]]] = {}
-    with ExitStack() as stack:
-        servers = {name: bench.server(engine, stack, clients, batching=name) for name in names}
-        for load, budget in loads.items():
+    for load, (model, budget) in loads.items():
+        with ExitStack() as stack:
+            servers = {name: bench.server(engine, stack, clients, batching=name, model=model) for name in names}
 
-            def measure(name: str, turn: int, budget: int | Sequence[int] = budget) -> Record:
+            def measure(name: str, turn: int, servers: Any = servers, budget: Any = budget) -> Record:
                 server = servers[name]()
                 return _loop(server, bench.bodies(server, turn * count, count, budget), clients)
 
             records[load] = bench.in_turns(f"batching/{load}", names, options.rounds, measure)
     table = Table(f"continuous and static batching of {engine}, {clients} clients", *_QUERY_HEADER)
     figures: Record = {"engine": str(engine), "clients": clients, "budget": options.batching_budget, "mixed": MIXED}
+    figures["untrained"] = Path(untrained).name
     for load, found in records.items():
         cell = figures[load] = {}
         for name in names:

@@ -155,7 +155,7 @@ def test_every_part_is_measured_and_the_report_is_whole(
     assert quality["torch"]["distance_off"] == quality["torch"]["distance_on"] == 0
     assert quality["torch"]["same_analyses"] == 8
     assert 0 <= quality["torch:float32"]["ndcg_off"] <= 1
-    for load in ("one budget", "mixed budgets"):
+    for load in ("its own lengths", "budgets used up"):
         assert figures["batching"][load]["continuous"]["times"] > 0
     assert {server.options.get("batching") for server in threads.started} == {None, "continuous", "static"}
     answer = figures["answer"]["torch"]
