@@ -6,6 +6,7 @@ over after a while goes to others that want its core.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,7 +25,7 @@ class Sharers:
 
     def __init__(self) -> None:
         self._helpers: ThreadPoolExecutor | None = None
-        self._count = 0
+        self._made_for: tuple[int, int] | None = None  # process and shares
 
     def run(self, function: Callable[[int, int, int], Any]) -> None:
         """Call `function(share, shares, meeting)` for each share; `meeting` is the address for `meet_intrinsic`.
@@ -37,8 +38,10 @@ class Sharers:
         if shares == 1:
             function(0, 1, meeting)
             return
-        if self._helpers is None or self._count < shares:
-            self._helpers, self._count = ThreadPoolExecutor(shares - 1, "int8-share"), shares
+        if self._helpers is None or self._made_for != (os.getpid(), shares):  # a fork has no threads
+            if self._helpers is not None:
+                self._helpers.shutdown(wait=False)
+            self._helpers, self._made_for = ThreadPoolExecutor(shares - 1, "int8-share"), (os.getpid(), shares)
         helpers = [self._helpers.submit(function, share, shares, meeting) for share in range(1, shares)]
         function(0, shares, meeting)
         for helper in helpers:
