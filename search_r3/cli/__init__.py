@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from search_r3.cli.allocator import keep_freed_memory
 from search_r3.cli.commands import app
 from search_r3.errors import InputError
 from search_r3.files import disk_is_full
@@ -22,6 +23,7 @@ EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (by default the process's own); returns the exit code, prints no traceback for
     what the user can mend."""
+    keep_freed_memory()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a search
     arguments = list(sys.argv[1:] if argv is None else argv)
