@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep freed memory: torch asks for the same buffers at every step.
 
 By default what is larger than a few MB goes back to the system when it is freed, and the next step's first touch of each
-page is a fault: some percent of serving, and up to half of a small model's training on a CPU.
+page is a fault: little in serving, much in training on a CPU (LOG.md).
 """
 
 from __future__ import annotations

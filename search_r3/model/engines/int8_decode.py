@@ -39,7 +39,7 @@ PAD = 16
 ZERO, HALF = np.float32(0), np.float32(0.5)
 _COMPILED = (
     "_levels", "_rounded", "_quantise", "_product_rows", "_product_tiles", "product", "outputs", "_exp",
-    "_add", "_norm_quantise", "_rotate", "_scores", "_mixed", "attend", "_gate", "_range", "_met", "decode",
+    "_add", "_norm_quantise", "_rotate", "_scores", "_mixed", "_visible", "attend", "_gate", "_range", "_met", "decode",
 )  # fmt: skip
 _larger: Any = max
 _turn: Any = None
@@ -84,6 +84,7 @@ class Rows:
         keys, values: each layer's (B, K, T, E), float32 and contiguous; columns from `start` on are written.
         start: the new tokens' first column.
         new: new tokens of each row, L.
+        shared: the first columns that are the same in all rows.
         seen_BT: uint8 (B, start + L), 0 for columns that a row does not see; None if none is hidden. What comes after a
             token it never sees.
     """
@@ -92,6 +93,7 @@ class Rows:
     values: Sequence[Tensor]
     start: int
     new: int
+    shared: int = 0
     seen_BT: Tensor | None = None
 
 
@@ -147,12 +149,12 @@ class Decoder:
         cache_PA2 = np.array(
             [[[k.data_ptr(), v.data_ptr()] for k, v in zip(p.keys, p.values, strict=True)] for p in parts]
         )
-        shape_P4 = np.array([[len(p.keys[0]), p.keys[0].shape[2], p.start, p.new] for p in parts])
+        shape_P5 = np.array([[len(p.keys[0]), p.keys[0].shape[2], p.start, p.new, p.shared] for p in parts])
         hidden = [p.seen_BT for p in parts if p.seen_BT is not None]
         seen_X = torch.cat([one.flatten() for one in hidden]).numpy() if hidden else np.empty(0, np.uint8)
         hides_P = np.array([p.seen_BT is not None for p in parts])
         given: tuple[Any, ...] = (
-            x_ND.numpy(), cos_NE.numpy(), sin_NE.numpy(), *self._layers, self._eps, self._heads, cache_PA2, shape_P4,
+            x_ND.numpy(), cos_NE.numpy(), sin_NE.numpy(), *self._layers, self._eps, self._heads, cache_PA2, shape_P5,
             hides_P, seen_X,
         )  # fmt: skip
         with self._lock:
@@ -425,34 +427,39 @@ def _mixed(share_T, values_TE, out_E):
                 out_E[e] += share_T[t] * values_TE[t, e]
 
 
-def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, seen_BT, out_ND):
-    """Causal attention of the tokens that `_rotate` had; columns that their row does not see (0) are not read."""
+def _visible(b, end, shared, seen_BT, runs):
+    """Runs of columns up to `end` that row `b` sees, each (row of the cache, first, last + 1); how many they are."""
+    many = 0
+    for t in range(end):
+        if seen_BT.size == 0 or seen_BT[b, t] != 0:
+            row = 0 if t < shared else b
+            if many == 0 or runs[many - 1, 2] != t or runs[many - 1, 0] != row:
+                runs[many, 0], runs[many, 1] = row, t
+                many += 1
+            runs[many - 1, 2] = t + 1
+    return many
+
+
+def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, shared, seen_BT, out_ND):
+    """Causal attention of the tokens that `_rotate` had; columns that their row does not see (0) are not read.
+
+    Of the first `shared` columns, which are the same in all rows, those of row 0 are read for all: they stay in cache.
+    """
     size, heads, groups, dim = query_NKGE.shape
     factor = np.float32(1) / np.sqrt(np.float32(dim))
     share = np.empty(start + new, np.float32)
-    runs = np.empty((start + new + 1, 2), np.int64)  # of columns that are seen
-    for n in range(size):
-        b, end = (at + n) // new, start + (at + n) % new + 1
-        many = 0
-        if seen_BT.size == 0:
-            runs[0, 0], runs[0, 1], many = 0, end, 1
-        else:
-            for t in range(end):
-                if seen_BT[b, t] != 0:
-                    if many == 0 or runs[many - 1, 1] != t:
-                        runs[many, 0] = t
-                        many += 1
-                    runs[many - 1, 1] = t + 1
-        for k in range(heads):
-            keys, values = keys_BKTE[b, k], values_BKTE[b, k]
+    runs = np.empty((start + new + 1, 3), np.int64)
+    for k in range(heads):
+        for n in range(size):
+            many = _visible((at + n) // new, start + (at + n) % new + 1, shared, seen_BT, runs)
             for g in range(groups):
                 query, first = query_NKGE[n, k, g], (k * groups + g) * dim
                 out = out_ND[n, first : first + dim]
                 size_T = 0
                 for run in range(many):
-                    begin, count = runs[run, 0], runs[run, 1] - runs[run, 0]
-                    _scores(query, keys[begin : begin + count], factor, share[size_T : size_T + count])
-                    size_T += count
+                    row, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
+                    _scores(query, keys_BKTE[row, k, begin:end], factor, share[size_T : size_T + end - begin])
+                    size_T += end - begin
                 largest, whole = np.float32(-3e38), ZERO
                 for t in range(size_T):
                     largest = _larger(largest, share[t])
@@ -462,9 +469,9 @@ def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, seen_BT, out_ND):
                 out[:] = ZERO
                 place = 0
                 for run in range(many):
-                    begin, count = runs[run, 0], runs[run, 1] - runs[run, 0]
-                    _mixed(share[place : place + count], values[begin : begin + count], out)
-                    place += count
+                    row, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
+                    _mixed(share[place : place + end - begin], values_BKTE[row, k, begin:end], out)
+                    place += end - begin
                 for e in range(dim):
                     out[e] /= whole
 
@@ -489,14 +496,14 @@ def _gate(y_N2F, first, end, scale_2F, q, scale_N):
 
 def decode(
     x_ND, cos_NE, sin_NE, qkv, qkv_scale, qkv_bias, out, out_scale, out_bias, gate_up, gate_up_scale, down,
-    down_scale, norm_attention, norm_mlp, eps, heads, cache_PA2, shape_P4, hides_P, seen_X, q_D, y_NC, y_ND, y_N2F, q_F,
+    down_scale, norm_attention, norm_mlp, eps, heads, cache_PA2, shape_P5, hides_P, seen_X, q_D, y_NC, y_ND, y_N2F, q_F,
     query_NKGE, attended_ND, q_heads, scale_N, share, shares, meeting,
 ):  # fmt: skip
     dim, met = cos_NE.shape[1], 0
     first, end = _range(x_ND.shape[0], share, shares)
     prompts = False  # a token sees others of this pass
-    for p in range(shape_P4.shape[0]):
-        prompts = prompts or shape_P4[p, 3] > 1
+    for p in range(shape_P5.shape[0]):
+        prompts = prompts or shape_P5[p, 3] > 1
     # A share's own tokens.
     x, size = x_ND[first:end], x_ND.shape[0]
     for a in range(qkv.shape[0]):
@@ -508,8 +515,8 @@ def decode(
             if attending == 1 and prompts:
                 met = _met(meeting, met, shares)
             token, hidden = 0, 0
-            for p in range(shape_P4.shape[0]):
-                rows, columns, start, new = shape_P4[p]
+            for p in range(shape_P5.shape[0]):
+                rows, columns, start, new, shared = shape_P5[p]
                 wide = rows * (start + new) if hides_P[p] else 0
                 mine, until = max(first, token), min(end, token + rows * new)
                 if mine < until:
@@ -524,7 +531,15 @@ def decode(
                     else:
                         seen_BT = seen_X[hidden : hidden + wide].reshape((rows if wide else 0, start + new))
                         attend(
-                            query, keys_BKTE, values_BKTE, start, new, mine - token, seen_BT, attended_ND[mine:until]
+                            query,
+                            keys_BKTE,
+                            values_BKTE,
+                            start,
+                            new,
+                            mine - token,
+                            shared,
+                            seen_BT,
+                            attended_ND[mine:until],
                         )
                 token, hidden = token + rows * new, hidden + wide
         _quantise(attended_ND, first, end, q_heads, scale_N)

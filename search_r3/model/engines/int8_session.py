@@ -164,7 +164,7 @@ class Int8Session(LlamaCache):
         for part in parts:
             seen_BT = None if part.mask_BT is None else part.mask_BT.to(torch.uint8)
             session, new = part.session, part.ids_BL.shape[1]
-            rows.append(Rows(session.keys, session.values, session.length, new, seen_BT))
+            rows.append(Rows(session.keys, session.values, session.length, new, session.shared, seen_BT))
             sizes.append(part.ids_BL.numel())
             session.length += new
         self.decoder.step(x_ND, cos_NE, sin_NE, rows)

@@ -113,6 +113,7 @@ class LlamaCache:
         self.heads, self.groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
         self.eps = config.rms_norm_eps
         self.length = prefix[0][0].shape[2] if prefix else 0
+        self.shared = self.length  # columns that are the same in all rows
         shape = (size, self.heads, self.length + room, self.head_dim)
         self.keys = [like.new_empty(shape) for _ in range(layers)]
         self.values = [like.new_empty(shape) for _ in range(layers)]

@@ -147,6 +147,8 @@ class Slots:
         if not self._rows:  # what the slots begin with may have changed, or was never asked for
             begins = self._begin_session(self.prefix, 1, 0).prefix()
             self._session, self._lent = self._open_session([], 0, 0), None
+            if _in_place(self._session):
+                self._session.shared = len(self.prefix)
             if not _same(begins, self._begins):
                 self._held, self._parts, self._begins = [], [], begins
         if not _in_place(self._session):

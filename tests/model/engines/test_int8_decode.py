@@ -89,18 +89,21 @@ def test_a_row_of_zeros_gives_zeros() -> None:
 @pytest.mark.parametrize("new", [1, 3])
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("dim", [16, 64, 128])
+@pytest.mark.parametrize("shared", [0, 3])
 def test_attention_is_causal_and_leaves_out_what_is_hidden(
-    random: np.random.Generator, new: int, hidden: bool, dim: int
+    random: np.random.Generator, new: int, hidden: bool, dim: int, shared: int
 ) -> None:
     size, heads, groups, start = 2, 3, 2, 5
     query = random.standard_normal((size * new, heads, groups, dim)).astype(np.float32)
     keys, values = (random.standard_normal((size, heads, start + new + 4, dim)).astype(np.float32) for _ in range(2))
+    keys[1, :, :shared], values[1, :, :shared] = keys[0, :, :shared], values[0, :, :shared]
     keys[:, :, start + new :] = np.nan  # what lies behind is never read
     values[:, :, start + new :] = np.nan
     seen = np.ones((size, start + new), dtype=np.uint8)
     seen[1, 2:4] = 0
     out = np.empty((size * new, heads * groups * dim), dtype=np.float32)
-    int8_decode.attend(query, keys, values, start, new, 0, seen if hidden else np.empty((0, 0), dtype=np.uint8), out)
+    shown = seen if hidden else np.empty((0, 0), dtype=np.uint8)
+    int8_decode.attend(query, keys, values, start, new, 0, shared, shown, out)
     causal = torch.ones(new, start + new, dtype=torch.bool).tril(start)
     mask = causal & torch.from_numpy(seen).bool()[:, None] if hidden else causal.expand(size, -1, -1)
     whole = torch.from_numpy(query).view(size, new, heads * groups, dim).transpose(1, 2)
