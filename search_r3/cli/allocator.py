@@ -1,6 +1,6 @@
 """glibc's allocator, told to keep freed memory: torch asks for the same buffers at every step.
 
-By default what is larger than a few MB goes back to the system when it is freed, and the next step's first touch of each
+By default what is larger than a few MB goes back to the system when it is freed, and the next first touch of each
 page is a fault: little in serving, much in training on a CPU (LOG.md).
 """
 
