@@ -227,7 +227,7 @@ def answered_by(folder: Path) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------ reading indexes
 
-Row = tuple[str, str, bytes]
+Row = tuple[str, str, str, bytes]
 """A chunk's document, text and vector."""
 
 
@@ -245,17 +245,15 @@ def version_of(path: Path) -> int:
 
 def rows_of(path: Path) -> dict[str, Row]:
     """Every chunk by its id, read whole."""
-    from search_r3.index.columns import CONTENT, VECTOR
+    from search_r3.index.columns import CONTENT, ROW_HASH, VECTOR
     from search_r3.index.table import SearchIndex
 
     held = SearchIndex.open(path).table.to_arrow()
     size = held.schema.field(VECTOR).type.list_size
     matrix = held[VECTOR].combine_chunks().flatten().to_numpy().reshape(-1, size)
     names = held["id"].to_pylist()
-    found = dict(
-        zip(names, zip(held["document"].to_pylist(), held[CONTENT].to_pylist(), map(bytes, matrix), strict=True),
-            strict=True)
-    )  # fmt: skip
+    columns = [held[name].to_pylist() for name in ("document", CONTENT, ROW_HASH)]  # the last tells of all else
+    found = dict(zip(names, zip(*columns, map(bytes, matrix), strict=True), strict=True))
     if len(found) != len(names):
         raise ValueError(f"{path}: {len(names) - len(found)} ids are there twice")
     return found
@@ -264,8 +262,8 @@ def rows_of(path: Path) -> dict[str, Row]:
 def _same(a: Row, b: Row) -> bool:
     import numpy as np
 
-    vectors = [np.frombuffer(row[2], dtype=np.float32) for row in (a, b)]
-    return a[:2] == b[:2] and float(np.abs(vectors[0] - vectors[1]).max()) <= TOLERANCE
+    vectors = [np.frombuffer(row[-1], dtype=np.float32) for row in (a, b)]
+    return a[:-1] == b[:-1] and float(np.abs(vectors[0] - vectors[1]).max()) <= TOLERANCE
 
 
 def _not_either(rows: dict[str, Row], before: dict[str, Row], after: dict[str, Row]) -> list[str]:
