@@ -228,7 +228,7 @@ def answered_by(folder: Path) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ reading indexes
 
 Row = tuple[str, str, str, bytes]
-"""A chunk's document, text and vector."""
+"""A chunk's document, text, hash of its row, and vector."""
 
 
 def has_table(path: Path) -> bool:
