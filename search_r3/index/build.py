@@ -49,6 +49,7 @@ from search_r3.index.table import (
 COMMIT_CHUNKS = 256  # on two CPU cores some ten seconds of embedding
 COMMIT_SECONDS = 10.0  # the most that an interruption costs; a fast GPU must not make a version for every 256 chunks
 COMMIT_AT_MOST = 8192  # chunks that wait for a commit: about 50 MB
+ONE_COMMIT = 10**9  # chunks; `commit_every` for changes that are made all at once
 WAITING = 2  # windows between two stages
 STOP_SECONDS = 1.0
 IDS_A_COMMIT = 5000  # ids in one SQL condition of a deletion
@@ -106,7 +107,8 @@ def build_index(
         progress: show a line on stderr if that is a terminal.
         prune: remove the documents that `documents` no longer has. False keeps them.
         commit_every: chunks per commit; a document is never in two. None commits every ten seconds, 256 to 8,192
-            chunks, and what is ready when a build is interrupted.
+            chunks, and what is ready when a build is interrupted. With `ONE_COMMIT` and without `prune` an index that
+            was whole is whole at every moment.
         approximate_from: rows from which on the index gets an approximate one (`search_r3.index.approximate`); None
             builds none.
         queries: real queries, at most 200 of which the approximate index's recall is measured with, besides rows.
@@ -123,7 +125,7 @@ def build_index(
     report = IndexReport()
     place = location(path)
     with writing(place, make=True), explained(place):
-        build = _Build(place, model, commit_every, report)
+        build = _Build(place, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
         changes = Changes(build.before, build.schema, max_length)
         with _progress(progress and sys.stderr.isatty()) as show:
             _run(build, changes, documents, show, batch_tokens, batch_size)
@@ -209,8 +211,11 @@ class _Writer(threading.Thread):
 class _Build:
     """One run of `build_index`: the index as it was when the run began, and the writing of what comes."""
 
-    def __init__(self, path: Path | str, model: Encoder, commit_every: int | None, report: IndexReport) -> None:
+    def __init__(
+        self, path: Path | str, model: Encoder, commit_every: int | None, report: IndexReport, at_once: bool = False
+    ) -> None:
         self.model, self.path, self.commit_every, self.report = model, path, commit_every, report
+        self.at_once = at_once  # one commit changes all that will change: the index is whole before it and behind it
         self.table: Any = open_table(path)
         self.schema = table_schema(model.dimension)
         self.before: Any = None
@@ -278,6 +283,8 @@ class _Build:
                     gone = []
             self._delete(gone)
         if self.touched:
+            if self.at_once and not self.first:  # nothing old has a tag while `tidy` clears away
+                mark_complete(self.table)
             keep = timedelta(milliseconds=1) if self.first else KEEP_VERSIONS
             tidy(self.table, keep)
         found = keep_approximate(self.table, approximate_from, encoder_of(self.model, queries))
@@ -291,10 +298,10 @@ class _Build:
             self.table.delete(f"id IN ({quoted(some)})")
 
     def _touch(self) -> None:
-        """Before the first change: the table exists, and does not say that it is complete."""
+        """Before the first change: the table exists, and does not say that it is complete while it is not."""
         if self.table is None:
             self.table = create_table(self.path, _info(self.model))
-        if COMPLETE in self.table.tags.list():
+        if not self.at_once and COMPLETE in self.table.tags.list():
             self.table.tags.delete(COMPLETE)
         self.touched = True
 

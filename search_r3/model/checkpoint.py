@@ -225,7 +225,7 @@ def _read_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
         return tokenizer, AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         message = f"{folder} is not a causal language model that transformers can read: {_first_line(error)}"
         raise InputError(message) from error
 
@@ -273,6 +273,8 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
         raise InputError(f"{folder} is not an adapter that peft can read: {_first_line(error)}") from error
     if merge:
         model = model.merge_and_unload()
+        if hasattr(model, "peft_config"):  # peft 0.18 leaves it
+            del model.peft_config
     return Checkpoint(folder.resolve().name, model, base.tokenizer, contract, folder)
 
 

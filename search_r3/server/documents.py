@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from search_r3.errors import InputError
-from search_r3.index.build import build_index
+from search_r3.index.build import ONE_COMMIT, build_index
 from search_r3.index.maintenance import UnknownDocument, delete_documents
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex
@@ -28,7 +28,6 @@ from search_r3.server.service import Service
 from search_r3.server.work import Closed
 
 PAGE, MAX_PAGE = 100, 1000
-ONE_COMMIT = 10**9  # chunks; a request has fewer
 CHARACTERS_PER_TOKEN = 4
 """A coarse rate, only to turn the limit on tokens into one on characters before anything is cut into chunks."""
 

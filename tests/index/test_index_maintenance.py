@@ -22,6 +22,7 @@ from search_r3.index import (
     delete_documents,
     update_documents,
 )
+from search_r3.index.build import ONE_COMMIT
 
 LONG = "\n\n".join(" ".join(f"{name}{i}" for i in range(150)) for name in ("alpha", "beta", "gamma"))
 
@@ -47,6 +48,25 @@ def test_deleted_documents_are_gone_with_all_of_their_chunks(path, model):
     assert index.complete
     for mode in ("vector", "text"):
         assert all(hit.document != "long" for hit in index.search("alpha1 beta2", model, mode=mode, k=10).hits)
+
+
+def test_what_is_changed_at_once_is_whole_though_the_end_never_came(path, model, monkeypatch):
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    added = [SourceDocument(f"new{i}", "", f"newcomer{i}") for i in range(600)]  # more than one window
+    for at_once in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr("search_r3.index.build.tidy", killed)  # behind the commit, before the end
+            with pytest.raises(RuntimeError, match="killed"):
+                build_index(path, added, model, prune=False, commit_every=ONE_COMMIT if at_once else None)
+        index = SearchIndex.open(path)
+        assert index.complete is at_once
+        assert {"new0", "new599"} <= ids(path)
+        assert index.search("newcomer599", model, mode="text", k=1).hits[0].document == "new599"
+        added = [SourceDocument(f"new{i}", "", f"newcomer{i} again") for i in range(600)]
+    build_index(path, added, model, prune=False, commit_every=ONE_COMMIT)
+    assert SearchIndex.open(path).complete  # which a run that ends makes of any
 
 
 def test_an_unknown_id_deletes_nothing(path):
