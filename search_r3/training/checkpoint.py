@@ -63,7 +63,10 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
         save_file(tensors, scratch / "task.safetensors")
         (scratch / "state.json").write_text(text, encoding="utf-8")
     for _, path in list_checkpoints(output)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        gone = path.with_name(f".{path.name}.old")  # out of the way at once: a kill leaves no half of it under its name
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
     return target
 
 
