@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from search_r3.model.engines import int8_rows
-from search_r3.model.engines.int8_decode import SHORTLIST, Decoder, Matrices, Rows, prepared
+from search_r3.model.engines.int8_decoder import SHORTLIST, Decoder, Matrices, Rows, prepared
 from search_r3.model.engines.int8_weights import MATRICES, Int8Matrix
 from search_r3.model.engines.mixed import Part
 from search_r3.model.engines.sessions import Layer, LlamaCache, Prefix
