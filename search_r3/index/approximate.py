@@ -28,6 +28,7 @@ GROWN = 2.0  # so many times the rows it was trained on, and it is trained again
 CHANGED = 0.1  # so much of the rows, and its recall is measured again
 SAMPLE_BYTES = 400_000_000  # vectors that k-means is trained on, at most
 K_MEANS_ROUNDS = 20
+HALVINGS = 2  # of the interval in which the number of partitions that reaches the goal must lie
 FIRST_REFINE, LAST_REFINE = 4, 32  # candidates scored exactly, for each result asked for
 BLOCK = 4096  # rows read at a time
 FIELD = "r3_approximate"
@@ -44,7 +45,7 @@ class Approximate:
         recall_of: "rows": rows of the table, searched for their neighbours; "queries": real queries.
         sampled: how many queries of each.
         goal: the recall it was held to.
-        nprobes: partitions searched at least; more where those hold too few results.
+        nprobes: partitions searched; all where those hold too few results, or there is a filter.
         refine: candidates scored exactly, as a multiple of the results asked for.
         rows: rows it was trained on.
         measured_rows: rows when its recall was measured.
@@ -127,22 +128,24 @@ def encoder_of(model: Encoder, queries: Sequence[str]) -> Callable[[], np.ndarra
     return lambda: np.asarray(model.encode_query(chosen, reasoning=False), dtype=np.float32)
 
 
-def probing(search: Any, settings: Approximate | None) -> Any:
+def probing(search: Any, settings: Approximate | None, beyond: bool = False) -> Any:
     """A vector search that goes through the approximate index as it was measured, or exactly with None.
 
-    LanceDB looks into more partitions where the first hold fewer results than asked for, and at rows that are not in
-    the index yet one by one.
+    Rows that are not in the index yet are looked at one by one. `beyond`: go on to the other partitions, as where a
+    filter leaves too few rows in the nearest; LanceDB then looks into all of them, whether it must or not.
     """
     if settings is None or not settings.used:
         return search.bypass_vector_index()
-    search = search.minimum_nprobes(settings.nprobes).maximum_nprobes(settings.partitions)
+    most = settings.partitions if beyond else settings.nprobes
+    search = search.minimum_nprobes(settings.nprobes).maximum_nprobes(most)
     return search.refine_factor(settings.refine)
 
 
 def tuned(table: Any, start: Approximate, queries: np.ndarray | None = None, seed: int = 0) -> Approximate:
     """`start` with the least work that reaches its goal, measured; `used` is False if none does.
 
-    Each step doubles the partitions or the candidates, whichever gives the better recall.
+    Each step doubles the partitions or the candidates, whichever gives the better recall; of what the last doubling of
+    the partitions added, as many quarters are taken back as the goal allows.
     """
     begun = time.perf_counter()
     samples = Samples.of(table, queries, seed)
@@ -153,7 +156,7 @@ def tuned(table: Any, start: Approximate, queries: np.ndarray | None = None, see
         sampled = {name: len(rows) for name, rows in samples.queries.items()}
         return replace(given, recall_of=recall, sampled=sampled, recall_at_10=min(recall.values()))
 
-    now = tried(max(1, start.partitions // 64), FIRST_REFINE)
+    now, short = tried(max(1, start.partitions // 64), FIRST_REFINE), 0
     while now.recall_at_10 < now.goal:
         steps = []
         if now.nprobes < now.partitions:
@@ -163,7 +166,12 @@ def tuned(table: Any, start: Approximate, queries: np.ndarray | None = None, see
         if not steps:
             now = replace(now, used=False)
             break
-        now = max(steps, key=lambda step: step.recall_at_10)
+        short, now = now.nprobes, max(steps, key=lambda step: step.recall_at_10)
+    for _ in range(HALVINGS if now.used else 0):
+        if (middle := (short + now.nprobes) // 2) in (short, now.nprobes):
+            break
+        less = tried(middle, now.refine)
+        short, now = (short, less) if less.recall_at_10 >= now.goal else (middle, now)
     return replace(now, measure_seconds=round(time.perf_counter() - begun, 1))
 
 

@@ -247,9 +247,17 @@ def _by_vector(
     index: Searched, vector: np.ndarray, count: int, where: str | None, nearest: Approximate | None
 ) -> list[dict[str, Any]]:
     """The nearest by cosine: exactly, or through the approximate index, whose candidates are scored exactly."""
-    search = index.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
     ties = TIES if nearest is None else FEW_TIES
-    return _rows(probing(search, nearest), count, ties, where, "_distance", lambda distance: 1.0 - distance)
+
+    def found(beyond: bool) -> list[dict[str, Any]]:
+        search = index.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
+        probed = probing(search, nearest, beyond)
+        return _rows(probed, count, ties, where, "_distance", lambda distance: 1.0 - distance)
+
+    rows = found(beyond=where is not None)
+    if len(rows) < count and where is None and nearest is not None:  # the nearest partitions hold no more
+        rows = found(beyond=True)
+    return rows
 
 
 def _by_text(index: Searched, query: str, count: int, where: str | None) -> list[dict[str, Any]]:

@@ -80,9 +80,9 @@ def test_search_goes_through_it_and_exact_or_a_narrow_filter_does_not(path, mode
     index = SearchIndex.open(path)
     asked = []
 
-    def watched(search, settings):
-        asked.append(settings is not None)
-        return probing(search, settings)
+    def watched(search, settings, beyond):
+        asked.append("exact" if settings is None else "all" if beyond else "nearest")
+        return probing(search, settings, beyond)
 
     monkeypatch.setattr("search_r3.index.search.probing", watched)
     index.search("red", model, mode="vector")
@@ -92,7 +92,7 @@ def test_search_goes_through_it_and_exact_or_a_narrow_filter_does_not(path, mode
     monkeypatch.setattr("search_r3.index.search.EXACT_MATCHES", 10)
     assert len(index.search("red", model, mode="vector", where="n < 300", k=200).hits) == 200
     assert len(index.search("red", model, mode="vector", k=600).hits) == 600  # more than the first partitions hold
-    assert asked == [True, False, False, True, True]
+    assert asked == ["nearest", "exact", "exact", "all", "nearest", "all"]
 
 
 def test_rows_that_came_later_are_found_before_and_after_they_are_merged(path, model):
@@ -146,6 +146,30 @@ def test_what_misses_the_goal_is_not_used_and_says_so(path, model, monkeypatch):
     assert "so search is exact" in str(missed)
     search = index.table.search(vector_of(model, "red"), vector_column_name=VECTOR, query_type="vector")
     assert "ANN" not in probing(search.distance_type("cosine"), missed).limit(5).explain_plan()
+
+
+@pytest.mark.parametrize("enough", [1, 2, 37, 64, 100])
+def test_it_searches_hardly_more_partitions_than_the_goal_needs(path, monkeypatch, enough):
+    index = SearchIndex.open(path)
+    start = dataclasses.replace(index.approximate, partitions=100)
+    reached = {"rows": 0.985, "queries": 0.99}
+    missed = {"rows": 0.5, "queries": 0.99}
+    monkeypatch.setattr(Samples, "recall", lambda *given: reached if given[-1].nprobes >= enough else missed)
+    found = tuned(index.table, start)
+    assert found.used
+    assert found.recall_of == reached
+    assert enough <= found.nprobes <= max(enough, 1.25 * enough + 1)
+
+
+def test_no_more_partitions_are_read_than_were_measured(path, model):
+    """LanceDB goes on to all others where it may, though it has found enough."""
+    index = SearchIndex.open(path)
+    settings = dataclasses.replace(index.approximate, nprobes=2)
+    assert settings.partitions > 4
+    search = index.table.search(vector_of(model, "red"), vector_column_name=VECTOR, query_type="vector")
+    plan = probing(search.distance_type("cosine"), settings).limit(5).explain_plan()
+    assert "minimum_nprobes=2" in plan
+    assert "maximum_nprobes=Some(2)" in plan
 
 
 def test_a_small_table_has_none(tmp_path, model, documents):
