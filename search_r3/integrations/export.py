@@ -63,9 +63,11 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
 
             write_modules(scratch, model)
         if format == "int8":
+            from search_r3.model.engines.calibration import samples
             from search_r3.model.engines.int8_weights import INT8_FILE, quantise_causal_lm, save_int8
 
-            save_int8(quantise_causal_lm(model.checkpoint.model), scratch / INT8_FILE, model.contract_hash)
+            rows = samples(model.frames, model.tokenizer, model.contract.embed_token_id)
+            save_int8(quantise_causal_lm(model.checkpoint.model, rows), scratch / INT8_FILE, model.contract_hash)
         atomic_write_text(scratch / "README.md", card(model, format))
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return Export(

@@ -90,7 +90,8 @@ class SearchR3:
             "query": render(prompts.query, self.tokenizer, give_answer=True),
             "reasoning": render(prompts.reasoning, self.tokenizer, give_answer=False),
         }
-        self.engine = open_engine(engine, checkpoint, stop_ids(checkpoint.model, self.tokenizer), len(self.tokenizer))
+        stops = stop_ids(checkpoint.model, self.tokenizer)
+        self.engine = open_engine(engine, checkpoint, self.frames, stops, len(self.tokenizer))
 
     @classmethod
     def from_pretrained(

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba")
 from search_r3 import SearchR3
 from search_r3.cli import main
-from search_r3.model.engines import int8_weights
+from search_r3.model.engines import int8_engine, int8_weights
 
 TEXTS = ["Bread needs flour, water and yeast.", "def mean(values):\n    return sum(values) / len(values)"]
 
@@ -23,7 +23,7 @@ def test_an_export_starts_at_once_and_keeps_the_contract(
     out = tmp_path / "exported"
     assert main(["export", str(tiny_adapter), str(out), "--format", "int8", "--json"]) == 0
     assert int8_weights.INT8_FILE in json.loads(capsys.readouterr().out)["files"]
-    monkeypatch.setattr(int8_weights, "quantise_model", lambda *_: pytest.fail("it was there already"))
+    monkeypatch.setattr(int8_engine, "quantise_model", lambda *_: pytest.fail("it was there already"))
     model = SearchR3.from_pretrained(out, engine="int8")
     plain = SearchR3.from_pretrained(tiny_adapter, device="cpu")
     assert model.contract_hash == plain.contract_hash

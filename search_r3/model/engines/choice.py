@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
@@ -10,6 +11,7 @@ from search_r3.model.bundled import cache_dir
 if TYPE_CHECKING:
     from search_r3.model.checkpoint import Checkpoint
     from search_r3.model.engines.torch_engine import TorchEngine
+    from search_r3.prompts import Frame
 
 ENGINES = ("auto", "torch", "int8", "vllm")
 
@@ -24,8 +26,12 @@ def check_engine(name: str) -> None:
         import_vllm()
 
 
-def open_engine(name: str, checkpoint: Checkpoint, stop_ids: list[int], vocabulary: int) -> TorchEngine:
+def open_engine(
+    name: str, checkpoint: Checkpoint, frames: Mapping[str, Frame], stop_ids: list[int], vocabulary: int
+) -> TorchEngine:
     """The engine "int8" or "vllm", or for every other name the torch engine.
+
+    `frames` are the conversations of the checkpoint's contract, by "document", "query" and "reasoning".
 
     Raises:
         InputError: the engine cannot run this model, or not on this machine.
@@ -43,6 +49,7 @@ def open_engine(name: str, checkpoint: Checkpoint, stop_ids: list[int], vocabula
         from search_r3.model.engines.torch_engine import TorchEngine
 
         return TorchEngine(checkpoint.model, **common)
+    from search_r3.model.engines import calibration
     from search_r3.model.engines.int8_engine import Int8Engine
     from search_r3.model.engines.int8_weights import INT8_FILE
 
@@ -51,5 +58,6 @@ def open_engine(name: str, checkpoint: Checkpoint, stop_ids: list[int], vocabula
         **common,
         contract_hash=checkpoint.contract.hash,
         cache_dir=cache_dir() / "int8",
+        samples=lambda: calibration.samples(frames, checkpoint.tokenizer, checkpoint.contract.embed_token_id),
         places=[checkpoint.path / INT8_FILE],
     )

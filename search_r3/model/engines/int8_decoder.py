@@ -21,7 +21,7 @@ from search_r3.model.engines.int8_tile import OUTPUTS, PIECE
 from search_r3.model.engines.shares import Sharers
 
 FEW, FEW_WITH_TILES = 32, 512
-"""Tokens up to which this is at least as fast as the products of `int8_session`."""
+"""Tokens of a pass, up to which this is at least as fast as the products of `int8_session`."""
 SHORTLIST = 16
 """Tokens whose logits are computed again with float weights: reading 16 rows of the head takes no time."""
 PAD = 16
@@ -100,8 +100,13 @@ class Decoder:
         self._sharers, self._lock = Sharers(), threading.Lock()
         self._rooms: tuple[np.ndarray, ...] | None = None
         self._sums: np.ndarray | None = None
-        self.few = FEW_WITH_TILES if head.weight.ndim == 4 else FEW
+        self._tiles = head.weight.ndim == 4
+        self.few = FEW_WITH_TILES if self._tiles else FEW
         compile_decode()
+
+    def takes(self, tokens: int, longest: int) -> bool:
+        """Whether so many tokens, of rows of at most `longest`, are for this; with tiles also more than fit a pass."""
+        return tokens <= self.few or (self._tiles and longest <= self.few)
 
     def step(self, x_ND: Tensor, cos_NE: Tensor, sin_NE: Tensor, parts: Sequence[Rows]) -> None:
         """Turn the embeddings `x` into the last layer's output, in place, and write the caches of all parts.

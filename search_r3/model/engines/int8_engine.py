@@ -1,7 +1,8 @@
 """The engine for CPUs: `TorchEngine`'s batching and stopping, with int8 products in the forward pass.
 
 Weights are rounded once (a scale for each output), activations as they come (a scale for each token), so a result does
-not depend on its batch, as with every engine. Why these products and no other runtime's is measured in docs/engines.md.
+not depend on its batch, as with every engine. The prefix that all texts share is computed once, in floats. Why these
+products and no other runtime's is measured in docs/engines.md.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from search_r3.errors import InputError
 from search_r3.model.engines import int8_rows
+from search_r3.model.engines.calibration import Sample
 from search_r3.model.engines.int8_session import Int8Model, Int8Session
 from search_r3.model.engines.int8_weights import check_processor, load_or_make, merged_layers, quantise_model
-from search_r3.model.engines.sessions import Layer, Prefix, Session
+from search_r3.model.engines.sessions import LlamaSession, Prefix, Session
 from search_r3.model.engines.torch_engine import TorchEngine, _by_length
 
 TOKENS_A_PASS = 1024
@@ -38,6 +40,7 @@ class Int8Engine(TorchEngine):
         model: a float32 causal LM of the Llama family. If its weights change between calls, they are rounded again.
         embed_id, stop_ids, vocabulary: see `TorchEngine`.
         contract_hash: whose weights these are; files of another contract are not taken.
+        samples: gives what the weights are rounded for (see `calibration`), whenever they are.
         places: files that may hold the int8 matrices (an export's).
         cache_dir: the folder where they are kept once they are made.
 
@@ -54,6 +57,7 @@ class Int8Engine(TorchEngine):
         vocabulary: int,
         contract_hash: str,
         cache_dir: Path,
+        samples: Callable[[], Sequence[Sample]] = tuple,
         places: Iterable[Path] = (),
     ) -> None:
         check_processor()
@@ -70,10 +74,9 @@ class Int8Engine(TorchEngine):
             )
         super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocabulary=vocabulary)
         self._float_head = self.head
-        tensors = load_or_make(
-            self._merge(), self.head.weight.detach(), contract_hash, places, cache_dir / f"{contract_hash}.safetensors"
-        )
-        self._pack(tensors)
+        self._samples = samples
+        self._merge()
+        self._pack(load_or_make(self._round, contract_hash, places, cache_dir / f"{contract_hash}.safetensors"))
         self.head = lambda state_BD: self._packed.logits(state_BD)
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
@@ -115,17 +118,26 @@ class Int8Engine(TorchEngine):
     def _session(self, prefix: Prefix, size: int, room: int, fine: bool = False) -> Session:
         return Int8Session(self.backbone, self._packed, prefix, size, room, fine)
 
+    def _prefix_session(self, room: int) -> Session:
+        """In floats: every text's error would begin with the prefix's, and the largest activations are its own."""
+        assert self._layers is not None
+        return LlamaSession(self.backbone, self._layers, [], 1, room)
+
     def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
         with self._lock:
             if self._weights_now() != self._weights:  # trained since they were rounded
                 self._prefixes.clear()
-                self._pack(quantise_model(self._merge(), self._float_head.weight.detach()))
+                self._merge()
+                self._pack(self._round())
         return super()._start(prefix, size, room, fine)
 
-    def _merge(self) -> list[Layer]:
+    def _merge(self) -> None:
         self._layers = merged_layers(self.model)
         self._weights = self._weights_now()
-        return self._layers
+
+    def _round(self) -> dict[str, Tensor]:
+        assert self._layers is not None
+        return quantise_model(self.model, self._layers, self._float_head.weight.detach(), self._samples())
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         assert self._layers is not None

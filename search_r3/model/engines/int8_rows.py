@@ -180,15 +180,14 @@ def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values
 def gate_quantise(y_N2F, y_scale_N, q_NF, fine_NF, scale_N):
     """silu(gate) * up, as `quantise` gives it, of `y * y_scale`: gates in front, ups behind. `y` is overwritten.
 
-    A few of these numbers are many times as large as the others, which steps of their size would round to nothing: so
-    `fine` gets what `q` leaves, in steps of a `FINE`-th.
+    `fine`, unless it is empty, gets what `q` leaves, in steps of a `FINE`-th.
 
     The sigmoid is (1 + tanh(x / 2)) / 2, and tanh the rational function of Eigen (MathFunctionsImpl.h), exact to a few
     units of float32's last place: a loop of it is vectorised, which one that calls exp is not.
     """
     size, width = q_NF.shape
     for n in range(size):
-        y, q, fine = y_N2F[n], q_NF[n], fine_NF[n]
+        y, q = y_N2F[n], q_NF[n]
         gate, up = y[:width], y[width:]
         y_scale = y_scale_N[n]
         largest = np.float32(0)
@@ -213,7 +212,9 @@ def gate_quantise(y_N2F, y_scale_N, q_NF, fine_NF, scale_N):
         factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
         for f in range(width):
             v = gate[f] * factor
-            whole = np.int32(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
-            q[f] = np.int8(whole)
-            v = (v - np.float32(whole)) * np.float32(FINE)
-            fine[f] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
+            q[f] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
+        if fine_NF.size > 0:
+            fine = fine_NF[n]
+            for f in range(width):
+                v = (gate[f] * factor - np.float32(q[f])) * np.float32(FINE)
+                fine[f] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))

@@ -28,7 +28,6 @@ from search_r3.model.engines.sessions import Layer, LlamaCache, Prefix
 ROWS_A_BLOCK = 128
 """The MLP takes so many tokens at a time: what lies between its products (12 kB a token in SmolLM2) stays in L2."""
 NOTHING = np.empty(0, dtype=np.float32)
-NOT_FINE = np.empty((0, 0), dtype=np.int8)
 
 
 @dataclass
@@ -65,12 +64,12 @@ class Int8Model:
                     **{name: Int8Matrix.of(tensors[key], tensors[f"{key} scale"]) for name, key in names.items()},
                     qkv_bias=_array(layer.qkv_bias),
                     out_bias=_array(layer.out_bias),
-                    norm_attention=_array(layer.norm_attention),
-                    norm_mlp=_array(layer.norm_mlp),
+                    norm_attention=_array(layer.norm_attention / tensors.get(f"{index}.qkv divisor", 1)),
+                    norm_mlp=_array(layer.norm_mlp / tensors.get(f"{index}.gate_up divisor", 1)),
                 )
             )
         head = Int8Matrix.of(tensors["head"], tensors["head scale"])
-        return cls(packed, head, float_head_VD, _decoder(packed, tensors, config))
+        return cls(packed, head, float_head_VD, _decoder(layers, tensors, config))
 
     def logits(self, state_BD: Tensor) -> Tensor:
         """float32 (B, vocabulary); the `SHORTLIST` largest are the float head's own, so that the best token is its."""
@@ -109,7 +108,7 @@ class Int8Session(LlamaCache):
     ) -> Tensor:
         """See `Session.feed`."""
         size, new = ids_BL.shape
-        if self.fine and self.decoder is not None and ids_BL.numel() <= self.decoder.few:
+        if self.fine and self.decoder is not None and self.decoder.takes(ids_BL.numel(), new):
             return self._decode([Part(self, ids_BL, position_BL, mask_BT, last_B)])[0]
         x_ND = self.backbone.embed_tokens(ids_BL).float().flatten(0, 1)
         cos_NE, sin_NE = (part.numpy() for part in self._turn(x_ND, position_BL))
@@ -117,13 +116,15 @@ class Int8Session(LlamaCache):
         eps = np.float32(self.eps)
         # The stream begins at zero, and the embeddings are what is added first.
         y_ND, x_ND, scale_N, bias = x_ND, torch.zeros_like(x_ND), torch.ones(len(x_ND)), NOTHING
-        (q_ND, q_scale_N), fine_ND = _room(*x_ND.shape), torch.empty(x_ND.shape, dtype=torch.int8)
+        (q_ND, q_scale_N), fine_ND = _room(*x_ND.shape), self._fine(x_ND.shape)
         for index, layer in enumerate(self.layers):
             int8_rows.add_norm_quantise(
                 x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), bias, layer.norm_attention, eps, q_ND.numpy(),
                 fine_ND.numpy(), q_scale_N.numpy(),
             )  # fmt: skip
-            y_NC = layer.qkv(q_ND).add_(layer.qkv(fine_ND), alpha=1 / int8_rows.FINE)
+            y_NC = layer.qkv(q_ND)
+            if self.fine:
+                y_NC.add_(layer.qkv(fine_ND), alpha=1 / int8_rows.FINE)
             query_BKGLE = torch.empty(size, self.heads, self.groups, new, self.head_dim)
             int8_rows.rotate(
                 y_NC.numpy(), q_scale_N.numpy(), layer.qkv_bias, cos_NE, sin_NE, query_BKGLE.numpy(),
@@ -142,39 +143,65 @@ class Int8Session(LlamaCache):
             q_scale_N = torch.empty_like(scale_N)
             int8_rows.add_norm_quantise(
                 x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), layer.out_bias, layer.norm_mlp, eps, q_ND.numpy(),
-                fine_ND[: len(q_ND)].numpy() if self.fine else NOT_FINE, q_scale_N.numpy(),
+                fine_ND[: len(q_ND)].numpy(), q_scale_N.numpy(),
             )  # fmt: skip
-            y_ND, scale_N = _mlp(layer, q_ND, fine_ND if self.fine else None, q_scale_N)
+            y_ND, scale_N = self._mlp(layer, q_ND, fine_ND, q_scale_N)
         self.length += new
         x_ND.addcmul_(y_ND, scale_N[:, None])
         return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
 
     def feed_together(self, parts: Sequence[Part]) -> list[Tensor]:
         """See `mixed.feed_together`: in one pass where the tokens are few."""
-        if self.fine and self.decoder is not None and sum(part.ids_BL.numel() for part in parts) <= self.decoder.few:
+        tokens, longest = sum(part.ids_BL.numel() for part in parts), max(part.ids_BL.shape[1] for part in parts)
+        if self.fine and self.decoder is not None and self.decoder.takes(tokens, longest):
             return self._decode(parts)
         return [part.session.feed(part.ids_BL, part.position_BL, part.mask_BT, part.last_B) for part in parts]
 
     def _decode(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Each part's states (B, D), of sessions of this one's model."""
+        """Each part's states (B, D), of sessions of this one's model; in passes of at most `few` tokens."""
         assert self.decoder is not None
-        x_ND = self.backbone.embed_tokens(torch.cat([part.ids_BL.flatten() for part in parts])).float()
-        cos_NE, sin_NE = self._turn(x_ND, torch.cat([part.position_BL.flatten() for part in parts])[None])
-        rows, sizes = [], []
+        states: list[list[Tensor]] = [[] for _ in parts]
+        waiting: list[tuple[int, slice]] = []
+        tokens = 0
+        for number, part in enumerate(parts):
+            size, new = part.ids_BL.shape
+            for first in range(0, size, step := max(1, self.decoder.few // new)):
+                rows = slice(first, min(first + step, size))
+                if waiting and tokens + (rows.stop - first) * new > self.decoder.few:
+                    self._pass(parts, waiting, states)
+                    waiting, tokens = [], 0
+                waiting.append((number, rows))
+                tokens += (rows.stop - first) * new
+        self._pass(parts, waiting, states)
         for part in parts:
-            seen_BT = None if part.mask_BT is None else part.mask_BT.to(torch.uint8)
+            part.session.length += part.ids_BL.shape[1]
+        return [torch.cat(found) for found in states]
+
+    def _pass(self, parts: Sequence[Part], which: Sequence[tuple[int, slice]], states: list[list[Tensor]]) -> None:
+        """One pass of rows of the parts; their states are added to `states`."""
+        assert self.decoder is not None
+        pieces = [parts[number] for number, _ in which]
+        ids = [part.ids_BL[rows] for part, (_, rows) in zip(pieces, which, strict=True)]
+        position_N = torch.cat(
+            [part.position_BL[rows].flatten() for part, (_, rows) in zip(pieces, which, strict=True)]
+        )
+        x_ND = self.backbone.embed_tokens(torch.cat([one.flatten() for one in ids])).float()
+        cos_NE, sin_NE = self._turn(x_ND, position_N[None])
+        caches = []
+        for part, (_, rows) in zip(pieces, which, strict=True):
             session, new = part.session, part.ids_BL.shape[1]
-            rows.append(Rows(session.keys, session.values, session.length, new, session.shared, seen_BT))
-            sizes.append(part.ids_BL.numel())
-            session.length += new
-        self.decoder.step(x_ND, cos_NE, sin_NE, rows)
-        states = []
-        for part, x in zip(parts, x_ND.split(sizes), strict=True):
-            x_BLD = x.unflatten(0, part.ids_BL.shape)
-            states.append(x_BLD[:, -1] if part.last_B is None else x_BLD[torch.arange(len(x_BLD)), part.last_B])
-        state_BD = torch.cat(states)
+            seen_BT = None if part.mask_BT is None else part.mask_BT[rows].to(torch.uint8)
+            keys, values = ([one[rows] for one in of] for of in (session.keys, session.values))
+            caches.append(Rows(keys, values, session.length, new, session.shared, seen_BT))
+        self.decoder.step(x_ND, cos_NE, sin_NE, caches)
+        picked = []
+        for part, (_, rows), x in zip(pieces, which, x_ND.split([one.numel() for one in ids]), strict=True):
+            x_BLD = x.view(-1, part.ids_BL.shape[1], x.shape[1])
+            picked.append(x_BLD[:, -1] if part.last_B is None else x_BLD[torch.arange(len(x_BLD)), part.last_B[rows]])
+        state_BD = torch.cat(picked)
         state_BD = functional.rms_norm(state_BD, state_BD.shape[-1:], self.backbone.norm.weight.float(), self.eps)
-        return list(state_BD.split([len(part.ids_BL) for part in parts]))
+        for (number, _), found in zip(which, state_BD.split([len(one) for one in picked]), strict=True):
+            states[number].append(found)
 
     def _turn(self, x_ND: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (N, E) of the positions' rotation, contiguous."""
@@ -202,6 +229,28 @@ class Int8Session(LlamaCache):
         )
         return attended_BKQE.transpose(1, 2).contiguous()
 
+    def _mlp(self, layer: Int8Layer, q_ND: Tensor, fine_ND: Tensor, scale_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The MLP's output (N, D) in steps, and what a row's step is worth (N,)."""
+        q_NF, q_scale_N = _room(len(q_ND), layer.down.inputs)
+        fine_NF = self._fine(q_NF.shape)
+        for start in range(0, len(q_ND), ROWS_A_BLOCK):
+            block = slice(start, start + ROWS_A_BLOCK)
+            y_N2F = layer.gate_up(q_ND[block])
+            if self.fine:
+                y_N2F.add_(layer.gate_up(fine_ND[block][: len(y_N2F)]), alpha=1 / int8_rows.FINE)
+            int8_rows.gate_quantise(
+                y_N2F.numpy(), scale_N[block].numpy(), q_NF[block].numpy(), fine_NF[block].numpy(),
+                q_scale_N[block].numpy(),
+            )  # fmt: skip
+        y_ND = layer.down(q_NF)
+        if self.fine:
+            y_ND.add_(layer.down(fine_NF), alpha=1 / int8_rows.FINE)
+        return y_ND, q_scale_N
+
+    def _fine(self, shape: Sequence[int]) -> Tensor:
+        """Room for what int8 inputs leave; empty where that is not looked at."""
+        return torch.empty(tuple(shape) if self.fine else (0, shape[-1]), dtype=torch.int8)
+
     def _additive(self, mask_BLT: Tensor | None) -> Tensor | None:
         """The mask as it is added to attention's scores, once for all layers: float32 (1 or B, 1, Q, T)."""
         if mask_BLT is None:
@@ -210,41 +259,28 @@ class Int8Session(LlamaCache):
         return added_BLT.repeat(1, self.groups, 1)[:, None]
 
 
-def _mlp(layer: Int8Layer, q_ND: Tensor, fine_ND: Tensor | None, scale_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The MLP's output (N, D) in steps, and what a row's step is worth (N,)."""
-    q_NF, q_scale_N = _room(len(q_ND), layer.down.inputs)
-    fine_NF = torch.empty_like(q_NF)
-    for start in range(0, len(q_ND), ROWS_A_BLOCK):
-        block = slice(start, start + ROWS_A_BLOCK)
-        y_N2F = layer.gate_up(q_ND[block])
-        if fine_ND is not None:
-            y_N2F.add_(layer.gate_up(fine_ND[block][: len(y_N2F)]), alpha=1 / int8_rows.FINE)
-        int8_rows.gate_quantise(
-            y_N2F.numpy(), scale_N[block].numpy(), q_NF[block].numpy(), fine_NF[block].numpy(),
-            q_scale_N[block].numpy(),
-        )  # fmt: skip
-    return layer.down(q_NF).add_(layer.down(fine_NF), alpha=1 / int8_rows.FINE), q_scale_N
-
-
-def _decoder(layers: list[Int8Layer], tensors: dict[str, Tensor], config: Any) -> Decoder | None:
-    """The decoder of a few rows; None where it does not run."""
+def _decoder(layers: list[Layer], tensors: dict[str, Tensor], config: Any) -> Decoder | None:
+    """The decoder of a few rows; None where it does not run. Its matrices are the finer ones, where there are such."""
     none = [NOTHING] * len(layers)
-    biases = {"qkv": [layer.qkv_bias for layer in layers], "out": [layer.out_bias for layer in layers]}
-    names = {name: [f"{index}.{name}" for index in range(len(layers))] for name in MATRICES}
-    matrices = {
-        name: Matrices.of(
+    biases = {
+        "qkv": [_array(layer.qkv_bias) for layer in layers],
+        "out": [_array(layer.out_bias) for layer in layers],
+    }
+    matrices = {}
+    for name in MATRICES:
+        keys = [f"{index}.{name}" for index in range(len(layers))]
+        keys = [f"{key} fine" if f"{key} fine" in tensors else key for key in keys]
+        matrices[name] = Matrices.of(
             [tensors[key] for key in keys], [tensors[f"{key} scale"] for key in keys], biases.get(name, none)
         )
-        for name, keys in names.items()
-    }
     matrices["head"] = Matrices.of([tensors["head"]], [tensors["head scale"]], [NOTHING])
     ready = prepared(matrices)
     if ready is None:
         return None
     return Decoder(
         **ready,
-        norm_attention=np.stack([layer.norm_attention for layer in layers]),
-        norm_mlp=np.stack([layer.norm_mlp for layer in layers]),
+        norm_attention=np.stack([_array(layer.norm_attention) for layer in layers]),
+        norm_mlp=np.stack([_array(layer.norm_mlp) for layer in layers]),
         heads=config.num_key_value_heads,
         eps=config.rms_norm_eps,
     )

@@ -1,13 +1,14 @@
 """A Llama's matrices in int8: symmetric, a scale for each output, packed for torch's oneDNN product of int8 by int8.
 
-They are kept in one safetensors file, which knows the contract of the weights it was made from and its own SHA-256.
+How they are rounded is `int8_rounding`'s. They are kept in one safetensors file, which knows the contract of the
+weights it was made from and its own SHA-256.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
+from search_r3.model.engines.calibration import Sample
+from search_r3.model.engines.int8_rounding import round_layers, round_to_nearest
 from search_r3.model.engines.sessions import FAMILY, Layer, merge_projections
 
 INT8_FILE = "int8.safetensors"
 """Beside an export's weights, and under the contract's hash in the cache."""
-FORMAT = "1"
+FORMAT = "2"
 """Raised when the file below means something else, so that old ones are made again."""
 MATRICES = ("qkv", "out", "gate_up", "down")
 
@@ -55,26 +58,24 @@ class Int8Matrix:
         )
 
 
-def round_to_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (O, I) and float32 (O,), whose product is `weight_OI` to half a step of its row's largest / 127."""
-    weight_OI = weight_OI.float()
-    scale_O = weight_OI.abs().amax(1) / 127
-    scale_O = torch.where(scale_O > 0, scale_O, 1.0)
-    return (weight_OI / scale_O[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale_O
+def quantise_model(
+    model: Any, layers: list[Layer], head_VD: Tensor, samples: Sequence[Sample] = ()
+) -> dict[str, Tensor]:
+    """Every matrix of `layers` ("3.down", ...) and the head in int8, with "... scale" beside each.
 
-
-def quantise_model(layers: list[Layer], head_VD: Tensor) -> dict[str, Tensor]:
-    """Every matrix of `layers` ("3.down", ...) and the head in int8, with "... scale" beside each."""
+    Rounded for what the model sees of `samples` (`int8_rounding`); to the nearest, which takes no time, without any.
+    """
     named = {f"{index}.{name}": getattr(layer, name) for index, layer in enumerate(layers) for name in MATRICES}
-    tensors = {}
+    tensors = round_layers(model, layers, samples) if samples else {}
     for name, weight in (named | {"head": head_VD}).items():
-        tensors[name], tensors[f"{name} scale"] = round_to_int8(weight)
+        if name not in tensors:
+            tensors[name], tensors[f"{name} scale"] = round_to_nearest(weight)
     return tensors
 
 
-def quantise_causal_lm(model: Any) -> dict[str, Tensor]:
+def quantise_causal_lm(model: Any, samples: Sequence[Sample]) -> dict[str, Tensor]:
     """`quantise_model` of a causal LM. Raises InputError where the int8 engine cannot run it."""
-    return quantise_model(merged_layers(model), model.get_output_embeddings().weight.detach())
+    return quantise_model(model, merged_layers(model), model.get_output_embeddings().weight.detach(), samples)
 
 
 def merged_layers(model: Any) -> list[Layer]:
@@ -112,13 +113,13 @@ def load_int8(path: Path, contract_hash: str) -> dict[str, Tensor] | None:
 
 
 def load_or_make(
-    layers: list[Layer], head_VD: Tensor, contract_hash: str, places: Iterable[Path], cache: Path
+    make: Callable[[], dict[str, Tensor]], contract_hash: str, places: Iterable[Path], cache: Path
 ) -> dict[str, Tensor]:
     """The int8 matrices from the first of `places` or from `cache` if one is whole; else made, and put into `cache`."""
     for path in (*places, cache):
         if (tensors := load_int8(path, contract_hash)) is not None:
             return tensors
-    tensors = quantise_model(layers, head_VD)
+    tensors = make()
     with contextlib.suppress(InputError):  # a cache that cannot be written costs time, nothing else
         save_int8(tensors, cache, contract_hash)
     return tensors

@@ -221,12 +221,16 @@ class TorchEngine:
                 self._weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
             key = tuple(prefix)
             if key and key not in self._prefixes:
-                first = self._session([], 1, len(key), fine=True)
+                first = self._prefix_session(len(key))
                 ids_1P = torch.tensor([key], device=self.model.device)
                 first.feed(ids_1P, torch.arange(len(key), device=self.model.device)[None], None, None)
                 self._prefixes[key] = first.prefix()
             known = self._prefixes.get(key, [])
         return self._session(known, size, room, fine)
+
+    def _prefix_session(self, room: int) -> Session:
+        """Where a prefix of `room` tokens is computed."""
+        return self._session([], 1, room, fine=True)
 
     def _session(self, prefix: Prefix, size: int, room: int, fine: bool = False) -> Session:
         if self._layers is None:
