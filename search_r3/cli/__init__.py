@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from search_r3.cli.allocator import keep_freed_memory
 from search_r3.cli.commands import app
+from search_r3.cli.process import keep_freed_memory
 from search_r3.errors import InputError
 from search_r3.files import disk_is_full
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from search_r3.cli.process import let_idle_threads_sleep
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,11 +75,20 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by def
 DtypeOption = Annotated[
     Dtype, typer.Option(help="auto is float32 on a CPU, bfloat16 on a GPU. bfloat16 is quick on CPUs with AMX.")
 ]
+
+
+def _prepare_for(engine: Engine) -> Engine:
+    if engine is Engine.int8:
+        let_idle_threads_sleep()
+    return engine
+
+
 EngineOption = Annotated[
     Engine,
     typer.Option(
+        callback=_prepare_for,
         help="int8 is quickest on CPUs with VNNI or AMX, at a small distance from float32; vllm lets vLLM write the "
-        "reasoning on a GPU; auto is torch."
+        "reasoning on a GPU; auto is torch.",
     ),
 ]
 Model = Annotated[

@@ -1,7 +1,7 @@
-"""glibc's allocator, told to keep freed memory: torch asks for the same buffers at every step.
+"""What has to be said before torch is loaded: to the allocator of glibc, and to the threads of OpenMP.
 
-By default what is larger than a few MB goes back to the system when it is freed, and the next first touch of each
-page is a fault: little in serving, much in training on a CPU (LOG.md).
+Torch asks for the same buffers at every step. By default what is larger than a few MB goes back to the system when it
+is freed, and the next first touch of each page is a fault: little in serving, much in training on a CPU (LOG.md).
 """
 
 from __future__ import annotations
@@ -30,3 +30,12 @@ def keep_freed_memory() -> None:
         return
     for name, value in ((_MMAP_THRESHOLD, LARGEST_BYTES), (_TRIM_THRESHOLD, KEPT_BYTES), (_TOP_PAD, LARGEST_BYTES)):
         mallopt(name, value)
+
+
+def let_idle_threads_sleep() -> None:
+    """Have OpenMP's threads sleep between two of torch's operations, unless the user has said what they do.
+
+    By default they spin for a millisecond, on the cores that the int8 engine's own threads need (LOG.md). OpenMP asks
+    once, when torch is loaded: later this changes nothing.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,31 @@
+"""What the command line says to the process before torch is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from search_r3.cli import main
+main(["search", "no-such-index", "x", *sys.argv[1:]])
+print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "expected"),
+    [("int8", None, "PASSIVE"), ("int8", "ACTIVE", "ACTIVE"), ("torch", None, "None")],
+)
+def test_idle_threads_sleep_beside_the_int8_engine_unless_the_user_has_said_what_they_do(
+    engine: str, given: str | None, expected: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "--engine", engine], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == [expected, "False"]
