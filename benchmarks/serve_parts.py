@@ -7,6 +7,7 @@ is off; that nothing was answered out of a cache is checked.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,6 +24,10 @@ from search_r3.metrics import ndcg
 
 MIXED = (8, 16, 32, 64)
 """Budgets of the batching part's second load, drawn for each request."""
+MEAN, LONGEST = 32, 128
+EXPONENTIAL = tuple(min(LONGEST, max(1, round(-MEAN * math.log(1 - (i + 0.5) / 64)))) for i in range(64))
+"""Of its third: exponential, capped, as lengths are drawn where continuous batching is usually compared (Anyscale, "How
+continuous batching enables 23x throughput in LLM inference", 2023)."""
 TIMES_DOCUMENTS = TIMES_QUERIES = 4.0
 TIMES_BATCHING = 2.0
 TIMES_PEER = 5.0
@@ -84,10 +89,11 @@ def queries(bench: Bench) -> Record:
 
 
 def batching(bench: Bench) -> Record:
-    """Continuous against static batching of one engine: analyses as the model ends them, and of mixed lengths.
+    """Continuous against static batching of one engine: analyses as the model ends them, and of two mixes of lengths.
 
     A trained model's analyses are short and much alike. One that never ends by itself, and so uses up budgets that
-    differ, shows what continuous batching is for.
+    differ, shows what continuous batching is for. A static batch is of what waits, whatever the budgets; rows that have
+    ended leave it, but their answers, and those who wait, come when all have.
     """
     options = bench.options
     names, clients = ["continuous", "static"], options.batching_clients
@@ -97,6 +103,7 @@ def batching(bench: Bench) -> Record:
     loads: dict[str, tuple[str, int | Sequence[int]]] = {
         "its own lengths": (bench.model, options.batching_budget),
         "budgets used up": (untrained, MIXED),
+        "exponential lengths": (untrained, EXPONENTIAL),
     }
     records: dict[str, dict[str, list[Record]]] = {}
     for load, (model, budget) in loads.items():
@@ -110,7 +117,7 @@ def batching(bench: Bench) -> Record:
             records[load] = bench.in_turns(f"batching/{load}", names, options.rounds, measure)
     table = Table(f"continuous and static batching of {engine}, {clients} clients", *_QUERY_HEADER)
     figures: Record = {"engine": str(engine), "clients": clients, "budget": options.batching_budget, "mixed": MIXED}
-    figures["untrained"] = Path(untrained).name
+    figures |= {"untrained": Path(untrained).name, "exponential": EXPONENTIAL}
     for load, found in records.items():
         cell = figures[load] = {}
         for name in names:

@@ -155,7 +155,7 @@ def test_every_part_is_measured_and_the_report_is_whole(
     assert quality["torch"]["distance_off"] == quality["torch"]["distance_on"] == 0
     assert quality["torch"]["same_analyses"] == 8
     assert 0 <= quality["torch:float32"]["ndcg_off"] <= 1
-    for load in ("its own lengths", "budgets used up"):
+    for load in ("its own lengths", "budgets used up", "exponential lengths"):
         assert figures["batching"][load]["continuous"]["times"] > 0
     assert {server.options.get("batching") for server in threads.started} == {None, "continuous", "static"}
     answer = figures["answer"]["torch"]
@@ -166,7 +166,7 @@ def test_every_part_is_measured_and_the_report_is_whole(
     assert peer["largest_cosine_distance"] < 1e-4
     names = Counter(goal["name"].split(":")[0] for goal in figures["goals"])
     assert names["queries at 1 clients"] == names["queries at 3 clients"] == names["nDCG@10 off"] == 1
-    assert len(figures["goals"]) == 10
+    assert len(figures["goals"]) == 11
     for goal in figures["goals"]:
         wanted = goal["found"] <= goal["at_most"] if "at_most" in goal else goal["found"] >= goal["at_least"]
         assert goal["met"] == wanted

@@ -19,6 +19,7 @@ from search_r3.files import atomic_path
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.adaptive import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
+from search_r3.model.engines.base import of_each
 from search_r3.model.engines.choice import check_engine, open_engine
 from search_r3.model.texts import (
     MAX_CHARACTERS,
@@ -222,7 +223,7 @@ class SearchR3:
         self,
         texts: Sequence[Text],
         *,
-        max_reasoning_tokens: int = 32,
+        max_reasoning_tokens: int | Sequence[int] = 32,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
         samples: int = 1,
@@ -233,7 +234,8 @@ class SearchR3:
         """Analyse each query in at most `max_reasoning_tokens` tokens and embed it, in one pass.
 
         Args:
-            max_reasoning_tokens: the budget, which leaves out the embed token; at 0 the token follows at once.
+            max_reasoning_tokens: the budget, which leaves out the embed token; at 0 the token follows at once. One for
+                all texts, or one for each.
             temperature: 0 is greedy; 1 samples from the model's own distribution.
             seed: of the sampling; unused when greedy. One for each analysis: it is then decided by its query and seed.
             samples: analyses of each query, drawn apart; those of a query stand together in what is returned.
@@ -245,8 +247,11 @@ class SearchR3:
             InputError: an empty text, a text of over 100,000 characters, or a bad budget, temperature or number.
         """
         check_queries(texts)
-        if max_reasoning_tokens < 0:
-            raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
+        budgets = of_each(max_reasoning_tokens, len(texts))
+        if len(budgets) != len(texts):
+            raise InputError(f"{len(budgets)} values of max_reasoning_tokens for {len(texts)} texts; give one for each")
+        if min(budgets, default=0) < 0:
+            raise InputError(f"max_reasoning_tokens must be 0 or more, not {min(budgets)}")
         if temperature < 0:
             raise InputError(f"temperature must be 0 or more, not {temperature}")
         if samples < 1:
@@ -258,7 +263,7 @@ class SearchR3:
             generations = self.engine.generate(
                 frame.prefix,
                 rows,
-                max_new_tokens=max_reasoning_tokens,
+                max_new_tokens=budgets,
                 temperature=temperature,
                 seed=seed,
                 batch_size=batch_size,

@@ -17,7 +17,7 @@ from search_r3.server.cache import Key, ReasonedCache
 from search_r3.server.config import ServerConfig
 from search_r3.server.logs import log
 from search_r3.server.metrics import Metrics
-from search_r3.server.work import Embedded, Kind, Work
+from search_r3.server.work import Embedded
 from search_r3.server.worker import Model, ThreadBatcher, Unit, shutting_down, tell_all
 
 
@@ -118,10 +118,6 @@ class ContinuousBatcher(ThreadBatcher):
         metrics.watch_slots(config.slots, lambda: len(self._rows))
         super().__init__(model, config, cache, metrics)
 
-    def _queue_of(self, work: Work) -> tuple[Kind, int]:
-        """Queries of all budgets are written together."""
-        return work.kind, 0
-
     def _run(self) -> None:
         while self._wait():
             self._let_in()
@@ -148,7 +144,7 @@ class ContinuousBatcher(ThreadBatcher):
         if batch is None:
             return
         joining: dict[Key, _Row] = {}
-        for line, place in batch[2]:
+        for line, place in batch[1]:
             text = line.work.texts[place]
             key = self._key(line.work, text)
             row = joining.get(key) or next((row for row in self._rows.values() if row.key == key), None)

@@ -40,7 +40,7 @@ class Model(Protocol):
         self,
         texts: Any,
         *,
-        max_reasoning_tokens: int,
+        max_reasoning_tokens: Sequence[int],
         batch_size: int,
         show_progress_bar: bool | None,
         on_token: Callable[[int, int], None] | None,
@@ -76,7 +76,7 @@ class ThreadBatcher:
 
     def __init__(self, model: Model, config: ServerConfig, cache: ReasonedCache, metrics: Metrics) -> None:
         self.model, self.config, self.cache, self.metrics = model, config, cache, metrics
-        self._queues: OrderedDict[tuple[Kind, int], deque[Line]] = OrderedDict()
+        self._queues: OrderedDict[Kind, deque[Line]] = OrderedDict()
         self._seconds: dict[Kind, float] = {}
         self._changed = threading.Condition()
         self._closing = self._giving_up = False
@@ -99,7 +99,7 @@ class ThreadBatcher:
             if self._closing:
                 raise Closed
             if line.todo:
-                self._queues.setdefault(self._queue_of(work), deque()).append(line)
+                self._queues.setdefault(work.kind, deque()).append(line)
                 self._changed.notify()
 
     def waiting(self) -> tuple[int, int]:
@@ -113,9 +113,7 @@ class ThreadBatcher:
         """See `Batcher.seconds_left`: texts that wait, times the seconds that their kind has taken of late."""
         with self._changed:
             return sum(
-                len(line.todo) * self._seconds.get(kind, 0.0)
-                for (kind, _), queue in self._queues.items()
-                for line in queue
+                len(line.todo) * self._seconds.get(kind, 0.0) for kind, queue in self._queues.items() for line in queue
             )
 
     def close(self, grace: float) -> bool:
@@ -135,10 +133,6 @@ class ThreadBatcher:
         self._thread.join(2)
         return False
 
-    def _queue_of(self, work: Work) -> tuple[Kind, int]:
-        """What can be in a pass together: for `SearchR3.reason`, queries of one budget."""
-        return work.kind, work.budget
-
     def _key(self, work: Work, text: Tokens) -> Key:
         return self.model.contract_hash, text.ids, work.budget
 
@@ -153,12 +147,12 @@ class ThreadBatcher:
 
     def _take(
         self, kinds: Sequence[Kind] = get_args(Kind), most_texts: int | None = None, most_tokens: int | None = None
-    ) -> tuple[Kind, int, list[Unit]] | None:
+    ) -> tuple[Kind, list[Unit]] | None:
         """The next batch: of the kind whose turn it is, one text of each request in turn, until it is full."""
         most_texts = min(most_texts or self.config.batch_texts, self.config.batch_texts)
         most_tokens = most_tokens or self.config.batch_tokens
-        for kind, budget in [key for key in self._queues if key[0] in kinds]:
-            queue = self._queues.pop((kind, budget))
+        for kind in [key for key in self._queues if key in kinds]:
+            queue = self._queues.pop(kind)
             units: list[Unit] = []
             tokens = 0
             while queue and len(units) < most_texts:
@@ -176,15 +170,15 @@ class ThreadBatcher:
                 if line.todo:
                     queue.append(line)
             if queue:
-                self._queues[kind, budget] = queue  # at the end: the other kinds' turn
+                self._queues[kind] = queue  # at the end: the other kinds' turn
             if units:
-                return kind, budget, units
+                return kind, units
         return None
 
-    def _do(self, kind: Kind, budget: int, units: list[Unit]) -> None:
+    def _do(self, kind: Kind, units: list[Unit]) -> None:
         started = time.perf_counter()
         try:
-            self._embed(kind, budget, units)
+            self._embed(kind, units)
         except _AbandonedError:
             return
         except Exception as error:
@@ -194,7 +188,7 @@ class ThreadBatcher:
                 lines[0].work.fail(error)
                 return
             for line in lines:  # whose fault was it?
-                self._do(kind, budget, [unit for unit in units if unit[0] is line])
+                self._do(kind, [unit for unit in units if unit[0] is line])
             return
         seconds = time.perf_counter() - started
         self._took(kind, seconds / len(units))
@@ -206,13 +200,13 @@ class ThreadBatcher:
         mean = self._seconds.get(kind, seconds)
         self._seconds[kind] = mean + SMOOTHING * (seconds - mean)
 
-    def _embed(self, kind: Kind, budget: int, units: list[Unit]) -> None:
-        places: dict[Tokens, list[Unit]] = {}  # the same text twice is one row
-        for unit in units:
-            places.setdefault(unit[0].work.texts[unit[1]], []).append(unit)
-        texts = list(places)
+    def _embed(self, kind: Kind, units: list[Unit]) -> None:
+        places: dict[tuple[Tokens, int], list[Unit]] = {}  # the same text twice is one row
+        for line, place in units:
+            places.setdefault((line.work.texts[place], line.work.budget), []).append((line, place))
+        texts, budgets = [text for text, _ in places], [budget for _, budget in places]
         if kind == "reasoned":
-            answers = self._reason(texts, list(places.values()), budget)
+            answers = self._reason(texts, list(places.values()), budgets)
         else:
             if kind == "document":
                 vectors = self.model.encode_document(texts, batch_size=len(texts), show_progress_bar=False)
@@ -222,9 +216,9 @@ class ThreadBatcher:
                 )
             answers = [Embedded(vector) for vector in vectors]
         self.metrics.tokens.labels("prompt").inc(sum(len(text.ids) for text in texts))
-        for text, answer in zip(texts, answers, strict=True):
+        for (text, budget), answer in zip(places, answers, strict=True):
             key = (self.model.contract_hash, text.ids, budget) if kind == "reasoned" else None
-            self._give(places[text], answer, key)
+            self._give(places[text, budget], answer, key)
 
     def _give(self, units: Sequence[Unit], answer: Embedded, key: Key | None) -> None:
         """The answer to everyone who asked for it, and into the cache where it has a key."""
@@ -237,7 +231,7 @@ class ThreadBatcher:
             else:
                 line.give(place, answer)
 
-    def _reason(self, texts: list[Tokens], units: list[list[Unit]], budget: int) -> list[Embedded]:
+    def _reason(self, texts: list[Tokens], units: list[list[Unit]], budgets: list[int]) -> list[Embedded]:
         works = [line.work for row in units for line, _ in row]
         listeners = [[w.on_text for line, place in row if place == 0 and (w := line.work).on_text] for row in units]
         streams = [TextStream(self.model.tokenizer) if row else None for row in listeners]
@@ -249,7 +243,7 @@ class ThreadBatcher:
                 tell(listeners[row], stream.push(token))
 
         found = self.model.reason(
-            texts, max_reasoning_tokens=budget, batch_size=len(texts), show_progress_bar=False, on_token=on_token
+            texts, max_reasoning_tokens=budgets, batch_size=len(texts), show_progress_bar=False, on_token=on_token
         )
         for row, stream in enumerate(streams):
             if stream is not None:

@@ -174,6 +174,11 @@ def test_similarity_is_the_cosine(tiny: SearchR3) -> None:
         (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)]), "query 1 of 1 has 100,001 characters"),
         (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)], reasoning=False), "100,001 characters"),
         (lambda m: m.reason(["x"], max_reasoning_tokens=-1), "max_reasoning_tokens must be 0 or more, not -1"),
+        (
+            lambda m: m.reason(["x", "y"], max_reasoning_tokens=[3, -2]),
+            "max_reasoning_tokens must be 0 or more, not -2",
+        ),
+        (lambda m: m.reason(["x", "y"], max_reasoning_tokens=[3]), "1 values of max_reasoning_tokens for 2 texts"),
         (lambda m: m.encode_behind(["x", "y"], ["z"]), "1 analyses for 2 texts; give one for each"),
         (lambda m: m.encode_behind([" "], ["z"]), "text 1 of 1 is empty"),
         (lambda m: m.encode_behind(["x"], [[1, m.contract.embed_token_id]]), "without the embed token"),

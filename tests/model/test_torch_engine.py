@@ -169,6 +169,19 @@ class TestGenerate:
             assert found.forced
             assert np.abs(found.embedding - at_last_token(engine, [*PREFIX, *row, engine.embed_id])).max() < CLOSE
 
+    @pytest.mark.parametrize("samples", [1, 2])
+    def test_each_row_may_have_a_budget_of_its_own(
+        self, engine: TorchEngine, rows: list[list[int]], samples: int
+    ) -> None:
+        budgets = [i % 4 * 2 for i in range(len(rows))]
+        alone = [g for row, own in zip(rows, budgets, strict=True) for g in generate(engine, [row], max_new_tokens=own)]
+        together = generate(engine, rows, max_new_tokens=budgets, samples=samples, batch_size=6)
+        assert {len(g.token_ids) for g in alone} >= {0, 2, 4, 6}
+        for place, found in enumerate(together):
+            one = alone[place // samples]
+            assert (found.token_ids, found.forced) == (one.token_ids, one.forced)
+            assert np.abs(found.embedding - one.embedding).max() < CLOSE
+
     @pytest.mark.parametrize("temperature", [0.0, 5.0])
     def test_padding_ids_are_never_written(
         self, engine: TorchEngine, rows: list[list[int]], temperature: float, monkeypatch: pytest.MonkeyPatch

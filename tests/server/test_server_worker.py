@@ -46,7 +46,7 @@ class FakeModel:
         return self._do("query", texts)
 
     def reason(self, texts, *, max_reasoning_tokens, on_token, **_):
-        vectors = self._do(f"reasoned {max_reasoning_tokens}", texts)
+        vectors = self._do(f"reasoned {sorted(set(max_reasoning_tokens))}", texts)
         for row in range(len(texts)):
             for token in b"hm":
                 on_token(row, token)
@@ -97,8 +97,7 @@ def test_waiting_requests_share_passes_and_kinds_take_turns(model: FakeModel, ba
     assert model.passes[1:] == [
         ("document", [10, 20, 11, 12]),  # one of each request in turn, four a pass
         ("query", [30, 31]),
-        ("reasoned 5", [40]),
-        ("reasoned 6", [41]),
+        ("reasoned [5, 6]", [40, 41]),
         ("document", [13, 14, 15]),
     ]
 
@@ -149,12 +148,12 @@ def test_the_same_question_is_thought_about_once(model: FakeModel, batcher: Thre
     later = work("reasoned", 50, budget=5, on_text=told[2].append)
     batcher.submit(later)
     assert later.future.done()  # from the cache, at once
-    assert model.passes[1:] == [("reasoned 5", [50])]
+    assert model.passes[1:] == [("reasoned [5]", [50])]
     assert told == [["h", "m"], ["h", "m"], ["hm"]]
     other = work("reasoned", 50, budget=6)
     batcher.submit(other)
     assert firsts(other) == [50]
-    assert model.passes[-1] == ("reasoned 6", [50])
+    assert model.passes[-1] == ("reasoned [6]", [50])
 
 
 def test_closing_finishes_and_then_refuses(model: FakeModel, batcher: ThreadBatcher) -> None:

@@ -46,7 +46,7 @@ class Engine(Protocol):
         prefix: Sequence[int],
         rows: list[list[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         temperature: float,
         seed: int | Sequence[int],
         batch_size: int,
@@ -57,8 +57,14 @@ class Engine(Protocol):
         """Continue each `prefix + row` until the embed token, feed that token, and return the state at it.
 
         With `samples`, each row is continued so many times (sampled apart): a row's samples stand together in the
-        list. Its prefill is shared where the engine can. `seed` may be a number for each sample of that list: then a
-        sample does not depend on what is sampled beside it. `on_token` is called with a sample's place in that list and
-        a token's id as soon as the token is written (the embed token is not); what it raises ends the call.
+        list. Its prefill is shared where the engine can. `max_new_tokens` may be a number for each row, `seed` one for
+        each sample of that list: then a sample does not depend on what is sampled beside it. `on_token` is called with
+        a sample's place in that list and a token's id as soon as the token is written (the embed token is not); what
+        it raises ends the call.
         """
         ...
+
+
+def of_each(budget: int | Sequence[int], rows: int) -> list[int]:
+    """The budget of each row, where there may be one for all."""
+    return [budget] * rows if isinstance(budget, int) else list(budget)

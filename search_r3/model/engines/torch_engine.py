@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search_r3.model.engines.base import Generation
+from search_r3.model.engines.base import Generation, of_each
 from search_r3.model.engines.sessions import (
     Layer,
     LlamaSession,
@@ -80,7 +80,7 @@ class TorchEngine:
         prefix: Sequence[int],
         rows: list[list[int]],
         *,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | Sequence[int] = 32,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
         batch_size: int = 32,
@@ -93,9 +93,10 @@ class TorchEngine:
         A sample is decided by the seed and the batch; by the row and its own seed, if each sample is given one; greedy
         writing by the row alone. A row is prefilled once for all its samples. `batch_size` counts samples.
         """
+        budgets = of_each(max_new_tokens, len(rows))
         draws_SN: Tensor | None = None
         if not isinstance(seed, int):
-            draws = [np.random.default_rng(own).random(max_new_tokens + 1) for own in seed]
+            draws = [np.random.default_rng(own).random(max(budgets) + 1) for own in seed]
             draws_SN = torch.from_numpy(np.array(draws))
         generator = torch.Generator(device=self.model.device).manual_seed(seed if isinstance(seed, int) else 0)
         out: list[Generation | None] = [None] * (len(rows) * samples)
@@ -106,7 +107,8 @@ class TorchEngine:
             if draws_SN is not None:
                 random = draws_SN.unflatten(0, (-1, samples))[chosen].flatten(0, 1).to(self.model.device)
             with torch.inference_mode():
-                written = self._continue(prefix, batch, max_new_tokens, temperature, random, samples, tell)
+                own = [budgets[i] for i in chosen]
+                written = self._continue(prefix, batch, own, temperature, random, samples, tell)
             for place, i in enumerate(chosen):
                 out[i * samples : (i + 1) * samples] = written[place * samples : (place + 1) * samples]
             if progress:
@@ -130,13 +132,14 @@ class TorchEngine:
         self,
         prefix: Sequence[int],
         rows: list[list[int]],
-        budget: int,
+        budgets: list[int],
         temperature: float,
         random: torch.Generator | Tensor,
         samples: int,
         tell: Callable[[int, int], None] | None,
     ) -> list[Generation]:
-        device, size = self.model.device, len(rows)
+        device, size, budget = self.model.device, len(rows), max(budgets)
+        budget_B = torch.tensor(budgets, device=device)
         longest = max(len(row) for row in rows)
         lengths_B = torch.tensor([len(row) for row in rows], device=device)
         # Padding stands between the prefix and the row, so that every row's next token is in the same column.
@@ -156,7 +159,7 @@ class TorchEngine:
         if samples > 1:  # each line of the session becomes so many, with the same keys and values
             copies = torch.arange(size, device=device).repeat_interleave(samples)
             session.keep(copies)
-            state_BD, position_B = state_BD[copies], position_B[copies]
+            state_BD, position_B, budget_B = state_BD[copies], position_B[copies], budget_B[copies]
             mask_BT = None if mask_BT is None else mask_BT[copies]
             size *= samples
         alive = list(range(size))  # which sample each line of the session is
@@ -167,7 +170,7 @@ class TorchEngine:
             drawn = random if isinstance(random, torch.Generator) else random[alive, step]
             sampled_B = self._choose(state_BD, temperature, drawn)
             ended_B = torch.isin(sampled_B, self.stop_ids) & (sampled_B != self.embed_id)
-            forced_B = ended_B | ((sampled_B != self.embed_id) & (step == budget))
+            forced_B = ended_B | ((sampled_B != self.embed_id) & (step >= budget_B))
             next_B = torch.where(forced_B, self.embed_id, sampled_B)
             ended_B = torch.where(ended_B, sampled_B, -1)
             length += 1
@@ -191,7 +194,7 @@ class TorchEngine:
                 left = [line for line, live in enumerate(running) if live]
                 keep = torch.tensor(left, device=device)
                 session.keep(keep)
-                position_B, state_BD = position_B[keep], state_BD[keep]
+                position_B, state_BD, budget_B = position_B[keep], state_BD[keep], budget_B[keep]
                 mask_BT = None if mask_BT is None else mask_BT[keep]
                 alive, running = [alive[line] for line in left], [True] * len(left)
         return [generation for generation in done if generation is not None]

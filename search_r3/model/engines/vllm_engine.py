@@ -61,7 +61,7 @@ class VllmEngine(TorchEngine):
         prefix: Sequence[int],
         rows: list[list[int]],
         *,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | Sequence[int] = 32,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
         batch_size: int = 32,

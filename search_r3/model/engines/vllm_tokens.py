@@ -22,7 +22,7 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.model.checkpoint import _first_line
-from search_r3.model.engines.base import Generation
+from search_r3.model.engines.base import Generation, of_each
 
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: a script needs no main guard, weights can be handed over
@@ -237,7 +237,7 @@ def continue_rows(
     prefix: Sequence[int],
     rows: list[list[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     temperature: float,
     seed: int | Sequence[int],
     batch_size: int,
@@ -251,10 +251,11 @@ def continue_rows(
         every = [[seed % 2**63, i] for i in range(len(seeds))] if isinstance(seed, int) else [[own] for own in seed]
         seeds = [int(np.random.SeedSequence(words).generate_state(1)[0]) for words in every]
     prompts = [row for row in rows for _ in range(samples)]
+    budgets = [budget for budget in of_each(max_new_tokens, len(rows)) for _ in range(samples)]
     written: list[Row] = []
     try:
-        for ids, own in zip(prompts, seeds, strict=True):
-            written.append(writer.add([*prefix, *ids], max_new_tokens, temperature, own))
+        for ids, budget, own in zip(prompts, budgets, seeds, strict=True):
+            written.append(writer.add([*prefix, *ids], budget, temperature, own))
         places = {row: place for place, row in enumerate(written)}
         told, left = [0] * len(written), [samples] * len(rows)
         while places:
