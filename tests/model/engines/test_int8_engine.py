@@ -197,6 +197,16 @@ def test_a_session_gives_the_states_of_the_float_session(
         found.append(other.feed(ids_BL, position_BL[:, 3:10], None, torch.tensor([0, 6, 2, 4])))
         states.append(torch.cat(found))
     assert torch.cosine_similarity(*states).min() > 1 - (FINER if fine else NEAR)
+    if fine and packed.decoder is not None:  # more tokens than fit a pass
+        monkeypatch.setattr(packed.decoder, "few", 16)
+        monkeypatch.setattr(packed.decoder, "_tiles", True)
+        passes, step = [], packed.decoder.step
+        monkeypatch.setattr(packed.decoder, "step", lambda x, *given: passes.append(len(x)) or step(x, *given))
+        other = Int8Session(model.model, packed, first.prefix(), 4, 9, fine=True)
+        again = other.feed(ids_BL, position_BL[:, 3:10], mask_BT[:, :10])
+        assert passes == [14, 14]
+        assert torch.cosine_similarity(again, states[0][:4]).min() > 1 - FINER
+        assert other.length == 10
     if fine:  # the same without the decoder, as on other machines and for many tokens
         monkeypatch.setattr(packed, "decoder", None)
         session = Int8Session(model.model, packed, [], 4, 7, fine=True)
