@@ -255,7 +255,7 @@ def _by_vector(
         return _rows(probed, count, ties, where, "_distance", lambda distance: 1.0 - distance)
 
     rows = found(beyond=where is not None)
-    if len(rows) < count and where is None and nearest is not None:  # the nearest partitions hold no more
+    if len(rows) < count and where is None and nearest is not None and nearest.used:  # those partitions hold no more
         rows = found(beyond=True)
     return rows
 

@@ -160,48 +160,43 @@ class Int8Session(LlamaCache):
     def _decode(self, parts: Sequence[Part]) -> list[Tensor]:
         """Each part's states (B, D), of sessions of this one's model; in passes of at most `few` tokens."""
         assert self.decoder is not None
-        states: list[list[Tensor]] = [[] for _ in parts]
-        waiting: list[tuple[int, slice]] = []
+        found: list[Tensor] = []
+        waiting: list[tuple[Part, slice]] = []
         tokens = 0
-        for number, part in enumerate(parts):
+        for part in parts:
             size, new = part.ids_BL.shape
             for first in range(0, size, step := max(1, self.decoder.few // new)):
                 rows = slice(first, min(first + step, size))
-                if waiting and tokens + (rows.stop - first) * new > self.decoder.few:
-                    self._pass(parts, waiting, states)
+                more = (rows.stop - first) * new
+                if waiting and tokens + more > self.decoder.few:
+                    found.append(self._pass(waiting))
                     waiting, tokens = [], 0
-                waiting.append((number, rows))
-                tokens += (rows.stop - first) * new
-        self._pass(parts, waiting, states)
+                waiting.append((part, rows))
+                tokens += more
+        found.append(self._pass(waiting))
         for part in parts:
             part.session.length += part.ids_BL.shape[1]
-        return [torch.cat(found) for found in states]
+        return list(torch.cat(found).split([len(part.ids_BL) for part in parts]))
 
-    def _pass(self, parts: Sequence[Part], which: Sequence[tuple[int, slice]], states: list[list[Tensor]]) -> None:
-        """One pass of rows of the parts; their states are added to `states`."""
+    def _pass(self, pieces: Sequence[tuple[Part, slice]]) -> Tensor:
+        """The states (B, D) of some rows of each part, B of them in all, by one pass."""
         assert self.decoder is not None
-        pieces = [parts[number] for number, _ in which]
-        ids = [part.ids_BL[rows] for part, (_, rows) in zip(pieces, which, strict=True)]
-        position_N = torch.cat(
-            [part.position_BL[rows].flatten() for part, (_, rows) in zip(pieces, which, strict=True)]
-        )
+        ids = [part.ids_BL[rows] for part, rows in pieces]
         x_ND = self.backbone.embed_tokens(torch.cat([one.flatten() for one in ids])).float()
-        cos_NE, sin_NE = self._turn(x_ND, position_N[None])
+        cos_NE, sin_NE = self._turn(x_ND, torch.cat([part.position_BL[rows].flatten() for part, rows in pieces])[None])
         caches = []
-        for part, (_, rows) in zip(pieces, which, strict=True):
+        for part, rows in pieces:
             session, new = part.session, part.ids_BL.shape[1]
             seen_BT = None if part.mask_BT is None else part.mask_BT[rows].to(torch.uint8)
             keys, values = ([one[rows] for one in of] for of in (session.keys, session.values))
             caches.append(Rows(keys, values, session.length, new, session.shared, seen_BT))
         self.decoder.step(x_ND, cos_NE, sin_NE, caches)
         picked = []
-        for part, (_, rows), x in zip(pieces, which, x_ND.split([one.numel() for one in ids]), strict=True):
-            x_BLD = x.view(-1, part.ids_BL.shape[1], x.shape[1])
+        for (part, rows), own, x in zip(pieces, ids, x_ND.split([one.numel() for one in ids]), strict=True):
+            x_BLD = x.unflatten(0, own.shape)
             picked.append(x_BLD[:, -1] if part.last_B is None else x_BLD[torch.arange(len(x_BLD)), part.last_B[rows]])
         state_BD = torch.cat(picked)
-        state_BD = functional.rms_norm(state_BD, state_BD.shape[-1:], self.backbone.norm.weight.float(), self.eps)
-        for (number, _), found in zip(which, state_BD.split([len(one) for one in picked]), strict=True):
-            states[number].append(found)
+        return functional.rms_norm(state_BD, state_BD.shape[-1:], self.backbone.norm.weight.float(), self.eps)
 
     def _turn(self, x_ND: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (N, E) of the positions' rotation, contiguous."""

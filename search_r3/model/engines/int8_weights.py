@@ -19,14 +19,14 @@ from torch import Tensor
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 from search_r3.model.engines.calibration import Sample
-from search_r3.model.engines.int8_rounding import round_layers, round_to_nearest
+from search_r3.model.engines.int8_rounding import READERS, round_layers, round_to_nearest
 from search_r3.model.engines.sessions import FAMILY, Layer, merge_projections
 
 INT8_FILE = "int8.safetensors"
 """Beside an export's weights, and under the contract's hash in the cache."""
 FORMAT = "2"
 """Raised when the file below means something else, so that old ones are made again."""
-MATRICES = ("qkv", "out", "gate_up", "down")
+MATRICES = tuple(READERS)
 
 
 @dataclass
