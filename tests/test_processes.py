@@ -1,0 +1,119 @@
+"""Tests end: a child process ends with the test that started it, and a test that waits for ever fails."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import run, run_processes, start
+
+SPAWNS_A_STUBBORN_GRANDCHILD = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+print("started", child.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie, within 10 seconds."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_much_output_on_both_streams_fills_no_pipe() -> None:
+    script = "import sys; sys.stdout.write('x' * 2_000_000); sys.stderr.write('y' * 2_000_000)"
+    done = run([sys.executable, "-c", script])
+    assert (done.stdout, done.stderr) == ("x" * 2_000_000, "y" * 2_000_000)
+
+
+def test_what_is_given_is_read_and_an_error_is_raised_with_the_output() -> None:
+    assert run([sys.executable, "-c", "print(input())"], given="fährt".encode()).stdout == "fährt\n"
+    failing = [sys.executable, "-c", "import sys; print('so far'); sys.exit('so bad')"]
+    assert run(failing, check=False).returncode == 1
+    with pytest.raises(AssertionError, match="exit status 1") as raised:
+        run(failing)
+    assert "so far" in raised.value.__notes__[0]
+    assert "so bad" in raised.value.__notes__[0]
+
+
+def test_a_child_and_what_it_started_end_with_the_block_whatever_fails() -> None:
+    started: list[int] = []
+
+    def fail() -> None:
+        with start([sys.executable, "-c", SPAWNS_A_STUBBORN_GRANDCHILD]) as child:
+            started.extend((child.pid, int(child.line("started").split()[1])))
+            raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose") as raised:
+        fail()
+    assert all(map(ended, started))
+    assert f"started {started[1]}" in raised.value.__notes__[0]
+
+
+def test_a_line_and_an_end_are_waited_for_with_a_limit() -> None:
+    with start([sys.executable, "-c", "import time; print('one', flush=True); time.sleep(1000)"]) as child:
+        assert child.line("^o.e$") == "one"
+        with pytest.raises(AssertionError, match=r"no line with 'two' on stdout, not within 0\.2 s"):
+            child.line("two", seconds=0.2)
+        with pytest.raises(AssertionError, match="has not ended within"):
+            child.wait(0.2)
+    assert child.process.returncode == -signal.SIGTERM
+    with start([sys.executable, "-c", "print('one')"]) as child, pytest.raises(AssertionError, match="has ended"):
+        child.line("two")
+
+
+def test_children_end_when_the_tests_are_killed() -> None:
+    code = "import processes, sys, time; child = processes.start(['sleep', '1000']); print(child.pid, flush=True)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with start([sys.executable, "-c", f"{code}; time.sleep(1000)"], env=environment) as tests:
+        pid = int(tests.line(r"^\d+$"))
+        os.kill(tests.pid, signal.SIGKILL)  # it alone; `sleep` is in a group of its own
+        assert ended(pid)
+
+
+def sleep_for_ever(rank: int) -> None:
+    time.sleep(1000)
+
+
+def test_processes_that_work_together_have_a_limit() -> None:
+    with pytest.raises(AssertionError, match="have not ended within 0 s"):
+        run_processes(sleep_for_ever, seconds=0)
+
+
+WAITS = {
+    "python": "import threading\ndef test_it():\n    threading.Lock().acquire() and threading.Event().wait()",
+    "library": """
+import ctypes
+def test_it():
+    mutex, locked = ctypes.create_string_buffer(64), ctypes.PyDLL(None).pthread_mutex_lock
+    locked(mutex), locked(mutex)  # holds the interpreter's own lock too
+""",
+}
+
+
+@pytest.mark.parametrize("where", WAITS)
+def test_a_test_that_waits_for_ever_fails(where: str, tmp_path: Path) -> None:
+    if where == "library" and not hasattr(ctypes.CDLL(None), "pthread_mutex_lock"):
+        pytest.skip("no pthreads")
+    (tmp_path / "test_waits.py").write_text(WAITS[where])
+    limits = ["-o", "timeout=1", "-o", "faulthandler_timeout=3", "--rootdir", tmp_path, "-p", "no:cacheprovider"]
+    settings = ["-c", Path(__file__).parents[1] / "pyproject.toml"]
+    done = run([sys.executable, "-m", "pytest", *settings, *limits, tmp_path], check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "test_waits.py" in done.stdout + done.stderr
+    assert ("Timeout (>1.0s)" in done.stdout) == (where == "python")
