@@ -1,4 +1,4 @@
-"""Writing files so that a crash never leaves half of one: write aside, flush to disk, rename.
+"""Writing files so that a crash never leaves half of one: write aside, flush to disk, rename. And what is UTF-8 text.
 
 Everything the project writes (checkpoints, runs, caches, logs' final form) goes through `atomic_path`; a disk that is
 full becomes one line, whichever library met it.
@@ -16,6 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from search_r3.errors import InputError
+
+BOM = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark, which Windows programs put in front of a text; it is no part of it."""
+_WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 @contextmanager
@@ -70,6 +74,42 @@ def atomic_write_text(target: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `target` in one rename."""
     with atomic_path(target) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def decode_text(data: bytes, name: str | Path) -> str:
+    """The text that a file's bytes hold: UTF-8, without the byte order mark that may stand in front.
+
+    Raises:
+        InputError: they are not UTF-8 text; `name` begins the message.
+    """
+    if (problem := text_problem(data)) is not None:
+        raise InputError(f"{name}: {problem}; save the file as UTF-8")
+    return data.removeprefix(BOM).decode("utf-8")
+
+
+def text_problem(data: bytes, at: str = "at") -> str | None:
+    """What keeps bytes from being UTF-8 text: another encoding (see `encoding_problem`), or a NUL byte; else None."""
+    nul = "binary data or UTF-16 (a NUL byte), expected UTF-8 text" if b"\0" in data else None
+    return encoding_problem(data, at) or nul
+
+
+def encoding_problem(data: bytes, at: str = "at") -> str | None:
+    """What keeps bytes from being UTF-8, in a few words ("UTF-16 text, expected UTF-8"); None where they are.
+
+    `at` stands before the number, from 1, of the first byte that does not fit ("at column").
+    """
+    if (encoding := wide_encoding(data)) is not None:
+        return f"{encoding} text, expected UTF-8"
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text (byte 0x{data[error.start]:02x} {at} {error.start + 1})"
+    return None
+
+
+def wide_encoding(data: bytes) -> str | None:
+    """ "UTF-16" or "UTF-32" where the bytes begin with its byte order mark, else None."""
+    return next((encoding for mark, encoding in _WIDE.items() if data.startswith(mark)), None)
 
 
 def remove_leftovers(*targets: str | Path) -> None:

@@ -126,6 +126,10 @@ def index(
     commit_every: Annotated[
         int | None, typer.Option(min=1, help="Chunks per commit; by default what ten seconds give, 256 to 8,192.")
     ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="What a CSV file is split at, where it is not found out: a character, tab or semicolon."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the documents that PATH no longer has.")] = False,
     ray: Ray = None,
     workers: Workers = 2,
@@ -138,8 +142,8 @@ def index(
     """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
 
     Only what changed is embedded again. It may be stopped at any time: the same command goes on where it stopped. A
-    JSONL line needs "id" and "text", may have a "title"; every other field can be filtered on in a search. The corpus
-    may be larger than memory. From 100,000 chunks on, an approximate index is built and its recall measured.
+    JSONL line, or a CSV header, needs "id" and "text", may have a "title"; every other field can be filtered on in a
+    search. The corpus may be larger than memory. From 100,000 chunks on, an approximate index is built and its recall measured.
 
     \b
     Example:  search-r3 index ~/notes --into notes-index
@@ -154,7 +158,7 @@ def index(
     if info:
         show_info(SearchIndex.open(path), as_json)
         return
-    source = open_source(path)
+    source = open_source(path, delimiter=delimiter)
     target = into or f"{Path(path).resolve().stem}.index"
     given: dict[str, Any] = {
         "batch_size": batch_size,
@@ -230,7 +234,7 @@ def search(
     opened = SearchIndex.open(index)
     check_where(opened, where)  # before a model is loaded
     if query == "-":
-        query = sys.stdin.buffer.read().decode("utf-8", "replace")
+        query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
     loaded = (
         None
         if mode is Mode.text

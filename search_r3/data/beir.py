@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.jsonl import OnFault, tell, text_lines
+from search_r3.data.jsonl import OnFault, id_field, tell, text_lines
 from search_r3.data.jsonl import read_jsonl as read_jsonl  # these three for those who read data sets' parts
 from search_r3.data.jsonl import string_field as string_field
 from search_r3.data.jsonl import write_jsonl as write_jsonl
@@ -189,15 +189,15 @@ def _refuse_binary(text: str, path: Path, number: int) -> None:
 
 
 def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int]) -> str:
-    name = string_field(value, "_id", path, number, empty=False)
+    key, name = id_field(value, path, number)
     if name.split() != [name]:
         raise InputError(
-            f'{path}, line {number}: the field "_id" is {name!r}, which holds white space; '
+            f'{path}, line {number}: the field "{key}" is {name!r}, which holds white space; '
             "ids are columns of qrels and run files, so use none"
         )
     if name in seen:
         raise InputError(
-            f'{path}, line {number}: the _id "{name}" was already used in line {seen[name]}; ids are unique'
+            f'{path}, line {number}: the {key} "{name}" was already used in line {seen[name]}; ids are unique'
         )
     return name
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from search_r3.data.lines import BOM, MAX_LINE, TooLong, bounded_lines, defect
+from search_r3.data.lines import MAX_LINE, TooLong, bounded_lines, defect
 from search_r3.errors import InputError
-from search_r3.files import atomic_path
+from search_r3.files import BOM, atomic_path, text_problem
 
 OnFault = Callable[[InputError, str, str], None]
 """Told of a line that is broken: the error, its kind in a few words, and the line's place below the folder."""
@@ -90,6 +90,28 @@ def string_field(
     return text
 
 
+def id_field(
+    value: dict[str, Any], path: str | Path, number: int, names: tuple[str, ...] = ("_id", "id")
+) -> tuple[str, str]:
+    """(name, id) of a line's object: the first of `names` that it has. A whole number stands for its digits, as the ids
+    of qrels and run files are text.
+
+    Raises:
+        InputError: none of `names` is there, or the id is neither a string nor a whole number, or empty.
+    """
+    name = next((name for name in names if name in value), names[0])
+    found = value.get(name)
+    if isinstance(found, int) and not isinstance(found, bool):
+        return name, str(found)
+    if name in value and not isinstance(found, str):
+        shown = json.dumps(found, ensure_ascii=False)[:40]
+        raise InputError(
+            f'{path}, line {number}: the field "{name}" must be a string or a whole number, found {shown}; '
+            "put it in quotes"
+        )
+    return name, string_field(value, name, path, number, empty=False)
+
+
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line (UTF-8, not escaped), in one rename."""
     with atomic_path(path) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as handle:
@@ -113,13 +135,9 @@ def text_lines(path: Path, on_fault: OnFault | None = None) -> Iterator[tuple[in
                 on_fault(broken, found[0], _place(path, number))
                 continue
             assert isinstance(raw, bytes)
-            try:
-                yield number, raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: not UTF-8 text (byte 0x{raw[error.start]:02x} at column "
-                    f"{error.start + 1}); save the file as UTF-8"
-                ) from error
+            if (problem := text_problem(raw, "at column")) is not None:
+                raise InputError(f"{path}, line {number}: {problem}; save the file as UTF-8")
+            yield number, raw.decode("utf-8")
 
 
 def tell(on_fault: OnFault | None, error: InputError, reason: str, path: Path, number: int | None = None) -> None:

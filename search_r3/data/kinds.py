@@ -212,7 +212,8 @@ KINDS: dict[str, Kind] = {
     "pairs": _files(
         own_pairs,
         lambda path: [Path(path)],
-        {"query": str, "positive": str, "negatives": list, "header": bool, "name": str, "licence": str},
+        {"query": str, "positive": str, "negatives": list, "header": bool, "delimiter": str}
+        | {"name": str, "licence": str},
         ("path", "licence"),
     ),
 }

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from search_r3.errors import InputError
+from search_r3.files import BOM as BOM  # for those who read lines
+from search_r3.files import encoding_problem
 
 MAX_LINE = 10_000_000
 """Bytes: no document of a collection is longer, so a longer line is something else."""
 CHUNK = 1 << 20
 MAX_COUNTED = 1_000_000_000
 """Bytes: a small file may blow up to more, and is not unpacked beyond this to say how much."""
-BOM = b"\xef\xbb\xbf"
 _HTML_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>]|<head[\s>])", re.IGNORECASE)
 _OPEN: dict[str, Any] = {".gz": gzip.open, ".dz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
@@ -132,12 +133,10 @@ def defect(raw: bytes | TooLong) -> tuple[str, str] | None:
     """What keeps bytes from being a line of text: (a few words to count by, what to tell); None where it is text."""
     if isinstance(raw, TooLong):
         return "line too long", f"a line of {raw.size:,} bytes, expected at most {MAX_LINE:,}"
+    if (problem := encoding_problem(raw)) is not None:
+        return "not UTF-8", problem
     if b"\0" in raw:
         return "binary", "binary data (a NUL byte), expected text"
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return "not UTF-8", f"not UTF-8 text (byte 0x{raw[error.start]:02x} at {error.start + 1})"
     if is_html_page(raw):
         return "HTML", "an HTML page, expected data"
     return None

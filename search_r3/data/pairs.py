@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.beir import read_jsonl, refuse_unknown, string_field, write_jsonl
+from search_r3.data.jsonl import id_field
 from search_r3.errors import InputError
 
 FIELDS = ("id", "query", "positive", "negatives", "analysis", "source")
@@ -35,6 +36,8 @@ class TrainingPair:
 def read_pairs(path: str | Path) -> list[TrainingPair]:
     """Read a JSONL file of training pairs; `id`, `query` and `positive` are needed, the other fields may be left out.
 
+    An id that is a whole number stands for its digits.
+
     Raises:
         InputError: the file cannot be read or is empty; a line is broken, has a field of the wrong type or an unknown
             one, an empty text, a negative that is the positive, or an id used before (file, line and field are named).
@@ -44,7 +47,7 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
     for number, value in read_jsonl(path):
         where = f"{path}, line {number}"
         refuse_unknown(value, FIELDS, where, what="field")
-        identity = string_field(value, "id", path, number, empty=False)
+        _, identity = id_field(value, path, number, ("id",))
         if identity in seen:
             raise InputError(f'{where}: the id "{identity}" was already used in line {seen[identity]}; ids are unique')
         seen[identity] = number

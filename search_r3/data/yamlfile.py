@@ -6,9 +6,23 @@ PyYAML lets other exceptions through from values that look like a date or carry 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import IO, Any
 
 import yaml
+
+from search_r3.files import decode_text
+
+
+def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """The document in a file of UTF-8 text; nothing in it can run code.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: it is not UTF-8 text.
+        yaml.YAMLError: it is not valid, or a value in it cannot be read.
+    """
+    return parse_yaml(decode_text(Path(path).read_bytes(), path), loader)
 
 
 def parse_yaml(text: str | IO[str], loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:

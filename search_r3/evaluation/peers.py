@@ -147,14 +147,13 @@ def _from_spec(source: str) -> PeerConfig:
 def _from_file(path: Path) -> PeerConfig:
     import yaml
 
-    from search_r3.data.yamlfile import parse_yaml
+    from search_r3.data.yamlfile import read_yaml
 
     try:
-        with open(path, encoding="utf-8") as file:
-            values = parse_yaml(file)
+        values = read_yaml(path)
     except OSError as error:
         raise InputError(f"cannot read the system {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     known = {field.name: str(field.type) for field in fields(PeerConfig)}
     if not isinstance(values, dict):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_path
+from search_r3.files import atomic_path, decode_text
 from search_r3.metrics import Run, rank_documents
 
 
@@ -80,7 +80,7 @@ def write_gzip(path: str | Path, text: str) -> None:
 
 
 def read_gzip_lines(path: str | Path) -> list[str]:
-    """The lines of a text file, gzipped or plain.
+    """The lines of a UTF-8 file, gzipped or plain, with or without a byte order mark.
 
     Raises:
         InputError: the file is missing, damaged or not UTF-8.
@@ -92,11 +92,10 @@ def read_gzip_lines(path: str | Path) -> list[str]:
     try:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-        return data.decode("utf-8").splitlines()
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and evaluate again") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; expected a TREC run, gzipped or plain") from error
+    lines = decode_text(data, path).split("\n")  # not splitlines: a text may hold U+2028 or U+0085
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def write_jsonl_gzip(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3.data.beir import read_jsonl, string_field
+from search_r3.data.delimited import parse_delimiter
+from search_r3.data.jsonl import id_field
 from search_r3.errors import InputError
+from search_r3.files import wide_encoding
 from search_r3.index.csvfile import read_csv
 from search_r3.index.ledger import Ledger
 
@@ -89,7 +92,7 @@ class Source:
             raise InputError(f"{self.path}: nothing to index ({why})")
 
 
-def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> Source:
+def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delimiter: str | None = None) -> Source:
     """Find out what stands at `path` and how to read it: "beir", "jsonl", "csv", "folder" or "file".
 
     Args:
@@ -97,9 +100,12 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> So
             perhaps `title`, everything else being metadata; a `.csv` or `.tsv` file with the same names in its header;
             a folder of text files; or one text file.
         max_file_bytes: larger files of a folder are skipped. Files of records may have any size.
+        delimiter: what the file is split at, a character or "comma", "semicolon", "tab" or "pipe"; None finds it out.
+            A file of any name is read as a table where it is given.
 
     Raises:
-        InputError: there is no such path, it may not be read, or it is neither a file nor a folder.
+        InputError: there is no such path, it may not be read, or it is neither a file nor a folder; or a delimiter is
+            given for what is no table.
     """
     path = Path(path)
     try:
@@ -107,20 +113,28 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> So
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a folder, or a .jsonl, .csv or text file") from error
     if stat.S_ISDIR(mode):
+        _refuse_delimiter(path, delimiter)
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(f"{path}: you may not read this folder; mend its permissions")
         corpus = path / "corpus.jsonl"
         if corpus.is_file():
-            return Source(corpus, "beir", lambda skipped: _jsonl(corpus, skipped, skip_empty=True))
+            return Source(corpus, "beir", lambda skipped: _jsonl(corpus, skipped, beir=True))
         return Source(path, "folder", lambda skipped: _folder(path, skipped, max_file_bytes))
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is neither a file nor a folder; give one of these")
     suffix = path.suffix.lower()
     if suffix in {".jsonl", ".ndjson"}:
-        return Source(path, "jsonl", lambda skipped: _jsonl(path, skipped, skip_empty=False))
-    if suffix in {".csv", ".tsv"}:
-        return Source(path, "csv", lambda skipped: _csv(path))
+        _refuse_delimiter(path, delimiter)
+        return Source(path, "jsonl", lambda skipped: _jsonl(path, skipped, beir=False))
+    if delimiter is not None or suffix in {".csv", ".tsv"}:
+        given = parse_delimiter(delimiter)
+        return Source(path, "csv", lambda skipped: _csv(path, given))
     return Source(path, "file", lambda skipped: _one_file(path, max_file_bytes))
+
+
+def _refuse_delimiter(path: Path, delimiter: str | None) -> None:
+    if delimiter is not None:
+        raise InputError(f"{path}: a delimiter is given ({delimiter!r}), but only a table such as a .csv file has one")
 
 
 def sample_queries(source: Source, most: int = MAX_QUERIES) -> list[str]:
@@ -151,16 +165,13 @@ def summarise_skipped(skipped: list[Skipped], examples: int = 3) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- records
 
 
-def _jsonl(path: Path, skipped: list[Skipped], skip_empty: bool) -> Iterator[SourceDocument]:
+def _jsonl(path: Path, skipped: list[Skipped], beir: bool) -> Iterator[SourceDocument]:
     for number, value in read_jsonl(path):
-        key = "id" if "id" in value or "_id" not in value else "_id"
-        if isinstance(value.get(key), int) and not isinstance(value[key], bool):
-            value[key] = str(value[key])
-        identifier = string_field(value, key, path, number, empty=False)
+        key, identifier = id_field(value, path, number, ("_id", "id") if beir else ("id", "_id"))
         title = string_field(value, "title", path, number, default="")
         text = string_field(value, "text", path, number)
         if not text.strip() and not title.strip():
-            if not skip_empty:
+            if not beir:
                 raise InputError(f'{path}, line {number}: the field "text" is empty; fill it or remove this line')
             skipped.append(Skipped(f"{path.name} line {number}", "no text"))
             continue
@@ -182,8 +193,8 @@ def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
     return flat
 
 
-def _csv(path: Path) -> Iterator[SourceDocument]:
-    for line, row in read_csv(path):
+def _csv(path: Path, delimiter: str | None) -> Iterator[SourceDocument]:
+    for line, row in read_csv(path, delimiter):
         identifier, title, text = str(row.pop("id")), str(row.pop("title", "")), str(row.pop("text"))
         if not identifier.strip():
             raise InputError(f'{path}, line {line}: the field "id" is empty; fill it or remove this row')
@@ -276,8 +287,8 @@ def _read_text(path: Path, max_file_bytes: int) -> str | Skipped:
         data = path.read_bytes()
     except OSError as error:
         return Skipped(name, f"may not be read ({error.strerror})")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return Skipped(name, "UTF-16 text; save it as UTF-8")
+    if (encoding := wide_encoding(data)) is not None:
+        return Skipped(name, f"{encoding} text; save it as UTF-8")
     if b"\0" in data:
         return Skipped(name, "a binary file")
     try:

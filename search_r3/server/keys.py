@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from search_r3.errors import InputError
+from search_r3.files import decode_text
 from search_r3.server.errors import ApiError
 
 
@@ -40,8 +41,8 @@ def read_keys(file: Path | None, variable: str | None) -> tuple[str, ...]:
     keys = [key.strip() for key in (variable or "").split(",") if key.strip()]
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = decode_text(file.read_bytes(), file).splitlines()
+        except OSError as error:
             raise InputError(f"{file}: cannot be read as a list of API keys ({error}); give one key a line") from error
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from search_r3.data.yamlfile import parse_yaml
+from search_r3.data.yamlfile import parse_yaml, read_yaml
 from search_r3.errors import InputError
 
 Config = TypeVar("Config")
@@ -198,13 +198,11 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"), _UniqueKeys)
+        raw = read_yaml(path, _UniqueKeys)
     except FileNotFoundError:
         raise InputError(f"no configuration file at {path}; check the path") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); is it a YAML file?") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {_yaml_problem(error)}") from error
     if raw is None:

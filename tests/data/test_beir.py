@@ -70,7 +70,7 @@ BROKEN_CORPUS = {
     "NaN": ('{"_id": "d9", "text": "a", "x": NaN}', ["line 4", "NaN"]),
     "absurd nesting": ("[" * 100_000, ["line 4", "not valid JSON"]),
     "missing id": ('{"text": "a"}', ["line 4", '"_id"', "missing"]),
-    "number as id": ('{"_id": 7, "text": "a"}', ["line 4", '"_id"', "a number"]),
+    "fraction as id": ('{"_id": 7.5, "text": "a"}', ["line 4", '"_id"', "found 7.5"]),
     "space in id": ('{"_id": "d 9", "text": "a"}', ["line 4", '"_id"', "white space"]),
     "missing text": ('{"_id": "d9", "title": "t"}', ["line 4", '"text"', "missing"]),
     "null text": ('{"_id": "d9", "text": null}', ["line 4", '"text"', "null"]),

@@ -26,7 +26,7 @@ def test_what_is_written_reads_back_the_same(tmp_path):
     [
         ({"query": " "}, '"query" is empty'),
         ({"positive": None}, '"positive" must be a string, found null'),
-        ({"id": 3}, '"id" must be a string'),
+        ({"id": 3.5}, '"id" must be a string or a whole number, found 3.5'),
         ({"id": "first"}, 'id "first" was already used in line 1'),
         ({"negatives": "text"}, '"negatives" must be a list'),
         ({"negatives": ["x", ""]}, '"negatives" must be a list of texts, none empty'),

@@ -134,7 +134,7 @@ def test_a_missing_file_a_folder_and_bytes_are_refused(tmp_path):
         load_config(tmp_path / "nowhere.yaml", Recipe)
     with pytest.raises(InputError, match="cannot read"):
         load_config(tmp_path, Recipe)
-    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "bytes.yaml").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="not UTF-8"):
         load_config(tmp_path / "bytes.yaml", Recipe)
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from search_r3.data.beir import refuse_unknown
-from search_r3.data.yamlfile import parse_yaml
+from search_r3.data.yamlfile import read_yaml
 from search_r3.errors import InputError
 
 KINDS = ("section", "module", "class", "function")
@@ -140,10 +140,10 @@ def read_config(inputs: Sequence[str], changes: dict[str, Any] | None = None) ->
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give a recipe such as configs/data/fresh-2026.yaml") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -16,6 +16,7 @@ from search_r3.data.beir import refuse_unknown
 from search_r3.data.lines import BrokenFile, TooLong, read_whole
 from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
+from search_r3.files import BOM, encoding_problem
 
 DAMAGED = ("refuse", "skip")
 MAX_RECORD = 1_000_000
@@ -70,14 +71,12 @@ class Records:
         if isinstance(raw, TooLong) or size > MAX_RECORD:
             found = "record over 1 MB", f"{size:,} bytes in one record, expected prose"
         else:
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                place = f"byte 0x{raw[error.start]:02x} at {error.start + 1}"
-                found = "not UTF-8", f"not UTF-8 text ({place})"
-        if "\0" in text:
+            problem = encoding_problem(raw)
+            found = None if problem is None else ("not UTF-8", problem)
+            text = raw.removeprefix(BOM).decode("utf-8", "replace")
+        if not found and "\0" in text:
             found = "binary", "binary data, expected text"
-        elif not self.html_allowed and _HTML.search(text):
+        elif not found and not self.html_allowed and _HTML.search(text):
             found = "HTML", "HTML, expected plain text"
         if found:
             self.fault(where, *found)

@@ -125,7 +125,7 @@ def _source_of(path: Path, where: str, records: Records) -> str | None:
         records.fault(where, "HTML", "an HTML page, expected Python source")
     else:
         try:
-            return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+            return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError as error:
             if any(map(DECLARED.match, raw.split(b"\n", 2)[:2])):
                 records.dropped["file in another encoding"] += 1

@@ -1,19 +1,18 @@
 """A researcher's own pairs out of one JSONL, CSV or TSV file: a query, its positive and, where given, negatives.
 
-CSV is RFC 4180's; TSV is split at tabs and knows no quotes, as MS MARCO's triples. Lines that are damaged or hold no
-pair are refused or skipped and counted, as the recipe's `damaged` says.
+Tables are read as `data.delimited` reads them. Lines that are damaged or hold no pair are refused or skipped and
+counted, as the recipe's `damaged` says.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from search_r3.data.beir import refuse_unknown
+from search_r3.data.delimited import describe_delimiter, find_delimiter, parse_delimiter, read_rows, split_start
 from search_r3.data.jsonl import parse_object
 from search_r3.data.lines import BOM, BrokenFile, defect, read_lines
 from search_r3.data.pairs import TrainingPair
@@ -34,6 +33,7 @@ def own_pairs(
     positive: str = "positive",
     negatives: Sequence[str] = (),
     header: bool = True,
+    delimiter: str | None = None,
     name: str | None = None,
     damaged: str = "refuse",
 ) -> Built:
@@ -45,12 +45,15 @@ def own_pairs(
         query, positive: names of the columns (or fields).
         negatives: names of columns with a negative each, or with a list of them (in CSV and TSV written as JSON).
         header: whether a CSV or TSV file names its columns in its first line; without, they are "1", "2", ...
+        delimiter: what a CSV or TSV file is split at, a character or "comma", "semicolon", "tab" or "pipe"; None finds
+            it out from the first rows.
         name: of the source in the pairs ("pairs:NAME"); by default the file's without its suffixes.
         damaged: "refuse" or "skip" lines that are no text or hold no pair.
 
     Raises:
         MissingSource: there is no such file.
-        InputError: the suffix is unknown, the header lacks a column, or a line is damaged and not to be skipped.
+        InputError: the suffix is unknown, the delimiter is none, the header lacks a column, or a line is damaged and
+            not to be skipped.
     """
     file = Path(path)
     kind = Path(file.stem).suffix if file.suffix in PACKED else file.suffix
@@ -63,7 +66,8 @@ def own_pairs(
     if kind.lower() in FORMATS[:2]:
         rows = _objects(file, records)
     else:
-        rows = _table(file, kind.lower(), header, (query, positive, *negatives), records)
+        usual = "\t" if kind.lower() == ".tsv" else ","
+        rows = _table(file, usual, parse_delimiter(delimiter), header, (query, positive, *negatives), records)
     pairs: list[TrainingPair] = []
     seen: set[tuple[str, str]] = set()
     for number, row in rows:
@@ -103,18 +107,29 @@ def _objects(file: Path, records: Records) -> Iterator[tuple[int, dict[str, Any]
 
 
 def _table(
-    file: Path, kind: str, header: bool, needed: Sequence[str], records: Records
+    file: Path, usual: str, delimiter: str | None, header: bool, needed: Sequence[str], records: Records
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = _tabbed(file, records) if kind == ".tsv" else _quoted(file, records)
+    def fits(cells: list[str]) -> bool:
+        return set(needed) <= set(_columns(cells, header))
+
+    def broken(number: int, problem: str) -> None:
+        records.fault(f"{file.name}, line {number}", "not CSV", problem)
+
+    start, lines = split_start(_sound_lines(file, records))
+    delimiter = delimiter or find_delimiter(start, usual, fits)
     columns: list[str] | None = None
-    for number, cells in rows:
+    for number, cells in read_rows(lines, delimiter, broken, MAX_CELL):
         where = f"{file.name}, line {number}"
         if columns is None:
-            columns = [cell.strip() for cell in cells] if header else [str(i) for i in range(1, len(cells) + 1)]
+            columns = _columns(cells, header)
             doubled = next((column for column in columns if columns.count(column) > 1), None)
             if doubled is not None:
                 raise InputError(f'{records.folder / where}: the header names "{doubled}" twice; rename one')
-            refuse_unknown(needed, columns, str(records.folder / where), what="column")
+            try:
+                refuse_unknown(needed, columns, str(records.folder / where), what="column")
+            except InputError as error:
+                how = f'split at {describe_delimiter(delimiter)}; "delimiter" in the recipe names another'
+                raise InputError(f"{error} ({how})") from error
             if header:
                 continue
         if len(cells) != len(columns):
@@ -123,40 +138,9 @@ def _table(
             yield number, dict(zip(columns, cells, strict=True))
 
 
-def _tabbed(file: Path, records: Records) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _sound_lines(file, records):
-        if line.strip():
-            yield number, line.rstrip("\r\n").split("\t")
-
-
-def _quoted(file: Path, records: Records) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file; behind a broken row it goes on with the line that follows the row's first."""
-    csv.field_size_limit(MAX_CELL)
-    lines = _sound_lines(file, records)
-    again: deque[tuple[int, str]] = deque()
-    taken: list[tuple[int, str]] = []
-
-    def feed() -> Iterator[str]:
-        while (found := again.popleft() if again else next(lines, None)) is not None:
-            taken.append(found)
-            yield found[1]
-
-    reader = csv.reader(feed(), strict=True)
-    while True:
-        taken.clear()
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            first, *rest = taken
-            again.extendleft(reversed(rest))
-            reader = csv.reader(feed(), strict=True)
-            problem = f"not valid CSV ({error}; a quote that is not closed?)"
-            records.fault(f"{file.name}, line {first[0]}", "not CSV", problem)
-            continue
-        if cells:
-            yield taken[0][0], cells
+def _columns(cells: list[str], header: bool) -> list[str]:
+    """The columns' names by the first row: its cells, or "1", "2", ..."""
+    return [cell.strip() for cell in cells] if header else [str(i) for i in range(1, len(cells) + 1)]
 
 
 def _sound_lines(file: Path, records: Records) -> Iterator[tuple[int, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from search_r3.data.beir import Document, load_beir, read_jsonl, string_field
 from search_r3.data.find import find_dataset
+from search_r3.data.jsonl import id_field
 from search_r3.data.pairs import read_pairs
 from search_r3.data.wordsets import normalise
 from search_r3.errors import InputError
@@ -73,8 +74,7 @@ def _read_documents(path: Path) -> list[Document]:
     documents: list[Document] = []
     seen: dict[str, int] = {}
     for number, value in read_jsonl(path):
-        key = "_id" if "_id" in value and "id" not in value else "id"
-        identity = string_field(value, key, path, number, empty=False)
+        key, identity = id_field(value, path, number, ("id", "_id"))
         if identity in seen:
             raise InputError(
                 f'{path}, line {number}: the {key} "{identity}" was already used in line {seen[identity]}; '
