@@ -24,12 +24,16 @@ QRELS = st.dictionaries(
 
 
 def trec_eval(run, qrels, k):
-    """Per-query nDCG@k, RR@k and R@k by pytrec_eval; RR@k from uncut RR, which alone follows trec_eval's tie order."""
+    """Per-query nDCG@k, RR@k and R@k by pytrec_eval; RR@k from uncut RR, which alone follows trec_eval's tie order.
+
+    Grades below 0 are handed on as 0: pytrec_eval 0.5.11 ends the whole process on some sets that hold them.
+    """
     ir_measures = pytest.importorskip("ir_measures")
     ndcg, rr, recall = ir_measures.nDCG @ k, ir_measures.RR, ir_measures.R @ k
     provider = ir_measures.providers.registry["pytrec_eval"]
     found = {str(m): dict.fromkeys(qrels, 0.0) for m in (ndcg, rr, recall)}
-    for metric in provider.iter_calc([ndcg, rr, recall], qrels, run):
+    judged = {qid: {did: max(grade, 0) for did, grade in grades.items()} for qid, grades in qrels.items()}
+    for metric in provider.iter_calc([ndcg, rr, recall], judged, run):
         found[str(metric.measure)][metric.query_id] = metric.value
     found[str(rr)] = {qid: v if v > 1 / (k + 0.5) else 0.0 for qid, v in found[str(rr)].items()}
     return found[str(ndcg)], found[str(rr)], found[str(recall)]

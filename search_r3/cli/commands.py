@@ -143,7 +143,8 @@ def index(
 
     Only what changed is embedded again. It may be stopped at any time: the same command goes on where it stopped. A
     JSONL line, or a CSV header, needs "id" and "text", may have a "title"; every other field can be filtered on in a
-    search. The corpus may be larger than memory. From 100,000 chunks on, an approximate index is built and its recall measured.
+    search. The corpus may be larger than memory. From 100,000 chunks on, an approximate index is built and its recall
+    measured.
 
     \b
     Example:  search-r3 index ~/notes --into notes-index

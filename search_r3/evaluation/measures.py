@@ -2,6 +2,9 @@
 
 MRR@10 is pytrec_eval's reciprocal rank, set to 0 beyond rank 10: ir_measures' own `RR@10` comes from another provider
 that breaks ties differently, and one ranking must not have two orders. `search_r3.metrics` gives the same numbers.
+
+Grades below 0, TREC's junk, are handed on as 0: none of these measures tells them apart, and pytrec_eval 0.5.11 ends
+the whole process on some sets that hold them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from search_r3.metrics import Qrels, Run, mean
 
 NDCG, MRR, RECALL = "nDCG@10", "MRR@10", "recall@100"
 MEASURES = (NDCG, MRR, RECALL)
+MAX_GRADE = 1_000_000
+"""pytrec_eval counts the documents of every grade up to the highest one, and gives 0 where that exceeds the memory."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = Non
         corpus_ids: ids of the corpus, to report relevant documents that are not in it.
 
     Raises:
-        InputError: there are no judgments, or ir_measures is not installed.
+        InputError: there are no judgments, a grade is above MAX_GRADE, or ir_measures is not installed.
     """
     if not qrels:
         raise InputError("there are no judgments to measure with; check the split's qrels file")
@@ -52,8 +57,7 @@ def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = Non
     per_query = {name: dict.fromkeys(qrels, 0.0) for name in MEASURES}
     judged = {qid: dict(run[qid]) for qid in qrels if run.get(qid)}
     provider = ir_measures.providers.registry["pytrec_eval"]
-    grades = {qid: dict(documents) for qid, documents in qrels.items()}
-    for metric in provider.iter_calc(list(measures), grades, judged) if judged else ():
+    for metric in provider.iter_calc(list(measures), _grades(qrels), judged) if judged else ():
         per_query[measures[metric.measure]][metric.query_id] = float(metric.value)
     per_query[MRR] = {qid: value if value > 1 / 10.5 else 0.0 for qid, value in per_query[MRR].items()}
     known = set(corpus_ids) if corpus_ids is not None else None
@@ -64,3 +68,14 @@ def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = Non
         missing_queries=[qid for qid in qrels if qid not in judged],
         missing_documents=sorted(relevant - known) if known is not None else [],
     )
+
+
+def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
+    """The judgments as pytrec_eval can take them."""
+    for qid, documents in qrels.items():
+        for did, grade in documents.items():
+            if grade > MAX_GRADE:
+                raise InputError(
+                    f"query {qid} judges document {did} by {grade}; grades up to {MAX_GRADE:,} can be measured"
+                )
+    return {qid: {did: max(grade, 0) for did, grade in documents.items()} for qid, documents in qrels.items()}

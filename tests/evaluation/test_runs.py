@@ -120,3 +120,44 @@ def test_mrr_is_zero_beyond_rank_ten():
     run = {"q1": {f"d{i:02d}": -float(i) for i in range(1, 20)}}
     assert measure_run(run, {"q1": {"d10": 1}}).mean[MRR] == pytest.approx(0.1)
     assert measure_run(run, {"q1": {"d11": 1}}).mean[MRR] == 0.0
+
+
+NEGATIVES = {
+    "all of them": {"q1": {"d1": -1, "d2": -1}, "q2": {"d1": -1, "d3": -2, "d4": -1}},
+    "all of one query's": {"q1": {"d1": -1, "d2": -2, "d3": -1}, "q2": {"d1": 1, "d2": 0}},
+    "beside others": {"q1": {"d1": -1, "d2": 2, "d3": 0, "d4": 1}, "q2": {"d0": 1, "d2": -1, "d5": -3}},
+    "one alone": {"q1": {"d1": -1}},
+    "beside high ones": {"q1": {"d1": 100, "d2": -100, "d3": 3}, "q2": {"d9": -1, "gone": 2}},
+}
+
+
+@pytest.mark.parametrize("qrels", NEGATIVES.values(), ids=NEGATIVES.keys())
+def test_a_grade_below_0_counts_as_0_and_never_reaches_pytrec_eval(monkeypatch, qrels):
+    import ir_measures
+
+    provider = ir_measures.providers.registry["pytrec_eval"]
+    handed: list[int] = []
+    really = provider.iter_calc
+
+    def watched(measures, grades, run):  # what it would do with a grade below 0 is to end this process
+        handed.extend(grade for documents in grades.values() for grade in documents.values())
+        assert min(handed) >= 0
+        return really(measures, grades, run)
+
+    monkeypatch.setattr(provider, "iter_calc", watched)
+    run = {qid: {f"d{i}": float(i) for i in range(6)} for qid in ("q1", "q2")}
+    measured = measure_run(run, qrels)
+    assert handed
+    assert measured.per_query[NDCG] == pytest.approx(metrics.run_ndcg(run, qrels, 10))
+    assert measured.per_query[MRR] == pytest.approx(metrics.run_reciprocal_rank(run, qrels, 10))
+    assert measured.per_query[RECALL] == pytest.approx(metrics.run_recall(run, qrels, 100))
+    assert measured.missing_documents == []
+    as_zero = {qid: {did: max(grade, 0) for did, grade in documents.items()} for qid, documents in qrels.items()}
+    assert measured == measure_run(run, as_zero)
+
+
+def test_a_grade_that_pytrec_eval_would_count_as_nothing_is_refused():
+    run = {"q1": {"d1": 1.0}}
+    assert measure_run(run, {"q1": {"d1": 1_000_000}}).mean[NDCG] == 1.0
+    with pytest.raises(InputError, match="query q1 judges document d1 by 2147483648; grades up to 1,000,000"):
+        measure_run(run, {"q1": {"d1": 2**31}})
