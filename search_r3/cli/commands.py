@@ -19,7 +19,7 @@ from search_r3 import __version__
 from search_r3.cli import fresh, teaching  # noqa: F401  # their commands join data_app
 from search_r3.cli.data import data_app
 from search_r3.cli.evaluating import evaluate, tables
-from search_r3.cli.indexing import compact, delete, show_info
+from search_r3.cli.indexing import FULL_TEXT_REBUILT, compact, delete, show_info
 from search_r3.cli.options import (
     SETTINGS,
     Budget,
@@ -183,6 +183,8 @@ def index(
             print(line, file=sys.stderr)
         counts = ", ".join(f"{getattr(report, n):,} {n}" for n in ("added", "updated", "unchanged", "removed"))
         print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
+        if report.full_text_rebuilt:
+            print(FULL_TEXT_REBUILT)
         if made.approximate:
             print(f"approximate index: {made.approximate}")
         print(f'to search it: search-r3 search {shlex.quote(target)} "your question"')

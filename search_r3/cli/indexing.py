@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 Index = Annotated[str, typer.Argument(help="An index's folder, made by `search-r3 index`.")]
 
+FULL_TEXT = {
+    "current": "every one is indexed (full text, BM25)",
+    "outdated": "stop words and words of 40 bytes or more cannot be found, as an earlier version indexed them; "
+    "the next `search-r3 index` or `search-r3 compact` rebuilds it",
+    "missing": "none can be found: the build was interrupted; run its `search-r3 index` command again",
+}
+FULL_TEXT_REBUILT = "full text: rebuilt; every word can be found now, also stop words and words of 40 bytes or more"
+
 
 def delete(
     index: Index,
@@ -59,6 +67,8 @@ def compact(index: Index, as_json: Json = False) -> None:
         print(
             f", {done.bytes_before / 1e6:,.1f} MB became {done.bytes_after / 1e6:,.1f} MB" if done.bytes_after else ""
         )
+        if done.full_text_rebuilt:
+            print(FULL_TEXT_REBUILT)
 
 
 def show_info(opened: SearchIndex, as_json: bool) -> None:
@@ -74,4 +84,5 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
     print(f"model:    {about['model_name']}, {about['dimension']} dimensions, contract {about['contract_hash'][:12]}")
     print(f"made:     {about['created']} by search-r3 {about['search_r3_version']}")
     print(f"vectors:  {approximate or 'every one is compared with the query (exact search)'}")
+    print(f"words:    {FULL_TEXT[about['full_text']]}")
     print(f"columns:  {columns}")

@@ -26,6 +26,7 @@ from search_r3.index.columns import TEXT_HASH, quoted, table_schema
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
 from search_r3.index.encoder import Encoder
 from search_r3.index.flow import Pipe, run_stage, start_stage
+from search_r3.index.full_text import ensure_full_text, full_text_state
 from search_r3.index.locking import OURS, writing
 from search_r3.index.readers import Skipped, SourceDocument
 from search_r3.index.rows import as_arrow
@@ -38,7 +39,6 @@ from search_r3.index.table import (
     IndexInfo,
     SearchIndex,
     create_table,
-    ensure_full_text,
     ensure_lookups,
     location,
     mark_complete,
@@ -60,6 +60,7 @@ class IndexReport:
     """What a build did, in chunks: a long document is several. `embedded` counts texts that went through the model.
 
     `approximate` is what `search_r3.index.approximate.Approximate` says of the approximate index, if there is one.
+    `full_text_rebuilt`: an earlier version had left words out of the full-text index, so it was built again.
     """
 
     documents: int = 0
@@ -71,6 +72,7 @@ class IndexReport:
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
     approximate: dict[str, Any] | None = None
+    full_text_rebuilt: bool = False
 
     @property
     def chunks(self) -> int:
@@ -234,7 +236,7 @@ class _Build:
         self.schema = self.table.schema
         self.touched = not index.complete
         if self.touched:  # the crash may have come between the table and its full-text index
-            ensure_full_text(self.table)
+            ensure_full_text(self.table, rebuild=False)
         ensure_lookups(self.table)
         self.first = len(index) == 0
         if not self.first:
@@ -282,11 +284,13 @@ class _Build:
                     self._delete(gone)
                     gone = []
             self._delete(gone)
+        if self.table is not None and full_text_state(self.table) != "current":
+            self._touch()  # it is rebuilt, though no document changed
         if self.touched:
             if self.at_once and not self.first:  # nothing old has a tag while `tidy` clears away
                 mark_complete(self.table)
             keep = timedelta(milliseconds=1) if self.first else KEEP_VERSIONS
-            tidy(self.table, keep)
+            self.report.full_text_rebuilt = tidy(self.table, keep)
         found = keep_approximate(self.table, approximate_from, encoder_of(self.model, queries))
         self.report.approximate = found.to_dict() if found else None
         mark_complete(self.table)

@@ -36,6 +36,7 @@ class Compacted:
     bytes_before: int
     bytes_after: int
     approximate: dict[str, Any] | None
+    full_text_rebuilt: bool = False
 
 
 def delete_documents(path: str | Path, ids: Sequence[str]) -> int:
@@ -97,11 +98,11 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         files, size = _files(index.table), _bytes(place)
         if complete:  # LanceDB does not clean up while an old version has a tag
             index.table.tags.delete(COMPLETE)
-        tidy(index.table, keep)
+        rebuilt = tidy(index.table, keep)
         found = keep_approximate(index.table)
         if complete:
             mark_complete(index.table)
-        return Compacted(files, _files(index.table), size, _bytes(place), found.to_dict() if found else None)
+        return Compacted(files, _files(index.table), size, _bytes(place), found.to_dict() if found else None, rebuilt)
 
 
 def _parts(ids: list[str]) -> Iterable[list[str]]:

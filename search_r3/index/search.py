@@ -26,6 +26,7 @@ from search_r3.index.encoder import Encoder
 from search_r3.index.readers import Scalar
 from search_r3.index.snippets import make_snippet
 from search_r3.index.storage import brief
+from search_r3.index.words import without_stop_words
 
 Mode = Literal["hybrid", "vector", "text"]
 
@@ -50,6 +51,7 @@ class Searched(Protocol):
     @property
     def approximate(self) -> Approximate | None: ...
     def check_model(self, model: Encoder) -> None: ...
+    def check_full_text(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ def search_index(
     nearest = None if exact or mode == "text" else index.approximate
     if nearest is not None and where is not None and _few(index, where):
         nearest = None
+    if mode != "vector":
+        index.check_full_text()
     started = time.perf_counter()
     vector: np.ndarray | None = None
     trace: ReasoningTrace | None = None
@@ -262,7 +266,7 @@ def _by_vector(
 
 def _by_text(index: Searched, query: str, count: int, where: str | None) -> list[dict[str, Any]]:
     """Any of the words may match. A MatchQuery has no syntax, unlike a string given to LanceDB."""
-    words = MatchQuery(query, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
+    words = MatchQuery(without_stop_words(query), CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
     search = index.table.search(words, query_type="fts")
     return _rows(search, count, TIES, where, "_score", lambda score: score)
 

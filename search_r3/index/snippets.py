@@ -6,17 +6,11 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from search_r3.index.words import WORD, has_no_spaces, without_stop_words
+
 SNIPPET_CHARACTERS = 240
 MAX_TERMS = 200  # of a very long query, the first so many different words
-WORD = re.compile(r"[^\W_]+")  # snake_case is several words
 SPAN = re.compile(r"[^\n]*?(?:[.!?](?=\s)|[。！？]|\n|$)")
-# What says nothing about a text's subject: articles, pronouns, auxiliaries, question words.
-STOP_WORD_LIST = (
-    "a an and any are as at be been but by can could did do does for from had has have how i if in into is it its "
-    "me my no not of on or our should so than that the their them then there these they this to was we were what when "
-    "where which who why will with would you your"
-)
-STOP_WORDS = frozenset(STOP_WORD_LIST.split())
 
 
 @dataclass(frozen=True)
@@ -53,51 +47,62 @@ def make_snippet(text: str, query: str, length: int = SNIPPET_CHARACTERS) -> Sni
         start += 1
     chosen = text[start:end].rstrip()
     end = start + len(chosen)
-    return Snippet(chosen, start, [(a - start, b - start) for a, b, _ in matches if a >= start and b <= end])
+    return Snippet(chosen, start, _joined(matches, start, end))
 
 
 def query_terms(query: str) -> set[str]:
-    """The query's words in comparable form; words that say nothing are left out unless there are no others.
+    """The words that a text search looks for, in comparable form: stop words are left out unless there are no others.
 
     Of scripts without spaces it is every two characters, the usual stand-in for words.
     """
     words: dict[str, None] = {}
-    for match in WORD.finditer(query):
+    for match in WORD.finditer(without_stop_words(query)):
         words[_plain(match.group())] = None
         if len(words) >= MAX_TERMS:
             break
-    telling = [word for word in words if word not in STOP_WORDS] or list(words)
     terms: set[str] = set()
-    for word in telling:
-        unspaced = _has_no_spaces(word) and len(word) > 2
-        terms.update((word[i : i + 2] for i in range(len(word) - 1)) if unspaced else [_stem(word)])
+    for word in words:
+        if not has_no_spaces(word):
+            terms.add(_stem(word))
+        else:
+            terms.update([word] if len(word) < 2 else (word[i : i + 2] for i in range(len(word) - 1)))
     return terms
 
 
 def _matches(text: str, terms: set[str]) -> list[tuple[int, int, str]]:
+    """(start, end, term) of every match, in order; those in scripts without spaces may overlap."""
     found = []
-    unspaced = [re.escape(term) for term in sorted(terms, key=lambda term: (-len(term), term)) if _has_no_spaces(term)]
-    inside = re.compile("|".join(unspaced)) if unspaced else None
+    unspaced = "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True) if has_no_spaces(term))
+    inside = re.compile(f"(?=({unspaced}))") if unspaced else None
     for match in WORD.finditer(text):
-        stem = _stem(_plain(match.group()))
-        if stem in terms:
+        word = match.group()
+        if has_no_spaces(word):
+            places = inside.finditer(word) if inside else ()
+            found.extend((match.start() + place.start(1), match.start() + place.end(1), place[1]) for place in places)
+        elif (stem := _stem(_plain(word))) in terms:
             found.append((match.start(), match.end(), stem))
-        elif inside and _has_no_spaces(stem):
-            places = inside.finditer(match.group())
-            found.extend(
-                (match.start() + place.start(), match.start() + place.end(), place.group()) for place in places
-            )
     return found
 
 
-def _has_no_spaces(term: str) -> bool:
-    """Chinese, Japanese and Thai write their words without spaces between them."""
-    return any("\u0e00" <= character <= "\u0e7f" or "\u3040" <= character <= "\u9fff" for character in term)
+def _joined(matches: list[tuple[int, int, str]], start: int, end: int) -> list[tuple[int, int]]:
+    """What of [start, end) the matches cover, counted from `start`; matches that touch within a word are one."""
+    joined: list[tuple[int, int]] = []
+    for first, last, _ in matches:
+        first, last = max(first, start) - start, min(last, end) - start
+        if first >= last:
+            continue
+        if joined and first <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return joined
 
 
 def _plain(word: str) -> str:
     if word.isascii():
         return word.lower()
+    if has_no_spaces(word):
+        return word
     return "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c))
 
 

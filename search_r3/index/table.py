@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import lancedb
-from lancedb.index import FTS, BTree
+from lancedb.index import BTree
 
 from search_r3.errors import InputError
 from search_r3.index.approximate import Approximate, read_approximate
-from search_r3.index.columns import CONTENT, TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
+from search_r3.index.columns import TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
 from search_r3.index.encoder import Encoder
+from search_r3.index.full_text import FullText, ensure_full_text, full_text_state
 from search_r3.index.search import SearchResult, search_index
 from search_r3.index.storage import Place, Remote, brief, connect, explained, open_remote, place_of
 
@@ -53,6 +54,7 @@ class SearchIndex:
         self.path = path
         self.table = table
         self.info = info
+        self._has_full_text = False
 
     @classmethod
     def open(cls, path: str | Path) -> SearchIndex:
@@ -95,6 +97,12 @@ class SearchIndex:
         """The approximate index with its measured recall, or None where vectors are searched exactly."""
         return read_approximate(self.table)
 
+    @property
+    def full_text(self) -> FullText:
+        """Whether words are found: "current"; "outdated" (made before every word was indexed: searching works, and the
+        next build or compaction rebuilds it); or "missing" (the first build was interrupted)."""
+        return full_text_state(self.table)
+
     def describe(self) -> dict[str, Any]:
         """What the index is, as JSON-ready values."""
         documents = self.table.search().select(["document"]).to_arrow()["document"].unique()
@@ -105,6 +113,7 @@ class SearchIndex:
             "complete": self.complete,
             "columns": self.columns,
             "approximate": found.to_dict() if (found := self.approximate) else None,
+            "full_text": self.full_text,
             **asdict(self.info),
         }
 
@@ -120,6 +129,19 @@ class SearchIndex:
                 f"model is {model.name} (contract {model.contract_hash[:12]}): their embeddings cannot be compared. "
                 f"Use the index's model, or build a new index with {model.name} in another folder"
             )
+
+    def check_full_text(self) -> None:
+        """Refuse to look for words where none are indexed.
+
+        Raises:
+            InputError: the first build was interrupted before it made the full-text index.
+        """
+        if not self._has_full_text and self.full_text == "missing":
+            raise InputError(
+                f"{self.path} has no full-text index, as its first build was interrupted: run `search-r3 index` again, "
+                'or search with mode "vector"'
+            )
+        self._has_full_text = True
 
     def search(self, query: str, model: Encoder | None, **options: Any) -> SearchResult:
         """Search: see `search_r3.index.search.search_index` for the options."""
@@ -163,12 +185,6 @@ def create_table(path: Path | str, info: IndexInfo) -> Any:
     return table
 
 
-def ensure_full_text(table: Any) -> None:
-    """LanceDB's own BM25 index over title and text. The ICU tokenizer also finds words in Chinese or Japanese."""
-    if not any(CONTENT in index.columns for index in table.list_indices()):
-        table.create_index(CONTENT, config=FTS(base_tokenizer="icu/split"))
-
-
 def ensure_lookups(table: Any) -> None:
     """Once a table is large, an index on each column by which a build looks its rows up."""
     if table.count_rows() < LOOKUPS_FROM:
@@ -179,11 +195,16 @@ def ensure_lookups(table: Any) -> None:
             table.create_index(column, config=BTree())
 
 
-def tidy(table: Any, keep: timedelta = KEEP_VERSIONS) -> None:
-    """Fold new rows into every index, put small files together, and forget the versions that are older than `keep`."""
-    ensure_full_text(table)
+def tidy(table: Any, keep: timedelta = KEEP_VERSIONS) -> bool:
+    """Fold new rows into every index, put small files together, and forget the versions that are older than `keep`.
+
+    Returns:
+        Whether the full-text index was an outdated one, which is rebuilt here.
+    """
+    rebuilt = ensure_full_text(table)
     ensure_lookups(table)
     table.optimize(cleanup_older_than=keep)
+    return rebuilt
 
 
 def mark_complete(table: Any) -> None:

@@ -1,0 +1,55 @@
+"""What a word is for text search and highlights, and which words of a query say nothing about its subject."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+
+def _marks() -> str:
+    """The combining marks as the inside of a character class; Python's \\w leaves them out, but they are parts of words
+    in Hindi or Thai, and of accented letters in decomposed form (NFD)."""
+    ranges: list[list[int]] = []
+    for code in (*range(0x300, 0x3100), *range(0xA600, 0xAC00), *range(0xFE00, 0xFE30)):
+        if unicodedata.category(chr(code))[0] == "M":
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"\\u{first:04x}-\\u{last:04x}" for first, last in ranges)
+
+
+MARKS = _marks()
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+"""The scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+WORD = re.compile(rf"(?:(?=[^\W_]|[{MARKS}])[{UNSPACED}])+|[^\W_{UNSPACED}](?:[^\W_{UNSPACED}]|[{MARKS}])*")
+"""A word, or a run of words without spaces between them; snake_case is several words."""
+_UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
+# Articles, pronouns, auxiliaries, question words.
+STOP_WORD_LIST = (
+    "a an and any are as at be been but by can could did do does for from had has have how i if in into is it its "
+    "me my no not of on or our should so than that the their them then there these they this to was we were what when "
+    "where which who why will with would you your"
+)
+STOP_WORDS = frozenset(STOP_WORD_LIST.split())
+SHOUTING_WORDS = 4  # in capitals, "HOW DO I OPEN IT" is a whole query written so, "WHO 2020" is not
+
+
+def has_no_spaces(word: str) -> bool:
+    """Whether what `WORD` found may be several words of a script without spaces."""
+    return bool(_UNSPACED_CHARACTER.match(word))
+
+
+def is_stop_word(word: str, shouting: bool = False) -> bool:
+    """Whether `word` is an English stop word; one in capitals ("IT", "WHO") is a name, unless the whole query is
+    in capitals (`shouting`)."""
+    return word.lower() in STOP_WORDS and (shouting or len(word) == 1 or not word.isupper())
+
+
+def without_stop_words(query: str) -> str:
+    """The query without its English stop words; as it is where it holds no other word ("where not in", "The Who")."""
+    shouting = query.isupper() and len(query.split()) >= SHOUTING_WORDS
+    kept = WORD.sub(lambda match: " " if is_stop_word(match.group(), shouting) else match.group(), query)
+    return kept if WORD.search(kept) else query
