@@ -37,7 +37,7 @@ def prepare(
     ready: list[Text] = list(texts)
     lengths = [min(limit, 1 + len(text) // CHARACTERS_PER_TOKEN) for text in texts]
     if isinstance(model, SearchR3) and texts:
-        ready = [Tokens(tuple(row[:limit])) for row in token_rows(model.tokenizer, texts)]
+        ready = [Tokens(tuple(row)) for row in token_rows(model.tokenizer, texts, limit)]
         lengths = [len(row.ids) for row in ready if isinstance(row, Tokens)]
     return Prepared(ready, list(by_length(lengths, batch_tokens, batch_size or len(ready))))
 

@@ -365,7 +365,7 @@ class SearchR3:
             return self.engine.embed(frame.prefix, rows, batch_size, progress)
 
     def _rows(self, frame: Frame, texts: Sequence[Text], max_length: int) -> list[list[int]]:
-        return [[*ids[:max_length], *frame.suffix] for ids in token_rows(self.tokenizer, texts)]
+        return [[*ids, *frame.suffix] for ids in token_rows(self.tokenizer, texts, max_length)]
 
     def _nothing(self) -> np.ndarray:
         return np.empty((0, self.dimension), dtype=np.float32)

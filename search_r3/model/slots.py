@@ -53,8 +53,8 @@ class ReasoningSlots:
         for budget in budgets:
             if budget < 0:
                 raise InputError(f"max_reasoning_tokens must be 0 or more, not {budget}")
-        ids = token_rows(self._model.tokenizer, texts)
-        rows = [[*row[:DEFAULT_QUERY_TOKENS], *self._frame.suffix] for row in ids]
+        ids = token_rows(self._model.tokenizer, texts, DEFAULT_QUERY_TOKENS)
+        rows = [[*row, *self._frame.suffix] for row in ids]
         handles = self._slots.join(rows, budgets)
         self._rows.update(zip(handles, rows, strict=True))
         return handles

@@ -6,8 +6,11 @@ they are still being written.
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +18,20 @@ from search_r3.errors import InputError
 
 MAX_CHARACTERS = 100_000
 """A longer query is refused: it is a document given by mistake."""
+CHARACTERS_PER_TOKEN = 8
+"""How much of a long text is tokenized first for each token that is kept; English has four or five."""
+MARGIN = 64
+"""Tokens before the end of a text's beginning that are not trusted: what follows could still change them."""
+CUTS = (0, 1, 2)
+"""A beginning is cut at so many places, a character apart, and trusted where all agree on the tokens that are kept."""
+SPACES = 64
+"""Characters that stay of each end of a run of white space which a cut goes through."""
+TOGETHER = 250_000
+"""Characters that are tokenized in one go; others get their turn before the next."""
 _TOKENIZING = threading.Lock()
 """Fast tokenizers keep `split_special_tokens` as state: two threads could fail, or let a special token through."""
+_COPIES: weakref.WeakKeyDictionary[Any, tuple[int, Any]] = weakref.WeakKeyDictionary()
+"""Tokenizer -> its size, and a copy of its backend whose settings nobody changes."""
 _UNFINISHED = "\ufffd"
 """How a decoder shows bytes that are no character yet."""
 
@@ -39,28 +54,163 @@ def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def token_rows(tokenizer: Any, texts: Sequence[Text]) -> list[list[int]]:
+def token_rows(
+    tokenizer: Any,
+    texts: Sequence[Text],
+    limit: int | None = None,
+    between: Callable[[Sequence[list[int]]], None] = lambda rows: None,
+) -> list[list[int]]:
     """The ids of each text; those of `Tokens` as they are.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        texts: strings, which may be of any length, or Tokens.
+        limit: return no more than the first `limit` ids of each text. They are the ids that the whole text has there,
+            but of a long text no more is tokenized than it takes to know them.
+        between: called with the rows so far whenever about 250,000 characters were tokenized; what it raises ends the
+            call.
 
     Raises:
         InputError: a text is empty or neither a string nor Tokens, or an id is unknown or a special token's.
     """
     check_texts(texts)
-    rows = iter(encode_as_text(tokenizer, [text for text in texts if isinstance(text, str)]))
     special = special_ids(tokenizer) if any(isinstance(text, Tokens) for text in texts) else frozenset()
-    out = []
-    for i, text in enumerate(texts):
+    rows: list[list[int]] = []
+    for start, end in _groups(texts, limit):
+        if start:
+            between(rows)
+            time.sleep(0.001)  # a thread that waits for the lock would not get it if it were taken again at once
+        found = iter(_string_rows(tokenizer, [text for text in texts[start:end] if isinstance(text, str)], limit))
+        for i, text in enumerate(texts[start:end], start + 1):
+            if isinstance(text, Tokens):
+                _check_ids(tokenizer, special, text.ids, f"text {i} of {len(texts)}")
+                rows.append(list(text.ids[:limit]))
+            else:
+                rows.append(next(found))
+    return rows
+
+
+def _groups(texts: Sequence[Text], limit: int | None) -> Iterator[tuple[int, int]]:
+    """(start, end) of texts of which about `TOGETHER` characters have to be tokenized."""
+    start = size = 0
+    for end, text in enumerate(texts, 1):
         if isinstance(text, str):
-            out.append(next(rows))
+            size += len(text) if limit is None else min(len(text), len(CUTS) * _beginning(limit))
+        if size >= TOGETHER or end == len(texts):
+            yield start, end
+            start, size = end, 0
+
+
+def _string_rows(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+    if limit is None:
+        return encode_as_text(tokenizer, texts)
+    long = [text for text in texts if len(text) > 2 * _beginning(limit)]
+    cut = iter(_first_ids(tokenizer, long, limit))
+    whole = iter(encode_as_text(tokenizer, [text for text in texts if len(text) <= 2 * _beginning(limit)]))
+    return [next(cut) if len(text) > 2 * _beginning(limit) else next(whole)[:limit] for text in texts]
+
+
+def _beginning(limit: int) -> int:
+    """Characters of a long text that are tokenized first."""
+    return (limit + MARGIN) * CHARACTERS_PER_TOKEN
+
+
+def _first_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+    """The first `limit` ids of each text, by its beginning if that is enough.
+
+    Tokenizers decide within a word or a few, and BPE within a few merges: what stands far behind a token does not
+    change it. That is not proved for each but looked at: the ids must be the same wherever the beginning is cut, else a
+    longer one is taken. Unigram weighs a whole word at once: there a word must end between the last id and the cut.
+    """
+    if not texts:
+        return []
+    encode, by_word = _encoder(tokenizer)
+    rows: list[list[int]] = [[] for _ in texts]
+    size, left = _beginning(limit), list(range(len(texts)))
+    while left:
+        cuts = [CUTS if 2 * size < len(texts[i]) else (0,) for i in left]
+        heads = [
+            _head(texts[i], size - cut) if len(cut_at) > 1 else texts[i]
+            for i, cut_at in zip(left, cuts, strict=True)
+            for cut in cut_at
+        ]
+        found = iter(encode(heads))
+        again = []
+        for i, cut_at in zip(left, cuts, strict=True):
+            tried = [next(found) for _ in cut_at]
+            rows[i] = tried[0].ids[:limit]
+            if len(tried) > 1 and not all(_certain(one, rows[i], limit, by_word) for one in tried):
+                again.append(i)
+        size, left = 2 * size, again
+    return rows
+
+
+def _head(text: str, end: int) -> str:
+    """The first `end` characters; white space there goes on to its end, and a little further, without its middle.
+
+    Many tokenizers take a run of white space as one piece that depends on whether there is a line break in it and on
+    what follows.
+    """
+    if not text[end - 1].isspace():
+        return text[:end]
+    stop = end
+    while part := text[stop : stop + TOGETHER]:
+        stop += len(part) - len(part.lstrip())
+        if not part.isspace():
+            break
+    run = text[end:stop]
+    if len(run) > 2 * SPACES:
+        middle = run[SPACES:-SPACES]
+        run = run[:SPACES] + "".join(c for c in "\r\n" if c in middle) + run[-SPACES:]
+    return text[:end] + run + text[stop : stop + SPACES]
+
+
+def _certain(found: Any, ids: list[int], limit: int, by_word: bool) -> bool:
+    if len(found.ids) < limit + MARGIN or found.ids[:limit] != ids:
+        return False
+    return not by_word or found.word_ids[limit - 1] != found.word_ids[limit + MARGIN - 1]
+
+
+def _encoder(tokenizer: Any) -> tuple[Callable[[list[str]], Sequence[Any]], bool]:
+    """`encode_as_text` for long texts, and whether it weighs whole words; what it returns has `ids` and `word_ids`.
+
+    It is a copy of the tokenizer's backend that keeps its settings, so that nobody waits for the lock meanwhile.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not hasattr(backend, "encode_batch_fast"):  # one in Python, which says nothing of words
+        return lambda texts: [_Plain(ids) for ids in encode_as_text(tokenizer, texts)], True
+    with _TOKENIZING:
+        size, held = _COPIES.get(tokenizer, (0, None))
+        if held is None or size != len(tokenizer):
+            held = copy.deepcopy(backend)
+            held.encode_special_tokens = True
+            held.no_truncation()
+            held.no_padding()
+            _COPIES[tokenizer] = len(tokenizer), held
+    by_word = type(held.model).__name__ == "Unigram"
+    return lambda texts: held.encode_batch_fast(texts, add_special_tokens=False), by_word
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    ids: list[int]
+
+    @property
+    def word_ids(self) -> list[int]:
+        return [0] * len(self.ids)
+
+
+def _check_ids(tokenizer: Any, special: frozenset[int], ids: Sequence[int], name: str) -> None:
+    size = len(tokenizer)
+    for start in range(0, len(ids), TOGETHER):
+        part = ids[start : start + TOGETHER]
+        if min(part) >= 0 and max(part) < size and special.isdisjoint(part):
             continue
-        for token in text.ids:
-            if not 0 <= token < len(tokenizer) or token in special:
-                raise InputError(
-                    f"text {i + 1} of {len(texts)} holds token {token}; expected ids of this model's vocabulary, from "
-                    f"0 to {len(tokenizer) - 1}, without special tokens"
-                )
-        out.append(list(text.ids))
-    return out
+        token = next(token for token in part if not 0 <= token < size or token in special)
+        raise InputError(
+            f"{name} holds token {token}; expected ids of this model's vocabulary, from 0 to {size - 1}, without "
+            "special tokens"
+        )
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

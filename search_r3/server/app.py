@@ -206,6 +206,7 @@ class Observed:
                 answer = ApiError(503, "the server is shutting down; try again later", "not_ready_stopping")
                 await answer.response()(scope, receive, watched)
         finally:
+            self.service.bodies.release(scope)
             self._note(scope, identifier, status, time.perf_counter() - started, error)
 
     def _note(self, scope: Scope, identifier: str, status: int, seconds: float, error: BaseException | None) -> None:

@@ -9,8 +9,8 @@ from search_r3.errors import InputError
 
 Batching = Literal["continuous", "static"]
 COUNTS = (
-    "max_items", "max_tokens", "max_body", "queue", "slots", "shared_tokens", "batch_texts", "batch_tokens",
-    "search_threads",
+    "max_items", "max_tokens", "max_body", "max_bodies", "queue", "slots", "shared_tokens", "batch_texts",
+    "batch_tokens", "search_threads",
 )  # fmt: skip
 
 
@@ -28,6 +28,8 @@ class ServerConfig:
     """Tokens a request, all texts together, as they are read (each is cut at 512): OpenAI's own limit."""
     max_body: int = 16_000_000
     """Bytes of a request's body."""
+    max_bodies: int = 128_000_000
+    """Bytes of all large bodies in hand together; one more gets 429."""
     queue: int = 256
     """Requests in hand, waiting or being answered; one more gets 429."""
     timeout: float = 300.0

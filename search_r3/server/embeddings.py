@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from search_r3.model.texts import Text, Tokens
 from search_r3.server.config import ServerConfig
 from search_r3.server.encoder import cut_tokens
 from search_r3.server.errors import ApiError
-from search_r3.server.intake import read, until_done
+from search_r3.server.intake import in_thread, read, until_done
 from search_r3.server.schemas import EmbeddingRequest
 from search_r3.server.service import Loaded, Service
 from search_r3.server.work import Closed, Embedded, Work
@@ -69,7 +70,9 @@ async def create_embeddings(request: Request, service: Service) -> Response:
         check_model(body.model, loaded)
         dimensions = _dimensions(body.dimensions, loaded)
         budget = budget_of(body.reasoning, service.config, loaded.adaptive)
-        texts, cut = await _tokens(body, service)
+        texts, cut = await _tokens(request, body, service)
+        body.input = []  # the texts may be large, and are needed no more
+        service.bodies.release(request.scope)
         request.state.items = len(texts)
         job = _Job(request, service, texts)
         if body.input_type != "query":
@@ -157,22 +160,28 @@ def _worth_reasoning(service: Service, answers: list[Embedded]) -> list[int]:
     return chosen
 
 
-async def _tokens(body: EmbeddingRequest, service: Service) -> tuple[list[Tokens], int]:
+async def _tokens(request: Request, body: EmbeddingRequest, service: Service) -> tuple[list[Tokens], int]:
     config = service.config
     if len(body.input) > config.max_items:
         message = f"the input has {len(body.input):,} items, the limit is {config.max_items:,}; send several requests"
         raise ApiError(400, message, "too_many_items", param="input")
     texts: list[Text] = [item if isinstance(item, str) else Tokens(tuple(item)) for item in body.input]
-    loop = asyncio.get_running_loop()
     tokenizer = service.loaded.model.tokenizer
+
+    def tokenize(check: Callable[[], None]) -> tuple[list[Tokens], int]:
+        def between(tokens: int) -> None:
+            check()
+            if tokens > config.max_tokens:
+                message = f"the input has over {config.max_tokens:,} tokens, the limit; send several requests"
+                raise ApiError(413, message, "too_many_tokens", param="input")
+
+        return cut_tokens(tokenizer, texts, service.max_length, between)
+
+    size = sum(len(item) for item in body.input)
     try:
-        rows, cut = await loop.run_in_executor(service.tokenizing, cut_tokens, tokenizer, texts, service.max_length)
+        return await in_thread(request, service, size, tokenize)
     except InputError as error:
         raise ApiError(400, str(error), "invalid_value", param="input") from error
-    if (total := sum(len(row.ids) for row in rows)) > config.max_tokens:
-        message = f"the input has {total:,} tokens, the limit is {config.max_tokens:,}; send several requests"
-        raise ApiError(413, message, "too_many_tokens", param="input")
-    return rows, cut
 
 
 def _dimensions(asked: int | None, loaded: Loaded) -> int:

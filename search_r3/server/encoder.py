@@ -81,8 +81,12 @@ class QueuedEncoder:
             if self._running is not None:
                 self._running.future.cancel()
 
+    def _go_on(self, _: int) -> None:
+        if self._cancelled:
+            raise CancelledError
+
     def _wait(self, kind: Kind, texts: Sequence[str], budget: int = 0) -> list[Embedded]:
-        rows = cut_tokens(self._model.tokenizer, texts, self._max_length)[0]
+        rows = cut_tokens(self._model.tokenizer, texts, self._max_length, self._go_on)[0]
         work = Work(kind, rows, budget, self._on_text if kind == "reasoned" else None)
         with self._lock:
             if self._cancelled:
@@ -98,11 +102,21 @@ class QueuedEncoder:
         return answers
 
 
-def cut_tokens(tokenizer: Any, texts: Sequence[Text], limit: int) -> tuple[list[Tokens], int]:
+def cut_tokens(
+    tokenizer: Any, texts: Sequence[Text], limit: int, between: Callable[[int], None] = lambda tokens: None
+) -> tuple[list[Tokens], int]:
     """Each text's first `limit` tokens, and how many texts were longer.
+
+    Args:
+        between: called with the number of tokens so far now and then, and at the end; what it raises ends the call.
 
     Raises:
         InputError: see `search_r3.model.texts.token_rows`.
     """
-    rows = token_rows(tokenizer, texts)
+
+    def count(rows: Sequence[list[int]]) -> None:
+        between(sum(min(len(row), limit) for row in rows))
+
+    rows = token_rows(tokenizer, texts, limit + 1, count)
+    count(rows)
     return [Tokens(tuple(row[:limit])) for row in rows], sum(len(row) > limit for row in rows)

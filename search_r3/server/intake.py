@@ -1,27 +1,26 @@
 """Requests in: a body within its limits, JSON, the right shape; and waiting for an answer while the client is there.
 
-What is wrong with a request becomes an ApiError: 408 too slow, 413 too large, 415 another type, 400 all else.
+What is wrong with a request becomes an ApiError: 408 too slow, 413 too large, 415 another type, 400 all else. Whatever
+takes long is done in threads, large requests in one of their own so that small ones do not wait behind them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
 from search_r3.server.errors import ApiError
+from search_r3.server.parsing import MOST_VALUES, parse
 from search_r3.server.service import Service
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
-LARGE = 200_000  # bytes; parsing more would keep the others waiting for milliseconds
-EXACT = 2.0**53  # whole numbers up to here are exact as floats
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+LARGE = 200_000  # bytes or characters; parsing more would keep the others waiting for milliseconds
 
 
 class HungUp(Exception):
@@ -33,57 +32,42 @@ async def read(request: Request, service: Service, shape: type[Body]) -> Body:
     body = await _read_bytes(request, service)
     if len(body) <= LARGE:
         return parse(body, shape)
-    return await asyncio.get_running_loop().run_in_executor(service.tokenizing, parse, body, shape)
+    most = max(MOST_VALUES, 2 * service.config.max_tokens)
+    return await in_thread(request, service, len(body), lambda _: parse(body, shape, most))
 
 
-def parse(body: bytes, shape: type[Body]) -> Body:
-    """JSON as a `shape`. Raises ApiError 400 that names the first field that is wrong."""
-    try:
-        value = json.loads(body.decode("utf-8"), parse_float=_number, parse_constant=_no_constant)
-        if SURROGATE.search(body):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ApiError(
-            400, "the body holds half of a surrogate pair (\\uD800 to \\uDFFF), which is no text", "invalid_text"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ApiError(
-            400, f"the body is not UTF-8 (byte {error.start}); send JSON in UTF-8", "invalid_json"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "a value that JSON does not have"
-        raise ApiError(400, f"the body is not JSON: {reason[:200]}", "invalid_json") from error
-    try:
-        return shape.model_validate(value)
-    except ValidationError as error:
-        raise _explain(error) from error
+async def in_thread(request: Request, service: Service, size: int, job: Callable[[Callable[[], None]], T]) -> T:
+    """The result of `job`, from a thread; not begun, or ended at its next step, if the client goes away.
+
+    Args:
+        size: bytes or characters that it is about: over `LARGE` it waits for other large ones.
+        job: is given a function that it calls between its steps, and that raises HungUp when it should end.
+
+    Raises:
+        ApiError, HungUp: see `until_done`; and whatever `job` raises.
+    """
+    begun, ended = threading.Event(), threading.Event()
+
+    def check() -> None:
+        if ended.is_set():
+            raise HungUp
+
+    def run() -> T:
+        check()
+        begun.set()
+        return job(check)
+
+    pool = service.bulk if size > LARGE else service.tokenizing
+    future = asyncio.get_running_loop().run_in_executor(pool, run)
+
+    def cancel() -> None:
+        ended.set()
+        future.cancel()
+
+    return await until_done(request, service, future, cancel, begun.is_set)
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _number(written: str) -> int | float:
-    """JSON Schema, and JavaScript, see no difference between 5 and 5.0."""
-    value = float(written)
-    return int(value) if value.is_integer() and abs(value) < EXACT else value
-
-
-def _explain(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    places = [str(part) for part in first["loc"] if isinstance(part, int) or "[" not in part]
-    param = ".".join(places)[:200] or None
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return ApiError(
-            400, f"there is no field {param!a}; see /docs for those there are", "unknown_field", param=param
-        )
-    if first["type"] == "missing":
-        return ApiError(400, f"the field {param!a} is missing", "missing_field", param=param)
-    return ApiError(400, f"{param + ': ' if param else ''}{message}", "invalid_value", param=param)
-
-
-async def _read_bytes(request: Request, service: Service) -> bytes:
+async def _read_bytes(request: Request, service: Service) -> bytearray:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "send the body as Content-Type: application/json", "unsupported_media_type")
@@ -100,12 +84,14 @@ async def _read_bytes(request: Request, service: Service) -> bytes:
                 body += chunk
                 if len(body) > limit:
                     raise _too_large(limit)
+                if len(body) > LARGE:
+                    service.bodies.hold(request.scope, len(body))
     except TimeoutError as error:
         seconds = service.config.body_timeout
         raise ApiError(408, f"the body did not arrive within {seconds:g} seconds", "body_timeout") from error
     except ClientDisconnect as error:
         raise HungUp from error
-    return bytes(body)
+    return body
 
 
 def _too_large(limit: int) -> ApiError:

@@ -25,6 +25,7 @@ from search_r3.server.encoder import QueuedEncoder
 from search_r3.server.errors import ApiError
 from search_r3.server.keys import Keys
 from search_r3.server.logs import log
+from search_r3.server.memory import Bodies
 from search_r3.server.metrics import Metrics
 from search_r3.server.work import Batcher
 from search_r3.server.worker import ThreadBatcher
@@ -78,6 +79,8 @@ class Service:
         self.cache = ReasonedCache(config.cache)
         self.threads = ThreadPoolExecutor(config.search_threads, thread_name_prefix="search")
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self.bulk = ThreadPoolExecutor(1, thread_name_prefix="bulk")
+        self.bodies = Bodies(config.max_bodies, self.tokenizing)
         self.writing = asyncio.Lock()
         self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
@@ -99,6 +102,7 @@ class Service:
             log("gave up work at shutdown", 30)
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.tokenizing.shutdown(wait=False, cancel_futures=True)
+        self.bulk.shutdown(wait=False, cancel_futures=True)
 
     @property
     def loaded(self) -> Loaded:

@@ -1,0 +1,113 @@
+"""A request's body as a value of its schema, or an ApiError 400 that names the field that is wrong and what it may be.
+
+Python's C parser holds every other thread up while it works: milliseconds for the longest text, but more than a second
+for a body of millions of little values. Such bodies are parsed in Python, where other threads get their turns, and
+given up at a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]  # typeshed leaves it out
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from search_r3.server.errors import ApiError
+
+Body = TypeVar("Body", bound=BaseModel)
+EXACT = 2.0**53  # whole numbers up to here are exact as floats
+FEW_VALUES = 50_000
+"""A body that can hold no more values takes the C parser a few milliseconds."""
+MOST_VALUES = 500_000
+"""Texts, numbers, lists and objects that a body may hold: more than the limits on texts and tokens let through."""
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse(body: bytes | bytearray, shape: type[Body], most: int = MOST_VALUES) -> Body:
+    """JSON as a `shape`; a bytearray is emptied on the way, as it may be large.
+
+    Raises:
+        ApiError: 400, the body is not JSON or not a `shape`; 413, it is long and holds over `most` values.
+    """
+    value = _decoded(body, most)
+    try:
+        return shape.model_validate(value)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def _decoded(body: bytes | bytearray, most: int) -> Any:
+    many = sum(body.count(mark) for mark in b",[{") > FEW_VALUES
+    surrogates = SURROGATE.search(body) is not None
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(
+            400, f"the body is not UTF-8 (byte {error.start}); send JSON in UTF-8", "invalid_json"
+        ) from error
+    if isinstance(body, bytearray):
+        body.clear()
+    try:
+        value = (_Counting(most) if many else _PLAIN).decode(text)
+        if surrogates:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ApiError(
+            400, "the body holds half of a surrogate pair (\\uD800 to \\uDFFF), which is no text", "invalid_text"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "a value that JSON does not have"
+        raise ApiError(400, f"the body is not JSON: {reason[:200]}", "invalid_json") from error
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _number(written: str) -> int | float:
+    """JSON Schema, and JavaScript, see no difference between 5 and 5.0."""
+    value = float(written)
+    return int(value) if value.is_integer() and abs(value) < EXACT else value
+
+
+_PLAIN = json.JSONDecoder(parse_float=_number, parse_constant=_no_constant)
+
+
+class _Counting(json.JSONDecoder):
+    """The standard library's decoder in Python, for one body; raises ApiError 413 beyond `most` values."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(parse_float=_number, parse_int=int, parse_constant=_no_constant)
+        self._seen, self._most = 0, most
+        names = ("parse_object", "parse_array", "parse_string", "parse_float", "parse_int")
+        for name in names:
+            setattr(self, name, self._counted(getattr(self, name)))
+        self.scan_once = py_make_scanner(self)
+
+    def _counted(self, take: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*given: Any) -> Any:
+            self._seen += 1
+            if self._seen > self._most:
+                message = f"the body holds over {self._most:,} values; send several requests"
+                raise ApiError(413, message, "body_too_large")
+            return take(*given)
+
+        return counting
+
+
+def _explain(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    places = [str(part) for part in first["loc"] if isinstance(part, int) or "[" not in part]
+    param = ".".join(places)[:200] or None
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return ApiError(
+            400, f"there is no field {param!a}; see /docs for those there are", "unknown_field", param=param
+        )
+    if first["type"] == "missing":
+        return ApiError(400, f"the field {param!a} is missing", "missing_field", param=param)
+    return ApiError(400, f"{param + ': ' if param else ''}{message}", "invalid_value", param=param)
