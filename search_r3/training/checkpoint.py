@@ -42,6 +42,8 @@ class TrainingState:
     fruitless: int = 0
     """Evaluations in a row that brought no better one. Like `best`, without that of `step`, which a resumed run makes
     again."""
+    learned: bool = True
+    """Whether any step so far had something to learn from (see `learning_signal`)."""
 
 
 def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
@@ -54,6 +56,7 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
     target = _folder(output) / f"step-{state.step:06d}"
     tensors: dict[str, Tensor] = {}
     facts = {"format": FORMAT, "step": state.step, "best": state.best, "fruitless": state.fruitless}
+    facts["learned"] = state.learned
     facts["task"] = _pack(state.task, tensors)
     text = json.dumps(facts, indent=1)
     with atomic_path(target) as scratch:
@@ -83,11 +86,12 @@ def read_checkpoint(path: Path) -> TrainingState:
         task = _unpack(facts["task"], load_file(path / "task.safetensors"))
         step, best, version = facts["step"], facts["best"], facts["format"]
         fruitless = facts.get("fruitless", 0)  # checkpoints older than early stopping have none
+        learned = facts.get("learned", True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT:
         raise InputError(f"the checkpoint {path} has format {version}, this version reads {FORMAT}; update search-r3")
-    return TrainingState(step, weights, optimizer, task, best, fruitless)
+    return TrainingState(step, weights, optimizer, task, best, fruitless, learned)
 
 
 def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:
@@ -115,6 +119,14 @@ def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:
             "or start over without resuming"
         )
     return None
+
+
+def read_finished(output: Path) -> dict[str, Any]:
+    """What the run's `finished.json` says; {} of a run that is not finished."""
+    path = output / "finished.json"
+    if not (path.exists() and (output / "adapter").is_dir()):
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def list_checkpoints(output: Path) -> list[tuple[int, Path]]:

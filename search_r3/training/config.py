@@ -224,10 +224,13 @@ class _Builder:
     def where(self, key: str) -> str:
         return self.overridden.get(key, self.file)
 
-    def build(self, cls: type[Config], raw: dict[str, Any], prefix: str) -> Config:
+    def build(self, cls: type[Config], raw: dict[str, Any], prefix: str, default: Config | None = None) -> Config:
+        """`cls` filled from `raw`. Keys that `raw` lacks keep the value of `default`, the section's own default in its
+        recipe, where there is one: setting one key changes one key.
+        """
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
         types_of = typing.get_type_hints(cls)
-        values = {}
+        values = {} if default is None else {name: getattr(default, name) for name in fields}
         for name, value in raw.items():
             key = f"{prefix}{name}"
             if name not in fields:
@@ -235,7 +238,8 @@ class _Builder:
                 hint = f"did you mean {prefix}{near[0]}?" if near else f"valid keys are {', '.join(fields)}"
                 raise InputError(f"{self.where(key)}: unknown key {key}; {hint}")
             try:
-                values[name] = self.convert(types_of[name], value, key)
+                section = _default_section(fields[name]) if default is None else values[name]
+                values[name] = self.convert(types_of[name], value, key, section)
             except _Mismatch as mismatch:
                 raise InputError(f"{self.where(key)}: {key} must be {mismatch}, got {value!r}") from None
         for name, field in fields.items():
@@ -251,7 +255,7 @@ class _Builder:
                 f"{self.file}: {place}{error}{' (after ' + sources[-1][:-2] + ')' if sources else ''}"
             ) from error
 
-    def convert(self, kind: Any, value: Any, key: str) -> Any:
+    def convert(self, kind: Any, value: Any, key: str, default: Any = None) -> Any:
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if kind is Any:
             return value
@@ -260,9 +264,9 @@ class _Builder:
                 value = {}
             if not isinstance(value, dict):
                 raise _Mismatch("a section with keys of its own")
-            return self.build(typing.cast(type, kind), value, f"{key}.")
+            return self.build(typing.cast(type, kind), value, f"{key}.", default if isinstance(default, kind) else None)
         if origin in (typing.Union, types.UnionType):
-            return self._convert_union(arguments, value, key)
+            return self._convert_union(arguments, value, key, default)
         if origin is Literal:
             return _convert_literal(arguments, value)
         if origin in (list, tuple) or kind in (list, tuple):
@@ -274,7 +278,7 @@ class _Builder:
             return {name: self.convert(item, below, f"{key}.{name}") for name, below in value.items()}
         return _convert_scalar(kind, value)
 
-    def _convert_union(self, members: tuple[Any, ...], value: Any, key: str) -> Any:
+    def _convert_union(self, members: tuple[Any, ...], value: Any, key: str, default: Any = None) -> Any:
         if value is None and type(None) in members:
             return None
         members = tuple(member for member in members if member is not type(None))
@@ -284,7 +288,7 @@ class _Builder:
         expected = []
         for member in members:
             try:
-                return self.convert(member, value, key)
+                return self.convert(member, value, key, default)
             except _Mismatch as mismatch:
                 expected.append(str(mismatch))
         raise _Mismatch(" or ".join(expected))
@@ -298,6 +302,14 @@ class _Builder:
             return tuple(self.convert(item, below, key) for item, below in zip(arguments, value, strict=True))
         item = arguments[0] if arguments else Any
         return kind(self.convert(item, below, key) for below in value)
+
+
+def _default_section(field: dataclasses.Field[Any]) -> Any:
+    """A nested section as its recipe has it when the file says nothing of it; None for other fields."""
+    value = field.default
+    if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    return value if dataclasses.is_dataclass(value) and not isinstance(value, type) else None
 
 
 def _convert_literal(choices: tuple[Any, ...], value: Any) -> Any:

@@ -201,6 +201,15 @@ class GRPOTask:
             **self.gauged,
         }
 
+    def nothing_to_learn(self, figures: dict[str, float]) -> str | None:
+        """See `learning_signal`: whether no query's rollouts earned different rewards."""
+        if figures["trained_rollouts"] > 0 and (self.config.zero_variance != "keep" or figures["zero_variance"] < 1):
+            return None
+        return (
+            f"each query's rollouts all earned the same reward (mean {figures['reward']:.3f}); try harder queries "
+            "(from_rank), a larger group_size, a higher temperature or another environment.reward"
+        )
+
     def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
         """`devset.dev_figures` of each pool and their mean, and the held-out queries' reward in the live corpus."""
         with torch.autocast(next(module.parameters()).device.type, enabled=False):  # cosines and the graph are float32

@@ -40,11 +40,13 @@ from search_r3.training.checkpoint import (
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
+    read_finished,
     restore,
     trainable,
     write_checkpoint,
 )
 from search_r3.training.config import LoopConfig, to_dict
+from search_r3.training.learning_signal import LearningSignal
 from search_r3.training.report import Report, truncate_log
 from search_r3.training.sharding import settings_of, shard, start_processes, whole
 
@@ -145,6 +147,7 @@ def run_training(
 
     In `output`: `adapter/` (final), `best/` (best dev figure so far), `checkpoints/`, `log.jsonl`, `config.json`,
     `finished.json` (once all steps are done or `patience` is over: it says which) and `tensorboard/` (if installed).
+    A task may have `nothing_to_learn`, see `learning_signal`.
 
     Args:
         resume: False removes what an earlier run wrote to `output`, and starts over.
@@ -158,7 +161,7 @@ def run_training(
     Raises:
         InputError: the run in `output` has another configuration, another process writes there, nothing is trainable,
             the loss or gradient is not finite (the last checkpoint stays good), there is patience but no dev figure to
-            judge by, or the disk is full.
+            judge by, the disk is full, or the run is over and no step of it had anything to learn from.
         SystemExit: after SIGINT or SIGTERM (code 128 + signal), when the step is finished and a checkpoint written.
     """
     output, begun = Path(output), time.monotonic()
@@ -189,6 +192,8 @@ def run_training(
         if done is not None:
             if main:
                 print(f"{done}: {output / 'adapter'}", file=sys.stderr)
+            if failure := read_finished(output).get("failure"):
+                raise InputError(failure)
             return output / "adapter"
 
         module = shard(task.module, accelerator, sharded) if sharded else accelerator.prepare_model(task.module)
@@ -196,12 +201,12 @@ def run_training(
         optimizer = torch.optim.AdamW(
             parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
-        step, best, fruitless = 0, None, 0
+        step, best, fruitless, learned = 0, None, 0, False
         if checkpoint is not None:
             state = read_checkpoint(checkpoint)
             restore(parameters, optimizer, state)
             task.load_state_dict(state.task)
-            step, best, fruitless = state.step, state.best, state.fruitless
+            step, best, fruitless, learned = state.step, state.best, state.fruitless, state.learned
 
         report = stack.enter_context(
             Report(
@@ -211,9 +216,11 @@ def run_training(
         if checkpoint is not None:
             report.say(f"going on from {checkpoint.name}")
         signals = stack.enter_context(_StopSignals())
+        learning = LearningSignal(task, report.say, learned)
 
         def keep_state(best: float | None, fruitless: int) -> None:
             state = TrainingState(step, *collect(parameters, optimizer), task.state_dict(), best, fruitless)
+            state.learned = learning.learned
             if main:
                 report.sync()
                 write_checkpoint(output, state, config.keep_checkpoints)
@@ -280,6 +287,7 @@ def run_training(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
+            learning.step(step, step == config.steps, grad_norm, figures)
 
             seconds = time.perf_counter() - started
             record: dict[str, Any] = {"step": step, "loss": figures.pop("loss")}
@@ -304,8 +312,11 @@ def run_training(
         if main and (stopped or step >= config.steps):
             facts = {"step": step, "best": best, "why": stopped or "all steps are done"}
             facts |= {"patience": config.patience} if stopped else {}
+            facts |= {"failure": learning.failure} if learning.failure else {}
             atomic_write_text(output / "finished.json", json.dumps(facts) + "\n")
         accelerator.wait_for_everyone()
+        if (stopped or step >= config.steps) and (failure := learning.failure):
+            raise InputError(failure)
     return output / "adapter"
 
 
@@ -396,10 +407,8 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _why_finished(output: Path, config: LoopConfig) -> str | None:
     """What to tell who starts a finished run again; None if there is something left to do."""
-    path = output / "finished.json"
-    if not (path.exists() and (output / "adapter").is_dir()):
+    if not (facts := read_finished(output)):
         return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
     if facts["step"] >= config.steps:
         return f"all {config.steps} steps are done already"
     if 0 < config.patience <= facts.get("patience", 0):

@@ -25,6 +25,24 @@ class Recipe:
     mode: Literal["on", "off", "mixed"] = "on"
 
 
+@dataclass
+class Inner:
+    a: int = 1
+    b: int = 1
+
+
+@dataclass
+class Middle:
+    inner: Inner = field(default_factory=Inner)
+    c: int = 1
+
+
+@dataclass
+class Outer:
+    middle: Middle = field(default_factory=lambda: Middle(Inner(a=2, b=2), c=2))
+    maybe: Inner | None = field(default_factory=lambda: Inner(a=3, b=3))
+
+
 def recipe(tmp_path: Path, text: str, *overrides: str) -> Recipe:
     file = tmp_path / "recipe.yaml"
     file.write_text(text, encoding="utf-8")
@@ -161,3 +179,25 @@ def test_an_empty_file_is_all_defaults(tmp_path):
 def test_values_that_cannot_work_are_refused_from_python_too(cls, change):
     with pytest.raises(InputError, match=next(iter(change))):
         cls(**change)
+
+
+@pytest.mark.parametrize("key", ["steps=200", "seed=1", "log_every=5"])
+def test_setting_one_key_of_a_section_changes_one_key(tmp_path, key):
+    """A section may have defaults of its own in a recipe: GRPO's learning rate is a fifteenth of stage 1's."""
+    from search_r3.training.grpo_config import GRPOConfig
+
+    file = tmp_path / "grpo.yaml"
+    file.write_text("{adapter: a, queries: [{pairs: p}], corpus: [{pairs: p}], output: o}", encoding="utf-8")
+    default, changed = load_config(file, GRPOConfig), load_config(file, GRPOConfig, [f"loop.{key}"])
+    assert default.loop.learning_rate == changed.loop.learning_rate == 2e-5
+    before, after = to_dict(default), to_dict(changed)
+    assert {name for name in before["loop"] if before["loop"][name] != after["loop"][name]} == {key.split("=")[0]}
+    assert before | {"loop": None} == after | {"loop": None}
+
+
+def test_a_section_keeps_the_defaults_of_its_recipe_at_any_depth(tmp_path):
+    file = tmp_path / "outer.yaml"
+    file.write_text("middle: {inner: {a: 9}}\nmaybe: {b: 9}\n", encoding="utf-8")
+    assert load_config(file, Outer) == Outer(Middle(Inner(a=9, b=2), c=2), Inner(a=3, b=9))
+    file.write_text("middle:\nmaybe: null\n", encoding="utf-8")
+    assert load_config(file, Outer) == Outer(Middle(Inner(a=2, b=2), c=2), None)

@@ -17,6 +17,7 @@ from tiny_grpo import optimizer_of, some_pairs, task_of, write_recipe
 from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, write_beir
+from search_r3.environment.retrieval import RetrievalEnvironment
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training import grpo
@@ -66,8 +67,7 @@ def task(stage_one: Path, tmp_path: Path) -> GRPOTask:
 
 def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=0.0, beta=0.0, queries_per_step=4, group_size=8)
-    token = task.checkpoint.tokenizer("e", add_special_tokens=False)["input_ids"][0]
-    rewarded(task, lambda rollout, _: sum(t == token for t in rollout.token_ids) / 6)
+    rewarded(task, lambda rollout, _: sum(token % 2 for token in rollout.token_ids) / 6)
     optimizer, curve = optimizer_of(task, 0.01), []
     for step in range(50):
         loss, figures = task.loss(task.module, task.batch(step))
@@ -76,7 +76,7 @@ def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
         optimizer.zero_grad()
         curve.append(figures["reward"])
         assert figures["ratio"] == 1.0
-    assert np.mean(curve[-5:]) > 2 * np.mean(curve[:5]) + 0.02
+    assert np.mean(curve[-5:]) > np.mean(curve[:5]) + 0.1
 
 
 def test_training_in_the_corpus_raises_the_reward(stage_one: Path, tmp_path: Path) -> None:
@@ -522,6 +522,32 @@ def test_the_command_trains_and_tells_mistakes_in_one_line(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "group_size must be 2 or more, not 1" in lines[0]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1], ids=["policy alone", "with the contrastive term"])
+@pytest.mark.parametrize("kind", ["drop", "keep", "resample"])
+def test_equal_rewards_are_reported_and_do_not_end_as_a_success(
+    kind: str,
+    weight: float,
+    stage_one: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge = RetrievalEnvironment.judge
+
+    def equal(*args: Any, **more: Any) -> Any:
+        found = judge(*args, **more)
+        return dataclasses.replace(found, rewards_R=torch.full_like(found.rewards_R, 0.5))
+
+    monkeypatch.setattr(RetrievalEnvironment, "judge", equal)
+    changes = {"gauge_every": 0, "zero_variance": kind, "contrastive_weight": weight}
+    recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", **changes)
+    assert main(["train", "grpo", str(recipe), "--set", "loop.steps=2"]) == 2
+    told = capsys.readouterr()
+    assert "warning: step 2: the last 2 steps had nothing to learn from: each query's rollouts all earned" in told.err
+    assert told.err.strip().splitlines()[-1].startswith("error: nothing was learned: each query's rollouts all earned")
+    assert "adapter:" not in told.out
 
 
 def test_dev_pools_choose_the_best_and_are_not_trained_on(

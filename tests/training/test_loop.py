@@ -212,3 +212,37 @@ def test_two_processes_train_as_one_with_their_batches_together(tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert all(record["tokens"] == 6.0 for record in log(tmp_path / "two") if "tokens" in record)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
+
+
+class Constant(TinyTask):
+    """The loss does not depend on the weights, but for the steps in `useful` (1-based)."""
+
+    useful: tuple[int, ...] = ()
+
+    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, figures = super().loss(module, batch)
+        return (loss if int(self.steps_seen) in self.useful else 0.0 * loss), figures
+
+
+def test_a_run_that_learned_nothing_says_so_while_it_runs_and_does_not_end_as_a_success(tmp_path, capsys):
+    with pytest.raises(InputError, match="nothing was learned: the gradient is 0"):
+        train(tmp_path, Constant())
+    told = capsys.readouterr().err
+    assert "warning: step 10: the last 10 steps had nothing to learn from: the gradient is 0" in told
+    assert (tmp_path / "adapter").is_dir()  # nothing is lost: it is the adapter that the run began with
+    with pytest.raises(InputError, match="nothing was learned"):  # nor does the same command succeed later
+        train(tmp_path, Constant())
+
+
+def test_a_short_run_that_learned_nothing_warns_at_its_last_step(tmp_path, capsys):
+    with pytest.raises(InputError, match="nothing was learned"):
+        run_training(Constant(), config(steps=2), tmp_path)
+    assert "warning: step 2: the last 2 steps had nothing to learn from" in capsys.readouterr().err
+
+
+def test_one_step_with_a_gradient_is_enough_also_over_a_stop(tmp_path):
+    task = Constant()
+    task.useful, task.stop_with = (3,), signal.SIGTERM  # stopped in step 6
+    with pytest.raises(SystemExit):
+        train(tmp_path, task)
+    assert train(tmp_path, Constant()) == tmp_path / "adapter"
