@@ -116,7 +116,7 @@ def card(
     sections = [
         _front_matter(base, licence),
         f"# {name}\n\n" + _introduction(base, adapter, contract),
-        "## Use\n\n" + _use(name),
+        "## Use\n\n" + _use(name, contract["contract"]),
         "## Training\n\n" + _training(about, config, kept, _shown(kept, Path(results))),
         *_ablation(config, Path(results)),
         "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
@@ -143,10 +143,10 @@ def _front_matter(base: str, licence: str) -> str:
     lines = [
         f"license: {licence.lower()}",
         f"base_model: {HUB_NAMES.get(base, base)}",
-        "library_name: peft",
+        "library_name: search-r3",  # for "peft" the hub shows a snippet that fails: the base lacks the token's row
         "pipeline_tag: feature-extraction",
         "language: en",
-        "tags: [search-r3, information-retrieval, embeddings, reasoning, lora]",
+        "tags: [search-r3, peft, lora, information-retrieval, embeddings, reasoning]",
     ]
     return "\n".join(["---", *lines, "---"])
 
@@ -163,13 +163,21 @@ def _introduction(base: str, adapter: Path, contract: dict[str, Any]) -> str:
     )
 
 
-def _use(name: str) -> str:
+def _use(name: str, contract: dict[str, Any]) -> str:
+    token = contract["embed_token_id"]
     return (
         "```python\nfrom search_r3 import SearchR3\n\n"
         f'model = SearchR3.from_pretrained("{name}")\n'
         'documents = model.encode_document(["shutil.rmtree: delete a directory tree"])\n'
         'queries = model.encode_query(["how do I delete a folder"], reasoning=True)\n'
-        "model.similarity(queries, documents)\n```"
+        "model.similarity(queries, documents)\n```\n\n"
+        f"With PEFT alone, first give the base a row for `<|embed_token|>` (id {token}), or PEFT raises an "
+        "IndexError:\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        "from search_r3.model.bundled import resolve  # names into folders\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained(resolve("{contract["base"]}"))\n'
+        f"base.resize_token_embeddings(max(base.get_input_embeddings().num_embeddings, {token + 1}))\n"
+        f'model = PeftModel.from_pretrained(base, resolve("{name}"))\n```'
     )
 
 

@@ -116,7 +116,7 @@ def trained_run(tmp_path: Path) -> Path:
 def adapter(tmp_path: Path) -> Path:
     folder = tmp_path / "search-r3-tiny-sft"
     folder.mkdir()
-    contract = {"base": "smollm2-135m", "base_weights": "b" * 64, "dimension": 32}
+    contract = {"base": "smollm2-135m", "base_weights": "b" * 64, "dimension": 32, "embed_token_id": 49152}
     (folder / "search_r3.json").write_text(
         json.dumps({"kind": "adapter", "contract": contract, "contract_hash": "c" * 64})
     )

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from search_r3.errors import InputError
 from search_r3.evaluation.card import card, keep_run, write_card
 from search_r3.evaluation.rollout_rewards import FIGURES
+from search_r3.prompts import render
 from search_r3.training.config import to_dict
 from search_r3.training.grpo_config import GRPOConfig, QuerySet, Source
 
@@ -137,3 +141,34 @@ def test_a_run_without_curves_is_told_how_to_draw_them(run: Path, tmp_path: Path
 def test_without_a_documented_run_there_is_no_card(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not document a training run"):
         card(adapter, tmp_path / "nothing")
+
+
+def test_the_snippets_of_a_card_run_and_peft_gives_the_same_embedding(
+    run: Path,
+    tiny_model: Path,
+    save_adapter: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    keep_run(run, tmp_path / "kept", [], "search-r3 train sft configs/x.yaml")
+    saved = save_adapter(tiny_model, tmp_path / "tiny-adapter")
+    written = card(saved, tmp_path / "kept", tmp_path / "results")
+    assert "library_name: peft" not in written  # the hub's own snippet for it would be the one that fails
+    monkeypatch.chdir(tmp_path)  # where "tiny-adapter" is a folder
+    snippets = re.findall(r"```python\n(.+?)```", written, re.DOTALL)
+    assert len(snippets) == 2
+    ours, peft = ({}, {})  # type: ignore[var-annotated]
+    exec(snippets[0], ours)
+    exec(snippets[1], peft)
+    model, token = ours["model"], ours["model"].contract.embed_token_id
+    text = "shutil.rmtree: delete a directory tree"
+    prompt = render(model.contract.prompts.document, model.tokenizer, give_answer=True)
+    middle = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[*prompt.prefix, *middle, *prompt.suffix]])
+    assert ids[0, -1] == token
+    with torch.no_grad():
+        state = peft["model"].base_model.model.model(input_ids=ids).last_hidden_state[0, -1]
+    expected = model.encode_document([text])[0]
+    np.testing.assert_allclose(torch.nn.functional.normalize(state, dim=0).numpy(), expected, atol=1e-5)
