@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from search_r3.cli.commands import app
-from search_r3.cli.process import keep_freed_memory
+from search_r3.cli.process import collect_garbage_rarely, keep_freed_memory
 from search_r3.errors import InputError
 from search_r3.files import disk_is_full
 
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (by default the process's own); returns the exit code, prints no traceback for
     what the user can mend."""
     keep_freed_memory()
+    collect_garbage_rarely()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a search
     arguments = list(sys.argv[1:] if argv is None else argv)

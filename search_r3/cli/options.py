@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -123,13 +125,12 @@ def load(name: str, device: str | None, dtype: Dtype, engine: Engine = Engine.au
 
 
 def hush() -> None:
-    """Keep transformers' bars and remarks from the user; downloads from the hub still show their progress."""
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
+    """Keep transformers' remarks from the user. It is not imported for that: not every command needs it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    enable_progress_bars()
+        logging.set_verbosity_error()
 
 
 def print_json(value: Any) -> None:

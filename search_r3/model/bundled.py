@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
+from search_r3.model.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -134,15 +135,16 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # Loaded from GGUF the model thinks that it is quantised and refuses to be saved; its weights are plain float32.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
-    with atomic_path(target) as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # Loaded from GGUF the model thinks that it is quantised and refuses to be saved; its weights are plain float32.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized = None, False
+        with atomic_path(target) as scratch:
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
 
 
 def _from_hub(name: str) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.bundled import resolve, weights_sha256
+from search_r3.model.quiet import quiet_transformers
 from search_r3.prompts import EMBED_TOKEN, Prompts
 
 CONTRACT_FILE = "search_r3.json"
@@ -192,7 +193,8 @@ def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
     rows = model.get_input_embeddings().weight.shape[0]
     padded = -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if padded != rows:
-        model.resize_token_embeddings(padded, mean_resizing=False)
+        with quiet_transformers():
+            model.resize_token_embeddings(padded, mean_resizing=False)
     with torch.no_grad():
         tied = model.get_output_embeddings() is not None and (
             model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -221,10 +223,11 @@ def _read_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
 
     try:
         # Said, and not left to defaults: no code of the folder is run, and no pickle is read.
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return tokenizer, AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            return tokenizer, AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         message = f"{folder} is not a causal language model that transformers can read: {_first_line(error)}"
         raise InputError(message) from error
@@ -268,7 +271,8 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
     if weights_sha256(folder, ADAPTER_FILE) != contract.adapter_weights:
         raise InputError(f"{folder}: the adapter's weights are not the contract's; fetch or train it again")
     try:
-        model: Any = PeftModel.from_pretrained(base.model, str(folder), is_trainable=not merge)
+        with quiet_transformers():
+            model: Any = PeftModel.from_pretrained(base.model, str(folder), is_trainable=not merge)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder} is not an adapter that peft can read: {_first_line(error)}") from error
     if merge:
@@ -301,7 +305,8 @@ def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> C
     from safetensors.torch import load_file, save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder), save_embedding_layers=False, safe_serialization=True)
+    with quiet_transformers():
+        model.save_pretrained(str(folder), save_embedding_layers=False, safe_serialization=True)
     file = folder / ADAPTER_FILE
     with atomic_path(file) as scratch:  # written aside: the tensors read from `file` may still be mapped to it
         save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(file).items()}, scratch, {"format": "pt"})

@@ -21,6 +21,7 @@ from search_r3.model.adaptive import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
 from search_r3.model.engines.base import of_each
 from search_r3.model.engines.choice import check_engine, open_engine
+from search_r3.model.quiet import quiet_transformers
 from search_r3.model.texts import (
     MAX_CHARACTERS,
     Text,
@@ -149,7 +150,8 @@ class SearchR3:
             raise InputError("a model on the int8 engine cannot be saved; load it with engine torch, then save it")
         with atomic_path(folder) as scratch:
             scratch.mkdir()
-            self.checkpoint.model.save_pretrained(str(scratch))
+            with quiet_transformers():
+                self.checkpoint.model.save_pretrained(str(scratch))
             self.tokenizer.save_pretrained(str(scratch))
             weights = checkpoints.weights_sha256(scratch)
             checkpoints.write_record(scratch, "merged", self.contract, name=self.name, weights=weights)

