@@ -17,6 +17,7 @@ from search_r3.cli.options import (
     Device,
     Dtype,
     DtypeOption,
+    IgnoreIdenticalIds,
     Json,
     MaxLength,
     hush,
@@ -36,6 +37,7 @@ IN_THE_SUITE = {
     "batch_size": "batch_size",
     "dtype": "dtype",
     "allow_missing": "allow_missing",
+    "ignore_identical_ids": "ignore_identical_ids",
 }
 """Options that a suite's file decides, and its keys for them."""
 
@@ -72,6 +74,7 @@ def evaluate(
         Path | None, typer.Option(help="Where runs/ and metrics/ go: results, or what the suite says.")
     ] = None,
     allow_missing: AllowMissing = False,
+    ignore_identical_ids: IgnoreIdenticalIds = False,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key of the suite: dtype=float32. Repeatable.")
     ] = None,
@@ -135,6 +138,7 @@ def evaluate(
             data_root=data,
             force=force,
             allow_missing=allow_missing,
+            ignore_identical_ids=ignore_identical_ids,
             spending=Spending(yes, price, _ask if sys.stdin.isatty() and sys.stderr.isatty() else None, _tell),
             report=_tell,
         )

@@ -110,6 +110,13 @@ MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens kept of each 
 DataRoot = Annotated[
     Path | None, typer.Option("--data", help="Folder of BEIR data sets; or set the variable SEARCH_R3_DATA.")
 ]
+IgnoreIdenticalIds = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-identical-ids",
+        help="A document with a query's own id is no answer to it, as MTEB has it for ArguAna and Quora.",
+    ),
+]
 AllowMissing = Annotated[
     bool,
     typer.Option(

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from search_r3.cli.options import BatchSize, Budget, DataRoot, Device, Dtype, DtypeOption, Json, hush, print_json
+from search_r3.cli.options import (
+    BatchSize,
+    Budget,
+    DataRoot,
+    Device,
+    Dtype,
+    DtypeOption,
+    IgnoreIdenticalIds,
+    Json,
+    hush,
+    print_json,
+)
 from search_r3.errors import InputError
 
 
@@ -34,6 +45,7 @@ def rollouts(
     dtype: DtypeOption = Dtype.auto,
     data: DataRoot = None,
     output: Annotated[Path, typer.Option(help="Where rollouts/ goes.")] = Path("results"),
+    ignore_identical_ids: IgnoreIdenticalIds = False,
     force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,6 +77,7 @@ def rollouts(
         device=device,
         dtype=dtype.value,
         data_root=data,
+        ignore_identical_ids=ignore_identical_ids,
         force=force,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )

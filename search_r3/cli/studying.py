@@ -16,6 +16,7 @@ from search_r3.cli.options import (
     Device,
     Dtype,
     DtypeOption,
+    IgnoreIdenticalIds,
     Json,
     MaxLength,
     Model,
@@ -58,6 +59,7 @@ def study(
     data: DataRoot = None,
     output: Annotated[Path, typer.Option(help="Where runs/, metrics/ and studies/ go.")] = Path("results"),
     allow_missing: AllowMissing = False,
+    ignore_identical_ids: IgnoreIdenticalIds = False,
     force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -98,6 +100,7 @@ def study(
         data_root=data,
         force=force,
         allow_missing=allow_missing,
+        ignore_identical_ids=ignore_identical_ids,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if as_json:

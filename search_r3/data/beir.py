@@ -47,12 +47,28 @@ class BeirDataset:
     """A corpus, its queries and the judgements that tie them: `qrels[query id][document id] = grade`.
 
     A grade above 0 means relevant; 0 and below mean judged and not relevant. All three keep the files' order.
+    `ignore_identical_ids`, as MTEB's, says that a document with a query's own id is no answer to it: in some data sets
+    (ArguAna, Quora) the queries are documents of the corpus.
     """
 
     name: str
     corpus: dict[str, Document]
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]] = field(default_factory=dict)
+    ignore_identical_ids: bool = False
+
+    def identical_ids(self) -> list[str]:
+        """The judged queries whose id is that of a document, in the order of the judgements."""
+        return [qid for qid in self.qrels if qid in self.queries and qid in self.corpus]
+
+    def queries_in_corpus(self) -> list[str]:
+        """Those of `identical_ids` whose text, apart from white space, is the document's too, with or without title."""
+
+        def same(qid: str) -> bool:
+            query, document = self.queries[qid].split(), self.corpus[qid]
+            return query in (document.text.split(), document.full_text.split())
+
+        return [qid for qid in self.identical_ids() if same(qid)]
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -310,6 +326,7 @@ def choose_pool(dataset: BeirDataset, queries: int, documents: int, seed: int = 
         {d: document for d, document in dataset.corpus.items() if d in kept},
         {q: text for q, text in dataset.queries.items() if q in chosen},
         {q: dict(judged) for q, judged in dataset.qrels.items() if q in chosen},
+        dataset.ignore_identical_ids,
     )
 
 

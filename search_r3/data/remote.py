@@ -152,6 +152,8 @@ def _from_mteb(name: str) -> Fetched:
         (parts,) = task.dataset.values()
     origin = [f"{metadata.dataset.get('path')} at revision {metadata.dataset.get('revision')}"]
     origin += [f"licence: {metadata.license or 'not specified'}", str(metadata.reference or "")]
+    if getattr(task, "ignore_identical_ids", False):
+        origin.append("MTEB leaves out documents with a query's own id here: evaluate it with --ignore-identical-ids")
     fetched = Fetched({}, [line for line in origin if line])
     for split, part in parts.items():
         if part.get("top_ranked"):

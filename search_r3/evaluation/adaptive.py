@@ -166,7 +166,10 @@ def add_adaptive(
 
 def best_cosines(bench: Workbench) -> np.ndarray:
     """The cosines that the rule looks at: the best of the direct search, float32 (Q, K)."""
-    return exact_search(bench.direct_rows, bench.document_rows, bench.depth)[0]
+    if not bench.ignore_identical_ids:
+        return exact_search(bench.direct_rows, bench.document_rows, bench.depth)[0]
+    ranked = [sorted(scores.values(), reverse=True) for scores in bench.answers("off").run.values()]
+    return np.array([row[: min(map(len, ranked))] for row in ranked], dtype=np.float32)
 
 
 def crosswise(
@@ -218,6 +221,7 @@ def _on_dev(name: str, bench: Workbench, data_root: str | Path | None, count: in
     desk = Workbench(
         bench.system, bench.name, bench.documents, queries, bench.config,
         depth=bench.depth, embeddings=bench.embeddings, analyses=bench.analysis_cache,
+        ignore_identical_ids=bench.ignore_identical_ids,
     )  # fmt: skip
     desk.share_documents(bench)
     off, on = (measure_run(desk.answers(mode).run, dev.qrels).per_query[NDCG] for mode in ("off", "on"))

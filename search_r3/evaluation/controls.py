@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.analysis_cache import Analyses, AnalysisCache
 from search_r3.evaluation.cache import EmbeddingCache
 from search_r3.evaluation.fusion import RRF_K, fuse_rows, fuse_runs
+from search_r3.evaluation.runs import drop_identical_ids
 from search_r3.evaluation.suite import Pair, paths
 from search_r3.evaluation.systems import Answers, SearchR3System, System, as_run, open_systems
 from search_r3.retrievers.dense import exact_search
@@ -102,6 +103,7 @@ class Workbench:
         documents, queries: id -> text, none blank.
         depth: documents kept a query.
         embeddings, analyses: where both are kept; None keeps no embeddings.
+        ignore_identical_ids: no document with a query's own id is an answer, also to what is fused.
     """
 
     def __init__(
@@ -115,9 +117,11 @@ class Workbench:
         depth: int,
         embeddings: EmbeddingCache | None,
         analyses: AnalysisCache,
+        ignore_identical_ids: bool = False,
     ) -> None:
         self.system, self.model, self.name, self.config = system, system.model, name, config
         self.documents, self.queries, self.depth = documents, queries, depth
+        self.ignore_identical_ids = ignore_identical_ids
         self.embeddings, self.analysis_cache = embeddings, analyses
         self._rows: tuple[np.ndarray, float] | None = None
         self._direct: tuple[np.ndarray, float] | None = None
@@ -195,7 +199,7 @@ class Workbench:
 
     def _answer(self, mode: str) -> Answers:
         if mode in PEERS:
-            return self.peer(mode).answer(self.documents, self.queries, self.depth, self.embeddings)
+            return self._by_peer(mode, self.queries)
         if mode == "off":
             return self._search(*self._embed_directly())
         if mode == "on" or mode.startswith("on-"):
@@ -258,15 +262,25 @@ class Workbench:
         self, rows_QD: np.ndarray, query_seconds: float, records: list[dict[str, Any]] | None = None
     ) -> Answers:
         documents_ND, document_seconds = self._documents()
-        scores, indices = exact_search(rows_QD, documents_ND, self.depth)
+        scores, indices = exact_search(rows_QD, documents_ND, self.depth + self.ignore_identical_ids)
         run = as_run(list(self.queries), list(self.documents), scores, indices)
-        return Answers(run, document_seconds, query_seconds, records)
+        return self._kept(Answers(run, document_seconds, query_seconds, records))
+
+    def _by_peer(self, name: str, queries: Mapping[str, str]) -> Answers:
+        depth = self.depth + self.ignore_identical_ids
+        return self._kept(self.peer(name).answer(self.documents, queries, depth, self.embeddings))
+
+    def _kept(self, answers: Answers) -> Answers:
+        """The answers without documents of a query's own id, where these are no answers."""
+        if not self.ignore_identical_ids:
+            return answers
+        return replace(answers, run=drop_identical_ids(answers.run, self.depth))
 
     def _rewritten(self, peer: str) -> Answers:
         found = self.analyses()
         texts = zip(self.queries.items(), found.texts, strict=True)
         queries = {qid: f"{query} {analysis}".strip() for (qid, query), analysis in texts}
-        answers = self.peer(peer).answer(self.documents, queries, self.depth, self.embeddings)
+        answers = self._by_peer(peer, queries)
         return Answers(answers.run, answers.document_seconds, answers.query_seconds + found.seconds)
 
     def _fused(self, parts: list[Answers]) -> Answers:

@@ -86,6 +86,9 @@ class SuitePlan:
     """Where runs/, metrics/ and studies/ go."""
     allow_missing: bool = False
     """Measure on data sets whose judgements name documents that they lack; every table then says so."""
+    ignore_identical_ids: bool | list[str] = False
+    """As MTEB's: no document with a query's own id is an answer to it (ArguAna, Quora). true for all data sets, or a
+    list of those that are meant."""
     studies: StudyPlan | None = None
     """Which of it is studied; nothing by default."""
 
@@ -100,9 +103,16 @@ class SuitePlan:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}; expected {least} or more")
+        if isinstance(self.ignore_identical_ids, list):
+            refuse_unknown(self.ignore_identical_ids, self.datasets, "ignore_identical_ids", "data set")
         if self.studies is not None:
             known = self.studies.config(self.budget, self.seed).modes
             refuse_unknown(self.studies.controls or (), known, "studies.controls", "mode")
+
+    def ignores_identical_ids(self, dataset: str) -> bool:
+        """Whether no document with a query's own id counts, on one of the data sets."""
+        chosen = self.ignore_identical_ids
+        return chosen if isinstance(chosen, bool) else dataset in chosen
 
     @property
     def studied(self) -> list[tuple[str, str]]:
@@ -198,6 +208,7 @@ def run_suite(
         modes=plan.modes,
         max_reasoning_tokens=plan.budget,
         seed=plan.seed,
+        ignore_identical_ids=plan.ignore_identical_ids,
         failed=failed,
         **shared,
     )
@@ -218,6 +229,7 @@ def run_suite(
                 adaptive=wanted.adaptive,
                 dev_queries=wanted.dev_queries,
                 latency_queries=wanted.latency_queries,
+                ignore_identical_ids=plan.ignores_identical_ids(dataset),
                 analyses=analyses,
                 **shared,
             )

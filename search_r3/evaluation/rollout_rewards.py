@@ -65,6 +65,7 @@ def earn(
     *,
     k: int = 10,
     unfindable_Q: Sequence[Sequence[float]] | None = None,
+    ignored_Q: Sequence[int | None] | None = None,
 ) -> Earned:
     """Rank the whole corpus for each embedding, exactly, and reward the ranking.
 
@@ -75,6 +76,8 @@ def earn(
         k: ranks that the rewards look at.
         unfindable_Q: for each query the grades of judged documents that have no embedding (they are empty). They count
             in the ideal ranking and are never found.
+        ignored_Q: for each query the row of a document that is no answer to it, or None; where it is judged, that
+            counts in the ideal ranking.
 
     Raises:
         ValueError: shapes that do not fit, or embeddings that are not finite unit rows.
@@ -90,7 +93,7 @@ def earn(
     most = max(map(len, lost_Q), default=0)
     # Behind the documents stand those that are lost, all with the lowest cosine, and behind these k fillers, which win
     # the tie (the later column does), so that a lost one never enters the top k of a small corpus.
-    columns = count + most + (k if most else 0)
+    columns = count + most + (k if most or ignored_Q is not None else 0)
     rewards: dict[str, list[Tensor]] = {name: [] for name in REWARDS}
     ranks = []
     size = max(1, _CELLS // max(1, columns))
@@ -103,9 +106,14 @@ def earn(
             grades = grades_Q[query]
             grade_RC[line, list(grades)] = torch.tensor(list(grades.values()), dtype=torch.float32)
             grade_RC[line, count : count + len(lost_Q[query])] = torch.tensor(lost_Q[query], dtype=torch.float32)
+        ignored_RC = torch.zeros((len(part), columns), dtype=torch.bool)
+        for line, query in enumerate(part):
+            if ignored_Q is not None and (row := ignored_Q[query]) is not None:
+                ignored_RC[line, row] = True
+        cosine_RC.masked_fill_(ignored_RC, -1.0)  # the fillers win the tie
         for name, reward in REWARDS.items():
             rewards[name].append(reward(cosine_RC, grade_RC, k))
-        ranks.append(_rank_of_best(cosine_RC[:, :count], grade_RC[:, :count] > 0))
+        ranks.append(_rank_of_best(cosine_RC[:, :count], ((grade_RC > 0) & ~ignored_RC)[:, :count]))
     empty = torch.zeros(0)
     return Earned(
         {name: torch.cat([empty, *parts]).numpy() for name, parts in rewards.items()},

@@ -82,6 +82,7 @@ def measure_rollouts(
     device: str | None = None,
     dtype: str = "auto",
     data_root: str | Path | None = None,
+    ignore_identical_ids: bool = False,
     cache: EmbeddingCache | None = None,
     force: bool = False,
     show_progress: bool | None = None,
@@ -98,6 +99,7 @@ def measure_rollouts(
         output: the folder that holds `rollouts/`.
         queries, documents: a fixed part of the set, of at most so many (judged documents always stay); None takes all.
         max_length: tokens kept of each document (512 by default).
+        ignore_identical_ids: as MTEB's: no document with a query's own id is an answer to it.
         cache: where documents' embeddings are kept; None is the default folder.
         force: measure again what is already there.
         report: called with one line at each stage.
@@ -115,6 +117,7 @@ def measure_rollouts(
     if len(set(names)) < len(names):
         raise InputError(f"{before} and {after} are both called {names[0]}; give one a name: after={after}")
     data, place = load_part(dataset, split, data_root, queries, documents)
+    data.ignore_identical_ids = ignore_identical_ids
     folder = Path(output) / "rollouts" / place
     sides = []
     for spec, name in zip(specs, names, strict=True):
@@ -217,10 +220,13 @@ def _measure(
     judged = [data.qrels[qid] for qid in data.queries]
     grades_Q = [{row_of[did]: grade for did, grade in one.items() if did in row_of} for one in judged]
     lost_Q = [[grade for did, grade in one.items() if did not in row_of] for one in judged]
+    ignored_Q = [row_of.get(qid) for qid in data.queries] if data.ignore_identical_ids else None
 
     def earned(embeddings_RD: np.ndarray, each: int) -> Earned:
         numbers = np.repeat(np.arange(len(asked)), each)
-        return earn(embeddings_RD, numbers, grades_Q, documents_ND, k=config.k, unfindable_Q=lost_Q)
+        return earn(
+            embeddings_RD, numbers, grades_Q, documents_ND, k=config.k, unfindable_Q=lost_Q, ignored_Q=ignored_Q
+        )
 
     by_sample = earned(np.stack([r.embedding for r in sampled]), config.samples)
     by_greedy, by_direct = earned(np.stack([r.embedding for r in greedy]), 1), earned(direct_QD, 1)
@@ -236,6 +242,7 @@ def _measure(
         "num_queries": len(asked),
         "num_documents": len(texts),
         "num_empty_documents": len(texts) - len(searchable),
+        **_identical(data),
         "figures": figures,
         "emission_rate": {
             "sampled": float(np.mean(emitted)),
@@ -360,7 +367,13 @@ def _settings(data: BeirDataset, split: str, system: SearchR3System, config: Rol
         "identity": system.document_identity,
         "missing_token_reward": MISSING_TOKEN_REWARD,
         **asdict(config),
+        **({"ignore_identical_ids": True} if data.ignore_identical_ids else {}),
     }
+
+
+def _identical(data: BeirDataset) -> dict[str, Any]:
+    count = len(data.identical_ids())
+    return {"ignore_identical_ids": True, "num_identical_ids": count} if data.ignore_identical_ids else {}
 
 
 def _existing(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:

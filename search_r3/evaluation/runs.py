@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import math
 import zlib
@@ -67,6 +68,16 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
             raise InputError(f"{where}: document {did} stands twice under query {qid}; remove one")
         documents[did] = score
     return run
+
+
+def drop_identical_ids(run: Run, k: int) -> dict[str, dict[str, float]]:
+    """`run` without the documents that have their query's own id: the first k of each query, in the order given, so
+    that a search for k + 1 leaves what a search for k would have found without them."""
+
+    def others(qid: str, scores: Mapping[str, float]) -> dict[str, float]:
+        return dict(itertools.islice(((did, score) for did, score in scores.items() if did != qid), k))
+
+    return {qid: others(qid, scores) for qid, scores in run.items()}
 
 
 def write_gzip(path: str | Path, text: str) -> None:

@@ -67,6 +67,7 @@ def study(
     analyses: AnalysisCache | None = None,
     force: bool = False,
     allow_missing: bool = False,
+    ignore_identical_ids: bool = False,
     show_progress: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def study(
         latency_queries: how many queries are timed for each budget; 0 times none.
         cache, analyses: where embeddings and analyses are kept; None is the default folder.
         force: run again what is already there.
-        allow_missing: as for `suite.evaluate`; the study's remarks say what is missing.
+        allow_missing, ignore_identical_ids: as for `suite.evaluate`; the study's remarks say what is left out.
         report: called with one line a mode.
 
     Raises:
@@ -99,7 +100,7 @@ def study(
             raise InputError(f"{name} is {value}; expected 0 or more")
     check_spec(system)
     say = report or (lambda line: None)
-    data = load_dataset(dataset, split, data_root, allow_missing)
+    data = load_dataset(dataset, split, data_root, allow_missing, ignore_identical_ids)
     used_split = split or SPLITS.get(data.name.removesuffix(SMALL), "test")
     opened = open_systems(
         system,
@@ -157,6 +158,7 @@ def study(
             "samples": config.samples,
             "temperature": config.temperature,
             "seed": config.seed,
+            **({"ignore_identical_ids": True} if ignore_identical_ids else {}),
         },
     }
     atomic_write_text(study_path(output, data.name, bench.name), as_json(found))
@@ -170,7 +172,10 @@ def make_bench(
     documents = {did: document.full_text for did, document in data.corpus.items() if document.full_text.strip()}
     queries = {qid: data.queries[qid] for qid in data.qrels if qid in data.queries}
     name = system.name.rpartition(".")[0]
-    return Workbench(system, name, documents, queries, config, depth=DEPTH, embeddings=cache, analyses=analyses)
+    return Workbench(
+        system, name, documents, queries, config,
+        depth=DEPTH, embeddings=cache, analyses=analyses, ignore_identical_ids=data.ignore_identical_ids,
+    )  # fmt: skip
 
 
 def read_study(path: str | Path) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import BeirDataset, available_splits, load_beir, resolve_root, small
+from search_r3.data.beir import BeirDataset, available_splits, load_beir, refuse_unknown, resolve_root, small
 from search_r3.data.find import find_dataset
 from search_r3.errors import InputError
 from search_r3.evaluation.cache import EmbeddingCache, content_hash
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.peers import Spending
 from search_r3.evaluation.provenance import provenance
-from search_r3.evaluation.runs import write_jsonl_gzip, write_run
+from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems
 from search_r3.files import atomic_write_text
 
@@ -79,6 +79,7 @@ def evaluate(
     force: bool = False,
     seed: int = 0,
     allow_missing: bool = False,
+    ignore_identical_ids: bool | Sequence[str] = False,
     spending: Spending | None = None,
     show_progress: bool | None = None,
     report: Callable[[str], None] | None = None,
@@ -98,6 +99,8 @@ def evaluate(
         seed: recorded, and given to torch; decoding is greedy.
         allow_missing: measure on a data set whose judgements name documents that its corpus lacks; every record, table
             and card says so.
+        ignore_identical_ids: as MTEB's: no document with a query's own id is an answer to it, on all data sets or on
+            those that are named. Where it is not set and queries find themselves, every record, table and card says so.
         spending: who says yes to what endpoints cost; by default nobody, above a system's limit.
         report: called with one line a pair, and before and after texts are sent to an endpoint.
         failed: called with what failed, a data set, a system or one pair; the others are evaluated all the same.
@@ -113,6 +116,8 @@ def evaluate(
     here = [name for name in datasets if _attempt(failed, None, name, _locate, name, data_root, split)]
     say = report or (lambda line: None)
     store = None if not use_cache else cache or EmbeddingCache()
+    named = () if isinstance(ignore_identical_ids, bool) else tuple(ignore_identical_ids)
+    refuse_unknown(named, datasets, "ignore_identical_ids", "data set")
     loaded: dict[str, BeirDataset] = {}
     records: list[dict[str, Any]] = []
     names: dict[str, str] = {}
@@ -136,7 +141,8 @@ def evaluate(
                 )
 
     def read(given: str) -> None:
-        loaded[given] = load_dataset(given, split, data_root, allow_missing)
+        ignore = ignore_identical_ids is True or given in named
+        loaded[given] = load_dataset(given, split, data_root, allow_missing, ignore)
 
     def one(given: str, system: System) -> None:
         dataset, used_split = loaded[given], _locate(given, data_root, split)[2]
@@ -161,7 +167,8 @@ def evaluate(
 
 def remarks(record: dict[str, Any]) -> list[str]:
     """What a reader of a metrics record's figures must know of its data: relevant documents that are not in the corpus
-    or empty cannot be found by any system, and a query without an answer counts as 0."""
+    or empty cannot be found by any system, a query without an answer counts as 0, and one that is a document of the
+    corpus finds itself unless documents of a query's own id are left out."""
     relevant, empty, unanswered = (
         record.get(f"num_{name}", 0) for name in ("missing_documents", "empty_documents", "missing_queries")
     )
@@ -174,6 +181,13 @@ def remarks(record: dict[str, Any]) -> list[str]:
         found.append(f"{empty:,} documents are empty and never found")
     if unanswered:
         found.append(f"{unanswered:,} of {record['num_queries']:,} queries have no answer and count as 0")
+    if record.get("ignore_identical_ids"):
+        found.append(f"a document with a query's own id is left out, for {record['num_identical_ids']:,} queries")
+    elif inside := record.get("num_queries_in_corpus", 0):
+        found.append(
+            f"{inside:,} queries are documents of the corpus, by id and text, and find themselves; "
+            "--ignore-identical-ids leaves these out"
+        )
     return found
 
 
@@ -204,7 +218,9 @@ def evaluate_pair(
     if not queries:
         raise InputError(f"{dataset.name}: split {split} judges no query that queries.jsonl holds")
     started = time.perf_counter()
-    answers = system.answer(searchable, queries, DEPTH, cache)
+    answers = system.answer(searchable, queries, DEPTH + dataset.ignore_identical_ids, cache)
+    if dataset.ignore_identical_ids:
+        answers.run = drop_identical_ids(answers.run, DEPTH)
     seconds = time.perf_counter() - started
     measured = measure_run(answers.run, dataset.qrels, dataset.corpus)
     write_run(pair.run, answers.run, system.name, DEPTH)
@@ -219,6 +235,7 @@ def evaluate_pair(
         "missing_queries": measured.missing_queries[:MAX_LISTED],
         "num_missing_documents": len(measured.missing_documents),
         "missing_documents": measured.missing_documents[:MAX_LISTED],
+        **_identical(dataset),
         "max_length": system.identity.get("max_length"),
         "dtype": system.identity.get("dtype"),
         "contract_hash": system.identity.get("contract_hash"),
@@ -242,15 +259,22 @@ def existing_record(pair: Pair, dataset: BeirDataset, split: str, system: System
 
 
 def load_dataset(
-    name: str, split: str | None = None, data_root: str | Path | None = None, allow_missing: bool = False
+    name: str,
+    split: str | None = None,
+    data_root: str | Path | None = None,
+    allow_missing: bool = False,
+    ignore_identical_ids: bool = False,
 ) -> BeirDataset:
     """A data set with the judgments of its test split (see SPLITS); "NAME.small" is its fixed sub-corpus.
+
+    With `ignore_identical_ids`, no document with a query's own id counts as an answer to it.
 
     Raises:
         InputError: no such data set or split; or its judgements name a document that it lacks, unless `allow_missing`.
     """
     folder, shown, used_split, cut = _locate(name, data_root, split)
     dataset = load_beir(folder, used_split, name=shown, allow_missing=allow_missing)
+    dataset.ignore_identical_ids = ignore_identical_ids
     return small(dataset) if cut else dataset
 
 
@@ -317,7 +341,17 @@ def _settings(dataset: BeirDataset, split: str, system: System) -> dict[str, Any
         "data_hash": dataset_hash(dataset),
         "identity": system.identity,
     }
+    if dataset.ignore_identical_ids:
+        settings["ignore_identical_ids"] = True
     return json.loads(json.dumps(settings))
+
+
+def _identical(dataset: BeirDataset) -> dict[str, Any]:
+    """What a record says of queries that are documents: nothing, where there are none."""
+    if dataset.ignore_identical_ids:
+        return {"ignore_identical_ids": True, "num_identical_ids": len(dataset.identical_ids())}
+    inside = len(dataset.queries_in_corpus())
+    return {"num_queries_in_corpus": inside} if inside else {}
 
 
 def _existing(pair: Pair, settings: dict[str, Any]) -> dict[str, Any] | None:

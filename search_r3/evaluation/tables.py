@@ -99,6 +99,7 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
     if unanswered:
         listed = "; ".join(f"{r['system']} for {r['num_missing_queries']:,} of {r['dataset']}" for r in unanswered)
         lines.append(f"Queries without an answer, which count as 0: {listed}.")
+    lines += _identical_ids(records)
     lines += [
         f"Documents: {_grouped(records, _cut)}.",
         f"Machines: {_grouped(records, _machine)}.",
@@ -107,6 +108,20 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
     if thinking:
         lines.append(f"Reasoning before the embed token: {_grouped(thinking, _reasoning, 'by')}.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _identical_ids(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Where documents of a query's own id are left out, and where queries find themselves since they are not."""
+    ignored = {r["dataset"]: r["num_identical_ids"] for r in records if r.get("ignore_identical_ids")}
+    inside = {r["dataset"]: r["num_queries_in_corpus"] for r in records if r.get("num_queries_in_corpus")}
+    lines = []
+    if ignored:
+        listed = "; ".join(f"{count:,} of {name}" for name, count in ignored.items())
+        lines.append(f"Queries whose own id a document has, which is left out (`ignore_identical_ids`): {listed}.")
+    if inside:
+        listed = "; ".join(f"{count:,} of {name}" for name, count in inside.items())
+        lines.append(f"Queries that are documents of the corpus and find themselves: {listed}.")
+    return lines
 
 
 def _cut(record: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from search_r3.data.beir import BeirDataset, Document
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MRR, NDCG, RECALL, measure_run
 from search_r3.evaluation.mteb import SearchR3Encoder, trained_on
+from search_r3.evaluation.suite import evaluate_pair
 from search_r3.evaluation.systems import SearchR3System
 from search_r3.model.searchr3 import SearchR3
 
@@ -39,12 +40,13 @@ def dataset() -> BeirDataset:
     return BeirDataset("made", corpus, queries, qrels)
 
 
-def as_task(dataset: BeirDataset):
+def as_task(dataset: BeirDataset, ignore: bool = False):
     """A retrieval task of MTEB that holds `dataset` and fetches nothing."""
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
 
     class Made(AbsTaskRetrieval):
+        ignore_identical_ids = ignore
         metadata = TaskMetadata(
             name="Made",
             description="made from local data",
@@ -85,6 +87,29 @@ def test_mteb_and_we_agree_on_the_figures(model, dataset, reasoning, budget):
     assert 0.02 < expected[NDCG] < 0.98  # neither nothing nor everything is found
     assert result.model_name == f"search-r3/{model.name}"
     assert result.model_revision == model.contract_hash
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_mteb_and_we_agree_on_queries_that_are_documents(model, dataset, ignore, tmp_path):
+    texts = {f"d{n}": dataset.corpus[f"d{n}"].full_text for n in range(12)}
+    qrels = {f"d{n}": grades for n, grades in enumerate(dataset.qrels.values())}
+    qrels["d0"] = {**qrels["d0"], "d0": 2}  # judged its own answer: MTEB still leaves it out
+    inside = BeirDataset("inside", {d: t for d, t in dataset.corpus.items() if d != "empty"}, texts, qrels, ignore)
+    encoder = SearchR3Encoder(model, reasoning=False, max_length=16)
+    result = mteb.evaluate(encoder, as_task(inside, ignore), cache=None, co2_tracker=False, show_progress_bar=False)
+    (theirs,) = result.task_results[0].scores["test"]
+    system = SearchR3System(model, "tiny", "off", max_length=16)
+    record, _ = evaluate_pair(inside, "test", system, tmp_path, None)
+    assert theirs["ndcg_at_10"] == pytest.approx(record["measures"][NDCG], abs=1e-4)
+    assert theirs["mrr_at_10"] == pytest.approx(record["measures"][MRR], abs=1e-4)
+    assert 0.02 < record["measures"][NDCG] < 0.98
+
+
+def test_a_task_of_mteb_that_ignores_identical_ids_says_so_beside_the_fetched_data(dataset, tmp_path, monkeypatch):
+    from search_r3.data.find import find_dataset
+
+    monkeypatch.setattr(mteb, "get_task", lambda name: as_task(dataset, ignore=True))
+    assert "--ignore-identical-ids" in (find_dataset("mteb:Made", tmp_path) / "SOURCE.txt").read_text()
 
 
 def test_a_task_fetched_by_its_name_is_the_same_data_set(dataset, tmp_path, monkeypatch):
