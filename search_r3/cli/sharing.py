@@ -156,13 +156,13 @@ def mcp(
     """
     hush()
     from search_r3.integrations.mcp_server import serve_stdio
-    from search_r3.integrations.searching import Searcher
+    from search_r3.integrations.searching import LazySearcher
 
     if sys.stdin.isatty():
         raise InputError(
             f"standard input is a terminal, but an agent's program must start this; tell it to run "
             f"search-r3 mcp {shlex.quote(os.path.abspath(index))}"
         )
-    searcher = Searcher(index, model, device=device, dtype=dtype.value)
+    searcher = LazySearcher(index, model, device=device, dtype=dtype.value)
     chosen = reasoning.chosen(searcher.load() if reasoning is Reasoning.auto else None)
     serve_stdio(searcher, reasoning=chosen, max_reasoning_tokens=budget)

@@ -13,6 +13,7 @@ from search_r3.errors import InputError
 from search_r3.integrations.searching import Searcher
 
 try:
+    import anyio
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.types import ToolAnnotations
@@ -46,65 +47,108 @@ class Found(BaseModel):
     passages: list[Passage]
 
 
+class IndexServer(MCPServer):
+    """A server with the tool `search` over one index. The index is opened when its tools are first listed or called,
+    so that a client is answered as soon as it connects; the model is loaded after that, in a thread.
+
+    Args:
+        searcher: the index.
+        reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose.
+        load: load the model once the tools were listed; False leaves it to the first search that needs it.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        *,
+        reasoning: bool | Literal["auto"] = True,
+        max_reasoning_tokens: int = 32,
+        load: bool = False,
+    ) -> None:
+        super().__init__("search-r3", instructions=f"Search the index {searcher.path.name}.", version=__version__)
+        self._searcher, self._reasoning, self._budget, self._load = searcher, reasoning, max_reasoning_tokens, load
+        self._ready = False
+        self._adding = threading.Lock()
+
+    async def list_tools(self) -> list[Any]:
+        await anyio.to_thread.run_sync(self._add_search)
+        tools = await super().list_tools()
+        if self._load:
+            self._load = False
+            threading.Thread(target=_load_quietly, args=(self._searcher,), name="load model", daemon=True).start()
+        return tools
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+        await anyio.to_thread.run_sync(self._add_search)
+        return await super().call_tool(name, arguments, context)
+
+    def _add_search(self) -> None:
+        with self._adding:
+            if not self._ready:
+                try:
+                    self._add(self._searcher.index)
+                except InputError as error:
+                    raise ToolError(str(error)) from error
+                self._ready = True
+
+    def _add(self, index: Any) -> None:
+        searcher = self._searcher
+        about = f"{len(index):,} passages, embedded by {index.info.model_name}"
+
+        def search(
+            query: Annotated[str, Field(description="What to look for, in plain words: a question or key terms.")],
+            k: Annotated[int, Field(description="How many passages.", ge=1, le=MAX_PASSAGES)] = 5,
+            mode: Annotated[
+                Literal["hybrid", "vector", "text"],
+                Field(
+                    description="vector: by meaning; text: by exact words; hybrid: both. hybrid suits most questions."
+                ),
+            ] = "hybrid",
+            where: Annotated[
+                str | None,
+                Field(description=f"SQL condition on the fields {', '.join(index.columns)}; leave out for none."),
+            ] = None,
+        ) -> Found:
+            try:
+                found = searcher.search(
+                    query, k=k, mode=mode, where=where, reasoning=self._reasoning, max_reasoning_tokens=self._budget
+                )
+            except InputError as error:  # the agent can fix it: any other error is ours and hidden from it
+                raise ToolError(str(error)) from error
+            return Found(
+                query=found.query,
+                reasoning=found.reasoning.text if found.reasoning else None,
+                passages=[_passage(rank, hit) for rank, hit in enumerate(found.hits, start=1)],
+            )
+
+        self.add_tool(
+            search,
+            description=f"Search {searcher.path.name} ({about}) and return the passages that answer the query, best "
+            "first, with the places where they stand.",
+            annotations=ToolAnnotations(
+                title="Search", read_only_hint=True, idempotent_hint=True, open_world_hint=False
+            ),
+        )
+
+
 def build_server(
     searcher: Searcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
 ) -> MCPServer:
-    """A server with the tool `search` over one index; `server.run()` serves standard input and output.
+    """An `IndexServer`; `server.run()` serves standard input and output.
 
     Args:
-        searcher: the opened index.
+        searcher: the index.
         reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose.
     """
-    info = searcher.index.info
-    about = f"{len(searcher.index):,} passages, embedded by {info.model_name}"
-    server = MCPServer(
-        "search-r3", instructions=f"Search the index {searcher.path.name}: {about}.", version=__version__
-    )
-
-    def search(
-        query: Annotated[str, Field(description="What to look for, in plain words: a question or key terms.")],
-        k: Annotated[int, Field(description="How many passages.", ge=1, le=MAX_PASSAGES)] = 5,
-        mode: Annotated[
-            Literal["hybrid", "vector", "text"],
-            Field(description="vector: by meaning; text: by exact words; hybrid: both. hybrid suits most questions."),
-        ] = "hybrid",
-        where: Annotated[
-            str | None,
-            Field(description=f"SQL condition on the fields {', '.join(searcher.index.columns)}; leave out for none."),
-        ] = None,
-    ) -> Found:
-        try:
-            found = searcher.search(
-                query, k=k, mode=mode, where=where, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens
-            )
-        except InputError as error:  # the agent can mend it: any other error is ours and hidden from it
-            raise ToolError(str(error)) from error
-        return Found(
-            query=found.query,
-            reasoning=found.reasoning.text if found.reasoning else None,
-            passages=[_passage(rank, hit) for rank, hit in enumerate(found.hits, start=1)],
-        )
-
-    server.add_tool(
-        search,
-        description=f"Search {searcher.path.name} ({about}) and return the passages that answer the query, best first, "
-        "with the places where they stand.",
-        annotations=ToolAnnotations(title="Search", read_only_hint=True, idempotent_hint=True, open_world_hint=False),
-    )
-    return server
+    return IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens)
 
 
 def serve_stdio(
     searcher: Searcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
 ) -> None:
-    """Serve until the client hangs up. The model is loaded meanwhile, so that the client need not wait to connect.
-
-    Raises:
-        InputError: the model that made the index has no known name here.
-    """
-    name = searcher.model_name
-    threading.Thread(target=_load_quietly, args=(searcher,), name=f"load {name}", daemon=True).start()
-    build_server(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens).run("stdio")
+    """Serve until the client hangs up. The model is loaded meanwhile, so that the client need not wait to connect."""
+    server = IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, load=True)
+    server.run("stdio")
 
 
 def _load_quietly(searcher: Searcher) -> None:

@@ -1,16 +1,19 @@
 """An index with its model, opened once and asked by several threads: what the retriever, agents and RAG search with.
 
-The model is loaded at the first search that needs one; it is the one that the index was made with.
+The model is loaded at the first search that needs one; it is the one that the index was made with. Searches by words
+need none, and do not wait for one that is being loaded.
 """
 
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from search_r3.index.search import SearchResult
+    from search_r3.index.table import SearchIndex
 
 
 class Searcher:
@@ -27,14 +30,28 @@ class Searcher:
     """
 
     def __init__(self, index: str | Path, model: Any = None, *, device: str | None = None, dtype: str = "auto") -> None:
-        from search_r3.index.table import SearchIndex
         from search_r3.integrations.encoding import split_model
 
         self.path = Path(index)
-        self.index = SearchIndex.open(self.path)
         self._name, self._model = split_model(model)
         self._device, self._dtype = device, dtype
-        self._lock = threading.Lock()
+        self._opening, self._loading = threading.Lock(), threading.Lock()
+        self._index: SearchIndex | None = None
+        self.open()
+
+    def open(self) -> None:
+        """Open the index. Raises InputError: there is none, or it is damaged."""
+        _ = self.index
+
+    @property
+    def index(self) -> SearchIndex:
+        """The opened index."""
+        with self._opening:
+            if self._index is None:
+                from search_r3.index.table import SearchIndex
+
+                self._index = SearchIndex.open(self.path)
+            return self._index
 
     @property
     def model_name(self) -> str:
@@ -46,8 +63,14 @@ class Searcher:
 
     def load(self) -> Any:
         """The index's model, loaded now if it was not yet. Raises InputError if it is not found or another one."""
-        with self._lock:
-            return self._load()
+        with self._loading:
+            if self._model is None:
+                from search_r3.model.searchr3 import SearchR3
+
+                model = SearchR3.from_pretrained(self.model_name, device=self._device, dtype=self._dtype)
+                self.index.check_model(model)
+                self._model = model
+            return self._model
 
     def search(
         self,
@@ -64,8 +87,8 @@ class Searcher:
         Raises:
             InputError: the query is empty, an option is wrong, or the model is not the index's.
         """
-        with self._lock:
-            model = None if mode == "text" else self._load()
+        model = None if mode == "text" else self.load()
+        with nullcontext() if model is None else self._loading:  # one query at a time goes through the model
             return self.index.search(
                 query,
                 model,
@@ -76,11 +99,15 @@ class Searcher:
                 where=where,
             )
 
-    def _load(self) -> Any:
-        if self._model is None:
-            from search_r3.model.searchr3 import SearchR3
 
-            model = SearchR3.from_pretrained(self.model_name, device=self._device, dtype=self._dtype)
-            self.index.check_model(model)
-            self._model = model
-        return self._model
+class LazySearcher(Searcher):
+    """A `Searcher` that opens its index when it is first asked for something: what a program starts with is cheap.
+
+    Raises:
+        InputError: there is no folder of that name; whether it is an index is found out when it is opened.
+    """
+
+    def open(self) -> None:
+        """Only see that there is something to open; LanceDB is not imported for that."""
+        if "://" not in str(self.path) and ":/" not in str(self.path) and not self.path.exists():
+            super().open()

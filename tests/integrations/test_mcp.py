@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from mcp import Client, StdioServerParameters, stdio_client
+from processes import run
 
 from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.integrations.mcp_server import build_server
-from search_r3.integrations.searching import Searcher
+from search_r3.integrations.searching import LazySearcher, Searcher
 
 
 def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
@@ -74,3 +76,58 @@ def test_a_terminal_and_a_missing_index_are_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert main(["mcp", str(tmp_path / "none")]) == 2
     assert "must start this" in capsys.readouterr().err
+
+
+def test_connecting_opens_no_index_and_listing_tools_needs_no_model(tiny_index: Path):
+    """What is imported decides how soon a client is answered; a stopwatch would only measure the machine."""
+    code = f"""
+import asyncio, sys
+from mcp import Client
+from search_r3.integrations.mcp_server import build_server
+from search_r3.integrations.searching import LazySearcher
+heavy = lambda: sorted(set(sys.modules) & {{"lancedb", "lance", "torch", "transformers", "pyarrow"}})
+async def talk():
+    async with Client(build_server(LazySearcher({str(tiny_index)!r}))) as client:
+        assert heavy() == [], heavy()
+        assert len((await client.list_tools()).tools) == 1
+        done = await client.call_tool("search", {{"query": "train", "mode": "text"}})
+        assert done.structured_content["passages"], done
+        assert not {{"torch", "transformers"}} & set(heavy()), heavy()
+asyncio.run(asyncio.wait_for(talk(), timeout=90))
+"""
+    run([sys.executable, "-c", code])
+
+
+def test_a_text_search_does_not_wait_for_the_model(tiny_index: Path, tiny: SearchR3, monkeypatch: pytest.MonkeyPatch):
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> SearchR3:
+        begun.set()
+        assert go.wait(60)
+        return tiny
+
+    monkeypatch.setattr(SearchR3, "from_pretrained", slow)
+    searcher = Searcher(tiny_index, "a model")
+    loading = threading.Thread(target=searcher.load, daemon=True)
+    loading.start()
+    try:
+        assert begun.wait(60)
+        assert searcher.search("train", mode="text").hits
+        assert loading.is_alive()
+    finally:
+        go.set()
+        loading.join(60)
+    assert searcher.search("train", mode="vector", reasoning=False).hits
+
+
+def test_a_damaged_index_is_reported_to_the_agent(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    server = build_server(LazySearcher(tmp_path / "empty"))
+
+    async def ask() -> str:
+        async with Client(server) as client:
+            done = await client.call_tool("search", {"query": "a file"})
+            assert done.is_error
+            return done.content[0].text
+
+    assert "is not a search-r3 index" in asyncio.run(asyncio.wait_for(ask(), timeout=60))
