@@ -185,6 +185,8 @@ def index(
         print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
         if report.full_text_rebuilt:
             print(FULL_TEXT_REBUILT)
+        if report.healed:
+            print(f"{report.healed:,} rows removed whose id stood more than once; the newest of each was kept")
         if made.approximate:
             print(f"approximate index: {made.approximate}")
         print(f'to search it: search-r3 search {shlex.quote(target)} "your question"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,6 +70,8 @@ def compact(index: Index, as_json: Json = False) -> None:
         )
         if done.full_text_rebuilt:
             print(FULL_TEXT_REBUILT)
+        if done.healed:
+            print(f"{done.healed:,} rows removed whose id stood more than once; the newest of each is kept")
 
 
 def show_info(opened: SearchIndex, as_json: bool) -> None:
@@ -86,3 +89,8 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
     print(f"vectors:  {approximate or 'every one is compared with the query (exact search)'}")
     print(f"words:    {FULL_TEXT[about['full_text']]}")
     print(f"columns:  {columns}")
+    if about["doubled"]:
+        print(
+            f"doubled:  {about['doubled']:,} ids stand more than once; the next `search-r3 index` or "
+            f"`search-r3 compact {shlex.quote(about['path'])}` keeps the newest row of each"
+        )

@@ -23,14 +23,15 @@ from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM, encoder_of, keep_approximate
 from search_r3.index.changes import Changes, Window
 from search_r3.index.columns import TEXT_HASH, quoted, table_schema
+from search_r3.index.doubled import remove_doubled
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
 from search_r3.index.encoder import Encoder
 from search_r3.index.flow import Pipe, run_stage, start_stage
 from search_r3.index.full_text import ensure_full_text, full_text_state
-from search_r3.index.locking import OURS, writing
+from search_r3.index.locking import OURS, Held, writing
 from search_r3.index.readers import Skipped, SourceDocument
 from search_r3.index.rows import as_arrow
-from search_r3.index.storage import brief, explained
+from search_r3.index.storage import brief, explained, for_writing
 from search_r3.index.table import (
     COMPLETE,
     FORMAT_VERSION,
@@ -59,6 +60,7 @@ IDS_A_COMMIT = 5000  # ids in one SQL condition of a deletion
 class IndexReport:
     """What a build did, in chunks: a long document is several. `embedded` counts texts that went through the model.
 
+    `healed` counts rows that were removed as their id stood more than once.
     `approximate` is what `search_r3.index.approximate.Approximate` says of the approximate index, if there is one.
     `full_text_rebuilt`: an earlier version had left words out of the full-text index, so it was built again.
     """
@@ -69,6 +71,7 @@ class IndexReport:
     unchanged: int = 0
     removed: int = 0
     embedded: int = 0
+    healed: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
     approximate: dict[str, Any] | None = None
@@ -92,6 +95,7 @@ def build_index(
     commit_every: int | None = None,
     approximate_from: int | None = APPROXIMATE_FROM,
     queries: Sequence[str] = (),
+    wait: float = 0.0,
 ) -> IndexReport:
     """Make the index in the folder `path`, or bring it up to date with `documents`.
 
@@ -114,10 +118,13 @@ def build_index(
         approximate_from: rows from which on the index gets an approximate one (`search_r3.index.approximate`); None
             builds none.
         queries: real queries, at most 200 of which the approximate index's recall is measured with, besides rows.
+        wait: seconds to wait for another writer to end.
 
     Raises:
+        IndexBusy: another process is writing, or took over while this one was paused.
+        StorageError: object storage failed or did not answer; what was committed is kept.
         InputError: a document is broken or its id comes twice, the index was made with another model, the folder holds
-            something else, another build is running, or the model gave NaN or the wrong dimension (nothing of that
+            something else, or the model gave NaN or the wrong dimension (nothing of that
             batch is written).
     """
     started = time.perf_counter()
@@ -125,9 +132,9 @@ def build_index(
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
     report = IndexReport()
-    place = location(path)
-    with writing(place, make=True), explained(place):
-        build = _Build(place, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
+    place = for_writing(location(path))
+    with explained(place), writing(place, make=True, wait=wait) as held:
+        build = _Build(place, held, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
         changes = Changes(build.before, build.schema, max_length)
         with _progress(progress and sys.stderr.isatty()) as show:
             _run(build, changes, documents, show, batch_tokens, batch_size)
@@ -214,9 +221,16 @@ class _Build:
     """One run of `build_index`: the index as it was when the run began, and the writing of what comes."""
 
     def __init__(
-        self, path: Path | str, model: Encoder, commit_every: int | None, report: IndexReport, at_once: bool = False
+        self,
+        path: Path | str,
+        held: Held,
+        model: Encoder,
+        commit_every: int | None,
+        report: IndexReport,
+        at_once: bool = False,
     ) -> None:
         self.model, self.path, self.commit_every, self.report = model, path, commit_every, report
+        self.held = held
         self.at_once = at_once  # one commit changes all that will change: the index is whole before it and behind it
         self.table: Any = open_table(path)
         self.schema = table_schema(model.dimension)
@@ -237,6 +251,8 @@ class _Build:
         self.touched = not index.complete
         if self.touched:  # the crash may have come between the table and its full-text index
             ensure_full_text(self.table, rebuild=False)
+        if not at_once:
+            report.healed = remove_doubled(self.table)
         ensure_lookups(self.table)
         self.first = len(index) == 0
         if not self.first:
@@ -286,11 +302,13 @@ class _Build:
             self._delete(gone)
         if self.table is not None and full_text_state(self.table) != "current":
             self._touch()  # it is rebuilt, though no document changed
+        self.held.check()
         if self.touched:
             if self.at_once and not self.first:  # nothing old has a tag while `tidy` clears away
                 mark_complete(self.table)
             keep = timedelta(milliseconds=1) if self.first else KEEP_VERSIONS
             self.report.full_text_rebuilt = tidy(self.table, keep)
+        self.held.check()
         found = keep_approximate(self.table, approximate_from, encoder_of(self.model, queries))
         self.report.approximate = found.to_dict() if found else None
         mark_complete(self.table)
@@ -303,6 +321,7 @@ class _Build:
 
     def _touch(self) -> None:
         """Before the first change: the table exists, and does not say that it is complete while it is not."""
+        self.held.check()
         if self.table is None:
             self.table = create_table(self.path, _info(self.model))
         if not self.at_once and COMPLETE in self.table.tags.list():

@@ -1,6 +1,7 @@
 """One writer of an index at a time: the operating system's lock on a file, and beside it who holds it.
 
 The lock ends with its process, so one that was killed blocks nobody. Readers need no lock: they see LanceDB's commits.
+On object storage, where there are no locks, a lease takes its place (`lease`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from search_r3.errors import InputError
+from search_r3.index.lease import Held, Lease
+from search_r3.index.storage import IndexBusy, Remote
 
 LOCK, HOLDER = ".build.lock", ".build.pid"
 SPOOL = "spool.lance"  # of a build by many processes, see `distributed`; there only if its driver was killed
@@ -21,21 +24,30 @@ OURS = {LOCK, HOLDER, SPOOL}
 
 
 @contextmanager
-def writing(path: Path | str, *, make: bool = False) -> Iterator[None]:
-    """Hold the index in the folder `path` for writing.
-
-    Object storage (a URI) has no locks; there two writers are kept apart by LanceDB, which refuses the later of two
-    commits that do not go together.
+def writing(path: Path | str, *, make: bool = False, wait: float = 0.0) -> Iterator[Held]:
+    """Hold the index in the folder `path`, or at the URI, for writing.
 
     Args:
         make: make the folder if there is none; one that was made and is left without a table is removed again.
+        wait: seconds to wait for another writer to end.
+
+    Yields:
+        What to `check()` before each commit.
 
     Raises:
-        InputError: another process is writing (it is named), `path` is a file, or it may not be written.
+        IndexBusy: another process is writing (it is named).
+        StorageError: object storage cannot be reached, or refuses.
+        InputError: `path` is a file, or it may not be written.
     """
-    if isinstance(path, str):
-        yield
+    if isinstance(path, Remote):
+        lease = Lease(path)
+        lease.acquire(wait)
+        try:
+            yield lease
+        finally:
+            lease.release()
         return
+    path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; give a folder for the index")
     made = not path.exists()
@@ -43,15 +55,15 @@ def writing(path: Path | str, *, make: bool = False) -> Iterator[None]:
         raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --into {path})")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, timeout=0)
+        lock = FileLock(path / LOCK, timeout=wait)
         lock.acquire()
     except Timeout as error:
-        raise InputError(f"another build is writing to {path}{_holder(path)}; wait until it is done") from error
+        raise IndexBusy(f"another build is writing to {path}{_holder(path)}; wait until it is done") from error
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror}; choose a folder you may write to") from error
     try:
         _sign(path)
-        yield
+        yield Held()
     finally:
         (path / HOLDER).unlink(missing_ok=True)
         lock.release()

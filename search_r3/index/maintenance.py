@@ -15,9 +15,11 @@ from search_r3.errors import InputError
 from search_r3.index.approximate import keep_approximate
 from search_r3.index.build import IndexReport, build_index
 from search_r3.index.columns import quoted
+from search_r3.index.doubled import remove_doubled
 from search_r3.index.encoder import Encoder
 from search_r3.index.locking import writing
 from search_r3.index.readers import SourceDocument
+from search_r3.index.storage import explained, for_writing
 from search_r3.index.table import COMPLETE, KEEP_VERSIONS, SearchIndex, location, mark_complete, tidy
 
 AT_ONCE = 5000  # ids in one SQL condition
@@ -29,7 +31,10 @@ class UnknownDocument(InputError):
 
 @dataclass(frozen=True)
 class Compacted:
-    """What a compaction did: files of rows and bytes on disk, before and after; bytes are 0 at a URI."""
+    """What a compaction did: files of rows and bytes on disk, before and after; bytes are 0 at a URI.
+
+    `healed` counts rows that were removed as their id stood more than once.
+    """
 
     files_before: int
     files_after: int
@@ -37,20 +42,26 @@ class Compacted:
     bytes_after: int
     approximate: dict[str, Any] | None
     full_text_rebuilt: bool = False
+    healed: int = 0
 
 
-def delete_documents(path: str | Path, ids: Sequence[str]) -> int:
+def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0) -> int:
     """Remove documents, with all of their chunks, from the index in the folder `path`; returns how many chunks.
+
+    Args:
+        wait: seconds to wait for another writer to end.
 
     Raises:
         UnknownDocument: one of `ids` is not there; nothing is deleted.
-        InputError: no ids, no index, or another process is writing.
+        IndexBusy: another process is writing.
+        StorageError: object storage failed or did not answer.
+        InputError: no ids, or no index.
     """
     wanted = list(dict.fromkeys(ids))
     if not wanted:
         raise InputError("no ids were given; give the ids of the documents to delete")
-    place = location(path)
-    with writing(place):
+    place = for_writing(location(path))
+    with explained(place), writing(place, wait=wait) as lease:
         index = SearchIndex.open(place)
         complete = index.complete
         held: set[str] = set()
@@ -62,6 +73,7 @@ def delete_documents(path: str | Path, ids: Sequence[str]) -> int:
             more = f" and {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
             raise UnknownDocument(f'{path} has no document "{unknown[0][:200]}"{more}; nothing was deleted')
         for some in _parts(wanted):
+            lease.check()
             index.table.delete(f"document IN ({quoted(some)})")
         if complete:
             mark_complete(index.table)
@@ -89,20 +101,26 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         keep: versions younger than this stay, for processes that read them now.
 
     Raises:
-        InputError: there is no index, or another process is writing.
+        IndexBusy: another process is writing.
+        StorageError: object storage failed or did not answer.
+        InputError: there is no index.
     """
-    place = location(path)
-    with writing(place):
+    place = for_writing(location(path))
+    with explained(place), writing(place) as lease:
         index = SearchIndex.open(place)
         complete = index.complete
         files, size = _files(index.table), _bytes(place)
         if complete:  # LanceDB does not clean up while an old version has a tag
             index.table.tags.delete(COMPLETE)
+        healed = remove_doubled(index.table)
+        lease.check()
         rebuilt = tidy(index.table, keep)
+        lease.check()
         found = keep_approximate(index.table)
         if complete:
             mark_complete(index.table)
-        return Compacted(files, _files(index.table), size, _bytes(place), found.to_dict() if found else None, rebuilt)
+        approximate = found.to_dict() if found else None
+        return Compacted(files, _files(index.table), size, _bytes(place), approximate, rebuilt, healed)
 
 
 def _parts(ids: list[str]) -> Iterable[list[str]]:

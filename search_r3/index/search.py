@@ -25,7 +25,7 @@ from search_r3.index.columns import CONTENT, METADATA, VECTOR
 from search_r3.index.encoder import Encoder
 from search_r3.index.readers import Scalar
 from search_r3.index.snippets import make_snippet
-from search_r3.index.storage import brief
+from search_r3.index.storage import brief, failed_storage
 from search_r3.index.words import without_stop_words
 
 Mode = Literal["hybrid", "vector", "text"]
@@ -210,6 +210,8 @@ def check_where(index: Searched, where: str | None) -> str | None:
     try:
         index.table.search().where(where).select(["id"]).limit(1).to_arrow()
     except (ValueError, RuntimeError, OSError) as error:
+        if failed_storage(error):
+            raise
         reason = brief(error).split(". Valid fields")[0].replace("SELECT 1 FROM t WHERE ", "")
         raise InputError(f"the filter {where!r} cannot be used ({reason}); {help_line}") from error
     return where
@@ -279,7 +281,7 @@ def _rows(
     try:
         rows = search.select([*FIELDS, column]).limit(count + ties).to_list()
     except (ValueError, RuntimeError) as error:
-        if where is None:
+        if where is None or failed_storage(error):
             raise
         raise InputError(f"the filter {where!r} fails on some rows ({brief(error)}); change it") from error
     for row in rows:

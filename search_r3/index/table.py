@@ -20,6 +20,7 @@ from lancedb.index import BTree
 from search_r3.errors import InputError
 from search_r3.index.approximate import Approximate, read_approximate
 from search_r3.index.columns import TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
+from search_r3.index.doubled import count_doubled
 from search_r3.index.encoder import Encoder
 from search_r3.index.full_text import FullText, ensure_full_text, full_text_state
 from search_r3.index.search import SearchResult, search_index
@@ -73,7 +74,8 @@ class SearchIndex:
 
     def __len__(self) -> int:
         """The number of chunks."""
-        return int(self.table.count_rows())
+        with explained(self.path):
+            return int(self.table.count_rows())
 
     def __repr__(self) -> str:
         return f"SearchIndex({str(self.path)!r}, {len(self)} chunks, model {self.info.model_name!r})"
@@ -81,13 +83,16 @@ class SearchIndex:
     @property
     def complete(self) -> bool:
         """Whether the last build ran to its end; if not, run it again: it goes on where it stopped."""
-        return COMPLETE in self.table.tags.list()
+        with explained(self.path):
+            return COMPLETE in self.table.tags.list()
 
     @property
     def columns(self) -> dict[str, str]:
         """The columns that a filter may name, with "text", "number" or "true/false"."""
         shown = dict(VISIBLE)
-        for column in self.table.schema:
+        with explained(self.path):
+            schema = self.table.schema
+        for column in schema:
             if column.name not in shown and not column.name.startswith("r3_"):
                 shown[column.name] = TYPE_NAMES.get(column.type, str(column.type))
         return shown
@@ -95,21 +100,25 @@ class SearchIndex:
     @property
     def approximate(self) -> Approximate | None:
         """The approximate index with its measured recall, or None where vectors are searched exactly."""
-        return read_approximate(self.table)
+        with explained(self.path):
+            return read_approximate(self.table)
 
     @property
     def full_text(self) -> FullText:
         """Whether words are found: "current"; "outdated" (made before every word was indexed: searching works, and the
         next build or compaction rebuilds it); or "missing" (the first build was interrupted)."""
-        return full_text_state(self.table)
+        with explained(self.path):
+            return full_text_state(self.table)
 
     def describe(self) -> dict[str, Any]:
-        """What the index is, as JSON-ready values."""
-        documents = self.table.search().select(["document"]).to_arrow()["document"].unique()
+        """What the index is, as JSON-ready values; `doubled` counts the ids that stand more than once."""
+        with explained(self.path):
+            rows = self.table.search().select(["id", "document"]).to_arrow()
         return {
             "path": str(self.path),
             "chunks": len(self),
-            "documents": len(documents),
+            "documents": len(rows["document"].unique()),
+            "doubled": count_doubled(rows["id"]),
             "complete": self.complete,
             "columns": self.columns,
             "approximate": found.to_dict() if (found := self.approximate) else None,
@@ -145,7 +154,8 @@ class SearchIndex:
 
     def search(self, query: str, model: Encoder | None, **options: Any) -> SearchResult:
         """Search: see `search_r3.index.search.search_index` for the options."""
-        return search_index(self, query, model, **options)
+        with explained(self.path):
+            return search_index(self, query, model, **options)
 
 
 def location(path: str | Path) -> Place:

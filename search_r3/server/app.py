@@ -27,7 +27,7 @@ from search_r3.server.config import ServerConfig
 from search_r3.server.description import describe
 from search_r3.server.docs_page import render
 from search_r3.server.embeddings import check_model, model_record, to_json
-from search_r3.server.errors import ApiError
+from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.intake import HungUp
 from search_r3.server.logs import log
 from search_r3.server.metrics import CONTENT_TYPE
@@ -144,7 +144,8 @@ async def _api_error(_: Request, error: Exception) -> Response:
 
 
 async def _input_error(_: Request, error: Exception) -> Response:
-    return ApiError(400, str(error), "invalid_value").response()
+    assert isinstance(error, InputError)
+    return from_input_error(error).response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -21,7 +21,7 @@ ABOUT = {
     415: "The body is not application/json, or it is compressed.",
     429: "Too many requests are in hand; come back after Retry-After seconds.",
     500: "An error of ours; it was logged.",
-    503: "Loading, shutting down, or too busy to begin in time.",
+    503: "Loading, shutting down, too busy to begin in time, or the storage of the index does not answer.",
     504: "Begun, but not done in time.",
 }
 WORK = (400, 408, 413, 415, 429, 500, 503, 504)

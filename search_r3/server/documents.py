@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import re
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -18,16 +19,19 @@ from search_r3.errors import InputError
 from search_r3.index.build import ONE_COMMIT, build_index
 from search_r3.index.maintenance import UnknownDocument, delete_documents
 from search_r3.index.readers import SourceDocument
+from search_r3.index.storage import explained
 from search_r3.index.table import SearchIndex
 from search_r3.server.embeddings import to_json
 from search_r3.server.encoder import QueuedEncoder
-from search_r3.server.errors import ApiError
+from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.intake import read, until_done
 from search_r3.server.schemas import DocumentsRequest
 from search_r3.server.service import Service
 from search_r3.server.work import Closed
 
 PAGE, MAX_PAGE = 100, 1000
+WAIT_SECONDS = 10.0
+"""How long a change waits for another writer of the same index."""
 CHARACTERS_PER_TOKEN = 4
 """A coarse rate, only to turn the limit on tokens into one on characters before anything is cut into chunks."""
 
@@ -63,8 +67,8 @@ async def delete_document(request: Request, service: Service, identifier: str) -
 
 async def _delete(service: Service, index: SearchIndex, identifier: str) -> dict[str, Any]:
     def run() -> int:
-        chunks = delete_documents(index.path, [identifier])
-        index.table.checkout_latest()
+        chunks = delete_documents(index.path, [identifier], wait=WAIT_SECONDS)
+        _follow(index)
         return chunks
 
     async with service.writing:
@@ -74,7 +78,7 @@ async def _delete(service: Service, index: SearchIndex, identifier: str) -> dict
             message = f"there is no document {identifier[:100]!a}; see GET /v1/documents"
             raise ApiError(404, message, "document_not_found", param="document") from error
         except InputError as error:
-            raise ApiError(409, str(error), "conflict") from error
+            raise from_input_error(error, 409, "conflict") from error
     return {"object": "document", "id": identifier, "deleted": True, "chunks": chunks}
 
 
@@ -86,7 +90,7 @@ async def _add(
         try:
             return await loop.run_in_executor(service.threads, _build, index, documents, encoder)
         except InputError as error:
-            raise ApiError(409, str(error), "conflict", param="documents") from error
+            raise from_input_error(error, 409, "conflict", "documents") from error
         except Closed as error:
             raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
 
@@ -97,13 +101,28 @@ def _build(index: SearchIndex, documents: list[SourceDocument], encoder: QueuedE
         twice = next(i for i in ids if ids.count(i) > 1)
         raise InputError(f'the id "{twice}" comes twice; give each document its own')
     # One commit: all is embedded before anything is written, so that a timeout leaves the index as it was.
-    report = build_index(index.path, documents, encoder, prune=False, progress=False, commit_every=ONE_COMMIT)
-    index.table.checkout_latest()  # who adds and then searches, finds
+    report = build_index(
+        index.path,
+        documents,
+        encoder,
+        prune=False,
+        progress=False,
+        commit_every=ONE_COMMIT,
+        wait=WAIT_SECONDS,
+    )
+    _follow(index)
     return {"object": "list", "data": [{"object": "document", "id": i} for i in ids], "chunks": report.chunks}
 
 
+def _follow(index: SearchIndex) -> None:
+    """Who adds and then searches, finds. What is stored is stored, whether or not this reading succeeds."""
+    with suppress(OSError, RuntimeError, ValueError):
+        index.table.checkout_latest()
+
+
 def _listed(index: SearchIndex, limit: int, after: str) -> dict[str, Any]:
-    rows = index.table.search().select(["document", "title", "path"]).to_arrow()
+    with explained(index.path):
+        rows = index.table.search().select(["document", "title", "path"]).to_arrow()
     first: dict[str, tuple[str, str]] = {}
     columns = (rows[name].to_pylist() for name in ("document", "title", "path"))
     for identifier, title, path in zip(*columns, strict=True):

@@ -11,8 +11,13 @@ from typing import Any
 
 from starlette.responses import Response
 
+from search_r3.errors import InputError
+from search_r3.index.storage import IndexBusy, StorageError
+
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_STATUSES = (429, 503)
+RETRY_STORAGE, RETRY_BUSY = 10, 5
+"""Seconds after which to try again."""
 
 
 class ApiError(Exception):
@@ -45,3 +50,16 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return Response(json.dumps(self.record()), self.status, headers, "application/json")
+
+
+def from_input_error(
+    error: InputError, status: int = 400, code: str = "invalid_value", param: str | None = None
+) -> ApiError:
+    """What a client is told for `error`: storage that fails is no fault of the request (503), and an index that
+    another process is writing is a matter of waiting (409 with Retry-After); all else is `status`, `code` and `param`.
+    """
+    if isinstance(error, StorageError):
+        return ApiError(503, str(error), "storage_unavailable", retry_after=RETRY_STORAGE)
+    if isinstance(error, IndexBusy):
+        return ApiError(409, str(error), "index_busy", retry_after=RETRY_BUSY)
+    return ApiError(status, str(error), code, param=param)

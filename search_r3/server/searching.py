@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from search_r3.errors import InputError
 from search_r3.server.embeddings import budget_of, to_json
 from search_r3.server.encoder import QueuedEncoder
-from search_r3.server.errors import ApiError
+from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.intake import HungUp, hang_up, read, timed_out, until_done
 from search_r3.server.logs import log
 from search_r3.server.schemas import SearchRequest, check_filter
@@ -75,7 +75,7 @@ async def _checked(request: Request, service: Service, where: str) -> None:
     try:
         await asyncio.get_running_loop().run_in_executor(service.tokenizing, check)
     except InputError as error:
-        raise ApiError(400, str(error), "invalid_filter", param="where") from error
+        raise from_input_error(error, 400, "invalid_filter", "where") from error
 
 
 def _safely(run: Callable[[QueuedEncoder], dict[str, Any]], encoder: QueuedEncoder) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _safely(run: Callable[[QueuedEncoder], dict[str, Any]], encoder: QueuedEncod
     try:
         return run(encoder)
     except InputError as error:
-        raise ApiError(400, str(error), "invalid_value") from error
+        raise from_input_error(error) from error
     except Closed as error:
         raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 import zlib
 from types import SimpleNamespace
 
@@ -51,18 +50,3 @@ def model():
 @pytest.fixture
 def make_model():
     return FakeEncoder
-
-
-@pytest.fixture(scope="session")
-def s3_server():
-    """The address of a local server that speaks S3 (moto's), with one bucket, called "bucket"."""
-    moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'search-r3[dev]'")
-    running = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"}
-    request = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT", headers=signed)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        assert answer.status == 200
-    yield f"http://{host}:{port}"
-    running.stop()

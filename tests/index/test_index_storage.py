@@ -13,21 +13,6 @@ from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.storage import PATIENCE, Remote, explain, place_of
 
-
-@pytest.fixture
-def s3(s3_server, monkeypatch):
-    """The usual variables, for that server."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return monkeypatch
-
-
 DOCUMENTS = [
     SourceDocument("bread", "Bread", "flour water salt and yeast baked in an oven", {"year": 1900}),
     SourceDocument("violin", "Violin", "a wooden instrument with four strings played with a bow", {"year": 1550}),
@@ -104,7 +89,10 @@ def test_a_wrong_bucket_missing_keys_and_a_dead_endpoint_are_one_line_each(s3, c
     [
         ("status: 403, body: Some(<Code>AccessDenied</Code>", "refuses these credentials"),
         ("inner: Status { status: 301 Moved Permanently", "is in another region; set AWS_REGION"),
-        ("kind: Timeout, source: ... uri: Some(https://s3.example.org/bucket?x=1)", "https://s3.example.org cannot be"),
+        (
+            "kind: Timeout, source: ... uri: Some(https://s3.example.org/bucket?x=1)",
+            "https://s3.example.org does not answer",
+        ),
         ("lance error: corrupt file", None),
     ],
 )

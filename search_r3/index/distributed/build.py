@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +23,9 @@ from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, wr
 from search_r3.index.distributed.worker import Described, EncodeRows, Job, describe
 from search_r3.index.embedding import BATCH_TOKENS
 from search_r3.index.encoder import Encoder
-from search_r3.index.locking import writing
+from search_r3.index.locking import Held, writing
 from search_r3.index.readers import SourceDocument
-from search_r3.index.storage import Place, options_of, place_of
+from search_r3.index.storage import Place, explained, for_writing, options_of, place_of
 
 TASK_ROWS = 65_536
 """Rows of one task, the most that is encoded again when a worker dies; fewer where the corpus is small."""
@@ -70,10 +71,10 @@ def build_distributed(
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
     report = IndexReport()
-    place = place_of(path)
-    with writing(place, make=True), joined(cluster) as each:
+    place = for_writing(place_of(path))
+    with explained(place), writing(place, make=True) as held, joined(cluster) as each:
         model = _described(load, each)
-        build = _Build(place, cast(Encoder, model), None, report)  # it asks what the model is, and embeds nothing
+        build = _Build(place, held, cast(Encoder, model), None, report)  # it asks what the model is, and embeds nothing
         changes = Changes(build.before, build.schema, max_length)
         try:
             spooled = write_spool(place, changes, documents, part_rows)
@@ -84,13 +85,14 @@ def build_distributed(
                 build.table.checkout_latest()
                 since = build.table.version
                 job = Job(load, model, build.table.schema, max_length, batch_tokens, batch_size)
-                _encode_and_commit(place, spooled, job, cluster, each, (part_rows, file_rows), since)
+                _encode_and_commit(place, held, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
             _tell(report, spooled)
             build.finish(changes, prune, approximate_from, ())
         finally:
             changes.close()
-            drop_spool(place)
+            with suppress(OSError, RuntimeError, ValueError):  # if it stays, the next run removes it
+                drop_spool(place_of(path))
     report.skipped = list(getattr(documents, "skipped", []))
     report.seconds = time.perf_counter() - started
     return report
@@ -109,6 +111,7 @@ def _described(load: Callable[[], Encoder], each: dict[str, Any]) -> Described:
 
 def _encode_and_commit(
     place: Place,
+    held: Held,
     spooled: Spooled,
     job: Job,
     cluster: Cluster,
@@ -127,6 +130,7 @@ def _encode_and_commit(
         _encode(place, job, cluster, each, sink, tasks)
         fragments = sink.fragments
     check_fragments(place, fragments, spooled.rows)
+    held.check()
     commit_fragments(place, fragments, spooled.replaced, since)
 
 

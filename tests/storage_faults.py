@@ -1,0 +1,87 @@
+"""A local address in front of an S3 server that behaves as storage does on a bad day, from one request to the next."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal
+from urllib.parse import urlsplit
+
+Fault = Literal["none", "silent", "half", "500", "503", "gone"]
+HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: 5000\r\n\r\n<?xml version"
+
+
+class FaultyStorage:
+    """What `storage(...)` gives.
+
+    Attributes:
+        url: the address.
+        fault: "none" passes requests on; "silent" takes them and never answers; "half" stops in the middle of an
+            answer; "500" and "503" are answers; "gone" ends every connection.
+        after: the fault begins after this many more requests.
+        requests: the first lines of those that came.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        parts = urlsplit(upstream)
+        self.upstream = (parts.hostname or "", parts.port or 0)
+        self.fault: Fault = "none"
+        self.after = 0
+        self.requests: list[str] = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        self.sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        for one in [self.server, *self.sockets]:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self.server.accept()
+                self.sockets.append(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        upstream: socket.socket | None = None
+        with suppress(OSError):
+            while data := client.recv(1 << 16):
+                first = data.split(b"\r\n")[0].decode("latin-1")
+                if first.endswith("HTTP/1.1"):
+                    self.requests.append(first)
+                    self.after -= 1
+                if self.fault == "none" or self.after >= 0:
+                    if upstream is None:
+                        upstream = socket.create_connection(self.upstream)
+                        self.sockets.append(upstream)
+                        threading.Thread(target=_pump, args=(upstream, client), daemon=True).start()
+                    upstream.sendall(data)
+                elif self.fault == "gone":
+                    client.shutdown(socket.SHUT_RDWR)
+                elif self.fault == "half":
+                    client.sendall(HALF)
+                elif self.fault != "silent":
+                    client.sendall(f"HTTP/1.1 {self.fault} Bad day\r\nContent-Length: 4\r\n\r\nsick".encode())
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def storage(upstream: str) -> Iterator[FaultyStorage]:
+    """A `FaultyStorage` in front of `upstream`."""
+    found = FaultyStorage(upstream)
+    try:
+        yield found
+    finally:
+        found.close()
