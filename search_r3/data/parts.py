@@ -23,7 +23,7 @@ from search_r3.files import atomic_path, remove_leftovers
 
 SUFFIX = ".part.jsonl"
 PROGRAM = [
-    "beir", "clean", "find", "inputs", "jsonl", "kinds", "lines", "pairs", "parts", "recipe", "remote",
+    "beir", "clean", "delimited", "find", "inputs", "jsonl", "kinds", "lines", "pairs", "parts", "recipe", "remote",
     "sources.base", "sources.debian", "sources.dictionaries", "sources.docstrings", "sources.manuals", "sources.own",
     "sources.querystyle", "sources.roff", "sources.titles", "wordsets", "yamlfile",
 ]  # fmt: skip
