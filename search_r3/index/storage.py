@@ -155,7 +155,7 @@ def options_of(place: Place) -> dict[str, str] | None:
     return place.options if isinstance(place, Remote) else None
 
 
-def connect(place: Place, follow: timedelta) -> Any:
+def connect(place: Place, follow: timedelta | None) -> Any:
     """A LanceDB connection to `place`; `follow` is how soon its tables see what other processes commit.
 
     Raises:
@@ -167,7 +167,7 @@ def connect(place: Place, follow: timedelta) -> Any:
         return lancedb.connect(str(place), read_consistency_interval=follow, storage_options=options_of(place))
 
 
-def open_remote(place: Remote, table: str, follow: timedelta) -> Any | None:
+def open_remote(place: Remote, table: str, follow: timedelta | None) -> Any | None:
     """The LanceDB table called `table` in `place`, or None where none was ever committed.
 
     Raises:

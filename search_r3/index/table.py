@@ -47,6 +47,11 @@ class IndexInfo:
     search_r3_version: str = ""
     model_source: str = ""
 
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """What tells an index from another: when it was made, by which contract, and of what dimension."""
+        return self.created, self.contract_hash, self.dimension
+
 
 class SearchIndex:
     """An index on disk, opened for reading: `SearchIndex.open(path)`. `build_index` makes and updates it."""
@@ -58,8 +63,11 @@ class SearchIndex:
         self._has_full_text = False
 
     @classmethod
-    def open(cls, path: str | Path) -> SearchIndex:
+    def open(cls, path: str | Path, *, follow: bool = True) -> SearchIndex:
         """Open the index in the folder `path`, or at a URI such as "s3://bucket/index".
+
+        Args:
+            follow: see what others commit, after two seconds; if not, it stays at the version that it was opened at.
 
         Raises:
             InputError: there is no such folder, it is not an index, the index is damaged, or a newer search-r3 made it.
@@ -67,7 +75,7 @@ class SearchIndex:
         place = location(path)
         if isinstance(place, Path) and not place.exists():
             raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --into {path})")
-        table = open_table(place)
+        table = open_table(place, follow)
         if table is None:
             raise InputError(f"{path} is not a search-r3 index; give the folder that build_index wrote")
         return cls(place, table, _read_info(place, table))
@@ -85,6 +93,13 @@ class SearchIndex:
         """Whether the last build ran to its end; if not, run it again: it goes on where it stopped."""
         with explained(self.path):
             return COMPLETE in self.table.tags.list()
+
+    def unchanged(self) -> bool:
+        """Whether the table still is what was opened, and not another one that LanceDB found in its place."""
+        try:
+            return _read_info(self.path, self.table).identity == self.info.identity
+        except InputError:
+            return False
 
     @property
     def columns(self) -> dict[str, str]:
@@ -132,9 +147,10 @@ class SearchIndex:
         Raises:
             InputError: the contract hashes differ; both models are named.
         """
-        if model.contract_hash != self.info.contract_hash:
+        info = _read_info(self.path, self.table)  # LanceDB follows the path: it may be another index by now
+        if model.contract_hash != info.contract_hash:
             raise InputError(
-                f"{self.path} was made with {self.info.model_name} (contract {self.info.contract_hash[:12]}), but this "
+                f"{self.path} was made with {info.model_name} (contract {info.contract_hash[:12]}), but this "
                 f"model is {model.name} (contract {model.contract_hash[:12]}): their embeddings cannot be compared. "
                 f"Use the index's model, or build a new index with {model.name} in another folder"
             )
@@ -163,22 +179,26 @@ def location(path: str | Path) -> Place:
     return place_of(path)
 
 
-def open_table(path: Path | str) -> Any | None:
+def open_table(path: Path | str, follow: bool = True) -> Any | None:
     """The LanceDB table in the folder or at the URI `path`, or None where no table was ever committed.
+
+    Args:
+        follow: whether the table sees by itself what others commit.
 
     Raises:
         InputError: `path` is a file, may not be read, or its table is damaged.
     """
     path = place_of(path)
     if isinstance(path, Remote):
-        return open_remote(path, TABLE, FOLLOW_WRITES)
+        return open_remote(path, TABLE, FOLLOW_WRITES if follow else None)
     if not path.is_dir():
         raise InputError(f"{path} is a file, not a folder; an index is a folder")
     versions = path / f"{TABLE}.lance" / "_versions"
     try:
         if not versions.is_dir() or not any(versions.glob("*.manifest")):
             return None
-        return lancedb.connect(str(path), read_consistency_interval=FOLLOW_WRITES).open_table(TABLE)
+        interval = FOLLOW_WRITES if follow else None
+        return lancedb.connect(str(path), read_consistency_interval=interval).open_table(TABLE)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; mend its permissions") from error
     except (ValueError, RuntimeError) as error:
