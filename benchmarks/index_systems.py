@@ -114,12 +114,12 @@ class Ours:
 
         from search_r3.index.approximate import keep_approximate
         from search_r3.index.columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
+        from search_r3.index.compaction import forget_versions, tidy
         from search_r3.index.rows import as_arrow
         from search_r3.index.table import (
             IndexInfo,
             create_table,
             mark_complete,
-            tidy,
         )
 
         texts = json.loads((self.data / "texts.json").read_text(encoding="utf-8"))
@@ -136,7 +136,8 @@ class Ours:
                 rows.append(row | {TEXT_HASH: name, ROW_HASH: name})
             table.add(as_arrow(rows, block, table.schema))
         written = clock()
-        tidy(table, timedelta(milliseconds=1))
+        tidy(table, Path(self.spec.folder), everything=True)
+        forget_versions(Path(self.spec.folder), timedelta(0))
         tidied = clock()
         queries = np.load(self.data / "queries.npy")
         found = keep_approximate(table, self.spec.start, lambda: queries[: len(queries) // 2][-200:])

@@ -12,6 +12,7 @@ from search_r3.cli.options import Json, hush, print_json
 if TYPE_CHECKING:
     from search_r3.index.table import SearchIndex
 
+WORTH_A_LINE = 1_000_000  # bytes
 Index = Annotated[str, typer.Argument(help="An index's folder, made by `search-r3 index`.")]
 
 FULL_TEXT = {
@@ -46,27 +47,47 @@ def delete(
         print(f"{index}: {len(set(ids)):,} documents removed, {chunks:,} chunks")
 
 
-def compact(index: Index, as_json: Json = False) -> None:
+def compact(
+    index: Index,
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="Give the space of old versions back at once."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Put an index's files together, drop what was deleted, and fold new rows into its indices.
 
-    Nothing is embedded and nothing that a search finds changes; it may be done while others search. `search-r3 index`
-    does the same at its end. Versions of the last hour are kept for those who read them, so their space comes back
-    with the next time.
+    Nothing is embedded and nothing that a search finds changes; it may be done while others search. Small changes
+    compact an index by themselves, in parts; this does all of it. What it replaces stays on disk for two minutes, for
+    those who read it now: the next change or `compact` removes it then, `--now` removes it at once. Servers and
+    `search-r3 search` go on to the new version by themselves; other programs that read the table with LanceDB open it
+    again where a file is not found.
 
     \b
-    Example:  search-r3 compact notes-index
+    Example:  search-r3 compact notes-index --now
     Next:     search-r3 index --info notes-index
     """
     hush()
+    from datetime import timedelta
+
+    from search_r3.index.compaction import KEEP_VERSIONS
     from search_r3.index.maintenance import compact_index
 
-    done = compact_index(index)
+    done = compact_index(index, keep=timedelta(0) if now else KEEP_VERSIONS)
     if as_json:
         print_json({"index": index, **vars(done)})
-    else:
-        print(f"{index}: {done.files_before:,} files of rows became {done.files_after:,}", end="")
+        return
+    print(f"{index}: {done.files_before:,} files of rows became {done.files_after:,}", end="")
+    print(f", {done.bytes_before / 1e6:,.1f} MB became {done.bytes_after / 1e6:,.1f} MB" if done.bytes_after else "")
+    if done.full_text_rebuilt:
+        print(FULL_TEXT_REBUILT)
+    if done.healed:
+        print(f"{done.healed:,} rows removed whose id stood more than once; the newest of each is kept")
+    if not now and done.bytes_old > max(WORTH_A_LINE, done.bytes_after // 20):
+        minutes = int(KEEP_VERSIONS.total_seconds() // 60)
         print(
-            f", {done.bytes_before / 1e6:,.1f} MB became {done.bytes_after / 1e6:,.1f} MB" if done.bytes_after else ""
+            f"{done.bytes_old / 1e6:,.1f} MB of that are kept for {minutes} minutes, for those who read the old files: "
+            f"the next change or compact removes them then, `search-r3 compact {index} --now` at once"
         )
         if done.full_text_rebuilt:
             print(FULL_TEXT_REBUILT)

@@ -23,6 +23,7 @@ from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM, encoder_of, keep_approximate
 from search_r3.index.changes import Changes, Window
 from search_r3.index.columns import TEXT_HASH, quoted, table_schema
+from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.doubled import remove_doubled
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
 from search_r3.index.encoder import Encoder
@@ -31,20 +32,19 @@ from search_r3.index.full_text import ensure_full_text, full_text_state
 from search_r3.index.locking import OURS, Held, writing
 from search_r3.index.readers import Skipped, SourceDocument
 from search_r3.index.rows import as_arrow
-from search_r3.index.storage import brief, explained, for_writing
+from search_r3.index.storage import Place, brief, explained, for_writing
 from search_r3.index.table import (
     COMPLETE,
     FORMAT_VERSION,
-    KEEP_VERSIONS,
     TABLE,
     IndexInfo,
     SearchIndex,
     create_table,
+    ensure_complete,
     ensure_lookups,
     location,
     mark_complete,
     open_table,
-    tidy,
 )
 
 COMMIT_CHUNKS = 256  # on two CPU cores some ten seconds of embedding
@@ -96,6 +96,7 @@ def build_index(
     approximate_from: int | None = APPROXIMATE_FROM,
     queries: Sequence[str] = (),
     wait: float = 0.0,
+    maintain: bool = True,
 ) -> IndexReport:
     """Make the index in the folder `path`, or bring it up to date with `documents`.
 
@@ -119,6 +120,9 @@ def build_index(
             builds none.
         queries: real queries, at most 200 of which the approximate index's recall is measured with, besides rows.
         wait: seconds to wait for another writer to end.
+        maintain: compact files, fold new rows into the indexes and remove old versions where that is due
+            (`search_r3.index.compaction`). With False somebody else must call `maintain_index` now and then; only for
+            an index that is whole, written with `ONE_COMMIT`.
 
     Raises:
         IndexBusy: another process is writing, or took over while this one was paused.
@@ -138,7 +142,7 @@ def build_index(
         changes = Changes(build.before, build.schema, max_length)
         with _progress(progress and sys.stderr.isatty()) as show:
             _run(build, changes, documents, show, batch_tokens, batch_size)
-        build.finish(changes, prune, approximate_from, queries)
+        build.finish(changes, prune, approximate_from, queries, maintain)
         changes.close()
     report.skipped = list(getattr(documents, "skipped", []))
     report.seconds = time.perf_counter() - started
@@ -222,7 +226,7 @@ class _Build:
 
     def __init__(
         self,
-        path: Path | str,
+        path: Place,
         held: Held,
         model: Encoder,
         commit_every: int | None,
@@ -287,8 +291,15 @@ class _Build:
             self.report.added += len(window.rows) - window.updated
             self.report.removed += len(window.stale)
 
-    def finish(self, changes: Changes, prune: bool, approximate_from: int | None, queries: Sequence[str]) -> None:
-        """Remove what is gone, fold new rows into the indices, compact, and mark the index complete."""
+    def finish(
+        self,
+        changes: Changes,
+        prune: bool,
+        approximate_from: int | None,
+        queries: Sequence[str],
+        maintain: bool = True,
+    ) -> None:
+        """Remove what is gone, do the maintenance that is due, and mark the index complete."""
         if not changes.seen:
             raise InputError("no documents were given; the index is unchanged")
         if prune:
@@ -300,18 +311,25 @@ class _Build:
                     self._delete(gone)
                     gone = []
             self._delete(gone)
+        if self.at_once and not maintain and not self.first:
+            ensure_complete(self.table)
+            return
         if self.table is not None and full_text_state(self.table) != "current":
             self._touch()  # it is rebuilt, though no document changed
         self.held.check()
-        if self.touched:
-            if self.at_once and not self.first:  # nothing old has a tag while `tidy` clears away
-                mark_complete(self.table)
-            keep = timedelta(milliseconds=1) if self.first else KEEP_VERSIONS
-            self.report.full_text_rebuilt = tidy(self.table, keep)
+        tidied = tidy(self.table, self.path, everything=self.first) if self.touched else Tidied()
+        self.report.full_text_rebuilt = tidied.full_text_rebuilt
         self.held.check()
         found = keep_approximate(self.table, approximate_from, encoder_of(self.model, queries))
         self.report.approximate = found.to_dict() if found else None
+        if not self.touched or (self.at_once and not tidied.changed and not forget_is_due(self.table)):
+            ensure_complete(self.table)
+            return
         mark_complete(self.table)
+        if self.first and not self.at_once:  # nobody searched it before
+            forget_versions(self.path, timedelta(0))
+        else:
+            forget_versions(self.path)
 
     def _delete(self, ids: list[str]) -> None:
         for start in range(0, len(ids), IDS_A_COMMIT):

@@ -15,12 +15,13 @@ from search_r3.errors import InputError
 from search_r3.index.approximate import keep_approximate
 from search_r3.index.build import IndexReport, build_index
 from search_r3.index.columns import quoted
+from search_r3.index.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
 from search_r3.index.doubled import remove_doubled
 from search_r3.index.encoder import Encoder
-from search_r3.index.locking import writing
+from search_r3.index.locking import Held, writing
 from search_r3.index.readers import SourceDocument
-from search_r3.index.storage import explained, for_writing
-from search_r3.index.table import COMPLETE, KEEP_VERSIONS, SearchIndex, location, mark_complete, tidy
+from search_r3.index.storage import Place, explained, for_writing
+from search_r3.index.table import SearchIndex, location, mark_complete
 
 AT_ONCE = 5000  # ids in one SQL condition
 
@@ -33,23 +34,27 @@ class UnknownDocument(InputError):
 class Compacted:
     """What a compaction did: files of rows and bytes on disk, before and after; bytes are 0 at a URI.
 
-    `healed` counts rows that were removed as their id stood more than once.
+    `bytes_old` of `bytes_after` belong to versions that a reader may still use; they go with the next write or
+    compaction that comes when those versions are old enough. `healed` counts rows that were removed as their id stood
+    more than once.
     """
 
     files_before: int
     files_after: int
     bytes_before: int
     bytes_after: int
+    bytes_old: int
     approximate: dict[str, Any] | None
     full_text_rebuilt: bool = False
     healed: int = 0
 
 
-def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0) -> int:
+def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0, maintain: bool = True) -> int:
     """Remove documents, with all of their chunks, from the index in the folder `path`; returns how many chunks.
 
     Args:
         wait: seconds to wait for another writer to end.
+        maintain: do the maintenance that is due; with False, `maintain_index` must be called now and then.
 
     Raises:
         UnknownDocument: one of `ids` is not there; nothing is deleted.
@@ -75,9 +80,40 @@ def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0)
         for some in _parts(wanted):
             lease.check()
             index.table.delete(f"document IN ({quoted(some)})")
-        if complete:
-            mark_complete(index.table)
-        return before - len(index)
+        deleted = before - len(index)
+        if complete and maintain:
+            _maintain(index.table, place, lease)
+        return deleted
+
+
+def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 0.0) -> None:
+    """Do the maintenance that is due in an index that is whole: after writes that left it undone.
+
+    Args:
+        start: rows from which on the index gets an approximate one; None begins none.
+        wait: seconds to wait for another writer to end.
+
+    Raises:
+        IndexBusy: another process is writing.
+        StorageError: object storage failed or did not answer.
+        InputError: there is no index.
+    """
+    place = for_writing(location(path))
+    with explained(place), writing(place, wait=wait) as lease:
+        index = SearchIndex.open(place)
+        if index.complete:
+            _maintain(index.table, place, lease, start, always=True)
+
+
+def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, always: bool = False) -> None:
+    lease.check()
+    tidied = tidy(table, place)
+    if tidied.changed or always or forget_is_due(table):
+        lease.check()
+        keep_approximate(table, start)
+        lease.check()
+        mark_complete(table)
+        forget_versions(place)
 
 
 def update_documents(
@@ -93,12 +129,14 @@ def update_documents(
 
 
 def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compacted:
-    """Put small files together, drop deleted rows, fold new rows into the indices, and forget old versions.
+    """Put small files together, drop deleted rows, fold new rows into the indices, and remove old versions.
 
     The approximate index is built, trained again or measured again where that is due (`keep_approximate`).
 
     Args:
-        keep: versions younger than this stay, for processes that read them now.
+        keep: versions replaced within this time stay, for processes that read them now. With `timedelta(0)` all the
+            space is given back at once; a search that is running then may fail once and has to be repeated, which
+            `SearchIndex.search` does by itself.
 
     Raises:
         IndexBusy: another process is writing.
@@ -110,17 +148,20 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         index = SearchIndex.open(place)
         complete = index.complete
         files, size = _files(index.table), _bytes(place)
-        if complete:  # LanceDB does not clean up while an old version has a tag
-            index.table.tags.delete(COMPLETE)
         healed = remove_doubled(index.table)
         lease.check()
-        rebuilt = tidy(index.table, keep)
+        tidied = tidy(index.table, place, everything=True)
         lease.check()
         found = keep_approximate(index.table)
+        lease.check()
         if complete:
             mark_complete(index.table)
+        forget_versions(place, keep)
+        after = _bytes(place)
+        old = max(0, after - live_bytes(place)) if after else 0
         approximate = found.to_dict() if found else None
-        return Compacted(files, _files(index.table), size, _bytes(place), approximate, rebuilt, healed)
+        rebuilt = tidied.full_text_rebuilt
+        return Compacted(files, _files(index.table), size, after, old, approximate, rebuilt, healed)
 
 
 def _parts(ids: list[str]) -> Iterable[list[str]]:

@@ -2,7 +2,8 @@
 
 Every change is one of LanceDB's versioned commits, so a crash leaves the old version or the new one. What the index
 is (model, contract hash, dimension, format) is the table's own schema metadata, written in the commit that creates it.
-A tag named "complete" points at the version that a build finished with; a build removes it before its first commit.
+A tag named "complete" says that a build finished: it points at the version where files were last put in order. A build
+of many commits removes it before its first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lancedb
 from lancedb.index import BTree
@@ -26,12 +27,12 @@ from search_r3.index.full_text import FullText, ensure_full_text, full_text_stat
 from search_r3.index.search import SearchResult, search_index
 from search_r3.index.storage import Place, Remote, brief, connect, explained, open_remote, place_of
 
+T = TypeVar("T")
 FORMAT_VERSION = 1
 TABLE = "chunks"
 METADATA_KEY = b"search_r3"
 COMPLETE = "complete"
 FOLLOW_WRITES = timedelta(seconds=2)  # how soon an open index (a server's) sees what another process committed
-KEEP_VERSIONS = timedelta(hours=1)  # a server that reads an old version has this long to notice the new one
 LOOKUPS_FROM = 100_000  # rows; below, reading the column through takes a few milliseconds
 
 
@@ -128,7 +129,7 @@ class SearchIndex:
     def describe(self) -> dict[str, Any]:
         """What the index is, as JSON-ready values; `doubled` counts the ids that stand more than once."""
         with explained(self.path):
-            rows = self.table.search().select(["id", "document"]).to_arrow()
+            rows = self.following(lambda: self.table.search().select(["id", "document"]).to_arrow())
         return {
             "path": str(self.path),
             "chunks": len(self),
@@ -171,7 +172,20 @@ class SearchIndex:
     def search(self, query: str, model: Encoder | None, **options: Any) -> SearchResult:
         """Search: see `search_r3.index.search.search_index` for the options."""
         with explained(self.path):
-            return search_index(self, query, model, **options)
+            return self.following(lambda: search_index(self, query, model, **options))
+
+    def following(self, read: Callable[[], T]) -> T:
+        """`read()`; once more, at the latest version, if files of an older one were removed under it.
+
+        `compact_index` with `keep=timedelta(0)` does that to a reader that has not seen the latest version yet.
+        """
+        try:
+            return read()
+        except (OSError, RuntimeError, ValueError) as error:
+            if f"{TABLE}.lance/" not in str(error) or "Not found" not in str(error):
+                raise
+            self.table.checkout_latest()
+            return read()
 
 
 def location(path: str | Path) -> Place:
@@ -225,20 +239,14 @@ def ensure_lookups(table: Any) -> None:
             table.create_index(column, config=BTree())
 
 
-def tidy(table: Any, keep: timedelta = KEEP_VERSIONS) -> bool:
-    """Fold new rows into every index, put small files together, and forget the versions that are older than `keep`.
-
-    Returns:
-        Whether the full-text index was an outdated one, which is rebuilt here.
-    """
-    rebuilt = ensure_full_text(table)
-    ensure_lookups(table)
-    table.optimize(cleanup_older_than=keep)
-    return rebuilt
+def ensure_complete(table: Any) -> None:
+    """Say that the index is whole, if nothing says so yet. An older version that says so is as good."""
+    if COMPLETE not in table.tags.list():
+        table.tags.create(COMPLETE, table.version)
 
 
 def mark_complete(table: Any) -> None:
-    """Say that the version the table is at is whole. It is a tag, so what it names is never cleaned up."""
+    """Say that the version the table is at is whole. It is a tag, so what it names is never removed."""
     if COMPLETE not in (tags := table.tags.list()):
         table.tags.create(COMPLETE, table.version)
     elif tags[COMPLETE]["version"] != table.version:

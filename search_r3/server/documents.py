@@ -122,7 +122,7 @@ def _follow(index: SearchIndex) -> None:
 
 def _listed(index: SearchIndex, limit: int, after: str) -> dict[str, Any]:
     with explained(index.path):
-        rows = index.table.search().select(["document", "title", "path"]).to_arrow()
+        rows = index.following(lambda: index.table.search().select(["document", "title", "path"]).to_arrow())
     first: dict[str, tuple[str, str]] = {}
     columns = (rows[name].to_pylist() for name in ("document", "title", "path"))
     for identifier, title, path in zip(*columns, strict=True):

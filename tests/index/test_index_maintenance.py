@@ -51,7 +51,7 @@ def test_deleted_documents_are_gone_with_all_of_their_chunks(path, model):
 
 
 def test_what_is_changed_at_once_is_whole_though_the_end_never_came(path, model, monkeypatch):
-    def killed(*_):
+    def killed(*_, **__):
         raise RuntimeError("killed")
 
     added = [SourceDocument(f"new{i}", "", f"newcomer{i}") for i in range(600)]  # more than one window
