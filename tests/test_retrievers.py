@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,3 +129,96 @@ def test_minilm_finds_paraphrases_and_batches_do_not_matter():
     short = SentenceTransformerRetriever("all-minilm-l6-v2", device="cpu", max_length=8)
     assert short.identity != retriever.identity
     assert short.identity["weights_hash"] == retriever.identity["weights_hash"]
+
+
+# -------------------------------------------------------------------------------- sentence-transformers' own prompts
+
+
+@pytest.fixture(scope="module")
+def bare_model(make_tiny_model, tmp_path_factory) -> Path:
+    """A tiny model as a sentence-transformers folder, without prompts; and without a chat template, in which
+    sentence-transformers 6 makes a prompt a system message instead of a prefix."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    place = tmp_path_factory.mktemp("sentence-transformers")
+    backbone = Transformer(str(make_tiny_model(place / "backbone", chat_template=False)))
+    pooling = Pooling(backbone.get_embedding_dimension(), pooling_mode="mean")
+    sentence_transformers.SentenceTransformer(modules=[backbone, pooling], device="cpu").save(str(place / "bare"))
+    return place / "bare"
+
+
+def with_prompts(folder: Path, bare_model: Path, prompts: dict[str, str]) -> Path:
+    """A copy of the model whose configuration names these prompts."""
+    shutil.copytree(bare_model, folder)
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prompts": prompts}))
+    return folder
+
+
+TEXTS = ["Aspirin lowers the risk of heart attack.", "Paris"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "query", "document"),
+    [
+        ({"query": "query: ", "passage": "passage: "}, "query: ", "passage: "),
+        ({"query": "query: ", "corpus": "corpus: "}, "query: ", "corpus: "),
+        ({"query": "q ", "document": "d ", "passage": "p ", "corpus": "c "}, "q ", "d "),
+        ({"query": "q ", "document": "", "passage": "p ", "corpus": "c "}, "q ", "p "),
+        ({"query": "q ", "document": "", "corpus": "c "}, "q ", "c "),
+        ({"passage": "p "}, "", "p "),
+        ({"query": "Instruct: find it\nQuery: ", "document": ""}, "Instruct: find it\nQuery: ", ""),
+        ({}, "", ""),
+    ],
+)
+def test_a_models_own_prompts_are_used_under_any_of_their_usual_names(
+    tmp_path, bare_model, recwarn, prompts, query, document
+):
+    own = SentenceTransformerRetriever(str(with_prompts(tmp_path / "own", bare_model, prompts)), device="cpu")
+    bare = SentenceTransformerRetriever(str(bare_model), device="cpu")
+    for encode, plain, prompt in (
+        (own.encode_query, bare.encode_query, query),
+        (own.encode_document, bare.encode_document, document),
+    ):
+        assert encode(TEXTS) == pytest.approx(plain([prompt + text for text in TEXTS]), abs=1e-6)
+        if prompt:
+            assert np.abs(encode(TEXTS) - plain(TEXTS)).max() > 1e-3
+    assert [str(one.message) for one in recwarn if "prompt" in str(one.message)] == []
+    if document not in ("", "d "):
+        assert (
+            own.identity["document_prompt"] == document
+        )  # embeddings cached without the prefix are not taken for these
+
+
+def test_a_prompt_that_is_given_stands_in_place_of_the_models_own(tmp_path, bare_model):
+    folder = with_prompts(tmp_path / "own", bare_model, {"query": "query: ", "passage": "passage: "})
+    bare = SentenceTransformerRetriever(str(bare_model), device="cpu")
+    given = SentenceTransformerRetriever(str(folder), device="cpu", query_prompt="", document_prompt="text: ")
+    assert given.encode_query(TEXTS) == pytest.approx(bare.encode_query(TEXTS), abs=1e-6)
+    expected = bare.encode_document([f"text: {text}" for text in TEXTS])
+    assert given.encode_document(TEXTS) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "given", "side"),
+    [
+        ({"s2p_query": "a ", "s2s_query": "b "}, {}, "queries"),
+        ({"query": "q ", "search_document": "d "}, {}, "documents"),
+        ({"query": "q ", "Passage": "p "}, {}, "documents"),
+        ({"query": "q ", "search_document": "d "}, {"document_prompt": "d "}, None),
+        ({"query": "q ", "STS": "s ", "Classification": "c "}, {}, None),
+        ({"query": "q ", "document": "d ", "web_search_query": "w "}, {}, None),
+    ],
+)
+def test_prompts_under_other_names_are_warned_of(tmp_path, bare_model, prompts, given, side):
+    folder = with_prompts(tmp_path / "own", bare_model, prompts)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SentenceTransformerRetriever(str(folder), device="cpu", **given)
+    said = [str(one.message) for one in caught if "no prompt that is known" in str(one.message)]
+    assert len(said) == (side is not None)
+    if side:
+        assert f"own has no prompt that is known to be for {side}" in said[0]
+        assert list(prompts)[-1] in said[0]
+        assert "_prompt names it" in said[0]

