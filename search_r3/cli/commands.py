@@ -45,6 +45,7 @@ from search_r3.cli.serving import serve
 from search_r3.cli.sharing import export, mcp, pull, push
 from search_r3.cli.studying import study
 from search_r3.cli.training import plot, train_app
+from search_r3.fusion import VECTOR_WEIGHT
 
 EXIT_DIFFERENT = 1
 """`models --check`: the model does not give the embeddings it was saved with."""
@@ -202,6 +203,10 @@ def search(
     query: Annotated[str, typer.Argument(help='What you look for, in quotes; "-" reads it from standard input.')],
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
     mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
+    vector_weight: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="How much the vectors count in a hybrid search; the words count the rest."),
+    ] = VECTOR_WEIGHT,
     where: Annotated[
         str | None,
         typer.Option(help="Only chunks for which this SQL condition holds: \"lang = 'en' AND year > 2020\"."),
@@ -260,6 +265,7 @@ def search(
         where=where,
         exact=exact,
         chunks=chunks,
+        vector_weight=vector_weight,
     )
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)

@@ -1,34 +1,20 @@
-"""Two ways of making one answer of several: the mean of unit embeddings, and reciprocal rank fusion of rankings.
-
-Rank fusion is Cormack, Clarke & Buettcher 2009 (doi 10.1145/1571941.1572114) with their k = 60: a document scores the
-sum over the rankings of 1 / (k + its rank). It needs no scores, so BM25 and cosines can meet.
-"""
+"""Making one answer of several: the mean of unit embeddings, and `search_r3.fusion` of whole runs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from search_r3.fusion import DEPTH, RRF_K, reciprocal_rank_fusion
 from search_r3.metrics import Run, rank_documents
-
-RRF_K = 60
-DEPTH = 100
 
 
 def fuse_runs(runs: Sequence[Run], depth: int = DEPTH, k: int = RRF_K) -> dict[str, dict[str, float]]:
-    """Reciprocal rank fusion of the top `depth` of each run; every query of any run, at most `depth` documents each.
-
-    Sums are exact (`math.fsum`), so a tie is a tie whatever the order of the runs.
-    """
+    """Reciprocal rank fusion of the top `depth` of each run; every query of any run, at most `depth` documents each."""
     fused: dict[str, dict[str, float]] = {}
     for qid in dict.fromkeys(qid for run in runs for qid in run):
-        parts: dict[str, list[float]] = {}
-        for run in runs:
-            for rank, did in enumerate(rank_documents(run.get(qid, {}), depth), 1):
-                parts.setdefault(did, []).append(1.0 / (k + rank))
-        scores = {did: math.fsum(found) for did, found in parts.items()}
+        scores = dict(reciprocal_rank_fusion([rank_documents(run.get(qid, {}), depth) for run in runs], k))
         fused[qid] = {did: scores[did] for did in rank_documents(scores, depth)}
     return fused
 

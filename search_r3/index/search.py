@@ -1,8 +1,7 @@
-"""Searching an index: cosine over the vectors, BM25 over the words, and the two fused by reciprocal rank.
+"""Searching an index: cosine over the vectors, BM25 over the words, and the two fused (`search_r3.fusion`).
 
-The vectors are searched exactly, or by the index's approximate index where it has one that was measured good. Fusion is
-Cormack, Clarke & Buettcher 2009 (https://plg.uwaterloo.ca/~gvcormac/cormacksigir09-rrf.pdf): a chunk scores the sum
-over both lists of 1 / (60 + its rank). Equal scores are ordered by id, so the same search gives the same list.
+The vectors are searched exactly, or by the index's approximate index where it has one that was measured good. Equal
+scores are ordered by id, so the same search gives the same list.
 A document's chunks are one hit, the best of them, unless one asks for chunks.
 """
 
@@ -19,6 +18,7 @@ import numpy as np
 from lancedb.query import MatchQuery
 
 from search_r3.errors import InputError
+from search_r3.fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
 from search_r3.index.approximate import TIES as FEW_TIES
 from search_r3.index.approximate import Approximate, probing
 from search_r3.index.columns import CONTENT, METADATA, VECTOR
@@ -29,8 +29,8 @@ from search_r3.index.storage import brief, failed_storage
 from search_r3.index.words import without_stop_words
 
 Mode = Literal["hybrid", "vector", "text"]
+Fusion = Literal["linear", "rrf"]
 
-RRF_K = 60
 POOL = 100  # a hybrid search fuses at least this many of each list
 TIES = 50  # fetched beyond the cut, so that among equals there the ids decide, not the order on disk
 MAX_HITS = 1_000
@@ -56,7 +56,9 @@ class Searched(Protocol):
 
 @dataclass(frozen=True)
 class Hit:
-    """One chunk found. `score` is what the list is ordered by: fused (hybrid), cosine (vector) or BM25 (text).
+    """One chunk found. `score` is what the list is ordered by: cosine (vector), BM25 (text) or both fused (hybrid).
+
+    Fused by scores (`fusion="linear"`) it is between 0 and 1, which is the best of both lists.
 
     `ranks` and `scores` hold the chunk's place (from 1) and score in each list it was in: "vector", "text".
     `highlights` are (start, end) within `snippet`; `snippet_line` is the line of the file where the snippet begins.
@@ -122,6 +124,8 @@ def search_index(
     where: str | None = None,
     exact: bool = False,
     chunks: bool = False,
+    vector_weight: float = VECTOR_WEIGHT,
+    fusion: Fusion = "linear",
 ) -> SearchResult:
     """Find the `k` best documents for `query`, each by its best chunk.
 
@@ -139,15 +143,16 @@ def search_index(
             hits come back where there are as many. The columns are in `index.columns`.
         exact: compare the query with every vector, though the index has an approximate index.
         chunks: every chunk is a hit of its own, so a document may come several times.
+        vector_weight: how much the vectors count in a hybrid search, 0 to 1; the words count the rest.
+        fusion: how a hybrid search fuses its lists: "linear" adds weighted, normalized scores (`fuse_scores`), "rrf" is
+            reciprocal rank fusion, which takes no weight.
 
     Raises:
-        InputError: the query is empty or too long, `k`, `mode` or `where` is wrong, or the model is not the index's.
+        InputError: the query is empty or too long, an option is wrong, the model is not the index's, or words are to
+            be looked for in an index without full text.
     """
     query = _checked_query(query)
-    if mode not in get_args(Mode):
-        raise InputError(f'mode is "{mode}"; choose one of: {", ".join(get_args(Mode))}')
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_HITS:
-        raise InputError(f"k is {k}; give a whole number from 1 to {MAX_HITS:,}")
+    _check_options(k, mode, vector_weight, fusion)
     where = check_where(index, where)
     nearest = None if exact or mode == "text" else index.approximate
     if nearest is not None and where is not None and _few(index, where):
@@ -175,7 +180,7 @@ def search_index(
             lists["vector"] = _by_vector(index, vector, pool, where, nearest)
         if mode != "vector":
             lists["text"] = _by_text(index, query, pool, where)
-        order = _order(lists)
+        order = _order(lists, fusion, vector_weight)
         order = order if chunks else _first_of_each_document(order)
         if len(order) >= k or pool >= MAX_POOL or all(len(found) < pool for found in lists.values()):
             break
@@ -184,15 +189,6 @@ def search_index(
     done = time.perf_counter()
     timings = Timings(round((embedded - started) * 1e3, 2), round((done - embedded) * 1e3, 2))
     return SearchResult(query, mode, hits, trace, timings)
-
-
-def reciprocal_rank_fusion(rankings: list[list[str]], k: int = RRF_K) -> list[tuple[str, float]]:
-    """Fuse ranked lists of ids: (id, sum of 1 / (k + rank)), best first, equal scores by id."""
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, identifier in enumerate(ranking, start=1):
-            scores[identifier] = scores.get(identifier, 0.0) + 1.0 / (k + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
 def check_where(index: Searched, where: str | None) -> str | None:
@@ -231,6 +227,17 @@ def _checked_query(query: str) -> str:
     if len(query) > MAX_QUERY_CHARACTERS:
         raise InputError(f"the query has {len(query):,} characters, the limit is {MAX_QUERY_CHARACTERS:,}; shorten it")
     return query.encode("utf-8", "replace").decode("utf-8").replace("\0", " ").strip()
+
+
+def _check_options(k: int, mode: str, vector_weight: float, fusion: str) -> None:
+    for name, value, kind in (("mode", mode, Mode), ("fusion", fusion, Fusion)):
+        if value not in get_args(kind):
+            raise InputError(f'{name} is "{value}"; choose one of: {", ".join(get_args(kind))}')
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_HITS:
+        raise InputError(f"k is {k}; give a whole number from 1 to {MAX_HITS:,}")
+    number = isinstance(vector_weight, (int, float)) and not isinstance(vector_weight, bool)
+    if not number or not 0 <= vector_weight <= 1:
+        raise InputError(f"vector_weight is {vector_weight!r}; give a number from 0 (words only) to 1 (vectors only)")
 
 
 def _embed(
@@ -292,13 +299,15 @@ def _rows(
 Ordered = tuple[dict[str, Any], float, dict[str, int], dict[str, float]]  # row, score, ranks, scores
 
 
-def _order(lists: dict[str, list[dict[str, Any]]]) -> list[Ordered]:
+def _order(lists: dict[str, list[dict[str, Any]]], fusion: Fusion, vector_weight: float) -> list[Ordered]:
     """The rows of all lists, best first."""
     rows = {row["id"]: row for ranking in lists.values() for row in ranking}
     ranks = {name: {row["id"]: rank for rank, row in enumerate(ranking, 1)} for name, ranking in lists.items()}
     scores = {name: {row["id"]: float(row["score"]) for row in ranking} for name, ranking in lists.items()}
     if len(lists) == 1:
         order = list(next(iter(scores.values())).items())
+    elif fusion == "linear":
+        order = fuse_scores(scores["vector"], scores["text"], vector_weight)
     else:
         order = reciprocal_rank_fusion([[row["id"] for row in ranking] for ranking in lists.values()])
     return [

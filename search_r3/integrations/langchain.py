@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3.errors import InputError
+from search_r3.fusion import VECTOR_WEIGHT
 from search_r3.integrations.encoding import EncodingConfig, TextEncoder, split_model
 from search_r3.integrations.searching import Searcher
 
@@ -71,6 +72,8 @@ class SearchR3Retriever(BaseRetriever):
     """How many chunks; `invoke(query, k=...)` may ask for another number."""
     mode: Literal["hybrid", "vector", "text"] = "hybrid"
     """By meaning and by words, by meaning, or by words."""
+    vector_weight: float = VECTOR_WEIGHT
+    """How much the vectors count in a hybrid search, 0 to 1; the words count the rest."""
     reasoning: bool | Literal["auto"] = True
     """Let the model analyse the query first; "auto" where its rule expects that to help."""
     max_reasoning_tokens: int = 32
@@ -102,6 +105,7 @@ class SearchR3Retriever(BaseRetriever):
             query,
             k=self.k if k is None else k,
             mode=self.mode,
+            vector_weight=self.vector_weight,
             reasoning=self.reasoning if reasoning is None else reasoning,
             max_reasoning_tokens=self.max_reasoning_tokens,
             where=self.where if where is None else where,

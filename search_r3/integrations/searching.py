@@ -11,6 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from search_r3.fusion import VECTOR_WEIGHT
+
 if TYPE_CHECKING:
     from search_r3.index.search import SearchResult
     from search_r3.index.table import SearchIndex
@@ -81,6 +83,7 @@ class Searcher:
         reasoning: bool | Literal["auto"] = True,
         max_reasoning_tokens: int = 32,
         where: str | None = None,
+        vector_weight: float = VECTOR_WEIGHT,
     ) -> SearchResult:
         """`search_r3.index.SearchIndex.search`, with the model that belongs to the index.
 
@@ -97,6 +100,7 @@ class Searcher:
                 reasoning=reasoning,
                 max_reasoning_tokens=max_reasoning_tokens,
                 where=where,
+                vector_weight=vector_weight,
             )
 
 

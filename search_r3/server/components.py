@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from search_r3.fusion import VECTOR_WEIGHT
 from search_r3.index.search import MAX_HITS, MAX_QUERY_CHARACTERS
 from search_r3.model.texts import MAX_CHARACTERS, special_ids
 from search_r3.server.config import ServerConfig
@@ -187,6 +188,13 @@ def _search(config: ServerConfig, loaded: Loaded | None) -> dict[str, Schema]:
             query=_text(MAX_QUERY_CHARACTERS),
             k={"type": "integer", "minimum": 1, "maximum": MAX_HITS, "default": 10},
             mode={"enum": ["hybrid", "vector", "text"], "default": "hybrid"},
+            vector_weight={
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "default": VECTOR_WEIGHT,
+                "description": "how much the vectors count in a hybrid search; the words count the rest",
+            },
             reasoning=_reasoning(config, loaded, default=True),
             where=where,
             stream={"type": "boolean", "default": False, "description": "server-sent events"},

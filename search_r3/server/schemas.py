@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from search_r3.errors import InputError
+from search_r3.fusion import VECTOR_WEIGHT
 from search_r3.index.search import MAX_HITS, MAX_QUERY_CHARACTERS, Mode
 from search_r3.model.texts import MAX_CHARACTERS
 
@@ -97,6 +98,7 @@ class SearchRequest(Strict):
     query: Annotated[Text, Field(max_length=MAX_QUERY_CHARACTERS)]
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
     mode: Mode = "hybrid"
+    vector_weight: Annotated[float, Field(ge=0, le=1)] = VECTOR_WEIGHT
     reasoning: Reasoning = True
     where: Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS)] | None = None
     stream: bool = False

@@ -51,6 +51,7 @@ async def search(request: Request, service: Service) -> Response:
                 reasoning=asked,
                 max_reasoning_tokens=budget or 0,
                 where=body.where,
+                vector_weight=body.vector_weight,
             )
             prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
             usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}

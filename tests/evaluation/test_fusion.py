@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from search_r3.evaluation.fusion import fuse_rows, fuse_runs
-from search_r3.index.search import reciprocal_rank_fusion
+from search_r3.fusion import reciprocal_rank_fusion
 from search_r3.metrics import rank_documents
 
 

@@ -47,6 +47,12 @@ def model():
     return FakeEncoder()
 
 
+@pytest.fixture(scope="session")
+def shared_model():
+    """For what several tests only read; its counters belong to nobody."""
+    return FakeEncoder()
+
+
 @pytest.fixture
 def make_model():
     return FakeEncoder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from search_r3.errors import InputError
+from search_r3.fusion import fuse_scores, reciprocal_rank_fusion
 from search_r3.index import SearchIndex, SourceDocument, build_index
-from search_r3.index.search import reciprocal_rank_fusion
 from search_r3.index.snippets import make_snippet
 
 ODD_QUERIES = [
@@ -59,7 +59,7 @@ def test_a_hit_tells_where_it_is_and_why(index, model):
     assert hit.text == PLANETS[1][2]
     assert [hit.snippet[a:b] for a, b in hit.highlights] == ["Titan", "lakes"]
     assert hit.ranks == {"vector": 1, "text": 1}
-    assert hit.score == pytest.approx(2 / 61)
+    assert hit.score == pytest.approx(1)
     assert (result.reasoning.text, result.reasoning.num_tokens) == ("about: lakes on Titan", 3)
     assert result.timings.search_ms > 0
     json.dumps(result.to_dict())
@@ -71,9 +71,37 @@ def test_hybrid_holds_every_hit_of_both_lists(index, model):
         assert set(ids(index.search("planet rings", model, mode=mode))) <= both
 
 
-def test_fusion_follows_the_formula_and_orders_ties_by_id():
-    fused = reciprocal_rank_fusion([["b", "a", "c"], ["a", "b"]])
-    assert fused == [("a", 1 / 62 + 1 / 61), ("b", 1 / 61 + 1 / 62), ("c", 1 / 63)]
+def test_hybrid_scores_are_the_fusion_of_both_lists(index, model):
+    found = {mode: index.search("planet rings", model, mode=mode, k=5) for mode in ("vector", "text")}
+    lists = [{hit.id: hit.score for hit in found[mode].hits} for mode in ("vector", "text")]
+    for weight in (0.0, 0.3, 0.7, 1.0):
+        hybrid = index.search("planet rings", model, vector_weight=weight)
+        assert [(hit.id, hit.score) for hit in hybrid.hits] == fuse_scores(*lists, weight)
+        assert all(0 <= hit.score <= 1 for hit in hybrid.hits)
+    ranked = reciprocal_rank_fusion([ids(found[mode]) for mode in ("vector", "text")])
+    assert [(hit.id, hit.score) for hit in index.search("planet rings", model, fusion="rrf").hits] == ranked
+
+
+def test_the_best_hits_do_not_depend_on_how_many_are_asked_for(tmp_path, model):
+    words = "red green blue gold pink grey teal plum lime rust sand mint".split()  # noqa: SIM905
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, size=rng.integers(3, 9))) for _ in range(500)]
+    build_index(tmp_path / "i", [SourceDocument(f"{i:03d}", "", text) for i, text in enumerate(texts)], model)
+    index = SearchIndex.open(tmp_path / "i")
+    most = [(hit.id, hit.score) for hit in index.search("red gold teal", model, k=500).hits]
+    assert len(most) == 500
+    for k in (1, 10, 70, 200):
+        assert [(hit.id, hit.score) for hit in index.search("red gold teal", model, k=k).hits] == most[:k]
+
+
+def test_the_only_text_with_a_rare_word_comes_first_in_a_hybrid_search(tmp_path, model):
+    words = "water road bridge tax school park fire police harbor budget".split()  # noqa: SIM905
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, size=12)) for _ in range(300)] + ["4b825dc642cb see ledger"]
+    build_index(tmp_path / "i", [SourceDocument(f"{i:03d}", "", text) for i, text in enumerate(texts)], model)
+    model.encode_query = lambda queries, **options: model.encode_document(["water road tax"])  # vectors lead astray
+    hits = SearchIndex.open(tmp_path / "i").search("4b825dc642cb", model, reasoning=False).hits
+    assert hits[0].id == "300"
 
 
 def test_without_reasoning_there_is_no_trace_and_words_need_no_model(index, model):
@@ -199,6 +227,10 @@ def test_words_are_found_in_scripts_without_spaces(index, model):
         ({"k": 1001}, "1,000"),
         ({"k": True}, "whole number"),
         ({"mode": "fuzzy"}, "hybrid, vector, text"),
+        ({"fusion": "sum"}, "linear, rrf"),
+        ({"vector_weight": 1.5}, "vector_weight is 1.5"),
+        ({"vector_weight": float("nan")}, "vector_weight is nan"),
+        ({"vector_weight": "half"}, "0 .words only. to 1"),
     ],
 )
 def test_bad_arguments_are_named(index, model, options, message):

@@ -63,11 +63,9 @@ OLD_DOCUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def words_index(tmp_path_factory):
-    from conftest import FakeEncoder
-
+def words_index(tmp_path_factory, shared_model):
     path = tmp_path_factory.mktemp("words") / "index"
-    build_index(path, [SourceDocument(f"{i:02d}", "", text) for i, text in enumerate(TEXTS.values())], FakeEncoder())
+    build_index(path, [SourceDocument(f"{i:02d}", "", text) for i, text in enumerate(TEXTS.values())], shared_model)
     return SearchIndex.open(path)
 
 

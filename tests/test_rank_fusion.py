@@ -1,0 +1,75 @@
+"""Fusing lists: the formulas, against independent computations; and that no list is lost by it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from search_r3.fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
+
+
+def test_reciprocal_rank_fusion_follows_the_formula_and_orders_ties_by_id():
+    fused = reciprocal_rank_fusion([["b", "a", "c"], ["a", "b"]])
+    assert fused == [("a", 1 / 62 + 1 / 61), ("b", 1 / 61 + 1 / 62), ("c", 1 / 63)]
+
+
+@pytest.mark.parametrize("matched", [30, 100, 150])
+@pytest.mark.parametrize("weight", [0.0, 0.3, VECTOR_WEIGHT, 1.0])
+def test_score_fusion_is_the_weighted_sum_of_what_numpy_normalizes(matched, weight):
+    rng = np.random.default_rng(matched)
+    cosines = {f"d{i}": float(c) for i, c in enumerate(np.sort(rng.normal(0.1, 0.2, 120))[::-1])}
+    bm25 = {f"d{i}": float(s) for i, s in zip(rng.permutation(200)[:matched], rng.gamma(2, 3, matched), strict=True)}
+
+    def normalized(scores, padding, least):
+        best = np.sort(np.append(list(scores.values()), np.zeros(padding)))[::-1][:100]
+        scale = 10 * max(best.std(), least)
+        values = np.array([scores.get(f"d{i}", -np.inf) for i in range(200)])
+        return np.clip(1 - (best[0] - np.maximum(values, best[-1])) / scale, 0, 1)
+
+    expected = weight * normalized(cosines, 0, 0.01) + (1 - weight) * normalized(bm25, max(0, 100 - matched), 0)
+    fused = fuse_scores(cosines, bm25, weight)
+    assert {key for key, _ in fused} == cosines.keys() | bm25.keys()
+    assert dict(fused) == pytest.approx({key: expected[int(key[1:])] for key, _ in fused})
+    scores = [score for _, score in fused]
+    assert scores == sorted(scores, reverse=True)
+    assert 0 <= min(scores) <= max(scores) <= 1
+
+
+@pytest.mark.parametrize(
+    ("cosines", "bm25", "order", "best"),
+    [
+        ({"a": 0.5}, {"a": 3.0}, ["a"], 1.0),  # one hit in each
+        ({"a": 0.5}, {}, ["a"], VECTOR_WEIGHT),  # no text shares a word with the query
+        ({}, {"a": 2.0, "b": 3.0}, ["b", "a"], 1 - VECTOR_WEIGHT),
+        ({}, {}, [], None),
+        ({"b": 0.5, "a": 0.5, "c": 0.5}, {"a": 1.0, "c": 1.0, "b": 1.0}, ["a", "b", "c"], 1.0),  # all equal
+        ({"a": -0.2, "b": -0.6}, {"b": 1.0}, ["a", "b"], None),  # negative cosines
+        ({"a": 0.80001, "b": 0.8}, {"b": 7.0}, ["b", "a"], None),  # a hair's breadth of a cosine decides nothing
+        ({f"d{i:03d}": 0.5 for i in range(150)}, {"d140": 9.0, "x": 9.0}, ["d140", "x", "d000"], None),
+        ({"a": 0.9, "b": 0.1}, {f"d{i:03d}": 4.0 for i in range(150)}, ["a"], None),  # one word that is everywhere
+    ],
+)
+def test_short_and_equal_lists(cosines, bm25, order, best):
+    fused = fuse_scores(cosines, bm25)
+    assert [key for key, _ in fused][: len(order)] == order
+    assert all(0 <= score <= 1 for _, score in fused)
+    assert best is None or fused[0][1] == pytest.approx(best)
+
+
+@pytest.mark.parametrize(("vector", "text"), [(0.9, 0.1), (0.7, 0.3), (0.5, 0.5), (0.4, 0.7), (0.2, 0.9)])
+def test_fusion_is_never_far_below_the_better_of_two_lists(vector, text):
+    """How often the right one of 2,000 texts is found among ten, when each list finds it with its own power."""
+    rng = np.random.default_rng(0)
+    found = {"vector": 0, "text": 0, "linear": 0}
+    rounds = 200
+    for _ in range(rounds):
+        lists = {}
+        for name, power, scale in (("vector", vector, 0.05), ("text", text, 4.0)):
+            scores = rng.normal(size=2000)
+            scores[0] += 5 * power
+            best = np.argsort(-scores)[:100]
+            lists[name] = {str(i): float(scale * (4 + scores[i])) for i in best}
+            found[name] += "0" in list(lists[name])[:10]
+        found["linear"] += "0" in [key for key, _ in fuse_scores(lists["vector"], lists["text"])[:10]]
+    better = max(found["vector"], found["text"])
+    assert found["linear"] >= 0.8 * better
