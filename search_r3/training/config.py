@@ -264,7 +264,8 @@ class _Builder:
                 value = {}
             if not isinstance(value, dict):
                 raise _Mismatch("a section with keys of its own")
-            return self.build(typing.cast(type, kind), value, f"{key}.", default if isinstance(default, kind) else None)
+            section = typing.cast(type, kind)
+            return self.build(section, value, f"{key}.", default if isinstance(default, section) else None)
         if origin in (typing.Union, types.UnionType):
             return self._convert_union(arguments, value, key, default)
         if origin is Literal:

@@ -82,13 +82,13 @@ def losses(run: Path) -> list[tuple[int, float, dict[str, float]]]:
 
 
 def test_training_lowers_the_terms_and_gives_an_adapter_that_loads(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    loop = {"steps": 90, "learning_rate": 0.02, "warmup_steps": 5, "evaluate_every": 0, "mixed_precision": "no"}
+    loop = {"steps": 150, "learning_rate": 0.02, "warmup_steps": 5, "evaluate_every": 0, "mixed_precision": "no"}
     folder = train_sft(recipe(loop=loop, reasoning_share=1.0))
     curve = losses(tmp_path / "run")
     first, last = curve[:5], curve[-5:]
     for term in ("infonce", "sft"):
         before, after = (sum(terms[term] for *_, terms in part) / 5 for part in (first, last))
-        assert after < 0.8 * before, term  # 0.70 to 0.76, by the processor's order of summation
+        assert after < 0.7 * before, term
     model = SearchR3.from_pretrained(folder, device="cpu")
     distance = model.check_golden()
     assert distance is not None
