@@ -45,13 +45,20 @@ class Child:
     """
 
     def __init__(
-        self, command: Sequence[str | Path], *, env: Mapping[str, str] | None, cwd: Path | None, given: bytes | None
+        self,
+        command: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        given: bytes | None = None,
+        stdout: int | None = None,
     ) -> None:
         self._command = [str(part) for part in command]
         self._files = {name: tempfile.TemporaryFile() for name in ("stdin", "stdout", "stderr")}  # noqa: SIM115
         self._files["stdin"].write(given or b"")
         self._files["stdin"].seek(0)
-        self.process = subprocess.Popen(self._command, env=env, cwd=cwd, start_new_session=True, **self._files)
+        streams: dict[str, Any] = self._files | ({} if stdout is None else {"stdout": stdout})
+        self.process = subprocess.Popen(self._command, env=env, cwd=cwd, start_new_session=True, **streams)
         self.pid = self.process.pid
         self._written: dict[str, str] = {}  # once the files are closed
         _reaper_is_to(f"+{self.pid}")
@@ -80,7 +87,7 @@ class Child:
                 raise AssertionError(f"no line with {pattern!r} on {stream}, {why}")
             time.sleep(POLL)
 
-    def wait(self, seconds: float = SECONDS) -> int:
+    def wait(self, seconds: float) -> int:
         """Its exit status (negative: the signal that ended it), once it has ended."""
         try:
             return self.process.wait(seconds)
@@ -131,7 +138,7 @@ class Child:
 
 def start(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Child:
     """Start a program that is watched while it runs; ended with the `with` block. `env` replaces the environment."""
-    return Child(command, env=env, cwd=cwd, given=None)
+    return Child(command, env=env, cwd=cwd)
 
 
 def run(
@@ -140,6 +147,7 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     given: bytes | None = None,
+    stdout: int | None = None,
     check: bool = True,
     seconds: float = SECONDS,
 ) -> subprocess.CompletedProcess[str]:
@@ -150,13 +158,22 @@ def run(
         env: Replaces the environment.
         cwd: The folder to run it in.
         given: What it reads from standard input.
+        stdout: A file descriptor to write to; by default its output is kept.
         check: Raise AssertionError, with its output, if the exit status is not 0.
         seconds: The time it may take; AssertionError after that.
     """
-    with Child(command, env=env, cwd=cwd, given=given) as child:
+    with Child(command, env=env, cwd=cwd, given=given, stdout=stdout) as child:
         status = child.wait(seconds)
         assert not check or status == 0, f"exit status {status}"
         return subprocess.CompletedProcess(child._command, status, child.stdout, child.stderr)
+
+
+def eventually(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until `true()`; AssertionError if it is not within `seconds`."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"it did not come about within {seconds:g} s"
+        time.sleep(POLL)
 
 
 def run_processes(work: Callable[..., None], *args: Any, processes: int = 2, seconds: float = SECONDS) -> None:

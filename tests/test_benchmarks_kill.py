@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmark_scripts import FOLDER, fresh_benchmarks
+from processes import run
 
 pytest.importorskip("lancedb")
 if sys.platform != "linux":
@@ -30,7 +31,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 def harness(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / "kill.py"), "--only", "data", "--output", str(output), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    return run(command, env=os.environ | {"LC_ALL": "C.UTF-8"}, check=False)
 
 
 def test_a_build_that_is_killed_is_found_sound_and_a_second_run_kills_nobody_again(tmp_path: Path) -> None:

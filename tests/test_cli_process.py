@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
+from processes import run
 
 PROGRAM = """
 import os, sys
@@ -25,11 +25,5 @@ def test_idle_threads_sleep_beside_the_int8_engine_unless_the_user_has_said_what
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "--engine", engine],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run([sys.executable, "-c", PROGRAM, "--engine", engine], env=environment, check=False)
     assert done.stdout.split() == [expected, "False"]

@@ -4,10 +4,10 @@ what is tested; a stopwatch would only measure how busy the machine is."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
+from processes import run
 
 HEAVY = (
     "torch",
@@ -25,7 +25,7 @@ HEAVY = (
 def modules_after(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after `code`."""
     script = f"{code}\nimport sys, json; print(); print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    done = run([sys.executable, "-c", script])
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import signal
@@ -95,9 +96,61 @@ def test_processes_that_work_together_have_a_limit() -> None:
         run_processes(sleep_for_ever, seconds=0)
 
 
+WITHOUT_A_LIMIT = {"join", "wait", "result", "get", "acquire", "communicate"}  # when called without arguments
+WITH_A_TIMEOUT = {"urlopen", "create_connection", "HTTPConnection", "HTTPSConnection", "OpenAI"}
+IN_PROCESSES_ALONE = {"Popen", "spawn", "check_output", "check_call", "getoutput", "forkpty", "system"}
+
+
+def faults(source: str) -> list[str]:
+    """The calls in `source` that may wait for ever, or start a process that nobody ends."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute | ast.Name):
+            continue
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+        given = {keyword.arg for keyword in call.keywords}
+        wrong = {
+            "waits without a limit": name in WITHOUT_A_LIMIT and not call.args and not given,
+            "has no timeout": name in WITH_A_TIMEOUT and "timeout" not in given,
+            "keeps Python from ending": name == "Thread" and "daemon" not in given,
+            "use processes.run or start": name in IN_PROCESSES_ALONE or ast.unparse(call.func) == "subprocess.run",
+        }
+        found += [f"{call.lineno}: {ast.unparse(call)[:100]}: {why}" for why, it_does in wrong.items() if it_does]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("thread.join()", "waits without a limit"),
+        ("event.wait()", "waits without a limit"),
+        ("', '.join(names), thread.join(5), pool.submit(f).result(timeout=9)", None),
+        ("urllib.request.urlopen(url)", "has no timeout"),
+        ("socket.create_connection(address, timeout=5)", None),
+        ("threading.Thread(target=print).start()", "keeps Python from ending"),
+        ("subprocess.run(['ls'], timeout=5)", "use processes.run"),
+        ("with subprocess.Popen(['ls']) as child: pass", "use processes.run"),
+        ("mp.spawn(work)", "use processes.run"),
+    ],
+)
+def test_a_wait_without_a_limit_is_found(source: str, words: str | None) -> None:
+    found = faults(source)
+    assert len(found) == (words is not None)
+    assert not found or words in found[0]
+
+
+def test_no_test_waits_without_a_limit() -> None:
+    folder = Path(__file__).parent
+    files = [path for path in sorted(folder.rglob("*.py")) if path.name != "processes.py"]
+    assert len(files) > 100
+    found = {path.relative_to(folder): wrong for path in files if (wrong := faults(path.read_text(encoding="utf-8")))}
+    assert found == {}
+
+
 WAITS = {
     "python": "import threading\ndef test_it():\n    threading.Lock().acquire() and threading.Event().wait()",
     "library": """
+import ast
 import ctypes
 def test_it():
     mutex, locked = ctypes.create_string_buffer(64), ctypes.PyDLL(None).pthread_mutex_lock

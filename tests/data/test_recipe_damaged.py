@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import small_sources
+from processes import run
 
 from search_r3.data import lines
 from search_r3.data.pairs import read_pairs
@@ -219,7 +219,7 @@ def test_the_command_refuses_with_one_line_and_code_2(root: Path) -> None:
     Path("r.yaml").write_text("sources: [{kind: titles, dataset: toy}]")
     command = [sys.executable, "-m", "search_r3", "data", "build", "r.yaml", "out.jsonl", "--data", "data"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = run(command, check=False, env=environment)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import small_sources
 from filelock import FileLock
+from processes import run
 
 from search_r3.data import kinds, parts
 from search_r3.data.recipe import build_pairs
@@ -94,7 +94,7 @@ def finished_before(said: list[str]) -> int:
 def test_a_build_that_is_killed_goes_on_to_the_same_bytes(
     root: Path, whole: tuple[bytes, bytes], event: str, count: int, finished: int
 ) -> None:
-    killed = subprocess.run([sys.executable, "-c", RUN, event, str(count), "out.jsonl"], check=False)
+    killed = run([sys.executable, "-c", RUN, event, str(count), "out.jsonl"], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert Path("out.jsonl.partial").is_dir()
     assert Path("out.jsonl").exists() == ((event, count) == ("replace", 16))
@@ -108,14 +108,14 @@ def test_a_build_that_is_killed_goes_on_to_the_same_bytes(
 
 
 def kill_before_cleaning() -> None:
-    killed = subprocess.run([sys.executable, "-c", RUN, "progress", "27", "out.jsonl"], check=False)
+    killed = run([sys.executable, "-c", RUN, "progress", "27", "out.jsonl"], check=False)
     assert killed.returncode == -signal.SIGKILL
 
 
 def test_the_steps_of_cleaning_are_kept_too(
     root: Path, whole: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = subprocess.run([sys.executable, "-c", RUN, "sync", "15", "out.jsonl"], check=False)
+    killed = run([sys.executable, "-c", RUN, "sync", "15", "out.jsonl"], check=False)
     assert killed.returncode == -signal.SIGKILL
     monkeypatch.setattr("search_r3.data.clean.decontaminate", None)
     monkeypatch.setattr("search_r3.data.clean.deduplicate", None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import small_sources
+from processes import run
 
 RUN = """
 import os, sys
@@ -26,6 +26,7 @@ if sys.argv[1] == "backwards":  # a file system may list a folder in any order
         def __enter__(self): return iter(self)
         def __exit__(self, *_): return None
         def close(self): pass
+from processes import run
 from search_r3.data.recipe import build_pairs
 build_pairs("recipe.yaml", "out.jsonl", "data")
 """
@@ -33,9 +34,8 @@ build_pairs("recipe.yaml", "out.jsonl", "data")
 
 def build(root: Path, order: str, **environment: str) -> tuple[bytes, bytes]:
     """Build in a process of its own; returns the pairs' and the manifest's bytes."""
-    subprocess.run(
+    run(
         [sys.executable, "-c", RUN, order],
-        check=True,
         cwd=root,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment,
     )
@@ -93,11 +93,11 @@ def test_the_manifest_says_sizes_hashes_and_licences(tmp_path: Path) -> None:
         licences = [package["licence"] for package in source.get("packages_read", {}).values()] or [source["licence"]]
         assert all(licences)
     own = next(source for source in sources if source.get("name") == "quoted")
-    summed = subprocess.run(["sha256sum", root / "files/own.csv"], capture_output=True, text=True, check=True).stdout
+    summed = run(["sha256sum", root / "files/own.csv"]).stdout
     assert own["inputs"]["sha256"] == summed.split()[0]
     wordnet = next(source for source in sources if source["kind"] == "wordnet")
     listed = "cd files && sha256sum data.adj data.adv data.noun data.verb | sha256sum"
-    summed = subprocess.run(listed, shell=True, cwd=root, capture_output=True, text=True, check=True).stdout
+    summed = run(["sh", "-c", listed], cwd=root).stdout
     assert wordnet["inputs"]["sha256"] == summed.split()[0]
     assert manifest["sources"][0]["packages_read"]["smallbox"]["files"] == 3
     assert manifest["sources"][0]["packages_missing"] == ["no_such_package_here"]

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
+from processes import run
 
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source
@@ -141,7 +141,7 @@ def test_a_killed_build_leaves_an_index_that_opens_and_goes_on(path, model):
         build_index(sys.argv[1], documents, Dying(), commit_every=4)
     """
     folder = os.path.dirname(__file__)
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(path), folder], check=False)
+    done = run([sys.executable, "-c", textwrap.dedent(code), path, folder], check=False)
     assert done.returncode == 9
     assert not SearchIndex.open(path).complete
     kept = len(SearchIndex.open(path))

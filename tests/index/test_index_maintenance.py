@@ -2,14 +2,13 @@
 
 import os
 import re
-import signal
-import subprocess
 import sys
 import textwrap
 import time
 from datetime import timedelta
 
 import pytest
+from processes import start
 
 from search_r3.cli import main
 from search_r3.errors import InputError
@@ -168,20 +167,18 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_a_dead_one_b
         build_index(sys.argv[1], endless(), FakeEncoder(), prune=False)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(path), os.path.dirname(__file__)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout.readline() == "reading\n"
-            for change in (
-                lambda: build_index(path, [SourceDocument("x", "", "y")], model),
-                lambda: delete_documents(path, ["d1"]),
-                lambda: compact_index(path),
-            ):
-                with pytest.raises(InputError, match="another build is writing") as error:
-                    change()
-                assert re.search(rf"\(process {other.pid}, since \d{{4}}-", str(error.value))
-            assert len(ids(path)) == 9  # reading goes on
-        finally:
-            other.send_signal(signal.SIGKILL)
+    with start(command) as other:
+        other.line("^reading$")
+        for change in (
+            lambda: build_index(path, [SourceDocument("x", "", "y")], model),
+            lambda: delete_documents(path, ["d1"]),
+            lambda: compact_index(path),
+        ):
+            with pytest.raises(InputError, match="another build is writing") as error:
+                change()
+            assert re.search(rf"\(process {other.pid}, since \d{{4}}-", str(error.value))
+        assert len(ids(path)) == 9  # reading goes on
+        other.kill()
     begun = time.monotonic()
     assert delete_documents(path, ["d1"]) == 1
     assert time.monotonic() - begun < 30

@@ -118,11 +118,11 @@ def test_a_pipe_holds_no_more_than_its_size_and_hands_errors_on_behind_the_work(
         raise RuntimeError("the end")
 
     start_stage("read", numbers(), lambda number: number, first)
-    thread = threading.Thread(target=run_stage, args=(first, lambda number: 2 * number, second))
+    thread = threading.Thread(target=run_stage, args=(first, lambda number: 2 * number, second), daemon=True)
     thread.start()
     with pytest.raises(RuntimeError, match="the end"):
         taken.extend(second)
-    thread.join()
+    thread.join(60)
     assert taken == [2 * number for number in range(50)]
     assert max(most) <= 2 + 2 + 3
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from processes import run
 
 from search_r3 import InputError, SearchR3
 from search_r3.integrations.export import export_model
@@ -64,8 +64,7 @@ def test_sentence_transformers(tiny: SearchR3, tmp_path: Path, capsys):
 def test_mcp(tiny_index: Path):
     """As a process of its own: it starts the server, whose standard error must be a real file."""
     command = [sys.executable, str(EXAMPLES / "mcp_client.py"), str(tiny_index), "train to Vienna"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run(command)
     assert "search: Search tiny-index (5 passages" in done.stdout
     assert "\n3. " in done.stdout
 

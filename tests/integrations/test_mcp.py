@@ -53,7 +53,7 @@ def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
             assert (await client.call_tool("search", {"query": " "})).is_error
             assert (await client.call_tool("search", {"query": "train", "k": 0})).is_error
 
-    asyncio.run(asyncio.wait_for(talk(), timeout=300))
+    asyncio.run(asyncio.wait_for(talk(), timeout=100))
 
 
 def test_the_tool_finds_what_the_index_finds(tiny_index: Path, tiny: SearchR3):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import start
 from safetensors.numpy import save_file
 
 from search_r3.errors import InputError
@@ -16,6 +17,7 @@ from search_r3.model import bundled
 
 CONVERT_SLOWLY = """
 import os, sys, time
+from contextlib import ExitStack
 from pathlib import Path
 from search_r3.files import atomic_path
 from search_r3.model import bundled
@@ -48,12 +50,10 @@ def test_two_processes_that_need_the_base_at_once_convert_it_once(tmp_path: Path
         "LOG": str(log),
     }
     command = [sys.executable, "-c", CONVERT_SLOWLY]
-    running = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    answers = [process.communicate(timeout=120) for process in running]
-    assert [out.strip() for out, _ in answers] == ["True"] * 3, answers
+    with ExitStack() as stack:
+        running = [stack.enter_context(start(command, env=environment)) for _ in range(3)]
+        assert [child.wait(60) for child in running] == [0, 0, 0]
+    assert [child.stdout.strip() for child in running] == ["True"] * 3
     assert log.read_text() == "converted\n"
 
 

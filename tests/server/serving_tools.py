@@ -6,11 +6,12 @@ import http.client
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from processes import eventually
 
 from search_r3 import SearchR3
 from search_r3.server.config import ServerConfig
@@ -106,14 +107,6 @@ class Running:
         self.server.handle_exit(15, None)
         self.thread.join(30)
         assert not self.thread.is_alive()
-
-
-def eventually(true: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait until `true()`."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.01)
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+from processes import start
 from serving_tools import eventually
 
 from search_r3.cli import main
@@ -29,11 +29,9 @@ def answers(url: str) -> bool:
 def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "search_r3", "serve", "--model", str(tiny_model), "--port", "0", "--device", "cpu"]
     environment = os.environ | {"SEARCH_R3_API_KEY": "key-of-the-variable"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
-        assert process.stderr is not None
-        lines = (json.loads(line) for line in process.stderr if line.startswith("{"))
-        url = next(line["url"] for line in lines if line["event"] == "listening")
-        eventually(lambda: answers(url + "/health"), 120)
+    with start(command, env=environment, cwd=tmp_path) as process:
+        url = json.loads(process.line('"event": ?"listening"', "stderr"))["url"]
+        eventually(lambda: answers(url + "/health"), 60)
         body = json.dumps({"model": "tiny-llama-base", "input": "hello"}).encode()
         request = urllib.request.Request(url + "/v1/embeddings", body, {"Content-Type": "application/json"})
         with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -42,9 +40,9 @@ def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=60) as response:
             assert len(json.load(response)["data"][0]["embedding"]) == 32
         process.send_signal(signal.SIGTERM)
-        left = list(lines)
         assert process.wait(60) in (0, -signal.SIGTERM)  # uvicorn raises the signal again once all is done
-    assert left[-1]["event"].startswith("Finished server process")
+    lines = [json.loads(line) for line in process.stderr.splitlines() if line.startswith("{")]
+    assert lines[-1]["event"].startswith("Finished server process")
 
 
 def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -28,7 +28,7 @@ NAME = "tiny-llama-base"
 
 @pytest.fixture(scope="module")
 def client(served: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0)
+    return openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0, timeout=60)
 
 
 @pytest.mark.parametrize("form", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])

@@ -35,7 +35,7 @@ class Asking(threading.Thread):
     def run(self) -> None:
         self.answer = self.server.embed(self.texts, **self.more)
 
-    def get(self) -> Answer:
+    def answered(self) -> Answer:
         self.join(60)
         assert self.answer is not None
         return self.answer
@@ -140,7 +140,7 @@ def test_one_request_too_many_is_told_to_come_back(held: Held, tiny: SearchR3) -
         assert 1 <= int(answer.headers["retry-after"]) <= 60
         held.gate.set()
         for i, thread in enumerate(asking):
-            vector = np.array(thread.get().json["data"][0]["embedding"], dtype=np.float32)
+            vector = np.array(thread.answered().json["data"][0]["embedding"], dtype=np.float32)
             np.testing.assert_allclose(vector, tiny.encode_document([f"text {i}"])[0], atol=2e-6)
         assert server.embed("one more").status == 200
 
@@ -151,9 +151,9 @@ def test_a_request_that_takes_too_long_is_given_up(held: Held) -> None:
         first = Asking(server, "begun")
         eventually(lambda: held.passes == [("document", 1)])
         second = Asking(server, "not begun", input_type="query")
-        assert (first.get().status, first.get().error["code"]) == (504, "timeout")
-        assert (second.get().status, second.get().error["code"]) == (503, "busy")
-        assert second.get().headers["retry-after"]
+        assert (first.answered().status, first.answered().error["code"]) == (504, "timeout")
+        assert (second.answered().status, second.answered().error["code"]) == (503, "busy")
+        assert second.answered().headers["retry-after"]
         events = server.ask("GET", "/metrics").body.decode()
         assert 'search_r3_dropped_total{reason="timeout"} 2.0' in events
         held.gate.set()
@@ -176,7 +176,7 @@ def test_the_queued_work_of_a_client_that_hung_up_is_dropped(held: Held) -> None
         eventually(lambda: server.service.in_hand == 1)
         assert server.service.batcher.waiting() == (0, 0)
         held.gate.set()
-        assert first.get().status == 200
+        assert first.answered().status == 200
         assert server.embed("x").status == 200
         assert held.passes == [("document", 1), ("document", 1)]
         assert 'search_r3_dropped_total{reason="hung up"} 1.0' in server.ask("GET", "/metrics").body.decode()
@@ -220,7 +220,7 @@ def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(held: Held, ti
         assert server.thread.is_alive()  # it waits for the three
         held.gate.set()
         for i, thread in enumerate(accepted):
-            vector = np.array(thread.get().json["data"][0]["embedding"], dtype=np.float32)
+            vector = np.array(thread.answered().json["data"][0]["embedding"], dtype=np.float32)
             np.testing.assert_allclose(vector, tiny.encode_document([f"text {i}"])[0], atol=2e-6)
         server.thread.join(20)
         assert not server.thread.is_alive()
@@ -233,7 +233,7 @@ def test_a_shutdown_that_may_not_wait_gives_up_with_503(held: Held) -> None:
         asking = Asking(server, "text")
         eventually(lambda: held.passes == [("document", 1)])
         server.server.handle_exit(15, None)
-        answer = asking.get()
+        answer = asking.answered()
         assert (answer.status, answer.error["code"]) == (503, "not_ready_stopping")
         held.gate.set()
 

@@ -57,11 +57,12 @@ def test_good_requests_are_answered_right_among_rubbish(served: Running, tiny: S
             except ConnectionError:
                 statuses["reset"] += 1
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(CLIENTS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
+        assert not thread.is_alive()
     assert not wrong
     assert statuses["good 200"] > CLIENTS
     assert set(statuses) <= {"good 200", "bad 400", "reset"}

@@ -81,7 +81,9 @@ def test_pieces_come_while_the_model_still_writes(tiny: SearchR3, make_index, ba
         assert b"event: result" not in received  # the model waits behind its first token
         held.gate.set()
         while b"event: result" not in received:
-            received += connection.recv(65536)
+            more = connection.recv(65536)
+            assert more, received
+            received += more
         connection.close()
 
 

@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import socket
-import subprocess
 import sys
 from itertools import pairwise
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_task
 import torch
+from processes import start
 from safetensors.torch import load_file
 from tiny_task import STEPS, HalfTask, TinyTask, config, log, losses, quiet_environment, train
 from torch import nn
@@ -197,18 +197,14 @@ def test_two_processes_train_as_one_with_their_batches_together(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, tiny_task.__file__, "ddp", str(tmp_path / "two")],
-            env=quiet_environment() | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    train(tmp_path / "one", HalfTask())
-    for process in processes:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors.decode()[-2000:]
+    command = [sys.executable, tiny_task.__file__, "ddp", tmp_path / "two"]
+    environment = quiet_environment() | group
+    with (
+        start(command, env=environment | {"RANK": "0", "LOCAL_RANK": "0"}) as first,
+        start(command, env=environment | {"RANK": "1", "LOCAL_RANK": "1"}) as second,
+    ):
+        train(tmp_path / "one", HalfTask())
+        assert [process.wait(100) for process in (first, second)] == [0, 0]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert all(record["tokens"] == 6.0 for record in log(tmp_path / "two") if "tokens" in record)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_task
 import torch
+from processes import run
 from tiny_task import KILLS, TinyTask, config, log, losses, quiet_environment, same_weights, train
 from torch import nn
 
@@ -24,12 +24,7 @@ from search_r3.training.loop import run_training
 def victims(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder a kill, each killed with SIGKILL in a forked process and then run again."""
     folder = tmp_path_factory.mktemp("victims")
-    subprocess.run(
-        [sys.executable, tiny_task.__file__, "kill", str(folder)],
-        check=True,
-        env=quiet_environment(),
-        capture_output=True,
-    )
+    run([sys.executable, tiny_task.__file__, "kill", folder], env=quiet_environment())
     return folder
 
 

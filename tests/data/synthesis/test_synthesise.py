@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from endpoint_server import KEY, EndpointServer, by_rule, completion, error
+from processes import eventually, start
 
 from search_r3.cli import main
 from search_r3.data.beir import Document
@@ -294,18 +294,14 @@ def test_killed_for_real_it_goes_on_and_gives_the_same_bytes(source: Path, tmp_p
     environment = os.environ | {"OPENAI_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
     with EndpointServer(answer) as server:
         killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
-        process = subprocess.Popen(command(killed, server.url), env=environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while len(server.requests) < 5 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with start(command(killed, server.url), env=environment) as process:
+            eventually(lambda: len(server.requests) >= 5, 60)
+            process.kill()
         assert not killed.exists()
         assert Path(f"{killed}.partial").is_dir()
         slow["seconds"] = 0
         for output in (killed, whole):
-            done = subprocess.run(command(output, server.url), env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+            done = processes.run(command(output, server.url), env=environment)
             assert KEY not in done.stdout + done.stderr
             assert "8 of 8 documents done" in done.stderr
     assert killed.read_bytes() == whole.read_bytes()

@@ -352,7 +352,7 @@ def test_each_thread_of_the_pool_has_one_core_and_others_keep_theirs(int8: Searc
         assert list(engine._threads(2).map(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
         assert torch.get_num_threads() == 3
         with ThreadPoolExecutor(1) as another:
-            assert another.submit(torch.get_num_threads).result() == 3
+            assert another.submit(torch.get_num_threads).result(60) == 3
     finally:
         torch.set_num_threads(before)
         if engine._pool is not None:
