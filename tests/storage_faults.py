@@ -58,7 +58,7 @@ class FaultyStorage:
                     self.after -= 1
                 if self.fault == "none" or self.after >= 0:
                     if upstream is None:
-                        upstream = socket.create_connection(self.upstream)
+                        upstream = socket.create_connection(self.upstream, timeout=120)
                         self.sockets.append(upstream)
                         threading.Thread(target=_pump, args=(upstream, client), daemon=True).start()
                     upstream.sendall(data)

@@ -195,7 +195,7 @@ def test_a_run_is_recorded_checkpoint_by_checkpoint(
     monkeypatch.syspath_prepend(TESTS / "training")
     tiny = importlib.import_module("tiny_grpo")
     train_grpo = importlib.import_module("search_r3.training.grpo").train_grpo
-    stage_one = tiny.train_stage_one(tiny_model, tmp_path, steps=10)
+    stage_one = tiny.train_stage_one(tiny_model, tmp_path, steps=40)
     recipe = tiny.write_recipe(stage_one, tmp_path / "grpo.yaml", contrastive_weight=1.0)
     changes = ["loop.steps=4", "loop.checkpoint_every=2", "loop.keep_checkpoints=100", "loop.learning_rate=0.01"]
     adapter = train_grpo(recipe, changes)

@@ -96,7 +96,7 @@ def test_processes_that_work_together_have_a_limit() -> None:
         run_processes(sleep_for_ever, seconds=0)
 
 
-WITHOUT_A_LIMIT = {"join", "wait", "result", "get", "acquire", "communicate"}  # when called without arguments
+WITHOUT_A_LIMIT = {"join", "wait", "result", "get", "communicate"}  # when called without arguments
 WITH_A_TIMEOUT = {"urlopen", "create_connection", "HTTPConnection", "HTTPSConnection", "OpenAI"}
 IN_PROCESSES_ALONE = {"Popen", "spawn", "check_output", "check_call", "getoutput", "forkpty", "system"}
 

@@ -66,7 +66,7 @@ def test_of_many_that_wait_each_has_the_lease_alone(place):
         lease.release()
         turns.append(name)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -48,7 +48,7 @@ class FakeSlots:
         return handles
 
     def step(self) -> list[Any]:
-        assert self.allowed.acquire(timeout=10)
+        assert self.allowed.acquire(timeout=60)
         self.before_step()
         self.steps.append([ids[0] for ids, _ in self.rows.values()])
         out = []
@@ -276,9 +276,9 @@ def test_documents_and_reasoning_share_the_time() -> None:
 
 def test_passes_are_as_large_as_they_may_be_when_nothing_is_written(bench: Bench) -> None:
     started, go = threading.Event(), threading.Event()
-    bench.model.in_pass = lambda: (started.set(), go.wait(10))  # type: ignore[assignment,return-value]
+    bench.model.in_pass = lambda: (started.set(), go.wait(60))  # type: ignore[assignment,return-value]
     first = bench.pages(1)
-    assert started.wait(10)
+    assert started.wait(60)
     rest = bench.pages(8)
     go.set()
     assert len(first.future.result(10) + rest.future.result(10)) == 9

@@ -36,7 +36,7 @@ class Asking(threading.Thread):
         self.answer = self.server.embed(self.texts, **self.more)
 
     def answered(self) -> Answer:
-        self.join(60)
+        self.join(90)
         assert self.answer is not None
         return self.answer
 
@@ -111,7 +111,7 @@ def test_keys_of_a_file_and_a_variable(tmp_path: Path) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(tiny: SearchR3) -> None:
-    with running(lambda: Loaded.of(tiny), max_body=1000, max_items=3, max_tokens=20, body_timeout=0.3) as server:
+    with running(lambda: Loaded.of(tiny), max_body=1000, max_items=3, max_tokens=20, body_timeout=1.0) as server:
         head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         with server.open(head + b"Content-Length: 99999999999\r\n\r\n{") as connection:
             assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
@@ -146,7 +146,7 @@ def test_one_request_too_many_is_told_to_come_back(held: Held, tiny: SearchR3) -
 
 
 def test_a_request_that_takes_too_long_is_given_up(held: Held) -> None:
-    with running(lambda: Loaded.of(held), timeout=0.4) as server:
+    with running(lambda: Loaded.of(held), timeout=1.5) as server:
         held.armed = True
         first = Asking(server, "begun")
         eventually(lambda: held.passes == [("document", 1)])

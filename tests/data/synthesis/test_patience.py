@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from processes import eventually
 
 from search_r3.data.synthesis.patience import (
     AskDifferentlyError,
@@ -96,8 +97,7 @@ def test_a_wait_that_one_thread_is_told_is_kept_by_the_others() -> None:
         if number == 0:
             asked.ask(lambda: first() if not told.is_set() else None, stop)
         else:
-            told.wait(5)
-            time.sleep(0.1)  # the first has heard by then
+            eventually(lambda: asked._not_before > 0)  # the first has heard
             asked.ask(lambda: times.append(time.monotonic()), stop)
 
     start = time.monotonic()

@@ -56,7 +56,7 @@ def test_replies_come_in_the_order_of_the_prompts_and_tokens_are_counted() -> No
 
 def test_no_more_calls_are_under_way_than_asked_for() -> None:
     def slow(request: dict[str, Any], number: int) -> tuple[int, dict[str, str], str]:
-        time.sleep(0.03)
+        time.sleep(0.1)
         return echo(request, number)
 
     with EndpointServer(slow) as server:
@@ -137,13 +137,13 @@ def test_a_hang_ends_at_the_timeout() -> None:
 
     def hang(request: dict[str, Any], number: int) -> tuple[int, dict[str, str], str]:
         if number == 0:
-            release.wait(10)
+            release.wait(60)
         return echo(request, number)
 
     with EndpointServer(hang) as server:
         start = time.monotonic()
-        assert writer(server.url, timeout=0.3).write(PROMPTS[:1]) == [Reply("heard Say 0.")]
-        assert 0.3 <= time.monotonic() - start < 5
+        assert writer(server.url, timeout=1).write(PROMPTS[:1]) == [Reply("heard Say 0.")]
+        assert 1 <= time.monotonic() - start < 30
         server.answer = lambda request, number: (time.sleep(0.2), echo(request, number))[1]
         with pytest.raises(InputError, match=r"no answer within 0.05 seconds"):
             writer(server.url, timeout=0.05).write(PROMPTS[:2])
