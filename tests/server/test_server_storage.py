@@ -1,0 +1,104 @@
+"""A server whose index is on object storage: two that write to one index, and storage that fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+
+import pytest
+from serving_tools import running
+from storage_faults import storage
+
+from search_r3.index import lease
+from search_r3.index.build import build_index
+from search_r3.index.readers import SourceDocument
+from search_r3.index.storage import Remote
+from search_r3.index.table import SearchIndex
+from search_r3.server import documents
+from search_r3.server.service import Loaded
+
+
+@pytest.fixture
+def place(s3):
+    return f"s3://bucket/served/{uuid.uuid4().hex}"
+
+
+def test_two_servers_store_each_document_once_or_refuse_it(tiny, place):
+    build_index(place, [SourceDocument("first", "", "the first text")], tiny, progress=False)
+    answers: dict[str, int] = {}
+
+    def post(server, name: str) -> None:
+        for number in range(6):
+            identifier = f"{name}{number}" if number % 2 else f"both{number}"
+            answer = server.post("/v1/documents", {"documents": [{"id": identifier, "text": f"text of {name}"}]})
+            if answer.status == 201:
+                answers[identifier] = 201
+            else:
+                assert (answer.status, answer.error["code"]) == (409, "index_busy")
+                assert int(answer.headers["retry-after"]) >= 1
+
+    load = lambda: Loaded.of(tiny, SearchIndex.open(place))  # noqa: E731
+    with running(load, writable=True) as one, running(load, writable=True) as other:
+        work = [(one, "a"), (other, "b"), (one, "c"), (other, "d")]
+        threads = [threading.Thread(target=post, args=args) for args in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(100)
+        index = SearchIndex.open(place)
+        rows = index.table.search().select(["id"]).to_arrow()["id"].to_pylist()
+        assert sorted(rows) == sorted({"first", *answers})
+        assert answers
+
+
+def test_a_server_waits_for_another_writer_and_then_says_when_to_come_back(tiny, place, monkeypatch):
+    build_index(place, [SourceDocument("first", "", "the first text")], tiny, progress=False)
+    monkeypatch.setattr(documents, "WAIT_SECONDS", 0.5)
+    with running(lambda: Loaded.of(tiny, SearchIndex.open(place)), writable=True) as server:
+        writer = lease.Lease(Remote(place))
+        writer.acquire()
+        for answer in (
+            server.post("/v1/documents", {"documents": [{"id": "x", "text": "y"}]}),
+            server.ask("DELETE", "/v1/documents/first"),
+        ):
+            assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (409, "index_busy", "5")
+            assert "another writer has" in answer.error["message"]
+        monkeypatch.setattr(documents, "WAIT_SECONDS", 20.0)
+        threading.Timer(0.5, writer.release).start()
+        assert server.post("/v1/documents", {"documents": [{"id": "x", "text": "y"}]}).status == 201
+        assert server.ask("GET", "/v1/documents").json["total"] == 2
+
+
+@pytest.mark.parametrize("fault", ["silent", "500", "gone"])
+def test_storage_that_fails_is_503_and_what_follows_works(tiny, place, s3_server, s3, fault):
+    s3.setattr(lease, "SECONDS", 2.0)
+    with storage(s3_server) as bad:
+        s3.setenv("AWS_ENDPOINT_URL", bad.url)
+        s3.setenv("SEARCH_R3_STORAGE_TIMEOUT", "0.3")
+        build_index(place, [SourceDocument("first", "", "the first text")], tiny, progress=False)
+        with running(lambda: Loaded.of(tiny, SearchIndex.open(place)), writable=True) as server:
+            assert server.post("/v1/search", {"query": "text"}).status == 200
+            bad.fault = fault
+            asked = [
+                ("POST", "/v1/search", {"query": "text", "reasoning": False}),
+                ("POST", "/v1/search", {"query": "text", "reasoning": False, "where": "title = 'x'"}),
+                ("GET", "/v1/documents", None),
+                ("POST", "/v1/documents", {"documents": [{"id": "x", "text": "y"}]}),
+                ("DELETE", "/v1/documents/first", None),
+            ]
+            time.sleep(2.1)  # the table looks for news
+            for method, path, body in asked:
+                started = time.monotonic()
+                answer = server.ask(method, path, body)
+                assert (method, path, answer.status) == (method, path, 503)
+                assert answer.error["code"] == "storage_unavailable"
+                assert int(answer.headers["retry-after"]) >= 1
+                assert place in answer.error["message"]
+                assert time.monotonic() - started < 20
+            streamed = server.post("/v1/search", {"query": "text", "stream": True})
+            assert streamed.events[-1][0] == "error"
+            assert streamed.events[-1][1]["error"]["code"] == "storage_unavailable"
+            bad.fault = "none"
+            assert server.post("/v1/search", {"query": "text"}).status == 200
+            assert server.post("/v1/documents", {"documents": [{"id": "x", "text": "y"}]}).status == 201
