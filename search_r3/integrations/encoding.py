@@ -7,11 +7,18 @@ queries are reasoned about.
 from __future__ import annotations
 
 import threading
+import unicodedata
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from search_r3.errors import InputError
+
+UNSEEN = frozenset({"Cc", "Cf", "Cs"})
+"""Unicode's categories of control and format characters and of halves of surrogate pairs."""
+MAX_NAMED = 5
+"""Places or ids that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,9 @@ class EncodingConfig:
 class TextEncoder:
     """Queries and documents to lists of floats, by a SearchR3 model; safe to call from several threads.
 
+    It can be pickled: the settings are, the model is loaded again at first use in the other process and must then be
+    the same. A copy shares the model.
+
     Args:
         config: the settings.
         loaded: a model that is loaded already; `config.model`, `device` and `dtype` are not looked at then.
@@ -54,6 +64,10 @@ class TextEncoder:
     def __init__(self, config: EncodingConfig, loaded: Any = None) -> None:
         self.config = config
         self._model = loaded
+        self._given = loaded is not None
+        self._engine = "auto"
+        self._contract_hash: str | None = None
+        self._lost: list[float] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -61,37 +75,125 @@ class TextEncoder:
         """The SearchR3 model, loaded now if it was not yet.
 
         Raises:
-            InputError: an unknown or damaged model, an unknown device or dtype.
+            InputError: an unknown or damaged model, an unknown device or dtype; or another model than the one that was
+                pickled.
         """
         with self._lock:
             if self._model is None:
                 from search_r3.model.listing import default_model
                 from search_r3.model.searchr3 import SearchR3
 
-                name = self.config.model or default_model()
-                self._model = SearchR3.from_pretrained(name, device=self.config.device, dtype=self.config.dtype)
+                config = self.config
+                name = config.model or default_model()
+                model = SearchR3.from_pretrained(name, config.device, engine=self._engine, dtype=config.dtype)
+                if self._contract_hash not in (None, model.contract_hash):
+                    raise InputError(
+                        f"{name} is another model here (contract {model.contract_hash[:12]}) than where it was pickled "
+                        f"({str(self._contract_hash)[:12]}); their embeddings cannot be compared"
+                    )
+                self._model = model
             return self._model
 
-    def queries(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit vector a query, as a list of `dimension` floats. Raises InputError for an empty text."""
-        model = self.model
-        with self._lock:
-            rows = model.encode_query(
-                list(texts),
-                reasoning=self.config.reasoning,
-                max_reasoning_tokens=self.config.max_reasoning_tokens,
-                batch_size=self.config.batch_size,
-            )
-        return rows.tolist()
+    def query(self, text: str) -> list[float]:
+        """The unit vector of a query, as a list of `dimension` floats.
+
+        Raises:
+            InputError: it holds no visible character, or is no string.
+        """
+        if isinstance(text, str) and not has_visible(text):
+            raise InputError("the query is empty: it holds no visible character")
+        (row,) = self._encode(
+            [repaired(text)],
+            "encode_query",
+            reasoning=self.config.reasoning,
+            max_reasoning_tokens=self.config.max_reasoning_tokens,
+        )
+        return row
 
     def documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit vector a document, as a list of `dimension` floats. Raises InputError for an empty text."""
+        """One unit vector a document, as a list of `dimension` floats.
+
+        A text without any visible character gets a vector that no search finds: the opposite of a full stop's, as all
+        embeddings lie on one side (a zero vector would be nearer than half of them by Euclidean distance). A warning
+        names such texts.
+
+        Raises:
+            InputError: a text is no string; the place is named.
+        """
+        rows = self.documents_or_none(texts)
+        empty = [place for place, row in enumerate(rows) if row is None]
+        if not empty:
+            return [row for row in rows if row is not None]
+        if self._lost is None:
+            self._lost = [-value for value in self._encode(["."], "encode_document")[0]]
+        named = ", ".join(str(place + 1) for place in empty[:MAX_NAMED]) + (", ..." if len(empty) > MAX_NAMED else "")
+        warnings.warn(
+            f"{len(empty)} of {len(rows)} texts hold no visible character (number {named}): they get a vector that no "
+            "search finds",
+            stacklevel=3,
+        )
+        return [row or list(self._lost) for row in rows]
+
+    def documents_or_none(self, texts: Sequence[str]) -> list[list[float] | None]:
+        """`documents`, with None for a text without any visible character, and no warning."""
+        filled = [i for i, text in enumerate(texts) if not isinstance(text, str) or has_visible(text)]
+        rows: list[list[float] | None] = [None] * len(texts)
+        for i in filled:
+            if not isinstance(texts[i], str):
+                raise InputError(f"text {i + 1} of {len(texts)} is a {type(texts[i]).__name__}, not a string")
+        if filled:
+            chosen = [repaired(texts[i]) for i in filled]
+            for i, row in zip(filled, self._encode(chosen, "encode_document"), strict=True):
+                rows[i] = row
+        return rows
+
+    def _encode(self, texts: list[str], method: str, **settings: Any) -> list[list[float]]:
         model, config = self.model, self.config
+        if method == "encode_document":
+            settings = {"show_progress_bar": False, "max_length": config.max_length}
         with self._lock:
-            rows = model.encode_document(
-                list(texts), batch_size=config.batch_size, show_progress_bar=False, max_length=config.max_length
-            )
-        return rows.tolist()
+            return getattr(model, method)(texts, batch_size=config.batch_size, **settings).tolist()
+
+    def __deepcopy__(self, memo: Any) -> TextEncoder:
+        return self
+
+    def __copy__(self) -> TextEncoder:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the model itself and the lock; and which model it was, if it was loaded."""
+        from pathlib import Path
+
+        model, config = self._model, self.config
+        state: dict[str, Any] = {"engine": self._engine, "contract_hash": self._contract_hash}
+        if model is not None:
+            state["contract_hash"] = model.contract_hash
+        if model is not None and self._given:
+            if not config.model:
+                raise InputError("a model that does not say where it was loaded from cannot be pickled; give its name")
+            int8 = model.dtype == "int8"
+            state["engine"] = "int8" if int8 else "auto"
+            device = str(model.checkpoint.model.device)
+            config = replace(config, device=device, dtype="auto" if int8 else model.dtype)
+        if Path(config.model).expanduser().is_dir():  # the other process may work in another folder
+            config = replace(config, model=str(Path(config.model).expanduser().resolve()))
+        return state | {"config": config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"])  # type: ignore[misc]
+        self._engine, self._contract_hash = state["engine"], state["contract_hash"]
+
+
+def has_visible(text: str) -> bool:
+    """Whether a text has a character that can be seen: no space, control or format character, nor half of a pair."""
+    return any(not (char.isspace() or unicodedata.category(char) in UNSEEN) for char in text)
+
+
+def repaired(text: str) -> str:
+    """The text with U+FFFD in place of halves of surrogate pairs, which no tokenizer takes; two that fit are joined."""
+    if not isinstance(text, str) or text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def split_model(model: Any) -> tuple[str, Any]:

@@ -6,11 +6,12 @@ Both can be written to and read from a pipeline's YAML, so they are made from pl
 
 # No "from __future__ import annotations" here: Haystack reads the annotations of `run` as objects.
 
+import warnings
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from search_r3.errors import InputError
-from search_r3.integrations.encoding import EncodingConfig, TextEncoder
+from search_r3.integrations.encoding import MAX_NAMED, EncodingConfig, TextEncoder
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -69,13 +70,14 @@ class SearchR3TextEmbedder(_Embedder):
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     def run(self, text: str) -> dict[str, Any]:
-        """Embed a query; `meta` names the model and its contract. Raises InputError for an empty text."""
+        """Embed a query; `meta` names the model and its contract. Raises InputError for one that holds no visible
+        character."""
         if not isinstance(text, str):
             raise InputError(
                 f"SearchR3TextEmbedder takes one string, not a {type(text).__name__}; documents go to "
                 "SearchR3DocumentEmbedder"
             )
-        return {"embedding": self.encoder.queries([text])[0], "meta": _meta(self.encoder)}
+        return {"embedding": self.encoder.query(text), "meta": _meta(self.encoder)}
 
 
 @component
@@ -118,12 +120,22 @@ class SearchR3DocumentEmbedder(_Embedder):
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """Copies of the documents with their embeddings; the given ones stay as they are.
 
+        A document that has no text to embed (its content is None or has no visible character) is passed on without an
+        embedding, and a warning names it.
+
         Raises:
-            InputError: a document has no text to embed.
+            InputError: what is given is no list of documents.
         """
         if not isinstance(documents, list) or any(not isinstance(document, Document) for document in documents):
             raise InputError("SearchR3DocumentEmbedder takes a list of Documents; a query goes to SearchR3TextEmbedder")
-        rows = self.encoder.documents([self._text(document) for document in documents])
+        rows = self.encoder.documents_or_none([self._text(document) for document in documents])
+        if empty := [document.id for document, row in zip(documents, rows, strict=True) if row is None]:
+            named = ", ".join(empty[:MAX_NAMED]) + (", ..." if len(empty) > MAX_NAMED else "")
+            warnings.warn(
+                f"{len(empty)} of {len(documents)} documents have no text to embed and are passed on without an "
+                f"embedding: {named}",
+                stacklevel=2,
+            )
         embedded = [replace(document, embedding=row) for document, row in zip(documents, rows, strict=True)]
         return {"documents": embedded, "meta": _meta(self.encoder)}
 

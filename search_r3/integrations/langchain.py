@@ -26,6 +26,8 @@ except ImportError as error:
 class SearchR3Embeddings(Embeddings):
     """A SearchR3 model as LangChain's `Embeddings`; queries are reasoned about first, documents are not.
 
+    It can be pickled and copied; the model is loaded again in another process.
+
     Example:
         >>> embeddings = SearchR3Embeddings("search-r3-smollm2-135m-sft", reasoning=False)  # doctest: +SKIP
         >>> embeddings.embed_query("how do I delete a folder")
@@ -44,12 +46,13 @@ class SearchR3Embeddings(Embeddings):
         self.encoder = TextEncoder(EncodingConfig(model=name, **settings), loaded)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One unit vector a text. Raises InputError for an empty text."""
+        """One unit vector a text; one without a visible character gets a vector that no search finds, and a warning
+        names it."""
         return self.encoder.documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
-        """The unit vector of a query. Raises InputError for an empty text."""
-        return self.encoder.queries([text])[0]
+        """The unit vector of a query. Raises InputError for one without a visible character."""
+        return self.encoder.query(text)
 
 
 class SearchR3Retriever(BaseRetriever):
@@ -91,6 +94,17 @@ class SearchR3Retriever(BaseRetriever):
         """Open the index; raises InputError if it is not there. The model is loaded at the first search."""
         super().__init__(**settings)
         self._searcher = Searcher(self.index, self.model, device=self.device, dtype=self.dtype)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """A loaded model is found again by its name in the process that unpickles."""
+        state = super().__getstate__()
+        fields = dict(state["__dict__"])
+        fields["model"] = split_model(fields["model"])[0] or None
+        return state | {"__dict__": fields}
+
+    def __deepcopy__(self, memo: Any = None) -> SearchR3Retriever:
+        """A copy that shares index and model."""
+        return self.model_copy()
 
     def _get_relevant_documents(
         self,

@@ -59,13 +59,20 @@ class SearchR3Embedding(BaseEmbedding):
         )
         self._encoder = TextEncoder(config, loaded)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """LlamaIndex makes it anew from its fields; the encoder knows the model, device and number format that were."""
+        super().__setstate__(state)
+        encoder = (state.get("__pydantic_private__") or {}).get("_encoder")
+        if encoder is not None:
+            self._encoder = encoder
+
     @classmethod
     def class_name(cls) -> str:
         """The name under which LlamaIndex records it."""
         return "SearchR3Embedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return self._encoder.queries([query])[0]
+        return self._encoder.query(query)
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)

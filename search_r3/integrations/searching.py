@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Searcher:
-    """Searches one index.
+    """Searches one index. It can be pickled; index and model are opened again where it is unpickled. A copy is itself.
 
     Args:
         index: the index's folder.
@@ -54,6 +54,15 @@ class Searcher:
 
                 self._index = SearchIndex.open(self.path)
             return self._index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"index": self.path.resolve(), "model": self._name or None, "device": self._device, "dtype": self._dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: Any) -> Searcher:
+        return self
 
     @property
     def model_name(self) -> str:

@@ -7,6 +7,7 @@ they are still being written.
 from __future__ import annotations
 
 import copy
+import re
 import threading
 import time
 import weakref
@@ -32,6 +33,7 @@ _TOKENIZING = threading.Lock()
 """Fast tokenizers keep `split_special_tokens` as state: two threads could fail, or let a special token through."""
 _COPIES: weakref.WeakKeyDictionary[Any, tuple[int, Any]] = weakref.WeakKeyDictionary()
 """Tokenizer -> its size, and a copy of its backend whose settings nobody changes."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNFINISHED = "\ufffd"
 """How a decoder shows bytes that are no character yet."""
 
@@ -233,7 +235,7 @@ def analysis_tokens(tokenizer: Any, analysis: str | Sequence[int], embed_id: int
 
 
 def check_texts(texts: Sequence[Text]) -> None:
-    """Raise InputError, naming the position, for a text that is empty or not a string (nor Tokens)."""
+    """Raise InputError, naming the position, for a text that is empty, no string (nor Tokens) or no Unicode text."""
     if isinstance(texts, str):
         raise InputError("give a list of texts, not one string")
     for i, text in enumerate(texts):
@@ -241,6 +243,11 @@ def check_texts(texts: Sequence[Text]) -> None:
             raise InputError(f"text {i + 1} of {len(texts)} is a {type(text).__name__}, not a string")
         if not (text.strip() if isinstance(text, str) else text.ids):
             raise InputError(f"text {i + 1} of {len(texts)} is empty; there is nothing to embed")
+        if isinstance(text, str) and not text.isascii() and (half := _SURROGATE.search(text)):
+            raise InputError(
+                f"text {i + 1} of {len(texts)} holds half of a surrogate pair (\\u{ord(half[0]):04x} at character "
+                f"{half.start() + 1}), which is no text; remove it where the text is read"
+            )
 
 
 def check_queries(texts: Sequence[Text]) -> None:

@@ -127,11 +127,6 @@ def test_a_wrong_setting_is_told_at_once(settings: dict[str, Any], told: str):
         SearchR3Embeddings(**settings)
 
 
-def test_an_empty_text_is_told(tiny: SearchR3):
-    with pytest.raises(InputError, match="text 2 of 2 is empty"):
-        SearchR3Embeddings(tiny).embed_documents(["bread", " "])
-
-
 def test_an_index_that_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(InputError, match="does not exist"):
         SearchR3Retriever(index=tmp_path / "none")
