@@ -5,6 +5,7 @@ Each is one LanceDB commit or none: an id that is not there refuses the whole de
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,33 +66,45 @@ def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0,
     wanted = list(dict.fromkeys(ids))
     if not wanted:
         raise InputError("no ids were given; give the ids of the documents to delete")
+    return sum(_delete(path, wanted, wait, maintain, every=True).values())
+
+
+def delete_each(path: str | Path, ids: Sequence[str], *, wait: float = 0.0, maintain: bool = True) -> dict[str, int]:
+    """`delete_documents`, but ids that are not there are passed over; returns the chunks of those that were.
+
+    Raises:
+        InputError: as `delete_documents`.
+    """
+    return _delete(path, list(dict.fromkeys(ids)), wait, maintain, every=False)
+
+
+def _delete(path: str | Path, wanted: list[str], wait: float, maintain: bool, every: bool) -> dict[str, int]:
     place = for_writing(location(path))
     with explained(place), writing(place, wait=wait) as lease:
         index = SearchIndex.open(place)
         complete = index.complete
-        held: set[str] = set()
-        before = len(index)
+        held: Counter[str] = Counter()
         for some in _parts(wanted):
             rows = index.table.search().where(f"document IN ({quoted(some)})").select(["document"]).to_arrow()
             held.update(rows["document"].to_pylist())
-        if unknown := [identifier for identifier in wanted if identifier not in held]:
+        if every and (unknown := [identifier for identifier in wanted if identifier not in held]):
             more = f" and {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
             raise UnknownDocument(f'{path} has no document "{unknown[0][:200]}"{more}; nothing was deleted')
-        for some in _parts(wanted):
+        for some in _parts(sorted(held)):
             lease.check()
             index.table.delete(f"document IN ({quoted(some)})")
-        deleted = before - len(index)
         if complete and maintain:
             _maintain(index.table, place, lease)
-        return deleted
+        return dict(held)
 
 
-def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 0.0) -> None:
+def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 0.0, always: bool = False) -> None:
     """Do the maintenance that is due in an index that is whole: after writes that left it undone.
 
     Args:
         start: rows from which on the index gets an approximate one; None begins none.
         wait: seconds to wait for another writer to end.
+        always: look for old versions though few writes were made since they were last removed.
 
     Raises:
         IndexBusy: another process is writing.
@@ -102,7 +115,7 @@ def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 
     with explained(place), writing(place, wait=wait) as lease:
         index = SearchIndex.open(place)
         if index.complete:
-            _maintain(index.table, place, lease, start, always=True)
+            _maintain(index.table, place, lease, start, always)
 
 
 def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, always: bool = False) -> None:

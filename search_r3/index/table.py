@@ -185,6 +185,8 @@ class SearchIndex:
             if f"{TABLE}.lance/" not in str(error) or "Not found" not in str(error):
                 raise
             self.table.checkout_latest()
+            if not self.unchanged():  # another index was put in its place
+                raise
             return read()
 
 

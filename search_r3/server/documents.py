@@ -1,7 +1,6 @@
 """/v1/documents: what is in the index, and adding, replacing and deleting there while it is searched.
 
-A document whose id the index has already is replaced, with all of its chunks, in the commit that adds the others. The
-build holds the index's own lock, and embeds through the server's batcher.
+A document whose id the index has already is replaced, with all of its chunks, in the commit that adds the others.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from search_r3.errors import InputError
-from search_r3.index.build import ONE_COMMIT, build_index
-from search_r3.index.maintenance import UnknownDocument, delete_documents
+from search_r3.index.maintenance import UnknownDocument
 from search_r3.index.readers import SourceDocument
 from search_r3.index.storage import explained
 from search_r3.index.table import SearchIndex
@@ -30,8 +28,6 @@ from search_r3.server.service import Service
 from search_r3.server.work import Closed
 
 PAGE, MAX_PAGE = 100, 1000
-WAIT_SECONDS = 10.0
-"""How long a change waits for another writer of the same index."""
 CHARACTERS_PER_TOKEN = 4
 """A coarse rate, only to turn the limit on tokens into one on characters before anything is cut into chunks."""
 
@@ -66,52 +62,30 @@ async def delete_document(request: Request, service: Service, identifier: str) -
 
 
 async def _delete(service: Service, index: SearchIndex, identifier: str) -> dict[str, Any]:
-    def run() -> int:
-        chunks = delete_documents(index.path, [identifier], wait=WAIT_SECONDS)
-        _follow(index)
-        return chunks
-
-    async with service.writing:
-        try:
-            chunks = await asyncio.get_running_loop().run_in_executor(service.threads, run)
-        except UnknownDocument as error:
-            message = f"there is no document {identifier[:100]!a}; see GET /v1/documents"
-            raise ApiError(404, message, "document_not_found", param="document") from error
-        except InputError as error:
-            raise from_input_error(error, 409, "conflict") from error
+    try:
+        chunks = await service.writing.delete(index, identifier, _follow)
+    except UnknownDocument as error:
+        message = f"there is no document {identifier[:100]!a}; see GET /v1/documents"
+        raise ApiError(404, message, "document_not_found", param="document") from error
+    except InputError as error:
+        raise from_input_error(error, 409, "conflict") from error
     return {"object": "document", "id": identifier, "deleted": True, "chunks": chunks}
 
 
 async def _add(
     service: Service, index: SearchIndex, documents: list[SourceDocument], encoder: QueuedEncoder
 ) -> dict[str, Any]:
-    loop = asyncio.get_running_loop()
-    async with service.writing:
-        try:
-            return await loop.run_in_executor(service.threads, _build, index, documents, encoder)
-        except InputError as error:
-            raise from_input_error(error, 409, "conflict", "documents") from error
-        except Closed as error:
-            raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
-
-
-def _build(index: SearchIndex, documents: list[SourceDocument], encoder: QueuedEncoder) -> dict[str, Any]:
     ids = [document.id for document in documents]
-    if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise InputError(f'the id "{twice}" comes twice; give each document its own')
-    # One commit: all is embedded before anything is written, so that a timeout leaves the index as it was.
-    report = build_index(
-        index.path,
-        documents,
-        encoder,
-        prune=False,
-        progress=False,
-        commit_every=ONE_COMMIT,
-        wait=WAIT_SECONDS,
-    )
-    _follow(index)
-    return {"object": "list", "data": [{"object": "document", "id": i} for i in ids], "chunks": report.chunks}
+    try:
+        if len(set(ids)) < len(ids):
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise InputError(f'the id "{twice}" comes twice; give each document its own')
+        chunks = await service.writing.add(index, documents, encoder, _follow)
+    except InputError as error:
+        raise from_input_error(error, 409, "conflict", "documents") from error
+    except Closed as error:
+        raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
+    return {"object": "list", "data": [{"object": "document", "id": i} for i in ids], "chunks": chunks}
 
 
 def _follow(index: SearchIndex) -> None:

@@ -74,6 +74,11 @@ class QueuedEncoder:
             for a in self._wait("reasoned", texts, max_reasoning_tokens)
         ]
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
+
     def cancel(self) -> None:
         """Drop what has not begun; whoever waits gets CancelledError."""
         with self._lock:

@@ -5,7 +5,6 @@ The model is loaded in a thread while the socket is open already, so that `/heal
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from search_r3.server.memory import Bodies
 from search_r3.server.metrics import Metrics
 from search_r3.server.work import Batcher
 from search_r3.server.worker import ThreadBatcher
+from search_r3.server.writing import Writer
 
 if TYPE_CHECKING:
     from search_r3.index.table import SearchIndex
@@ -81,7 +81,7 @@ class Service:
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         self.bulk = ThreadPoolExecutor(1, thread_name_prefix="bulk")
         self.bodies = Bodies(config.max_bodies, self.tokenizing)
-        self.writing = asyncio.Lock()
+        self.writing = Writer(self.threads)
         self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
 

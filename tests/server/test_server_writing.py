@@ -1,0 +1,193 @@
+"""Changes that come side by side: one commit for those that wait, each answered for itself."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from serving_tools import running
+
+from search_r3.errors import InputError
+from search_r3.index import SearchIndex, SourceDocument, UnknownDocument, build_index, compaction
+from search_r3.server import writing
+from search_r3.server.service import Loaded
+from search_r3.server.writing import Writer
+
+
+class Words:
+    """An encoder of two dimensions."""
+
+    name, source, dimension, contract_hash, cancelled = "words", "", 2, "b" * 64, False
+
+    def __init__(self):
+        self.encoded = []
+
+    def encode_document(self, texts, **_):
+        self.encoded += list(texts)
+        return np.array([[1.0, 1 + len(text)] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def index(tmp_path):
+    held = [SourceDocument(f"held{i}", "", f"held {i}", {"year": 2000 + i}) for i in range(5)]
+    build_index(tmp_path / "index", held, Words(), progress=False)
+    return SearchIndex.open(tmp_path / "index")
+
+
+@contextmanager
+def first_commit_waits(monkeypatch):
+    """The first commit begins, and goes on when `gate` is set; `sizes` are the documents of each."""
+    gate, begun, sizes, build = threading.Event(), threading.Event(), [], writing.build_index
+
+    def slow(path, documents, *args, **options):
+        sizes.append(len(documents))
+        begun.set()
+        assert gate.wait(60)
+        return build(path, documents, *args, **options)
+
+    monkeypatch.setattr(writing, "build_index", slow)
+    yield SimpleNamespace(gate=gate, begun=begun, sizes=sizes)
+    gate.set()
+
+
+def follow(index):
+    index.table.checkout_latest()
+
+
+def names(index):
+    return set(SearchIndex.open(index.path).table.search().select(["document"]).to_arrow()["document"].to_pylist())
+
+
+def changed(index, changes, before_gate=lambda: None, monkeypatch=None):
+    """What each of `changes` (a function of a writer) returned or raised, all begun while a first commit waits."""
+
+    async def all_of_them():
+        with ThreadPoolExecutor(16) as threads, first_commit_waits(monkeypatch) as held:
+            writer = Writer(threads)
+            first = asyncio.ensure_future(writer.add(index, [SourceDocument("first", "", "x")], Words(), follow))
+            await asyncio.to_thread(held.begun.wait, 60)
+            others = []
+            for change in changes:
+                others.append(asyncio.ensure_future(change(writer)))
+                await until(lambda: len(writer._waiting) == len(others) or others[-1].done())
+            before_gate()
+            held.gate.set()
+            found = await asyncio.wait_for(asyncio.gather(first, *others, return_exceptions=True), 120)
+            await asyncio.wait_for(writer._working, 60)
+            writer._idle.cancel()
+            return found[1:], held.sizes
+
+    async def until(true):
+        deadline = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.005)
+
+    return asyncio.run(all_of_them())
+
+
+def add(index, *documents, encoder=None):
+    return lambda writer: writer.add(index, list(documents), encoder or Words(), follow)
+
+
+def delete(index, identifier):
+    return lambda writer: writer.delete(index, identifier, follow)
+
+
+def test_changes_that_wait_go_together_and_a_wrong_one_fails_alone(index, monkeypatch):
+    long = "\n\n".join("word " * 150 for _ in range(3))
+    changes = [add(index, SourceDocument(f"d{i}", "", f"text {i}", {"size": i})) for i in range(5)]
+    changes.append(add(index, SourceDocument("wrong", "", "text", {"size": "large"})))  # fits the index as it was
+    changes.append(add(index, SourceDocument("long", "", long, kind="text")))
+    found, sizes = changed(index, changes, monkeypatch=monkeypatch)
+    assert found[:5] == [1] * 5
+    assert isinstance(found[5], InputError)
+    assert "size" in str(found[5])
+    assert found[6] > 1
+    assert sizes[:2] == [1, 7]
+    assert names(index) == {f"held{i}" for i in range(5)} | {f"d{i}" for i in range(5)} | {"first", "long"}
+    assert SearchIndex.open(index.path).complete
+
+
+def test_the_later_of_two_changes_of_one_document_is_what_stays(index, monkeypatch):
+    changes = [
+        add(index, SourceDocument("d", "", "older")),
+        add(index, SourceDocument("d", "", "newer")),
+        delete(index, "held1"),
+        delete(index, "nix"),
+        delete(index, "held2"),
+        add(index, SourceDocument("held1", "", "back again")),
+    ]
+    found, sizes = changed(index, changes, monkeypatch=monkeypatch)
+    assert found[:3] + found[4:] == [1] * 5
+    assert isinstance(found[3], UnknownDocument)
+    assert sizes == [1, 1, 1, 1]
+    rows = SearchIndex.open(index.path).table.search().select(["document", "r3_content"]).to_list()
+    texts = {row["document"]: row["r3_content"] for row in rows}
+    assert (texts["d"], texts["held1"], "held2" in texts) == ("newer", "back again", False)
+
+
+def test_what_a_client_no_longer_waits_for_is_not_written(index, monkeypatch):
+    gone = Words()
+    changes = [add(index, SourceDocument("gone", "", "x y"), encoder=gone), add(index, SourceDocument("d", "", "z"))]
+    found, _ = changed(index, changes, lambda: setattr(gone, "cancelled", True), monkeypatch)
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert found[1] == 1
+    assert "gone" not in names(index)
+
+
+def test_embedding_is_done_before_the_index_is_held_and_what_is_known_is_not_embedded(index, monkeypatch):
+    one, other = Words(), Words()
+    changes = [add(index, SourceDocument("same", "", "held 3"), encoder=one),
+               add(index, SourceDocument("new", "", "new text"), encoder=other)]  # fmt: skip
+
+    def embedded():
+        assert (one.encoded, other.encoded) == ([], ["new text"])
+
+    changed(index, changes, embedded, monkeypatch)
+    assert (one.encoded, other.encoded) == ([], ["new text"])
+
+
+def test_clients_side_by_side_are_all_answered_and_all_is_there(tiny, make_index):
+    index = make_index()
+    before = index.table.version
+    with running(lambda: Loaded.of(tiny, index), writable=True) as server, ThreadPoolExecutor(8) as clients:
+
+        def post(i):
+            document = {"id": f"d{i}", "text": f"side by side {i}", "metadata": {"year": "x" if i == 7 else i}}
+            return server.post("/v1/documents", {"documents": [document]}).status
+
+        def both(i):
+            status = post(i)
+            if i % 4 == 0:
+                return status, server.ask("DELETE", f"/v1/documents/d{i}").status
+            return status, None
+
+        answers = list(clients.map(both, range(40)))
+        assert answers == [(409 if i == 7 else 201, 200 if i % 4 == 0 else None) for i in range(40)]
+        listed = server.ask("GET", "/v1/documents?limit=100").json
+        assert {d["id"] for d in listed["data"]} == {"bread", "zug", "train"} | {
+            f"d{i}" for i in range(40) if i % 4 and i != 7
+        }
+    after = SearchIndex.open(index.path)
+    assert after.complete
+    assert after.table.version < before + 80
+
+
+def test_old_versions_go_when_a_server_is_idle(tiny, make_index, monkeypatch):
+    index = make_index()
+    monkeypatch.setattr(writing, "KEEP_VERSIONS", timedelta(seconds=0.5))
+    monkeypatch.setattr(compaction, "KEEP_VERSIONS", timedelta(seconds=1))
+    with running(lambda: Loaded.of(tiny, index), writable=True) as server:
+        for i in range(4):
+            assert server.post("/v1/documents", {"documents": [{"id": f"d{i}", "text": "x"}]}).status == 201
+        deadline = time.monotonic() + 60
+        while len(SearchIndex.open(index.path).table.list_versions()) > 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert server.post("/v1/search", {"query": "x", "mode": "text"}).status == 200
