@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# The versions that are installed, those of build back ends included: pip 25.3 and later read the second variable for
+# The versions that are installed, those of build back ends included: pip 26.2 and later read the second variable for
 # these, older ones the first. The path is relative because pip splits both at spaces.
 CONSTRAINTS ?= constraints.txt
 LOCKED      := PIP_CONSTRAINT='$(CONSTRAINTS)' PIP_BUILD_CONSTRAINT='$(CONSTRAINTS)'
