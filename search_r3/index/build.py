@@ -25,6 +25,7 @@ from search_r3.index.changes import Changes, Window
 from search_r3.index.columns import TEXT_HASH, quoted, table_schema
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.doubled import remove_doubled
+from search_r3.index.durable import flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
 from search_r3.index.encoder import Encoder
 from search_r3.index.flow import Pipe, run_stage, start_stage
@@ -234,7 +235,7 @@ class _Build:
         at_once: bool = False,
     ) -> None:
         self.model, self.path, self.commit_every, self.report = model, path, commit_every, report
-        self.held = held
+        self.held, self.began = held, time.time()
         self.at_once = at_once  # one commit changes all that will change: the index is whole before it and behind it
         self.table: Any = open_table(path)
         self.schema = table_schema(model.dimension)
@@ -299,7 +300,7 @@ class _Build:
         queries: Sequence[str],
         maintain: bool = True,
     ) -> None:
-        """Remove what is gone, do the maintenance that is due, and mark the index complete."""
+        """Remove what is gone, do the maintenance that is due, mark the index complete, and see it on the disk."""
         if not changes.seen:
             raise InputError("no documents were given; the index is unchanged")
         if prune:
@@ -311,9 +312,13 @@ class _Build:
                     self._delete(gone)
                     gone = []
             self._delete(gone)
-        if self.at_once and not maintain and not self.first:
+        if maintain or not self.at_once or self.first:
+            self._maintain(approximate_from, queries)
+        else:
             ensure_complete(self.table)
-            return
+        flush(self.path, self.began)
+
+    def _maintain(self, approximate_from: int | None, queries: Sequence[str]) -> None:
         if self.table is not None and full_text_state(self.table) != "current":
             self._touch()  # it is rebuilt, though no document changed
         self.held.check()

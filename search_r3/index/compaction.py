@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from search_r3.index.durable import flush
 from search_r3.index.full_text import ensure_full_text
 from search_r3.index.storage import Place, options_of
 from search_r3.index.table import COMPLETE, FOLLOW_WRITES, TABLE, ensure_lookups
@@ -28,6 +29,7 @@ EVERY = 32  # commits between two looks at old versions
 KEEP_VERSIONS = timedelta(minutes=2)  # after another took its place; readers follow within FOLLOW_WRITES
 MOST_VERSIONS = 64  # kept, however young, but for those that a reader may not have left yet
 AT_LEAST = 3 * FOLLOW_WRITES
+WRITTEN_BACK = 120.0  # seconds within which an operating system writes files to the disk by itself
 EVERYTHING = 1_000_000  # segments of an index: all that it has
 
 
@@ -94,6 +96,7 @@ def forget_versions(place: Place, keep: timedelta | None = None) -> None:
         if age >= keep.total_seconds() or crowded:
             gone.append(version)
     if gone:
+        flush(place, now - WRITTEN_BACK)  # what stays, before what it replaces goes
         dataset.cleanup_old_versions(
             versions=gone, delete_unverified=isinstance(place, Path), error_if_tagged_old_versions=False
         )

@@ -5,6 +5,7 @@ Each is one LanceDB commit or none: an id that is not there refuses the whole de
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from search_r3.index.build import IndexReport, build_index
 from search_r3.index.columns import quoted
 from search_r3.index.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
 from search_r3.index.doubled import remove_doubled
+from search_r3.index.durable import flush
 from search_r3.index.encoder import Encoder
 from search_r3.index.locking import Held, writing
 from search_r3.index.readers import SourceDocument
@@ -80,6 +82,7 @@ def delete_each(path: str | Path, ids: Sequence[str], *, wait: float = 0.0, main
 
 def _delete(path: str | Path, wanted: list[str], wait: float, maintain: bool, every: bool) -> dict[str, int]:
     place = for_writing(location(path))
+    began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
         index = SearchIndex.open(place)
         complete = index.complete
@@ -95,6 +98,7 @@ def _delete(path: str | Path, wanted: list[str], wait: float, maintain: bool, ev
             index.table.delete(f"document IN ({quoted(some)})")
         if complete and maintain:
             _maintain(index.table, place, lease)
+        flush(place, began)
         return dict(held)
 
 

@@ -12,6 +12,7 @@ import pytest
 from processes import start
 
 from search_r3.cli import main
+from search_r3.errors import InputError
 from search_r3.index import (
     SearchIndex,
     SourceDocument,
@@ -19,6 +20,7 @@ from search_r3.index import (
     compact_index,
     compaction,
     delete_documents,
+    durable,
     maintain_index,
     update_documents,
 )
@@ -280,3 +282,37 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(path, model):
         assert len(index.search("word1", model, mode="vector", k=1, reasoning=False).hits) == 1
     compact_index(path, keep=NOW)
     assert files(path) < 30  # and nothing of what was killed
+
+
+def test_a_write_is_on_the_disk_when_it_returns_and_old_files_go_only_after(path, model, eager, monkeypatch):
+    synced, cleaned = set(), []
+    sync = durable._sync
+
+    def watched(name, place):
+        synced.add(Path(name))
+        sync(name, place)
+
+    monkeypatch.setattr(durable, "_sync", watched)
+    before = {item for item in path.rglob("*") if item.is_file()}
+    update_documents(path, [document("new", 1000)], model, **AT_ONCE)
+    new = {item for item in path.rglob("*") if item.is_file()} - before
+    assert {item.parent.name for item in new} >= {"data", "_versions"}
+    assert synced >= new | {item.parent for item in new}
+    delete_documents(path, ["d1"])
+    assert any(item.parent.name == "_deletions" for item in synced)
+
+    cleanup = compaction.open_dataset(path).cleanup_old_versions
+    monkeypatch.setattr(type(compaction.open_dataset(path)), "cleanup_old_versions",
+                        lambda self, **options: (cleaned.append(set(synced)), cleanup(**options)))  # fmt: skip
+    compact_index(path, keep=NOW)
+    left = {item for item in path.rglob("*.lance") if item.is_file()}
+    assert left <= cleaned[0]
+
+
+def test_a_disk_that_fails_is_one_line(path, model, monkeypatch):
+    def broken(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", broken)
+    with pytest.raises(InputError, match="the disk does not take what was written"):
+        update_documents(path, [document("new", 1000)], model, **AT_ONCE)
