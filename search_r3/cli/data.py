@@ -41,7 +41,10 @@ class AnalysedBy(StrEnum):
 
 @data_app.command("build")
 def data_build(
-    recipe: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML, such as configs/data/first.yaml.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(readable=False, help="A recipe in YAML; the source checkout's configs/data/ holds examples."),
+    ],
     output: Annotated[Path, typer.Argument(help="The JSONL file to write, one training pair a line.")],
     data: DataRoot = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,

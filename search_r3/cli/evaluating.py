@@ -46,7 +46,10 @@ def evaluate(
     context: typer.Context,
     suite: Annotated[
         Path | None,
-        typer.Argument(readable=False, help="A suite in YAML, instead of the options; configs/suites/ holds examples."),
+        typer.Argument(
+            readable=False,
+            help="A suite in YAML, instead of the options; the source checkout's configs/suites/ holds examples.",
+        ),
     ] = None,
     dataset: Annotated[
         list[str] | None,

@@ -31,7 +31,9 @@ MEASURED_ON = {"sft": "cosqa", "grpo": "scifact"}
 
 @train_app.command("sft")
 def train_sft(
-    config: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML; configs/ holds examples.")],
+    config: Annotated[
+        Path, typer.Argument(readable=False, help="A recipe in YAML; the source checkout's configs/ holds examples.")
+    ],
     override: Override = None,
     resume: Resume = True,
     dry_run: DryRun = False,
@@ -45,7 +47,7 @@ def train_sft(
     log.jsonl, the checkpoints and the best adapter.
 
     \b
-    Example:  search-r3 train sft configs/CONFIG.yaml --set loop.steps=200
+    Example:  search-r3 train sft configs/sft/first.yaml --set loop.steps=200
     Before:   search-r3 data build RECIPE pairs.jsonl; train sft CONFIG --dry-run
     Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
     """
@@ -54,7 +56,10 @@ def train_sft(
 
 @train_app.command("grpo")
 def train_grpo(
-    config: Annotated[Path, typer.Argument(readable=False, help="A recipe in YAML; configs/grpo/ holds examples.")],
+    config: Annotated[
+        Path,
+        typer.Argument(readable=False, help="A recipe in YAML; the source checkout's configs/grpo/ holds examples."),
+    ],
     override: Override = None,
     resume: Resume = True,
     dry_run: DryRun = False,

@@ -26,7 +26,7 @@ from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.data.parts import SUFFIX, Parts, key_of
 from search_r3.data.sources.base import DAMAGED, Built
 from search_r3.data.sources.own import default_name
-from search_r3.data.yamlfile import read_yaml
+from search_r3.data.yamlfile import read_yaml, where_recipes_are
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 
@@ -187,7 +187,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = read_yaml(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give a recipe such as configs/data/first.yaml") from error
+        raise InputError(f"{path} does not exist; {where_recipes_are(path)}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:

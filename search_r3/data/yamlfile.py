@@ -13,6 +13,19 @@ import yaml
 
 from search_r3.files import decode_text
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+"""The recipes that the source checkout brings; an installed package has none."""
+
+
+def where_recipes_are(path: str | Path) -> str:
+    """What to tell a user whose recipe is not at `path`: where it is, or where recipes are."""
+    here = CONFIGS.parent / path
+    if not Path(path).is_absolute() and here.is_file():
+        return f"it is in the source checkout, and paths are taken from the folder you work in; give {here}"
+    if CONFIGS.is_dir():
+        return f"recipes to begin with are in {CONFIGS}"
+    return "recipes to begin with are in configs/ of the source repository, which an installed package does not bring"
+
 
 def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     """The document in a file of UTF-8 text; nothing in it can run code.

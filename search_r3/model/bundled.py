@@ -48,6 +48,7 @@ BUNDLED: dict[str, BundledBase] = {
         licence="Apache-2.0",
     )
 }
+NO_ADAPTERS = "trained adapters have names only in a source checkout, whose models/ an installed package does not bring"
 CONVERSION = 1
 """Raised when the conversion below changes its output, so that old caches are not mixed with new ones."""
 
@@ -63,7 +64,7 @@ def adapters_dir() -> Path:
 
 
 def known_names() -> list[str]:
-    """Names that need no path: the bundled bases and the adapters in `models/`."""
+    """Names that need no path: the bundled bases and, in a source checkout, the adapters in `models/`."""
     adapters = sorted(p.parent.name for p in adapters_dir().glob("*/search_r3.json"))
     return sorted(BUNDLED) + adapters
 
@@ -105,8 +106,10 @@ def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
         return "hub"
     near = difflib.get_close_matches(name, known_names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    missing = "" if adapters_dir().is_dir() else f" ({NO_ADAPTERS})"
     raise InputError(
-        f"no model {name!r}: {hint}known are {', '.join(known_names())}; or give a folder or a hub id (owner/name)"
+        f"no model {name!r}: {hint}known are {', '.join(known_names())}{missing}; or give a folder or a hub id "
+        "(owner/name)"
     )
 
 

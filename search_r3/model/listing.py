@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.model.bundled import BUNDLED, adapters_dir, known_names
+from search_r3.model.bundled import BUNDLED, NO_ADAPTERS, adapters_dir, known_names
 from search_r3.model.checkpoint import ADAPTER_FILE, load_base, read_record
 
 BASE = "smollm2-135m"
@@ -29,8 +30,15 @@ def newest_adapter() -> str | None:
 
 
 def default_model() -> str:
-    """What a command uses when no model is named: the newest adapter, else the untrained base."""
-    return newest_adapter() or BASE
+    """What a command uses when no model is named: the newest adapter, else the untrained base, with a warning."""
+    found = newest_adapter()
+    if found is None:
+        warnings.warn(
+            f"no model is named and there is no trained adapter here, so the untrained base {BASE} is used, whose "
+            f"embeddings find little: name a trained one ({NO_ADAPTERS})",
+            stacklevel=2,
+        )
+    return found or BASE
 
 
 def model_of_index(name: str, source: str, index: Path) -> str:

@@ -68,7 +68,7 @@ class SearchR3:
     """A reason-then-embed model: `encode_document`, `encode_query`, `reason`, `similarity`.
 
     Example:
-        >>> model = SearchR3.from_pretrained("smollm2-135m")  # doctest: +SKIP
+        >>> model = SearchR3.from_pretrained("search-r3-smollm2-135m-sft")  # doctest: +SKIP
         >>> documents = model.encode_document(["Paris is the capital of France."])
         >>> queries = model.encode_query(["capital of France"], reasoning=True)
         >>> model.similarity(queries, documents)

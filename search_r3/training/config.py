@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from search_r3.data.yamlfile import parse_yaml, read_yaml
+from search_r3.data.yamlfile import parse_yaml, read_yaml, where_recipes_are
 from search_r3.errors import InputError
 
 Config = TypeVar("Config")
@@ -200,7 +200,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = read_yaml(path, _UniqueKeys)
     except FileNotFoundError:
-        raise InputError(f"no configuration file at {path}; check the path") from None
+        raise InputError(f"no configuration file at {path}; {where_recipes_are(path)}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

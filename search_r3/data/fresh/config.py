@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from search_r3.data.beir import refuse_unknown
-from search_r3.data.yamlfile import read_yaml
+from search_r3.data.yamlfile import read_yaml, where_recipes_are
 from search_r3.errors import InputError
 
 KINDS = ("section", "module", "class", "function")
@@ -142,7 +142,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = read_yaml(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give a recipe such as configs/data/fresh-2026.yaml") from error
+        raise InputError(f"{path} does not exist; {where_recipes_are(path)}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
