@@ -241,7 +241,7 @@ def search(
     from search_r3.index.table import SearchIndex
     from search_r3.model.listing import model_of_index
 
-    opened = SearchIndex.open(index)
+    opened = SearchIndex.open_snapshot(index)
     check_where(opened, where)  # before a model is loaded
     if query == "-":
         query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")

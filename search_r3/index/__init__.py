@@ -5,33 +5,52 @@ report = build_index("my-index", open_source("docs/"), model)
 result = SearchIndex.open("my-index").search("how do I resume a run?", model, k=5)
 """
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
 
-try:
-    import lancedb as lancedb
-    import pyarrow as pyarrow
+if TYPE_CHECKING:
+    from search_r3.index.approximate import Approximate
+    from search_r3.index.build import IndexReport, build_index
+    from search_r3.index.chunking import Chunk, chunk_document
+    from search_r3.index.encoder import Encoder
+    from search_r3.index.maintenance import (
+        UnknownDocument,
+        compact_index,
+        delete_documents,
+        maintain_index,
+        update_documents,
+    )
+    from search_r3.index.readers import Skipped, SourceDocument, open_source, summarise_skipped
+    from search_r3.index.search import Hit, ReasoningTrace, SearchResult, Timings
+    from search_r3.index.table import IndexInfo, SearchIndex
 
-    if find_spec("lance") is None:  # loaded by who writes
-        raise ImportError("no module named lance")
-except ImportError as error:
-    raise InputError("the index needs LanceDB and pylance: pip install 'search-r3[search]'") from error
+if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(name) is None]:
+    raise InputError(
+        f"the index needs LanceDB and pylance (no module named {missing[0]}): pip install 'search-r3[search]'"
+    )
 
-from search_r3.index.approximate import Approximate
-from search_r3.index.build import IndexReport, build_index
-from search_r3.index.chunking import Chunk, chunk_document
-from search_r3.index.encoder import Encoder
-from search_r3.index.maintenance import (
-    UnknownDocument,
-    compact_index,
-    delete_documents,
-    maintain_index,
-    update_documents,
-)
-from search_r3.index.readers import Skipped, SourceDocument, open_source, summarise_skipped
-from search_r3.index.search import Hit, ReasoningTrace, SearchResult, Timings
-from search_r3.index.table import IndexInfo, SearchIndex
+_MODULES = {
+    "approximate": "Approximate",
+    "build": "IndexReport build_index",
+    "chunking": "Chunk chunk_document",
+    "encoder": "Encoder",
+    "maintenance": "UnknownDocument compact_index delete_documents maintain_index update_documents",
+    "readers": "Skipped SourceDocument open_source summarise_skipped",
+    "search": "Hit ReasoningTrace SearchResult Timings",
+    "table": "IndexInfo SearchIndex",
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, from their modules when they are first used: LanceDB alone takes a second to import."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
 
 __all__ = [
     "Approximate",

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from lancedb.index import FTS
-
 from search_r3.index.columns import CONTENT
 
 FullText = Literal["current", "outdated", "missing"]
@@ -36,5 +34,7 @@ def ensure_full_text(table: Any, rebuild: bool = True) -> bool:
     """
     state = full_text_state(table)
     if state == "missing" or (state == "outdated" and rebuild):
+        from lancedb.index import FTS
+
         table.create_index(CONTENT, config=FTS(**TOKENIZER), replace=True)
     return state == "outdated" and rebuild

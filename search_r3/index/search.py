@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
-from lancedb.query import MatchQuery
 
 from search_r3.errors import InputError
 from search_r3.fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
@@ -275,9 +274,16 @@ def _by_vector(
 
 def _by_text(index: Searched, query: str, count: int, where: str | None) -> list[dict[str, Any]]:
     """Any of the words may match. A MatchQuery has no syntax, unlike a string given to LanceDB."""
-    words = MatchQuery(without_stop_words(query), CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
-    search = index.table.search(words, query_type="fts")
+    search = index.table.search(_match_query(index.table, without_stop_words(query)), query_type="fts")
     return _rows(search, count, TIES, where, "_score", lambda score: score)
+
+
+def _match_query(table: Any, words: str) -> Any:
+    if hasattr(table, "match_query"):
+        return table.match_query(words, CONTENT)
+    from lancedb.query import MatchQuery
+
+    return MatchQuery(words, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
 
 
 def _rows(

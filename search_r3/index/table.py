@@ -15,9 +15,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lancedb
-from lancedb.index import BTree
-
 from search_r3.errors import InputError
 from search_r3.index.approximate import Approximate, read_approximate
 from search_r3.index.columns import TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
@@ -64,6 +61,26 @@ class SearchIndex:
         self._has_full_text = False
 
     @classmethod
+    def open_snapshot(cls, path: str | Path) -> SearchIndex:
+        """Open the newest version of the index at `path` for a few searches, sooner than `open` does: without LanceDB.
+
+        Raises:
+            InputError: as `open`.
+        """
+        from search_r3.index.snapshot import LanceSnapshot
+
+        place = location(path)
+        _check_there(place, path)
+        with explained(place):
+            try:
+                table = LanceSnapshot(place, TABLE)
+            except (ValueError, OSError) as error:
+                if isinstance(place, Remote) or not _versions(place):
+                    return cls.open(path)  # which says best what is wrong
+                raise _damaged(place, error) from error
+        return cls(place, table, _read_info(place, table))
+
+    @classmethod
     def open(cls, path: str | Path, *, follow: bool = True) -> SearchIndex:
         """Open the index in the folder `path`, or at a URI such as "s3://bucket/index".
 
@@ -74,8 +91,7 @@ class SearchIndex:
             InputError: there is no such folder, it is not an index, the index is damaged, or a newer search-r3 made it.
         """
         place = location(path)
-        if isinstance(place, Path) and not place.exists():
-            raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --into {path})")
+        _check_there(place, path)
         table = open_table(place, follow)
         if table is None:
             raise InputError(f"{path} is not a search-r3 index; give the folder that build_index wrote")
@@ -190,6 +206,21 @@ class SearchIndex:
             return read()
 
 
+def _check_there(place: Place, path: str | Path) -> None:
+    if isinstance(place, Path) and not place.exists():
+        raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --into {path})")
+
+
+def _versions(path: Path) -> bool:
+    """Whether a table was ever committed in the folder `path`."""
+    versions = path / f"{TABLE}.lance" / "_versions"
+    return versions.is_dir() and any(versions.glob("*.manifest"))
+
+
+def _damaged(path: Path, error: BaseException) -> InputError:
+    return InputError(f"the index {path} is damaged ({brief(error)}); delete the folder and index again")
+
+
 def location(path: str | Path) -> Place:
     """Where an index is: a folder, or a place on object storage (see `search_r3.index.storage`)."""
     return place_of(path)
@@ -209,16 +240,17 @@ def open_table(path: Path | str, follow: bool = True) -> Any | None:
         return open_remote(path, TABLE, FOLLOW_WRITES if follow else None)
     if not path.is_dir():
         raise InputError(f"{path} is a file, not a folder; an index is a folder")
-    versions = path / f"{TABLE}.lance" / "_versions"
+    import lancedb
+
     try:
-        if not versions.is_dir() or not any(versions.glob("*.manifest")):
+        if not _versions(path):
             return None
         interval = FOLLOW_WRITES if follow else None
         return lancedb.connect(str(path), read_consistency_interval=interval).open_table(TABLE)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; mend its permissions") from error
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"the index {path} is damaged ({brief(error)}); delete the folder and index again") from error
+        raise _damaged(path, error) from error
 
 
 def create_table(path: Path | str, info: IndexInfo) -> Any:
@@ -233,6 +265,8 @@ def create_table(path: Path | str, info: IndexInfo) -> Any:
 
 def ensure_lookups(table: Any) -> None:
     """Once a table is large, an index on each column by which a build looks its rows up."""
+    from lancedb.index import BTree
+
     if table.count_rows() < LOOKUPS_FROM:
         return
     indexed = {column for index in table.list_indices() for column in index.columns}
