@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 from search_r3.index.words import WORD, has_no_spaces, without_stop_words
 
@@ -63,7 +64,7 @@ def query_terms(query: str) -> set[str]:
     terms: set[str] = set()
     for word in words:
         if not has_no_spaces(word):
-            terms.add(_stem(word))
+            terms.add(_comparable(word))
         else:
             terms.update([word] if len(word) < 2 else (word[i : i + 2] for i in range(len(word) - 1)))
     return terms
@@ -76,10 +77,10 @@ def _matches(text: str, terms: set[str]) -> list[tuple[int, int, str]]:
     inside = re.compile(f"(?=({unspaced}))") if unspaced else None
     for match in WORD.finditer(text):
         word = match.group()
-        if has_no_spaces(word):
+        if not word.isascii() and has_no_spaces(word):
             places = inside.finditer(word) if inside else ()
             found.extend((match.start() + place.start(1), match.start() + place.end(1), place[1]) for place in places)
-        elif (stem := _stem(_plain(word))) in terms:
+        elif (stem := _comparable(word)) in terms:
             found.append((match.start(), match.end(), stem))
     return found
 
@@ -96,6 +97,11 @@ def _joined(matches: list[tuple[int, int, str]], start: int, end: int) -> list[t
         else:
             joined.append((first, last))
     return joined
+
+
+@lru_cache(maxsize=50_000)
+def _comparable(word: str) -> str:
+    return _stem(_plain(word))
 
 
 def _plain(word: str) -> str:

@@ -24,7 +24,7 @@ UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 """The scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
-WORD = re.compile(rf"(?:(?=[^\W_]|[{MARKS}])[{UNSPACED}])+|[^\W_{UNSPACED}](?:[^\W_{UNSPACED}]|[{MARKS}])*")
+WORD = re.compile(rf"[^\W_{UNSPACED}]+(?:[{MARKS}]+[^\W_{UNSPACED}]*)*|(?:(?=[^\W_]|[{MARKS}])[{UNSPACED}])+")
 """A word, or a run of words without spaces between them; snake_case is several words."""
 _UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
 # Articles, pronouns, auxiliaries, question words.
@@ -39,7 +39,7 @@ SHOUTING_WORDS = 4  # in capitals, "HOW DO I OPEN IT" is a whole query written s
 
 def has_no_spaces(word: str) -> bool:
     """Whether what `WORD` found may be several words of a script without spaces."""
-    return bool(_UNSPACED_CHARACTER.match(word))
+    return not word.isascii() and bool(_UNSPACED_CHARACTER.match(word))
 
 
 def is_stop_word(word: str, shouting: bool = False) -> bool:
