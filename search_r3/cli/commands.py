@@ -29,7 +29,6 @@ from search_r3.cli.options import (
     Engine,
     EngineOption,
     Json,
-    MaxLength,
     Model,
     Reasoning,
     ReasoningCommand,
@@ -117,7 +116,9 @@ def index(
     ],
     into: Annotated[str | None, typer.Option(help="The index's folder; by default NAME.index here.")] = None,
     model: Model = None,
-    max_length: MaxLength = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a chunk with its title (512 by default).")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most texts in one pass; by default only the tokens are limited.")
     ] = None,
@@ -183,6 +184,9 @@ def index(
         for line in summarise_skipped(report.skipped):
             print(line, file=sys.stderr)
         counts = ", ".join(f"{getattr(report, n):,} {n}" for n in ("added", "updated", "unchanged", "removed"))
+        if report.truncated:
+            chunks = "1 chunk is" if report.truncated == 1 else f"{report.truncated:,} chunks are"
+            print(f"warning: {chunks} longer than the model reads; the end is found only by its words", file=sys.stderr)
         print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
         if report.full_text_rebuilt:
             print(FULL_TEXT_REBUILT)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.index.changes import Changes
-from search_r3.index.embedding import BATCH_TOKENS, embed, prepare
+from search_r3.index.embedding import BATCH_TOKENS, embed, prepare, token_limit
 from search_r3.index.encoder import Encoder
 from search_r3.index.readers import SourceDocument
 
@@ -29,6 +29,8 @@ class Ahead:
         self.model, self.vectors = model, vectors
         self.name, self.dimension, self.contract_hash = model.name, model.dimension, model.contract_hash
         self.source = getattr(model, "source", "")
+        if (count := getattr(model, "count_tokens", None)) is not None:
+            self.count_tokens = count
 
     def encode_document(self, texts: Sequence[str], **options: Any) -> np.ndarray:
         """(len(texts), dimension) float32."""
@@ -61,7 +63,7 @@ def embed_ahead(table: Any, documents: Sequence[SourceDocument], model: Encoder)
     """
     vectors: dict[str, np.ndarray] = {}
     chunks = 0
-    changes = Changes(table, table.schema, None)
+    changes = Changes(table, table.schema, None, token_limit(model, None))
     try:
         for window in changes.windows(documents, len(documents) or 1):
             texts = list(window.texts.values())

@@ -22,11 +22,12 @@ import pyarrow as pa
 from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM, encoder_of, keep_approximate
 from search_r3.index.changes import Changes, Window
+from search_r3.index.chunk_ids import rename_old_ids
 from search_r3.index.columns import TEXT_HASH, quoted, table_schema
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.doubled import remove_doubled
 from search_r3.index.durable import flush
-from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
+from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit
 from search_r3.index.encoder import Encoder
 from search_r3.index.flow import Pipe, run_stage, start_stage
 from search_r3.index.full_text import ensure_full_text, full_text_state
@@ -61,6 +62,8 @@ IDS_A_COMMIT = 5000  # ids in one SQL condition of a deletion
 class IndexReport:
     """What a build did, in chunks: a long document is several. `embedded` counts texts that went through the model.
 
+    `truncated` counts those of them that had more tokens than the limit, so that their end was not embedded: chunks are
+    cut to fit, so this happens only where the encoder cannot count tokens (`search_r3.index.encoder`).
     `healed` counts rows that were removed as their id stood more than once.
     `approximate` is what `search_r3.index.approximate.Approximate` says of the approximate index, if there is one.
     `full_text_rebuilt`: an earlier version had left words out of the full-text index, so it was built again.
@@ -72,6 +75,7 @@ class IndexReport:
     unchanged: int = 0
     removed: int = 0
     embedded: int = 0
+    truncated: int = 0
     healed: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
@@ -111,7 +115,7 @@ def build_index(
         model: embeds the chunks: "title text", as documents.
         batch_size: most texts per forward pass; None leaves it to `batch_tokens`.
         batch_tokens: most tokens per forward pass, padding included.
-        max_length: tokens a chunk is cut to; the model's own limit by default.
+        max_length: tokens that a chunk, with its title, may have; 512 by default. Longer text is put into more chunks.
         progress: show a line on stderr if that is a terminal.
         prune: remove the documents that `documents` no longer has. False keeps them.
         commit_every: chunks per commit; a document is never in two. None commits every ten seconds, 256 to 8,192
@@ -140,7 +144,7 @@ def build_index(
     place = for_writing(location(path))
     with explained(place), writing(place, make=True, wait=wait) as held:
         build = _Build(place, held, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
-        changes = Changes(build.before, build.schema, max_length)
+        changes = Changes(build.before, build.schema, max_length, token_limit(model, max_length))
         with _progress(progress and sys.stderr.isatty()) as show:
             _run(build, changes, documents, show, batch_tokens, batch_size)
         build.finish(changes, prune, approximate_from, queries, maintain)
@@ -168,6 +172,7 @@ def _run(
             window.vectors = np.stack([vector_of[row[TEXT_HASH]] for row in window.rows])
         report.documents += window.documents
         report.embedded += len(matrix)
+        report.truncated += prepared.truncated
         show(report)
         return window
 
@@ -258,6 +263,8 @@ class _Build:
             ensure_full_text(self.table, rebuild=False)
         if not at_once:
             report.healed = remove_doubled(self.table)
+        if rename_old_ids(self.table) and not self.touched:
+            mark_complete(self.table)
         ensure_lookups(self.table)
         self.first = len(index) == 0
         if not self.first:

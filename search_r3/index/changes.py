@@ -19,6 +19,7 @@ from search_r3.index.columns import CONTENT, ROW_HASH, TEXT_HASH, VECTOR, missin
 from search_r3.index.ledger import Ledger
 from search_r3.index.readers import SourceDocument
 from search_r3.index.rows import make_row, where_from
+from search_r3.index.token_limit import TokenLimit
 
 AT_ONCE = 1000  # ids in one SQL condition
 
@@ -57,11 +58,14 @@ class Changes:
         before: the table, held at that version; None where there is none.
         schema: the table's.
         max_length: tokens a text is cut to; part of what makes a text the same.
+        tokens: the limit that chunks are measured with; None does not measure them.
     """
 
-    def __init__(self, before: Any | None, schema: pa.Schema, max_length: int | None) -> None:
-        self._before, self._schema, self.max_length = before, schema, max_length
-        self.seen, self.removed = Ledger(), Ledger()
+    def __init__(
+        self, before: Any | None, schema: pa.Schema, max_length: int | None, tokens: TokenLimit | None = None
+    ) -> None:
+        self._before, self._schema, self.max_length, self._tokens = before, schema, max_length, tokens
+        self.seen, self.removed, self._documents = Ledger(), Ledger(), Ledger()
 
     def windows(self, documents: Iterable[SourceDocument], count: int) -> Iterator[Window]:
         """Windows of at least `count` chunks, of whole documents, but for the last.
@@ -72,7 +76,11 @@ class Changes:
         chunks: list[Chunk] = []
         held = 0
         for document in documents:
-            chunks.extend(chunk_document(document))
+            found = chunk_document(document, tokens=self._tokens)
+            place = where_from(found[0])
+            if (first := self._documents.first(document.id, place)) is not None:
+                raise InputError(f'the id "{document.id}" comes twice: at {first} and at {place}; give each its own')
+            chunks.extend(found)
             held += 1
             if len(chunks) >= count:
                 yield self._window(chunks, held)
@@ -93,14 +101,13 @@ class Changes:
         """Let go of what was noted."""
         self.seen.close()
         self.removed.close()
+        self._documents.close()
 
     def _window(self, chunks: list[Chunk], documents: int) -> Window:
         window = Window(documents=documents)
         rows = {}
         for chunk in chunks:
-            place = where_from(chunk)
-            if (first := self.seen.first(chunk.id, place)) is not None:
-                raise InputError(f'the id "{chunk.id}" comes twice: at {first} and at {place}; give each its own')
+            self.seen.first(chunk.id, "")
             rows[chunk.id] = make_row(chunk, self.max_length)
         hash_of = self._held_rows(window, rows)
         window.rows = [row for row in rows.values() if hash_of.get(row["id"]) != row[ROW_HASH]]

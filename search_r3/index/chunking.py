@@ -1,33 +1,47 @@
 """Documents cut into chunks where their structure allows: headings, functions, paragraphs, and only then sentences.
 
-A document is a tree of sections over its lines. A section that fits the target size stays whole; a larger one is cut
-into its own text and its children. Sections lie end to end, so by construction no text is lost.
+A document is a tree of sections over its lines (`outline`). A section that fits the target size stays whole; a larger
+one is cut into its own text and its children. A heading goes with the text below it, and what is too long for the model
+is split (`splitting`). Sections lie end to end, so by construction no text is lost.
 """
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
-import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
+from search_r3.index.chunk_ids import chunk_id
+from search_r3.index.outline import FENCE, Section, outline
 from search_r3.index.readers import Scalar, SourceDocument
+from search_r3.index.splitting import (
+    CLOSING_WORDS,
+    CODE,
+    PROSE,
+    Piece,
+    Separators,
+    closes,
+    size,
+    split_by_tokens,
+    split_by_words,
+    trimmed,
+)
+from search_r3.index.titles import short_path, split_title
+from search_r3.index.token_limit import TokenLimit
 
 TARGET_WORDS = 160
 MAX_WORDS = 320
-BYTES_PER_WORD = 6  # an English word with its space
-STEP = 60  # characters; where to cut what has no space at all
+HEADING_WORDS = 12  # a line of so few words that does not end like a sentence introduces what follows
+COMMENT_WORDS = 40  # a longer comment is text of its own
+UNMARKED_WEIGHT = 4  # lines that only look like headings are soon too many: they may be a list
+OPENINGS = (":", "{", "(", "[", "：")
 
-FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*")
-SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
-NO_SETEXT = re.compile(r"\s*([-*+>|]|\d+[.)])(\s|$)|\s{4}|.*\|")  # lists, quotes, tables, code: not a heading's text
-RST_LINE = re.compile(r"([=\-`:'\"~^_*+#<>.])\1+[ \t]*")
-SENTENCE = re.compile(r"(?<=[.!?])['\")\]]*\s+|(?<=[。！？])|\n(?=\s*[-*+] |\s*\d+[.)] )")
-LINE = re.compile(r"\n")
-WORD = re.compile(r"\s+")
+COMMENT = re.compile(r"\s*(#[^\w\[]|#$|//|--|;|%|/\*|\*|<!--)")
+ANCHOR = re.compile(r"\s*(<a\s[^<>]*>(</a>)?|<!--[^>]*-->|@\w+(\([^()]*\))?|#?\[[\[\w][^\[\]]*\]{1,2})\s*")
+OPENING = re.compile(r"\s*(<\w[^<>]{,60}>\s*$|(`{3,}|~{3,})[^`]{,60}$)")
+ITEM = re.compile(r"\s*[-*+>|•](\s|$)")
+SENTENCE_END = re.compile(r"[.!…。！;,；，]['\")\]*_]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,190 +58,137 @@ class Chunk:
     end_line: int
 
 
-@dataclass(slots=True)
-class Section:
-    """Lines [start, end) of a document and the sections inside it; `title` is the path of headings down to it."""
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A document's lines, which of them are headings, and whether it is code; `target` words may stay together."""
 
-    title: str
-    start: int
-    end: int
-    children: list[Section] = field(default_factory=list)
+    lines: list[str]
+    headings: set[int]
+    code: bool
+    target: int
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Text with the 0-based lines [start, end) that it came from."""
+class Block:
+    """Lines that are not cut unless they must be.
 
-    text: str
-    start: int
-    end: int
+    Attributes:
+        heads: it only introduces what follows; `heading`: by markup, not only by its looks.
+        tails: it only closes or separates.
+    """
 
-
-def size(text: str) -> int:
-    """Words, or UTF-8 bytes / 6 where that is more: source code and Chinese have few spaces but many tokens."""
-    words = text.split()
-    return max(len(words), sum(len(word.encode("utf-8", "replace")) for word in words) // BYTES_PER_WORD)
+    section: Section
+    piece: Piece
+    heads: bool = False
+    tails: bool = False
+    heading: bool = False
 
 
 def chunk_document(
-    document: SourceDocument, *, target_words: int = TARGET_WORDS, max_words: int = MAX_WORDS
+    document: SourceDocument,
+    *,
+    target_words: int = TARGET_WORDS,
+    max_words: int = MAX_WORDS,
+    tokens: TokenLimit | None = None,
 ) -> list[Chunk]:
     """Cut one document; the chunks' texts, in order, hold all of its text but blank lines.
 
-    A document that needs one chunk gives it its own id; otherwise chunks are `id#1`, `id#2`, ... Records (JSONL, CSV,
-    BEIR) are kept whole up to `max_words`, since there the user has decided what one document is.
+    Every chunk has an id of its own, whatever the documents' ids are (`search_r3.index.chunk_ids`). Records (JSONL,
+    CSV, BEIR) are kept whole up to `max_words` and the limit of tokens, since there the user has decided what one
+    document is.
+
+    A chunk's title is the path of headings down to it. In a document of several chunks a title may have half of the
+    limit of tokens: of a record's title the rest becomes the beginning of its text; a path of headings that would make
+    its chunk too long loses the outer ones.
 
     Args:
         target_words: sections and paragraphs are put together up to this size.
         max_words: nothing is larger than this; a longer paragraph is cut between sentences, code between lines.
+        tokens: what "title text" of a chunk may have; None does not look at tokens.
     """
-    lines = document.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    whole = size(document.text) <= (max_words if document.kind == "record" else target_words)
-    root = Section(document.title, 0, len(lines)) if whole else _outline(document, lines)
-    if whole:
-        cuts = [(root.title, Piece("\n".join(lines), 0, len(lines)))]
-    else:
-        cuts = list(_cut(root, lines, document.kind in {"python", "code"}, target_words, max_words))
+    if "\r" in document.text:
+        document = replace(document, text=document.text.replace("\r\n", "\n").replace("\r", "\n"))
+    pieces = list(_pieces(document, target_words, max_words, tokens))
     chunks: list[Chunk] = []
-    for number, (title, piece) in enumerate(cuts, start=1):
-        kept = piece.text.split("\n")
-        first = next((i for i, line in enumerate(kept) if line.strip()), 0)
-        last = next((i for i in range(len(kept) - 1, -1, -1) if kept[i].strip()), 0)
-        start, end = document.line + piece.start + first, document.line + piece.start + last
+    for number, (title, piece) in enumerate(pieces, start=1):
+        text, above, below = trimmed(piece.text)
+        start, end = document.line + piece.start + above, document.line + piece.end - 1 - below
         if document.kind == "record":  # lines inside a JSON string or a CSV cell are not lines of the file
             start = end = document.line
-        identifier = document.id if len(cuts) == 1 else f"{document.id}#{number}"
-        text = "\n".join(kept[first : last + 1])
-        chunks.append(Chunk(identifier, document.id, title.strip(), text, document.metadata, document.path, start, end))
+        name = chunk_id(document.id, number, len(pieces))
+        chunks.append(Chunk(name, document.id, title, text, document.metadata, document.path, start, end))
     return chunks
 
 
-def _outline(document: SourceDocument, lines: list[str]) -> Section:
-    if document.kind == "markdown":
-        return _heading_tree(_markdown_headings(lines), document.title, len(lines))
-    if document.kind == "rst":
-        return _heading_tree(_rst_headings(lines), document.title, len(lines))
-    if document.kind == "python":
-        return _python_tree(document.title, lines)
-    return Section(document.title, 0, len(lines))
+def content_of(title: str, text: str) -> str:
+    """What is embedded of a chunk."""
+    return f"{title} {text}" if title else text
 
 
-# -------------------------------------------------------------------------------------------------------- structure
+def _pieces(
+    document: SourceDocument, target: int, limit: int, tokens: TokenLimit | None
+) -> Iterator[tuple[str, Piece]]:
+    """The document's pieces in order, each with its title."""
+    title, text = document.title.strip(), document.text
+    record = document.kind == "record"
+    whole = size(text) <= (limit if record else target)
+    if whole and tokens:
+        whole = not tokens.exceeded([content_of(title, text.strip("\n"))])[0]
+    if tokens and record and not whole:
+        title, rest = split_title(title, tokens)
+        text = f"{rest}\n{text}" if rest else text
+    lines = text.split("\n")
+    if whole:
+        yield title, Piece(text, 0, len(lines))
+        return
+    separators = CODE if document.kind in {"python", "code"} else PROSE
+    root = outline(replace(document, title=title, text=text), lines)
+    source = Lines(lines, _heading_lines(root), separators is CODE, target)
+    blocks = itertools.groupby(_glued(_blocks(root, source), target), lambda block: block.section)
+    cut = [
+        (section.title.strip(), piece) for section, group in blocks for piece in _pack(group, separators, target, limit)
+    ]
+    if tokens is None:
+        yield from cut
+        return
+    over = tokens.exceeded([content_of(name, trimmed(piece.text)[0]) for name, piece in cut])
+    for (name, piece), too_long in zip(cut, over, strict=True):
+        if too_long:
+            name = short_path(name, tokens)
+            for part in split_by_tokens(piece, content_of(name, ""), separators, tokens):
+                yield name, part
+        else:
+            yield name, piece
 
 
-def _markdown_headings(lines: list[str]) -> Iterator[tuple[int, int, str]]:
-    """(line, level, title) of each heading outside fenced code and front matter."""
-    fence, start = "", 0
-    if lines and lines[0].strip() == "---" and "---" in (line.strip() for line in lines[1:100]):
-        start = next(i for i, line in enumerate(lines[1:100], start=1) if line.strip() == "---") + 1
-    for number in range(start, len(lines)):
-        line = lines[number]
-        mark = FENCE.match(line)
-        if fence:
-            if mark and mark[1].startswith(fence) and line.strip() == mark[1]:
-                fence = ""
-        elif mark:
-            fence = mark[1]
-        elif heading := ATX.fullmatch(line):
-            yield number, len(heading[1]), (heading[2] or "").strip()
-        elif (
-            number > start
-            and (under := SETEXT.fullmatch(line))
-            and lines[number - 1].strip()
-            and not ATX.fullmatch(lines[number - 1])
-            and not NO_SETEXT.match(lines[number - 1])
-            and (number - 1 == start or not lines[number - 2].strip())
-        ):
-            yield number - 1, 1 if under[1][0] == "=" else 2, lines[number - 1].strip()
+# ------------------------------------------------------------------------------------------------------------- blocks
 
 
-def _rst_headings(lines: list[str]) -> Iterator[tuple[int, int, str]]:
-    """reStructuredText ranks its headings by the order in which their underlines (and overlines) first appear."""
-    levels: dict[tuple[str, bool], int] = {}
-    for number in range(1, len(lines)):
-        title, under = lines[number - 1], RST_LINE.fullmatch(lines[number])
-        if not under or not title.strip() or title[0].isspace() or RST_LINE.fullmatch(title):
-            continue
-        if len(lines[number].rstrip()) < min(len(title.rstrip()), 4):
-            continue
-        above = lines[number - 2] if number >= 2 else ""
-        over = bool(RST_LINE.fullmatch(above)) and above[0] == under[1]
-        if not over and above.strip():
-            continue  # the last line of a paragraph, or a table
-        level = levels.setdefault((under[1], over), len(levels) + 1)
-        yield number - 1 - over, level, title.strip()
-
-
-def _heading_tree(headings: Iterable[tuple[int, int, str]], title: str, end: int) -> Section:
-    root = Section(title, 0, end)
-    stack: list[tuple[int, Section, str]] = [(0, root, "")]
-    for line, level, name in headings:
-        while stack[-1][0] >= level:
-            stack.pop()[1].end = line
-        path = f"{stack[-1][2]} > {name}" if stack[-1][2] else name
-        section = Section(path or title, line, end)
-        stack[-1][1].children.append(section)
-        stack.append((level, section, path))
-    return root
-
-
-def _python_tree(title: str, lines: list[str]) -> Section:
-    root = Section(title, 0, len(lines))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a user's "\d" is none of our business
-            module = ast.parse("\n".join(lines))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return root
-    _add_definitions(root, module.body, 0, "", lines)
-    return root
-
-
-def _add_definitions(section: Section, body: list[ast.stmt], floor: int, prefix: str, lines: list[str]) -> None:
-    """Sections for the functions and classes of `body`, and for the statements between two of them, end to end.
-
-    `floor` is the first line that is free: nothing may start above it.
-    """
-    found: list[tuple[int, str, ast.stmt]] = []
-    for statement in body:
-        start, name = statement.lineno - 1, ""
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            start = min([start, *(decorator.lineno - 1 for decorator in statement.decorator_list)])
-            name = statement.name
-        while start > floor and lines[start - 1].lstrip().startswith("#"):
-            start -= 1  # the comment above belongs to what it describes
-        if start >= floor and (name or (found and found[-1][1])):
-            found.append((start, name, statement))
-        floor = statement.end_lineno or statement.lineno
-    file = section.title if not prefix else section.title.rsplit(" ", 1)[0]
-    for position, (start, name, statement) in enumerate(found):
-        end = found[position + 1][0] if position + 1 < len(found) else section.end
-        child = Section(f"{file} {prefix}{name}" if name else section.title, start, end)
-        section.children.append(child)
-        if isinstance(statement, ast.ClassDef):
-            _add_definitions(child, statement.body, statement.lineno, f"{prefix}{name}.", lines)
-
-
-# ------------------------------------------------------------------------------------------------------------- size
-
-
-def _cut(section: Section, lines: list[str], code: bool, target: int, limit: int) -> Iterator[tuple[str, Piece]]:
-    whole = Piece("\n".join(lines[section.start : section.end]), section.start, section.end)
+def _blocks(section: Section, source: Lines) -> Iterator[Block]:
+    """The lines of a section: all of them if they are few, else its own between blank lines, then its children's."""
+    whole = _piece(section.start, section.end, source)
     if not whole.text.strip():
         return
-    if size(whole.text) <= target:
-        yield section.title, whole
+    if size(whole.text) <= source.target:
+        only = _only_headings(_filled(section.start, section.end, source), source)
+        yield Block(section, whole, heads=only, heading=only)
         return
     own_end = section.children[0].start if section.children else section.end
-    blocks = list(_blocks(lines, section.start, own_end))
-    for piece in _pack(blocks, code, target, limit):
-        yield section.title, piece
+    for start, end in _runs(source.lines, section.start, own_end):
+        filled = _filled(start, end, source)
+        if _only_headings(filled, source):
+            yield Block(section, _piece(start, end, source), heads=True, heading=True)
+        else:
+            lines = [source.lines[number] for number in filled]
+            tails = all(map(closes, lines)) and size("\n".join(lines)) <= CLOSING_WORDS
+            heads = not tails and not source.headings.intersection(filled) and _introduces(lines, source.code)
+            yield Block(section, _piece(start, end, source), heads, tails)
     for child in section.children:
-        yield from _cut(child, lines, code, target, limit)
+        yield from _blocks(child, source)
 
 
-def _blocks(lines: list[str], start: int, end: int) -> Iterator[Piece]:
-    """Runs of lines between blank lines; fenced code is one block."""
+def _runs(lines: list[str], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Runs of lines between blank lines, as [start, end); fenced code is in one."""
     first, fence = start, ""
     for number in range(start, end):
         mark = FENCE.match(lines[number])
@@ -237,62 +198,152 @@ def _blocks(lines: list[str], start: int, end: int) -> Iterator[Piece]:
             fence = ""
         if not fence and not lines[number].strip():
             if number > first:
-                yield Piece("\n".join(lines[first:number]), first, number)
+                yield first, number
             first = number + 1
-    if first < end:
-        yield Piece("\n".join(lines[first:end]), first, end)
+    if any(line.strip() for line in lines[first:end]):
+        yield first, end
 
 
-def _pack(blocks: list[Piece], code: bool, target: int, limit: int) -> Iterator[Piece]:
-    """Blocks put together up to `target`, those over `limit` split; what is split is not joined to its neighbours."""
+def _only_headings(filled: list[int], source: Lines) -> bool:
+    bare = all(number in source.headings or closes(source.lines[number]) for number in filled)
+    return bare and not source.headings.isdisjoint(filled)
+
+
+def _introduces(lines: list[str], code: bool) -> bool:
+    """Whether lines only announce what follows: a heading that no markup shows, an anchor, a comment above code."""
+    if all(ANCHOR.fullmatch(line) for line in lines):
+        return True
+    if code and all(COMMENT.match(line) for line in lines):
+        return size("\n".join(lines)) <= COMMENT_WORDS
+    words = [line.rstrip() for line in lines if not closes(line)]
+    if len(words) != 1 or size(words[0]) > HEADING_WORDS:
+        return False
+    return words[0].endswith(OPENINGS) or not (code or ITEM.match(words[0]) or SENTENCE_END.search(words[0]))
+
+
+def _piece(start: int, end: int, source: Lines) -> Piece:
+    body = start
+    while body < end and (body in source.headings or _opens(source.lines[body])):
+        body += 1
+    text = "\n".join(source.lines[start:end])
+    return Piece(text, start, end, _lead(text, len("\n".join(source.lines[start:body])) + 1, source.target))
+
+
+def _opens(line: str) -> bool:
+    return closes(line) or OPENING.match(line) is not None or line.rstrip().endswith(OPENINGS)
+
+
+def _lead(text: str, length: int, target: int) -> int:
+    """`length` as the length of a heading at an end of `text`; 0 where that is all, or text of its own."""
+    return length if 1 < length < len(text) and size(text[:length]) <= target // 2 else 0
+
+
+def _filled(start: int, end: int, source: Lines) -> list[int]:
+    return [number for number in range(start, end) if source.lines[number].strip()]
+
+
+def _heading_lines(section: Section) -> set[int]:
+    found = set(range(section.start, section.body))
+    return found.union(*map(_heading_lines, section.children))
+
+
+# ------------------------------------------------------------------------------------------------------------ joining
+
+
+def _glued(blocks: Iterable[Block], target: int) -> Iterator[Block]:
+    """Blocks with the headings above them and the closing marks below them, so that these are never alone."""
+    group: list[Block] = []
+    heads: list[Block] = []
+    for block in blocks:
+        if block.heads:
+            heads.append(block)
+        elif block.tails and (group or heads):
+            (heads or group).append(block)
+        else:
+            if group:
+                yield _merged(group, target)
+            free, kept = _nearest(heads, target)
+            yield from free
+            group, heads = [*kept, block], []
+    if group and heads and _words(heads) <= target:  # at the document's end nothing follows
+        last = _merged(group, target)
+        both = _joined([last.piece, *(head.piece for head in heads)])
+        tail = _lead(both.text[::-1], len(both.text) - len(last.piece.text), target)
+        yield Block(last.section, replace(both, tail=tail))
+        return
+    if group:
+        yield _merged(group, target)
+    yield from _evenly(heads, target)
+
+
+def _nearest(heads: list[Block], target: int) -> tuple[list[Block], list[Block]]:
+    """The headings that are too many to go with what follows, and those that do: at least the last one."""
+    count, weight = 0, 0
+    for head in reversed(heads):
+        weight += size(head.piece.text) * (1 if head.heading else UNMARKED_WEIGHT)
+        if count and weight > target:
+            break
+        count += 1
+    free, kept = heads[: len(heads) - count], heads[len(heads) - count :]
+    if all(head.heading for head in free) and _words(free) <= target // 2:
+        return [], heads
+    return _evenly(free, target), kept
+
+
+def _evenly(heads: list[Block], target: int) -> list[Block]:
+    """Headings with no text between them, of several sections, as few blocks of about equal size."""
+    if len({id(head.section) for head in heads}) < 2:
+        return heads
+    total = _words(heads)
+    goal = total / max(1, -(-total // target))
+    out: list[Block] = []
+    group: list[Block] = []
+    done = 0
+    for head in heads:
+        group.append(head)
+        done += size(head.piece.text)
+        if done >= goal * (len(out) + 1):
+            out.append(_merged(group, target))
+            group = []
+    return [*out, _merged(group, target)] if group else out
+
+
+def _words(blocks: list[Block]) -> int:
+    return sum(size(block.piece.text) for block in blocks)
+
+
+def _merged(group: list[Block], target: int) -> Block:
+    """Neighbors as one block of the section of the one that has text."""
+    if len(group) == 1:
+        return group[0]
+    place = next((i for i, block in enumerate(group) if not block.heads and not block.tails), 0)
+    main = group[place]
+    piece = _joined([block.piece for block in group])
+    before = len(_joined([block.piece for block in group[: place + 1]]).text) - len(main.piece.text)
+    return Block(main.section, replace(piece, lead=_lead(piece.text, before + main.piece.lead, target)))
+
+
+def _pack(blocks: Iterable[Block], separators: Separators, target: int, limit: int) -> Iterator[Piece]:
+    """Blocks put together up to `target`, those over `limit` split; what is split is not joined to its neighbors."""
     held: list[Piece] = []
     for block in blocks:
-        if held and size(_joined(held).text) + size(block.text) > target:
+        if held and size(_joined(held).text) + size(block.piece.text) > target:
             yield _joined(held)
             held = []
-        if size(block.text) > limit:
+        if size(block.piece.text) > limit:
             if held:
                 yield _joined(held)
                 held = []
-            yield from _split(block, [LINE, WORD] if code else [SENTENCE, LINE, WORD], target, limit)
+            yield from split_by_words(block.piece, separators, target, limit)
         else:
-            held.append(block)
+            held.append(block.piece)
     if held:
         yield _joined(held)
 
 
-def _joined(blocks: list[Piece]) -> Piece:
-    """Blocks as one piece, with as many line breaks between two as the file has, so that lines can be counted."""
-    text = blocks[0].text
-    for before, after in itertools.pairwise(blocks):
-        text += "\n" * (after.start - before.end + 1) + after.text
-    return Piece(text, blocks[0].start, blocks[-1].end)
-
-
-def _split(block: Piece, separators: list[re.Pattern[str]], target: int, limit: int) -> Iterator[Piece]:
-    """Cut a long block at the first separator that gives parts under `limit`; characters where none does."""
-    if separators:
-        ends = [match.end() for match in separators[0].finditer(block.text)]
-    else:
-        ends = list(range(STEP, len(block.text), STEP))
-    start, position = 0, 0
-    for end in [*ends, len(block.text)]:
-        if position > start and size(block.text[start:end]) > target:
-            yield from _fit(block, start, position, separators, target, limit)
-            start = position
-        position = end
-    yield from _fit(block, start, len(block.text), separators, target, limit)
-
-
-def _fit(
-    block: Piece, start: int, end: int, separators: list[re.Pattern[str]], target: int, limit: int
-) -> Iterator[Piece]:
-    text = block.text[start:end]
-    if not text.strip():
-        return
-    first = block.start + block.text.count("\n", 0, start)
-    piece = Piece(text, first, first + text.count("\n") + 1)
-    if size(text) > limit and separators:
-        yield from _split(piece, separators[1:], target, limit)
-    else:
-        yield piece
+def _joined(pieces: list[Piece]) -> Piece:
+    """Pieces as one, with as many line breaks between two as the file has, so that lines can be counted."""
+    texts = [pieces[0].text]
+    for before, after in itertools.pairwise(pieces):
+        texts += ["\n" * (after.start - before.end + 1), after.text]
+    return Piece("".join(texts), pieces[0].start, pieces[-1].end, pieces[0].lead, pieces[-1].tail)

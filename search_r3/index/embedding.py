@@ -13,6 +13,7 @@ import numpy as np
 
 from search_r3.index.encoder import Encoder
 from search_r3.index.rows import checked_vectors
+from search_r3.index.token_limit import TokenLimit, estimated_tokens
 from search_r3.model.texts import Text, Tokens, token_rows
 
 BATCH_TOKENS = 16_384  # 32 chunks of the 512 tokens that a document is cut to
@@ -21,10 +22,18 @@ CHARACTERS_PER_TOKEN = 4  # English; only for encoders whose tokenizer is not ou
 
 @dataclass(frozen=True)
 class Prepared:
-    """Texts as the model takes them, and which of them go through it together."""
+    """Texts as the model takes them, which of them go through it together, and how many lose their end."""
 
     texts: list[Text]
     batches: list[list[int]]
+    truncated: int = 0
+
+
+def token_limit(model: Encoder, max_length: int | None) -> TokenLimit:
+    """The tokens that a chunk may have to be embedded whole, measured by the model if it counts tokens."""
+    from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
+
+    return TokenLimit(max_length or DEFAULT_DOCUMENT_TOKENS, getattr(model, "count_tokens", None))
 
 
 def prepare(
@@ -37,9 +46,14 @@ def prepare(
     ready: list[Text] = list(texts)
     lengths = [min(limit, 1 + len(text) // CHARACTERS_PER_TOKEN) for text in texts]
     if isinstance(model, SearchR3) and texts:
-        ready = [Tokens(tuple(row)) for row in token_rows(model.tokenizer, texts, limit)]
-        lengths = [len(row.ids) for row in ready if isinstance(row, Tokens)]
-    return Prepared(ready, list(by_length(lengths, batch_tokens, batch_size or len(ready))))
+        rows = token_rows(model.tokenizer, texts, limit + 1)
+        ready = [Tokens(tuple(row[:limit])) for row in rows]
+        counts = [len(row) for row in rows]
+        lengths = [min(limit, count) for count in counts]
+    else:
+        counts = getattr(model, "count_tokens", estimated_tokens)(texts) if texts else []
+    truncated = sum(count > limit for count in counts)
+    return Prepared(ready, list(by_length(lengths, batch_tokens, batch_size or len(ready))), truncated)
 
 
 def by_length(lengths: Sequence[int], budget: int, most: int) -> Iterator[list[int]]:

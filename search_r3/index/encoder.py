@@ -9,7 +9,12 @@ import numpy as np
 
 
 class Encoder(Protocol):
-    """What the index asks of a model; `SearchR3` has it."""
+    """What the index asks of a model; `SearchR3` has it.
+
+    An encoder may also have `count_tokens(texts: Sequence[str]) -> list[int]`, the number of tokens of each text as
+    `max_length` counts them. Chunks are then measured with it, so that none is too long to be embedded whole; without
+    it their tokens are estimated (`search_r3.index.token_limit`).
+    """
 
     @property
     def name(self) -> str: ...

@@ -28,6 +28,7 @@ from search_r3.model.texts import (
     analysis_tokens,
     check_queries,
     check_texts,
+    count_tokens,
     encode_as_text,
     token_rows,
 )
@@ -181,6 +182,10 @@ class SearchR3:
         """
         limit = DEFAULT_DOCUMENT_TOKENS if max_length is None else max_length
         return self._embed("document", texts, batch_size, show_progress_bar, limit)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, as `max_length` counts them: without prompt and special tokens."""
+        return count_tokens(self.tokenizer, texts)
 
     def encode_query(
         self,

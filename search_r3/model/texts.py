@@ -56,6 +56,14 @@ def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """How many tokens each text has, 0 for an empty one; the number of its ids in `encode_as_text`."""
+    if not texts:
+        return []
+    encode, _ = _encoder(tokenizer)
+    return [len(found.ids) for found in encode(list(texts))]
+
+
 def token_rows(
     tokenizer: Any,
     texts: Sequence[Text],

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.model.texts import Text, Tokens, token_rows
+from search_r3.model.texts import Text, Tokens, count_tokens, token_rows
 from search_r3.server.work import Batcher, Embedded, Kind, Work
 
 
@@ -58,6 +58,9 @@ class QueuedEncoder:
     @property
     def adaptive_rule(self) -> Any:
         return self._model.adaptive_rule
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return count_tokens(self._model.tokenizer, texts)
 
     def encode_document(self, texts: Sequence[str], **_: Any) -> np.ndarray:
         return np.stack([answer.vector for answer in self._wait("document", texts)])

@@ -55,7 +55,7 @@ def corpus(tmp_path_factory) -> Path:
     lines = []
     for module in (textwrap, json, re, threading, inspect):
         for name, value in sorted(vars(module).items()):
-            text = (inspect.getdoc(value) or "") if inspect.isroutine(value) else ""
+            text = (inspect.getdoc(value) or "")[:500] if inspect.isroutine(value) else ""
             if text and len(lines) < 48:
                 fields = {"id": f"{module.__name__}.{name}", "title": name, "text": text, "length": len(text)}
                 lines.append(fields | ({"module": module.__name__} if len(lines) % 3 else {}))
@@ -150,6 +150,20 @@ def kill_one_midway(log: Path, killed: list[int]) -> None:
             os.kill(busy[0], signal.SIGKILL)
             killed.append(busy[0])
         time.sleep(0.02)
+
+
+def test_long_texts_are_cut_by_the_models_tokens_as_in_a_local_build(cluster, tiny_model, tmp_path):
+    path = tmp_path / "docs.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": f"p#{i}", "text": "0.4817,12.903," * 50 * i}) + "\n" for i in range(1, 5))
+    )
+    report = build_distributed(tmp_path / "many", open_source(path), ModelSource(str(tiny_model), "cpu"), cluster)
+    model = SearchR3.from_pretrained(str(tiny_model), device="cpu")
+    local = build_index(tmp_path / "one", open_source(path), model, progress=False)
+    assert report.added == local.added > 4
+    found = rows_of(tmp_path / "many")
+    assert max(model.count_tokens([row["r3_content"] for row in found.values()])) <= 512
+    check_equal(found, rows_of(tmp_path / "one"))
 
 
 def test_a_worker_killed_midway_costs_nothing(cluster, corpus, tiny_model, tmp_path, monkeypatch):

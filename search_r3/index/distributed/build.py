@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from search_r3.index.changes import Changes
 from search_r3.index.distributed.cluster import Cluster, cause_of, joined
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
 from search_r3.index.distributed.worker import Described, EncodeRows, Job, describe
-from search_r3.index.embedding import BATCH_TOKENS
+from search_r3.index.embedding import BATCH_TOKENS, token_limit
 from search_r3.index.encoder import Encoder
 from search_r3.index.locking import Held, writing
 from search_r3.index.readers import SourceDocument
@@ -75,7 +76,7 @@ def build_distributed(
     with explained(place), writing(place, make=True) as held, joined(cluster) as each:
         model = _described(load, each)
         build = _Build(place, held, cast(Encoder, model), None, report)  # it asks what the model is, and embeds nothing
-        changes = Changes(build.before, build.schema, max_length)
+        changes = Changes(build.before, build.schema, max_length, token_limit(cast(Encoder, model), max_length))
         try:
             spooled = write_spool(place, changes, documents, part_rows)
             if spooled.rows or spooled.replaced:
@@ -84,7 +85,9 @@ def build_distributed(
                     build.table.add_columns(pa.schema(list(spooled.columns.items())))
                 build.table.checkout_latest()
                 since = build.table.version
-                job = Job(load, model, build.table.schema, max_length, batch_tokens, batch_size)
+                job = Job(
+                    load, replace(model, count_tokens=None), build.table.schema, max_length, batch_tokens, batch_size
+                )
                 _encode_and_commit(place, held, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
             _tell(report, spooled)

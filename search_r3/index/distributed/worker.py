@@ -6,8 +6,9 @@ Nothing is kept between two calls, so a batch that a dead worker had can be done
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from search_r3.index.columns import COLUMNS, CONTENT, METADATA, metadata_columns
 from search_r3.index.embedding import embed, prepare
 from search_r3.index.encoder import Encoder
 from search_r3.index.rows import as_arrow
+from search_r3.model.texts import count_tokens
 
 HELD = "r3_held"
 """Of a spooled row: its vector, float32 (dimension,), where the index had its text already; else null."""
@@ -45,18 +47,25 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Described:
-    """What an index keeps of a model, as a worker told it; the driver itself never loads one."""
+    """What a worker says of its model; the driver itself never loads one.
+
+    `count_tokens` is the model's, with its tokenizer alone, so that the driver cuts chunks as a local build does; None
+    where the model has none or keeps no `tokenizer`, and tokens are estimated.
+    """
 
     name: str
     contract_hash: str
     dimension: int
     source: str
+    count_tokens: Callable[[Sequence[str]], list[int]] | None = field(default=None, compare=False)
 
 
 def describe(load: Callable[[], Encoder]) -> Described:
     """Load a model and say what it is."""
     model = load()
-    return Described(model.name, model.contract_hash, model.dimension, getattr(model, "source", ""))
+    tokenizer = getattr(model, "tokenizer", None) if hasattr(model, "count_tokens") else None
+    count = None if tokenizer is None else partial(count_tokens, tokenizer)
+    return Described(model.name, model.contract_hash, model.dimension, getattr(model, "source", ""), count)
 
 
 @dataclass(frozen=True)
