@@ -139,12 +139,9 @@ def bare_model(make_tiny_model, tmp_path_factory) -> Path:
     """A tiny model as a sentence-transformers folder, without prompts; and without a chat template, in which
     sentence-transformers 6 makes a prompt a system message instead of a prefix."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
     place = tmp_path_factory.mktemp("sentence-transformers")
-    backbone = Transformer(str(make_tiny_model(place / "backbone", chat_template=False)))
-    pooling = Pooling(backbone.get_embedding_dimension(), pooling_mode="mean")
-    sentence_transformers.SentenceTransformer(modules=[backbone, pooling], device="cpu").save(str(place / "bare"))
+    backbone = make_tiny_model(place / "backbone", chat_template=False)
+    sentence_transformers.SentenceTransformer(str(backbone), device="cpu").save(str(place / "bare"))
     return place / "bare"
 
 

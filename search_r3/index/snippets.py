@@ -72,7 +72,7 @@ def query_terms(query: str) -> set[str]:
 
 def _matches(text: str, terms: set[str]) -> list[tuple[int, int, str]]:
     """(start, end, term) of every match, in order; those in scripts without spaces may overlap."""
-    found = []
+    found: list[tuple[int, int, str]] = []
     unspaced = "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True) if has_no_spaces(term))
     inside = re.compile(f"(?=({unspaced}))") if unspaced else None
     for match in WORD.finditer(text):

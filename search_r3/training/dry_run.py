@@ -122,6 +122,8 @@ def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict
         small = made_small(config, Path(name), whole=device.type == "cuda")
         task = _sft_task(small, checkpoint) if isinstance(small, SFTConfig) else _grpo_task(small, checkpoint, name)
         task.policy.fused = False  # what a GPU runs
+        # one step of random weights: its rollouts may all earn the same reward
+        task.must_learn = False  # type: ignore[union-attr]
         losses: list[float] = []
         inner = task.loss
         task.loss = lambda module, batch: _noted(inner(module, batch), losses)  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ class LearningSignal:
 
     Args:
         task: may have a method `nothing_to_learn(figures) -> str | None`: why a step's figures hold nothing to learn
-            from, or None.
+            from, or None. One with a false `must_learn` is only tried: nothing is said of it.
         warn: prints a line.
         learned: whether an earlier part of the run has learned something already.
     """
@@ -26,10 +26,13 @@ class LearningSignal:
     def __init__(self, task: Any, warn: Callable[[str], None], learned: bool = False) -> None:
         self._why: Callable[[dict[str, float]], str | None] = getattr(task, "nothing_to_learn", lambda figures: None)
         self._warn, self._in_a_row, self._reason = warn, 0, ""
-        self.learned = learned
+        self._watched = getattr(task, "must_learn", True)
+        self.learned = learned or not self._watched
 
     def step(self, number: int, last: bool, grad_norm: float, figures: dict[str, float]) -> None:
         """Take in the step with the 1-based `number`, by its figures over all processes; `last` of the run."""
+        if not self._watched:
+            return
         reason = self._why(figures) or ("the gradient is 0" if grad_norm == 0 else None)
         if reason is None:
             self._in_a_row, self.learned = 0, True
