@@ -25,7 +25,7 @@ def open_server(tiny: SearchR3, make_index: Callable[[], SearchIndex]) -> Iterat
 def test_the_description_is_kept_to(open_server: Running, mode: str) -> None:
     schema = schemathesis.openapi.from_url(open_server.url + "/openapi.json")
     refusals = schema.config.checks.negative_data_rejection
-    refusals.expected_statuses = [*refusals.expected_statuses, "413"]  # a text beyond maxLength may make a body too large
+    refusals.expected_statuses = [*refusals.expected_statuses, "413"]  # of bodies with too long a text
     checked = []
     for found in schema.get_all_operations():
         operation = found.ok()
