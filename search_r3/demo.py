@@ -33,8 +33,8 @@ from search_r3.index.build import build_index
 from search_r3.index.readers import SourceDocument
 from search_r3.index.search import Hit, SearchResult
 from search_r3.index.table import SearchIndex
-from search_r3.model.bundled import cache_dir
-from search_r3.model.listing import BASE, default_model
+from search_r3.model.bundled import BUNDLED, cache_dir, known_names
+from search_r3.model.listing import BASE, newest_adapter
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
@@ -167,17 +167,16 @@ def run_demo(model_name: str | None = None, *, console: Console | None = None) -
     """
     console = console or Console()
     console.width = min(console.width, MAX_WIDTH)
-    chosen = model_name or default_model()
+    chosen = model_name or newest_adapter() or BASE
     console.print(Rule("[bold]Search-R3[/] retrieval that reasons before it embeds", style="cyan"))
     console.print()
     if model_name is None and chosen == BASE:
         console.print("models/ holds no trained adapter, so this is the untrained base model: expect poor results.")
         console.print()
-    print(
-        f"loading {chosen} (its weights are converted the first time: a minute)",
-        file=sys.stderr,
-        flush=True,
-    )
+    converts = chosen in BUNDLED or chosen in known_names()
+    first = converts and not any((cache_dir() / "base").glob(f"{BASE}-v*/config.json"))
+    once = " (its base's weights are converted, once: a minute)" if first else ""
+    print(f"loading {chosen}{once}", file=sys.stderr, flush=True)
     started = time.perf_counter()
     model = _load(chosen)
     _say(console, "model ", f"{model.name}, {model.dimension} dimensions, {model.dtype}, loaded in {_since(started)}")
@@ -213,7 +212,7 @@ def _index(folder: Path, model: SearchR3, console: Console) -> SearchIndex:
         raise InputError(
             "no docstrings in this Python's standard library (python -OO?); use search-r3 index on a folder"
         )
-    with _progress(documents) as fed:
+    with _progress(documents, "checking the index in the cache" if _is_complete(folder) else "indexing") as fed:
         report = build_index(folder, fed, model, progress=False, commit_every=COMMIT_EVERY)
     what = f"{len(documents):,} docstrings of Python {platform.python_version()}'s standard library"
     if report.embedded:
@@ -225,24 +224,32 @@ def _index(folder: Path, model: SearchR3, console: Console) -> SearchIndex:
     return SearchIndex.open(folder)
 
 
+def _is_complete(folder: Path) -> bool:
+    """Whether an earlier run finished the index, so that there is little or nothing to embed."""
+    try:
+        return SearchIndex.open(folder).complete
+    except InputError:
+        return False
+
+
 @contextmanager
-def _progress(documents: list[SourceDocument]) -> Iterator[Iterator[SourceDocument]]:
+def _progress(documents: list[SourceDocument], doing: str) -> Iterator[Iterator[SourceDocument]]:
     """Yields `documents`; as they are taken, a bar moves on a terminal's stderr, elsewhere lines are written."""
     if not sys.stderr.isatty():
-        yield _reporting(documents)
+        yield _reporting(documents, doing)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield iter(bar.track(documents, total=len(documents)))
 
 
-def _reporting(documents: list[SourceDocument]) -> Iterator[SourceDocument]:
+def _reporting(documents: list[SourceDocument], doing: str) -> Iterator[SourceDocument]:
     quarter = max(1, len(documents) // 4)
     for i, document in enumerate(documents):
         if i % quarter == 0:
-            print(f"indexing: {i:,} of {len(documents):,}", file=sys.stderr, flush=True)
+            print(f"{doing}: {i:,} of {len(documents):,}", file=sys.stderr, flush=True)
         yield document
 
 

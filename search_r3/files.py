@@ -76,6 +76,14 @@ def atomic_write_text(target: str | Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def why_missing(path: str | Path) -> str:
+    """What is to be said of a path where nothing is: that it does not exist, or that it is a link to such a place."""
+    try:
+        return f"is a link to {os.readlink(path)}, which does not exist"
+    except OSError:
+        return "does not exist"
+
+
 def decode_text(data: bytes, name: str | Path) -> str:
     """The text that a file's bytes hold: UTF-8, without the byte order mark that may stand in front.
 

@@ -283,3 +283,39 @@ def test_the_readme_shows_every_command():
 def test_an_index_remembers_where_its_model_stands(made: Path, capsys) -> None:
     assert main(["search", str(made), "bread", "--no-reasoning", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["hits"]
+
+
+@pytest.mark.parametrize(
+    ("query", "quoted"),
+    [
+        ("-v option", "'-v option'"),
+        ("-v", "-v"),
+        ("-hello world", "'-hello world'"),
+        ("-hello", "-hello"),
+        ("--json is what", "'--json is what'"),
+        ("-k option", "'-k option'"),
+        ("-1 degrees", "'-1 degrees'"),
+        ("-k\tv", "'-k\tv'"),
+    ],
+)
+def test_a_query_that_begins_with_a_dash_is_told_where_it_may_stand(capsys, query, quoted):
+    assert main(["search", "no-index-here", query]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    expected = f"text that begins with a dash stands behind --: search-r3 search ... -- {quoted}"
+    assert " ".join(expected.split()) in said
+    assert main(["search", "no-index-here", "--", query]) == 2
+    assert "no-index-here does not exist" in capsys.readouterr().err  # what it says to do is understood
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "x", "y", "--colour", "red"],
+        ["search", "x", "y", "--mode", "magic"],
+        ["search", "x", "--where=a > 1"],
+    ],
+)
+def test_other_mistakes_are_not_told_of_the_dash(capsys, arguments):
+    assert main(arguments) == 2
+    assert "behind --" not in capsys.readouterr().err

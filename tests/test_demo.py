@@ -64,7 +64,7 @@ def test_the_choice_keeps_the_budget_and_is_the_same_every_time():
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_the_page_is_plain_text_in_a_file_and_fits_its_width(library, tiny_model, tmp_path, monkeypatch, width):
+def test_the_page_is_plain_text_in_a_file_and_fits_its_width(library, tiny_model, tmp_path, monkeypatch, capsys, width):
     monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
     whole = demo.standard_library
     monkeypatch.setattr(demo, "standard_library", lambda: whole(library))
@@ -80,9 +80,14 @@ def test_the_page_is_plain_text_in_a_file_and_fits_its_width(library, tiny_model
         assert len(answer.off.hits) == len(answer.on.hits) == 3
     assert "3 embedded in" in " ".join(text.split())
     assert str(tmp_path / "cache" / "demo") in commands  # whole, so that it can be copied
+    assert "indexing: 0 of 3" in capsys.readouterr().err
     again = io.StringIO()
     demo.run_demo(str(tiny_model), console=Console(file=again, width=width))
     assert "found in the cache" in again.getvalue()
+    said = capsys.readouterr().err
+    assert "indexing" not in said  # nothing is: the index was finished
+    assert "checking the index in the cache: 0 of 3" in said
+    assert "converted" not in said  # a folder of one's own never is
 
 
 def test_what_a_model_writes_cannot_play_with_the_terminal():

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_explain(error))
     except Exception as error:
         if isinstance(error, click_error):
-            return _fail(_usage(error))
+            return _fail(_usage(error, arguments))
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the GPU is out of memory: lower --batch-size, or use --device cpu")
         if disk_is_full(error):  # met by a library that has errors of its own, such as LanceDB
@@ -63,10 +65,26 @@ def _fail(message: str, code: int = EXIT_INPUT) -> int:
     return code
 
 
-def _usage(error: Any) -> str:
+def _usage(error: Any, arguments: Sequence[str]) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "search-r3"
-    return f"{error.format_message().rstrip('.')} (see {command} --help)"
+    message = f"{error.format_message().rstrip('.')} (see {command} --help)"
+    text = _dashed_text(message, arguments)
+    takes_text = context is not None and any(p.param_type_name == "argument" for p in context.command.params)
+    if text is None or not takes_text:
+        return message
+    return f"{message}; text that begins with a dash stands behind --: {command} ... -- {shlex.quote(text)}"
+
+
+def _dashed_text(message: str, arguments: Sequence[str]) -> str | None:
+    """The argument that was taken for an option and may be a text: it holds white space, or is an unknown -letter."""
+    if "--" in arguments:
+        return None
+    dashed = [word for word in arguments if word.startswith("-") and word != "-"]
+    spaced = [word for word in dashed if any(char.isspace() for char in word.partition("=")[0])]
+    unknown = re.match(r"No such option: (-[^-\s])", message)
+    short = [word for word in dashed if unknown and word.startswith("-") and not word.startswith("--")]
+    return next((word for word in spaced or short if not unknown or unknown[1][1] in word), None)
 
 
 def _explain(error: OSError) -> str:

@@ -204,7 +204,12 @@ app.command()(compact)
 @app.command(cls=ReasoningCommand)
 def search(
     index: Annotated[str, typer.Argument(help="An index's folder, made by `search-r3 index`.")],
-    query: Annotated[str, typer.Argument(help='What you look for, in quotes; "-" reads it from standard input.')],
+    query: Annotated[
+        str,
+        typer.Argument(
+            help='What you look for, in quotes; "-" reads it from standard input; behind -- it may begin with a dash.'
+        ),
+    ],
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
     mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
     vector_weight: Annotated[

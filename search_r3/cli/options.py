@@ -66,6 +66,9 @@ class ReasoningCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spelled_out = []
         options = args[: args.index("--")] if "--" in args else args
+        for word in options:
+            if word.startswith("-h") and word != "-h":  # a text; it would be taken for -h and others, and show the help
+                ctx.fail(f"No such option: {word}")
         for word, following in zip(options, [*options[1:], ""], strict=True):
             bare = word == "--reasoning" and following not in set(Reasoning)
             spelled_out.append("--reasoning=on" if bare else "--reasoning=off" if word == "--no-reasoning" else word)

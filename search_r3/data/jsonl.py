@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from search_r3.data.lines import MAX_LINE, TooLong, bounded_lines, defect
 from search_r3.errors import InputError
-from search_r3.files import BOM, atomic_path, text_problem
+from search_r3.files import BOM, atomic_path, text_problem, why_missing
 
 OnFault = Callable[[InputError, str, str], None]
 """Told of a line that is broken: the error, its kind in a few words, and the line's place below the folder."""
@@ -156,7 +156,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path") from error
+        raise InputError(f"{path} {why_missing(path)}; check the path") from error
     except IsADirectoryError as error:
         raise InputError(f"{path} is a folder; expected a file") from error
     except PermissionError as error:

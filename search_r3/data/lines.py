@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from search_r3.errors import InputError
 from search_r3.files import BOM as BOM  # for those who read lines
-from search_r3.files import encoding_problem
+from search_r3.files import encoding_problem, why_missing
 
 MAX_LINE = 10_000_000
 """Bytes: no document of a collection is longer, so a longer line is something else."""
@@ -153,7 +153,7 @@ def _opened(path: Path) -> BufferedIOBase:
     try:
         handle: BufferedIOBase = _OPEN.get(path.suffix, open)(path, "rb")
     except FileNotFoundError as error:
-        raise MissingSource(f"{path} does not exist; check the path") from error
+        raise MissingSource(f"{path} {why_missing(path)}; check the path") from error
     except OSError as error:
         raise BrokenFile(path, _said(error)) from error
     return handle

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.data.synthesis.patience import Endpoint, NoAnswerError, RefusedError, Threads, Wording
+from search_r3.data.synthesis.patience import Endpoint, NoAnswerError, RefusedError, Threads, Wording, listed
 from search_r3.data.synthesis.writers import CHARACTERS_A_TOKEN, count_characters
 from search_r3.errors import InputError
 from search_r3.evaluation.cache import EmbeddingCache, Encoded, progress_bar
@@ -268,9 +268,11 @@ class EndpointEncoder:
 
 def _rows_of(answer: Any, expected: int) -> np.ndarray:
     """The embeddings of an answer in the order of its texts, float32 (n, dim); raises ValueError and its like."""
-    data = list(answer.data)
+    data = listed(answer, "data")
     if len(data) != expected:
         raise ValueError(f"{len(data)} embeddings for {expected} texts")
+    if not all(isinstance(getattr(item, "embedding", None), list) for item in data):
+        raise ValueError('an item of its "data" has no list of numbers as "embedding"')
     places = [item.index for item in data]
     if any(place is not None for place in places):
         if sorted(places) != list(range(expected)):

@@ -20,7 +20,7 @@ from search_r3.data.beir import read_jsonl, string_field
 from search_r3.data.delimited import parse_delimiter
 from search_r3.data.jsonl import id_field
 from search_r3.errors import InputError
-from search_r3.files import wide_encoding
+from search_r3.files import why_missing, wide_encoding
 from search_r3.index.csvfile import read_csv
 from search_r3.index.ledger import Ledger
 
@@ -111,7 +111,8 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delim
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a folder, or a .jsonl, .csv or text file") from error
+        why = why_missing(path) if path.is_symlink() else (error.strerror or str(error))
+        raise InputError(f"{path}: {why}; give a folder, or a .jsonl, .csv or text file") from error
     if stat.S_ISDIR(mode):
         _refuse_delimiter(path, delimiter)
         if not os.access(path, os.R_OK | os.X_OK):
@@ -227,7 +228,7 @@ def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, onerror=unreadable):
         keep = []
         for name in sorted(folders):
-            if name.startswith(".") or name in SKIPPED_FOLDERS or name.endswith((".lance", ".egg-info")):
+            if _is_passed_over(name):
                 continue
             if os.path.islink(os.path.join(folder, name)):
                 skipped.append(Skipped(_relative(Path(folder, name), root), "a link to a folder"))
@@ -239,11 +240,27 @@ def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
             if name.startswith("."):
                 continue
             if file.is_symlink():
-                inside = file.resolve().is_relative_to(root.resolve())
-                reason = "a link to a file read under its own name" if inside else "a link that leads out of the folder"
-                skipped.append(Skipped(_relative(file, root), reason))
+                skipped.append(Skipped(_relative(file, root), _about_link(file, root)))
                 continue
             yield file
+
+
+def _about_link(file: Path, root: Path) -> str:
+    """Why a link in a folder is not followed."""
+    try:
+        target = file.resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
+        return "a broken link"
+    if not target.is_relative_to(root.resolve()):
+        return "a link that leads out of the folder"
+    *folders, name = target.relative_to(root.resolve()).parts
+    if name.startswith(".") or any(_is_passed_over(folder) for folder in folders) or file_kind(target) is None:
+        return "a link to a file that is not read"
+    return "a link to a file read under its own name"
+
+
+def _is_passed_over(folder: str) -> bool:
+    return folder.startswith(".") or folder in SKIPPED_FOLDERS or folder.endswith((".lance", ".egg-info"))
 
 
 def file_kind(path: Path) -> Kind | None:

@@ -87,10 +87,22 @@ class Sampler:
                 self._takes[source if one_source else ""][source] = count
         self.per_epoch = sum(self._size_of(name) // size for name in self.groups)
         if self.per_epoch == 0:
-            raise InputError(
-                f"{len(pairs)} pairs are too few for a batch of {size}; lower pairs_per_step, or set batch_of to any"
-            )
+            raise InputError(self._too_few())
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def _too_few(self) -> str:
+        """Why there is not one batch, and what would help: pairs of several groups together only where these do."""
+        sizes = {name: self._size_of(name) for name in self.groups}
+        largest = max(sizes, key=lambda name: sizes[name], default="")
+        total = sum(sizes.values())
+        if len(sizes) > 1 and total >= self.size:
+            return (
+                f"a batch of {self.size} is of one source or kind, but none of the {len(sizes)} has so many pairs "
+                f"({largest!r} has {sizes[largest]}); lower pairs_per_step to that, or set batch_of to any"
+            )
+        weighted = f" ({total} after source_weights)" if total != len(self.pairs) else ""
+        todo = f"lower pairs_per_step to {sizes[largest]}, or give more pairs" if total else "give more pairs"
+        return f"{len(self.pairs)} pairs{weighted} are too few for a batch of {self.size}; {todo}"
 
     def batch(self, number: int) -> list[TrainingPair]:
         """The pairs of batch `number`, counted over all epochs."""

@@ -289,3 +289,75 @@ class Interrupting:
 
     def __exit__(self, *_):
         return None
+
+
+def body(value, status: int = 200) -> tuple[int, dict[str, str], str]:
+    return status, {}, value if isinstance(value, str) else json.dumps(value)
+
+
+ERRORS = {
+    "an object": ({"error": {"message": "the model is loading", "type": "x"}}, "an error: the model is loading"),
+    "a text": ({"error": "out of memory"}, "an error: out of memory"),
+    "with a code": (
+        {"error": {"message": "upstream is down", "code": 502}},
+        r"an error \(code 502\): upstream is down",
+    ),
+    "FastAPI's": ({"detail": "no worker is free"}, "an error: no worker is free"),
+    "vLLM's": ({"object": "error", "message": "bad weights", "code": 500}, r"an error \(code 500\): bad weights"),
+    "a name as a code": ({"error": {"message": "no such model", "code": "model_not_found"}}, "an error: no such model"),
+    "beside null": ({"data": None, "error": {"message": "quota reached"}}, "an error: quota reached"),
+    "beside nothing": ({"object": "list", "data": [], "error": "queue is full"}, "an error: queue is full"),
+}
+
+
+@pytest.mark.parametrize(("answer", "said"), ERRORS.values(), ids=ERRORS.keys())
+def test_an_error_in_an_answer_of_status_200_is_told_in_the_endpoints_words(answer, said):
+    expected = pytest.raises(InputError, match=f"answers with {said}")
+    with EndpointServer(lambda r, n: body(answer)) as sent, expected as caught:
+        encode_all(encoder(sent.url, retries=2), None)
+    assert "NoneType" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_such_an_error_that_passes_is_waited_for():
+    def busy(request, number):
+        return body({"error": {"message": "busy", "code": 503}}) if number in (1, 2, 3) else good(request)
+
+    with EndpointServer(busy) as sent:
+        assert encode_all(encoder(sent.url, retries=3), None) == pytest.approx(expected(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (401, "refused a call without a key"),
+        (404, 'has no model "m"'),
+        ("402", "no credit left"),
+        (400, r"refused a text \(status 400\): no"),
+    ],
+)
+def test_such_an_error_that_stays_is_not_asked_again(code, said):
+    with EndpointServer(lambda r, n: body({"error": {"message": "no", "code": code}})) as sent:
+        with pytest.raises(InputError, match=said):
+            encode_all(encoder(sent.url), None, TEXTS[:UNIT])
+        assert len(sent.requests) == 1
+
+
+NONE = {
+    "a page": (body("<html>hello</html>"), "no JSON but begins '<html>hello</html>'"),
+    "null": (body({"data": None}), 'it has no "data"'),
+    "nothing": (body({}), 'it has no "data"'),
+    "a number": (body({"data": 7}), "its \"data\" is '7'"),
+    "an empty list": (body({"data": []}), 'its "data" is'),
+    "texts": (body({"data": ["a"] * UNIT}), "has no list of numbers"),
+    "null rows": (body({"data": [{"index": i, "embedding": None} for i in range(UNIT)]}), "has no list of numbers"),
+}
+
+
+@pytest.mark.parametrize(("answer", "said"), NONE.values(), ids=NONE.keys())
+def test_what_is_no_embedding_is_described_and_no_python_error_is_shown(answer, said):
+    expected = pytest.raises(InputError, match="does not answer with embeddings")
+    with EndpointServer(lambda r, n: answer) as sent, expected as caught:
+        encode_all(encoder(sent.url, retries=1), None)
+    assert said in str(caught.value)
+    assert "object" not in str(caught.value)

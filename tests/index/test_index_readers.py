@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from search_r3.data.jsonl import read_jsonl
 from search_r3.errors import InputError
 from search_r3.index.readers import open_source, summarise_skipped
 
@@ -122,6 +123,46 @@ def test_a_folder_reads_text_and_skips_the_rest_with_reasons(tmp_path):
     assert set(reasons) == set(expected)
     assert all(expected[name] in reasons[name] for name in expected)
     assert list(source) == documents  # a source can be read again
+
+
+def test_a_link_says_what_it_is(tmp_path):
+    root = write(tmp_path / "docs" / "real.md", "some text").parent
+    write(root / ".git" / "config.txt", "hidden")
+    write(root / "node_modules" / "x.js", "passed over")
+    write(root / "photo.jpg", "x")
+    write(tmp_path / "outside.md", "elsewhere")
+    (root / "sub").mkdir()
+    links = {
+        "good.md": "real.md", "gone.md": "nothing.md", "gone-outside.md": "../../nothing.md", "loop.md": "loop.md",
+        "out.md": "../outside.md", "hidden.txt": ".git/config.txt", "passed.js": "node_modules/x.js",
+        "picture.md": "photo.jpg", "chain.md": "good.md", "broken-chain.md": "gone.md", "gone-folder": "no-folder",
+        "folder": "sub",
+    }  # fmt: skip
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    source = open_source(root)
+    assert [document.id for document in source] == ["real.md"]
+    reasons = {skipped.path: skipped.reason for skipped in source.skipped}
+    own, broken, unread = (
+        "a link to a file read under its own name",
+        "a broken link",
+        "a link to a file that is not read",
+    )
+    assert reasons == {
+        "good.md": own, "chain.md": own, "gone.md": broken, "gone-outside.md": broken, "loop.md": broken,
+        "broken-chain.md": broken, "gone-folder": broken, "out.md": "a link that leads out of the folder",
+        "hidden.txt": unread, "passed.js": unread, "picture.md": unread, "folder": "a link to a folder",
+        "photo.jpg": "not a text or source file (.jpg)",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.md"])
+def test_a_path_that_is_a_broken_link_is_called_one(tmp_path, name):
+    (tmp_path / name).symlink_to("elsewhere")
+    with pytest.raises(InputError, match="is a link to elsewhere, which does not exist"):
+        open_source(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} is a link to elsewhere, which does not exist"):
+        list(read_jsonl(tmp_path / name))
 
 
 def test_ids_do_not_depend_on_where_the_folder_stands(tmp_path, monkeypatch):

@@ -47,9 +47,23 @@ def test_a_batch_is_a_function_of_its_number_and_an_epoch_has_no_pair_twice() ->
 
 
 def test_too_few_pairs_are_refused() -> None:
-    with pytest.raises(InputError, match="36 pairs are too few for a batch of 24; lower pairs_per_step"):
+    expected = r"none of the 3 has so many pairs \('b' has 23\); lower pairs_per_step to that, or set batch_of to any"
+    with pytest.raises(InputError, match=expected):
         Sampler(PAIRS, 24, 0, True)
+    assert Sampler(PAIRS, 23, 0, True).per_epoch == 1
     assert Sampler(PAIRS, 24, 0, False).per_epoch == 1
+
+
+@pytest.mark.parametrize("one_source", [True, False])
+def test_pairs_that_are_too_few_even_together_are_not_told_to_be_taken_together(one_source: bool) -> None:
+    with pytest.raises(InputError, match="36 pairs are too few for a batch of 40; lower pairs_per_step to") as caught:
+        Sampler(PAIRS, 40, 0, one_source)
+    assert "batch_of" not in str(caught.value)
+    most = int(str(caught.value).split("pairs_per_step to ")[1].split(",")[0])
+    assert Sampler(PAIRS, most, 0, one_source).per_epoch == 1  # the advice helps
+    with pytest.raises(InputError, match=r"36 pairs \(18 after source_weights\) are too few") as caught:
+        Sampler(PAIRS, 30, 0, one_source, weights={"b": 0.2})
+    assert "batch_of" not in str(caught.value)
 
 
 # --- lengths

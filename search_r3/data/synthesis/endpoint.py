@@ -17,13 +17,15 @@ from search_r3.data.synthesis.patience import (
     RefusedError,
     Threads,
     Wording,
+    listed,
+    said_by,
 )
 from search_r3.data.synthesis.writers import Failure, Prompt, Reply, Usage, count_characters, without_thoughts
 from search_r3.errors import InputError
 
 _WORDING = Wording(
     slow="is it too busy? raise --timeout",
-    unusable="it does not answer with the JSON of a chat completion; should the URL end in /v1?",
+    unusable="it does not answer with the JSON of a chat completion ({reason}); should the URL end in /v1?",
     no_credit="the account's credit is used up (status {code}); run again when it is not",
 )
 
@@ -87,7 +89,11 @@ class EndpointWriter:
             if self._adapt(str(error), sent):
                 raise AskDifferentlyError from None
             raise
-        choice = answer.choices[0]
+        choice = listed(answer, "choices")[0]
+        if failed := getattr(choice, "error", None):
+            raise said_by(failed)
+        if choice.message is None:
+            raise ValueError("a choice without a message")
         text = choice.message.content or ""
         if not isinstance(text, str):
             raise TypeError("the content is no text")

@@ -6,6 +6,7 @@ wait that honours Retry-After (RFC 9110, 10.2.3). The key comes from the environ
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import random
@@ -45,6 +46,14 @@ class RefusedError(Exception):
     def __init__(self, status: int, said: str) -> None:
         super().__init__(f"status {status}: {said}")
         self.status, self.said = status, said
+
+
+class ErrorAnswerError(Exception):
+    """The endpoint answered with status 200 and an error in the body: what it said, and its code if it gave one."""
+
+    def __init__(self, said: str, code: int | None = None) -> None:
+        super().__init__(said)
+        self.said, self.code = said, code
 
 
 class StoppedError(Exception):
@@ -173,8 +182,15 @@ class Endpoint:
                 detail = f"cannot be reached ({self.reason(error.__cause__ or error)}); does it run, is the URL right?"
                 if not self.answered and tries >= 1:
                     raise InputError(f"{self} {detail}") from None
+            except ErrorAnswerError as error:
+                said = self.reason(error)
+                if error.code is not None:
+                    self._give_up_on(error.code, said, said)
+                detail = f"it answers with an error{f' (code {error.code})' if error.code else ''}: {said}"
+                if not self.answered and tries >= 1:
+                    raise InputError(f"{self}: {detail}") from None
             except self._openai.APIStatusError as error:
-                self._give_up_on(error)
+                self._give_up_on(error.status_code, self.reason(error), str(error))
                 detail = f"status {error.status_code}: {self.reason(error)}"
                 asked_to_wait = retry_after(error.response.headers)
             except (self._openai.APIError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -196,20 +212,22 @@ class Endpoint:
 
     def reason(self, error: BaseException) -> str:
         """One short line of what went wrong, in which the key cannot stand."""
+        if isinstance(error, json.JSONDecodeError):
+            error = ValueError(_no_json(error.doc))
         body = getattr(error, "body", None)
         said = body.get("message") if isinstance(body, dict) else None
         text = " ".join(str(said or error or type(error).__name__).split()) or type(error).__name__
         return (text.replace(self._key, "***") if len(self._key) > 4 else text)[:200]
 
-    def _give_up_on(self, error: Any) -> None:
-        """Raise for a status that no waiting mends; return for one that passes (408, 409, 429, 5xx)."""
-        code, said, settings = error.status_code, self.reason(error), self.settings
+    def _give_up_on(self, code: int, said: str, whole: str) -> None:
+        """Raise for a status that no waiting helps; return for one that passes (408, 409, 429, 5xx)."""
+        settings = self.settings
         if code in (401, 403):
             source = f"the key in {settings.key_variable}" if settings.key_variable else "a call without a key"
             raise InputError(f"{self} refused {source} (status {code}); check the key and what it may use")
         if code == 404:
             raise InputError(f'{self} has no model "{settings.model}", or is not the base URL (status 404): {said}')
-        if code == 402 or "insufficient_quota" in str(error):
+        if code == 402 or "insufficient_quota" in whole:
             raise InputError(f"{self}: {self.wording.no_credit.format(code=code)}")
         if code not in (408, 409, 429) and code < 500:
             raise RefusedError(code, said)
@@ -264,6 +282,37 @@ class Threads(Generic[Answer]):
                 self._done.put((number, self._ask(number, self._stop), None))
             except BaseException as error:
                 self._done.put((number, None, error))
+
+
+def listed(answer: Any, part: str) -> list[Any]:
+    """The list `part` of a client's answer ("data", "choices"), which is not empty.
+
+    Raises:
+        ErrorAnswerError: the answer holds an error in its place, in one of the forms that servers use.
+        ValueError: it is no such answer; the message says what it is instead.
+    """
+    if isinstance(answer, str):
+        raise ValueError(_no_json(answer))
+    found = getattr(answer, part, None)
+    if isinstance(found, list) and found:
+        return found
+    for name in ("error", "detail", "message"):
+        if (error := getattr(answer, name, None)) not in (None, "", [], {}):
+            raise said_by(error, getattr(answer, "code", None))
+    raise ValueError(f'it has no "{part}"' if found is None else f'its "{part}" is {str(found)[:60]!r}')
+
+
+def _no_json(text: str) -> str:
+    return f"it is no JSON but begins {' '.join(text.split())[:60]!r}"
+
+
+def said_by(error: Any, code: Any = None) -> ErrorAnswerError:
+    """An error as a server puts it into an answer, a text or an object with `message` and perhaps `code`."""
+    if isinstance(error, dict):
+        code = error.get("code") or error.get("status") or code
+        error = error.get("message") or error.get("detail") or error
+    known = isinstance(code, int | str) and not isinstance(code, bool) and re.fullmatch(r"[45]\d\d", str(code))
+    return ErrorAnswerError(" ".join(str(error).split()), int(str(code)) if known else None)
 
 
 def key_from(variable: str | None, missing: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -354,3 +355,25 @@ def test_a_budget_is_of_tokens_or_money() -> None:
 def test_a_wrong_budget_is_refused(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         Budget(**values)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"error": {"message": "the model is loading"}}, "answers with an error: the model is loading"),
+        ({"error": "out of memory"}, "answers with an error: out of memory"),
+        ({"choices": None, "error": {"message": "down", "code": 502}}, r"answers with an error \(code 502\): down"),
+        ({"choices": [{"index": 0, "error": {"message": "cut off"}}]}, "answers with an error: cut off"),
+        ({"choices": [{"index": 0, "message": None}]}, "a choice without a message"),
+        ({"choices": []}, 'its "choices" is'),
+        ({}, 'it has no "choices"'),
+    ],
+)
+def test_an_error_in_an_answer_of_status_200_is_told_in_the_endpoints_words(answer: Any, said: str) -> None:
+    with (
+        EndpointServer(lambda *_: (200, {}, json.dumps(answer))) as server,
+        pytest.raises(InputError, match=said) as caught,
+    ):
+        writer(server.url).write(PROMPTS)
+    assert "object" not in str(caught.value)
+    assert "NoneType" not in str(caught.value)
