@@ -91,29 +91,28 @@ def write_grpo(stage_one: Path, folder: Path, name: str) -> Path:
     return write_recipe(stage_one, folder / "recipe.yaml", **changes | GRPO[name])
 
 
-def in_two(rank: int, port: int, model: str, stage_one: str, folder: str) -> None:
+def in_two(rank: int, port: int, how: str, model: str, stage_one: str, folder: str) -> None:
     """Every configuration, by one of two processes; and once a run that is killed on the way and goes on."""
     join(rank, port)
-    for how in STRATEGIES:
-        with strategy(how):
-            for name in SFT:
-                recipe = write_sft(model, Path(folder) / f"sft-{rank}", name)
-                train_sft(recipe, [f"output={folder}/{how}-sft-{name}/run"])
-            for name in GRPO:
-                recipe = write_grpo(Path(stage_one), Path(folder) / f"grpo-{rank}", name)
-                train_grpo(recipe, [f"output={folder}/{how}-grpo-{name}/run"])
-            recipe = write_sft(model, Path(folder) / f"sft-{rank}", "cached")  # a mixed unit: bfloat16 and float32
-            train_sft(recipe, [f"output={folder}/{how}-bfloat16/run", *BFLOAT16])
-            for task, train, recipe in (
-                (SFTTask, train_sft, write_sft(model, Path(folder) / f"sft-{rank}", "plain")),
-                (GRPOTask, train_grpo, write_grpo(Path(stage_one), Path(folder) / f"grpo-{rank}", "rounds")),
-            ):
-                wanted = [f"output={folder}/{how}-killed-{task.__name__}/run", f"loop.checkpoint_every={KEPT}"]
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(task, "batch", dying(task.batch))
-                    with pytest.raises(RuntimeError, match="killed"):
-                        train(recipe, wanted)
-                train(recipe, wanted)
+    with strategy(how):
+        for name in SFT:
+            recipe = write_sft(model, Path(folder) / f"recipe-sft-{rank}", name)
+            train_sft(recipe, [f"output={folder}/sft-{name}/run"])
+        for name in GRPO:
+            recipe = write_grpo(Path(stage_one), Path(folder) / f"recipe-grpo-{rank}", name)
+            train_grpo(recipe, [f"output={folder}/grpo-{name}/run"])
+        recipe = write_sft(model, Path(folder) / f"recipe-sft-{rank}", "cached")  # a mixed unit: bfloat16 and float32
+        train_sft(recipe, [f"output={folder}/bfloat16/run", *BFLOAT16])
+        for task, train, recipe in (
+            (SFTTask, train_sft, write_sft(model, Path(folder) / f"recipe-sft-{rank}", "plain")),
+            (GRPOTask, train_grpo, write_grpo(Path(stage_one), Path(folder) / f"recipe-grpo-{rank}", "rounds")),
+        ):
+            wanted = [f"output={folder}/killed-{task.__name__}/run", f"loop.checkpoint_every={KEPT}"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(task, "batch", dying(task.batch))
+                with pytest.raises(RuntimeError, match="killed"):
+                    train(recipe, wanted)
+            train(recipe, wanted)
     end_processes()
 
 
@@ -148,21 +147,30 @@ def assert_same_course(one: Path, other: Path) -> None:
         torch.testing.assert_close(others[key].float(), value.float(), atol=3e-3, rtol=2e-2)  # written in bfloat16
 
 
-def test_two_processes_follow_one_and_go_on_after_a_kill(tiny_model: Path, stage_one: Path, tmp_path: Path) -> None:
-    run_processes(in_two, free_port(), str(tiny_model), str(stage_one), str(tmp_path))
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path, stage_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every configuration by one process."""
+    folder = tmp_path_factory.mktemp("alone")
     for name in SFT:
-        train_sft(write_sft(str(tiny_model), tmp_path / f"sft-{name}", name))
+        train_sft(write_sft(str(tiny_model), folder / f"sft-{name}", name))
     for name in GRPO:
-        train_grpo(write_grpo(stage_one, tmp_path / f"grpo-{name}", name))
-    train_sft(write_sft(str(tiny_model), tmp_path / "bfloat16", "cached"), BFLOAT16)
-    half = [record["loss"] for record in records(tmp_path / "bfloat16" / "run")]
-    for how in STRATEGIES:
-        assert [r["loss"] for r in records(tmp_path / f"{how}-bfloat16" / "run")] == pytest.approx(half, rel=0.02)
-        for name in [*(f"sft-{name}" for name in SFT), *(f"grpo-{name}" for name in GRPO)]:
-            assert_same_course(tmp_path / name / "run", tmp_path / f"{how}-{name}" / "run")
-        for killed, whole in (("SFTTask", "sft-plain"), ("GRPOTask", "grpo-rounds")):
-            one, other = (records(tmp_path / f"{how}-{name}" / "run") for name in (whole, f"killed-{killed}"))
-            assert [record["loss"] for record in one] == [record["loss"] for record in other]
+        train_grpo(write_grpo(stage_one, folder / f"grpo-{name}", name))
+    train_sft(write_sft(str(tiny_model), folder / "bfloat16", "cached"), BFLOAT16)
+    return folder
+
+
+@pytest.mark.parametrize("how", STRATEGIES)
+def test_two_processes_follow_one_and_go_on_after_a_kill(
+    how: str, alone: Path, tiny_model: Path, stage_one: Path, tmp_path: Path
+) -> None:
+    run_processes(in_two, free_port(), how, str(tiny_model), str(stage_one), str(tmp_path))
+    half, halves = ([record["loss"] for record in records(folder / "bfloat16" / "run")] for folder in (alone, tmp_path))
+    assert halves == pytest.approx(half, rel=0.02)
+    for name in [*(f"sft-{name}" for name in SFT), *(f"grpo-{name}" for name in GRPO)]:
+        assert_same_course(alone / name / "run", tmp_path / name / "run")
+    for killed, whole in (("SFTTask", "sft-plain"), ("GRPOTask", "grpo-rounds")):
+        one, other = (records(tmp_path / name / "run") for name in (whole, f"killed-{killed}"))
+        assert [record["loss"] for record in one] == [record["loss"] for record in other]
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
