@@ -41,7 +41,7 @@ def test_two_servers_store_each_document_once_or_refuse_it(tiny, place):
     load = lambda: Loaded.of(tiny, SearchIndex.open(place))  # noqa: E731
     with running(load, writable=True) as one, running(load, writable=True) as other:
         work = [(one, "a"), (other, "b"), (one, "c"), (other, "d")]
-        threads = [threading.Thread(target=post, args=args) for args in work]
+        threads = [threading.Thread(target=post, args=args, daemon=True) for args in work]
         for thread in threads:
             thread.start()
         for thread in threads:
