@@ -17,7 +17,7 @@ import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ from search_r3.index.build import build_index
 from search_r3.index.readers import SourceDocument
 from search_r3.index.search import Hit, SearchResult
 from search_r3.index.table import SearchIndex
-from search_r3.model.bundled import BUNDLED, cache_dir, known_names
+from search_r3.model.bundled import BUNDLED, cache_dir, cache_written, known_names
 from search_r3.model.listing import BASE, newest_adapter
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ def run_demo(model_name: str | None = None, *, console: Console | None = None) -
     model = _load(chosen)
     _say(console, "model ", f"{model.name}, {model.dimension} dimensions, {model.dtype}, loaded in {_since(started)}")
     folder = cache_dir() / "demo" / f"{model.name}-{model.contract_hash[:12]}"
-    index = _index(folder, model, console)
+    with cache_written():
+        index = _index(folder, model, console)
     index.search("warm up", model, mode="vector", max_reasoning_tokens=1)  # the first pass pays for set-up
     answers = []
     for number, question in enumerate(QUESTIONS, start=1):
@@ -314,8 +315,9 @@ def _print_summary(console: Console, answers: list[Answer]) -> None:
 def _print_next(console: Console, folder: Path) -> None:
     program = "search-r3" if shutil.which("search-r3") else _beside_python()
     shown = shlex.quote(str(folder))
-    if folder.is_relative_to(Path.home()) and shown == str(folder):
-        shown = f"~/{folder.relative_to(Path.home())}"
+    with suppress(RuntimeError):  # no home
+        if folder.is_relative_to(Path.home()) and shown == str(folder):
+            shown = f"~/{folder.relative_to(Path.home())}"
     steps = (
         ("ask this index your own question", f'{program} search {shown} "how do I ..."'),
         (

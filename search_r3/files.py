@@ -10,16 +10,70 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from search_r3.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
 """UTF-8's byte order mark, which Windows programs put in front of a text; it is no part of it."""
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system answers where a place may not be written."""
 _WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+def expand_user(path: str | Path) -> Path:
+    """`path` with a `~` at its beginning replaced by the user's home folder.
+
+    Raises:
+        InputError: there is no home folder, as in a container whose user has no entry in /etc/passwd.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: this user has no home folder; set HOME, or give the path without ~") from error
+
+
+def allow_no_temporary_folder() -> None:
+    """Let libraries be imported where no temporary folder can be written, as in a container with a read-only root.
+
+    torch (by dill, if that is installed, and by its compiler) and others ask where temporary files go as they are
+    imported, and fail though they would write none. Who then does write one meets the system's own error, see
+    `no_temporary_folder`.
+    """
+    try:
+        if tempfile.gettempdir() != "/tmp":  # a folder that Python found to be better; libraries in Rust take /tmp
+            os.environ.setdefault("TMPDIR", tempfile.gettempdir())
+    except FileNotFoundError:
+        named = (os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP"))
+        tempfile.tempdir = next(filter(os.path.isdir, (*named, "/tmp")), os.path.abspath(os.sep))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.tempdir)
+
+
+def check_temporary_folder(purpose: str) -> None:
+    """Raise InputError where no temporary file can be written; `purpose` begins the message."""
+    try:
+        with tempfile.TemporaryFile():
+            return
+    except OSError as error:
+        reason = no_temporary_folder(error) or f"{error.strerror}; set TMPDIR to a folder with space to write"
+        raise InputError(f"{purpose} needs temporary files: {reason}") from error
+
+
+def no_temporary_folder(error: BaseException) -> str | None:
+    """A line that says what to set where `error` came about because no temporary file could be written; else None."""
+    if not isinstance(error, OSError) or error.errno not in (*UNWRITABLE, errno.ENOENT):
+        return None
+    if "No usable temporary directory" in str(error.strerror):
+        where = "no folder for temporary files can be written"
+    elif error.errno in UNWRITABLE and Path(str(error.filename)).parent == Path(tempfile.gettempdir()):
+        where = f"{tempfile.gettempdir()} cannot be written ({error.strerror})"
+    else:
+        return None
+    return f"{where}; set TMPDIR to a folder you may write to"
 
 
 @contextmanager
@@ -60,14 +114,15 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
                 f"cannot write {target}: no space left, the disk is full; free some space and run the same command "
                 "again"
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise InputError(f"cannot write {target}: {error.strerror}; choose a folder you may write to") from error
         raise
     finally:
         if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
         else:
-            scratch.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only file system says so even of a file that is not there
+                scratch.unlink(missing_ok=True)
 
 
 def atomic_write_text(target: str | Path, text: str) -> None:

@@ -17,7 +17,7 @@ import typer
 from search_r3.cli.commands import app
 from search_r3.cli.process import collect_garbage_rarely, keep_freed_memory
 from search_r3.errors import InputError
-from search_r3.files import disk_is_full
+from search_r3.files import allow_no_temporary_folder, disk_is_full, no_temporary_folder
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (by default the process's own); returns the exit code, prints no traceback for
     what the user can mend."""
     keep_freed_memory()
+    allow_no_temporary_folder()
     collect_garbage_rarely()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a search
@@ -88,6 +89,8 @@ def _dashed_text(message: str, arguments: Sequence[str]) -> str | None:
 
 
 def _explain(error: OSError) -> str:
+    if (line := no_temporary_folder(error)) is not None:
+        return line
     where = f"{error.filename}: " if error.filename else ""
     advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "mend the permissions"}
     todo = advice.get(error.errno or 0, "check the place")

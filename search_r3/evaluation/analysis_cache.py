@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from search_r3.errors import InputError
 from search_r3.evaluation.cache import content_hash, default_folder, progress_bar
-from search_r3.files import atomic_path
+from search_r3.files import atomic_path, expand_user
 
 SHARD_SIZE = 64
 """Queries in one shard: what an interruption can cost."""
@@ -57,7 +57,7 @@ class AnalysisCache:
     def __init__(self, folder: str | Path | None = None, shard_size: int = SHARD_SIZE) -> None:
         if shard_size < 1:
             raise InputError(f"shard_size is {shard_size}; expected at least 1")
-        self.folder = Path(folder).expanduser() if folder is not None else default_folder().parent / "analyses"
+        self.folder = expand_user(folder) if folder is not None else default_folder().parent / "analyses"
         self.shard_size = shard_size
 
     def analyse(

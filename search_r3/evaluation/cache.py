@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_path, atomic_write_text
+from search_r3.files import atomic_path, atomic_write_text, expand_user
+from search_r3.model.bundled import cache_dir
 
 SHARD_SIZE = 512
 FORMAT = "search-r3-embeddings-1"
@@ -51,7 +51,7 @@ class EmbeddingCache:
     def __init__(self, folder: str | Path | None = None, shard_size: int = SHARD_SIZE) -> None:
         if shard_size < 1:
             raise InputError(f"shard_size is {shard_size}; expected at least 1")
-        self.folder = Path(folder).expanduser() if folder is not None else default_folder()
+        self.folder = expand_user(folder) if folder is not None else default_folder()
         self.shard_size = shard_size
 
     def encode(
@@ -140,8 +140,8 @@ def _put_together(
 
 
 def default_folder() -> Path:
-    """`embeddings` under the folder that SEARCH_R3_CACHE names, else under ~/.cache/search-r3."""
-    return Path(os.environ.get("SEARCH_R3_CACHE") or Path.home() / ".cache" / "search-r3") / "embeddings"
+    """`embeddings` under the folder that SEARCH_R3_CACHE names, else under ~/.cache/search-r3. Raises InputError."""
+    return cache_dir() / "embeddings"
 
 
 def content_hash(*columns: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from search_r3.data.beir import refuse_unknown
 from search_r3.data.synthesis.patience import EndpointSettings, key_from
 from search_r3.errors import InputError
+from search_r3.files import expand_user
 
 FILE_ENDINGS = (".yaml", ".yml")
 OPENAI_URL = "https://api.openai.com/v1"
@@ -125,8 +126,8 @@ def parse_peer(source: str) -> PeerConfig | None:
         return PeerConfig(model=source.removeprefix("st:"))
     if source.startswith(_PREFIX):
         return _from_spec(source)
-    if source.endswith(FILE_ENDINGS) and not Path(source).expanduser().is_dir():
-        return _from_file(Path(source).expanduser())
+    if source.endswith(FILE_ENDINGS) and not expand_user(source).is_dir():
+        return _from_file(expand_user(source))
     return None
 
 

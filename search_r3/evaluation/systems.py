@@ -20,6 +20,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.cache import EmbeddingCache
 from search_r3.evaluation.endpoint import EndpointEncoder, Work
 from search_r3.evaluation.peers import FILE_ENDINGS, PeerConfig, Spending, parse_peer
+from search_r3.files import expand_user
 from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
 
@@ -300,7 +301,7 @@ def model_name(source: str) -> str:
     folder = resolve(source)
     if read_record(folder) is not None:
         return _clean(folder.resolve().name)
-    return _clean(f"search-r3-{Path(source).expanduser().resolve().name.lower()}-base")
+    return _clean(f"search-r3-{expand_user(source).resolve().name.lower()}-base")
 
 
 def check_modes(modes: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from search_r3.files import check_temporary_folder
 from search_r3.index.columns import VECTOR
 from search_r3.index.encoder import Encoder
 
@@ -254,6 +255,7 @@ def _build(table: Any, rows: int) -> Approximate:
     kind = IvfFlat if dimension % 8 else IvfRq  # the one bit a dimension fills whole bytes
     config = kind(distance_type="cosine", num_partitions=partitions, sample_rate=sample, max_iterations=K_MEANS_ROUNDS)
     begun = time.perf_counter()
+    check_temporary_folder("building the approximate index")  # LanceDB would panic
     table.create_index(VECTOR, config=config)
     return Approximate(
         kind="IVF_FLAT" if kind is IvfFlat else "IVF_RQ",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
+from search_r3.errors import InputError
+
 CACHE_KIB = 32 * 1024
 AT_ONCE = 500  # SQLite allows so many parameters of one statement everywhere
 
@@ -29,9 +31,19 @@ class Ledger:
         return self._count
 
     def first(self, identifier: str, place: str) -> str | None:
-        """Note `identifier`; None if it is new, else the place where it was met first."""
+        """Note `identifier`; None if it is new, else the place where it was met first.
+
+        Raises:
+            InputError: the ids need a temporary file, and none can be written.
+        """
         key = _key(identifier)
-        done = self._db.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (key, place))
+        try:
+            done = self._db.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (key, place))
+        except sqlite3.OperationalError as error:
+            raise InputError(
+                f"over {self._count:,} ids need a temporary file, which cannot be written ({error}); set TMPDIR to a "
+                "folder with space that you may write to"
+            ) from error
         if done.rowcount:
             self._count += 1
             return None

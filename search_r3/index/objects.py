@@ -15,7 +15,6 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
@@ -99,14 +98,13 @@ def _profile() -> dict[str, str]:
     """What the AWS configuration files say of the profile AWS_PROFILE, or of the one called "default"."""
     name = os.environ.get("AWS_PROFILE", "default")
     found: dict[str, str] = {}
-    with suppress(RuntimeError, OSError, configparser.Error):  # no home, no files: no profile
-        home = Path("~/.aws").expanduser()
+    with suppress(OSError, configparser.Error):  # no files: no profile
         for variable, file, section in (
             ("AWS_CONFIG_FILE", "config", name if name == "default" else f"profile {name}"),
             ("AWS_SHARED_CREDENTIALS_FILE", "credentials", name),
         ):
             parser = configparser.RawConfigParser()
-            parser.read(Path(os.environ.get(variable) or home / file).expanduser())
+            parser.read(os.path.expanduser(os.environ.get(variable) or f"~/.aws/{file}"))
             if parser.has_section(section):
                 found.update(parser.items(section))
     return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from search_r3.errors import InputError
+from search_r3.files import expand_user
 
 UNSEEN = frozenset({"Cc", "Cf", "Cs"})
 """Unicode's categories of control and format characters and of halves of surrogate pairs."""
@@ -162,7 +163,6 @@ class TextEncoder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the model itself and the lock; and which model it was, if it was loaded."""
-        from pathlib import Path
 
         model, config = self._model, self.config
         state: dict[str, Any] = {"engine": self._engine, "contract_hash": self._contract_hash}
@@ -175,8 +175,8 @@ class TextEncoder:
             state["engine"] = "int8" if int8 else "auto"
             device = str(model.checkpoint.model.device)
             config = replace(config, device=device, dtype="auto" if int8 else model.dtype)
-        if Path(config.model).expanduser().is_dir():  # the other process may work in another folder
-            config = replace(config, model=str(Path(config.model).expanduser().resolve()))
+        if expand_user(config.model).is_dir():  # the other process may work in another folder
+            config = replace(config, model=str(expand_user(config.model).resolve()))
         return state | {"config": config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

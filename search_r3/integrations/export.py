@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_path, atomic_write_text
+from search_r3.files import atomic_path, atomic_write_text, expand_user
 
 Format = Literal["safetensors", "sentence-transformers", "int8", "onnx"]
 
@@ -147,7 +147,7 @@ def _loading(model: Any, format: Format) -> list[str]:
 
 def _public(base: str) -> str:
     """The base's name without the place where it stands on this machine; it is for people, and not hashed."""
-    return Path(base).name if Path(base).expanduser().is_dir() else base
+    return Path(base).name if expand_user(base).is_dir() else base
 
 
 def _chat_template_into_json(folder: Path) -> None:

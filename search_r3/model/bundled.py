@@ -12,6 +12,8 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_path, atomic_write_text
+from search_r3.files import UNWRITABLE, atomic_path, atomic_write_text, expand_user
 from search_r3.model.quiet import quiet_transformers
 
 
@@ -54,8 +56,45 @@ CONVERSION = 1
 
 
 def cache_dir() -> Path:
-    """The cache folder: `SEARCH_R3_CACHE`, else `~/.cache/search-r3`."""
-    return Path(os.environ.get("SEARCH_R3_CACHE") or Path.home() / ".cache" / "search-r3")
+    """The cache folder: `SEARCH_R3_CACHE`, else `~/.cache/search-r3`.
+
+    Raises:
+        InputError: the variable is not set and the user has no home folder.
+    """
+    if given := os.environ.get("SEARCH_R3_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "search-r3"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder to keep files in; set SEARCH_R3_CACHE to a folder you may write to"
+        ) from error
+
+
+def optional_cache_dir() -> Path | None:
+    """`cache_dir` for what is kept only to save time; None where there is no such folder."""
+    try:
+        return cache_dir()
+    except InputError:
+        return None
+
+
+@contextmanager
+def cache_written() -> Iterator[None]:
+    """Around what cannot do without writing to the cache folder.
+
+    Raises:
+        InputError: it cannot be written; the message names SEARCH_R3_CACHE.
+    """
+    try:
+        yield
+    except (OSError, InputError) as error:
+        cause = error.__cause__ if isinstance(error, InputError) else error
+        if not isinstance(cause, OSError) or cause.errno not in UNWRITABLE:
+            raise
+        raise InputError(
+            f"{cache_dir()} cannot be written ({cause.strerror}); set SEARCH_R3_CACHE to a folder you may write to"
+        ) from error
 
 
 def adapters_dir() -> Path:
@@ -81,7 +120,7 @@ def resolve(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     kind = check_name(name)
     if kind == "folder":
-        return Path(name).expanduser()
+        return expand_user(name)
     if kind == "adapter":
         return adapters_dir() / name
     return _converted(name) if kind == "bundled" else _from_hub(name)
@@ -93,7 +132,7 @@ def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
     Raises:
         InputError: nothing by that name, with the nearest known one.
     """
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if path.is_dir():
         return "folder"
     if path.exists():
@@ -122,15 +161,12 @@ def _converted(name: str) -> Path:
     if not gguf.is_file():
         raise InputError(f"{gguf} is missing: run `{base.install} --force-reinstall`")
     target = cache_dir() / "base" / f"{name}-v{CONVERSION}-{gguf.stat().st_size}"
-    if not (target / "config.json").is_file():
-        try:
+    with cache_written():
+        if not (target / "config.json").is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(str(target) + ".lock"):
                 if not (target / "config.json").is_file():  # another process may have made it while we waited
                     _convert(gguf, target)
-        except PermissionError as error:
-            where = f"{cache_dir()} cannot be written ({error.strerror})"
-            raise InputError(f"{where}; set SEARCH_R3_CACHE to a folder you may write to") from error
     return target
 
 
@@ -158,6 +194,9 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds, all of them mean that the model is not to be had
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        no_home = isinstance(error, RuntimeError) and "home directory" in reason
+        if no_home or (isinstance(error, OSError) and error.errno in UNWRITABLE):
+            raise InputError(f"{name} cannot be kept ({reason}); set HF_HOME to a folder you may write to") from error
         raise InputError(f"no model {name!r}: no such folder, and the hub answered: {reason}") from error
 
 
@@ -175,8 +214,9 @@ def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
         raise InputError(f"{folder} has no {pattern}; Search-R3 reads no other kind of weights")
     stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     key = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
-    note = cache_dir() / "hashes" / f"{key}.txt"
-    if note.is_file():
+    cache = optional_cache_dir()
+    note = cache / "hashes" / f"{key}.txt" if cache is not None else None
+    if note is not None and os.path.isfile(note):
         return note.read_text().strip()
     try:
         digest = _hash_tensors(files)
@@ -184,8 +224,9 @@ def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the weights in {folder} are damaged ({error}); fetch or train them again") from error
-    with contextlib.suppress(InputError):  # a cache that cannot be written costs time, nothing else
-        atomic_write_text(note, digest + "\n")
+    if note is not None:
+        with contextlib.suppress(InputError):  # a cache that cannot be written costs time, nothing else
+            atomic_write_text(note, digest + "\n")
     return digest
 
 

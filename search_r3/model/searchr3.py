@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_path
+from search_r3.files import allow_no_temporary_folder, atomic_path, expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.adaptive import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
@@ -114,6 +114,7 @@ class SearchR3:
         Raises:
             InputError: unknown name, engine, device or dtype, or a damaged checkpoint.
         """
+        allow_no_temporary_folder()
         import torch
 
         check_engine(engine)
@@ -127,7 +128,7 @@ class SearchR3:
         if dtype == "auto":
             dtype = "float32" if chosen == "cpu" else "bfloat16"
         model = cls(checkpoints.load(name_or_path, dtype=getattr(torch, dtype), device=chosen), engine)
-        folder = Path(name_or_path).expanduser()
+        folder = expand_user(name_or_path)
         model.source = str(folder.resolve()) if folder.is_dir() else str(name_or_path)
         return model
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError
+from search_r3.files import expand_user
 from search_r3.model.quiet import quiet_transformers
 from search_r3.retrievers.base import require_searchable, require_texts, top_k
 
@@ -172,11 +173,11 @@ def _load(name_or_path: str, device: str | None) -> Any:
             f"{name_or_path} needs the package sentence-transformers; run: pip install 'search-r3[evaluation]'"
         ) from error
     looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
-    if looks_local and not Path(source).expanduser().is_dir():
+    if looks_local and not expand_user(source).is_dir():
         raise InputError(f"no sentence-transformers model at {name_or_path}; expected a folder")
     try:
         with quiet_transformers() if looks_local else nullcontext():  # a download shows its progress
-            return SentenceTransformer(str(Path(source).expanduser()) if looks_local else source, device=device)
+            return SentenceTransformer(str(expand_user(source)) if looks_local else source, device=device)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

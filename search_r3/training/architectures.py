@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from search_r3.errors import InputError
+from search_r3.files import expand_user
 from search_r3.model.bundled import check_name
 from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint, Contract, add_embed_token, read_record
 from search_r3.prompts import Prompts
@@ -76,7 +77,7 @@ def architecture_of(name: str) -> Architecture:
     Raises:
         InputError: nothing by that name, or no configuration that transformers reads as a causal language model.
     """
-    folder = Path(name).expanduser()
+    folder = expand_user(name)
     if folder.is_dir():
         record = read_record(folder)
         if record is not None and record["kind"] == "adapter":

@@ -23,6 +23,7 @@ import torch
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.teacher import key_of
 from search_r3.errors import InputError
+from search_r3.files import expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.bundled import adapters_dir
 from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint
@@ -378,7 +379,7 @@ def _write_teacher(path: Path, pairs: Sequence[TrainingPair]) -> None:
 def _base_of(config: SFTConfig | GRPOConfig) -> str:
     if isinstance(config, SFTConfig):
         return config.start_from if config.start_from and Path(config.start_from).is_dir() else config.base
-    folder = Path(config.adapter).expanduser()
+    folder = expand_user(config.adapter)
     for place in (folder, adapters_dir() / config.adapter):
         if (place / checkpoints.CONTRACT_FILE).is_file():
             return str(place)

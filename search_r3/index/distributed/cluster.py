@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_r3.errors import InputError
+from search_r3.files import UNWRITABLE
 
 LOCAL = "local"
 KNOCK_SECONDS = 5.0
@@ -100,6 +101,11 @@ def _start(ray: Any, cluster: Cluster) -> None:
             warnings.simplefilter("ignore")  # Lance warns of any fork; the ones here only start programs
             ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if "home directory" in str(error) or (isinstance(error, OSError) and error.errno in UNWRITABLE):
+            raise InputError(
+                f"Ray cannot write its files ({str(error).splitlines()[0][:200]}); set HOME and RAY_TMPDIR to folders "
+                "that you may write to"
+            ) from error
         raise InputError(
             f"no Ray cluster answers at {cluster.address} ({str(error).splitlines()[0][:200]}); start one (ray start "
             "--head), give its address, or use --ray local"

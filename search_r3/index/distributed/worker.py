@@ -9,13 +9,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from search_r3.errors import InputError
+from search_r3.files import expand_user
 from search_r3.index.columns import COLUMNS, CONTENT, METADATA, metadata_columns
 from search_r3.index.embedding import embed, prepare
 from search_r3.index.encoder import Encoder
@@ -36,7 +36,7 @@ class ModelSource:
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        if (folder := Path(self.name).expanduser()).is_dir():  # workers run in other folders
+        if (folder := expand_user(self.name)).is_dir():  # workers run in other folders
             object.__setattr__(self, "name", str(folder.resolve()))
 
     def __call__(self) -> Encoder:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
-from search_r3.model.bundled import cache_dir
+from search_r3.model.bundled import cache_dir, optional_cache_dir
 
 if TYPE_CHECKING:
     from search_r3.model.checkpoint import Checkpoint
@@ -57,7 +57,7 @@ def open_engine(
         checkpoint.model,
         **common,
         contract_hash=checkpoint.contract.hash,
-        cache_dir=cache_dir() / "int8",
+        cache_dir=cache / "int8" if (cache := optional_cache_dir()) is not None else None,
         samples=lambda: calibration.samples(frames, checkpoint.tokenizer, checkpoint.contract.embed_token_id),
         places=[checkpoint.path / INT8_FILE],
     )

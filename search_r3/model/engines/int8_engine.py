@@ -42,7 +42,7 @@ class Int8Engine(TorchEngine):
         contract_hash: whose weights these are; files of another contract are not taken.
         samples: gives what the weights are rounded for (see `calibration`), whenever they are.
         places: files that may hold the int8 matrices (an export's).
-        cache_dir: the folder where they are kept once they are made.
+        cache_dir: the folder where they are kept once they are made; None keeps them nowhere.
 
     Raises:
         InputError: another architecture, dtype or device, no numba, or a processor without int8 products.
@@ -56,7 +56,7 @@ class Int8Engine(TorchEngine):
         stop_ids: Sequence[int],
         vocabulary: int,
         contract_hash: str,
-        cache_dir: Path,
+        cache_dir: Path | None,
         samples: Callable[[], Sequence[Sample]] = tuple,
         places: Iterable[Path] = (),
     ) -> None:
@@ -76,7 +76,8 @@ class Int8Engine(TorchEngine):
         self._float_head = self.head
         self._samples = samples
         self._merge()
-        self._pack(load_or_make(self._round, contract_hash, places, cache_dir / f"{contract_hash}.safetensors"))
+        cache = cache_dir / f"{contract_hash}.safetensors" if cache_dir is not None else None
+        self._pack(load_or_make(self._round, contract_hash, places, cache))
         self.head = lambda state_BD: self._packed.logits(state_BD)
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()

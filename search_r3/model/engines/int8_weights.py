@@ -113,13 +113,15 @@ def load_int8(path: Path, contract_hash: str) -> dict[str, Tensor] | None:
 
 
 def load_or_make(
-    make: Callable[[], dict[str, Tensor]], contract_hash: str, places: Iterable[Path], cache: Path
+    make: Callable[[], dict[str, Tensor]], contract_hash: str, places: Iterable[Path], cache: Path | None
 ) -> dict[str, Tensor]:
     """The int8 matrices from the first of `places` or from `cache` if one is whole; else made, and put into `cache`."""
     for path in (*places, cache):
-        if (tensors := load_int8(path, contract_hash)) is not None:
+        if path is not None and (tensors := load_int8(path, contract_hash)) is not None:
             return tensors
     tensors = make()
+    if cache is None:
+        return tensors
     with contextlib.suppress(InputError):  # a cache that cannot be written costs time, nothing else
         save_int8(tensors, cache, contract_hash)
     return tensors
