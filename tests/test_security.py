@@ -61,17 +61,13 @@ def test_the_search_leaves_the_rest_alone(text):
     assert not list(faults(text))
 
 
-BETWEEN_OWN_WORKERS = {"search_r3/index/distributed/commit.py": ["line 9: imports pickle"]}
-"""What Ray's workers hand to the driver of the same build comes pickled by lance-ray; nothing of a user is read so."""
-
-
 def test_no_source_reads_pickles_runs_texts_or_unpacks_archives():
     assert len(FILES) > 100
     assert {
         str(file.relative_to(ROOT)): found
         for file in FILES
         if (found := list(faults(file.read_text(encoding="utf-8"))))
-    } == BETWEEN_OWN_WORKERS
+    } == {}
 
 
 def test_yaml_is_read_by_a_safe_loader_wherever_it_is_read():

@@ -19,7 +19,16 @@ from search_r3 import __version__
 from search_r3.cli import fresh, teaching  # noqa: F401  # their commands join data_app
 from search_r3.cli.data import data_app
 from search_r3.cli.evaluating import evaluate, tables
-from search_r3.cli.indexing import FULL_TEXT_REBUILT, compact, delete, show_info
+from search_r3.cli.indexing import (
+    FULL_TEXT_REBUILT,
+    ask_to_prune,
+    check_target,
+    compact,
+    delete,
+    parse_type_options,
+    show_info,
+    tell_what_was_left,
+)
 from search_r3.cli.options import (
     SETTINGS,
     Budget,
@@ -44,6 +53,7 @@ from search_r3.cli.serving import serve
 from search_r3.cli.sharing import export, mcp, pull, push
 from search_r3.cli.studying import study
 from search_r3.cli.training import plot, train_app
+from search_r3.errors import InputError
 from search_r3.fusion import VECTOR_WEIGHT
 
 EXIT_DIFFERENT = 1
@@ -132,7 +142,35 @@ def index(
         str | None,
         typer.Option(help="What a CSV file is split at, where it is not found out: a character, tab or semicolon."),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The name of the source that PATH is, wherever it lies; by default its absolute path. A run replaces "
+            "and removes only documents of its own source.",
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the documents that PATH no longer has.")] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune",
+            help="Remove the documents that PATH no longer has, however many; without it, more than a tenth of the "
+            "source are removed only if you say yes on a terminal.",
+        ),
+    ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace documents of other sources that have the same ids.")
+    ] = False,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            metavar="FIELD=TYPE",
+            help="The type of a field: text, integer, number or true/false. A column of another type is converted. "
+            "Repeatable.",
+        ),
+    ] = None,
     ray: Ray = None,
     workers: Workers = 2,
     info: Annotated[bool, typer.Option("--info", help="Only show what the index PATH is, and its recall.")] = False,
@@ -143,10 +181,12 @@ def index(
 ) -> None:
     """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
 
-    Only what changed is embedded again. It may be stopped at any time: the same command goes on where it stopped. A
-    JSONL line, or a CSV header, needs "id" and "text", may have a "title"; every other field can be filtered on in a
-    search. The corpus may be larger than memory. From 100,000 chunks on, an approximate index is built and its recall
-    measured.
+    Only what changed is embedded again, and only what came from PATH before is removed. It may be stopped at any time:
+    the same command goes on where it stopped. A JSONL line, or a CSV header, needs "id" and "text", may have a "title";
+    every other field can be filtered on in a search. The corpus may be larger than memory. From 100,000 chunks on, an
+    approximate index is built and its recall measured.
+
+    An index may hold several sources. Exit code 1 means that documents were left out, as another source has their ids.
 
     \b
     Example:  search-r3 index ~/notes --into notes-index
@@ -154,35 +194,40 @@ def index(
     """
     hush()
     from search_r3.index.build import build_index
-    from search_r3.index.readers import open_source, sample_queries, summarise_skipped
+    from search_r3.index.readers import open_source, sample_queries
     from search_r3.index.table import SearchIndex
     from search_r3.model.listing import default_model
 
     if info:
         show_info(SearchIndex.open(path), as_json)
         return
-    source = open_source(path, delimiter=delimiter)
+    if keep and prune:
+        raise InputError("--keep and --prune say the opposite; give one of them")
+    documents = open_source(path, delimiter=delimiter)
     target = into or f"{Path(path).resolve().stem}.index"
+    check_target(target, documents, source, named=into is not None)
     given: dict[str, Any] = {
         "batch_size": batch_size,
         "batch_tokens": batch_tokens,
         "max_length": max_length,
         "prune": not keep,
+        "source": source,
+        "take_over": take_over,
+        "may_prune": None if prune else ask_to_prune,
+        "types": parse_type_options(types),
     }
     name = model or default_model()
     if ray is not None:
         loading = (device, dtype.value, engine.value)
-        report = index_on_ray(target, source, name, ray, workers, loading, **given)
+        report = index_on_ray(target, documents, name, ray, workers, loading, **given)
     else:
         loaded = load(name, device, dtype, engine)
-        queries = sample_queries(source)
-        report = build_index(target, source, loaded, commit_every=commit_every, queries=queries, **given)
+        queries = sample_queries(documents)
+        report = build_index(target, documents, loaded, commit_every=commit_every, queries=queries, **given)
     made = SearchIndex.open(target)
     if as_json:
         print_json({"index": target, "model": made.info.model_name, **asdict(report)})
     else:
-        for line in summarise_skipped(report.skipped):
-            print(line, file=sys.stderr)
         counts = ", ".join(f"{getattr(report, n):,} {n}" for n in ("added", "updated", "unchanged", "removed"))
         if report.truncated:
             chunks = "1 chunk is" if report.truncated == 1 else f"{report.truncated:,} chunks are"
@@ -195,6 +240,7 @@ def index(
         if made.approximate:
             print(f"approximate index: {made.approximate}")
         print(f'to search it: search-r3 search {shlex.quote(target)} "your question"')
+    tell_what_was_left(target, report, as_json)
 
 
 app.command()(delete)

@@ -1,16 +1,27 @@
-"""The commands that look after an index: what it is, documents removed by their ids, files put together."""
+"""The commands that look after an index: what it is, documents removed by ids or source, files put together.
+
+Besides, what `search-r3 index` asks and says about sources.
+"""
 
 from __future__ import annotations
 
 import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from search_r3.cli.options import Json, hush, print_json
+from search_r3.errors import InputError
 
 if TYPE_CHECKING:
+    from search_r3.index.readers import Source
+    from search_r3.index.report import IndexReport, Removal
     from search_r3.index.table import SearchIndex
+
+EXIT_CONFLICTS = 1
+"""`index`: documents were left out, as another source has their ids."""
 
 WORTH_A_LINE = 1_000_000  # bytes
 Index = Annotated[str, typer.Argument(help="An index's folder, made by `search-r3 index`.")]
@@ -26,20 +37,37 @@ FULL_TEXT_REBUILT = "full text: rebuilt; every word can be found now, also stop 
 
 def delete(
     index: Index,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of documents, as the search shows them.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents, as the search shows them.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Remove all documents of this source, as `index --info` shows them."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove documents from an index by their ids, each with all of its chunks.
+    """Remove documents from an index: by their ids, each with all of its chunks, or all that came from one source.
 
     If one of the ids is not there, nothing is removed. The space on disk comes back with `search-r3 compact`.
 
     \b
     Example:  search-r3 delete notes-index 2023/plans.md drafts/old.md
+              search-r3 delete notes-index --source ~/old-notes
     Next:     search-r3 compact notes-index
     """
     hush()
-    from search_r3.index.maintenance import delete_documents
+    from search_r3.index.maintenance import delete_documents, delete_source
 
+    if bool(ids) == (source is not None):
+        raise InputError("give the ids of documents, or --source with the name of a source (see index --info)")
+    if source is not None:
+        name, chunks = delete_source(index, source)
+        if as_json:
+            print_json({"index": index, "source": name, "chunks": chunks})
+        else:
+            print(f"{index}: the source {name} removed, {chunks:,} chunks")
+        return
+    assert ids is not None
     chunks = delete_documents(index, ids)
     if as_json:
         print_json({"index": index, "documents": len(set(ids)), "chunks": chunks})
@@ -115,3 +143,83 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
             f"doubled:  {about['doubled']:,} ids stand more than once; the next `search-r3 index` or "
             f"`search-r3 compact {shlex.quote(about['path'])}` keeps the newest row of each"
         )
+    for source in about["sources"]:
+        where = f", read from {source['root']}" if source["root"] not in ("", source["name"]) else ""
+        ids = f', ids begin with "{source["prefix"]}"' if source["prefix"] else ""
+        print(f"source:   {source['name']}: {source['documents']:,} documents{where}{ids}")
+
+
+def check_target(target: str, documents: Source, name: str | None, *, named: bool) -> None:
+    """Refuse, before a model is loaded, a source that the index `target` cannot take.
+
+    Raises:
+        InputError: the source's name does not go together with those that the index has; or nobody named the index
+            (`named`), and there is one of the default name that has other sources.
+    """
+    from search_r3.index.sources import Sources, root_of
+    from search_r3.index.table import location, open_table
+
+    place = location(target)
+    if isinstance(place, Path) and not place.is_dir():
+        return
+    sources = Sources.of(open_table(place))
+    scope = sources.scope(documents, name, target)
+    if sources.records and not scope.known and not named:
+        root = root_of(documents)
+        other = f"{'-'.join(root.parts[-2:]).removeprefix('/').removeprefix('-')}.index"
+        raise InputError(
+            f'{target} is there already, with the source "{next(iter(sources.records))}": give --into {target} to add '
+            f"to it, or another name, as in --into {shlex.quote(other)}"
+        )
+
+
+def parse_type_options(given: list[str] | None) -> dict[str, str]:
+    """`--type` options as {field: type}.
+
+    Raises:
+        InputError: one is not of the form FIELD=TYPE.
+    """
+    types = {}
+    for one in given or []:
+        field, equals, kind = one.rpartition("=")
+        if not equals or not field.strip():
+            raise InputError(f"--type {one}: give FIELD=TYPE, as in --type year=text")
+        types[field.strip()] = kind.strip()
+    return types
+
+
+def ask_to_prune(removal: Removal) -> bool:
+    """Whether to remove what the source no longer has: a few always, many only if the user says so on a terminal."""
+    if not removal.large:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return typer.confirm(f"the source no longer has {removal}: remove them from the index?", err=True)
+
+
+def tell_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
+    """Say on stderr what a run left out or left in the index; ends the command where the user has to do something.
+
+    Raises:
+        InputError: documents were kept that the source no longer has (exit code 2).
+        typer.Exit: another source has the ids of some documents (exit code 1).
+    """
+    from search_r3.index.readers import summarise_skipped
+    from search_r3.index.sources import UNKNOWN
+
+    quoted = shlex.quote(index)
+    for line in summarise_skipped([*([] if as_json else report.skipped), *report.conflicts]):
+        print(line, file=sys.stderr)
+    if report.unknown:
+        print(
+            f"{report.unknown:,} documents of unknown source kept, which an earlier version indexed; to remove them: "
+            f"search-r3 delete {quoted} --source {UNKNOWN}",
+            file=sys.stderr,
+        )
+    if report.kept is not None:
+        raise InputError(
+            f"the source no longer has {report.kept}, too many to remove unasked: they were kept, all else is done; "
+            "give --prune to remove them, or --keep to keep them"
+        )
+    if report.conflicts:
+        raise typer.Exit(EXIT_CONFLICTS)

@@ -25,14 +25,14 @@ Workers = Annotated[
 
 def index_on_ray(
     target: str,
-    source: Any,
+    documents: Any,
     model: str,
     address: str,
     workers: int,
     loading: tuple[str | None, str, str],
     **options: Any,
 ) -> IndexReport:
-    """Build the index `target` of `source` with the model called `model`; `loading` is its device, dtype and engine.
+    """Build the index `target` of `documents` with the model called `model`; `loading` is its device, dtype and engine.
 
     Raises:
         InputError: as `build_distributed`.
@@ -41,4 +41,4 @@ def index_on_ray(
 
     device, dtype, engine = loading
     load = ModelSource(model, device, dtype, engine)
-    return build_distributed(target, source, load, Cluster(address, workers=workers), **options)
+    return build_distributed(target, documents, load, Cluster(address, workers=workers), **options)

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from search_r3.index.changes import Changes
+from search_r3.index.columns import ColumnTypes
 from search_r3.index.embedding import BATCH_TOKENS, embed, prepare, token_limit
 from search_r3.index.encoder import Encoder
 from search_r3.index.readers import SourceDocument
+from search_r3.index.sources import API, Scope, SourceRecord
 
 
 class Ahead:
@@ -63,7 +65,8 @@ def embed_ahead(table: Any, documents: Sequence[SourceDocument], model: Encoder)
     """
     vectors: dict[str, np.ndarray] = {}
     chunks = 0
-    changes = Changes(table, table.schema, None, token_limit(model, None))
+    scope = Scope(SourceRecord(API), take_over=True)
+    changes = Changes(table, ColumnTypes(table.schema), None, scope, token_limit(model, None))
     try:
         for window in changes.windows(documents, len(documents) or 1):
             texts = list(window.texts.values())

@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM, encoder_of, keep_approximate
 from search_r3.index.changes import Changes, Window
 from search_r3.index.chunk_ids import rename_old_ids
-from search_r3.index.columns import TEXT_HASH, quoted, table_schema
+from search_r3.index.columns import TEXT_HASH, ColumnTypes, parse_types, quoted, table_schema
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
+from search_r3.index.conversion import give_types, widen
+from search_r3.index.csvfile import plain_name
 from search_r3.index.doubled import remove_doubled
 from search_r3.index.durable import flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit
@@ -32,8 +33,18 @@ from search_r3.index.encoder import Encoder
 from search_r3.index.flow import Pipe, run_stage, start_stage
 from search_r3.index.full_text import ensure_full_text, full_text_state
 from search_r3.index.locking import OURS, Held, writing
-from search_r3.index.readers import Skipped, SourceDocument
+from search_r3.index.readers import Source, SourceDocument
+from search_r3.index.report import IndexReport, Removal
 from search_r3.index.rows import as_arrow
+from search_r3.index.sources import (
+    DOCUMENTS,
+    Scope,
+    SourceRecord,
+    Sources,
+    count_unknown,
+    keep_sources,
+    source_condition,
+)
 from search_r3.index.storage import Place, brief, explained, for_writing
 from search_r3.index.table import (
     COMPLETE,
@@ -46,6 +57,7 @@ from search_r3.index.table import (
     ensure_lookups,
     location,
     mark_complete,
+    migrate_rows,
     open_table,
 )
 
@@ -56,35 +68,6 @@ ONE_COMMIT = 10**9  # chunks; `commit_every` for changes that are made all at on
 WAITING = 2  # windows between two stages
 STOP_SECONDS = 1.0
 IDS_A_COMMIT = 5000  # ids in one SQL condition of a deletion
-
-
-@dataclass
-class IndexReport:
-    """What a build did, in chunks: a long document is several. `embedded` counts texts that went through the model.
-
-    `truncated` counts those of them that had more tokens than the limit, so that their end was not embedded: chunks are
-    cut to fit, so this happens only where the encoder cannot count tokens (`search_r3.index.encoder`).
-    `healed` counts rows that were removed as their id stood more than once.
-    `approximate` is what `search_r3.index.approximate.Approximate` says of the approximate index, if there is one.
-    `full_text_rebuilt`: an earlier version had left words out of the full-text index, so it was built again.
-    """
-
-    documents: int = 0
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    embedded: int = 0
-    truncated: int = 0
-    healed: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
-    seconds: float = 0.0
-    approximate: dict[str, Any] | None = None
-    full_text_rebuilt: bool = False
-
-    @property
-    def chunks(self) -> int:
-        return self.added + self.updated + self.unchanged
 
 
 def build_index(
@@ -102,8 +85,16 @@ def build_index(
     queries: Sequence[str] = (),
     wait: float = 0.0,
     maintain: bool = True,
+    source: str | None = None,
+    take_over: bool = False,
+    may_prune: Callable[[Removal], bool] | None = None,
+    types: Mapping[str, str] | None = None,
 ) -> IndexReport:
-    """Make the index in the folder `path`, or bring it up to date with `documents`.
+    """Make the index in the folder `path`, or bring its documents of one source up to date with `documents`.
+
+    Each document belongs to a source: the folder or file that it was read from, or what `source` says. Documents of
+    other sources stay as they are. A folder inside one that the index has is a part of that source, and a folder around
+    some takes them over. The second folder of an index has its name in front of its ids.
 
     A chunk whose text, title and `max_length` are as before is not embedded again, even if its metadata changed or it
     moved to another place in its file. A document that is given replaces what the index has under its id: all of its
@@ -117,7 +108,7 @@ def build_index(
         batch_tokens: most tokens per forward pass, padding included.
         max_length: tokens that a chunk, with its title, may have; 512 by default. Longer text is put into more chunks.
         progress: show a line on stderr if that is a terminal.
-        prune: remove the documents that `documents` no longer has. False keeps them.
+        prune: remove the documents that `documents` no longer has, of those of the same source. False keeps them.
         commit_every: chunks per commit; a document is never in two. None commits every ten seconds, 256 to 8,192
             chunks, and what is ready when a build is interrupted. With `ONE_COMMIT` and without `prune` an index that
             was whole is whole at every moment.
@@ -128,13 +119,19 @@ def build_index(
         maintain: compact files, fold new rows into the indexes and remove old versions where that is due
             (`search_r3.index.compaction`). With False somebody else must call `maintain_index` now and then; only for
             an index that is whole, written with `ONE_COMMIT`.
+        source: a name for the source, which stays the same wherever the documents are read from.
+        take_over: replace documents of other sources that have the same ids. Otherwise such documents are left out and
+            reported in `conflicts`, unless they are equal.
+        may_prune: asked before anything is removed that the source no longer has; False keeps it.
+        types: of metadata fields, by name: "text", "integer", "number" or "true/false". A column of another type is
+            converted in place.
 
     Raises:
         IndexBusy: another process is writing, or took over while this one was paused.
         StorageError: object storage failed or did not answer; what was committed is kept.
         InputError: a document is broken or its id comes twice, the index was made with another model, the folder holds
-            something else, or the model gave NaN or the wrong dimension (nothing of that
-            batch is written).
+            something else, the source's name cannot be used, metadata does not fit its column, or the model gave NaN
+            or the wrong dimension (nothing of that batch is written).
     """
     started = time.perf_counter()
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("commit_every", commit_every)):
@@ -144,10 +141,10 @@ def build_index(
     place = for_writing(location(path))
     with explained(place), writing(place, make=True, wait=wait) as held:
         build = _Build(place, held, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
-        changes = Changes(build.before, build.schema, max_length, token_limit(model, max_length))
+        changes = build.begin(documents, source, take_over, types, max_length)
         with _progress(progress and sys.stderr.isatty()) as show:
             _run(build, changes, documents, show, batch_tokens, batch_size)
-        build.finish(changes, prune, approximate_from, queries, maintain)
+        build.finish(changes, prune, may_prune, approximate_from, queries, maintain)
         changes.close()
     report.skipped = list(getattr(documents, "skipped", []))
     report.seconds = time.perf_counter() - started
@@ -245,6 +242,8 @@ class _Build:
         self.table: Any = open_table(path)
         self.schema = table_schema(model.dimension)
         self.before: Any = None
+        self.sources = Sources()
+        self.scope = Scope(SourceRecord(DOCUMENTS))
         self.touched = False
         self.first = True
         if self.table is None:
@@ -257,7 +256,7 @@ class _Build:
             return
         index = SearchIndex.open(path)
         index.check_model(model)
-        self.schema = self.table.schema
+        migrate_rows(self.table)
         self.touched = not index.complete
         if self.touched:  # the crash may have come between the table and its full-text index
             ensure_full_text(self.table, rebuild=False)
@@ -267,9 +266,30 @@ class _Build:
             mark_complete(self.table)
         ensure_lookups(self.table)
         self.first = len(index) == 0
-        if not self.first:
-            self.before = index.table  # a second handle, held at the version the run starts from
+
+    def begin(
+        self,
+        documents: Iterable[SourceDocument],
+        source: str | None,
+        take_over: bool,
+        types: Mapping[str, str] | None,
+        max_length: int | None,
+    ) -> Changes:
+        """Find out what the documents are to the index, and convert the columns whose types are given."""
+        declared = parse_types(types)
+        self.sources = Sources.of(self.table)
+        self.scope = self.sources.scope(documents, source, self.path, take_over)
+        self.report.source = self.scope.record.name
+        if isinstance(documents, Source):
+            documents.text_columns |= {plain_name(name) for name, kind in (types or {}).items() if kind == "text"}
+        if self.table is not None:
+            self.touched |= give_types(self.table, declared)
+            self.schema = self.table.schema
+        if self.table is not None and not self.first:
+            self.before = open_table(self.path)  # a second handle, held at the version the run starts from
             self.before.checkout(self.table.version)
+        limit = token_limit(self.model, max_length)
+        return Changes(self.before, ColumnTypes(self.schema, declared), max_length, self.scope, limit)
 
     def commit(self, windows: list[Window]) -> None:
         """Write the windows' changes in one commit."""
@@ -279,8 +299,8 @@ class _Build:
         try:
             if rows:
                 self._touch()
-                if columns := {name: kind for window in windows for name, kind in window.columns.items()}:
-                    self.table.add_columns(pa.schema(list(columns.items())))
+                for window in windows:
+                    self.add_columns(window.columns, window.widened)
                 vectors = np.concatenate([window.vectors for window in windows if window.vectors is not None])
                 together = stale if len(stale) <= IDS_A_COMMIT else []
                 self._merge(rows, vectors, together, fresh=all(window.fresh for window in windows))
@@ -299,10 +319,18 @@ class _Build:
             self.report.added += len(window.rows) - window.updated
             self.report.removed += len(window.stale)
 
+    def add_columns(self, new: Mapping[str, pa.DataType], widened: Iterable[str]) -> None:
+        """Make room for metadata: columns that the table lacks, and numbers in columns of integers."""
+        for name in sorted(widened):
+            widen(self.table, name)
+        if new:
+            self.table.add_columns(pa.schema(list(new.items())))
+
     def finish(
         self,
         changes: Changes,
         prune: bool,
+        may_prune: Callable[[Removal], bool] | None,
         approximate_from: int | None,
         queries: Sequence[str],
         maintain: bool = True,
@@ -310,15 +338,8 @@ class _Build:
         """Remove what is gone, do the maintenance that is due, mark the index complete, and see it on the disk."""
         if not changes.seen:
             raise InputError("no documents were given; the index is unchanged")
-        if prune:
-            gone: list[str] = []
-            for ids in changes.gone():
-                gone += ids
-                self.report.removed += len(ids)
-                if len(gone) >= IDS_A_COMMIT:
-                    self._delete(gone)
-                    gone = []
-            self._delete(gone)
+        self.report.conflicts = changes.conflicts
+        self._prune(changes, prune, may_prune)
         if maintain or not self.at_once or self.first:
             self._maintain(approximate_from, queries)
         else:
@@ -343,6 +364,29 @@ class _Build:
         else:
             forget_versions(self.path)
 
+    def _prune(self, changes: Changes, prune: bool, may_prune: Callable[[Removal], bool] | None) -> None:
+        if prune and may_prune is not None and (removal := changes.removal()).chunks and not may_prune(removal):
+            self.report.kept, prune = removal, False
+        gone: list[str] = []
+        for ids in changes.gone(lost=prune):
+            gone += ids
+            self.report.removed += len(ids)
+            if len(gone) >= IDS_A_COMMIT:
+                self._delete(gone)
+                gone = []
+        self._delete(gone)
+        if self.table is not None:
+            left = [held.name for held in self.scope.absorbed if self.table.count_rows(source_condition([held.name]))]
+            keep_sources(self.table, self._records(left))
+        if prune and self.before is not None:
+            self.report.unknown = count_unknown(self.table)
+
+    def _records(self, left: list[str] | None = None) -> list[SourceRecord]:
+        """The index's sources with this run's; without those that it absorbed, but for `left`, where that is known."""
+        gone = {held.name for held in self.scope.absorbed}.difference(left) if left is not None else set()
+        records = {name: record for name, record in self.sources.records.items() if name not in gone}
+        return list((records | {self.scope.record.name: self.scope.record}).values())
+
     def _delete(self, ids: list[str]) -> None:
         for start in range(0, len(ids), IDS_A_COMMIT):
             self._touch()
@@ -353,9 +397,10 @@ class _Build:
         """Before the first change: the table exists, and does not say that it is complete while it is not."""
         self.held.check()
         if self.table is None:
-            self.table = create_table(self.path, _info(self.model))
+            self.table = create_table(self.path, _info(self.model), self._records())
         if not self.at_once and COMPLETE in self.table.tags.list():
             self.table.tags.delete(COMPLETE)
+        keep_sources(self.table, self._records())
         self.touched = True
 
     def _merge(self, rows: list[dict[str, Any]], vectors: np.ndarray, stale: list[str], fresh: bool) -> None:

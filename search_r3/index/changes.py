@@ -15,10 +15,13 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.chunking import Chunk, chunk_document
-from search_r3.index.columns import CONTENT, ROW_HASH, TEXT_HASH, VECTOR, missing_columns, quoted
+from search_r3.index.columns import CONTENT, ROW_HASH, SOURCE, TEXT_HASH, VECTOR, ColumnTypes, quoted
+from search_r3.index.conversion import first_inexact
 from search_r3.index.ledger import Ledger
-from search_r3.index.readers import SourceDocument
-from search_r3.index.rows import make_row, where_from
+from search_r3.index.readers import Skipped, SourceDocument
+from search_r3.index.report import Removal
+from search_r3.index.rows import make_row
+from search_r3.index.sources import API, Scope, source_condition
 from search_r3.index.token_limit import TokenLimit
 
 AT_ONCE = 1000  # ids in one SQL condition
@@ -32,6 +35,7 @@ class Window:
         rows: as they will stand in the table, without vectors.
         fresh: none of the rows' ids is in the table.
         columns: metadata columns that the table lacks.
+        widened: columns of integers that must hold other numbers.
         held: vectors that the index has already, by the hash of their text.
         texts: what must be embedded, by its hash, and `names`: the chunk that it is first the text of.
         vectors: (rows, dimension) float32, once they are known.
@@ -42,6 +46,7 @@ class Window:
     stale: list[str] = field(default_factory=list)
     fresh: bool = True
     columns: dict[str, pa.DataType] = field(default_factory=dict)
+    widened: set[str] = field(default_factory=set)
     held: dict[str, np.ndarray] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
@@ -51,21 +56,41 @@ class Window:
     updated: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A row that the index has."""
+
+    document: str
+    row_hash: str
+    source: str | None = None
+
+
 class Changes:
     """Finds the changes of one run, against the index as it was when the run began.
 
     Args:
         before: the table, held at that version; None where there is none.
-        schema: the table's.
+        types: of its metadata columns; brought up to date with what is new.
         max_length: tokens a text is cut to; part of what makes a text the same.
+        scope: the source of the documents, and what belongs to it.
         tokens: the limit that chunks are measured with; None does not measure them.
+
+    Attributes:
+        conflicts: documents that were left out, as another source has their ids.
     """
 
     def __init__(
-        self, before: Any | None, schema: pa.Schema, max_length: int | None, tokens: TokenLimit | None = None
+        self,
+        before: Any | None,
+        types: ColumnTypes,
+        max_length: int | None,
+        scope: Scope,
+        tokens: TokenLimit | None = None,
     ) -> None:
-        self._before, self._schema, self.max_length, self._tokens = before, schema, max_length, tokens
+        self._before, self._types, self.max_length, self._scope = before, types, max_length, scope
+        self._tokens = tokens
         self.seen, self.removed, self._documents = Ledger(), Ledger(), Ledger()
+        self.conflicts: list[Skipped] = []
 
     def windows(self, documents: Iterable[SourceDocument], count: int) -> Iterator[Window]:
         """Windows of at least `count` chunks, of whole documents, but for the last.
@@ -73,50 +98,84 @@ class Changes:
         Raises:
             InputError: an id comes twice, or the metadata's types do not go together.
         """
-        chunks: list[Chunk] = []
+        self._types.misfits = getattr(documents, "misfits", {})
+        waiting: list[tuple[SourceDocument, list[Chunk]]] = []
         held = 0
-        for document in documents:
-            found = chunk_document(document, tokens=self._tokens)
-            place = where_from(found[0])
-            if (first := self._documents.first(document.id, place)) is not None:
-                raise InputError(f'the id "{document.id}" comes twice: at {first} and at {place}; give each its own')
-            chunks.extend(found)
-            held += 1
-            if len(chunks) >= count:
-                yield self._window(chunks, held)
-                chunks, held = [], 0
-        if held:
-            yield self._window(chunks, held)
+        for document in self._scope.documents(documents):
+            if (first := self._documents.first(document.id, document.place)) is not None:
+                raise InputError(
+                    f'the id "{document.id}" comes twice: at {first} and at {document.place}; give each its own'
+                )
+            waiting.append((document, chunk_document(document, tokens=self._tokens)))
+            held += len(waiting[-1][1])
+            if held >= count:
+                yield self._window(waiting)
+                waiting, held = [], 0
+        if waiting:
+            yield self._window(waiting)
 
-    def gone(self) -> Iterator[list[str]]:
-        """Ids that the index had and the corpus no longer has, in lists, after all windows."""
-        if self._before is None:
-            return
-        for batch in self._before.search().select(["id"]).to_batches():
-            ids = self.removed.missing(self.seen.missing(batch["id"].to_pylist()))
-            if ids:
+    def gone(self, lost: bool = True) -> Iterator[list[str]]:
+        """After all windows, the ids of chunks that the source no longer has, in lists.
+
+        Args:
+            lost: False only gives those of documents that are in the index under another id now.
+        """
+        for rows in self._gone() if lost or self._scope.absorbed else ():
+            if ids := [identifier for identifier, _, moved in rows if lost or moved]:
                 yield ids
+
+    def removal(self) -> Removal:
+        """How much `gone` would lose."""
+        documents, chunks = Ledger(), 0
+        for rows in self._gone():
+            for _, document, moved in rows:
+                if not moved:
+                    chunks += 1
+                    documents.first(document, "")
+        had = self._before.count_rows(source_condition(self._scope.own)) if self._before is not None and chunks else 0
+        removal = Removal(chunks, len(documents), had)
+        documents.close()
+        return removal
+
+    def _gone(self) -> Iterator[list[tuple[str, str, bool]]]:
+        """Rows of the source that no window had: id, document, and whether that document has another id now."""
+        if self._before is None or self._scope.part is None:
+            return
+        columns = ["id", "document", SOURCE]
+        condition = source_condition(self._scope.own, self._scope.part)
+        for batch in self._before.search().where(condition).select(columns).to_batches():
+            ids, documents, sources = (batch[name].to_pylist() for name in columns)
+            row_of = dict(zip(ids, zip(documents, sources, strict=True), strict=True))
+            now = {
+                identifier: self._scope.moved_to(source=row_of[identifier][1], document=row_of[identifier][0])
+                for identifier in self.removed.missing(self.seen.missing(ids))
+            }
+            absent = set(self._documents.missing({name for name in now.values() if name is not None}))
+            yield [(one, row_of[one][0], name is not None and name not in absent) for one, name in now.items()]
 
     def close(self) -> None:
         """Let go of what was noted."""
-        self.seen.close()
-        self.removed.close()
-        self._documents.close()
+        for ledger in (self.seen, self.removed, self._documents):
+            ledger.close()
 
-    def _window(self, chunks: list[Chunk], documents: int) -> Window:
-        window = Window(documents=documents)
-        rows = {}
-        for chunk in chunks:
-            self.seen.first(chunk.id, "")
-            rows[chunk.id] = make_row(chunk, self.max_length)
-        hash_of = self._held_rows(window, rows)
-        window.rows = [row for row in rows.values() if hash_of.get(row["id"]) != row[ROW_HASH]]
-        window.updated = sum(row["id"] in hash_of for row in window.rows)
-        window.unchanged = len(rows) - len(window.rows)
+    def _window(self, given: list[tuple[SourceDocument, list[Chunk]]]) -> Window:
+        window = Window(documents=len(given))
+        rows: dict[str, dict[str, Any]] = {}
+        for document, chunks in given:
+            for chunk in chunks:
+                self.seen.first(chunk.id, "")
+                rows[chunk.id] = make_row(chunk, self.max_length, self._scope.record.name, document.place)
+        held = self._held_rows(rows)
+        if not self._scope.take_over:
+            self._leave_to_others(window, rows, held)
+        window.stale = self.seen.missing(identifier for identifier in held if identifier not in rows)
+        for identifier in window.stale:  # not those seen before: they have gone over to another document
+            self.removed.first(identifier, "")
+        window.rows = [row for row in rows.values() if not _is_held(row, held.get(row["id"]))]
+        window.updated = sum(row["id"] in held for row in window.rows)
+        window.unchanged += len(rows) - len(window.rows)
         window.fresh = not window.updated
-        window.columns = missing_columns(self._schema, window.rows)
-        for name, kind in window.columns.items():
-            self._schema = self._schema.append(pa.field(name, kind))
+        self._fit(window)
         window.held = self._held_vectors(window.rows)
         for row in window.rows:
             if row[TEXT_HASH] not in window.held and row[TEXT_HASH] not in window.texts:
@@ -124,22 +183,48 @@ class Changes:
                 window.names.append(row["id"])
         return window
 
-    def _held_rows(self, window: Window, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
-        """Id -> row hash of those of `rows` that the index has; what else it has of their documents is stale."""
+    def _held_rows(self, rows: dict[str, dict[str, Any]]) -> dict[str, _Held]:
+        """What the index has under the ids of `rows`, and of their documents."""
+        held: dict[str, _Held] = {}
         if self._before is None:
-            return {}
-        hash_of: dict[str, str] = {}
+            return held
+        columns = ["id", "document", ROW_HASH, SOURCE]
+        if SOURCE not in self._before.schema.names:  # an index of format 1, looked at before it is written
+            columns.remove(SOURCE)
         for column, values in (("document", {row["document"] for row in rows.values()}), ("id", set(rows))):
-            for some in _parts(values - hash_of.keys() if column == "id" else values):
-                found = self._before.search().where(f"{column} IN ({quoted(some)})").select(["id", ROW_HASH]).to_arrow()
-                hash_of.update(zip(found["id"].to_pylist(), found[ROW_HASH].to_pylist(), strict=True))
-        others = [identifier for identifier in hash_of if identifier not in rows]
-        for identifier in others:
-            del hash_of[identifier]
-        window.stale = self.seen.missing(others)  # an id seen before has gone over to another document
-        for identifier in window.stale:
-            self.removed.first(identifier, "")
-        return hash_of
+            for some in _parts(values - held.keys() if column == "id" else values):
+                found = self._before.search().where(f"{column} IN ({quoted(some)})").select(columns).to_arrow()
+                for identifier, *rest in zip(*(found[name].to_pylist() for name in columns), strict=True):
+                    held[identifier] = _Held(*rest)
+        return held
+
+    def _leave_to_others(self, window: Window, rows: dict[str, dict[str, Any]], held: dict[str, _Held]) -> None:
+        """Take the documents out of `rows` and `held` whose ids another source has; those that differ are conflicts."""
+        own = {None, *self._scope.own}
+        owner: dict[str, str | None] = {}
+        for identifier, there in held.items():
+            if there.source not in own:
+                owner[rows[identifier]["document"] if identifier in rows else there.document] = there.source
+        for document, source in owner.items():
+            given = {name: row[ROW_HASH] for name, row in rows.items() if row["document"] == document}
+            theirs = {name: there.row_hash for name, there in held.items() if there.document == document}
+            for identifier in given:
+                del rows[identifier]
+            for identifier in given.keys() | theirs.keys():
+                held.pop(identifier, None)
+            if given == theirs:
+                window.unchanged += len(given)
+            else:
+                window.documents -= 1
+                self.conflicts.append(Skipped(document, _conflict(source)))
+
+    def _fit(self, window: Window) -> None:
+        """Find the columns that the table lacks for the window's rows, and those that must be widened."""
+        window.columns, window.widened = self._types.fit(window.rows)
+        known = self._before.schema.names if self._before is not None else []
+        for name in window.widened.intersection(known):
+            if (found := first_inexact(self._before, name)) is not None:
+                raise InputError(self._types.not_widened(name, f'document "{found[0]}"', found[1]))
 
     def _held_vectors(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         held: dict[str, np.ndarray] = {}
@@ -157,6 +242,16 @@ class Changes:
                 vectors = found[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(found), -1)
                 held.update(zip(found[TEXT_HASH].to_pylist(), vectors, strict=True))
         return held
+
+
+def _is_held(row: dict[str, Any], held: _Held | None) -> bool:
+    return held is not None and (held.row_hash, held.source) == (row[ROW_HASH], row[SOURCE])
+
+
+def _conflict(source: str | None) -> str:
+    """Why a document is left out whose id the source has."""
+    reason = f'the source "{source}" has a document of this id; --take-over replaces it'
+    return reason if source == API else f'{reason}, --source "{source}" says that this is the same source'
 
 
 def _parts(values: set[str]) -> Iterator[list[str]]:

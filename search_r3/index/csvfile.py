@@ -1,14 +1,15 @@
 """A table with a header (CSV, TSV, semicolons, pipes), read into typed rows.
 
 Such a file knows only text, but a filter such as `year > 2020` needs numbers: a column whose every filled cell is a
-whole number, a number, or true/false is given that type. The file is read twice for that, one row in memory at a time.
+whole number, a number, or true/false is given that type, if it holds each exactly. The file is read twice for that, one
+row in memory at a time.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,17 +20,27 @@ from search_r3.errors import InputError
 Scalar = str | int | float | bool
 # "007" is an identifier, "1e5" a number, and "1_000" neither: stricter than int() and float() are. "3,50" is a text, as
 # nobody can tell a decimal comma from one between thousands.
-WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+LONGEST_WHOLE = 20  # characters of a 64-bit integer, with its sign
 OWN = ("id", "text", "title")
 """Columns that a document is made of; the others are metadata."""
+Misfits = dict[str, dict[str, tuple[str, str]]]
+"""Column -> type -> (place, cell): the first cell for which the column is not of that type."""
 
 
-def read_csv(path: str | Path, delimiter: str | None = None) -> Iterator[tuple[int, dict[str, Scalar]]]:
+def read_csv(
+    path: str | Path,
+    delimiter: str | None = None,
+    text: Container[str] = (),
+    misfits: Misfits | None = None,
+) -> Iterator[tuple[int, dict[str, Scalar]]]:
     """Yield (line, row) for each row; a row holds `id`, `text`, perhaps `title`, and every other filled cell, typed.
 
     Args:
         delimiter: as `data.delimited.parse_delimiter` takes it; None finds it out from the header and the first rows.
+        text: columns that are left as they are, by their names as `plain_name` makes them.
+        misfits: is filled before the first row comes.
 
     The header's `id` may be spelled `_id` or `ID`.
 
@@ -40,14 +51,21 @@ def read_csv(path: str | Path, delimiter: str | None = None) -> Iterator[tuple[i
     path = Path(path)
     given = parse_delimiter(delimiter)
     types: dict[str, Callable[[str], Scalar]] = {}
-    candidates: dict[str, list[Callable[[str], Scalar | None]]] = {}
-    for _, row in _rows(path, given):
+    found: Misfits = {}
+    names: list[str] = []
+    for line, row in _rows(path, given):
+        names = list(row)
         for name, cell in row.items():
-            readers = candidates.setdefault(name, [_whole, _number, _truth])
-            if cell.strip():
-                candidates[name] = [reader for reader in readers if reader(cell.strip()) is not None]
-    for name, readers in candidates.items():
-        types[name] = readers[0] if readers and name not in OWN else str  # type: ignore[assignment]
+            held = found.setdefault(name, {})
+            for kind, reader in READERS.items() if cell.strip() and len(held) < len(READERS) else ():
+                if kind not in held and reader(cell.strip()) is None:
+                    held[kind] = (f'{path.name} line {line} (document "{row["id"]}")', cell)
+    if misfits is not None:
+        misfits |= found
+    for name in names:
+        fitting = [reader for kind, reader in READERS.items() if kind not in found[name]]
+        as_it_is = not fitting or name in OWN or plain_name(name) in text
+        types[name] = str if as_it_is else fitting[0]  # type: ignore[assignment]
     for line, row in _rows(path, given):
         yield (
             line,
@@ -57,6 +75,11 @@ def read_csv(path: str | Path, delimiter: str | None = None) -> Iterator[tuple[i
                 if cell.strip() or name in OWN
             },
         )
+
+
+def plain_name(name: str) -> str:
+    """A column's name as the index writes it: in small letters, with "_" for what SQL allows in no name."""
+    return re.sub(r"\W", "_", name).lower()
 
 
 def _rows(path: Path, given: str | None) -> Iterator[tuple[int, dict[str, str]]]:
@@ -105,13 +128,21 @@ def _header(path: Path, cells: list[str], delimiter: str) -> list[str]:
 
 
 def _whole(cell: str) -> int | None:
-    return int(cell) if WHOLE.fullmatch(cell) else None
+    """The cell as an integer of 64 bits."""
+    value = int(cell) if WHOLE.fullmatch(cell) and len(cell) <= LONGEST_WHOLE else None
+    return value if value is not None and -(2**63) <= value < 2**63 else None
 
 
 def _number(cell: str) -> float | None:
+    """The cell as a float of 64 bits; None for a whole number of more than 64 bits, or one that no float holds."""
     value = float(cell) if NUMBER.fullmatch(cell) and any(c.isdigit() for c in cell) else math.inf
-    return value if math.isfinite(value) else None
+    if not math.isfinite(value) or (WHOLE.fullmatch(cell) and int(value) != _whole(cell)):
+        return None
+    return value
 
 
 def _truth(cell: str) -> bool | None:
     return {"true": True, "false": False}.get(cell.lower())
+
+
+READERS: dict[str, Callable[[str], Scalar | None]] = {"integer": _whole, "number": _number, "true/false": _truth}

@@ -5,6 +5,7 @@ Each is one LanceDB commit or none: an id that is not there refuses the whole de
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,15 +17,16 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.index.approximate import keep_approximate
 from search_r3.index.build import IndexReport, build_index
-from search_r3.index.columns import quoted
+from search_r3.index.columns import SOURCE, quoted
 from search_r3.index.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
 from search_r3.index.doubled import remove_doubled
 from search_r3.index.durable import flush
 from search_r3.index.encoder import Encoder
 from search_r3.index.locking import Held, writing
-from search_r3.index.readers import SourceDocument
+from search_r3.index.readers import Source, SourceDocument
+from search_r3.index.sources import API, UNKNOWN, keep_sources, read_sources, source_condition
 from search_r3.index.storage import Place, explained, for_writing
-from search_r3.index.table import SearchIndex, location, mark_complete
+from search_r3.index.table import SearchIndex, location, mark_complete, migrate_rows
 
 AT_ONCE = 5000  # ids in one SQL condition
 
@@ -138,11 +140,45 @@ def update_documents(
 ) -> IndexReport:
     """Add documents, or replace those whose id the index has: `build_index` that removes no other document.
 
+    They belong to the source "api" from then on, unless they are read from a folder or a file, or `source` is given:
+    what was indexed from elsewhere before does not replace them again.
+
     Raises:
         InputError: there is no index, or as `build_index`.
     """
     SearchIndex.open(path)
-    return build_index(path, documents, model, prune=False, **options)
+    own = None if isinstance(documents, Source) else API
+    return build_index(path, documents, model, **{"prune": False, "source": own, "take_over": True} | options)
+
+
+def delete_source(path: str | Path, name: str) -> tuple[str, int]:
+    """Remove a source with all of its documents; returns its name, and how many chunks it had.
+
+    Args:
+        name: as `SearchIndex.sources` has it, or the path of its folder or file. "unknown" are the documents of an
+            index of format 1 that no run has brought again.
+
+    Raises:
+        InputError: the index has no such source (its own are named), no index, or another process is writing.
+    """
+    place = for_writing(location(path))
+    with explained(place), writing(place) as lease:
+        index = SearchIndex.open(place)
+        complete, before = index.complete, len(index)
+        names = {source.name: source.root for source in index.sources}
+        root = os.path.realpath(os.path.expanduser(name))
+        name = name if name in names else next((held for held, at in names.items() if at == root), name)
+        if name not in names:
+            listed = ", ".join(f'"{known}"' for known in names) or "none"
+            raise InputError(f'{path} has no source "{name}"; its sources are: {listed}')
+        lease.check()
+        migrate_rows(index.table)
+        index.table.delete(f"{SOURCE} IS NULL" if name == UNKNOWN else source_condition([name]))
+        keep_sources(index.table, [held for held in read_sources(index.table.schema).values() if held.name != name])
+        deleted = before - len(index)
+        if complete:
+            _maintain(index.table, place, lease)
+        return name, deleted
 
 
 def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compacted:

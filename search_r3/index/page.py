@@ -20,7 +20,8 @@ def print_result(result: SearchResult, console: Console | None = None) -> None:
     for rank, hit in enumerate(result.hits, start=1):
         head = Text(f"{rank}. ").append(_one_line(hit.title or hit.document), style="bold")
         if hit.path:
-            head.append(f"  {_one_line(hit.path)}:{hit.snippet_line}", style="cyan")
+            place = f":{hit.snippet_line}" if hit.snippet_line else ""  # a record has no lines of its own
+            head.append(f"  {_one_line(hit.path)}{place}", style="cyan")
         console.print(head.append(f"  {hit.score:.4f}", style="dim"))
         snippet = Text("".join(c if c.isprintable() or c == "\n" else " " for c in hit.snippet))
         for start, end in hit.highlights:

@@ -21,7 +21,7 @@ from search_r3.data.delimited import parse_delimiter
 from search_r3.data.jsonl import id_field
 from search_r3.errors import InputError
 from search_r3.files import why_missing, wide_encoding
-from search_r3.index.csvfile import read_csv
+from search_r3.index.csvfile import Misfits, read_csv
 from search_r3.index.ledger import Ledger
 
 Scalar = str | int | float | bool
@@ -46,7 +46,14 @@ RECORD_FILES = {".jsonl", ".ndjson", ".csv", ".tsv"}
 
 @dataclass(frozen=True, slots=True)
 class SourceDocument:
-    """One document as the user has it. `path` is relative to the source's root; `line` is where the text starts."""
+    """One document as the user has it.
+
+    Attributes:
+        path: relative to the source's root.
+        line: where in the file the text starts; 0 for a record of JSONL or CSV, whose text is a string on one line.
+        record: the line of the file on which such a record stands. For messages only: it is no part of what is
+            indexed, as a line that is put in above changes it.
+    """
 
     id: str
     title: str
@@ -55,6 +62,12 @@ class SourceDocument:
     path: str = ""
     line: int = 1
     kind: Kind = "record"
+    record: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages: "docs.jsonl line 7", or its id where it came from no file."""
+        return f"{self.path} line {self.record or self.line}" if self.path else f'document "{self.id}"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,9 @@ class Skipped:
 class Source:
     """The documents under one path, read anew on each iteration; `skipped` fills up as one goes.
 
+    Of a CSV file, `text_columns` are left as they are, by their names as the index writes them, and `misfits` tell why
+    others are text.
+
     Iterating raises InputError where a record is broken, where an id comes twice, or at the end if there was nothing.
     """
 
@@ -75,15 +91,18 @@ class Source:
         self.path = path
         self.kind = kind
         self.skipped: list[Skipped] = []
+        self.text_columns: set[str] = set()
+        self.misfits: Misfits = {}
         self._read = read
 
     def __iter__(self) -> Iterator[SourceDocument]:
         self.skipped.clear()
         seen = Ledger()
         for document in self._read(self.skipped):
-            if (first := seen.first(document.id, str(document.line))) is not None:
+            line = document.record or document.line
+            if (first := seen.first(document.id, str(line))) is not None:
                 raise InputError(
-                    f'{self.path}, line {document.line}: the id "{document.id}" was already used on line '
+                    f'{self.path}, line {line}: the id "{document.id}" was already used on line '
                     f"{first}; every document needs an id of its own"
                 )
             yield document
@@ -129,7 +148,8 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delim
         return Source(path, "jsonl", lambda skipped: _jsonl(path, skipped, beir=False))
     if delimiter is not None or suffix in {".csv", ".tsv"}:
         given = parse_delimiter(delimiter)
-        return Source(path, "csv", lambda skipped: _csv(path, given))
+        table = Source(path, "csv", lambda skipped: _csv(table, given))
+        return table
     return Source(path, "file", lambda skipped: _one_file(path, max_file_bytes))
 
 
@@ -177,7 +197,7 @@ def _jsonl(path: Path, skipped: list[Skipped], beir: bool) -> Iterator[SourceDoc
             skipped.append(Skipped(f"{path.name} line {number}", "no text"))
             continue
         rest = {name: item for name, item in value.items() if name not in {key, "title", "text"}}
-        yield SourceDocument(identifier, title, text, flat_metadata(rest), path.name, number)
+        yield SourceDocument(identifier, title, text, flat_metadata(rest), path.name, 0, record=number)
 
 
 def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
@@ -194,14 +214,15 @@ def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
     return flat
 
 
-def _csv(path: Path, delimiter: str | None) -> Iterator[SourceDocument]:
-    for line, row in read_csv(path, delimiter):
+def _csv(source: Source, delimiter: str | None) -> Iterator[SourceDocument]:
+    path = source.path
+    for line, row in read_csv(path, delimiter, source.text_columns, source.misfits):
         identifier, title, text = str(row.pop("id")), str(row.pop("title", "")), str(row.pop("text"))
         if not identifier.strip():
             raise InputError(f'{path}, line {line}: the field "id" is empty; fill it or remove this row')
         if not text.strip() and not title.strip():
             raise InputError(f'{path}, line {line}: the field "text" is empty; fill it or remove this row')
-        yield SourceDocument(identifier, title, text, row, path.name, line)
+        yield SourceDocument(identifier, title, text, row, path.name, 0, record=line)
 
 
 # ---------------------------------------------------------------------------------------------------------- folders
@@ -257,6 +278,18 @@ def _about_link(file: Path, root: Path) -> str:
     if name.startswith(".") or any(_is_passed_over(folder) for folder in folders) or file_kind(target) is None:
         return "a link to a file that is not read"
     return "a link to a file read under its own name"
+
+
+def would_read(root: Path, place: Path, folder: bool | None = None) -> bool:
+    """Whether the folder `root`, read as a source, comes by `place` inside it: a folder, or a file."""
+    folder = place.is_dir() if folder is None else folder
+    parts = place.relative_to(root).parts
+    folders, file = (parts, None) if folder else (parts[:-1], place)
+    if not parts or any(_is_passed_over(name) for name in folders):
+        return False
+    if any((root / Path(*parts[:length])).is_symlink() for length in range(1, len(parts) + 1)):
+        return False
+    return file is None or (not file.name.startswith(".") and file_kind(file) is not None)
 
 
 def _is_passed_over(folder: str) -> bool:

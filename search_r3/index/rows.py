@@ -14,22 +14,32 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.chunking import Chunk
-from search_r3.index.columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH, VECTOR, metadata_columns
+from search_r3.index.columns import (
+    COLUMNS,
+    CONTENT,
+    METADATA,
+    PLACE,
+    ROW_HASH,
+    SOURCE,
+    TEXT_HASH,
+    VECTOR,
+    as_type,
+    metadata_columns,
+)
 from search_r3.index.encoder import Encoder
 
 
-def where_from(chunk: Chunk) -> str:
-    """Where a chunk stands, for errors: its file and line, or its document."""
-    return f"{chunk.path} line {chunk.start_line}" if chunk.path else f'document "{chunk.document}"'
-
-
-def make_row(chunk: Chunk, max_length: int | None) -> dict[str, Any]:
+def make_row(chunk: Chunk, max_length: int | None, source: str, place: str) -> dict[str, Any]:
     """A chunk's row without its vector; the values of its metadata's columns are under `COLUMNS`.
 
-    `TEXT_HASH` is of what the model is given, `ROW_HASH` of the whole row (128 bits of SHA-256 each).
+    `TEXT_HASH` is of what the model is given, `ROW_HASH` of the whole row but its source (128 bits of SHA-256 each).
+
+    Args:
+        source: the name of the source that the document belongs to.
+        place: where the document stands, for messages; kept under `PLACE`.
 
     Raises:
-        InputError: two of its metadata fields fall on one column, or a number is too large.
+        InputError: two of its metadata fields fall on one column.
     """
     content = f"{chunk.title} {chunk.text}" if chunk.title else chunk.text
     row: dict[str, Any] = {
@@ -44,7 +54,7 @@ def make_row(chunk: Chunk, max_length: int | None) -> dict[str, Any]:
         TEXT_HASH: _hash(max_length, content),
     }
     row[ROW_HASH] = _hash(*row.values())
-    row[COLUMNS] = metadata_columns(chunk.metadata, where_from(chunk))
+    row |= {SOURCE: source, PLACE: place, COLUMNS: metadata_columns(chunk.metadata, place)}
     return row
 
 
@@ -79,9 +89,18 @@ def as_arrow(rows: list[dict[str, Any]], vectors: np.ndarray, schema: pa.Schema)
         if column.name == VECTOR:
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]))
         else:
-            values = [row.get(column.name, row[COLUMNS].get(column.name)) for row in rows]
+            values = [row[column.name] if column.name in row else _cell(row, column) for row in rows]
             arrays.append(pa.array(values, column.type))
     return pa.Table.from_arrays(arrays, names=[column.name for column in schema])
+
+
+def _cell(row: dict[str, Any], column: pa.Field) -> Any:
+    value = row[COLUMNS].get(column.name)
+    if value is None:
+        return None
+    if (fitting := as_type(value, column.type)) is None:  # `ColumnTypes.fit` lets no such value through
+        raise ValueError(f"{column.name} is {value!r}, which a column of {column.type} does not hold")
+    return fitting
 
 
 def _hash(*values: Any) -> str:

@@ -9,23 +9,27 @@ of many commits removes it before its first.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from search_r3.errors import InputError
 from search_r3.index.approximate import Approximate, read_approximate
-from search_r3.index.columns import TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
+from search_r3.index.columns import SOURCE, TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
+from search_r3.index.conversion import clear_unfinished
 from search_r3.index.doubled import count_doubled
 from search_r3.index.encoder import Encoder
 from search_r3.index.full_text import FullText, ensure_full_text, full_text_state
 from search_r3.index.search import SearchResult, search_index
+from search_r3.index.sources import SourceCount, SourceRecord, count_sources, with_sources
 from search_r3.index.storage import Place, Remote, brief, connect, explained, open_remote, place_of
 
 T = TypeVar("T")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TABLE = "chunks"
 METADATA_KEY = b"search_r3"
 COMPLETE = "complete"
@@ -120,7 +124,7 @@ class SearchIndex:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns that a filter may name, with "text", "number" or "true/false"."""
+        """The columns that a filter may name, with "text", "integer", "number" or "true/false"."""
         shown = dict(VISIBLE)
         with explained(self.path):
             schema = self.table.schema
@@ -128,6 +132,11 @@ class SearchIndex:
             if column.name not in shown and not column.name.startswith("r3_"):
                 shown[column.name] = TYPE_NAMES.get(column.type, str(column.type))
         return shown
+
+    @property
+    def sources(self) -> list[SourceCount]:
+        """Where the documents come from, by name; those of an index of format 1 are of the source "unknown"."""
+        return count_sources(self.table)
 
     @property
     def approximate(self) -> Approximate | None:
@@ -145,14 +154,16 @@ class SearchIndex:
     def describe(self) -> dict[str, Any]:
         """What the index is, as JSON-ready values; `doubled` counts the ids that stand more than once."""
         with explained(self.path):
-            rows = self.following(lambda: self.table.search().select(["id", "document"]).to_arrow())
+            ids = self.following(lambda: self.table.search().select(["id"]).to_arrow()["id"])
+            sources = self.following(lambda: self.sources)
         return {
             "path": str(self.path),
             "chunks": len(self),
-            "documents": len(rows["document"].unique()),
-            "doubled": count_doubled(rows["id"]),
+            "documents": sum(source.documents for source in sources),
+            "doubled": count_doubled(ids),
             "complete": self.complete,
             "columns": self.columns,
+            "sources": [asdict(source) for source in sources],
             "approximate": found.to_dict() if (found := self.approximate) else None,
             "full_text": self.full_text,
             **asdict(self.info),
@@ -253,9 +264,10 @@ def open_table(path: Path | str, follow: bool = True) -> Any | None:
         raise _damaged(path, error) from error
 
 
-def create_table(path: Path | str, info: IndexInfo) -> Any:
+def create_table(path: Path | str, info: IndexInfo, sources: Iterable[SourceRecord] = ()) -> Any:
     """Make the empty table in `path`, with its full-text index: rows are searchable as soon as they are committed."""
     schema = table_schema(info.dimension).with_metadata({METADATA_KEY: json.dumps(asdict(info)).encode()})
+    schema = with_sources(schema, sources)
     place = place_of(path)
     with explained(place):
         table = connect(place, FOLLOW_WRITES).create_table(TABLE, schema=schema)
@@ -289,6 +301,17 @@ def mark_complete(table: Any) -> None:
         table.tags.update(COMPLETE, table.version)
 
 
+def migrate_rows(table: Any) -> None:
+    """Give the rows of an index of format 1 what this format has besides; called before something is written.
+
+    They get the column of their source, empty: nobody knows it. LanceDB has no way to change the description that a
+    table was made with, so it goes on to say format 1; the column tells that it is done.
+    """
+    clear_unfinished(table)
+    if SOURCE not in table.schema.names:
+        table.add_columns(pa.schema([(SOURCE, pa.string())]))
+
+
 def migrate(held: dict[str, Any], path: Path | str) -> dict[str, Any]:
     """An index's description of any format up to this one as one of `FORMAT_VERSION`, a step at a time.
 
@@ -307,6 +330,7 @@ def migrate(held: dict[str, Any], path: Path | str) -> dict[str, Any]:
 
 _STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     0: lambda held: {"created": ""} | held,  # before the first release: not all said when they were made
+    1: lambda held: held,  # the rows have no source: see `migrate_rows`
 }
 """Format -> the step to the next one; a step changes the description, not the rows."""
 

@@ -29,7 +29,6 @@ _SQL_WORDS = (
     "using values when where with"
 )
 RESERVED = frozenset(_SQL_WORDS.split())
-WHOLE = ("start_line", "end_line")  # the index keeps them as integers, and compares them with nothing else
 MAX_FIELDS = 50
 MAX_DOCUMENT_CHARACTERS = 1_000_000
 _VISIBLE = re.compile(VISIBLE)
@@ -131,17 +130,17 @@ def filter_pattern(columns: dict[str, str]) -> str:
     one deep: SQL that is always valid and calls no functions. Columns whose names have other characters, or are
     words of SQL, cannot be named.
     """
-    text, whole, number = "'([^'\\u0000-\\u001f]|'')*'", "-?[0-9]{1,15}", "-?[0-9]{1,15}([.][0-9]{1,10})?"
+    text, whole, number = "'([^'\\u0000-\\u001f]|'')*'", "-?[0-9]{1,18}", "-?[0-9]{1,15}([.][0-9]{1,10})?"
     kinds = {
         "text": f" *(=|!=|<>|<=|>=|<|>) *{text}| (NOT )?LIKE {text}| (NOT )?IN \\({text}(, *{text})*\\)",
-        "whole": f" *(=|!=|<>|<=|>=|<|>) *{whole}| (NOT )?IN \\({whole}(, *{whole})*\\)",
+        "integer": f" *(=|!=|<>|<=|>=|<|>) *{whole}| (NOT )?IN \\({whole}(, *{whole})*\\)",
         "number": f" *(=|!=|<>|<=|>=|<|>) *{number}| (NOT )?IN \\({number}(, *{number})*\\)",
         "true/false": " *(=|!=) *(true|false)",
     }
     usable = [name for name in columns if re.fullmatch("[a-z][a-z0-9_]*", name) and name not in RESERVED]
     conditions = []
     for kind, comparisons in kinds.items():
-        names = [name for name in usable if ("whole" if name in WHOLE else columns[name]) == kind]
+        names = [name for name in usable if columns[name] == kind]
         if names:
             conditions.append(f"({'|'.join(names)})({comparisons}| IS (NOT )?NULL)")
     simple = f"(NOT )?({'|'.join(conditions)})"

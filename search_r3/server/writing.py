@@ -21,6 +21,7 @@ from search_r3.index.build import ONE_COMMIT, build_index
 from search_r3.index.compaction import KEEP_VERSIONS
 from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index
 from search_r3.index.readers import SourceDocument
+from search_r3.index.sources import API
 from search_r3.index.storage import IndexBusy, StorageError
 from search_r3.server.encoder import QueuedEncoder
 from search_r3.server.logs import log
@@ -185,6 +186,8 @@ class Writer:
             commit_every=ONE_COMMIT,
             wait=self._wait,
             maintain=False,
+            source=API,
+            take_over=True,
         )
         return [change.chunks for change in group]
 

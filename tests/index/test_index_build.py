@@ -193,7 +193,7 @@ def test_no_documents_changes_nothing(path, model):
 
 def test_metadata_types_must_agree(path, model):
     mixed = [SourceDocument("a", "", "x", {"year": 2020}), SourceDocument("b", "", "y", {"year": "old"})]
-    with pytest.raises(InputError, match=r'"b".*year is text.*elsewhere it is number'):
+    with pytest.raises(InputError, match=r'"b".*year is text.*elsewhere it is integer.*--type year=text'):
         build_index(path, mixed, model)
     assert not path.exists()
     with pytest.raises(InputError, match="share the column"):
@@ -265,4 +265,4 @@ def test_describe_is_json(path, model):
     build_index(path, docs("one", "two", year=1), model)
     described = json.loads(json.dumps(SearchIndex.open(path).describe()))
     assert (described["chunks"], described["documents"], described["model_name"]) == (2, 2, "fake")
-    assert described["columns"]["year"] == "number"
+    assert described["columns"]["year"] == "integer"

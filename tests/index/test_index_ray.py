@@ -25,7 +25,7 @@ from lancedb.index import BTree
 from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.errors import InputError
-from search_r3.index import SearchIndex, build_index, open_source
+from search_r3.index import SearchIndex, SourceDocument, build_index, open_source, update_documents
 from search_r3.index.columns import ROW_HASH, VECTOR
 from search_r3.index.storage import Remote, options_of
 
@@ -35,7 +35,7 @@ pytest.importorskip("lance_ray", reason="lance-ray is not installed: pip install
 
 from search_r3.index.distributed import Cluster, ModelSource, build_distributed  # noqa: E402
 from search_r3.index.distributed.cluster import _start  # noqa: E402
-from search_r3.index.distributed.commit import check_fragments, commit_fragments  # noqa: E402
+from search_r3.index.distributed.commit import Fragments, check_fragments, commit_fragments  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +221,8 @@ def test_an_update_changes_what_the_local_one_would(cluster, corpus, tmp_path, m
     later.write_text("\n".join(lines))
     reports = []
     for name, make in (
-        ("many", lambda path, source: build_distributed(path, source, Fake, cluster)),
-        ("one", lambda path, source: build_index(path, source, Fake(), progress=False)),
+        ("many", lambda path, source: build_distributed(path, source, Fake, cluster, source="docs")),
+        ("one", lambda path, source: build_index(path, source, Fake(), progress=False, source="docs")),
     ):
         make(tmp_path / name, open_source(corpus))
         monkeypatch.setattr("search_r3.index.build.forget_versions", lambda *_: None)
@@ -235,6 +235,60 @@ def test_an_update_changes_what_the_local_one_would(cluster, corpus, tmp_path, m
     counts = counts_by_version(tmp_path / "many")
     assert counts[-2:] == [49, 48], "one commit with all that came, then the document that is gone"
     assert set(counts[:-2]) == {48}
+
+
+def test_sources_and_types_are_those_of_the_local_build(cluster, tmp_path):
+    """Folders of equal file names, a posted document, records in conflict, a column widened, another made text."""
+    for name in ("a/notes", "b/notes"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "README.md").write_text(f"What is in {name}.\n")
+    records = tmp_path / "docs.jsonl"
+    lines = [
+        {"id": "README.md", "text": "not the file"},
+        {"id": "big", "text": "a number", "n": 2**53 + 1, "year": 2020},
+        {"id": "none", "text": "no number", "n": 1, "year": "unknown"},
+    ]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fractions = tmp_path / "fractions.jsonl"
+    fractions.write_text(json.dumps({"id": "half", "text": "a half", "share": 0.5}) + "\n")
+    whole = [SourceDocument("posted", "", "said by a client", {"share": 7})]
+    found = []
+    for name, build in (
+        ("many", lambda *given, **options: build_distributed(*given, Fake, cluster, **options)),
+        ("one", lambda *given, **options: build_index(*given, Fake(), progress=False, **options)),
+    ):
+        index = tmp_path / name
+        build(index, open_source(tmp_path / "a/notes"))
+        update_documents(index, whole, Fake())
+        reports = [
+            build(index, open_source(place), types={"year": "text"})
+            for place in (tmp_path / "b/notes", records, fractions, tmp_path / "a/notes")
+        ]
+        assert [[left.path for left in report.conflicts] for report in reports] == [[], ["README.md"], [], []]
+        assert sum(report.removed for report in reports) == 0
+        rows = rows_of(index)
+        assert rows["big"]["n"] == 2**53 + 1
+        assert [rows[one]["year"] for one in ("big", "none")] == ["2020", "unknown"]
+        assert [rows[one]["share"] for one in ("half", "posted")] == [0.5, 7.0]
+        assert SearchIndex.open(index).columns["n"] == "integer"
+        (tmp_path / "b/notes/README.md").rename(tmp_path / "b/notes/other.md")
+        kept = build(index, open_source(tmp_path / "b/notes"), may_prune=lambda removal: False)
+        assert (kept.removed, kept.kept.documents) == (0, 1)
+        (tmp_path / "b/notes/other.md").rename(tmp_path / "b/notes/README.md")
+        found.append((rows, SearchIndex.open(index).sources))
+    check_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert len(found[0][1]) == 5
+
+
+def test_a_fragment_comes_back_from_json_as_it_was(corpus, tmp_path):
+    """A worker hands on what it wrote as text; nothing of it is code."""
+    build_index(tmp_path / "index", open_source(corpus), Fake(), progress=False)
+    fragments = lance.dataset(str(tmp_path / "index" / "chunks.lance")).get_fragments()
+    sink = Fragments(tmp_path / "index", lance.dataset(str(tmp_path / "index" / "chunks.lance")).schema, 1000)
+    sink.on_write_complete(SimpleNamespace(write_returns=[[json.dumps(one.metadata.to_json()) for one in fragments]]))
+    assert [one.physical_rows for one in sink.fragments] == [one.physical_rows for one in fragments]
+    assert [one.files for one in sink.fragments] == [one.metadata.files for one in fragments]
 
 
 def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tmp_path):

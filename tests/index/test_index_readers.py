@@ -27,7 +27,7 @@ def test_jsonl_keeps_everything_else_as_metadata(tmp_path):
         {"id": "b", "text": "y", "metadata": {"url": "u"}},
     )
     first, second = open_source(path)
-    assert (first.id, first.title, first.text, first.path, first.line) == ("7", "T", "x", "a.jsonl", 1)
+    assert (first.id, first.title, first.text, first.path, first.line, first.record) == ("7", "T", "x", "a.jsonl", 0, 1)
     assert first.metadata == {"year": 2020, "open": True, "tags": '["a", "é"]'}
     assert second.metadata == {"url": "u"}
 
@@ -71,7 +71,7 @@ def test_csv_columns_are_typed_as_a_whole(tmp_path):
     assert first.text == "one\ntwo"
     assert first.metadata == {"year": 2020, "price": 1.5, "open": True, "code": "007", "mixed": "1"}
     assert second.metadata == {"price": 2.0, "open": False, "code": "7", "mixed": "n/a"}
-    assert (first.line, second.line) == (2, 4)
+    assert (first.record, second.record) == (2, 4)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_a_bad_filter_is_one_line_that_lists_the_columns(index, model, where):
         index.search("planet", model, where=where)
     message = str(error.value)
     assert "language (text)" in message
-    assert "year (number)" in message
+    assert "year (integer)" in message
     assert "r3_" not in message
     assert "\n" not in message
     assert ".rs" not in message

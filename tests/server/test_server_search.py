@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jsonschema_rs
 import numpy as np
@@ -11,7 +12,10 @@ from serving_tools import Held, Running, eventually, pausing, running
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
+from search_r3.index.build import build_index
+from search_r3.index.readers import open_source
 from search_r3.index.search import check_where
+from search_r3.index.table import SearchIndex
 from search_r3.model.adaptive import ADAPTIVE_FILE, ALWAYS, NEVER, AdaptiveRule
 from search_r3.server.components import components
 from search_r3.server.schemas import check_filter, filter_pattern
@@ -19,7 +23,7 @@ from search_r3.server.service import Loaded
 
 COLUMNS = {
     "title": "text",
-    "start_line": "number",
+    "start_line": "integer",
     "year": "number",
     "old": "true/false",
     "we-ird": "text",
@@ -115,7 +119,7 @@ def test_auto_reasons_where_the_rule_says(make_tiny_model, tmp_path, served: Run
         "lang='it''s' OR year>2020",
         "(lang = 'de' OR NOT year IS NULL) AND start_line = 1",
         "title NOT LIKE '%\\'",
-        "lang IN ('a', 'b') AND NOT (year NOT IN (1,-2.5) OR old != true)",
+        "lang IN ('a', 'b') AND NOT (year NOT IN (1,-25) OR old != true)",
         "old IS NOT NULL AND year < 999999999999999",
     ],
 )
@@ -194,6 +198,29 @@ def test_added_documents_are_found_at_once_and_all_or_none_are(tiny: SearchR3, m
             assert server.post("/v1/documents", {"documents": [document]}).status == 400
         assert server.ask("GET", "/v1/documents").json == before
         assert index.complete
+
+
+def test_posted_documents_survive_a_run_of_the_indexs_folder(tiny: SearchR3, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for name in ("a.md", "b.md"):
+        (notes / name).write_text(f"This is {name}.")
+    build_index(tmp_path / "x.index", open_source(notes), tiny, progress=False)
+    with running(lambda: Loaded.of(tiny, SearchIndex.open(tmp_path / "x.index")), writable=True) as server:
+        posted = [
+            {"id": "cat", "text": "Cats purr.", "metadata": {"n": 12345}},
+            {"id": "b.md", "text": "Better words."},
+        ]
+        assert server.post("/v1/documents", {"documents": posted}).status == 201
+        (notes / "a.md").unlink()
+        (notes / "c.md").write_text("This is c.md.")
+        report = build_index(tmp_path / "x.index", open_source(notes), tiny, progress=False, wait=60)
+        assert (report.added, report.removed, [left.path for left in report.conflicts]) == (1, 1, ["b.md"])
+        listed = server.ask("GET", "/v1/documents").json["data"]
+        assert [document["id"] for document in listed] == ["b.md", "c.md", "cat"]
+        found = server.post("/v1/search", {"query": "better purr", "mode": "text", "where": "n = 12345"}).json["hits"]
+        assert [hit["id"] for hit in found] == ["cat"]
+        assert server.post("/v1/search", {"query": "better", "mode": "text"}).json["hits"][0]["id"] == "b.md"
 
 
 def test_documents_are_replaced_and_deleted_with_all_of_their_chunks(tiny: SearchR3, make_index) -> None:

@@ -7,25 +7,23 @@ lies between (`_run` there) is another. A worker that dies is replaced, and its 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-
 from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM
-from search_r3.index.build import IndexReport, _Build
-from search_r3.index.changes import Changes
+from search_r3.index.build import _Build
 from search_r3.index.distributed.cluster import Cluster, cause_of, joined
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
 from search_r3.index.distributed.worker import Described, EncodeRows, Job, describe
-from search_r3.index.embedding import BATCH_TOKENS, token_limit
+from search_r3.index.embedding import BATCH_TOKENS
 from search_r3.index.encoder import Encoder
 from search_r3.index.locking import Held, writing
 from search_r3.index.readers import SourceDocument
+from search_r3.index.report import IndexReport, Removal
 from search_r3.index.storage import Place, explained, for_writing, options_of, place_of
 
 TASK_ROWS = 65_536
@@ -47,6 +45,10 @@ def build_distributed(
     part_rows: int | None = None,
     file_rows: int | None = None,
     approximate_from: int | None = APPROXIMATE_FROM,
+    source: str | None = None,
+    take_over: bool = False,
+    may_prune: Callable[[Removal], bool] | None = None,
+    types: Mapping[str, str] | None = None,
 ) -> IndexReport:
     """Make the index at `path`, or bring it up to date with `documents`, with the workers of a Ray cluster.
 
@@ -60,6 +62,7 @@ def build_distributed(
         load: gives a worker its model; `ModelSource("name")`, or any picklable function.
         cluster: where the workers are.
         batch_size, batch_tokens, max_length, prune, approximate_from: as in `build_index`.
+        source, take_over, may_prune, types: as in `build_index`.
         part_rows: rows of one task, the most that is done again when a worker dies; by default at most 65,536.
         file_rows: rows of one file of the table; by default as many as make half a gigabyte.
 
@@ -76,13 +79,12 @@ def build_distributed(
     with explained(place), writing(place, make=True) as held, joined(cluster) as each:
         model = _described(load, each)
         build = _Build(place, held, cast(Encoder, model), None, report)  # it asks what the model is, and embeds nothing
-        changes = Changes(build.before, build.schema, max_length, token_limit(cast(Encoder, model), max_length))
+        changes = build.begin(documents, source, take_over, types, max_length)
         try:
             spooled = write_spool(place, changes, documents, part_rows)
             if spooled.rows or spooled.replaced:
                 build._touch()
-                if spooled.columns:
-                    build.table.add_columns(pa.schema(list(spooled.columns.items())))
+                build.add_columns(spooled.columns, spooled.widened)
                 build.table.checkout_latest()
                 since = build.table.version
                 job = Job(
@@ -91,7 +93,7 @@ def build_distributed(
                 _encode_and_commit(place, held, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
             _tell(report, spooled)
-            build.finish(changes, prune, approximate_from, ())
+            build.finish(changes, prune, may_prune, approximate_from, ())
         finally:
             changes.close()
             with suppress(OSError, RuntimeError, ValueError):  # if it stays, the next run removes it

@@ -1,12 +1,12 @@
 """What the workers wrote, made visible in one Lance commit: new rows come and the rows that they stand in for go.
 
-lance-ray's data sink writes the files, from any machine and again where a task is repeated; only the files that a task
-reported as its own are committed, so a repeated task leaves no second copy of a row.
+lance-ray writes the files, from any machine and again where a task is repeated; only the files that a task reported as
+its own are committed, so a repeated task leaves no second copy of a row. What a task reports is JSON.
 """
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 
 import lance
 import pyarrow as pa
+from lance.fragment import FragmentMetadata
 from lance_ray.datasink import LanceDatasink
+from lance_ray.fragment import write_fragment
 
 from search_r3.errors import InputError
 from search_r3.index.columns import quoted
@@ -46,11 +48,23 @@ class Fragments(LanceDatasink):
             max_rows_per_file=file_rows,
             storage_options=options_of(place),
         )
-        self.fragments: list[Any] = []
+        self.fragments: list[FragmentMetadata] = []
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> list[str]:
+        """In a task: write the rows of `blocks`; returns what the files are, as JSON."""
+        written = write_fragment(
+            blocks,
+            self.uri,
+            schema=self.schema,
+            max_rows_per_file=self.max_rows_per_file,
+            storage_options=self.storage_options,
+            retry_params=self._retry_params,
+        )
+        return [json.dumps(fragment.to_json()) for fragment, _ in written]
 
     def on_write_complete(self, write_result: Any) -> None:
         """On the driver, when all tasks are done."""
-        self.fragments = [pickle.loads(kept) for part in write_result.write_returns for kept, _ in part]
+        self.fragments = [FragmentMetadata.from_json(kept) for part in write_result.write_returns for kept in part]
 
 
 def table_uri(place: Place) -> str:

@@ -32,12 +32,14 @@ class Spooled:
     Attributes:
         replaced: ids of rows that the new ones stand in for, and of chunks that their documents no longer have.
         columns: metadata columns that the table lacks.
+        widened: columns of integers that must hold other numbers.
         documents, unchanged, updated, stale: counts; `embedded` of rows whose text the index did not have.
     """
 
     rows: int = 0
     replaced: list[str] = field(default_factory=list)
     columns: dict[str, pa.DataType] = field(default_factory=dict)
+    widened: set[str] = field(default_factory=set)
     documents: int = 0
     unchanged: int = 0
     updated: int = 0
@@ -131,7 +133,8 @@ def _count(found: Spooled, window: Window) -> None:
     if not window.fresh:
         found.replaced.extend(given)
     found.replaced.extend(identifier for identifier in window.stale if identifier not in given)
-    found.columns.update(window.columns)
+    found.columns.update(window.columns | {name: pa.float64() for name in window.widened & found.columns.keys()})
+    found.widened |= window.widened - found.columns.keys()
     found.rows += len(window.rows)
     found.documents += window.documents
     found.unchanged += window.unchanged

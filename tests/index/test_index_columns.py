@@ -1,0 +1,216 @@
+"""The types of metadata columns: whole numbers are exact, a value that does not fit is named, and a type can change."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from search_r3.errors import InputError
+from search_r3.index import SearchIndex, SourceDocument, build_index, open_source
+from search_r3.index.columns import VECTOR, as_type
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "x.index"
+
+
+def docs(*values, field="n", start=0):
+    return [SourceDocument(f"d{i}", "", f"text {i}", {field: value}) for i, value in enumerate(values, start)]
+
+
+def where(path, condition, model):
+    hits = SearchIndex.open(path).search("text", model, mode="vector", reasoning=False, where=condition).hits
+    return sorted(hit.id for hit in hits)
+
+
+def column(path, name):
+    rows = SearchIndex.open(path).table.search().select(["id", name]).to_arrow().to_pylist()
+    return {row["id"]: row[name] for row in sorted(rows, key=lambda row: row["id"])}
+
+
+BIG = 2**53
+
+
+@pytest.mark.parametrize("kind", ["objects", "jsonl", "csv"])
+@pytest.mark.parametrize("values", [(BIG, BIG + 1), (2**63 - 1, 2**63 - 2), (-(2**63), -(2**63) + 1), (-BIG - 1, 0)])
+def test_whole_numbers_are_exact(tmp_path, path, model, kind, values):
+    documents = docs(*values)
+    if kind != "objects":
+        source = tmp_path / f"docs.{kind}"
+        rows = [{"id": d.id, "text": d.text} | d.metadata for d in documents]
+        jsonl = "".join(json.dumps(row) + "\n" for row in rows)
+        csv = "id,text,n\n" + "".join(f"{row['id']},{row['text']},{row['n']}\n" for row in rows)
+        source.write_text(csv if kind == "csv" else jsonl)
+        documents = open_source(source)
+    build_index(path, documents, model)
+    assert SearchIndex.open(path).columns["n"] == "integer"
+    for place, value in enumerate(values):
+        if value > -(2**63):  # SQL reads that one as minus a number that is too large
+            assert where(path, f"n = {value}", model) == [f"d{place}"]
+    assert list(column(path, "n").values()) == list(values)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30])
+def test_integers_beyond_64_bits_are_refused_by_name(path, model, value):
+    with pytest.raises(InputError, match=rf'document "d1".*n is {value}.*beyond 64-bit.*--type n=text'):
+        build_index(path, docs(1, value), model)
+    build_index(path, docs(1, value), model, types={"n": "text"})
+    assert column(path, "n") == {"d0": "1", "d1": str(value)}
+
+
+@pytest.mark.parametrize("cell", ["9223372036854775808", "1" * 40, "12345678901234567890"])
+def test_a_csv_column_that_no_number_holds_exactly_is_text(tmp_path, path, model, cell):
+    source = tmp_path / "docs.csv"
+    source.write_text(f"id,text,n\na,x,1\nb,y,{cell}\n")
+    build_index(path, open_source(source), model)
+    assert column(path, "n") == {"a": "1", "b": cell}
+    source.write_text(f"id,text,n\na,x,1.5\nb,y,{BIG + 1}\n")  # a float holds one of them only
+    build_index(path.with_name("y.index"), open_source(source), model)
+    assert column(path.with_name("y.index"), "n") == {"a": "1.5", "b": str(BIG + 1)}
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("values", [(2020, 1.5, 7), (1.5, 2020, 7), (1, 2, 0.25)])
+def test_whole_numbers_and_fractions_become_numbers(path, model, values, once):
+    if once:
+        build_index(path, docs(*values), model)
+    else:
+        for end in range(1, len(values) + 1):
+            build_index(path, docs(*values[:end]), model)
+    assert SearchIndex.open(path).columns["n"] == "number"
+    assert list(column(path, "n").values()) == [float(value) for value in values]
+    assert len(model.encoded) == len(values)
+    build_index(path, docs(*values, 8), model, commit_every=1)
+    assert where(path, "n = 8", model) == [f"d{len(values)}"]
+
+
+def test_a_whole_number_is_never_rounded_beside_fractions(path, model):
+    for values in ((0.5, BIG + 1), (BIG + 1, 0.5)):
+        with pytest.raises(InputError, match=rf"{BIG + 1}.*no 64-bit float holds.*--type n=text"):
+            build_index(path, docs(*values), model)
+    build_index(path, docs(BIG + 1), model)
+    with pytest.raises(InputError, match=rf'"d0": n is {BIG + 1}.*"d1" has 0.5'):
+        build_index(path, docs(BIG + 1, 0.5), model)
+    assert column(path, "n") == {"d0": BIG + 1}
+
+
+def test_a_text_in_a_csv_column_of_numbers_names_its_own_row(tmp_path, path, model):
+    source = tmp_path / "films.csv"
+    source.write_text("id,text,year\na,x,2020\nb,y,2021\n")
+    build_index(path, open_source(source), model)
+    source.write_text("id,text,year\na,x,2020\nb,y,2021\nc,z,unknown\n")
+    with pytest.raises(InputError) as error:
+        build_index(path, open_source(source), model)
+    for part in ("films.csv line 4", 'document "c"', "'unknown'", "elsewhere it is integer", "--type year=text"):
+        assert part in str(error.value)
+    assert column(path, "year") == {"a": 2020, "b": 2021}
+    version = SearchIndex.open(path).table.version
+    report = build_index(path, open_source(source), model, types={"year": "text"})
+    assert (report.added, report.removed, report.embedded) == (1, 0, 1)
+    assert column(path, "year") == {"a": "2020", "b": "2021", "c": "unknown"}
+    assert where(path, "year = '2020'", model) == ["a"]
+    assert SearchIndex.open(path).table.version > version
+    again = build_index(path, open_source(source), model)  # it is kept
+    assert (again.unchanged, again.embedded) == (3, 0)
+    source.write_text("id,text,year\na,x,2020\nb,y,2021\n")
+    assert build_index(path, open_source(source), model).removed == 1
+    assert column(path, "year") == {"a": "2020", "b": "2021"}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [("later", "text"), (True, "true/false"), (["a"], "text"), ("2020", "text")]
+)
+def test_a_value_that_does_not_fit_names_its_line_and_the_remedy(tmp_path, path, model, value, kind):
+    source = tmp_path / "docs.jsonl"
+    rows = [{"id": f"d{i}", "text": "x", "year": i} for i in range(3)] + [{"id": "bad", "text": "y", "year": value}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as error:
+        build_index(path, open_source(source), model)
+    for part in (
+        "docs.jsonl line 4",
+        'document "bad"',
+        f"year is {kind}",
+        "elsewhere it is integer",
+        "--type year=text",
+    ):
+        assert part in str(error.value)
+    build_index(path, open_source(source), model, types={"year": "text"})
+    shown = value if isinstance(value, str) else json.dumps(value)
+    assert column(path, "year") == {"d0": "0", "d1": "1", "d2": "2", "bad": shown}
+
+
+def test_a_column_is_converted_in_place_as_the_user_wrote_it(path, model):
+    values = (2020, 2021.0, 1e5, -3, None)
+    metadata = [{"Ye ar": value, 'it\'s "q"': 5, "order": i} for i, value in enumerate(values)]
+    for one in metadata:
+        if one["Ye ar"] is None:
+            del one["Ye ar"]
+    documents = [SourceDocument(f"d{i}", "", f"text {i}", one) for i, one in enumerate(metadata)]
+    build_index(path, documents, model)
+    before = column(path, VECTOR)
+    types = {"Ye ar": "text", 'it\'s "q"': "text", "order": "number"}
+    report = build_index(path, documents, model, types=types)
+    assert (report.unchanged, report.updated, report.embedded) == (5, 0, 0)
+    assert list(column(path, "ye_ar").values()) == ["2020", "2021.0", "100000.0", "-3", None]
+    assert set(column(path, "it_s__q_").values()) == {"5"}
+    assert list(column(path, "order").values()) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert column(path, VECTOR) == before
+    index = SearchIndex.open(path)
+    assert {name: index.columns[name] for name in ("ye_ar", "order")} == {"ye_ar": "text", "order": "number"}
+    assert not [name for name in index.table.schema.names if name.startswith(("r3_new", "r3_old"))]
+    assert index.complete
+    assert len(model.encoded) == 5
+
+
+def test_text_that_reads_like_numbers_becomes_numbers(path, model):
+    build_index(path, docs("12", " 7 ", "-3", "1, 2", field="n"), model)
+    with pytest.raises(InputError, match="document \"d3\": n is '1, 2', which is no integer"):
+        build_index(path, docs("12", " 7 ", "-3"), model, types={"n": "integer"})
+    assert SearchIndex.open(path).columns["n"] == "text"
+    build_index(path, docs("12", " 7 ", "-3"), model)
+    build_index(path, docs("12", " 7 ", "-3"), model, types={"n": "integer"})
+    assert list(column(path, "n").values()) == [12, 7, -3]
+    build_index(path, docs("12", " 7 ", "-3", "8"), model)
+    assert column(path, "n")["d3"] == 8
+    with pytest.raises(InputError, match=r"n is text \('nine'"):
+        build_index(path, docs("12", " 7 ", "-3", "nine"), model)
+
+
+def test_a_conversion_that_was_killed_leaves_nothing_behind(path, model, monkeypatch):
+    build_index(path, docs(1, 2), model)
+
+    def killed(self, *_):
+        raise KeyboardInterrupt
+
+    for step in ("alter_columns", "drop_columns"):
+        with monkeypatch.context() as patch:
+            patch.setattr("lancedb.table.LanceTable." + step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                build_index(path, docs(1, 2), model, types={"n": "text"})
+        assert set(map(str, column(path, "n").values())) == {"1", "2"}
+    build_index(path, docs(1, 2), model, types={"n": "text"})
+    index = SearchIndex.open(path)
+    assert column(path, "n") == {"d0": "1", "d1": "2"}
+    assert not [name for name in index.table.schema.names if name.startswith(("r3_new", "r3_old"))]
+
+
+def test_types_that_are_none_are_refused(path, model):
+    with pytest.raises(InputError, match='"date"; choose one of: text, integer, number, true/false'):
+        build_index(path, docs(1), model, types={"n": "date"})
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        (2020, pa.string(), "2020"), (True, pa.string(), "true"), (0.1, pa.string(), "0.1"), ("x", pa.string(), "x"),
+        (3, pa.float64(), 3.0), (BIG + 1, pa.float64(), None), (10**400, pa.float64(), None),
+        ("1e3", pa.float64(), 1000.0), (2.0, pa.int64(), 2), (2.5, pa.int64(), None), ("7", pa.int64(), 7),
+        ("x", pa.int64(), None), (True, pa.int64(), None),
+        ("TRUE", pa.bool_(), True), (1, pa.bool_(), None), (float("inf"), pa.int64(), None),
+    ],
+)  # fmt: skip
+def test_a_value_as_a_column_holds_it(value, kind, expected):
+    assert as_type(value, kind) == expected
+    assert type(as_type(value, kind)) is type(expected)
