@@ -291,7 +291,9 @@ def test_documents_may_be_called_like_chunks(model, tmp_path):
         assert index.describe()["doubled"] == 0
         hit = index.search("office noon", model, mode="vector", k=1).hits[0]
         assert (hit.document, hit.text) == ("p#1", "an office at noon")
-        assert update_documents(path, order[1:], model, source="documents").unchanged == report.chunks - (5 if order[0].id == "p" else 3)
+        assert update_documents(path, order[1:], model, source="documents").unchanged == report.chunks - (
+            5 if order[0].id == "p" else 3
+        )
 
 
 @pytest.mark.parametrize("other", ["x", PARAGRAPH + "\n\n" + PARAGRAPH], ids=["short", "long"])
@@ -310,7 +312,9 @@ def test_rows_of_an_older_index_get_ids_that_no_chunk_can_replace(model, tmp_pat
     table = SearchIndex.open(path).table
     table.update(where="document = 'p#1'", values={"id": "p#1"})
     model.encoded.clear()
-    update_documents(path, [SourceDocument("p", "", "\n\n".join([PARAGRAPH, PARAGRAPH + " x"]))], model, source="documents")
+    update_documents(
+        path, [SourceDocument("p", "", "\n\n".join([PARAGRAPH, PARAGRAPH + " x"]))], model, source="documents"
+    )
     rows = SearchIndex.open(path).table.to_arrow().select(["id", "document"]).to_pylist()
     assert sorted((row["document"], row["id"]) for row in rows) == [
         ("p", "p#1"), ("p", "p#2"), ("p#1", "p#1#1"), ("q", "q"), ("r#0", "r#0")]  # fmt: skip
