@@ -58,7 +58,7 @@ def serve(
 ) -> None:
     """Serve embeddings as OpenAI's clients ask for them, and search on an index, over HTTP.
 
-    It listens at once; /health says 200 when the model is loaded. /docs describes the API, /metrics is for Prometheus.
+    It listens at once; /health says 200 while it can answer. /docs describes the API, /metrics is for Prometheus.
     Ctrl-C or SIGTERM finishes what was accepted and stops. The log is JSON on standard error, without users' texts.
 
     \b

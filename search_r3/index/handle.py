@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ PATIENCE = 2.0
 """Seconds that a search waits for an index that is being exchanged, before it is called unavailable."""
 STEP = 0.05
 """Seconds between two looks while a search waits."""
+UNSETTLED = 200_000_000
+"""Nanoseconds after a commit in which another one is looked for anyway."""
 LOST = re.compile(
     r"Not found: \S*\.lance|\.lance\S*: .*[Nn]o such file|os error \d+|Object at location \S+ not found|NoSuchKey"
 )
@@ -48,6 +50,14 @@ class IndexUnavailable(StorageError):
 
 class _RefusedError(InputError):
     """What is in the index's place is not an index of the same model."""
+
+
+class _Place(NamedTuple):
+    """What tells one folder from another, one commit from another, and a commit from one an instant later."""
+
+    folder: tuple[Any, ...]
+    commit: int
+    instant: int
 
 
 class IndexHandle:
@@ -81,7 +91,7 @@ class IndexHandle:
         self._place = self._look()
         self._current = self._open()
         self._contract = self._current.info.contract_hash, self._current.info.dimension
-        self._refused: tuple[Any, str] | None = None  # the place whose index was refused, and why
+        self._refused: tuple[_Place, str] | None = None  # the place whose index was refused, and why
         self._suspect = False  # a search failed: look again, whatever the place says
         self._problem: tuple[str, float] | None = None  # what is wrong, and from when on it counts
         self._reported = False
@@ -100,10 +110,15 @@ class IndexHandle:
         return self._current.columns
 
     @property
+    def table(self) -> Any:
+        """The LanceDB table, as it was last opened; what is read from it by itself is not read again (see `run`)."""
+        return self._current.table
+
+    @property
     def problem(self) -> str | None:
         """Why the index cannot be searched, in one line; None if it can. As it was at the last look."""
         problem = self._problem
-        return problem[0] if problem is not None and time.monotonic() >= problem[1] else None
+        return problem[0] if problem is not None and self._reported else None
 
     @property
     def refusal(self) -> str | None:
@@ -172,9 +187,18 @@ class IndexHandle:
                 raise IndexUnavailable(line)
             time.sleep(STEP)
 
+    def unavailable(self, error: BaseException) -> IndexUnavailable | None:
+        """What to raise for an error of LanceDB that says that files are gone; None for any other."""
+        if not _lost(error):
+            return None
+        self._suspect = True
+        self.check()
+        line = self._problem[0] if self._problem else f"the index {self.path} was exchanged meanwhile; try again"
+        return IndexUnavailable(line)
+
     def _check(self) -> None:
         self._checked = time.monotonic()
-        place: Any = None
+        place = None
         try:
             place = self._look()
             self._follow(place)
@@ -182,6 +206,7 @@ class IndexHandle:
             line = str(error)
             if self._refused is None or self._refused[1] != line:
                 self.on_event("refused", line)
+            assert place is not None  # it was looked at before it was refused
             self._refused = place, line
             if _answers(self._current, all_rows=False):  # it is elsewhere now, and read on
                 self._recover()
@@ -192,9 +217,9 @@ class IndexHandle:
         except FAILURES as error:
             self._fail(f"the index {self.path} cannot be read ({brief(error)})")
 
-    def _follow(self, place: Any) -> None:
+    def _follow(self, place: _Place) -> None:
         """Move on to what is at `place`."""
-        same = place[:-1] == self._place[:-1]
+        same = place.folder == self._place.folder
         if same and place == self._place and isinstance(self.path, Path) and not self._suspect and not self._problem:
             return
         if self._refused is not None and place == self._refused[0] and isinstance(self.path, Path):
@@ -215,7 +240,7 @@ class IndexHandle:
                 f"{self._contract[0][:12]}); put an index of the same model there, or start again with this one"
             )
         _probe(opened)
-        if self._look() != place:
+        if self._look()[:2] != place[:2]:
             raise InputError(f"the index {self.path} is being exchanged")  # the next look will see
         before, self._current, self._place = self._current, opened, place
         self._suspect, self._refused = False, None
@@ -232,14 +257,14 @@ class IndexHandle:
             raise InputError(str(error).replace(str(place), str(self.path))) from error
         return SearchIndex(self.path, opened.table, opened.info)
 
-    def _look(self) -> tuple[Any, ...]:
-        """What tells one folder from another, and last what tells one commit from another. Cheap: no file is read.
+    def _look(self) -> _Place:
+        """What is there now; cheap, as no file is read.
 
         Raises:
             InputError: there is nothing.
         """
         if not isinstance(self.path, Path):
-            return (None,)
+            return _Place((), 0, 0)
         table = Path(os.path.realpath(self.path), f"{TABLE}.lance")
         try:
             folder, versions = table.stat(), (table / "_versions").stat()
@@ -248,7 +273,10 @@ class IndexHandle:
                 raise InputError(f"the index {self.path} is not there any more") from error
             reason = error.strerror or error
             raise InputError(f"the index {self.path} cannot be read ({reason})") from error
-        return str(table), folder.st_dev, folder.st_ino, versions.st_ino, versions.st_mtime_ns
+        commit = versions.st_mtime_ns
+        settled = abs(time.time_ns() - commit) >= UNSETTLED  # else, as clocks of files are coarse, look again next time
+        known = str(table), folder.st_dev, folder.st_ino, versions.st_ino
+        return _Place(known, commit, 0 if settled else time.monotonic_ns())
 
     def _fail(self, line: str, at_once: bool = False) -> None:
         now = time.monotonic()

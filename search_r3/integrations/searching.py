@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from search_r3.fusion import VECTOR_WEIGHT
 
 if TYPE_CHECKING:
+    from search_r3.index.handle import IndexHandle
     from search_r3.index.search import SearchResult
-    from search_r3.index.table import SearchIndex
 
 
 class Searcher:
@@ -38,7 +38,7 @@ class Searcher:
         self._name, self._model = split_model(model)
         self._device, self._dtype = device, dtype
         self._opening, self._loading = threading.Lock(), threading.Lock()
-        self._index: SearchIndex | None = None
+        self._index: IndexHandle | None = None
         self.open()
 
     def open(self) -> None:
@@ -46,13 +46,13 @@ class Searcher:
         _ = self.index
 
     @property
-    def index(self) -> SearchIndex:
-        """The opened index."""
+    def index(self) -> IndexHandle:
+        """The opened index, which is followed where it changes."""
         with self._opening:
             if self._index is None:
-                from search_r3.index.table import SearchIndex
+                from search_r3.index.handle import IndexHandle
 
-                self._index = SearchIndex.open(self.path)
+                self._index = IndexHandle(self.path)
             return self._index
 
     def __getstate__(self) -> dict[str, Any]:

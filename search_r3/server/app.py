@@ -34,6 +34,7 @@ from search_r3.server.metrics import CONTENT_TYPE
 from search_r3.server.service import Loaded, Service
 from search_r3.server.web_page import add_page
 
+GET = ["GET", "HEAD"]
 CLOSED_REQUEST = 499
 """nginx's status for a client that went away; only the log and the figures see it."""
 
@@ -82,11 +83,11 @@ def _add_v1(app: FastAPI, service: Service) -> None:
     async def create_embeddings(request: Request) -> Response:
         return await embeddings.create_embeddings(request, service)
 
-    @app.get("/v1/models", **guard)
+    @app.api_route("/v1/models", methods=GET, **guard)
     async def list_models() -> Response:
         return to_json({"object": "list", "data": [model_record(service.loaded)]})
 
-    @app.get("/v1/models/{model:path}", **guard)
+    @app.api_route("/v1/models/{model:path}", methods=GET, **guard)
     async def get_model(model: str) -> Response:
         check_model(model, service.loaded)
         return to_json(model_record(service.loaded))
@@ -95,7 +96,7 @@ def _add_v1(app: FastAPI, service: Service) -> None:
     async def search(request: Request) -> Response:
         return await searching.search(request, service)
 
-    @app.get("/v1/documents", **guard)
+    @app.api_route("/v1/documents", methods=GET, **guard)
     async def list_documents(request: Request) -> Response:
         return await documents.list_documents(request, service)
 
@@ -111,26 +112,37 @@ def _add_v1(app: FastAPI, service: Service) -> None:
 
 
 def _add_rest(app: FastAPI, service: Service) -> None:
-    @app.get("/health", response_model=None)
+    @app.api_route("/readyz", methods=GET, response_model=None)
+    @app.api_route("/health", methods=GET, response_model=None)
     async def health() -> Response:
         known = service.known
+        status, reason = service.health()
         record = {
-            "status": service.status,
+            "status": status,
+            "reason": reason,
             "model": known.model.name if known else None,
             "index": known is not None and known.index is not None,
             "in_hand": service.in_hand,
         }
-        return to_json(record, 200 if service.status == "ready" else 503)
+        answer = to_json(record, 200 if status == "ready" else 503)
+        answer.headers["Cache-Control"] = "no-store"
+        if answer.status_code == 503:
+            answer.headers["Retry-After"] = "2"
+        return answer
 
-    @app.get("/metrics", response_model=None)
+    @app.api_route("/livez", methods=GET, response_model=None)
+    async def livez() -> Response:
+        return to_json({"status": "alive"})
+
+    @app.api_route("/metrics", methods=GET, response_model=None)
     async def metrics() -> Response:
         return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
-    @app.get("/openapi.json", response_model=None)
+    @app.api_route("/openapi.json", methods=GET, response_model=None)
     async def openapi() -> Response:
         return to_json(await asyncio.to_thread(describe, service))
 
-    @app.get("/docs", response_model=None)
+    @app.api_route("/docs", methods=GET, response_model=None)
     async def docs(request: Request) -> Response:
         description = await asyncio.to_thread(describe, service)
         return HTMLResponse(render(description, str(request.base_url).rstrip("/")))

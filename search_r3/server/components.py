@@ -41,11 +41,13 @@ def components(config: ServerConfig, loaded: Loaded | None) -> dict[str, Schema]
             )
         ),
         "Health": record(
-            status={"enum": ["ready", "loading", "stopping", "failed"]},
+            status={"enum": ["ready", "loading", "stopping", "failed", "index_unavailable"]},
+            reason={"type": ["string", "null"], "description": "why it is not ready, or what else is to be known"},
             model={"type": ["string", "null"]},
             index={"type": "boolean"},
             in_hand=COUNT,
         ),
+        "Alive": record(status={"const": "alive"}),
         "Model": record(
             id=STRING,
             object={"const": "model"},

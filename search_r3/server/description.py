@@ -21,11 +21,14 @@ ABOUT = {
     415: "The body is not application/json, or it is compressed.",
     429: "Too many requests are in hand; come back after Retry-After seconds.",
     500: "An error of ours; it was logged.",
-    503: "Loading, shutting down, too busy to begin in time, or the storage of the index does not answer.",
+    503: "Loading, shutting down, too busy to begin in time, or the index cannot be searched now.",
     504: "Begun, but not done in time.",
 }
 WORK = (400, 408, 413, 415, 429, 500, 503, 504)
 QUESTION = "How do I read a file line by line?"
+
+
+ALIVE = {"200": {"description": "It lives", "content": {"application/json": {"schema": ref("Alive")}}}}
 
 
 def describe(service: Service) -> dict[str, Any]:
@@ -45,7 +48,9 @@ def describe(service: Service) -> dict[str, Any]:
         if service.config.writable:
             paths["/v1/documents"]["post"] = _add_documents(keys)
             paths["/v1/documents/{document}"] = {"delete": _delete_document(keys)}
-    paths["/health"] = {"get": _health()}
+    paths["/health"] = {"get": _health("health", "Whether requests are taken and can be answered")}
+    paths["/readyz"] = {"get": _health("readyz", "The same as /health, by Kubernetes' name")}
+    paths["/livez"] = {"get": _operation("livez", "That the process lives", "", False, ALIVE)}
     paths["/metrics"] = {"get": _metrics()}
     described: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -201,12 +206,12 @@ def _one_model(keys: bool, model: str) -> Operation:
     return operation
 
 
-def _health() -> Operation:
+def _health(name: str, summary: str) -> Operation:
     responses = {
-        "200": {"description": "Requests are taken", **_json("Health")},
-        "503": {"description": "Not yet, or no longer", **_json("Health")},
+        "200": {"description": "Requests are taken and can be answered", **_json("Health")},
+        "503": {"description": "Not yet, no longer, or the index cannot be searched now", **_json("Health")},
     }
-    return _operation("health", "Whether requests are taken", "", False, responses)
+    return _operation(name, summary, "", False, responses)
 
 
 def _metrics() -> Operation:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import bisect
 import re
-from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from search_r3.errors import InputError
+from search_r3.index.handle import IndexHandle
 from search_r3.index.maintenance import UnknownDocument
 from search_r3.index.readers import SourceDocument
-from search_r3.index.storage import explained
-from search_r3.index.table import SearchIndex
 from search_r3.server.embeddings import to_json
 from search_r3.server.encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error
@@ -61,7 +59,7 @@ async def delete_document(request: Request, service: Service, identifier: str) -
         return to_json(await until_done(request, service, deleting, lambda: None, lambda: True))
 
 
-async def _delete(service: Service, index: SearchIndex, identifier: str) -> dict[str, Any]:
+async def _delete(service: Service, index: IndexHandle, identifier: str) -> dict[str, Any]:
     try:
         chunks = await service.writing.delete(index, identifier, _follow)
     except UnknownDocument as error:
@@ -73,7 +71,7 @@ async def _delete(service: Service, index: SearchIndex, identifier: str) -> dict
 
 
 async def _add(
-    service: Service, index: SearchIndex, documents: list[SourceDocument], encoder: QueuedEncoder
+    service: Service, index: IndexHandle, documents: list[SourceDocument], encoder: QueuedEncoder
 ) -> dict[str, Any]:
     ids = [document.id for document in documents]
     try:
@@ -85,18 +83,22 @@ async def _add(
         raise from_input_error(error, 409, "conflict", "documents") from error
     except Closed as error:
         raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
+    except (OSError, RuntimeError) as error:
+        if (unavailable := await asyncio.to_thread(index.unavailable, error)) is None:
+            raise
+        raise from_input_error(unavailable) from error
     return {"object": "list", "data": [{"object": "document", "id": i} for i in ids], "chunks": chunks}
 
 
-def _follow(index: SearchIndex) -> None:
+def _follow(index: IndexHandle) -> None:
     """Who adds and then searches, finds. What is stored is stored, whether or not this reading succeeds."""
-    with suppress(OSError, RuntimeError, ValueError):
-        index.table.checkout_latest()
+    index.check()
 
 
-def _listed(index: SearchIndex, limit: int, after: str) -> dict[str, Any]:
-    with explained(index.path):
-        rows = index.following(lambda: index.table.search().select(["document", "title", "path"]).to_arrow())
+def _listed(index: IndexHandle, limit: int, after: str) -> dict[str, Any]:
+    rows = index.run(
+        lambda now: now.following(lambda: now.table.search().select(["document", "title", "path"]).to_arrow())
+    )
     first: dict[str, tuple[str, str]] = {}
     columns = (rows[name].to_pylist() for name in ("document", "title", "path"))
     for identifier, title, path in zip(*columns, strict=True):

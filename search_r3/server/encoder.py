@@ -35,6 +35,7 @@ class QueuedEncoder:
         self._lock = threading.Lock()
         self._cancelled = False
         self._running: Work | None = None
+        self._known: dict[tuple[Kind, tuple[str, ...], int], list[Embedded]] = {}
         self.begun = False
         self.prompt_tokens = 0
         self.reasoning_tokens = 0
@@ -94,6 +95,9 @@ class QueuedEncoder:
             raise CancelledError
 
     def _wait(self, kind: Kind, texts: Sequence[str], budget: int = 0) -> list[Embedded]:
+        key = kind, tuple(texts), budget
+        if key in self._known:  # a search that is made again on an exchanged index
+            return self._known[key]
         rows = cut_tokens(self._model.tokenizer, texts, self._max_length, self._go_on)[0]
         work = Work(kind, rows, budget, self._on_text if kind == "reasoned" else None)
         with self._lock:
@@ -105,6 +109,8 @@ class QueuedEncoder:
             answers = work.future.result()
         finally:
             self.begun = self.begun or work.begun
+        if kind != "document":
+            self._known[key] = answers
         self.prompt_tokens += work.tokens
         self.reasoning_tokens += sum(answer.num_tokens for answer in answers)
         return answers

@@ -12,11 +12,12 @@ from typing import Any
 from starlette.responses import Response
 
 from search_r3.errors import InputError
+from search_r3.index.handle import IndexUnavailable
 from search_r3.index.storage import IndexBusy, StorageError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_STATUSES = (429, 503)
-RETRY_STORAGE, RETRY_BUSY = 10, 5
+RETRY_STORAGE, RETRY_BUSY, RETRY_INDEX = 10, 5, 2
 """Seconds after which to try again."""
 
 
@@ -58,6 +59,8 @@ def from_input_error(
     """What a client is told for `error`: storage that fails is no fault of the request (503), and an index that
     another process is writing is a matter of waiting (409 with Retry-After); all else is `status`, `code` and `param`.
     """
+    if isinstance(error, IndexUnavailable):
+        return ApiError(503, str(error), "index_unavailable", retry_after=RETRY_INDEX)
     if isinstance(error, StorageError):
         return ApiError(503, str(error), "storage_unavailable", retry_after=RETRY_STORAGE)
     if isinstance(error, IndexBusy):

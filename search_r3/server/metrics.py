@@ -68,7 +68,13 @@ class Metrics:
         )
         self.dropped = Counter("search_r3_dropped", "Requests given up, by reason.", ["reason"], **new)
         self.in_hand = Gauge("search_r3_requests_in_hand", "Requests waiting or being answered.", **new)
-        self.ready = Gauge("search_r3_ready", "1 while requests are taken.", **new)
+        self.ready = Gauge("search_r3_ready", "1 while requests are taken and can be answered.", **new)
+        self.index_events = Counter(
+            "search_r3_index_events",
+            "Changes of the index: exchanged, refused (of another model), unavailable, available again.",
+            ["event"],
+            **new,
+        )
         self.reasoning_rate = Rate()
         Gauge(
             "search_r3_reasoning_tokens_per_second", "Tokens of reasoning a second, over the last ten.", **new
@@ -82,6 +88,11 @@ class Metrics:
         """Ask `waiting` for texts and tokens at every scrape."""
         self._queue_texts.set_function(lambda: waiting()[0])
         self._queue_tokens.set_function(lambda: waiting()[1])
+
+    def watch_index(self, available: Callable[[], bool]) -> None:
+        """Ask at every scrape whether the index can be searched."""
+        gauge = Gauge("search_r3_index_available", "1 while the index can be searched.", registry=self.registry)
+        gauge.set_function(available)
 
     def watch_slots(self, slots: int, in_use: Callable[[], int]) -> None:
         """There are so many `slots`; ask at every scrape how many are `in_use`."""

@@ -99,11 +99,22 @@ class _Counting(json.JSONDecoder):
         return counting
 
 
+EXPECTED = {
+    "string_type": "expected text",
+    "int_type": "expected a whole number",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "model_type": "expected an object",
+    "dict_type": "expected an object",
+}
+"""What is said for pydantic's kinds of error, whose own words are about Python."""
+
+
 def _explain(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     places = [str(part) for part in first["loc"] if isinstance(part, int) or "[" not in part]
     param = ".".join(places)[:200] or None
-    message = first["msg"].removeprefix("Value error, ")
+    message = EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, "))
     if first["type"] == "extra_forbidden":
         return ApiError(
             400, f"there is no field {param!a}; see /docs for those there are", "unknown_field", param=param

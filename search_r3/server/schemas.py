@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from search_r3.errors import InputError
 from search_r3.fusion import VECTOR_WEIGHT
@@ -40,8 +40,28 @@ def _visible(text: str) -> str:
     return text
 
 
+def _reasoning(value: Any) -> bool | int | str:
+    if isinstance(value, bool) or value == "auto" or (isinstance(value, int) and value >= 0):
+        return value
+    raise ValueError('expected true, false, "auto", or a number of tokens from 0')
+
+
+def _metadata(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError('metadata must be an object of text, numbers, true or false, as in {"lang": "en"}')
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, bool | str) or (isinstance(value, int | float) and abs(value) <= MAX_NUMBER):
+        return value
+    if isinstance(value, int | float):
+        raise ValueError(f"expected a number from -{MAX_NUMBER:.0e} to {MAX_NUMBER:.0e}".replace("+", ""))
+    raise ValueError("expected text, a number, true or false; leave the field out if there is no value")
+
+
 Text = Annotated[str, AfterValidator(_visible)]
-Reasoning = bool | Annotated[int, Field(ge=0)] | Literal["auto"]
+Reasoning = Annotated[bool | int | str, PlainValidator(_reasoning)]
 
 
 class Strict(BaseModel):
@@ -63,10 +83,15 @@ def check_input(value: Any) -> list[str] | list[list[int]]:
             if not _VISIBLE.search(text):
                 raise ValueError(f"item {i + 1} of {len(value)} is empty; give at least one visible character")
         return value
-    rows = value if isinstance(value[0], list) else [value]
+    if not isinstance(value[0], list):
+        for i, token in enumerate(value):
+            if type(token) is not int or token < 0:
+                raise ValueError(f"item {i + 1} of {len(value)} is neither a text nor a token id")
+        return [value]
+    rows = value
     for i, row in enumerate(rows):
         if not isinstance(row, list) or not row or not all(type(token) is int and token >= 0 for token in row):
-            raise ValueError(f"item {i + 1} of {len(rows)}: give texts, or lists of token ids that are not empty")
+            raise ValueError(f"item {i + 1} of {len(rows)} is no list of token ids, whole numbers from 0")
     return rows
 
 
@@ -103,9 +128,7 @@ class SearchRequest(Strict):
     stream: bool = False
 
 
-_WHOLE = Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
-_NUMBER = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
-Scalar = bool | _WHOLE | _NUMBER | str
+Scalar = Annotated[bool | int | float | str, PlainValidator(_scalar)]
 
 
 class DocumentIn(Strict):
@@ -114,7 +137,11 @@ class DocumentIn(Strict):
     id: Annotated[str, Field(pattern=DOCUMENT_ID)]
     text: Annotated[Text, Field(max_length=MAX_DOCUMENT_CHARACTERS)]
     title: Annotated[str, Field(max_length=1000)] = ""
-    metadata: Annotated[dict[Annotated[str, Field(pattern=FIELD_NAME)], Scalar], Field(max_length=MAX_FIELDS)] = {}
+    metadata: Annotated[
+        dict[Annotated[str, Field(pattern=FIELD_NAME)], Scalar],
+        Field(max_length=MAX_FIELDS),
+        BeforeValidator(_metadata),
+    ] = {}
 
 
 class DocumentsRequest(Strict):

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from search_r3.errors import InputError
+from search_r3.index.handle import Event, IndexHandle, IndexUnavailable
+from search_r3.index.table import SearchIndex
 from search_r3.model.checkpoint import read_record
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
 from search_r3.model.slots import reasoning_slots
@@ -21,7 +23,7 @@ from search_r3.server.cache import ReasonedCache
 from search_r3.server.config import ServerConfig
 from search_r3.server.continuous import ContinuousBatcher
 from search_r3.server.encoder import QueuedEncoder
-from search_r3.server.errors import ApiError
+from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.keys import Keys
 from search_r3.server.logs import log
 from search_r3.server.memory import Bodies
@@ -30,10 +32,12 @@ from search_r3.server.work import Batcher
 from search_r3.server.worker import ThreadBatcher
 from search_r3.server.writing import Writer
 
-if TYPE_CHECKING:
-    from search_r3.index.table import SearchIndex
-
 Status = Literal["loading", "ready", "stopping", "failed"]
+NOT_READY: dict[str, str] = {
+    "loading": "the model is still being loaded",
+    "stopping": "the server is shutting down",
+    "failed": "the model could not be loaded; see the server's log",
+}
 MAX_RETRY = 60  # seconds; nobody should be told to stay away longer than a minute
 
 
@@ -42,19 +46,24 @@ class Loaded:
     """What is served. `dimensions` are the sizes that embeddings may be cut to, the whole one included."""
 
     model: SearchR3
-    index: SearchIndex | None
+    index: IndexHandle | None
     dimensions: tuple[int, ...]
     adaptive: bool
 
     @classmethod
-    def of(cls, model: SearchR3, index: SearchIndex | None = None) -> Loaded:
-        """Look up what the checkpoint was trained for. Raises InputError if the index is another model's."""
-        if index is not None:
-            index.check_model(model)
+    def of(cls, model: SearchR3, index: SearchIndex | IndexHandle | None = None) -> Loaded:
+        """Look up what the checkpoint was trained for, and open the index anew to follow it through whatever happens.
+
+        Raises:
+            InputError: the index is another model's, or not there any more.
+        """
+        handle = IndexHandle(index.path) if isinstance(index, SearchIndex) else index
+        if handle is not None:
+            handle.check_model(model)
         record = read_record(model.checkpoint.path) or {}
         smaller = {int(size) for size in record.get("dimensions", []) if 0 < int(size) < model.dimension}
-        adaptive = index is not None and model.adaptive_rule is not None
-        return cls(model, index, (*sorted(smaller), model.dimension), adaptive)
+        adaptive = handle is not None and model.adaptive_rule is not None
+        return cls(model, handle, (*sorted(smaller), model.dimension), adaptive)
 
 
 class Service:
@@ -84,6 +93,8 @@ class Service:
         self.writing = Writer(self.threads)
         self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
+        self._closed = threading.Event()
+        self.metrics.ready.set_function(lambda: self.health()[0] == "ready")
 
     def start(self) -> None:
         """Begin to load."""
@@ -93,11 +104,11 @@ class Service:
         """From now on new requests get 503; those in hand go on."""
         if self.status != "failed":
             self.status = "stopping"
-        self.metrics.ready.set(0)
 
     def close(self, grace: float) -> None:
         """Finish what was accepted, at most `grace` seconds long, and let go of the threads. Blocks."""
         self.stop_taking()
+        self._closed.set()
         if self._batcher is not None and not self._batcher.close(grace):
             log("gave up work at shutdown", 30)
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -124,11 +135,25 @@ class Service:
         return self._batcher
 
     @property
-    def index(self) -> SearchIndex:
-        """The index. Raises ApiError 404 on a server without one."""
+    def index(self) -> IndexHandle:
+        """The index. Raises ApiError 404 on a server without one, 503 while it cannot be searched."""
         if (index := self.loaded.index) is None:
             raise ApiError(404, "this server has no index; start it with one: search-r3 serve INDEX", "no_index")
+        if (problem := index.problem) is not None:
+            raise from_input_error(IndexUnavailable(problem))
         return index
+
+    def health(self) -> tuple[Status | Literal["index_unavailable"], str | None]:
+        """Whether requests are taken ("ready") and can be answered; and where there is something to say, one line.
+
+        Nothing is looked up for it, so it may be asked as often as one likes.
+        """
+        index = self._loaded.index if self._loaded is not None else None
+        if self.status != "ready" or index is None:
+            return self.status, NOT_READY.get(self.status)
+        if (problem := index.problem) is not None:
+            return "index_unavailable", problem
+        return "ready", index.refusal
 
     def encoder(self, on_text: Callable[[str], None] | None = None) -> QueuedEncoder:
         """The model for one request of the index."""
@@ -173,11 +198,7 @@ class Service:
         return max(1, min(MAX_RETRY, math.ceil(seconds)))
 
     def _not_ready(self) -> ApiError:
-        what = {
-            "loading": "the model is still being loaded",
-            "stopping": "the server is shutting down",
-            "failed": "the model could not be loaded; see the server's log",
-        }[self.status if self.status != "ready" else "loading"]
+        what = NOT_READY.get(self.status, NOT_READY["loading"])
         return ApiError(503, f"{what}; try again later", f"not_ready_{self.status}", retry_after=2)
 
     def _start(self) -> None:
@@ -195,9 +216,21 @@ class Service:
         self._loaded = loaded
         if self.status == "loading":
             self.status = "ready"
-            self.metrics.ready.set(1)
         kind = type(self._batcher).__name__
+        if loaded.index is not None:
+            loaded.index.on_event = self._index_event
+            self.metrics.watch_index(lambda: loaded.index is not None and loaded.index.problem is None)
+            threading.Thread(target=self._watch, args=(loaded.index,), name="index", daemon=True).start()
         log("ready", model=loaded.model.name, index=loaded.index is not None, batcher=kind)
+
+    def _watch(self, index: IndexHandle) -> None:
+        """Look at the index now and then, so that no search has to, and /health knows."""
+        while not self._closed.wait(index.every):
+            index.check()
+
+    def _index_event(self, event: Event, line: str) -> None:
+        self.metrics.index_events.labels(event).inc()
+        log(f"index {event}", 30 if event in ("refused", "unavailable") else 20, reason=line)
 
 
 def make_batcher(model: Any, config: ServerConfig, cache: ReasonedCache, metrics: Metrics) -> Batcher:

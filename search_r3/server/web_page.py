@@ -35,7 +35,7 @@ def add_page(app: FastAPI) -> None:
     for file in sorted(PAGE.iterdir()):
         if file.suffix in TYPES:
             path = "/" if file.name == "index.html" else f"/{file.name}"
-            app.add_api_route(path, _sender(file), methods=["GET"], response_model=None)
+            app.add_api_route(path, _sender(file), methods=["GET", "HEAD"], response_model=None)
 
 
 def _sender(file: Path) -> Callable[[Request], Awaitable[Response]]:

@@ -53,7 +53,13 @@ def test_health_tells_of_loading_and_failing(tiny: SearchR3) -> None:
         answer = server.ask("GET", "/health")
         assert (answer.status, answer.json) == (
             503,
-            {"status": "loading", "model": None, "index": False, "in_hand": 0},
+            {
+                "status": "loading",
+                "reason": "the model is still being loaded",
+                "model": None,
+                "index": False,
+                "in_hand": 0,
+            },
         )
         refused = server.post("/v1/embeddings", {"model": "x", "input": "x"})
         assert (refused.status, refused.error["code"]) == (503, "not_ready_loading")
@@ -89,7 +95,7 @@ def test_keys_are_asked_for_before_anything_is_read(tiny: SearchR3) -> None:
                 assert answer.headers["www-authenticate"] == "Bearer"
         for key in ("first-key", "second"):
             assert server.ask("GET", "/v1/models", headers={"Authorization": f"bearer {key}"}).status == 200
-        for path in ("/health", "/metrics", "/docs", "/openapi.json"):
+        for path in ("/health", "/readyz", "/livez", "/metrics", "/docs", "/openapi.json"):
             assert server.ask("GET", path).status == 200
         description = server.ask("GET", "/openapi.json").json
         assert description["paths"]["/v1/embeddings"]["post"]["security"] == [{"key": []}]

@@ -28,9 +28,9 @@ SMALL = {"max_items": 4, "max_tokens": 200, "max_reasoning_tokens": 8, "reasonin
 @pytest.mark.parametrize(
     ("settings", "index", "operations", "phases"),
     [
-        pytest.param({"writable": True}, True, 9, "examples,coverage", id="everything"),
-        pytest.param({"writable": True, "api_keys": (KEY,)}, True, 9, "examples", id="keys"),
-        pytest.param({}, False, 5, "examples", id="no index"),
+        pytest.param({"writable": True}, True, 11, "examples,coverage", id="everything"),
+        pytest.param({"writable": True, "api_keys": (KEY,)}, True, 11, "examples", id="keys"),
+        pytest.param({}, False, 7, "examples", id="no index"),
     ],
 )
 def test_the_edges_of_the_description_are_kept_to(

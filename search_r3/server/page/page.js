@@ -382,8 +382,9 @@ window.addEventListener("DOMContentLoaded", () => {
       if (health.status !== "ready") {
         $("status").textContent = health.status === "loading" ? "The server is loading its model…"
           : health.status === "stopping" ? "The server is shutting down."
-            : "The server could not load its model; its log says why.";
-        if (health.status === "loading") setTimeout(begin, POLL);
+            : health.status === "index_unavailable" ? "The index cannot be searched now; the server goes on looking for it."
+              : "The server could not load its model; its log says why.";
+        if (health.status === "loading" || health.status === "index_unavailable") setTimeout(begin, POLL);
         return;
       }
       $("model").textContent = health.model ?? "";
