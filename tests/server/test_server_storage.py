@@ -7,6 +7,7 @@ import time
 import uuid
 
 import pytest
+from processes import eventually
 from serving_tools import running
 from storage_faults import storage
 
@@ -15,8 +16,9 @@ from search_r3.index.build import build_index
 from search_r3.index.readers import SourceDocument
 from search_r3.index.storage import Remote
 from search_r3.index.table import SearchIndex
-from search_r3.server import documents
 from search_r3.server.service import Loaded
+
+UNAVAILABLE = ("storage_unavailable", "index_unavailable")  # whoever notices first: the request, or the index's handle
 
 
 @pytest.fixture
@@ -54,8 +56,8 @@ def test_two_servers_store_each_document_once_or_refuse_it(tiny, place):
 
 def test_a_server_waits_for_another_writer_and_then_says_when_to_come_back(tiny, place, monkeypatch):
     build_index(place, [SourceDocument("first", "", "the first text")], tiny, progress=False)
-    monkeypatch.setattr(documents, "WAIT_SECONDS", 0.5)
     with running(lambda: Loaded.of(tiny, SearchIndex.open(place)), writable=True) as server:
+        monkeypatch.setattr(server.server.service.writing, "_wait", 0.5)
         writer = lease.Lease(Remote(place))
         writer.acquire()
         for answer in (
@@ -64,7 +66,7 @@ def test_a_server_waits_for_another_writer_and_then_says_when_to_come_back(tiny,
         ):
             assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (409, "index_busy", "5")
             assert "another writer has" in answer.error["message"]
-        monkeypatch.setattr(documents, "WAIT_SECONDS", 20.0)
+        monkeypatch.setattr(server.server.service.writing, "_wait", 20.0)
         threading.Timer(0.5, writer.release).start()
         assert server.post("/v1/documents", {"documents": [{"id": "x", "text": "y"}]}).status == 201
         assert server.ask("GET", "/v1/documents").json["total"] == 2
@@ -92,13 +94,12 @@ def test_storage_that_fails_is_503_and_what_follows_works(tiny, place, s3_server
                 started = time.monotonic()
                 answer = server.ask(method, path, body)
                 assert (method, path, answer.status) == (method, path, 503)
-                assert answer.error["code"] == "storage_unavailable"
+                assert answer.error["code"] in UNAVAILABLE
                 assert int(answer.headers["retry-after"]) >= 1
                 assert place in answer.error["message"]
-                assert time.monotonic() - started < 20
+                assert time.monotonic() - started < 30
             streamed = server.post("/v1/search", {"query": "text", "stream": True})
-            assert streamed.events[-1][0] == "error"
-            assert streamed.events[-1][1]["error"]["code"] == "storage_unavailable"
+            assert (streamed.status, streamed.error["code"] in UNAVAILABLE) == (503, True)  # known before it begins
             bad.fault = "none"
-            assert server.post("/v1/search", {"query": "text"}).status == 200
+            eventually(lambda: server.post("/v1/search", {"query": "text"}).status == 200)
             assert server.post("/v1/documents", {"documents": [{"id": "x", "text": "y"}]}).status == 201
