@@ -221,12 +221,12 @@ def unknown_search_mode(place):
     return ["search", place.index(), "bread", "--mode", "magic"]
 
 
-@case("colour", "year (number)")
+@case("colour", "year (integer)")
 def a_filter_on_an_unknown_column(place):
     return ["search", place.index(), "bread", "--where", "colour = 'red'"]
 
 
-@case("filter", "year (number)")
+@case("filter", "year (integer)")
 def a_filter_that_does_not_parse(place):
     return ["search", place.index(), "bread", "--where", "year >"]
 
