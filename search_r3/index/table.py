@@ -79,8 +79,6 @@ class SearchIndex:
             try:
                 table = LanceSnapshot(place, TABLE)
             except (ValueError, OSError) as error:
-                if isinstance(place, Remote) and not any(said in str(error) for said in ("ot found", "builder error")):
-                    raise  # `explained` says what is wrong with the storage, without asking it a second time
                 if isinstance(place, Remote) or not _versions(place):
                     return cls.open(path)  # which says best what is wrong
                 raise _damaged(place, error) from error
