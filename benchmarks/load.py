@@ -13,6 +13,8 @@ The bad ones are listed in load_traffic.py.
 Then nothing is sent for `--quiet` seconds, and the process's VmRSS is read: before. After the load the same pause, and
 it is read again: after.
 
+**Large texts.** Whether texts of 15 MB hold others up, and what stays of their memory: load_large.py.
+
 **Shutdown.** A few clients send good requests without a pause, one body is left half sent and one connection idle; then
 SIGTERM. Everyone must be answered (200, or 503 with Retry-After) or not have been accepted: the server's log must hold
 no answer that did not arrive. The process must end within its grace.
@@ -34,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, Table, Worker, finish, rounded, say, serve
+from load_large import large, rows
 from load_traffic import BODY_LIMIT, CUT, GOOD, PATIENCE, REFUSED, Client, Spec, Tally, Truth, load
 from serve_bench import tiny_model
 from serve_client import Engine, ServerProcess, embedding_body
@@ -83,6 +86,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--queue", type=int, default=64, help="requests that the server takes in hand")
     parser.add_argument("--grace", type=float, default=10.0, help="seconds that the server may take to stop")
     parser.add_argument("--budget", type=int, default=8, help="tokens of reasoning")
+    parser.add_argument("--large", type=float, default=15.0, metavar="MB", help="size of the large texts; 0: none")
+    parser.add_argument("--large-seconds", type=float, default=10.0, help="of each turn with or without large texts")
     parser.add_argument("--tiny", action="store_true", help="random weights, two layers: the server alone")
     parser.add_argument(
         "--json", "--output", dest="output", type=Path, help=f"where it goes (default: {RESULTS.name}/load.json)"
@@ -142,6 +147,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         say("asking it to stop")
         stopped = shutdown(server, truth, options.grace)
         faults = faults_logged(server)
+    with_large = large(options, model, truth, scratch) if options.large else None
     return {
         "model": shown,
         "engine": asdict(options.engine),
@@ -167,7 +173,11 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "at_rest_after": after["handles"],
         "waiting_after": metrics["search_r3_queue_texts"] + metrics["search_r3_requests_in_hand"],
         "shutdown": stopped,
-        "goals": goals(options, tally, before, after, metrics, stopped, faults),
+        "large": with_large,
+        "goals": [
+            *goals(options, tally, before, after, metrics, stopped, faults),
+            *(with_large["goals"] if with_large else []),
+        ],
     }
 
 
@@ -365,6 +375,10 @@ def report(figures: dict[str, Any]) -> None:
     table = Table("outcomes", "kind" + 20 * " ", "how often each")
     for kind, found in figures["outcomes"].items():
         table.row(kind, ", ".join(f"{status}: {count}" for status, count in found.items()))
+    if figures.get("large"):
+        table = Table("beside large texts", "small requests" + 6 * " ", "seconds")
+        for name, found in rows(figures["large"]):
+            table.row(name, found)
     table = Table("what must hold", "what" + 46 * " ", "found    ", "")
     for goal in figures["goals"]:
         table.row(goal["name"], str(goal["found"]), "met" if goal["met"] else "missed")

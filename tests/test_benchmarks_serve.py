@@ -89,7 +89,7 @@ def threads(scripts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatc
         def _alive(self, end: float) -> None:
             assert self.thread.is_alive()
 
-    for name in ("serve_bench", "serve_parts", "load"):
+    for name in ("serve_bench", "serve_parts", "load", "load_large"):
         monkeypatch.setattr(scripts(name), "ServerProcess", InThread)
     return InThread
 
@@ -263,16 +263,25 @@ def test_a_crowd_with_rubbish_in_it_is_stood(
     """Too short for memory, threads and files to settle, and how much is done depends on the machine."""
     times = ["--clients", "12", "--seconds", "2", "--warm-up", "0.3", "--quiet", "0.1", "--grace", "1", "--queue", "3"]
     fixed = ["--tiny", "--model", str(tiny_model), "--budget", "3", "--json", str(tmp_path / "load.json")]
+    fixed += ["--large", "0.3", "--large-seconds", "0.5"]
     monkeypatch.setattr(sys, "argv", ["load.py", *fixed, *times])
     load = scripts("load")
     monkeypatch.setattr(load, "TEXTS", 12)
+    monkeypatch.setattr(scripts("load_large"), "EVERY", 0.2)
     load.main()
     figures = json.loads((tmp_path / "load.json").read_text())["figures"]
     missed = {goal["name"] for goal in figures["goals"] if not goal["met"]}
     unsettled = {f"{name}, growth" for name in ("resident memory", "threads", "open files")}
+    unsettled |= {
+        "large texts: resident memory, growth",
+        "large texts: seconds that the slowest small request takes longer",
+    }
     assert missed <= unsettled | {"good requests answered", "seconds to stop"}, (missed, figures["examples"])
     assert figures["accepted_and_answered"] > 0
     assert figures["requests"] > figures["accepted_and_answered"]
+    assert figures["large"]["statuses"].keys() <= {"beginning: 200", "whole: 200", "whole: left"}
+    for name in ("alone", "beginnings", "large"):
+        assert figures["large"]["small_requests"][name]["requests"] > 0
     assert figures["shutdown"]["answers_logged"] == figures["shutdown"]["answers_arrived"] > 0
 
 
