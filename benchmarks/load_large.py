@@ -101,8 +101,8 @@ class Poster:
             number = self.posted
         begin = list(KINDS.values())[number % len(KINDS)](number)
         repeated = begin[begin.index(str(number)) + len(str(number)) :]
-        text = begin + repeated * (size // len(repeated))
-        body = embedding_body(self.server.model, text[:size])
+        text = begin + repeated * (size // len(json.dumps(repeated).strip('"')))  # so many bytes as JSON
+        body = embedding_body(self.server.model, text)
         started, status = time.perf_counter(), "left"
         if which == "whole" and number % 3 == 0:
             head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

@@ -4,11 +4,11 @@
 # Expected: English text, language left at its default, so at most English stop words are dropped ("the", "is").
 # Seen: the lists of many languages are applied at once, and a token of 40 bytes or more is dropped. Of these four
 # queries only the first finds its row:
-#   treaty: 1 row    war (German "was" / English word): 0 rows    die: 0 rows    a hash of 40 digits: 0 rows
+#   treaty: 1 row    war (in German, "was"): 0 rows    die: 0 rows    a hash of 40 digits: 0 rows
 # With remove_stop_words=False and max_token_length=None all four find their row.
 #
 # In Search-R3: the index is made with both, and indexes that were made without are rebuilt at the next write
-# (tests/index/test_index_search.py).
+# (tests/index/test_index_words.py).
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

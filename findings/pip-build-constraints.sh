@@ -8,7 +8,7 @@
 #   pip 26.2, PIP_CONSTRAINT:        built with a newer one
 #   pip 26.2, PIP_BUILD_CONSTRAINT:  built with setuptools 75.0.0
 #
-# In Search-R3: the Makefile sets both.
+# In Search-R3: the Makefile sets both (tests/test_constraints.py).
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -6,7 +6,7 @@
 #   ValueError: The version of PEFT you are using is not compatible, please use a version >= 0.22.0
 # `peft.get_peft_model(model, config)` works with the same two versions.
 #
-# In Search-R3: pyproject.toml excludes 5.24, and the versions that were tested are in constraints.txt.
+# In Search-R3: pyproject.toml excludes 5.24, and the versions that were tested are in constraints.txt (tests/test_constraints.py).
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

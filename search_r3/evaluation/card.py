@@ -174,7 +174,7 @@ def _use(name: str, contract: dict[str, Any]) -> str:
         f"With PEFT alone, first give the base a row for `<|embed_token|>` (id {token}), or PEFT raises an "
         "IndexError:\n\n"
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        "from search_r3.model.bundled import resolve  # names into folders\n\n"
+        "from search_r3.model.bundled import resolve  # turns the two names into folders; paths do as well\n\n"
         f'base = AutoModelForCausalLM.from_pretrained(resolve("{contract["base"]}"))\n'
         f"base.resize_token_embeddings(max(base.get_input_embeddings().num_embeddings, {token + 1}))\n"
         f'model = PeftModel.from_pretrained(base, resolve("{name}"))\n```'
