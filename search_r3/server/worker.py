@@ -1,12 +1,15 @@
 """One thread that owns the model: what waits is taken in batches of one kind, kinds in turn, requests side by side.
 
-A request of a thousand documents is therefore done in many passes, and a query that comes meanwhile is in the pass
-after the current one. There is no waiting for a batch to fill: it is what has gathered while the last one ran. This is
-static batching, where a batch of reasoned queries ends when the longest does; `continuous` builds on it.
+Within a kind, requests share by tokens (self-clocked fair queueing: Golestani, 1994): the next text is the one that
+would end first if all requests that wait advanced at the same rate. So a request of a thousand documents is done in
+many passes, a short text that arrives meanwhile goes before the long ones, and no text waits for ever. There is no
+waiting for a batch to fill: it is what has gathered while the last one ran. This is static batching, where a batch of
+reasoned queries ends when the longest does; `continuous` builds on it.
 """
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections import OrderedDict, deque
@@ -54,6 +57,13 @@ class Line:
     work: Work
     todo: deque[int]
     answers: list[Embedded | None]
+    started_at: int = 0
+    """Virtual time, in tokens, at which its next text begins."""
+
+    @property
+    def next_tokens(self) -> int:
+        """Tokens of its next text."""
+        return len(self.work.texts[self.todo[0]].ids)
 
     def give(self, place: int, answer: Embedded) -> None:
         """The answer to the text at `place`; with the last one the work is finished."""
@@ -76,7 +86,8 @@ class ThreadBatcher:
 
     def __init__(self, model: Model, config: ServerConfig, cache: ReasonedCache, metrics: Metrics) -> None:
         self.model, self.config, self.cache, self.metrics = model, config, cache, metrics
-        self._queues: OrderedDict[Kind, deque[Line]] = OrderedDict()
+        self._queues: OrderedDict[Kind, list[Line]] = OrderedDict()
+        self._virtual_time: dict[Kind, int] = {}
         self._seconds: dict[Kind, float] = {}
         self._changed = threading.Condition()
         self._closing = self._giving_up = False
@@ -99,7 +110,8 @@ class ThreadBatcher:
             if self._closing:
                 raise Closed
             if line.todo:
-                self._queues.setdefault(work.kind, deque()).append(line)
+                line.started_at = self._virtual_time.get(work.kind, 0)
+                self._queues.setdefault(work.kind, []).append(line)
                 self._changed.notify()
 
     def waiting(self) -> tuple[int, int]:
@@ -148,29 +160,28 @@ class ThreadBatcher:
     def _take(
         self, kinds: Sequence[Kind] = get_args(Kind), most_texts: int | None = None, most_tokens: int | None = None
     ) -> tuple[Kind, list[Unit]] | None:
-        """The next batch: of the kind whose turn it is, one text of each request in turn, until it is full."""
+        """The next batch: of the kind whose turn it is, requests sharing it by tokens, until it is full."""
         most_texts = min(most_texts or self.config.batch_texts, self.config.batch_texts)
         most_tokens = most_tokens or self.config.batch_tokens
         for kind in [key for key in self._queues if key in kinds]:
-            queue = self._queues.pop(kind)
+            waiting = [line for line in self._queues.pop(kind) if not (line.work.future.done() or self._giving_up)]
+            order = [(line.started_at + line.next_tokens, place, line) for place, line in enumerate(waiting)]
+            heapq.heapify(order)
             units: list[Unit] = []
             tokens = 0
-            while queue and len(units) < most_texts:
-                line = queue[0]
-                if line.work.future.done() or self._giving_up:  # cancelled, or failed in an earlier batch
-                    queue.popleft()
-                    continue
-                more = len(line.work.texts[line.todo[0]].ids)
-                if units and tokens + more > most_tokens:
+            while order and len(units) < most_texts:
+                ends_at, place, line = order[0]
+                if units and tokens + line.next_tokens > most_tokens:
                     break
-                tokens += more
+                heapq.heappop(order)
+                tokens += line.next_tokens
+                self._virtual_time[kind] = line.started_at = ends_at
                 units.append((line, line.todo.popleft()))
                 line.work.begun = True
-                queue.popleft()
                 if line.todo:
-                    queue.append(line)
-            if queue:
-                self._queues[kind] = queue  # at the end: the other kinds' turn
+                    heapq.heappush(order, (line.started_at + line.next_tokens, place, line))
+            if waiting := [line for line in waiting if line.todo]:
+                self._queues[kind] = waiting  # at the end: the other kinds' turn
             if units:
                 return kind, units
         return None

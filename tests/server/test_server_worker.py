@@ -109,7 +109,34 @@ def test_a_pass_holds_so_many_tokens_but_a_long_text_goes_alone(model: FakeModel
         batcher.submit(one)
     model.gate.set()
     assert [firsts(one) for one in done] == [[10, 11, 12], [20]]
-    assert [passed for _, passed in model.passes[1:]] == [[10], [20], [11, 12]]
+    assert [passed for _, passed in model.passes[1:]] == [[10, 11], [12], [20]]
+
+
+def test_short_texts_go_before_long_ones_that_wait(model: FakeModel, batcher: ThreadBatcher) -> None:
+    blocked(model, batcher)
+    long, short = [work("document", i, length=40) for i in (1, 2, 3)], work("document", 4, 5, 6, 7, length=10)
+    for one in (*long, short):
+        batcher.submit(one)
+    model.gate.set()
+    short.future.result(60)
+    assert [firsts for kind, firsts in model.passes if kind == "document"][0] == [4, 5, 6]
+    for one in long:
+        one.future.result(60)
+
+
+def test_a_long_text_does_not_wait_for_ever(model: FakeModel, batcher: ThreadBatcher) -> None:
+    blocked(model, batcher)
+    long = work("document", 99, length=40)
+    batcher.submit(long)
+    model.gate.set()
+    for i in range(100):  # one short text after the other, so that there is always one that would end first
+        short = [work("document", i, length=10) for _ in range(2)]
+        for one in short:
+            batcher.submit(one)
+        short[0].future.result(60)
+        if long.future.done():
+            break
+    assert long.future.done() and i < 20
 
 
 def test_cancelled_work_is_not_done(model: FakeModel, batcher: ThreadBatcher) -> None:
