@@ -119,7 +119,7 @@ def test_short_texts_go_before_long_ones_that_wait(model: FakeModel, batcher: Th
         batcher.submit(one)
     model.gate.set()
     short.future.result(60)
-    assert [firsts for kind, firsts in model.passes if kind == "document"][0] == [4, 5, 6]
+    assert next(firsts for kind, firsts in model.passes if kind == "document") == [4, 5, 6]
     for one in long:
         one.future.result(60)
 
@@ -136,7 +136,8 @@ def test_a_long_text_does_not_wait_for_ever(model: FakeModel, batcher: ThreadBat
         short[0].future.result(60)
         if long.future.done():
             break
-    assert long.future.done() and i < 20
+    assert long.future.done()
+    assert i < 20
 
 
 def test_cancelled_work_is_not_done(model: FakeModel, batcher: ThreadBatcher) -> None:
