@@ -41,8 +41,12 @@ COURTESY_SECONDS = 0.5
 """How long a process that writes again at once stands back where another one is waiting."""
 NAME, WAITING = ".writer.json", ".writer-waiting"
 
-_watched: dict[str, tuple[str, float]] = {}
-"""Place -> the lease's e_tag when it was last seen, and when it was first seen like that (monotonic seconds)."""
+Version = dict[str, str]
+"""What tells one version of an object from another (obstore's UpdateVersion): S3 and Azure compare the `e_tag`, Google
+Cloud the `version`."""
+
+_watched: dict[str, tuple[Version, float]] = {}
+"""Place -> the lease's version when it was last seen, and when it was first seen like that (monotonic seconds)."""
 _stand_back: dict[str, float] = {}
 """Place -> the moment (monotonic seconds) until which this process leaves the lease to others."""
 
@@ -88,7 +92,7 @@ class Lease(Held):
             self.store = open_objects(place)
         now = time.time()
         self.mine = Holder(socket.gethostname(), os.getpid(), now, now + self.seconds, self.seconds, uuid.uuid4().hex)
-        self._tag = ""
+        self._version: Version = {}
         self._renewed = (0.0, 0.0)
         self._failed = False
         self._lost: Holder | None = None
@@ -146,7 +150,7 @@ class Lease(Held):
             if self._failed:  # the storage is away; trying again would only keep the user waiting
                 return
             if self._lost is None:
-                self._put(self._content(released=True), {"e_tag": self._tag})
+                self._put(self._content(released=True), self._version)
             if self._obstore.get(self.store, WAITING).bytes():
                 self._obstore.delete(self.store, WAITING)
                 _stand_back[str(self.place)] = time.monotonic() + COURTESY_SECONDS
@@ -175,41 +179,42 @@ class Lease(Held):
         self._failed = True
         with explained(self.place):
             try:
-                self._tag = self._obstore.put(self.store, NAME, content, mode=mode)["e_tag"]
+                self._version = _version(self._obstore.put(self.store, NAME, content, mode=mode))
             except (AlreadyExistsError, PreconditionError):
-                holder, tag = self._read()  # a retry after a lost answer is refused because of the first try's success
+                # A retry after a lost answer is refused because of the first try's success.
+                holder, version = self._read()
                 if holder is None or holder.token != self.mine.token or holder.released:
                     self._failed = False
                     return False
-                self._tag = tag
+                self._version = version
         self._failed = False
         self._renewed = (time.monotonic(), time.time())
         return True
 
-    def _read(self) -> tuple[Holder | None, str]:
-        """Who holds the lease, and the object's e_tag; None and "" if there is no such object."""
+    def _read(self) -> tuple[Holder | None, Version]:
+        """Who holds the lease, and the object's version; None and {} if there is no such object."""
         with explained(self.place):
             try:
                 found = self._obstore.get(self.store, NAME)
-                content, tag = bytes(found.bytes()), found.meta["e_tag"] or ""
+                content, version = bytes(found.bytes()), _version(found.meta)
             except FileNotFoundError:
-                return None, ""
+                return None, {}
         try:
             record = json.loads(content)
-            return Holder(**{name: record[name] for name in Holder.__dataclass_fields__}), tag
+            return Holder(**{name: record[name] for name in Holder.__dataclass_fields__}), version
         except (ValueError, KeyError, TypeError):  # nothing that this program wrote; taken over if it does not change
-            return Holder(), tag
+            return Holder(), version
 
     def _take(self) -> Holder | None:
         """Try to take the lease; returns who has it instead."""
-        holder, tag = self._read()
+        holder, version = self._read()
         if holder is None:
             return None if self._put(self._content(), "create") else Holder()
-        if _watched.get(str(self.place), ("", 0.0))[0] != tag:
-            _watched[str(self.place)] = (tag, time.monotonic())
+        if _watched.get(str(self.place), ({}, 0.0))[0] != version:
+            _watched[str(self.place)] = (version, time.monotonic())
         unchanged = time.monotonic() - _watched[str(self.place)][1]
         if holder.released or (not self._is_alive(holder) and unchanged >= WATCH * holder.seconds):
-            return None if self._put(self._content(), {"e_tag": tag}) else holder
+            return None if self._put(self._content(), version) else holder
         return holder
 
     def _is_alive(self, holder: Holder) -> bool:
@@ -223,7 +228,7 @@ class Lease(Held):
 
     def _renew(self) -> None:
         """Under the lock: renew, or find out who has it now."""
-        if not self._put(self._content(), {"e_tag": self._tag}):
+        if not self._put(self._content(), self._version):
             self._lost = self._read()[0] or Holder()
 
     def _keep(self) -> None:
@@ -232,6 +237,11 @@ class Lease(Held):
                 if self._lost is not None:
                     return
                 self._renew()
+
+
+def _version(meta: Any) -> Version:
+    """The version in what a write or a read returns; a store gives what it has, and obstore takes no None."""
+    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
 
 
 def _clock(moment: float) -> str:

@@ -11,6 +11,7 @@ import time
 import uuid
 
 import pytest
+from google_storage import google_storage
 from processes import start
 
 from search_r3.cli import main
@@ -123,6 +124,28 @@ def test_a_write_whose_answer_was_lost_still_counts(place):
         lease.check()
     lease.release()
     assert Lease(place)._read()[0].released
+
+
+def test_google_cloud_which_compares_generations(model):
+    with google_storage() as options:
+        place = Remote("gs://bucket/index", options)
+        for _ in range(2):  # the object is made, then changed
+            lease = Lease(place, seconds=1.5)
+            lease.acquire()
+            with pytest.raises(IndexBusy):
+                Lease(place).acquire()
+            time.sleep(1)
+            assert lease._lost is None  # it was renewed meanwhile
+            lease._renewed = (0.0, 0.0)
+            lease.check()
+            lease.release()
+        paused, other = Lease(place, seconds=1.5), Lease(place)
+        paused.acquire()
+        end_renewal(paused)
+        other.acquire(wait=3)
+        with pytest.raises(IndexBusy, match="another writer has taken over"):
+            paused.check()
+        other.release()
 
 
 def test_what_somebody_else_wrote_there_is_no_obstacle_for_long(place):
