@@ -46,6 +46,7 @@ from search_r3.cli.options import (
     load,
     print_json,
 )
+from search_r3.cli.process import let_idle_threads_sleep
 from search_r3.cli.reporting import report
 from search_r3.cli.rollouts import rollouts
 from search_r3.cli.scaling import Ray, Workers, index_on_ray
@@ -291,6 +292,7 @@ def search(
     Next:     try --no-reasoning, and --mode text, to see what each is good for
     """
     hush()
+    let_idle_threads_sleep()
     from search_r3.index.page import print_result
     from search_r3.index.search import check_where
     from search_r3.index.table import SearchIndex

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,16 +169,33 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
     """
     folder = resolve(name_or_path)
     record = read_record(folder)
-    if record is None:
-        checkpoint = load_base(name_or_path, dtype=dtype)
-    elif record["kind"] == "onnx":
-        raise InputError(f"{folder} is an ONNX export, see the README.md there; give the model that it was made from")
-    elif record["kind"] == "merged":
-        checkpoint = _load_merged(folder, record, dtype)
-    else:
-        checkpoint = _load_adapter(folder, record, dtype, merge)
-    checkpoint.model.to(device).eval()
+    with _one_thread():
+        if record is None:
+            checkpoint = load_base(name_or_path, dtype=dtype)
+        elif record["kind"] == "onnx":
+            raise InputError(f"{folder} is an ONNX export, see the README.md there; give the model it was made from")
+        elif record["kind"] == "merged":
+            checkpoint = _load_merged(folder, record, dtype)
+        else:
+            checkpoint = _load_adapter(folder, record, dtype, merge)
+        checkpoint.model.to(device).eval()
     return checkpoint
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: loading is many small operations, bound by memory.
+
+    More threads add only the time that they spend spinning, eight times the whole on a loaded machine (LOG.md).
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:

@@ -256,3 +256,16 @@ def test_an_adapter_s_files_name_no_place_of_this_machine(tiny_adapter: Path, ti
     settings = json.loads((tiny_adapter / "adapter_config.json").read_text())
     contract = json.loads((tiny_adapter / "search_r3.json").read_text())["contract"]
     assert settings["base_model_name_or_path"] == contract["base"]
+
+
+def test_loading_runs_in_one_thread_and_leaves_the_number_of_threads_as_it_was(tiny_model: Path, monkeypatch) -> None:
+    seen: list[int] = []
+    read = checkpoint._read_model
+    monkeypatch.setattr(checkpoint, "_read_model", lambda *a: seen.append(torch.get_num_threads()) or read(*a))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        checkpoint.load(tiny_model, dtype=torch.float32)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
