@@ -21,7 +21,7 @@ Scalar = str | int | float | bool
 # "007" is an identifier, "1e5" a number, and "1_000" neither: stricter than int() and float() are. "3,50" is a text, as
 # nobody can tell a decimal comma from one between thousands.
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
-NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d+)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONGEST_WHOLE = 20  # characters of a 64-bit integer, with its sign
 OWN = ("id", "text", "title")
 """Columns that a document is made of; the others are metadata."""
@@ -135,7 +135,7 @@ def _whole(cell: str) -> int | None:
 
 def _number(cell: str) -> float | None:
     """The cell as a float of 64 bits; None for a whole number of more than 64 bits, or one that no float holds."""
-    value = float(cell) if NUMBER.fullmatch(cell) and any(c.isdigit() for c in cell) else math.inf
+    value = float(cell) if NUMBER.fullmatch(cell) else math.inf
     if not math.isfinite(value) or (WHOLE.fullmatch(cell) and int(value) != _whole(cell)):
         return None
     return value

@@ -75,6 +75,20 @@ def test_csv_columns_are_typed_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "cell", ["e1", "E60", "+e5", "-E-3", "e", "+", ".", "-.", ".e1", "1.e5", "00.5", "1e400", "nan"]
+)
+def test_what_only_looks_like_a_number_is_text(tmp_path, cell):
+    (row,) = open_source(write(tmp_path / "a.csv", f"id,text,code\na,x,{cell}\n"))
+    assert row.metadata == {"code": cell}
+
+
+@pytest.mark.parametrize("cell", ["1e5", ".5", "-.5E-3", "+0.25", "0e1"])
+def test_what_is_a_number_is_one(tmp_path, cell):
+    (row,) = open_source(write(tmp_path / "a.csv", f"id,text,code\na,x,{cell}\n"))
+    assert row.metadata == {"code": float(cell)}
+
+
+@pytest.mark.parametrize(
     ("content", "parts"),
     [
         ("id,title\na,b\n", ['no "text"', "id, title"]),
