@@ -29,7 +29,6 @@ EVERY = 32  # commits between two looks at old versions
 KEEP_VERSIONS = timedelta(minutes=2)  # after another took its place; readers follow within FOLLOW_WRITES
 MOST_VERSIONS = 64  # kept, however young, but for those that a reader may not have left yet
 AT_LEAST = 3 * FOLLOW_WRITES
-WRITTEN_BACK = 120.0  # seconds within which an operating system writes files to the disk by itself
 EVERYTHING = 1_000_000  # segments of an index: all that it has
 
 
@@ -96,7 +95,7 @@ def forget_versions(place: Place, keep: timedelta | None = None) -> None:
         if age >= keep.total_seconds() or crowded:
             gone.append(version)
     if gone:
-        flush(place, now - WRITTEN_BACK)  # what stays, before what it replaces goes
+        flush(place, now)  # what stays, before what it replaces goes
         dataset.cleanup_old_versions(
             versions=gone, delete_unverified=isinstance(place, Path), error_if_tagged_old_versions=False
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,19 +16,31 @@ from search_r3.errors import InputError
 from search_r3.index.storage import Place
 
 CLOCK = 2.0  # seconds; the coarsest clock of a common file system (FAT)
+WRITTEN_BACK = 120.0  # seconds within which an operating system writes files to the disk by itself
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP}  # a file system without fsync of such a file
+_since: dict[str, float] = {}
+"""Folder -> the moment (seconds since 1970) from which on this process does not know its files to be on the disk."""
 
 
 def flush(place: Place, since: float) -> None:
     """Wait until the disk has the files in a folder that were written at or after `since` (seconds since 1970).
 
-    Object storage has what it has accepted, so there is nothing to do.
+    Files since the last flush of this process are among them, as another process may have been killed after its commit;
+    before the first flush, those that the operating system may not have written by itself. Object storage has what it
+    has accepted, so there is nothing to do.
 
     Raises:
         InputError: the disk fails or is full.
     """
     if not isinstance(place, Path):
         return
+    name, now = os.path.realpath(place), time.time()
+    _since[name] = min(since, _since.get(name, now - WRITTEN_BACK))  # stays if this flush fails
+    _sync_files(place, _since[name])
+    _since[name] = now
+
+
+def _sync_files(place: Path, since: float) -> None:
     folders: set[str] = set()
     for folder, _, names in os.walk(place):
         for name in names:

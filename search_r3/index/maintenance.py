@@ -118,10 +118,12 @@ def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 
         InputError: there is no index.
     """
     place = for_writing(location(path))
+    began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
         index = SearchIndex.open(place)
         if index.complete:
             _maintain(index.table, place, lease, start, always)
+            flush(place, began)
 
 
 def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, always: bool = False) -> None:
@@ -162,6 +164,7 @@ def delete_source(path: str | Path, name: str) -> tuple[str, int]:
         InputError: the index has no such source (its own are named), no index, or another process is writing.
     """
     place = for_writing(location(path))
+    began = time.time()
     with explained(place), writing(place) as lease:
         index = SearchIndex.open(place)
         complete, before = index.complete, len(index)
@@ -178,6 +181,7 @@ def delete_source(path: str | Path, name: str) -> tuple[str, int]:
         deleted = before - len(index)
         if complete:
             _maintain(index.table, place, lease)
+        flush(place, began)
         return name, deleted
 
 
@@ -197,6 +201,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         InputError: there is no index.
     """
     place = for_writing(location(path))
+    began = time.time()
     with explained(place), writing(place) as lease:
         index = SearchIndex.open(place)
         complete = index.complete
@@ -210,6 +215,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         if complete:
             mark_complete(index.table)
         forget_versions(place, keep)
+        flush(place, began)
         after = _bytes(place)
         old = max(0, after - live_bytes(place)) if after else 0
         approximate = found.to_dict() if found else None

@@ -20,6 +20,7 @@ from search_r3.index import (
     compact_index,
     compaction,
     delete_documents,
+    delete_source,
     durable,
     maintain_index,
     update_documents,
@@ -307,6 +308,61 @@ def test_a_write_is_on_the_disk_when_it_returns_and_old_files_go_only_after(path
     compact_index(path, keep=NOW)
     left = {item for item in path.rglob("*.lance") if item.is_file()}
     assert left <= cleaned[0]
+
+
+def named(path):
+    """The files that the newest version of the table names, and its manifest; with the folders that they stand in."""
+    table, dataset = path / "chunks.lance", compaction.open_dataset(path)
+    fragments = [fragment.metadata for fragment in dataset.get_fragments()]
+    files = {table / "data" / file.path for fragment in fragments for file in fragment.files}
+    deletions = {f"{one.id}-{one.deletion_file.read_version}-" for one in fragments if one.deletion_file}
+    files |= {item for item in (table / "_deletions").glob("*") if item.name.startswith(tuple(deletions))}
+    segments = [str(segment.uuid) for index in dataset.describe_indices() for segment in index.segments]
+    files |= {item for segment in segments for item in (table / "_indices" / segment).rglob("*") if item.is_file()}
+    files.add(max((table / "_versions").glob("*.manifest"), key=lambda item: item.stat().st_mtime_ns))
+    return files | {item.parent for item in files}
+
+
+@pytest.mark.parametrize("change", ["build", "update", "delete", "delete source", "maintain", "compact"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_every_file_of_the_newest_version_is_on_the_disk_when_a_change_returns(
+    tmp_path, model, eager, monkeypatch, change, killed
+):
+    path, synced, sync = tmp_path / "index", set(), durable._sync
+
+    def watched(name, place):
+        synced.add(Path(name))
+        sync(name, place)
+
+    monkeypatch.setattr(durable, "_sync", watched)
+    monkeypatch.setattr(durable, "CLOCK", 0.05)
+    monkeypatch.setattr(
+        compaction, "KEEP_VERSIONS", timedelta(minutes=2)
+    )  # where files are removed, others are flushed
+    for source in ("first", "second"):
+        documents = [document(f"{source}{i}", i) for i in range(30)]
+        build_index(path, documents, model, source=source, progress=False)
+    with monkeypatch.context() as patch:
+        if killed:  # each after its commit, before it saw that on the disk; what it wrote stays as it is
+            monkeypatch.setattr(compaction, "MANY", 1000)
+            patch.setattr("search_r3.index.build.flush", lambda *_: None)
+        for i in range(8):
+            update_documents(path, [document(f"new{i}", 1000 + i)], model, maintain=False, **AT_ONCE)
+    time.sleep(0.1)
+    if change == "build":
+        build_index(path, [document(f"first{i}", i) for i in range(29)], model, source="first", progress=False)
+    elif change == "update":
+        update_documents(path, [document("last", 1)], model, **AT_ONCE)
+    elif change == "delete":
+        delete_documents(path, ["first7"])
+    elif change == "delete source":
+        delete_source(path, "second")
+    elif change == "maintain":
+        maintain_index(path)
+    else:
+        compact_index(path)
+    assert killed or len(fragments(path)) < 8
+    assert named(path) - synced == set()
 
 
 def test_a_disk_that_fails_is_one_line(path, model, monkeypatch):
