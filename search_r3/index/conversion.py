@@ -1,20 +1,19 @@
 """A metadata column given another type in place: nothing is embedded again, and no other column is rewritten.
 
-The new values are read from the row's metadata, which keeps them as the user wrote them (2020, not 2020.0). LanceDB
-computes them by SQL beside the old column; one commit then swaps the two names, so a reader sees either.
+The new values are read from the row's metadata, which keeps them as the user wrote them (2020, not 2020.0), and are
+written beside the old column; one commit then swaps the two names, so a reader sees either.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from search_r3.errors import InputError
-from search_r3.index.columns import DECLARED, METADATA, TYPE_NAMES, as_type, column_name, is_exact, quoted
+from search_r3.index.columns import DECLARED, METADATA, TYPE_NAMES, as_type, column_name, is_exact
 
 NEW, OLD = "r3_new_", "r3_old_"
 
@@ -46,20 +45,30 @@ def convert(table: Any, name: str, kind: pa.DataType) -> None:
     Raises:
         InputError: a value cannot be converted; its document is named, and nothing is changed.
     """
+    from lance.udf import batch_udf
+
     fields = _check_values(table, name, kind)
-    found = [f"regexp_match({METADATA}, {quoted([_pattern(field)])})[1]" for field in fields]
-    value = found[0] if len(found) == 1 else f"COALESCE({', '.join(found)})" if found else f"`{name}`"
-    sql = {pa.string(): "STRING", pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN"}[kind]
-    _replace(table, name, f"CAST({value} AS {sql})")
+    schema = pa.schema([(NEW + name, kind)])
+
+    @batch_udf(schema)
+    def converted(rows: pa.RecordBatch) -> pa.RecordBatch:
+        found = (_value(metadata, fields) for metadata in rows[METADATA].to_pylist())
+        values = [None if value is None else as_type(value, kind) for value in found]
+        return pa.record_batch([pa.array(values, kind)], schema)
+
+    table.to_lance().add_columns(converted, read_columns=[METADATA])
+    table.checkout_latest()
+    _replace(table, name)
 
 
 def widen(table: Any, name: str) -> None:
     """Make a column of integers, all of which a float64 holds, one of numbers."""
-    _replace(table, name, f"CAST(`{name}` AS DOUBLE)")
+    table.add_columns({NEW + name: f"CAST(`{name}` AS DOUBLE)"})
+    _replace(table, name)
 
 
-def _replace(table: Any, name: str, sql: str) -> None:
-    table.add_columns({NEW + name: sql})
+def _replace(table: Any, name: str) -> None:
+    """Give the new column the name of the old one, in one commit, and drop the old one."""
     if lost := table.count_rows(f"`{name}` IS NOT NULL AND `{NEW}{name}` IS NULL"):
         table.drop_columns([NEW + name])
         raise InputError(f"{lost:,} values of {name} cannot be converted; index into a new folder instead")
@@ -101,12 +110,10 @@ def _check_values(table: Any, name: str, kind: pa.DataType) -> list[str]:
     return sorted(fields)
 
 
-def _pattern(field: str) -> str:
-    """Finds a field's value in JSON that Python wrote: a number, true, false, or a text that reads like one of these.
-
-    The quotes of a key stand nowhere else before a colon: inside of texts they are escaped.
-    """
-    return re.escape(json.dumps(field, ensure_ascii=False)) + r': "? *([^"\\,} ]*)'
+def _value(metadata: str | None, fields: list[str]) -> Any:
+    """What a row's metadata has under one of `fields`; None where it has nothing."""
+    held = json.loads(metadata or "{}")
+    return next((held[field] for field in fields if field in held), None)
 
 
 def annotate(table: Any, name: str, kept: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """The types of metadata columns: whole numbers are exact, a value that does not fit is named, and a type can change."""
 
 import json
+import uuid
 
 import pyarrow as pa
 import pytest
@@ -175,6 +176,33 @@ def test_text_that_reads_like_numbers_becomes_numbers(path, model):
     assert column(path, "n")["d3"] == 8
     with pytest.raises(InputError, match=r"n is text \('nine'"):
         build_index(path, docs("12", " 7 ", "-3", "nine"), model)
+
+
+@pytest.mark.parametrize(
+    ("before", "values", "kind", "after"),
+    [
+        ("number", (2020.0, 1e3, 7, -0.0), "integer", [2020, 1000, 7, 0]),
+        ("text", ("1e3", "2020.0", "+5", "\t7\u00a0", "9223372036854775807"), "integer", [1000, 2020, 5, 7, 2**63 - 1]),
+        ("text", ("1e3", ".5", " 7 ", "2."), "number", [1000.0, 0.5, 7.0, 2.0]),
+        ("text", ("TRUE", " false", "True\n"), "true/false", [True, False, True]),
+        ("number", (1.5, 2, 1e22), "text", ["1.5", "2", "1e+22"]),
+        ("true/false", (True, False), "text", ["true", "false"]),
+    ],
+)
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_can_be_converted_is_converted(path, model, request, before, values, kind, after, remote):
+    if remote:
+        request.getfixturevalue("s3")
+        path = f"s3://bucket/convert/{uuid.uuid4().hex}"
+    gone = SourceDocument("gone", "", "x", {"n": values[0]})
+    build_index(path, [*docs(*values), gone, SourceDocument("without", "", "y", {"o": 1})], model)
+    assert SearchIndex.open(path).columns["n"] == before
+    documents = [*docs(*values), SourceDocument("without", "", "y", {"o": 1})]
+    build_index(path, documents, model)  # a row of the file is deleted now
+    report = build_index(path, documents, model, types={"n": kind})
+    assert (report.updated, report.embedded) == (0, 0)
+    assert SearchIndex.open(path).columns["n"] == kind
+    assert list(column(path, "n").values()) == [*after, None]
 
 
 def test_a_conversion_that_was_killed_leaves_nothing_behind(path, model, monkeypatch):
