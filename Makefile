@@ -40,7 +40,7 @@ define FIND_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
 endef
 
-.PHONY: demo test test-latest test-lowest update lint install help
+.PHONY: demo test test-latest test-lowest figures update lint install help
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +48,7 @@ help:
 	@echo "make test         install everything, in the versions of $(CONSTRAINTS), and run the tests"
 	@echo "make test-latest  the same in the newest versions allowed, in $(LATEST); says which differ and what broke"
 	@echo "make test-lowest  the same in the lowest versions allowed, in $(LOWEST): the tests that touch them"
+	@echo "make figures      check that every table and model card is what the runs in results/ give"
 	@echo "make update       renew $(CONSTRAINTS) and say what changed"
 	@echo "make lint         ruff check, ruff format --check, mypy"
 	@echo "make install      only install, into $(VENV)"
@@ -57,6 +58,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(THREADS) $(BIN)/python $(PYTEST)
+
+figures: $(STAMP)
+	@$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS) .ci/test_figures.py
 
 test-latest:
 	$(FIND_PYTHON)

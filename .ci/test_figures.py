@@ -1,0 +1,71 @@
+"""The release check of `make figures`: what the README, the model cards and docs/scale.md show is what results/ holds.
+
+It reads every run file, so a new result changes its outcome. The unit tests of the code that makes these tables use
+small made-up runs (tests/evaluation, tests/test_benchmarks_scale.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from search_r3.data.beir import resolve_root
+from search_r3.evaluation.blocks import Remaking, remake_all, typed_figures
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import scale  # noqa: E402
+
+PAGE = ROOT / "docs" / "scale.md"
+CARDS = sorted(path.parent.name for path in (ROOT / "models").glob("*/search_r3.json"))
+
+
+@pytest.fixture(scope="module")
+def made() -> Remaking:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*documents have an empty")
+        return remake_all([ROOT / "README.md"], ROOT / "results", ROOT / "models", resolve_root())
+
+
+def test_the_tables_are_those_of_the_run_files(made: Remaking) -> None:
+    if made.check.unchecked:
+        taken = ", ".join(made.check.unchecked)
+        warnings.warn(f"not measured again but taken from results/metrics, for want of the data: {taken}", stacklevel=1)
+    assert made.check.problems == []
+    assert made.files[0].diff() == "", "run: search-r3 tables"
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_card_is_what_the_tool_writes(made: Remaking, name: str) -> None:
+    (card,) = [file for file in made.files if file.path.parent.name == name]
+    assert card.diff() == "", "run: search-r3 tables"
+    assert not card.changed
+
+
+def test_no_figure_in_a_table_of_the_readme_is_typed() -> None:
+    assert typed_figures((ROOT / "README.md").read_text(encoding="utf-8")) == []
+
+
+def test_the_rates_that_scale_md_uses_agree_with_each_other() -> None:
+    """A step of stage 1 and the loss of stage 2 in bfloat16 reach the same FLOPs a second, to a quarter."""
+    reached = [item.tflops for item in scale.measured() if item.precision.startswith("bfloat16")]
+    assert len(reached) == 2
+    assert max(reached) < 1.25 * min(reached)
+
+
+def test_what_scale_md_calls_measured_is_what_was_measured() -> None:
+    figures = scale._figures(scale.RESULTS / "scale.json")
+    for name in ("stored_share", "index_share"):
+        assert getattr(scale.Plan(), name) == pytest.approx(figures[name], rel=0.05)
+    assert f"{figures['rows']:,} rows of {figures['text_bytes']:.0f} bytes" in PAGE.read_text(encoding="utf-8")
+
+
+def test_scale_md_is_what_the_script_makes() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    made = scale.filled(page, scale.blocks(scale.Plan()))
+    assert made == page, "run: python benchmarks/scale.py --page docs/scale.md"
+    assert "No GPU has been measured" in page
