@@ -30,6 +30,20 @@ LOWEST_TESTS := tests/model/test_checkpoint.py tests/model/test_searchr3.py test
 LATEST       := .venv-latest
 LATEST_TORCH ?= torch
 
+# `make test-fast`: the core's tests, under a minute on two cores.
+FAST_TESTS := tests/environment tests/model/test_adaptive.py tests/model/test_checkpoint.py \
+  tests/model/test_searchr3.py tests/model/test_sessions.py tests/model/test_special_tokens.py tests/model/test_texts.py \
+  tests/model/test_torch_engine.py tests/model/engines/test_slots.py tests/training/test_config.py \
+  tests/training/test_distil.py tests/training/test_fused.py tests/training/test_gather.py tests/training/test_losses.py \
+  tests/training/test_loop.py tests/training/test_policy.py tests/training/test_policy_gradient.py \
+  tests/training/test_rollouts.py tests/training/test_run_checkpoint.py tests/training/test_sampler.py \
+  tests/training/test_sft.py tests/index/test_index_build.py tests/index/test_index_chunking.py \
+  tests/index/test_index_search.py tests/data/test_beir.py tests/data/test_clean.py tests/data/test_mine.py \
+  tests/data/test_pairs.py tests/evaluation/test_blocks.py tests/evaluation/test_runs.py \
+  tests/evaluation/test_significance.py tests/evaluation/test_suite.py tests/evaluation/test_tables.py \
+  tests/test_architecture.py tests/test_files.py tests/test_import_time.py tests/test_metrics.py \
+  tests/test_prompts.py tests/test_rank_fusion.py
+
 # Processes that run the tests side by side, each with one thread.
 WORKERS   ?= 2
 THREADS   := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
@@ -40,12 +54,13 @@ define FIND_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
 endef
 
-.PHONY: demo test test-latest test-lowest figures update lint install help
+.PHONY: demo test test-fast test-latest test-lowest figures update lint install help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         install everything, index a real corpus, ask five questions with reasoning off and on"
 	@echo "make test         install everything, in the versions of $(CONSTRAINTS), and run the tests"
+	@echo "make test-fast    the same for the core's tests only: under a minute"
 	@echo "make test-latest  the same in the newest versions allowed, in $(LATEST); says which differ and what broke"
 	@echo "make test-lowest  the same in the lowest versions allowed, in $(LOWEST): the tests that touch them"
 	@echo "make figures      check that every table and model card is what the runs in results/ give"
@@ -58,6 +73,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(THREADS) $(BIN)/python $(PYTEST)
+
+test-fast: $(STAMP)
+	@$(THREADS) $(BIN)/python $(PYTEST) -m 'not real and not slow and not browser' $(FAST_TESTS)
 
 figures: $(STAMP)
 	@$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS) .ci/test_figures.py

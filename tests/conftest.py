@@ -72,6 +72,14 @@ def save_tiny_model(folder: Path, seed: int = 0, *, chat_template: bool = True) 
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that use the fixture `browser` get the marker of that name."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder that `SearchR3.from_pretrained` reads in milliseconds; random weights, real architecture."""

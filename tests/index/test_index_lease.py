@@ -22,6 +22,8 @@ from search_r3.index.lease import Lease
 from search_r3.index.maintenance import compact_index, delete_documents
 from search_r3.index.storage import IndexBusy, Remote
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = [SourceDocument(f"d{number}", "", f"text number {number} of water") for number in range(40)]
 
 

@@ -28,6 +28,8 @@ from search_r3.index import (
 from search_r3.index.approximate import read_approximate
 from search_r3.index.build import ONE_COMMIT
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = {"commit_every": ONE_COMMIT, "progress": False}
 NOW = timedelta(0)
 

@@ -11,6 +11,8 @@ from processes import run
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 
+pytestmark = pytest.mark.slow
+
 WORDS = "red green blue gold pink grey teal plum lime rust sand mint war 東京 planet".split()  # noqa: SIM905
 
 

@@ -13,6 +13,8 @@ from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.storage import PATIENCE, Remote, explain, place_of
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = [
     SourceDocument("bread", "Bread", "flour water salt and yeast baked in an oven", {"year": 1900}),
     SourceDocument("violin", "Violin", "a wooden instrument with four strings played with a bow", {"year": 1550}),

@@ -14,6 +14,8 @@ from search_r3.index import SearchIndex, SourceDocument, build_index, lease
 from search_r3.index.maintenance import compact_index, delete_documents
 from search_r3.index.storage import PATIENCE, WRITING_PATIENCE, Remote, StorageError, explain
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = [SourceDocument(f"d{number}", "", f"text number {number} of water") for number in range(30)]
 
 

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from processes import run
+
+pytestmark = pytest.mark.slow
 
 USE = """
 import sys, warnings

@@ -119,6 +119,7 @@ def test_the_first_tokens_are_those_of_the_whole_text(tokenizers: Any, name: str
         assert token_rows(tokenizer, [text], LIMIT) == [encode_as_text(tokenizer, [text])[0][:LIMIT]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_runs_across_the_cut(tokenizers: Any, name: str) -> None:
     """The beginning that is looked at ends after 640 characters: within each of these runs, at every phase."""

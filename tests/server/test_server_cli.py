@@ -17,6 +17,8 @@ from serving_tools import eventually
 from search_r3.cli import main
 from search_r3.server.run import listen
 
+pytestmark = pytest.mark.slow
+
 
 def answers(url: str) -> bool:
     try:

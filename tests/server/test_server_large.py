@@ -21,7 +21,7 @@ from search_r3.server.parsing import parse
 from search_r3.server.schemas import EmbeddingRequest
 from search_r3.server.service import Loaded
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 HUGE = {
     "words": "word " * 3_000_000,
     "one word": "a" * 15_000_000,

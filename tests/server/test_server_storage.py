@@ -18,6 +18,8 @@ from search_r3.index.storage import Remote
 from search_r3.index.table import SearchIndex
 from search_r3.server.service import Loaded
 
+pytestmark = pytest.mark.slow
+
 UNAVAILABLE = ("storage_unavailable", "index_unavailable")  # whoever notices first: the request, or the index's handle
 
 

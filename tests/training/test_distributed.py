@@ -23,6 +23,8 @@ from search_r3.training.grpo import GRPOTask, train_grpo
 from search_r3.training.sft import SFTTask, train_sft
 from search_r3.training.sharding import end_processes, settings_of
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 LOOP = {
     "steps": STEPS, "learning_rate": 0.003, "warmup_steps": 3, "checkpoint_every": 0, "evaluate_every": 0,

@@ -65,6 +65,7 @@ def task(stage_one: Path, tmp_path: Path) -> GRPOTask:
     return task_of(stage_one, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=0.0, beta=0.0, queries_per_step=4, group_size=8)
     rewarded(task, lambda rollout, _: sum(token % 2 for token in rollout.token_ids) / 6)
@@ -79,6 +80,7 @@ def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
     assert np.mean(curve[-5:]) > np.mean(curve[:5]) + 0.1
 
 
+@pytest.mark.slow
 def test_training_in_the_corpus_raises_the_reward(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=1.0, queries_per_step=6)
     before = task.evaluate(task.module, 0)["live.reward"]
@@ -498,6 +500,7 @@ def work(rank: int, stage_one: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_process_with_nothing_to_learn_from_joins_in(stage_one: Path, tmp_path: Path) -> None:
     run_processes(work, str(stage_one), str(tmp_path))
     assert (tmp_path / "done-0").exists()

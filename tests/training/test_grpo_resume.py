@@ -161,6 +161,7 @@ LOOP = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_resume_inside_of_a_round(stage_one: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

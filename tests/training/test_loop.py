@@ -192,6 +192,7 @@ def test_the_schedule_is_the_fields_own(peer):
         scheduler.step()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_their_batches_together(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

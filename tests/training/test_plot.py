@@ -65,6 +65,7 @@ def test_a_run_is_drawn_while_it_has_little_to_show(tmp_path: Path, drawn: list[
     assert list(panels(drawn[0])) == ["loss and its terms", "gradient norm", "learning rate"]  # no empty panel
 
 
+@pytest.mark.slow
 def test_every_figure_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -> None:
     plot_run(write_log(tmp_path / "run", full_log()))
     shown = panels(drawn[0])
@@ -86,6 +87,7 @@ def test_every_figure_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -
     assert {axis.get_xlim() for axis in shown.values()} == {(-1.0, 51.0)}
 
 
+@pytest.mark.slow
 def test_no_word_lies_on_another_or_outside_the_page(tmp_path: Path, drawn: list[Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -81,6 +81,7 @@ def losses(run: Path) -> list[tuple[int, float, dict[str, float]]]:
     return [(r["step"], r["loss"], r["terms"]) for r in records if "loss" in r]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_terms_and_gives_an_adapter_that_loads(recipe: Callable[..., Path], tmp_path: Path) -> None:
     loop = {"steps": 150, "learning_rate": 0.02, "warmup_steps": 5, "evaluate_every": 0, "mixed_precision": "no"}
     folder = train_sft(recipe(loop=loop, reasoning_share=1.0))

@@ -16,6 +16,8 @@ from search_r3.training import gather
 from search_r3.training.config import LoopConfig, LoraSettings
 from search_r3.training.sft import LossWeights, SFTConfig, SFTTask
 
+pytestmark = pytest.mark.slow
+
 LETTERS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 PAIRS = [
     TrainingPair(f"p{i}", f"what is {name}", f"{name} is the letter number {i}", (f"{name} is no letter",), f"a {name}")

@@ -279,6 +279,7 @@ def test_two_processes_cannot_write_the_same_output(source: Path, tmp_path: Path
     synthesise(source, output, Second(), bm25_scorer())
 
 
+@pytest.mark.slow
 def test_killed_for_real_it_goes_on_and_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("openai")
     slow = {"seconds": 0.05}
