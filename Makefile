@@ -72,7 +72,7 @@ help:
 	@echo "make wheel        build the wheel into $(DIST)/"
 	@echo "make test-wheel   the same, then install it into $(WHEEL) and use it from an empty folder"
 	@echo "make update       renew $(CONSTRAINTS) and say what changed"
-	@echo "make lint         ruff check, ruff format --check, mypy"
+	@echo "make lint         ruff check, ruff format --check, codespell, mypy"
 	@echo "make install      only install, into $(VENV)"
 
 demo: $(STAMP)
@@ -136,6 +136,7 @@ update:
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 
 install: $(STAMP)
