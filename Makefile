@@ -41,7 +41,7 @@ FAST_TESTS := tests/environment tests/model/test_adaptive.py tests/model/test_ch
   tests/index/test_index_search.py tests/data/test_beir.py tests/data/test_clean.py tests/data/test_mine.py \
   tests/data/test_pairs.py tests/evaluation/test_blocks.py tests/evaluation/test_runs.py \
   tests/evaluation/test_significance.py tests/evaluation/test_suite.py tests/evaluation/test_tables.py \
-  tests/test_architecture.py tests/test_files.py tests/test_import_time.py tests/test_metrics.py \
+  tests/test_architecture.py tests/test_files.py tests/test_import_time.py tests/test_metrics.py tests/test_packaging.py \
   tests/test_prompts.py tests/test_rank_fusion.py
 
 # `make wheel`: built into dist/; `make test-wheel` installs it into an environment of its own, made afresh, and uses it
