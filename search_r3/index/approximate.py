@@ -93,7 +93,10 @@ def read_approximate(table: Any) -> Approximate | None:
 
 
 def keep_approximate(
-    table: Any, start: int | None = APPROXIMATE_FROM, queries: Callable[[], np.ndarray] | None = None
+    table: Any,
+    start: int | None = APPROXIMATE_FROM,
+    queries: Callable[[], np.ndarray] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Approximate | None:
     """Build the table's approximate index where it is due, train it again where the table outgrew it, measure it again
     where rows changed. New rows must have been folded in before (`tidy`).
@@ -102,6 +105,7 @@ def keep_approximate(
         table: an open table; unit vectors.
         start: rows from which on there is to be one; None never begins one.
         queries: gives embeddings of real queries, (n, dimension) float32; only called if something is measured.
+        check: called after the measuring, before its outcome is written; raises if the right to write was lost.
     """
     held = read_approximate(table)
     rows = table.count_rows()
@@ -116,6 +120,7 @@ def keep_approximate(
     else:
         return held
     found = tuned(table, found, None if queries is None else queries())
+    check()
     _write(table, found)
     return found
 

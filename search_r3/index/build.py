@@ -353,7 +353,9 @@ class _Build:
         tidied = tidy(self.table, self.path, everything=self.first) if self.touched else Tidied()
         self.report.full_text_rebuilt = tidied.full_text_rebuilt
         self.held.check()
-        found = keep_approximate(self.table, approximate_from, encoder_of(self.model, queries))
+        encode = encoder_of(self.model, queries)
+        found = keep_approximate(self.table, approximate_from, encode, self.held.check)
+        self.held.check()
         self.report.approximate = found.to_dict() if found else None
         if not self.touched or (self.at_once and not tidied.changed and not forget_is_due(self.table)):
             ensure_complete(self.table)
@@ -377,6 +379,7 @@ class _Build:
         self._delete(gone)
         if self.table is not None:
             left = [held.name for held in self.scope.absorbed if self.table.count_rows(source_condition([held.name]))]
+            self.held.check()
             keep_sources(self.table, self._records(left))
         if prune and self.before is not None:
             self.report.unknown = count_unknown(self.table)

@@ -131,7 +131,7 @@ def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, a
     tidied = tidy(table, place)
     if tidied.changed or always or forget_is_due(table):
         lease.check()
-        keep_approximate(table, start)
+        keep_approximate(table, start, check=lease.check)
         lease.check()
         mark_complete(table)
         forget_versions(place)
@@ -210,7 +210,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         lease.check()
         tidied = tidy(index.table, place, everything=True)
         lease.check()
-        found = keep_approximate(index.table)
+        found = keep_approximate(index.table, check=lease.check)
         lease.check()
         if complete:
             mark_complete(index.table)

@@ -15,11 +15,14 @@ from google_storage import google_storage
 from processes import start
 
 from search_r3.cli import main
-from search_r3.index import SearchIndex, SourceDocument, build_index
+from search_r3.index import SearchIndex, SourceDocument, build_index, open_source, update_documents
 from search_r3.index import lease as leases
+from search_r3.index.approximate import tuned
+from search_r3.index.build import ONE_COMMIT
+from search_r3.index.changes import Changes
 from search_r3.index.columns import VECTOR
 from search_r3.index.lease import Lease
-from search_r3.index.maintenance import compact_index, delete_documents
+from search_r3.index.maintenance import compact_index, delete_documents, maintain_index
 from search_r3.index.storage import IndexBusy, Remote
 
 pytestmark = pytest.mark.slow
@@ -249,3 +252,62 @@ def test_doubled_ids_are_reported_and_the_next_run_keeps_the_newest(place, tmp_p
     assert after.complete
     assert VECTOR in after.table.schema.names
     assert build_index(where, DOCUMENTS, model).healed == 0
+
+
+CHANGES = {
+    "build": lambda path, model: build_index(path, DOCUMENTS[:30], model, approximate_from=20),
+    "update": lambda path, model: update_documents(path, DOCUMENTS[:1], model, commit_every=ONE_COMMIT),
+    "compact": lambda path, model: compact_index(path),
+    "maintain": lambda path, model: maintain_index(path, always=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_lease_that_is_lost_while_the_approximate_index_is_measured_ends_the_run(
+    tmp_path, model, monkeypatch, change
+):
+    path, versions = tmp_path / "index", []
+    build_index(path, DOCUMENTS, model, approximate_from=20)
+    tags = SearchIndex.open(path).table.tags.list()
+
+    def check(self):
+        if versions:
+            raise IndexBusy("another writer has taken it over")
+
+    def measure(*given, **options):
+        found = tuned(*given, **options)
+        versions.append(SearchIndex.open(path).table.version)
+        return found
+
+    monkeypatch.setattr("search_r3.index.lease.Held.check", check)
+    monkeypatch.setattr("search_r3.index.approximate.tuned", measure)
+    monkeypatch.setattr("search_r3.index.approximate.GROWN", 0.5)  # it is due again
+    with pytest.raises(IndexBusy):
+        CHANGES[change](path, model)
+    assert len(versions) == 1
+    index = SearchIndex.open(path)
+    assert index.table.version == versions[0]
+    assert index.table.tags.list() == ({} if change == "build" else tags)
+
+
+def test_a_lease_that_is_lost_while_removals_are_looked_for_ends_the_run(tmp_path, model, monkeypatch):
+    path, notes = tmp_path / "index", tmp_path / "notes"
+    notes.mkdir()
+    (notes / "one.md").write_text("some text")
+    build_index(path, open_source(notes / "one.md"), model)
+    versions = []
+
+    def check(self):
+        if versions:
+            raise IndexBusy("another writer has taken it over")
+
+    def gone(self, lost=True):
+        yield from found(self, lost)
+        versions.append(SearchIndex.open(path).table.version)
+
+    found = Changes.gone
+    monkeypatch.setattr("search_r3.index.lease.Held.check", check)
+    monkeypatch.setattr(Changes, "gone", gone)
+    with pytest.raises(IndexBusy):
+        build_index(path, open_source(notes), model)
+    assert SearchIndex.open(path).table.version == versions[0]
