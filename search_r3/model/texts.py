@@ -130,7 +130,8 @@ def _first_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[in
 
     Tokenizers decide within a word or a few, and BPE within a few merges: what stands far behind a token does not
     change it. That is not proved for each but looked at: the ids must be the same wherever the beginning is cut, else a
-    longer one is taken. Unigram weighs a whole word at once: there a word must end between the last id and the cut.
+    longer one is taken. Unigram weighs a whole word at once, and WordPiece makes a word that is too long one unknown
+    token: there a word must end between the last id and the cut.
     """
     if not texts:
         return []
@@ -197,7 +198,7 @@ def _encoder(tokenizer: Any) -> tuple[Callable[[list[str]], Sequence[Any]], bool
             held.no_truncation()
             held.no_padding()
             _COPIES[tokenizer] = len(tokenizer), held
-    by_word = type(held.model).__name__ == "Unigram"
+    by_word = type(held.model).__name__ != "BPE"
     return lambda texts: held.encode_batch_fast(texts, add_special_tokens=False), by_word
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -113,6 +113,7 @@ def tokenizers() -> dict[str, Any]:
 @pytest.mark.parametrize("name", KINDS)
 @settings(max_examples=120, deadline=None)
 @given(runs=RUNS, end=st.sampled_from(["", "x", "\n", " ", "\nx", "1"]))
+@example(runs=[("a", 1), (" ", 439), ("e\u0301", 100), ("Python? ", 80)], end="x")  # WordPiece: a word too long
 def test_the_first_tokens_are_those_of_the_whole_text(tokenizers: Any, name: str, runs: Any, end: str) -> None:
     tokenizer, text = tokenizers[name], "".join(piece * count for piece, count in runs) + end
     if text.strip():
