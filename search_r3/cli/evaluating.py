@@ -1,4 +1,4 @@
-"""`evaluate` measures systems on judged data; `tables` keeps README and model cards true to the results."""
+"""`evaluate` measures systems on judged data; `tables` keeps documentation and model cards true to the results."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def evaluate(
         bool, typer.Option("--yes", help="Send an endpoint over a million tokens, or a file's token_limit, unasked.")
     ] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Rewrite README.md's tables from all results, as `search-r3 tables` does.")
+        bool, typer.Option("--table", help="Rewrite the tables of README.md and docs/results.md from all results.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -146,7 +146,7 @@ def evaluate(
             report=_tell,
         )
     if table:
-        _rewrite_readme(place, data)
+        _rewrite_tables(place, data)
     if as_json:
         print_json(records)
     elif records:
@@ -155,7 +155,8 @@ def evaluate(
 
 def tables(
     files: Annotated[
-        list[Path] | None, typer.Argument(readable=False, help="Markdown files with tables; README.md by default.")
+        list[Path] | None,
+        typer.Argument(readable=False, help="Markdown files with tables; by default README.md and docs/results.md."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: show what differs, with exit code 1 if anything does.")
@@ -166,20 +167,20 @@ def tables(
     data: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Make every table of the README and every model card again, from the run files.
+    """Make every table of results in the documentation and every model card again, from the run files.
 
-    A table stands between the lines `<!-- table: results -->` and `<!-- /table -->`, or `<!-- table: study dataset=NAME
-    system=NAME -->`; whatever is between them is replaced. Measures are computed again from the runs where the data
-    sets are here; elsewhere those in results/metrics are taken, and named.
+    A table stands between a line such as `<!-- table: results -->` and a line `<!-- /table -->`; whatever is between
+    them is replaced. Kinds of table: results, summary (one measure) and study (with dataset=NAME system=NAME). Measures
+    are computed again from the runs where the data sets are; elsewhere those in results/metrics are taken, and named.
 
     \b
     Example:  search-r3 tables --check
     Before:   search-r3 evaluate SUITE
-    Next:     git diff README.md
+    Next:     git diff README.md docs/results.md
     """
     from search_r3.evaluation.blocks import remake_all
 
-    made = remake_all(files or ["README.md"], output, models if cards else None, data)
+    made = remake_all(files or None, output, models if cards else None, data)
     if not check:
         made.write()
     for problem in made.check.problems:
@@ -226,7 +227,7 @@ def _run_suite(
         if not isinstance(failure.error, InputError):  # ours to mend, so it keeps its traceback
             traceback.print_exception(failure.error)
     if table and outcome.records:
-        _rewrite_readme(plan.output, data)
+        _rewrite_tables(plan.output, data)
     if as_json:
         print_json({"suite": str(suite), **outcome.to_dict()})
     else:
@@ -244,12 +245,13 @@ def _refuse_options(context: typer.Context, suite: Path) -> None:
             raise InputError(f"{option} beside the suite {suite}: write it into the file, or use --set {key}=VALUE")
 
 
-def _rewrite_readme(output: Path, data: Path | None) -> None:
+def _rewrite_tables(output: Path, data: Path | None) -> None:
     from search_r3.evaluation.blocks import remake_all
 
-    made = remake_all(["README.md"], output, None, data)
+    made = remake_all(None, output, None, data)
     made.write()
-    _tell("README.md: the tables " + ("are rewritten" if made.changed else "were up to date"))
+    for file in made.files:
+        _tell(f"{file.path}: the tables " + ("are rewritten" if file.changed else "were up to date"))
     for problem in made.check.problems:
         _tell(f"warning: {problem}")
 

@@ -12,19 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from search_r3.data.beir import refuse_unknown
 from search_r3.errors import InputError
 from search_r3.evaluation.card import card, study_files
-from search_r3.evaluation.measures import MEASURES
+from search_r3.evaluation.measures import MEASURES, NDCG
 from search_r3.evaluation.rebuild import Check, Rebuilder
 from search_r3.evaluation.study_table import PARTS, study_markdown
-from search_r3.evaluation.tables import results_markdown
+from search_r3.evaluation.tables import results_markdown, summary_markdown
 from search_r3.files import atomic_write_text
 from search_r3.model.checkpoint import CONTRACT_FILE
 
 BEGIN = re.compile(r"^<!-- table: (.*?) *-->$", re.MULTILINE)
 END = re.compile(r"^<!-- /table -->$", re.MULTILINE)
+PAGES = ("README.md", "docs/results.md")
+"""The files with tables in a checkout."""
 FIGURE = re.compile(r"\d\.\d")
 """What a measured figure looks like, such as 0.643."""
 
@@ -67,7 +70,7 @@ class Remaking:
 
 
 def remake_all(
-    files: Sequence[str | Path] = ("README.md",),
+    files: Sequence[str | Path] | None = None,
     output: str | Path = "results",
     models: str | Path | None = "models",
     data_root: str | Path | None = None,
@@ -75,7 +78,7 @@ def remake_all(
     """The blocks of `files` and the cards of all adapters, made again; nothing is written.
 
     Args:
-        files: Markdown files with blocks.
+        files: Markdown files with blocks; by default those of PAGES that are in the folder worked in.
         output: the folder of results.
         models: the folder of adapters; the run that trained NAME is kept in `output`/training/NAME. None: no cards.
         data_root: where the data sets are.
@@ -84,6 +87,8 @@ def remake_all(
         InputError: a file cannot be read, has no block, or a block is not one of ours; or there are no results.
     """
     results = Rebuilder(output, data_root)
+    if files is None:
+        files = [page for page in PAGES if Path(page).is_file()] or PAGES[:1]
     made = Remaking([remake(file, results) for file in files], results.check)
     for adapter in sorted(path.parent for path in Path(models).glob(f"*/{CONTRACT_FILE}")) if models else ():
         kept = Path(output) / "training" / adapter.name
@@ -158,6 +163,19 @@ def _make(says: str, where: str, results: Rebuilder) -> str:
 
 def _results(given: Mapping[str, str], results: Rebuilder) -> str:
     """The tables of measures, of all systems and data sets or those that a pattern names (`systems=bm25,*-sft.*`)."""
+    measures = given["measures"].split(",") if "measures" in given else list(MEASURES)
+    refuse_unknown(measures, MEASURES, "measures", "measure")
+    return results_markdown(_chosen(given, results), measures)
+
+
+def _summary(given: Mapping[str, str], results: Rebuilder) -> str:
+    """One small table of one measure, nDCG@10 by default."""
+    measure = given.get("measure", NDCG)
+    refuse_unknown([measure], MEASURES, "measure", "measure")
+    return summary_markdown(_chosen(given, results), measure)
+
+
+def _chosen(given: Mapping[str, str], results: Rebuilder) -> list[dict[str, Any]]:
     records = results.records()
     for key, name in (("datasets", "dataset"), ("systems", "system")):
         if key in given:
@@ -167,9 +185,7 @@ def _results(given: Mapping[str, str], results: Rebuilder) -> str:
                     known = ", ".join(dict.fromkeys(record[name] for record in records))
                     raise InputError(f"{key}={pattern} matches none of: {known}")
             records = [r for r in records if any(fnmatchcase(r[name], pattern) for pattern in patterns)]
-    measures = given["measures"].split(",") if "measures" in given else list(MEASURES)
-    refuse_unknown(measures, MEASURES, "measures", "measure")
-    return results_markdown(records, measures)
+    return records
 
 
 def _study(given: Mapping[str, str], results: Rebuilder) -> str:
@@ -189,6 +205,7 @@ def _study(given: Mapping[str, str], results: Rebuilder) -> str:
 
 KINDS: dict[str, tuple[Callable[[Mapping[str, str], Rebuilder], str], tuple[str, ...]]] = {
     "results": (_results, ("datasets", "systems", "measures")),
+    "summary": (_summary, ("datasets", "systems", "measure")),
     "study": (_study, ("dataset", "system", "parts", "modes")),
 }
 """Kind of table -> what makes it, and the keys that its marker may hold."""

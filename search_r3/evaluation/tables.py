@@ -1,14 +1,15 @@
 """Tables of results in Markdown, made from metrics records: the figures, then what they were measured on.
 
 What a reader must know of a data set stands below its figures: documents that are missing or empty, and queries without
-an answer. `rebuild` computes the records again from the run files, `blocks` puts the tables into a README.
+an answer. `rebuild` computes the records again from the run files, `blocks` puts the tables into Markdown files.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from search_r3.errors import InputError
@@ -25,6 +26,9 @@ PEERS = ("bm25", "all-minilm-l6-v2")
 INCOMPLETE = "†"
 """Beside the name of a data set whose judgements name documents that its corpus lacks."""
 STAGES = ("base", "sft", "grpo")
+LABELS = {"bm25": "BM25", "all-minilm-l6-v2": "all-MiniLM-L6-v2"}
+STAGE_LABELS = {"base": "base", "sft": "stage 1", "grpo": "stage 2"}
+MODE_LABELS = {"off": "direct", "on": "with reasoning"}
 TOLERANCE = 5e-6
 """A measure that differs by more than this from its metrics file comes from another run."""
 
@@ -54,7 +58,22 @@ def results_markdown(records: Sequence[dict[str, Any]], measures: Sequence[str] 
     return "\n\n".join([first, *folded, _caption(records)])
 
 
-def _table(records: Sequence[dict[str, Any]], measure: str) -> str:
+def summary_markdown(records: Sequence[dict[str, Any]], measure: str = NDCG) -> str:
+    """One table of `measure` without a caption, whose columns say what a system is instead of its name in the results:
+    "stage 1, direct" for `NAME-sft.off`. Systems that would be called the same keep their names."""
+    labels = {record["system"]: _label(record["system"]) for record in records}
+    if len(set(labels.values())) < len(labels):
+        labels = {name: name for name in labels}
+    return _table(records, measure, labels)
+
+
+def _label(system: str) -> str:
+    stem, _, mode = system.rpartition(".")
+    stage = STAGE_LABELS.get(stem.rpartition("-")[2])
+    return f"{stage}, {MODE_LABELS[mode]}" if stage and mode in MODE_LABELS else LABELS.get(system, system)
+
+
+def _table(records: Sequence[dict[str, Any]], measure: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
     values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in records}
     rows = sorted({r["dataset"] for r in records}, key=_dataset_order)
     columns = sorted({r["system"] for r in records}, key=_system_order)
@@ -71,7 +90,10 @@ def _table(records: Sequence[dict[str, Any]], measure: str) -> str:
         shown = f"{value:.3f}"
         return f"**{shown}**" if shown == best[row] and len(columns) > 1 else shown
 
-    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines = [
+        "| | " + " | ".join(labels.get(column, column) for column in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
     named = {row: f"{row} {INCOMPLETE}" if row in incomplete else row for row in rows}
     lines += [f"| {named[row]} | " + " | ".join(cell(row, column) for column in columns) + " |" for row in rows]
     return "\n".join(lines)

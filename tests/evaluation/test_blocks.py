@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from search_r3.cli import main
 from search_r3.errors import InputError
-from search_r3.evaluation.blocks import Rebuilder, remake, remake_all, typed_figures
+from search_r3.evaluation.blocks import PAGES, Rebuilder, remake, remake_all, typed_figures
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.runs import read_run, write_run
-from search_r3.evaluation.tables import load_records, results_markdown
+from search_r3.evaluation.tables import load_records, results_markdown, summary_markdown
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*documents have an empty")
 BEGIN, END = "<!-- table: results -->", "<!-- /table -->"
@@ -103,6 +104,27 @@ def test_a_block_can_hold_some_systems_data_sets_and_measures(readme, results, d
     assert "| nested/en |" in second
 
 
+def test_a_summary_is_one_table_that_says_what_the_systems_are(readme, results, data_root):
+    readme.write_text(f"<!-- table: summary datasets=tiny systems=bm25,*-sft.* -->\n{END}\n")
+    lines = remake(readme, Rebuilder(results, data_root)).new.splitlines()
+    assert lines[1] == "| | BM25 | stage 1, direct | stage 1, with reasoning |"
+    assert lines[3].startswith("| tiny | ")
+    assert lines[4] == END
+    records = load_records(results)
+    twins = [{**record, "system": record["system"].replace("-x-", "-y-")} for record in records]
+    assert "| search-r3-x-sft.off |" in summary_markdown([*records, *twins])
+
+
+def test_the_pages_that_are_there_are_made_again(results, data_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"cannot read README\.md"):
+        remake_all(None, results, None, data_root)
+    (tmp_path / "docs").mkdir()
+    for page in PAGES:
+        (tmp_path / page).write_text(f"{BEGIN}\n{END}\n")
+        assert remake_all(None, results, None, data_root).files[-1].path == Path(page)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -114,6 +136,7 @@ def test_a_block_can_hold_some_systems_data_sets_and_measures(readme, results, d
         (f"<!-- table: results datasets= -->\n{END}\n", "expected datasets=VALUE"),
         (f"<!-- table: results systems=bm52 -->\n{END}\n", "systems=bm52 matches none of: bm25"),
         (f"<!-- table: results measures=NDCG -->\n{END}\n", 'unknown measure "NDCG"; did you mean "nDCG@10"'),
+        (f"<!-- table: summary measure=NDCG -->\n{END}\n", 'unknown measure "NDCG"; did you mean "nDCG@10"'),
         (f"<!-- table: study dataset=tiny -->\n{END}\n", "needs system=NAME"),
         (f"<!-- table: study dataset=tiny system=x -->\n{END}\n", "is no study"),
     ],
