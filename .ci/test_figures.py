@@ -1,4 +1,4 @@
-"""The release check of `make figures`: what the README, the model cards and docs/scale.md show is what results/ holds.
+"""The release check of `make figures`: what README.md, docs/ and the model cards show is what results/ holds.
 
 It reads every run file, so a new result changes its outcome. The unit tests of the code that makes these tables use
 small made-up runs (tests/evaluation, tests/test_benchmarks_scale.py).
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from search_r3.data.beir import resolve_root
-from search_r3.evaluation.blocks import Remaking, remake_all, typed_figures
+from search_r3.evaluation.blocks import PAGES, Remaking, remake_all, typed_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import scale  # noqa: E402
 
-PAGE = ROOT / "docs" / "scale.md"
+SCALE_PAGE = ROOT / "docs" / "scale.md"
 CARDS = sorted(path.parent.name for path in (ROOT / "models").glob("*/search_r3.json"))
 
 
@@ -28,7 +28,7 @@ CARDS = sorted(path.parent.name for path in (ROOT / "models").glob("*/search_r3.
 def made() -> Remaking:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*documents have an empty")
-        return remake_all([ROOT / "README.md"], ROOT / "results", ROOT / "models", resolve_root())
+        return remake_all([ROOT / page for page in PAGES], ROOT / "results", ROOT / "models", resolve_root())
 
 
 def test_the_tables_are_those_of_the_run_files(made: Remaking) -> None:
@@ -36,7 +36,7 @@ def test_the_tables_are_those_of_the_run_files(made: Remaking) -> None:
         taken = ", ".join(made.check.unchecked)
         warnings.warn(f"not measured again but taken from results/metrics, for want of the data: {taken}", stacklevel=1)
     assert made.check.problems == []
-    assert made.files[0].diff() == "", "run: search-r3 tables"
+    assert [file.diff() for file in made.files[: len(PAGES)]] == [""] * len(PAGES), "run: search-r3 tables"
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -46,8 +46,9 @@ def test_the_card_is_what_the_tool_writes(made: Remaking, name: str) -> None:
     assert not card.changed
 
 
-def test_no_figure_in_a_table_of_the_readme_is_typed() -> None:
-    assert typed_figures((ROOT / "README.md").read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("page", PAGES)
+def test_no_figure_in_a_table_of_results_is_typed(page: str) -> None:
+    assert typed_figures((ROOT / page).read_text(encoding="utf-8")) == []
 
 
 def test_the_rates_that_scale_md_uses_agree_with_each_other() -> None:
@@ -61,11 +62,11 @@ def test_what_scale_md_calls_measured_is_what_was_measured() -> None:
     figures = scale._figures(scale.RESULTS / "scale.json")
     for name in ("stored_share", "index_share"):
         assert getattr(scale.Plan(), name) == pytest.approx(figures[name], rel=0.05)
-    assert f"{figures['rows']:,} rows of {figures['text_bytes']:.0f} bytes" in PAGE.read_text(encoding="utf-8")
+    assert f"{figures['rows']:,} rows of {figures['text_bytes']:.0f} bytes" in SCALE_PAGE.read_text(encoding="utf-8")
 
 
 def test_scale_md_is_what_the_script_makes() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = SCALE_PAGE.read_text(encoding="utf-8")
     made = scale.filled(page, scale.blocks(scale.Plan()))
     assert made == page, "run: python benchmarks/scale.py --page docs/scale.md"
     assert "No GPU has been measured" in page

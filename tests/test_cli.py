@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -257,27 +255,6 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("search_r3.data.recipe.build_pairs", warn)
     assert main(["data", "build", "a", "b"]) == 0
     assert capsys.readouterr().err == "warning: two documents are empty\n"
-
-
-README_COMMANDS = re.findall(
-    r"^(?:\| `)?(search-r3 [^`#\n]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
-)
-
-
-@pytest.mark.parametrize("line", README_COMMANDS)
-def test_the_readme_shows_only_commands_and_options_that_exist(line: str):
-    words = shlex.split(line)[1:]
-    command = typer.main.get_command(commands.app)
-    while words and words[0] in getattr(command, "commands", {}):
-        command = command.commands[words.pop(0)]
-    known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
-    assert not hasattr(command, "commands"), f"{line}: no such command"
-    assert {word for word in words if word.startswith("-")} <= known
-
-
-def test_the_readme_shows_every_command():
-    shown = {tuple(shlex.split(line)[1:3]) for line in README_COMMANDS}
-    assert all(tuple(c.split()) in {s[: len(c.split())] for s in shown} for c in COMMANDS)
 
 
 def test_an_index_remembers_where_its_model_stands(made: Path, capsys) -> None:
