@@ -41,7 +41,7 @@ FAST_TESTS := tests/environment tests/model/test_adaptive.py tests/model/test_ch
   tests/index/test_index_search.py tests/data/test_beir.py tests/data/test_clean.py tests/data/test_mine.py \
   tests/data/test_pairs.py tests/evaluation/test_blocks.py tests/evaluation/test_runs.py \
   tests/evaluation/test_significance.py tests/evaluation/test_suite.py tests/evaluation/test_tables.py \
-  tests/test_architecture.py tests/test_files.py tests/test_import_time.py tests/test_metrics.py tests/test_packaging.py \
+  tests/test_architecture.py tests/test_docs.py tests/test_files.py tests/test_import_time.py tests/test_metrics.py tests/test_packaging.py \
   tests/test_prompts.py tests/test_rank_fusion.py
 
 # `make wheel`: built into dist/; `make test-wheel` installs it into an environment of its own, made afresh, and uses it
@@ -59,7 +59,7 @@ define FIND_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
 endef
 
-.PHONY: demo test test-fast test-latest test-lowest figures wheel test-wheel update lint install help
+.PHONY: demo test test-fast test-latest test-lowest docs figures wheel test-wheel update lint install help
 .DEFAULT_GOAL := help
 
 help:
@@ -68,6 +68,7 @@ help:
 	@echo "make test-fast    the same for the core's tests only: under a minute"
 	@echo "make test-latest  the same in the newest versions allowed, in $(LATEST); says which differ and what broke"
 	@echo "make test-lowest  the same in the lowest versions allowed, in $(LOWEST): the tests that touch them"
+	@echo "make docs         write docs/cli.md and docs/configuration.md from the code"
 	@echo "make figures      check that every table and model card is what the runs in results/ give"
 	@echo "make wheel        build the wheel into $(DIST)/"
 	@echo "make test-wheel   the same, then install it into $(WHEEL) and use it from an empty folder"
@@ -83,6 +84,9 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	@$(THREADS) $(BIN)/python $(PYTEST) -m 'not real and not slow and not browser' $(FAST_TESTS)
+
+docs: $(STAMP)
+	@$(BIN)/python .ci/reference.py
 
 figures: $(STAMP)
 	@$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS) .ci/test_figures.py

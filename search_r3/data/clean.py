@@ -59,7 +59,9 @@ class EvaluationSet:
     """One entry under `against:`: a data set and what of it must not be trained on."""
 
     dataset: str
+    """A name below the data root, or a BEIR folder."""
     split: str = "test"
+    """Whose queries must not be trained on."""
     documents: bool = False
     """Whether its judged documents must not be trained on either, beside its queries."""
     hold_out_modulus: int | None = None
@@ -79,6 +81,7 @@ class DecontaminateSettings:
     """`decontaminate:` of a recipe."""
 
     against: tuple[EvaluationSet, ...] = ()
+    """What must not be trained on; at least one."""
     ngram: int = 8
     """A training query that shares so many words in a row with a test query is dropped."""
     document_share: float = 0.5

@@ -255,8 +255,8 @@ def docstring_pairs(
         packages: names of top-level packages; "stdlib" is Python's own library.
         seed: with the function's id it decides everything that is drawn.
         documented_share: share of positives that keep their docstring (shortened to a few lines).
-        web_share: share of queries rewritten as people type them; `name_share`: made from the function's name; the
-            rest stay as the sentence stands.
+        web_share: share of queries rewritten as people type them.
+        name_share: share of queries made from the function's name; the rest stay as the sentence stands.
         min_body_lines: lines of code below the signature, not counting docstring, comments and blank lines.
         max_chars: a positive is cut at a line end before this many characters.
         excluded: texts of functions that must not appear (an evaluation corpus); compared without docstrings.

@@ -62,7 +62,11 @@ _TIED_TO_CONTEXT = re.compile(
 
 
 def title_pairs(dataset: BeirDataset) -> tuple[list[TrainingPair], Counter[str]]:
-    """Title -> text of every document that has both; returns the pairs and how many were dropped for which reason."""
+    """Title -> text of every document that has both.
+
+    Returns:
+        The pairs, and how many were dropped for which reason.
+    """
     pairs, dropped = [], Counter[str]()
     seen: set[str] = set()
     for document in dataset.corpus.values():
@@ -87,7 +91,15 @@ def cloze_pairs(
     """A claim-like sentence -> the title and the rest of its text, at most `per_document` of each document.
 
     Sentences in which the authors conclude something go first ("We found that X" gives the query "X"), then others by
-    a seeded hash. Returns the pairs and how many documents gave none, or too few.
+    a seeded hash.
+
+    Args:
+        dataset: its documents.
+        per_document: sentences taken of each document, at most.
+        seed: of the hash.
+
+    Returns:
+        The pairs, and how many documents gave none, or too few.
     """
     if per_document < 1:
         raise InputError(f"per_document must be at least 1, found {per_document}")
