@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ UNKNOWN = "unknown"
 """What rows are called that an index of format 1 had: it did not keep their source."""
 FIELD = "r3_sources"
 HOLDER = "document"
+SAMPLE = 20
+"""Files of a new folder that are looked up in a source that is gone: whether it is the same one at another place."""
 FOLDERS = {"folder", "file"}
 """Kinds of sources whose documents are called by their place in a folder."""
 
@@ -168,12 +171,24 @@ class Sources:
         if around is not None:
             return _part(around, root)
         for held in self.records.values():
-            if held.kind == kind and Path(held.root).name == root.name and not os.path.exists(held.root):
+            if held.kind == kind and not os.path.exists(held.root) and self._may_have_become(held, root):
                 raise InputError(
                     f'{where} holds the source "{held.name}", and {held.root} is not on this machine: if {root} is '
                     f'what became of it, give --source "{held.name}"; if it is another one, name it: --source NAME'
                 )
         return Scope(SourceRecord(str(root)))
+
+    def _may_have_become(self, held: SourceRecord, root: Path) -> bool:
+        """Whether `root` has the name of a source that is gone, or at least half of its first files are in it."""
+        if Path(held.root).name == root.name:
+            return True
+        if held.kind != "folder":
+            return False
+        walk = (Path(folder, name) for folder, _, names in os.walk(root) for name in sorted(names))
+        first = islice((file for file in walk if would_read(root, file, folder=False)), SAMPLE)
+        ids = [held.prefix + file.relative_to(root).as_posix() for file in first]
+        known = sum(self.count(f"{source_condition([held.name])} AND document IN ({quoted([i])})") > 0 for i in ids)
+        return known > 0 and 2 * known >= len(ids)
 
     def _around(self, root: Path) -> SourceRecord | None:
         """The innermost folder of the index that reads `root` too."""

@@ -271,6 +271,18 @@ def test_a_named_source_may_move(tmp_path, path, make, model):
     assert sources(path) == {"manual": 1}
 
 
+def test_a_folder_that_was_renamed_is_known_by_its_files(tmp_path, path, make, model):
+    folder = make("notes", "a.md", "sub/b.md", "c.md")
+    build_index(path, open_source(folder), model)
+    renamed = shutil.move(folder, tmp_path / "papers")
+    (tmp_path / "papers/d.md").write_text("new")
+    with pytest.raises(InputError, match=rf'{folder} is not on this machine: if .*papers .* give --source "{folder}"'):
+        build_index(path, open_source(renamed), model)
+    other = make("other", "x.md", "a.md", "y.md")  # one name in common is no sign
+    assert counts(build_index(path, open_source(other), model)) == (3, 0, 0, 0)
+    assert counts(build_index(path, open_source(renamed), model, source=str(folder))) == (1, 0, 3, 0)
+
+
 def test_a_source_that_seems_to_have_moved_is_refused_with_what_to_say(tmp_path, path, make, model):
     folder = make("old/notes", "a.md")
     build_index(path, open_source(folder), model)
