@@ -106,7 +106,8 @@ class LoraSettings:
     dropout: float = 0.0
     """Dropout on the adapter's input, in [0, 1); 0 keeps the first GRPO ratio at 1."""
     target_modules: str | list[str] = "all-linear"
-    """PEFT's target_modules: "all-linear", a regular expression, or a list of module names."""
+    """PEFT's target_modules: "all-linear", a regular expression that the whole name of a module must match, or the last
+    parts of names as a list (or with commas between: q_proj,v_proj)."""
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, "rank", self.rank, "1 or more")

@@ -7,6 +7,7 @@ Letters in shapes: B rows, L tokens of a row, P of the prefix, T chosen position
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,9 @@ from search_r3.model.checkpoint import Checkpoint
 from search_r3.training import gather, sharding
 from search_r3.training.config import LoraSettings
 from search_r3.training.fused import FusedDecoder, Layer, fits
+
+NAMES = re.compile(r"\w+(,\w+)*")
+"""`target_modules` that are names of modules; other texts are PEFT's ("all-linear", a regular expression)."""
 
 
 @dataclass
@@ -299,13 +303,13 @@ def add_lora(loaded: Checkpoint, lora: LoraSettings) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=lora.dropout,
-        target_modules=targets if targets == "all-linear" or isinstance(targets, list) else targets.split(","),
+        target_modules=targets.split(",") if isinstance(targets, str) and NAMES.fullmatch(targets) else targets,
         trainable_token_indices=rows if tied else {"embed_tokens": rows, "lm_head": rows},
         task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(loaded.model, settings)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise InputError(
             f"lora.target_modules {targets!r} does not fit this model: {str(error).splitlines()[0]}"
         ) from error

@@ -103,6 +103,29 @@ def test_target_modules_that_do_not_exist_are_refused(tiny_model: Path) -> None:
         make_policy(tiny_model, target_modules="no_such_proj")
 
 
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (
+            r".*\.[01]\.self_attn\.(q|v)_proj",
+            {"0.self_attn.q_proj", "0.self_attn.v_proj", "1.self_attn.q_proj", "1.self_attn.v_proj"},
+        ),
+        (r".*\.0\.mlp\.\w+_proj", {"0.mlp.gate_proj", "0.mlp.up_proj", "0.mlp.down_proj"}),
+        ("q_proj,o_proj", {f"{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "o_proj")}),
+        (["k_proj"], {"0.self_attn.k_proj", "1.self_attn.k_proj"}),
+    ],
+)
+def test_target_modules_are_a_regular_expression_or_names(tiny_model: Path, targets: Any, expected: set[str]) -> None:
+    policy = make_policy(tiny_model, target_modules=targets)
+    trained = {name.split(".layers.")[1] for name, _ in policy.named_parameters() if ".lora_A." in name}
+    assert {name.split(".lora_A.")[0] for name in trained} == expected
+
+
+def test_a_broken_regular_expression_is_one_line(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=r"lora.target_modules '\(q_proj' does not fit this model: .*unterminated"):
+        make_policy(tiny_model, target_modules="(q_proj")
+
+
 def test_gradient_caching_gives_the_plain_gradients_also_with_dropout(tiny_model: Path) -> None:
     found = []
     for cached in (False, True):
