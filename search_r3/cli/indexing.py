@@ -146,7 +146,8 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
     for source in about["sources"]:
         where = f", read from {source['root']}" if source["root"] not in ("", source["name"]) else ""
         ids = f', ids begin with "{source["prefix"]}"' if source["prefix"] else ""
-        print(f"source:   {source['name']}: {source['documents']:,} documents{where}{ids}")
+        unfinished = ", not all of it yet: its last run was interrupted" if source["unfinished"] else ""
+        print(f"source:   {source['name']}: {source['documents']:,} documents{where}{ids}{unfinished}")
 
 
 def check_target(target: str, documents: Source, name: str | None, *, named: bool) -> None:

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,12 @@ from search_r3.index.sources import (
     Sources,
     count_unknown,
     keep_sources,
+    read_sources,
     source_condition,
 )
 from search_r3.index.storage import Place, brief, explained, for_writing
 from search_r3.index.table import (
     COMPLETE,
-    FORMAT_VERSION,
     TABLE,
     IndexInfo,
     SearchIndex,
@@ -141,7 +142,7 @@ def build_index(
     place = for_writing(location(path))
     with explained(place), writing(place, make=True, wait=wait) as held:
         build = _Build(place, held, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
-        changes = build.begin(documents, source, take_over, types, max_length)
+        changes = build.begin(documents, source, take_over, types, max_length, prune)
         with _progress(progress and sys.stderr.isatty()) as show:
             _run(build, changes, documents, show, batch_tokens, batch_size)
         build.finish(changes, prune, may_prune, approximate_from, queries, maintain)
@@ -245,7 +246,9 @@ class _Build:
         self.sources = Sources()
         self.scope = Scope(SourceRecord(DOCUMENTS))
         self.touched = False
-        self.first = True
+        self.first = self.was_complete = True
+        self.brings_all = False  # of its source, so an earlier run that was interrupted does not count any more
+        self.brought = False
         if self.table is None:
             if isinstance(path, Path):
                 strangers = [item.name for item in path.iterdir() if item.name not in {*OURS, f"{TABLE}.lance"}]
@@ -257,7 +260,8 @@ class _Build:
         index = SearchIndex.open(path)
         index.check_model(model)
         migrate_rows(self.table)
-        self.touched = not index.complete
+        self.was_complete = index.complete
+        self.touched = not self.was_complete
         if self.touched:  # the crash may have come between the table and its full-text index
             ensure_full_text(self.table, rebuild=False)
         if not at_once:
@@ -266,6 +270,7 @@ class _Build:
             mark_complete(self.table)
         ensure_lookups(self.table)
         self.first = len(index) == 0
+        self.was_complete |= self.first
 
     def begin(
         self,
@@ -274,12 +279,14 @@ class _Build:
         take_over: bool,
         types: Mapping[str, str] | None,
         max_length: int | None,
+        prune: bool,
     ) -> Changes:
         """Find out what the documents are to the index, and convert the columns whose types are given."""
         declared = parse_types(types)
         self.sources = Sources.of(self.table)
         self.scope = self.sources.scope(documents, source, self.path, take_over)
         self.report.source = self.scope.record.name
+        self.brings_all = not self.at_once and self.scope.whole and (prune or isinstance(documents, Source))
         if isinstance(documents, Source):
             documents.text_columns |= {plain_name(name) for name, kind in (types or {}).items() if kind == "text"}
         if self.table is not None:
@@ -343,7 +350,7 @@ class _Build:
         if maintain or not self.at_once or self.first:
             self._maintain(approximate_from, queries)
         else:
-            ensure_complete(self.table)
+            self._complete(ensure_complete)
         flush(self.path, self.began)
 
     def _maintain(self, approximate_from: int | None, queries: Sequence[str]) -> None:
@@ -358,13 +365,20 @@ class _Build:
         self.held.check()
         self.report.approximate = found.to_dict() if found else None
         if not self.touched or (self.at_once and not tidied.changed and not forget_is_due(self.table)):
-            ensure_complete(self.table)
+            self._complete(ensure_complete)
             return
-        mark_complete(self.table)
+        self._complete(mark_complete)
         if self.first and not self.at_once:  # nobody searched it before
             forget_versions(self.path, timedelta(0))
         else:
             forget_versions(self.path)
+
+    def _complete(self, mark: Callable[[Any], None]) -> None:
+        """Say that the index is whole; not if a run of another source was interrupted, and not after a few documents
+        that were added to an index of which something is missing."""
+        unfinished = any(record.unfinished for record in read_sources(self.table.schema).values())
+        if not unfinished and (self.was_complete or not self.at_once):
+            mark(self.table)
 
     def _prune(self, changes: Changes, prune: bool, may_prune: Callable[[Removal], bool] | None) -> None:
         if prune and may_prune is not None and (removal := changes.removal()).chunks and not may_prune(removal):
@@ -379,6 +393,7 @@ class _Build:
         self._delete(gone)
         if self.table is not None:
             left = [held.name for held in self.scope.absorbed if self.table.count_rows(source_condition([held.name]))]
+            self.brought = True
             self.held.check()
             keep_sources(self.table, self._records(left))
         if prune and self.before is not None:
@@ -388,7 +403,8 @@ class _Build:
         """The index's sources with this run's; without those that it absorbed, but for `left`, where that is known."""
         gone = {held.name for held in self.scope.absorbed}.difference(left) if left is not None else set()
         records = {name: record for name, record in self.sources.records.items() if name not in gone}
-        return list((records | {self.scope.record.name: self.scope.record}).values())
+        own = replace(self.scope.record, unfinished=not self.brought) if self.brings_all else self.scope.record
+        return list((records | {own.name: own}).values())
 
     def _delete(self, ids: list[str]) -> None:
         for start in range(0, len(ids), IDS_A_COMMIT):
@@ -400,7 +416,7 @@ class _Build:
         """Before the first change: the table exists, and does not say that it is complete while it is not."""
         self.held.check()
         if self.table is None:
-            self.table = create_table(self.path, _info(self.model), self._records())
+            self.table = create_table(self.path, IndexInfo.of(self.model), self._records())
         if not self.at_once and COMPLETE in self.table.tags.list():
             self.table.tags.delete(COMPLETE)
         keep_sources(self.table, self._records())
@@ -415,21 +431,6 @@ class _Build:
         if stale:
             merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted(stale)})")
         merge.execute(batch)
-
-
-def _info(model: Encoder) -> IndexInfo:
-    from search_r3 import __version__
-
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return IndexInfo(
-        FORMAT_VERSION,
-        model.name,
-        model.contract_hash,
-        model.dimension,
-        created,
-        __version__,
-        getattr(model, "source", ""),
-    )
 
 
 @contextmanager

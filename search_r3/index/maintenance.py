@@ -26,7 +26,7 @@ from search_r3.index.locking import Held, writing
 from search_r3.index.readers import Source, SourceDocument
 from search_r3.index.sources import API, UNKNOWN, keep_sources, read_sources, source_condition
 from search_r3.index.storage import Place, explained, for_writing
-from search_r3.index.table import SearchIndex, location, mark_complete, migrate_rows
+from search_r3.index.table import SearchIndex, ensure_complete, location, mark_complete, migrate_rows
 
 AT_ONCE = 5000  # ids in one SQL condition
 
@@ -177,8 +177,13 @@ def delete_source(path: str | Path, name: str) -> tuple[str, int]:
         lease.check()
         migrate_rows(index.table)
         index.table.delete(f"{SOURCE} IS NULL" if name == UNKNOWN else source_condition([name]))
-        keep_sources(index.table, [held for held in read_sources(index.table.schema).values() if held.name != name])
+        others = read_sources(index.table.schema)
+        unfinished = (was := others.pop(name, None)) is not None and was.unfinished
+        keep_sources(index.table, others.values())
         deleted = before - len(index)
+        if unfinished and not any(other.unfinished for other in others.values()):
+            ensure_complete(index.table)  # nothing is missing any more
+            complete = True
         if complete:
             _maintain(index.table, place, lease)
         flush(place, began)

@@ -44,12 +44,14 @@ class SourceRecord:
         kind: "folder", "file", "jsonl", "csv", "beir", or "documents" where they were handed over.
         root: the absolute path where it was read last; "" for what was handed over.
         prefix: stands in front of the ids of a folder's or a file's documents.
+        unfinished: the last run that should have brought all of it was interrupted.
     """
 
     name: str
     kind: str = DOCUMENTS
     root: str = ""
     prefix: str = ""
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class Scope:
     part: str | None = ""
     absorbed: tuple[Absorbed, ...] = ()
     take_over: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the source, and not a part."""
+        return self.part is not None and not self.base
 
     @property
     def own(self) -> list[str]:
@@ -273,7 +280,11 @@ def keep_sources(table: Any, records: Iterable[SourceRecord]) -> None:
 
 
 def _metadata(records: Iterable[SourceRecord]) -> dict[str, str]:
-    return {FIELD: json.dumps([asdict(record) for record in records], ensure_ascii=False)}
+    kept = [asdict(record) for record in records]
+    for record in kept:
+        if not record["unfinished"]:
+            del record["unfinished"]
+    return {FIELD: json.dumps(kept, ensure_ascii=False)}
 
 
 def count_sources(table: Any) -> list[SourceCount]:
@@ -284,7 +295,7 @@ def count_sources(table: Any) -> list[SourceCount]:
         rows = rows.append_column(SOURCE, pa.nulls(len(rows), pa.string()))
     counts = rows.group_by(SOURCE).aggregate([("document", "count"), ("document", "count_distinct")]).to_pylist()
     records = read_sources(table.schema)
-    found = {name: SourceCount(name, record.kind, record.root, record.prefix) for name, record in records.items()}
+    found = {name: SourceCount(**asdict(record)) for name, record in records.items()}
     for row in counts:
         name = row[SOURCE] or UNKNOWN
         held = found.get(name, SourceCount(name, UNKNOWN))

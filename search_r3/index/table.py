@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,15 @@ class IndexInfo:
     created: str
     search_r3_version: str = ""
     model_source: str = ""
+
+    @classmethod
+    def of(cls, model: Encoder) -> IndexInfo:
+        """What an index is that is made now with `model`."""
+        from search_r3 import __version__
+
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        source = getattr(model, "source", "")
+        return cls(FORMAT_VERSION, model.name, model.contract_hash, model.dimension, created, __version__, source)
 
     @property
     def identity(self) -> tuple[str, str, int]:

@@ -217,8 +217,9 @@ def test_places_that_are_no_index_are_refused(tmp_path, path, model):
 
 
 def test_a_damaged_index_and_a_newer_one_are_refused(path, model, monkeypatch):
-    monkeypatch.setattr("search_r3.index.build.FORMAT_VERSION", 99)
-    build_index(path, docs("one"), model)
+    with monkeypatch.context() as later:
+        later.setattr("search_r3.index.table.FORMAT_VERSION", 99)
+        build_index(path, docs("one"), model)
     with pytest.raises(InputError, match=r"format 99.*upgrade"):
         SearchIndex.open(path)
     for manifest in (path / "chunks.lance" / "_versions").glob("*.manifest"):

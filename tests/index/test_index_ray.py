@@ -6,6 +6,7 @@ Workers are processes of their own, with a tiny random model or an encoder that 
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import re
@@ -232,9 +233,8 @@ def test_an_update_changes_what_the_local_one_would(cluster, corpus, tmp_path, m
         assert getattr(reports[0], field) == getattr(reports[1], field), field
     assert (reports[0].added, reports[0].updated, reports[0].unchanged, reports[0].embedded) == (1, 2, 45, 2)
     check_equal(rows_of(tmp_path / "many"), rows_of(tmp_path / "one"))
-    counts = counts_by_version(tmp_path / "many")
-    assert counts[-2:] == [49, 48], "one commit with all that came, then the document that is gone"
-    assert set(counts[:-2]) == {48}
+    counts = [count for count, _ in itertools.groupby(counts_by_version(tmp_path / "many"))]
+    assert counts == [48, 49, 48], "one commit with all that came, then the document that is gone"
 
 
 def test_sources_and_types_are_those_of_the_local_build(cluster, tmp_path):

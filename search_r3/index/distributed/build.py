@@ -79,7 +79,7 @@ def build_distributed(
     with explained(place), writing(place, make=True) as held, joined(cluster) as each:
         model = _described(load, each)
         build = _Build(place, held, cast(Encoder, model), None, report)  # it asks what the model is, and embeds nothing
-        changes = build.begin(documents, source, take_over, types, max_length)
+        changes = build.begin(documents, source, take_over, types, max_length, prune)
         try:
             spooled = write_spool(place, changes, documents, part_rows)
             if spooled.rows or spooled.replaced:
