@@ -6,7 +6,7 @@ the corpus nor the index has to fit into memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,7 @@ class Changes:
         self._tokens = tokens
         self.seen, self.removed, self._documents = Ledger(), Ledger(), Ledger()
         self.conflicts: list[Skipped] = []
+        self._skipped: list[Skipped] = []
 
     def windows(self, documents: Iterable[SourceDocument], count: int) -> Iterator[Window]:
         """Windows of at least `count` chunks, of whole documents, but for the last.
@@ -99,6 +100,7 @@ class Changes:
             InputError: an id comes twice, or the metadata's types do not go together.
         """
         self._types.misfits = getattr(documents, "misfits", {})
+        self._skipped = getattr(documents, "skipped", [])
         waiting: list[tuple[SourceDocument, list[Chunk]]] = []
         held = 0
         for document in self._scope.documents(documents):
@@ -138,10 +140,15 @@ class Changes:
         return removal
 
     def _gone(self) -> Iterator[list[tuple[str, str, bool]]]:
-        """Rows of the source that no window had: id, document, and whether that document has another id now."""
+        """Rows of the source that no window had: id, document, and whether that document has another id now.
+
+        Those of what could not be read are not among them, nor those whose new id another source has.
+        """
         if self._before is None or self._scope.part is None:
             return
         columns = ["id", "document", SOURCE]
+        unread = {self._scope.start + skipped.path for skipped in self._skipped if skipped.unread}
+        left_out = {conflict.path for conflict in self.conflicts}
         condition = source_condition(self._scope.own, self._scope.part)
         for batch in self._before.search().where(condition).select(columns).to_batches():
             ids, documents, sources = (batch[name].to_pylist() for name in columns)
@@ -150,6 +157,10 @@ class Changes:
                 identifier: self._scope.moved_to(source=row_of[identifier][1], document=row_of[identifier][0])
                 for identifier in self.removed.missing(self.seen.missing(ids))
             }
+            if left_out:  # their new ids are another source's: what they are called now is not in the index
+                now = {one: name for one, name in now.items() if name not in left_out}
+            if unread:
+                now = {one: name for one, name in now.items() if not _lies_in(name or row_of[one][0], unread)}
             absent = set(self._documents.missing({name for name in now.values() if name is not None}))
             yield [(one, row_of[one][0], name is not None and name not in absent) for one, name in now.items()]
 
@@ -242,6 +253,12 @@ class Changes:
                 vectors = found[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(found), -1)
                 held.update(zip(found[TEXT_HASH].to_pylist(), vectors, strict=True))
         return held
+
+
+def _lies_in(document: str, places: Container[str]) -> bool:
+    """Whether a document's id is one of `places`, or begins with one of them as a folder."""
+    ends = [place for place, character in enumerate(document) if character == "/"]
+    return document in places or any(document[:end] in places for end in ends)
 
 
 def _is_held(row: dict[str, Any], held: _Held | None) -> bool:

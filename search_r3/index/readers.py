@@ -12,7 +12,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,10 +72,15 @@ class SourceDocument:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something the reader left out: `path` (with the line, for records) and why."""
+    """Something the reader left out: `path` (with the line, for records) and why.
+
+    `unread`: it is there and would be read, or a folder that may hold what would be, but reading failed; so nothing is
+    known of what it holds now.
+    """
 
     path: str
     reason: str
+    unread: bool = False
 
 
 class Source:
@@ -237,14 +242,14 @@ def _folder(root: Path, skipped: list[Skipped], max_file_bytes: int) -> Iterator
             continue
         text = _read_text(file, max_file_bytes)
         if isinstance(text, Skipped):
-            skipped.append(Skipped(name, text.reason))
+            skipped.append(replace(text, path=name))
             continue
         yield SourceDocument(name, name, text, {}, name, 1, kind)
 
 
 def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
-        skipped.append(Skipped(_relative(Path(error.filename), root), "may not be read"))
+        skipped.append(_unread(_relative(Path(error.filename), root), error))
 
     for folder, folders, files in os.walk(root, onerror=unreadable):
         keep = []
@@ -336,7 +341,7 @@ def _read_text(path: Path, max_file_bytes: int) -> str | Skipped:
             return Skipped(name, f"larger than {max_file_bytes / 1e6:g} MB")
         data = path.read_bytes()
     except OSError as error:
-        return Skipped(name, f"may not be read ({error.strerror})")
+        return _unread(name, error)
     if (encoding := wide_encoding(data)) is not None:
         return Skipped(name, f"{encoding} text; save it as UTF-8")
     if b"\0" in data:
@@ -346,6 +351,12 @@ def _read_text(path: Path, max_file_bytes: int) -> str | Skipped:
     except UnicodeDecodeError:
         return Skipped(name, "not UTF-8 text")
     return text if text.strip() else Skipped(name, "empty")
+
+
+def _unread(name: str, error: OSError) -> Skipped:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Skipped(name, "removed while the folder was read")
+    return Skipped(name, f"cannot be read ({error.strerror or error}); what was indexed of it before is kept", True)
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -101,10 +101,15 @@ class Scope:
         """Names of the sources whose rows belong to this one."""
         return [self.record.name, *(held.name for held in self.absorbed)]
 
+    @property
+    def start(self) -> str:
+        """What the ids of a folder's or a file's documents get in front of their names."""
+        return self.record.prefix + self.base if self.record.kind in FOLDERS else ""
+
     def documents(self, given: Iterable[SourceDocument]) -> Iterable[SourceDocument]:
         """`given` under the ids that they have in the index."""
-        start = self.record.prefix + self.base
-        if not isinstance(given, Source) or self.record.kind not in FOLDERS or not start:
+        start = self.start
+        if not isinstance(given, Source) or not start:
             return given
         return (
             replace(document, id=start + document.id, path=start + document.path, title=self.base + document.title)
