@@ -175,13 +175,18 @@ class TextEncoder:
             state["engine"] = "int8" if int8 else "auto"
             device = str(model.checkpoint.model.device)
             config = replace(config, device=device, dtype="auto" if int8 else model.dtype)
-        if expand_user(config.model).is_dir():  # the other process may work in another folder
-            config = replace(config, model=str(expand_user(config.model).resolve()))
+        config = replace(config, model=named_everywhere(config.model))
         return state | {"config": config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["config"])  # type: ignore[misc]
         self._engine, self._contract_hash = state["engine"], state["contract_hash"]
+
+
+def named_everywhere(model: str) -> str:
+    """What a model is called in another process, which may work in another folder; "" stays the default model."""
+    folder = expand_user(model)
+    return str(folder.resolve()) if model and folder.is_dir() else model
 
 
 def has_visible(text: str) -> bool:

@@ -68,7 +68,7 @@ class SearchR3Retriever(BaseRetriever):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
     index: str | Path
-    """The index's folder, made by `search-r3 index`."""
+    """The index's folder, made by `search-r3 index`, or its place on object storage ("s3://bucket/name")."""
     model: Any = None
     """The index's model, where it is not found by the name that the index keeps; or a loaded SearchR3."""
     k: int = 5
@@ -93,7 +93,8 @@ class SearchR3Retriever(BaseRetriever):
     def __init__(self, **settings: Any) -> None:
         """Open the index; raises InputError if it is not there. The model is loaded at the first search."""
         super().__init__(**settings)
-        self._searcher = Searcher(self.index, self.model, device=self.device, dtype=self.dtype)
+        index = settings["index"]  # as it was given: pydantic makes a place with storage options a plain string
+        self._searcher = Searcher(index, self.model, device=self.device, dtype=self.dtype)
 
     def __getstate__(self) -> dict[Any, Any]:
         """A loaded model is found again by its name in the process that unpickles."""

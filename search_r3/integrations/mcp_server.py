@@ -65,7 +65,7 @@ class IndexServer(MCPServer):
         max_reasoning_tokens: int = 32,
         load: bool = False,
     ) -> None:
-        super().__init__("search-r3", instructions=f"Search the index {searcher.path.name}.", version=__version__)
+        super().__init__("search-r3", instructions=f"Search the index {searcher.name}.", version=__version__)
         self._searcher, self._reasoning, self._budget, self._load = searcher, reasoning, max_reasoning_tokens, load
         self._ready = False
         self._adding = threading.Lock()
@@ -123,7 +123,7 @@ class IndexServer(MCPServer):
 
         self.add_tool(
             search,
-            description=f"Search {searcher.path.name} ({about}) and return the passages that answer the query, best "
+            description=f"Search {searcher.name} ({about}) and return the passages that answer the query, best "
             "first, with the places where they stand.",
             annotations=ToolAnnotations(
                 title="Search", read_only_hint=True, idempotent_hint=True, open_world_hint=False

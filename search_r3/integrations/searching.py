@@ -16,13 +16,14 @@ from search_r3.fusion import VECTOR_WEIGHT
 if TYPE_CHECKING:
     from search_r3.index.handle import IndexHandle
     from search_r3.index.search import SearchResult
+    from search_r3.index.storage import Place
 
 
 class Searcher:
     """Searches one index. It can be pickled; index and model are opened again where it is unpickled. A copy is itself.
 
     Args:
-        index: the index's folder.
+        index: the index's folder, or a place on object storage ("s3://bucket/name").
         model: the index's model: a name, a folder, a hub id or a loaded SearchR3. None finds the one that the index
             names.
         device, dtype: see `SearchR3.from_pretrained`.
@@ -32,9 +33,10 @@ class Searcher:
     """
 
     def __init__(self, index: str | Path, model: Any = None, *, device: str | None = None, dtype: str = "auto") -> None:
+        from search_r3.index.storage import place_of
         from search_r3.integrations.encoding import split_model
 
-        self.path = Path(index)
+        self.path: Place = place_of(index)
         self._name, self._model = split_model(model)
         self._device, self._dtype = device, dtype
         self._opening, self._loading = threading.Lock(), threading.Lock()
@@ -56,13 +58,22 @@ class Searcher:
             return self._index
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.path.resolve(), "model": self._name or None, "device": self._device, "dtype": self._dtype}
+        from search_r3.integrations.encoding import named_everywhere
+
+        place = self.path.resolve() if isinstance(self.path, Path) else self.path
+        model = named_everywhere(self._name) or None
+        return {"index": place, "model": model, "device": self._device, "dtype": self._dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def __deepcopy__(self, memo: Any) -> Searcher:
         return self
+
+    @property
+    def name(self) -> str:
+        """The last part of where the index is."""
+        return Path(self.path).name
 
     @property
     def model_name(self) -> str:
@@ -122,5 +133,5 @@ class LazySearcher(Searcher):
 
     def open(self) -> None:
         """Only see that there is something to open; LanceDB is not imported for that."""
-        if "://" not in str(self.path) and ":/" not in str(self.path) and not self.path.exists():
+        if isinstance(self.path, Path) and not self.path.exists():
             super().open()

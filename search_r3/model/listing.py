@@ -41,7 +41,7 @@ def default_model() -> str:
     return found or BASE
 
 
-def model_of_index(name: str, source: str, index: Path) -> str:
+def model_of_index(name: str, source: str, index: Path | str) -> str:
     """What to load for an index that was made with the model called `name`, loaded from `source`.
 
     Raises:

@@ -15,9 +15,12 @@ from haystack import Document
 from processes import run
 
 from search_r3 import InputError, SearchR3
+from search_r3.index import SourceDocument, build_index
+from search_r3.index.storage import Remote
 from search_r3.integrations.haystack import SearchR3DocumentEmbedder, SearchR3TextEmbedder
 from search_r3.integrations.langchain import SearchR3Embeddings, SearchR3Retriever
 from search_r3.integrations.llama_index import SearchR3Embedding
+from search_r3.integrations.searching import Searcher
 
 TEXT = "The train to Vienna leaves at nine."
 
@@ -87,6 +90,22 @@ def test_a_model_that_was_given_loaded_is_found_again_as_it_was(
     assert encoder_of(back).config.reasoning is False
 
 
+DEFAULTS = [SearchR3Embeddings, SearchR3Embedding, SearchR3DocumentEmbedder, SearchR3TextEmbedder]
+
+
+@pytest.mark.parametrize("again", [through_pickle, copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("make", DEFAULTS)
+def test_without_a_model_it_stays_the_default_one(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any], again: Callable[[Any], Any]
+) -> None:
+    back = again(make())
+    assert encoder_of(back).config.model == ""
+    monkeypatch.setattr("search_r3.model.listing.default_model", lambda: str(tiny_model))
+    assert encoder_of(back).model.source == str(tiny_model)
+    assert encoder_of(again(back)).config.model == ""
+    assert encoder_of(again(back)).model.contract_hash == encoder_of(back).model.contract_hash
+
+
 def test_a_model_that_was_exchanged_meanwhile_is_refused(
     tiny_model: Path, make_tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -116,6 +135,32 @@ def test_a_retriever_comes_back_with_its_index(tiny_index: Path, tiny: SearchR3,
         back = again(made)
         assert back.k == 2
         assert [(hit.id, hit.metadata["score"]) for hit in back.invoke("train to Vienna")] == expected
+
+
+def test_a_retriever_of_an_index_on_object_storage_comes_back(
+    s3_server: str, s3: pytest.MonkeyPatch, tiny: SearchR3
+) -> None:
+    place = "s3://bucket/pickled/index"
+    build_index(place, [SourceDocument("train", "", "The train to Vienna leaves at nine.")], tiny, progress=False)
+    made = SearchR3Retriever(index=place, mode="text")
+    assert [hit.id for hit in through_pickle(made).invoke("Vienna")] == ["train"]
+    assert through_pickle(Searcher(Path(place))).path == place  # a Path keeps one slash of the two
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        s3.delenv(name)
+    options = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_endpoint": s3_server}
+    made = SearchR3Retriever(index=Remote(place, options), mode="text")
+    assert [hit.id for hit in through_pickle(made).invoke("Vienna")] == ["train"]
+
+
+def test_a_searcher_finds_index_and_model_from_another_folder(
+    tiny_index: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(tiny_model)
+    (tmp_path / "index").symlink_to(tiny_index)
+    monkeypatch.chdir(tmp_path)
+    kept = pickle.dumps(Searcher("index", "model", device="cpu"))
+    monkeypatch.chdir(tiny_index)
+    assert pickle.loads(kept).search("train to Vienna", k=1, reasoning=False).hits
 
 
 def test_haystacks_query_embedder_can_be_copied_and_written_to_a_dictionary(tiny_model: Path) -> None:
