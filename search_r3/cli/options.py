@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperCommand
 
 from search_r3.cli.process import let_idle_threads_sleep
-from search_r3.errors import InputError
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
@@ -52,11 +51,10 @@ class Reasoning(StrEnum):
 
     def chosen(self, model: SearchR3 | None) -> bool | Literal["auto"]:
         """As the library takes it. Raises InputError where `model` keeps no rule to decide by."""
-        if self is Reasoning.auto and model is not None and model.adaptive_rule is None:
-            raise InputError(
-                f"--reasoning auto needs a model that keeps a rule, and {model.name} keeps none; say on or off, or fit "
-                "a rule with search-r3 study"
-            )
+        if self is Reasoning.auto and model is not None:
+            from search_r3.model.adaptive import rule_of
+
+            rule_of(model)
         return "auto" if self is Reasoning.auto else self is Reasoning.on
 
 

@@ -159,10 +159,13 @@ def mcp(
     from search_r3.integrations.searching import LazySearcher
 
     if sys.stdin.isatty():
+        from search_r3.index.storage import place_of
+
+        place = place_of(index)
+        shown = os.path.abspath(place) if isinstance(place, Path) else place
         raise InputError(
             f"standard input is a terminal, but an agent's program must start this; tell it to run "
-            f"search-r3 mcp {shlex.quote(os.path.abspath(index))}"
+            f"search-r3 mcp {shlex.quote(shown)}"
         )
     searcher = LazySearcher(index, model, device=device, dtype=dtype.value)
-    chosen = reasoning.chosen(searcher.load() if reasoning is Reasoning.auto else None)
-    serve_stdio(searcher, reasoning=chosen, max_reasoning_tokens=budget)
+    serve_stdio(searcher, reasoning=reasoning.chosen(None), max_reasoning_tokens=budget)

@@ -5,6 +5,7 @@ It has one tool, `search`. Standard output belongs to the protocol, so nothing e
 
 # No "from __future__ import annotations" here: the tool's annotations name an index's columns, so they must be objects.
 
+import sys
 import threading
 from typing import Annotated, Any, Literal
 
@@ -53,7 +54,8 @@ class IndexServer(MCPServer):
 
     Args:
         searcher: the index.
-        reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose.
+        reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose. "auto" is refused by the
+            first search that needs a model if that keeps no rule.
         load: load the model once the tools were listed; False leaves it to the first search that needs it.
     """
 
@@ -75,7 +77,8 @@ class IndexServer(MCPServer):
         tools = await super().list_tools()
         if self._load:
             self._load = False
-            threading.Thread(target=_load_quietly, args=(self._searcher,), name="load model", daemon=True).start()
+            known = self._searcher, self._reasoning
+            threading.Thread(target=_load, args=known, name="load model", daemon=True).start()
         return tools
 
     async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
@@ -151,11 +154,11 @@ def serve_stdio(
     server.run("stdio")
 
 
-def _load_quietly(searcher: Searcher) -> None:
+def _load(searcher: Searcher, reasoning: bool | Literal["auto"]) -> None:
     try:
-        searcher.load()
-    except InputError:  # the first search raises it again, where the agent can read it
-        return
+        searcher.load(reasoning)
+    except InputError as error:  # the first search raises it again, where the agent can read it
+        print(f"error: {error}", file=sys.stderr)
 
 
 def _passage(rank: int, hit: Any) -> Passage:

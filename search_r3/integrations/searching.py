@@ -83,8 +83,12 @@ class Searcher:
         info = self.index.info
         return self._name or model_of_index(info.model_name, info.model_source, self.path)
 
-    def load(self) -> Any:
-        """The index's model, loaded now if it was not yet. Raises InputError if it is not found or another one."""
+    def load(self, reasoning: bool | Literal["auto"] = True) -> Any:
+        """The index's model, loaded now if it was not yet.
+
+        Raises:
+            InputError: it is not found or another one, or `reasoning` is "auto" and it keeps no rule for that.
+        """
         with self._loading:
             if self._model is None:
                 from search_r3.model.searchr3 import SearchR3
@@ -92,6 +96,10 @@ class Searcher:
                 model = SearchR3.from_pretrained(self.model_name, device=self._device, dtype=self._dtype)
                 self.index.check_model(model)
                 self._model = model
+            if reasoning == "auto":
+                from search_r3.model.adaptive import rule_of
+
+                rule_of(self._model)
             return self._model
 
     def search(
@@ -108,9 +116,10 @@ class Searcher:
         """`search_r3.index.SearchIndex.search`, with the model that belongs to the index.
 
         Raises:
-            InputError: the query is empty, an option is wrong, or the model is not the index's.
+            InputError: the query is empty, an option is wrong, or the model is not the index's or keeps no rule for
+                "auto".
         """
-        model = None if mode == "text" else self.load()
+        model = None if mode == "text" else self.load(reasoning)
         with nullcontext() if model is None else self._loading:  # one query at a time goes through the model
             return self.index.search(
                 query,

@@ -172,6 +172,21 @@ class AdaptiveRule:
         return rule
 
 
+def rule_of(model: Any) -> AdaptiveRule:
+    """The rule that a model keeps, for those who search with `reasoning="auto"`.
+
+    Raises:
+        InputError: it keeps none, or a damaged one, or another model's.
+    """
+    rule: AdaptiveRule | None = getattr(model, "adaptive_rule", None)
+    if rule is None:
+        raise InputError(
+            f"reasoning auto needs a model that keeps a rule, and {model.name} keeps none; say on or off, or fit a "
+            "rule with search-r3 study"
+        )
+    return rule
+
+
 def score_features(scores_QK: npt.ArrayLike, depth: int = DEPTH, temperature: float = TEMPERATURE) -> np.ndarray:
     """The FEATURES of each query's best scores, float64 (Q, 4).
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mcp import Client, StdioServerParameters, stdio_client
@@ -14,7 +16,7 @@ from processes import run
 
 from search_r3 import SearchR3
 from search_r3.cli import main
-from search_r3.integrations.mcp_server import build_server
+from search_r3.integrations.mcp_server import IndexServer, build_server
 from search_r3.integrations.searching import LazySearcher, Searcher
 
 
@@ -131,3 +133,39 @@ def test_a_damaged_index_is_reported_to_the_agent(tmp_path: Path):
             return done.content[0].text
 
     assert "is not a search-r3 index" in asyncio.run(asyncio.wait_for(ask(), timeout=60))
+
+
+def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_no_rule(
+    tiny_index: Path, tiny: SearchR3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    go = threading.Event()
+
+    def slow(*_: object, **__: object) -> SearchR3:
+        assert go.wait(60)
+        return tiny
+
+    async def talk(server: IndexServer) -> None:
+        async with Client(server) as client:
+            assert len((await client.list_tools()).tools) == 1
+            done = await client.call_tool("search", {"query": "train", "mode": "text"})
+            assert done.structured_content["passages"]
+            go.set()
+            for _ in range(2):
+                done = await client.call_tool("search", {"query": "train"})
+                assert done.is_error
+                assert "keeps none; say on or off" in done.content[0].text
+
+    def serve(searcher: Searcher, **settings: Any) -> None:
+        asyncio.run(asyncio.wait_for(talk(IndexServer(searcher, load=True, **settings)), timeout=60))
+
+    monkeypatch.setattr(SearchR3, "from_pretrained", slow)
+    monkeypatch.setattr("search_r3.integrations.mcp_server.serve_stdio", serve)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    try:
+        assert main(["mcp", str(tiny_index), "--model", "a model", "--reasoning", "auto"]) == 0
+    finally:
+        go.set()
+    for thread in threading.enumerate():
+        if thread.name == "load model":
+            thread.join(60)
+    assert "error: reasoning auto needs a model that keeps a rule" in capsys.readouterr().err
