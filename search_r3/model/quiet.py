@@ -5,14 +5,39 @@ As a library nothing is printed unless it is asked for. What the user had set is
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+_lock = threading.Lock()
+_inside = 0
+_undo = ExitStack()
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Errors still raise; downloads from the hub belong outside of it, so that their progress is seen."""
+    """Errors still raise; downloads from the hub belong outside of it, so that their progress is seen.
+
+    The settings are the process's, so where several threads are inside, the first makes it quiet and the last restores
+    what was.
+    """
+    global _inside
+    with _lock:
+        if _inside == 0:
+            _undo.enter_context(_quiet())
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _undo.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 

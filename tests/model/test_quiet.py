@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from processes import run
+
+from search_r3.model.quiet import quiet_transformers
 
 pytestmark = pytest.mark.slow
 
@@ -55,3 +58,27 @@ def test_what_the_user_has_set_stays(tiny_model: Path) -> None:
         assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled()) == before[1:]
     finally:
         logging.set_verbosity(before[0])
+
+
+def test_two_loads_that_overlap_leave_what_was_set() -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    def state() -> tuple[object, ...]:
+        bars = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+        return logging.get_verbosity(), *bars, list(warnings.filters)
+
+    before, verbosity = state(), logging.get_verbosity()
+    logging.set_verbosity_info()
+    set_by_the_user = state()
+    first, second = quiet_transformers(), quiet_transformers()
+    try:
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert logging.get_verbosity() == logging.ERROR  # the second still loads
+        second.__exit__(None, None, None)
+        assert state() == set_by_the_user
+    finally:
+        logging.set_verbosity(verbosity)
+    assert state() == before
