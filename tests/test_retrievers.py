@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -143,6 +144,35 @@ def bare_model(make_tiny_model, tmp_path_factory) -> Path:
     backbone = make_tiny_model(place / "backbone", chat_template=False)
     sentence_transformers.SentenceTransformer(str(backbone), device="cpu").save(str(place / "bare"))
     return place / "bare"
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [("layers.1.mlp.up_proj", r"layers.1.mlp.up_proj.weight"), ("up_proj", r"layers\S* ?\S*.mlp.up_proj")],
+)
+def test_a_model_whose_files_lack_weights_is_refused(tmp_path, bare_model, part, named):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(bare_model, tmp_path / "model")
+    weights = next(folder.rglob("model.safetensors"))
+    kept = {name: value for name, value in load_file(weights).items() if part not in name}
+    save_file(kept, weights, {"format": "pt"})
+    level = logging.getLogger("transformers.modeling_utils").level
+    with pytest.raises(InputError, match=rf"model is incomplete: its files lack weights of the model \({named}"):
+        SentenceTransformerRetriever(str(folder), device="cpu")
+    assert logging.getLogger("transformers.modeling_utils").level == level
+
+
+def test_a_pooler_that_is_never_asked_may_be_missing(tmp_path, bare_model, caplog):
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(bare_model)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    backbone = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes), add_pooling_layer=False)
+    for part in (backbone, tokenizer):
+        part.save_pretrained(tmp_path / "bert")
+    SentenceTransformerRetriever(str(tmp_path / "bert"), device="cpu")
+    assert "MISSING" not in caplog.text
 
 
 def with_prompts(folder: Path, bare_model: Path, prompts: dict[str, str]) -> Path:

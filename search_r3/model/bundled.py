@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock
 
 from search_r3.errors import InputError
 from search_r3.files import UNWRITABLE, atomic_path, atomic_write_text, expand_user
 from search_r3.model.quiet import quiet_transformers
+from search_r3.model.weights import load_causal_lm
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
     Raises:
         InputError: nothing by that name, with the nearest known one.
     """
+    if not name.strip():
+        raise InputError("the model has no name; give one of `search-r3 models`, a folder or a hub id (owner/name)")
     path = expand_user(name)
     if path.is_dir():
         return "folder"
@@ -172,11 +175,11 @@ def _converted(name: str) -> Path:
 
 def _convert(gguf: Path, target: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model = load_causal_lm(gguf.parent, torch.float32, gguf_file=gguf.name)
         # Loaded from GGUF the model thinks that it is quantised and refuses to be saved; its weights are plain float32.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

@@ -20,6 +20,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.bundled import resolve, weights_sha256
 from search_r3.model.quiet import quiet_transformers
+from search_r3.model.weights import check_adapter, load_causal_lm
 from search_r3.prompts import EMBED_TOKEN, Prompts
 
 CONTRACT_FILE = "search_r3.json"
@@ -237,15 +238,15 @@ def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
 
 def _read_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     try:
         # Said, and not left to defaults: no code of the folder is run, and no pickle is read.
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            return tokenizer, AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
-            )
+            return tokenizer, load_causal_lm(folder, dtype, use_safetensors=True)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         message = f"{folder} is not a causal language model that transformers can read: {_first_line(error)}"
         raise InputError(message) from error
@@ -293,6 +294,7 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
             model: Any = PeftModel.from_pretrained(base.model, str(folder), is_trainable=not merge)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder} is not an adapter that peft can read: {_first_line(error)}") from error
+    check_adapter(model, folder / ADAPTER_FILE)
     if merge:
         model = model.merge_and_unload()
         if hasattr(model, "peft_config"):  # peft 0.18 leaves it

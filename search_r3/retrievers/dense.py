@@ -19,6 +19,7 @@ import numpy as np
 from search_r3.errors import InputError
 from search_r3.files import expand_user
 from search_r3.model.quiet import quiet_transformers
+from search_r3.model.weights import watched_loading
 from search_r3.retrievers.base import require_searchable, require_texts, top_k
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -176,8 +177,11 @@ def _load(name_or_path: str, device: str | None) -> Any:
     if looks_local and not expand_user(source).is_dir():
         raise InputError(f"no sentence-transformers model at {name_or_path}; expected a folder")
     try:
-        with quiet_transformers() if looks_local else nullcontext():  # a download shows its progress
+        quiet = quiet_transformers() if looks_local else nullcontext()  # a download shows its progress
+        with quiet, watched_loading(name_or_path):
             return SentenceTransformer(str(expand_user(source)) if looks_local else source, device=device)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

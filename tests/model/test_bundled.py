@@ -188,3 +188,11 @@ class TestWeightsHash:
     def test_a_folder_without_safetensors_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"has no model\*\.safetensors"):
             bundled.weights_sha256(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name_is_not_the_folder_that_one_works_in(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(tiny_model)
+    with pytest.raises(InputError, match="the model has no name"):
+        bundled.resolve(name)
+    assert bundled.resolve(".") == Path(".")
