@@ -32,6 +32,7 @@ from search_r3.index.token_limit import TokenLimit
 
 TARGET_WORDS = 160
 MAX_WORDS = 320
+SHORT = 1 / 4  # of the target size: a shorter text stays with its neighbor, as beside its title it would outrank it
 HEADING_WORDS = 12  # a line of so few words that does not end like a sentence introduces what follows
 COMMENT_WORDS = 40  # a longer comment is text of its own
 UNMARKED_WEIGHT = 4  # lines that only look like headings are soon too many: they may be a list
@@ -324,19 +325,23 @@ def _merged(group: list[Block], target: int) -> Block:
 
 
 def _pack(blocks: Iterable[Block], separators: Separators, target: int, limit: int) -> Iterator[Piece]:
-    """Blocks put together up to `target`, those over `limit` split; what is split is not joined to its neighbors."""
+    """Blocks put together up to `target`, or up to `limit` where one would be short; those over `limit` split."""
+    short = target * SHORT if separators is PROSE else 0
     held: list[Piece] = []
+    done: list[Piece] = []  # at most one, which a short rest may join
     for block in blocks:
-        if held and size(_joined(held).text) + size(block.piece.text) > target:
-            yield _joined(held)
-            held = []
-        if size(block.piece.text) > limit:
-            if held:
-                yield _joined(held)
-                held = []
-            yield from split_by_words(block.piece, separators, target, limit)
-        else:
-            held.append(block.piece)
+        words, more = size(_joined(held).text) if held else 0, size(block.piece.text)
+        if held and words >= short and words + more > target:
+            yield from done
+            done, held, words = [_joined(held)], [], 0
+        held.append(block.piece)
+        if words + more > limit:
+            yield from done
+            yield from split_by_words(_joined(held), separators, target, limit)
+            done, held = [], []
+    if done and held and size(_joined(held).text) < short and size(_joined(done + held).text) <= limit:
+        done, held = [_joined(done + held)], []
+    yield from done
     if held:
         yield _joined(held)
 

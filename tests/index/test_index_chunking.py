@@ -116,3 +116,24 @@ def test_a_long_paragraph_is_cut_between_sentences():
 @pytest.mark.parametrize("text", ["", "\n\n", "x"])
 def test_nearly_empty_documents_give_one_chunk(text):
     assert len(chunks(text, "text")) == 1
+
+
+@pytest.mark.parametrize("words", [100, 190, 310, 500])
+def test_a_heading_with_a_short_sentence_stays_with_the_paragraph_that_follows(words):
+    paragraph = " ".join(f"The treasurer writes name {i} in the ledger of the club." for i in range(words // 10))
+    found = chunks(f"# Joining the rowing club\n\nHere is how.\n\n{paragraph}\n", "markdown", 160, 320)
+    assert found[0].text.startswith("# Joining the rowing club\n\nHere is how.\n\nThe treasurer")
+    assert all(40 <= len(chunk.text.split()) <= 320 for chunk in found)
+
+
+def test_a_short_last_paragraph_stays_with_the_one_above():
+    paragraph = " ".join(f"The treasurer writes name {i} in the ledger of the club." for i in range(15))
+    found = chunks(f"# Joining\n\n{paragraph}\n\n{paragraph}\n\nSee you there.\n", "markdown", 160, 320)
+    assert [len(chunk.text.split()) >= 40 for chunk in found] == [True] * len(found)
+    assert found[-1].text.endswith("See you there.")
+
+
+def test_front_matter_goes_with_the_text():
+    paragraph = " ".join(f"The treasurer writes name {i} in the ledger of the club." for i in range(19))
+    found = chunks(f"---\ntitle: Joining the rowing club\ndate: 2026-11-29\n---\n\n{paragraph}\n", "markdown", 160, 320)
+    assert len(found) == 1
