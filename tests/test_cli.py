@@ -279,7 +279,7 @@ def test_a_query_that_begins_with_a_dash_is_told_where_it_may_stand(capsys, quer
     assert main(["search", "no-index-here", query]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    expected = f"text that begins with a dash stands behind --: search-r3 search ... -- {quoted}"
+    expected = f"put text that begins with a dash after --: search-r3 search ... -- {quoted}"
     assert " ".join(expected.split()) in said
     assert main(["search", "no-index-here", "--", query]) == 2
     assert "no-index-here does not exist" in capsys.readouterr().err  # what it says to do is understood

@@ -74,7 +74,7 @@ def _usage(error: Any, arguments: Sequence[str]) -> str:
     takes_text = context is not None and any(p.param_type_name == "argument" for p in context.command.params)
     if text is None or not takes_text:
         return message
-    return f"{message}; text that begins with a dash stands behind --: {command} ... -- {shlex.quote(text)}"
+    return f"{message}; put text that begins with a dash after --: {command} ... -- {shlex.quote(text)}"
 
 
 def _dashed_text(message: str, arguments: Sequence[str]) -> str | None:

@@ -20,6 +20,7 @@ from search_r3.cli import fresh, teaching  # noqa: F401  # their commands join d
 from search_r3.cli.data import data_app
 from search_r3.cli.evaluating import evaluate, tables
 from search_r3.cli.indexing import (
+    DUPLICATES_REMOVED,
     FULL_TEXT_REBUILT,
     ask_to_prune,
     check_target,
@@ -236,8 +237,8 @@ def index(
         print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
         if report.full_text_rebuilt:
             print(FULL_TEXT_REBUILT)
-        if report.healed:
-            print(f"{report.healed:,} rows removed whose id stood more than once; the newest of each was kept")
+        if report.duplicates_removed:
+            print(DUPLICATES_REMOVED.format(report.duplicates_removed))
         if made.approximate:
             print(f"approximate index: {made.approximate}")
         print(f'to search it: search-r3 search {shlex.quote(target)} "your question"')
@@ -254,7 +255,8 @@ def search(
     query: Annotated[
         str,
         typer.Argument(
-            help='What you look for, in quotes; "-" reads it from standard input; behind -- it may begin with a dash.'
+            help='What you look for, in quotes; "-" reads it from standard input; put text that begins with a dash '
+            "after --."
         ),
     ],
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,

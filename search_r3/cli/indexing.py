@@ -32,6 +32,7 @@ FULL_TEXT = {
     "the next `search-r3 index` or `search-r3 compact` rebuilds it",
     "missing": "none can be found: the build was interrupted; run its `search-r3 index` command again",
 }
+DUPLICATES_REMOVED = "{:,} duplicates removed; the newest row of each id was kept"
 FULL_TEXT_REBUILT = "full text: rebuilt; every word can be found now, also stop words and words of 40 bytes or more"
 
 
@@ -109,18 +110,14 @@ def compact(
     print(f", {done.bytes_before / 1e6:,.1f} MB became {done.bytes_after / 1e6:,.1f} MB" if done.bytes_after else "")
     if done.full_text_rebuilt:
         print(FULL_TEXT_REBUILT)
-    if done.healed:
-        print(f"{done.healed:,} rows removed whose id stood more than once; the newest of each is kept")
+    if done.duplicates_removed:
+        print(DUPLICATES_REMOVED.format(done.duplicates_removed))
     if not now and done.bytes_old > max(WORTH_A_LINE, done.bytes_after // 20):
         minutes = int(KEEP_VERSIONS.total_seconds() // 60)
         print(
             f"{done.bytes_old / 1e6:,.1f} MB of that are kept for {minutes} minutes, for those who read the old files: "
             f"the next change or compact removes them then, `search-r3 compact {index} --now` at once"
         )
-        if done.full_text_rebuilt:
-            print(FULL_TEXT_REBUILT)
-        if done.healed:
-            print(f"{done.healed:,} rows removed whose id stood more than once; the newest of each is kept")
 
 
 def show_info(opened: SearchIndex, as_json: bool) -> None:
@@ -138,9 +135,9 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
     print(f"vectors:  {approximate or 'every one is compared with the query (exact search)'}")
     print(f"words:    {FULL_TEXT[about['full_text']]}")
     print(f"columns:  {columns}")
-    if about["doubled"]:
+    if about["duplicate_ids"]:
         print(
-            f"doubled:  {about['doubled']:,} ids stand more than once; the next `search-r3 index` or "
+            f"problem:  {about['duplicate_ids']:,} duplicate ids; the next `search-r3 index` or "
             f"`search-r3 compact {shlex.quote(about['path'])}` keeps the newest row of each"
         )
     for source in about["sources"]:

@@ -1,6 +1,6 @@
 """Building an index and keeping it up to date: only what changed is embedded, and work done is never done twice.
 
-Reading, tokenising, embedding and writing go on side by side (`flow`), with so little between them that memory does not
+Reading, tokenizing, embedding and writing go on side by side (`flow`), with so little between them that memory does not
 grow with the corpus. What was committed is kept whatever happens; run again, a build recognises it and goes on.
 """
 
@@ -27,7 +27,7 @@ from search_r3.index.columns import TEXT_HASH, ColumnTypes, parse_types, quoted,
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.conversion import give_types, widen
 from search_r3.index.csvfile import plain_name
-from search_r3.index.doubled import remove_doubled
+from search_r3.index.duplicates import remove_duplicates
 from search_r3.index.durable import flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit
 from search_r3.index.encoder import Encoder
@@ -155,11 +155,11 @@ def build_index(
 def _run(
     build: _Build, changes: Changes, documents: Iterable[SourceDocument], show: Any, batch_tokens: int, most: int | None
 ) -> None:
-    """The stages: reading, tokenising and writing in threads of their own, embedding in this one."""
+    """The stages: reading, tokenizing and writing in threads of their own, embedding in this one."""
     model, report = build.model, build.report
     window_size = min(build.commit_every or COMMIT_CHUNKS, COMMIT_CHUNKS)
 
-    def tokenise(window: Window) -> tuple[Window, Prepared]:
+    def tokenize(window: Window) -> tuple[Window, Prepared]:
         return window, prepare(model, list(window.texts.values()), changes.max_length, batch_tokens, most)
 
     def encode(given: tuple[Window, Prepared]) -> Window:
@@ -175,13 +175,13 @@ def _run(
         return window
 
     read: Pipe[Window] = Pipe(WAITING)
-    tokenised: Pipe[tuple[Window, Prepared]] = Pipe(WAITING)
+    tokenized: Pipe[tuple[Window, Prepared]] = Pipe(WAITING)
     encoded: Pipe[Window] = Pipe(WAITING)
     reader = start_stage("read", changes.windows(documents, window_size), lambda window: window, read)
-    start_stage("tokenise", read, tokenise, tokenised)
+    start_stage("tokenize", read, tokenize, tokenized)
     writer = _Writer(build, encoded)
     writer.start()
-    run_stage(tokenised, encode, encoded)
+    run_stage(tokenized, encode, encoded)
     try:
         writer.join()
     except KeyboardInterrupt:
@@ -265,7 +265,7 @@ class _Build:
         if self.touched:  # the crash may have come between the table and its full-text index
             ensure_full_text(self.table, rebuild=False)
         if not at_once:
-            report.healed = remove_doubled(self.table)
+            report.duplicates_removed = remove_duplicates(self.table)
         if rename_old_ids(self.table) and not self.touched:
             mark_complete(self.table)
         ensure_lookups(self.table)

@@ -39,7 +39,7 @@ def token_limit(model: Encoder, max_length: int | None) -> TokenLimit:
 def prepare(
     model: Encoder, texts: Sequence[str], max_length: int | None, batch_tokens: int, batch_size: int | None
 ) -> Prepared:
-    """Tokenise and put into batches; an encoder with a tokenizer of its own is given the texts as they are."""
+    """Tokenize and put into batches; an encoder with a tokenizer of its own is given the texts as they are."""
     from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
 
     limit = max_length or DEFAULT_DOCUMENT_TOKENS

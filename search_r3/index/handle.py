@@ -181,7 +181,7 @@ class IndexHandle:
             if error is not None and not broken:
                 raise error  # nothing has happened to the index
             if time.monotonic() >= end:
-                reason = brief(error) if error is not None else "it is exchanged all the time"
+                reason = brief(error) if error is not None else "it keeps being replaced"
                 line = self._problem[0] if self._problem else f"the index {self.path} cannot be read ({reason})"
                 self._fail(line, at_once=True)
                 raise IndexUnavailable(line)
@@ -193,7 +193,7 @@ class IndexHandle:
             return None
         self._suspect = True
         self.check()
-        line = self._problem[0] if self._problem else f"the index {self.path} was exchanged meanwhile; try again"
+        line = self._problem[0] if self._problem else f"the index {self.path} was replaced meanwhile; try again"
         return IndexUnavailable(line)
 
     def _check(self) -> None:
@@ -241,7 +241,7 @@ class IndexHandle:
             )
         _probe(opened)
         if self._look()[:2] != place[:2]:
-            raise InputError(f"the index {self.path} is being exchanged")  # the next look will see
+            raise InputError(f"the index {self.path} is being replaced")  # the next look will see
         before, self._current, self._place = self._current, opened, place
         self._suspect, self._refused = False, None
         self._recover()

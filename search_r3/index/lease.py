@@ -7,7 +7,8 @@ is watched first, and whoever still renews it keeps it. (The pattern is that of 
 https://kubernetes.io/docs/concepts/architecture/leases/.)
 
 What a lease cannot prevent: a process that is frozen in the middle of a commit for longer than the lease lasts, and
-goes on with that commit. Rows doubled in this way are reported by `search-r3 index --info`; the next run removes them.
+goes on with that commit. Duplicate rows that are left so are reported by `search-r3 index --info`; the next run removes
+them.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Lease(Held):
         while (holder := self._take()) is not None:
             patience = wait if self._is_alive(holder) else wait + 2 * WATCH * holder.seconds
             if time.monotonic() - started >= patience:
-                raise IndexBusy(f"another writer has {self.place} ({holder}); wait until it is done")
+                raise IndexBusy(f"another writer is using {self.place} ({holder}); wait until it is done")
             if wait and not announced:
                 announced = True
                 with explained(self.place):
@@ -137,8 +138,9 @@ class Lease(Held):
                 self._renew()
             if self._lost is not None:
                 raise IndexBusy(
-                    f"this process was not heard of for over {self.seconds:g} seconds, and another writer has taken "
-                    f"over {self.place} ({self._lost}); what was committed is kept: run the same command again later"
+                    f"this process did not renew its lease for over {self.seconds:g} seconds, and another "
+                    f"writer has taken over {self.place} ({self._lost}); what was committed is kept: run the same "
+                    "command again later"
                 )
 
     def release(self) -> None:

@@ -19,7 +19,7 @@ from search_r3.index.approximate import keep_approximate
 from search_r3.index.build import IndexReport, build_index
 from search_r3.index.columns import SOURCE, quoted
 from search_r3.index.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
-from search_r3.index.doubled import remove_doubled
+from search_r3.index.duplicates import remove_duplicates
 from search_r3.index.durable import flush
 from search_r3.index.encoder import Encoder
 from search_r3.index.locking import Held, writing
@@ -40,8 +40,8 @@ class Compacted:
     """What a compaction did: files of rows and bytes on disk, before and after; bytes are 0 at a URI.
 
     `bytes_old` of `bytes_after` belong to versions that a reader may still use; they go with the next write or
-    compaction that comes when those versions are old enough. `healed` counts rows that were removed as their id stood
-    more than once.
+    compaction that comes when those versions are old enough. `duplicates_removed` counts rows that were removed as a
+    newer row had their id.
     """
 
     files_before: int
@@ -51,7 +51,7 @@ class Compacted:
     bytes_old: int
     approximate: dict[str, Any] | None
     full_text_rebuilt: bool = False
-    healed: int = 0
+    duplicates_removed: int = 0
 
 
 def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0, maintain: bool = True) -> int:
@@ -211,7 +211,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         index = SearchIndex.open(place)
         complete = index.complete
         files, size = _files(index.table), _bytes(place)
-        healed = remove_doubled(index.table)
+        removed = remove_duplicates(index.table)
         lease.check()
         tidied = tidy(index.table, place, everything=True)
         lease.check()
@@ -225,7 +225,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         old = max(0, after - live_bytes(place)) if after else 0
         approximate = found.to_dict() if found else None
         rebuilt = tidied.full_text_rebuilt
-        return Compacted(files, _files(index.table), size, after, old, approximate, rebuilt, healed)
+        return Compacted(files, _files(index.table), size, after, old, approximate, rebuilt, removed)
 
 
 def _parts(ids: list[str]) -> Iterable[list[str]]:

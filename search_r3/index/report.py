@@ -34,7 +34,7 @@ class IndexReport:
     Attributes:
         truncated: embedded texts that had more tokens than the limit, so that their end was not embedded. Chunks are
             cut to fit, so this happens only where the encoder cannot count tokens (`search_r3.index.encoder`).
-        healed: rows that were removed as their id stood more than once.
+        duplicates_removed: rows that were removed as a newer row had their id.
         approximate: what `search_r3.index.approximate.Approximate` says of the approximate index, if there is one.
         full_text_rebuilt: an earlier version had left words out of the full-text index, so it was built again.
         source: the name of the source that the documents belong to.
@@ -50,7 +50,7 @@ class IndexReport:
     removed: int = 0
     embedded: int = 0
     truncated: int = 0
-    healed: int = 0
+    duplicates_removed: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
     approximate: dict[str, Any] | None = None

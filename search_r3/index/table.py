@@ -21,7 +21,7 @@ from search_r3.errors import InputError
 from search_r3.index.approximate import Approximate, read_approximate
 from search_r3.index.columns import SOURCE, TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
 from search_r3.index.conversion import clear_unfinished
-from search_r3.index.doubled import count_doubled
+from search_r3.index.duplicates import count_duplicate_ids
 from search_r3.index.encoder import Encoder
 from search_r3.index.full_text import FullText, ensure_full_text, full_text_state
 from search_r3.index.search import SearchResult, search_index
@@ -161,7 +161,7 @@ class SearchIndex:
             return full_text_state(self.table)
 
     def describe(self) -> dict[str, Any]:
-        """What the index is, as JSON-ready values; `doubled` counts the ids that stand more than once."""
+        """What the index is, as JSON-ready values; `duplicate_ids` counts the ids of more than one row."""
         with explained(self.path):
             ids = self.following(lambda: self.table.search().select(["id"]).to_arrow()["id"])
             sources = self.following(lambda: self.sources)
@@ -169,7 +169,7 @@ class SearchIndex:
             "path": str(self.path),
             "chunks": len(self),
             "documents": sum(source.documents for source in sources),
-            "doubled": count_doubled(ids),
+            "duplicate_ids": count_duplicate_ids(ids),
             "complete": self.complete,
             "columns": self.columns,
             "sources": [asdict(source) for source in sources],

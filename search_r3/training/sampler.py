@@ -97,7 +97,7 @@ class Sampler:
         total = sum(sizes.values())
         if len(sizes) > 1 and total >= self.size:
             return (
-                f"a batch of {self.size} is of one source or kind, but none of the {len(sizes)} has so many pairs "
+                f"a batch of {self.size} is of one source or kind, but none of the {len(sizes)} has that many pairs "
                 f"({largest!r} has {sizes[largest]}); lower pairs_per_step to that, or set batch_of to any"
             )
         weighted = f" ({total} after source_weights)" if total != len(self.pairs) else ""

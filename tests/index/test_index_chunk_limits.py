@@ -288,7 +288,7 @@ def test_documents_may_be_called_like_chunks(model, tmp_path):
         report = build_index(path, order, model, progress=False)
         assert (report.documents, report.chunks) == (4, 10)
         index = SearchIndex.open(path)
-        assert index.describe()["doubled"] == 0
+        assert index.describe()["duplicate_ids"] == 0
         hit = index.search("office noon", model, mode="vector", k=1).hits[0]
         assert (hit.document, hit.text) == ("p#1", "an office at noon")
         assert update_documents(path, order[1:], model, source="documents").unchanged == report.chunks - (

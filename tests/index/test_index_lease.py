@@ -49,7 +49,7 @@ def test_one_writer_holds_the_index_and_the_next_is_told_who(place, model):
         lambda: delete_documents(place, ["d1"]),
         lambda: compact_index(place),
     ):
-        with pytest.raises(IndexBusy, match=r"another writer has s3://.*process \d+ on .*, since 2.*expires at 2"):
+        with pytest.raises(IndexBusy, match=r"another writer is using s3://.*process \d+ on .*, since 2.*expires at 2"):
             change()
     first.check()
     first.release()
@@ -91,7 +91,7 @@ def test_a_lease_is_renewed_while_its_holder_lives_and_taken_over_when_it_does_n
     started = time.monotonic()
     second.acquire(wait=1.5)
     assert time.monotonic() - started < 1.5 * 1.5 + 2
-    with pytest.raises(IndexBusy, match=r"was not heard of for over 1.5 seconds, .* \(process"):
+    with pytest.raises(IndexBusy, match=r"did not renew its lease for over 1.5 seconds, .* \(process"):
         first.check()
     first.release()  # leaves the other's lease alone
     second.check()
@@ -183,7 +183,7 @@ def test_a_build_that_was_paused_and_lost_its_lease_commits_nothing_more(place, 
     assert SearchIndex.open(place).table.version == version
     time.sleep(1)
     assert build_index(place, DOCUMENTS, model, wait=5).added == 30
-    assert SearchIndex.open(place).describe()["doubled"] == 0
+    assert SearchIndex.open(place).describe()["duplicate_ids"] == 0
 
 
 def test_two_builds_at_once_leave_every_document_once(place, model, make_model):
@@ -200,7 +200,7 @@ def test_two_builds_at_once_leave_every_document_once(place, model, make_model):
     assert build_index(place, documents(), model, commit_every=5).added == 40
     assert len(refused) == 2
     index = SearchIndex.open(place)
-    assert (len(index), index.describe()["doubled"], index.complete) == (40, 0, True)
+    assert (len(index), index.describe()["duplicate_ids"], index.complete) == (40, 0, True)
 
 
 def test_a_killed_process_blocks_nobody_for_long(place, model, monkeypatch):
@@ -217,7 +217,7 @@ def test_a_killed_process_blocks_nobody_for_long(place, model, monkeypatch):
         assert build_index(place, DOCUMENTS, model, wait=2.0).added == 40
 
 
-def doubled(index: SearchIndex, count: int) -> None:
+def duplicate(index: SearchIndex, count: int) -> None:
     """What two writers without a lease leave behind: rows of `count` ids twice, the later ones with another title."""
     rows = index.table.to_arrow().slice(0, count)
     title = index.table.schema.get_field_index("title")
@@ -226,32 +226,32 @@ def doubled(index: SearchIndex, count: int) -> None:
 
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("heal", ["build", "compact"])
-def test_doubled_ids_are_reported_and_the_next_run_keeps_the_newest(place, tmp_path, model, capsys, remote, heal):
+def test_duplicate_ids_are_reported_and_the_next_run_keeps_the_newest(place, tmp_path, model, capsys, remote, heal):
     where = place if remote else tmp_path / "index"
     build_index(where, DOCUMENTS, model)
     index = SearchIndex.open(where)
-    assert index.describe()["doubled"] == 0
-    doubled(index, 7)
+    assert index.describe()["duplicate_ids"] == 0
+    duplicate(index, 7)
     assert len(index) == 47
-    assert index.describe()["doubled"] == 7
+    assert index.describe()["duplicate_ids"] == 7
     assert main(["index", "--info", str(where)]) == 0
-    assert "doubled:  7 ids stand more than once; the next `search-r3 index`" in capsys.readouterr().out
+    assert "problem:  7 duplicate ids; the next `search-r3 index`" in capsys.readouterr().out
     ids = set(index.table.search().where("title = 'newer'").select(["id"]).to_arrow()["id"].to_pylist())
     if heal == "compact":
-        done = compact_index(where)
-        assert done.healed == 7
+        assert main(["compact", str(where)]) == 0
+        assert capsys.readouterr().out.count("7 duplicates removed; the newest row of each id was kept") == 1
         after = SearchIndex.open(where)
         kept = after.table.search().where("title = 'newer'").select(["id"]).to_arrow()["id"].to_pylist()
         assert sorted(kept) == sorted(ids)
     else:
         report = build_index(where, DOCUMENTS, model)
-        assert report.healed == 7
+        assert report.duplicates_removed == 7
         after = SearchIndex.open(where)
     assert len(after) == 40
-    assert after.describe()["doubled"] == 0
+    assert after.describe()["duplicate_ids"] == 0
     assert after.complete
     assert VECTOR in after.table.schema.names
-    assert build_index(where, DOCUMENTS, model).healed == 0
+    assert build_index(where, DOCUMENTS, model).duplicates_removed == 0
 
 
 CHANGES = {

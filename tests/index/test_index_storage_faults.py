@@ -65,14 +65,14 @@ def test_every_command_ends_in_time_with_one_line(bad_storage, place, model, cap
 
 
 @pytest.mark.parametrize(("after", "fault"), [(2, "503"), (6, "gone"), (12, "silent"), (20, "gone"), (35, "503")])
-def test_a_build_that_storage_deserts_is_one_line_and_can_be_repeated(bad_storage, place, model, fault, after):
+def test_a_build_during_which_storage_fails_is_one_line_and_can_be_repeated(bad_storage, place, model, fault, after):
     bad_storage.fault, bad_storage.after = fault, after
     with pytest.raises(StorageError, match=f"^{place}: [^\n]+$"):
         build_index(place, DOCUMENTS, model, commit_every=5)
     bad_storage.fault = "none"
     report = build_index(place, DOCUMENTS, model, commit_every=5, wait=10)
     index = SearchIndex.open(place)
-    assert (len(index), index.describe()["doubled"], index.complete) == (30, 0, True)
+    assert (len(index), index.describe()["duplicate_ids"], index.complete) == (30, 0, True)
     assert report.chunks == 30
     assert {hit.id for hit in index.search("water", None, mode="text", k=30).hits} == {d.id for d in DOCUMENTS}
 
@@ -82,7 +82,7 @@ def test_a_build_that_storage_deserts_is_one_line_and_can_be_repeated(bad_storag
     [(1, compact_index), (9, compact_index), (14, lambda place: delete_documents(place, ["d1"]))],
     ids=["compact-1", "compact-9", "delete-14"],
 )
-def test_a_change_that_storage_deserts_is_one_line_and_can_be_repeated(bad_storage, place, model, change, after):
+def test_a_change_during_which_storage_fails_is_one_line_and_can_be_repeated(bad_storage, place, model, change, after):
     build_index(place, DOCUMENTS, model)
     bad_storage.fault, bad_storage.after = "gone", after
     with pytest.raises(StorageError):
@@ -91,7 +91,7 @@ def test_a_change_that_storage_deserts_is_one_line_and_can_be_repeated(bad_stora
     assert len(SearchIndex.open(place)) in (29, 30)
     build_index(place, DOCUMENTS, model, wait=10)
     index = SearchIndex.open(place)
-    assert (len(index), index.describe()["doubled"], index.complete) == (30, 0, True)
+    assert (len(index), index.describe()["duplicate_ids"], index.complete) == (30, 0, True)
 
 
 def test_deadlines_are_the_users_where_given(s3):

@@ -47,7 +47,7 @@ def test_a_batch_is_a_function_of_its_number_and_an_epoch_has_no_pair_twice() ->
 
 
 def test_too_few_pairs_are_refused() -> None:
-    expected = r"none of the 3 has so many pairs \('b' has 23\); lower pairs_per_step to that, or set batch_of to any"
+    expected = r"none of the 3 has that many pairs \('b' has 23\); lower pairs_per_step to that, or set batch_of to any"
     with pytest.raises(InputError, match=expected):
         Sampler(PAIRS, 24, 0, True)
     assert Sampler(PAIRS, 23, 0, True).per_epoch == 1
