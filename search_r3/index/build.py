@@ -23,10 +23,9 @@ from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM, encoder_of, keep_approximate
 from search_r3.index.changes import Changes, Window
 from search_r3.index.chunk_ids import rename_old_ids
-from search_r3.index.columns import TEXT_HASH, ColumnTypes, parse_types, quoted, table_schema
+from search_r3.index.columns import TEXT_HASH, ColumnTypes, new_columns, parse_types, quoted, table_schema, text_fields
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.conversion import give_types, widen
-from search_r3.index.csvfile import plain_name
 from search_r3.index.duplicates import remove_duplicates
 from search_r3.index.durable import flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit
@@ -245,6 +244,7 @@ class _Build:
         self.before: Any = None
         self.sources = Sources()
         self.scope = Scope(SourceRecord(DOCUMENTS))
+        self.declared: dict[str, pa.DataType] = {}
         self.touched = False
         self.first = self.was_complete = True
         self.brings_all = False  # of its source, so an earlier run that was interrupted does not count any more
@@ -282,21 +282,21 @@ class _Build:
         prune: bool,
     ) -> Changes:
         """Find out what the documents are to the index, and convert the columns whose types are given."""
-        declared = parse_types(types)
+        self.declared = parse_types(types)
         self.sources = Sources.of(self.table)
         self.scope = self.sources.scope(documents, source, self.path, take_over)
         self.report.source = self.scope.record.name
         self.brings_all = not self.at_once and self.scope.whole and (prune or isinstance(documents, Source))
-        if isinstance(documents, Source):
-            documents.text_columns |= {plain_name(name) for name, kind in (types or {}).items() if kind == "text"}
         if self.table is not None:
-            self.touched |= give_types(self.table, declared)
+            self.touched |= give_types(self.table, self.declared)
             self.schema = self.table.schema
+        if isinstance(documents, Source):
+            documents.text_columns |= text_fields(self.schema, self.declared)
         if self.table is not None and not self.first:
             self.before = open_table(self.path)  # a second handle, held at the version the run starts from
             self.before.checkout(self.table.version)
         limit = token_limit(self.model, max_length)
-        return Changes(self.before, ColumnTypes(self.schema, declared), max_length, self.scope, limit)
+        return Changes(self.before, ColumnTypes(self.schema, self.declared), max_length, self.scope, limit)
 
     def commit(self, windows: list[Window]) -> None:
         """Write the windows' changes in one commit."""
@@ -331,7 +331,7 @@ class _Build:
         for name in sorted(widened):
             widen(self.table, name)
         if new:
-            self.table.add_columns(pa.schema(list(new.items())))
+            self.table.add_columns(new_columns(new, self.declared))
 
     def finish(
         self,

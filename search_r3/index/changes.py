@@ -235,7 +235,7 @@ class Changes:
         known = self._before.schema.names if self._before is not None else []
         for name in window.widened.intersection(known):
             if (found := first_inexact(self._before, name)) is not None:
-                raise InputError(self._types.not_widened(name, f'document "{found[0]}"', found[1]))
+                raise self._types.not_widened(name, f'document "{found[0]}"', found[1])
 
     def _held_vectors(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         held: dict[str, np.ndarray] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -133,6 +133,41 @@ def parse_types(types: Mapping[str, str] | None) -> dict[str, pa.DataType]:
     return {column_name(name): TYPES[kind] for name, kind in (types or {}).items()}
 
 
+def declared_types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """The types that the user gave to columns of a table."""
+    return {column.name: column.type for column in schema if DECLARED.encode() in (column.metadata or {})}
+
+
+def new_columns(types: Mapping[str, pa.DataType], declared: Container[str]) -> pa.Schema:
+    """Columns to be added to a table; those that are `declared` keep the type that the user gave."""
+    kept = {name: {DECLARED: TYPE_NAMES[kind]} for name, kind in types.items() if name in declared}
+    return pa.schema([pa.field(name, kind, metadata=kept.get(name)) for name, kind in types.items()])
+
+
+def text_fields(schema: pa.Schema, declared: Mapping[str, pa.DataType]) -> set[str]:
+    """Fields that the user made text, in the table or now, by every name that `plain_name` may give them."""
+    types = declared_types(schema) | dict(declared)
+    columns = {name for name, kind in types.items() if kind == pa.string()}
+    inner = {name.removeprefix("meta_") for name in columns}
+    return columns | {name for name in inner if column_name(name) in columns}
+
+
+class ColumnTypeError(InputError):
+    """A value does not fit its column. The message ends with a remedy for whoever runs `search-r3 index`.
+
+    Attributes:
+        problem: the message without that remedy.
+        remedy: what to give to `search-r3 index`.
+    """
+
+    def __init__(self, problem: str, column: str) -> None:
+        super().__init__(problem, column)
+        self.problem, self.remedy = problem, f"--type {column}=text"
+
+    def __str__(self) -> str:
+        return f"{self.problem} make the column text: {self.remedy}"
+
+
 class ColumnTypes:
     """The types of a table's columns while rows are added to it: what is new, what must be widened, what does not fit.
 
@@ -144,10 +179,7 @@ class ColumnTypes:
     def __init__(self, schema: pa.Schema, declared: Mapping[str, pa.DataType] | None = None) -> None:
         ours = set(table_schema(1).names)
         self.known = {column.name: column.type for column in schema if column.name not in ours}
-        self.declared = dict(declared or {})
-        for column in schema:
-            if DECLARED.encode() in (column.metadata or {}):
-                self.declared.setdefault(column.name, column.type)
+        self.declared = declared_types(schema) | dict(declared or {})
         self.misfits: Misfits = {}  # what makes the columns of a CSV file text
         self._fractions: dict[str, str] = {}  # column -> what it has that is no integer
         self.large: dict[str, tuple[str, int]] = {}  # column -> (place, value): met, and more than a float64 holds
@@ -156,7 +188,8 @@ class ColumnTypes:
         """The columns that the table lacks for `rows`, and those of integers that must become numbers.
 
         Raises:
-            InputError: a value does not fit its column, or there are too many fields; the row is named.
+            ColumnTypeError: a value does not fit its column; the row is named.
+            InputError: there are too many fields.
         """
         new: dict[str, pa.DataType] = {}
         widened: set[str] = set()
@@ -169,7 +202,7 @@ class ColumnTypes:
                 if held == pa.int64() and type(value) is float and name not in self.declared:
                     self._widen(name, row, new, widened)
                 elif not self._fits(name, value, held):
-                    raise InputError(self._misfit(row, name, value, held))
+                    raise self._misfit(row, name, value, held)
                 elif type(value) is int and held == pa.int64() and name not in self.large and not is_exact(value):
                     self.large[name] = (_place(row), value)
         if len(self.known) > MAX_METADATA_COLUMNS:
@@ -188,44 +221,41 @@ class ColumnTypes:
     def _widen(self, name: str, row: dict[str, Any], new: dict[str, pa.DataType], widened: set[str]) -> None:
         self._fractions[name] = f"{_place(row)} has {row[COLUMNS][name]!r}"
         if name in self.large:
-            raise InputError(self.not_widened(name, *self.large[name]))
+            raise self.not_widened(name, *self.large[name])
         self.known[name] = pa.float64()
         if name in new:
             new[name] = pa.float64()
         else:
             widened.add(name)
 
-    def not_widened(self, name: str, place: str, value: int) -> str:
-        """The message for an integer that keeps its column from becoming one of numbers."""
-        return (
-            f"{place}: {name} is {value}, which no 64-bit float holds, but {self._fractions[name]}, which is no "
-            f"integer; give the field one kind of number, {_or_text(name)}"
+    def not_widened(self, name: str, place: str, value: int) -> ColumnTypeError:
+        """The error for an integer that keeps its column from becoming one of numbers."""
+        return ColumnTypeError(
+            f"{place}: {name} is {value}, too large to be exact in a column of numbers, but {self._fractions[name]}, "
+            "which is no integer; give the field one kind of number, or",
+            name,
         )
 
-    def _misfit(self, row: dict[str, Any], name: str, value: Scalar, held: pa.DataType) -> str:
+    def _misfit(self, row: dict[str, Any], name: str, value: Scalar, held: pa.DataType) -> ColumnTypeError:
         place = _place(row)
         for field, misfits in self.misfits.items():
             if type(value) is str and column_name(field) == name:
                 place, value = misfits.get(TYPE_NAMES.get(held, ""), (place, value))
         shown = repr(value) if len(repr(value)) <= LONGEST_SHOWN else repr(value)[:LONGEST_SHOWN] + "..."
         if type(value) is int and held in (pa.int64(), pa.float64()):
-            most = "is beyond 64-bit integers" if held == pa.int64() else "no 64-bit float holds, as the column is"
-            return f"{place}: the metadata field {name} is {shown}, which {most}; put it in quotes, {_or_text(name)}"
+            why = "beyond 64-bit integers" if held == pa.int64() else "too large to be exact in a column of numbers"
+            return ColumnTypeError(f"{place}: the metadata field {name} is {shown}, {why};", name)
         kind = TYPE_NAMES[_OF_PYTHON.get(type(value), pa.string())]
         elsewhere = TYPE_NAMES.get(held, str(held))
-        return (
-            f"{place}: the metadata field {name} is {kind} ({shown}), but elsewhere it is {elsewhere}; correct it, "
-            f"{_or_text(name)}"
+        return ColumnTypeError(
+            f"{place}: the metadata field {name} is {kind} ({shown}), but elsewhere it is {elsewhere}; correct it, or",
+            name,
         )
 
 
 def _place(row: dict[str, Any]) -> str:
     named = f'document "{row["document"]}"'
     return f"{row[PLACE]} ({named})" if row.get(PLACE) and row[PLACE] != named else named
-
-
-def _or_text(name: str) -> str:
-    return f"or make the column text: --type {name}=text"
 
 
 def quoted(identifiers: Iterable[str]) -> str:

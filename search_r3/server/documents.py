@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from search_r3.errors import InputError
+from search_r3.index.columns import ColumnTypeError
 from search_r3.index.handle import IndexHandle
 from search_r3.index.maintenance import UnknownDocument
 from search_r3.index.readers import SourceDocument
@@ -79,6 +80,11 @@ async def _add(
             twice = next(i for i in ids if ids.count(i) > 1)
             raise InputError(f'the id "{twice}" comes twice; give each document its own')
         chunks = await service.writing.add(index, documents, encoder, _follow)
+    except ColumnTypeError as error:
+        message = (
+            f"{error.problem} make the column text on the server: search-r3 index SOURCE --into INDEX {error.remedy}"
+        )
+        raise ApiError(409, message, "conflict", param="documents") from error
     except InputError as error:
         raise from_input_error(error, 409, "conflict", "documents") from error
     except Closed as error:

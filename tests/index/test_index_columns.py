@@ -54,7 +54,9 @@ def test_whole_numbers_are_exact(tmp_path, path, model, kind, values):
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30])
 def test_integers_beyond_64_bits_are_refused_by_name(path, model, value):
-    with pytest.raises(InputError, match=rf'document "d1".*n is {value}.*beyond 64-bit.*--type n=text'):
+    with pytest.raises(
+        InputError, match=rf'document "d1".*n is {value}.*beyond 64-bit integers; make the column text: --type n=text$'
+    ):
         build_index(path, docs(1, value), model)
     build_index(path, docs(1, value), model, types={"n": "text"})
     assert column(path, "n") == {"d0": "1", "d1": str(value)}
@@ -88,7 +90,10 @@ def test_whole_numbers_and_fractions_become_numbers(path, model, values, once):
 
 def test_a_whole_number_is_never_rounded_beside_fractions(path, model):
     for values in ((0.5, BIG + 1), (BIG + 1, 0.5)):
-        with pytest.raises(InputError, match=rf"{BIG + 1}.*no 64-bit float holds.*--type n=text"):
+        with pytest.raises(
+            InputError,
+            match=rf"{BIG + 1}.*too large to be exact in a column of numbers.* make the column text: --type n=text$",
+        ):
             build_index(path, docs(*values), model)
     build_index(path, docs(BIG + 1), model)
     with pytest.raises(InputError, match=rf'"d0": n is {BIG + 1}.*"d1" has 0.5'):
@@ -117,6 +122,62 @@ def test_a_text_in_a_csv_column_of_numbers_names_its_own_row(tmp_path, path, mod
     source.write_text("id,text,year\na,x,2020\nb,y,2021\n")
     assert build_index(path, open_source(source), model).removed == 1
     assert column(path, "year") == {"a": "2020", "b": "2021"}
+
+
+def table(path, kind, rows):
+    """Write `rows` (dictionaries with the same keys) as CSV or JSONL; gives the source."""
+    source = path.with_name(f"docs.{kind}")
+    lines = [json.dumps(row) for row in rows]
+    if kind == "csv":
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    source.write_text("".join(line + "\n" for line in lines))
+    return open_source(source)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_type_is_kept_also_where_it_made_the_column(path, model, kind, first):
+    rows = [{"id": f"d{i}", "text": f"text {i}"} for i in range(3)]
+    if not first:
+        build_index(path, table(path, kind, rows), model)
+    rows = [row | {"year": 2020 + i} for i, row in enumerate(rows)]
+    build_index(path, table(path, kind, rows), model, types={"year": "text"})
+    version = SearchIndex.open(path).table.version
+    report = build_index(path, table(path, kind, rows), model)
+    assert (report.unchanged, report.updated, report.embedded) == (3, 0, 0)
+    assert SearchIndex.open(path).table.version == version
+    for row in ({"id": "d3", "text": "text 3", "year": 2023}, {"id": "d4", "text": "text 4", "year": "unknown"}):
+        rows.append(row)
+        build_index(path, table(path, kind, rows), model)
+    assert list(column(path, "year").values()) == ["2020", "2021", "2022", "2023", "unknown"]
+
+
+@pytest.mark.parametrize("name", ["n", "Pa-ge", "path", "meta_path", "meta_n"])
+def test_cells_of_a_column_that_was_made_text_stay_as_they_are(path, model, name):
+    rows = [{"id": f"d{i}", "text": f"text {i}", name: cell} for i, cell in enumerate(("1.50", "2.0", "1e3", "3"))]
+    build_index(path, table(path, "csv", rows[:1]), model, types={name: "text"})
+    for some in (rows[:1], rows):
+        report = build_index(path, table(path, "csv", some), model)
+        assert (report.updated, report.unchanged, report.added) == (0, 1, len(some) - 1)
+    held = {"n": "n", "Pa-ge": "pa_ge"}.get(name, name if name.startswith("meta_") else f"meta_{name}")
+    assert list(column(path, held).values()) == ["1.50", "2.0", "1e3", "3"]
+    build_index(path, table(path, "csv", rows[:1]), model, types={name: "number"})
+    build_index(path, table(path, "csv", [*rows[:1], {"id": "d5", "text": "y", name: "2.5"}]), model)
+    assert column(path, held) == {"d0": 1.5, "d5": 2.5}
+
+
+@pytest.mark.parametrize("column_kind", ["integer", "number"])
+def test_the_remedy_for_a_large_integer_works(path, model, column_kind):
+    large = 10**30
+    build_index(path, docs(1 if column_kind == "integer" else 1.5), model)
+    expected = "beyond 64-bit integers" if column_kind == "integer" else "too large to be exact in a column of numbers"
+    with pytest.raises(InputError) as error:
+        build_index(path, docs(large, start=1), model, prune=False)
+    assert str(error.value) == (
+        f'document "d1": the metadata field n is {large}, {expected}; make the column text: --type n=text'
+    )
+    build_index(path, docs(large, start=1), model, prune=False, types={"n": "text"})
+    assert column(path, "n")["d1"] == str(large)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_sources_and_types_are_those_of_the_local_build(cluster, tmp_path):
         build(index, open_source(tmp_path / "a/notes"))
         update_documents(index, whole, Fake())
         reports = [
-            build(index, open_source(place), types={"year": "text"})
+            build(index, open_source(place), types={"year": "text"} if place == records else None)
             for place in (tmp_path / "b/notes", records, fractions, tmp_path / "a/notes")
         ]
         assert [[left.path for left in report.conflicts] for report in reports] == [[], ["README.md"], [], []]
@@ -271,6 +271,7 @@ def test_sources_and_types_are_those_of_the_local_build(cluster, tmp_path):
         assert [rows[one]["year"] for one in ("big", "none")] == ["2020", "unknown"]
         assert [rows[one]["share"] for one in ("half", "posted")] == [0.5, 7.0]
         assert SearchIndex.open(index).columns["n"] == "integer"
+        assert SearchIndex.open(index).table.schema.field("year").metadata == {b"r3_type": b"text"}
         (tmp_path / "b/notes/README.md").rename(tmp_path / "b/notes/other.md")
         kept = build(index, open_source(tmp_path / "b/notes"), may_prune=lambda removal: False)
         assert (kept.removed, kept.kept.documents) == (0, 1)

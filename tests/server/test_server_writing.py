@@ -179,6 +179,33 @@ def test_clients_side_by_side_are_all_answered_and_all_is_there(tiny, make_index
     assert after.table.version < before + 80
 
 
+def test_metadata_that_does_not_fit_names_the_command_for_the_server(tiny, make_index):
+    with running(lambda: Loaded.of(tiny, make_index()), writable=True) as server:
+        document = {"id": "new", "text": "a new text", "metadata": {"year": "soon"}}
+        answer = server.post("/v1/documents", {"documents": [document]})
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (409, "conflict", "documents")
+        assert answer.error["message"] == (
+            "document \"new\": the metadata field year is text ('soon'), but elsewhere it is integer; correct it, or "
+            "make the column text on the server: search-r3 index SOURCE --into INDEX --type year=text"
+        )
+
+
+FIGURES = ",".join(f"{i * 0.4817 % 1:.4f},{12.903 + i:.3f}" for i in range(90))
+
+
+def test_a_posted_text_of_many_tokens_becomes_chunks_that_the_model_reads_whole(tiny, make_index):
+    index = make_index()
+    assert len(FIGURES.split()) < 320  # by words it is one chunk
+    assert tiny.count_tokens([FIGURES])[0] > 512
+    with running(lambda: Loaded.of(tiny, index), writable=True) as server:
+        answer = server.post("/v1/documents", {"documents": [{"id": "figures", "text": FIGURES}]})
+        assert answer.status == 201
+    rows = SearchIndex.open(index.path).table.search().where("document = 'figures'").select(["r3_content"]).to_list()
+    assert answer.json["chunks"] == len(rows) > 1
+    assert max(tiny.count_tokens([row["r3_content"] for row in rows])) <= 512
+    assert sum(len(row["r3_content"].strip()) for row in rows) == len(FIGURES)
+
+
 def test_old_versions_go_when_a_server_is_idle(tiny, make_index, monkeypatch):
     index = make_index()
     monkeypatch.setattr(writing, "KEEP_VERSIONS", timedelta(seconds=0.5))
