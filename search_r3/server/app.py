@@ -114,12 +114,13 @@ def _add_v1(app: FastAPI, service: Service) -> None:
 def _add_rest(app: FastAPI, service: Service) -> None:
     @app.api_route("/readyz", methods=GET, response_model=None)
     @app.api_route("/health", methods=GET, response_model=None)
-    async def health() -> Response:
+    async def health(request: Request) -> Response:
         known = service.known
         status, reason = service.health()
+        told = service.keys.allow(request.headers.get("authorization"))  # a reason may name paths and models
         record = {
             "status": status,
-            "reason": reason,
+            "reason": reason if told else None,
             "model": known.model.name if known else None,
             "index": known is not None and known.index is not None,
             "in_hand": service.in_hand,

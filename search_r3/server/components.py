@@ -42,7 +42,10 @@ def components(config: ServerConfig, loaded: Loaded | None) -> dict[str, Schema]
         ),
         "Health": record(
             status={"enum": ["ready", "loading", "stopping", "failed", "index_unavailable"]},
-            reason={"type": ["string", "null"], "description": "why it is not ready, or what else is to be known"},
+            reason={
+                "type": ["string", "null"],
+                "description": "why it is not ready, or what else is to be known; null without a key if there are any",
+            },
             model={"type": ["string", "null"]},
             index={"type": "boolean"},
             in_hand=COUNT,

@@ -75,10 +75,14 @@ def _responses(statuses: tuple[int, ...], keys: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for status in sorted({*statuses, *((401,) if keys else ())}):
         found[str(status)] = {"description": ABOUT[status], **_json("Error")}
-        if status in (429, 503):
-            seconds = {"description": "seconds", "required": True, "schema": {"type": "integer", "minimum": 1}}
-            found[str(status)]["headers"] = {"Retry-After": seconds}
+        if status in (409, 429, 503):
+            found[str(status)]["headers"] = _retry_after(required=status != 409)  # a conflict may be there to stay
     return found
+
+
+def _retry_after(required: bool) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": 1}
+    return {"Retry-After": {"description": "seconds", "required": required, "schema": schema}}
 
 
 def _operation(name: str, summary: str, description: str, keys: bool, responses: dict[str, Any]) -> Operation:
@@ -207,9 +211,10 @@ def _one_model(keys: bool, model: str) -> Operation:
 
 
 def _health(name: str, summary: str) -> Operation:
+    unready = {"description": "Not yet, no longer, or the index cannot be searched now", **_json("Health")}
     responses = {
         "200": {"description": "Requests are taken and can be answered", **_json("Health")},
-        "503": {"description": "Not yet, no longer, or the index cannot be searched now", **_json("Health")},
+        "503": {**unready, "headers": _retry_after(required=True)},
     }
     return _operation(name, summary, "", False, responses)
 

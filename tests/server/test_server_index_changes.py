@@ -187,6 +187,23 @@ def test_an_index_of_another_model_is_refused(tiny: SearchR3, other: SearchR3, m
     assert [line["event"] for line in log()].count("index refused") == 1
 
 
+def test_why_it_is_not_ready_is_told_only_to_those_who_have_a_key(tiny: SearchR3, make: Any, tmp_path: Path) -> None:
+    live = make("live", "old", tiny)
+    with serve(live, tiny, api_keys=("right",)) as server:
+        live.rename(tmp_path / "away")
+        eventually(lambda: server.ask("GET", "/readyz").status == 503)
+        for path in ("/health", "/readyz"):
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic right"}):
+                answer = server.ask("GET", path, headers=headers)
+                assert (answer.status, answer.json["status"]) == (503, "index_unavailable")
+                assert answer.json["reason"] is None
+                assert str(tmp_path).encode() not in answer.body
+            answer = server.ask("GET", path, headers={"Authorization": "Bearer right"})
+            assert (answer.status, str(live) in answer.json["reason"]) == (503, True)
+        (tmp_path / "away").rename(live)
+        eventually(lambda: server.ask("GET", "/readyz").status == 200)
+
+
 def test_behind_a_link_the_index_before_goes_on_answering(
     tiny: SearchR3, other: SearchR3, make: Any, tmp_path: Path
 ) -> None:
