@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import http.client
 import json
+import re
+import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from processes import start
 from serving_tools import Running, eventually, running
 
 from search_r3 import SearchR3
@@ -181,6 +188,37 @@ def test_memory_is_given_back_after_large_requests(tiny: SearchR3) -> None:
         assert server.embed("word " * 200_000).status == 200
         assert given.wait(30)
     give_back()
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="needs Linux and glibc",
+)
+def test_a_server_is_no_larger_after_large_requests_than_before(tiny_model: Path, tmp_path: Path) -> None:
+    """Eight bodies of 15 MB at once. Some 50 MB more than before are kept; without malloc_trim it is 130 to 200 MB."""
+    command = [sys.executable, "-m", "search_r3", "serve", "--model", str(tiny_model), "--port", "0", "--device", "cpu"]
+    with start(command, cwd=tmp_path) as child:
+        port = int(json.loads(child.line('"event": ?"listening"', "stderr"))["url"].rpartition(":")[2])
+        child.line('"event": ?"ready"', "stderr")
+
+        def embed(text: str) -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            body = json.dumps({"model": tiny_model.name + "-base", "input": text}).encode()
+            connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
+            status = connection.getresponse().status
+            connection.close()
+            return status
+
+        def resident() -> float:
+            """Megabytes."""
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000
+
+        assert embed("small") == 200
+        before = resident()
+        with ThreadPoolExecutor(8) as clients:
+            assert set(clients.map(embed, [HUGE["words"], HUGE["digits"]] * 4)) <= {200, 429}
+        eventually(lambda: resident() < before + 100)
 
 
 def test_a_body_is_parsed_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -> None:

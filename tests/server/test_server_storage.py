@@ -67,11 +67,29 @@ def test_a_server_waits_for_another_writer_and_then_says_when_to_come_back(tiny,
             server.ask("DELETE", "/v1/documents/first"),
         ):
             assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (409, "index_busy", "5")
-            assert "another writer has" in answer.error["message"]
+            assert "another writer is using" in answer.error["message"]
         monkeypatch.setattr(server.server.service.writing, "_wait", 20.0)
         threading.Timer(0.5, writer.release).start()
         assert server.post("/v1/documents", {"documents": [{"id": "x", "text": "y"}]}).status == 201
         assert server.ask("GET", "/v1/documents").json["total"] == 2
+
+
+@pytest.mark.parametrize("fault", ["silent", "500", "gone"])
+def test_readiness_sees_storage_that_fails_though_nobody_searches(tiny, place, s3_server, s3, fault):
+    with storage(s3_server) as bad:
+        s3.setenv("AWS_ENDPOINT_URL", bad.url)
+        s3.setenv("SEARCH_R3_STORAGE_TIMEOUT", "0.3")
+        build_index(place, [SourceDocument("first", "", "the first text")], tiny, progress=False)
+        with running(lambda: Loaded.of(tiny, SearchIndex.open(place))) as server:
+            assert server.ask("GET", "/readyz").status == 200
+            bad.fault = fault
+            eventually(lambda: server.ask("GET", "/readyz").status == 503)
+            answer = server.ask("GET", "/readyz")
+            assert answer.json["status"] == "index_unavailable"
+            assert place in answer.json["reason"]
+            assert server.ask("GET", "/livez").status == 200
+            bad.fault = "none"
+            eventually(lambda: server.ask("GET", "/readyz").status == 200)
 
 
 @pytest.mark.parametrize("fault", ["silent", "500", "gone"])
