@@ -7,6 +7,7 @@ A reader is strict, since a silently skipped line would change every score after
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -26,7 +27,8 @@ def read_jsonl(path: str | Path, on_fault: OnFault | None = None) -> Iterator[tu
     and left out, and so is one of more than `MAX_LINE` bytes, which is never read whole.
 
     Raises:
-        InputError: the file cannot be read, or a line is not UTF-8, not JSON, not an object, or holds NaN or Infinity.
+        InputError: the file cannot be read, or a line is not UTF-8, not JSON, not an object, or holds NaN, Infinity or
+            a number beyond 64-bit floats.
     """
     path = Path(path)
     for number, line in text_lines(path, on_fault):
@@ -44,10 +46,16 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     """The JSON object that a line holds.
 
     Raises:
-        InputError: it is not JSON, not an object, or holds NaN or Infinity; `where` begins the message.
+        InputError: it is not JSON, not an object, or holds NaN, Infinity or a number beyond 64-bit floats; `where`
+            begins the message.
     """
     try:
-        value = json.loads(line, parse_constant=_refuse_constant)
+        value = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+    except _TooLarge as error:
+        raise InputError(
+            f"{where}: {_field_of_infinity(line)} {error}, beyond 64-bit floats (about 1.8e308); correct it, or put "
+            "it in quotes"
+        ) from error
     except json.JSONDecodeError as error:
         problem = f"not valid JSON ({error.msg} at column {error.colno})"
         raise InputError(f"{where}: {problem}; each line must be one complete JSON object") from error
@@ -167,6 +175,27 @@ def _open(path: Path) -> BinaryIO:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+class _TooLarge(ValueError):
+    """A number that no 64-bit float holds; the message is the number as it is written."""
+
+
+def _finite(written: str) -> float:
+    value = float(written)
+    if math.isinf(value):
+        raise _TooLarge(written if len(written) <= 40 else written[:40] + "...")
+    return value
+
+
+def _field_of_infinity(line: str) -> str:
+    value = json.loads(line)
+    for name, item in value.items() if isinstance(value, dict) else ():
+        try:
+            json.dumps(item, allow_nan=False)
+        except ValueError:
+            return f'the field "{name}" ' + ("holds" if isinstance(item, dict | list) else "is")
+    return "it holds"
 
 
 def _kind(value: object) -> str:

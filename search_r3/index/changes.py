@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.chunking import Chunk, chunk_document
-from search_r3.index.columns import CONTENT, ROW_HASH, SOURCE, TEXT_HASH, VECTOR, ColumnTypes, quoted
+from search_r3.index.columns import CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR, ColumnTypes, quoted
 from search_r3.index.conversion import first_inexact
 from search_r3.index.ledger import Ledger
 from search_r3.index.readers import Skipped, SourceDocument
@@ -25,6 +25,8 @@ from search_r3.index.sources import API, Scope, source_condition
 from search_r3.index.token_limit import TokenLimit
 
 AT_ONCE = 1000  # ids in one SQL condition
+SAME = ("title", CONTENT, METADATA)
+"""Columns in which the chunks of two sources' documents of one id may not differ."""
 
 
 @dataclass
@@ -210,24 +212,37 @@ class Changes:
         return held
 
     def _leave_to_others(self, window: Window, rows: dict[str, dict[str, Any]], held: dict[str, _Held]) -> None:
-        """Take the documents out of `rows` and `held` whose ids another source has; those that differ are conflicts."""
+        """Take the documents out of `rows` and `held` whose ids another source has; those that differ in text, title or
+        metadata are conflicts, wherever they stand."""
         own = {None, *self._scope.own}
         owner: dict[str, str | None] = {}
         for identifier, there in held.items():
             if there.source not in own:
                 owner[rows[identifier]["document"] if identifier in rows else there.document] = there.source
+        theirs = self._contents(owner)
         for document, source in owner.items():
-            given = {name: row[ROW_HASH] for name, row in rows.items() if row["document"] == document}
-            theirs = {name: there.row_hash for name, there in held.items() if there.document == document}
+            given = {
+                name: tuple(row[column] for column in SAME) for name, row in rows.items() if row["document"] == document
+            }
             for identifier in given:
                 del rows[identifier]
-            for identifier in given.keys() | theirs.keys():
+            for identifier in given.keys() | {name for name, there in held.items() if there.document == document}:
                 held.pop(identifier, None)
-            if given == theirs:
+            if given == theirs.get(document):
                 window.unchanged += len(given)
             else:
                 window.documents -= 1
                 self.conflicts.append(Skipped(document, _conflict(source)))
+
+    def _contents(self, documents: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
+        """What the index has of these documents: document -> chunk -> its values of `SAME`."""
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for some in _parts(set(documents)):
+            assert self._before is not None  # else nothing is held
+            rows = self._before.search().where(f"document IN ({quoted(some)})").select(["id", "document", *SAME])
+            for row in rows.to_list():
+                found.setdefault(row["document"], {})[row["id"]] = tuple(row[column] for column in SAME)
+        return found
 
     def _fit(self, window: Window) -> None:
         """Find the columns that the table lacks for the window's rows, and those that must be widened."""

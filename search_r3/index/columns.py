@@ -7,6 +7,7 @@ or true/false, by the first value that it gets; `ColumnTypes` keeps to that, or 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
@@ -73,13 +74,15 @@ def metadata_columns(metadata: dict[str, Scalar], where: str) -> dict[str, Scala
     """A chunk's metadata by column name. `where` names the chunk in errors.
 
     Raises:
-        InputError: two fields fall on one column.
+        InputError: two fields fall on one column, or a number is NaN or infinite.
     """
     columns: dict[str, Scalar] = {}
     for name, value in metadata.items():
         column = column_name(name)
         if column in columns:
             raise InputError(f'{where}: the metadata field "{name}" and another share the column {column}; rename one')
+        if type(value) is float and not math.isfinite(value):
+            raise InputError(f'{where}: the metadata field "{name}" is {value}, no finite number; leave it out')
         columns[column] = value
     return columns
 
@@ -107,7 +110,7 @@ def as_type(value: Scalar, kind: pa.DataType) -> Scalar | None:
     if type(value) is float:
         if kind == pa.int64():
             return int(value) if value.is_integer() and abs(value) <= EXACT else None
-        return value if kind == pa.float64() else None
+        return value if kind == pa.float64() and math.isfinite(value) else None
     return value if type(value) is bool and kind == pa.bool_() else None
 
 

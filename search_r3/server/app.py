@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -37,6 +38,15 @@ from search_r3.server.web_page import add_page
 GET = ["GET", "HEAD"]
 CLOSED_REQUEST = 499
 """nginx's status for a client that went away; only the log and the figures see it."""
+
+
+class AnyText(StringConvertor):
+    """The rest of a path, line ends included: Starlette's own `path` stops at them, but an id may have them."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any_text", AnyText())
 
 
 def create_app(
@@ -106,7 +116,7 @@ def _add_v1(app: FastAPI, service: Service) -> None:
         async def add_documents(request: Request) -> Response:
             return await documents.add_documents(request, service)
 
-        @app.delete("/v1/documents/{document:path}", **guard)
+        @app.delete("/v1/documents/{document:any_text}", **guard)
         async def delete_document(request: Request, document: str) -> Response:
             return await documents.delete_document(request, service, document)
 

@@ -12,12 +12,13 @@ from search_r3.index.search import MAX_HITS, MAX_QUERY_CHARACTERS
 from search_r3.model.texts import MAX_CHARACTERS, special_ids
 from search_r3.server.config import ServerConfig
 from search_r3.server.schemas import (
-    DOCUMENT_ID,
     FIELD_NAME,
     MAX_DOCUMENT_CHARACTERS,
     MAX_FIELDS,
     MAX_FILTER_CHARACTERS,
+    MAX_ID_CHARACTERS,
     MAX_NUMBER,
+    MAX_TITLE_CHARACTERS,
     VISIBLE,
     filter_pattern,
 )
@@ -239,9 +240,9 @@ def _documents(config: ServerConfig) -> dict[str, Schema]:
     }
     document = _body(
         ["id", "text"],
-        id={"type": "string", "pattern": DOCUMENT_ID},
+        id=_text(MAX_ID_CHARACTERS),
         text=_text(MAX_DOCUMENT_CHARACTERS),
-        title={"type": "string", "maxLength": 1000},
+        title={"type": "string", "maxLength": MAX_TITLE_CHARACTERS},
         metadata=metadata,
     )
     shown = record(object={"const": "document"}, id=STRING, title=STRING, path=STRING)

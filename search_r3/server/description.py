@@ -8,6 +8,7 @@ from search_r3 import __version__
 from search_r3.index.search import MAX_QUERY_CHARACTERS
 from search_r3.server.components import components, ref
 from search_r3.server.documents import MAX_PAGE, PAGE
+from search_r3.server.schemas import MAX_ID_CHARACTERS
 from search_r3.server.service import Service
 
 Operation = dict[str, Any]
@@ -163,7 +164,7 @@ def _list_documents(keys: bool) -> Operation:
             "in": "query",
             "required": False,
             "description": "the last id of the page before",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 1000},
+            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS},
         },
     ]
     return operation

@@ -22,7 +22,7 @@ from search_r3.server.embeddings import to_json
 from search_r3.server.encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.intake import read, until_done
-from search_r3.server.schemas import DocumentsRequest
+from search_r3.server.schemas import MAX_ID_CHARACTERS, DocumentsRequest
 from search_r3.server.service import Service
 from search_r3.server.work import Closed
 
@@ -128,8 +128,9 @@ def _page(request: Request) -> tuple[int, str]:
     limit, after = given.get("limit", str(PAGE)), given.get("after")
     if not re.fullmatch("[1-9][0-9]{0,3}", limit, re.ASCII) or int(limit) > MAX_PAGE:
         raise ApiError(400, f"limit is {limit[:20]!a}; expected 1 to {MAX_PAGE}", "invalid_value", param="limit")
-    if after is not None and not 1 <= len(after) <= 1000:
-        raise ApiError(400, "after must be a document's id, of 1 to 1000 characters", "invalid_value", param="after")
+    if after is not None and not 1 <= len(after) <= MAX_ID_CHARACTERS:
+        message = f"after must be a document's id, of 1 to {MAX_ID_CHARACTERS:,} characters"
+        raise ApiError(400, message, "invalid_value", param="after")
     return int(limit), after or ""
 
 

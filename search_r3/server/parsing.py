@@ -111,10 +111,14 @@ EXPECTED = {
 
 
 def _explain(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     places = [str(part) for part in first["loc"] if isinstance(part, int) or "[" not in part]
     param = ".".join(places)[:200] or None
     message = EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] == "string_too_long":
+        message = f"over {first['ctx']['max_length']:,} characters; shorten it"
+    elif first["type"] == "too_long":
+        message = f"over {first['ctx']['max_length']:,} entries; give fewer"
     if first["type"] == "extra_forbidden":
         return ApiError(
             400, f"there is no field {param!a}; see /docs for those there are", "unknown_field", param=param

@@ -18,7 +18,6 @@ from search_r3.model.texts import MAX_CHARACTERS
 
 VISIBLE = "[^\\u0000-\\u0020\\u007f-\\u00a0\\u00ad\\u1680\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u206f\\u3000\\ufeff]"
 """A text must have such a character: any but spaces, control and zero-width characters."""
-DOCUMENT_ID = "^[A-Za-z0-9][A-Za-z0-9._~:/@+-]{0,255}$"
 FIELD_NAME = "^[a-z][a-z0-9_]{0,63}$"
 MAX_NUMBER = 1e15
 MAX_FILTER_CHARACTERS = 2000
@@ -31,13 +30,31 @@ _SQL_WORDS = (
 RESERVED = frozenset(_SQL_WORDS.split())
 MAX_FIELDS = 50
 MAX_DOCUMENT_CHARACTERS = 1_000_000
+MAX_TITLE_CHARACTERS = 1000
+MAX_ID_CHARACTERS = 4096  # the longest path of a file, which is its id
 _VISIBLE = re.compile(VISIBLE)
+_FIELD_NAME = re.compile(FIELD_NAME.replace("$", "\\Z"))
 
 
 def _visible(text: str) -> str:
     if not _VISIBLE.search(text):
         raise ValueError("the text is empty; give at least one visible character")
     return text
+
+
+def _id(text: str) -> str:
+    if not _VISIBLE.search(text):
+        raise ValueError("the id is empty; give at least one visible character")
+    return text
+
+
+def _field_name(name: str) -> str:
+    if not _FIELD_NAME.match(name):
+        raise ValueError(
+            f"the field {name[:64]!a} cannot be used; a name is of small letters, digits and _, begins with a letter, "
+            "and has at most 64 characters"
+        )
+    return name
 
 
 def _reasoning(value: Any) -> bool | int | str:
@@ -60,7 +77,6 @@ def _scalar(value: Any) -> Any:
     raise ValueError("expected text, a number, true or false; leave the field out if there is no value")
 
 
-Text = Annotated[str, AfterValidator(_visible)]
 Reasoning = Annotated[bool | int | str, PlainValidator(_reasoning)]
 
 
@@ -119,7 +135,7 @@ class EmbeddingRequest(Strict):
 class SearchRequest(Strict):
     """POST /v1/search."""
 
-    query: Annotated[Text, Field(max_length=MAX_QUERY_CHARACTERS)]
+    query: Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS), AfterValidator(_visible)]
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
     mode: Mode = "hybrid"
     vector_weight: Annotated[float, Field(ge=0, le=1)] = VECTOR_WEIGHT
@@ -134,11 +150,11 @@ Scalar = Annotated[bool | int | float | str, PlainValidator(_scalar)]
 class DocumentIn(Strict):
     """A document to be added."""
 
-    id: Annotated[str, Field(pattern=DOCUMENT_ID)]
-    text: Annotated[Text, Field(max_length=MAX_DOCUMENT_CHARACTERS)]
-    title: Annotated[str, Field(max_length=1000)] = ""
+    id: Annotated[str, Field(max_length=MAX_ID_CHARACTERS), AfterValidator(_id)]
+    text: Annotated[str, Field(max_length=MAX_DOCUMENT_CHARACTERS), AfterValidator(_visible)]
+    title: Annotated[str, Field(max_length=MAX_TITLE_CHARACTERS)] = ""
     metadata: Annotated[
-        dict[Annotated[str, Field(pattern=FIELD_NAME)], Scalar],
+        dict[Annotated[str, AfterValidator(_field_name)], Scalar],
         Field(max_length=MAX_FIELDS),
         BeforeValidator(_metadata),
     ] = {}

@@ -181,6 +181,39 @@ def test_the_remedy_for_a_large_integer_works(path, model, column_kind):
 
 
 @pytest.mark.parametrize(
+    ("item", "what"),
+    [
+        ("1e400", 'the field "n" is 1e400'),
+        ("-1E+999", 'the field "n" is -1E'),
+        ("[[1, 2e308]]", 'the field "n" holds 2e308'),
+    ],
+)
+def test_a_number_beyond_floats_is_refused_with_its_field(tmp_path, path, model, item, what):
+    source = tmp_path / "docs.jsonl"
+    source.write_text('{"id": "a", "text": "Infinity"}\n' + f'{{"id": "b", "text": "x", "m": 1.5, "n": {item}}}\n')
+    with pytest.raises(InputError) as error:
+        build_index(path, open_source(source), model)
+    assert str(error.value).startswith(f"{source}, line 2: {what}")
+    assert "beyond 64-bit floats" in str(error.value)
+
+
+@pytest.mark.parametrize("cell", ["1e400", "-1e400", "inf", "Infinity", "nan"])
+def test_a_cell_beyond_floats_is_text_and_never_infinity(tmp_path, path, model, cell):
+    source = tmp_path / "docs.csv"
+    source.write_text(f"id,text,n\na,x,1.5\nb,y,{cell}\n")
+    with pytest.raises(InputError, match=cell):
+        build_index(path, open_source(source), model, types={"n": "number"})
+    build_index(path, open_source(source), model)
+    assert column(path, "n") == {"a": "1.5", "b": cell}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_an_object_with_no_finite_number_is_refused(path, model, value):
+    with pytest.raises(InputError, match=r'document "d1".*"n" is -?(inf|nan), no finite number'):
+        build_index(path, docs(1.5, value), model)
+
+
+@pytest.mark.parametrize(
     ("value", "kind"), [("later", "text"), (True, "true/false"), (["a"], "text"), ("2020", "text")]
 )
 def test_a_value_that_does_not_fit_names_its_line_and_the_remedy(tmp_path, path, model, value, kind):

@@ -233,6 +233,31 @@ def test_an_equal_document_of_another_source_is_no_conflict(path, make, model):
     assert held(path) == {"same": "first", "new": "second"}
 
 
+@pytest.mark.parametrize("posted", [False, True])
+def test_records_that_are_equal_in_text_title_and_metadata_are_equal_in_files_of_any_name(
+    tmp_path, path, model, posted
+):
+    long = " ".join(f"word{i}" for i in range(900))
+    rows = [{"id": "a", "text": "same", "title": "T", "year": 1}, {"id": "long", "text": long}]
+    files = [tmp_path / "k1.jsonl", tmp_path / "k2.jsonl"]
+    for shift, file in enumerate(files):
+        file.write_text("\n" * shift + "".join(json.dumps(row) + "\n" for row in rows))
+    if posted:
+        build_index(path, open_source(files[0]), model)
+        update_documents(path, [SourceDocument("a", "T", "same", {"year": 1}), SourceDocument("long", "", long)], model)
+    else:
+        build_index(path, open_source(files[0]), model)
+    before = held(path)
+    report = build_index(path, open_source(files[1]), model)
+    assert (report.conflicts, report.added, report.updated, report.embedded) == ([], 0, 0, 0)
+    assert report.unchanged == len(SearchIndex.open(path)) > 2
+    assert held(path) == before
+    for change in ({"text": "other"}, {"title": "U"}, {"year": 2}, {"title": "", "text": "T same"}):
+        files[1].write_text(json.dumps(rows[0] | change) + "\n")
+        conflicts = build_index(path, open_source(files[1]), model, prune=False).conflicts
+        assert [conflict.path for conflict in conflicts] == ["a"]
+
+
 def test_what_was_posted_over_a_file_stays_until_it_is_said_otherwise(path, make, model):
     folder = make("notes", "a.md", "b.md")
     build_index(path, open_source(folder), model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import jsonschema_rs
 import numpy as np
@@ -192,7 +193,7 @@ def test_added_documents_are_found_at_once_and_all_or_none_are(tiny: SearchR3, m
         ]:
             answer = server.post("/v1/documents", {"documents": documents})
             assert (answer.status, message in answer.error["message"]) == (409, True)
-        for document in [{"id": "a#1", "text": "x"}, {"id": "a", "text": " "}, {"id": "", "text": "x"},
+        for document in [{"id": "a", "text": " "}, {"id": "", "text": "x"},
                          {"id": "a", "text": "x", "metadata": {"Year": 1}},
                          {"id": "a", "text": "x", "metadata": {"year": None}}]:  # fmt: skip
             assert server.post("/v1/documents", {"documents": [document]}).status == 400
@@ -255,3 +256,48 @@ def test_a_client_that_hangs_up_while_documents_are_embedded_adds_nothing(tiny: 
         held.gate.set()
         assert server.ask("GET", "/v1/documents").json["total"] == 3
         assert index.complete
+
+
+IDS = ["p#1", "two words", "Übersicht 2.md", "-x", "a/b?c=d&e", "日本", "100%25", "'quoted'", "a\nb", "x" * 1000]
+
+
+def test_ids_are_those_that_files_may_have(tiny: SearchR3, make_index, tmp_path: Path) -> None:
+    file = tmp_path / "docs.jsonl"
+    file.write_text("".join(json.dumps({"id": one, "text": "from a file"}) + "\n" for one in IDS))
+    index = make_index()
+    build_index(index.path, open_source(file), tiny)
+    with running(lambda: Loaded.of(tiny, index), writable=True) as server:
+        for one in IDS:
+            posted = server.post("/v1/documents", {"documents": [{"id": one, "text": "posted"}]})
+            assert (posted.status, posted.json["data"]) == (201, [{"object": "document", "id": one}])
+            at = f"/v1/documents?limit=1000&after={quote(one, safe='')}"
+            assert one not in {shown["id"] for shown in server.ask("GET", at).json["data"]}
+        assert server.ask("GET", "/v1/documents").json["total"] == 3 + len(IDS)
+        for one in IDS:
+            gone = server.ask("DELETE", f"/v1/documents/{quote(one, safe='')}")
+            assert (gone.status, gone.json["id"], gone.json["chunks"]) == (200, one, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"id": " \t"}, "id", "the id is empty; give at least one visible character"),
+        ({"id": "x" * 4097}, "id", "over 4,096 characters; shorten it"),
+        ({"text": "x" * 1_000_001}, "text", "over 1,000,000 characters; shorten it"),
+        ({"title": "x" * 1001}, "title", "over 1,000 characters; shorten it"),
+        ({"metadata": {f"f{i}": 1 for i in range(51)}}, "metadata", "over 50 entries; give fewer"),
+        ({"metadata": {"Year": 1}}, "metadata.Year", "the field 'Year' cannot be used; a name is of small letters, "),
+    ],
+)
+def test_what_is_wrong_with_a_document_is_said_plainly(
+    tiny: SearchR3, make_index, change: dict, param: str, message: str
+) -> None:
+    with running(lambda: Loaded.of(tiny, make_index()), writable=True) as server:
+        answer = server.post("/v1/documents", {"documents": [{"id": "x", "text": "y"} | change]})
+        assert (answer.status, answer.error["code"]) == (400, "invalid_value")
+        assert answer.error["param"] == f"documents.0.{param}"
+        assert answer.error["message"].startswith(f"documents.0.{param}: {message}")
+        for body, name, most in (({"query": "x" * 100_001}, "query", "100,000"),
+                                 ({"query": "x", "where": "x" * 2001}, "where", "2,000")):  # fmt: skip
+            answer = server.post("/v1/search", body)
+            assert answer.error["message"] == f"{name}: over {most} characters; shorten it"
