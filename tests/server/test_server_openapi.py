@@ -62,7 +62,10 @@ def test_when_to_come_back_is_described_wherever_it_is_told(open_server: Running
 
 def test_every_route_is_described(open_server: Running) -> None:
     described = set(open_server.ask("GET", "/openapi.json").json["paths"])
-    routes = {getattr(route, "path", "").replace(":path", "").replace(":any_text", "") for route in open_server.server.config.app.routes}
+    routes = {
+        getattr(route, "path", "").replace(":path", "").replace(":any_text", "")
+        for route in open_server.server.config.app.routes
+    }
     assert routes - described <= {"/openapi.json", "/docs", "/", "/page.js", "/style.css", "/icon.svg"}
     assert described <= routes
 
