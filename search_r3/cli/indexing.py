@@ -58,22 +58,26 @@ def delete(
     """
     hush()
     from search_r3.index.maintenance import delete_documents, delete_source
+    from search_r3.index.table import SearchIndex
 
     if bool(ids) == (source is not None):
         raise InputError("give the ids of documents, or --source with the name of a source (see index --info)")
+    outdated = SearchIndex.open(index).full_text == "outdated"
+    removed: dict[str, Any]
     if source is not None:
         name, chunks = delete_source(index, source)
-        if as_json:
-            print_json({"index": index, "source": name, "chunks": chunks})
-        else:
-            print(f"{index}: the source {name} removed, {chunks:,} chunks")
-        return
-    assert ids is not None
-    chunks = delete_documents(index, ids)
-    if as_json:
-        print_json({"index": index, "documents": len(set(ids)), "chunks": chunks})
+        removed, line = {"source": name}, f"the source {name} removed"
     else:
-        print(f"{index}: {len(set(ids)):,} documents removed, {chunks:,} chunks")
+        assert ids is not None
+        chunks = delete_documents(index, ids)
+        removed, line = {"documents": len(set(ids))}, f"{len(set(ids)):,} documents removed"
+    rebuilt = outdated and SearchIndex.open(index).full_text == "current"
+    if as_json:
+        print_json({"index": index, **removed, "chunks": chunks, "full_text_rebuilt": rebuilt})
+        return
+    print(f"{index}: {line}, {chunks:,} chunks")
+    if rebuilt:
+        print(FULL_TEXT_REBUILT)
 
 
 def compact(

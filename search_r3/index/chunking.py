@@ -29,6 +29,7 @@ from search_r3.index.splitting import (
 )
 from search_r3.index.titles import short_path, split_title
 from search_r3.index.token_limit import TokenLimit
+from search_r3.index.words import composed
 
 TARGET_WORDS = 160
 MAX_WORDS = 320
@@ -92,7 +93,7 @@ def chunk_document(
     max_words: int = MAX_WORDS,
     tokens: TokenLimit | None = None,
 ) -> list[Chunk]:
-    """Cut one document; the chunks' texts, in order, hold all of its text but blank lines.
+    """Cut one document; the chunks' texts, in order, hold all of its text but blank lines, in composed form (NFC).
 
     Every chunk has an id of its own, whatever the documents' ids are (`search_r3.index.chunk_ids`). Records (JSONL,
     CSV, BEIR) are kept whole up to `max_words` and the limit of tokens, since there the user has decided what one
@@ -109,6 +110,7 @@ def chunk_document(
     """
     if "\r" in document.text:
         document = replace(document, text=document.text.replace("\r\n", "\n").replace("\r", "\n"))
+    document = replace(document, title=composed(document.title), text=composed(document.text))
     pieces = list(_pieces(document, target_words, max_words, tokens))
     chunks: list[Chunk] = []
     for number, (title, piece) in enumerate(pieces, start=1):

@@ -1,4 +1,4 @@
-"""The full-text index: LanceDB's BM25 over every word of title and text, whatever its length or language.
+"""The full-text index: LanceDB's BM25 over every word of title and text, whatever its language.
 
 ICU's dictionaries also find words in Chinese, Japanese or Thai. LanceDB's defaults would leave out the stop words of
 many languages at once (the German "war" and "die", the Danish "man"), and words of 40 bytes or more.

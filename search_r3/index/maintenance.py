@@ -104,8 +104,10 @@ def _delete(path: str | Path, wanted: list[str], wait: float, maintain: bool, ev
         return dict(held)
 
 
-def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 0.0, always: bool = False) -> None:
+def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 0.0, always: bool = False) -> bool:
     """Do the maintenance that is due in an index that is whole: after writes that left it undone.
+
+    Returns whether that rebuilt a full-text index that an earlier version had made.
 
     Args:
         start: rows from which on the index gets an approximate one; None begins none.
@@ -121,12 +123,14 @@ def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 
     began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
         index = SearchIndex.open(place)
-        if index.complete:
-            _maintain(index.table, place, lease, start, always)
-            flush(place, began)
+        if not index.complete:
+            return False
+        rebuilt = _maintain(index.table, place, lease, start, always)
+        flush(place, began)
+        return rebuilt
 
 
-def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, always: bool = False) -> None:
+def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, always: bool = False) -> bool:
     lease.check()
     tidied = tidy(table, place)
     if tidied.changed or always or forget_is_due(table):
@@ -135,6 +139,7 @@ def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, a
         lease.check()
         mark_complete(table)
         forget_versions(place)
+    return tidied.full_text_rebuilt
 
 
 def update_documents(

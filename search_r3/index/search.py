@@ -25,7 +25,7 @@ from search_r3.index.encoder import Encoder
 from search_r3.index.readers import Scalar
 from search_r3.index.snippets import make_snippet
 from search_r3.index.storage import brief, failed_storage
-from search_r3.index.words import without_stop_words
+from search_r3.index.words import composed, without_stop_words
 
 Mode = Literal["hybrid", "vector", "text"]
 Fusion = Literal["linear", "rrf"]
@@ -225,7 +225,7 @@ def _checked_query(query: str) -> str:
         raise InputError("the query is empty; give some words")
     if len(query) > MAX_QUERY_CHARACTERS:
         raise InputError(f"the query has {len(query):,} characters, the limit is {MAX_QUERY_CHARACTERS:,}; shorten it")
-    return query.encode("utf-8", "replace").decode("utf-8").replace("\0", " ").strip()
+    return composed(query.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")).strip()
 
 
 def _check_options(k: int, mode: str, vector_weight: float, fusion: str) -> None:

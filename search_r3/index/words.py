@@ -35,6 +35,17 @@ STOP_WORD_LIST = (
 )
 STOP_WORDS = frozenset(STOP_WORD_LIST.split())
 SHOUTING_WORDS = 4  # in capitals, "HOW DO I OPEN IT" is a whole query written so, "WHO 2020" is not
+_SOFT_HYPHEN = re.compile(r"(?<=[^\W_])\u00ad+(?=[^\W_])")
+
+
+def composed(text: str) -> str:
+    """`text` in Unicode's composed form (NFC), without soft hyphens inside words; it looks the same.
+
+    Documents and queries are brought to it, as the full-text index would take a decomposed letter for two words.
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", _SOFT_HYPHEN.sub("", text))
 
 
 def has_no_spaces(word: str) -> bool:

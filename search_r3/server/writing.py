@@ -201,7 +201,8 @@ class Writer:
 
     def _maintain(self, index: Any, always: bool) -> None:
         try:
-            maintain_index(index.path, wait=0.0, always=always)
+            if maintain_index(index.path, wait=0.0, always=always):
+                log("full text rebuilt")
         except IndexBusy:
             pass  # who writes there does it, or the next change
         except Exception as error:

@@ -14,9 +14,9 @@ from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.columns import CONTENT
-from search_r3.index.maintenance import compact_index
+from search_r3.index.maintenance import compact_index, maintain_index
 from search_r3.index.snippets import make_snippet
-from search_r3.index.words import WORD, without_stop_words
+from search_r3.index.words import WORD, composed, without_stop_words
 
 HASH = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 CLASS = "AbstractSingletonProxyFactoryBean" * 6 + "Of"  # 200 characters
@@ -107,6 +107,46 @@ def test_words_of_rows_that_are_not_in_the_full_text_index_yet_are_found(tmp_pat
     assert found(index, "war") == found(index, HASH) == ["b"]
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("query_form", ["NFC", "NFD"])
+def test_decomposed_letters_and_soft_hyphens_are_found_and_highlighted(tmp_path, model, form, query_form):
+    text = unicodedata.normalize(form, "Zürich im März, क़लम, der Donau\u00addampfer")
+    build_index(tmp_path / "i", [SourceDocument("a", unicodedata.normalize(form, "Málaga"), text)], model)
+    index = SearchIndex.open(tmp_path / "i")
+    for word in ("Zürich", "zurich", "MÄRZ", "क़लम", "malaga", "Málaga", "Donaudampfer", "donau\u00addampfer"):
+        (hit,) = index.search(unicodedata.normalize(query_form, word), None, mode="text").hits
+        assert hit.title == "Málaga"
+        assert hit.text.startswith("Zürich im März")
+        assert len(hit.highlights) == (0 if "laga" in word else 1)
+    assert found(index, "rich") == []
+
+
+def test_text_that_is_composed_and_soft_hyphens_between_words_are_kept():
+    for text in ("plain", "Zürich", "x² ﬁn ß İ", "Donau\u00ad\ndampf", "\ud800"):
+        assert composed(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("Η Αθήνα", "Αθηνα"),
+        ("Η Αθήνα", "ΑΘΗΝΑ"),
+        ("ёлка", "елка"),
+        ("שָׁלוֹם", "שלום"),
+        ("مُحَمَّد", "محمد"),
+        ("σίσυφος", "ΣΊΣΥΦΟΣ"),
+        ("İstanbul", "istanbul"),
+        ("Straße", "STRASSE"),
+        ("ﬁnancial", "financial"),
+        ("H₂O", "H2O"),
+    ],
+)
+def test_what_the_documentation_says_is_not_found(tmp_path, model, text, query):
+    build_index(tmp_path / "i", [SourceDocument("a", "", text)], model)
+    index = SearchIndex.open(tmp_path / "i")
+    assert (found(index, text), found(index, query)) == (["a"], [])
+
+
 @pytest.mark.parametrize(
     ("query", "looked_for"),
     [
@@ -181,6 +221,21 @@ def test_a_compaction_rebuilds_it_too(old_index, capsys, monkeypatch):
     assert "are kept for 2 minutes" in said
     assert found(SearchIndex.open(old_index), "war") == ["war"]
     assert not compact_index(old_index).full_text_rebuilt
+
+
+@pytest.mark.parametrize("what", [["c"], ["--source", "unknown"]])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_deletion_rebuilds_it_and_says_so(old_index, capsys, what, as_json):
+    assert main(["delete", str(old_index), *what, *["--json"] * as_json]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out)["full_text_rebuilt"] if as_json else "full text: rebuilt" in out
+    assert SearchIndex.open(old_index).full_text == "current"
+    assert not maintain_index(old_index)
+
+
+def test_maintenance_that_a_server_does_rebuilds_it_and_says_so(old_index):
+    assert maintain_index(old_index)
+    assert not maintain_index(old_index)
 
 
 @pytest.mark.parametrize("mode", ["text", "hybrid"])

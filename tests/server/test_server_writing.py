@@ -114,6 +114,15 @@ def test_changes_that_wait_go_together_and_a_wrong_one_fails_alone(index, monkey
     assert SearchIndex.open(index.path).complete
 
 
+@pytest.mark.parametrize("rebuilt", [True, False])
+def test_a_rebuilt_full_text_index_is_logged(index, monkeypatch, rebuilt):
+    lines = []
+    monkeypatch.setattr(writing, "log", lambda event, *args, **fields: lines.append(event))
+    monkeypatch.setattr(writing, "maintain_index", lambda path, **options: rebuilt)
+    assert changed(index, [], monkeypatch=monkeypatch)[0] == []
+    assert set(lines) == ({"full text rebuilt"} if rebuilt else set())
+
+
 def test_the_later_of_two_changes_of_one_document_is_what_stays(index, monkeypatch):
     changes = [
         add(index, SourceDocument("d", "", "older")),
