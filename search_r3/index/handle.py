@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.columns import VECTOR
+from search_r3.index.columns import CONTENT, VECTOR
 from search_r3.index.encoder import Encoder
-from search_r3.index.search import SearchResult
+from search_r3.index.search import SearchResult, match_query
 from search_r3.index.storage import StorageError, brief
 from search_r3.index.table import TABLE, IndexInfo, SearchIndex, location
 
@@ -38,8 +38,11 @@ UNSETTLED = 200_000_000
 """Nanoseconds after a commit in which another one is looked for anyway."""
 LOST = re.compile(
     r"Not found: \S*\.lance|\.lance\S*: .*[Nn]o such file|os error \d+|Object at location \S+ not found|NoSuchKey"
+    r"|LanceError\(IO\)|not appear to be a Lance file|column metadata range"
 )
-"""What LanceDB's messages contain where files are gone or cannot be read."""
+"""What LanceDB's messages contain where files are gone, damaged, or cannot be read."""
+PROBE_CHARACTERS = 200
+"""Of the text whose words are looked for to see whether the full-text index can be read."""
 FAILURES = (RuntimeError, OSError, ValueError)
 """What LanceDB raises."""
 
@@ -173,7 +176,7 @@ class IndexHandle:
             if error is None and not exchanged:
                 return found
             end = time.monotonic() + self.patience if end is None else end
-            broken = exchanged or _lost(error)
+            broken = exchanged or _lost(error) or not (isinstance(error, InputError) or _answers(index))
             self._suspect = self._suspect or broken
             self.check()
             if self._current is not index and time.monotonic() < end + self.patience:
@@ -182,7 +185,7 @@ class IndexHandle:
                 raise error  # nothing has happened to the index
             if time.monotonic() >= end:
                 reason = brief(error) if error is not None else "it keeps being replaced"
-                line = self._problem[0] if self._problem else f"the index {self.path} cannot be read ({reason})"
+                line = self._problem[0] if self._problem else self._unreadable(reason)
                 self._fail(line, at_once=True)
                 raise IndexUnavailable(line)
             time.sleep(STEP)
@@ -215,7 +218,7 @@ class IndexHandle:
         except InputError as error:
             self._fail(str(error))
         except FAILURES as error:
-            self._fail(f"the index {self.path} cannot be read ({brief(error)})")
+            self._fail(self._unreadable(brief(error)))
 
     def _follow(self, place: _Place) -> None:
         """Move on to what is at `place`."""
@@ -278,6 +281,9 @@ class IndexHandle:
         known = str(table), folder.st_dev, folder.st_ino, versions.st_ino
         return _Place(known, commit, 0 if settled else time.monotonic_ns())
 
+    def _unreadable(self, reason: str) -> str:
+        return f"the index {self.path} cannot be read ({reason}); if that lasts, put back a copy of it or index again"
+
     def _fail(self, line: str, at_once: bool = False) -> None:
         now = time.monotonic()
         since = now if at_once else now + self.patience
@@ -296,13 +302,17 @@ class IndexHandle:
 
 
 def _probe(index: SearchIndex, all_rows: bool = True) -> None:
-    """Read the vectors, of all rows or of one; raises what LanceDB raises."""
+    """Read the vectors and the full-text index for all rows, or one row's vector; raises what LanceDB raises."""
     if all_rows:
         query = np.ones(index.info.dimension, dtype=np.float32)
         search = index.table.search(query, vector_column_name=VECTOR).select(["id", "_distance"])
     else:
         search = index.table.search().select([VECTOR])
     search.limit(1).to_arrow()
+    if all_rows and index.full_text != "missing":  # with words that are there, or not all of its files would be read
+        words = " ".join(index.table.search().select([CONTENT]).limit(1).to_arrow()[CONTENT].to_pylist())
+        query = match_query(index.table, words[:PROBE_CHARACTERS])
+        index.table.search(query, query_type="fts").select(["id", "_score"]).limit(1).to_arrow()
 
 
 def _answers(index: SearchIndex, all_rows: bool = True) -> bool:

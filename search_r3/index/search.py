@@ -274,11 +274,12 @@ def _by_vector(
 
 def _by_text(index: Searched, query: str, count: int, where: str | None) -> list[dict[str, Any]]:
     """Any of the words may match. A MatchQuery has no syntax, unlike a string given to LanceDB."""
-    search = index.table.search(_match_query(index.table, without_stop_words(query)), query_type="fts")
+    search = index.table.search(match_query(index.table, without_stop_words(query)), query_type="fts")
     return _rows(search, count, TIES, where, "_score", lambda score: score)
 
 
-def _match_query(table: Any, words: str) -> Any:
+def match_query(table: Any, words: str) -> Any:
+    """A full-text query that any of `words` may match, as `table` (LanceDB's or a snapshot) takes it."""
     if hasattr(table, "match_query"):
         return table.match_query(words, CONTENT)
     from lancedb.query import MatchQuery

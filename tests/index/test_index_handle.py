@@ -217,6 +217,46 @@ def test_lost_data_is_unavailable_and_may_come_back(tmp_path: Path, model: Any) 
     assert handle.search("whales", model, mode="vector", where="n = 1").hits
 
 
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
+@pytest.mark.parametrize(
+    ("files", "damage"),
+    [
+        ("data/*.lance", lambda file: file.write_bytes(b"junk")),
+        ("data/*.lance", lambda file: file.write_bytes(bytes(file.stat().st_size))),
+        ("data/*.lance", lambda file: os.truncate(file, file.stat().st_size // 2)),
+        ("_indices/*/*", lambda file: file.write_bytes(b"junk")),
+        ("_indices/*/*", os.unlink),
+    ],
+)
+def test_damaged_files_are_unavailable_until_they_are_good_again(
+    tmp_path: Path, model: Any, files: str, damage: Any, mode: str
+) -> None:
+    live, events = make(tmp_path / "live", OLD, model), []
+    shutil.copytree(live, tmp_path / "good")
+    handle = IndexHandle(live, every=0.05, patience=0.2, on_event=lambda event, line: events.append((event, line)))
+    for file in (live / "chunks.lance").glob(files):
+        damage(file)
+    if mode == "vector" and files.startswith("_indices"):  # a search by words finds out
+        assert handle.search("whales", model, mode=mode).hits
+        with pytest.raises(IndexUnavailable):
+            handle.search("whales", model, mode="text")
+    for _ in range(2):
+        with pytest.raises(IndexUnavailable, match=r"cannot be read .*; if that lasts, put back a copy"):
+            handle.search("whales", model, mode=mode)
+        handle.check()
+        assert handle.problem
+    assert [event for event, _ in events] == ["unavailable"]
+    for file in (tmp_path / "good").rglob("*"):
+        if file.is_file():
+            target = live / file.relative_to(tmp_path / "good")
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(file, target)
+    handle.check()
+    assert handle.problem is None
+    assert handle.search("whales", model, mode=mode).hits
+    assert [event for event, _ in events] == ["unavailable", "available"]
+
+
 def test_what_the_user_did_wrong_stays_an_input_error(tmp_path: Path, model: Any) -> None:
     handle = IndexHandle(make(tmp_path / "live", OLD, model))
     started = time.monotonic()
