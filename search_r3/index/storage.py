@@ -38,6 +38,8 @@ FAILED = re.compile(
     r'store: "|Generic (S3|GCS|MicrosoftAzure)|RetryError|HttpError|Error performing [A-Z]+ |LanceError\(IO\)'
 )
 """What LanceDB's and obstore's messages contain when the storage failed, not the caller."""
+SILENT = re.compile(r"kind: Timeout|TimedOut|timed out| in [1-9]\d*(\.\d+)?s - HTTP error: error sending request")
+"""What their messages contain when a deadline passed; Lance's gives only how long one request took that got none."""
 CONFLICT = re.compile(r"commit conflict|concurrent (writers|commit|transaction)", re.IGNORECASE)
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -235,7 +237,7 @@ def explain(place: Remote, message: str) -> str | None:
         return f"{place}: {where} answers with status {code}; it is overloaded or out of order: try again later"
     if re.search(r"ConnectError|kind: Connect|dns error|Connection refused", message):
         return f"{place}: {where} cannot be reached; check {variable}"
-    if re.search(r"kind: Timeout|TimedOut|timed out", message):
+    if SILENT.search(message):
         return f"{place}: {where} does not answer; check {variable}, or set {TIMEOUT_VARIABLE} to more seconds"
     if FAILED.search(message):
         reason = brief(message) if len(message) < 300 else "the connection broke off"

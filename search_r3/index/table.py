@@ -9,6 +9,7 @@ of many commits removes it before its first.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,7 @@ TABLE = "chunks"
 METADATA_KEY = b"search_r3"
 COMPLETE = "complete"
 FOLLOW_WRITES = timedelta(seconds=2)  # how soon an open index (a server's) sees what another process committed
+LONG = 10.0  # seconds; what failed after as many is not tried in another way
 LOOKUPS_FROM = 100_000  # rows; below, reading the column through takes a few milliseconds
 
 
@@ -84,10 +86,13 @@ class SearchIndex:
 
         place = location(path)
         _check_there(place, path)
+        started = time.monotonic()
         with explained(place):
             try:
                 table = LanceSnapshot(place, TABLE)
             except (ValueError, OSError) as error:
+                if time.monotonic() - started > LONG:
+                    raise  # LanceDB would wait as long again
                 if isinstance(place, Remote) or not _versions(place):
                     return cls.open(path)  # which says best what is wrong
                 raise _damaged(place, error) from error

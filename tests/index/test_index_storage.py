@@ -96,6 +96,11 @@ def test_a_wrong_bucket_missing_keys_and_a_dead_endpoint_are_one_line_each(s3, c
             "https://s3.example.org does not answer",
         ),
         ("lance error: corrupt file", None),
+        (
+            "LanceError(IO): Generic S3 error: Error performing list request: Error performing GET http://127.0.0.1:1/"
+            f"bucket?list-type=2&prefix={'x' * 300} in 4.001198522s - HTTP error: error sending request",
+            "http://127.0.0.1:1 does not answer",
+        ),
     ],
 )
 def test_what_a_server_answers_is_told_in_the_users_words(answer, line):
