@@ -236,6 +236,8 @@ def test_a_prompt_that_is_given_stands_in_place_of_the_models_own(tmp_path, bare
         ({"query": "q ", "search_document": "d "}, {"document_prompt": "d "}, None),
         ({"query": "q ", "STS": "s ", "Classification": "c "}, {}, None),
         ({"query": "q ", "document": "d ", "web_search_query": "w "}, {}, None),
+        ({"instruction": "i ", "answer": "a "}, {"document_prompt": "a "}, "queries"),  # none of them is used
+        ({"instruction": "i ", "answer": "a "}, {"document_prompt": "a ", "query_prompt": ""}, None),
     ],
 )
 def test_prompts_under_other_names_are_warned_of(tmp_path, bare_model, prompts, given, side):

@@ -192,11 +192,14 @@ def _load(name_or_path: str, device: str | None) -> Any:
 
 def _document_prompt(name: str, own: Mapping[str, str], query: str | None, document: str | None) -> str | None:
     """What stands in place of a model's prompt "document"; None where that itself is right. Warns of prompts that may
-    be meant for a side which has none."""
+    be meant for a side which has none, and of a model none of whose prompts is put in front of anything."""
     found = {side: next((n for n in names if own.get(n)), None) for side, names in PROMPT_NAMES.items()}
     for side, given in (("query", query), ("document", document)):
         left = [n for n, text in own.items() if text and n not in found.values()]
-        left = [n for n in left if any(word in n.lower() for word in _ALIKE[side])]
+        alike = {n for n in left if any(word in n.lower() for word in _ALIKE[side])}
+        told = {n for n in left for words in _ALIKE.values() if any(word in n.lower() for word in words)}
+        if told or set(found.values()) != {None}:  # else nothing tells what they are for, and none of them is used
+            left = [n for n in left if n in alike]
         if given is None and found[side] is None and left:
             warnings.warn(
                 f"{name} has no prompt that is known to be for {_PLURALS[side]}, but others: {', '.join(left)}; "
