@@ -135,8 +135,18 @@ def test_without_a_home_the_cache_is_asked_for_by_name(no_home, capsys) -> None:
             ask()
     with pytest.raises(InputError, match="~/x: this user has no home folder; set HOME"):
         bundled.check_name("~/x")
-    assert main(["search", "~/index", "x", "--model", "~/x"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    for command in (
+        ["search", "~/index", "x"],
+        ["serve", "~/index"],
+        ["index", "~/notes"],
+        ["index", "x", "--into", "~"],
+    ):
+        assert main([*command, "--model", "~/x"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert "this user has no home folder; set HOME, or give the path without ~" in lines[0]
+    assert main(["models"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
 
 
 def test_a_hub_model_that_cannot_be_kept_names_hf_home(monkeypatch) -> None:

@@ -22,6 +22,7 @@ from search_r3.cli.evaluating import evaluate, tables
 from search_r3.cli.indexing import (
     DUPLICATES_REMOVED,
     FULL_TEXT_REBUILT,
+    Index,
     ask_to_prune,
     check_target,
     compact,
@@ -43,6 +44,7 @@ from search_r3.cli.options import (
     Reasoning,
     ReasoningCommand,
     ReasoningOption,
+    expand_home,
     hush,
     load,
     print_json,
@@ -124,9 +126,15 @@ def demo(model: Model = None) -> None:
 @app.command()
 def index(
     path: Annotated[
-        str, typer.Argument(help="A folder of text files, a BEIR folder, or a file; with --info, an index's folder.")
+        str,
+        typer.Argument(
+            callback=expand_home,
+            help="A folder of text files, a BEIR folder, or a file; with --info, an index's folder.",
+        ),
     ],
-    into: Annotated[str | None, typer.Option(help="The index's folder; by default NAME.index here.")] = None,
+    into: Annotated[
+        str | None, typer.Option(callback=expand_home, help="The index's folder; by default NAME.index here.")
+    ] = None,
     model: Model = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of a chunk with its title (512 by default).")
@@ -251,7 +259,7 @@ app.command()(compact)
 
 @app.command(cls=ReasoningCommand)
 def search(
-    index: Annotated[str, typer.Argument(help="An index's folder, made by `search-r3 index`.")],
+    index: Index,
     query: Annotated[
         str,
         typer.Argument(
@@ -308,7 +316,7 @@ def search(
         None
         if mode is Mode.text
         else load(
-            model or model_of_index(opened.info.model_name, opened.info.model_source, Path(index)),
+            model or model_of_index(opened.info.model_name, opened.info.model_source, index),
             device,
             dtype,
             engine,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search_r3.cli.options import Json, hush, print_json
+from search_r3.cli.options import Json, expand_home, hush, print_json
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ EXIT_CONFLICTS = 1
 """`index`: documents were left out, as another source has their ids."""
 
 WORTH_A_LINE = 1_000_000  # bytes
-Index = Annotated[str, typer.Argument(help="An index's folder, made by `search-r3 index`.")]
+Index = Annotated[str, typer.Argument(callback=expand_home, help="An index's folder, made by `search-r3 index`.")]
 
 FULL_TEXT = {
     "current": "every one is indexed (full text, BM25)",

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from search_r3.cli.process import let_idle_threads_sleep
+from search_r3.files import expand_user
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
@@ -71,6 +72,15 @@ class ReasoningCommand(TyperCommand):
             bare = word == "--reasoning" and following not in set(Reasoning)
             spelled_out.append("--reasoning=on" if bare else "--reasoning=off" if word == "--no-reasoning" else word)
         return super().parse_args(ctx, spelled_out + args[len(options) :])
+
+
+def expand_home(value: Any) -> Any:
+    """A callback for paths: what begins with `~` is under the user's home folder, also where no shell has seen it.
+
+    Raises:
+        InputError: the user has no home folder.
+    """
+    return type(value)(str(expand_user(value))) if value is not None and str(value).startswith("~") else value
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search_r3.cli.options import Budget, Device, Dtype, DtypeOption, Engine, EngineOption, Model, hush, load
+from search_r3.cli.options import (
+    Budget,
+    Device,
+    Dtype,
+    DtypeOption,
+    Engine,
+    EngineOption,
+    Model,
+    expand_home,
+    hush,
+    load,
+)
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +38,8 @@ class Batching(StrEnum):
 
 def serve(
     index: Annotated[
-        Path | None, typer.Argument(readable=False, help="An index's folder to search; without it, only embeddings.")
+        str | None,
+        typer.Argument(callback=expand_home, help="An index's folder to search; without it, only embeddings."),
     ] = None,
     model: Model = None,
     host: Annotated[
@@ -36,7 +48,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(readable=False, help=f"File with one key a line; the variable {KEY_VARIABLE} adds others."),
+        typer.Option(
+            readable=False,
+            callback=expand_home,
+            help=f"File with one key a line; the variable {KEY_VARIABLE} adds others.",
+        ),
     ] = None,
     writable: Annotated[bool, typer.Option("--writable", help="Let clients add documents to the index.")] = False,
     max_items: Annotated[int, typer.Option(min=1, help="Texts a request.")] = 2048,

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from search_r3.cli.indexing import Index
 from search_r3.cli.options import (
     Budget,
     Device,
@@ -138,7 +139,7 @@ def pull(
 
 
 def mcp(
-    index: Annotated[Path, typer.Argument(readable=False, help="An index's folder, made by `search-r3 index`.")],
+    index: Index,
     model: Model = None,
     reasoning: ReasoningOption = Reasoning.on,
     budget: Budget = 32,

@@ -54,7 +54,10 @@ def model_of_index(name: str, source: str, index: Path | str) -> str:
 
 
 def known_models() -> list[dict[str, Any]]:
-    """One record a name: kind ("base" or "adapter"), base, contract_hash, dimension, bytes, licence, installed."""
+    """One record a name: kind ("base" or "adapter"), base, contract_hash, dimension, bytes, licence, installed.
+
+    A base that cannot be loaded has a `problem`, in one line, and neither contract_hash nor dimension (None).
+    """
     return [_base(name) for name in sorted(BUNDLED)] + [
         _adapter(adapters_dir() / name) for name in known_names() if name not in BUNDLED
     ]
@@ -88,7 +91,8 @@ def as_table(records: list[dict[str, Any]]) -> str:
     for r in records:
         if r["installed"]:
             size = f"{r['bytes'] / 1e6:.1f} MB"
-            rows.append((r["name"], r["kind"], size, r["licence"], str(r["dimension"]), r["contract_hash"][:12]))
+            contract = f"cannot be loaded: {r['problem']}" if "problem" in r else r["contract_hash"][:12]
+            rows.append((r["name"], r["kind"], size, r["licence"], str(r["dimension"] or "-"), contract))
         else:
             rows.append((r["name"], r["kind"], "-", r["licence"], "-", f"not installed: {r['install']}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -105,14 +109,14 @@ def _base(name: str) -> dict[str, Any]:
         return record | {"installed": False, "install": bundled.install}
     import torch
 
-    contract = load_base(name, dtype=torch.float32).contract
-    size = (Path(spec.origin).parent / bundled.gguf).stat().st_size
-    return record | {
-        "installed": True,
-        "bytes": size,
-        "dimension": contract.dimension,
-        "contract_hash": contract.hash,
-    }
+    try:
+        contract = load_base(name, dtype=torch.float32).contract
+    except InputError as error:  # the list is of use without it
+        found: dict[str, Any] = {"dimension": None, "contract_hash": None, "problem": str(error)}
+    else:
+        found = {"dimension": contract.dimension, "contract_hash": contract.hash}
+    gguf = Path(spec.origin).parent / bundled.gguf
+    return record | {"installed": True, "bytes": gguf.stat().st_size if gguf.is_file() else 0} | found
 
 
 def _adapter(folder: Path) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def serve(host: str, port: int, config: ServerConfig, load: Callable[[], Loaded]
     """Serve until a signal (SIGTERM, Ctrl-C) ends it.
 
     Raises:
-        InputError: the address cannot be had, or `load` raised it.
+        InputError: the address cannot be had.
+        Exception: what `load` raised.
     """
     bound = listen(host, port)
     log_to()

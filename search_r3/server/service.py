@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from search_r3.errors import InputError
 from search_r3.index.handle import Event, IndexHandle, IndexUnavailable
 from search_r3.index.table import SearchIndex
 from search_r3.model.checkpoint import read_record
@@ -71,7 +70,7 @@ class Service:
 
     Args:
         config: its limits.
-        load: returns what is served; runs in a thread. An InputError of it is kept in `failure`.
+        load: returns what is served; runs in a thread. What it raises is kept in `failure`.
         on_failure: called when loading failed.
     """
 
@@ -83,7 +82,7 @@ class Service:
         self.config, self._load, self._on_failure = config, load, on_failure
         self.metrics, self.keys = Metrics(), Keys(config.api_keys)
         self.status: Status = "loading"
-        self.failure: InputError | None = None
+        self.failure: Exception | None = None
         self.in_hand = 0
         self.cache = ReasonedCache(config.cache)
         self.threads = ThreadPoolExecutor(config.search_threads, thread_name_prefix="search")
@@ -206,7 +205,7 @@ class Service:
             loaded = self._load()
             warm_up(loaded.model)
         except Exception as error:
-            self.failure = error if isinstance(error, InputError) else None
+            self.failure = error
             self.status = "failed"
             log("model could not be loaded", 40, error)
             self._on_failure()

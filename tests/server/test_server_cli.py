@@ -53,6 +53,8 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "keys").write_text("")
     for arguments, words in [
         (["nowhere"], ["nowhere does not exist", "search-r3 index"]),
+        (["~/nowhere"], [f"{Path.home()}/nowhere does not exist"]),
+        (["s3://bucket"], ["s3://bucket: give a bucket and a name"]),
         (["--model", str(tiny_model), "--port", port], [f"cannot listen on 127.0.0.1:{port}", "--port"]),
         (["--model", str(tiny_model), "--api-key-file", str(tmp_path / "keys")], ["holds no API key"]),
         (["--timeout", "0"], ["timeout is 0.0", "seconds"]),
@@ -66,3 +68,15 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pyt
         assert error[0].startswith("error: ")
         assert all(word in error[0] for word in words), error
     taken.close()
+
+
+def test_a_model_that_may_not_be_read_is_one_line(tiny_model: Path, monkeypatch, capsys) -> None:
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", f"{tiny_model}/config.json")
+
+    monkeypatch.setattr("search_r3.model.searchr3.SearchR3.from_pretrained", refuse)
+    assert main(["serve", "--model", str(tiny_model), "--port", "0"]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("{")]
+    assert error == [
+        f"error: {tiny_model}/config.json: permission denied; mend the permissions and run the same command again"
+    ]
