@@ -26,8 +26,9 @@ from search_r3.index.chunk_ids import rename_old_ids
 from search_r3.index.columns import TEXT_HASH, ColumnTypes, new_columns, parse_types, quoted, table_schema, text_fields
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.conversion import give_types, widen
+from search_r3.index.csvfile import plain_name
 from search_r3.index.duplicates import remove_duplicates
-from search_r3.index.durable import flush
+from search_r3.index.durable import DiskError, flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit
 from search_r3.index.encoder import Encoder
 from search_r3.index.flow import Pipe, run_stage, start_stage
@@ -128,7 +129,8 @@ def build_index(
 
     Raises:
         IndexBusy: another process is writing, or took over while this one was paused.
-        StorageError: object storage failed or did not answer; what was committed is kept.
+        StorageError: object storage failed or did not answer, or the disk is full or fails (DiskError); what was
+            committed is kept.
         InputError: a document is broken or its id comes twice, the index was made with another model, the folder holds
             something else, the source's name cannot be used, metadata does not fit its column, or the model gave NaN
             or the wrong dimension (nothing of that batch is written).
@@ -316,7 +318,7 @@ class _Build:
         except (OSError, RuntimeError) as error:
             if "No space left" not in str(error) and "Disk quota" not in str(error):
                 raise
-            raise InputError(
+            raise DiskError(
                 f"the disk of {self.path} is full ({brief(error)}); what was committed is kept: free some space and "
                 "run the same command again"
             ) from error

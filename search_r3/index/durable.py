@@ -12,14 +12,17 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from search_r3.errors import InputError
-from search_r3.index.storage import Place
+from search_r3.index.storage import Place, StorageError
 
 CLOCK = 2.0  # seconds; the coarsest clock of a common file system (FAT)
 WRITTEN_BACK = 120.0  # seconds within which an operating system writes files to the disk by itself
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP}  # a file system without fsync of such a file
 _since: dict[str, float] = {}
 """Folder -> the moment (seconds since 1970) from which on this process does not know its files to be on the disk."""
+
+
+class DiskError(StorageError):
+    """The disk fails or is full. Nothing is wrong with what was to be written: a server answers 503."""
 
 
 def flush(place: Place, since: float) -> None:
@@ -30,7 +33,7 @@ def flush(place: Place, since: float) -> None:
     has accepted, so there is nothing to do.
 
     Raises:
-        InputError: the disk fails or is full.
+        DiskError: the disk fails or is full.
     """
     if not isinstance(place, Path):
         return
@@ -60,7 +63,7 @@ def _sync(path: str, place: Path) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
-            raise InputError(
+            raise DiskError(
                 f"{place}: the disk does not take what was written ({error.strerror}); it may be full or broken"
             ) from error
     finally:
