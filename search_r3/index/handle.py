@@ -21,7 +21,7 @@ from search_r3.errors import InputError
 from search_r3.index.columns import CONTENT, VECTOR
 from search_r3.index.encoder import Encoder
 from search_r3.index.search import SearchResult, match_query
-from search_r3.index.storage import StorageError, brief
+from search_r3.index.storage import MISTAKE, StorageError, brief
 from search_r3.index.table import TABLE, IndexInfo, SearchIndex, location
 
 Event = Literal["exchanged", "refused", "unavailable", "available"]
@@ -324,9 +324,13 @@ def _answers(index: SearchIndex, all_rows: bool = True) -> bool:
 
 
 def _lost(error: BaseException | None) -> bool:
-    """Whether files were gone or could not be read; a filter that fails for that names it as its cause."""
+    """Whether files were gone or could not be read, by what LanceDB said.
+
+    An InputError says it by its cause: its own message quotes what the user gave, such as a filter.
+    """
     while error is not None:
-        if LOST.search(str(error)):
+        message = "" if isinstance(error, InputError) else str(error)
+        if LOST.search(message) and not MISTAKE.match(message):
             return True
         error = error.__cause__
     return False

@@ -40,6 +40,8 @@ FAILED = re.compile(
 """What LanceDB's and obstore's messages contain when the storage failed, not the caller."""
 SILENT = re.compile(r"kind: Timeout|TimedOut|timed out| in [1-9]\d*(\.\d+)?s - HTTP error: error sending request")
 """What their messages contain when a deadline passed; Lance's gives only how long one request took that got none."""
+MISTAKE = re.compile(r"(lance error: )?(Invalid (user )?input|Query Execution error: Error applying)")
+"""How LanceDB's messages begin where the caller was wrong. They quote what was given, which may be anything."""
 CONFLICT = re.compile(r"commit conflict|concurrent (writers|commit|transaction)", re.IGNORECASE)
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -212,7 +214,8 @@ def explained(place: Path | str) -> Iterator[None]:
 
 def failed_storage(error: BaseException) -> bool:
     """Whether `error` comes from object storage and not from what was asked, as a filter that does not parse would."""
-    return FAILED.search(str(error)) is not None
+    message = str(error)
+    return not MISTAKE.match(message) and FAILED.search(message) is not None
 
 
 def explain(place: Remote, message: str) -> str | None:

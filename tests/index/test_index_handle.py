@@ -272,6 +272,26 @@ def test_what_the_user_did_wrong_stays_an_input_error(tmp_path: Path, model: Any
     assert handle.problem is None
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "n = 'os error 2'",  # LanceDB quotes it too
+        "nothing = 'chunks.lance: no such file'",
+        "cast('NoSuchKey' as int) = n",
+        "cast('RetryError' as int) = n",  # what object storage says
+        "cast(concat('os error 5', title) as int) = n",
+    ],
+)
+def test_the_words_of_a_filter_are_no_loss_of_files(tmp_path: Path, model: Any, where: str) -> None:
+    handle = IndexHandle(make(tmp_path / "live", OLD, model), every=600)
+    for mode in ("vector", "text", "hybrid"):
+        with pytest.raises(InputError) as caught:
+            handle.search("whales", model, mode=mode, where=where)
+        assert not isinstance(caught.value, IndexUnavailable)
+    assert handle.problem is None
+    assert not handle._suspect
+
+
 def test_ordinary_commits_are_followed(tmp_path: Path, model: Any) -> None:
     live = make(tmp_path / "live", OLD, model)
     events: list[str] = []
