@@ -26,7 +26,6 @@ from search_r3.index.chunk_ids import rename_old_ids
 from search_r3.index.columns import TEXT_HASH, ColumnTypes, new_columns, parse_types, quoted, table_schema, text_fields
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.conversion import give_types, widen
-from search_r3.index.csvfile import plain_name
 from search_r3.index.duplicates import remove_duplicates
 from search_r3.index.durable import DiskError, flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit

@@ -21,7 +21,7 @@ from search_r3.errors import InputError
 from search_r3.index.columns import CONTENT, VECTOR
 from search_r3.index.encoder import Encoder
 from search_r3.index.search import SearchResult, match_query
-from search_r3.index.storage import MISTAKE, StorageError, brief
+from search_r3.index.storage import MISTAKE, Place, StorageError, brief
 from search_r3.index.table import TABLE, IndexInfo, SearchIndex, location
 
 Event = Literal["exchanged", "refused", "unavailable", "available"]
@@ -190,6 +190,21 @@ class IndexHandle:
                 raise IndexUnavailable(line)
             time.sleep(STEP)
 
+    def writable(self) -> Place:
+        """Where a change is to be written now: a folder by its own name, whatever becomes of a link meanwhile.
+
+        Raises:
+            IndexUnavailable: what is at the path is an index of another model; or it is not there or cannot be read,
+                and has not come back within `patience` seconds.
+        """
+        self.check()
+        while self._problem is not None and self.problem is None:  # it may be being exchanged
+            time.sleep(STEP)
+            self.check()
+        if (line := self.problem or self.refusal) is not None:
+            raise IndexUnavailable(line)
+        return Path(os.path.realpath(self.path)) if isinstance(self.path, Path) else self.path
+
     def unavailable(self, error: BaseException) -> IndexUnavailable | None:
         """What to raise for an error of LanceDB that says that files are gone; None for any other."""
         if not _lost(error):
@@ -224,6 +239,7 @@ class IndexHandle:
         """Move on to what is at `place`."""
         same = place.folder == self._place.folder
         if same and place == self._place and isinstance(self.path, Path) and not self._suspect and not self._problem:
+            self._refused = None  # a link that led elsewhere leads back
             return
         if self._refused is not None and place == self._refused[0] and isinstance(self.path, Path):
             raise _RefusedError(self._refused[1])

@@ -26,7 +26,7 @@ from search_r3.index.locking import Held, writing
 from search_r3.index.readers import Source, SourceDocument
 from search_r3.index.sources import API, UNKNOWN, keep_sources, read_sources, source_condition
 from search_r3.index.storage import Place, explained, for_writing
-from search_r3.index.table import SearchIndex, ensure_complete, location, mark_complete, migrate_rows
+from search_r3.index.table import IndexInfo, SearchIndex, ensure_complete, location, mark_complete, migrate_rows
 
 AT_ONCE = 5000  # ids in one SQL condition
 
@@ -70,23 +70,36 @@ def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0,
     wanted = list(dict.fromkeys(ids))
     if not wanted:
         raise InputError("no ids were given; give the ids of the documents to delete")
-    return sum(_delete(path, wanted, wait, maintain, every=True).values())
+    return sum(_delete(path, wanted, wait, maintain, None, every=True).values())
 
 
-def delete_each(path: str | Path, ids: Sequence[str], *, wait: float = 0.0, maintain: bool = True) -> dict[str, int]:
+def delete_each(
+    path: str | Path,
+    ids: Sequence[str],
+    *,
+    wait: float = 0.0,
+    maintain: bool = True,
+    made_with: IndexInfo | None = None,
+) -> dict[str, int]:
     """`delete_documents`, but ids that are not there are passed over; returns the chunks of those that were.
 
+    Args:
+        made_with: of the index that is meant; one of another model in its place is left as it is.
+
     Raises:
+        ModelMismatch: it was not made with the model of `made_with`.
         InputError: as `delete_documents`.
     """
-    return _delete(path, list(dict.fromkeys(ids)), wait, maintain, every=False)
+    return _delete(path, list(dict.fromkeys(ids)), wait, maintain, made_with, every=False)
 
 
-def _delete(path: str | Path, wanted: list[str], wait: float, maintain: bool, every: bool) -> dict[str, int]:
+def _delete(
+    path: str | Path, wanted: list[str], wait: float, maintain: bool, made_with: IndexInfo | None, every: bool
+) -> dict[str, int]:
     place = for_writing(location(path))
     began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
-        index = SearchIndex.open(place)
+        index = _open(place, made_with)
         complete = index.complete
         held: Counter[str] = Counter()
         for some in _parts(wanted):
@@ -104,7 +117,14 @@ def _delete(path: str | Path, wanted: list[str], wait: float, maintain: bool, ev
         return dict(held)
 
 
-def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 0.0, always: bool = False) -> bool:
+def maintain_index(
+    path: str | Path,
+    *,
+    start: int | None = None,
+    wait: float = 0.0,
+    always: bool = False,
+    made_with: IndexInfo | None = None,
+) -> bool:
     """Do the maintenance that is due in an index that is whole: after writes that left it undone.
 
     Returns whether that rebuilt a full-text index that an earlier version had made.
@@ -113,21 +133,30 @@ def maintain_index(path: str | Path, *, start: int | None = None, wait: float = 
         start: rows from which on the index gets an approximate one; None begins none.
         wait: seconds to wait for another writer to end.
         always: look for old versions though few writes were made since they were last removed.
+        made_with: of the index that is meant; one of another model in its place is left as it is.
 
     Raises:
         IndexBusy: another process is writing.
         StorageError: object storage failed or did not answer.
+        ModelMismatch: the index was not made with the model of `made_with`.
         InputError: there is no index.
     """
     place = for_writing(location(path))
     began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
-        index = SearchIndex.open(place)
+        index = _open(place, made_with)
         if not index.complete:
             return False
         rebuilt = _maintain(index.table, place, lease, start, always)
         flush(place, began)
         return rebuilt
+
+
+def _open(place: Place, made_with: IndexInfo | None) -> SearchIndex:
+    index = SearchIndex.open(place)
+    if made_with is not None:
+        index.check_made_with(made_with)
+    return index
 
 
 def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, always: bool = False) -> bool:

@@ -39,6 +39,10 @@ LONG = 10.0  # seconds; what failed after as many is not tried in another way
 LOOKUPS_FROM = 100_000  # rows; below, reading the column through takes a few milliseconds
 
 
+class ModelMismatch(InputError):
+    """The index was made with another model: embeddings of the two cannot be compared."""
+
+
 @dataclass(frozen=True)
 class IndexInfo:
     """What an index was made with; `created` is UTC in ISO 8601."""
@@ -187,14 +191,27 @@ class SearchIndex:
         """Refuse a model whose embeddings do not live in the same space as the index's.
 
         Raises:
-            InputError: the contract hashes differ; both models are named.
+            ModelMismatch: the contract hashes differ; both models are named.
         """
         info = _read_info(self.path, self.table)  # LanceDB follows the path: it may be another index by now
         if model.contract_hash != info.contract_hash:
-            raise InputError(
+            raise ModelMismatch(
                 f"{self.path} was made with {info.model_name} (contract {info.contract_hash[:12]}), but this "
                 f"model is {model.name} (contract {model.contract_hash[:12]}): their embeddings cannot be compared. "
                 f"Use the index's model, or build a new index with {model.name} in another folder"
+            )
+
+    def check_made_with(self, info: IndexInfo) -> None:
+        """Refuse an index that was not made with the model that `info` names.
+
+        Raises:
+            ModelMismatch: the contract hashes differ.
+        """
+        if info.contract_hash != self.info.contract_hash:
+            raise ModelMismatch(
+                f"{self.path} holds an index that was made with {self.info.model_name} (contract "
+                f"{self.info.contract_hash[:12]}), not with {info.model_name} (contract {info.contract_hash[:12]}); "
+                "nothing was changed"
             )
 
     def check_full_text(self) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from search_r3.errors import InputError
 from search_r3.index.handle import IndexUnavailable
 from search_r3.index.storage import IndexBusy, StorageError
+from search_r3.index.table import ModelMismatch
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_STATUSES = (429, 503)
@@ -56,10 +57,11 @@ class ApiError(Exception):
 def from_input_error(
     error: InputError, status: int = 400, code: str = "invalid_value", param: str | None = None
 ) -> ApiError:
-    """What a client is told for `error`: storage that fails is no fault of the request (503), and an index that
-    another process is writing is a matter of waiting (409 with Retry-After); all else is `status`, `code` and `param`.
+    """What a client is told for `error`: storage that fails, or an index of another model in the place of the server's,
+    is no fault of the request (503), and an index that another process is writing is a matter of waiting (409 with
+    Retry-After); all else is `status`, `code` and `param`.
     """
-    if isinstance(error, IndexUnavailable):
+    if isinstance(error, IndexUnavailable | ModelMismatch):
         return ApiError(503, str(error), "index_unavailable", retry_after=RETRY_INDEX)
     if isinstance(error, StorageError):
         return ApiError(503, str(error), "storage_unavailable", retry_after=RETRY_STORAGE)

@@ -292,6 +292,34 @@ def test_the_words_of_a_filter_are_no_loss_of_files(tmp_path: Path, model: Any, 
     assert not handle._suspect
 
 
+def test_a_place_to_write_to(tmp_path: Path, model: Any, make_model: Any) -> None:
+    ours = make(tmp_path / "1", OLD, model)
+    foreign = make(tmp_path / "2", NEW, make_model("other", "b" * 64))
+    live, events = tmp_path / "live", []
+    handle_of = lambda path: IndexHandle(path, every=600, patience=0.3, on_event=lambda *event: events.append(event[0]))  # noqa: E731
+
+    def point(target: Path) -> None:
+        (tmp_path / "next").symlink_to(target)
+        os.replace(tmp_path / "next", live)
+
+    point(ours)
+    handle = handle_of(live)
+    assert handle.writable() == ours
+    point(foreign)
+    with pytest.raises(IndexUnavailable, match="made with other"):
+        handle.writable()
+    point(ours)
+    assert handle.writable() == ours
+    assert handle.refusal is None
+    ours.rename(tmp_path / "away")
+    threading.Timer(0.1, (tmp_path / "away").rename, [ours]).start()
+    assert handle.writable() == ours  # it waits for one that is being exchanged
+    ours.rename(tmp_path / "away")
+    with pytest.raises(IndexUnavailable, match="not there any more"):
+        handle.writable()
+    assert events == ["refused", "unavailable"]
+
+
 def test_ordinary_commits_are_followed(tmp_path: Path, model: Any) -> None:
     live = make(tmp_path / "live", OLD, model)
     events: list[str] = []

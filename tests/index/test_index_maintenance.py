@@ -19,9 +19,12 @@ from search_r3.index import (
     build_index,
     compact_index,
     delete_documents,
+    maintain_index,
     update_documents,
 )
 from search_r3.index.build import ONE_COMMIT
+from search_r3.index.maintenance import delete_each
+from search_r3.index.table import ModelMismatch
 
 LONG = "\n\n".join(" ".join(f"{name}{i}" for i in range(110)) for name in ("alpha", "beta", "gamma"))
 
@@ -47,6 +50,19 @@ def test_deleted_documents_are_gone_with_all_of_their_chunks(path, model):
     assert index.complete
     for mode in ("vector", "text"):
         assert all(hit.document != "long" for hit in index.search("alpha1 beta2", model, mode=mode, k=10).hits)
+
+
+def test_an_index_of_another_model_than_the_one_meant_is_left_as_it_is(path, tmp_path, model, make_model):
+    ours, version = SearchIndex.open(path).info, SearchIndex.open(path).table.version
+    build_index(tmp_path / "other", [SourceDocument("a", "", "a text")], make_model("other", "b" * 64), progress=False)
+    theirs = SearchIndex.open(tmp_path / "other").info
+    with pytest.raises(ModelMismatch, match=r"not with other .*nothing was changed"):
+        delete_each(path, ["d1"], made_with=theirs)
+    with pytest.raises(ModelMismatch):
+        maintain_index(path, always=True, made_with=theirs)
+    assert SearchIndex.open(path).table.version == version
+    assert delete_each(path, ["d1", "none"], made_with=ours) == {"d1": 1}
+    maintain_index(path, always=True, made_with=ours)
 
 
 def test_what_is_changed_at_once_is_whole_though_the_end_never_came(path, model, monkeypatch):
