@@ -10,7 +10,7 @@ from search_r3.errors import InputError
 Batching = Literal["continuous", "static"]
 COUNTS = (
     "max_items", "max_tokens", "max_body", "max_bodies", "queue", "slots", "shared_tokens", "batch_texts",
-    "batch_tokens", "search_threads",
+    "batch_tokens", "search_threads", "add_threads",
 )  # fmt: skip
 
 
@@ -56,6 +56,8 @@ class ServerConfig:
     """Tokens in one pass over documents or direct queries: on two CPU cores about a second, which others wait."""
     search_threads: int = 32
     """Searches side by side; each waits for the model most of its time."""
+    add_threads: int = 32
+    """Requests whose documents are embedded side by side; the next one waits. They keep no search waiting."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:

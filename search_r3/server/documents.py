@@ -15,16 +15,18 @@ from starlette.responses import Response
 
 from search_r3.errors import InputError
 from search_r3.index.columns import ColumnTypeError
-from search_r3.index.handle import IndexHandle
+from search_r3.index.handle import FAILURES, IndexHandle
 from search_r3.index.maintenance import UnknownDocument
 from search_r3.index.readers import SourceDocument
+from search_r3.index.storage import explained
+from search_r3.index.table import SearchIndex
 from search_r3.server.embeddings import to_json
-from search_r3.server.encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error
-from search_r3.server.intake import read, until_done
+from search_r3.server.intake import in_thread, read, until_done
 from search_r3.server.schemas import MAX_ID_CHARACTERS, DocumentsRequest
 from search_r3.server.service import Service
 from search_r3.server.work import Closed
+from search_r3.server.writing import Change
 
 PAGE, MAX_PAGE = 100, 1000
 CHARACTERS_PER_TOKEN = 4
@@ -36,75 +38,65 @@ async def list_documents(request: Request, service: Service) -> Response:
     with service.inside():
         index = service.index
         limit, after = _page(request)
-        future = asyncio.get_running_loop().run_in_executor(service.threads, _listed, index, limit, after)
-        return to_json(await until_done(request, service, future, lambda: None, lambda: True))
+        return to_json(await in_thread(request, service, service.threads, lambda _: _listed(index, limit, after)))
 
 
 async def add_documents(request: Request, service: Service) -> Response:
     """Answer POST /v1/documents."""
     with service.inside():
-        index = service.index
+        index = service.writable_index
         body = await read(request, service, DocumentsRequest)
         _check_size(body, service)
+        _check_ids(body)
         request.state.items = len(body.documents)
         documents = [SourceDocument(d.id, d.title.strip(), d.text, d.metadata) for d in body.documents]
-        encoder = service.encoder()
-        adding = asyncio.ensure_future(_add(service, index, documents, encoder))
-        return to_json(await until_done(request, service, adding, encoder.cancel, lambda: encoder.begun), 201)
+        chunks = await _committed(request, service, index, Change(documents, service.encoder()))
+        data = [{"object": "document", "id": document.id} for document in documents]
+        return to_json({"object": "list", "data": data, "chunks": chunks}, 201)
 
 
 async def delete_document(request: Request, service: Service, identifier: str) -> Response:
     """Answer DELETE /v1/documents/{document}."""
     with service.inside():
-        deleting = asyncio.ensure_future(_delete(service, service.index, identifier))
-        return to_json(await until_done(request, service, deleting, lambda: None, lambda: True))
+        chunks = await _committed(request, service, service.writable_index, Change(deleted=identifier))
+        return to_json({"object": "document", "id": identifier, "deleted": True, "chunks": chunks})
 
 
-async def _delete(service: Service, index: IndexHandle, identifier: str) -> dict[str, Any]:
+async def _committed(request: Request, service: Service, index: IndexHandle, change: Change) -> int:
+    """The chunks of `change`, once it is committed. If nobody waits for it any more before that begins, it is not."""
+    cancel = change.encoder.cancel if change.encoder is not None else lambda: None
+    return await until_done(
+        request, service, asyncio.ensure_future(_commit(service, index, change)), lambda: change.begun, cancel
+    )
+
+
+async def _commit(service: Service, index: IndexHandle, change: Change) -> int:
     try:
-        chunks = await service.writing.delete(index, identifier, _follow)
+        return await service.writing.commit(index, change)
     except UnknownDocument as error:
-        message = f"there is no document {identifier[:100]!a}; see GET /v1/documents"
+        message = f"there is no document {change.deleted[:100]!a}; see GET /v1/documents"
         raise ApiError(404, message, "document_not_found", param="document") from error
-    except InputError as error:
-        raise from_input_error(error, 409, "conflict") from error
-    return {"object": "document", "id": identifier, "deleted": True, "chunks": chunks}
-
-
-async def _add(
-    service: Service, index: IndexHandle, documents: list[SourceDocument], encoder: QueuedEncoder
-) -> dict[str, Any]:
-    ids = [document.id for document in documents]
-    try:
-        if len(set(ids)) < len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
-            raise InputError(f'the id "{twice}" comes twice; give each document its own')
-        chunks = await service.writing.add(index, documents, encoder, _follow)
     except ColumnTypeError as error:
         message = (
             f"{error.problem} make the column text on the server: search-r3 index SOURCE --into INDEX {error.remedy}"
         )
         raise ApiError(409, message, "conflict", param="documents") from error
     except InputError as error:
-        raise from_input_error(error, 409, "conflict", "documents") from error
+        raise from_input_error(error, 409, "conflict", "documents" if change.documents else None) from error
     except Closed as error:
         raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
-    except (OSError, RuntimeError) as error:
+    except FAILURES as error:
         if (unavailable := await asyncio.to_thread(index.unavailable, error)) is None:
             raise
         raise from_input_error(unavailable) from error
-    return {"object": "list", "data": [{"object": "document", "id": i} for i in ids], "chunks": chunks}
-
-
-def _follow(index: IndexHandle) -> None:
-    """Who adds and then searches, finds. What is stored is stored, whether or not this reading succeeds."""
-    index.check()
 
 
 def _listed(index: IndexHandle, limit: int, after: str) -> dict[str, Any]:
-    rows = index.run(
-        lambda now: now.following(lambda: now.table.search().select(["document", "title", "path"]).to_arrow())
-    )
+    def read_columns(now: SearchIndex) -> Any:
+        with explained(now.path):
+            return now.following(lambda: now.table.search().select(["document", "title", "path"]).to_arrow())
+
+    rows = index.run(read_columns)
     first: dict[str, tuple[str, str]] = {}
     columns = (rows[name].to_pylist() for name in ("document", "title", "path"))
     for identifier, title, path in zip(*columns, strict=True):
@@ -143,3 +135,12 @@ def _check_size(body: DocumentsRequest, service: Service) -> None:
     if characters > (most := config.max_tokens * CHARACTERS_PER_TOKEN):
         message = f"the documents have {characters:,} characters, the limit is {most:,}; send several requests"
         raise ApiError(413, message, "too_many_tokens", param="documents")
+
+
+def _check_ids(body: DocumentsRequest) -> None:
+    seen: set[str] = set()
+    for document in body.documents:
+        if document.id in seen:
+            message = f'the id "{document.id}" comes twice; give each document its own'
+            raise ApiError(409, message, "conflict", param="documents")
+        seen.add(document.id)

@@ -23,7 +23,7 @@ from search_r3.model.texts import Text, Tokens
 from search_r3.server.config import ServerConfig
 from search_r3.server.encoder import cut_tokens
 from search_r3.server.errors import ApiError
-from search_r3.server.intake import in_thread, read, until_done
+from search_r3.server.intake import in_thread, pool_for, read, until_done
 from search_r3.server.schemas import EmbeddingRequest
 from search_r3.server.service import Loaded, Service
 from search_r3.server.work import Closed, Embedded, Work
@@ -121,8 +121,7 @@ class _Job:
             self.service.batcher.submit(work)
         except Closed as error:
             raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
-        future = asyncio.wrap_future(work.future)
-        return await until_done(self.request, self.service, future, work.future.cancel, lambda: work.begun)
+        return await until_done(self.request, self.service, asyncio.wrap_future(work.future), lambda: work.begun)
 
     async def run_auto(self, budget: int) -> list[Embedded]:
         """Direct embeddings; where the rule says so by their cosines in the index, reasoned ones in their place."""
@@ -179,7 +178,7 @@ async def _tokens(request: Request, body: EmbeddingRequest, service: Service) ->
 
     size = sum(len(item) for item in body.input)
     try:
-        return await in_thread(request, service, size, tokenize)
+        return await in_thread(request, service, pool_for(service, size), tokenize)
     except InputError as error:
         raise ApiError(400, str(error), "invalid_value", param="input") from error
 

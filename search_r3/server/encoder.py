@@ -36,7 +36,7 @@ class QueuedEncoder:
         self._cancelled = False
         self._running: Work | None = None
         self._known: dict[tuple[Kind, tuple[str, ...], int], list[Embedded]] = {}
-        self.begun = False
+        self._begun = False
         self.prompt_tokens = 0
         self.reasoning_tokens = 0
 
@@ -79,6 +79,16 @@ class QueuedEncoder:
         ]
 
     @property
+    def begun(self) -> bool:
+        """Whether work of the request has begun: a text of it was taken by the batcher, or `begin` was called."""
+        running = self._running
+        return self._begun or (running is not None and running.begun)
+
+    def begin(self) -> None:
+        """Work has begun that needs no text embedded."""
+        self._begun = True
+
+    @property
     def cancelled(self) -> bool:
         """Whether `cancel` was called."""
         return self._cancelled
@@ -107,8 +117,9 @@ class QueuedEncoder:
         self._batcher.submit(work)
         try:
             answers = work.future.result()
+            self._begun = True  # also where the answers were known
         finally:
-            self.begun = self.begun or work.begun
+            self._begun = self._begun or work.begun
         if kind != "document":
             self._known[key] = answers
         self.prompt_tokens += work.tokens

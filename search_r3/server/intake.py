@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -33,14 +34,19 @@ async def read(request: Request, service: Service, shape: type[Body]) -> Body:
     if len(body) <= LARGE:
         return parse(body, shape)
     most = max(MOST_VALUES, 2 * service.config.max_tokens)
-    return await in_thread(request, service, len(body), lambda _: parse(body, shape, most))
+    return await in_thread(request, service, pool_for(service, len(body)), lambda _: parse(body, shape, most))
 
 
-async def in_thread(request: Request, service: Service, size: int, job: Callable[[Callable[[], None]], T]) -> T:
+def pool_for(service: Service, size: int) -> Executor:
+    """Where a request's body or texts of `size` bytes or characters are worked on: large ones one after the other."""
+    return service.bulk if size > LARGE else service.tokenizing
+
+
+async def in_thread(request: Request, service: Service, pool: Executor, job: Callable[[Callable[[], None]], T]) -> T:
     """The result of `job`, from a thread; not begun, or ended at its next step, if the client goes away.
 
     Args:
-        size: bytes or characters that it is about: over `LARGE` it waits for other large ones.
+        pool: has the thread.
         job: is given a function that it calls between its steps, and that raises HungUp when it should end.
 
     Raises:
@@ -57,14 +63,8 @@ async def in_thread(request: Request, service: Service, size: int, job: Callable
         begun.set()
         return job(check)
 
-    pool = service.bulk if size > LARGE else service.tokenizing
-    future = asyncio.get_running_loop().run_in_executor(pool, run)
-
-    def cancel() -> None:
-        ended.set()
-        future.cancel()
-
-    return await until_done(request, service, future, cancel, begun.is_set)
+    loop = asyncio.get_running_loop()
+    return await until_done(request, service, loop.run_in_executor(pool, run), begun.is_set, ended.set)
 
 
 async def _read_bytes(request: Request, service: Service) -> bytearray:
@@ -105,9 +105,20 @@ async def hang_up(request: Request) -> None:
 
 
 async def until_done(
-    request: Request, service: Service, future: asyncio.Future[T], cancel: Callable[[], Any], begun: Callable[[], bool]
+    request: Request,
+    service: Service,
+    future: asyncio.Future[T],
+    begun: Callable[[], bool],
+    cancel: Callable[[], Any] = lambda: None,
 ) -> T:
     """The result of `future`, as long as the client is there and the time is not over; else it is cancelled.
+
+    The caller keeps no reference to `future`: an error in it would hold itself, through the frames of its traceback,
+    and with them the whole request.
+
+    Args:
+        begun: whether its work has begun.
+        cancel: called before `future` is cancelled.
 
     Raises:
         ApiError: 503 (not begun) or 504 (begun) after the server's timeout.
@@ -127,7 +138,9 @@ async def until_done(
         gone.cancel()
         if not future.done():
             cancel()
+            future.cancel()
             future.add_done_callback(lambda f: f.cancelled() or f.exception())  # nobody else will look at it
+        del future, either, begun, cancel
 
 
 def timed_out(service: Service, begun: bool) -> ApiError:

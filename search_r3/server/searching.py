@@ -42,6 +42,8 @@ async def search(request: Request, service: Service) -> Response:
             await _checked(request, service, body.where)
 
         def run(encoder: QueuedEncoder) -> dict[str, Any]:
+            if body.mode == "text":
+                encoder.begin()
             asked = body.reasoning if isinstance(body.reasoning, str) else budget is not None
             found = index.search(
                 body.query,
@@ -60,9 +62,14 @@ async def search(request: Request, service: Service) -> Response:
         if body.stream:
             streaming = True
             return EventStream(request, service, run)
-        encoder = service.encoder()
-        future = asyncio.get_running_loop().run_in_executor(service.threads, _safely, run, encoder)
-        found = await until_done(request, service, future, encoder.cancel, lambda: encoder.begun)
+        encoder, loop = service.encoder(), asyncio.get_running_loop()
+        found = await until_done(
+            request,
+            service,
+            loop.run_in_executor(service.threads, _safely, run, encoder),
+            lambda: encoder.begun,
+            encoder.cancel,
+        )
         return to_json(found)
     finally:
         if not streaming:  # a stream leaves when it ends
@@ -143,7 +150,9 @@ class EventStream(Response):
             gone.cancel()
             encoder.cancel()
             if not future.done():
+                future.cancel()
                 future.add_done_callback(lambda f: f.cancelled() or f.exception())
+            del future  # see `until_done`
             self.service.leave()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

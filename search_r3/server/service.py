@@ -89,7 +89,7 @@ class Service:
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         self.bulk = ThreadPoolExecutor(1, thread_name_prefix="bulk")
         self.bodies = Bodies(config.max_bodies, self.tokenizing)
-        self.writing = Writer(self.threads)
+        self.writing = Writer(config.add_threads)
         self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
         self._closed = threading.Event()
@@ -110,6 +110,7 @@ class Service:
         self._closed.set()
         if self._batcher is not None and not self._batcher.close(grace):
             log("gave up work at shutdown", 30)
+        self.writing.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.tokenizing.shutdown(wait=False, cancel_futures=True)
         self.bulk.shutdown(wait=False, cancel_futures=True)
@@ -140,6 +141,14 @@ class Service:
             raise ApiError(404, "this server has no index; start it with one: search-r3 serve INDEX", "no_index")
         if (problem := index.problem) is not None:
             raise from_input_error(IndexUnavailable(problem))
+        return index
+
+    @property
+    def writable_index(self) -> IndexHandle:
+        """The index, to be changed. Raises ApiError as `index`, and 503 while one of another model is in its place."""
+        index = self.index
+        if (refusal := index.refusal) is not None:
+            raise from_input_error(IndexUnavailable(refusal))
         return index
 
     def health(self) -> tuple[Status | Literal["index_unavailable"], str | None]:
