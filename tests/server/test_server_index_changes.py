@@ -165,7 +165,8 @@ def test_an_index_of_the_same_model_costs_no_request(
             thread.join(60)
         assert set(answers) == {"old", "fresh"}
         assert server.ask("GET", "/health").json["reason"] is None
-        assert 'search_r3_index_events_total{event="exchanged"} 1.0' in server.ask("GET", "/metrics").body.decode()
+        exchanged = 'search_r3_index_events_total{event="exchanged"} 1.0'  # counted just after the first answers
+        eventually(lambda: exchanged in server.ask("GET", "/metrics").body.decode())
 
 
 def test_an_index_of_another_model_is_refused(tiny: SearchR3, other: SearchR3, make: Any, log: Any) -> None:
