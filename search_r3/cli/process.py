@@ -19,6 +19,7 @@ LARGEST_BYTES = 64 << 20
 """A larger piece is the system's own, and goes back to it."""
 GARBAGE_THRESHOLD = 50_000
 """New objects between two runs of the garbage collector; the objects of one search or batch are far fewer."""
+_OWN_THRESHOLDS = gc.get_threshold()
 
 
 def keep_freed_memory() -> None:
@@ -42,6 +43,12 @@ def collect_garbage_rarely() -> None:
     through them again and again takes a fifth of the start (benchmarks/start.py).
     """
     gc.set_threshold(max(GARBAGE_THRESHOLD, gc.get_threshold()[0]), 20, 20)
+
+
+def collect_garbage_as_usual() -> None:
+    """Python's own thresholds again, for a process that runs on; what there is now lives on, and is passed over."""
+    gc.freeze()
+    gc.set_threshold(*_OWN_THRESHOLDS)
 
 
 def let_idle_threads_sleep() -> None:

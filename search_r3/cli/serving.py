@@ -21,6 +21,7 @@ from search_r3.cli.options import (
     hush,
     load,
 )
+from search_r3.cli.process import collect_garbage_as_usual
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def serve(
         name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
 
     def start() -> Loaded:
-        return Loaded.of(load(name, device, dtype, engine), opened)
+        loaded = Loaded.of(load(name, device, dtype, engine), opened)
+        collect_garbage_as_usual()
+        return loaded
 
     run(host, port, config, start)

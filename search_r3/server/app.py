@@ -232,6 +232,7 @@ class Observed:
         finally:
             self.service.bodies.release(scope)
             self._note(scope, identifier, status, time.perf_counter() - started, error)
+            del error  # it holds this frame
 
     def _note(self, scope: Scope, identifier: str, status: int, seconds: float, error: BaseException | None) -> None:
         route = getattr(scope.get("route"), "path", "other")

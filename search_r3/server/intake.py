@@ -16,12 +16,13 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
 from search_r3.server.errors import ApiError
-from search_r3.server.parsing import MOST_VALUES, parse
+from search_r3.server.parsing import MOST_VALUES, count_marks, parse
 from search_r3.server.service import Service
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 LARGE = 200_000  # bytes or characters; parsing more would keep the others waiting for milliseconds
+FEW_MARKS = 5_000  # of values in a body; checking more against a schema would, too
 
 
 class HungUp(Exception):
@@ -31,7 +32,7 @@ class HungUp(Exception):
 async def read(request: Request, service: Service, shape: type[Body]) -> Body:
     """The request's body as a `shape`. Raises ApiError, or HungUp."""
     body = await _read_bytes(request, service)
-    if len(body) <= LARGE:
+    if len(body) <= LARGE and count_marks(body) <= FEW_MARKS:
         return parse(body, shape)
     most = max(MOST_VALUES, 2 * service.config.max_tokens)
     return await in_thread(request, service, pool_for(service, len(body)), lambda _: parse(body, shape, most))

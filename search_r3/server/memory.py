@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
@@ -59,7 +60,8 @@ class Bodies:
 
 
 def give_back() -> None:
-    """Return what is free to the system."""
+    """Return what is free to the system, and what nobody holds any more but itself."""
+    gc.collect()
     trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

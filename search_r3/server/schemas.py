@@ -163,7 +163,7 @@ class DocumentIn(Strict):
 class DocumentsRequest(Strict):
     """POST /v1/documents."""
 
-    documents: Annotated[list[DocumentIn], Field(min_length=1)]
+    documents: Annotated[list[DocumentIn], Field(min_length=1, fail_fast=True)]
 
 
 def filter_pattern(columns: dict[str, str]) -> str:
