@@ -162,33 +162,37 @@ class IndexHandle:
             IndexUnavailable: it is not there or cannot be read, and has not come back within `patience` seconds.
         """
         end: float | None = None
-        while True:
-            index, error = self.index, None
-            try:
-                found = read(index)
-            except (InputError, *FAILURES) as caught:
-                error = caught
-                if isinstance(caught, StorageError) and not _lost(caught):  # it was tried for long enough already
-                    self._suspect = True
-                    self._fail(str(caught))
-                    raise
-            exchanged = not index.unchanged()
-            if error is None and not exchanged:
-                return found
-            end = time.monotonic() + self.patience if end is None else end
-            broken = exchanged or _lost(error) or not (isinstance(error, InputError) or _answers(index))
-            self._suspect = self._suspect or broken
-            self.check()
-            if self._current is not index and time.monotonic() < end + self.patience:
-                continue
-            if error is not None and not broken:
-                raise error  # nothing has happened to the index
-            if time.monotonic() >= end:
-                reason = brief(error) if error is not None else "it keeps being replaced"
-                line = self._problem[0] if self._problem else self._unreadable(reason)
-                self._fail(line, at_once=True)
-                raise IndexUnavailable(line)
-            time.sleep(STEP)
+        error: Exception | None = None
+        try:
+            while True:
+                index, error = self.index, None
+                try:
+                    found = read(index)
+                except (InputError, *FAILURES) as caught:
+                    error = caught
+                    if isinstance(caught, StorageError) and not _lost(caught):  # it was tried for long enough already
+                        self._suspect = True
+                        self._fail(str(caught))
+                        raise
+                exchanged = not index.unchanged()
+                if error is None and not exchanged:
+                    return found
+                end = time.monotonic() + self.patience if end is None else end
+                broken = exchanged or _lost(error) or not (isinstance(error, InputError) or _answers(index))
+                self._suspect = self._suspect or broken
+                self.check()
+                if self._current is not index and time.monotonic() < end + self.patience:
+                    continue
+                if error is not None and not broken:
+                    raise error  # nothing has happened to the index
+                if time.monotonic() >= end:
+                    reason = brief(error) if error is not None else "it keeps being replaced"
+                    line = self._problem[0] if self._problem else self._unreadable(reason)
+                    self._fail(line, at_once=True)
+                    raise IndexUnavailable(line)
+                time.sleep(STEP)
+        finally:
+            error = None  # its traceback holds this frame, and with it what `read` was given
 
     def writable(self) -> Place:
         """Where a change is to be written now: a folder by its own name, whatever becomes of a link meanwhile.
