@@ -214,6 +214,7 @@ def index(
     if keep and prune:
         raise InputError("--keep and --prune say the opposite; give one of them")
     documents = open_source(path, delimiter=delimiter)
+    documents.may_be_empty = prune
     target = into or f"{Path(path).resolve().stem}.index"
     check_target(target, documents, source, named=into is not None)
     given: dict[str, Any] = {

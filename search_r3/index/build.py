@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +24,7 @@ from search_r3.index.changes import Changes, Window
 from search_r3.index.chunk_ids import rename_old_ids
 from search_r3.index.columns import TEXT_HASH, ColumnTypes, new_columns, parse_types, quoted, table_schema, text_fields
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
-from search_r3.index.conversion import give_types, widen
+from search_r3.index.conversion import Replacing, check_fields, give_types, widen
 from search_r3.index.duplicates import remove_duplicates
 from search_r3.index.durable import DiskError, flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit
@@ -34,7 +33,7 @@ from search_r3.index.flow import Pipe, run_stage, start_stage
 from search_r3.index.full_text import ensure_full_text, full_text_state
 from search_r3.index.locking import OURS, Held, writing
 from search_r3.index.readers import Source, SourceDocument
-from search_r3.index.report import IndexReport, Removal
+from search_r3.index.report import IndexReport, Removal, progress_line
 from search_r3.index.rows import as_arrow
 from search_r3.index.sources import (
     DOCUMENTS,
@@ -143,7 +142,7 @@ def build_index(
     with explained(place), writing(place, make=True, wait=wait) as held:
         build = _Build(place, held, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
         changes = build.begin(documents, source, take_over, types, max_length, prune)
-        with _progress(progress and sys.stderr.isatty()) as show:
+        with progress_line(progress and sys.stderr.isatty()) as show:
             _run(build, changes, documents, show, batch_tokens, batch_size)
         build.finish(changes, prune, may_prune, approximate_from, queries, maintain)
         changes.close()
@@ -246,7 +245,7 @@ class _Build:
         self.sources = Sources()
         self.scope = Scope(SourceRecord(DOCUMENTS))
         self.declared: dict[str, pa.DataType] = {}
-        self.touched = False
+        self.touched = self.may_be_empty = False
         self.first = self.was_complete = True
         self.brings_all = False  # of its source, so an earlier run that was interrupted does not count any more
         self.brought = False
@@ -288,11 +287,16 @@ class _Build:
         self.scope = self.sources.scope(documents, source, self.path, take_over)
         self.report.source = self.scope.record.name
         self.brings_all = not self.at_once and self.scope.whole and (prune or isinstance(documents, Source))
-        if self.table is not None:
-            self.touched |= give_types(self.table, self.declared)
-            self.schema = self.table.schema
+        self.schema = self.schema if self.table is None else self.table.schema
+        replacing = None
         if isinstance(documents, Source):
-            documents.text_columns |= text_fields(self.schema, self.declared)
+            documents.text_columns = text_fields(self.schema, self.declared)
+            self.may_be_empty = self.scope.allow_empty(documents, self.path)
+            check_fields(self.schema, types or {}, documents)
+            replacing = Replacing(lambda: self.scope.documents(documents), self.scope.own, take_over)
+        if self.table is not None:
+            self.touched |= give_types(self.table, self.declared, replacing)
+            self.schema = self.table.schema
         if self.table is not None and not self.first:
             self.before = open_table(self.path)  # a second handle, held at the version the run starts from
             self.before.checkout(self.table.version)
@@ -344,7 +348,7 @@ class _Build:
         maintain: bool = True,
     ) -> None:
         """Remove what is gone, do the maintenance that is due, mark the index complete, and see it on the disk."""
-        if not changes.seen:
+        if not changes.seen and not self.may_be_empty:
             raise InputError("no documents were given; the index is unchanged")
         self.report.conflicts = changes.conflicts
         self._prune(changes, prune, may_prune)
@@ -432,19 +436,3 @@ class _Build:
         if stale:
             merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted(stale)})")
         merge.execute(batch)
-
-
-@contextmanager
-def _progress(enabled: bool) -> Iterator[Any]:
-    if not enabled:
-        yield lambda report: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading")
-        yield lambda report: bar.update(
-            task, description=f"{report.documents:,} documents read, {report.embedded:,} chunks embedded"
-        )

@@ -16,7 +16,7 @@ import pyarrow as pa
 from search_r3.errors import InputError
 from search_r3.index.chunking import Chunk, chunk_document
 from search_r3.index.columns import CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR, ColumnTypes, quoted
-from search_r3.index.conversion import first_inexact
+from search_r3.index.conversion import delete_command, first_inexact
 from search_r3.index.ledger import Ledger
 from search_r3.index.readers import Skipped, SourceDocument
 from search_r3.index.report import Removal
@@ -249,8 +249,11 @@ class Changes:
         window.columns, window.widened = self._types.fit(window.rows)
         known = self._before.schema.names if self._before is not None else []
         for name in window.widened.intersection(known):
-            if (found := first_inexact(self._before, name)) is not None:
-                raise self._types.not_widened(name, f'document "{found[0]}"', found[1])
+            replaced = {row["id"] for row in window.rows}.union(window.stale)
+            if (found := first_inexact(self._before, name, replaced)) is not None:
+                document, value = found
+                remove = f"remove it if the index's value is out of date ({delete_command(document)}), "
+                raise self._types.not_widened(name, f'document "{document}" of the index', value, remove)
 
     def _held_vectors(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         held: dict[str, np.ndarray] = {}

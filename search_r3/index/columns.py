@@ -147,9 +147,16 @@ def new_columns(types: Mapping[str, pa.DataType], declared: Container[str]) -> p
     return pa.schema([pa.field(name, kind, metadata=kept.get(name)) for name, kind in types.items()])
 
 
+def user_columns(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """The columns of a table that are of metadata, with their types."""
+    ours = set(table_schema(1).names)
+    return {column.name: column.type for column in schema if column.name not in ours}
+
+
 def text_fields(schema: pa.Schema, declared: Mapping[str, pa.DataType]) -> set[str]:
-    """Fields that the user made text, in the table or now, by every name that `plain_name` may give them."""
-    types = declared_types(schema) | dict(declared)
+    """Fields whose columns are text, in the table or as the user says now, by every name that `plain_name` may give
+    them."""
+    types = user_columns(schema) | dict(declared)
     columns = {name for name, kind in types.items() if kind == pa.string()}
     inner = {name.removeprefix("meta_") for name in columns}
     return columns | {name for name in inner if column_name(name) in columns}
@@ -180,8 +187,7 @@ class ColumnTypes:
     """
 
     def __init__(self, schema: pa.Schema, declared: Mapping[str, pa.DataType] | None = None) -> None:
-        ours = set(table_schema(1).names)
-        self.known = {column.name: column.type for column in schema if column.name not in ours}
+        self.known = user_columns(schema)
         self.declared = declared_types(schema) | dict(declared or {})
         self.misfits: Misfits = {}  # what makes the columns of a CSV file text
         self._fractions: dict[str, str] = {}  # column -> what it has that is no integer
@@ -231,11 +237,15 @@ class ColumnTypes:
         else:
             widened.add(name)
 
-    def not_widened(self, name: str, place: str, value: int) -> ColumnTypeError:
-        """The error for an integer that keeps its column from becoming one of numbers."""
+    def not_widened(self, name: str, place: str, value: int, remove: str = "") -> ColumnTypeError:
+        """The error for an integer that keeps its column from becoming one of numbers.
+
+        Args:
+            remove: how to remove it, where it is only in the index.
+        """
         return ColumnTypeError(
             f"{place}: {name} is {value}, too large to be exact in a column of numbers, but {self._fractions[name]}, "
-            "which is no integer; give the field one kind of number, or",
+            f"which is no integer; {remove}give the field one kind of number, or",
             name,
         )
 

@@ -133,12 +133,15 @@ def _whole(cell: str) -> int | None:
     return value if value is not None and -(2**63) <= value < 2**63 else None
 
 
-def _number(cell: str) -> float | None:
-    """The cell as a float of 64 bits; None for a whole number of more than 64 bits, or one that no float holds."""
+def _number(cell: str) -> int | float | None:
+    """The cell as a float of 64 bits, or an integer where it is one, so that it does not depend on the other cells;
+    None for a whole number of more than 64 bits, or one that no float holds."""
     value = float(cell) if NUMBER.fullmatch(cell) else math.inf
-    if not math.isfinite(value) or (WHOLE.fullmatch(cell) and int(value) != _whole(cell)):
+    if not math.isfinite(value):
         return None
-    return value
+    if not WHOLE.fullmatch(cell):
+        return value
+    return whole if (whole := _whole(cell)) == int(value) else None
 
 
 def _truth(cell: str) -> bool | None:

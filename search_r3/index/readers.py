@@ -87,7 +87,7 @@ class Source:
     """The documents under one path, read anew on each iteration; `skipped` fills up as one goes.
 
     Of a CSV file, `text_columns` are left as they are, by their names as the index writes them, and `misfits` tell why
-    others are text.
+    others are text. With `may_be_empty` there need be no document, else `if_empty` follows on what is said then.
 
     Iterating raises InputError where a record is broken, where an id comes twice, or at the end if there was nothing.
     """
@@ -98,6 +98,8 @@ class Source:
         self.skipped: list[Skipped] = []
         self.text_columns: set[str] = set()
         self.misfits: Misfits = {}
+        self.may_be_empty = False
+        self.if_empty = ""
         self._read = read
 
     def __iter__(self) -> Iterator[SourceDocument]:
@@ -111,9 +113,12 @@ class Source:
                     f"{first}; every document needs an id of its own"
                 )
             yield document
-        if not seen:
-            why = "; ".join(summarise_skipped(self.skipped)) or "it holds no text, Markdown, rst or source files"
-            raise InputError(f"{self.path}: nothing to index ({why})")
+        if not seen and not self.may_be_empty:
+            nothing = (
+                "it holds no text, Markdown, rst or source files" if self.kind == "folder" else "it has no records"
+            )
+            why = "; ".join(summarise_skipped(self.skipped)) or nothing
+            raise InputError(f"{self.path}: nothing to index ({why}){self.if_empty}")
 
 
 def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delimiter: str | None = None) -> Source:
@@ -221,6 +226,8 @@ def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
 
 def _csv(source: Source, delimiter: str | None) -> Iterator[SourceDocument]:
     path = source.path
+    if source.may_be_empty and not path.stat().st_size:
+        return
     for line, row in read_csv(path, delimiter, source.text_columns, source.misfits):
         identifier, title, text = str(row.pop("id")), str(row.pop("title", "")), str(row.pop("text"))
         if not identifier.strip():

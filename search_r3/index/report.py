@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,3 +65,20 @@ class IndexReport:
     @property
     def chunks(self) -> int:
         return self.added + self.updated + self.unchanged
+
+
+@contextmanager
+def progress_line(enabled: bool) -> Iterator[Callable[[IndexReport], None]]:
+    """A line on stderr that tells how far a build is, whenever its report is given to it."""
+    if not enabled:
+        yield lambda report: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading")
+        yield lambda report: bar.update(
+            task, description=f"{report.documents:,} documents read, {report.embedded:,} chunks embedded"
+        )

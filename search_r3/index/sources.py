@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -115,6 +116,15 @@ class Scope:
             replace(document, id=start + document.id, path=start + document.path, title=self.base + document.title)
             for document in given
         )
+
+    def allow_empty(self, documents: Source, index: Path | str) -> bool:
+        """Have `documents` know what it means if there are none; returns whether that is allowed."""
+        documents.may_be_empty &= self.known and self.part is not None
+        documents.if_empty = ""
+        if self.known and self.part is not None:
+            which = f"search-r3 delete {shlex.quote(str(index))} --source {shlex.quote(self.record.name)}"
+            documents.if_empty = f"; to remove what the index has of it: {which if self.whole else 'give --prune'}"
+        return documents.may_be_empty
 
     def moved_to(self, source: str | None, document: str) -> str | None:
         """The id that a document of an absorbed source has now; None for documents of this one."""

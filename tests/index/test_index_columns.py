@@ -96,7 +96,7 @@ def test_a_whole_number_is_never_rounded_beside_fractions(path, model):
         ):
             build_index(path, docs(*values), model)
     build_index(path, docs(BIG + 1), model)
-    with pytest.raises(InputError, match=rf'"d0": n is {BIG + 1}.*"d1" has 0.5'):
+    with pytest.raises(InputError, match=rf'"d0" of the index: n is {BIG + 1}.*"d1" has 0.5.*delete INDEX d0'):
         build_index(path, docs(BIG + 1, 0.5), model)
     assert column(path, "n") == {"d0": BIG + 1}
 
@@ -260,7 +260,7 @@ def test_a_column_is_converted_in_place_as_the_user_wrote_it(path, model):
 
 def test_text_that_reads_like_numbers_becomes_numbers(path, model):
     build_index(path, docs("12", " 7 ", "-3", "1, 2", field="n"), model)
-    with pytest.raises(InputError, match="document \"d3\": n is '1, 2', which is no integer"):
+    with pytest.raises(InputError, match="document \"d3\" of the index: n is '1, 2', which is no integer"):
         build_index(path, docs("12", " 7 ", "-3"), model, types={"n": "integer"})
     assert SearchIndex.open(path).columns["n"] == "text"
     build_index(path, docs("12", " 7 ", "-3"), model)
