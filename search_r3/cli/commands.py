@@ -304,13 +304,15 @@ def search(
     """
     hush()
     let_idle_threads_sleep()
+    from search_r3.index.handle import damage_explained
     from search_r3.index.page import print_result
     from search_r3.index.search import check_where
     from search_r3.index.table import SearchIndex
     from search_r3.model.listing import model_of_index
 
     opened = SearchIndex.open_snapshot(index)
-    check_where(opened, where)  # before a model is loaded
+    with damage_explained(index):
+        check_where(opened, where)  # before a model is loaded
     if query == "-":
         query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
     loaded = (
@@ -323,18 +325,19 @@ def search(
             engine,
         )
     )
-    found = opened.search(
-        query,
-        loaded,
-        k=k,
-        mode=mode.value,
-        reasoning=reasoning.chosen(loaded),
-        max_reasoning_tokens=budget,
-        where=where,
-        exact=exact,
-        chunks=chunks,
-        vector_weight=vector_weight,
-    )
+    with damage_explained(index):
+        found = opened.search(
+            query,
+            loaded,
+            k=k,
+            mode=mode.value,
+            reasoning=reasoning.chosen(loaded),
+            max_reasoning_tokens=budget,
+            where=where,
+            exact=exact,
+            chunks=chunks,
+            vector_weight=vector_weight,
+        )
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
     if as_json:

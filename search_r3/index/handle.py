@@ -8,10 +8,10 @@ version of the same index, or to another index in its place if that was made wit
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from search_r3.errors import InputError
 from search_r3.index.columns import CONTENT, VECTOR
 from search_r3.index.encoder import Encoder
 from search_r3.index.search import SearchResult, match_query
-from search_r3.index.storage import MISTAKE, Place, StorageError, brief
+from search_r3.index.storage import Place, StorageError, brief, files_lost
 from search_r3.index.table import TABLE, IndexInfo, SearchIndex, location
 
 Event = Literal["exchanged", "refused", "unavailable", "available"]
@@ -36,11 +36,6 @@ STEP = 0.05
 """Seconds between two looks while a search waits."""
 UNSETTLED = 200_000_000
 """Nanoseconds after a commit in which another one is looked for anyway."""
-LOST = re.compile(
-    r"Not found: \S*\.lance|\.lance\S*: .*[Nn]o such file|os error \d+|Object at location \S+ not found|NoSuchKey"
-    r"|LanceError\(IO\)|not appear to be a Lance file|column metadata range"
-)
-"""What LanceDB's messages contain where files are gone, damaged, or cannot be read."""
 PROBE_CHARACTERS = 200
 """Of the text whose words are looked for to see whether the full-text index can be read."""
 FAILURES = (RuntimeError, OSError, ValueError)
@@ -170,7 +165,7 @@ class IndexHandle:
                     found = read(index)
                 except (InputError, *FAILURES) as caught:
                     error = caught
-                    if isinstance(caught, StorageError) and not _lost(caught):  # it was tried for long enough already
+                    if isinstance(caught, StorageError) and not files_lost(caught):  # tried for long enough already
                         self._suspect = True
                         self._fail(str(caught))
                         raise
@@ -178,7 +173,7 @@ class IndexHandle:
                 if error is None and not exchanged:
                     return found
                 end = time.monotonic() + self.patience if end is None else end
-                broken = exchanged or _lost(error) or not (isinstance(error, InputError) or _answers(index))
+                broken = exchanged or files_lost(error) or not (isinstance(error, InputError) or _answers(index))
                 self._suspect = self._suspect or broken
                 self.check()
                 if self._current is not index and time.monotonic() < end + self.patience:
@@ -211,7 +206,7 @@ class IndexHandle:
 
     def unavailable(self, error: BaseException) -> IndexUnavailable | None:
         """What to raise for an error of LanceDB that says that files are gone; None for any other."""
-        if not _lost(error):
+        if not files_lost(error):
             return None
         self._suspect = True
         self.check()
@@ -343,14 +338,18 @@ def _answers(index: SearchIndex, all_rows: bool = True) -> bool:
         return False
 
 
-def _lost(error: BaseException | None) -> bool:
-    """Whether files were gone or could not be read, by what LanceDB said.
+@contextmanager
+def damage_explained(path: str | Path) -> Iterator[None]:
+    """Turn what LanceDB raises for files that are gone or damaged into one line; other errors pass.
 
-    An InputError says it by its cause: its own message quotes what the user gave, such as a filter.
+    Raises:
+        InputError: files of the index at `path` cannot be read.
     """
-    while error is not None:
-        message = "" if isinstance(error, InputError) else str(error)
-        if LOST.search(message) and not MISTAKE.match(message):
-            return True
-        error = error.__cause__
-    return False
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError) or not files_lost(error):
+            raise
+        raise InputError(
+            f"{path}: files of the index are gone or damaged ({brief(error)}); put back a copy of it, or index again"
+        ) from error

@@ -24,7 +24,7 @@ from search_r3.index.columns import CONTENT, METADATA, VECTOR
 from search_r3.index.encoder import Encoder
 from search_r3.index.readers import Scalar
 from search_r3.index.snippets import make_snippet
-from search_r3.index.storage import brief, failed_storage
+from search_r3.index.storage import brief, failed_storage, files_lost
 from search_r3.index.words import composed, without_stop_words
 
 Mode = Literal["hybrid", "vector", "text"]
@@ -205,7 +205,7 @@ def check_where(index: Searched, where: str | None) -> str | None:
     try:
         index.table.search().where(where).select(["id"]).limit(1).to_arrow()
     except (ValueError, RuntimeError, OSError) as error:
-        if failed_storage(error):
+        if failed_storage(error) or files_lost(error):
             raise
         reason = brief(error).split(". Valid fields")[0].replace("SELECT 1 FROM t WHERE ", "")
         raise InputError(f"the filter {where!r} cannot be used ({reason}); {help_line}") from error
@@ -216,7 +216,7 @@ def _few(index: Searched, where: str) -> bool:
     """Whether the filter leaves so few rows that all can be compared; or fails, as the search will say."""
     try:
         return bool(index.table.count_rows(where) <= EXACT_MATCHES)
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError, OSError):
         return True
 
 
@@ -294,8 +294,8 @@ def _rows(
         search = search.where(where, prefilter=True)
     try:
         rows = search.select([*FIELDS, column]).limit(count + ties).to_list()
-    except (ValueError, RuntimeError) as error:
-        if where is None or failed_storage(error):
+    except (ValueError, RuntimeError, OSError) as error:
+        if where is None or failed_storage(error) or files_lost(error):
             raise
         raise InputError(f"the filter {where!r} fails on some rows ({brief(error)}); change it") from error
     for row in rows:

@@ -42,6 +42,11 @@ SILENT = re.compile(r"kind: Timeout|TimedOut|timed out| in [1-9]\d*(\.\d+)?s - H
 """What their messages contain when a deadline passed; Lance's gives only how long one request took that got none."""
 MISTAKE = re.compile(r"(lance error: )?(Invalid (user )?input|Query Execution error: Error applying)")
 """How LanceDB's messages begin where the caller was wrong. They quote what was given, which may be anything."""
+LOST = re.compile(
+    r"Not found: \S*\.lance|\.lance\S*: .*[Nn]o such file|os error \d+|Object at location \S+ not found|NoSuchKey"
+    r"|LanceError\(IO\)|not appear to be a Lance file|column metadata range"
+)
+"""What LanceDB's messages contain where files are gone, damaged, or cannot be read."""
 CONFLICT = re.compile(r"commit conflict|concurrent (writers|commit|transaction)", re.IGNORECASE)
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -210,6 +215,19 @@ def explained(place: Path | str) -> Iterator[None]:
         if (line := explain(place, message)) is not None:
             raise StorageError(line) from error
         raise
+
+
+def files_lost(error: BaseException | None) -> bool:
+    """Whether files were gone or could not be read, by what LanceDB said.
+
+    An InputError says it by its cause: its own message quotes what the user gave, such as a filter.
+    """
+    while error is not None:
+        message = "" if isinstance(error, InputError) else str(error)
+        if LOST.search(message) and not MISTAKE.match(message):
+            return True
+        error = error.__cause__
+    return False
 
 
 def failed_storage(error: BaseException) -> bool:

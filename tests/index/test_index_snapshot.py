@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from processes import run
 
+from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 
@@ -66,6 +68,7 @@ def test_what_is_no_index_is_the_same_error(tmp_path, model):
 
 def test_a_search_by_words_on_the_command_line_loads_neither_lancedb_nor_a_model(place):
     code = f"""
+import shutil
 import sys
 from search_r3.cli import main
 assert main(["search", {str(place)!r}, "war", "--mode", "text"]) == 0
@@ -73,3 +76,18 @@ heavy = {{"lancedb", "torch", "transformers", "tokenizers", "peft"}} & set(sys.m
 assert not heavy, heavy
 """
     run([sys.executable, "-c", code])
+
+
+@pytest.mark.parametrize("damage", ["no full-text index", "junk", "half"])
+@pytest.mark.parametrize("options", [[], ["--where", "title = 'x'"]])
+def test_a_search_of_damaged_files_is_one_line(tmp_path, model, capsys, damage, options) -> None:
+    path = tmp_path / "index"
+    build_index(path, [SourceDocument(f"d{i}", "x", f"bread and water {i}") for i in range(40)], model, progress=False)
+    if damage == "no full-text index":
+        shutil.rmtree(path / "chunks.lance/_indices")
+    for file in (path / "chunks.lance/data").glob("*.lance") if damage != "no full-text index" else ():
+        file.write_bytes(b"junk" if damage == "junk" else file.read_bytes()[: file.stat().st_size // 2])
+    assert main(["search", str(path), "bread", "--mode", "text", *options]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"{path}: files of the index are gone or damaged" in line
