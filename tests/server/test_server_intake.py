@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import subprocess
 import sys
 import threading
 import weakref
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from processes import run
 from serving_tools import Running, eventually, running
 
 from search_r3 import SearchR3
@@ -134,6 +134,8 @@ def test_rejected_documents_are_freed_at_once(
         monkeypatch.setattr(durable, "_sync", broken)
         assert server.post("/v1/documents", {"documents": [wrong | {"metadata": {}}]}).status == 503
         assert len(seen) == 4
+        if sys.version_info >= (3, 13):  # there a generator that was left midway keeps its callers' frames until then
+            gc.collect()
         eventually(lambda: all(one() is None for one in seen))
 
 
@@ -176,4 +178,4 @@ assert gc.get_freeze_count() > 1000
 
 
 def test_a_server_that_has_started_collects_garbage_as_usual() -> None:
-    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=60)
+    run([sys.executable, "-c", PROGRAM])

@@ -117,7 +117,7 @@ def test_storage_that_fails_is_503_and_what_follows_works(tiny, place, s3_server
                 assert answer.error["code"] in UNAVAILABLE
                 assert int(answer.headers["retry-after"]) >= 1
                 assert place in answer.error["message"]
-                assert time.monotonic() - started < 30
+                assert time.monotonic() - started < 60  # LanceDB's own retries and pauses; about 20 s when quiet
             streamed = server.post("/v1/search", {"query": "text", "stream": True})
             assert (streamed.status, streamed.error["code"] in UNAVAILABLE) == (503, True)  # known before it begins
             bad.fault = "none"

@@ -38,7 +38,7 @@ def other(other_tiny_model: Path) -> SearchR3:
 
 @pytest.fixture
 def asking() -> Any:
-    """A request that is sent in a thread: its answer comes by `.result()`."""
+    """A request that is sent in a thread: its answer comes by `.result(60)`."""
     with ThreadPoolExecutor(8) as threads:
         yield threads.submit
 
@@ -235,9 +235,9 @@ def test_a_search_or_an_addition_that_was_begun_is_504_and_others_503(held: Held
             eventually(lambda passes=passes: len(held.passes) > passes)
             second = asking(server.post, "/v1/search", {"query": "two", "reasoning": False})
             third = asking(server.post, "/v1/documents", {"documents": [{"id": "third", "text": "third text"}]})
-            assert status_and_code(first.result()) == (504, "timeout")
-            assert status_and_code(second.result()) == (503, "busy")
-            assert status_and_code(third.result()) == (503, "busy")
+            assert status_and_code(first.result(60)) == (504, "timeout")
+            assert status_and_code(second.result(60)) == (503, "busy")
+            assert status_and_code(third.result(60)) == (503, "busy")
             held.armed = False
             held.gate.set()
             eventually(lambda: server.service.batcher.waiting() == (0, 0))
@@ -261,8 +261,8 @@ def test_a_deletion_that_nobody_waits_for_is_not_begun(
         first = asking(server.ask, "DELETE", "/v1/documents/bread")
         assert begun.wait(60)
         second = asking(server.ask, "DELETE", "/v1/documents/zug")
-        assert status_and_code(first.result()) == (504, "timeout")
-        assert status_and_code(second.result()) == (503, "busy")
+        assert status_and_code(first.result(60)) == (504, "timeout")
+        assert status_and_code(second.result(60)) == (503, "busy")
         gate.set()
         assert server.ask("DELETE", "/v1/documents/train").status == 200
         assert documents(index.path) == {"zug"}
