@@ -53,7 +53,7 @@ WHEEL      := .venv-wheel
 DIST       := dist
 
 # Processes that run the tests side by side, each with one thread.
-WORKERS   ?= 2
+WORKERS   ?= 3
 THREADS   := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 PYTEST    := -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
