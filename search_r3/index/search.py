@@ -38,6 +38,8 @@ EXACT_MATCHES = 20_000  # rows; where a filter leaves fewer, they are all compar
 MAX_QUERY_CHARACTERS = 100_000
 FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`")
+LEAST = re.compile(QUOTED.pattern + rf"|(?P<least>(?<![\w.])-\s*{2**63}(?![\w.]))")
+NO_INTEGER = re.compile(r"Received literal \w+\((.*)\) and could not convert to literal of type 'Int64'")
 
 
 class Searched(Protocol):
@@ -191,7 +193,9 @@ def search_index(
 
 
 def check_where(index: Searched, where: str | None) -> str | None:
-    """The filter if the table understands it; None where it is blank.
+    """The filter as the table understands it; None where it is blank.
+
+    SQL reads the least 64-bit integer as minus a number that is none, so that is written as a difference.
 
     Raises:
         InputError: it does not parse, names an unknown column, or is no condition. The message lists the columns.
@@ -202,13 +206,17 @@ def check_where(index: Searched, where: str | None) -> str | None:
     help_line = f"columns: {columns}; text goes in single quotes, as in title = 'Guide'"
     if ";" in QUOTED.sub("", where):
         raise InputError(f"the filter {where!r} holds a semicolon: give one condition; {help_line}")
+    given = where
+    where = LEAST.sub(lambda found: f"({1 - 2**63} - 1)" if found["least"] else found[0], given)
     try:
         index.table.search().where(where).select(["id"]).limit(1).to_arrow()
     except (ValueError, RuntimeError, OSError) as error:
         if failed_storage(error) or files_lost(error):
             raise
         reason = brief(error).split(". Valid fields")[0].replace("SELECT 1 FROM t WHERE ", "")
-        raise InputError(f"the filter {where!r} cannot be used ({reason}); {help_line}") from error
+        if (found := NO_INTEGER.search(reason)) is not None:
+            reason = f"a column of 64-bit integers is compared with {found[1]}"
+        raise InputError(f"the filter {given!r} cannot be used ({reason}); {help_line}") from error
     return where
 
 

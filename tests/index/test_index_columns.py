@@ -47,8 +47,8 @@ def test_whole_numbers_are_exact(tmp_path, path, model, kind, values):
     build_index(path, documents, model)
     assert SearchIndex.open(path).columns["n"] == "integer"
     for place, value in enumerate(values):
-        if value > -(2**63):  # SQL reads that one as minus a number that is too large
-            assert where(path, f"n = {value}", model) == [f"d{place}"]
+        assert where(path, f"n = {value}", model) == [f"d{place}"]
+        assert where(path, f"title != 'n = {value}' AND n IN ({value}, 12)", model) == [f"d{place}"]
     assert list(column(path, "n").values()) == list(values)
 
 
@@ -336,3 +336,14 @@ def test_types_that_are_none_are_refused(path, model):
 def test_a_value_as_a_column_holds_it(value, kind, expected):
     assert as_type(value, kind) == expected
     assert type(as_type(value, kind)) is type(expected)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(2**63, str(2**63)), ("1.5", "1.5"), (-(2**64), "-18446744073709552000")])
+def test_a_filter_on_integers_by_another_number_says_so(path, model, value, shown):
+    build_index(path, docs(1), model)
+    with pytest.raises(InputError) as error:
+        where(path, f"n = {value}", model)
+    expected = (
+        f"the filter 'n = {value}' cannot be used (a column of 64-bit integers is compared with {shown}); columns: "
+    )
+    assert str(error.value).startswith(expected)
