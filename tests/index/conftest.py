@@ -56,3 +56,23 @@ def shared_model():
 @pytest.fixture
 def make_model():
     return FakeEncoder
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where an index is to be made."""
+    return tmp_path / "x.index"
+
+
+@pytest.fixture
+def make(tmp_path):
+    """`make("a/notes", "one.md", "sub/two.md")`: a folder with files that say their path."""
+
+    def write(folder, *names):
+        for name in names:
+            file = tmp_path / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"The text of {folder}/{name} stands here.\n")
+        return tmp_path / folder
+
+    return write

@@ -19,25 +19,6 @@ from search_r3.index import (
 from search_r3.index.columns import SOURCE
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "x.index"
-
-
-@pytest.fixture
-def make(tmp_path):
-    """`make("a/notes", "one.md", "sub/two.md")`: a folder with files that say their path."""
-
-    def write(folder, *names):
-        for name in names:
-            file = tmp_path / folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"The text of {folder}/{name} stands here.\n")
-        return tmp_path / folder
-
-    return write
-
-
 def jsonl(path, *ids, **fields):
     path.write_text("".join(json.dumps({"id": i, "text": f"text of {i} in {path.name}"} | fields) + "\n" for i in ids))
     return path
