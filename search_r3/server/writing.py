@@ -132,8 +132,10 @@ class Writer:
         while group := self._next():
             committed = True
             changes = [change for change, _ in group]
-            _answer(group, await loop.run_in_executor(self._committing, self._commit, index, changes))
-            del group, changes  # they are not kept until the maintenance is done
+            answers = await loop.run_in_executor(self._committing, self._commit, index, changes)
+            _answer(group, answers)
+            for held in (group, changes, answers):  # the frames of an error lead to them: see `Waiting`
+                held.clear()
             await loop.run_in_executor(self._committing, _maintain, index, False)
         if committed:
             seconds = KEEP_VERSIONS.total_seconds() + 1
