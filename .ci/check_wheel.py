@@ -18,7 +18,7 @@ import search_r3
 PACKAGE = Path(search_r3.__file__).parent
 FILES = (
     "py.typed",
-    "model/engines/calibration.txt",
+    "model/engines/int8/calibration.txt",
     "server/page/index.html",
     "evaluation/report/templates/page.css.j2",
 )

@@ -158,23 +158,23 @@ class Section(NamedTuple):
     of: type | None = None
 
 
-SERVER = """`search_r3.server.config.ServerConfig` in Python; [`search-r3 serve`](cli.md#search-r3-serve) has options
-for most of it. [server.md](server.md#limits) says what happens beyond a limit."""
+SERVER = """`search_r3.server.server_config.ServerConfig` in Python; [`search-r3 serve`](cli.md#search-r3-serve) has
+options for most of it. [server.md](server.md#limits) says what happens beyond a limit."""
 
 
 def sections() -> list[Section]:
     """What the page lists, in its order."""
-    from search_r3.data.clean import DecontaminateSettings, DeduplicateSettings, EvaluationSet
-    from search_r3.data.fresh.config import FreshConfig
-    from search_r3.data.fresh.config import Source as Package
-    from search_r3.environment.refresh import RefreshConfig
+    from search_r3.data.fresh.fresh_config import FreshConfig
+    from search_r3.data.fresh.fresh_config import Source as Package
+    from search_r3.data.mining.decontamination import DecontaminateSettings, DeduplicateSettings, EvaluationSet
+    from search_r3.environment.refresh_policies import RefreshConfig
     from search_r3.environment.retrieval import EnvironmentConfig
-    from search_r3.evaluation.peers import PeerConfig
-    from search_r3.evaluation.plan import StudyPlan, SuitePlan
-    from search_r3.server.config import ServerConfig
+    from search_r3.evaluation.baselines.external_models import PeerConfig
+    from search_r3.evaluation.suite_config import StudyPlan, SuitePlan
+    from search_r3.server.server_config import ServerConfig
     from search_r3.training.config import LoopConfig, LoraSettings
-    from search_r3.training.grpo_config import GRPOConfig, QuerySet, Source
-    from search_r3.training.sft_config import LossWeights, SFTConfig
+    from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
+    from search_r3.training.sft.sft_config import LossWeights, SFTConfig
 
     return [
         Section(2, "Stage 1", "`search-r3 train sft CONFIG`; [stage1.md](stage1.md) explains the choices.", SFTConfig),
@@ -225,7 +225,9 @@ BESIDE = {
 
 def readers() -> dict[str, Callable[..., Any]]:
     """Kind of source -> the function whose docstring explains its keys."""
-    from search_r3.data.sources import debian, dictionaries, docstrings, manuals, own, titles
+    from search_r3.data.sources import beir_pairs as titles
+    from search_r3.data.sources import debian, dictionaries, docstrings, manuals
+    from search_r3.data.sources import pair_files as own
 
     return {
         "docstrings": docstrings.docstring_pairs,
@@ -281,8 +283,8 @@ def field_docstrings(cls: type) -> dict[str, str]:
 
 
 def _sources() -> list[str]:
-    from search_r3.data.kinds import KINDS
     from search_r3.data.recipe import COMMON
+    from search_r3.data.sources.registry import KINDS
 
     functions = readers()
     for what, given, listed in (("kinds", KINDS, functions), ("keys of all sources", COMMON, EVERY_SOURCE)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from search_r3.data.beir import resolve_root
-from search_r3.evaluation.blocks import PAGES, Remaking, remake_all, typed_figures
+from search_r3.evaluation.publish.markdown_blocks import PAGES, Remaking, remake_all, typed_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -120,7 +120,7 @@ def shrunk(model: str, folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from search_r3.model.bundled import resolve
+    from search_r3.model.resolve import resolve
 
     source = resolve(model)
     config = AutoConfig.from_pretrained(source)

@@ -21,7 +21,7 @@ from common import Comparison, Table, side_by_side, write_report
 
 from search_r3 import SearchR3
 from search_r3.data.beir import load_beir
-from search_r3.data.find import find_dataset
+from search_r3.data.io.find_dataset import find_dataset
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, encode_as_text, stop_ids
 
 SEED = 0

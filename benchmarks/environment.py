@@ -32,7 +32,7 @@ from environment_recording import Recording
 from environment_replay import MATCHED, PARTS, RANDOM, SELECTIVE, policies, replay, summary
 from environment_worlds import RecordedWorld, SimulatedWorld, Simulation
 
-from search_r3.environment.graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighbourGraph
 from search_r3.environment.retrieval import EnvironmentConfig
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text

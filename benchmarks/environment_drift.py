@@ -21,8 +21,8 @@ import torch
 from environment_recording import Frame, Recording
 from torch import Tensor
 
-from search_r3.environment.corpus import LiveCorpus
-from search_r3.environment.graph import NeighbourGraph
+from search_r3.environment.live_corpus import LiveCorpus
+from search_r3.environment.neighbor_graph import NeighbourGraph
 from search_r3.errors import InputError
 
 ASSUMED = Path(__file__).with_name("environment_drift.json")

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from common import peak_memory, serve
 
-from search_r3.environment.corpus import LiveCorpus
-from search_r3.environment.graph import NeighbourGraph
-from search_r3.environment.refresh import RefreshConfig
+from search_r3.environment.live_corpus import LiveCorpus
+from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.refresh_policies import RefreshConfig
 from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
 
 BLOCK = 16384

@@ -28,19 +28,19 @@ from common import say
 from environment_recording import FACTS, begin, frame_path, write
 
 from search_r3 import SearchR3
-from search_r3.data.dev import dev_pool
+from search_r3.data.dev_pools import dev_pool
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
-from search_r3.training.checkpoint import list_checkpoints, read_checkpoint, restore, trainable
 from search_r3.training.config import load_config
-from search_r3.training.grpo import load_stage_one
-from search_r3.training.grpo_config import GRPOConfig, QuerySet, Source
-from search_r3.training.grpo_data import Problem, Query, QueryOrder, read_problem
-from search_r3.training.live_encoder import LiveEncoder
+from search_r3.training.grpo.dataset import Problem, Query, QueryOrder, read_problem
+from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
+from search_r3.training.grpo.grpo_task import load_stage_one
+from search_r3.training.grpo.rollout import TorchRollouts
 from search_r3.training.loop import resolve_mixed_precision
-from search_r3.training.policy import Policy, add_lora
-from search_r3.training.rollouts import TorchRollouts
-from search_r3.training.sft_config import SFTConfig
+from search_r3.training.lora.live_encoder import LiveEncoder
+from search_r3.training.lora.policy import Policy, add_lora
+from search_r3.training.run_checkpoint import list_checkpoints, read_checkpoint, restore, trainable
+from search_r3.training.sft.sft_config import SFTConfig
 
 DEV = 64
 """Queries that are never trained on; the environment's gauge has as many."""

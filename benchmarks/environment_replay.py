@@ -21,9 +21,9 @@ from common import rounded, say
 from environment_worlds import Moment, World
 from torch import Tensor
 
-from search_r3.environment.corpus import LiveCorpus
-from search_r3.environment.graph import NeighbourGraph
-from search_r3.environment.refresh import RefreshConfig
+from search_r3.environment.live_corpus import LiveCorpus
+from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.refresh_policies import RefreshConfig
 from search_r3.environment.retrieval import EnvironmentConfig, Judged, RetrievalEnvironment
 
 SELECTIVE, RANDOM, MATCHED = "selective", "random", "random, as many rows as selective"

@@ -19,11 +19,11 @@ from environment_drift import NEAR, QUERY, TOUCHED, Drift, Mover, measure_frames
 from environment_recording import Frame, Recording
 from torch import Tensor
 
-from search_r3.environment.corpus import LiveCorpus
-from search_r3.environment.graph import NeighbourGraph
+from search_r3.environment.live_corpus import LiveCorpus
+from search_r3.environment.neighbor_graph import NeighbourGraph
 from search_r3.environment.rewards import dcg
 from search_r3.errors import InputError
-from search_r3.training.grpo_data import QueryOrder
+from search_r3.training.grpo.dataset import QueryOrder
 
 MADE_UP_NDCG = 0.6
 """How well queries without a recording find their positives."""

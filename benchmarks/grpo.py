@@ -139,7 +139,7 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
     from transformers.utils import logging
 
     from search_r3.model.searchr3 import SearchR3
-    from search_r3.training.grpo import load_stage_one
+    from search_r3.training.grpo.grpo_task import load_stage_one
     from search_r3.training.loop import resolve_mixed_precision
 
     logging.disable_progress_bar()
@@ -249,7 +249,7 @@ def tiny_adapter(model: str, scratch: Path) -> Path:
 
     from search_r3.model import checkpoint as checkpoints
     from search_r3.training.config import LoraSettings
-    from search_r3.training.policy import add_lora
+    from search_r3.training.lora.policy import add_lora
 
     name = "smollm2-135m" if model.startswith("search-r3-") else model
     checkpoint = checkpoints.load_base(str(shrunk(name, scratch / "tiny")), dtype=torch.float32)

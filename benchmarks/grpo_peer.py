@@ -40,8 +40,8 @@ class Peer:
         from search_r3.model import checkpoint as checkpoints
         from search_r3.model.searchr3 import stop_ids
         from search_r3.prompts import render
-        from search_r3.training.live_encoder import LiveEncoder
-        from search_r3.training.policy import Policy
+        from search_r3.training.lora.live_encoder import LiveEncoder
+        from search_r3.training.lora.policy import Policy
 
         logging.disable_progress_bar()
         logging.set_verbosity_error()
@@ -164,7 +164,7 @@ class Peer:
         """The reward function: encode the rollouts, refresh the corpus where they look, judge them."""
         import torch
 
-        from search_r3.training.grpo_round import encode_rows
+        from search_r3.training.grpo.collector import encode_rows
 
         if self.given is not None:
             return self.given[1]

@@ -122,7 +122,7 @@ class Ours:
     def __init__(self, spec: Spec) -> None:
         import torch
 
-        from search_r3.training.grpo import GRPOTask, load_stage_one
+        from search_r3.training.grpo.grpo_task import GRPOTask, load_stage_one
 
         config = config_of(spec)
         checkpoint, first = load_stage_one(spec.adapter)
@@ -187,7 +187,7 @@ class Ours:
         """Sample the first batch, and what our loss is on it with drawn rewards and shaken weights."""
         import torch
 
-        from search_r3.training.policy_gradient import advantages
+        from search_r3.training.grpo.policy_gradient import advantages
 
         config, embed = self.config, self.task.checkpoint.contract.embed_token_id
         batch = self.task.batch(0)
@@ -220,14 +220,14 @@ class Ours:
 def config_of(spec: Spec) -> Any:
     """The recipe with its settings."""
     from search_r3.training.config import load_config
-    from search_r3.training.grpo_config import GRPOConfig
+    from search_r3.training.grpo.grpo_config import GRPOConfig
 
     return load_config(spec.recipe, GRPOConfig, spec.settings)
 
 
 def problem_of(path: str) -> Any:
     """Queries and documents of a file of pairs: document i answers query i."""
-    from search_r3.training.grpo_data import Problem, Query
+    from search_r3.training.grpo.dataset import Problem, Query
 
     pairs = list(read_pairs(path))
     queries = [Query(pair.id, pair.query, {row: 1.0}) for row, pair in enumerate(pairs)]
@@ -236,7 +236,7 @@ def problem_of(path: str) -> Any:
 
 def batches_of(config: Any, queries: int, count: int) -> list[int]:
     """The queries of the first `count` batches, as stage 2 shuffles them."""
-    from search_r3.training.grpo_data import QueryOrder
+    from search_r3.training.grpo.dataset import QueryOrder
 
     order = QueryOrder(queries, config.queries_per_step, config.loop.seed)
     return [row for number in range(count) for row in order.batch(number)]
@@ -246,7 +246,7 @@ def environment_of(spec: Spec, config: Any) -> Any:
     """The environment around vectors that stage 1 has made; its own graph."""
     import torch
 
-    from search_r3.environment.corpus import LiveCorpus
+    from search_r3.environment.live_corpus import LiveCorpus
     from search_r3.environment.retrieval import RetrievalEnvironment
 
     vectors = np.load(spec.vectors)

@@ -28,10 +28,10 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def short_texts(tokenizer: Any, data: Path | None, packages: Sequence[str], longest: int, seed: int) -> list[str]:
     """Real texts of under `longest` tokens, each once, in random order: titles and questions of the BEIR folders in
     `data`, and first sentences of the packages' docstrings."""
-    from search_r3.data.sources.base import Records
     from search_r3.data.sources.docstrings import find_package, read_functions
     from search_r3.data.sources.querystyle import first_sentence
-    from search_r3.model.texts import encode_as_text
+    from search_r3.data.sources.source import Records
+    from search_r3.model.tokenization import encode_as_text
 
     found: dict[str, None] = {}
     for file in sorted(data.glob("*/*.jsonl")) if data else []:

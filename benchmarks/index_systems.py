@@ -113,14 +113,14 @@ class Ours:
         from datetime import timedelta
 
         from search_r3.index.approximate import keep_approximate
-        from search_r3.index.columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
         from search_r3.index.compaction import forget_versions, tidy
-        from search_r3.index.rows import as_arrow
         from search_r3.index.table import (
             IndexInfo,
             create_table,
             mark_complete,
         )
+        from search_r3.index.table_columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
+        from search_r3.index.table_rows import as_arrow
 
         texts = json.loads((self.data / "texts.json").read_text(encoding="utf-8"))
         clock = time.perf_counter

@@ -186,7 +186,7 @@ class Training(Victim):
 
     def inspect(self, folder: Path, whole: Path, ended: Ended) -> tuple[str, list[str]]:
         from search_r3.errors import InputError
-        from search_r3.training.checkpoint import list_checkpoints, read_checkpoint
+        from search_r3.training.run_checkpoint import list_checkpoints, read_checkpoint
 
         run, wrong = folder / "run", []
         steps = []
@@ -238,8 +238,8 @@ def _of_a_run(file: Path) -> bytes | None:
 
 def _adapter_faults(folder: Path) -> list[str]:
     from search_r3.errors import InputError
-    from search_r3.model.bundled import weights_sha256
     from search_r3.model.checkpoint import ADAPTER_FILE, CONTRACT_FILE, Contract, read_golden, read_record
+    from search_r3.model.resolve import weights_sha256
 
     try:
         record = read_record(folder)

@@ -41,8 +41,8 @@ from load_traffic import BODY_LIMIT, CUT, GOOD, PATIENCE, REFUSED, Client, Spec,
 from serve_bench import tiny_model
 from serve_client import Engine, ServerProcess, embedding_body
 
-from search_r3.model.listing import default_model
-from search_r3.server.config import ServerConfig
+from search_r3.model.model_info import default_model
+from search_r3.server.server_config import ServerConfig
 
 SEED = 0
 MEMORY_WITHIN = 0.05

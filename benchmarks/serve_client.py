@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.cli.serving import serve as serve_command
+from search_r3.cli.serve import serve as serve_command
 
 START_SECONDS = 600.0
 """The longest that a server may take to load its model; an int8 export may have to be made first."""

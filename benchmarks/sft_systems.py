@@ -53,7 +53,7 @@ class Ours:
         import torch
 
         from search_r3.model import checkpoint as checkpoints
-        from search_r3.training.sft import LossWeights, SFTConfig, SFTTask
+        from search_r3.training.sft.sft_task import LossWeights, SFTConfig, SFTTask
 
         config = SFTConfig(
             pairs=[spec.pairs],
@@ -106,7 +106,7 @@ class Peer:
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
         from search_r3.prompts import Prompts, render
-        from search_r3.training.sft import SFTConfig
+        from search_r3.training.sft.sft_task import SFTConfig
 
         defaults = SFTConfig(pairs=[spec.pairs], output="unused")
         self.spec, self.lora, self.loop, self.temperature = spec, defaults.lora, defaults.loop, defaults.temperature

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3 import InputError
-from search_r3.integrations.searching import Searcher
+from search_r3.integrations.index_searcher import Searcher
 from search_r3.prompts import Conversation, render
 
 SYSTEM = (
@@ -65,7 +65,7 @@ class Chat:
         """Answer `question` from `passages`, greedily. No text can be mistaken for a turn of the conversation."""
         import torch
 
-        from search_r3.model.texts import encode_as_text
+        from search_r3.model.tokenization import encode_as_text
 
         cut = [self.tokenizer.decode(ids[:PASSAGE_TOKENS]) for ids in encode_as_text(self.tokenizer, list(passages))]
         numbered = "\n".join(f"[{place}] {' '.join(text.split())}" for place, text in enumerate(cut, start=1))
@@ -126,9 +126,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Answer containment on a data set's queries, with reasoning off and on."""
     from search_r3 import SearchR3
     from search_r3.data.beir import load_beir
-    from search_r3.data.find import find_dataset
+    from search_r3.data.io.find_dataset import find_dataset
     from search_r3.index import SourceDocument, build_index
-    from search_r3.model.listing import default_model
+    from search_r3.model.model_info import default_model
 
     folder = find_dataset(options.dataset, options.data)
     answers = read_answers(folder, options.answers)

@@ -33,8 +33,8 @@ from search_r3.index.build import build_index
 from search_r3.index.readers import SourceDocument
 from search_r3.index.search import Hit, SearchResult
 from search_r3.index.table import SearchIndex
-from search_r3.model.bundled import BUNDLED, cache_dir, cache_written, known_names
-from search_r3.model.listing import BASE, newest_adapter
+from search_r3.model.model_info import BASE, newest_adapter
+from search_r3.model.resolve import BUNDLED, cache_dir, cache_written, known_names
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3

@@ -23,14 +23,14 @@ with atheris.instrument_imports(include=["search_r3"]):
     from search_r3.data.pairs import read_pairs
     from search_r3.data.recipe import _read_recipe
     from search_r3.errors import InputError
-    from search_r3.evaluation.plan import SuitePlan
     from search_r3.evaluation.runs import read_run
+    from search_r3.evaluation.suite_config import SuitePlan
     from search_r3.index.chunking import chunk_document
     from search_r3.index.csvfile import read_csv
     from search_r3.index.readers import open_source
     from search_r3.model.checkpoint import CONTRACT_FILE, Contract, read_record
     from search_r3.training.config import load_config
-    from search_r3.training.sft_config import SFTConfig
+    from search_r3.training.sft.sft_config import SFTConfig
 
 PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))
 CORPUS = b'{"_id": "d1", "title": "T", "text": "words"}\n'

@@ -17,7 +17,7 @@ from benchmark_scripts import fresh_benchmarks
 
 from search_r3 import SearchR3
 from search_r3.data.beir import BeirDataset, Document, write_beir
-from search_r3.environment.refresh import RefreshConfig
+from search_r3.environment.refresh_policies import RefreshConfig
 from search_r3.errors import InputError
 
 TESTS = Path(__file__).resolve().parent
@@ -194,7 +194,7 @@ def test_a_run_is_recorded_checkpoint_by_checkpoint(
 ) -> None:
     monkeypatch.syspath_prepend(TESTS / "training")
     tiny = importlib.import_module("tiny_grpo")
-    train_grpo = importlib.import_module("search_r3.training.grpo").train_grpo
+    train_grpo = importlib.import_module("search_r3.training.grpo.grpo_task").train_grpo
     stage_one = tiny.train_stage_one(tiny_model, tmp_path, steps=40)
     recipe = tiny.write_recipe(stage_one, tmp_path / "grpo.yaml", contrastive_weight=1.0)
     changes = ["loop.steps=4", "loop.checkpoint_every=2", "loop.keep_checkpoints=100", "loop.learning_rate=0.01"]
@@ -213,7 +213,7 @@ def test_a_run_is_recorded_checkpoint_by_checkpoint(
         )
         np.testing.assert_allclose(recording.frame(step).documents_ND.numpy(), expected, atol=2e-3)
     frame = recording.frame(0)
-    order = importlib.import_module("search_r3.training.grpo_data").QueryOrder(len(texts.train), 3, 0)
+    order = importlib.import_module("search_r3.training.grpo.dataset").QueryOrder(len(texts.train), 3, 0)
     trained = {texts.train[i].positive for number in (0, 1) for i in order.batch(number)}
     assert {max(recording.grades[query]) for query in frame.batch} == trained
     assert len(frame.rollouts_RD) == 2 * len(frame.batch)

@@ -63,7 +63,7 @@ def test_broken_writing_is_found(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_torn_or_lost_is_found(modules: SimpleNamespace, tmp_path: Path) -> None:
     import torch
 
-    from search_r3.training.checkpoint import TrainingState, write_checkpoint
+    from search_r3.training.run_checkpoint import TrainingState, write_checkpoint
 
     victim, ended = modules.victims.SFT(tmp_path), modules.process.Ended
     for step in (2, 4):

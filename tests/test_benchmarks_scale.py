@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.training.architectures import architecture_of
+from search_r3.training.planning.architectures import architecture_of
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -28,9 +28,9 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.data.sources.docstrings import docstring_pairs
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex
-from search_r3.server.config import ServerConfig
 from search_r3.server.logs import LOGGER, log_to
-from search_r3.server.run import listen, make_server
+from search_r3.server.run_server import listen, make_server
+from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded
 
 

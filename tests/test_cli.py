@@ -161,7 +161,7 @@ def test_data_build_prints_its_manifest(tmp_path, capsys):
 
 
 def test_models_lists_bases_and_adapters_with_their_contracts(tmp_path, tiny_model, monkeypatch, capsys):
-    from search_r3.model import bundled, listing
+    from search_r3.model import model_info, resolve
 
     (tmp_path / "search-r3-tiny-sft").mkdir()
     record = {
@@ -172,7 +172,7 @@ def test_models_lists_bases_and_adapters_with_their_contracts(tmp_path, tiny_mod
     (tmp_path / "search-r3-tiny-sft" / "search_r3.json").write_text(json.dumps(record))
     (tmp_path / "search-r3-tiny-sft" / "adapter_model.safetensors").write_bytes(b"x" * 1000)
     (tmp_path / "search-r3-tiny-sft" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Card\n")
-    for module in (bundled, listing):
+    for module in (resolve, model_info):
         monkeypatch.setattr(module, "adapters_dir", lambda: tmp_path)
         monkeypatch.setattr(module, "BUNDLED", {})
     assert main(["models", "--json"]) == 0

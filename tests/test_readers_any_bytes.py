@@ -21,22 +21,22 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from search_r3.data.beir import load_beir
-from search_r3.data.jsonl import read_jsonl
+from search_r3.data.io.jsonl import read_jsonl
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import _read_recipe
 from search_r3.errors import InputError
-from search_r3.evaluation.peers import parse_peer
-from search_r3.evaluation.plan import SuitePlan
+from search_r3.evaluation.baselines.external_models import parse_peer
 from search_r3.evaluation.runs import read_run
+from search_r3.evaluation.suite_config import SuitePlan
 from search_r3.index.chunking import chunk_document
 from search_r3.index.csvfile import read_csv
 from search_r3.index.readers import open_source
-from search_r3.model.bundled import weights_sha256
 from search_r3.model.checkpoint import CONTRACT_FILE, Contract, read_record
+from search_r3.model.resolve import weights_sha256
 from search_r3.prompts import Prompts
 from search_r3.training.config import load_config
-from search_r3.training.grpo_config import GRPOConfig
-from search_r3.training.sft_config import SFTConfig
+from search_r3.training.grpo.grpo_config import GRPOConfig
+from search_r3.training.sft.sft_config import SFTConfig
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 fuzzed = settings(

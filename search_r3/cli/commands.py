@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from search_r3 import __version__
-from search_r3.cli import fresh, teaching  # noqa: F401  # their commands join data_app
+from search_r3.cli import data_fresh, data_teach  # noqa: F401  # their commands join data_app
 from search_r3.cli.data import data_app
-from search_r3.cli.evaluating import evaluate, tables
-from search_r3.cli.indexing import (
+from search_r3.cli.evaluate import evaluate, tables
+from search_r3.cli.export import export, mcp, pull, push
+from search_r3.cli.index import (
     DUPLICATES_REMOVED,
     FULL_TEXT_REBUILT,
     Index,
@@ -31,6 +32,7 @@ from search_r3.cli.indexing import (
     show_info,
     tell_what_was_left,
 )
+from search_r3.cli.index_ray import Ray, Workers, index_on_ray
 from search_r3.cli.options import (
     SETTINGS,
     Budget,
@@ -50,15 +52,13 @@ from search_r3.cli.options import (
     print_json,
 )
 from search_r3.cli.process import let_idle_threads_sleep
-from search_r3.cli.reporting import report
+from search_r3.cli.report import report
 from search_r3.cli.rollouts import rollouts
-from search_r3.cli.scaling import Ray, Workers, index_on_ray
-from search_r3.cli.serving import serve
-from search_r3.cli.sharing import export, mcp, pull, push
-from search_r3.cli.studying import study
-from search_r3.cli.training import plot, train_app
+from search_r3.cli.serve import serve
+from search_r3.cli.study import study
+from search_r3.cli.train import plot, train_app
 from search_r3.errors import InputError
-from search_r3.fusion import VECTOR_WEIGHT
+from search_r3.rank_fusion import VECTOR_WEIGHT
 
 EXIT_DIFFERENT = 1
 """`models --check`: the model does not give the embeddings it was saved with."""
@@ -206,7 +206,7 @@ def index(
     from search_r3.index.build import build_index
     from search_r3.index.readers import open_source, sample_queries
     from search_r3.index.table import SearchIndex
-    from search_r3.model.listing import default_model
+    from search_r3.model.model_info import default_model
 
     if info:
         show_info(SearchIndex.open(path), as_json)
@@ -304,11 +304,11 @@ def search(
     """
     hush()
     let_idle_threads_sleep()
-    from search_r3.index.handle import damage_explained
-    from search_r3.index.page import print_result
+    from search_r3.index.live_handle import damage_explained
     from search_r3.index.search import check_where
     from search_r3.index.table import SearchIndex
-    from search_r3.model.listing import model_of_index
+    from search_r3.index.terminal_page import print_result
+    from search_r3.model.model_info import model_of_index
 
     opened = SearchIndex.open_snapshot(index)
     with damage_explained(index):
@@ -370,7 +370,7 @@ def card(
     Example:  search-r3 card models/NAME --run results/training/NAME
     Next:     search-r3 tables, which makes all cards again after every evaluation
     """
-    from search_r3.evaluation.card import keep_run, write_card
+    from search_r3.evaluation.publish.model_card import keep_run, write_card
 
     if keep is not None:
         keep_run(keep, run, manifest or (), command, adapter)
@@ -397,13 +397,13 @@ def models(
     Next:     search-r3 index PATH --into FOLDER --model NAME
     """
     hush()
-    from search_r3.model import listing
+    from search_r3.model import model_info
 
     if check is None:
-        found = listing.known_models()
-        print(json.dumps(found, indent=2) if as_json else listing.as_table(found))
+        found = model_info.known_models()
+        print(json.dumps(found, indent=2) if as_json else model_info.as_table(found))
         return
-    golden = listing.check_golden(check, device, dtype.value, engine.value)
+    golden = model_info.check_golden(check, device, dtype.value, engine.value)
     if as_json:
         print_json(golden)
     else:

@@ -129,8 +129,8 @@ def data_mine(
     Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
     """
     hush()
-    from search_r3.data.mine import MineSettings, mine_negatives
-    from search_r3.data.scorers import open_scorer
+    from search_r3.data.mining.hard_negatives import MineSettings, mine_negatives
+    from search_r3.data.mining.scorers import open_scorer
 
     settings = MineSettings(
         per_pair, depth, skip, margin, share or None, teacher_share, near, same_source, sample, seed
@@ -197,15 +197,15 @@ def data_analyse(
     Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
     """
     hush()
-    from search_r3.data.analyses import add_analyses
-    from search_r3.data.openings import add_openings
-    from search_r3.data.salient import add_salient
+    from search_r3.data.reasoning.answer_openings import add_openings
+    from search_r3.data.reasoning.salient_terms import add_salient
+    from search_r3.data.reasoning.self_reasoning_pairs import add_analyses
 
     if by is AnalysedBy.opening:
         _print_counts(add_openings(pairs, output, limit=limit), output, as_json)
         return
     if by is AnalysedBy.words:
-        from search_r3.data.scorers import open_scorer
+        from search_r3.data.mining.scorers import open_scorer
 
         scorer = open_scorer(judge, device=device, dtype=dtype.value, batch_size=batch_size) if judge else None
         _print_counts(add_salient(pairs, output, limit=limit, judge=scorer, report=_said), output, as_json)
@@ -291,10 +291,10 @@ def data_synthesise(
     Before:   the same with --dry-run, which shows the prompts and the cost
     Next:     search-r3 data mine written.jsonl mined.jsonl; train sft with OUTPUT under `pairs`
     """
-    from search_r3.data.scorers import open_scorer
-    from search_r3.data.synthesis.endpoint import EndpointSettings, EndpointWriter
+    from search_r3.data.mining.scorers import open_scorer
+    from search_r3.data.synthesis.endpoint_writer import EndpointSettings, EndpointWriter
     from search_r3.data.synthesis.pipeline import synthesise
-    from search_r3.data.synthesis.plan import SynthesisSettings, plan
+    from search_r3.data.synthesis.synthesis_plan import SynthesisSettings, plan
     from search_r3.data.synthesis.writers import Budget, LocalWriter, Writer, token_counter
 
     if dry_run or local or by != "bm25":

@@ -53,7 +53,7 @@ class Reasoning(StrEnum):
     def chosen(self, model: SearchR3 | None) -> bool | Literal["auto"]:
         """As the library takes it. Raises InputError where `model` keeps no rule to decide by."""
         if self is Reasoning.auto and model is not None:
-            from search_r3.model.adaptive import rule_of
+            from search_r3.model.adaptive_reasoning import rule_of
 
             rule_of(model)
         return "auto" if self is Reasoning.auto else self is Reasoning.on

@@ -61,8 +61,8 @@ def rollouts(
     Next:     read results/rollouts/scifact.dev/: a file for each model, every analysis beside it, and the comparison
     """
     hush()
-    from search_r3.evaluation.rollout_rewards import table
-    from search_r3.evaluation.rollouts import RolloutConfig, measure_rollouts
+    from search_r3.evaluation.rollouts.reasoning_rewards import table
+    from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, measure_rollouts
 
     found = measure_rollouts(
         dataset,

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.jsonl import OnFault, id_field, tell, text_lines
-from search_r3.data.jsonl import read_jsonl as read_jsonl  # these three for those who read data sets' parts
-from search_r3.data.jsonl import string_field as string_field
-from search_r3.data.jsonl import write_jsonl as write_jsonl
+from search_r3.data.io.jsonl import OnFault, id_field, tell, text_lines
+from search_r3.data.io.jsonl import read_jsonl as read_jsonl  # these three for those who read data sets' parts
+from search_r3.data.io.jsonl import string_field as string_field
+from search_r3.data.io.jsonl import write_jsonl as write_jsonl
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.beir import read_jsonl, refuse_unknown, string_field, write_jsonl
-from search_r3.data.jsonl import id_field
+from search_r3.data.io.jsonl import id_field
 from search_r3.errors import InputError
 
 FIELDS = ("id", "query", "positive", "negatives", "analysis", "source")

@@ -17,16 +17,16 @@ from typing import Any
 
 import yaml
 
-from search_r3.data import clean
 from search_r3.data.beir import refuse_unknown, stable_order
-from search_r3.data.inputs import described, stamps
-from search_r3.data.kinds import KINDS, DataRoot
-from search_r3.data.lines import MissingSource
+from search_r3.data.build_cache import SUFFIX, Parts, key_of
+from search_r3.data.io.input_stamps import described, stamps
+from search_r3.data.io.line_reader import MissingSource
+from search_r3.data.io.yaml_file import read_yaml, where_recipes_are
+from search_r3.data.mining import decontamination
 from search_r3.data.pairs import TrainingPair, write_pairs
-from search_r3.data.parts import SUFFIX, Parts, key_of
-from search_r3.data.sources.base import DAMAGED, Built
-from search_r3.data.sources.own import default_name
-from search_r3.data.yamlfile import read_yaml, where_recipes_are
+from search_r3.data.sources.pair_files import default_name
+from search_r3.data.sources.registry import KINDS, DataRoot
+from search_r3.data.sources.source import DAMAGED, Built
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 
@@ -112,9 +112,11 @@ def build_pairs(
                     **built.origin,
                 }
             )
-        if any(key in recipe for key in clean.KEYS):
+        if any(key in recipe for key in decontamination.KEYS):
             tell(f"cleaning {len(pairs):,} pairs")
-        cleaned, cleaning = clean.clean_pairs(list(pairs.values()), recipe, str(recipe_path), data_root, parts)
+        cleaned, cleaning = decontamination.clean_pairs(
+            list(pairs.values()), recipe, str(recipe_path), data_root, parts
+        )
         pairs.clear()
         by_id = {pair.id: pair for pair in cleaned}
         tell(f"writing {len(by_id):,} pairs")
@@ -196,10 +198,10 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(recipe, dict):
         raise InputError(f'{path}: expected a mapping with "sources", found {type(recipe).__name__}')
-    refuse_unknown(recipe, ("seed", "damaged", "sources", *clean.KEYS), str(path))
+    refuse_unknown(recipe, ("seed", "damaged", "sources", *decontamination.KEYS), str(path))
     if "damaged" in recipe:
         refuse_unknown([recipe["damaged"]], DAMAGED, f"{path}, damaged", what="value")
-    clean.read_cleaning(recipe, str(path))
+    decontamination.read_cleaning(recipe, str(path))
     if "seed" in recipe:
         _check_type(recipe["seed"], int, "seed", str(path))
     sources = recipe.get("sources")

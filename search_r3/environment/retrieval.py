@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from search_r3.environment import rewards
-from search_r3.environment.corpus import Corpus, check_rows
-from search_r3.environment.graph import NeighbourGraph
-from search_r3.environment.refresh import RefreshConfig, Staleness, gauge_pool, refresh_policy, staleness
+from search_r3.environment.live_corpus import Corpus, check_rows
+from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.refresh_policies import RefreshConfig, Staleness, gauge_pool, refresh_policy, staleness
 from search_r3.environment.topk import top_k
 from search_r3.errors import InputError
 

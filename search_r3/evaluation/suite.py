@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.beir import BeirDataset, available_splits, load_beir, refuse_unknown, resolve_root, small
-from search_r3.data.find import find_dataset
+from search_r3.data.io.find_dataset import find_dataset
 from search_r3.errors import InputError
-from search_r3.evaluation.cache import EmbeddingCache, content_hash
+from search_r3.evaluation.baselines.external_models import Spending
+from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
 from search_r3.evaluation.measures import measure_run
-from search_r3.evaluation.peers import Spending
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems

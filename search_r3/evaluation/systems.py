@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.evaluation.cache import EmbeddingCache
-from search_r3.evaluation.endpoint import EndpointEncoder, Work
-from search_r3.evaluation.peers import FILE_ENDINGS, PeerConfig, Spending, parse_peer
+from search_r3.evaluation.baselines.endpoint_model import EndpointEncoder, Work
+from search_r3.evaluation.baselines.external_models import FILE_ENDINGS, PeerConfig, Spending, parse_peer
+from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.files import expand_user
 from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
@@ -281,7 +281,7 @@ def open_systems(
 def check_spec(spec: str) -> None:
     """Raise InputError for a name that `open_systems` would not find, or an endpoint without its key, without loading,
     fetching or sending anything."""
-    from search_r3.model.bundled import check_name
+    from search_r3.model.resolve import check_name
 
     source = split_label(spec)[1]
     if source == "bm25" or source in BUNDLED:
@@ -295,8 +295,8 @@ def check_spec(spec: str) -> None:
 
 def model_name(source: str) -> str:
     """A SearchR3 model's name in results: an adapter's folder name; `search-r3-NAME-base` for an untrained base."""
-    from search_r3.model.bundled import resolve
     from search_r3.model.checkpoint import read_record
+    from search_r3.model.resolve import resolve
 
     folder = resolve(source)
     if read_record(folder) is not None:

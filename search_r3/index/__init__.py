@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from search_r3.index.approximate import Approximate
     from search_r3.index.build import IndexReport, build_index
     from search_r3.index.chunking import Chunk, chunk_document
-    from search_r3.index.encoder import Encoder
+    from search_r3.index.encoder_protocol import Encoder
     from search_r3.index.maintenance import (
         UnknownDocument,
         compact_index,

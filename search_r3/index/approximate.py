@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from search_r3.files import check_temporary_folder
-from search_r3.index.columns import VECTOR
-from search_r3.index.encoder import Encoder
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.table_columns import VECTOR
 
 APPROXIMATE_FROM = 100_000  # rows; exact search reads every vector, some 30 ms for so many of 576 dimensions
 GOAL = 0.98

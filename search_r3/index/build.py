@@ -20,22 +20,17 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM, encoder_of, keep_approximate
+from search_r3.index.build_report import IndexReport, Removal, progress_line
 from search_r3.index.changes import Changes, Window
 from search_r3.index.chunk_ids import rename_old_ids
-from search_r3.index.columns import TEXT_HASH, ColumnTypes, new_columns, parse_types, quoted, table_schema, text_fields
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.conversion import Replacing, check_fields, give_types, widen
 from search_r3.index.duplicates import remove_duplicates
 from search_r3.index.durable import DiskError, flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit
-from search_r3.index.encoder import Encoder
-from search_r3.index.flow import Pipe, run_stage, start_stage
+from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.full_text import ensure_full_text, full_text_state
-from search_r3.index.locking import OURS, Held, writing
-from search_r3.index.readers import Source, SourceDocument
-from search_r3.index.report import IndexReport, Removal, progress_line
-from search_r3.index.rows import as_arrow
-from search_r3.index.sources import (
+from search_r3.index.index_sources import (
     DOCUMENTS,
     Scope,
     SourceRecord,
@@ -45,6 +40,9 @@ from search_r3.index.sources import (
     read_sources,
     source_condition,
 )
+from search_r3.index.locking import OURS, Held, writing
+from search_r3.index.pipeline import Pipe, run_stage, start_stage
+from search_r3.index.readers import Source, SourceDocument
 from search_r3.index.storage import Place, brief, explained, for_writing
 from search_r3.index.table import (
     COMPLETE,
@@ -59,6 +57,16 @@ from search_r3.index.table import (
     migrate_rows,
     open_table,
 )
+from search_r3.index.table_columns import (
+    TEXT_HASH,
+    ColumnTypes,
+    new_columns,
+    parse_types,
+    quoted,
+    table_schema,
+    text_fields,
+)
+from search_r3.index.table_rows import as_arrow
 
 COMMIT_CHUNKS = 256  # on two CPU cores some ten seconds of embedding
 COMMIT_SECONDS = 10.0  # the most that an interruption costs; a fast GPU must not make a version for every 256 chunks

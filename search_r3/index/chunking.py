@@ -13,9 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from search_r3.index.chunk_ids import chunk_id
+from search_r3.index.chunk_titles import short_path, split_title
 from search_r3.index.outline import FENCE, Section, outline
+from search_r3.index.query_words import composed
 from search_r3.index.readers import Scalar, SourceDocument
-from search_r3.index.splitting import (
+from search_r3.index.text_splitting import (
     CLOSING_WORDS,
     CODE,
     PROSE,
@@ -27,9 +29,7 @@ from search_r3.index.splitting import (
     split_by_words,
     trimmed,
 )
-from search_r3.index.titles import short_path, split_title
 from search_r3.index.token_limit import TokenLimit
-from search_r3.index.words import composed
 
 TARGET_WORDS = 160
 MAX_WORDS = 320

@@ -16,9 +16,18 @@ from typing import Any
 import pyarrow as pa
 
 from search_r3.errors import InputError
-from search_r3.index.columns import DECLARED, METADATA, SOURCE, TYPE_NAMES, as_type, column_name, is_exact, user_columns
 from search_r3.index.csvfile import OWN
 from search_r3.index.readers import Source, SourceDocument
+from search_r3.index.table_columns import (
+    DECLARED,
+    METADATA,
+    SOURCE,
+    TYPE_NAMES,
+    as_type,
+    column_name,
+    is_exact,
+    user_columns,
+)
 
 NEW, OLD = "r3_new_", "r3_old_"
 MOST_REPLACED = 100_000  # documents whose values are looked up in what a run brings: their ids are kept in memory

@@ -13,8 +13,8 @@ from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from search_r3.data.delimited import describe_delimiter, find_delimiter, parse_delimiter, read_rows, split_start
-from search_r3.data.jsonl import text_lines
+from search_r3.data.io.delimited import describe_delimiter, find_delimiter, parse_delimiter, read_rows, split_start
+from search_r3.data.io.jsonl import text_lines
 from search_r3.errors import InputError
 
 Scalar = str | int | float | bool

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from search_r3.index.encoder import Encoder
-from search_r3.index.rows import checked_vectors
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.table_rows import checked_vectors
 from search_r3.index.token_limit import TokenLimit, estimated_tokens
-from search_r3.model.texts import Text, Tokens, token_rows
+from search_r3.model.tokenization import Text, Tokens, token_rows
 
 BATCH_TOKENS = 16_384  # 32 chunks of the 512 tokens that a document is cut to
 CHARACTERS_PER_TOKEN = 4  # English; only for encoders whose tokenizer is not ours

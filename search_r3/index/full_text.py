@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from search_r3.index.columns import CONTENT
+from search_r3.index.table_columns import CONTENT
 
 FullText = Literal["current", "outdated", "missing"]
 

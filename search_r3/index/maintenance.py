@@ -17,16 +17,16 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.index.approximate import keep_approximate
 from search_r3.index.build import IndexReport, build_index
-from search_r3.index.columns import SOURCE, quoted
 from search_r3.index.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
 from search_r3.index.duplicates import remove_duplicates
 from search_r3.index.durable import flush
-from search_r3.index.encoder import Encoder
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sources, source_condition
 from search_r3.index.locking import Held, writing
 from search_r3.index.readers import Source, SourceDocument
-from search_r3.index.sources import API, UNKNOWN, keep_sources, read_sources, source_condition
 from search_r3.index.storage import Place, explained, for_writing
 from search_r3.index.table import IndexInfo, SearchIndex, ensure_complete, location, mark_complete, migrate_rows
+from search_r3.index.table_columns import SOURCE, quoted
 
 AT_ONCE = 5000  # ids in one SQL condition
 

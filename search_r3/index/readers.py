@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3.data.beir import read_jsonl, string_field
-from search_r3.data.delimited import parse_delimiter
-from search_r3.data.jsonl import id_field
+from search_r3.data.io.delimited import parse_delimiter
+from search_r3.data.io.jsonl import id_field
 from search_r3.errors import InputError
 from search_r3.files import why_missing, wide_encoding
 from search_r3.index.csvfile import Misfits, read_csv
-from search_r3.index.ledger import Ledger
+from search_r3.index.seen_ids import Ledger
 
 Scalar = str | int | float | bool
 Kind = Literal["record", "markdown", "rst", "python", "code", "text"]

@@ -1,4 +1,4 @@
-"""Searching an index: cosine over the vectors, BM25 over the words, and the two fused (`search_r3.fusion`).
+"""Searching an index: cosine over the vectors, BM25 over the words, and the two fused (`search_r3.rank_fusion`).
 
 The vectors are searched exactly, or by the index's approximate index where it has one that was measured good. Equal
 scores are ordered by id, so the same search gives the same list.
@@ -17,15 +17,15 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
 from search_r3.index.approximate import TIES as FEW_TIES
 from search_r3.index.approximate import Approximate, probing
-from search_r3.index.columns import CONTENT, METADATA, VECTOR
-from search_r3.index.encoder import Encoder
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.query_words import composed, without_stop_words
 from search_r3.index.readers import Scalar
 from search_r3.index.snippets import make_snippet
 from search_r3.index.storage import brief, failed_storage, files_lost
-from search_r3.index.words import composed, without_stop_words
+from search_r3.index.table_columns import CONTENT, METADATA, VECTOR
+from search_r3.rank_fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
 
 Mode = Literal["hybrid", "vector", "text"]
 Fusion = Literal["linear", "rrf"]
@@ -137,8 +137,8 @@ def search_index(
         k: how many hits, 1 to 1,000.
         mode: "vector" (meaning), "text" (words) or "hybrid" (both).
         reasoning: let the model think before it embeds the query. With "auto" it thinks where its rule
-            (`model.adaptive_rule`, see search_r3.model.adaptive) expects that to help, by the cosines of a direct
-            search; `reasoning` of the result tells whether it did.
+            (`model.adaptive_rule`, see search_r3.model.adaptive_reasoning) expects that to help, by the cosines of a
+            direct search; `reasoning` of the result tells whether it did.
         max_reasoning_tokens: how much it may think.
         where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that `k`
             hits come back where there are as many. The columns are in `index.columns`.

@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-from search_r3.index.words import WORD, has_no_spaces, without_stop_words
+from search_r3.index.query_words import WORD, has_no_spaces, without_stop_words
 
 SNIPPET_CHARACTERS = 240
 MAX_TERMS = 200  # of a very long query, the first so many different words

@@ -20,14 +20,14 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.approximate import Approximate, read_approximate
-from search_r3.index.columns import SOURCE, TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
 from search_r3.index.conversion import clear_unfinished
 from search_r3.index.duplicates import count_duplicate_ids
-from search_r3.index.encoder import Encoder
+from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.full_text import FullText, ensure_full_text, full_text_state
+from search_r3.index.index_sources import SourceCount, SourceRecord, count_sources, with_sources
 from search_r3.index.search import SearchResult, search_index
-from search_r3.index.sources import SourceCount, SourceRecord, count_sources, with_sources
 from search_r3.index.storage import Place, Remote, brief, connect, explained, open_remote, place_of
+from search_r3.index.table_columns import SOURCE, TEXT_HASH, TYPE_NAMES, VISIBLE, table_schema
 
 T = TypeVar("T")
 FORMAT_VERSION = 2

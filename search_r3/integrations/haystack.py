@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from search_r3.errors import InputError
-from search_r3.integrations.encoding import MAX_NAMED, EncodingConfig, TextEncoder
+from search_r3.integrations.framework_encoder import MAX_NAMED, EncodingConfig, TextEncoder
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -47,7 +47,7 @@ class SearchR3TextEmbedder(_Embedder):
 
     Args:
         model: a name, a folder or a hub id; "" is the newest adapter.
-        reasoning, max_reasoning_tokens, device, dtype: see `search_r3.integrations.encoding.EncodingConfig`.
+        reasoning, max_reasoning_tokens, device, dtype: see `search_r3.integrations.framework_encoder.EncodingConfig`.
 
     Raises:
         InputError: a setting is wrong.
@@ -86,7 +86,7 @@ class SearchR3DocumentEmbedder(_Embedder):
 
     Args:
         model: a name, a folder or a hub id; "" is the newest adapter.
-        batch_size, max_length, device, dtype: see `search_r3.integrations.encoding.EncodingConfig`.
+        batch_size, max_length, device, dtype: see `search_r3.integrations.framework_encoder.EncodingConfig`.
         meta_fields_to_embed: fields of `meta` that are put before the content, such as "title".
         embedding_separator: what stands between them; a blank, as in the model's training and in our own index.
 

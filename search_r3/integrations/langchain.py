@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3.errors import InputError
-from search_r3.fusion import VECTOR_WEIGHT
-from search_r3.integrations.encoding import EncodingConfig, TextEncoder, split_model
-from search_r3.integrations.searching import Searcher
+from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, split_model
+from search_r3.integrations.index_searcher import Searcher
+from search_r3.rank_fusion import VECTOR_WEIGHT
 
 try:
     from langchain_core.callbacks import CallbackManagerForRetrieverRun
@@ -34,8 +34,8 @@ class SearchR3Embeddings(Embeddings):
 
     Args:
         model: a name, a folder, a hub id or a loaded SearchR3; None is the newest adapter.
-        settings: the fields of `search_r3.integrations.encoding.EncodingConfig`: reasoning, max_reasoning_tokens,
-            batch_size, max_length, device, dtype.
+        settings: the fields of `search_r3.integrations.framework_encoder.EncodingConfig`: reasoning,
+            max_reasoning_tokens, batch_size, max_length, device, dtype.
 
     Raises:
         InputError: a setting is wrong. The model is loaded, and refused if it is damaged, at first use.

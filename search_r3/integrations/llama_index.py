@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.integrations.encoding import EncodingConfig, TextEncoder, split_model
+from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, split_model
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -27,7 +27,7 @@ class SearchR3Embedding(BaseEmbedding):
     Args:
         model: a name, a folder, a hub id or a loaded SearchR3; None is the newest adapter.
         reasoning, max_reasoning_tokens, max_length, device, dtype: see
-            `search_r3.integrations.encoding.EncodingConfig`.
+            `search_r3.integrations.framework_encoder.EncodingConfig`.
         others: LlamaIndex's own, such as embed_batch_size.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from search_r3 import __version__
 from search_r3.errors import InputError
-from search_r3.integrations.searching import Searcher
+from search_r3.integrations.index_searcher import Searcher
 
 try:
     import anyio

@@ -18,9 +18,9 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
-from search_r3.model.bundled import resolve, weights_sha256
-from search_r3.model.quiet import quiet_transformers
-from search_r3.model.weights import check_adapter, load_causal_lm
+from search_r3.model.complete_weights import check_adapter, load_causal_lm
+from search_r3.model.quiet_loading import quiet_transformers
+from search_r3.model.resolve import resolve, weights_sha256
 from search_r3.prompts import EMBED_TOKEN, Prompts
 
 CONTRACT_FILE = "search_r3.json"

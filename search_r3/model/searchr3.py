@@ -17,12 +17,12 @@ import numpy as np
 from search_r3.errors import InputError
 from search_r3.files import allow_no_temporary_folder, atomic_path, expand_user
 from search_r3.model import checkpoint as checkpoints
-from search_r3.model.adaptive import ADAPTIVE_FILE, AdaptiveRule
+from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
 from search_r3.model.engines.base import of_each
-from search_r3.model.engines.choice import check_engine, open_engine
-from search_r3.model.quiet import quiet_transformers
-from search_r3.model.texts import (
+from search_r3.model.engines.registry import check_engine, open_engine
+from search_r3.model.quiet_loading import quiet_transformers
+from search_r3.model.tokenization import (
     MAX_CHARACTERS,
     Text,
     analysis_tokens,
@@ -249,7 +249,7 @@ class SearchR3:
             samples: analyses of each query, drawn apart; those of a query stand together in what is returned.
             batch_size: analyses that are written side by side; a sample is decided by the seed and its batch.
             on_token: called with an analysis' place in what is returned and a token's id, as each is written (see
-                `search_r3.model.texts.TextStream`); what it raises ends the call.
+                `search_r3.model.tokenization.TextStream`); what it raises ends the call.
 
         Raises:
             InputError: an empty text, a text of over 100,000 characters, or a bad budget, temperature or number.

@@ -18,8 +18,8 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.files import expand_user
-from search_r3.model.quiet import quiet_transformers
-from search_r3.model.weights import watched_loading
+from search_r3.model.complete_weights import watched_loading
+from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.retrievers.base import require_searchable, require_texts, top_k
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}

@@ -23,17 +23,18 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from search_r3.errors import InputError
-from search_r3.server import documents, embeddings, searching
-from search_r3.server.config import ServerConfig
-from search_r3.server.description import describe
-from search_r3.server.docs_page import render
-from search_r3.server.embeddings import check_model, model_record, to_json
 from search_r3.server.errors import ApiError, from_input_error
-from search_r3.server.intake import HungUp
 from search_r3.server.logs import log
 from search_r3.server.metrics import CONTENT_TYPE
+from search_r3.server.openapi import describe
+from search_r3.server.request_body import HungUp
+from search_r3.server.routes import documents, embeddings
+from search_r3.server.routes import search as search_route
+from search_r3.server.routes.docs_page import render
+from search_r3.server.routes.embeddings import check_model, model_record, to_json
+from search_r3.server.routes.web_page import add_page
+from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
-from search_r3.server.web_page import add_page
 
 GET = ["GET", "HEAD"]
 CLOSED_REQUEST = 499
@@ -104,7 +105,7 @@ def _add_v1(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/search", **guard)
     async def search(request: Request) -> Response:
-        return await searching.search(request, service)
+        return await search_route.search(request, service)
 
     @app.api_route("/v1/documents", methods=GET, **guard)
     async def list_documents(request: Request) -> Response:

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.responses import Response
 
 from search_r3.errors import InputError
-from search_r3.index.handle import IndexUnavailable
+from search_r3.index.live_handle import IndexUnavailable
 from search_r3.index.storage import IndexBusy, StorageError
 from search_r3.index.table import ModelMismatch
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from search_r3.errors import InputError
-from search_r3.fusion import VECTOR_WEIGHT
 from search_r3.index.search import MAX_HITS, MAX_QUERY_CHARACTERS, Mode
-from search_r3.model.texts import MAX_CHARACTERS
+from search_r3.model.tokenization import MAX_CHARACTERS
+from search_r3.rank_fusion import VECTOR_WEIGHT
 
 VISIBLE = "[^\\u0000-\\u0020\\u007f-\\u00a0\\u00ad\\u1680\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u206f\\u3000\\ufeff]"
 """A text must have such a character: any but spaces, control and zero-width characters."""

@@ -13,23 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from search_r3.index.handle import Event, IndexHandle, IndexUnavailable
+from search_r3.index.live_handle import Event, IndexHandle, IndexUnavailable
 from search_r3.index.table import SearchIndex
 from search_r3.model.checkpoint import read_record
+from search_r3.model.concurrent_reasoning import reasoning_slots
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
-from search_r3.model.slots import reasoning_slots
-from search_r3.server.cache import ReasonedCache
-from search_r3.server.config import ServerConfig
-from search_r3.server.continuous import ContinuousBatcher
-from search_r3.server.encoder import QueuedEncoder
+from search_r3.server.batching.batcher import Batcher
+from search_r3.server.batching.continuous import ContinuousBatcher
+from search_r3.server.batching.query_cache import ReasonedCache
+from search_r3.server.batching.queued_encoder import QueuedEncoder
+from search_r3.server.batching.static_batching import ThreadBatcher
 from search_r3.server.errors import ApiError, from_input_error
+from search_r3.server.index_writer import Writer
 from search_r3.server.keys import Keys
 from search_r3.server.logs import log
-from search_r3.server.memory import Bodies
 from search_r3.server.metrics import Metrics
-from search_r3.server.work import Batcher
-from search_r3.server.worker import ThreadBatcher
-from search_r3.server.writing import Writer
+from search_r3.server.request_memory import Bodies
+from search_r3.server.server_config import ServerConfig
 
 Status = Literal["loading", "ready", "stopping", "failed"]
 NOT_READY: dict[str, str] = {

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from search_r3.data.yamlfile import parse_yaml, read_yaml, where_recipes_are
+from search_r3.data.io.yaml_file import parse_yaml, read_yaml, where_recipes_are
 from search_r3.errors import InputError
 
 Config = TypeVar("Config")

@@ -34,7 +34,10 @@ from torch import Tensor, nn
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text, remove_leftovers
-from search_r3.training.checkpoint import (
+from search_r3.training.config import LoopConfig, to_dict
+from search_r3.training.distributed.sharding import settings_of, shard, start_processes, whole
+from search_r3.training.grpo.learning_signal import LearningSignal
+from search_r3.training.run_checkpoint import (
     TrainingState,
     collect,
     list_checkpoints,
@@ -45,10 +48,7 @@ from search_r3.training.checkpoint import (
     trainable,
     write_checkpoint,
 )
-from search_r3.training.config import LoopConfig, to_dict
-from search_r3.training.learning_signal import LearningSignal
-from search_r3.training.report import Report, truncate_log
-from search_r3.training.sharding import settings_of, shard, start_processes, whole
+from search_r3.training.training_log import Report, truncate_log
 
 FREE_KEYS = frozenset(
     f"loop.{name}"

@@ -20,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from search_r3.training.policy_gradient import advantages as advantages  # stage 2's, for those who look for losses here
-from search_r3.training.policy_gradient import grpo_loss as grpo_loss
+from search_r3.training.grpo.policy_gradient import (
+    advantages as advantages,  # stage 2's, for those who look for losses here
+)
+from search_r3.training.grpo.policy_gradient import grpo_loss as grpo_loss
 
 
 def info_nce(q_BD: Tensor, d_ND: Tensor, target_B: Tensor, temperature: float, mask_BN: Tensor | None = None) -> Tensor:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from search_r3.data.beir import load_beir
-from search_r3.data.jsonl import read_jsonl
+from search_r3.data.io.jsonl import read_jsonl
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import _read_recipe
-from search_r3.data.sources.own import own_pairs
-from search_r3.data.synthesis.documents import read_collection
+from search_r3.data.sources.pair_files import own_pairs
+from search_r3.data.synthesis.source_documents import read_collection
 from search_r3.errors import InputError
-from search_r3.evaluation.peers import parse_peer
-from search_r3.evaluation.plan import SuitePlan
+from search_r3.evaluation.baselines.external_models import parse_peer
 from search_r3.evaluation.runs import read_gzip_lines, read_run, write_jsonl_gzip
+from search_r3.evaluation.suite_config import SuitePlan
 from search_r3.index.readers import open_source
 from search_r3.server.keys import read_keys
 from search_r3.training.config import load_config

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from search_r3.data.beir import BeirDataset, Document, write_beir
-from search_r3.data.clean import read_cleaning
+from search_r3.data.mining.decontamination import read_cleaning
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import _read_recipe, build_pairs
 from search_r3.errors import InputError

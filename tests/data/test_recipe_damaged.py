@@ -14,7 +14,7 @@ import pytest
 import small_sources
 from processes import run
 
-from search_r3.data import lines
+from search_r3.data.io import line_reader
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import build_pairs
 from search_r3.errors import InputError
@@ -177,8 +177,8 @@ def test_a_line_of_100_mb_is_not_held_in_memory(root: Path) -> None:
 
 def test_lines_are_cut_by_their_ends_alone(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345\n123456\n1234\r\n\n12345")
-    found = list(lines.read_lines(tmp_path / "a", limit=5))
-    assert found == [(1, b"12345\n"), (2, lines.TooLong(7)), (3, b"1234\r\n"), (4, b"\n"), (5, b"12345")]
+    found = list(line_reader.read_lines(tmp_path / "a", limit=5))
+    assert found == [(1, b"12345\n"), (2, line_reader.TooLong(7)), (3, b"1234\r\n"), (4, b"\n"), (5, b"12345")]
 
 
 def test_what_a_source_says_comes_before_what_the_recipe_says(root: Path) -> None:

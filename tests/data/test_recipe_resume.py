@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import signal
 import sys
@@ -13,8 +12,9 @@ import small_sources
 from filelock import FileLock
 from processes import run
 
-from search_r3.data import kinds, parts
+from search_r3.data import build_cache
 from search_r3.data.recipe import build_pairs
+from search_r3.data.sources import registry
 from search_r3.errors import InputError
 
 RUN = """
@@ -117,8 +117,8 @@ def test_the_steps_of_cleaning_are_kept_too(
 ) -> None:
     killed = run([sys.executable, "-c", RUN, "sync", "15", "out.jsonl"], check=False)
     assert killed.returncode == -signal.SIGKILL
-    monkeypatch.setattr("search_r3.data.clean.decontaminate", None)
-    monkeypatch.setattr("search_r3.data.clean.deduplicate", None)
+    monkeypatch.setattr("search_r3.data.mining.decontamination.decontaminate", None)
+    monkeypatch.setattr("search_r3.data.mining.decontamination.deduplicate", None)
     build()
     assert written() == whole
 
@@ -143,7 +143,7 @@ def test_what_has_changed_is_built_anew(root: Path, monkeypatch: pytest.MonkeyPa
         own.write_bytes(own.read_bytes().replace(b"right two", b"RIGHT two"))
         os.utime(own, ns=(10**18, 10**18))
     elif change == "program":
-        monkeypatch.setattr(parts, "_program", lambda: "another")
+        monkeypatch.setattr(build_cache, "_program", lambda: "another")
         expected = 0
     elif change == "damage":
         part = next(Path("out.jsonl.partial").glob("wordnet-*"))
@@ -167,31 +167,23 @@ def test_what_was_refused_goes_on_when_it_is_mended(root: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = kinds.KINDS["titles"]
+    kind = registry.KINDS["titles"]
 
     def build_and_touch(*given):
         built = kind.build(*given)
         os.utime("data/toy/corpus.jsonl", ns=(1, 1))
         return built
 
-    monkeypatch.setitem(kinds.KINDS, "titles", kinds.Kind(build_and_touch, kind.reads, kind.keys, kind.needed))
+    monkeypatch.setitem(registry.KINDS, "titles", registry.Kind(build_and_touch, kind.reads, kind.keys, kind.needed))
     with pytest.raises(InputError, match=r"source 2 \(titles\): its files changed while they were read"):
         build()
 
 
 def test_a_part_is_stale_when_any_module_that_made_it_has_changed() -> None:
-    folder = Path(parts.__file__).parent
-    needed, waiting = set(), ["recipe"]
-    while waiting:
-        name = waiting.pop()
-        if name not in needed:
-            needed.add(name)
-            tree = ast.parse(folder.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("search_r3.data"):
-                    module = (node.module or "").removeprefix("search_r3.data").removeprefix(".")
-                    waiting += [module] if module else [alias.name for alias in node.names]
-    assert sorted(needed) == parts.PROGRAM
+    names = {file.relative_to(Path(build_cache.__file__).parent).as_posix() for file in build_cache.source_files()}
+    made_by = {f"sources/{name}.py" for name in ("beir_pairs", "debian", "docstrings", "manuals", "roff", "pair_files")}
+    assert names >= made_by | {"recipe.py", "pairs.py", "io/jsonl.py", "io/line_reader.py", "mining/decontamination.py"}
+    assert not any(name.startswith(("synthesis", "fresh")) for name in names)
 
 
 def test_two_builds_of_one_output_do_not_meet(root: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from search_r3.environment import rewards
-from search_r3.environment.corpus import LiveCorpus
-from search_r3.environment.refresh import RefreshConfig
+from search_r3.environment.live_corpus import LiveCorpus
+from search_r3.environment.refresh_policies import RefreshConfig
 from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
 from search_r3.errors import InputError
-from search_r3.training.checkpoint import TrainingState, read_checkpoint, write_checkpoint
 from search_r3.training.config import load_config
+from search_r3.training.run_checkpoint import TrainingState, read_checkpoint, write_checkpoint
 
 ROWS, DIMENSION = 60, 8
 GRADES = [{3: 1, 40: 2}, {7: 1}, {13: 0, 11: 1, 12: 1}]

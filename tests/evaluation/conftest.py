@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from search_r3.data.beir import BeirDataset, Document, write_beir
-from search_r3.evaluation.card import keep_run
+from search_r3.evaluation.publish.model_card import keep_run
 from search_r3.evaluation.suite import evaluate, evaluate_pair, load_dataset
 from search_r3.evaluation.systems import SearchR3System
 from search_r3.model.searchr3 import Reasoned

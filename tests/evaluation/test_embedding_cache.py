@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.evaluation.cache import EmbeddingCache, content_hash
+from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
 
 TEXTS = [f"{'word ' * (i % 7)}text {i}" for i in range(23)]
 IDS = [f"d{i}" for i in range(23)]

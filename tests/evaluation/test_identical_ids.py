@@ -12,19 +12,19 @@ from search_r3 import metrics
 from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, load_beir, small, write_beir
 from search_r3.errors import InputError
-from search_r3.evaluation.adaptive import best_cosines
-from search_r3.evaluation.analysis_cache import AnalysisCache
-from search_r3.evaluation.controls import ControlConfig
-from search_r3.evaluation.fusion import fuse_runs
 from search_r3.evaluation.measures import MRR, NDCG
-from search_r3.evaluation.plan import SuitePlan, run_suite
-from search_r3.evaluation.rollout_rewards import earn
-from search_r3.evaluation.rollouts import RolloutConfig, measure_rollouts
+from search_r3.evaluation.publish.tables import results_markdown
+from search_r3.evaluation.rollouts.reasoning_rewards import earn
+from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, measure_rollouts
 from search_r3.evaluation.runs import drop_identical_ids, read_gzip_lines, read_run
-from search_r3.evaluation.study import make_bench, study
+from search_r3.evaluation.study.adaptive_curve import best_cosines
+from search_r3.evaluation.study.controls import ControlConfig
+from search_r3.evaluation.study.fusion_controls import fuse_runs
+from search_r3.evaluation.study.reasoning_cache import AnalysisCache
+from search_r3.evaluation.study.study import make_bench, study
 from search_r3.evaluation.suite import evaluate, load_dataset, remarks
+from search_r3.evaluation.suite_config import SuitePlan, run_suite
 from search_r3.evaluation.systems import open_systems
-from search_r3.evaluation.tables import results_markdown
 from search_r3.training.config import load_config
 
 TOPICS = ("aspirin", "bread", "moon", "python", "Paris", "tides", "yeast", "heart", "sea", "list", "mean", "file")
@@ -194,7 +194,7 @@ def test_a_study_leaves_it_out_of_every_mode_and_before_anything_is_fused(
 def test_the_rule_of_auto_does_not_see_the_cosine_of_a_query_with_itself(
     root: Path, tmp_path: Path, tiny_model: Path
 ) -> None:
-    from search_r3.evaluation.cache import EmbeddingCache
+    from search_r3.evaluation.embedding_cache import EmbeddingCache
 
     (system,) = open_systems(f"mine={tiny_model}", modes=("off",), device="cpu", show_progress=False)
     caches = EmbeddingCache(tmp_path / "embeddings"), AnalysisCache(tmp_path / "analyses")

@@ -11,13 +11,13 @@ from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation import provenance, suite, systems
-from search_r3.evaluation.cache import EmbeddingCache
-from search_r3.evaluation.card import card
+from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.measures import NDCG, measure_run
+from search_r3.evaluation.publish.model_card import card
+from search_r3.evaluation.publish.tables import results_markdown
 from search_r3.evaluation.runs import read_gzip_lines, read_run
 from search_r3.evaluation.suite import evaluate, load_dataset
 from search_r3.evaluation.systems import SearchR3System, model_name, open_systems, split_label
-from search_r3.evaluation.tables import results_markdown
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*documents have an empty")
 

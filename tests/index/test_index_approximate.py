@@ -11,7 +11,7 @@ from search_r3.cli import main
 from search_r3.index import SearchIndex, SourceDocument, build_index, compact_index, delete_documents, update_documents
 from search_r3.index import approximate as approximate_module
 from search_r3.index.approximate import Samples, encoder_of, keep_approximate, nearest_cosines, probing, tuned
-from search_r3.index.columns import VECTOR
+from search_r3.index.table_columns import VECTOR
 
 COUNT = 700
 WORDS = "red green blue gold pink grey teal plum lime rust sand mint oak elm ash fir yew bay".split()  # noqa: SIM905

@@ -16,8 +16,8 @@ from search_r3.index import SearchIndex, SourceDocument, build_index, update_doc
 from search_r3.index.chunk_ids import chunk_id
 from search_r3.index.chunking import chunk_document, content_of
 from search_r3.index.embedding import prepare
+from search_r3.index.query_words import composed
 from search_r3.index.token_limit import TokenLimit
-from search_r3.index.words import composed
 
 KINDS = ["record", "markdown", "rst", "python", "code", "text"]
 WORDS = re.split(" ", "the fee for a boat of twelve meters is paid in the office at the end of the pier before noon")

@@ -8,7 +8,7 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source
-from search_r3.index.columns import VECTOR, as_type
+from search_r3.index.table_columns import VECTOR, as_type
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.index.build import build_index
-from search_r3.index.handle import IndexHandle, IndexUnavailable
+from search_r3.index.live_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import delete_documents
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex

@@ -20,10 +20,10 @@ from search_r3.index import lease as leases
 from search_r3.index.approximate import tuned
 from search_r3.index.build import ONE_COMMIT
 from search_r3.index.changes import Changes
-from search_r3.index.columns import VECTOR
 from search_r3.index.lease import Lease
 from search_r3.index.maintenance import compact_index, delete_documents, maintain_index
 from search_r3.index.storage import IndexBusy, Remote
+from search_r3.index.table_columns import VECTOR
 
 pytestmark = pytest.mark.slow
 

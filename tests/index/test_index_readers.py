@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from search_r3.data.jsonl import read_jsonl
+from search_r3.data.io.jsonl import read_jsonl
 from search_r3.errors import InputError
 from search_r3.index.readers import open_source, summarise_skipped
 

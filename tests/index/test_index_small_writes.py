@@ -229,7 +229,7 @@ def test_the_approximate_index_stays_right(tmp_path, make_model, eager):
 
 
 def test_the_command_says_when_the_space_comes_back(path, model, capsys, monkeypatch):
-    monkeypatch.setattr("search_r3.cli.indexing.WORTH_A_LINE", 0)
+    monkeypatch.setattr("search_r3.cli.index.WORTH_A_LINE", 0)
     update_documents(path, [document("new", 1000)], model, progress=False)
     delete_documents(path, ["d1"])
     assert main(["compact", str(path)]) == 0

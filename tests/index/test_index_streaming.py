@@ -9,8 +9,8 @@ from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.build import COMMIT_CHUNKS, WAITING
 from search_r3.index.embedding import by_length
-from search_r3.index.flow import Pipe, run_stage, start_stage
-from search_r3.index.ledger import Ledger
+from search_r3.index.pipeline import Pipe, run_stage, start_stage
+from search_r3.index.seen_ids import Ledger
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
-from search_r3.index.columns import CONTENT
 from search_r3.index.maintenance import compact_index, maintain_index
+from search_r3.index.query_words import WORD, composed, without_stop_words
 from search_r3.index.snippets import make_snippet
-from search_r3.index.words import WORD, composed, without_stop_words
+from search_r3.index.table_columns import CONTENT
 
 HASH = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 CLASS = "AbstractSingletonProxyFactoryBean" * 6 + "Of"  # 200 characters
@@ -214,7 +214,7 @@ def test_a_rebuild_that_fails_leaves_the_index_as_it_was_and_comes_again(old_ind
 
 
 def test_a_compaction_rebuilds_it_too(old_index, capsys, monkeypatch):
-    monkeypatch.setattr("search_r3.cli.indexing.WORTH_A_LINE", 0)  # old versions are spoken of too
+    monkeypatch.setattr("search_r3.cli.index.WORTH_A_LINE", 0)  # old versions are spoken of too
     assert main(["compact", str(old_index)]) == 0
     said = capsys.readouterr().out
     assert said.count("full text: rebuilt") == 1

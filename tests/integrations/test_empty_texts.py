@@ -15,7 +15,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
 from search_r3 import InputError, SearchR3
-from search_r3.integrations.encoding import has_visible, repaired
+from search_r3.integrations.framework_encoder import has_visible, repaired
 from search_r3.integrations.haystack import SearchR3DocumentEmbedder, SearchR3TextEmbedder
 from search_r3.integrations.langchain import SearchR3Embeddings
 from search_r3.integrations.llama_index import SearchR3Embedding

@@ -12,7 +12,7 @@ import pytest
 from processes import run
 
 from search_r3 import InputError, SearchR3
-from search_r3.integrations.export import export_model
+from search_r3.export.merged_export import export_model
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -16,8 +16,8 @@ from processes import run
 
 from search_r3 import SearchR3
 from search_r3.cli import main
+from search_r3.integrations.index_searcher import LazySearcher, Searcher
 from search_r3.integrations.mcp_server import IndexServer, build_server
-from search_r3.integrations.searching import LazySearcher, Searcher
 
 
 def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
@@ -86,7 +86,7 @@ def test_connecting_opens_no_index_and_listing_tools_needs_no_model(tiny_index: 
 import asyncio, sys
 from mcp import Client
 from search_r3.integrations.mcp_server import build_server
-from search_r3.integrations.searching import LazySearcher
+from search_r3.integrations.index_searcher import LazySearcher
 heavy = lambda: sorted(set(sys.modules) & {{"lancedb", "lance", "torch", "transformers", "pyarrow"}})
 async def talk():
     async with Client(build_server(LazySearcher({str(tiny_index)!r}))) as client:

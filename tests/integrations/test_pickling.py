@@ -18,9 +18,9 @@ from search_r3 import InputError, SearchR3
 from search_r3.index import SourceDocument, build_index
 from search_r3.index.storage import Remote
 from search_r3.integrations.haystack import SearchR3DocumentEmbedder, SearchR3TextEmbedder
+from search_r3.integrations.index_searcher import Searcher
 from search_r3.integrations.langchain import SearchR3Embeddings, SearchR3Retriever
 from search_r3.integrations.llama_index import SearchR3Embedding
-from search_r3.integrations.searching import Searcher
 
 TEXT = "The train to Vienna leaves at nine."
 
@@ -100,7 +100,7 @@ def test_without_a_model_it_stays_the_default_one(
 ) -> None:
     back = again(make())
     assert encoder_of(back).config.model == ""
-    monkeypatch.setattr("search_r3.model.listing.default_model", lambda: str(tiny_model))
+    monkeypatch.setattr("search_r3.model.model_info.default_model", lambda: str(tiny_model))
     assert encoder_of(back).model.source == str(tiny_model)
     assert encoder_of(again(back)).config.model == ""
     assert encoder_of(again(back)).model.contract_hash == encoder_of(back).model.contract_hash

@@ -13,7 +13,7 @@ import torch
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
-from search_r3.model.adaptive import ADAPTIVE_FILE, FEATURES, AdaptiveRule
+from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, FEATURES, AdaptiveRule
 from search_r3.model.searchr3 import MAX_CHARACTERS, encode_as_text
 
 TEXTS = [

@@ -14,8 +14,8 @@ from typing import Any
 from processes import eventually
 
 from search_r3 import SearchR3
-from search_r3.server.config import ServerConfig
-from search_r3.server.run import Server, listen, make_server
+from search_r3.server.run_server import Server, listen, make_server
+from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
 
 

@@ -15,7 +15,7 @@ from processes import start
 from serving_tools import eventually
 
 from search_r3.cli import main
-from search_r3.server.run import listen
+from search_r3.server.run_server import listen
 
 pytestmark = pytest.mark.slow
 

@@ -12,16 +12,16 @@ import pytest
 from serving_tools import eventually, pausing, running
 
 from search_r3 import SearchR3
-from search_r3.model.slots import reasoning_slots
-from search_r3.model.texts import Tokens, encode_as_text
-from search_r3.server.cache import ReasonedCache
-from search_r3.server.config import ServerConfig
-from search_r3.server.continuous import ContinuousBatcher
+from search_r3.model.concurrent_reasoning import reasoning_slots
+from search_r3.model.tokenization import Tokens, encode_as_text
+from search_r3.server.batching.batcher import Batcher, Closed, Work
+from search_r3.server.batching.continuous import ContinuousBatcher
+from search_r3.server.batching.query_cache import ReasonedCache
+from search_r3.server.batching.static_batching import ThreadBatcher
 from search_r3.server.errors import ApiError
 from search_r3.server.metrics import Metrics, Rate
+from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, make_batcher
-from search_r3.server.work import Batcher, Closed, Work
-from search_r3.server.worker import ThreadBatcher
 
 
 class FakeSlots:

@@ -12,7 +12,7 @@ import pytest
 from serving_tools import Running, running
 
 from search_r3 import SearchR3
-from search_r3.model.texts import encode_as_text, special_ids
+from search_r3.model.tokenization import encode_as_text, special_ids
 from search_r3.server.service import Loaded
 
 TEXTS = [

@@ -18,10 +18,10 @@ from serving_tools import Running, eventually, running
 from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.index.build import build_index
-from search_r3.index.handle import IndexHandle
+from search_r3.index.live_handle import IndexHandle
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex
-from search_r3.integrations.searching import Searcher
+from search_r3.integrations.index_searcher import Searcher
 from search_r3.server.logs import LOGGER, JsonFormatter
 from search_r3.server.service import Loaded
 

@@ -23,7 +23,8 @@ from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.index import durable
 from search_r3.index.durable import DiskError
-from search_r3.server import documents, embeddings, intake, parsing
+from search_r3.server import parsing, request_body
+from search_r3.server.routes import documents, embeddings
 from search_r3.server.service import Loaded
 
 pytestmark = pytest.mark.timeout(120)
@@ -55,10 +56,10 @@ def test_a_body_of_many_values_keeps_the_event_loop_free(
         threads.append(threading.current_thread().name)
         return parsing.parse(*given)
 
-    monkeypatch.setattr(intake, "parse", parse)
+    monkeypatch.setattr(request_body, "parse", parse)
     monkeypatch.setattr(parsing, "_Counting", None)
     body = embeddings_of(served, **more)
-    assert 190_000 < len(body) <= intake.LARGE
+    assert 190_000 < len(body) <= request_body.LARGE
     assert served.post("/v1/embeddings", body).status == status
     assert served.embed("a small text").status == 200
     assert threads[0].startswith("tokenize")
@@ -83,7 +84,7 @@ def test_a_rejected_request_is_freed_at_once(
 ) -> None:
     """By counting references alone: what waits for the garbage collector may wait for long."""
     seen: list[weakref.ref[Any]] = []
-    read_bytes, read = intake._read_bytes, intake.read
+    read_bytes, read = request_body._read_bytes, request_body.read
 
     class Body(bytearray):
         """One that can be watched."""
@@ -98,7 +99,7 @@ def test_a_rejected_request_is_freed_at_once(
         seen.append(weakref.ref(body))
         return body
 
-    monkeypatch.setattr(intake, "_read_bytes", watched_bytes)
+    monkeypatch.setattr(request_body, "_read_bytes", watched_bytes)
     monkeypatch.setattr(embeddings, "read", watched)
     body: Any = REJECTED[kind]
     body = body if isinstance(body, bytes) else embeddings_of(served, **body)
@@ -155,7 +156,7 @@ def test_the_error_of_a_thread_holds_nothing(no_garbage_collection: None) -> Non
         service: Any = SimpleNamespace(config=SimpleNamespace(timeout=60))
         request: Any = SimpleNamespace(receive=receive)
         with suppress(InputError):
-            await intake.in_thread(request, service, threads, job)
+            await request_body.in_thread(request, service, threads, job)
         return found
 
     with ThreadPoolExecutor(1) as threads:

@@ -21,10 +21,11 @@ from serving_tools import Running, eventually, running
 
 from search_r3 import SearchR3
 from search_r3.index.table import SearchIndex
-from search_r3.server import embeddings, parsing
+from search_r3.server import parsing
 from search_r3.server.errors import ApiError
-from search_r3.server.memory import Bodies, give_back
 from search_r3.server.parsing import parse
+from search_r3.server.request_memory import Bodies, give_back
+from search_r3.server.routes import embeddings
 from search_r3.server.schemas import EmbeddingRequest
 from search_r3.server.service import Loaded
 

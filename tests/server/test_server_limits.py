@@ -16,10 +16,10 @@ from serving_tools import Answer, Held, Running, eventually, pausing, running
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
-from search_r3.server.config import ServerConfig
 from search_r3.server.keys import Keys, read_keys
 from search_r3.server.logs import LOGGER, JsonFormatter
-from search_r3.server.run import listen, serve
+from search_r3.server.run_server import listen, serve
+from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded
 
 

@@ -13,8 +13,8 @@ from search_r3 import SearchR3
 from search_r3.index.build import build_index
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex
+from search_r3.server.routes.web_page import HEADERS, PAGE, TYPES
 from search_r3.server.service import Loaded
-from search_r3.server.web_page import HEADERS, PAGE, TYPES
 
 EVIL = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
 DOCUMENTS = [

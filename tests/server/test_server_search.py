@@ -17,8 +17,8 @@ from search_r3.index.build import build_index
 from search_r3.index.readers import open_source
 from search_r3.index.search import check_where
 from search_r3.index.table import SearchIndex
-from search_r3.model.adaptive import ADAPTIVE_FILE, ALWAYS, NEVER, AdaptiveRule
-from search_r3.server.components import components
+from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, ALWAYS, NEVER, AdaptiveRule
+from search_r3.server.openapi_schemas import components
 from search_r3.server.schemas import check_filter, filter_pattern
 from search_r3.server.service import Loaded
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from serving_tools import eventually
 
-from search_r3.model.texts import Tokens
-from search_r3.server.cache import ReasonedCache
-from search_r3.server.config import ServerConfig
+from search_r3.model.tokenization import Tokens
+from search_r3.server.batching.batcher import Closed, Embedded, Work
+from search_r3.server.batching.query_cache import ReasonedCache
+from search_r3.server.batching.static_batching import ThreadBatcher
 from search_r3.server.errors import ApiError
 from search_r3.server.metrics import Metrics
-from search_r3.server.work import Closed, Embedded, Work
-from search_r3.server.worker import ThreadBatcher
+from search_r3.server.server_config import ServerConfig
 
 
 class FakeModel:

@@ -20,11 +20,11 @@ from search_r3 import SearchR3
 from search_r3.index import durable
 from search_r3.index.build import build_index
 from search_r3.index.durable import DiskError
-from search_r3.index.handle import IndexHandle
+from search_r3.index.live_handle import IndexHandle
 from search_r3.index.locking import writing as locked
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex
-from search_r3.server import writing
+from search_r3.server import index_writer
 from search_r3.server.service import Loaded
 
 pytestmark = pytest.mark.timeout(180)
@@ -114,12 +114,12 @@ def test_an_index_that_the_server_refuses_is_not_written(
         refused(server)  # and these two are the first to notice
         assert handle.refusal is not None
         refused(server)
-        writing._maintain(handle, True)
+        index_writer._maintain(handle, True)
         with monkeypatch.context() as patched:  # it is exchanged when the server has just looked
             patched.setattr(handle, "check", lambda: None)
             patched.setattr(handle, "_refused", None)
             refused(server)
-            writing._maintain(handle, True)
+            index_writer._maintain(handle, True)
         assert [SearchIndex.open(path).table.version for path in (ours, foreign)] == versions
         assert server.post("/v1/search", {"query": "text", "reasoning": False}).status == 200
         point(ours)
@@ -135,7 +135,11 @@ def test_a_write_ends_in_the_index_in_which_it_began(
     tiny: SearchR3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = make(tmp_path / "1", tiny, "a", "b"), make(tmp_path / "2", tiny, "c")
-    live, version, update = tmp_path / "live", SearchIndex.open(tmp_path / "2").table.version, writing.update_documents
+    live, version, update = (
+        tmp_path / "live",
+        SearchIndex.open(tmp_path / "2").table.version,
+        index_writer.update_documents,
+    )
     live.symlink_to(old)
 
     def exchanged(*given: Any, **options: Any) -> Any:
@@ -143,7 +147,7 @@ def test_a_write_ends_in_the_index_in_which_it_began(
         os.replace(tmp_path / "link", live)
         return update(*given, **options)
 
-    monkeypatch.setattr(writing, "update_documents", exchanged)
+    monkeypatch.setattr(index_writer, "update_documents", exchanged)
     with running(lambda: Loaded.of(tiny, SearchIndex.open(live)), writable=True) as server:
         assert server.post("/v1/documents", NEW).status == 201
         eventually(lambda: server.ask("GET", "/v1/documents").json["total"] == 1)
@@ -206,7 +210,7 @@ def test_a_disk_that_fails_is_503(tiny: SearchR3, make_index: Any, monkeypatch: 
 def test_a_change_waits_for_the_servers_own_maintenance(
     tiny: SearchR3, make_index: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index, tidying, maintain = make_index(), threading.Event(), writing.maintain_index
+    index, tidying, maintain = make_index(), threading.Event(), index_writer.maintain_index
 
     def slow(path: Path, *, always: bool, **options: Any) -> None:
         if always:
@@ -215,8 +219,8 @@ def test_a_change_waits_for_the_servers_own_maintenance(
                 time.sleep(1.0)
         maintain(path, always=always, **options)
 
-    monkeypatch.setattr(writing, "KEEP_VERSIONS", timedelta(seconds=-0.9))
-    monkeypatch.setattr(writing, "maintain_index", slow)
+    monkeypatch.setattr(index_writer, "KEEP_VERSIONS", timedelta(seconds=-0.9))
+    monkeypatch.setattr(index_writer, "maintain_index", slow)
     with running(lambda: Loaded.of(tiny, index), writable=True) as server:
         server.service.writing._wait = 0.1
         assert server.post("/v1/documents", NEW).status == 201
@@ -249,14 +253,14 @@ def test_a_search_or_an_addition_that_was_begun_is_504_and_others_503(held: Held
 def test_a_deletion_that_nobody_waits_for_is_not_begun(
     tiny: SearchR3, make_index: Any, asking: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index, gate, begun, delete = make_index(), threading.Event(), threading.Event(), writing.delete_each
+    index, gate, begun, delete = make_index(), threading.Event(), threading.Event(), index_writer.delete_each
 
     def slow(*given: Any, **options: Any) -> Any:
         begun.set()
         assert gate.wait(60)
         return delete(*given, **options)
 
-    monkeypatch.setattr(writing, "delete_each", slow)
+    monkeypatch.setattr(index_writer, "delete_each", slow)
     with running(lambda: Loaded.of(tiny, index), writable=True, timeout=1.5) as server:
         first = asking(server.ask, "DELETE", "/v1/documents/bread")
         assert begun.wait(60)

@@ -15,10 +15,10 @@ from serving_tools import running
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, UnknownDocument, build_index, compaction, durable
 from search_r3.index.durable import DiskError
-from search_r3.index.handle import IndexHandle
-from search_r3.server import writing
+from search_r3.index.live_handle import IndexHandle
+from search_r3.server import index_writer
+from search_r3.server.index_writer import Change, Writer
 from search_r3.server.service import Loaded
-from search_r3.server.writing import Change, Writer
 
 
 class Words:
@@ -44,7 +44,7 @@ def index(tmp_path):
 @contextmanager
 def first_commit_waits(monkeypatch):
     """The first commit begins, and goes on when `gate` is set; `sizes` are the documents of each."""
-    gate, begun, sizes, build = threading.Event(), threading.Event(), [], writing.update_documents
+    gate, begun, sizes, build = threading.Event(), threading.Event(), [], index_writer.update_documents
 
     def slow(path, documents, *args, **options):
         sizes.append(len(documents))
@@ -52,7 +52,7 @@ def first_commit_waits(monkeypatch):
         assert gate.wait(60)
         return build(path, documents, *args, **options)
 
-    monkeypatch.setattr(writing, "update_documents", slow)
+    monkeypatch.setattr(index_writer, "update_documents", slow)
     yield SimpleNamespace(gate=gate, begun=begun, sizes=sizes)
     gate.set()
 
@@ -114,8 +114,8 @@ def test_changes_that_wait_go_together_and_a_wrong_one_fails_alone(index, monkey
 @pytest.mark.parametrize("rebuilt", [True, False])
 def test_a_rebuilt_full_text_index_is_logged(index, monkeypatch, rebuilt):
     lines = []
-    monkeypatch.setattr(writing, "log", lambda event, *args, **fields: lines.append(event))
-    monkeypatch.setattr(writing, "maintain_index", lambda path, **options: rebuilt)
+    monkeypatch.setattr(index_writer, "log", lambda event, *args, **fields: lines.append(event))
+    monkeypatch.setattr(index_writer, "maintain_index", lambda path, **options: rebuilt)
     assert changed(index, [], monkeypatch=monkeypatch)[0] == []
     assert set(lines) == ({"full text rebuilt"} if rebuilt else set())
 
@@ -148,7 +148,7 @@ def test_what_a_client_no_longer_waits_for_is_not_written(index, monkeypatch):
 
 
 def test_a_disk_that_fails_fails_every_change_of_the_commit(index, monkeypatch):
-    sync, update, broken = durable._sync, writing.update_documents, []
+    sync, update, broken = durable._sync, index_writer.update_documents, []
 
     def failing(name, place):
         if broken:
@@ -161,7 +161,7 @@ def test_a_disk_that_fails_fails_every_change_of_the_commit(index, monkeypatch):
         return update(path, documents, *args, **options)
 
     monkeypatch.setattr(durable, "_sync", failing)
-    monkeypatch.setattr(writing, "update_documents", break_together)
+    monkeypatch.setattr(index_writer, "update_documents", break_together)
     changes = [add(index, SourceDocument(f"d{i}", "", f"text {i}")) for i in range(2)]
     found, sizes = changed(index, changes, monkeypatch=monkeypatch)
     assert [type(error) for error in found] == [DiskError, DiskError]
@@ -236,7 +236,7 @@ def test_a_posted_text_of_many_tokens_becomes_chunks_that_the_model_reads_whole(
 
 def test_old_versions_go_when_a_server_is_idle(tiny, make_index, monkeypatch):
     index = make_index()
-    monkeypatch.setattr(writing, "KEEP_VERSIONS", timedelta(seconds=0.5))
+    monkeypatch.setattr(index_writer, "KEEP_VERSIONS", timedelta(seconds=0.5))
     monkeypatch.setattr(compaction, "KEEP_VERSIONS", timedelta(seconds=1))
     with running(lambda: Loaded.of(tiny, index), writable=True) as server:
         for i in range(4):

@@ -184,7 +184,7 @@ def test_values_that_cannot_work_are_refused_from_python_too(cls, change):
 @pytest.mark.parametrize("key", ["steps=200", "seed=1", "log_every=5"])
 def test_setting_one_key_of_a_section_changes_one_key(tmp_path, key):
     """A section may have defaults of its own in a recipe: GRPO's learning rate is a fifteenth of stage 1's."""
-    from search_r3.training.grpo_config import GRPOConfig
+    from search_r3.training.grpo.grpo_config import GRPOConfig
 
     file = tmp_path / "grpo.yaml"
     file.write_text("{adapter: a, queries: [{pairs: p}], corpus: [{pairs: p}], output: o}", encoding="utf-8")

@@ -15,10 +15,10 @@ from torch import nn
 
 from search_r3.cli import main
 from search_r3.errors import InputError
-from search_r3.training import checkpoint as checkpoints
+from search_r3.training import run_checkpoint as checkpoints
 from search_r3.training.loop import run_training
 from search_r3.training.plot import read_log
-from search_r3.training.sft_config import SFTConfig
+from search_r3.training.sft.sft_config import SFTConfig
 
 CURVE = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.2, 12: 0.9}
 """Dev figures: the third best of steps 6 is only equalled at 8 and missed at 10, so patience 2 never sees step 12."""
@@ -158,7 +158,7 @@ def test_patience_without_a_figure_to_judge_by_is_refused(tmp_path: Path) -> Non
 def test_stage_two_stops_by_its_own_figure(
     stage_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from search_r3.training.grpo import GRPOTask
+    from search_r3.training.grpo.grpo_task import GRPOTask
 
     monkeypatch.setattr(GRPOTask, "evaluate", lambda task, module, step: {"live.reward": 1.0 - step})
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml")

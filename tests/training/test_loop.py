@@ -19,7 +19,7 @@ from tiny_task import STEPS, HalfTask, TinyTask, config, log, losses, quiet_envi
 from torch import nn
 
 from search_r3.errors import InputError
-from search_r3.training import checkpoint as checkpoints
+from search_r3.training import run_checkpoint as checkpoints
 from search_r3.training.config import LoopConfig
 from search_r3.training.loop import learning_rate_at, resolve_mixed_precision, run_training, seed_step
 

@@ -16,7 +16,7 @@ from tiny_task import KILLS, TinyTask, config, log, losses, quiet_environment, s
 from torch import nn
 
 from search_r3.errors import InputError
-from search_r3.training import checkpoint as checkpoints
+from search_r3.training import run_checkpoint as checkpoints
 from search_r3.training.loop import run_training
 
 

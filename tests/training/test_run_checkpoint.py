@@ -10,7 +10,7 @@ from tiny_task import TinyTask, log, train
 from torch import nn
 
 from search_r3.errors import InputError
-from search_r3.training import checkpoint as checkpoints
+from search_r3.training import run_checkpoint as checkpoints
 
 
 def test_checkpoints_hold_trainable_parameters_only_and_no_pickle(whole):

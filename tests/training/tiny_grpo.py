@@ -10,10 +10,10 @@ import torch
 
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.training.config import LoopConfig, LoraSettings
-from search_r3.training.grpo import GRPOTask, load_stage_one
-from search_r3.training.grpo_config import GRPOConfig, QuerySet, Source
-from search_r3.training.grpo_data import read_problem
-from search_r3.training.sft import train_sft
+from search_r3.training.grpo.dataset import read_problem
+from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
+from search_r3.training.grpo.grpo_task import GRPOTask, load_stage_one
+from search_r3.training.sft.sft_task import train_sft
 
 WORDS = [
     *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"),
@@ -85,7 +85,7 @@ def task_of(adapter: Path, output: Path, engine: Any = None, **changes: Any) -> 
     values["queries"] = [QuerySet(**part) for part in values["queries"]]
     values["corpus"] = [Source(**part) for part in values["corpus"]]
     if isinstance(values["environment"], dict):
-        from search_r3.environment.refresh import RefreshConfig
+        from search_r3.environment.refresh_policies import RefreshConfig
         from search_r3.environment.retrieval import EnvironmentConfig
 
         part = values["environment"]

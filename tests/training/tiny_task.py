@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from search_r3.training import checkpoint as checkpoints
+from search_r3.training import run_checkpoint as checkpoints
 from search_r3.training.config import LoopConfig
+from search_r3.training.distributed.sharding import end_processes
 from search_r3.training.loop import run_training
-from search_r3.training.sharding import end_processes
 
 STEPS = 12
 KILLS = (("batch", 2), ("batch", 7), ("evaluate", 8), ("checkpoint", 8), ("rename", 8), ("save", STEPS))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from search_r3.data.fresh.config import KINDS, FreshConfig
+from search_r3.data.fresh.fresh_config import KINDS, FreshConfig
 from search_r3.data.fresh.passages import Passage
 from search_r3.data.fresh.release import EVIDENCE, Release
 from search_r3.data.synthesis.writers import Writer

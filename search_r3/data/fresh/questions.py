@@ -13,8 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from search_r3.data.clean import jaccard
 from search_r3.data.fresh.passages import Passage, plain_heading
+from search_r3.data.mining.decontamination import jaccard
+from search_r3.data.mining.word_overlap import words_of
 from search_r3.data.sources.querystyle import (
     MAX_WEB_WORDS,
     VERBS,
@@ -23,7 +24,6 @@ from search_r3.data.sources.querystyle import (
     first_sentence,
     without_markup,
 )
-from search_r3.data.wordsets import words_of
 
 WEB_SHARE = 0.6
 """Of docstrings' sentences that are put as people type them; the rest stay sentences (as `data build` does)."""

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from search_r3.data.fresh.archives import METADATA, Contents, is_archive, read_archive, read_folder, safe_name
-from search_r3.data.fresh.config import Source, parse_date
+from search_r3.data.fresh.fresh_config import Source, parse_date
 from search_r3.errors import InputError
 
 INDEX_TYPE = "application/vnd.pypi.simple.v1+json"

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from search_r3.data.lines import BrokenFile, MissingSource, TooLong, bounded_lines, is_html_page, read_lines
+from search_r3.data.io.line_reader import BrokenFile, MissingSource, TooLong, bounded_lines, is_html_page, read_lines
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources.base import MAX_RECORD, Built, Records, clip, without_generic
+from search_r3.data.sources.source import MAX_RECORD, Built, Records, clip, without_generic
 
 LISTS = Path("/var/lib/apt/lists")
 APT_HELPER = Path("/usr/lib/apt/apt-helper")

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from search_r3.data.beir import refuse_unknown
-from search_r3.data.lines import BrokenFile, MissingSource, TooLong, read_lines, read_up_to
+from search_r3.data.io.line_reader import BrokenFile, MissingSource, TooLong, read_lines, read_up_to
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources.base import MAX_RECORD, Built, Records, clip, without_generic
+from search_r3.data.sources.source import MAX_RECORD, Built, Records, clip, without_generic
 from search_r3.errors import InputError
 
 WORDNET = Path("/usr/share/wordnet")

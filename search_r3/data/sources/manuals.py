@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-from search_r3.data.lines import MissingSource, is_html_page
+from search_r3.data.io.line_reader import MissingSource, is_html_page
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources.base import Built, Records, clip, without_generic
 from search_r3.data.sources.roff import plain_sections
+from search_r3.data.sources.source import Built, Records, clip, without_generic
 
 MAN = Path("/usr/share/man")
 PYDOC_LICENCE = "PSF-2.0 (examples and recipes also 0BSD)"

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 
 from search_r3.data.beir import Document
+from search_r3.data.mining.word_overlap import near_identical, normalise, word_set, words_of
 from search_r3.data.synthesis.writers import Prompt, Reply
-from search_r3.data.wordsets import near_identical, normalise, word_set, words_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from search_r3.data.mining.scorers import Report, Scorer
+from search_r3.data.mining.word_overlap import normalise
 from search_r3.data.pairs import TrainingPair, write_pairs
-from search_r3.data.partial import Partial, differing, read_json
-from search_r3.data.scorers import Report, Scorer
+from search_r3.data.shard_checkpoints import Partial, differing, read_json
 from search_r3.data.synthesis import instructions
-from search_r3.data.synthesis.documents import Collection, read_collection
 from search_r3.data.synthesis.instructions import KINDS
-from search_r3.data.synthesis.plan import (
+from search_r3.data.synthesis.roundtrip import RoundTrip
+from search_r3.data.synthesis.source_documents import Collection, read_collection
+from search_r3.data.synthesis.synthesis_plan import (
     NO_BUDGET,
     SynthesisSettings,
     analysis_prompts,
@@ -32,9 +34,7 @@ from search_r3.data.synthesis.plan import (
     query_prompts,
     tokens_of,
 )
-from search_r3.data.synthesis.roundtrip import RoundTrip
 from search_r3.data.synthesis.writers import Budget, Failure, Prompt, Reply, Usage, Writer
-from search_r3.data.wordsets import normalise
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from search_r3.data.beir import stable_order
-from search_r3.data.scorers import Report, Scorer
+from search_r3.data.mining.scorers import Report, Scorer
 
 BACKGROUND = 5000
 """Documents that stand beside written passages where scores depend on what else is there (BM25's word frequencies)."""

@@ -205,7 +205,7 @@ def token_counter(model: str) -> Callable[[str], int]:
     """
     from transformers import AutoTokenizer
 
-    from search_r3.model.bundled import resolve
+    from search_r3.model.resolve import resolve
     from search_r3.model.searchr3 import encode_as_text
 
     try:

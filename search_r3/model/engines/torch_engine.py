@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from search_r3.model.engines.base import Generation, of_each
-from search_r3.model.engines.sessions import (
+from search_r3.model.engines.continuous_batching import Slots
+from search_r3.model.engines.llama_forward import (
     Layer,
     LlamaSession,
     Prefix,
@@ -22,7 +23,6 @@ from search_r3.model.engines.sessions import (
     TransformersSession,
     merge_projections,
 )
-from search_r3.model.engines.slots import Slots
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the key-value cache once fewer than this share of its rows still write."""

@@ -10,10 +10,10 @@ import pytest
 
 from search_r3.cli import main
 from search_r3.data.beir import load_beir
-from search_r3.data.fresh.build import build_fresh
-from search_r3.data.fresh.config import FreshConfig, Source
+from search_r3.data.fresh.fresh_config import FreshConfig, Source
+from search_r3.data.fresh.fresh_dataset import build_fresh
+from search_r3.data.mining.word_overlap import words_of
 from search_r3.data.synthesis.writers import Reply, Usage
-from search_r3.data.wordsets import words_of
 from search_r3.errors import InputError
 
 OTHER = {
@@ -210,7 +210,7 @@ def test_the_command(tmp_path, two, monkeypatch, capsys):
 
 
 def test_the_recipe_in_configs_can_be_read():
-    from search_r3.data.fresh.config import read_config
+    from search_r3.data.fresh.fresh_config import read_config
 
     recipe = Path(__file__).parents[3] / "configs" / "data" / "fresh-2026.yaml"
     config = read_config([str(recipe)])

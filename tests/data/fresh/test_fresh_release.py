@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import fresh_packages as made
 import pytest
 
-from search_r3.data.fresh.config import FreshConfig, Source, read_config
+from search_r3.data.fresh.fresh_config import FreshConfig, Source, read_config
 from search_r3.data.fresh.release import index_lookup, read_release
 from search_r3.errors import InputError
 

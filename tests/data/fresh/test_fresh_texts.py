@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import fresh_packages as made
 import pytest
 
-from search_r3.data.fresh.config import FreshConfig, Source
+from search_r3.data.fresh.fresh_config import FreshConfig, Source
 from search_r3.data.fresh.passages import (
     Passage,
     markdown_sections,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search_r3.data.lines import MissingSource
+from search_r3.data.io.line_reader import MissingSource
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import build_pairs
 from search_r3.data.sources.manuals import man_pairs, pydoc_pairs

@@ -20,15 +20,15 @@ from processes import eventually, start
 
 from search_r3.cli import main
 from search_r3.data.beir import Document
+from search_r3.data.mining.scorers import DenseScorer, bm25_scorer
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
-from search_r3.data.scorers import DenseScorer, bm25_scorer
 from search_r3.data.synthesis import instructions
 from search_r3.data.synthesis import pipeline as module
-from search_r3.data.synthesis.documents import read_collection
 from search_r3.data.synthesis.instructions import KINDS, read_analysis, read_negative, read_query
 from search_r3.data.synthesis.pipeline import synthesise
-from search_r3.data.synthesis.plan import SynthesisSettings, choose_documents, kinds_of, plan, prompts_for
 from search_r3.data.synthesis.roundtrip import RoundTrip
+from search_r3.data.synthesis.source_documents import read_collection
+from search_r3.data.synthesis.synthesis_plan import SynthesisSettings, choose_documents, kinds_of, plan, prompts_for
 from search_r3.data.synthesis.writers import Budget, Failure, Prompt, Reply, Usage
 from search_r3.errors import InputError
 

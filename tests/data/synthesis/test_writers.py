@@ -14,7 +14,7 @@ import pytest
 from endpoint_server import KEY, EndpointServer, completion, error
 
 from search_r3 import SearchR3
-from search_r3.data.synthesis.endpoint import EndpointSettings, EndpointWriter
+from search_r3.data.synthesis.endpoint_writer import EndpointSettings, EndpointWriter
 from search_r3.data.synthesis.writers import Budget, Failure, LocalWriter, Prompt, Reply, token_counter
 from search_r3.errors import InputError
 

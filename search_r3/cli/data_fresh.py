@@ -1,0 +1,130 @@
+"""`search-r3 data fresh`: a test set out of documents that no model has seen."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_r3.cli.data import data_app
+from search_r3.cli.options import BatchSize, Device, Json, hush, print_json
+from search_r3.errors import InputError
+
+
+@data_app.command("fresh")
+def data_fresh(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE | PACKAGE...",
+            help="A recipe in YAML, or packages: wheels, source archives, folders, names of installed packages.",
+        ),
+    ],
+    into: Annotated[Path, typer.Option(help="The BEIR folder to write.")],
+    released_after: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM-DD", help="Refuse what was released before; 2026-01-01 by default.")
+    ] = None,
+    allow_unknown_date: Annotated[
+        bool | None,
+        typer.Option("--allow-unknown-date", help="Take packages of which nobody can say when they were released."),
+    ] = None,
+    index: Annotated[
+        bool, typer.Option(help="Ask the package index that pip is set up with when each file was uploaded.")
+    ] = True,
+    committee: Annotated[
+        list[str] | None,
+        typer.Option(help="A retriever of the round trip, named as in evaluate --system. Repeatable."),
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="A question stays if any of them ranks its document so high.")] = None,
+    questions: Annotated[int | None, typer.Option(help="Questions for each package, at most.")] = None,
+    documents: Annotated[int | None, typer.Option(help="Documents of each package, at most.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything that is drawn.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Let an LLM write the questions: an OpenAI-compatible endpoint's base URL.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The LLM's name at the endpoint.")] = None,
+    key_variable: Annotated[
+        str, typer.Option(help="The environment variable that holds the endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    no_key: Annotated[bool, typer.Option("--no-key", help="The endpoint wants no key.")] = False,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop before so many tokens are spent.")] = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a set that was made from other inputs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a test set out of packages released lately, so that no model can have learnt its documents.
+
+    Documents are sections of READMEs and documentation, and modules, classes and functions without the words that are
+    asked. Questions come from headings and docstrings, or from an LLM. One stays if any retriever of the committee
+    finds its document; the others' documents stay as distractors. manifest.json has every package with its date,
+    SHA-256 and licence, and what was dropped and why. Archives are read, never unpacked; nothing in them is run.
+
+    \b
+    Example:  search-r3 data fresh configs/data/fresh-2026.yaml --into build/fresh-2026
+    Example:  search-r3 data fresh mypackage-1.0-py3-none-any.whl docs/ --into build/mine --allow-unknown-date
+    Next:     search-r3 evaluate --dataset build/fresh-2026 --system bm25
+    """
+    from search_r3.data.fresh.fresh_config import read_config
+    from search_r3.data.fresh.fresh_dataset import build_fresh
+    from search_r3.data.fresh.release import index_lookup
+    from search_r3.data.mining.scorers import Scorer, open_scorer
+    from search_r3.data.synthesis.writers import Budget
+
+    changes = {
+        "released_after": released_after,
+        "allow_unknown_date": allow_unknown_date,
+        "committee": committee or None,
+        "top": top,
+        "questions_per_package": questions,
+        "documents_per_package": documents,
+        "seed": seed,
+    }
+    config = read_config(inputs, changes)
+
+    def opened(name: str) -> Scorer:
+        if name != "bm25":
+            hush()
+        return open_scorer(name, device=device, batch_size=batch_size)
+
+    manifest = build_fresh(
+        config,
+        into,
+        lookup=index_lookup(_say) if index else lambda name: None,
+        open_scorer=opened,
+        writer=_writer(endpoint, model, None if no_key else key_variable),
+        budget=Budget(budget_tokens),
+        force=force,
+        say=_say,
+    )
+    if as_json:
+        print_json(manifest)
+    else:
+        _print(manifest, into)
+
+
+def _writer(endpoint: str | None, model: str | None, key_variable: str | None) -> Any:
+    if (endpoint is None) != (model is None):
+        raise InputError("give both --endpoint URL and --model NAME, or neither")
+    if endpoint is None or model is None:
+        return None
+    from search_r3.data.synthesis.endpoint_writer import EndpointSettings, EndpointWriter
+
+    return EndpointWriter(EndpointSettings(endpoint, model, key_variable))
+
+
+def _print(manifest: dict[str, Any], into: Path) -> None:
+    for one in manifest["packages"]:
+        counts = f"{sum(one['documents'].values()):>6,} {sum(one['questions'].values()):>5,}"
+        print(f"{counts}  {one['name']} {one['version'] or '?'}, {one['released'] or 'date unknown'}, {one['licence']}")
+    trip = manifest["round_trip"]
+    alone = ", ".join(f"{name} {told['kept_that_it_alone_finds']}" for name, told in trip["committee"].items())
+    print(f"{manifest['documents']:>6,} {manifest['questions']:>5,}  documents and questions in {into}")
+    print(f"of {trip['checked']:,} questions checked, {trip['found_by_none']:,} were found by no retriever")
+    print(f"kept questions that only one retriever finds: {alone}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,112 @@
+"""What prepares pairs before training with another model's help: `data teach` and `data select`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_r3.cli.data import data_app
+from search_r3.cli.options import BatchSize, Device, Dtype, DtypeOption, Json, MaxLength, hush, print_json
+from search_r3.errors import InputError
+
+
+@data_app.command("teach")
+def data_teach(
+    pairs: Annotated[list[Path], typer.Argument(readable=False, help="Files of training pairs (JSONL).")],
+    output: Annotated[Path, typer.Option("--into", help="The file to write; its name ends in .rows.safetensors.")],
+    by: Annotated[
+        str, typer.Option(help="The teacher: all-minilm-l6-v2, st:NAME (sentence-transformers), or a SearchR3 model.")
+    ] = "all-minilm-l6-v2",
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Embed every text of the pairs by a teacher, once, so that training, mining and selecting can use its scores.
+
+    Interrupted, it goes on where it stopped. In a recipe, name the file under `teacher`; for `data mine` and
+    `data select`, name it in the place of a model.
+
+    \b
+    Example:  search-r3 data teach pairs.jsonl --into pairs.rows.safetensors
+    Before:   search-r3 data build RECIPE pairs.jsonl
+    Next:     search-r3 data select pairs.jsonl best.jsonl --by pairs.rows.safetensors --top 3
+    """
+    hush()
+    from search_r3.data.mining.scorers import DenseScorer
+    from search_r3.data.mining.teacher import SUFFIX, write_teacher_rows
+
+    teacher = None if by == "bm25" or by.endswith(SUFFIX) else _open(by, device, dtype, batch_size, max_length)
+    if not isinstance(teacher, DenseScorer):
+        raise InputError(f"a teacher must be an embedding model, not {by}; name one such as all-minilm-l6-v2")
+    counts = write_teacher_rows(pairs, output, teacher, _progress)
+    if as_json:
+        print_json(counts)
+    else:
+        print(f"{output}: {counts['queries']:,} queries and {counts['documents']:,} documents by {teacher.name}")
+
+
+@data_app.command("select")
+def data_select(
+    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write.")],
+    take: Annotated[
+        list[str] | None,
+        typer.Option("--take", metavar="KIND=COUNT", help="How many of a kind, such as docstrings=5000. Repeatable."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Keep only what this scorer finds again: a file of teacher rows, bm25, or a model's name."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="The positive must be among so many of its kind.")] = 3,
+    seed: Annotated[int, typer.Option(help="Which of those that pass are taken.")] = 0,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Take the best of many pairs: so many of each kind, only those whose positive can be found again.
+
+    \b
+    Example:  search-r3 data select pairs.jsonl best.jsonl --by pairs.rows.safetensors --take docstrings=6000
+    Before:   search-r3 data build RECIPE pairs.jsonl
+    Next:     search-r3 data mine best.jsonl mined.jsonl
+    """
+    hush()
+    from search_r3.data.mining.selection import select_pairs
+
+    scorer = _open(by, device, dtype, batch_size, max_length) if by else None
+    manifest = select_pairs(pairs, output, _counts(take or []), scorer=scorer, top=top, seed=seed, report=_progress)
+    if as_json:
+        print_json(manifest)
+        return
+    for kind, count in manifest["by_kind"].items():
+        print(f"{count:>8,}  {kind}")
+    for reason, count in manifest["dropped"].items():
+        print(f"{-count:>8,}  {reason}")
+    print(f"{manifest['count']:>8,}  pairs in {output}")
+
+
+def _open(spec: str, device: str | None, dtype: Dtype, batch_size: int, max_length: int | None) -> Any:
+    from search_r3.data.mining.scorers import open_scorer
+
+    return open_scorer(spec, device=device, dtype=dtype.value, batch_size=batch_size, max_length=max_length)
+
+
+def _counts(take: list[str]) -> dict[str, int]:
+    counts = {}
+    for item in take:
+        name, _, count = item.rpartition("=")
+        if not name or not count.isdecimal():
+            raise InputError(f"--take {item}: expected KIND=COUNT, such as docstrings=5000")
+        counts[name] = int(count)
+    return counts
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    print(f"{done:,} of {total:,} {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,264 @@
+"""`evaluate` measures systems on judged data; `tables` keeps documentation and model cards true to the results."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_r3.cli.options import (
+    AllowMissing,
+    BatchSize,
+    Budget,
+    DataRoot,
+    Device,
+    Dtype,
+    DtypeOption,
+    IgnoreIdenticalIds,
+    Json,
+    MaxLength,
+    hush,
+    print_json,
+)
+from search_r3.errors import InputError
+
+EXIT_FAILED = 1
+"""A part of a suite failed, or a file is not what the results say."""
+IN_THE_SUITE = {
+    "dataset": "datasets",
+    "system": "systems",
+    "mode": "modes",
+    "split": "split",
+    "budget": "budget",
+    "max_length": "max_length",
+    "batch_size": "batch_size",
+    "dtype": "dtype",
+    "allow_missing": "allow_missing",
+    "ignore_identical_ids": "ignore_identical_ids",
+}
+"""Options that a suite's file decides, and its keys for them."""
+
+
+def evaluate(
+    context: typer.Context,
+    suite: Annotated[
+        Path | None,
+        typer.Argument(
+            readable=False,
+            help="A suite in YAML, instead of the options; the source checkout's configs/suites/ holds examples.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A data set's name, a BEIR folder, or ir_datasets:NAME or mteb:TASK, fetched once; NAME.small is a "
+            "fixed part. Repeatable."
+        ),
+    ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="bm25, all-minilm-l6-v2, st:MODEL (sentence-transformers), endpoint:MODEL@URL (OpenAI-compatible), a "
+            "YAML file that describes either, or a model of ours; LABEL=SPEC names it. Repeatable."
+        ),
+    ] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="Reasoning off or on; both by default. Repeatable.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which judgements; by default the data set's test split.")] = None,
+    budget: Budget = 32,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    data: DataRoot = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where runs/ and metrics/ go: results, or what the suite says.")
+    ] = None,
+    allow_missing: AllowMissing = False,
+    ignore_identical_ids: IgnoreIdenticalIds = False,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key of the suite: dtype=float32. Repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Evaluate again what is already there.")] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of a million tokens at an endpoint, to show what a run costs.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Send an endpoint over a million tokens, or a file's token_limit, unasked.")
+    ] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Rewrite the tables of README.md and docs/results.md from all results.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure nDCG@10, MRR@10 and recall@100 on judged data, beside BM25 and all-MiniLM-L6-v2.
+
+    Each pair of data set and system gets a TREC run and a metrics file; what is already there is not computed again, so
+    an interrupted evaluation goes on with the same command. Embeddings are cached. An endpoint's key comes from the
+    variable OPENAI_API_KEY, and what will be sent is told first (docs/evaluation.md). A suite runs many
+    systems, data sets and studies; what fails in it is told at the end, with exit code 1, and the rest is done.
+
+    \b
+    Example:  search-r3 evaluate --dataset cosqa --system bm25 --system smollm2-135m --mode off
+    Suites:   search-r3 evaluate configs/suites/sample.yaml
+    Next:     search-r3 tables
+    """
+    hush()
+    from search_r3.data.io.find_dataset import available_datasets
+    from search_r3.evaluation.baselines.external_models import Spending
+    from search_r3.evaluation.publish.tables import results_markdown
+    from search_r3.evaluation.suite import MODES
+    from search_r3.evaluation.suite import evaluate as run
+    from search_r3.model.model_info import default_model
+
+    if suite is not None:
+        if yes or price is not None:
+            raise InputError("--yes or --price beside a suite: write token_limit and price into the system's YAML file")
+        _refuse_options(context, suite)
+        _run_suite(suite, override or [], output, data, device, force, table, as_json)
+        return
+    if override:
+        raise InputError(f"--set {override[0]}: changes a key of a suite, but no suite is given")
+    if not dataset and not table:
+        names = ", ".join(available_datasets(data)) or "none; point --data at a folder of BEIR data sets"
+        raise InputError(f"name what to evaluate on with --dataset; there are: {names}")
+    place = output or Path("results")
+    records: list[dict[str, Any]] = []
+    if dataset:
+        records = run(
+            dataset,
+            system or ["bm25", "all-minilm-l6-v2", default_model()],
+            place,
+            split,
+            modes=mode or MODES,
+            max_length=max_length,
+            max_reasoning_tokens=budget,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype.value,
+            data_root=data,
+            force=force,
+            allow_missing=allow_missing,
+            ignore_identical_ids=ignore_identical_ids,
+            spending=Spending(yes, price, _ask if sys.stdin.isatty() and sys.stderr.isatty() else None, _tell),
+            report=_tell,
+        )
+    if table:
+        _rewrite_tables(place, data)
+    if as_json:
+        print_json(records)
+    elif records:
+        print(results_markdown(records))
+
+
+def tables(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(readable=False, help="Markdown files with tables; by default README.md and docs/results.md."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: show what differs, with exit code 1 if anything does.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="The folder of results.")] = Path("results"),
+    models: Annotated[Path, typer.Option(help="The folder of adapters, whose cards are made too.")] = Path("models"),
+    cards: Annotated[bool, typer.Option(help="Also make the adapters' model cards.")] = True,
+    data: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Make every table of results in the documentation and every model card again, from the run files.
+
+    A table stands between a line such as `<!-- table: results -->` and a line `<!-- /table -->`; whatever is between
+    them is replaced. Kinds of table: results, summary (one measure) and study (with dataset=NAME system=NAME). Measures
+    are computed again from the runs where the data sets are; elsewhere those in results/metrics are taken, and named.
+
+    \b
+    Example:  search-r3 tables --check
+    Before:   search-r3 evaluate SUITE
+    Next:     git diff README.md docs/results.md
+    """
+    from search_r3.evaluation.publish.markdown_blocks import remake_all
+
+    made = remake_all(files or None, output, models if cards else None, data)
+    if not check:
+        made.write()
+    for problem in made.check.problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if made.check.unchecked:
+        listed = ", ".join(made.check.unchecked)
+        print(f"not measured again, for want of the data: {listed}", file=sys.stderr)
+    if as_json:
+        print_json(
+            {
+                "changed": [str(file.path) for file in made.changed],
+                "unchanged": [str(file.path) for file in made.files if not file.changed],
+                "problems": made.check.problems,
+                "unchecked": made.check.unchecked,
+            }
+        )
+    else:
+        for file in made.files:
+            if check and file.changed:
+                print(file.diff())
+            else:
+                print(f"{file.path}: " + ("rewritten" if file.changed else "as the results say"))
+    if made.check.problems or (check and made.changed):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _run_suite(
+    suite: Path,
+    overrides: list[str],
+    output: Path | None,
+    data: Path | None,
+    device: str | None,
+    force: bool,
+    table: bool,
+    as_json: bool,
+) -> None:
+    from search_r3.evaluation.suite_config import SuitePlan, run_suite
+    from search_r3.training.config import load_config
+
+    plan = load_config(suite, SuitePlan, overrides)
+    plan.output = output or plan.output
+    outcome = run_suite(plan, device=device, data_root=data, force=force, report=_tell)
+    for failure in outcome.failures:
+        if not isinstance(failure.error, InputError):  # ours to mend, so it keeps its traceback
+            traceback.print_exception(failure.error)
+    if table and outcome.records:
+        _rewrite_tables(plan.output, data)
+    if as_json:
+        print_json({"suite": str(suite), **outcome.to_dict()})
+    else:
+        print(outcome.summary())
+    if outcome.failures:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _refuse_options(context: typer.Context, suite: Path) -> None:
+    """What a suite's file decides cannot be given beside it."""
+    for name, key in IN_THE_SUITE.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} beside the suite {suite}: write it into the file, or use --set {key}=VALUE")
+
+
+def _rewrite_tables(output: Path, data: Path | None) -> None:
+    from search_r3.evaluation.publish.markdown_blocks import remake_all
+
+    made = remake_all(None, output, None, data)
+    made.write()
+    for file in made.files:
+        _tell(f"{file.path}: the tables " + ("are rewritten" if file.changed else "were up to date"))
+    for problem in made.check.problems:
+        _tell(f"warning: {problem}")
+
+
+def _ask(question: str) -> bool:
+    return typer.confirm(question, err=True)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,172 @@
+"""`search-r3 export`, `push`, `pull` and `mcp`: a model for others, from others, and an index for agents."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search_r3.cli.index import Index
+from search_r3.cli.options import (
+    Budget,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    Model,
+    Reasoning,
+    ReasoningOption,
+    hush,
+    load,
+    print_json,
+)
+from search_r3.errors import InputError
+
+
+class ExportFormat(StrEnum):
+    """What reads an export."""
+
+    safetensors = "safetensors"
+    sentence_transformers = "sentence-transformers"
+    int8 = "int8"
+    onnx = "onnx"
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A name from `search-r3 models`, a model folder, or a hub id.")],
+    out: Annotated[Path, typer.Argument(readable=False, help="The new folder to write.")],
+    format: Annotated[
+        ExportFormat,
+        typer.Option(help="What to add: sentence-transformers' files, or the int8 engine's matrices. onnx: a graph."),
+    ] = ExportFormat.safetensors,
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto is float32. bfloat16 halves the size, at a cosine distance of about 0.001.")
+    ] = Dtype.auto,
+    as_json: Json = False,
+) -> None:
+    """Merge a model's adapter into its base and write one folder that needs nothing else.
+
+    It keeps the model's contract, so it searches every index that the model made. Golden vectors are written beside it.
+    With --format sentence-transformers, SentenceTransformer(OUT) embeds documents and direct queries (no reasoning).
+    With --format int8, --engine int8 starts at once where OUT is the model.
+    With --format onnx, model.onnx turns token ids into embeddings of documents and direct queries (float32).
+
+    \b
+    Example:  search-r3 export search-r3-smollm2-135m-sft exported --format sentence-transformers
+    Next:     search-r3 models --check exported
+    """
+    hush()
+    from search_r3.export.merged_export import check_target, export_model
+
+    check_target(out)  # before a model is loaded
+    if format is ExportFormat.onnx:
+        from search_r3.export.onnx_export import check_installed
+
+        check_installed()
+    loaded = load(model, "cpu", Dtype.float32 if dtype is Dtype.auto else dtype)
+    done = export_model(loaded, out, format.value)
+    if as_json:
+        print_json({**vars(done), "folder": str(done.folder)})
+    else:
+        print(
+            f"{done.folder}: {done.name}, {done.format}, {done.dtype}, contract {done.contract_hash[:12]}, "
+            f"{len(done.files)} files, {done.bytes / 1e6:.1f} MB"
+        )
+        if format is ExportFormat.onnx:
+            print(f"checked in onnxruntime; how to feed it: {done.folder / 'README.md'}")
+        else:
+            print(f"to check it: search-r3 models --check {shlex.quote(str(done.folder))}")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(readable=False, help="An adapter's folder, or one that `export` wrote.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub; made if it is new.")],
+    public: Annotated[bool, typer.Option("--public", help="A new repository is open to everybody.")] = False,
+    message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send a checkpoint to the Hugging Face Hub, in one commit.
+
+    Only safetensors, JSON and Markdown are sent; the list is shown first. A new repository is private unless --public
+    is given. The token is the one of `hf auth login`, or HF_TOKEN.
+
+    \b
+    Example:  search-r3 push exported me/my-search-model --dry-run
+    Next:     search-r3 pull me/my-search-model, on another machine
+    """
+    from search_r3.export.hub import plan_push
+    from search_r3.export.hub import push as send
+
+    plan = plan_push(folder, repo)
+    if not as_json:
+        for name, size in plan.files.items():
+            print(f"{size / 1e6:10.2f} MB  {name}", file=sys.stderr)
+        for name in plan.left_out:
+            print(f" not sent      {name}", file=sys.stderr)
+    address = None if dry_run else send(plan, private=not public, message=message)
+    if as_json:
+        sent = {"repo": repo, "kind": plan.kind, "contract_hash": plan.contract_hash, "address": address}
+        print_json({**sent, "files": plan.files, "left_out": plan.left_out})
+    else:
+        print(f"{repo}: {'nothing sent (--dry-run)' if address is None else address}")
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
+    out: Annotated[Path | None, typer.Argument(readable=False, help="The new folder; by default NAME, here.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit; by default the newest.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a checkpoint from the Hugging Face Hub and check its weights against its contract.
+
+    \b
+    Example:  search-r3 pull me/my-search-model models/my-search-model
+    Next:     search-r3 models --check models/my-search-model
+    """
+    from search_r3.export.hub import pull as fetch
+
+    folder = fetch(repo, out, revision=revision)
+    if as_json:
+        print_json({"repo": repo, "folder": str(folder)})
+    else:
+        print(f"{folder}: to check it, search-r3 models --check {shlex.quote(str(folder))}")
+
+
+def mcp(
+    index: Index,
+    model: Model = None,
+    reasoning: ReasoningOption = Reasoning.on,
+    budget: Budget = 32,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+) -> None:
+    """Give agents the tool `search` over an index: a server of the Model Context Protocol on standard input and output.
+
+    The agent's program starts it, so give that program this command, most often in a JSON file as below. It ends when
+    the program hangs up.
+
+    \b
+    Example:  search-r3 mcp notes-index
+    Next:     {"mcpServers": {"notes": {"command": "search-r3", "args": ["mcp", "/path/to/notes-index"]}}}
+    """
+    hush()
+    from search_r3.integrations.index_searcher import LazySearcher
+    from search_r3.integrations.mcp_server import serve_stdio
+
+    if sys.stdin.isatty():
+        from search_r3.index.storage import place_of
+
+        place = place_of(index)
+        shown = os.path.abspath(place) if isinstance(place, Path) else place
+        raise InputError(
+            f"standard input is a terminal, but an agent's program must start this; tell it to run "
+            f"search-r3 mcp {shlex.quote(shown)}"
+        )
+    searcher = LazySearcher(index, model, device=device, dtype=dtype.value)
+    serve_stdio(searcher, reasoning=reasoning.chosen(None), max_reasoning_tokens=budget)

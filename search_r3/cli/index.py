@@ -1,0 +1,227 @@
+"""The commands that look after an index: what it is, documents removed by ids or source, files put together.
+
+Besides, what `search-r3 index` asks and says about sources.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search_r3.cli.options import Json, expand_home, hush, print_json
+from search_r3.errors import InputError
+
+if TYPE_CHECKING:
+    from search_r3.index.build_report import IndexReport, Removal
+    from search_r3.index.readers import Source
+    from search_r3.index.table import SearchIndex
+
+EXIT_CONFLICTS = 1
+"""`index`: documents were left out, as another source has their ids."""
+
+WORTH_A_LINE = 1_000_000  # bytes
+Index = Annotated[str, typer.Argument(callback=expand_home, help="An index's folder, made by `search-r3 index`.")]
+
+FULL_TEXT = {
+    "current": "every one is indexed (full text, BM25)",
+    "outdated": "stop words and words of 40 bytes or more cannot be found, as an earlier version indexed them; "
+    "the next `search-r3 index` or `search-r3 compact` rebuilds it",
+    "missing": "none can be found: the build was interrupted; run its `search-r3 index` command again",
+}
+DUPLICATES_REMOVED = "{:,} duplicates removed; the newest row of each id was kept"
+FULL_TEXT_REBUILT = "full text: rebuilt; every word can be found now, also stop words and words of 40 bytes or more"
+
+
+def delete(
+    index: Index,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents, as the search shows them.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Remove all documents of this source, as `index --info` shows them."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove documents from an index: by their ids, each with all of its chunks, or all that came from one source.
+
+    If one of the ids is not there, nothing is removed. The space on disk comes back with `search-r3 compact`.
+
+    \b
+    Example:  search-r3 delete notes-index 2023/plans.md drafts/old.md
+              search-r3 delete notes-index --source ~/old-notes
+    Next:     search-r3 compact notes-index
+    """
+    hush()
+    from search_r3.index.maintenance import delete_documents, delete_source
+    from search_r3.index.table import SearchIndex
+
+    if bool(ids) == (source is not None):
+        raise InputError("give the ids of documents, or --source with the name of a source (see index --info)")
+    outdated = SearchIndex.open(index).full_text == "outdated"
+    removed: dict[str, Any]
+    if source is not None:
+        name, chunks = delete_source(index, source)
+        removed, line = {"source": name}, f"the source {name} removed"
+    else:
+        assert ids is not None
+        chunks = delete_documents(index, ids)
+        removed, line = {"documents": len(set(ids))}, f"{len(set(ids)):,} documents removed"
+    rebuilt = outdated and SearchIndex.open(index).full_text == "current"
+    if as_json:
+        print_json({"index": index, **removed, "chunks": chunks, "full_text_rebuilt": rebuilt})
+        return
+    print(f"{index}: {line}, {chunks:,} chunks")
+    if rebuilt:
+        print(FULL_TEXT_REBUILT)
+
+
+def compact(
+    index: Index,
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="Give the space of old versions back at once."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Put an index's files together, drop what was deleted, and fold new rows into its indices.
+
+    Nothing is embedded and nothing that a search finds changes; it may be done while others search. Small changes
+    compact an index by themselves, in parts; this does all of it. What it replaces stays on disk for two minutes, for
+    those who read it now: the next change or `compact` removes it then, `--now` removes it at once. Servers and
+    `search-r3 search` go on to the new version by themselves; other programs that read the table with LanceDB open it
+    again where a file is not found.
+
+    \b
+    Example:  search-r3 compact notes-index --now
+    Next:     search-r3 index --info notes-index
+    """
+    hush()
+    from datetime import timedelta
+
+    from search_r3.index.compaction import KEEP_VERSIONS
+    from search_r3.index.maintenance import compact_index
+
+    done = compact_index(index, keep=timedelta(0) if now else KEEP_VERSIONS)
+    if as_json:
+        print_json({"index": index, **vars(done)})
+        return
+    print(f"{index}: {done.files_before:,} files of rows became {done.files_after:,}", end="")
+    print(f", {done.bytes_before / 1e6:,.1f} MB became {done.bytes_after / 1e6:,.1f} MB" if done.bytes_after else "")
+    if done.full_text_rebuilt:
+        print(FULL_TEXT_REBUILT)
+    if done.duplicates_removed:
+        print(DUPLICATES_REMOVED.format(done.duplicates_removed))
+    if not now and done.bytes_old > max(WORTH_A_LINE, done.bytes_after // 20):
+        minutes = int(KEEP_VERSIONS.total_seconds() // 60)
+        print(
+            f"{done.bytes_old / 1e6:,.1f} MB of that are kept for {minutes} minutes, for those who read the old files: "
+            f"the next change or compact removes them then, `search-r3 compact {index} --now` at once"
+        )
+
+
+def show_info(opened: SearchIndex, as_json: bool) -> None:
+    """Print what an index is."""
+    about: dict[str, Any] = opened.describe()
+    if as_json:
+        print_json(about)
+        return
+    whole = "complete" if about["complete"] else "never finished: run its `search-r3 index` command again"
+    approximate = opened.approximate
+    columns = ", ".join(f"{name} ({kind})" for name, kind in about["columns"].items())
+    print(f"{about['path']}: {about['documents']:,} documents in {about['chunks']:,} chunks, {whole}")
+    print(f"model:    {about['model_name']}, {about['dimension']} dimensions, contract {about['contract_hash'][:12]}")
+    print(f"made:     {about['created']} by search-r3 {about['search_r3_version']}")
+    print(f"vectors:  {approximate or 'every one is compared with the query (exact search)'}")
+    print(f"words:    {FULL_TEXT[about['full_text']]}")
+    print(f"columns:  {columns}")
+    if about["duplicate_ids"]:
+        print(
+            f"problem:  {about['duplicate_ids']:,} duplicate ids; the next `search-r3 index` or "
+            f"`search-r3 compact {shlex.quote(about['path'])}` keeps the newest row of each"
+        )
+    for source in about["sources"]:
+        where = f", read from {source['root']}" if source["root"] not in ("", source["name"]) else ""
+        ids = f', ids begin with "{source["prefix"]}"' if source["prefix"] else ""
+        unfinished = ", not all of it yet: its last run was interrupted" if source["unfinished"] else ""
+        print(f"source:   {source['name']}: {source['documents']:,} documents{where}{ids}{unfinished}")
+
+
+def check_target(target: str, documents: Source, name: str | None, *, named: bool) -> None:
+    """Refuse, before a model is loaded, a source that the index `target` cannot take.
+
+    Raises:
+        InputError: the source's name does not go together with those that the index has; or nobody named the index
+            (`named`), and there is one of the default name that has other sources.
+    """
+    from search_r3.index.index_sources import Sources, root_of
+    from search_r3.index.table import location, open_table
+
+    place = location(target)
+    if isinstance(place, Path) and not place.is_dir():
+        return
+    sources = Sources.of(open_table(place))
+    scope = sources.scope(documents, name, target)
+    if sources.records and not scope.known and not named:
+        root = root_of(documents)
+        other = f"{'-'.join(root.parts[-2:]).removeprefix('/').removeprefix('-')}.index"
+        raise InputError(
+            f'{target} is there already, with the source "{next(iter(sources.records))}": give --into {target} to add '
+            f"to it, or another name, as in --into {shlex.quote(other)}"
+        )
+
+
+def parse_type_options(given: list[str] | None) -> dict[str, str]:
+    """`--type` options as {field: type}.
+
+    Raises:
+        InputError: one is not of the form FIELD=TYPE.
+    """
+    types = {}
+    for one in given or []:
+        field, equals, kind = one.rpartition("=")
+        if not equals or not field.strip():
+            raise InputError(f"--type {one}: give FIELD=TYPE, as in --type year=text")
+        types[field.strip()] = kind.strip()
+    return types
+
+
+def ask_to_prune(removal: Removal) -> bool:
+    """Whether to remove what the source no longer has: a few always, many only if the user says so on a terminal."""
+    if not removal.large:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return typer.confirm(f"the source no longer has {removal}: remove them from the index?", err=True)
+
+
+def tell_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
+    """Say on stderr what a run left out or left in the index; ends the command where the user has to do something.
+
+    Raises:
+        InputError: documents were kept that the source no longer has (exit code 2).
+        typer.Exit: another source has the ids of some documents (exit code 1).
+    """
+    from search_r3.index.index_sources import UNKNOWN
+    from search_r3.index.readers import summarise_skipped
+
+    quoted = shlex.quote(index)
+    for line in summarise_skipped([*([] if as_json else report.skipped), *report.conflicts]):
+        print(line, file=sys.stderr)
+    if report.unknown:
+        print(
+            f"{report.unknown:,} documents of unknown source kept, which an earlier version indexed; to remove them: "
+            f"search-r3 delete {quoted} --source {UNKNOWN}",
+            file=sys.stderr,
+        )
+    if report.kept is not None:
+        raise InputError(
+            f"the source no longer has {report.kept}, too many to remove unasked: they were kept, all else is done; "
+            "give --prune to remove them, or --keep to keep them"
+        )
+    if report.conflicts:
+        raise typer.Exit(EXIT_CONFLICTS)

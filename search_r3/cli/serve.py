@@ -1,0 +1,124 @@
+"""`search-r3 serve`: a model, and an index if one is named, over HTTP."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from search_r3.cli.options import (
+    Budget,
+    Device,
+    Dtype,
+    DtypeOption,
+    Engine,
+    EngineOption,
+    Model,
+    expand_home,
+    hush,
+    load,
+)
+from search_r3.cli.process import collect_garbage_as_usual
+from search_r3.errors import InputError
+
+if TYPE_CHECKING:
+    from search_r3.server.service import Loaded
+
+KEY_VARIABLE = "SEARCH_R3_API_KEY"
+
+
+class Batching(StrEnum):
+    """`ServerConfig.batching`, whose module needs the server's packages."""
+
+    continuous = "continuous"
+    static = "static"
+
+
+def serve(
+    index: Annotated[
+        str | None,
+        typer.Argument(callback=expand_home, help="An index's folder to search; without it, only embeddings."),
+    ] = None,
+    model: Model = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every network, so set API keys then.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            callback=expand_home,
+            help=f"File with one key a line; the variable {KEY_VARIABLE} adds others.",
+        ),
+    ] = None,
+    writable: Annotated[bool, typer.Option("--writable", help="Let clients add documents to the index.")] = False,
+    max_items: Annotated[int, typer.Option(min=1, help="Texts a request.")] = 2048,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a request, all texts together.")] = 300_000,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes a request.")] = 16_000_000,
+    queue: Annotated[int, typer.Option(min=1, help="Requests in hand; one more is told to come back later.")] = 256,
+    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.")] = 300.0,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that a shutdown waits for what was accepted.")] = 30.0,
+    budget: Budget = 32,
+    max_budget: Annotated[int, typer.Option(min=0, help="The largest budget that a request may ask for.")] = 256,
+    cache: Annotated[int, typer.Option(min=0, help="Reasoned queries that are remembered.")] = 10_000,
+    batching: Annotated[
+        Batching, typer.Option(help="continuous: reasoned queries join and leave token by token; static: in batches.")
+    ] = Batching.continuous,
+    slots: Annotated[int, typer.Option(min=1, help="Reasoned queries that are written side by side.")] = 32,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    engine: EngineOption = Engine.auto,
+) -> None:
+    """Serve embeddings as OpenAI's clients ask for them, and search on an index, over HTTP.
+
+    It listens at once; /health says 200 while it can answer. /docs describes the API, /metrics is for Prometheus.
+    Ctrl-C or SIGTERM finishes what was accepted and stops. The log is JSON on standard error, without users' texts.
+
+    \b
+    Example:  search-r3 serve notes-index --port 8000
+    Next:     curl localhost:8000/v1/search -H 'Content-Type: application/json' -d '{"query": "your question"}'
+    """
+    hush()
+    try:
+        from search_r3.server.keys import read_keys
+        from search_r3.server.run_server import serve as run
+        from search_r3.server.server_config import ServerConfig
+        from search_r3.server.service import Loaded
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the server needs the package {error.name}: pip install 'search-r3[server,search]'"
+        ) from error
+    from search_r3.index.table import SearchIndex
+    from search_r3.model.model_info import default_model, model_of_index
+
+    config = ServerConfig(
+        api_keys=read_keys(api_key_file, os.environ.get(KEY_VARIABLE)),
+        writable=writable,
+        max_items=max_items,
+        max_tokens=max_tokens,
+        max_body=max_body,
+        queue=queue,
+        timeout=timeout,
+        grace=grace,
+        reasoning_tokens=budget,
+        max_reasoning_tokens=max(budget, max_budget),
+        cache=cache,
+        batching="static" if batching is Batching.static else "continuous",
+        slots=slots,
+    )
+    opened = None if index is None else SearchIndex.open(index)
+    if opened is None or index is None:
+        name = model or default_model()
+    else:
+        name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
+
+    def start() -> Loaded:
+        loaded = Loaded.of(load(name, device, dtype, engine), opened)
+        collect_garbage_as_usual()
+        return loaded
+
+    run(host, port, config, start)

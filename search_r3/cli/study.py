@@ -1,0 +1,116 @@
+"""`search-r3 study`: every control of one model on one data set, with significance, costs and examples."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search_r3.cli.options import (
+    AllowMissing,
+    BatchSize,
+    Budget,
+    DataRoot,
+    Device,
+    Dtype,
+    DtypeOption,
+    IgnoreIdenticalIds,
+    Json,
+    MaxLength,
+    Model,
+    hush,
+    print_json,
+)
+from search_r3.errors import InputError
+
+
+def study(
+    dataset: Annotated[str, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part.")],
+    system: Model = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this mode, beside off and on: empty, shuffled, repeat, bm25+analysis, off+bm25, on-8, ... "
+            "Repeatable; all by default. What is already there stays part of the study."
+        ),
+    ] = None,
+    budget: Budget = 32,
+    budgets: Annotated[str, typer.Option(help="The budgets of the curve, with commas between.")] = "0,4,8,16,32,64",
+    samples: Annotated[
+        int, typer.Option(min=2, help="Sampled analyses a query, for the two modes that fuse them.")
+    ] = 4,
+    temperature: Annotated[float, typer.Option(help="Of those samples.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the samples, and of who gets whose analysis.")] = 0,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="On the data set's fixed part of 50 queries and 500 documents.")
+    ] = False,
+    latency: Annotated[int, typer.Option(min=0, help="Queries timed for each budget; 0 times none.")] = 32,
+    dev: Annotated[
+        int, typer.Option(min=0, help="Dev queries at most that the rule of mode auto is fitted on (cosqa, scifact).")
+    ] = 200,
+    adaptive: Annotated[bool, typer.Option(help="Fit that rule and run mode auto.")] = True,
+    split: Annotated[str | None, typer.Option(help="Which judgements; by default the data set's test split.")] = None,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    data: DataRoot = None,
+    output: Annotated[Path, typer.Option(help="Where runs/, metrics/ and studies/ go.")] = Path("results"),
+    allow_missing: AllowMissing = False,
+    ignore_identical_ids: IgnoreIdenticalIds = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask whether it is the reasoning that helps: run the controls, test the differences, show wins and losses.
+
+    Each control gets a TREC run beside those of off and on. Analyses are written once and kept in the cache folder;
+    what is done is not done again, so an interrupted study goes on with the same command.
+
+    \b
+    Example:  search-r3 study --dataset cosqa --system models/NAME --max-length 128
+    Before:   search-r3 evaluate --dataset cosqa --system models/NAME --max-length 128
+    Next:     read results/studies/cosqa/NAME.json: examples, per-query scores, the curve of mode auto
+    """
+    hush()
+    from search_r3.evaluation.study.controls import ControlConfig
+    from search_r3.evaluation.study.study import study as run
+    from search_r3.evaluation.study.study_table import study_markdown
+    from search_r3.evaluation.suite import SMALL
+    from search_r3.model.model_info import default_model
+
+    config = ControlConfig(
+        budget=budget, budgets=_budgets(budgets), samples=samples, temperature=temperature, seed=seed
+    )
+    found = run(
+        dataset.removesuffix(SMALL) + SMALL if sample else dataset,
+        system or default_model(),
+        output,
+        split,
+        controls=control,
+        config=config,
+        adaptive=adaptive,
+        dev_queries=dev,
+        latency_queries=latency,
+        max_length=max_length,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype.value,
+        data_root=data,
+        force=force,
+        allow_missing=allow_missing,
+        ignore_identical_ids=ignore_identical_ids,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print_json(found)
+    else:
+        print(study_markdown(found))
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"--budgets {text}: expected whole numbers with commas between, such as 0,8,32")
+    return tuple(map(int, parts))

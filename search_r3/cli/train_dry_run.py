@@ -1,0 +1,71 @@
+"""`train sft --dry-run` and `train grpo --dry-run`: the options, and the report for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from search_r3.cli.options import print_json
+
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Train nothing: run one step of a random two-layer model, and say what the run would take."
+    ),
+]
+DryBase = Annotated[
+    str | None, typer.Option("--base", help="For --dry-run: look at this model instead of the recipe's base.")
+]
+DryGpus = Annotated[int, typer.Option("--gpus", min=1, help="For --dry-run: so many GPUs.")]
+PARTS = {
+    "weights": "weights (float32, adapter included)",
+    "gradients": "gradients",
+    "optimiser": "optimiser",
+    "activations": "activations",
+    "casts": "bf16 copies of frozen matrices",
+    "logits": "logits and their losses",
+    "live_copy": "merged copy that samples and encodes",
+    "cache": "keys and values of the sampling",
+    "environment": "environment's matrix",
+}
+
+
+def show_dry_run(
+    stage: Literal["sft", "grpo"], config: Path, override: list[str], base: str | None, gpus: int, as_json: bool
+) -> None:
+    """Run and print it."""
+    from search_r3.training.planning.dry_run import dry_run
+
+    report = dry_run(stage, config, override, base=base, gpus=gpus)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+
+
+def _print(report: dict[str, Any]) -> None:
+    parameters, memory, step, tried = (report[name] for name in ("parameters", "memory", "step", "tried"))
+    print(f"{report['base']}: {parameters['total']:,} parameters, {parameters['trainable']:,} trained on top")
+    print(f"a step of {report['gpus']} GPU(s): at most {step['tokens']:,} tokens in {step['rows']:,} rows", end="")
+    print(f", {step['rollouts']:,} rollouts" if step["rollouts"] else "")
+    print("memory of one GPU, GB (not all of it at one moment):")
+    for name, words in PARTS.items():
+        if memory[name]:
+            print(f"{memory[name] / 1e9:>9.2f}  {words}")
+    print(f"{memory['peak'] / 1e9:>9.2f}  at the peak", end="")
+    cached, uncached = memory["with_gradient_cache"] / 1e9, memory["without_gradient_cache"] / 1e9
+    print(f" ({cached:.2f} with gradient_cache, {uncached:.2f} without)")
+    if report["host"]:
+        print(f"{report['host'] / 1e9:>9.2f}  in the host's memory, for the graph")
+    print(
+        f"tried: one step of {tried['layers']} random layers on {tried['device']}, {tried['rows']} rows: "
+        f"{tried['seconds']:.1f} s, loss {tried['loss']:.3f}"
+    )
+    measured, formula = tried["measured"] / 1e9, tried["formula"] / 1e9
+    print(f"       it took {measured:.2f} GB beyond the weights; the formula said {formula:.2f}")
+    if report["tokenizer"] != "its own":
+        print("       with a made-up tokenizer of the same size: the model's own is not at hand")
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")

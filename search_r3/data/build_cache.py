@@ -1,0 +1,131 @@
+"""The finished parts of a build, kept beside its output, so that a build that was killed goes on behind them.
+
+A part is found by a key over everything that it was made from (settings, seed, sizes and times of the files read, the
+program's own text), so another recipe or a changed file never gets a stale one; each ends with its own hash.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path, remove_leftovers
+
+SUFFIX = ".part.jsonl"
+
+
+class Parts:
+    """The folder OUTPUT.partial, locked against a second build of the same output for as long as it is open.
+
+    Raises:
+        InputError: another process builds this output, or the folder cannot be written.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.folder = Path(f"{output}.partial")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(str(self.folder / "lock"))
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"{output} is being built by another process; wait for it, or name another") from error
+        except OSError as error:
+            problem = error.strerror or str(error)
+            raise InputError(f"cannot write {self.folder}: {problem}; choose a folder you may write to") from error
+        for left in self.folder.glob(".*.tmp*"):  # by a process that was killed while it wrote
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        remove_leftovers(output, f"{output}.manifest.json")
+
+    def load(self, name: str, key: str) -> tuple[dict[str, Any], list[Any]] | None:
+        """(head, rows) of a part, or None where there is none of that key, or it is not whole."""
+        digest = hashlib.sha256()
+        rows: list[Any] = []
+        try:
+            with open(self._file(name, key), "rb") as handle:
+                for line in handle:
+                    rows.append(json.loads(line))
+                    if isinstance(rows[-1], dict) and "end" in rows[-1]:
+                        break
+                    digest.update(line)
+            head, end = rows[0], rows.pop()
+            if end != {"end": digest.hexdigest()} or head["key"] != key:
+                return None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return head, rows[1:]
+
+    def save(self, name: str, key: str, head: dict[str, Any], rows: Iterable[Any]) -> None:
+        """Write a part in one rename; `head` and each of `rows` are JSON, rows are no objects.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        digest = hashlib.sha256()
+        with atomic_path(self._file(name, key)) as scratch, open(scratch, "wb") as handle:
+            for value in ({"key": key, **head}, *rows):
+                line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+                digest.update(line)
+                handle.write(line)
+            handle.write(json.dumps({"end": digest.hexdigest()}).encode() + b"\n")
+
+    def remove(self) -> None:
+        """Remove what a build wrote here: it is finished."""
+        for file in self.folder.glob(f"*{SUFFIX}"):
+            file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let another process build this output; parts that are left stay for it, and so does what is not ours."""
+        (self.folder / "lock").unlink(missing_ok=True)
+        self._lock.release()
+        with suppress(OSError):  # it is not empty
+            self.folder.rmdir()
+
+    def _file(self, name: str, key: str) -> Path:
+        return self.folder / f"{name}-{key[:16]}{SUFFIX}"
+
+
+def key_of(*values: Any) -> str:
+    """SHA-256 over JSON values, the program's own text and Python's version: 64 hex digits."""
+    text = json.dumps([_program(), platform.python_version(), *values], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _program() -> str:
+    digest = hashlib.sha256()
+    for file in source_files():
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def source_files() -> list[Path]:
+    """The modules of `search_r3.data` that make pairs, `recipe` and whatever it imports: when one of them changes, what
+    was made by it is stale."""
+    folder = Path(__file__).parent
+    found: set[Path] = set()
+    waiting = [folder / "recipe.py"]
+    while waiting:
+        file = waiting.pop()
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("search_r3.data."):
+                place = folder.joinpath(*str(node.module).split(".")[2:])
+                waiting += [place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names)]
+    return sorted(found)

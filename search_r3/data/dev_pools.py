@@ -1,0 +1,72 @@
+"""The fixed pools that checkpoints are compared on during training: small enough to encode often, never trained on.
+
+A pool is a part of a data set, chosen by a seeded hash of the ids, so two runs anywhere are compared on the same texts.
+No pool touches a test split. Scores on a pool are higher than on the whole corpus: it has fewer documents to confuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from search_r3.data.beir import BeirDataset, choose_pool, load_beir, refuse_unknown
+from search_r3.data.io.find_dataset import find_dataset
+from search_r3.data.sources.beir_pairs import is_held_out
+from search_r3.errors import InputError
+
+SCIFACT_DEV_MODULUS = 8  # the data's README: train claims with int(_id) % 8 == 0 are dev
+
+
+def dev_pool(
+    kind: str,
+    data_root: str | Path | None = None,
+    max_queries: int = 200,
+    max_documents: int = 1000,
+    seed: int = 0,
+) -> BeirDataset:
+    """A fixed dev pool: at most `max_queries` queries, every document judged for them, and random others.
+
+    Args:
+        kind: "cosqa" (its split dev) or "scifact" (the train claims with int(_id) % 8 == 0, which recipes leave out
+            with `hold_out_modulus: 8`).
+        data_root: where the data sets are (see `find_dataset`).
+        max_queries, max_documents: limits; fewer queries are taken where their judged documents would be too many.
+        seed: another seed gives another pool.
+
+    Returns:
+        A data set named "KIND.dev".
+
+    Raises:
+        InputError: the kind is unknown, a limit is below 1, or the data set is missing or broken.
+    """
+    refuse_unknown([kind], tuple(POOLS), "dev pool", what="kind")
+    for name, value in (("max_queries", max_queries), ("max_documents", max_documents)):
+        if value < 1:
+            raise InputError(f"dev pool {kind}: {name} must be at least 1, found {value}")
+    whole = POOLS[kind](data_root)
+    pool = choose_pool(whole, max_queries, max_documents, seed)
+    while len(pool.corpus) > max_documents and len(pool.queries) > 1:
+        pool = choose_pool(whole, len(pool.queries) - 1, max_documents, seed)
+    if not pool.queries:
+        raise InputError(f"dev pool {kind}: no query has a relevant document; check the data set")
+    if len(pool.corpus) > max_documents:
+        raise InputError(
+            f"dev pool {kind}: one query alone has {len(pool.corpus)} judged documents, more than max_documents "
+            f"{max_documents}; raise it"
+        )
+    pool.name = f"{kind}.dev"
+    return pool
+
+
+def _cosqa(data_root: str | Path | None) -> BeirDataset:
+    return load_beir(find_dataset("cosqa", data_root), "dev", name="cosqa")
+
+
+def _scifact(data_root: str | Path | None) -> BeirDataset:
+    dataset = load_beir(find_dataset("scifact", data_root), "train", name="scifact")
+    dataset.queries = {q: text for q, text in dataset.queries.items() if is_held_out(q, SCIFACT_DEV_MODULUS)}
+    dataset.qrels = {q: judged for q, judged in dataset.qrels.items() if q in dataset.queries}
+    return dataset
+
+
+POOLS: dict[str, Callable[[str | Path | None], BeirDataset]] = {"cosqa": _cosqa, "scifact": _scifact}

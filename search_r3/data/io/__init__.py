@@ -1,0 +1,1 @@
+"""Files and data sets in and out."""

@@ -1,0 +1,46 @@
+"""Finding a data set by its name: a BEIR folder below the data root, or one that is fetched into it the first time.
+
+It stands above `beir`, which reads such folders, and `remote`, which fetches them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from search_r3.data.beir import DATA_VARIABLE, resolve_root
+from search_r3.data.io.remote_datasets import fetch, is_remote
+from search_r3.errors import InputError
+
+
+def available_datasets(root: str | Path | None = None) -> list[str]:
+    """Names of the BEIR folders below the data root, one or two levels down ("scifact", "mkqa/en"), sorted."""
+    base = resolve_root(root)
+    found = [*base.glob("*/corpus.jsonl"), *base.glob("*/*/corpus.jsonl")]
+    return sorted(path.parent.relative_to(base).as_posix() for path in found)
+
+
+def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
+    """The folder of a data set: an existing path as it is, else `name` below the data root; "ir_datasets:NAME" and
+    "mteb:TASK" are fetched into it the first time (see `remote`).
+
+    Raises:
+        InputError: there is none of that name; the message lists those there are and names the nearest.
+    """
+    if is_remote(name):
+        return fetch(str(name), data_root)
+    base = resolve_root(data_root)
+    below = base / name
+    if not (Path(name) / "corpus.jsonl").is_file() and (below / "corpus.jsonl").is_file():
+        return below
+    if Path(name).exists():
+        return Path(name)
+    names = available_datasets(base)
+    if not names:
+        raise InputError(
+            f'no data set "{name}": {base} holds no BEIR folder; point --data or {DATA_VARIABLE} at the folder of '
+            "your data sets, or give a data set's own path"
+        )
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f'did you mean "{near[0]}"? ' if near else ""
+    raise InputError(f'no data set "{name}" in {base}; {hint}there are: {", ".join(names)}')

@@ -1,0 +1,1 @@
+"""Hard negatives, selection, a teacher, and decontamination."""

@@ -1,0 +1,314 @@
+"""Hard negatives for training pairs: texts that a retriever ranks high for a query and that do not answer it.
+
+Candidates are the pairs' own positives and, if asked, a corpus. What keeps answers out of them: known positives and
+near copies of them, a margin and a share of the positive's own score (the positive-aware mining of NV-Retriever,
+Moreira et al. 2024, arXiv 2407.15831, section 3), a window of ranks, and a teacher's opinion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.data.beir import load_beir, stable_order
+from search_r3.data.io.find_dataset import find_dataset
+from search_r3.data.mining.scorers import Report, Scorer
+from search_r3.data.mining.word_overlap import near_identical, normalise, word_set
+from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
+from search_r3.data.shard_checkpoints import Partial
+from search_r3.errors import InputError
+from search_r3.files import atomic_write_text
+
+BLOCK = 128
+"""Queries whose negatives are written to disk together; an interrupted run goes on behind the last whole block."""
+GUARDS = ("known positive", "near copy", "no match", "other source", "margin", "share", "teacher", "had it already")
+
+
+@dataclass(frozen=True, slots=True)
+class MineSettings:
+    """How many negatives, from which ranks, and what is taken for an answer in disguise."""
+
+    per_pair: int = 4
+    """New negatives for each pair, at most."""
+    depth: int = 100
+    """Ranks looked at, known positives not counted."""
+    skip: int = 0
+    """The best so many ranks are passed over."""
+    margin: float | None = None
+    """Keep a candidate only if score <= score(positive) - margin. In the retriever's own units."""
+    share: float | None = 0.95
+    """Keep a candidate only if score <= share * score(positive)."""
+    teacher_share: float = 0.95
+    """The same by the teacher's scores, where there is a teacher."""
+    near: float = 0.85
+    """Share of its words that a candidate may have in common with a known positive of the query."""
+    same_source: bool = False
+    """Only candidates of the pair's own kind or data set: functions for docstrings, abstracts for scifact's claims."""
+    sample: bool = False
+    """Choose among the candidates that pass at random, not the highest first."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("per_pair", 1), ("depth", 1), ("skip", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if self.skip >= self.depth:
+            raise InputError(f"skip is {self.skip} and depth {self.depth}: no rank is left; raise depth")
+        if self.margin is not None and not self.margin >= 0:
+            raise InputError(f"margin must be 0 or more, not {self.margin}")
+        for name in ("share", "teacher_share", "near"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} must be above 0 and at most 1, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What negatives are taken from, and which of them answer which query.
+
+    Attributes:
+        texts: distinct texts, in the order in which they were met.
+        tags: for each text, the kinds of source and the data sets that it belongs to ("titles", "scifact").
+        positive_of: for each pair, the index of its positive.
+        answers: normalised query -> indices of all its known positives.
+    """
+
+    texts: list[str]
+    tags: list[set[str]]
+    positive_of: list[int]
+    answers: dict[str, set[int]]
+
+
+def mine_negatives(
+    source: str | Path,
+    output: str | Path,
+    scorer: Scorer,
+    settings: MineSettings | None = None,
+    *,
+    corpora: Sequence[str | Path] = (),
+    data_root: str | Path | None = None,
+    teacher: Scorer | None = None,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Write the pairs of `source` to `output` with new negatives behind those they have; OUTPUT.manifest.json reports.
+
+    The same input, scorer and settings give the same file. An interrupted run leaves OUTPUT.partial, from which the
+    same call goes on.
+
+    Args:
+        corpora: BEIR data sets whose documents are candidates too (see `find_dataset` for `data_root`).
+        teacher: a second opinion; what it scores above `teacher_share` of the positive is dropped.
+
+    Returns:
+        The manifest: counts of pairs and negatives, and of the candidates that each guard dropped. Guards are asked
+        in the order of `GUARDS`, and a pair's candidates only until it has enough (with `sample`, all of them).
+
+    Raises:
+        InputError: `source` or a corpus cannot be read, `output` cannot be written, OUTPUT.partial belongs to another
+            run, or not a single negative passes.
+    """
+    settings = settings or MineSettings()
+    pairs = read_pairs(source)
+    candidates = gather(pairs, corpora, data_root)
+    record = {
+        "pairs_sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+        "candidates_sha256": hashlib.sha256("\0".join(candidates.texts).encode()).hexdigest(),
+        "retriever": {"name": scorer.name, **scorer.identity},
+        "teacher": {"name": teacher.name, **teacher.identity} if teacher else None,
+        "corpora": [str(name) for name in corpora],
+        "settings": asdict(settings),
+    }
+    with closing(Partial(Path(f"{output}.partial"), record)) as partial:
+        found = _mine(pairs, candidates, scorer, teacher, settings, partial, report)
+        counts = _counts(found, settings.per_pair)
+        if not counts["negatives"]:
+            raise InputError(
+                f"{source}: no candidate passed the guards ({counts['dropped']}); loosen them, raise depth or add a "
+                "corpus"
+            )
+        texts = candidates.texts
+        write_pairs(
+            output,
+            (
+                replace(pair, negatives=(*pair.negatives, *(texts[j] for j in line["negatives"])))
+                for pair, line in zip(pairs, found, strict=True)
+            ),
+        )
+        manifest = {
+            "output": Path(output).name,
+            "sha256": hashlib.sha256(Path(output).read_bytes()).hexdigest(),
+            **counts,
+            "candidates": len(texts),
+            **record,
+        }
+        atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        partial.remove()
+    return manifest
+
+
+def _mine(
+    pairs: Sequence[TrainingPair],
+    candidates: Candidates,
+    scorer: Scorer,
+    teacher: Scorer | None,
+    settings: MineSettings,
+    partial: Partial,
+    report: Report | None,
+) -> list[dict[str, Any]]:
+    """A line for each pair: the candidates that are its negatives, its positive's rank, how many each guard dropped."""
+    found = partial.finished([pair.id for pair in pairs], "pairs")
+    if len(found) < len(pairs):
+        for role, one in (("retriever", scorer), ("teacher", teacher)):
+            if one:
+                one.prepare(candidates.texts, partial.folder / role, report)
+    for start in range(len(found), len(pairs), BLOCK):
+        block = range(start, min(start + BLOCK, len(pairs)))
+        queries = [pairs[i].query for i in block]
+        scores_QN = scorer.score(queries)
+        teacher_QN = teacher.score(queries) if teacher else None
+        lines = []
+        for line, i in enumerate(block):
+            row = None if teacher_QN is None else teacher_QN[line]
+            chosen, dropped = choose(i, pairs[i], candidates, scores_QN[line], row, settings, scorer)
+            rank = _rank_of_positive(i, pairs[i], candidates, scores_QN[line])
+            lines.append({"id": pairs[i].id, "negatives": chosen, "rank": rank, "dropped": dict(dropped)})
+        partial.add_block(lines)
+        found += lines
+        if report:
+            report("queries mined", len(found), len(pairs))
+    return found
+
+
+def gather(
+    pairs: Sequence[TrainingPair], corpora: Sequence[str | Path] = (), data_root: str | Path | None = None
+) -> Candidates:
+    """All positives, then the documents of `corpora`; a text that comes twice is one candidate."""
+    index: dict[str, int] = {}
+    tags: list[set[str]] = []
+    answers: dict[str, set[int]] = defaultdict(set)
+
+    def add(text: str, of: set[str]) -> int:
+        if text not in index:
+            index[text] = len(index)
+            tags.append(set())
+        tags[index[text]] |= of
+        return index[text]
+
+    positive_of = []
+    for pair in pairs:
+        positive_of.append(add(pair.positive, tags_of(pair.source)))
+        answers[normalise(pair.query)].add(positive_of[-1])
+    for name in corpora:
+        dataset = load_beir(find_dataset(name, data_root))
+        tags_of_corpus = tags_of(f"corpus:{Path(name).name if Path(name).is_dir() else name}")
+        for document in dataset.corpus.values():
+            if document.full_text:
+                add(document.full_text, tags_of_corpus)
+    return Candidates(list(index), tags, positive_of, dict(answers))
+
+
+def tags_of(source: str) -> set[str]:
+    """{"queries", "scifact"} for "queries:scifact/train": a source's kind and its data set or package."""
+    kind, _, origin = source.partition(":")
+    return {kind, origin.split("/")[0]} - {""}
+
+
+def choose(
+    i: int,
+    pair: TrainingPair,
+    candidates: Candidates,
+    scores_N: np.ndarray,
+    teacher_N: np.ndarray | None,
+    settings: MineSettings,
+    scorer: Scorer,
+) -> tuple[list[int], Counter[str]]:
+    """Indices of the negatives of pair number `i`, the nearest first, and how many candidates each guard dropped."""
+    from search_r3.retrievers.base import top_k
+
+    answers = candidates.answers[normalise(pair.query)]
+    positive = candidates.positive_of[i]
+    limit = float(scores_N[positive])
+    teacher_limit = np.inf if teacher_N is None else part_of(float(teacher_N[positive]), settings.teacher_share)
+    tags = tags_of(pair.source)
+    own = set(pair.negatives)
+    _, order_1K = top_k(scores_N[None], settings.depth + len(answers))
+    dropped: Counter[str] = Counter()
+    window = []
+    for j in order_1K[0].tolist():
+        if j in answers:
+            dropped["known positive"] += 1
+        else:
+            window.append(j)
+    passed: list[int] = []
+    for j in window[settings.skip : settings.depth]:
+        score = float(scores_N[j])
+        if scorer.zero_is_no_match and score <= 0:
+            reason = "no match"
+        elif settings.same_source and tags.isdisjoint(candidates.tags[j]):
+            reason = "other source"
+        elif settings.margin is not None and score > limit - settings.margin:
+            reason = "margin"
+        elif settings.share is not None and score > part_of(limit, settings.share):
+            reason = "share"
+        elif teacher_N is not None and float(teacher_N[j]) > teacher_limit:
+            reason = "teacher"
+        elif candidates.texts[j] in own:
+            reason = "had it already"
+        elif any(_near(candidates.texts[j], candidates.texts[a], settings.near) for a in answers):
+            reason = "near copy"
+        else:
+            passed.append(j)
+            if len(passed) == settings.per_pair and not settings.sample:
+                break
+            continue
+        dropped[reason] += 1
+    if settings.sample and len(passed) > settings.per_pair:
+        kept = set(stable_order((f"{pair.id}\t{j}" for j in passed), settings.seed)[: settings.per_pair])
+        passed = [j for j in passed if f"{pair.id}\t{j}" in kept]
+    return passed, dropped
+
+
+def part_of(score: float, share: float) -> float:
+    """`share` of a score. Below 0 a share would lie *above* the score, so there it lies as far under it instead."""
+    return score - (1 - share) * abs(score)
+
+
+def _near(text: str, answer: str, share: float) -> bool:
+    return normalise(text) == normalise(answer) or near_identical(_cached_words(text), _cached_words(answer), share)
+
+
+@lru_cache(maxsize=20_000)
+def _cached_words(text: str) -> frozenset[str]:
+    return word_set(text)
+
+
+def _rank_of_positive(i: int, pair: TrainingPair, candidates: Candidates, scores_N: np.ndarray) -> int:
+    """The rank of the positive from 1, the query's other positives not counted."""
+    above = np.flatnonzero(scores_N > scores_N[candidates.positive_of[i]])
+    return 1 + len(set(above.tolist()) - candidates.answers[normalise(pair.query)])
+
+
+def _counts(found: Sequence[dict[str, Any]], per_pair: int) -> dict[str, Any]:
+    dropped: Counter[str] = Counter()
+    for line in found:
+        dropped.update(line["dropped"])
+    numbers = [len(line["negatives"]) for line in found]
+    ranks = sorted(line["rank"] for line in found)
+    return {
+        "pairs": len(found),
+        "negatives": sum(numbers),
+        "pairs_with_all": sum(1 for number in numbers if number == per_pair),
+        "pairs_with_none": numbers.count(0),
+        "positive_first": sum(1 for rank in ranks if rank == 1),
+        "median_rank_of_positive": ranks[len(ranks) // 2],
+        "dropped": {guard: dropped[guard] for guard in GUARDS if dropped[guard]},
+    }

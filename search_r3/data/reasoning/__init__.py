@@ -1,0 +1,1 @@
+"""Reasoning texts for training pairs."""

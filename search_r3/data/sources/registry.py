@@ -1,0 +1,219 @@
+"""The kinds of source that a recipe may name: what each reads, how it makes pairs of it, and which keys it takes.
+
+A kind tells first which files it will read, so that a build knows whether a finished part still holds and the manifest
+can say what went in.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from search_r3.data.beir import BeirDataset, beir_files, load_beir
+from search_r3.data.io.find_dataset import find_dataset
+from search_r3.data.io.input_stamps import below, described
+from search_r3.data.pairs import TrainingPair
+from search_r3.data.sources.beir_pairs import cloze_pairs, query_pairs, title_pairs
+from search_r3.data.sources.debian import debian_pairs, descriptions_file
+from search_r3.data.sources.dictionaries import dictd_files, dictd_pairs, wordnet_files, wordnet_pairs
+from search_r3.data.sources.docstrings import STDLIB, docstring_pairs, find_package, source_files
+from search_r3.data.sources.manuals import man_files, man_pairs, pydoc_files, pydoc_pairs
+from search_r3.data.sources.pair_files import own_pairs
+from search_r3.data.sources.source import Built, Records
+from search_r3.errors import InputError
+
+PYTHON_LICENCE = "PSF-2.0"
+
+DataRoot = str | Path | None
+Settings = dict[str, Any]
+"""A source of a recipe without `kind` and `limit`; `damaged` is always there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of source: `reads` names its files before `build` reads them; `needed` are the keys without default."""
+
+    build: Callable[[Settings, int, DataRoot], Built]
+    reads: Callable[[Settings, DataRoot], dict[str, Path]]
+    keys: dict[str, type]
+    needed: tuple[str, ...] = ()
+
+
+# ----------------------------------------------------------------------------------------------------------- packages
+
+
+def _docstrings(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+    own = ("packages", "optional", "exclude", "damaged")
+    options = {key: value for key, value in settings.items() if key not in own}
+    packages, missing = _packages(settings)
+    excluded = [
+        document.text
+        for name in settings.get("exclude", [])
+        for document in load_beir(find_dataset(name, data_root)).corpus.values()
+    ]
+    records = Records(settings["damaged"])
+    pairs, _ = docstring_pairs(list(packages), seed=seed, excluded=excluded, records=records, **options)
+    origin: dict[str, Any] = {
+        "packages_read": {
+            package: _version_and_licence(package) | described(below(folder, source_files(folder)))
+            for package, folder in packages.items()
+        }
+    }
+    if missing:
+        origin["packages_missing"] = missing
+    return records.built(pairs, origin)
+
+
+def _packages(settings: Settings) -> tuple[dict[str, Path], list[str]]:
+    """The folders of a source's packages, and those of its packages that are not installed."""
+    found: dict[str, Path] = {}
+    missing = []
+    for package in settings.get("packages") or [STDLIB]:
+        try:
+            found[package] = find_package(package)
+        except InputError:
+            if not settings.get("optional"):
+                raise
+            missing.append(package)
+    return found, missing
+
+
+def _read_by_docstrings(settings: Settings, data_root: DataRoot) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for package, folder in _packages(settings)[0].items():
+        files |= below(folder, source_files(folder), f"{package}/")
+    for name in settings.get("exclude", []):
+        files[f"{name}/corpus.jsonl"] = find_dataset(name, data_root) / "corpus.jsonl"
+    return files
+
+
+def _version_and_licence(package: str) -> dict[str, Any]:
+    if package == STDLIB:
+        return {"version": platform.python_version(), "licence": PYTHON_LICENCE}
+    distributions = _distributions().get(package) or [package]
+    try:
+        metadata: Any = importlib.metadata.metadata(distributions[0])
+    except importlib.metadata.PackageNotFoundError:
+        return {"version": "unknown", "licence": "unknown"}
+    classifiers = [c.split(" :: ")[-1] for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
+    declared = metadata.get("License-Expression") or "; ".join(classifiers) or (metadata.get("License") or "unknown")
+    return {"version": metadata["Version"], "licence": declared.splitlines()[0][:100]}
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    """Package -> the distributions that bring it, sorted, since their order is that of the file system."""
+    return {name: sorted(set(found)) for name, found in importlib.metadata.packages_distributions().items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- data sets
+
+
+def _titles(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+    dataset, records, origin = _dataset(settings, data_root)
+    return _joined(title_pairs(dataset), records, origin)
+
+
+def _cloze(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+    dataset, records, origin = _dataset(settings, data_root)
+    return _joined(cloze_pairs(dataset, per_document=settings.get("per_document", 1), seed=seed), records, origin)
+
+
+def _queries(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+    split = settings["split"]
+    if split == "test":
+        raise InputError('the split "test" is for measuring, never for training; name another')
+    dataset, records, origin = _dataset(settings, data_root)
+    modulus = settings.get("hold_out_modulus")
+    return _joined(query_pairs(dataset, split=split, hold_out_modulus=modulus), records, origin)
+
+
+def _dataset(settings: Settings, data_root: DataRoot) -> tuple[BeirDataset, Records, dict[str, Any]]:
+    folder = find_dataset(settings["dataset"], data_root)
+    records = Records(settings["damaged"], folder)
+    name = str(settings["dataset"])
+    dataset = load_beir(folder, settings.get("split"), name=name, on_fault=records.caught)
+    source = beir_files(folder, settings.get("split")).get("SOURCE.txt")
+    if source is None:
+        return dataset, records, {"licence": "unknown: no SOURCE.txt beside the data"}
+    lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
+    licence = " ".join(line for line in lines if "licen" in line.lower() or "CC BY" in line)
+    return dataset, records, {"licence": licence}
+
+
+def _joined(made: tuple[list[TrainingPair], Counter[str]], records: Records, origin: dict[str, Any]) -> Built:
+    pairs, dropped = made
+    records.dropped.update(dropped)
+    return records.built(pairs, origin)
+
+
+def _read_by_dataset(settings: Settings, data_root: DataRoot) -> dict[str, Path]:
+    return beir_files(find_dataset(settings["dataset"], data_root), settings.get("split"))
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _files(
+    read: Callable[..., Built], files: Callable[..., list[Path]], keys: dict[str, type], needed: tuple[str, ...] = ()
+) -> Kind:
+    """A kind whose settings are the arguments of `read`; `files`, given `path`, lists what it reads."""
+
+    def build(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+        return read(**{key: value for key, value in settings.items() if key != "optional"})
+
+    def reads(settings: Settings, data_root: DataRoot) -> dict[str, Path]:
+        found = files(*([settings["path"]] if "path" in settings else []))
+        return below(_common(found), found)
+
+    return Kind(build, reads, {"path": str} | keys, needed)
+
+
+def _common(files: list[Path]) -> Path:
+    """The deepest folder that all files lie in."""
+    folder = files[0].parent
+    while not all(file.is_relative_to(folder) for file in files):
+        folder = folder.parent
+    return folder
+
+
+DATASET: dict[str, type] = {"dataset": str}
+CUT: dict[str, type] = {"max_chars": int}
+KINDS: dict[str, Kind] = {
+    "docstrings": Kind(
+        _docstrings,
+        _read_by_docstrings,
+        {
+            "packages": list,
+            "exclude": list,
+            "documented_share": float,
+            "web_share": float,
+            "name_share": float,
+            "min_body_lines": int,
+            "max_chars": int,
+        },
+    ),
+    "titles": Kind(_titles, _read_by_dataset, DATASET, ("dataset",)),
+    "cloze": Kind(_cloze, _read_by_dataset, DATASET | {"per_document": int}, ("dataset",)),
+    "queries": Kind(
+        _queries, _read_by_dataset, DATASET | {"split": str, "hold_out_modulus": int}, ("dataset", "split")
+    ),
+    "debian": _files(debian_pairs, lambda path=None: [descriptions_file(path)], CUT),
+    "wordnet": _files(wordnet_pairs, wordnet_files, CUT | {"direction": str}),
+    "dictd": _files(dictd_pairs, lambda path: list(dictd_files(path)), CUT | {"licence": str}, ("path",)),
+    "man": _files(man_pairs, man_files, CUT | {"any_licence": bool}),
+    "pydoc": _files(pydoc_pairs, pydoc_files, CUT | {"licence": str}, ("path",)),
+    "pairs": _files(
+        own_pairs,
+        lambda path: [Path(path)],
+        {"query": str, "positive": str, "negatives": list, "header": bool, "delimiter": str}
+        | {"name": str, "licence": str},
+        ("path", "licence"),
+    ),
+}

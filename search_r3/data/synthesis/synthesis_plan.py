@@ -1,0 +1,151 @@
+"""What a synthesis asks for: its settings, the documents and prompts that follow from them, and what they will cost.
+
+Everything here is decided by the source, the settings and the seed alone, so that a dry run shows what a run will do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from search_r3.data.beir import Document, refuse_unknown, stable_order
+from search_r3.data.synthesis import instructions
+from search_r3.data.synthesis.instructions import KINDS
+from search_r3.data.synthesis.source_documents import Collection, read_collection
+from search_r3.data.synthesis.writers import Budget, Prompt, count_characters
+from search_r3.errors import InputError
+
+NO_BUDGET = Budget()
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisSettings:
+    """What is written for each document, and what is kept of it."""
+
+    kinds: tuple[str, ...] = tuple(KINDS)
+    """Kinds of query; a document's first is drawn by the seed, further ones take the next."""
+    per_document: int = 1
+    """Queries asked for each document."""
+    negatives: int = 1
+    """Hard negatives asked for each query that is kept; 0 for none."""
+    analyses: bool = False
+    """Also ask for an analysis of each query that is kept, to be trained behind."""
+    limit: int | None = None
+    """Only so many documents, drawn by the seed; all of them are searched."""
+    top_k: int = 3
+    """A query is kept if its own document is among so many that the retriever finds."""
+    max_chars: int = 4000
+    """Characters of a document that the writer sees; 4,000 are about 1,000 tokens."""
+    near: float = 0.85
+    """A negative with this share of its words in common with the positive is a copy of it."""
+    thinking_tokens: int = 0
+    """Tokens allowed on top of an answer's own, for models that think first."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self.kinds, tuple(KINDS), "kinds", what="kind of query")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise InputError(f"kinds must name at least one kind of query, each once: {', '.join(KINDS)}")
+        least = {"per_document": 1, "negatives": 0, "limit": 1, "top_k": 1, "max_chars": 100, "thinking_tokens": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise InputError(f"{name} must be {bound} or more, not {value}")
+        if not 0 < self.near <= 1:
+            raise InputError(f"near must be above 0 and at most 1, not {self.near}")
+
+
+def choose_documents(collection: Collection, settings: SynthesisSettings) -> list[int]:
+    """Numbers of the documents that are asked about, in the order in which they are."""
+    by_id = {document.id: number for number, document in enumerate(collection.documents)}
+    return [by_id[name] for name in stable_order(by_id, settings.seed)[: settings.limit]]
+
+
+def kinds_of(document: Document, settings: SynthesisSettings) -> list[str]:
+    """The kinds of query that a document is asked for: the same for its id and the seed, whatever else is there."""
+    digest = hashlib.blake2b(f"{settings.seed}\tkind\t{document.id}".encode(), digest_size=8).digest()
+    first = int.from_bytes(digest)
+    return [settings.kinds[(first + n) % len(settings.kinds)] for n in range(settings.per_document)]
+
+
+def query_prompts(document: Document, settings: SynthesisSettings) -> list[Prompt]:
+    """One for each of `kinds_of` the document."""
+    kinds = kinds_of(document, settings)
+    return _thinking([instructions.query_prompt(document, kind, settings.max_chars) for kind in kinds], settings)
+
+
+def negative_prompts(document: Document, query: str, settings: SynthesisSettings) -> list[Prompt]:
+    """As many as `negatives`, each by another angle."""
+    numbers = range(settings.negatives)
+    prompts = [instructions.negative_prompt(document, query, number, settings.max_chars) for number in numbers]
+    return _thinking(prompts, settings)
+
+
+def analysis_prompts(document: Document, query: str, settings: SynthesisSettings) -> list[Prompt]:
+    """One if analyses are asked for, else none."""
+    prompts = [instructions.analysis_prompt(document, query, settings.max_chars)] if settings.analyses else []
+    return _thinking(prompts, settings)
+
+
+def prompts_for(document: Document, settings: SynthesisSettings) -> list[Prompt]:
+    """All that is asked about a document if every query is kept; a query not yet written is shown as such."""
+    prompts = query_prompts(document, settings)
+    for kind in kinds_of(document, settings):
+        query = f"(the {kind} that was written)"
+        prompts += [*negative_prompts(document, query, settings), *analysis_prompts(document, query, settings)]
+    return prompts
+
+
+def plan(
+    source: str | Path,
+    settings: SynthesisSettings,
+    budget: Budget = NO_BUDGET,
+    *,
+    data_root: str | Path | None = None,
+    count: Callable[[str], int] | None = None,
+    examples: int = 2,
+) -> dict[str, Any]:
+    """What a run asks and costs at most: if every query were kept and every reply as long as it may be. Asks nobody.
+
+    Args:
+        count: tokens of a text; by default its length / 4, and the plan says so.
+
+    Returns:
+        documents, calls, tokens (input, output), counted_by, cost (None without prices), within_budget, and the
+        prompts of the first `examples` documents in full.
+    """
+    collection = read_collection(source, data_root)
+    chosen = choose_documents(collection, settings)
+    measure = count or count_characters
+    calls = tokens_in = tokens_out = 0
+    shown = []
+    for number, i in enumerate(chosen):
+        document = collection.documents[i]
+        prompts = prompts_for(document, settings)
+        if number < examples:
+            shown.append({"id": document.id, "prompts": [asdict(prompt) for prompt in prompts]})
+        calls += len(prompts)
+        tokens_in += sum(measure(prompt.system) + measure(prompt.user) for prompt in prompts)
+        tokens_out += sum(prompt.max_tokens for prompt in prompts)
+    return {
+        "documents": len(chosen),
+        "of": len(collection.documents),
+        "calls": calls,
+        "tokens": {"input": tokens_in, "output": tokens_out},
+        "counted_by": "tokenizer" if count else "characters / 4",
+        "cost": budget.cost_of(tokens_in, tokens_out),
+        "within_budget": budget.allows(tokens_in, tokens_out),
+        "examples": shown,
+    }
+
+
+def tokens_of(prompt: Prompt) -> int:
+    """About how many tokens a prompt has, by its length."""
+    return count_characters(prompt.system) + count_characters(prompt.user)
+
+
+def _thinking(prompts: list[Prompt], settings: SynthesisSettings) -> list[Prompt]:
+    return [replace(prompt, max_tokens=prompt.max_tokens + settings.thinking_tokens) for prompt in prompts]

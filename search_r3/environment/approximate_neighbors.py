@@ -1,0 +1,88 @@
+"""Approximate nearest neighbours of every row of a corpus, in time that grows as N^1.5 instead of N^2.
+
+As an inverted file (IVF) does: some rows, chosen at random, are centres; every row goes to its nearest centre; within
+a bucket the search is exact. Two neighbours on either side of a border are missed, so it is done again with other
+centres, and the best of all rounds are kept. For building a graph of a million rows, once.
+
+Shape suffixes: N rows, C centres, L neighbours, B rows of a bucket, D dimensions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_r3.environment.live_corpus import Corpus
+from search_r3.environment.topk import best_keys, keys_of_best, pack, unpack
+
+ROUNDS = 2
+LARGEST_BUCKET = 4096
+"""A larger one is cut into pieces at random: collapsed regions must not bring N^2 back."""
+ASSIGN_BLOCK = 4096
+EMPTY = -1
+
+
+def nearest_in_buckets(
+    corpus: Corpus, links: int, *, seed: int = 0, rounds: int = ROUNDS, largest: int = LARGEST_BUCKET
+) -> tuple[np.ndarray, np.ndarray]:
+    """(row numbers (N, L) int32 padded with -1, cosines (N, L) float32 padded with -inf), nearest first, never itself.
+
+    The cosines are exact; a neighbour that never shares a bucket is missed. With no more rows than fit one bucket the
+    result is that of exact search. The same seed gives the same buckets.
+
+    Raises:
+        ValueError: links, rounds or largest below 1, or a corpus with rows never written.
+    """
+    if min(links, rounds, largest) < 1:
+        raise ValueError(f"links, rounds and largest must be 1 or more, got {links}, {rounds} and {largest}")
+    rows = len(corpus)
+    rng = np.random.default_rng(seed)
+    keys_NL = torch.full((rows, links), 0, dtype=torch.int64)
+    keys_NL[:] = pack(torch.tensor(-torch.inf), torch.tensor(EMPTY))
+    for _ in range(rounds):
+        for bucket in _buckets(corpus, rng, largest):
+            members_B = torch.from_numpy(bucket)
+            keys_NL[members_B] = _merge(keys_NL[members_B], _within(corpus, members_B, links), links)
+    cosines_NL, ids_NL = unpack(keys_NL)
+    return ids_NL.numpy().astype(np.int32), cosines_NL.numpy()
+
+
+def _buckets(corpus: Corpus, rng: np.random.Generator, largest: int) -> list[np.ndarray]:
+    """All rows, each in one bucket of at most `largest`; about sqrt(N) buckets."""
+    rows = len(corpus)
+    if rows <= largest:
+        return [np.arange(rows)]
+    centres_CD = corpus.vectors(np.sort(rng.choice(rows, size=round(rows**0.5), replace=False)))
+    nearest_N = np.empty(rows, dtype=np.int64)
+    for start in range(0, rows, ASSIGN_BLOCK):
+        block = corpus.vectors(np.arange(start, min(start + ASSIGN_BLOCK, rows)))
+        nearest_N[start : start + len(block)] = (block @ centres_CD.T).argmax(dim=1).cpu().numpy()
+    # Shuffled within a bucket, so that cutting one does not follow the corpus's own order.
+    order_N = rng.permutation(rows)
+    order_N = order_N[np.argsort(nearest_N[order_N], kind="stable")]
+    groups = np.split(order_N, np.flatnonzero(np.diff(nearest_N[order_N])) + 1)
+    pieces = [piece for group in groups for piece in np.array_split(group, -(-len(group) // largest))]
+    return [np.sort(piece) for piece in pieces]
+
+
+def _within(corpus: Corpus, members_B: Tensor, links: int) -> Tensor:
+    """Keys of the nearest other members of each member, (B, <= L) int64."""
+    if len(members_B) == 1:
+        return torch.empty(1, 0, dtype=torch.int64)
+    vectors_BD = corpus.vectors(members_B)
+    cosines_BB = (vectors_BD @ vectors_BD.T).cpu()
+    cosines_BB.fill_diagonal_(-torch.inf)
+    return keys_of_best(cosines_BB, members_B, min(links, len(members_B) - 1))
+
+
+def _merge(old_BL: Tensor, new_BL: Tensor, links: int) -> Tensor:
+    """The best distinct rows of both: one found twice counts once, by its larger cosine."""
+    keys = torch.cat([old_BL, new_BL], dim=1).sort(dim=1, descending=True).values
+    ids = (keys << 32) >> 32
+    order = ids.argsort(dim=1, stable=True)  # equal ids side by side, the better first
+    sorted_ids = ids.gather(1, order)
+    again = torch.zeros_like(keys, dtype=torch.bool)
+    again[:, 1:] = sorted_ids[:, 1:] == sorted_ids[:, :-1]
+    keys = keys.gather(1, order).masked_fill(again, int(pack(torch.tensor(-torch.inf), torch.tensor(EMPTY))))
+    return best_keys(keys, links)

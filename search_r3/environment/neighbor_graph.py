@@ -1,0 +1,225 @@
+"""NeighbourGraph: which documents lie near which, at a fixed width, re-linked locally when vectors change.
+
+It never ranks anything: it only says which rows training has probably moved, so that `refresh` can re-encode those.
+Source: the proximity graph of Search-R3 (arXiv 2510.07048); the algorithm is ours.
+
+The graph of a matrix is defined so: every row chooses its `links` nearest other rows; a choice is an edge in *both*
+directions; each row then keeps its `width` nearest edges. As `links <= width`, a row always keeps its own choices,
+and only the rows that chose a hub are pruned from the hub's list. Nearest is `topk`'s order: cosine, then row number.
+
+Shape suffixes: N rows, M places a row (`width`), L choices a row (`links`), R some rows, P pairs of rows.
+
+The cosine of every edge is kept beside it. It is current as long as every update of the corpus is followed by `relink`
+of the same rows: an edge's cosine changes only with its ends, and those are linked anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_r3.environment.approximate_neighbors import nearest_in_buckets
+from search_r3.environment.live_corpus import Corpus, check_rows
+from search_r3.errors import InputError
+
+FORMAT = 1
+EXACT_LIMIT = 100_000
+"""Rows up to which `build` is exact unless told otherwise: 2 N^2 D operations, 11.5 T there at 576 dimensions."""
+BLOCK = 1024
+"""Rows searched at once."""
+
+
+class NeighbourGraph:
+    """Fixed-width adjacency, nearest first, padded with -1.
+
+    Attributes:
+        ids_NM: int32 row numbers; -1 only after the last neighbour.
+        cosines_NM: float32; -inf where there is none.
+    """
+
+    def __init__(self, rows: int, *, width: int = 16, links: int = 8) -> None:
+        """A graph without edges.
+
+        Raises:
+            InputError: not 1 <= links <= width (they come from the recipe).
+            ValueError: rows below 1.
+        """
+        if rows < 1:
+            raise ValueError(f"a graph needs a row, got {rows}")
+        if not 1 <= links <= width:
+            raise InputError(f"the graph's links must be 1 to its width, got {links} links and width {width}")
+        self.links = links
+        self.ids_NM = np.full((rows, width), -1, dtype=np.int32)
+        self.cosines_NM = np.full((rows, width), -np.inf, dtype=np.float32)
+
+    @classmethod
+    def build(
+        cls, corpus: Corpus, *, width: int = 16, links: int = 8, approximate: bool | None = None, seed: int = 0
+    ) -> NeighbourGraph:
+        """The graph of the corpus as it is now.
+
+        Args:
+            approximate: find the nearest within random buckets instead of everywhere (see `buckets`): for a million
+                rows. None: exact up to `EXACT_LIMIT` rows. Approximate cosines are exact, some neighbours are missed.
+            seed: of the buckets.
+
+        Errors as the constructor, and as `corpus.search`.
+        """
+        graph = cls(len(corpus), width=width, links=links)
+        if approximate is None:
+            approximate = len(corpus) > EXACT_LIMIT
+        if approximate:
+            ids_NL, cosines_NL = nearest_in_buckets(corpus, links, seed=seed)
+            graph._link(np.arange(len(corpus)), ids_NL, cosines_NL)
+        else:
+            graph.relink(torch.arange(len(corpus)), corpus)
+        return graph
+
+    def __len__(self) -> int:
+        return len(self.ids_NM)
+
+    @property
+    def width(self) -> int:
+        return self.ids_NM.shape[1]
+
+    def relink(self, rows: Any, corpus: Corpus) -> None:
+        """After these rows' vectors changed: drop all their edges, search anew, add the pruned links both ways.
+
+        Exact for the links that the rows choose. What it leaves to a later relink: a row outside `rows` that had chosen
+        one of them loses that edge unless it is chosen back, and does not choose another instead. Relinking all rows
+        gives the graph that `build` gives.
+
+        Args:
+            rows: row numbers; one given twice counts once.
+
+        Raises:
+            ValueError: a row outside the graph, or a corpus of another size.
+        """
+        if len(corpus) != len(self):
+            raise ValueError(f"the corpus has {len(corpus)} rows, the graph {len(self)}")
+        rows_R = np.unique(check_rows(rows, len(self)).numpy())
+        self._drop(rows_R)
+        parts = [self._nearest(corpus, rows_R[start : start + BLOCK]) for start in range(0, len(rows_R), BLOCK)]
+        if parts:
+            self._link(*(corpus.everyones(torch.cat(column)).cpu().numpy() for column in zip(*parts, strict=True)))
+
+    def neighbours(self, rows: Any, hops: int = 1) -> np.ndarray:
+        """Rows within `hops` edges of any of `rows`, without `rows` themselves, (n,) int64, each once.
+
+        Order: fewer hops first; within a hop, all nearest neighbours before all second nearest, and so on.
+
+        Raises:
+            ValueError: a row outside the graph, or hops below 0.
+        """
+        if hops < 0:
+            raise ValueError(f"hops must be 0 or more, got {hops}")
+        frontier = check_rows(rows, len(self)).numpy()
+        seen_N = np.zeros(len(self), dtype=bool)
+        seen_N[frontier] = True
+        reached = []
+        for _ in range(hops):
+            ids = self.ids_NM[frontier].T.ravel()
+            ids = ids[ids >= 0]
+            ids = ids[~seen_N[ids]]
+            first = np.sort(np.unique(ids, return_index=True)[1])
+            frontier = ids[first].astype(np.int64)
+            seen_N[frontier] = True
+            reached.append(frontier)
+        return np.concatenate(reached) if reached else np.zeros(0, dtype=np.int64)
+
+    def degrees(self) -> np.ndarray:
+        """Neighbours of every row, (N,) int64: a gauge of how much relinking has thinned the graph."""
+        return (self.ids_NM >= 0).sum(axis=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors (not copied) and JSON values: a task's state for `training.checkpoint`."""
+        return {
+            "format": FORMAT,
+            "links": self.links,
+            "ids": torch.from_numpy(self.ids_NM),
+            "cosines": torch.from_numpy(self.cosines_NM),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become the graph of `state`, bit for bit.
+
+        Raises:
+            InputError: the state is of a graph of another size, width or number of links, or of a newer format.
+        """
+        if state.get("format") != FORMAT:
+            raise InputError(f"the saved graph has format {state.get('format')!r}, this version reads {FORMAT}")
+        saved = (*state["ids"].shape, state["links"])
+        if saved != (*self.ids_NM.shape, self.links) or state["cosines"].shape != state["ids"].shape:
+            raise InputError(
+                f"the saved graph has (rows, width, links) = {saved}, this one {(*self.ids_NM.shape, self.links)}; "
+                "use the corpus and the graph settings of the run that saved it"
+            )
+        self.ids_NM[:] = state["ids"].numpy()
+        self.cosines_NM[:] = state["cosines"].numpy()
+
+    def _nearest(self, corpus: Corpus, block_R: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, their choices (R, L) int32, cosines (R, L)) of the part of the block that this process searches."""
+        mine_R = corpus.dealt(block_R)
+        cosines, found = corpus.search(corpus.vectors(torch.from_numpy(mine_R)), self.links + 1)
+        ids, kept = _without_self(found.cpu().numpy(), cosines.cpu().numpy(), mine_R, self.links)
+        ids_RL = np.full((len(mine_R), self.links), -1, dtype=np.int32)
+        cosines_RL = np.full((len(mine_R), self.links), -np.inf, dtype=np.float32)
+        ids_RL[:, : ids.shape[1]] = ids
+        cosines_RL[:, : ids.shape[1]] = kept
+        return torch.from_numpy(mine_R), torch.from_numpy(ids_RL), torch.from_numpy(cosines_RL)
+
+    def _drop(self, rows_R: np.ndarray) -> None:
+        """Remove every edge from or to these rows, and close the gaps."""
+        gone_N = np.zeros(len(self), dtype=bool)
+        gone_N[rows_R] = True
+        # -1 reads the last row's flag: without `>= 0`, every row with a free place would be rewritten for nothing.
+        hit_NM = gone_N[self.ids_NM] & (self.ids_NM >= 0)
+        hit_NM[rows_R] = True
+        touched_R = np.flatnonzero(hit_NM.any(axis=1))
+        ids = np.where(hit_NM[touched_R], -1, self.ids_NM[touched_R])
+        cosines = np.where(hit_NM[touched_R], -np.inf, self.cosines_NM[touched_R])
+        order = np.argsort(ids < 0, axis=1, kind="stable")  # the kept edges keep their order
+        self.ids_NM[touched_R] = np.take_along_axis(ids, order, axis=1)
+        self.cosines_NM[touched_R] = np.take_along_axis(cosines, order, axis=1)
+
+    def _link(self, rows_R: np.ndarray, ids_RL: np.ndarray, cosines_RL: np.ndarray) -> None:
+        """Add these choices in both directions; every row keeps its `width` nearest. `rows_R` have no edges before."""
+        chosen = ids_RL >= 0
+        here_P = np.broadcast_to(rows_R[:, None], ids_RL.shape)[chosen].astype(np.int64)
+        there_P, cosine_P = ids_RL[chosen].astype(np.int64), cosines_RL[chosen]
+        # Two rows that chose each other are one edge, of one cosine: either product may differ in the last bit.
+        pair_P = np.minimum(here_P, there_P) * len(self) + np.maximum(here_P, there_P)
+        order_P = np.lexsort((cosine_P, pair_P))
+        pair_P, cosine_P = pair_P[order_P], cosine_P[order_P]
+        last_P = np.append(pair_P[1:] != pair_P[:-1], True) if len(pair_P) else np.zeros(0, dtype=bool)
+        low_P, high_P = np.divmod(pair_P[last_P], len(self))
+        cosine_P = cosine_P[last_P]
+
+        affected_A = np.unique(np.concatenate([low_P, high_P]))
+        old_AM = self.ids_NM[affected_A]
+        row_P = np.concatenate([low_P, high_P, np.repeat(affected_A, self.width)[old_AM.ravel() >= 0]])
+        id_P = np.concatenate([high_P, low_P, old_AM[old_AM >= 0]])
+        cosine_P = np.concatenate([cosine_P, cosine_P, self.cosines_NM[affected_A][old_AM >= 0]])
+
+        order_P = np.lexsort((-id_P, -cosine_P, row_P))
+        row_P, id_P, cosine_P = row_P[order_P], id_P[order_P], cosine_P[order_P]
+        place_P = np.arange(len(row_P)) - np.searchsorted(row_P, row_P)
+        keep_P = place_P < self.width
+        self.ids_NM[affected_A] = -1
+        self.cosines_NM[affected_A] = -np.inf
+        self.ids_NM[row_P[keep_P], place_P[keep_P]] = id_P[keep_P]
+        self.cosines_NM[row_P[keep_P], place_P[keep_P]] = cosine_P[keep_P]
+
+
+def _without_self(
+    ids_RK: np.ndarray, cosines_RK: np.ndarray, rows_R: np.ndarray, links: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `links` results of each row that are not the row itself (which identical rows may outrank)."""
+    itself_RK = ids_RK == rows_R[:, None]
+    # The last result gives way where the row itself was not found, so that every row has as many left.
+    itself_RK[~itself_RK.any(axis=1), -1] = True
+    shape = (len(rows_R), ids_RK.shape[1] - 1)
+    return ids_RK[~itself_RK].reshape(shape)[:, :links], cosines_RK[~itself_RK].reshape(shape)[:, :links]

@@ -1,0 +1,289 @@
+"""Embeddings from any OpenAI-compatible endpoint (POST /embeddings), batched, patient, and never paid for twice.
+
+Each answered call of up to 32 texts goes into the embedding cache at once, by its texts and not by their data set, so
+an interrupted run sends only what is missing. What will be sent is told first; more than a limit needs a yes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from search_r3.data.synthesis.retry import Endpoint, NoAnswerError, RefusedError, Threads, Wording, listed
+from search_r3.data.synthesis.writers import CHARACTERS_A_TOKEN, count_characters
+from search_r3.errors import InputError
+from search_r3.evaluation.baselines.external_models import PeerConfig, Spending, is_local
+from search_r3.evaluation.embedding_cache import EmbeddingCache, Encoded, progress_bar
+
+UNIT = 32
+"""Texts that are sent together and kept together; a smaller batch size splits a unit into several calls."""
+_WORDING = Wording(
+    slow="raise timeout in the system's YAML file",
+    unusable="it does not answer with embeddings ({reason}); should the URL end in /v1?",
+    no_credit="the account has no credit left (status {code}); run again when it has",
+)
+
+
+@dataclass
+class Work:
+    """Texts of one side, as they are sent (prompt in front, cut), each once: in units, those from the disk found."""
+
+    side: str
+    units: list[list[str]]
+    found: dict[int, Encoded]
+    rows_of: list[int]
+    """For each text that was asked for, its place among the distinct ones."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the units that must be sent."""
+        return [number for number in range(len(self.units)) if number not in self.found]
+
+    @property
+    def texts(self) -> int:
+        """Texts that must be sent."""
+        return sum(len(self.units[number]) for number in self.missing)
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens these have, by their length."""
+        return sum(count_characters(text) for number in self.missing for text in self.units[number])
+
+
+class EndpointEncoder:
+    """A model behind an endpoint, asked with OpenAI's client by several threads; rows are unit vectors.
+
+    Args:
+        config: where and what it is; `config.endpoint` is set.
+        spending: who says yes to the cost.
+        batch_size: texts in one call, at most 32.
+
+    Raises:
+        InputError: the package openai is missing, there is no key, or batch_size is below 1.
+    """
+
+    def __init__(self, config: PeerConfig, spending: Spending | None = None, batch_size: int = UNIT) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        self.config, self.spending = config, spending or Spending()
+        self.batch_size = min(batch_size, UNIT)
+        settings = config.settings()
+        self.url = settings.url.rstrip("/")
+        self.calls = self.tokens = 0
+        self._endpoint = Endpoint(replace(settings, url=self.url), config.read_key(), _WORDING)
+        self._lock = threading.Lock()
+        self._approved = 0  # estimated tokens that this encoder was allowed to send so far
+        self._dimension: int | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides a ranking, as far as it can be known: no key, and the address only as a hash."""
+        return {
+            "retriever": "endpoint",
+            "model": self.config.model,
+            "endpoint": hashlib.sha256(self.url.encode()).hexdigest()[:16],
+            "query_prompt": self.config.query_prompt,
+            "document_prompt": self.config.document_prompt,
+            "max_characters": self.config.max_characters,
+            "dtype": "float32",
+            "max_length": None,
+        }
+
+    def plan(self, texts: Sequence[str], side: str, cache: EmbeddingCache | None) -> Work:
+        """What embedding `texts` as `side` ("query" or "document") needs; sends nothing."""
+        prompt = (self.config.query_prompt if side == "query" else self.config.document_prompt) or ""
+        sent = [f"{prompt}{text}"[: self.config.max_characters] for text in texts]
+        places = {text: place for place, text in enumerate(dict.fromkeys(sent))}
+        distinct = list(places)
+        units = [distinct[start : start + UNIT] for start in range(0, len(distinct), UNIT)]
+        found: dict[int, Encoded] = {}
+        for number, unit in enumerate(units):
+            stored = cache.stored(_ids(unit), unit, self._text_identity) if cache else None
+            if stored is not None:
+                found[number] = stored
+        return Work(side, units, found, [places[text] for text in sent])
+
+    def approve(self, name: str, works: Sequence[Work]) -> None:
+        """Say what `works` will send and cost, and have a yes where it is more than the limit.
+
+        The limit holds for all that one encoder sends. Without a price, what stays on this machine needs no yes.
+
+        Raises:
+            InputError: it is too much, and nobody said yes.
+        """
+        tokens = sum(work.tokens for work in works)
+        if not tokens:
+            return
+        counts = " and ".join(
+            f"{work.texts:,} {'queries' if work.side == 'query' else 'documents'}" for work in works if work.texts
+        )
+        kept = sum(len(unit) for work in works for unit in work.units) - sum(work.texts for work in works)
+        line = f"{name}: {counts} to embed, about {tokens:,} tokens (characters / {CHARACTERS_A_TOKEN})"
+        line += self._cost(tokens) + (f"; {kept:,} are in the cache" if kept else "")
+        limit = self.config.token_limit
+        free = self._price is None and is_local(self.url)
+        if self._approved + tokens <= limit or self.spending.yes or free:
+            self._say(line)
+        elif self.spending.ask is None:
+            raise InputError(f"{line}: over the limit of {limit:,} tokens; say --yes to send them")
+        elif not self.spending.ask(f"{line}. Send them?"):
+            raise InputError(f"{name}: nothing was sent")
+        self._approved += tokens
+
+    def run(
+        self, work: Work, cache: EmbeddingCache | None, *, label: str = "texts", show_progress: bool | None = None
+    ) -> tuple[np.ndarray, float]:
+        """Embed what `work` lacks; returns unit rows for all its texts, float32 (n, dim), and the seconds of its calls.
+
+        The seconds are those of every call after another, whenever it was made; several are under way at once. After
+        an error or Ctrl-C the calls under way are waited for and kept, since they are paid for.
+
+        Raises:
+            InputError: the endpoint refuses, does not answer, or answers with NaN or with another dimension.
+        """
+        done = dict(work.found)
+        sent_before = (self.calls, self.tokens)
+        threads = Threads(
+            lambda number, stop: self._unit(work.units[number], cache, stop), work.missing, self.config.concurrency
+        )
+        try:
+            with progress_bar(label, work.texts, show_progress) as advance:
+                for number, answer in threads:
+                    done[number] = answer
+                    advance(len(work.units[number]))
+        except KeyboardInterrupt:
+            self._say("waiting for the calls under way, which are paid for; Ctrl-C again leaves them")
+            raise
+        finally:
+            threads.stop(wait=True)
+            calls, tokens = self.calls - sent_before[0], self.tokens - sent_before[1]
+            if calls:
+                self._say(f"{label}: {calls:,} calls, {tokens:,} tokens read{self._cost(tokens)}")
+        return self._put_together(work, done, cache)
+
+    def encode(self, texts: Sequence[str], side: str) -> np.ndarray:
+        """Embed `texts` as they come, without a cache: unit rows, float32 (n, dim)."""
+        work = self.plan(texts, side, None)
+        self.approve(self.config.model, [work])
+        return self.run(work, None, show_progress=False)[0]
+
+    # ------------------------------------------------------------------------------------------------ one unit of work
+
+    @property
+    def _text_identity(self) -> dict[str, Any]:
+        """What decides the embedding of a text that is sent: prompts and cuts are part of the text by then."""
+        return {name: self.identity[name] for name in ("retriever", "model", "endpoint", "dtype")}
+
+    def _unit(self, texts: list[str], cache: EmbeddingCache | None, stop: threading.Event) -> Encoded:
+        def encode(part: Sequence[str]) -> np.ndarray:
+            batches = [part[start : start + self.batch_size] for start in range(0, len(part), self.batch_size)]
+            return np.concatenate([self._ask(list(batch), stop) for batch in batches])
+
+        if cache is not None:
+            return cache.encode(encode, _ids(texts), texts, self._text_identity, step=UNIT, show_progress=False)
+        started = time.perf_counter()
+        rows = encode(texts)
+        return Encoded(rows, time.perf_counter() - started, 0, 0)
+
+    def _put_together(
+        self, work: Work, done: dict[int, Encoded], cache: EmbeddingCache | None
+    ) -> tuple[np.ndarray, float]:
+        parts = [done[number].rows for number in range(len(work.units))]
+        if not parts:
+            return np.zeros((0, self._dimension or 0), dtype=np.float32), 0.0
+        widths = sorted({part.shape[1] for part in parts})
+        if len(widths) > 1:
+            where = f"; what is kept in {cache.folder} may be another model's, move it away" if cache else ""
+            raise InputError(f"{self._endpoint}: embeddings of {widths[0]} and of {widths[-1]} numbers{where}")
+        self._check_dimension(widths[0])
+        return np.concatenate(parts)[work.rows_of], sum(encoded.seconds for encoded in done.values())
+
+    def _ask(self, texts: list[str], stop: threading.Event) -> np.ndarray:
+        """Unit rows of one call, tried again while there is hope."""
+        try:
+            return self._endpoint.ask(lambda: self._call(texts), stop)
+        except NoAnswerError as error:
+            raise InputError(
+                f"{self._endpoint} fails after {error.tries} tries, {error.detail}; embeddings that came are kept, so "
+                "the same command goes on from here"
+            ) from None
+        except RefusedError as error:
+            raise InputError(
+                f"{self._endpoint} refused a text (status {error.status}): {error.said}. If it is too long, cut texts "
+                "by max_characters in the system's YAML file"
+            ) from None
+
+    def _call(self, texts: list[str]) -> np.ndarray:
+        # Floats, not base64, which is smaller but not known to every server.
+        answer = self._endpoint.client.embeddings.create(model=self.config.model, input=texts, encoding_format="float")
+        rows = _rows_of(answer, len(texts))
+        used = getattr(answer, "usage", None)
+        read = getattr(used, "prompt_tokens", None) or getattr(used, "total_tokens", None)
+        with self._lock:
+            self._endpoint.answered = True
+            self.calls += 1
+            self.tokens += read if isinstance(read, int) else sum(map(count_characters, texts))
+            self._check_dimension(rows.shape[1])
+        if not np.isfinite(rows).all():
+            raise InputError(f"{self._endpoint} answered with NaN or infinity; its weights or its precision are broken")
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not norms.all():
+            empty = texts[int(np.argmin(norms))][:60]
+            raise InputError(
+                f"{self._endpoint} answered with an embedding of zeros, for {empty!r}; it has no direction"
+            )
+        return rows / norms
+
+    def _check_dimension(self, width: int) -> None:
+        if self._dimension is None:
+            self._dimension = width
+        if width != self._dimension:
+            raise InputError(
+                f"{self._endpoint} answered with {width} numbers a text, and before with {self._dimension}; "
+                "is it one model that answers there?"
+            )
+
+    @property
+    def _price(self) -> float | None:
+        return self.config.price if self.spending.price is None else self.spending.price
+
+    def _cost(self, tokens: int) -> str:
+        """What so many tokens cost, to stand behind a line; nothing without a price."""
+        if self._price is None:
+            return ""
+        cost = tokens * self._price / 1e6
+        return f", {f'{cost:,.2f}' if cost >= 0.005 or not cost else 'under 0.01'} at {self._price:g} a million"
+
+    def _say(self, line: str) -> None:
+        say: Callable[[str], None] | None = self.spending.say
+        if say is not None:
+            say(line)
+
+
+def _rows_of(answer: Any, expected: int) -> np.ndarray:
+    """The embeddings of an answer in the order of its texts, float32 (n, dim); raises ValueError and its like."""
+    data = listed(answer, "data")
+    if len(data) != expected:
+        raise ValueError(f"{len(data)} embeddings for {expected} texts")
+    if not all(isinstance(getattr(item, "embedding", None), list) for item in data):
+        raise ValueError('an item of its "data" has no list of numbers as "embedding"')
+    places = [item.index for item in data]
+    if any(place is not None for place in places):
+        if sorted(places) != list(range(expected)):
+            raise ValueError(f"the indices are not those of {expected} texts")
+        data.sort(key=lambda item: item.index)
+    rows = np.asarray([item.embedding for item in data], dtype=np.float32)
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise ValueError(f"embeddings of shape {rows.shape}")
+    return rows
+
+
+def _ids(unit: Sequence[str]) -> list[str]:
+    """The cache wants ids; a unit is known by its texts alone, so that any data set with these texts finds it."""
+    return [str(place) for place in range(len(unit))]

@@ -1,0 +1,203 @@
+"""Corpus embeddings on disk, in shards: an interrupted encoding goes on at the last finished shard.
+
+Texts are sorted by length and cut into shards, each written atomically as safetensors with a checksum and the seconds
+it took. A shard that is broken, truncated or belongs to other texts is encoded again. The key holds the encoder's
+identity (contract hash, dtype, length limit, side) and a hash of all ids and texts, so nothing stale can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path, atomic_write_text, expand_user
+from search_r3.model.resolve import cache_dir
+
+SHARD_SIZE = 512
+FORMAT = "search-r3-embeddings-1"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Embeddings in the order of the texts, float32 (n, dim); the seconds their encoding took, whenever that was;
+    and how many shards came from the disk."""
+
+    rows: np.ndarray
+    seconds: float
+    shards: int
+    shards_from_disk: int
+
+
+class EmbeddingCache:
+    """A folder of cached embeddings; by default `embeddings` under SEARCH_R3_CACHE or ~/.cache/search-r3.
+
+    Args:
+        folder: where the shards go.
+        shard_size: texts in one shard: what an interruption can cost.
+    """
+
+    def __init__(self, folder: str | Path | None = None, shard_size: int = SHARD_SIZE) -> None:
+        if shard_size < 1:
+            raise InputError(f"shard_size is {shard_size}; expected at least 1")
+        self.folder = expand_user(folder) if folder is not None else default_folder()
+        self.shard_size = shard_size
+
+    def encode(
+        self,
+        encode: Callable[[list[str]], np.ndarray],
+        ids: Sequence[str],
+        texts: Sequence[str],
+        identity: Mapping[str, Any],
+        *,
+        label: str = "documents",
+        step: int = 64,
+        show_progress: bool | None = None,
+    ) -> Encoded:
+        """Embeddings of `texts`, from the disk where they are there and from `encode` where they are not.
+
+        Args:
+            encode: texts to float rows; one text's row must not depend on the other texts of the call.
+            identity: everything that decides an embedding, JSON-serialisable.
+            label: what the progress bar says is being encoded.
+            step: texts handed to `encode` at once; the progress bar moves after each.
+            show_progress: None shows a bar when standard error is a terminal.
+
+        Raises:
+            InputError: `ids` and `texts` differ in length, the disk is full, or the folder cannot be written.
+            ValueError: `encode` returned the wrong shape or a value that is not finite.
+        """
+        if len(ids) != len(texts):
+            raise InputError(f"{len(ids)} ids for {len(texts)} texts; there must be one id for each")
+        if not texts:
+            return Encoded(np.zeros((0, 0), dtype=np.float32), 0.0, 0, 0)
+        key, folder, shards, paths = self._shards(ids, texts, identity)
+        if not (folder / "about.json").is_file():
+            about = {"format": FORMAT, "key": key, "texts": len(texts), "identity": dict(identity)}
+            atomic_write_text(folder / "about.json", json.dumps(about, indent=2, default=str) + "\n")
+        found = {number: _read_shard(path, key, len(shards[number])) for number, path in enumerate(paths)}
+        done = {number: shard for number, shard in found.items() if shard is not None}
+        left = sum(len(shards[number]) for number in range(len(shards)) if number not in done)
+        from_disk = len(done)
+        with progress_bar(label, left, show_progress) as advance:
+            for number, members in enumerate(shards):
+                if number in done:
+                    continue
+                started = time.perf_counter()
+                parts = []
+                for start in range(0, len(members), step):
+                    part = members[start : start + step]
+                    parts.append(_checked(encode([texts[i] for i in part]), len(part)))
+                    advance(len(part))
+                rows = np.concatenate(parts)
+                seconds = time.perf_counter() - started
+                _write_shard(paths[number], rows, key, seconds)
+                done[number] = (rows, seconds)
+        return _put_together(shards, done, from_disk)
+
+    def stored(self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]) -> Encoded | None:
+        """What `encode` would return from the disk alone; None if any of it would have to be encoded."""
+        key, _, shards, paths = self._shards(ids, texts, identity)
+        done: dict[int, tuple[np.ndarray, float]] = {}
+        for number, (path, members) in enumerate(zip(paths, shards, strict=True)):
+            shard = _read_shard(path, key, len(members))
+            if shard is None:
+                return None
+            done[number] = shard
+        return _put_together(shards, done, len(done)) if done else None
+
+    def _shards(
+        self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]
+    ) -> tuple[str, Path, list[list[int]], list[Path]]:
+        """The key of these texts, their folder, the texts' numbers in each shard, and the shards' files."""
+        key = _key(ids, texts, identity, self.shard_size)
+        folder = self.folder / key[:32]
+        # Longest first: a batch that does not fit into memory fails at once, and the estimate of the time left is high.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        shards = [order[start : start + self.shard_size] for start in range(0, len(order), self.shard_size)]
+        paths = [folder / f"shard-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+        return key, folder, shards, paths
+
+
+def _put_together(
+    shards: Sequence[Sequence[int]], done: Mapping[int, tuple[np.ndarray, float]], from_disk: int
+) -> Encoded:
+    rows = np.empty((sum(map(len, shards)), done[0][0].shape[1]), dtype=np.float32)
+    for number, members in enumerate(shards):
+        rows[list(members)] = done[number][0]
+    return Encoded(rows, sum(seconds for _, seconds in done.values()), len(shards), from_disk)
+
+
+def default_folder() -> Path:
+    """`embeddings` under the folder that SEARCH_R3_CACHE names, else under ~/.cache/search-r3. Raises InputError."""
+    return cache_dir() / "embeddings"
+
+
+def content_hash(*columns: Sequence[str]) -> str:
+    """SHA-256 of parallel or separate lists of strings, their order and boundaries included."""
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(f"{len(column)}\n".encode())
+        for text in column:
+            data = text.encode("utf-8", errors="surrogatepass")
+            digest.update(f"{len(data)} ".encode() + data)
+    return digest.hexdigest()
+
+
+def _key(ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any], shard_size: int) -> str:
+    about = json.dumps([FORMAT, shard_size, dict(identity)], sort_keys=True, default=str)
+    return hashlib.sha256(f"{about}\n{content_hash(ids, texts)}".encode()).hexdigest()
+
+
+def _checked(rows: np.ndarray, expected: int) -> np.ndarray:
+    array = np.asarray(rows, dtype=np.float32)
+    if array.ndim != 2 or len(array) != expected:
+        raise ValueError(f"the encoder returned shape {array.shape} for {expected} texts; expected (n, dim)")
+    if not np.isfinite(array).all():
+        raise ValueError("the encoder returned NaN or infinity; its weights or dtype are broken")
+    return array
+
+
+def _write_shard(path: Path, rows: np.ndarray, key: str, seconds: float) -> None:
+    metadata = {"key": key, "sha256": hashlib.sha256(rows.tobytes()).hexdigest(), "seconds": f"{seconds:.3f}"}
+    with atomic_path(path) as scratch:
+        save_file({"rows": rows}, scratch, metadata=metadata)
+
+
+def _read_shard(path: Path, key: str, expected: int) -> tuple[np.ndarray, float] | None:
+    """Rows and seconds of a shard, or None if it is missing, damaged or not the one that is asked for."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            rows = file.get_tensor("rows")
+            whole = metadata["key"] == key and metadata["sha256"] == hashlib.sha256(rows.tobytes()).hexdigest()
+            return (rows, float(metadata["seconds"])) if whole and len(rows) == expected else None
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+@contextmanager
+def progress_bar(label: str, total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that moves a bar (with the time left) forward by so many texts."""
+    show = sys.stderr.isatty() if show is None else show
+    if not show or total == 0:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)

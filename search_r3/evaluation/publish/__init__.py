@@ -1,0 +1,1 @@
+"""Tables, model cards and figures from committed results."""

@@ -1,0 +1,218 @@
+"""Tables inside Markdown files, made again from the results: what stands between two markers is never typed.
+
+A block begins with a line `<!-- table: KIND key=value ... -->` and ends with `<!-- /table -->`; KIND is one of KINDS.
+Model cards are made whole. `remake_all` makes both, from the run files where the data are here (see `rebuild`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from search_r3.data.beir import refuse_unknown
+from search_r3.errors import InputError
+from search_r3.evaluation.measures import MEASURES, NDCG
+from search_r3.evaluation.publish.model_card import card, study_files
+from search_r3.evaluation.publish.recompute import Check, Rebuilder
+from search_r3.evaluation.publish.tables import results_markdown, summary_markdown
+from search_r3.evaluation.study.study_table import PARTS, study_markdown
+from search_r3.files import atomic_write_text
+from search_r3.model.checkpoint import CONTRACT_FILE
+
+BEGIN = re.compile(r"^<!-- table: (.*?) *-->$", re.MULTILINE)
+END = re.compile(r"^<!-- /table -->$", re.MULTILINE)
+PAGES = ("README.md", "docs/results.md")
+"""The files with tables in a checkout."""
+FIGURE = re.compile(r"\d\.\d")
+"""What a measured figure looks like, such as 0.643."""
+
+
+@dataclass(frozen=True)
+class Remade:
+    """A file, as it is and as the results say that it should be."""
+
+    path: Path
+    old: str
+    new: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether the two differ."""
+        return self.old != self.new
+
+    def diff(self) -> str:
+        """From the file to what it should be, as a unified diff; "" where they are the same."""
+        lines = self.old.splitlines(), self.new.splitlines()
+        return "\n".join(difflib.unified_diff(*lines, str(self.path), "from the results", lineterm="", n=1))
+
+
+@dataclass
+class Remaking:
+    """What `remake_all` made: every file, and what was found on the way (see `rebuild.Check`)."""
+
+    files: list[Remade] = field(default_factory=list)
+    check: Check = field(default_factory=Check)
+
+    @property
+    def changed(self) -> list[Remade]:
+        """The files that are not what the results say."""
+        return [file for file in self.files if file.changed]
+
+    def write(self) -> None:
+        """Write the files that differ, each in one rename."""
+        for file in self.changed:
+            atomic_write_text(file.path, file.new)
+
+
+def remake_all(
+    files: Sequence[str | Path] | None = None,
+    output: str | Path = "results",
+    models: str | Path | None = "models",
+    data_root: str | Path | None = None,
+) -> Remaking:
+    """The blocks of `files` and the cards of all adapters, made again; nothing is written.
+
+    Args:
+        files: Markdown files with blocks; by default those of PAGES that are in the folder worked in.
+        output: the folder of results.
+        models: the folder of adapters; the run that trained NAME is kept in `output`/training/NAME. None: no cards.
+        data_root: where the data sets are.
+
+    Raises:
+        InputError: a file cannot be read, has no block, or a block is not one of ours; or there are no results.
+    """
+    results = Rebuilder(output, data_root)
+    if files is None:
+        files = [page for page in PAGES if Path(page).is_file()] or PAGES[:1]
+    made = Remaking([remake(file, results) for file in files], results.check)
+    for adapter in sorted(path.parent for path in Path(models).glob(f"*/{CONTRACT_FILE}")) if models else ():
+        kept = Path(output) / "training" / adapter.name
+        if not kept.is_dir():
+            results.check.problems.append(
+                f"{adapter}: no kept run in {kept}; make one: search-r3 card {adapter} --run {kept} --keep RUN"
+            )
+            continue
+        place = adapter / "README.md"
+        old = _read(place) if place.is_file() else ""
+        studies = [
+            results.study(path.parent.relative_to(Path(output) / "studies").as_posix(), adapter.name)
+            for path in study_files(output, adapter.name)
+        ]
+        made.files.append(Remade(place, old, card(adapter, kept, output, results.records(), studies)))
+    return made
+
+
+def remake(file: str | Path, results: Rebuilder) -> Remade:
+    """One Markdown file with its blocks made again.
+
+    Raises:
+        InputError: it cannot be read, has no block, or a block is unknown or never ends.
+    """
+    path = Path(file)
+    old = _read(path)
+    new, place = [], 0
+    for begin in BEGIN.finditer(old):
+        line = old.count("\n", 0, begin.start()) + 1
+        where = f"{path}, line {line}"
+        end = END.search(old, begin.end())
+        following = BEGIN.search(old, begin.end())
+        if end is None or (following is not None and following.start() < end.start()):
+            raise InputError(f"{where}: this table has no line <!-- /table --> after it; add one")
+        new += [old[place : begin.end()], f"\n{_make(begin[1], where, results).strip()}\n"]
+        place = end.start()
+    if not new:
+        raise InputError(f"{path} holds no line <!-- table: results -->; put one, and <!-- /table --> below it")
+    return Remade(path, old, "".join([*new, old[place:]]))
+
+
+def typed_figures(text: str) -> list[str]:
+    """The rows of Markdown tables that hold a measured figure and stand in no block: nobody keeps those true."""
+    kept, inside = [], False
+    for line in text.splitlines():
+        if BEGIN.match(line):
+            inside = True
+        elif END.match(line):
+            inside = False
+        elif not inside and line.startswith("|") and FIGURE.search(line):
+            kept.append(line)
+    return kept
+
+
+def _make(says: str, where: str, results: Rebuilder) -> str:
+    """The content of the block that begins with `<!-- table: SAYS -->`."""
+    kind, *pairs = says.split()
+    refuse_unknown([kind], tuple(KINDS), where, "table")
+    make, keys = KINDS[kind]
+    given = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        refuse_unknown([key], keys, where)
+        if not equals or not value:
+            raise InputError(f"{where}: {pair!r} in the table's marker; expected {key}=VALUE, without spaces")
+        given[key] = value
+    try:
+        return make(given, results)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _results(given: Mapping[str, str], results: Rebuilder) -> str:
+    """The tables of measures, of all systems and data sets or those that a pattern names (`systems=bm25,*-sft.*`)."""
+    measures = given["measures"].split(",") if "measures" in given else list(MEASURES)
+    refuse_unknown(measures, MEASURES, "measures", "measure")
+    return results_markdown(_chosen(given, results), measures)
+
+
+def _summary(given: Mapping[str, str], results: Rebuilder) -> str:
+    """One small table of one measure, nDCG@10 by default."""
+    measure = given.get("measure", NDCG)
+    refuse_unknown([measure], MEASURES, "measure", "measure")
+    return summary_markdown(_chosen(given, results), measure)
+
+
+def _chosen(given: Mapping[str, str], results: Rebuilder) -> list[dict[str, Any]]:
+    records = results.records()
+    for key, name in (("datasets", "dataset"), ("systems", "system")):
+        if key in given:
+            patterns = given[key].split(",")
+            for pattern in patterns:
+                if not any(fnmatchcase(record[name], pattern) for record in records):
+                    known = ", ".join(dict.fromkeys(record[name] for record in records))
+                    raise InputError(f"{key}={pattern} matches none of: {known}")
+            records = [r for r in records if any(fnmatchcase(r[name], pattern) for pattern in patterns)]
+    return records
+
+
+def _study(given: Mapping[str, str], results: Rebuilder) -> str:
+    """One study: all of it, or the `parts` and `modes` named."""
+    for key in ("dataset", "system"):
+        if key not in given:
+            raise InputError(f"a table of a study needs {key}=NAME; as in dataset=cosqa system=NAME parts=modes")
+    found = results.study(given["dataset"], given["system"])
+    parts = given["parts"].split(",") if "parts" in given else list(PARTS)
+    refuse_unknown(parts, PARTS, "parts", "part")
+    if "modes" in given:
+        modes = given["modes"].split(",")
+        refuse_unknown(modes, [mode["mode"] for mode in found["modes"]], "modes", "mode")
+        found = {**found, "modes": [mode for mode in found["modes"] if mode["mode"] in modes]}
+    return study_markdown(found, parts)
+
+
+KINDS: dict[str, tuple[Callable[[Mapping[str, str], Rebuilder], str], tuple[str, ...]]] = {
+    "results": (_results, ("datasets", "systems", "measures")),
+    "summary": (_summary, ("datasets", "systems", "measure")),
+    "study": (_study, ("dataset", "system", "parts", "modes")),
+}
+"""Kind of table -> what makes it, and the keys that its marker may hold."""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error

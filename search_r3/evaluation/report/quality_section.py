@@ -1,0 +1,324 @@
+"""The page's first sections: what was measured and where, tables of systems and data sets, reasoning on against off.
+
+Every figure is a metrics file's; tests and recall@10 come from the run files behind them (`compare`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search_r3.evaluation.measures import MEASURES, NDCG
+from search_r3.evaluation.publish.tables import MEANING
+from search_r3.evaluation.report.comparison import LEVEL, RECALL_10
+from search_r3.evaluation.report.load_results import Gathered
+from search_r3.evaluation.report.page_elements import (
+    COMPARISON_HEAD,
+    Cell,
+    Facts,
+    Figures,
+    Fold,
+    Listing,
+    Missing,
+    Section,
+    Table,
+    Text,
+    comparison_cells,
+    p_value,
+    percent,
+    score,
+    signed,
+)
+from search_r3.evaluation.report.svg import WIDTH, Interval, Plot, bars, gain_plot, intervals
+from search_r3.evaluation.suite import SMALL, remarks
+
+EVALUATE = "search-r3 evaluate --dataset scifact --system bm25 --system models/NAME"
+FEW = 100
+"""Queries below which a mean is called that of a small set."""
+
+
+def measured(found: Gathered) -> Section:
+    """What was measured: sizes, machines, versions, commits, and every command in a fold."""
+    section = Section("measured", "What was measured")
+    if not found.records:
+        section.blocks.append(Missing("Nothing has been measured yet.", EVALUATE))
+        return section
+    records = found.records
+    machines = _values(f"{r.get('hardware', 'unknown')} ({r.get('dtype')})" for r in records)
+    versions = _values(", ".join(f"{k} {v}" for k, v in (r.get("versions") or {}).items()) for r in records)
+    commits = _values((r.get("commit") or "not known")[:7] + _dirty(r) for r in records)
+    rows = [
+        ("Systems", ", ".join(_values(r["system"] for r in records))),
+        ("Measures", ", ".join(MEANING.get(name, name) for name in MEASURES)),
+        ("Machines", "; ".join(machines)),
+        ("Versions", "; ".join(versions)),
+        ("Commits", ", ".join(commits)),
+        ("Seeds", ", ".join(_values(str(r.get("seed", 0)) for r in records))),
+    ]
+    sizes = []
+    for name in _values(r["dataset"] for r in records):
+        of = [r for r in records if r["dataset"] == name]
+        first = of[0]
+        facts = [f"{first['num_queries']:,}", f"{first['num_documents']:,}", first["settings"].get("split", "")]
+        sizes.append([name, *facts, str(len(of))])
+    commands = _values(r.get("command", "") for r in records)
+    detail = [
+        [
+            r["dataset"],
+            r["system"],
+            "whole" if r.get("max_length") is None else f"{r['max_length']} tokens",
+            str(r.get("dtype")),
+            (r.get("commit") or "")[:7] + _dirty(r),
+            f"{(r.get('seconds') or {}).get('queries', 0):,.1f}",
+            str(commands.index(r.get("command", "")) + 1),
+        ]
+        for r in records
+    ]
+    section.blocks += [
+        Facts(rows),
+        Table("sizes", "Data sets", ("data set", "queries", "documents", "split", "systems"), sizes, words=(3,)),
+        Fold(
+            "Every run, and the commands",
+            [
+                Table(
+                    "runs",
+                    "Runs: how far documents were read, in what precision, at which commit, and seconds for all "
+                    "queries (on a machine that did other work too: not a benchmark)",
+                    ("data set", "system", "documents", "precision", "commit", "seconds", "command"),
+                    detail,
+                    words=(1, 2, 3, 4),
+                ),
+                Listing([f"Command {i}: {command}" for i, command in enumerate(commands, 1)]),
+            ],
+        ),
+    ]
+    return section
+
+
+def results(found: Gathered) -> Section:
+    """Systems and data sets by nDCG@10, with tests against the baseline; other measures folded; remarks."""
+    section = Section("results", "Systems and data sets")
+    if not found.records:
+        section.blocks.append(Missing("No results yet.", EVALUATE))
+        return section
+    tests = found.tests
+    told = "Bold: the best of a data set. "
+    if tests:
+        told += (
+            f"▲ better and ▼ worse than {found.baseline}: p < {LEVEL:g} by a paired randomisation test on the same "
+            f"queries, Holm's correction over all {len(tests)} comparisons."
+        )
+    section.blocks.append(_measure_table(found, NDCG, MEANING[NDCG], tests))
+    section.blocks.append(Text(told.strip(), "note"))
+    plots = [plot for part in ("full", "small") if (plot := bars_of(found, part))]
+    if plots:
+        section.blocks.append(Figures(plots))
+    others = [_measure_table(found, name, MEANING.get(name, name), {}) for name in MEASURES if name != NDCG]
+    if any(one.recall for one in found.looks.values()):
+        others.append(_measure_table(found, RECALL_10, RECALL_10.capitalize(), {}))
+    section.blocks.append(Fold("Other measures: " + ", ".join(table.caption for table in others), others))
+    if tests:
+        rows: list[list[Cell | str]] = [
+            [name, system, *comparison_cells(row, LEVEL)] for (name, system), row in tests.items()
+        ]
+        head = ("data set", "system", *COMPARISON_HEAD)
+        caption = f"{NDCG} minus that of {found.baseline}; intervals by bootstrap over queries (BCa)"
+        section.blocks.append(
+            Fold(f"Every comparison with {found.baseline}", [Table("tests", caption, head, rows, words=(1,))])
+        )
+    noted = honest_remarks(found)
+    if noted:
+        section.blocks += [Text("To be read with these figures:"), Listing(noted)]
+    return section
+
+
+def reasoning(found: Gathered) -> Section:
+    """Reasoning on against off wherever a model has both runs."""
+    section = Section("reasoning", "Reasoning on against off")
+    if not found.pairs:
+        section.blocks.append(
+            Missing("No model has runs with reasoning on and off on a data set that is here.", EVALUATE)
+        )
+        return section
+    section.blocks.append(Text(_verdict(found.pairs)))
+    section.blocks.append(Figures(pair_plots(found)))
+    models = _values(row["model"] for row in found.pairs)
+    caption = f"{NDCG} with reasoning minus without; Holm's correction over these {len(found.pairs)} comparisons"
+    if len(models) == 1:
+        tested = [[row["dataset"], *comparison_cells(row, LEVEL)] for row in found.pairs]
+        section.blocks.append(Table("pairs", f"{models[0]}: {caption}", ("data set", *COMPARISON_HEAD), tested))
+    else:
+        tested = [[row["dataset"], row["model"], *comparison_cells(row, LEVEL)] for row in found.pairs]
+        section.blocks.append(Table("pairs", caption, ("data set", "model", *COMPARISON_HEAD), tested, words=(1,)))
+    thinking = [r for r in found.records if r.get("reasoning")]
+    lengths: list[list[Cell | str]] = [
+        [
+            r["dataset"],
+            r["system"],
+            str(r["reasoning"]["budget"]),
+            f"{r['reasoning']['mean_tokens']:.1f}",
+            percent(r["reasoning"]["emission_rate"]),
+        ]
+        for r in thinking
+    ]
+    head = ("data set", "system", "budget", "mean tokens", "end by themselves")
+    caption = "The analyses: tokens allowed, tokens written, and how many end with the embed token unforced"
+    section.blocks.append(Fold("How long the analyses are", [Table("lengths", caption, head, lengths, words=(1,))]))
+    return section
+
+
+def gains(found: Gathered) -> Section:
+    """Query by query, on minus off; from run files, else from a study."""
+    section = Section("gains", "Query by query")
+    rows = [(r["dataset"], r["model"], r["gains"]) for r in found.pairs]
+    known = {(name, model) for name, model, _ in rows}
+    for study in found.studies:
+        if (study["dataset"], study["system"]) not in known:
+            per_query = study["per_query"]
+            rows.append((study["dataset"], study["system"], _difference(per_query["off"], per_query["on"])))
+    if not rows:
+        section.blocks.append(Missing("No scores of single queries with reasoning on and off.", EVALUATE))
+        return section
+    section.blocks.append(
+        Text(
+            f"Each query's {NDCG} with reasoning minus without, the largest gain first. What stands above the line was "
+            "won by reasoning, what stands below was lost; the flat middle changed nothing."
+        )
+    )
+    several = len({model for _, model, _ in rows}) > 1
+    section.blocks.append(Figures([gain_figure(name, model if several else "", gains) for name, model, gains in rows]))
+    return section
+
+
+def gain_figure(dataset: str, model: str, values: Sequence[float], width: int = WIDTH) -> str:
+    """The plot of one data set's gains."""
+    won, lost = sum(v > 1e-9 for v in values), sum(v < -1e-9 for v in values)
+    title = f"{dataset}{': ' + model if model else ''}"
+    mean = sum(values) / len(values)
+    note = f"{won} won, {len(values) - won - lost} equal, {lost} lost; mean {signed(mean)}"
+    says = f"Of {len(values)} queries reasoning helped {won} and harmed {lost}; the mean difference is {signed(mean)}."
+    plot = Plot(f"gain-{dataset}-{model}", title, says, "queries", f"{NDCG}, on minus off", width, note)
+    return gain_plot(plot, values)
+
+
+def pair_plots(found: Gathered, width: int = WIDTH) -> list[str]:
+    """A plot of differences with their intervals for each model."""
+    plots = []
+    for model in _values(row["model"] for row in found.pairs):
+        rows = [row for row in found.pairs if row["model"] == model]
+        shown = [_interval(row["dataset"], row) for row in rows]
+        says = "; ".join(f"{r['dataset']} {signed(r['difference'])}, p {p_value(r['p_corrected'])}" for r in rows)
+        title = f"What reasoning changes: {model}"
+        plot = Plot(
+            f"pairs-{model}", title, says, f"{NDCG}, on minus off", "", width, "95% intervals; filled dots: p < 0.05"
+        )
+        plots.append(intervals(plot, shown))
+    return plots
+
+
+def bars_of(found: Gathered, part: str, width: int = WIDTH) -> str:
+    """nDCG@10 of all systems, on whole data sets ("full") or on fixed parts ("small"); "" where there are none."""
+    records = [r for r in found.records if r["dataset"].endswith(SMALL) == (part == "small")]
+    names, systems = _values(r["dataset"] for r in records), _values(r["system"] for r in records)
+    values = {(r["dataset"], r["system"]): r["measures"].get(NDCG) for r in records}
+    if not values:
+        return ""
+    title = f"{MEANING[NDCG]}, {'whole data sets' if part == 'full' else 'fixed parts of data sets'}"
+    says = "; ".join(f"{name} {system} {score(value)}" for (name, system), value in values.items())
+    groups = [(name, [values.get((name, system)) for system in systems]) for name in names]
+    return bars(Plot(f"bars-{part}", title, says, width=width), groups, systems)
+
+
+def honest_remarks(found: Gathered) -> list[str]:
+    """What a reader must know of the figures: cut and missing documents, small sets, data that was trained on, commits
+    that differ, and tests that could not be made."""
+    noted = []
+    for name in _values(r["dataset"] for r in found.records):
+        of = [r for r in found.records if r["dataset"] == name]
+        for record in of:
+            noted += [f"{name} {record['system']}: {line}" for line in remarks(record)]
+    same: dict[tuple[str, str], list[str]] = {}
+    for line in noted:  # one line for what holds for several systems of a data set
+        where, _, what = line.partition(": ")
+        name, _, system = where.partition(" ")
+        same.setdefault((name, what), []).append(system)
+    noted = [f"{name}: {what} (so for {', '.join(systems)})." for (name, what), systems in same.items()]
+    cuts: dict[int, list[str]] = {}
+    for record in found.records:
+        if record.get("max_length") is not None:
+            cuts.setdefault(record["max_length"], []).append(record["system"])
+    for length, systems in cuts.items():
+        noted.append(f"Documents were cut at {length} tokens for {', '.join(_values(systems))}.")
+    few = _values(f"{r['dataset']} ({r['num_queries']})" for r in found.records if r["num_queries"] < FEW)
+    if few:
+        noted.append(f"Few queries, so that only large differences show: {', '.join(few)}.")
+    if any(r["dataset"].endswith(SMALL) for r in found.records):
+        noted.append(
+            f"A name in {SMALL} is a fixed part of a data set, the same for every system here and not to be compared "
+            "with published figures of the whole."
+        )
+    for name, kinds in found.trained_on.items():
+        if any(r["dataset"].removesuffix(SMALL) == name for r in found.records):
+            noted.append(
+                f"{name}: pairs of the training were made from it ({', '.join(kinds)}), never from its test queries."
+            )
+    commits = _values((r.get("commit") or "not known")[:7] for r in found.records)
+    if len(commits) > 1:
+        noted.append(f"Measured at {len(commits)} commits of the source; the fold above names each.")
+    if any(_dirty(r) for r in found.records):
+        noted.append("A commit marked + had changes that were not committed.")
+    noted += [f"{line}." for one in found.looks.values() for line in one.remarks]
+    return noted
+
+
+def _measure_table(
+    found: Gathered, measure: str, caption: str, tests: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> Table:
+    systems = _values(r["system"] for r in found.records)
+    values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in found.records}
+    if measure == RECALL_10:
+        values = {(name, system): value for name, one in found.looks.items() for system, value in one.recall.items()}
+    rows: list[list[Cell | str]] = []
+    for name in _values(r["dataset"] for r in found.records):
+        texts = {system: score(values.get((name, system))) for system in systems}
+        known = [text for system, text in texts.items() if values.get((name, system)) is not None]
+        best = max(known) if len(known) > 1 else None
+        row: list[Cell | str] = [name]
+        for system, text in texts.items():
+            test = tests.get((name, system))
+            sure = test is not None and test["p_corrected"] < LEVEL
+            verdict = ("up" if test["difference"] > 0 else "down") if test is not None and sure else ""
+            row.append(Cell(text, text == best, verdict))
+        rows.append(row)
+    return Table(f"table-{measure}", caption, ("data set", *systems), rows)
+
+
+def _verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
+    helped = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] > 0]
+    harmed = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] < 0]
+    told = f"Of {len(pairs)} comparisons of a model with itself, reasoning on against off, "
+    if not helped and not harmed:
+        return told + "none shows a difference that chance does not explain (p < 0.05 after correction)."
+    parts = [
+        f"{len(names)} {'is' if len(names) == 1 else 'are'} a {what} that chance does not explain: {', '.join(names)}"
+        for what, names in (("gain", helped), ("loss", harmed))
+        if names
+    ]
+    return f"{told}{' and '.join(parts)} (p < {LEVEL:g} after correction)."
+
+
+def _interval(label: str, row: Mapping[str, Any]) -> Interval:
+    return Interval(label, row["difference"], row["low"], row["high"], row["p_corrected"] < LEVEL)
+
+
+def _difference(off: Sequence[float], on: Sequence[float]) -> list[float]:
+    return [b - a for a, b in zip(off, on, strict=True)]
+
+
+def _dirty(record: Mapping[str, Any]) -> str:
+    return "+" if (record.get("commit") or "").endswith("-dirty") else ""
+
+
+def _values(values: Any) -> list[str]:
+    """Each once, in the order of their coming."""
+    return list(dict.fromkeys(values))

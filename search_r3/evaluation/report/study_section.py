@@ -1,0 +1,250 @@
+"""The page's section of studies: every control of reasoning with its test, the budget curves, and the adaptive curve.
+
+A study is `results/studies/DATASET/SYSTEM.json`, as `evaluation.study` writes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search_r3.evaluation.measures import NDCG
+from search_r3.evaluation.report.axes import MINUS, number
+from search_r3.evaluation.report.comparison import LEVEL
+from search_r3.evaluation.report.load_results import Gathered
+from search_r3.evaluation.report.page_elements import (
+    COMPARISON_HEAD,
+    Cell,
+    Figures,
+    Fold,
+    Heading,
+    Listing,
+    Missing,
+    Section,
+    Table,
+    Text,
+    comparison_cells,
+    percent,
+    score,
+    signed,
+)
+from search_r3.evaluation.report.svg import WIDTH, Interval, Plot, Series, intervals, line_plot, scatter
+
+STUDY = "search-r3 study --dataset scifact --system models/NAME"
+BATCHES = {"batch_1": "one query", "batch_32": "32 queries"}
+
+
+def studies(found: Gathered) -> Section:
+    """All studies, one after another."""
+    section = Section("studies", "Is it the reasoning that helps?")
+    if not found.studies:
+        section.blocks.append(Missing("No study of the controls yet.", STUDY))
+        return section
+    section.blocks.append(
+        Text(
+            "Each control puts something else before the embed token, gives the analysis to another retriever, or "
+            "fuses rankings. If another query's analysis, or an empty one, does as well as the model's own, it is not "
+            "what the analysis says that helps."
+        )
+    )
+    for study in found.studies:
+        section.blocks += _study(study)
+    return section
+
+
+def _study(study: Mapping[str, Any]) -> list[Any]:
+    name = f"study-{study['dataset']}-{study['system']}"
+    families = {family["against"]: family["comparisons"] for family in study["families"]}
+    settings = study["settings"]
+    commit = (study.get("commit") or "not known").removesuffix("-dirty")[:7]
+    told = (
+        f"{study['num_queries']:,} queries ({settings['split']}), {study['num_documents']:,} documents, at most "
+        f"{settings['budget']} tokens of analysis, seed {settings['seed']}; {study['hardware']}, commit {commit}."
+    )
+    blocks: list[Any] = [Heading(f"{study['dataset']}: {study['system']}", name), Text(told, "note")]
+    plots = [control_plot(study), *budget_plots(study), *([plot] if (plot := adaptive_plot(study)) else [])]
+    blocks.append(Figures([plot for plot in plots if plot]))
+    blocks.append(Text(_adaptive_figure(study)))
+    blocks.append(_modes(study, families.get("off", []), name))
+    others = [
+        Table(
+            f"{name}-{against}",
+            f"{NDCG} minus that of {'the peer alone' if against == 'peer' else against}",
+            ("mode", "against", *COMPARISON_HEAD),
+            [[row["mode"], row["against"], *comparison_cells(row, LEVEL)] for row in rows],
+            words=(1,),
+        )
+        for against, rows in families.items()
+        if against != "off"
+    ]
+    blocks.append(
+        Fold("Against reasoning on, peers with analyses, and what each budget costs", [*others, _budgets(study, name)])
+    )
+    if study.get("remarks"):
+        blocks.append(Listing([f"{line}." for line in study["remarks"]]))
+    return blocks
+
+
+def control_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
+    """Every mode's difference from off, with its interval; "" without comparisons."""
+    rows: Sequence[Mapping[str, Any]] = next(
+        (family["comparisons"] for family in study["families"] if family["against"] == "off"), []
+    )
+    if not rows:
+        return ""
+    shown = [Interval(r["mode"], r["difference"], r["low"], r["high"], r["p_corrected"] < LEVEL) for r in rows]
+    says = "; ".join(f"{row['mode']} {signed(row['difference'])}" for row in rows)
+    title = f"Every mode against off, {study['dataset']}"
+    note = "95% intervals; filled dots: p < 0.05 after Holm"
+    return intervals(Plot(f"controls-{_key(study)}", title, says, f"{NDCG}, mode minus off", "", width, note), shown)
+
+
+def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
+    """nDCG@10, tokens and latency over the budgets, and quality against latency."""
+    points = [point for point in study["budgets"] if point["budget"] is not None]
+    off = next((point for point in study["budgets"] if point["budget"] is None), None)
+    if not points:
+        return []
+    names = [str(point["budget"]) for point in points]
+    where, axis = f", {study['dataset']}", "tokens of analysis allowed"
+
+    def plot(name: str, title: str, y_label: str, series: list[Series], **options: Any) -> str:
+        says = "; ".join(
+            f"{one.label or y_label}: " + ", ".join(f"{names[round(x)]} {number(y, None)}" for x, y in one.points)
+            for one in series
+        )
+        about = Plot(f"{name}-{_key(study)}", title + where, says, axis, y_label, width)
+        return line_plot(about, series, x_names=names, **options)
+
+    quality = [(float(i), point["measures"][NDCG]) for i, point in enumerate(points)]
+    level = ("off", off["measures"][NDCG]) if off else None
+    tokens = [(float(i), point["mean_tokens"] or 0.0) for i, point in enumerate(points)]
+    plots = [
+        plot("budget-quality", "Quality by budget", NDCG, [Series("", quality)], level=level),
+        plot("budget-tokens", "Tokens written by budget", "mean tokens a query", [Series("", tokens)], zero=True),
+    ]
+    timed = [point for point in points if point.get("latency")]
+    if timed:
+        lines = []
+        for style, (statistic, label) in enumerate((("median_ms", "median"), ("p95_ms", "95th percentile"))):
+            at = [
+                (float(i), point["latency"]["batch_1"][statistic])
+                for i, point in enumerate(points)
+                if point.get("latency")
+            ]
+            lines.append(Series(label, at, style))
+        direct = ("off, median", off["latency"]["batch_1"]["median_ms"]) if off and off.get("latency") else None
+        plots.append(
+            plot("budget-latency", "Latency by budget", "ms, one query at a time", lines, zero=True, level=direct)
+        )
+        cost = [
+            (
+                "off" if point["budget"] is None else str(point["budget"]),
+                point["latency"]["batch_1"]["median_ms"],
+                point["measures"][NDCG],
+            )
+            for point in study["budgets"]
+            if point.get("latency")
+        ]
+        says = "; ".join(f"{name}: {number(ms, None)} ms, {score(value)}" for name, ms, value in cost)
+        about = Plot(
+            f"cost-{_key(study)}",
+            f"Quality against latency{where}",
+            says,
+            "median ms, one query at a time",
+            NDCG,
+            width,
+            "each point is a budget of tokens",
+        )
+        plots.append(scatter(about, cost, log_x=True))
+    return plots
+
+
+def adaptive_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
+    """Quality against the share of queries that reason, with the rule's own choice; "" where no rule was fitted."""
+    told = study.get("adaptive") or {}
+    curve = told.get("curve")
+    if not curve:
+        return ""
+    lines = [
+        Series("the rule", _points(curve, "quality"), 0, markers=False),
+        Series("by chance", _points(curve, "random"), 2, markers=False),
+        Series("best possible", _points(curve, "best"), 1, markers=False),
+    ]
+    chosen = study["per_query"].get("auto")
+    at = (told["share_of_queries"], sum(chosen) / len(chosen)) if chosen else None
+    title = f"Reasoning only where it should help, {study['dataset']}"
+    about = Plot(
+        f"adaptive-{_key(study)}", title, told["says"], "share of the queries that reason", NDCG, width,
+    )  # fmt: skip
+    return line_plot(about, lines, mark=("mode auto", at) if at else None)
+
+
+def _modes(study: Mapping[str, Any], against_off: list[Any], name: str) -> Table:
+    rows = {row["mode"]: row for row in against_off}
+    best = max(score(mode["measures"][NDCG]) for mode in study["modes"])
+    body: list[list[Cell | str]] = []
+    for mode in study["modes"]:
+        shown = score(mode["measures"][NDCG])
+        row = rows.get(mode["mode"])
+        cells = comparison_cells(row, LEVEL) if row else [Cell("")] * len(COMPARISON_HEAD)
+        tokens = mode.get("mean_tokens")
+        body.append(
+            [mode["mode"], Cell(shown, shown == best), *cells, "" if tokens is None else f"{tokens:.1f}", mode["says"]]
+        )
+    head = ("mode", NDCG, *COMPARISON_HEAD, "tokens", "what it is")
+    caption = "Every mode against off; Holm's correction over this table"
+    return Table(f"{name}-modes", caption, head, body, words=(7,))
+
+
+def _budgets(study: Mapping[str, Any], name: str) -> Table:
+    head = ["budget", NDCG, "mean tokens", "end by themselves"]
+    head += [f"{label}: {what} ms" for label in BATCHES.values() for what in ("median", "p95")]
+    rows: list[list[Cell | str]] = []
+    for point in study["budgets"]:
+        row: list[Cell | str] = [
+            "off" if point["budget"] is None else str(point["budget"]),
+            score(point["measures"][NDCG]),
+        ]
+        row += [f"{point['mean_tokens'] or 0:.1f}", percent(point["emission_rate"])]
+        for batch in BATCHES:
+            timed = (point.get("latency") or {}).get(batch)
+            row += [f"{timed[key]:,.0f}" if timed else "" for key in ("median_ms", "p95_ms")]
+        rows.append(row)
+    return Table(f"{name}-budgets", "Quality, tokens and latency of each budget", head, rows)
+
+
+def _adaptive_figure(study: Mapping[str, Any]) -> str:
+    """The adaptive curve's figure in words: the goal is 95% of the gain for half of the tokens."""
+    told = study.get("adaptive")
+    if not told:
+        return "Adaptive reasoning was not part of this study."
+    if "curve" not in told:
+        return f"Adaptive reasoning: {told['says']}."
+    line = f"Adaptive reasoning: {_minus(told['says'])}."
+    if told["gain_of_on"] <= 0:
+        return f"{line} Reasoning everywhere gains nothing here, so there is no gain of which a share could be kept."
+    if told.get("tokens_needed") is not None:
+        goal = told["tokens_needed"] <= 0.5
+        line += (
+            f" On the curve, {percent(told['target'])} of the gain needs {percent(told['tokens_needed'])} of the "
+            f"tokens ({percent(told['share_needed'])} of the queries); the goal of half the tokens is "
+            f"{'met' if goal else 'missed'}."
+        )
+    return line + (
+        f" The rule's own threshold keeps {percent(told['share_of_gain'])} of the gain for "
+        f"{percent(told['share_of_tokens'])} of the tokens."
+    )
+
+
+def _minus(text: str) -> str:
+    return re.sub(r"(?<![\w-])-(?=\d)", MINUS, text)
+
+
+def _points(curve: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
+    return list(zip(curve["shares"], curve[name], strict=True))
+
+
+def _key(study: Mapping[str, Any]) -> str:
+    return f"{study['dataset']}-{study['system']}"

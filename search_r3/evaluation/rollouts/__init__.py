@@ -1,0 +1,1 @@
+"""What sampled reasoning earns before and after training."""

@@ -1,0 +1,396 @@
+"""Measure what a model's sampled analyses earn on a data set, before and after training; nothing is done twice.
+
+`results/rollouts/DATASET.SPLIT/` holds for each model NAME.json (figures, histograms, a number for each query) and
+NAME.rollouts.jsonl.gz (every analysis with its rewards), and for two models BEFORE--AFTER.json, made from these files.
+The corpus is encoded in full by the model itself, so nothing is stale; its embeddings are those that evaluations cache.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.data.beir import BeirDataset, choose_pool
+from search_r3.data.beir import small as small_part
+from search_r3.data.dev_pools import POOLS
+from search_r3.environment.rewards import MISSING_TOKEN_REWARD
+from search_r3.errors import InputError
+from search_r3.evaluation.embedding_cache import EmbeddingCache
+from search_r3.evaluation.json_format import as_json
+from search_r3.evaluation.provenance import provenance
+from search_r3.evaluation.rollouts.reasoning_rewards import (
+    EDGES,
+    FIGURES,
+    REWARDS,
+    Earned,
+    compare,
+    earn,
+    per_query,
+    spread,
+)
+from search_r3.evaluation.runs import read_gzip_lines, write_jsonl_gzip
+from search_r3.evaluation.suite import SMALL, dataset_hash, load_dataset
+from search_r3.evaluation.systems import SearchR3System, check_spec, model_name, open_systems, split_label
+from search_r3.files import atomic_write_text
+from search_r3.retrievers.dense import BUNDLED as PEERS
+
+FORMAT = 1
+EXAMPLES = 5
+HEADLINE = "penalised.dcg_scaled"
+"""The figure that examples are chosen by: what stage 2 is trained on by default."""
+BETWEEN = "--"
+"""Stands between two models' names in a file's name."""
+
+
+@dataclass
+class RolloutConfig:
+    """How rollouts are sampled and judged."""
+
+    samples: int = 6
+    """Sampled analyses of each query."""
+    budget: int = 24
+    """Tokens of an analysis at most, without the embed token."""
+    temperature: float = 1.0
+    """Of the samples; the greedy analysis is measured beside them anyway."""
+    k: int = 10
+    """Ranks that the rewards look at."""
+    seed: int = 0
+    """Of the samples and of the bootstrap."""
+    batch_size: int = 32
+    """Texts in one pass. A sample is decided by the seed and its batch, so this is one of the settings."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("budget", 0), ("k", 1), ("seed", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise InputError(f"temperature is {self.temperature}; expected a number above 0, such as 1.0, to sample at")
+
+
+def measure_rollouts(
+    dataset: str,
+    split: str,
+    before: str,
+    after: str | None = None,
+    output: str | Path = "results",
+    config: RolloutConfig | None = None,
+    *,
+    queries: int | None = None,
+    documents: int | None = None,
+    max_length: int | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    data_root: str | Path | None = None,
+    ignore_identical_ids: bool = False,
+    cache: EmbeddingCache | None = None,
+    force: bool = False,
+    show_progress: bool | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure one model or two, and compare them; returns the contents of the file that was written last.
+
+    A model that is done with these settings and data is not measured again; of two, one is loaded at a time.
+
+    Args:
+        dataset: a data set's name or BEIR folder; "NAME.small" is its fixed part.
+        split: one of its splits. scifact's "dev" are the train claims that are never trained on.
+        before, after: SearchR3 models; "LABEL=SPEC" names one. Without `after`, only `before` is measured.
+        output: the folder that holds `rollouts/`.
+        queries, documents: a fixed part of the set, of at most so many (judged documents always stay); None takes all.
+        max_length: tokens kept of each document (512 by default).
+        ignore_identical_ids: as MTEB's: no document with a query's own id is an answer to it.
+        cache: where documents' embeddings are kept; None is the default folder.
+        force: measure again what is already there.
+        report: called with one line at each stage.
+
+    Raises:
+        InputError: an unknown data set, split or model, one that does not reason, two models of one name, or a bad
+            number; before anything is computed where that can be told.
+    """
+    config, say = config or RolloutConfig(), report or (lambda line: None)
+    for what, value in (("queries", queries), ("documents", documents)):
+        if value is not None and value < 1:
+            raise InputError(f"{what} is {value}; expected 1 or more, or all of them")
+    specs = [before] if after is None else [before, after]
+    names = [_name(spec) for spec in specs]
+    if len(set(names)) < len(names):
+        raise InputError(f"{before} and {after} are both called {names[0]}; give one a name: after={after}")
+    data, place = load_part(dataset, split, data_root, queries, documents)
+    data.ignore_identical_ids = ignore_identical_ids
+    folder = Path(output) / "rollouts" / place
+    sides = []
+    for spec, name in zip(specs, names, strict=True):
+        system = open_systems(
+            spec,
+            modes=("off",),
+            max_length=max_length,
+            batch_size=config.batch_size,
+            device=device,
+            dtype=dtype,
+            show_progress=show_progress,
+        )[0]
+        assert isinstance(system, SearchR3System)  # `_name` has refused the others
+        settings = json.loads(json.dumps(_settings(data, split, system, config)))
+        side = None if force else _existing(folder, name, settings)
+        there = side is not None
+        if side is None:
+            side = _measure(data, place, system, name, config, settings, folder, cache or EmbeddingCache(), say)
+        means = ", ".join(f"{figure} {side['figures'][figure]['mean']:.4f}" for figure in FIGURES[::2])
+        say(f"{place} {name}: {means}" + (" (already there)" if there else ""))
+        sides.append(side)
+        del system
+        gc.collect()  # the model, before the next one is loaded
+    if len(sides) == 1:
+        return sides[0]
+    record = _comparison(data, sides[0], sides[1], folder, config)
+    atomic_write_text(folder / f"{names[0]}{BETWEEN}{names[1]}.json", as_json(record))
+    return record
+
+
+def load_part(
+    dataset: str, split: str, data_root: str | Path | None, queries: int | None = None, documents: int | None = None
+) -> tuple[BeirDataset, str]:
+    """The queries of a split that have a relevant document, with the corpus; and the name of this part in results.
+
+    The part is the same for every seed of the samples. Its name is "DATASET.SPLIT", and tells a limit that cut it:
+    "scifact.dev.20q.500d".
+
+    Raises:
+        InputError: no such data set or split, or no query with a relevant document.
+    """
+    base = dataset.removesuffix(SMALL)
+    if split == "dev" and base in POOLS:  # scifact has no file of that name
+        data = POOLS[base](data_root)
+        data = small_part(data) if base != dataset else data
+    else:
+        data = load_dataset(dataset, split, data_root)
+    part = choose_pool(data, queries or len(data.queries), documents or len(data.corpus))
+    if not part.queries:
+        raise InputError(f"{dataset}: no query of split {split} has a relevant document; give another with --split")
+    place = f"{data.name}.{split}"
+    place += f".{len(part.queries)}q" if queries is not None and len(part.queries) < len(data.queries) else ""
+    place += f".{len(part.corpus)}d" if len(part.corpus) < len(data.corpus) else ""
+    return part, place
+
+
+def _measure(
+    data: BeirDataset,
+    place: str,
+    system: SearchR3System,
+    name: str,
+    config: RolloutConfig,
+    settings: dict[str, Any],
+    folder: Path,
+    cache: EmbeddingCache,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Encode, sample, judge and write one model's side."""
+    texts = {did: document.full_text for did, document in data.corpus.items()}
+    searchable = {did: text for did, text in texts.items() if text.strip()}
+    if not searchable:
+        raise InputError(f"{data.name}: every document of this part is empty; raise --documents")
+    system.name = name  # what the progress bar says: no mode is meant here
+    say(f"{place} {name}: {len(searchable):,} documents, encoded or taken from the cache")
+    documents_ND, document_seconds = system.document_rows(searchable, cache)
+
+    model, asked = system.model, list(data.queries.values())
+    bar = sys.stderr.isatty() if system.show_progress is None else system.show_progress
+    every = {"batch_size": config.batch_size, "show_progress_bar": bar}
+    seconds = {"documents": document_seconds}
+    started = time.perf_counter()
+    direct_QD = model.encode_query(asked, reasoning=False, **every)
+    seconds["direct"] = time.perf_counter() - started
+    started = time.perf_counter()
+    greedy = model.reason(asked, max_reasoning_tokens=config.budget, **every)
+    seconds["greedy"] = time.perf_counter() - started
+    say(f"{place} {name}: {config.samples * len(asked):,} analyses are sampled")
+    started = time.perf_counter()
+    sampled = model.reason(
+        asked,
+        max_reasoning_tokens=config.budget,
+        temperature=config.temperature,
+        seed=config.seed,
+        samples=config.samples,
+        **every,
+    )
+    seconds["sampled"] = time.perf_counter() - started
+
+    row_of = {did: row for row, did in enumerate(searchable)}
+    judged = [data.qrels[qid] for qid in data.queries]
+    grades_Q = [{row_of[did]: grade for did, grade in one.items() if did in row_of} for one in judged]
+    lost_Q = [[grade for did, grade in one.items() if did not in row_of] for one in judged]
+    ignored_Q = [row_of.get(qid) for qid in data.queries] if data.ignore_identical_ids else None
+
+    def earned(embeddings_RD: np.ndarray, each: int) -> Earned:
+        numbers = np.repeat(np.arange(len(asked)), each)
+        return earn(
+            embeddings_RD, numbers, grades_Q, documents_ND, k=config.k, unfindable_Q=lost_Q, ignored_Q=ignored_Q
+        )
+
+    by_sample = earned(np.stack([r.embedding for r in sampled]), config.samples)
+    by_greedy, by_direct = earned(np.stack([r.embedding for r in greedy]), 1), earned(direct_QD, 1)
+    emitted = [not r.forced for r in sampled]
+    tokens = [r.num_tokens for r in sampled]
+    figures, counts = spread(by_sample, emitted, by_greedy, by_direct)
+    lines = list(_lines(list(data.queries), sampled, by_sample, greedy, by_greedy, by_direct))
+    path = folder / f"{name}.rollouts.jsonl.gz"
+    write_jsonl_gzip(path, lines)
+    record: dict[str, Any] = {
+        "dataset": place,
+        "system": name,
+        "num_queries": len(asked),
+        "num_documents": len(texts),
+        "num_empty_documents": len(texts) - len(searchable),
+        **_identical(data),
+        "figures": figures,
+        "emission_rate": {
+            "sampled": float(np.mean(emitted)),
+            "greedy": float(np.mean([not r.forced for r in greedy])),
+        },
+        "mean_tokens": {
+            "sampled": float(np.mean(tokens)),
+            "greedy": float(np.mean([r.num_tokens for r in greedy])),
+        },
+        "histograms": {"edges": list(EDGES), "counts": counts},
+        "queries": list(data.queries),
+        "per_query": per_query(by_sample, emitted, tokens, by_greedy, by_direct),
+        "examples": _best_and_worst(data, lines),
+        "seconds": {part: round(value, 3) for part, value in seconds.items()},
+        **provenance(config.seed, system.device),
+        "settings": settings,
+        "rollouts": path.name,
+        "rollouts_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    atomic_write_text(folder / f"{name}.json", as_json(record))
+    return record
+
+
+def _comparison(
+    data: BeirDataset, before: dict[str, Any], after: dict[str, Any], folder: Path, config: RolloutConfig
+) -> dict[str, Any]:
+    found, differences = compare(before["per_query"], after["per_query"], config.seed)
+    sides = {"before": before, "after": after}
+    return {
+        "dataset": before["dataset"],
+        "num_queries": before["num_queries"],
+        "num_documents": before["num_documents"],
+        "comparisons": {figure: comparison.to_dict() for figure, comparison in found.items()},
+        "queries": before["queries"],
+        "differences": differences,
+        "examples": _gains_and_losses(data, sides, differences[HEADLINE], folder),
+        **{name: {key: value for key, value in side.items() if key != "examples"} for name, side in sides.items()},
+        **provenance(config.seed),
+        "hardware": after["hardware"],
+        "settings": {"format": FORMAT, "interval": "percentile bootstrap over queries", "seed": config.seed},
+    }
+
+
+def _lines(
+    qids: Sequence[str],
+    sampled: Sequence[Any],
+    by_sample: Earned,
+    greedy: Sequence[Any],
+    by_greedy: Earned,
+    by_direct: Earned,
+) -> Any:
+    """One record a rollout, query by query: its samples, then the greedy analysis, then the direct embedding."""
+    each = len(sampled) // len(qids)
+    for number, qid in enumerate(qids):
+        groups = [("sampled", by_sample, i, sampled[i]) for i in range(number * each, (number + 1) * each)]
+        for kind, earned, i, r in [*groups, ("greedy", by_greedy, number, greedy[number])]:
+            written = {"text": r.text, "tokens": r.num_tokens, "forced": bool(r.forced)}
+            yield {"qid": qid, "kind": kind, **written, **_earned_by(earned, i)}
+        yield {"qid": qid, "kind": "direct", **_earned_by(by_direct, number)}
+
+
+def _earned_by(earned: Earned, i: int) -> dict[str, Any]:
+    rewards = {name: round(float(earned.rewards[name][i]), 6) for name in REWARDS}
+    return {**rewards, "rank": int(earned.rank_R[i]) or None}
+
+
+def _best_and_worst(data: BeirDataset, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The sampled rollouts that earned most and least, one of a query."""
+    paid = [(_paid(line), i) for i, line in enumerate(lines) if line["kind"] == "sampled"]
+    found = {}
+    for name, order in (("best", sorted(paid, key=lambda one: (-one[0], one[1]))), ("worst", sorted(paid))):
+        seen: dict[str, dict[str, Any]] = {}
+        for _, i in order:
+            if len(seen) < EXAMPLES:
+                seen.setdefault(lines[i]["qid"], {"query": data.queries[lines[i]["qid"]], **lines[i]})
+        found[name] = list(seen.values())
+    return found
+
+
+def _gains_and_losses(
+    data: BeirDataset, sides: Mapping[str, dict[str, Any]], difference_Q: Sequence[float], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The queries whose rollouts gained and lost most, with what was written before and after."""
+    written: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in sides}
+    for name, side in sides.items():
+        for line in map(json.loads, read_gzip_lines(folder / side["rollouts"])):
+            written[name].setdefault(line.pop("qid"), []).append(line)
+    qids = sides["before"]["queries"]
+
+    def one(i: int) -> dict[str, Any]:
+        about = {"qid": qids[i], "query": data.queries[qids[i]], "difference": difference_Q[i]}
+        return about | {name: written[name][qids[i]] for name in sides}
+
+    order = sorted(range(len(qids)), key=lambda i: (-difference_Q[i], i))
+    return {
+        "best": [one(i) for i in order[:EXAMPLES] if difference_Q[i] > 0],
+        "worst": [one(i) for i in order[::-1][:EXAMPLES] if difference_Q[i] < 0],
+    }
+
+
+def _paid(line: Mapping[str, Any]) -> float:
+    return MISSING_TOKEN_REWARD if line["forced"] else line[HEADLINE.partition(".")[2]]
+
+
+def _name(spec: str) -> str:
+    """The model's name in results. Raises InputError for one that is not there or does not reason."""
+    label, source = split_label(spec)
+    if source == "bm25" or source in PEERS or source.startswith("st:"):
+        raise InputError(f"{spec} writes no analyses, so it has no rollouts; give a SearchR3 model")
+    check_spec(spec)
+    name = label or model_name(source)
+    if BETWEEN in name:
+        raise InputError(f"{spec} is called {name}, but {BETWEEN} stands between two names; name it: LABEL={source}")
+    return name
+
+
+def _settings(data: BeirDataset, split: str, system: SearchR3System, config: RolloutConfig) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "split": split,
+        "data_hash": dataset_hash(data),
+        "identity": system.document_identity,
+        "missing_token_reward": MISSING_TOKEN_REWARD,
+        **asdict(config),
+        **({"ignore_identical_ids": True} if data.ignore_identical_ids else {}),
+    }
+
+
+def _identical(data: BeirDataset) -> dict[str, Any]:
+    count = len(data.identical_ids())
+    return {"ignore_identical_ids": True, "num_identical_ids": count} if data.ignore_identical_ids else {}
+
+
+def _existing(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a model that is done with these settings, and whose rollouts stand beside it; or None."""
+    try:
+        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        digest = hashlib.sha256((folder / record["rollouts"]).read_bytes()).hexdigest()
+        same = record["settings"] == settings and record["rollouts_sha256"] == digest
+        return record if same and set(FIGURES) <= record["per_query"].keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

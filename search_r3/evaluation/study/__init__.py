@@ -1,0 +1,1 @@
+"""Does reasoning help: controls, costs and significance on one data set."""

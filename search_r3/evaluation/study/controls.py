@@ -1,0 +1,347 @@
+"""The controls for "reasoning helps": what else stands before the embed token, who else is given the analysis, fusion.
+
+Each control is one more mode of a SearchR3 model beside off and on, and gives an ordinary run. `empty`, `shuffled` and
+`repeat` ask whether what an analysis *says* matters (as in LREM's ablation, arXiv 2510.14321); rewrite-then-retrieve
+(`PEER+analysis`) whether an ordinary retriever gains as much from it as text; the fused modes what is left to gain.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.evaluation.embedding_cache import EmbeddingCache
+from search_r3.evaluation.runs import drop_identical_ids
+from search_r3.evaluation.study.fusion_controls import RRF_K, fuse_rows, fuse_runs
+from search_r3.evaluation.study.reasoning_cache import Analyses, AnalysisCache
+from search_r3.evaluation.suite import Pair, paths
+from search_r3.evaluation.systems import Answers, SearchR3System, System, as_run, open_systems
+from search_r3.retrievers.dense import exact_search
+
+BUDGETS = (0, 4, 8, 16, 32, 64)
+PEERS = ("bm25", "all-minilm-l6-v2")
+SAYS = {
+    "off": "the query embedded directly",
+    "on": "behind its own analysis",
+    "empty": "the reasoning conversation with an empty analysis",
+    "shuffled": "behind another query's analysis",
+    "repeat": "behind the query repeated as its analysis",
+    "bm25+analysis": "BM25 on the query with the analysis as plain text",
+    "all-minilm-l6-v2+analysis": "all-MiniLM-L6-v2 on the query with the analysis as plain text",
+    "off+bm25": "off and BM25, fused by rank",
+    "on+bm25": "on and BM25, fused by rank",
+    "off+on-mean": "off and on, mean embedding",
+    "off+on-rrf": "off and on, fused by rank",
+    "samples-mean": "several sampled analyses, mean embedding",
+    "samples-rrf": "several sampled analyses, fused by rank",
+}
+"""Every mode that is not a budget's, in the order of the table, and what it is."""
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """How the modes of a study are run."""
+
+    budget: int = 32
+    """Tokens of an analysis at most, for `on` and every control that uses its analyses."""
+    budgets: tuple[int, ...] = BUDGETS
+    """The points of the budget curve; 0 is `empty` and `budget` is `on`, the others are modes `on-4`, `on-8`, ..."""
+    samples: int = 4
+    """Analyses a query for `samples-mean` and `samples-rrf`."""
+    temperature: float = 1.0
+    """Of those samples; 1 is the model's own distribution."""
+    seed: int = 0
+    """Of the samples and of which query gets which other query's analysis."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("budget", self.budget, 1), ("samples", self.samples, 2)):
+            if value < least:
+                raise InputError(f"{name} is {value}; expected at least {least}")
+        if any(b < 0 for b in self.budgets) or len(set(self.budgets)) != len(self.budgets):
+            raise InputError(f"budgets {list(self.budgets)}: expected different numbers from 0 up, such as 0,8,32")
+        if not self.temperature > 0:
+            raise InputError(f"temperature is {self.temperature}; expected more than 0, or all samples are the same")
+
+    @property
+    def modes(self) -> list[str]:
+        """All modes of a study: off, on, the controls, and one for each budget that is not already one of them."""
+        return [*SAYS, *(mode for mode in map(self.mode_of_budget, sorted(self.budgets)) if mode not in SAYS)]
+
+    def mode_of_budget(self, budget: int) -> str:
+        """The mode that is this point of the budget curve."""
+        return "on" if budget == self.budget else "empty" if budget == 0 else f"on-{budget}"
+
+
+def derangement(count: int, seed: int) -> list[int]:
+    """For each of `count` places another place, every place once: one random cycle (Sattolo 1986).
+
+    Raises:
+        InputError: there is only one place.
+    """
+    if count < 2:
+        raise InputError(f"{count} query cannot be given another query's analysis; the control needs at least 2")
+    rng = np.random.default_rng(seed)
+    places = list(range(count))
+    for last in range(count - 1, 0, -1):
+        other = int(rng.integers(last))  # never `last` itself: that makes it one cycle
+        places[last], places[other] = places[other], places[last]
+    return places
+
+
+class Workbench:
+    """What the modes of one model on one data set share: documents' rows, analyses, peers; each is made once.
+
+    Args:
+        system: the model in any mode; its settings (length limit, batch size) hold for all.
+        name: what the modes are modes of.
+        documents, queries: id -> text, none blank.
+        depth: documents kept a query.
+        embeddings, analyses: where both are kept; None keeps no embeddings.
+        ignore_identical_ids: no document with a query's own id is an answer, also to what is fused.
+    """
+
+    def __init__(
+        self,
+        system: SearchR3System,
+        name: str,
+        documents: Mapping[str, str],
+        queries: Mapping[str, str],
+        config: ControlConfig,
+        *,
+        depth: int,
+        embeddings: EmbeddingCache | None,
+        analyses: AnalysisCache,
+        ignore_identical_ids: bool = False,
+    ) -> None:
+        self.system, self.model, self.name, self.config = system, system.model, name, config
+        self.documents, self.queries, self.depth = documents, queries, depth
+        self.ignore_identical_ids = ignore_identical_ids
+        self.embeddings, self.analysis_cache = embeddings, analyses
+        self._rows: tuple[np.ndarray, float] | None = None
+        self._direct: tuple[np.ndarray, float] | None = None
+        self._answers: dict[str, Answers] = {}
+        self._peers: dict[str, System] = {}
+
+    @property
+    def document_rows(self) -> np.ndarray:
+        """float32 (N, D)."""
+        return self._documents()[0]
+
+    @property
+    def direct_rows(self) -> np.ndarray:
+        """The queries embedded directly, float32 (Q, D)."""
+        return self._embed_directly()[0]
+
+    def share_documents(self, other: Workbench) -> None:
+        """Take the documents' rows of another bench of the same model and documents."""
+        self._rows = other._documents()
+
+    def analyses(self, budget: int | None = None, sample: int | None = None) -> Analyses:
+        """The queries' analyses of this budget (the study's if None): greedy, or one of the samples."""
+        config = self.config
+        sampling: dict[str, Any] = {}
+        if sample is not None:
+            sampling = {"temperature": config.temperature, "seed": config.seed + sample}
+        return self.analysis_cache.analyse(
+            self.model,
+            list(self.queries),
+            list(self.queries.values()),
+            budget=config.budget if budget is None else budget,
+            batch_size=self.system.batch_size,
+            show_progress=self.system.show_progress,
+            **sampling,
+        )
+
+    def peer(self, name: str) -> System:
+        """BM25 or all-MiniLM-L6-v2, loaded once."""
+        if name not in self._peers:
+            self._peers[name] = open_systems(
+                name,
+                device=self.system.device,
+                batch_size=self.system.batch_size,
+                show_progress=self.system.show_progress,
+            )[0]
+        return self._peers[name]
+
+    def answers(self, mode: str) -> Answers:
+        """The run of a mode, or of a peer by its name."""
+        if mode not in self._answers:
+            self._answers[mode] = self._answer(mode)
+        return self._answers[mode]
+
+    def identity(self, mode: str) -> dict[str, Any]:
+        """Everything that decides a mode's ranking apart from the data."""
+        config = self.config
+        identity: dict[str, Any] = {**self.system.document_identity, "mode": mode}
+        if mode not in ("off", "empty", "off+bm25"):
+            identity["max_reasoning_tokens"] = int(mode[3:]) if mode.startswith("on-") else config.budget
+        if mode == "shuffled":
+            identity["seed"] = config.seed
+        if mode.startswith("samples"):
+            identity |= {
+                "samples": config.samples,
+                "temperature": config.temperature,
+                "seed": config.seed,
+                "batch_size": self.system.batch_size,
+            }
+        if mode.endswith(("rrf", "+bm25")):
+            identity["rrf_k"] = RRF_K
+        for peer in PEERS:
+            if peer in mode.split("+"):
+                identity["peer"] = self.peer(peer).identity
+        return identity
+
+    def _answer(self, mode: str) -> Answers:
+        if mode in PEERS:
+            return self._by_peer(mode, self.queries)
+        if mode == "off":
+            return self._search(*self._embed_directly())
+        if mode == "on" or mode.startswith("on-"):
+            found = self.analyses(None if mode == "on" else int(mode[3:]))
+            return self._search(found.rows, found.seconds, self._records(found))
+        if mode == "empty":
+            return self._behind([""] * len(self.queries))
+        if mode == "repeat":
+            return self._behind(list(self.queries.values()))
+        if mode == "shuffled":
+            found, places = self.analyses(), derangement(len(self.queries), self.config.seed)
+            return self._behind([found.token_ids[i] for i in places], self._records(found, places), found.seconds)
+        if mode.endswith("+analysis"):
+            return self._rewritten(mode.removesuffix("+analysis"))
+        if mode in ("off+bm25", "on+bm25", "off+on-rrf"):
+            first, second = mode.removesuffix("-rrf").split("+")
+            return self._fused([self.answers(first), self.answers(second)])
+        if mode == "off+on-mean":
+            found, (direct, seconds) = self.analyses(), self._embed_directly()
+            return self._search(fuse_rows([direct, found.rows]), seconds + found.seconds)
+        if mode in ("samples-mean", "samples-rrf"):
+            drawn = [self.analyses(sample=i) for i in range(self.config.samples)]
+            if mode == "samples-mean":
+                return self._search(fuse_rows([found.rows for found in drawn]), sum(found.seconds for found in drawn))
+            return self._fused([self._search(found.rows, found.seconds) for found in drawn])
+        raise InputError(f"unknown control {mode!r}; choose from: {', '.join(self.config.modes)}")
+
+    def _documents(self) -> tuple[np.ndarray, float]:
+        if self._rows is None:
+            self._rows = self.system.document_rows(self.documents, self.embeddings)
+        return self._rows
+
+    def _embed_directly(self) -> tuple[np.ndarray, float]:
+        if self._direct is None:
+            self._direct = _timed(
+                lambda: self.model.encode_query(
+                    list(self.queries.values()),
+                    reasoning=False,
+                    batch_size=self.system.batch_size,
+                    show_progress_bar=self.system.show_progress,
+                )
+            )
+        return self._direct
+
+    def _behind(
+        self, analyses: Sequence[Any], records: list[dict[str, Any]] | None = None, before: float = 0.0
+    ) -> Answers:
+        rows, seconds = _timed(
+            lambda: self.model.encode_behind(
+                list(self.queries.values()),
+                analyses,
+                max_reasoning_tokens=self.config.budget,
+                batch_size=self.system.batch_size,
+                show_progress_bar=self.system.show_progress,
+            )
+        )
+        return self._search(rows, seconds + before, records)
+
+    def _search(
+        self, rows_QD: np.ndarray, query_seconds: float, records: list[dict[str, Any]] | None = None
+    ) -> Answers:
+        documents_ND, document_seconds = self._documents()
+        scores, indices = exact_search(rows_QD, documents_ND, self.depth + self.ignore_identical_ids)
+        run = as_run(list(self.queries), list(self.documents), scores, indices)
+        return self._kept(Answers(run, document_seconds, query_seconds, records))
+
+    def _by_peer(self, name: str, queries: Mapping[str, str]) -> Answers:
+        depth = self.depth + self.ignore_identical_ids
+        return self._kept(self.peer(name).answer(self.documents, queries, depth, self.embeddings))
+
+    def _kept(self, answers: Answers) -> Answers:
+        """The answers without documents of a query's own id, where these are no answers."""
+        if not self.ignore_identical_ids:
+            return answers
+        return replace(answers, run=drop_identical_ids(answers.run, self.depth))
+
+    def _rewritten(self, peer: str) -> Answers:
+        found = self.analyses()
+        texts = zip(self.queries.items(), found.texts, strict=True)
+        queries = {qid: f"{query} {analysis}".strip() for (qid, query), analysis in texts}
+        answers = self._by_peer(peer, queries)
+        return Answers(answers.run, answers.document_seconds, answers.query_seconds + found.seconds)
+
+    def _fused(self, parts: list[Answers]) -> Answers:
+        run = fuse_runs([part.run for part in parts], self.depth)
+        return Answers(
+            {qid: run[qid] for qid in self.queries if qid in run},
+            max(part.document_seconds for part in parts),
+            sum(part.query_seconds for part in parts),
+        )
+
+    def _records(self, found: Analyses, places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """One record a query, as `search-r3 evaluate` keeps them; with `places`, whose analysis it was."""
+        qids = list(self.queries)
+        return [
+            {
+                "qid": qid,
+                "text": found.texts[i],
+                "num_tokens": len(found.token_ids[i]),
+                "forced": found.forced[i],
+                **({} if places is None else {"from": qids[i]}),
+            }
+            for qid, i in zip(qids, places or range(len(qids)), strict=True)
+        ]
+
+
+class ControlSystem:
+    """One mode of a workbench as a `System`, so that it is run, measured, recorded and skipped like any other."""
+
+    def __init__(self, bench: Workbench, mode: str) -> None:
+        self.bench, self.mode = bench, mode
+        self.name = f"{bench.name}.{mode}"
+        self.device = bench.system.device
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.bench.identity(self.mode)
+
+    def answer(
+        self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
+    ) -> Answers:
+        """The bench's own answers; it was set up with these documents and queries."""
+        if queries.keys() != self.bench.queries.keys() or documents.keys() != self.bench.documents.keys():
+            raise ValueError("a control was asked about other texts than its workbench holds")
+        return self.bench.answers(self.mode)
+
+
+def study_path(output: str | Path, dataset: str, system: str) -> Path:
+    """Where the study of a model on a data set stands."""
+    return Path(output) / "studies" / dataset / f"{system}.json"
+
+
+def mode_pair(output: str | Path, dataset: str, system: str, mode: str) -> Pair:
+    """The files of a mode: off and on are those of `search-r3 evaluate`; a control's record is kept by the study, out
+    of the tables of results."""
+    usual = paths(output, dataset, f"{system}.{mode}")
+    if mode in ("off", "on"):
+        return usual
+    metrics = study_path(output, dataset, system).with_suffix("") / f"{mode}.json"
+    return Pair(usual.run, usual.reasoning, metrics)
+
+
+def _timed(encode: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    started = time.perf_counter()
+    return encode(), time.perf_counter() - started

@@ -1,0 +1,248 @@
+"""A suite: one YAML file that names systems, data sets, modes and studies, run by one command that can be repeated.
+
+What is done is not done again, and what fails is told and loses nothing else: every pair and every mode of a study has
+files of its own (see `suite` and `study`), so an interrupted suite goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from search_r3.data.beir import refuse_unknown
+from search_r3.errors import InputError
+from search_r3.evaluation.baselines.external_models import FILE_ENDINGS
+from search_r3.evaluation.embedding_cache import EmbeddingCache
+from search_r3.evaluation.publish.tables import results_markdown
+from search_r3.evaluation.study.controls import BUDGETS, ControlConfig
+from search_r3.evaluation.study.reasoning_cache import AnalysisCache
+from search_r3.evaluation.study.study import study
+from search_r3.evaluation.study.study_table import study_markdown
+from search_r3.evaluation.suite import Failure, evaluate
+from search_r3.evaluation.systems import MODES, split_label
+from search_r3.retrievers.dense import BUNDLED
+
+
+@dataclass
+class StudyPlan:
+    """The studies of a suite: every control of reasoning, on some of its data sets."""
+
+    datasets: list[str] | None = None
+    """Data sets to study; all of the suite's by default."""
+    systems: list[str] | None = None
+    """SearchR3 models to study; all of the suite's by default."""
+    controls: list[str] | None = None
+    """Modes beside off and on ("empty", "shuffled", "on-8", ...); all by default."""
+    budgets: list[int] = field(default_factory=lambda: list(BUDGETS))
+    """The points of the budget curve, in tokens."""
+    samples: int = 4
+    """Sampled analyses a query, for the modes that fuse them."""
+    temperature: float = 1.0
+    """Of those samples."""
+    adaptive: bool = True
+    """Fit the rule that decides when to reason, and run mode auto."""
+    dev_queries: int = 200
+    """Dev queries at most that the rule is fitted on, where a data set has some (cosqa, scifact)."""
+    latency_queries: int = 32
+    """Queries timed for each budget; 0 times none."""
+
+    def __post_init__(self) -> None:
+        for name in ("dev_queries", "latency_queries"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
+
+    def config(self, budget: int, seed: int) -> ControlConfig:
+        """How the modes are run. Raises InputError for a value that cannot be."""
+        return ControlConfig(budget, tuple(self.budgets), self.samples, self.temperature, seed)
+
+
+@dataclass
+class SuitePlan:
+    """A suite. Every system is run on every data set, SearchR3 models in every mode."""
+
+    systems: list[str]
+    """bm25, all-minilm-l6-v2, st:MODEL, or a model of ours by name or folder; LABEL=SPEC names it in the results."""
+    datasets: list[str]
+    """Names below the data root, or BEIR folders; NAME.small is the fixed part of 50 queries and 500 documents."""
+    modes: list[Literal["off", "on"]] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
+    """Reasoning off, on or both."""
+    split: str | None = None
+    """Which judgements; each data set's test split by default."""
+    budget: int = 32
+    """Tokens of an analysis at most, in mode on."""
+    max_length: int | None = None
+    """Tokens kept of a document by SearchR3 models (512 by default); peers keep their own length."""
+    batch_size: int = 32
+    """Texts in one pass."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of SearchR3 models: auto is float32 on a CPU, bfloat16 on a GPU."""
+    seed: int = 0
+    """Of samples and of who gets whose analysis."""
+    output: Path = Path("results")
+    """Where runs/, metrics/ and studies/ go."""
+    allow_missing: bool = False
+    """Measure on data sets whose judgements name documents that they lack; every table then says so."""
+    ignore_identical_ids: bool | list[str] = False
+    """As MTEB's: no document with a query's own id is an answer to it (ArguAna, Quora). true for all data sets, or a
+    list of those that are meant."""
+    studies: StudyPlan | None = None
+    """Which of it is studied; nothing by default."""
+
+    def __post_init__(self) -> None:
+        for name in ("systems", "datasets", "modes"):
+            given = getattr(self, name)
+            twice = [item for i, item in enumerate(given) if item in given[:i]]
+            if not given or twice:
+                problem = f"names {twice[0]} twice" if twice else "is empty"
+                raise InputError(f"{name} {problem}; expected at least one, each once")
+        for name, least in (("budget", 0), ("batch_size", 1), ("max_length", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}; expected {least} or more")
+        if isinstance(self.ignore_identical_ids, list):
+            refuse_unknown(self.ignore_identical_ids, self.datasets, "ignore_identical_ids", "data set")
+        if self.studies is not None:
+            known = self.studies.config(self.budget, self.seed).modes
+            refuse_unknown(self.studies.controls or (), known, "studies.controls", "mode")
+
+    def ignores_identical_ids(self, dataset: str) -> bool:
+        """Whether no document with a query's own id counts, on one of the data sets."""
+        chosen = self.ignore_identical_ids
+        return chosen if isinstance(chosen, bool) else dataset in chosen
+
+    @property
+    def studied(self) -> list[tuple[str, str]]:
+        """(system, data set) of every study."""
+        if self.studies is None:
+            return []
+        systems = self.studies.systems
+        datasets = self.datasets if self.studies.datasets is None else self.studies.datasets
+        reasoning = [spec for spec in self.systems if _reasons(spec)] if systems is None else systems
+        return [(system, dataset) for system in reasoning for dataset in datasets]
+
+
+@dataclass
+class Outcome:
+    """What a suite gave.
+
+    Attributes:
+        records: the metrics records, system by system.
+        studies: what each study wrote.
+        failures: what could not be done.
+        seconds: how long this run of it took.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    studies: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; a study by the names of its file, which holds the rest."""
+        return {
+            "records": self.records,
+            "studies": [{name: found[name] for name in ("dataset", "system")} for found in self.studies],
+            "failures": [
+                {"dataset": failure.dataset, "system": failure.system, "error": failure.says}
+                for failure in self.failures
+            ],
+            "seconds": round(self.seconds, 3),
+        }
+
+    def summary(self) -> str:
+        """All tables, then one line of counts and one for each failure."""
+        counts = f"{len(self.records)} figures, {len(self.studies)} studies, {len(self.failures)} failed"
+        pages = [results_markdown(self.records)] if self.records else []
+        pages += [study_markdown(found) for found in self.studies]
+        last = [f"{counts}; {self.seconds:.0f} s", *(f"failed: {failure.says}" for failure in self.failures)]
+        return "\n\n".join([*pages, "\n".join(last)])
+
+
+def run_suite(
+    plan: SuitePlan,
+    *,
+    device: str | None = None,
+    data_root: str | Path | None = None,
+    cache: EmbeddingCache | None = None,
+    analyses: AnalysisCache | None = None,
+    force: bool = False,
+    show_progress: bool | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Run what `plan` names and is not done yet; nothing is raised for a system, a data set or a study that fails.
+
+    Args:
+        cache, analyses: where embeddings and analyses are kept; None is the default folder.
+        force: run again what is already there.
+        report: called with one line a pair, a mode and a failure, as they come.
+    """
+    started = time.perf_counter()
+    say = report or (lambda line: None)
+    outcome = Outcome()
+
+    def failed(failure: Failure) -> None:
+        outcome.failures.append(failure)
+        say(f"failed: {failure.says}")
+
+    shared: dict[str, Any] = {
+        "split": plan.split,
+        "max_length": plan.max_length,
+        "batch_size": plan.batch_size,
+        "dtype": plan.dtype,
+        "device": device,
+        "data_root": data_root,
+        "cache": cache,
+        "force": force,
+        "allow_missing": plan.allow_missing,
+        "show_progress": show_progress,
+        "report": report,
+    }
+    outcome.records = evaluate(
+        plan.datasets,
+        plan.systems,
+        plan.output,
+        modes=plan.modes,
+        max_reasoning_tokens=plan.budget,
+        seed=plan.seed,
+        ignore_identical_ids=plan.ignore_identical_ids,
+        failed=failed,
+        **shared,
+    )
+    lost = {
+        failure.system or failure.dataset for failure in outcome.failures if not (failure.system and failure.dataset)
+    }
+    wanted = plan.studies or StudyPlan()
+    for system, dataset in plan.studied:
+        if system in lost or dataset in lost:  # told already
+            continue
+        try:
+            found = study(
+                dataset,
+                system,
+                plan.output,
+                controls=wanted.controls,
+                config=wanted.config(plan.budget, plan.seed),
+                adaptive=wanted.adaptive,
+                dev_queries=wanted.dev_queries,
+                latency_queries=wanted.latency_queries,
+                ignore_identical_ids=plan.ignores_identical_ids(dataset),
+                analyses=analyses,
+                **shared,
+            )
+        except Exception as error:
+            failed(Failure(system, dataset, error))
+        else:
+            outcome.studies.append(found)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _reasons(spec: str) -> bool:
+    """Whether a system is a SearchR3 model: neither BM25, nor a peer by name, as KIND:NAME or as a file."""
+    source = split_label(spec)[1]
+    peer = source == "bm25" or source in BUNDLED or source.endswith(FILE_ENDINGS)
+    return not peer and re.match(r"[a-z-]+:", source) is None

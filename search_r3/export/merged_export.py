@@ -1,0 +1,173 @@
+"""Exports: a checkpoint's adapter merged into its base, as one folder that needs nothing else.
+
+`safetensors` is what `SearchR3.from_pretrained` and transformers read; `sentence-transformers` is the same with what
+that library needs beside it, `int8` with the int8 engine's matrices; `onnx` is a graph for onnxruntime instead of the
+weights. All keep the contract, so an index of the adapter takes the export's embeddings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path, atomic_write_text, expand_user
+
+Format = Literal["safetensors", "sentence-transformers", "int8", "onnx"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: `files` are relative to `folder`, `bytes` is their sum."""
+
+    folder: Path
+    format: Format
+    name: str
+    contract_hash: str
+    dtype: str
+    files: list[str]
+    bytes: int
+
+
+def export_model(model: Any, out: str | Path, format: Format = "safetensors") -> Export:
+    """Write a loaded SearchR3 model, merged, to the new folder `out`, in one rename.
+
+    The folder holds safetensors (or model.onnx), the tokenizer, the contract, golden vectors and a model card.
+
+    Raises:
+        InputError: `out` is not empty, the format is unknown, the disk is full, sentence-transformers' prompts cannot
+            stand for the model's conversations, the int8 engine does not run this model, or see `onnx.write_onnx`.
+    """
+    if format not in get_args(Format):
+        raise InputError(f"format is {format!r}; choose one of: {', '.join(get_args(Format))}")
+    out = Path(out)
+    check_target(out)
+    with atomic_path(out) as scratch:
+        kept = model.contract
+        try:
+            model.contract = replace(kept, base=_public(kept.base))
+            if format == "onnx":
+                from search_r3.export.onnx_export import write_onnx
+
+                write_onnx(scratch, model)
+            else:
+                model.save_pretrained(scratch)
+        finally:
+            model.contract = kept
+        _chat_template_into_json(scratch)
+        if format == "sentence-transformers":
+            from search_r3.export.sentence_transformers_export import write_modules
+
+            write_modules(scratch, model)
+        if format == "int8":
+            from search_r3.model.engines.int8.calibration import samples
+            from search_r3.model.engines.int8.int8_weights import INT8_FILE, quantise_causal_lm, save_int8
+
+            rows = samples(model.frames, model.tokenizer, model.contract.embed_token_id)
+            save_int8(quantise_causal_lm(model.checkpoint.model, rows), scratch / INT8_FILE, model.contract_hash)
+        atomic_write_text(scratch / "README.md", card(model, format))
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return Export(
+        out,
+        format,
+        model.name,
+        model.contract_hash,
+        model.dtype,
+        [path.relative_to(out).as_posix() for path in files],
+        sum(path.stat().st_size for path in files),
+    )
+
+
+def check_target(out: Path) -> None:
+    """Raise InputError if something is at `out` already (an empty folder may be)."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{out} is there already; give a new folder, or remove it first")
+
+
+def card(model: Any, format: Format) -> str:
+    """The export's model card (Markdown): how to load it, its contract, and its checkpoint's own card below."""
+    source = Path(model.checkpoint.path) / "README.md"
+    kept, body = _split_card(source.read_text(encoding="utf-8") if source.is_file() else "")
+    library = format if format in ("sentence-transformers", "onnx") else "transformers"
+    tags = ["search-r3", "sentence-transformers", "information-retrieval", "embeddings", "reasoning"]
+    head: dict[str, str] = {key: kept[key] for key in ("license", "base_model", "language") if key in kept}
+    head |= {"library_name": library, "pipeline_tag": "feature-extraction"}
+    head["tags"] = f"[{', '.join(tag for tag in tags if tag != 'sentence-transformers' or tag == library)}]"
+    lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "---", "", f"# {model.name}", ""]
+    if format == "onnx":
+        from search_r3.export.onnx_export import usage
+
+        lines += usage(model)
+    else:
+        lines += _loading(model, format)
+    if body:
+        lines += ["The card of the checkpoint it was made from follows.", "", body]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _loading(model: Any, format: Format) -> list[str]:
+    """The lines of a card that say how safetensors are loaded."""
+    lines = [
+        f"A Search-R3 model, its adapter merged into its base ({model.dtype}, {model.dimension} dimensions). Contract "
+        f"`{model.contract_hash[:12]}`: embeddings of any model of this contract can be compared.",
+        "",
+        "```python",
+        "from search_r3 import SearchR3",
+        "",
+        'model = SearchR3.from_pretrained("FOLDER_OR_HUB_ID")',
+        'documents = model.encode_document(["shutil.rmtree: delete a directory tree"])',
+        'queries = model.encode_query(["how do I delete a folder"], reasoning=True)',
+        "```",
+        "",
+    ]
+    if format == "int8":
+        lines += [
+            'On a CPU, `SearchR3.from_pretrained("FOLDER_OR_HUB_ID", engine="int8")` is several times as fast; its '
+            "matrices are in `int8.safetensors`.",
+            "",
+        ]
+    if format == "sentence-transformers":
+        lines += [
+            "Without reasoning, sentence-transformers gives the same embeddings:",
+            "",
+            "```python",
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            'model = SentenceTransformer("FOLDER_OR_HUB_ID")',
+            'documents = model.encode_document(["shutil.rmtree: delete a directory tree"])',
+            'queries = model.encode_query(["how do I delete a folder"])',
+            "```",
+            "",
+        ]
+    return lines
+
+
+def _public(base: str) -> str:
+    """The base's name without the place where it stands on this machine; it is for people, and not hashed."""
+    return Path(base).name if expand_user(base).is_dir() else base
+
+
+def _chat_template_into_json(folder: Path) -> None:
+    """Put the tokenizer's chat template into its JSON, so that the export is safetensors, JSON and Markdown alone."""
+    jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if jinja.is_file():
+        record = json.loads(settings.read_text(encoding="utf-8"))
+        record["chat_template"] = jinja.read_text(encoding="utf-8")
+        atomic_write_text(settings, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        jinja.unlink()
+
+
+def _split_card(text: str) -> tuple[dict[str, str], str]:
+    """A card's front matter as single lines, and its body with headings one level down."""
+    kept: dict[str, str] = {}
+    if text.startswith("---\n") and "\n---\n" in text[4:]:
+        head, text = text[4:].split("\n---\n", 1)
+        kept = dict(re.findall(r"^(\w+):[ \t]+(\S.*)$", head, re.M))
+    fenced, lines = False, []
+    for line in text.strip().splitlines():
+        fenced ^= line.startswith("```")
+        lines.append(f"#{line}" if line.startswith("#") and not fenced else line)
+    return kept, "\n".join(lines)

@@ -1,0 +1,116 @@
+"""Makes a merged export loadable by `SentenceTransformer(path)`, for direct embedding, with that library's own modules.
+
+A conversation is the prompt ("document" or "query"), the text, and the given answer with the embed token, which the
+tokenizer appends to every text; the last token's state, normalised, is the embedding (https://sbert.net).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_write_text
+from search_r3.prompts import Frame
+
+TEXT_TOKENS = 512
+"""What `SearchR3.encode_document` keeps of a text by default."""
+SIDES = ("document", "query")
+# sentence-transformers reads each module's class from modules.json: 5 knows these names, 6 still does.
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+
+
+def write_modules(folder: Path, model: Any) -> None:
+    """Write what sentence-transformers needs beside a merged model that `SearchR3.save_pretrained` wrote to `folder`.
+
+    The tokenizer there is changed: whoever asks it for special tokens gets the end of the conversation behind the
+    text. SearchR3 never asks, so the folder loads there as before.
+
+    Args:
+        model: the SearchR3 model that was saved.
+
+    Raises:
+        InputError: the two conversations end differently, or the tokenizer joins texts in a way that a prompt and an
+            ending cannot repeat.
+    """
+    frames: dict[str, Frame] = {side: model.frames[side] for side in SIDES}
+    if frames["document"].suffix != frames["query"].suffix:
+        raise InputError(
+            "the document's and the query's conversations end differently; sentence-transformers' prompts "
+            "only stand before a text, so export with --format safetensors"
+        )
+    prompts = {side: model.tokenizer.decode(list(frame.prefix)) for side, frame in frames.items()}
+    _append_ending(folder, frames["document"].suffix)
+    _check_tokens(folder, model.tokenizer, frames, prompts)
+    limit = len(frames["document"].prefix) + TEXT_TOKENS + len(frames["document"].suffix)
+    most = getattr(model.checkpoint.model.config, "max_position_embeddings", None)
+    files = {
+        "modules.json": MODULES,
+        "config_sentence_transformers.json": {
+            "model_type": "SentenceTransformer",
+            "prompts": {side: prompts[side] for side in SIDES},
+            "default_prompt_name": "document",
+            "similarity_fn_name": "cosine",
+        },
+        "sentence_bert_config.json": {"max_seq_length": min(limit, most or limit), "do_lower_case": False},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": model.dimension,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": False,
+            "pooling_mode_lasttoken": True,
+            "include_prompt": True,
+        },
+        "2_Normalize/config.json": {},
+    }
+    for name, content in files.items():
+        atomic_write_text(folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def _append_ending(folder: Path, suffix: tuple[int, ...]) -> None:
+    """Make the tokenizer append `suffix` to what it is asked to add special tokens to."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not file.is_file():
+        raise InputError(
+            f"{file} is missing: this model's tokenizer has no fast form; export with --format safetensors"
+        )
+    backend = Tokenizer.from_file(str(file))
+    tokens = [backend.id_to_token(token) for token in suffix]
+    names = [f"<ending-{place}>" for place in range(len(tokens))]  # a template's own names: tokens may hold any sign
+    backend.post_processor = TemplateProcessing(
+        single=["$A", *names],
+        pair=None,
+        special_tokens=[
+            {"id": name, "ids": [token], "tokens": [text]}
+            for name, token, text in zip(names, suffix, tokens, strict=True)
+        ],
+    )
+    atomic_write_text(file, backend.to_str(pretty=True))
+    # A model's own tokenizer class may build its backend anew and lose the ending; this one takes it as it stands.
+    record = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    atomic_write_text(settings, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _check_tokens(folder: Path, ours: Any, frames: dict[str, Frame], prompts: dict[str, str]) -> None:
+    """Hold the written tokenizer to ours: prompt and text, as sentence-transformers joins them, give SearchR3's ids."""
+    from transformers import AutoTokenizer
+
+    from search_r3.model.checkpoint import GOLDEN_TEXTS
+    from search_r3.model.tokenization import encode_as_text
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = encode_as_text(ours, GOLDEN_TEXTS)
+    for side, frame in frames.items():
+        found = tokenizer([prompts[side] + text for text in GOLDEN_TEXTS])["input_ids"]
+        if found != [[*frame.prefix, *row, *frame.suffix] for row in rows]:
+            raise InputError(
+                f"this tokenizer joins the {side} prompt and a text in another way than SearchR3 does, so "
+                "sentence-transformers would embed other tokens; export with --format safetensors"
+            )

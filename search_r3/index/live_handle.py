@@ -1,0 +1,355 @@
+"""An index that is searched for a long time, by a server or an agent, while it is written to, moved, or exchanged.
+
+LanceDB opens a table by its path and follows whatever is there, so another index that is moved into the place would be
+read with the wrong model. An `IndexHandle` holds what it has opened at its version and moves on by itself: to the next
+version of the same index, or to another index in its place if that was made with the same model.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.search import SearchResult, match_query
+from search_r3.index.storage import Place, StorageError, brief, files_lost
+from search_r3.index.table import TABLE, IndexInfo, SearchIndex, location
+from search_r3.index.table_columns import CONTENT, VECTOR
+
+Event = Literal["exchanged", "refused", "unavailable", "available"]
+T = TypeVar("T")
+EVERY = 1.0
+"""Seconds between two looks at a folder."""
+EVERY_REMOTE = 2.0
+"""Seconds between two looks at object storage, each of which is a request."""
+PATIENCE = 2.0
+"""Seconds that a search waits for an index that is being exchanged, before it is called unavailable."""
+STEP = 0.05
+"""Seconds between two looks while a search waits."""
+UNSETTLED = 200_000_000
+"""Nanoseconds after a commit in which another one is looked for anyway."""
+PROBE_CHARACTERS = 200
+"""Of the text whose words are looked for to see whether the full-text index can be read."""
+FAILURES = (RuntimeError, OSError, ValueError)
+"""What LanceDB raises."""
+
+
+class IndexUnavailable(StorageError):
+    """The index cannot be searched now, though nothing is wrong with the query: a server answers 503."""
+
+
+class _RefusedError(InputError):
+    """What is in the index's place is not an index of the same model."""
+
+
+class _Place(NamedTuple):
+    """What tells one folder from another, one commit from another, and a commit from one an instant later."""
+
+    folder: tuple[Any, ...]
+    commit: int
+    instant: int
+
+
+class IndexHandle:
+    """The index at a path, whatever happens there. Safe between threads.
+
+    Args:
+        path: the folder, or a place on object storage.
+        every: seconds between two looks at whether it has changed; by default 1 for a folder and 2 for object storage.
+        patience: seconds that a search waits while the index is being exchanged.
+        on_event: called with "exchanged", "refused", "unavailable" or "available" and one line that says more, once for
+            each change.
+
+    Raises:
+        InputError: as `SearchIndex.open`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        every: float | None = None,
+        patience: float = PATIENCE,
+        on_event: Callable[[Event, str], None] = lambda event, line: None,
+    ) -> None:
+        self.path = location(path)
+        self.patience, self.on_event = patience, on_event
+        self.every = every if every is not None else EVERY if isinstance(self.path, Path) else EVERY_REMOTE
+        self._checking = threading.Lock()
+        self._checked = time.monotonic()
+        self._open()  # says best what is wrong
+        self._place = self._look()
+        self._current = self._open()
+        self._contract = self._current.info.contract_hash, self._current.info.dimension
+        self._refused: tuple[_Place, str] | None = None  # the place whose index was refused, and why
+        self._suspect = False  # a search failed: look again, whatever the place says
+        self._problem: tuple[str, float] | None = None  # what is wrong, and from when on it counts
+        self._reported = False
+
+    def __len__(self) -> int:
+        return len(self._current)
+
+    @property
+    def info(self) -> IndexInfo:
+        """What the index was made with, as it was last seen."""
+        return self._current.info
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """See `SearchIndex.columns`; as they were last seen."""
+        return self._current.columns
+
+    @property
+    def table(self) -> Any:
+        """The LanceDB table, as it was last opened; what is read from it by itself is not read again (see `run`)."""
+        return self._current.table
+
+    @property
+    def problem(self) -> str | None:
+        """Why the index cannot be searched, in one line; None if it can. As it was at the last look."""
+        problem = self._problem
+        return problem[0] if problem is not None and self._reported else None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why what is at the path now is not read, though the index that was there before still is; or None."""
+        return self._refused[1] if self._refused is not None and self._problem is None else None
+
+    @property
+    def index(self) -> SearchIndex:
+        """The index as it is now, looked at again if that was not done lately. Raises IndexUnavailable."""
+        if time.monotonic() - self._checked >= self.every and self._checking.acquire(blocking=False):
+            try:
+                self._check()
+            finally:
+                self._checking.release()
+        if (problem := self.problem) is not None:
+            raise IndexUnavailable(problem)
+        return self._current
+
+    def check_model(self, model: Encoder) -> None:
+        """See `SearchIndex.check_model`."""
+        self._current.check_model(model)
+
+    def search(self, query: str, model: Encoder | None, **options: Any) -> SearchResult:
+        """`SearchIndex.search` by `run`."""
+        return self.run(lambda index: index.search(query, model, **options))
+
+    def check(self) -> None:
+        """Look now whether the index has changed, and open it again where it has. Never raises."""
+        asked = time.monotonic()
+        with self._checking:
+            if self._checked < asked:  # else another thread has looked while this one waited for it
+                self._check()
+
+    def run(self, read: Callable[[SearchIndex], T]) -> T:
+        """`read(index)`; again if the index was exchanged meanwhile.
+
+        Raises:
+            IndexUnavailable: it is not there or cannot be read, and has not come back within `patience` seconds.
+        """
+        end: float | None = None
+        error: Exception | None = None
+        try:
+            while True:
+                index, error = self.index, None
+                try:
+                    found = read(index)
+                except (InputError, *FAILURES) as caught:
+                    error = caught
+                    if isinstance(caught, StorageError) and not files_lost(caught):  # tried for long enough already
+                        self._suspect = True
+                        self._fail(str(caught))
+                        raise
+                exchanged = not index.unchanged()
+                if error is None and not exchanged:
+                    return found
+                end = time.monotonic() + self.patience if end is None else end
+                broken = exchanged or files_lost(error) or not (isinstance(error, InputError) or _answers(index))
+                self._suspect = self._suspect or broken
+                self.check()
+                if self._current is not index and time.monotonic() < end + self.patience:
+                    continue
+                if error is not None and not broken:
+                    raise error  # nothing has happened to the index
+                if time.monotonic() >= end:
+                    reason = brief(error) if error is not None else "it keeps being replaced"
+                    line = self._problem[0] if self._problem else self._unreadable(reason)
+                    self._fail(line, at_once=True)
+                    raise IndexUnavailable(line)
+                time.sleep(STEP)
+        finally:
+            error = None  # its traceback holds this frame, and with it what `read` was given
+
+    def writable(self) -> Place:
+        """Where a change is to be written now: a folder by its own name, whatever becomes of a link meanwhile.
+
+        Raises:
+            IndexUnavailable: what is at the path is an index of another model; or it is not there or cannot be read,
+                and has not come back within `patience` seconds.
+        """
+        self.check()
+        while self._problem is not None and self.problem is None:  # it may be being exchanged
+            time.sleep(STEP)
+            self.check()
+        if (line := self.problem or self.refusal) is not None:
+            raise IndexUnavailable(line)
+        return Path(os.path.realpath(self.path)) if isinstance(self.path, Path) else self.path
+
+    def unavailable(self, error: BaseException) -> IndexUnavailable | None:
+        """What to raise for an error of LanceDB that says that files are gone; None for any other."""
+        if not files_lost(error):
+            return None
+        self._suspect = True
+        self.check()
+        line = self._problem[0] if self._problem else f"the index {self.path} was replaced meanwhile; try again"
+        return IndexUnavailable(line)
+
+    def _check(self) -> None:
+        self._checked = time.monotonic()
+        place = None
+        try:
+            place = self._look()
+            self._follow(place)
+        except _RefusedError as error:
+            line = str(error)
+            if self._refused is None or self._refused[1] != line:
+                self.on_event("refused", line)
+            assert place is not None  # it was looked at before it was refused
+            self._refused = place, line
+            if _answers(self._current, all_rows=False):  # it is elsewhere now, and read on
+                self._recover()
+            else:
+                self._fail(line, at_once=True)
+        except InputError as error:
+            self._fail(str(error))
+        except FAILURES as error:
+            self._fail(self._unreadable(brief(error)))
+
+    def _follow(self, place: _Place) -> None:
+        """Move on to what is at `place`."""
+        same = place.folder == self._place.folder
+        if same and place == self._place and isinstance(self.path, Path) and not self._suspect and not self._problem:
+            self._refused = None  # a link that led elsewhere leads back
+            return
+        if self._refused is not None and place == self._refused[0] and isinstance(self.path, Path):
+            raise _RefusedError(self._refused[1])
+        if same and not self._suspect:
+            version = self._current.table.version
+            self._current.table.checkout_latest()  # an ordinary commit: what is cached stays
+            newer = self._current.unchanged() and self._current.table.version >= version
+            if newer and (self._problem is None or _answers(self._current)):
+                self._place, self._refused = place, None
+                self._recover()
+                return
+        opened = self._open()
+        if (opened.info.contract_hash, opened.info.dimension) != self._contract:
+            raise _RefusedError(
+                f"{self.path} now holds an index that was made with {opened.info.model_name} (contract "
+                f"{opened.info.contract_hash[:12]}), not with {self._current.info.model_name} (contract "
+                f"{self._contract[0][:12]}); put an index of the same model there, or start again with this one"
+            )
+        _probe(opened)
+        if self._look()[:2] != place[:2]:
+            raise InputError(f"the index {self.path} is being replaced")  # the next look will see
+        before, self._current, self._place = self._current, opened, place
+        self._suspect, self._refused = False, None
+        self._recover()
+        if not same or before.info.identity != opened.info.identity:
+            self.on_event("exchanged", f"{self.path} holds another index of the same model, made {opened.info.created}")
+
+    def _open(self) -> SearchIndex:
+        """The index where the path leads now; it stays readable there if a symbolic link changes."""
+        place = self.path if not isinstance(self.path, Path) else Path(os.path.realpath(self.path))
+        try:
+            opened = SearchIndex.open(place, follow=False)
+        except InputError as error:
+            raise InputError(str(error).replace(str(place), str(self.path))) from error
+        return SearchIndex(self.path, opened.table, opened.info)
+
+    def _look(self) -> _Place:
+        """What is there now; cheap, as no file is read.
+
+        Raises:
+            InputError: there is nothing.
+        """
+        if not isinstance(self.path, Path):
+            return _Place((), 0, 0)
+        table = Path(os.path.realpath(self.path), f"{TABLE}.lance")
+        try:
+            folder, versions = table.stat(), (table / "_versions").stat()
+        except OSError as error:
+            if not self.path.exists():
+                raise InputError(f"the index {self.path} is not there any more") from error
+            reason = error.strerror or error
+            raise InputError(f"the index {self.path} cannot be read ({reason})") from error
+        commit = versions.st_mtime_ns
+        settled = abs(time.time_ns() - commit) >= UNSETTLED  # else, as clocks of files are coarse, look again next time
+        known = str(table), folder.st_dev, folder.st_ino, versions.st_ino
+        return _Place(known, commit, 0 if settled else time.monotonic_ns())
+
+    def _unreadable(self, reason: str) -> str:
+        return f"the index {self.path} cannot be read ({reason}); if that lasts, put back a copy of it or index again"
+
+    def _fail(self, line: str, at_once: bool = False) -> None:
+        now = time.monotonic()
+        since = now if at_once else now + self.patience
+        if self._problem is not None:
+            since = min(since, self._problem[1])
+        self._problem = line, since
+        if now >= since and not self._reported:
+            self._reported = True
+            self.on_event("unavailable", line)
+
+    def _recover(self) -> None:
+        self._problem = None
+        if self._reported:
+            self._reported = False
+            self.on_event("available", f"{self.path} can be searched again")
+
+
+def _probe(index: SearchIndex, all_rows: bool = True) -> None:
+    """Read the vectors and the full-text index for all rows, or one row's vector; raises what LanceDB raises."""
+    if all_rows:
+        query = np.ones(index.info.dimension, dtype=np.float32)
+        search = index.table.search(query, vector_column_name=VECTOR).select(["id", "_distance"])
+    else:
+        search = index.table.search().select([VECTOR])
+    search.limit(1).to_arrow()
+    if all_rows and index.full_text != "missing":  # with words that are there, or not all of its files would be read
+        words = " ".join(index.table.search().select([CONTENT]).limit(1).to_arrow()[CONTENT].to_pylist())
+        query = match_query(index.table, words[:PROBE_CHARACTERS])
+        index.table.search(query, query_type="fts").select(["id", "_score"]).limit(1).to_arrow()
+
+
+def _answers(index: SearchIndex, all_rows: bool = True) -> bool:
+    try:
+        _probe(index, all_rows)
+        return index.unchanged()
+    except (InputError, *FAILURES):
+        return False
+
+
+@contextmanager
+def damage_explained(path: str | Path) -> Iterator[None]:
+    """Turn what LanceDB raises for files that are gone or damaged into one line; other errors pass.
+
+    Raises:
+        InputError: files of the index at `path` cannot be read.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError) or not files_lost(error):
+            raise
+        raise InputError(
+            f"{path}: files of the index are gone or damaged ({brief(error)}); put back a copy of it, or index again"
+        ) from error

@@ -1,0 +1,218 @@
+"""What every framework's embedder shares: settings, a model that is loaded on first use, lists of floats out.
+
+Frameworks call from several threads and know queries from documents; the model does one thing at a time, and only
+queries are reasoned about.
+"""
+
+from __future__ import annotations
+
+import threading
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.files import expand_user
+
+UNSEEN = frozenset({"Cc", "Cf", "Cs"})
+"""Unicode's categories of control and format characters and of halves of surrogate pairs."""
+MAX_NAMED = 5
+"""Places or ids that a warning names."""
+
+
+@dataclass(frozen=True)
+class EncodingConfig:
+    """How texts are embedded."""
+
+    model: str = ""
+    """What `SearchR3.from_pretrained` takes; "" is the newest adapter, else the untrained base."""
+    reasoning: bool = True
+    """Let the model analyse a query before it embeds it. Documents are never reasoned about."""
+    max_reasoning_tokens: int = 32
+    """Tokens that it may reason at most."""
+    batch_size: int = 32
+    """Texts in one pass; it does not change the result."""
+    max_length: int | None = None
+    """Tokens kept of each document; 512 by default."""
+    device: str | None = None
+    """ "cpu", "cuda", ...; None takes a GPU where there is one."""
+    dtype: str = "auto"
+    """ "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16"."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reasoning, bool):
+            raise InputError(f"reasoning must be True or False, not {self.reasoning!r}")
+        limits = (("max_reasoning_tokens", 0), ("batch_size", 1), ("max_length", 1))
+        for name, least in limits:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise InputError(f"{name} must be a whole number of {least} or more, not {value!r}")
+
+
+class TextEncoder:
+    """Queries and documents to lists of floats, by a SearchR3 model; safe to call from several threads.
+
+    It can be pickled: the settings are, the model is loaded again at first use in the other process and must then be
+    the same. A copy shares the model.
+
+    Args:
+        config: the settings.
+        loaded: a model that is loaded already; `config.model`, `device` and `dtype` are not looked at then.
+    """
+
+    def __init__(self, config: EncodingConfig, loaded: Any = None) -> None:
+        self.config = config
+        self._model = loaded
+        self._given = loaded is not None
+        self._engine = "auto"
+        self._contract_hash: str | None = None
+        self._lost: list[float] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def model(self) -> Any:
+        """The SearchR3 model, loaded now if it was not yet.
+
+        Raises:
+            InputError: an unknown or damaged model, an unknown device or dtype; or another model than the one that was
+                pickled.
+        """
+        with self._lock:
+            if self._model is None:
+                from search_r3.model.model_info import default_model
+                from search_r3.model.searchr3 import SearchR3
+
+                config = self.config
+                name = config.model or default_model()
+                model = SearchR3.from_pretrained(name, config.device, engine=self._engine, dtype=config.dtype)
+                if self._contract_hash not in (None, model.contract_hash):
+                    raise InputError(
+                        f"{name} is another model here (contract {model.contract_hash[:12]}) than where it was pickled "
+                        f"({str(self._contract_hash)[:12]}); their embeddings cannot be compared"
+                    )
+                self._model = model
+            return self._model
+
+    def query(self, text: str) -> list[float]:
+        """The unit vector of a query, as a list of `dimension` floats.
+
+        Raises:
+            InputError: it holds no visible character, or is no string.
+        """
+        if isinstance(text, str) and not has_visible(text):
+            raise InputError("the query is empty: it holds no visible character")
+        (row,) = self._encode(
+            [repaired(text)],
+            "encode_query",
+            reasoning=self.config.reasoning,
+            max_reasoning_tokens=self.config.max_reasoning_tokens,
+        )
+        return row
+
+    def documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """One unit vector a document, as a list of `dimension` floats.
+
+        A text without any visible character gets a vector that no search finds: the opposite of a full stop's, as all
+        embeddings lie on one side (a zero vector would be nearer than half of them by Euclidean distance). A warning
+        names such texts.
+
+        Raises:
+            InputError: a text is no string; the place is named.
+        """
+        rows = self.documents_or_none(texts)
+        empty = [place for place, row in enumerate(rows) if row is None]
+        if not empty:
+            return [row for row in rows if row is not None]
+        if self._lost is None:
+            self._lost = [-value for value in self._encode(["."], "encode_document")[0]]
+        named = ", ".join(str(place + 1) for place in empty[:MAX_NAMED]) + (", ..." if len(empty) > MAX_NAMED else "")
+        warnings.warn(
+            f"{len(empty)} of {len(rows)} texts hold no visible character (number {named}): they get a vector that no "
+            "search finds",
+            stacklevel=3,
+        )
+        return [row or list(self._lost) for row in rows]
+
+    def documents_or_none(self, texts: Sequence[str]) -> list[list[float] | None]:
+        """`documents`, with None for a text without any visible character, and no warning."""
+        filled = [i for i, text in enumerate(texts) if not isinstance(text, str) or has_visible(text)]
+        rows: list[list[float] | None] = [None] * len(texts)
+        for i in filled:
+            if not isinstance(texts[i], str):
+                raise InputError(f"text {i + 1} of {len(texts)} is a {type(texts[i]).__name__}, not a string")
+        if filled:
+            chosen = [repaired(texts[i]) for i in filled]
+            for i, row in zip(filled, self._encode(chosen, "encode_document"), strict=True):
+                rows[i] = row
+        return rows
+
+    def _encode(self, texts: list[str], method: str, **settings: Any) -> list[list[float]]:
+        model, config = self.model, self.config
+        if method == "encode_document":
+            settings = {"show_progress_bar": False, "max_length": config.max_length}
+        with self._lock:
+            return getattr(model, method)(texts, batch_size=config.batch_size, **settings).tolist()
+
+    def __deepcopy__(self, memo: Any) -> TextEncoder:
+        return self
+
+    def __copy__(self) -> TextEncoder:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the model itself and the lock; and which model it was, if it was loaded."""
+
+        model, config = self._model, self.config
+        state: dict[str, Any] = {"engine": self._engine, "contract_hash": self._contract_hash}
+        if model is not None:
+            state["contract_hash"] = model.contract_hash
+        if model is not None and self._given:
+            if not config.model:
+                raise InputError("a model that does not say where it was loaded from cannot be pickled; give its name")
+            int8 = model.dtype == "int8"
+            state["engine"] = "int8" if int8 else "auto"
+            device = str(model.checkpoint.model.device)
+            config = replace(config, device=device, dtype="auto" if int8 else model.dtype)
+        config = replace(config, model=named_everywhere(config.model))
+        return state | {"config": config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"])  # type: ignore[misc]
+        self._engine, self._contract_hash = state["engine"], state["contract_hash"]
+
+
+def named_everywhere(model: str) -> str:
+    """What a model is called in another process, which may work in another folder; "" stays the default model."""
+    folder = expand_user(model)
+    return str(folder.resolve()) if model and folder.is_dir() else model
+
+
+def has_visible(text: str) -> bool:
+    """Whether a text has a character that can be seen: no space, control or format character, nor half of a pair."""
+    return any(not (char.isspace() or unicodedata.category(char) in UNSEEN) for char in text)
+
+
+def repaired(text: str) -> str:
+    """The text with U+FFFD in place of halves of surrogate pairs, which no tokenizer takes; two that fit are joined."""
+    if not isinstance(text, str) or text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def split_model(model: Any) -> tuple[str, Any]:
+    """What a framework's user gave as the model -> (name, loaded model or None).
+
+    Raises:
+        InputError: it is neither a name, nor a path, nor a model.
+    """
+    from os import PathLike, fspath
+
+    if model is None:
+        return "", None
+    if isinstance(model, str | PathLike):
+        return str(fspath(model)), None
+    if hasattr(model, "encode_query") and hasattr(model, "encode_document"):
+        return str(getattr(model, "source", getattr(model, "name", ""))), model
+    raise InputError(f"model is a {type(model).__name__}; give a name, a folder, a hub id or a loaded SearchR3")

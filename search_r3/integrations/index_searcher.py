@@ -1,0 +1,146 @@
+"""An index with its model, opened once and asked by several threads: what the retriever, agents and RAG search with.
+
+The model is loaded at the first search that needs one; it is the one that the index was made with. Searches by words
+need none, and do not wait for one that is being loaded.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from search_r3.rank_fusion import VECTOR_WEIGHT
+
+if TYPE_CHECKING:
+    from search_r3.index.live_handle import IndexHandle
+    from search_r3.index.search import SearchResult
+    from search_r3.index.storage import Place
+
+
+class Searcher:
+    """Searches one index. It can be pickled; index and model are opened again where it is unpickled. A copy is itself.
+
+    Args:
+        index: the index's folder, or a place on object storage ("s3://bucket/name").
+        model: the index's model: a name, a folder, a hub id or a loaded SearchR3. None finds the one that the index
+            names.
+        device, dtype: see `SearchR3.from_pretrained`.
+
+    Raises:
+        InputError: there is no index, or it is damaged.
+    """
+
+    def __init__(self, index: str | Path, model: Any = None, *, device: str | None = None, dtype: str = "auto") -> None:
+        from search_r3.index.storage import place_of
+        from search_r3.integrations.framework_encoder import split_model
+
+        self.path: Place = place_of(index)
+        self._name, self._model = split_model(model)
+        self._device, self._dtype = device, dtype
+        self._opening, self._loading = threading.Lock(), threading.Lock()
+        self._index: IndexHandle | None = None
+        self.open()
+
+    def open(self) -> None:
+        """Open the index. Raises InputError: there is none, or it is damaged."""
+        _ = self.index
+
+    @property
+    def index(self) -> IndexHandle:
+        """The opened index, which is followed where it changes."""
+        with self._opening:
+            if self._index is None:
+                from search_r3.index.live_handle import IndexHandle
+
+                self._index = IndexHandle(self.path)
+            return self._index
+
+    def __getstate__(self) -> dict[str, Any]:
+        from search_r3.integrations.framework_encoder import named_everywhere
+
+        place = self.path.resolve() if isinstance(self.path, Path) else self.path
+        model = named_everywhere(self._name) or None
+        return {"index": place, "model": model, "device": self._device, "dtype": self._dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: Any) -> Searcher:
+        return self
+
+    @property
+    def name(self) -> str:
+        """The last part of where the index is."""
+        return Path(self.path).name
+
+    @property
+    def model_name(self) -> str:
+        """What is loaded for a search. Raises InputError if the index's model has no known name here."""
+        from search_r3.model.model_info import model_of_index
+
+        info = self.index.info
+        return self._name or model_of_index(info.model_name, info.model_source, self.path)
+
+    def load(self, reasoning: bool | Literal["auto"] = True) -> Any:
+        """The index's model, loaded now if it was not yet.
+
+        Raises:
+            InputError: it is not found or another one, or `reasoning` is "auto" and it keeps no rule for that.
+        """
+        with self._loading:
+            if self._model is None:
+                from search_r3.model.searchr3 import SearchR3
+
+                model = SearchR3.from_pretrained(self.model_name, device=self._device, dtype=self._dtype)
+                self.index.check_model(model)
+                self._model = model
+            if reasoning == "auto":
+                from search_r3.model.adaptive_reasoning import rule_of
+
+                rule_of(self._model)
+            return self._model
+
+    def search(
+        self,
+        query: str,
+        *,
+        k: int = 5,
+        mode: Literal["hybrid", "vector", "text"] = "hybrid",
+        reasoning: bool | Literal["auto"] = True,
+        max_reasoning_tokens: int = 32,
+        where: str | None = None,
+        vector_weight: float = VECTOR_WEIGHT,
+    ) -> SearchResult:
+        """`search_r3.index.SearchIndex.search`, with the model that belongs to the index.
+
+        Raises:
+            InputError: the query is empty, an option is wrong, or the model is not the index's or keeps no rule for
+                "auto".
+        """
+        model = None if mode == "text" else self.load(reasoning)
+        with nullcontext() if model is None else self._loading:  # one query at a time goes through the model
+            return self.index.search(
+                query,
+                model,
+                k=k,
+                mode=mode,
+                reasoning=reasoning,
+                max_reasoning_tokens=max_reasoning_tokens,
+                where=where,
+                vector_weight=vector_weight,
+            )
+
+
+class LazySearcher(Searcher):
+    """A `Searcher` that opens its index when it is first asked for something: what a program starts with is cheap.
+
+    Raises:
+        InputError: there is no folder of that name; whether it is an index is found out when it is opened.
+    """
+
+    def open(self) -> None:
+        """Only see that there is something to open; LanceDB is not imported for that."""
+        if isinstance(self.path, Path) and not self.path.exists():
+            super().open()

@@ -1,0 +1,347 @@
+"""Rows that are continued side by side though each joined at a time of its own: continuous batching (Orca, OSDI 2022).
+
+A row that joins is prefilled with those that join at the same time, where the session can (`mixed`) in the same pass as
+the others' next token and straight into its slot; from then on all rows share one pass a token. A row that ends leaves
+at once, and the last row moves into its slot, so the rows stay dense. What a row writes does not depend on the others:
+each has its own positions and its own mask. Slots begin with the prefix, and are used again.
+
+A new token stands in the same column of the cache for all rows, so a row that joined late has a gap: it sees the
+columns before `start` and those from `begin` on. `_align` closes the gaps when they have grown.
+
+Letters in shapes: B rows, L tokens, V vocabulary, D dimension, P tokens of the shared prefix, T columns of the cache,
+K key-value heads, E dimension of a head.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_r3.model.engines.base import Generation
+from search_r3.model.engines.chunked_prefill import Part, feed_together
+from search_r3.model.engines.llama_forward import LlamaSession, Prefix, Session
+
+MAX_GAP = 32
+"""Columns that no row needs, before the gaps are closed: attention reads them for nothing."""
+COLUMNS = 64
+"""The cache grows by so many columns at a time."""
+KEPT = 8
+"""The memory of so many slots is kept for those who come next, when all have left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did to one row: `token` was written, or the row has ended as `done` and left."""
+
+    handle: int
+    token: int | None = None
+    done: Generation | None = None
+
+
+@dataclass(slots=True)
+class _Row:
+    handle: int
+    budget: int
+    start: int  # it sees the columns before this one,
+    begin: int  # and those from this one on
+    written: list[int] = field(default_factory=list)
+
+    def length(self, columns: int) -> int:
+        """Tokens in the cache, the prefix included; the next token's position."""
+        return self.start + columns - self.begin
+
+
+_Joining = list[tuple[int, list[int], int]]
+"""Rows that join together, until they are prefilled: handle, tokens, budget."""
+
+
+class Slots:
+    """Rows behind one prefix that join and leave between steps; greedy. One thread at a time.
+
+    Args:
+        prefix: what every row begins with; its keys and values are computed once (by `start`).
+        start: a session that holds the keys and values of a prefix for so many rows, with room for so many tokens more.
+        open_session: a session that holds keys and values (B, K, T, E), as `Session.prefix` gives them for one row.
+        head: states (B, D) to logits (B, V).
+        device: where all that is.
+        embed_id: the token whose state is the embedding.
+        stop_ids: end-of-turn tokens (S,); a row that writes one has missed the embed token.
+        vocabulary: ids from here on are never written.
+    """
+
+    def __init__(
+        self,
+        prefix: Sequence[int],
+        *,
+        start: Callable[[Sequence[int], int, int], Session],
+        open_session: Callable[[Prefix, int, int], Session],
+        head: Callable[[Tensor], Tensor],
+        device: Any,
+        embed_id: int,
+        stop_ids: Tensor,
+        vocabulary: int,
+    ) -> None:
+        self.prefix = tuple(prefix)
+        self._begin_session, self._open_session, self._head, self._device = start, open_session, head, device
+        self._embed_id, self._stop_ids, self._vocabulary = embed_id, stop_ids, vocabulary
+        self._handles = 0
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._joining)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the cache that a step reads."""
+        return self._columns
+
+    def clear(self) -> None:
+        """Let go of all rows and of their memory."""
+        self._joining: _Joining = []  # in the next step
+        self._held: Prefix = []  # each layer's keys and values, (slots, K, columns that there is room for, E)
+        self._parts: list[Tensor] = []  # the same, all layers in one (layers * 2, ...) if they are of one shape
+        self._lent: int | None = None  # slots that the session has
+        self._begins: Prefix = []  # the prefix's, for one row
+        self._session: Any = None  # reads and writes `_held`, where its kind can
+        self._empty()
+
+    def _empty(self) -> None:
+        self._rows: list[_Row] = []
+        self._columns = 0
+        self._state_BD: Tensor | None = None  # where each row's next token comes from
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
+        """Let these rows be continued behind `prefix + row`, each by at most its budget. Returns their handles.
+
+        They are prefilled now, or in the next step's pass if others are under way and the session can do both at once.
+        If this raises, none has joined and the others are as they were.
+        """
+        handles = range(self._handles, self._handles + len(rows))
+        joining = [(handle, list(row), budget) for handle, row, budget in zip(handles, rows, budgets, strict=True)]
+        if self._rows and _together(self._session) is not None:
+            self._joining += joining
+        else:
+            self._prefill(joining)
+        self._handles += len(rows)
+        return list(handles)
+
+    def _prefill(self, joining: _Joining) -> None:
+        session, *tokens, last_B = self._prompts(joining)
+        self._admit(joining, session, session.feed(*tokens, None, last_B))
+
+    def _prompts(self, joining: _Joining) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """A session that begins with the prefix; and to feed it, ids and positions (B, L) and last columns (B,)."""
+        rows = [row for _, row, _ in joining]
+        size, longest, prefix = len(rows), max(len(row) for row in rows), len(self.prefix)
+        # Padding is on the right, where causality ignores it.
+        ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._device)
+        position_BL = prefix + torch.arange(longest, device=self._device).expand(size, -1)
+        last_B = torch.tensor([len(row) - 1 for row in rows], device=self._device)
+        if not self._rows:  # what the slots begin with may have changed, or was never asked for
+            begins = self._begin_session(self.prefix, 1, 0).prefix()
+            self._session, self._lent = self._open_session([], 0, 0), None
+            if _in_place(self._session):
+                self._session.shared = len(self.prefix)
+            if not _same(begins, self._begins):
+                self._held, self._parts, self._begins = [], [], begins
+        if not _in_place(self._session):
+            return self._begin_session(self.prefix, size, longest), ids_BL, position_BL, last_B
+        first = len(self._rows)
+        self._reserve(self._begins, first + size, max(self._columns, prefix + longest) + 1)
+        session = copy.copy(self._session)
+        session.keys = [keys[first : first + size] for keys, _ in self._held]
+        session.values = [values[first : first + size] for _, values in self._held]
+        session.length = prefix
+        self._lend(first)
+        return session, ids_BL, position_BL, last_B
+
+    def _admit(self, joining: _Joining, session: Any, state_BD: Tensor) -> None:
+        """Let rows that a session has prefilled have the next slots."""
+        lengths = [len(self.prefix) + len(row) for _, row, _ in joining]
+        size, total, end = len(self._rows), len(self._rows) + len(lengths), max(lengths)
+        columns = max(self._columns, end)
+        if not _in_place(session):
+            pairs = _cached(session)
+            self._reserve(pairs, total, columns + 1)
+            for held, new in zip(self._held, pairs, strict=True):
+                for part, new_part in zip(held, new, strict=True):
+                    part[size:total, :, :end] = new_part[:, :, :end]
+        if columns > self._columns:  # the columns that come in between are nobody's
+            self._align(columns)
+        self._rows += [
+            _Row(handle, budget, length, columns) for (handle, _, budget), length in zip(joining, lengths, strict=True)
+        ]
+        self._state_BD = state_BD if self._state_BD is None else torch.cat([self._state_BD, state_BD])
+
+    @torch.inference_mode()
+    def step(self) -> list[Step]:
+        """Write one token of every row, in one pass; rows that end are embedded by the same pass and leave.
+
+        After an error the rows cannot be continued: `clear`.
+        """
+        joining, self._joining = self._joining, []
+        if joining and not self._rows:  # those whom they were to join have left
+            self._prefill(joining)
+            joining = []
+        rows = self._rows
+        if not rows or self._state_BD is None:
+            return []
+        self._reserve(self._held, len(rows), self._columns + 1)
+        logits_BV = self._head(self._state_BD)[:, : self._vocabulary].float()
+        chosen_B = logits_BV.argmax(-1)
+        out_B = torch.tensor([len(row.written) == row.budget for row in rows], device=self._device)
+        ended_B = torch.isin(chosen_B, self._stop_ids) & (chosen_B != self._embed_id)
+        forced_B = (ended_B | out_B) & (chosen_B != self._embed_id)
+        next_B = torch.where(forced_B, self._embed_id, chosen_B)
+        prompts = self._prompts(joining) if joining else None
+        self._state_BD, joined_BD = self._feed(next_B, prompts)
+        state_BD = self._state_BD
+        # The step's only wait for the device.
+        tokens, forced, ended = torch.stack([next_B, forced_B.long(), torch.where(ended_B, chosen_B, -1)]).tolist()
+        steps, leaving = [], []
+        for line, row in enumerate(rows):
+            if tokens[line] != self._embed_id:
+                row.written.append(tokens[line])
+                steps.append(Step(row.handle, token=tokens[line]))
+                continue
+            embedding = torch.nn.functional.normalize(state_BD[line].float(), dim=-1).cpu().numpy()
+            end = ended[line] if ended[line] >= 0 else None
+            done = Generation(row.written, np.asarray(embedding, dtype=np.float32), bool(forced[line]), end)
+            steps.append(Step(row.handle, done=done))
+            leaving.append(line)
+        if prompts is not None and joined_BD is not None:
+            self._admit(joining, prompts[0], joined_BD)
+        self._remove(leaving)
+        return steps
+
+    @torch.inference_mode()
+    def leave(self, handles: Sequence[int]) -> None:
+        """Give up these rows; handles of rows that have ended are ignored."""
+        gone = set(handles)
+        self._joining = [one for one in self._joining if one[0] not in gone]
+        self._remove([line for line, row in enumerate(self._rows) if row.handle in gone])
+
+    def _feed(self, next_B: Tensor, prompts: tuple[Any, Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """One token a row, and `prompts` in the same pass: the states (B, D) behind each."""
+        rows, columns, joined_BD = self._rows, self._columns, None
+        position_B1 = torch.tensor([[row.length(columns)] for row in rows], device=self._device)
+        mask_BT = None
+        if any(row.begin > row.start for row in rows):
+            column_T = torch.arange(columns + 1, device=self._device)
+            start_B1, begin_B1 = torch.tensor([[[r.start], [r.begin]] for r in rows], device=self._device).unbind(1)
+            mask_BT = ((column_T < start_B1) | (column_T >= begin_B1)).long()
+        if _in_place(self._session):
+            self._session.length = columns
+            if prompts is not None:
+                session, ids_BL, position_BL, last_B = prompts
+                beside = Part(session, ids_BL, position_BL, None, last_B)
+                own = Part(self._session, next_B[:, None], position_B1, mask_BT)
+                state_BD, joined_BD = _together(self._session)([own, beside])
+            else:
+                state_BD = self._session.feed(next_B[:, None], position_B1, mask_BT, None)
+        else:
+            size = len(rows)
+            pairs = [(keys[:size, :, :columns], values[:size, :, :columns]) for keys, values in self._held]
+            session = self._open_session(pairs, size, 1)
+            state_BD = session.feed(next_B[:, None], position_B1, mask_BT, None)
+            for (keys, values), (new_keys, new_values) in zip(self._held, _cached(session), strict=True):
+                keys[:size, :, columns] = new_keys[:, :, columns]
+                values[:size, :, columns] = new_values[:, :, columns]
+        self._columns += 1
+        return state_BD, joined_BD
+
+    def _reserve(self, like: Prefix, rows: int, columns: int) -> None:
+        """Room for so many rows and columns, of the shape and kind of `like`."""
+        have_rows, have_columns = (self._held[0][0].shape[0], self._held[0][0].shape[2]) if self._held else (0, 0)
+        if rows > have_rows or columns > have_columns:
+            more_rows = have_rows if rows <= have_rows else 1 << (rows - 1).bit_length()
+            more_columns = have_columns if columns <= have_columns else -(-columns // COLUMNS) * COLUMNS + COLUMNS
+            size, end, begins = len(self._rows), self._columns, self._begins
+            # What is masked must be finite: 0 times what lay there could be NaN.
+            shapes = [(more_rows, part.shape[1], more_columns, part.shape[3]) for pair in like for part in pair]
+            if len(set(shapes)) == 1:  # one piece of memory, so that a row of all layers is moved at once
+                parts = [like[0][0].new_zeros(len(shapes), *shapes[0])]
+                flat = list(parts[0])
+            else:
+                parts = flat = [like[0][0].new_zeros(shape) for shape in shapes]
+            for index, part in enumerate(flat):
+                if begins:
+                    begin = begins[index // 2][index % 2]
+                    part[:, :, : begin.shape[2]] = begin
+                if self._held and size:
+                    part[:size, :, :end] = self._held[index // 2][index % 2][:size, :, :end]
+            self._parts, self._held = parts, list(zip(flat[::2], flat[1::2], strict=True))
+            self._lent = None
+        self._lend(rows)
+
+    def _lend(self, rows: int) -> None:
+        """Let the session read and write the first `rows` slots, where its kind can."""
+        if self._lent != rows and _in_place(self._session):
+            self._session.keys = [keys[:rows] for keys, _ in self._held]
+            self._session.values = [values[:rows] for _, values in self._held]
+            self._lent = rows
+
+    def _align(self, columns: int) -> None:
+        """Close all gaps, and go on at column `columns`, which no row's length is over."""
+        for line, row in enumerate(self._rows):
+            length = row.length(self._columns)
+            if row.begin > row.start and row.begin < self._columns:
+                for part in self._parts:
+                    moved = part[..., line, :, row.begin : self._columns, :].clone()
+                    part[..., line, :, row.start : length, :] = moved
+            row.start, row.begin = length, columns
+        self._columns = columns
+
+    def _remove(self, leaving: Sequence[int]) -> None:
+        """These lines leave; the last lines move into their slots."""
+        if len(leaving) == len(self._rows):
+            self._empty()
+            if not _in_place(self._session) or (self._held and len(self._held[0][0]) > KEPT):
+                self._held, self._parts = [], []
+            return
+        if leaving:
+            assert self._state_BD is not None
+            gone, size = set(leaving), len(self._rows) - len(leaving)
+            own = slice(len(self.prefix) if self._begins else 0, self._columns)  # all begin with the prefix
+            movers = iter(line for line in range(size, len(self._rows)) if line not in gone)
+            order = [line if line not in gone else next(movers) for line in range(size)]
+            for line, source in enumerate(order):
+                if line != source:
+                    for part in self._parts:
+                        part[..., line, :, own, :] = part[..., source, :, own, :]
+            self._rows = [self._rows[line] for line in order]
+            self._state_BD = self._state_BD[torch.tensor(order, device=self._device)]
+            self._lend(size)
+        longest = max(row.length(self._columns) for row in self._rows)
+        if self._columns - longest > MAX_GAP:
+            self._align(longest)
+
+
+def _together(session: Any) -> Any:
+    """What feeds several sessions of this kind in one pass (see `feed_together`); None if nothing does."""
+    return feed_together if type(session) is LlamaSession else getattr(session, "feed_together", None)
+
+
+def _same(a: Prefix, b: Prefix) -> bool:
+    """Whether two prefixes of the same tokens are of the same weights: the last layer tells of all before it."""
+    return bool(a) and bool(b) and all(torch.equal(one, other) for one, other in zip(a[-1], b[-1], strict=True))
+
+
+def _in_place(session: Any) -> bool:
+    """Whether the session keeps `keys` and `values` (a (B, K, T, E) tensor for each layer) and `length` as its own."""
+    return isinstance(getattr(session, "keys", None), list)
+
+
+def _cached(session: Any) -> Prefix:
+    """A session's keys and values of all rows: (B, K, T, E), a pair for each layer."""
+    if _in_place(session):
+        end = session.length
+        return [(k[:, :, :end], v[:, :, :end]) for k, v in zip(session.keys, session.values, strict=True)]
+    return [(layer.keys, layer.values) for layer in session.cache.layers]

@@ -1,0 +1,169 @@
+"""The engine for CPUs: `TorchEngine`'s batching and stopping, with int8 products in the forward pass.
+
+Weights are rounded once (a scale for each output), activations as they come (a scale for each token), so a result does
+not depend on its batch, as with every engine. The prefix that all texts share is computed once, in floats. Why these
+products and no other runtime's is measured in docs/engines.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_r3.errors import InputError
+from search_r3.model.engines.int8 import elementwise_kernels
+from search_r3.model.engines.int8.calibration import Sample
+from search_r3.model.engines.int8.int8_forward import Int8Model, Int8Session
+from search_r3.model.engines.int8.int8_weights import check_processor, load_or_make, merged_layers, quantise_model
+from search_r3.model.engines.llama_forward import LlamaSession, Prefix, Session
+from search_r3.model.engines.torch_engine import TorchEngine, _by_length
+
+TOKENS_A_PASS = 1024
+"""A pass of one thread holds at most this many tokens."""
+TOKENS_A_THREAD = 128
+"""Documents of fewer tokens than this for each thread are not worth a second one."""
+GOLDEN_DISTANCE = 0.01
+"""How far an embedding may be from float32's (cosine distance): a checkpoint's golden vectors are held to it."""
+
+
+class Int8Engine(TorchEngine):
+    """Runs `model`'s int8 twin on the CPU.
+
+    Args:
+        model: a float32 causal LM of the Llama family. If its weights change between calls, they are rounded again.
+        embed_id, stop_ids, vocabulary: see `TorchEngine`.
+        contract_hash: whose weights these are; files of another contract are not taken.
+        samples: gives what the weights are rounded for (see `calibration`), whenever they are.
+        places: files that may hold the int8 matrices (an export's).
+        cache_dir: the folder where they are kept once they are made; None keeps them nowhere.
+
+    Raises:
+        InputError: another architecture, dtype or device, no numba, or a processor without int8 products.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        embed_id: int,
+        stop_ids: Sequence[int],
+        vocabulary: int,
+        contract_hash: str,
+        cache_dir: Path | None,
+        samples: Callable[[], Sequence[Sample]] = tuple,
+        places: Iterable[Path] = (),
+    ) -> None:
+        check_processor()
+        try:
+            elementwise_kernels.compile_rows()
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"engine int8 needs the package {error.name}: pip install 'search-r3[int8]', or use engine torch"
+            ) from error
+        if model.device.type != "cpu" or model.dtype != torch.float32:
+            raise InputError(
+                f"engine int8 takes float32 weights on a cpu, not {str(model.dtype).removeprefix('torch.')} on "
+                f"{model.device}; leave device and dtype away, or use engine torch"
+            )
+        super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocabulary=vocabulary)
+        self._float_head = self.head
+        self._samples = samples
+        self._merge()
+        cache = cache_dir / f"{contract_hash}.safetensors" if cache_dir is not None else None
+        self._pack(load_or_make(self._round, contract_hash, places, cache))
+        self.head = lambda state_BD: self._packed.logits(state_BD)
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_lock = threading.Lock()
+
+    def embed(
+        self,
+        prefix: Sequence[int],
+        rows: list[list[int]],
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """See `Engine.embed`. Batches are run side by side, a thread each: that uses all cores all the time."""
+        threads = _cores()
+        tokens = sum(len(row) for row in rows)
+        wanted = min(threads, len(rows), tokens // TOKENS_A_THREAD)
+        if wanted < 2:
+            return super().embed(prefix, rows, batch_size, progress)
+        share = -(-tokens // wanted)
+        batches = list(_by_length(rows, min(batch_size, -(-len(rows) // wanted)), min(TOKENS_A_PASS, share)))
+        out = np.empty((len(rows), self.dimension), dtype=np.float32)
+        with torch.inference_mode():
+            self._start(prefix, 0, 0)  # the prefix is computed once, and not by all threads
+
+        def one(chosen: list[int]) -> int:
+            out[chosen] = TorchEngine.embed(self, prefix, [rows[i] for i in chosen], len(chosen))
+            return len(chosen)
+
+        running = [self._threads(threads).submit(one, chosen) for chosen in batches]
+        try:
+            for future in running:
+                done = future.result()
+                if progress:
+                    progress(done)
+        finally:
+            for future in running:
+                future.cancel()
+        return out
+
+    def _session(self, prefix: Prefix, size: int, room: int, fine: bool = False) -> Session:
+        return Int8Session(self.backbone, self._packed, prefix, size, room, fine)
+
+    def _prefix_session(self, room: int) -> Session:
+        """In floats: every text's error would begin with the prefix's, and the largest activations are its own."""
+        assert self._layers is not None
+        return LlamaSession(self.backbone, self._layers, [], 1, room)
+
+    def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
+        with self._lock:
+            if self._weights_now() != self._weights:  # trained since they were rounded
+                self._prefixes.clear()
+                self._merge()
+                self._pack(self._round())
+        return super()._start(prefix, size, room, fine)
+
+    def _merge(self) -> None:
+        self._layers = merged_layers(self.model)
+        self._weights = self._weights_now()
+
+    def _round(self) -> dict[str, Tensor]:
+        assert self._layers is not None
+        return quantise_model(self.model, self._layers, self._float_head.weight.detach(), self._samples())
+
+    def _pack(self, tensors: dict[str, Tensor]) -> None:
+        assert self._layers is not None
+        config = self.backbone.config.get_text_config()
+        self._packed = Int8Model.of(self._layers, tensors, self._float_head.weight.detach(), config)
+
+    def _weights_now(self) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), p._version) for p in self.model.parameters()]
+
+    def _threads(self, count: int) -> ThreadPoolExecutor:
+        """Threads in each of which torch uses one core."""
+        with self._pool_lock:
+            if self._pool is None:
+                before, started = torch.get_num_threads(), threading.Barrier(count)
+                pool = ThreadPoolExecutor(count, "int8", _take_one_core)
+                list(pool.map(lambda _: started.wait(), range(count)))
+                torch.set_num_threads(before)  # for the threads that others begin
+                self._pool = pool
+            return self._pool
+
+
+def _cores() -> int:
+    return torch.get_num_threads()
+
+
+def _take_one_core() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes the number over at its first question, and keeps it

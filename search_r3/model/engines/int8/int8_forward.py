@@ -1,0 +1,290 @@
+"""The Llama family's forward pass with int8 products: a session, as `sessions.LlamaSession` is one in floats.
+
+Between two products a row is scaled, added and rounded in one pass (`int8_rows`). All else stays float32: what is added
+up, keys, values and attention, which is no faster in bfloat16 and would round a text otherwise in another batch.
+
+Letters in shapes: B rows, L new tokens, N tokens of all rows (B * L), T tokens in the cache, D dimension, C columns of
+queries, keys and values, H heads, K key-value heads, G = H / K, E dimension of a head, F width of the MLP, Q queries of
+one key-value head (G * L).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from search_r3.model.engines.chunked_prefill import Part
+from search_r3.model.engines.int8 import elementwise_kernels
+from search_r3.model.engines.int8.decode_step import SHORTLIST, Decoder, Matrices, Rows, prepared
+from search_r3.model.engines.int8.int8_weights import MATRICES, Int8Matrix
+from search_r3.model.engines.llama_forward import Layer, LlamaCache, Prefix
+
+ROWS_A_BLOCK = 128
+"""The MLP takes so many tokens at a time: what lies between its products (12 kB a token in SmolLM2) stays in L2."""
+NOTHING = np.empty(0, dtype=np.float32)
+
+
+@dataclass
+class Int8Layer:
+    """One decoder layer: matrices in int8, the rest as float32 arrays; an empty bias is none."""
+
+    qkv: Int8Matrix
+    out: Int8Matrix
+    gate_up: Int8Matrix
+    down: Int8Matrix
+    qkv_bias: np.ndarray
+    out_bias: np.ndarray
+    norm_attention: np.ndarray
+    norm_mlp: np.ndarray
+
+
+@dataclass
+class Int8Model:
+    """All layers, and the head; and what decodes a few rows on machines that can."""
+
+    layers: list[Int8Layer]
+    head: Int8Matrix
+    float_head_VD: Tensor
+    decoder: Decoder | None
+
+    @classmethod
+    def of(cls, layers: list[Layer], tensors: dict[str, Tensor], float_head_VD: Tensor, config: Any) -> Int8Model:
+        """Pack `int8_weights.quantise_model`'s matrices; biases and norms are `layers`', `config` is the decoder's."""
+        packed = []
+        for index, layer in enumerate(layers):
+            names = {name: f"{index}.{name}" for name in MATRICES}
+            packed.append(
+                Int8Layer(
+                    **{name: Int8Matrix.of(tensors[key], tensors[f"{key} scale"]) for name, key in names.items()},
+                    qkv_bias=_array(layer.qkv_bias),
+                    out_bias=_array(layer.out_bias),
+                    norm_attention=_array(layer.norm_attention / tensors.get(f"{index}.qkv divisor", 1)),
+                    norm_mlp=_array(layer.norm_mlp / tensors.get(f"{index}.gate_up divisor", 1)),
+                )
+            )
+        head = Int8Matrix.of(tensors["head"], tensors["head scale"])
+        return cls(packed, head, float_head_VD, _decoder(layers, tensors, config))
+
+    def logits(self, state_BD: Tensor) -> Tensor:
+        """float32 (B, vocabulary); the `SHORTLIST` largest are the float head's own, so that the best token is its."""
+        state_BD = state_BD.float().contiguous()
+        if self.decoder is not None and len(state_BD) <= self.decoder.few:
+            logits_BV, best_BS = self.decoder.logits(state_BD)
+        else:
+            q_BD, scale_B = _room(*state_BD.shape)
+            elementwise_kernels.quantise(state_BD.numpy(), q_BD.numpy(), scale_B.numpy())
+            logits_BV = self.head(q_BD).mul_(scale_B[:, None])
+            best_BS = logits_BV.topk(min(SHORTLIST, logits_BV.shape[1])).indices
+        exact_BS = (self.float_head_VD[best_BS] @ state_BD[:, :, None])[:, :, 0]
+        return logits_BV.scatter_(1, best_BS, exact_BS)
+
+
+class Int8Session(LlamaCache):
+    """A batch under way.
+
+    Args:
+        backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
+        model: what it computes with.
+        prefix, size, room: see `LlamaCache`.
+        fine: round no input of a product but attention's output to int8 alone; a few tokens are then `int8_decode`'s.
+    """
+
+    def __init__(
+        self, backbone: Any, model: Int8Model, prefix: Prefix, size: int, room: int, fine: bool = False
+    ) -> None:
+        layers = model.layers
+        head_dim = layers[0].out.inputs // backbone.config.get_text_config().num_attention_heads
+        super().__init__(backbone, len(layers), head_dim, torch.empty(0), prefix, size, room)
+        self.layers, self.decoder, self.fine = layers, model.decoder, fine
+
+    def feed(
+        self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
+    ) -> Tensor:
+        """See `Session.feed`."""
+        size, new = ids_BL.shape
+        if self.fine and self.decoder is not None and self.decoder.takes(ids_BL.numel(), new):
+            return self._decode([Part(self, ids_BL, position_BL, mask_BT, last_B)])[0]
+        x_ND = self.backbone.embed_tokens(ids_BL).float().flatten(0, 1)
+        cos_NE, sin_NE = (part.numpy() for part in self._turn(x_ND, position_BL))
+        mask_BQT = self._additive(self._mask(new, mask_BT, x_ND.device))
+        eps = np.float32(self.eps)
+        # The stream begins at zero, and the embeddings are what is added first.
+        y_ND, x_ND, scale_N, bias = x_ND, torch.zeros_like(x_ND), torch.ones(len(x_ND)), NOTHING
+        (q_ND, q_scale_N), fine_ND = _room(*x_ND.shape), self._fine(x_ND.shape)
+        for index, layer in enumerate(self.layers):
+            elementwise_kernels.add_norm_quantise(
+                x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), bias, layer.norm_attention, eps, q_ND.numpy(),
+                fine_ND.numpy(), q_scale_N.numpy(),
+            )  # fmt: skip
+            y_NC = layer.qkv(q_ND)
+            if self.fine:
+                y_NC.add_(layer.qkv(fine_ND), alpha=1 / elementwise_kernels.FINE)
+            query_BKGLE = torch.empty(size, self.heads, self.groups, new, self.head_dim)
+            elementwise_kernels.rotate(
+                y_NC.numpy(), q_scale_N.numpy(), layer.qkv_bias, cos_NE, sin_NE, query_BKGLE.numpy(),
+                self.keys[index].numpy(), self.values[index].numpy(), self.length,
+            )  # fmt: skip
+            picked_B = None
+            if index == len(self.layers) - 1 and new > 1:  # keys and values are of all tokens, the rest of one a row
+                picked_B = torch.full((size,), new - 1) if last_B is None else last_B
+                x_ND = x_ND.view(size, new, -1)[torch.arange(size), picked_B]
+                q_ND, q_scale_N = _room(*x_ND.shape)
+            attended_BQKE = self._attend(index, query_BKGLE, mask_BQT, picked_B)
+            wide_ND = q_ND if layer.out.inputs == q_ND.shape[1] else _room(len(q_ND), layer.out.inputs)[0]
+            scale_N = q_scale_N
+            elementwise_kernels.quantise_heads(attended_BQKE.numpy(), wide_ND.numpy(), scale_N.numpy())
+            y_ND = layer.out(wide_ND)
+            q_scale_N = torch.empty_like(scale_N)
+            elementwise_kernels.add_norm_quantise(
+                x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), layer.out_bias, layer.norm_mlp, eps, q_ND.numpy(),
+                fine_ND[: len(q_ND)].numpy(), q_scale_N.numpy(),
+            )  # fmt: skip
+            y_ND, scale_N = self._mlp(layer, q_ND, fine_ND, q_scale_N)
+        self.length += new
+        x_ND.addcmul_(y_ND, scale_N[:, None])
+        return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
+
+    def feed_together(self, parts: Sequence[Part]) -> list[Tensor]:
+        """See `mixed.feed_together`: in one pass where the tokens are few."""
+        tokens, longest = sum(part.ids_BL.numel() for part in parts), max(part.ids_BL.shape[1] for part in parts)
+        if self.fine and self.decoder is not None and self.decoder.takes(tokens, longest):
+            return self._decode(parts)
+        return [part.session.feed(part.ids_BL, part.position_BL, part.mask_BT, part.last_B) for part in parts]
+
+    def _decode(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Each part's states (B, D), of sessions of this one's model; in passes of at most `few` tokens."""
+        assert self.decoder is not None
+        found: list[Tensor] = []
+        waiting: list[tuple[Part, slice]] = []
+        tokens = 0
+        for part in parts:
+            size, new = part.ids_BL.shape
+            for first in range(0, size, step := max(1, self.decoder.few // new)):
+                rows = slice(first, min(first + step, size))
+                more = (rows.stop - first) * new
+                if waiting and tokens + more > self.decoder.few:
+                    found.append(self._pass(waiting))
+                    waiting, tokens = [], 0
+                waiting.append((part, rows))
+                tokens += more
+        found.append(self._pass(waiting))
+        for part in parts:
+            part.session.length += part.ids_BL.shape[1]
+        return list(torch.cat(found).split([len(part.ids_BL) for part in parts]))
+
+    def _pass(self, pieces: Sequence[tuple[Part, slice]]) -> Tensor:
+        """The states (B, D) of some rows of each part, B of them in all, by one pass."""
+        assert self.decoder is not None
+        ids = [part.ids_BL[rows] for part, rows in pieces]
+        x_ND = self.backbone.embed_tokens(torch.cat([one.flatten() for one in ids])).float()
+        cos_NE, sin_NE = self._turn(x_ND, torch.cat([part.position_BL[rows].flatten() for part, rows in pieces])[None])
+        caches = []
+        for part, rows in pieces:
+            session, new = part.session, part.ids_BL.shape[1]
+            seen_BT = None if part.mask_BT is None else part.mask_BT[rows].to(torch.uint8)
+            keys, values = ([one[rows] for one in of] for of in (session.keys, session.values))
+            caches.append(Rows(keys, values, session.length, new, session.shared, seen_BT))
+        self.decoder.step(x_ND, cos_NE, sin_NE, caches)
+        picked = []
+        for (part, rows), own, x in zip(pieces, ids, x_ND.split([one.numel() for one in ids]), strict=True):
+            x_BLD = x.unflatten(0, own.shape)
+            picked.append(x_BLD[:, -1] if part.last_B is None else x_BLD[torch.arange(len(x_BLD)), part.last_B[rows]])
+        state_BD = torch.cat(picked)
+        return functional.rms_norm(state_BD, state_BD.shape[-1:], self.backbone.norm.weight.float(), self.eps)
+
+    def _turn(self, x_ND: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (N, E) of the positions' rotation, contiguous."""
+        cos_BLE, sin_BLE = self.backbone.rotary_emb(x_ND, position_BL)
+        cos_NE, sin_NE = (part.float().reshape(-1, self.head_dim).contiguous() for part in (cos_BLE, sin_BLE))
+        return cos_NE, sin_NE
+
+    def _attend(self, index: int, query_BKGLE: Tensor, mask_BQT: Tensor | None, picked_B: Tensor | None) -> Tensor:
+        """Attention over the cache, the new tokens included, by all of them or by one a row: float32 (B, Q, K, E)."""
+        size, _, groups, new, _ = query_BKGLE.shape
+        end = self.length + new
+        if picked_B is not None:
+            rows_B = torch.arange(size)
+            query_BKGLE = query_BKGLE[rows_B, :, :, picked_B]
+            if mask_BQT is not None:
+                mask_BGLT = mask_BQT.view(len(mask_BQT), groups, new, -1).expand(size, -1, -1, -1)
+                mask_BQT = mask_BGLT[rows_B, :, picked_B][:, None]
+            new = 1
+        # The G heads that share keys become G * L queries of one head: nothing is repeated.
+        attended_BKQE = functional.scaled_dot_product_attention(
+            query_BKGLE.view(size, self.heads, groups * new, self.head_dim),
+            self.keys[index][:, :, :end],
+            self.values[index][:, :, :end],
+            attn_mask=mask_BQT,
+        )
+        return attended_BKQE.transpose(1, 2).contiguous()
+
+    def _mlp(self, layer: Int8Layer, q_ND: Tensor, fine_ND: Tensor, scale_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The MLP's output (N, D) in steps, and what a row's step is worth (N,)."""
+        q_NF, q_scale_N = _room(len(q_ND), layer.down.inputs)
+        fine_NF = self._fine(q_NF.shape)
+        for start in range(0, len(q_ND), ROWS_A_BLOCK):
+            block = slice(start, start + ROWS_A_BLOCK)
+            y_N2F = layer.gate_up(q_ND[block])
+            if self.fine:
+                y_N2F.add_(layer.gate_up(fine_ND[block][: len(y_N2F)]), alpha=1 / elementwise_kernels.FINE)
+            elementwise_kernels.gate_quantise(
+                y_N2F.numpy(), scale_N[block].numpy(), q_NF[block].numpy(), fine_NF[block].numpy(),
+                q_scale_N[block].numpy(),
+            )  # fmt: skip
+        y_ND = layer.down(q_NF)
+        if self.fine:
+            y_ND.add_(layer.down(fine_NF), alpha=1 / elementwise_kernels.FINE)
+        return y_ND, q_scale_N
+
+    def _fine(self, shape: Sequence[int]) -> Tensor:
+        """Room for what int8 inputs leave; empty where that is not looked at."""
+        return torch.empty(tuple(shape) if self.fine else (0, shape[-1]), dtype=torch.int8)
+
+    def _additive(self, mask_BLT: Tensor | None) -> Tensor | None:
+        """The mask as it is added to attention's scores, once for all layers: float32 (1 or B, 1, Q, T)."""
+        if mask_BLT is None:
+            return None
+        added_BLT = torch.zeros(mask_BLT.shape).masked_fill_(~mask_BLT, float("-inf"))
+        return added_BLT.repeat(1, self.groups, 1)[:, None]
+
+
+def _decoder(layers: list[Layer], tensors: dict[str, Tensor], config: Any) -> Decoder | None:
+    """The decoder of a few rows; None where it does not run. Its matrices are the finer ones, where there are such."""
+    none = [NOTHING] * len(layers)
+    biases = {
+        "qkv": [_array(layer.qkv_bias) for layer in layers],
+        "out": [_array(layer.out_bias) for layer in layers],
+    }
+    matrices = {}
+    for name in MATRICES:
+        keys = [f"{index}.{name}" for index in range(len(layers))]
+        keys = [f"{key} fine" if f"{key} fine" in tensors else key for key in keys]
+        matrices[name] = Matrices.of(
+            [tensors[key] for key in keys], [tensors[f"{key} scale"] for key in keys], biases.get(name, none)
+        )
+    matrices["head"] = Matrices.of([tensors["head"]], [tensors["head scale"]], [NOTHING])
+    ready = prepared(matrices)
+    if ready is None:
+        return None
+    return Decoder(
+        **ready,
+        norm_attention=np.stack([_array(layer.norm_attention) for layer in layers]),
+        norm_mlp=np.stack([_array(layer.norm_mlp) for layer in layers]),
+        heads=config.num_key_value_heads,
+        eps=config.rms_norm_eps,
+    )
+
+
+def _room(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Room for int8 rows and their scales."""
+    return torch.empty(rows, width, dtype=torch.int8), torch.empty(rows)
+
+
+def _array(tensor: Tensor | None) -> np.ndarray:
+    return NOTHING if tensor is None else tensor.detach().float().contiguous().numpy()

@@ -1,0 +1,219 @@
+"""The engine for a GPU with vLLM: tokens come from vLLM (paged attention, its own continuous batching), embeddings from
+one prefill by `TorchEngine`.
+
+Why not from vLLM's pooling runner: a `vllm.LLM` either generates or pools (its `runner`), so that would be a second
+vLLM with its weights, its memory and its kernels. The torch model has to be there anyway (the adapter is merged into it
+and the contract checked on it), and its prefill keeps documents, direct queries and golden vectors the reference's own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path
+from search_r3.model import checkpoint as checkpoints
+from search_r3.model.checkpoint import Checkpoint
+from search_r3.model.engines.base import Generation
+from search_r3.model.engines.continuous_batching import Step
+from search_r3.model.engines.torch_engine import TorchEngine
+from search_r3.model.engines.vllm.vllm_generation import (
+    Row,
+    VllmWriter,
+    check_device,
+    continue_rows,
+    embed_rows,
+    import_vllm,
+)
+
+MEMORY_VARIABLE = "SEARCH_R3_VLLM_MEMORY"
+GPU_MEMORY = 0.5
+"""The share of the GPU's memory that vLLM may take, unless the variable says another; the torch model needs some."""
+
+
+class VllmEngine(TorchEngine):
+    """`TorchEngine` whose tokens are vLLM's. The weights must not change: vLLM has a copy.
+
+    Args:
+        model: the merged causal LM, on the device that vLLM runs on.
+        embed_id, stop_ids, vocabulary: see `TorchEngine`.
+        folder: the same model, as vLLM reads it.
+        vllm: the package, or what stands in for it.
+
+    Raises:
+        InputError: the model is not where vLLM runs, vLLM does not start on it, or the variable makes no sense.
+    """
+
+    def __init__(
+        self, model: Any, *, embed_id: int, stop_ids: Sequence[int], vocabulary: int, folder: Path, vllm: Any
+    ) -> None:
+        super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocabulary=vocabulary)
+        self.writer = VllmWriter(
+            folder,
+            vllm,
+            dtype=str(model.dtype).removeprefix("torch."),
+            embed_id=embed_id,
+            stop_ids=stop_ids,
+            padding=range(vocabulary, self.head.weight.shape[0]),
+            gpu_memory=_gpu_memory(),
+        )
+        self._generating = threading.Lock()
+
+    def generate(
+        self,
+        prefix: Sequence[int],
+        rows: list[list[int]],
+        *,
+        max_new_tokens: int | Sequence[int] = 32,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+        samples: int = 1,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[Generation]:
+        """See `Engine.generate`. vLLM decides what is written side by side; `batch_size` is the embeddings'.
+
+        A sample is decided by its seed, or by `seed` and its place, as far as vLLM's kernels are.
+
+        Raises:
+            InputError: vLLM refuses a row (too long for the model) or the temperature (over 2).
+        """
+        with self._generating:
+            return continue_rows(
+                self.writer,
+                self.embed,
+                prefix,
+                rows,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                batch_size=batch_size,
+                progress=progress,
+                samples=samples,
+                on_token=on_token,
+            )
+
+    def slots(self, prefix: Sequence[int]) -> Any:
+        """Rows behind `prefix` that join and leave when they like, in vLLM's own scheduler: `VllmSlots`."""
+        return VllmSlots(self, prefix)
+
+
+class VllmSlots:
+    """What `search_r3.model.engines.continuous_batching.Slots` is to the torch engine. Greedy; one thread at a time."""
+
+    def __init__(self, engine: VllmEngine, prefix: Sequence[int]) -> None:
+        self.prefix = tuple(prefix)
+        self._engine = engine
+        self._rows: dict[int, tuple[list[int], Row]] = {}  # by handle: the prompt, and what is written behind it
+        self._told: dict[int, int] = {}  # tokens of it that a step has given out
+        self._handles = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def join(self, rows: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
+        """See `Slots.join`."""
+        writer = self._engine.writer
+        added: list[Row] = []
+        try:
+            for row, budget in zip(rows, budgets, strict=True):
+                added.append(writer.add([*self.prefix, *row], budget))
+        except BaseException:
+            writer.drop(added)
+            raise
+        handles = list(range(self._handles, self._handles + len(added)))
+        self._handles += len(added)
+        for handle, row, one in zip(handles, rows, added, strict=True):
+            self._rows[handle], self._told[handle] = (list(row), one), 0
+        return handles
+
+    def step(self) -> list[Step]:
+        """See `Slots.step`. Nothing, while vLLM reads a long prompt."""
+        if not self._rows:
+            return []
+        if not any(self._news(handle) for handle in self._rows):  # another's step may have brought some
+            self._engine.writer.step()
+        moved = [handle for handle in self._rows if self._news(handle)]
+        over = [handle for handle in moved if self._rows[handle][1].over]
+        prompts, written = [self._rows[handle][0] for handle in over], [self._rows[handle][1] for handle in over]
+        generations = embed_rows(
+            self._engine.writer, self._engine.embed, self.prefix, prompts, written, max(1, len(over))
+        )
+        steps = []
+        for handle in moved:
+            row = self._rows[handle][1]
+            steps += [Step(handle, token=token) for token in row.token_ids[self._told[handle] :]]
+            self._told[handle] = len(row.token_ids)
+        for handle, done in zip(over, generations, strict=True):
+            steps.append(Step(handle, done=done))
+            del self._rows[handle], self._told[handle]
+        return steps
+
+    def leave(self, handles: Sequence[int]) -> None:
+        """See `Slots.leave`."""
+        known = [handle for handle in handles if handle in self._rows]
+        self._engine.writer.drop([self._rows[handle][1] for handle in known])
+        for handle in known:
+            del self._rows[handle], self._told[handle]
+
+    def clear(self) -> None:
+        """Let go of all rows."""
+        self.leave(list(self._rows))
+
+    def _news(self, handle: int) -> bool:
+        row = self._rows[handle][1]
+        return row.over or len(row.token_ids) > self._told[handle]
+
+
+def open_vllm(checkpoint: Checkpoint, cache: Path, **common: Any) -> VllmEngine:
+    """The engine on a loaded checkpoint; `cache` is the folder for merged weights, `common` what all engines take.
+
+    Raises:
+        InputError: vLLM is not installed, finds no GPU, or cannot run this model.
+    """
+    vllm = import_vllm()
+    check_device(vllm, checkpoint.model.device)
+    return VllmEngine(checkpoint.model, **common, folder=merged_folder(checkpoint, cache), vllm=vllm)
+
+
+def merged_folder(checkpoint: Checkpoint, cache: Path) -> Path:
+    """A folder with the merged weights and the tokenizer, as vLLM reads them.
+
+    A merged checkpoint's own; else one in `cache`, made on first use. It is a merged checkpoint too, without golden
+    vectors: its record says whose weights they are and their SHA-256, and one that is damaged is made again.
+    """
+    record = checkpoints.read_record(checkpoint.path)
+    if record is not None and record["kind"] == "merged":
+        return checkpoint.path
+    contract = checkpoint.contract
+    folder = cache / f"{contract.hash}-{str(checkpoint.model.dtype).removeprefix('torch.')}"
+    try:
+        kept = checkpoints.read_record(folder)
+        whole = kept is not None and kept.get("contract_hash") == contract.hash
+        if whole and kept is not None and checkpoints.weights_sha256(folder) == kept.get("weights"):
+            return folder
+    except InputError:  # damaged
+        pass
+    with atomic_path(folder) as scratch:
+        scratch.mkdir()
+        checkpoint.model.save_pretrained(str(scratch))
+        checkpoint.tokenizer.save_pretrained(str(scratch))
+        weights = checkpoints.weights_sha256(scratch)
+        checkpoints.write_record(scratch, "merged", contract, name=checkpoint.name, weights=weights)
+    return folder
+
+
+def _gpu_memory() -> float:
+    said = os.environ.get(MEMORY_VARIABLE, str(GPU_MEMORY))
+    try:
+        share = float(said)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InputError(f"{MEMORY_VARIABLE} is {said!r}; give the share of the GPU's memory for vLLM, such as 0.5")
+    return share

@@ -1,0 +1,139 @@
+"""Which models have a name here, what they are, and which one a command takes when the user names none."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.model.checkpoint import ADAPTER_FILE, load_base, read_record
+from search_r3.model.resolve import BUNDLED, NO_ADAPTERS, adapters_dir, known_names
+
+BASE = "smollm2-135m"
+STAGES = ("sft", "grpo")
+"""Suffixes of adapters' names, in the order in which they are trained."""
+OK_DISTANCE = {"float32": 1e-4, "bfloat16": 5e-3, "int8": 1e-2}
+"""How far a golden vector may be from the stored one (cosine distance): rounding, and nothing more."""
+
+
+def newest_adapter() -> str | None:
+    """The adapter in `models/` of the latest training stage, or None if there is none."""
+    names = [name for name in known_names() if name not in BUNDLED]
+
+    def stage(name: str) -> int:
+        return next((i for i, suffix in enumerate(STAGES) if name.endswith(f"-{suffix}")), -1)
+
+    return max(names, key=stage) if names else None
+
+
+def default_model() -> str:
+    """What a command uses when no model is named: the newest adapter, else the untrained base, with a warning."""
+    found = newest_adapter()
+    if found is None:
+        warnings.warn(
+            f"no model is named and there is no trained adapter here, so the untrained base {BASE} is used, whose "
+            f"embeddings find little: name a trained one ({NO_ADAPTERS})",
+            stacklevel=2,
+        )
+    return found or BASE
+
+
+def model_of_index(name: str, source: str, index: Path | str) -> str:
+    """What to load for an index that was made with the model called `name`, loaded from `source`.
+
+    Raises:
+        InputError: it is not to be found where it was, so the user must say where it is.
+    """
+    for known in (source, name, name.removesuffix("-base")):
+        if known in known_names() or (known and Path(known).is_dir()) or known.count("/") == 1:
+            return known
+    raise InputError(f"{index} was made with {name}, which is no known name here; say where it is with --model FOLDER")
+
+
+def known_models() -> list[dict[str, Any]]:
+    """One record a name: kind ("base" or "adapter"), base, contract_hash, dimension, bytes, licence, installed.
+
+    A base that cannot be loaded has a `problem`, in one line, and neither contract_hash nor dimension (None).
+    """
+    return [_base(name) for name in sorted(BUNDLED)] + [
+        _adapter(adapters_dir() / name) for name in known_names() if name not in BUNDLED
+    ]
+
+
+def check_golden(name: str, device: str | None = None, dtype: str = "float32", engine: str = "auto") -> dict[str, Any]:
+    """Embed a checkpoint's golden texts again: name, contract_hash, distance from the stored vectors, limit, ok.
+
+    Raises:
+        InputError: an unknown or damaged model, or one without golden vectors.
+    """
+    from search_r3.model.searchr3 import SearchR3
+
+    model = SearchR3.from_pretrained(name, device=device, dtype=dtype, engine=engine)
+    distance = model.check_golden()
+    if distance is None:
+        raise InputError(f"{name} has no golden vectors to compare with; only trained checkpoints have them")
+    limit = OK_DISTANCE[model.dtype]
+    return {
+        "name": model.name,
+        "contract_hash": model.contract_hash,
+        "distance": distance,
+        "limit": limit,
+        "ok": distance <= limit,
+    }
+
+
+def as_table(records: list[dict[str, Any]]) -> str:
+    """The records as aligned columns of text."""
+    rows = [("NAME", "KIND", "SIZE", "LICENCE", "DIMENSION", "CONTRACT")]
+    for r in records:
+        if r["installed"]:
+            size = f"{r['bytes'] / 1e6:.1f} MB"
+            contract = f"cannot be loaded: {r['problem']}" if "problem" in r else r["contract_hash"][:12]
+            rows.append((r["name"], r["kind"], size, r["licence"], str(r["dimension"] or "-"), contract))
+        else:
+            rows.append((r["name"], r["kind"], "-", r["licence"], "-", f"not installed: {r['install']}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _base(name: str) -> dict[str, Any]:
+    bundled = BUNDLED[name]
+    record: dict[str, Any] = {"name": name, "kind": "base", "base": None, "licence": bundled.licence}
+    spec = importlib.util.find_spec(bundled.package)
+    if spec is None or spec.origin is None:
+        return record | {"installed": False, "install": bundled.install}
+    import torch
+
+    try:
+        contract = load_base(name, dtype=torch.float32).contract
+    except InputError as error:  # the list is of use without it
+        found: dict[str, Any] = {"dimension": None, "contract_hash": None, "problem": str(error)}
+    else:
+        found = {"dimension": contract.dimension, "contract_hash": contract.hash}
+    gguf = Path(spec.origin).parent / bundled.gguf
+    return record | {"installed": True, "bytes": gguf.stat().st_size if gguf.is_file() else 0} | found
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    record = read_record(folder)
+    assert record is not None  # known_names lists only folders that have one
+    file = folder / ADAPTER_FILE
+    if not file.is_file():
+        raise InputError(f"{file} is missing; fetch or train the adapter again, or remove its folder")
+    card = folder / "README.md"
+    declared = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    return {
+        "name": folder.name,
+        "kind": "adapter",
+        "base": record["contract"]["base"],
+        "licence": declared.group(1) if declared else "not stated",
+        "installed": True,
+        "bytes": file.stat().st_size,
+        "dimension": record["contract"].get("dimension"),
+        "contract_hash": record.get("contract_hash", ""),
+    }

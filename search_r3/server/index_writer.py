@@ -1,0 +1,241 @@
+"""The changes of a server's index: those that wait while one is committed go together into the next commit.
+
+A change is answered once it is committed. One that is wrong fails alone, also among others. Texts are embedded before
+that, in threads that do nothing else; commits and maintenance (files put together, old versions removed) come one after
+the other in a thread of their own, maintenance after the answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from search_r3.index.build import ONE_COMMIT
+from search_r3.index.compaction import KEEP_VERSIONS
+from search_r3.index.embed_ahead import Ahead, embed_ahead
+from search_r3.index.live_handle import IndexHandle, IndexUnavailable
+from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index, update_documents
+from search_r3.index.readers import SourceDocument
+from search_r3.index.storage import IndexBusy, Place, StorageError, explained
+from search_r3.index.table import ModelMismatch, SearchIndex
+from search_r3.server.batching.queued_encoder import QueuedEncoder
+from search_r3.server.logs import log
+
+WAIT_SECONDS = 10.0
+"""How long a change waits for another process that writes the same index."""
+TOGETHER = 1000
+"""Documents that go into one commit, at most, unless a single request has more."""
+
+
+@dataclass(eq=False)
+class Change:
+    """What one request changes: documents that are added, or replace those with their ids; or one that is deleted.
+
+    Attributes:
+        documents: to add; none for a deletion.
+        encoder: embeds them. Once it is cancelled nothing of the change is written, unless it is being so.
+        deleted: id of the document to delete.
+        vectors: of the documents' texts, once they are embedded.
+        chunks: that the documents have.
+        committing: whether its commit has begun.
+    """
+
+    documents: list[SourceDocument] = field(default_factory=list)
+    encoder: QueuedEncoder | None = None
+    deleted: str = ""
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    chunks: int = 0
+    committing: bool = False
+
+    @property
+    def ids(self) -> set[str]:
+        return {document.id for document in self.documents} or {self.deleted}
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of its work has begun."""
+        return self.committing or (self.encoder is not None and self.encoder.begun)
+
+
+Answer = int | Exception
+Waiting = tuple[Change, asyncio.Future[int]]
+"""A change, and the future that becomes its answer.
+
+No change holds its own: the error in it would hold itself, through the frames of its traceback, and all they know.
+"""
+
+
+class Writer:
+    """Commits changes in the order in which they are ready.
+
+    Args:
+        threads: changes whose documents are embedded side by side; the next one waits for a thread.
+        wait: seconds that a commit waits for another process that writes.
+    """
+
+    def __init__(self, threads: int, wait: float = WAIT_SECONDS) -> None:
+        self._embedding = ThreadPoolExecutor(threads, thread_name_prefix="embed")
+        self._committing = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._wait = wait
+        self._waiting: deque[Waiting] = deque()
+        self._working: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._embedding.shutdown(wait=False, cancel_futures=True)
+        self._committing.shutdown(wait=False, cancel_futures=True)
+
+    async def commit(self, index: IndexHandle, change: Change) -> int:
+        """Write `change`; returns the chunks of its documents, or those that the deleted document had.
+
+        If this call is cancelled before the commit begins, nothing is written.
+
+        Raises:
+            UnknownDocument: the document to delete is not there.
+            IndexUnavailable, ModelMismatch: the index is not there, or one of another model is in its place.
+            InputError: as `build_index` and `delete_documents`.
+        """
+        loop = asyncio.get_running_loop()
+        if change.documents:
+            await loop.run_in_executor(self._embedding, _embed, index, change)
+        done: asyncio.Future[int] = loop.create_future()
+        self._waiting.append((change, done))
+        self._begin(index)
+        try:
+            return await done
+        finally:
+            del done  # see `Waiting`
+
+    def _begin(self, index: IndexHandle, idle: bool = False) -> None:
+        if self._working is None or self._working.done():
+            self._working = asyncio.ensure_future(self._work(index, idle))
+
+    async def _work(self, index: IndexHandle, idle: bool) -> None:
+        with suppress(RuntimeError):  # the server is ending: the threads take nothing more, and nobody waits
+            await self._work_through(index, idle)
+
+    async def _work_through(self, index: IndexHandle, idle: bool) -> None:
+        """Commit what waits, and what comes meanwhile. `idle` begins with the maintenance for when nothing waits."""
+        loop = asyncio.get_running_loop()
+        if self._idle is not None:
+            self._idle.cancel()
+        if idle:
+            await loop.run_in_executor(self._committing, _maintain, index, True)
+        committed = False
+        while group := self._next():
+            committed = True
+            changes = [change for change, _ in group]
+            answers = await loop.run_in_executor(self._committing, self._commit, index, changes)
+            _answer(group, answers)
+            for held in (group, changes, answers):  # the frames of an error lead to them: see `Waiting`
+                held.clear()
+            await loop.run_in_executor(self._committing, _maintain, index, False)
+        if committed:
+            seconds = KEEP_VERSIONS.total_seconds() + 1
+            self._idle = loop.call_later(seconds, self._begin, index, True)
+
+    def _next(self) -> list[Waiting]:
+        """The changes that are committed together next: additions or deletions, no id twice."""
+        group: list[Waiting] = []
+        ids: set[str] = set()
+        while self._waiting:
+            change, done = self._waiting[0]
+            if done.done() or (change.encoder is not None and change.encoder.cancelled):
+                self._waiting.popleft()
+                done.cancel()
+                continue
+            other = group and (bool(group[0][0].documents) is not bool(change.documents) or ids & change.ids)
+            if other or (group and len(ids) + len(change.ids) > TOGETHER):
+                break
+            ids |= change.ids
+            change.committing = True
+            group.append(self._waiting.popleft())
+        return group
+
+    def _commit(self, index: IndexHandle, changes: list[Change]) -> list[Answer]:
+        """Never raises. Who adds and then searches, finds: the index is looked at again before the answers."""
+        try:
+            place = index.writable()
+            return self._add(place, changes) if changes[0].documents else self._delete(index, place, changes)
+        except Exception as error:
+            return [error] * len(changes)
+        finally:
+            index.check()
+
+    def _add(self, place: Place, changes: list[Change]) -> list[Answer]:
+        try:
+            return self._build(place, changes)
+        except (IndexBusy, StorageError, ModelMismatch) as error:  # none of them is wrong
+            return [error] * len(changes)
+        except Exception as error:
+            if len(changes) == 1:
+                return [error]
+        answers: list[Answer] = []
+        for change in changes:  # one of them is wrong
+            answers += self._add(place, [change])
+        return answers
+
+    def _build(self, place: Place, changes: list[Change]) -> list[Answer]:
+        encoder = changes[0].encoder
+        assert encoder is not None
+        vectors = {text: vector for change in changes for text, vector in change.vectors.items()}
+        documents = [document for change in changes for document in change.documents]
+        # One commit: all is embedded before anything is written, so that a timeout leaves the index as it was.
+        update_documents(
+            place,
+            documents,
+            Ahead(encoder, vectors),
+            progress=False,
+            commit_every=ONE_COMMIT,
+            wait=self._wait,
+            maintain=False,
+        )
+        return [change.chunks for change in changes]
+
+    def _delete(self, index: IndexHandle, place: Place, changes: list[Change]) -> list[Answer]:
+        ids = [change.deleted for change in changes]
+        chunks = delete_each(place, ids, wait=self._wait, maintain=False, made_with=index.info)
+        unknown = UnknownDocument("there is no such document")
+        return [chunks.get(change.deleted, unknown) for change in changes]
+
+
+def _embed(index: IndexHandle, change: Change) -> None:
+    """The embeddings that the index lacks, before it is held for writing."""
+    encoder = change.encoder
+    assert encoder is not None
+    if encoder.cancelled:  # while it waited for a thread
+        raise CancelledError
+    ahead = Ahead(encoder, change.vectors)  # what is embedded by then is known if another index is read instead
+
+    def embed(now: SearchIndex) -> int:
+        with explained(now.path):
+            return embed_ahead(now.table, change.documents, ahead)[1]
+
+    change.chunks = index.run(embed)
+
+
+def _answer(group: Sequence[Waiting], answers: Sequence[Answer]) -> None:
+    for (_, done), answer in zip(group, answers, strict=True):
+        if done.done():  # nobody waits any more
+            continue
+        if isinstance(answer, Exception):
+            done.set_exception(answer)
+        else:
+            done.set_result(answer)
+
+
+def _maintain(index: IndexHandle, always: bool) -> None:
+    try:
+        if maintain_index(index.writable(), wait=0.0, always=always, made_with=index.info):
+            log("full text rebuilt")
+    except (IndexBusy, IndexUnavailable, ModelMismatch):
+        pass  # who writes there does it, or the next change to an index that is ours
+    except Exception as error:
+        log("maintenance of the index failed", 30, error)

@@ -1,0 +1,162 @@
+"""POST /v1/search: an index's hits for a query, and on request the reasoning as server-sent events while it is written.
+
+Events (https://html.spec.whatwg.org/multipage/server-sent-events.html): `reasoning` {"text": piece}, any number;
+then `result` (what the plain answer is) or `error` (in OpenAI's form). Comments keep the connection open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from search_r3.errors import InputError
+from search_r3.server.batching.batcher import Closed
+from search_r3.server.batching.queued_encoder import QueuedEncoder
+from search_r3.server.errors import ApiError, from_input_error
+from search_r3.server.logs import log
+from search_r3.server.request_body import HungUp, hang_up, read, timed_out, until_done
+from search_r3.server.routes.embeddings import budget_of, to_json
+from search_r3.server.schemas import SearchRequest, check_filter
+from search_r3.server.service import Service
+
+KEEP_ALIVE = 10.0
+"""Seconds of silence after which a comment is sent."""
+
+
+async def search(request: Request, service: Service) -> Response:
+    """Answer POST /v1/search."""
+    service.enter()
+    streaming = False
+    try:
+        index = service.index
+        body = await read(request, service, SearchRequest)
+        budget = budget_of(body.reasoning, service.config, service.loaded.adaptive)
+        request.state.items = 1
+        if body.where is not None:
+            await _checked(request, service, body.where)
+
+        def run(encoder: QueuedEncoder) -> dict[str, Any]:
+            if body.mode == "text":
+                encoder.begin()
+            asked = body.reasoning if isinstance(body.reasoning, str) else budget is not None
+            found = index.search(
+                body.query,
+                encoder,
+                k=body.k,
+                mode=body.mode,
+                reasoning=asked,
+                max_reasoning_tokens=budget or 0,
+                where=body.where,
+                vector_weight=body.vector_weight,
+            )
+            prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
+            usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+            return found.to_dict() | {"model": encoder.name, "usage": usage}
+
+        if body.stream:
+            streaming = True
+            return EventStream(request, service, run)
+        encoder, loop = service.encoder(), asyncio.get_running_loop()
+        found = await until_done(
+            request,
+            service,
+            loop.run_in_executor(service.threads, _safely, run, encoder),
+            lambda: encoder.begun,
+            encoder.cancel,
+        )
+        return to_json(found)
+    finally:
+        if not streaming:  # a stream leaves when it ends
+            service.leave()
+
+
+async def _checked(request: Request, service: Service, where: str) -> None:
+    def check() -> None:
+        check_filter(where, service.index.columns)
+
+    try:
+        await asyncio.get_running_loop().run_in_executor(service.tokenizing, check)
+    except InputError as error:
+        raise from_input_error(error, 400, "invalid_filter", "where") from error
+
+
+def _safely(run: Callable[[QueuedEncoder], dict[str, Any]], encoder: QueuedEncoder) -> dict[str, Any]:
+    """`run`, with its errors as ApiErrors."""
+    try:
+        return run(encoder)
+    except InputError as error:
+        raise from_input_error(error) from error
+    except Closed as error:
+        raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
+
+
+class EventStream(Response):
+    """A search whose reasoning is sent while it is written. Ends when the client goes away, and the search with it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, request: Request, service: Service, run: Callable[[QueuedEncoder], dict[str, Any]]) -> None:
+        super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.request, self.service, self.run = request, service, run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[str] = asyncio.Queue()
+
+        def on_text(piece: str) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        encoder = self.service.encoder(on_text)
+        future = loop.run_in_executor(self.service.threads, _safely, self.run, encoder)
+        gone = asyncio.ensure_future(hang_up(self.request))
+        deadline = loop.time() + self.service.config.timeout
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while not future.done():
+                piece = asyncio.ensure_future(pieces.get())
+                wait = min(KEEP_ALIVE, max(0.0, deadline - loop.time()))
+                either: set[asyncio.Future[Any]] = {piece, future, gone}
+                await asyncio.wait(either, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                if piece.done():
+                    await _send(send, "reasoning", {"text": piece.result()})
+                    continue
+                piece.cancel()
+                if gone.done():
+                    self.service.metrics.dropped.labels("hung up").inc()
+                    raise HungUp
+                if not future.done():
+                    if loop.time() >= deadline:
+                        raise timed_out(self.service, encoder.begun)
+                    await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
+            while not pieces.empty():
+                await _send(send, "reasoning", {"text": pieces.get_nowait()})
+            await _send(send, "result", future.result())
+        except ApiError as error:
+            await _send(send, "error", error.record())
+        except (HungUp, OSError):
+            self.request.state.hung_up = True
+            return
+        except Exception as error:
+            log("search failed", 40, error)
+            await _send(send, "error", ApiError(500, "something went wrong here; it was logged", "internal").record())
+        finally:
+            gone.cancel()
+            encoder.cancel()
+            if not future.done():
+                future.cancel()
+                future.add_done_callback(lambda f: f.cancelled() or f.exception())
+            del future  # see `until_done`
+            self.service.leave()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send(send: Send, event: str, data: dict[str, Any]) -> None:
+    body = f"event: {event}\ndata: {json.dumps(data, allow_nan=False, default=str)}\n\n".encode()
+    await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,0 +1,85 @@
+"""Running the application: uvicorn, a socket that says clearly why it cannot be had, and a shutdown that finishes."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from search_r3.errors import InputError
+from search_r3.server.app import create_app
+from search_r3.server.logs import log, log_to
+from search_r3.server.server_config import ServerConfig
+from search_r3.server.service import Loaded, Service
+
+
+class Server(uvicorn.Server):
+    """uvicorn, telling the service at once when a signal asks it to stop."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """From now on nothing new; what is in hand is finished."""
+        self.service.stop_taking()
+        super().handle_exit(sig, frame)
+
+
+def make_server(config: ServerConfig, load: Callable[[], Loaded], **uvicorn_options: Any) -> Server:
+    """A server that is not running yet; `run(sockets=[...])` it. If loading fails, it ends."""
+    holder: list[Server] = []
+
+    def end() -> None:
+        for server in holder:
+            server.should_exit = True
+
+    app = create_app(config, load, end)
+    options: dict[str, Any] = {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": max(1, round(config.grace)),
+        "timeout_keep_alive": 30,
+    }
+    logging.getLogger("uvicorn.access").disabled = True  # it would write query strings
+    server = Server(uvicorn.Config(app, **options | uvicorn_options), app.state.service)
+    holder.append(server)
+    return server
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises InputError where the address is unknown, taken, or forbidden."""
+    if not 0 <= port <= 65_535:
+        raise InputError(f"port is {port}; expected 0 (any free one) to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+    bound.listen(2048)
+    return bound
+
+
+def serve(host: str, port: int, config: ServerConfig, load: Callable[[], Loaded]) -> None:
+    """Serve until a signal (SIGTERM, Ctrl-C) ends it.
+
+    Raises:
+        InputError: the address cannot be had.
+        Exception: what `load` raised.
+    """
+    bound = listen(host, port)
+    log_to()
+    server = make_server(config, load)
+    address, real_port = bound.getsockname()[:2]
+    log("listening", url=f"http://{f'[{address}]' if ':' in address else address}:{real_port}")
+    server.run(sockets=[bound])
+    if server.service.status == "failed":
+        raise server.service.failure or RuntimeError("the model could not be loaded; see the log")

@@ -1,0 +1,1 @@
+"""Stage 2: group relative policy optimization with a retrieval reward."""

@@ -1,0 +1,1 @@
+"""What a run will need: memory, a dry run."""

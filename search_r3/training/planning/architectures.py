@@ -1,0 +1,170 @@
+"""What a model is made of without its weights: known architectures by name, and a stand-in that a recipe is tried on.
+
+The numbers are those of the models' published `config.json` files (Qwen2.5: arXiv 2412.15115, SmolLM2: 2502.02737).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from search_r3.errors import InputError
+from search_r3.files import expand_user
+from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint, Contract, add_embed_token, read_record
+from search_r3.model.resolve import check_name
+from search_r3.prompts import Prompts
+
+_QWEN = {"rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768}
+_SMOL = {"rope_theta": 100_000.0, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "vocab_size": 49_152}
+
+
+def _sizes(hidden: int, width: int, layers: int, heads: int, kv_heads: int, tied: bool) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": tied,
+    }
+
+
+KNOWN: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "qwen2.5-0.5b": ("qwen2", 151_665, _QWEN | {"vocab_size": 151_936} | _sizes(896, 4864, 24, 14, 2, True)),
+    "qwen2.5-1.5b": ("qwen2", 151_665, _QWEN | {"vocab_size": 151_936} | _sizes(1536, 8960, 28, 12, 2, True)),
+    "qwen2.5-7b": ("qwen2", 151_665, _QWEN | {"vocab_size": 152_064} | _sizes(3584, 18_944, 28, 28, 4, False)),
+    "smollm2-135m": ("llama", 49_152, _SMOL | _sizes(576, 1536, 30, 9, 3, True)),
+    "smollm2-360m": ("llama", 49_152, _SMOL | _sizes(960, 2560, 32, 15, 5, True)),
+    "smollm2-1.7b": ("llama", 49_152, _SMOL | {"rope_theta": 130_000.0} | _sizes(2048, 8192, 24, 32, 32, True)),
+}
+"""By name without "-Instruct": transformers' model type, the tokenizer's length, and the configuration."""
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The chat format of both families."""
+
+
+@dataclass
+class Architecture:
+    """A model without weights.
+
+    Attributes:
+        name: of the base.
+        config: transformers' configuration.
+        tokenizer: the model's own where it is at hand, else a stand-in with as many tokens, one a word.
+        stand_in: whether the tokenizer is one.
+    """
+
+    name: str
+    config: Any
+    tokenizer: Any
+    stand_in: bool
+
+
+def architecture_of(name: str) -> Architecture:
+    """The architecture of a base model, or of the base below an adapter's folder; weights are never read.
+
+    A folder is read; a known name is looked up in `KNOWN` and needs nothing; of any other hub id the configuration and
+    the tokenizer are fetched (some megabytes at most).
+
+    Raises:
+        InputError: nothing by that name, or no configuration that transformers reads as a causal language model.
+    """
+    folder = expand_user(name)
+    if folder.is_dir():
+        record = read_record(folder)
+        if record is not None and record["kind"] == "adapter":
+            return architecture_of(str(record["contract"]["base"]))
+        return _read(name, folder)
+    key = name.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
+    if key in KNOWN:
+        kind, tokens, settings = KNOWN[key]
+        from transformers import AutoConfig
+
+        settings = dict(settings)
+        theta = settings.pop("rope_theta")
+        rope = {"rope_type": "default", "rope_theta": theta}
+        config = AutoConfig.for_model(kind, **settings, rope_parameters=rope)
+        return Architecture(name, config, stand_in_tokenizer(tokens), True)
+    if check_name(name) != "hub":
+        from search_r3.model.resolve import resolve
+
+        return architecture_of(str(resolve(name)))
+    return _read(name, name)
+
+
+def _read(name: str, source: str | Path) -> Architecture:
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return Architecture(name, config, tokenizer, stand_in=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        known = ", ".join(KNOWN)
+        raise InputError(f"{name}: no configuration to be had ({reason}); known without one are {known}") from error
+
+
+@functools.lru_cache
+def stand_in_tokenizer(tokens: int) -> Any:
+    """A tokenizer of `tokens` tokens in ChatML: every word and mark of our prompts is one, and so is "t0", "t1", ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    splitter = pre_tokenizers.Whitespace()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    ours = [text for talk in Prompts().to_dict().values() for text in (talk["system"], talk["answer"])]
+    words = [word for text in (*ours, "system user assistant") for word, _ in splitter.pre_tokenize_str(text)]
+    names = list(dict.fromkeys([*special, *words]))
+    names += [f"t{number}" for number in range(tokens - len(names))]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<|endoftext|>"))
+    backend.pre_tokenizer = splitter
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]}, replace_extra_special_tokens=False)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def stand_in(architecture: Architecture, layers: int | None, device: str | torch.device) -> Checkpoint:
+    """A randomly initialised model as `checkpoint.load_base` would load it, in float32, cut to `layers` layers.
+
+    Args:
+        layers: None keeps all; a model that has fewer keeps what it has.
+        device: "meta" allocates nothing: for counting.
+
+    Raises:
+        InputError: transformers has no causal language model for the configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config, tokenizer = copy.deepcopy(architecture.config), architecture.tokenizer
+    text = config.get_text_config()
+    if layers is not None and layers < text.num_hidden_layers:
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
+    try:
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise InputError(f"{architecture.name} is no causal language model: {str(error).splitlines()[0]}") from error
+    embed_id = add_embed_token(tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    padded = padded_rows(rows, embed_id)
+    if padded != rows:
+        model.resize_token_embeddings(padded, mean_resizing=False)
+    contract = Contract(architecture.name, "", "", embed_id, text.hidden_size)
+    return Checkpoint("dry-run", model.eval(), tokenizer, contract, Path())
+
+
+def padded_rows(rows: int, embed_id: int) -> int:
+    """Rows of the embedding matrix once the embed token is in it."""
+    return -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

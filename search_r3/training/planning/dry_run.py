@@ -1,0 +1,395 @@
+"""A recipe tried before it costs anything: one step of a random model of its architecture, cut to two layers.
+
+The step goes through the loop, the task and its loss as in the run, on made-up texts of the recipe's longest lengths;
+it rehearses what a GPU runs (transformers' own decoder), on whatever device is at hand; on a CPU in float32, unless the
+recipe asks for bf16. What the whole model would take is computed by `memory`'s formula, and the formula for the small
+step is shown beside what that step really took.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from search_r3.data.mining.teacher import key_of
+from search_r3.data.pairs import TrainingPair
+from search_r3.errors import InputError
+from search_r3.files import expand_user
+from search_r3.model import checkpoint as checkpoints
+from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint
+from search_r3.model.resolve import adapters_dir
+from search_r3.prompts import render
+from search_r3.training.config import LoraSettings, load_config
+from search_r3.training.grpo.dataset import Problem, Query
+from search_r3.training.grpo.grpo_config import GRPOConfig
+from search_r3.training.grpo.grpo_task import GRPOTask
+from search_r3.training.loop import run_training
+from search_r3.training.lora.live_encoder import COPIED_PARAMETERS
+from search_r3.training.lora.policy import add_lora
+from search_r3.training.planning import memory_estimate
+from search_r3.training.planning.architectures import Architecture, architecture_of, stand_in
+from search_r3.training.planning.memory_estimate import Conditions, Part, Shape
+from search_r3.training.planning.peak_memory import peak_memory
+from search_r3.training.sft.sft_config import SFTConfig
+from search_r3.training.sft.sft_task import SFTTask
+
+Stage = Literal["sft", "grpo"]
+LAYERS = 2
+"""Of the model that is really run."""
+GPU_BYTES = 80e9
+"""The GPU that the report is about: one of 80 GB."""
+CPU_ROWS = 4
+"""Pairs (stage 1), or queries and rollouts of each (stage 2), of the step that is run where there is no GPU."""
+DOCUMENTS = 32
+"""Made-up documents of stage 2's environment."""
+
+
+def dry_run(
+    stage: Stage, recipe: str | Path, overrides: Sequence[str] = (), *, base: str | None = None, gpus: int = 1
+) -> dict[str, Any]:
+    """Check a recipe: run one step of a cut model, and say what the whole would take.
+
+    Args:
+        base: the model to look at; by default the recipe's base (stage 1), or the one below its adapter (stage 2).
+        gpus: how many the run is meant for.
+
+    Returns:
+        "stage", "base", "gpus"; "tokenizer" ("its own" or "a stand-in"); "parameters" {"total", "trainable", "rows" of
+        the vocabulary}; "memory" in bytes for one GPU, with "peak" and, for comparison, "with_gradient_cache" and
+        "without_gradient_cache" (peaks); "host" bytes; "step" {"tokens", "rows", "rollouts"} of all GPUs, at most;
+        "tried" {"layers", "rows", "device", "seconds", "loss", "measured", "formula"} with bytes beyond the weights;
+        "warnings".
+
+    Raises:
+        InputError: the recipe is wrong, or nothing is known of its base.
+    """
+    config: SFTConfig | GRPOConfig
+    config = load_config(recipe, SFTConfig, overrides) if stage == "sft" else load_config(recipe, GRPOConfig, overrides)
+    if gpus < 1:
+        raise InputError(f"--gpus must be 1 or more, not {gpus}")
+    architecture = architecture_of(base or _base_of(config))
+    full = stand_in(architecture, None, "meta")
+    shape = shape_of(full, config.lora)
+    size = config.pairs_per_step if isinstance(config, SFTConfig) else config.queries_per_step
+    if gpus > size:
+        raise InputError(f"--gpus is {gpus}, but a batch of {size} cannot be shared out between so many")
+    parts, every = parts_of(config, full, gpus), parts_of(config, full)
+    how = conditions_of(config)
+    report: dict[str, Any] = {
+        "stage": stage,
+        "base": architecture.name,
+        "gpus": gpus,
+        "tokenizer": "a stand-in" if architecture.stand_in else "its own",
+        "parameters": {
+            "total": shape.parameters,
+            "trainable": shape.trainable,
+            "rows": full.model.get_input_embeddings().weight.shape[0],
+        },
+    }
+    found = memory_of(config, shape, parts, how, gpus)
+    report["host"] = found.pop("host")
+    report["memory"] = found
+    for name, cached in (("with_gradient_cache", True), ("without_gradient_cache", False)):
+        found[name] = memory_of(config, shape, parts, replace(how, gradient_cache=cached), gpus)["peak"]
+    micro = config.loop.gradient_accumulation
+    report["step"] = {
+        "tokens": micro * sum(part.all_tokens for part in every.values()),
+        "rows": micro * sum(part.rows for part in every.values()),
+        "rollouts": config.queries_per_step * config.group_size if isinstance(config, GRPOConfig) else 0,
+    }
+    report["warnings"] = warnings_of(config, architecture, full, parts, found)
+    report["tried"] = try_step(config, architecture)
+    return report
+
+
+def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict[str, Any]:
+    """Run one optimiser step of the cut model; see `dry_run`'s "tried"."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.loop.seed)
+    checkpoint = stand_in(architecture, LAYERS, "cpu")
+    checkpoint.model.set_attn_implementation(_attention(config))
+    if isinstance(config, SFTConfig):
+        checkpoint.model.to(getattr(torch, config.base_dtype))
+    with tempfile.TemporaryDirectory(prefix="search-r3-dry-run-") as name:
+        small = made_small(config, Path(name), whole=device.type == "cuda")
+        task = _sft_task(small, checkpoint) if isinstance(small, SFTConfig) else _grpo_task(small, checkpoint, name)
+        task.policy.fused = False  # what a GPU runs
+        # one step of random weights: its rollouts may all earn the same reward
+        task.must_learn = False  # type: ignore[union-attr]
+        losses: list[float] = []
+        inner = task.loss
+        task.loss = lambda module, batch: _noted(inner(module, batch), losses)  # type: ignore[method-assign]
+        shape = shape_of(replace_model(checkpoint, task.policy.model), None)
+        parts, how = parts_of(small, checkpoint), conditions_of(small)
+        started = time.perf_counter()
+        with peak_memory(device) as peak:
+            run_training(task, small.loop, Path(name) / "run", resume=False)
+        seconds = time.perf_counter() - started
+    formula = memory_of(small, shape, parts, how, 1)
+    moved = 0 if device.type == "cpu" else memory_estimate.weights(shape, how)  # the loop moves the weights to the GPU
+    return {
+        "layers": shape.layers,
+        "rows": sum(part.rows for part in parts.values()),
+        "device": str(device),
+        "seconds": seconds,
+        "loss": losses[-1],
+        "measured": peak.bytes - moved,
+        "formula": formula["peak"] - formula["weights"],
+    }
+
+
+def shape_of(checkpoint: Checkpoint, lora: LoraSettings | None) -> Shape:
+    """The sizes of a loaded (or "meta") model; `lora` is put on it first, None if it has one already."""
+    model = checkpoint.model if lora is None else add_lora(checkpoint, lora)
+    plain = model.get_base_model()
+    text = plain.config.get_text_config()
+    trainable = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    ranks = [len(weight) for name, weight in trainable if ".lora_A." in name]
+    frozen = {name: weight for name, weight in plain.named_parameters() if not weight.requires_grad}
+    layers = plain.get_decoder().layers
+    matrices = sum(w.numel() for w in layers.parameters() if w.dim() == 2 and not w.requires_grad)
+    heads = text.num_attention_heads
+    return Shape(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        width=text.intermediate_size,
+        vocabulary=len(checkpoint.tokenizer),
+        parameters=sum(weight.numel() for weight in frozen.values()),
+        matrices=matrices,
+        trainable=sum(weight.numel() for _, weight in trainable),
+        rank=max(ranks, default=0),
+    )
+
+
+def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int = 1) -> dict[str, Part]:
+    """One GPU's part of a step's conversations, every row as long as the recipe allows."""
+    prompts, tokenizer = checkpoint.contract.prompts, checkpoint.tokenizer
+    document = render(prompts.document, tokenizer, give_answer=True)
+    query = render(prompts.query, tokenizer, give_answer=True)
+    reasoning = render(prompts.reasoning, tokenizer, give_answer=False)
+    if isinstance(config, GRPOConfig):
+        rows = math.ceil(math.ceil(config.queries_per_step / gpus) * config.group_size / config.minibatches)
+        said = config.max_reasoning_tokens + 1
+        length = config.max_query_tokens + len(reasoning.suffix) + said
+        return {"rollouts": Part(rows, length, len(reasoning.prefix), rows * said)}
+    pairs, spoken = math.ceil(config.pairs_per_step / gpus), bool(config.weights.sft or config.weights.kl)
+    behind = math.ceil(config.reasoning_share * pairs)
+    given = len(query.suffix) - len(render(prompts.query, tokenizer, give_answer=False).suffix)
+    said = config.max_analysis_tokens + 1
+    parts = {
+        "document": Part(
+            pairs * (1 + config.negatives_per_pair),
+            config.max_document_tokens + len(document.suffix),
+            len(document.prefix),
+        ),
+        "query": Part(pairs, config.max_query_tokens + len(query.suffix), len(query.prefix), spoken * pairs * given),
+    }
+    if behind:
+        length = config.max_query_tokens + len(reasoning.suffix) + said
+        parts["reasoning"] = Part(behind, length, len(reasoning.prefix), spoken * behind * said)
+    return parts
+
+
+def conditions_of(config: SFTConfig | GRPOConfig) -> Conditions:
+    """How a GPU would compute the recipe's step."""
+    several = isinstance(config, GRPOConfig) and config.steps_per_round > 1
+    base = config.weights.kl > 0 if isinstance(config, SFTConfig) else config.beta > 0 and not several
+    return Conditions(
+        chunk=config.rows_per_chunk,
+        gradient_cache=config.gradient_cache,
+        autocast=config.loop.mixed_precision != "no",
+        eager=_attention(config) == "eager",
+        stage="sft" if isinstance(config, SFTConfig) else "grpo",
+        base=base,
+        weight=2 if isinstance(config, SFTConfig) and config.base_dtype == "bfloat16" else 4,
+    )
+
+
+def memory_of(
+    config: SFTConfig | GRPOConfig, shape: Shape, parts: dict[str, Part], how: Conditions, gpus: int
+) -> dict[str, int]:
+    """Bytes by part, for one GPU; "host" is beside it.
+
+    "peak" is what stays, and the largest of three moments that do not meet: the step, the sampling, and the making of
+    the merged copy. Nor do the logits meet what the backward pass makes, so the parts add up to more than the peak.
+    """
+    rows = list(parts.values())
+    kept = memory_estimate.activations(shape, rows, how)
+    out = {
+        "weights": memory_estimate.weights(shape, how),
+        "gradients": memory_estimate.gradients(shape, gpus),
+        "optimiser": memory_estimate.optimiser(shape),
+        "activations": kept["layers"] + kept["backward"],
+        "casts": kept["casts"],
+        "logits": memory_estimate.logits(shape, rows, how),
+        "live_copy": 0,
+        "cache": 0,
+        "environment": 0,
+        "host": 0,
+    }
+    making = 0
+    if isinstance(config, GRPOConfig) or config.dev or config.sample_share:
+        out["live_copy"], making = memory_estimate.live_copy(shape, how, COPIED_PARAMETERS)
+    value = how.operand if out["live_copy"] else how.weight
+    if isinstance(config, GRPOConfig):
+        part = parts["rollouts"]
+        together = min(config.rollouts_per_batch, config.queries_per_step * config.group_size)
+        out["cache"] = memory_estimate.cache(shape, together, part.prefix + part.tokens, value)
+        out["environment"], out["host"] = memory_estimate.environment(
+            config.max_documents or DOCUMENTS,
+            shape.hidden,
+            4 if config.corpus_dtype == "float32" else 2,
+            config.environment.graph_width,
+        )
+    elif config.sample_share and "reasoning" in parts:
+        out["cache"] = memory_estimate.cache(shape, 64, parts["reasoning"].prefix + parts["reasoning"].tokens, value)
+    stays = sum(out[name] for name in ("weights", "optimiser", "live_copy", "environment"))
+    forward = kept["layers"] + kept["casts"] - kept["again"]
+    step = out["gradients"] + forward + max(out["logits"], kept["again"] + kept["backward"])
+    out["peak"] = stays + max(step, out["cache"], making - out["live_copy"])
+    return out
+
+
+def warnings_of(
+    config: SFTConfig | GRPOConfig,
+    architecture: Architecture,
+    full: Checkpoint,
+    parts: dict[str, Part],
+    found: dict[str, int],
+) -> list[str]:
+    """What a person should look at before the run."""
+    text, out = architecture.config.get_text_config(), []
+    rows = full.model.get_input_embeddings().weight.shape[0]
+    if text.vocab_size % VOCABULARY_MULTIPLE:
+        out.append(
+            f"the vocabulary of {text.vocab_size:,} rows is no multiple of {VOCABULARY_MULTIPLE}; it is padded to "
+            f"{rows:,}, and a merged model has so many"
+        )
+    longest = getattr(text, "max_position_embeddings", None) or math.inf
+    for name, part in parts.items():
+        if part.prefix + part.tokens > longest:
+            out.append(
+                f"a {name} row can have {part.prefix + part.tokens:,} tokens, but the model's context is "
+                f"{longest:,}: lower the recipe's max_..._tokens"
+            )
+    if isinstance(config, GRPOConfig) and config.max_documents is None:
+        out.append("max_documents is not set: the environment's memory depends on the corpus and is not counted")
+    if found["peak"] > GPU_BYTES:
+        advice = "a smaller batch, shorter texts or a smaller base"
+        if not config.gradient_cache and found["with_gradient_cache"] <= GPU_BYTES:
+            advice = "gradient_cache: true"
+        out.append(f"about {found['peak'] / 1e9:.0f} GB for each GPU, more than {GPU_BYTES / 1e9:.0f} GB: try {advice}")
+    return out
+
+
+def made_small(config: Any, folder: Path, whole: bool) -> Any:
+    """The recipe for one step in `folder`: nothing of the data is read, nothing but the last checkpoint written.
+
+    Args:
+        whole: keep the batch's size (a GPU); otherwise `CPU_ROWS`.
+    """
+    precision = config.loop.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if whole else "no"  # most CPUs only imitate bf16
+    loop = replace(
+        config.loop, steps=1, evaluate_every=0, checkpoint_every=0, patience=0, time_limit_minutes=None,
+        mixed_precision=precision, warmup_steps=0, gradient_accumulation=1,
+    )  # fmt: skip
+    common: dict[str, Any] = {"output": str(folder / "run"), "dev": [], "loop": loop}
+    chunk = config.rows_per_chunk if whole else min(config.rows_per_chunk, CPU_ROWS)
+    if isinstance(config, SFTConfig):
+        pairs = config.pairs_per_step if whole else min(config.pairs_per_step, CPU_ROWS)
+        teacher = str(folder / "made-up.rows.safetensors") if config.teacher else None
+        return replace(
+            config, **common, rows_per_chunk=chunk, pairs_per_step=pairs, teacher=teacher, start_from=None,
+            batch_of="any", source_weights={}, sample_share=0.0, length_bucket=1,
+        )  # fmt: skip
+    queries, group = config.queries_per_step, config.group_size
+    if not whole:
+        queries, group = min(queries, 2), min(group, CPU_ROWS)
+    environment = replace(config.environment, refresh=replace(config.environment.refresh, budget=DOCUMENTS // 4))
+    return replace(
+        config, **common, rows_per_chunk=chunk, queries_per_step=queries, group_size=group, gauge_every=0,
+        samples_every=0, engine="torch", zero_variance="keep", environment=environment, max_documents=DOCUMENTS,
+        minibatches=min(config.minibatches, queries * group), from_rank=1, to_rank=None,
+    )  # fmt: skip
+
+
+def replace_model(checkpoint: Checkpoint, model: Any) -> Checkpoint:
+    """The checkpoint with another model in it."""
+    return dataclasses.replace(checkpoint, model=model)
+
+
+def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
+    behind = math.ceil(config.reasoning_share * config.pairs_per_step)
+    pairs = [
+        TrainingPair(
+            f"p{i}",
+            _text(i, config.max_query_tokens),
+            _text(2000 + i, config.max_document_tokens),
+            tuple(_text(40_000 + 7 * i + n, config.max_document_tokens) for n in range(config.negatives_per_pair)),
+            _text(20_000 + i, config.max_analysis_tokens) if i < behind else None,
+            "made-up",
+        )
+        for i in range(config.pairs_per_step)
+    ]
+    if config.teacher:
+        _write_teacher(Path(config.teacher), pairs)
+    return SFTTask(replace(config, reasoning_share=1.0 if behind else 0.0), checkpoint, pairs)
+
+
+def _grpo_task(config: GRPOConfig, checkpoint: Checkpoint, folder: str) -> GRPOTask:
+    first = Path(folder) / "stage1"
+    adapted = add_lora(checkpoint, config.lora)
+    checkpoints.save_adapter(adapted, checkpoint.contract, first)
+    checkpoint.model = adapted.merge_and_unload()
+    documents = [_text(2000 + i, config.max_document_tokens) for i in range(DOCUMENTS)]
+    queries = [
+        Query(f"q{i}", _text(i, config.max_query_tokens), {i % DOCUMENTS: 1.0}) for i in range(config.queries_per_step)
+    ]
+    return GRPOTask(config, checkpoint, first, Problem(documents, queries, []))
+
+
+def _text(number: int, tokens: int) -> str:
+    """A made-up text of at least `tokens` tokens, unlike that of another number."""
+    return " ".join(f"t{1000 + number if i == 0 else (number * 31 + i) % 900}" for i in range(tokens))
+
+
+def _write_teacher(path: Path, pairs: Sequence[TrainingPair]) -> None:
+    from safetensors.numpy import save_file
+
+    keys = [key_of("query", pair.query) for pair in pairs]
+    keys += [key_of("document", text) for pair in pairs for text in (pair.positive, *pair.negatives)]
+    rows = np.random.default_rng(0).normal(size=(len(keys), 16)).astype(np.float16)
+    save_file({"rows": rows, "keys": np.array(keys, dtype=np.int64)}, path, {"record": '{"teacher": "made up"}'})
+
+
+def _base_of(config: SFTConfig | GRPOConfig) -> str:
+    if isinstance(config, SFTConfig):
+        return config.start_from if config.start_from and Path(config.start_from).is_dir() else config.base
+    folder = expand_user(config.adapter)
+    for place in (folder, adapters_dir() / config.adapter):
+        if (place / checkpoints.CONTRACT_FILE).is_file():
+            return str(place)
+    raise InputError(f"the adapter {config.adapter} is not there yet, so its base is unknown; name it: --base NAME")
+
+
+def _attention(config: SFTConfig | GRPOConfig) -> str:
+    return "sdpa" if config.attention == "auto" else config.attention
+
+
+def _noted(result: Any, losses: list[float]) -> Any:
+    losses.append(float(result[0].detach()))
+    return result

@@ -1,0 +1,212 @@
+"""A training run's state on disk: what a killed run needs to go on exactly as if it had not been killed.
+
+One folder a checkpoint, written aside and renamed: trainable weights and AdamW's moments in safetensors, the rest in
+JSON, so loading one never runs code (no pickle). Random states are absent on purpose: see `loop.seed_step`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_path
+from search_r3.training.distributed.sharding import like, whole, write
+
+FORMAT = 1
+_TENSOR = "__tensor__"  # stands in the JSON where a tensor of the task's state belongs
+
+
+@dataclass
+class TrainingState:
+    """Everything after `step` finished steps."""
+
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """`parameter name/moment name` -> tensor"""
+    task: dict[str, Any]
+    best: float | None
+    """The best dev figure so far, if the run keeps a best adapter."""
+    fruitless: int = 0
+    """Evaluations in a row that brought no better one. Like `best`, without that of `step`, which a resumed run makes
+    again."""
+    learned: bool = True
+    """Whether any step so far had something to learn from (see `learning_signal`)."""
+
+
+def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
+    """Write `output/checkpoints/step-000100`, and only when it stands, remove all but the newest `keep`.
+
+    Raises:
+        InputError: the disk is full or not writable; the older checkpoints are untouched.
+        TypeError: the task's state holds something that is neither JSON nor a tensor.
+    """
+    target = _folder(output) / f"step-{state.step:06d}"
+    tensors: dict[str, Tensor] = {}
+    facts = {"format": FORMAT, "step": state.step, "best": state.best, "fruitless": state.fruitless}
+    facts["learned"] = state.learned
+    facts["task"] = _pack(state.task, tensors)
+    text = json.dumps(facts, indent=1)
+    with atomic_path(target) as scratch:
+        scratch.mkdir()
+        save_file(state.weights, scratch / "weights.safetensors")
+        save_file(state.optimizer, scratch / "optimizer.safetensors")
+        save_file(tensors, scratch / "task.safetensors")
+        (scratch / "state.json").write_text(text, encoding="utf-8")
+    for _, path in list_checkpoints(output)[:-keep]:
+        gone = path.with_name(f".{path.name}.old")  # out of the way at once: a kill leaves no half of it under its name
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+    return target
+
+
+def read_checkpoint(path: Path) -> TrainingState:
+    """Read one checkpoint to CPU tensors.
+
+    Raises:
+        InputError: a file is missing or damaged, or a newer version wrote it.
+    """
+    try:
+        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        weights = load_file(path / "weights.safetensors")
+        optimizer = load_file(path / "optimizer.safetensors")
+        task = _unpack(facts["task"], load_file(path / "task.safetensors"))
+        step, best, version = facts["step"], facts["best"], facts["format"]
+        fruitless = facts.get("fruitless", 0)  # checkpoints older than early stopping have none
+        learned = facts.get("learned", True)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
+    if version != FORMAT:
+        raise InputError(f"the checkpoint {path} has format {version}, this version reads {FORMAT}; update search-r3")
+    return TrainingState(step, weights, optimizer, task, best, fruitless, learned)
+
+
+def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that can be read; damaged ones are set aside with a warning, crash leftovers removed.
+
+    Raises:
+        InputError: there are checkpoints, but none can be read.
+    """
+    found = list_checkpoints(output)
+    for leftover in _folder(output).glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for _, path in reversed(found):
+        try:
+            read_checkpoint(path)
+        except InputError as error:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            warn(f"{error}; it is set aside as {aside.name}")
+        else:
+            return path
+    if found:
+        raise InputError(
+            f"none of the {len(found)} checkpoints in {_folder(output)} can be read; choose another output folder, "
+            "or start over without resuming"
+        )
+    return None
+
+
+def read_finished(output: Path) -> dict[str, Any]:
+    """What the run's `finished.json` says; {} of a run that is not finished."""
+    path = output / "finished.json"
+    if not (path.exists() and (output / "adapter").is_dir()):
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def list_checkpoints(output: Path) -> list[tuple[int, Path]]:
+    """(step, folder), oldest first. Scratch folders of a killed write and damaged ones are not among them."""
+    found = []
+    for path in _folder(output).glob("step-*"):
+        match = re.fullmatch(r"step-(\d+)", path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def collect(
+    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copies on the CPU of the trainable weights and of the optimizer's moments, by parameter name.
+
+    Of a sharded model's they are whole, and this is a collective.
+    """
+    weights, moments = {}, {}
+    for name, parameter in parameters.items():
+        weights[name] = whole(parameter.detach()).to("cpu", copy=True).contiguous()
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            moments[f"{name}/{moment}"] = whole(value).detach().to("cpu", copy=True).contiguous()
+    return weights, moments
+
+
+def restore(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    """Put weights and moments back, bit for bit; of a sharded model, each process its part.
+
+    Raises:
+        InputError: the checkpoint is of other parameters (another adapter rank, another base model).
+    """
+    mismatch = sorted(set(parameters) ^ set(state.weights)) or [
+        name for name, parameter in parameters.items() if parameter.shape != state.weights[name].shape
+    ]
+    if mismatch:
+        raise InputError(
+            f"the checkpoint of step {state.step} does not fit this model ({mismatch[0]} and {len(mismatch) - 1} other "
+            "parameters differ); use the model and adapter settings it was trained with, or another output folder"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            write(parameter, state.weights[name])
+    for key, value in state.optimizer.items():
+        name, moment = key.rsplit("/", 1)
+        parameter = parameters[name]
+        # AdamW keeps its step count on the CPU, and its moments where the parameter is.
+        optimizer.state[parameter][moment] = value.to("cpu", copy=True) if moment == "step" else like(value, parameter)
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _folder(output: Path) -> Path:
+    return output / "checkpoints"
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: key}
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"a task's state needs text as keys, got {key!r}: JSON would change it")
+        return {key: _pack(item, tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, tensors) for item in value]
+    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise TypeError(f"a task's state holds tensors, finite numbers, text, lists and dicts, got {value!r}")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {key: _unpack(item, tensors) for key, item in value.items()}
+    return [_unpack(item, tensors) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,177 @@
+"""The contrastive side of a step: every document that a query is told apart from, and the terms of the loss over them.
+
+Candidates are the batch's own documents first, then those of the other processes, then earlier steps' (cross-batch
+memory, arXiv 1912.06798), each known by a key, so that a document which answers a query is never its negative.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_r3.data.mining.teacher import key_of
+from search_r3.training.losses import distil_scores, info_nce, matryoshka, triplet_margin
+
+
+@dataclass
+class Candidates:
+    """What the queries of a step are compared with: M documents.
+
+    Attributes:
+        embedding_MD: unit rows; gradients flow into the batch's own rows and those of other processes.
+        key_M: each document's key (int64, on the CPU); equal keys are the same text.
+        teacher_MD: the teacher's rows of the same documents, unit float32; None without a teacher.
+    """
+
+    embedding_MD: Tensor
+    key_M: np.ndarray
+    teacher_MD: Tensor | None = None
+
+    def false_negatives(self, answers: Sequence[Iterable[int]], target_B: Sequence[int]) -> Tensor:
+        """True where a document answers the query but is not its target: (B, M) bool.
+
+        Args:
+            answers: for each query, the keys of all documents known to answer it.
+            target_B: for each query, the index of its target.
+        """
+        mask = np.zeros((len(target_B), len(self.key_M)), dtype=bool)
+        for line, (keys, target) in enumerate(zip(answers, target_B, strict=True)):
+            mask[line] = np.isin(self.key_M, np.fromiter(keys, dtype=np.int64))
+            mask[line, target] = False
+        return torch.from_numpy(mask)
+
+
+@dataclass
+class Settings:
+    """How the terms are computed; see the fields of the same names in `sft.SFTConfig`."""
+
+    temperature: float
+    symmetric: bool = True
+    margin: float = 0.15
+    teacher_temperature: float = 0.05
+    matryoshka: Sequence[int] = ()
+    terms: frozenset[str] = frozenset({"infonce"})
+
+
+def contrastive_terms(
+    query_BD: Tensor,
+    target_B: Sequence[int],
+    candidates: Candidates,
+    mask_BM: Tensor,
+    settings: Settings,
+    teacher_query_BD: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The terms named in `settings.terms` ("infonce", "triplet", "distil"), each the mean over the queries.
+
+    Args:
+        query_BD: unit rows of one conversation.
+        target_B: for each query, the index of its document among the candidates.
+        mask_BM: false negatives, see `Candidates.false_negatives`.
+        teacher_query_BD: the teacher's rows of the same queries, for "distil".
+    """
+    device = query_BD.device
+    own_B = torch.tensor(list(target_B), dtype=torch.long, device=device)
+    mask_BM = mask_BM.to(device)
+    every = torch.arange(len(own_B), device=device)
+
+    def infonce(query_BD: Tensor, document_MD: Tensor) -> Tensor:
+        forward = info_nce(query_BD, document_MD, own_B, settings.temperature, mask_BM)
+        if not settings.symmetric:
+            return forward
+        # Each query's own document against this conversation's queries: the square part of the same matrix.
+        mask_BB = mask_BM[:, own_B].T
+        backward = info_nce(document_MD[own_B], query_BD, every, settings.temperature, mask_BB)
+        return (forward + backward) / 2
+
+    terms: dict[str, Tensor] = {}
+    if "infonce" in settings.terms:
+        loss = infonce if not settings.matryoshka else matryoshka(infonce, list(settings.matryoshka))
+        terms["infonce"] = loss(query_BD, candidates.embedding_MD)
+    if "triplet" in settings.terms:
+        near_BM = (query_BD.detach() @ candidates.embedding_MD.detach().T).masked_fill(mask_BM, -2)
+        near_BM[every, own_B] = -2
+        hardest_BD = candidates.embedding_MD[near_BM.argmax(1)]
+        terms["triplet"] = triplet_margin(query_BD, candidates.embedding_MD[own_B], hardest_BD, settings.margin)
+    if "distil" in settings.terms:
+        assert teacher_query_BD is not None
+        assert candidates.teacher_MD is not None
+        teacher_BM = teacher_query_BD @ candidates.teacher_MD.T
+        student_BM = query_BD.float() @ candidates.embedding_MD.float().T
+        terms["distil"] = distil_scores(
+            student_BM, teacher_BM, settings.temperature, settings.teacher_temperature, mask_BM
+        )
+    return terms
+
+
+class Memory:
+    """The last documents that were encoded, as further negatives that cost nothing.
+
+    The rows are of slightly older weights: they drift slowly once the first steps are over (arXiv 1912.06798).
+
+    Args:
+        size: how many to remember; whole steps are forgotten once the rest is enough.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.steps: deque[Candidates] = deque()
+
+    def extend(self, candidates: Candidates) -> Candidates:
+        """`candidates`, and behind them what is remembered."""
+        together = [candidates, *self.steps]
+        embedding, teacher = candidates.embedding_MD, candidates.teacher_MD
+        return Candidates(
+            torch.cat([part.embedding_MD.to(embedding) for part in together]),
+            np.concatenate([part.key_M for part in together]),
+            None
+            if teacher is None
+            else torch.cat([part.teacher_MD.to(teacher) for part in together if part.teacher_MD is not None]),
+        )
+
+    def add(self, candidates: Candidates) -> None:
+        """Remember these documents."""
+        if not self.size:
+            return
+        teacher = candidates.teacher_MD
+        self.steps.append(
+            Candidates(
+                candidates.embedding_MD.detach(), candidates.key_M, None if teacher is None else teacher.detach()
+            )
+        )
+        while sum(len(step.key_M) for step in self.steps) - len(self.steps[0].key_M) >= self.size:
+            self.steps.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered; {} if nothing."""
+        if not self.steps:
+            return {}
+        state: dict[str, Any] = {
+            "sizes": [len(step.key_M) for step in self.steps],
+            "embedding": torch.cat([step.embedding_MD for step in self.steps]).cpu(),
+            "key": torch.from_numpy(np.concatenate([step.key_M for step in self.steps])),
+        }
+        teachers = [step.teacher_MD for step in self.steps if step.teacher_MD is not None]
+        return state | ({"teacher": torch.cat(teachers).cpu()} if teachers else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what `state_dict` gave."""
+        self.steps = deque()
+        if not state:
+            return
+        sizes = [int(size) for size in state["sizes"]]
+        teachers = state["teacher"].split(sizes) if "teacher" in state else [None] * len(sizes)
+        for embedding, key, teacher in zip(
+            state["embedding"].split(sizes), state["key"].split(sizes), teachers, strict=True
+        ):
+            self.steps.append(Candidates(embedding, key.numpy(), teacher))
+
+
+def document_key(text: str) -> int:
+    """The key of a document's text: 63 bits of SHA-256."""
+    return key_of("document", text)

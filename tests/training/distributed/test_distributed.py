@@ -1,0 +1,211 @@
+"""One recipe, one loss: 20 steps of both stages by two processes, DDP and FSDP2, follow those of a single process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from processes import run_processes
+from safetensors.torch import load_file
+from tiny_grpo import some_pairs, write_recipe
+
+from search_r3.data.pairs import write_pairs
+from search_r3.errors import InputError
+from search_r3.training.distributed.sharding import end_processes, settings_of
+from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
+from search_r3.training.sft.sft_task import SFTTask, train_sft
+
+pytestmark = pytest.mark.slow
+
+STEPS = 20
+LOOP = {
+    "steps": STEPS, "learning_rate": 0.003, "warmup_steps": 3, "checkpoint_every": 0, "evaluate_every": 0,
+    "mixed_precision": "no",
+}  # fmt: skip
+SFT = {
+    "plain": {"pairs_per_step": 9, "negatives_per_pair": 1, "memory": 16, "matryoshka": [32, 16]},  # 9: an odd rest
+    "cached": {
+        "gradient_cache": True, "rows_per_chunk": 2, "sample_share": 0.5, "samples_from": 8, "samples_every": 4,
+        "reasoning_share": 0.2, "pairs_per_step": 5,
+    },
+}  # fmt: skip
+GRPO: dict[str, dict[str, Any]] = {
+    "plain": {"queries_per_step": 5, "zero_variance": "drop", "loss_type": "dapo", "beta": 0.05},
+    "rounds": {
+        "queries_per_step": 3, "minibatches": 2, "epochs": 2, "zero_variance": "resample", "loss_type": "grpo",
+        "gradient_cache": True, "rows_per_chunk": 3, "shard_corpus": True,
+    },
+}  # fmt: skip
+STRATEGIES = ("ddp", "fsdp2")
+ACCELERATE = Path(__file__).parents[3] / "configs" / "accelerate"
+BFLOAT16 = ("base_dtype=bfloat16", "loop.mixed_precision=auto", "loop.steps=2")
+DIES_AT, KEPT = 7, 5
+"""The step at which a run is killed, and the last checkpoint before."""
+
+
+def write_sft(model: str, folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_pairs(folder / "pairs.jsonl", some_pairs())
+    recipe = {
+        "pairs": [str(folder / "pairs.jsonl")], "output": str(folder / "run"), "base": model, "dev": [],
+        "lora": {"rank": 3}, "weights": {"sft": 0.5, "kl": 0.3, "infonce": 1.0, "triplet": 0.3}, "loop": LOOP,
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(json.dumps(recipe | SFT[name]))
+    return folder / "recipe.yaml"
+
+
+@contextmanager
+def strategy(name: str) -> Iterator[None]:
+    """What `accelerate launch` says of it in the environment."""
+    said = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if name == "fsdp2" else {}
+    os.environ |= said
+    try:
+        yield
+    finally:
+        for key in said:
+            del os.environ[key]
+
+
+def join(rank: int, port: int) -> None:
+    """What the launcher tells each process."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def write_grpo(stage_one: Path, folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    changes = {"gauge_every": 0, "samples_every": 10, "loop": LOOP | {"learning_rate": 0.001}}
+    return write_recipe(stage_one, folder / "recipe.yaml", **changes | GRPO[name])
+
+
+def in_two(rank: int, port: int, how: str, model: str, stage_one: str, folder: str) -> None:
+    """Every configuration, by one of two processes; and once a run that is killed on the way and goes on."""
+    join(rank, port)
+    with strategy(how):
+        for name in SFT:
+            recipe = write_sft(model, Path(folder) / f"recipe-sft-{rank}", name)
+            train_sft(recipe, [f"output={folder}/sft-{name}/run"])
+        for name in GRPO:
+            recipe = write_grpo(Path(stage_one), Path(folder) / f"recipe-grpo-{rank}", name)
+            train_grpo(recipe, [f"output={folder}/grpo-{name}/run"])
+        recipe = write_sft(model, Path(folder) / f"recipe-sft-{rank}", "cached")  # a mixed unit: bfloat16 and float32
+        train_sft(recipe, [f"output={folder}/bfloat16/run", *BFLOAT16])
+        for task, train, recipe in (
+            (SFTTask, train_sft, write_sft(model, Path(folder) / f"recipe-sft-{rank}", "plain")),
+            (GRPOTask, train_grpo, write_grpo(Path(stage_one), Path(folder) / f"recipe-grpo-{rank}", "rounds")),
+        ):
+            wanted = [f"output={folder}/killed-{task.__name__}/run", f"loop.checkpoint_every={KEPT}"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(task, "batch", dying(task.batch))
+                with pytest.raises(RuntimeError, match="killed"):
+                    train(recipe, wanted)
+            train(recipe, wanted)
+    end_processes()
+
+
+def dying(batch: Any) -> Any:
+    def until(self: Any, step: int) -> Any:
+        if step == DIES_AT:
+            raise RuntimeError("killed")
+        return batch(self, step)
+
+    return until
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_course(one: Path, other: Path) -> None:
+    first, second = records(one), records(other)
+    assert len(first) == len(second) == STEPS
+    for a, b in zip(first, second, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-2, abs=1e-3)
+        timeless, others = (
+            {name: value for name, value in record["terms"].items() if not name.startswith("seconds")}
+            for record in (a, b)
+        )
+        assert others == pytest.approx(timeless, abs=2e-3)
+    assert first[-1]["loss"] != pytest.approx(first[0]["loss"], rel=0.05)  # it learns
+    weights, others = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, other))
+    assert weights.keys() == others.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key].float(), value.float(), atol=3e-3, rtol=2e-2)  # written in bfloat16
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path, stage_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every configuration by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in SFT:
+        train_sft(write_sft(str(tiny_model), folder / f"sft-{name}", name))
+    for name in GRPO:
+        train_grpo(write_grpo(stage_one, folder / f"grpo-{name}", name))
+    train_sft(write_sft(str(tiny_model), folder / "bfloat16", "cached"), BFLOAT16)
+    return folder
+
+
+@pytest.mark.parametrize("how", STRATEGIES)
+def test_two_processes_follow_one_and_go_on_after_a_kill(
+    how: str, alone: Path, tiny_model: Path, stage_one: Path, tmp_path: Path
+) -> None:
+    run_processes(in_two, free_port(), how, str(tiny_model), str(stage_one), str(tmp_path))
+    half, halves = ([record["loss"] for record in records(folder / "bfloat16" / "run")] for folder in (alone, tmp_path))
+    assert halves == pytest.approx(half, rel=0.02)
+    for name in [*(f"sft-{name}" for name in SFT), *(f"grpo-{name}" for name in GRPO)]:
+        assert_same_course(alone / name / "run", tmp_path / name / "run")
+    for killed, whole in (("SFTTask", "sft-plain"), ("GRPOTask", "grpo-rounds")):
+        one, other = (records(tmp_path / name / "run") for name in (whole, f"killed-{killed}"))
+        assert [record["loss"] for record in one] == [record["loss"] for record in other]
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("search_r3.training.distributed.collectives.world_size", lambda group=None: 6)
+    with pytest.raises(InputError, match="pairs_per_step is 5, too few for 6 processes"):
+        train_sft(write_sft(str(tiny_model), tmp_path, "cached"))
+
+
+def test_other_kinds_of_sharding_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = SimpleNamespace(distributed_type=SimpleNamespace(value="MULTI_GPU"), num_processes=2, state=None)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert settings_of(launched) is None  # type: ignore[arg-type]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(InputError, match="set fsdp_version: 2"):
+        settings_of(launched)  # type: ignore[arg-type]
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(InputError, match="fsdp_offload_params: false"):
+        settings_of(launched)  # type: ignore[arg-type]
+    launched.distributed_type.value = "DEEPSPEED"
+    with pytest.raises(InputError, match="launch it with DDP or FSDP2"):
+        settings_of(launched)  # type: ignore[arg-type]
+    launched.num_processes, launched.distributed_type.value = 1, "NO"
+    assert settings_of(launched) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_launchers_configurations_are_ones_that_accelerate_reads(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == int(path.stem.rpartition("-")[2])
+    assert config.distributed_type.value == ("FSDP" if path.stem.startswith("fsdp") else "MULTI_GPU")
+    if path.stem.startswith("fsdp"):
+        assert config.fsdp_config["fsdp_version"] == 2

@@ -1,0 +1,572 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from processes import run_processes
+from tiny_grpo import optimizer_of, some_pairs, task_of, write_recipe
+
+from search_r3 import SearchR3
+from search_r3.cli import main
+from search_r3.data.beir import BeirDataset, Document, write_beir
+from search_r3.environment.retrieval import RetrievalEnvironment
+from search_r3.errors import InputError
+from search_r3.model import checkpoint as checkpoints
+from search_r3.training.config import LoopConfig, load_config
+from search_r3.training.grpo.collector import NOBODY
+from search_r3.training.grpo.dataset import QueryOrder, read_problem
+from search_r3.training.grpo.grpo_config import GRPOConfig
+from search_r3.training.grpo.grpo_task import GRPOTask, grpo_task, train_grpo
+from search_r3.training.grpo.rollout import TorchRollouts
+from search_r3.training.lora.policy import _frozen
+
+
+def rewarded(task: GRPOTask, reward: Any) -> None:
+    """Let the task's rollouts earn `reward(rollout, number)` in place of what the corpus says."""
+    collector, last = task.collector, []
+    sample, collect = collector.engine.sample, collector.collect
+
+    def watched(*args: Any, **more: Any) -> Any:
+        last[:] = sample(*args, **more)
+        return last
+
+    def judged(number: int, step: int, encoder: Any, environment: Any) -> Any:
+        judge = type(environment).judge
+
+        def patched(*args: Any, **more: Any) -> Any:
+            found = judge(environment, *args, **more)
+            given = torch.tensor([float(reward(rollout, i)) for i, rollout in enumerate(last)])
+            return dataclasses.replace(found, rewards_R=given)
+
+        environment.judge = patched
+        return collect(number, step, encoder, environment)
+
+    collector.engine.sample = watched  # type: ignore[method-assign]
+    collector.collect = judged  # type: ignore[method-assign]
+
+
+def gradients(task: GRPOTask, batch: Any) -> dict[str, torch.Tensor]:
+    task.module.zero_grad()
+    task.loss(task.module, batch)[0].backward()
+    return {name: p.grad.clone() for name, p in task.module.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def task(stage_one: Path, tmp_path: Path) -> GRPOTask:
+    return task_of(stage_one, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, contrastive_weight=0.0, beta=0.0, queries_per_step=4, group_size=8)
+    rewarded(task, lambda rollout, _: sum(token % 2 for token in rollout.token_ids) / 6)
+    optimizer, curve = optimizer_of(task, 0.01), []
+    for step in range(50):
+        loss, figures = task.loss(task.module, task.batch(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.append(figures["reward"])
+        assert figures["ratio"] == 1.0
+    assert np.mean(curve[-5:]) > np.mean(curve[:5]) + 0.1
+
+
+@pytest.mark.slow
+def test_training_in_the_corpus_raises_the_reward(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, contrastive_weight=1.0, queries_per_step=6)
+    before = task.evaluate(task.module, 0)["live.reward"]
+    optimizer, curve = optimizer_of(task, 0.01), []
+    for step in range(64):
+        loss, figures = task.loss(task.module, task.batch(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.append(figures["reward"])
+    assert np.mean(curve[-5:]) > np.mean(curve[:5]) + 0.2
+    assert set(task.evaluate(task.module, 40)) == {"live.reward", "live.dcg", "live.reward_direct"}
+    assert 0 <= before <= 1
+
+
+def test_the_untrained_adapter_is_the_reference_and_the_first_ratio_is_one(task: GRPOTask) -> None:
+    batch = task.batch(0)
+    _, figures = task.loss(task.module, batch)
+    assert figures["kl_reference"] == pytest.approx(0, abs=1e-6)
+    assert figures["ratio"] == 1.0
+    with torch.no_grad():
+        for parameter in task.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    assert task.loss(task.module, batch)[1]["kl_reference"] > 1e-3
+
+
+def test_the_policy_loss_is_of_what_was_sampled_and_only_of_that(task: GRPOTask) -> None:
+    batch = task.batch(0)
+    chosen = list(range(len(batch.rows)))
+    embed = task.checkpoint.contract.embed_token_id
+    sampled, known = task._sampled(batch, chosen, torch.device("cpu"))
+    at = 0
+    for row, answers, last in zip(batch.rows, batch.answers, batch.last, strict=True):
+        assert row[-1] == embed
+        assert row.count(embed) == 1  # nothing comes after it
+        assert sampled[at : at + answers - 1].tolist() == row[-answers:-1]
+        assert known[at : at + answers - 1].all()
+        assert bool(known[at + answers - 1]) == (last != NOBODY)
+        if last != NOBODY:
+            assert int(sampled[at + answers - 1]) == last
+        at += answers
+    assert at == len(sampled)
+
+
+def test_a_forced_token_has_no_part_in_the_policy_loss(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, contrastive_weight=0.0, max_reasoning_tokens=1)
+    rewarded(task, lambda rollout, i: i % 3)
+    batch = task.batch(0)
+    assert NOBODY in batch.last  # some were out of budget
+    masked = gradients(task, batch)
+    told = copy.copy(batch)
+    told.last = [task.checkpoint.contract.embed_token_id if last == NOBODY else last for last in batch.last]
+    unmasked = gradients(task, told)
+    assert any((masked[name] - unmasked[name]).abs().max() > 1e-4 for name in masked)  # it would have mattered
+    for line, last in enumerate(batch.last):
+        if last == NOBODY and batch.answers[line] == 2:
+            known = task._sampled(batch, [line], torch.device("cpu"))[1]
+            assert known.tolist() == [True, False]
+
+
+def test_an_end_of_turn_is_missing_and_the_policy_is_told_so(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, contrastive_weight=0.0)
+    eos = task.checkpoint.tokenizer.eos_token_id
+
+    class Ending(TorchRollouts):
+        def sample(self, *args: Any, **more: Any) -> Any:
+            found = super().sample(*args, **more)
+            for i, rollout in enumerate(found):
+                if i % 2:
+                    rollout.token_ids, rollout.forced, rollout.ended = rollout.token_ids[:1], True, eos
+            return found
+
+    task.collector.engine = Ending()
+    batch = task.batch(0)
+    assert batch.last[1::2] == [eos] * 6
+    assert all(row[-1] == task.checkpoint.contract.embed_token_id for row in batch.rows)
+    assert (batch.advantage_R[1::2] < 0).any()
+    assert (batch.target_R[1::2] == NOBODY).all()  # forced: no contrastive term
+    before = _log_prob_of_end(task, batch)
+    optimizer = optimizer_of(task, 0.003)
+    task.loss(task.module, batch)[0].backward()
+    optimizer.step()
+    assert _log_prob_of_end(task, batch) < before
+
+
+def _log_prob_of_end(task: GRPOTask, batch: Any) -> float:
+    from search_r3.training.grpo.policy_gradient import token_log_probs
+    from search_r3.training.lora.policy import Rows
+
+    lines = [i for i in range(1, len(batch.rows), 2) if batch.advantage_R[i] < 0]
+    with torch.no_grad():
+        rows = Rows(task.prefix, [batch.rows[i] for i in lines], [batch.answers[i] for i in lines])
+        encoded = task.policy({"x": rows})["x"]
+        sampled, _ = task._sampled(batch, lines, torch.device("cpu"))
+        log_probs = token_log_probs(encoded.logits_TV, sampled)[0].split(rows.answers)
+    return float(torch.stack([part[-1] for part in log_probs]).mean())
+
+
+def test_padding_ids_are_no_part_of_the_policy(task: GRPOTask) -> None:
+    batch = task.batch(0)
+    before = gradients(task, batch)
+    weight = _frozen(task.policy.causal_lm.get_output_embeddings())
+    vocabulary = len(task.checkpoint.tokenizer)
+    assert weight.shape[0] > vocabulary
+    with torch.no_grad():
+        weight[vocabulary:] = 5.0  # would take most of the probability
+    after = gradients(task, batch)
+    for name, gradient in before.items():
+        torch.testing.assert_close(after[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_log_probabilities_are_divided_by_the_sampling_temperature(stage_one: Path, tmp_path: Path) -> None:
+    entropies = {}
+    for temperature in (0.5, 1.0):
+        task = task_of(stage_one, tmp_path, temperature=temperature)
+        entropies[temperature] = task.loss(task.module, task.batch(0))[1]["entropy"]
+    assert entropies[0.5] < 0.7 * entropies[1.0]
+
+
+def test_the_contrastive_term_is_infonce_against_the_refreshed_documents(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, contrastive_weight=0.5, beta=0.0)
+    batch = task.batch(0)
+    loss, figures = task.loss(task.module, batch)
+    assert loss.item() == pytest.approx(figures["policy"] + 0.5 * figures["contrastive"], rel=1e-5)
+    assert not batch.candidate_CD.requires_grad
+    assert task.environment is not None
+    queries = [task.problem.train[i] for i in task.collector.order.batch(0)]
+    rows = sorted({row for query in queries for row in query.grades} | set(range(len(task.problem.documents))))
+    vectors = task.environment.corpus.vectors(rows)
+    for line, target in enumerate(batch.target_R.tolist()):
+        if target != NOBODY:
+            positive = queries[line // 4].positive
+            torch.testing.assert_close(batch.candidate_CD[target], vectors[rows.index(positive)])
+            assert not batch.masked_RC[line, target]
+    embed = task.checkpoint.contract.embed_token_id
+    forced = [last != embed for last in batch.last]
+    assert any(forced)
+    assert forced == (batch.target_R == NOBODY).tolist()  # nobody chose to embed there
+
+
+def test_a_short_analysis_earns_what_a_missing_token_earns(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, min_reasoning_tokens=2, contrastive_weight=0.5)
+    earned: list[float] = []
+    judge = grpo_task.RetrievalEnvironment.judge
+
+    def watched(self: Any, *args: Any, **more: Any) -> Any:
+        found = judge(self, *args, **more)
+        earned.extend(found.rewards_R.tolist())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo_task.RetrievalEnvironment, "judge", watched)
+        batch = task.batch(0)
+    embed, missing = task.checkpoint.contract.embed_token_id, task.config.environment.missing_token_reward
+    short = [answer - 1 < 2 or last != embed for answer, last in zip(batch.answers, batch.last, strict=True)]
+    assert any(answer == 2 and last == embed for answer, last in zip(batch.answers, batch.last, strict=True))
+    assert not all(short)
+    assert [reward == missing for reward in earned] == short
+    assert (batch.target_R == NOBODY).tolist() == short
+
+
+def test_a_second_positive_is_no_negative(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path)
+    for query in task.problem.train:
+        query.grades[(query.positive + 2) % len(task.problem.documents)] = 0.5
+    batch = task.batch(0)
+    assert (batch.masked_RC.sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("kind", ["keep", "drop"])
+def test_groups_without_variance(kind: str, stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, zero_variance=kind, contrastive_weight=0.0, beta=0.04)
+    rewarded(task, lambda rollout, i: 0.5 if i < 8 else i % 2)  # the first two groups
+    batch = task.batch(0)
+    assert batch.figures["zero_variance"] == pytest.approx(2 / 3)
+    assert batch.policy_R.tolist() == ([True] * 12 if kind == "keep" else [False] * 8 + [True] * 4)
+    assert batch.advantage_R[:8].abs().max() == 0
+    found = task.loss(task.module, batch)[1]
+    assert found["trained_rollouts"] == (12 if kind == "keep" else 4)
+
+
+def test_groups_without_variance_are_sampled_anew(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, zero_variance="resample", resamples=3)
+    calls = []
+
+    def reward(rollout: Any, i: int) -> float:
+        calls.append(i)
+        return 0.5 if len(calls) <= 12 + 4 and i < 8 else i % 2
+
+    rewarded(task, reward)
+    batch = task.batch(0)
+    assert batch.policy_R.all()
+    assert batch.figures["zero_variance"] == pytest.approx(2 / 3)  # as they were sampled at first
+    assert batch.figures["resampled"] == 2
+    assert len(batch.rows) == 12
+
+
+def test_all_groups_dropped_gives_a_step_of_zero_through_every_weight(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(stage_one, tmp_path, contrastive_weight=0.0)
+    rewarded(task, lambda rollout, i: 1.0)
+    found = gradients(task, task.batch(0))
+    assert len(found) == sum(p.requires_grad for p in task.module.parameters())
+    assert all(gradient.abs().max() == 0 for gradient in found.values())
+
+
+def test_several_steps_of_a_round_move_the_ratio_and_see_each_rollout_once_an_epoch(
+    stage_one: Path, tmp_path: Path
+) -> None:
+    task = task_of(stage_one, tmp_path, epochs=2, minibatches=2, contrastive_weight=0.0)
+    rewarded(task, lambda rollout, i: i % 2)
+    optimizer, ratios, rounds = optimizer_of(task, 0.02), [], []
+    for step in range(8):
+        batch = task.batch(step)
+        rounds.append(batch.number)
+        loss, figures = task.loss(task.module, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ratios.append(figures["ratio"])
+    assert rounds == [0] * 4 + [1] * 4
+    assert ratios[0] == ratios[4] == 1.0
+    assert all(abs(ratio - 1) > 1e-4 for ratio in ratios[1:4])
+    for epoch in (0, 1):
+        parts = [task._minibatch(batch, 2 * epoch + part)[0] for part in (0, 1)]
+        assert sorted(parts[0] + parts[1]) == list(range(12))
+    with pytest.raises(RuntimeError, match="never sampled"):
+        task.batch(9 + 4)
+
+
+def test_the_saved_adapter_is_the_trained_policy_on_the_original_base(stage_one: Path, tmp_path: Path) -> None:
+    folder = train_grpo(write_recipe(stage_one, tmp_path / "recipe.yaml"))
+    model = SearchR3.from_pretrained(folder, device="cpu", dtype="float32")
+    first = SearchR3.from_pretrained(stage_one, device="cpu", dtype="float32")
+    assert model.contract.base_weights == first.contract.base_weights
+    assert model.contract_hash != first.contract_hash
+    distance = model.check_golden()
+    assert distance is not None
+    assert distance < 1e-5
+    texts = [pair.positive for pair in some_pairs()]
+    assert abs(model.encode_document(texts) - first.encode_document(texts)).max() > 0.01
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    terms = next(record["terms"] for record in records if record.get("step") == 6 and "loss" in record)
+    assert {
+        *("reward", "reward_q10", "reward_q50", "reward_q90", "dcg_scaled", "dcg_scaled_high", "dcg", "dcg_high"),
+        *("group_std", "zero_variance", "length", "emission", "entropy", "kl_reference", "clip_low", "clip_high"),
+        *("ratio", "mean_age", "gauge_recall", "gauge_error", "refreshed", "direct", "gain", "contrastive"),
+    } <= set(terms)
+    assert all(math.isfinite(value) for value in terms.values())
+    shown = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["query"]) for r in shown if r.get("dev")] == [
+        (step, query) for step in (0, 3, 6) for query in [r["query"] for r in shown if r.get("dev")][:3]
+    ]
+    assert {r["step"] for r in shown if not r.get("dev")} == {1, 3, 5}
+    assert all(r["rank"] >= 1 and "text" in r and "reward" in r for r in shown)
+
+
+def test_held_out_queries_and_those_of_dev_pools_are_never_trained_on(task: GRPOTask) -> None:
+    problem = task.problem
+    held = {query.text for query in problem.held_out}
+    assert held
+    assert not held & {query.text for query in problem.train}
+    assert len(held) + len(problem.train) == 32
+    never = {problem.train[0].text, problem.train[1].text}
+    assert never.isdisjoint(query.text for query in read_problem(task.config, never).train)
+
+
+def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps_them(
+    stage_one: Path, tmp_path: Path
+) -> None:
+    task = task_of(
+        stage_one, tmp_path, from_rank=2, to_rank=6, queries_per_step=2, loop=LoopConfig(seed=3, mixed_precision="no")
+    )
+    batch = task.batch(0)
+    assert batch.number == 0
+    assert task.environment is not None
+    assert task.kept
+    assert len(task.kept) < len(task.problem.train)
+    queries = task.problem.train
+    encoder = SearchR3.from_pretrained(stage_one, dtype="float32")  # before its first step, stage 2 is stage 1
+    cosine_QN = torch.from_numpy(
+        encoder.encode_query([query.text for query in queries], reasoning=False)
+        @ encoder.encode_document(task.problem.documents, max_length=task.config.max_document_tokens).T
+    )
+    ahead = [
+        (cosine_QN[line] > cosine_QN[line, query.positive] - slack).sum()
+        for line, query in enumerate(queries)
+        for slack in (1e-5, -1e-5)  # documents that tie but for rounding stand before or behind
+    ]
+    ranks = [(int(high), int(low) + 1) for high, low in zip(ahead[::2], ahead[1::2], strict=True)]
+    surely = {number for number, rank in enumerate(ranks) if min(rank) >= 2 and max(rank) <= 6}
+    perhaps = {number for number, rank in enumerate(ranks) if max(rank) >= 2 and min(rank) <= 6}
+    assert surely
+    assert surely <= set(task.kept) <= perhaps
+    assert len(perhaps) < len(queries)
+    assert {query.id for query in task.collector.queries} == {queries[number].id for number in task.kept}
+    again = task_of(
+        stage_one, tmp_path, from_rank=2, to_rank=6, queries_per_step=2, loop=LoopConfig(seed=3, mixed_precision="no")
+    )
+    again.load_state_dict(task.state_dict())
+    assert [q.id for q in again.collector.queries] == [q.id for q in task.collector.queries]
+    assert again.collector.order.batch(7) == task.collector.order.batch(7)
+
+
+def test_the_order_of_queries_is_a_function_of_the_seed_and_the_number() -> None:
+    order, again = QueryOrder(20, 6, 7), QueryOrder(20, 6, 7)
+    again.batch(5)
+    seen = [i for number in range(order.per_epoch) for i in order.batch(number)]
+    assert len(seen) == len(set(seen)) == 18
+    assert [order.batch(4), order.batch(0)] == [again.batch(4), again.batch(0)]
+    assert order.batch(0) != order.batch(order.per_epoch)
+    with pytest.raises(InputError, match="too few for a batch of 30"):
+        QueryOrder(20, 30, 0)
+
+
+def beir_set(folder: Path, positives: bool = True) -> Path:
+    pairs = some_pairs(16)
+    corpus = {pair.id: Document(pair.id, "", pair.positive) for pair in pairs}
+    queries = {str(i): pair.query for i, pair in enumerate(pairs)}
+    qrels = {str(i): {pair.id: 1} for i, pair in enumerate(pairs)}
+    write_beir(folder, BeirDataset("greek", corpus, queries, qrels), "train")
+    return folder
+
+
+def test_a_beir_set_holds_out_by_its_ids_and_documents_are_cut_to_the_positives_first(
+    stage_one: Path, tmp_path: Path
+) -> None:
+    folder = beir_set(tmp_path / "greek")
+    task = task_of(
+        stage_one, tmp_path, queries=[{"beir": str(folder), "hold_out_modulus": 4, "limit": 6}],
+        corpus=[{"beir": str(folder)}, {"pairs": str(stage_one.parents[1] / "pairs.jsonl")}], max_documents=20,
+    )  # fmt: skip
+    assert {query.id.rsplit("/")[-1] for query in task.problem.held_out} == {"0", "4", "8", "12"}
+    assert len(task.problem.train) == 6
+    assert len(task.problem.documents) == 20
+    for query in (*task.problem.train, *task.problem.held_out):
+        assert task.problem.documents[query.positive].startswith(query.text.removeprefix("what is "))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 1}, "group_size must be 2 or more"),
+        ({"queries": []}, "queries is empty"),
+        ({"corpus": []}, "corpus is empty"),
+        ({"queries": [{"beir": "scifact", "split": "test"}]}, "only training splits"),
+        ({"queries": [{"beir": "hotpotqa", "split": "dev"}]}, "only training splits"),
+        ({"queries": [{}]}, "either beir: NAME or pairs: FILE"),
+        ({"gauge_every": 5, "queries": [{"pairs": "PAIRS"}]}, "gauge_every needs queries that are held out"),
+        ({"max_documents": 3}, "raise it"),
+        ({"queries_per_step": 99}, "too few for a batch of 99"),
+        ({"lora": {"rank": 2, "dropout": 0.1}}, "lora.dropout must be 0"),
+        ({"loop": {"steps": 1, "gradient_accumulation": 2}}, "gradient_cache saves memory"),
+        ({"temperature": 0}, "temperature must be above 0"),
+        ({"loss_type": "ppo"}, "loss_type"),
+        ({"epsilon_low": 2}, "epsilon_low"),
+        ({"minibatches": 13}, "minibatches"),
+        ({"environment": {"reward": "dgc"}}, "there is no reward"),
+        ({"environment": {"length_weight": 0.1, "length_free": 6}}, "length_free must be below"),
+        ({"group_sise": 3}, "did you mean group_size"),
+        ({"adapter": "BASE"}, "has no contract"),
+        ({"corpus": [{"beir": "BEIR"}]}, "answered by a document that is not in the corpus"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(
+    changes: dict[str, Any], message: str, stage_one: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    text = (
+        json.dumps(changes).replace("BASE", str(tiny_model)).replace("PAIRS", str(stage_one.parents[1] / "pairs.jsonl"))
+    )
+    text = text.replace("BEIR", str(beir_set(tmp_path / "greek")))
+    recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", **json.loads(text))
+    with pytest.raises(InputError, match=message) as refused:
+        train_grpo(recipe)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_merged_model_is_no_adapter(stage_one: Path, tmp_path: Path) -> None:
+    SearchR3.from_pretrained(stage_one, device="cpu").save_pretrained(tmp_path / "merged")
+    assert checkpoints.read_record(tmp_path / "merged")["kind"] == "merged"  # type: ignore[index]
+    with pytest.raises(InputError, match="give the stage 1 adapter"):
+        train_grpo(write_recipe(stage_one, tmp_path / "recipe.yaml", adapter=str(tmp_path / "merged")))
+
+
+def work(rank: int, stage_one: str, folder: str) -> None:
+    """Two steps of two processes, one of which has only groups without variance."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for kind in ("drop", "resample"):
+        task = task_of(
+            Path(stage_one), Path(folder), contrastive_weight=0.0, zero_variance=kind, epochs=2, queries_per_step=2
+        )
+        rewarded(task, lambda rollout, i: 1.0 if rank == 1 else i % 2)
+        module = torch.nn.parallel.DistributedDataParallel(task.module, broadcast_buffers=False)
+        optimizer = optimizer_of(task)
+        for step in range(3):
+            batch = task.batch(step)
+            assert bool(batch.policy_R.any()) == (rank == 0)
+            loss, figures = task.loss(module, batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert task.environment is not None
+        rows, weight = (
+            task.environment.corpus.vectors(torch.arange(40)),
+            next(iter(p for p in optimizer.param_groups[0]["params"])),
+        )
+        for value in (rows, weight.detach()):
+            both = [torch.empty_like(value) for _ in range(2)]
+            dist.all_gather(both, value.contiguous())
+            assert torch.equal(*both)  # one corpus, one policy
+        names = [None, None]
+        dist.all_gather_object(names, sorted(figures))
+        assert names[0] == names[1]
+        assert len(task.state_dict()["rounds"]) == 2  # inside of a round: everybody's
+    (Path(folder) / f"done-{rank}").touch()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_process_with_nothing_to_learn_from_joins_in(stage_one: Path, tmp_path: Path) -> None:
+    run_processes(work, str(stage_one), str(tmp_path))
+    assert (tmp_path / "done-0").exists()
+    assert (tmp_path / "done-1").exists()
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_recipes_that_we_ship_are_valid(name: str) -> None:
+    config = load_config(Path(__file__).parents[3] / "configs" / "grpo" / f"{name}.yaml", GRPOConfig)
+    assert config.group_size == {"cpu": 6, "gpu": 8}[name]
+    assert config.max_reasoning_tokens == {"cpu": 24, "gpu": 32}[name]
+    assert all(part.hold_out_modulus == 8 for part in config.queries if part.beir == "scifact")
+
+
+def test_the_command_trains_and_tells_mistakes_in_one_line(
+    stage_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(stage_one, tmp_path / "recipe.yaml")
+    assert main(["train", "grpo", str(recipe), "--set", "loop.steps=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"adapter": str(tmp_path / "run" / "adapter")}
+    assert main(["train", "grpo", str(recipe), "--set", "group_size=1"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "group_size must be 2 or more, not 1" in lines[0]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1], ids=["policy alone", "with the contrastive term"])
+@pytest.mark.parametrize("kind", ["drop", "keep", "resample"])
+def test_equal_rewards_are_reported_and_do_not_end_as_a_success(
+    kind: str,
+    weight: float,
+    stage_one: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge = RetrievalEnvironment.judge
+
+    def equal(*args: Any, **more: Any) -> Any:
+        found = judge(*args, **more)
+        return dataclasses.replace(found, rewards_R=torch.full_like(found.rewards_R, 0.5))
+
+    monkeypatch.setattr(RetrievalEnvironment, "judge", equal)
+    changes = {"gauge_every": 0, "zero_variance": kind, "contrastive_weight": weight}
+    recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", **changes)
+    assert main(["train", "grpo", str(recipe), "--set", "loop.steps=2"]) == 2
+    told = capsys.readouterr()
+    assert "warning: step 2: the last 2 steps had nothing to learn from: each query's rollouts all earned" in told.err
+    assert told.err.strip().splitlines()[-1].startswith("error: nothing was learned: each query's rollouts all earned")
+    assert "adapter:" not in told.out
+
+
+def test_dev_pools_choose_the_best_and_are_not_trained_on(
+    stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = some_pairs()[:6]
+    corpus = {pair.id: Document(pair.id, "", pair.positive) for pair in pairs}
+    pool = BeirDataset("greek.dev", corpus, {p.id: p.query for p in pairs[:3]}, {p.id: {p.id: 1} for p in pairs[:3]})
+    monkeypatch.setattr(grpo_task, "dev_pool", lambda *_: pool)
+    seen: list[Any] = []
+    read = grpo_task.read_problem
+    monkeypatch.setattr(grpo_task, "read_problem", lambda *args: (seen.append(read(*args)), seen[-1])[1])
+    train_grpo(write_recipe(stage_one, tmp_path / "recipe.yaml", dev=["greek"]))
+    assert {pair.query for pair in pairs[:3]}.isdisjoint(query.text for query in seen[0].train)
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    dev = [record["dev"] for record in records if "dev" in record]
+    assert {"ndcg@10.off", "ndcg@10.on", "greek.dev.off", "greek.dev.emission", "live.reward"} <= set(dev[0])
+    finished = json.loads((tmp_path / "run" / "finished.json").read_text())
+    assert finished["best"] == max(figures["ndcg@10.on"] for figures in dev)
+    SearchR3.from_pretrained(tmp_path / "run" / "best", device="cpu")

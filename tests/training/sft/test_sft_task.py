@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from search_r3 import SearchR3
+from search_r3.data.mining.teacher import write_teacher_rows
+from search_r3.data.pairs import TrainingPair, write_pairs
+from search_r3.errors import InputError
+from search_r3.model import checkpoint as checkpoints
+from search_r3.training.config import LoopConfig, LoraSettings
+from search_r3.training.sft.batch_sampler import Sampler
+from search_r3.training.sft.contrastive import Candidates, document_key
+from search_r3.training.sft.sft_task import LossWeights, SFTConfig, SFTTask, sft_task, train_sft
+
+DEV_FIGURES = ("off", "on", "emission", "tokens", "median_tokens", "distinct", "uniformity", "alignment")
+WORDS = [
+    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"),
+    *("iota", "kappa", "lamda", "mu", "nu", "xi", "omicron", "pi"),
+]
+
+
+def some_pairs(n: int = 16) -> list[TrainingPair]:
+    return [
+        TrainingPair(
+            id=f"p{i}",
+            query=f"what is {WORDS[i % 16]} {i // 16}",
+            positive=f"{WORDS[i % 16]} {i // 16} is the letter number {i}",
+            negatives=(f"{WORDS[(i + 1) % 16]} is another letter",),
+            analysis=f"letter {WORDS[i % 16]}" if i % 2 else None,
+            source="greek" if i % 16 < 8 else "more greek",
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    def write(**changes: Any) -> Path:
+        write_pairs(tmp_path / "pairs.jsonl", some_pairs())
+        values = {
+            "pairs": [str(tmp_path / "pairs.jsonl")],
+            "output": str(tmp_path / "run"),
+            "base": str(tiny_model),
+            "pairs_per_step": 4,
+            "reasoning_share": 0.9,
+            "dev": [],
+            "lora": {"rank": 4},
+            "weights": {"sft": 0.1, "kl": 0.1, "infonce": 1.0, "triplet": 0.1},
+            "loop": {
+                "steps": 6,
+                "learning_rate": 0.01,
+                "warmup_steps": 1,
+                "checkpoint_every": 2,
+                "evaluate_every": 0,
+                "mixed_precision": "no",
+            },
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps(values | changes))
+        return path
+
+    return write
+
+
+def task_of(tiny_model: Path, pairs: list[TrainingPair], **changes: Any) -> SFTTask:
+    settings: dict[str, Any] = {"pairs": ["-"], "output": "-", "pairs_per_step": 4, "dev": [], "reasoning_share": 1.0}
+    config = SFTConfig(**settings | {"lora": LoraSettings(rank=4), "loop": LoopConfig(seed=3)} | changes)
+    return SFTTask(config, checkpoints.load_base(tiny_model, dtype=torch.float32), pairs)
+
+
+def losses(run: Path) -> list[tuple[int, float, dict[str, float]]]:
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"], r["terms"]) for r in records if "loss" in r]
+
+
+@pytest.mark.slow
+def test_training_lowers_the_terms_and_gives_an_adapter_that_loads(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    loop = {"steps": 150, "learning_rate": 0.02, "warmup_steps": 5, "evaluate_every": 0, "mixed_precision": "no"}
+    folder = train_sft(recipe(loop=loop, reasoning_share=1.0))
+    curve = losses(tmp_path / "run")
+    first, last = curve[:5], curve[-5:]
+    for term in ("infonce", "sft"):
+        before, after = (sum(terms[term] for *_, terms in part) / 5 for part in (first, last))
+        assert after < 0.7 * before, term
+    model = SearchR3.from_pretrained(folder, device="cpu")
+    distance = model.check_golden()
+    assert distance is not None
+    assert distance < 1e-5
+    assert model.contract.adapter_weights
+    assert not model.reason(["what is beta 0"])[0].forced  # it has learned to end with the token
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 5])
+def test_a_killed_run_goes_on_with_the_same_curve(
+    killed_at: int, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_sft(recipe(output=str(tmp_path / "whole")))
+    original = SFTTask.batch
+
+    def dying(self: SFTTask, step: int) -> Any:
+        if step == killed_at:
+            raise RuntimeError("killed")
+        return original(self, step)
+
+    path = recipe(output=str(tmp_path / "killed"))
+    monkeypatch.setattr(SFTTask, "batch", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_sft(path)
+    monkeypatch.setattr(SFTTask, "batch", original)
+    train_sft(path)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    files = [(tmp_path / run / "adapter" / checkpoints.ADAPTER_FILE).read_bytes() for run in ("killed", "whole")]
+    assert files[0] == files[1]
+
+
+def test_a_batch_follows_from_the_step_alone(tiny_model: Path) -> None:
+    task, again = (task_of(tiny_model, some_pairs(), reasoning_share=0.5) for _ in range(2))
+    again.batch(7)
+    for step in (0, 3, 11):
+        assert task.batch(step) == again.batch(step)
+    assert task.batch(0) != task.batch(1)
+
+
+def test_every_epoch_gives_each_pair_at_most_once_and_batches_of_one_source() -> None:
+    sampler = Sampler(some_pairs(), 4, seed=0, one_source=True)
+    for epoch in range(3):
+        batches = [sampler.batch(epoch * sampler.per_epoch + i) for i in range(sampler.per_epoch)]
+        assert all(len({pair.source for pair in batch}) == 1 for batch in batches)
+        seen = [pair.id for batch in batches for pair in batch]
+        assert len(seen) == len(set(seen)) == 16
+    assert sampler.batch(0) != sampler.batch(sampler.per_epoch)
+
+
+def test_rows_end_with_the_embed_token_and_analyses_stand_before_it(tiny_model: Path) -> None:
+    task = task_of(tiny_model, some_pairs())
+    batch = task.batch(0)
+    embed = task.checkpoint.contract.embed_token_id
+    assert all(row[-1] == embed and row.count(embed) == 1 for part in batch.parts.values() for row in part.rows)
+    written = task.tokenizer.decode(batch.parts["reasoning"].rows[0])
+    assert f"{batch.pairs[batch.behind[0]].analysis}<|embed_token|>" in written
+    said = [row[len(row) - n :] for row, n in zip(batch.parts["query"].rows, batch.parts["query"].answers, strict=True)]
+    assert all(task.tokenizer.decode(tokens) == "The embedding is<|embed_token|>" for tokens in said)
+
+
+def test_a_document_that_answers_two_queries_is_no_negative(tiny_model: Path) -> None:
+    pairs = some_pairs(4)
+    twin = TrainingPair("twin", query=pairs[0].query, positive=pairs[1].positive, source="greek")
+    pairs = [pairs[0], pairs[1], twin, pairs[3]]
+    task = task_of(tiny_model, pairs, batch_of="any")
+    keys = np.array([document_key(pair.positive) for pair in pairs])
+    candidates = Candidates(torch.zeros(4, 2), keys)
+    mask = candidates.false_negatives([task.answers[pair.query] for pair in pairs], [0, 1, 2, 3])
+    assert mask.int().tolist() == [
+        [0, 1, 1, 0],  # the twin's document answers the first query as well, wherever it stands
+        [0, 0, 1, 0],
+        [1, 1, 0, 0],
+        [0, 0, 0, 0],
+    ]
+
+
+def test_explicit_negatives_join_the_documents(tiny_model: Path) -> None:
+    batch = task_of(tiny_model, some_pairs(), negatives_per_pair=1).batch(0)
+    assert len(batch.documents) == 8
+    assert batch.documents[4:] == [pair.negatives[0] for pair in batch.pairs]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(tiny_model: Path) -> None:
+    weights = LossWeights(sft=0.3, kl=0.2, infonce=0.7, triplet=0.5)
+    task = task_of(tiny_model, some_pairs(), weights=weights)
+    loss, figures = task.loss(task.module, task.batch(0))
+    expected = sum(getattr(weights, name) * figures[name] for name in ("sft", "kl", "infonce", "triplet"))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert figures["kl"] == pytest.approx(0, abs=1e-5)  # an untrained adapter is the base
+
+
+def teacher_of(path: Path, pairs: list[TrainingPair]) -> str:
+    """Rows that a teacher might give: one-hot by letter, so that it knows which documents are alike."""
+
+    class Teacher:
+        name, identity = "letters", {"retriever": "test"}
+
+        def encode_query(self, texts: list[str]) -> np.ndarray:
+            return np.stack([[float(word in text.split()) for word in WORDS] for text in texts]).astype(np.float32)
+
+        encode_document = encode_query
+
+    source = path / "taught.jsonl"
+    write_pairs(source, pairs)
+    write_teacher_rows([source], path / "taught.rows.safetensors", Teacher())
+    return str(path / "taught.rows.safetensors")
+
+
+def test_a_teacher_pulls_the_scores_to_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = some_pairs()
+    weights = LossWeights(sft=0, kl=0, infonce=0, triplet=0, distil=1.0)
+    task = task_of(tiny_model, pairs, weights=weights, teacher=teacher_of(tmp_path, pairs), reasoning_share=0.0)
+    optimizer = torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=0.01)
+    curve = []
+    for step in range(30):
+        loss, figures = task.loss(task.module, task.batch(step))
+        assert loss.item() == pytest.approx(figures["distil"])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.append(figures["distil"])
+    assert np.mean(curve[-5:]) < 0.5 * np.mean(curve[:5])
+
+
+def test_own_samples_are_what_the_model_says_at_the_start_of_their_block(tiny_model: Path) -> None:
+    task = task_of(tiny_model, some_pairs(), sample_share=1.0, samples_from=2, samples_every=3, sample_temperature=0.0)
+    before = task.batch(1)
+    assert not any(before.sampled)
+    batch = task.batch(2)
+    assert len(batch.sampled) == len(batch.behind) == 4  # pairs without a written analysis have one of their own
+    assert all(batch.sampled)
+    queries = [batch.pairs[i].query for i in batch.behind]
+    said = [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)]
+    assert [task.own.texts[batch.pairs[i].id] for i in batch.behind] == said
+    cut = [int(batch.pairs[i].id in task.own.cut) for i in batch.behind]
+    assert batch.parts["reasoning"].answers == cut  # of its own words only the end is taught, where the budget cut them
+    assert any(cut)
+    task.own.cut.clear()
+    assert task.batch(2).parts["reasoning"].answers == [0] * 4
+    with torch.no_grad():
+        for parameter in task.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    assert task.batch(4) == task.batch(4)
+    assert task.own.block == 0
+    task.batch(5)
+    assert task.own.block == 1
+    assert [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)] != said
+
+
+@pytest.mark.parametrize("killed_at", [3, 5])
+def test_a_run_with_own_samples_and_a_memory_resumes_exactly(
+    killed_at: int, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"sft": 0.1, "kl": 0.0, "infonce": 1.0, "distil": 0.5}
+    changes = {
+        "sample_share": 0.7,
+        "samples_from": 1,
+        "samples_every": 3,
+        "memory": 6,
+        "weights": weights,
+        "teacher": teacher_of(tmp_path, some_pairs()),
+        "matryoshka": [8, 4],
+    }
+    train_sft(recipe(output=str(tmp_path / "whole"), **changes))
+    original = SFTTask.batch
+
+    def dying(self: SFTTask, step: int) -> Any:
+        if step == killed_at:
+            raise RuntimeError("killed")
+        return original(self, step)
+
+    path = recipe(output=str(tmp_path / "killed"), **changes)
+    monkeypatch.setattr(SFTTask, "batch", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_sft(path)
+    monkeypatch.setattr(SFTTask, "batch", original)
+    train_sft(path)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    record = json.loads((tmp_path / "killed" / "adapter" / checkpoints.CONTRACT_FILE).read_text())
+    assert record["dimensions"] == [4, 8]  # what embeddings may be cut at
+
+
+def test_remembered_documents_are_negatives_unless_they_answer(tiny_model: Path) -> None:
+    task = task_of(tiny_model, some_pairs(), memory=6, reasoning_share=0.0)
+    for step in range(3):
+        task.loss(task.module, task.batch(step))
+    assert [len(part.key_M) for part in task.memory.steps] == [4, 4]  # 8 are more than 6, 4 would be fewer
+    batch = task.batch(3)
+    own = Candidates(torch.zeros(4, task.checkpoint.contract.dimension), np.zeros(4, dtype=np.int64))
+    extended = task.memory.extend(own)
+    assert len(extended.key_M) == 12
+    answer = extended.key_M[7]
+    mask = extended.false_negatives([{int(answer)}] * len(batch.pairs), [0, 1, 2, 3])
+    assert mask[:, 7].all()
+    assert mask.sum() == 4
+
+
+def test_figures_have_the_same_names_with_and_without_reasoning(tiny_model: Path) -> None:
+    task = task_of(tiny_model, some_pairs())
+    quiet = task_of(tiny_model, some_pairs(), reasoning_share=0.0)
+    assert task.loss(task.module, task.batch(0))[1].keys() == quiet.loss(quiet.module, quiet.batch(0))[1].keys()
+
+
+def test_going_on_from_an_adapter_starts_where_it_ended(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    first = train_sft(recipe())
+    second = train_sft(recipe(output=str(tmp_path / "second"), start_from=str(first)))
+    assert losses(tmp_path / "second")[0][1] < losses(tmp_path / "run")[0][1]
+    assert SearchR3.from_pretrained(second, device="cpu").contract_hash != SearchR3.from_pretrained(first).contract_hash
+
+
+def test_dev_figures_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from search_r3.data.beir import BeirDataset, Document
+
+    corpus = {p.id: Document(p.id, "", p.positive) for p in some_pairs()}
+    pool = BeirDataset("greek", corpus, {p.id: p.query for p in some_pairs()}, {p.id: {p.id: 1} for p in some_pairs()})
+    monkeypatch.setattr(sft_task, "dev_pool", lambda *_: pool)
+    task = task_of(tiny_model, some_pairs(), dev=["greek"])
+    before = task.evaluate(task.module, 0)
+    assert set(before) == {f"greek.{n}" for n in DEV_FIGURES} | {"ndcg@10.off", "ndcg@10.on"}
+    optimizer = torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=0.01)
+    for step in range(30):
+        task.loss(task.module, task.batch(step))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert task.evaluate(task.module, 30)["ndcg@10.off"] > before["ndcg@10.off"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs_per_step": 1}, "InfoNCE needs negatives"),
+        ({"temperature": 0}, "temperature"),
+        ({"reasoning_share": 2}, "reasoning_share"),
+        ({"attention": "flash"}, "attention"),
+        ({"pairs": []}, "pairs is empty"),
+        ({"weights": {"distil": 1}}, "needs a teacher"),
+        ({"teacher": "none.rows.safetensors", "weights": {"distil": 1}}, "no file of teacher rows"),
+        ({"matryoshka": [4096]}, "dimensions, not more"),
+        ({"sample_share": 2}, "sample_share"),
+        ({"pairs_per_step": 64}, "too few for a batch of 64"),
+        ({"weights": {"kl": -1}}, "weights.kl"),
+        ({"base": "no-such-model"}, "no model 'no-such-model'"),
+        ({"temprature": 0.1}, "did you mean"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(changes: dict[str, Any], message: str, recipe: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=message):
+        train_sft(recipe(**changes))
