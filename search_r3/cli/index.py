@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from search_r3.errors import InputError
 
 if TYPE_CHECKING:
     from search_r3.index.build_report import IndexReport, Removal
+    from search_r3.index.duplicates import Differing
     from search_r3.index.readers import Source
     from search_r3.index.table import SearchIndex
 
@@ -32,7 +34,7 @@ FULL_TEXT = {
     "the next `search-r3 index` or `search-r3 compact` rebuilds it",
     "missing": "none can be found: the build was interrupted; run its `search-r3 index` command again",
 }
-DUPLICATES_REMOVED = "{:,} duplicates removed; the newest row of each id was kept"
+DUPLICATES_REMOVED = "{:,} duplicates removed, each equal to a row that was kept"
 FULL_TEXT_REBUILT = "full text: rebuilt; every word can be found now, also stop words and words of 40 bytes or more"
 
 
@@ -107,8 +109,9 @@ def compact(
     from search_r3.index.maintenance import compact_index
 
     done = compact_index(index, keep=timedelta(0) if now else KEEP_VERSIONS)
+    tell_what_differs(index, done.differing)
     if as_json:
-        print_json({"index": index, **vars(done)})
+        print_json({"index": index, **asdict(done)})
         return
     print(f"{index}: {done.files_before:,} files of rows became {done.files_after:,}", end="")
     print(f", {done.bytes_before / 1e6:,.1f} MB became {done.bytes_after / 1e6:,.1f} MB" if done.bytes_after else "")
@@ -142,7 +145,7 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
     if about["duplicate_ids"]:
         print(
             f"problem:  {about['duplicate_ids']:,} duplicate ids; the next `search-r3 index` or "
-            f"`search-r3 compact {shlex.quote(about['path'])}` keeps the newest row of each"
+            f"`search-r3 compact {shlex.quote(about['path'])}` removes equal rows, and says what to do about others"
         )
     for source in about["sources"]:
         where = f", read from {source['root']}" if source["root"] not in ("", source["name"]) else ""
@@ -199,6 +202,19 @@ def ask_to_prune(removal: Removal) -> bool:
     return typer.confirm(f"the source no longer has {removal}: remove them from the index?", err=True)
 
 
+def tell_what_differs(index: str, differing: Differing | None) -> None:
+    """Say on stderr which rows of one id differ, and what removes the wrong ones."""
+    if differing is None:
+        return
+    from search_r3.index.conversion import delete_command
+
+    print(
+        f"warning: {differing}; all were kept: index that source again (with --take-over if one id has rows of "
+        f"several), or remove the document: {delete_command(differing.document, index)}",
+        file=sys.stderr,
+    )
+
+
 def tell_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
     """Say on stderr what a run left out or left in the index; ends the command where the user has to do something.
 
@@ -212,6 +228,7 @@ def tell_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
     quoted = shlex.quote(index)
     for line in summarise_skipped([*([] if as_json else report.skipped), *report.conflicts]):
         print(line, file=sys.stderr)
+    tell_what_differs(index, report.differing)
     if report.unknown:
         print(
             f"{report.unknown:,} documents of unknown source kept, which an earlier version indexed; to remove them: "

@@ -25,7 +25,7 @@ from search_r3.index.changes import Changes, Window
 from search_r3.index.chunk_ids import rename_old_ids
 from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
 from search_r3.index.conversion import Replacing, check_fields, give_types, widen
-from search_r3.index.duplicates import remove_duplicates
+from search_r3.index.duplicates import remove_equal_copies
 from search_r3.index.durable import DiskError, flush
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare, token_limit
 from search_r3.index.encoder_protocol import Encoder
@@ -273,7 +273,7 @@ class _Build:
         if self.touched:  # the crash may have come between the table and its full-text index
             ensure_full_text(self.table, rebuild=False)
         if not at_once:
-            report.duplicates_removed = remove_duplicates(self.table)
+            report.duplicates_removed, report.differing = remove_equal_copies(self.table)
         if rename_old_ids(self.table) and not self.touched:
             mark_complete(self.table)
         ensure_lookups(self.table)
@@ -360,6 +360,10 @@ class _Build:
             raise InputError("no documents were given; the index is unchanged")
         self.report.conflicts = changes.conflicts
         self._prune(changes, prune, may_prune)
+        if self.report.differing:  # what of them was written again is equal now
+            self.held.check()
+            removed, self.report.differing = remove_equal_copies(self.table)
+            self.report.duplicates_removed += removed
         if maintain or not self.at_once or self.first:
             self._maintain(approximate_from, queries)
         else:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from search_r3.index.duplicates import Differing
 from search_r3.index.readers import Skipped
 
 LARGE_SHARE, FEW_DOCUMENTS = 0.1, 3
@@ -36,7 +37,9 @@ class IndexReport:
     Attributes:
         truncated: embedded texts that had more tokens than the limit, so that their end was not embedded. Chunks are
             cut to fit, so this happens only where the encoder cannot count tokens (`search_r3.index.encoder_protocol`).
-        duplicates_removed: rows that were removed as a newer row had their id.
+        duplicates_removed: rows that were removed as another of the same id and source is equal, or became equal when
+            the run wrote the document again.
+        differing: what is left of ids whose rows differ: of documents that the run did not bring or had to leave out.
         approximate: what `search_r3.index.approximate.Approximate` says of the approximate index, if there is one.
         full_text_rebuilt: an earlier version had left words out of the full-text index, so it was built again.
         source: the name of the source that the documents belong to.
@@ -53,6 +56,7 @@ class IndexReport:
     embedded: int = 0
     truncated: int = 0
     duplicates_removed: int = 0
+    differing: Differing | None = None
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
     approximate: dict[str, Any] | None = None

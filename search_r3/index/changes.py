@@ -208,8 +208,17 @@ class Changes:
             for some in _parts(values - held.keys() if column == "id" else values):
                 found = self._before.search().where(f"{column} IN ({quoted(some)})").select(columns).to_arrow()
                 for identifier, *rest in zip(*(found[name].to_pylist() for name in columns), strict=True):
-                    held[identifier] = _Held(*rest)
+                    row = _Held(*rest)
+                    held[identifier] = self._one_of(held.get(identifier, row), row)
         return held
+
+    def _one_of(self, one: _Held, other: _Held) -> _Held:
+        """What stands for two rows of one id: where they differ, a row without a hash, which is always written again
+        (`merge_insert` replaces both), and of another source if one of them is."""
+        if one == other:
+            return one
+        source = one.source if one.source not in {None, *self._scope.own} else other.source
+        return _Held(one.document, "", source)
 
     def _leave_to_others(self, window: Window, rows: dict[str, dict[str, Any]], held: dict[str, _Held]) -> None:
         """Take the documents out of `rows` and `held` whose ids another source has; those that differ in text, title or

@@ -201,9 +201,9 @@ def _held_misfit(document: str, name: str, value: Any, kind: pa.DataType) -> str
     )
 
 
-def delete_command(document: str) -> str:
+def delete_command(document: str, index: str = "INDEX") -> str:
     """What removes a document from an index, for messages."""
-    return f"search-r3 delete INDEX {'-- ' if document.startswith('-') else ''}{shlex.quote(document)}"
+    return f"search-r3 delete {shlex.quote(index)} {'-- ' if document.startswith('-') else ''}{shlex.quote(document)}"
 
 
 def _value(metadata: str | None, fields: list[str]) -> Any:

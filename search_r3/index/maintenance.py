@@ -18,7 +18,7 @@ from search_r3.errors import InputError
 from search_r3.index.approximate import keep_approximate
 from search_r3.index.build import IndexReport, build_index
 from search_r3.index.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
-from search_r3.index.duplicates import remove_duplicates
+from search_r3.index.duplicates import Differing, remove_equal_copies
 from search_r3.index.durable import flush
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sources, source_condition
@@ -40,8 +40,8 @@ class Compacted:
     """What a compaction did: files of rows and bytes on disk, before and after; bytes are 0 at a URI.
 
     `bytes_old` of `bytes_after` belong to versions that a reader may still use; they go with the next write or
-    compaction that comes when those versions are old enough. `duplicates_removed` counts rows that were removed as a
-    newer row had their id.
+    compaction that comes when those versions are old enough. `duplicates_removed` counts rows that were removed as
+    another of the same id and source is equal; `differing` are ids whose rows differ, all of which were kept.
     """
 
     files_before: int
@@ -52,6 +52,7 @@ class Compacted:
     approximate: dict[str, Any] | None
     full_text_rebuilt: bool = False
     duplicates_removed: int = 0
+    differing: Differing | None = None
 
 
 def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0, maintain: bool = True) -> int:
@@ -245,7 +246,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         index = SearchIndex.open(place)
         complete = index.complete
         files, size = _files(index.table), _bytes(place)
-        removed = remove_duplicates(index.table)
+        removed, differing = remove_equal_copies(index.table)
         lease.check()
         tidied = tidy(index.table, place, everything=True)
         lease.check()
@@ -259,7 +260,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         old = max(0, after - live_bytes(place)) if after else 0
         approximate = found.to_dict() if found else None
         rebuilt = tidied.full_text_rebuilt
-        return Compacted(files, _files(index.table), size, after, old, approximate, rebuilt, removed)
+        return Compacted(files, _files(index.table), size, after, old, approximate, rebuilt, removed, differing)
 
 
 def _parts(ids: list[str]) -> Iterable[list[str]]:
