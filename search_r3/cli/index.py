@@ -60,25 +60,22 @@ def delete(
     """
     hush()
     from search_r3.index.maintenance import delete_documents, delete_source
-    from search_r3.index.table import SearchIndex
 
     if bool(ids) == (source is not None):
         raise InputError("give the ids of documents, or --source with the name of a source (see index --info)")
-    outdated = SearchIndex.open(index).full_text == "outdated"
     removed: dict[str, Any]
     if source is not None:
-        name, chunks = delete_source(index, source)
-        removed, line = {"source": name}, f"the source {name} removed"
+        done = delete_source(index, source)
+        removed, line = {"source": done.source}, f"the source {done.source} removed"
     else:
         assert ids is not None
-        chunks = delete_documents(index, ids)
+        done = delete_documents(index, ids)
         removed, line = {"documents": len(set(ids))}, f"{len(set(ids)):,} documents removed"
-    rebuilt = outdated and SearchIndex.open(index).full_text == "current"
     if as_json:
-        print_json({"index": index, **removed, "chunks": chunks, "full_text_rebuilt": rebuilt})
+        print_json({"index": index, **removed, "chunks": done.chunks, "full_text_rebuilt": done.full_text_rebuilt})
         return
-    print(f"{index}: {line}, {chunks:,} chunks")
-    if rebuilt:
+    print(f"{index}: {line}, {done.chunks:,} chunks")
+    if done.full_text_rebuilt:
         print(FULL_TEXT_REBUILT)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from search_r3.index.chunking import Chunk, chunk_document
     from search_r3.index.encoder_protocol import Encoder
     from search_r3.index.maintenance import (
+        Deleted,
         UnknownDocument,
         compact_index,
         delete_documents,
@@ -38,7 +39,8 @@ _MODULES = {
     "build": "IndexReport build_index",
     "chunking": "Chunk chunk_document",
     "encoder": "Encoder",
-    "maintenance": "UnknownDocument compact_index delete_documents delete_source maintain_index update_documents",
+    "maintenance": "Deleted UnknownDocument compact_index delete_documents delete_source maintain_index "
+    "update_documents",
     "readers": "Skipped SourceDocument open_source summarise_skipped",
     "search": "Hit ReasoningTrace SearchResult Timings",
     "table": "IndexInfo SearchIndex",
@@ -56,6 +58,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Approximate",
     "Chunk",
+    "Deleted",
     "Encoder",
     "Hit",
     "IndexInfo",

@@ -55,8 +55,23 @@ class Compacted:
     differing: Differing | None = None
 
 
-def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0, maintain: bool = True) -> int:
-    """Remove documents, with all of their chunks, from the index in the folder `path`; returns how many chunks.
+@dataclass(frozen=True)
+class Deleted:
+    """What a deletion did.
+
+    Attributes:
+        chunks: how many were removed.
+        full_text_rebuilt: an earlier version had left words out of the full-text index, so it was built again.
+        source: the name of the source that was removed, if one was.
+    """
+
+    chunks: int
+    full_text_rebuilt: bool = False
+    source: str | None = None
+
+
+def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0, maintain: bool = True) -> Deleted:
+    """Remove documents, with all of their chunks, from the index in the folder `path`.
 
     Args:
         wait: seconds to wait for another writer to end.
@@ -71,7 +86,8 @@ def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0,
     wanted = list(dict.fromkeys(ids))
     if not wanted:
         raise InputError("no ids were given; give the ids of the documents to delete")
-    return sum(_delete(path, wanted, wait, maintain, None, every=True).values())
+    removed, rebuilt = _delete(path, wanted, wait, maintain, None, every=True)
+    return Deleted(sum(removed.values()), rebuilt)
 
 
 def delete_each(
@@ -91,12 +107,13 @@ def delete_each(
         ModelMismatch: it was not made with the model of `made_with`.
         InputError: as `delete_documents`.
     """
-    return _delete(path, list(dict.fromkeys(ids)), wait, maintain, made_with, every=False)
+    return _delete(path, list(dict.fromkeys(ids)), wait, maintain, made_with, every=False)[0]
 
 
 def _delete(
     path: str | Path, wanted: list[str], wait: float, maintain: bool, made_with: IndexInfo | None, every: bool
-) -> dict[str, int]:
+) -> tuple[dict[str, int], bool]:
+    """The chunks removed of each document, and whether the full-text index was rebuilt."""
     place = for_writing(location(path))
     began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
@@ -112,10 +129,9 @@ def _delete(
         for some in _parts(sorted(held)):
             lease.check()
             index.table.delete(f"document IN ({quoted(some)})")
-        if complete and maintain:
-            _maintain(index.table, place, lease)
+        rebuilt = complete and maintain and _maintain(index.table, place, lease)
         flush(place, began)
-        return dict(held)
+        return dict(held), rebuilt
 
 
 def maintain_index(
@@ -188,8 +204,8 @@ def update_documents(
     return build_index(path, documents, model, **{"prune": False, "source": own, "take_over": True} | options)
 
 
-def delete_source(path: str | Path, name: str) -> tuple[str, int]:
-    """Remove a source with all of its documents; returns its name, and how many chunks it had.
+def delete_source(path: str | Path, name: str) -> Deleted:
+    """Remove a source with all of its documents.
 
     Args:
         name: as `SearchIndex.sources` has it, or the path of its folder or file. "unknown" are the documents of an
@@ -219,10 +235,9 @@ def delete_source(path: str | Path, name: str) -> tuple[str, int]:
         if unfinished and not any(other.unfinished for other in others.values()):
             ensure_complete(index.table)  # nothing is missing any more
             complete = True
-        if complete:
-            _maintain(index.table, place, lease)
+        rebuilt = complete and _maintain(index.table, place, lease)
         flush(place, began)
-        return name, deleted
+        return Deleted(deleted, rebuilt, name)
 
 
 def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compacted:

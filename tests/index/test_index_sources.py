@@ -9,6 +9,7 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.index import (
+    Deleted,
     SearchIndex,
     SourceDocument,
     build_index,
@@ -329,10 +330,10 @@ def test_a_source_is_deleted_by_its_name_or_place(path, make, model):
     update_documents(path, [SourceDocument("posted", "", "x")], model)
     with pytest.raises(InputError, match='no source "nix"; its sources are: "api", "mine"'):
         delete_source(path, "nix")
-    assert delete_source(path, str(folder)) == ("mine", 2)
+    assert delete_source(path, str(folder)) == Deleted(2, source="mine")
     assert sources(path) == {"api": 1}
     assert SearchIndex.open(path).complete
-    assert delete_source(path, "api") == ("api", 1)
+    assert delete_source(path, "api") == Deleted(1, source="api")
     assert (len(SearchIndex.open(path)), sources(path)) == (0, {})
     build_index(path, open_source(folder), model)
     assert held(path) == dict.fromkeys(["a.md", "b.md"], str(folder))
@@ -430,7 +431,7 @@ def test_a_run_adopts_what_it_brings_and_keeps_what_nobody_claims(old, tmp_path,
     assert SearchIndex.open(old).columns["year"] == "number"  # as it was
     again = build_index(old, open_source(source), model)
     assert (*counts(again), again.unknown) == (0, 0, 3, 0, 2)
-    assert delete_source(old, "unknown") == ("unknown", 2)
+    assert delete_source(old, "unknown").chunks == 2
     assert sources(old) == {str(source): 3}
 
 
