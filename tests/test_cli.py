@@ -221,7 +221,7 @@ def test_training_passes_the_recipe_on_and_says_what_to_do_next(stage, monkeypat
             2,
             "x.bin: no space left on device; free some space",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 2, "mend the permissions"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 2, "correct the permissions"),
     ],
 )
 def test_what_the_machine_does_to_us_is_one_line(error, code, words, monkeypatch, capsys):

@@ -92,7 +92,7 @@ def _explain(error: OSError) -> str:
     if (line := no_temporary_folder(error)) is not None:
         return line
     where = f"{error.filename}: " if error.filename else ""
-    advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "mend the permissions"}
+    advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "correct the permissions"}
     todo = advice.get(error.errno or 0, "check the place")
     return f"{where}{(error.strerror or str(error)).lower()}; {todo} and run the same command again"
 

@@ -97,8 +97,8 @@ def evaluate(
 
     Each pair of data set and system gets a TREC run and a metrics file; what is already there is not computed again, so
     an interrupted evaluation goes on with the same command. Embeddings are cached. An endpoint's key comes from the
-    variable OPENAI_API_KEY, and what will be sent is told first (docs/evaluation.md). A suite runs many
-    systems, data sets and studies; what fails in it is told at the end, with exit code 1, and the rest is done.
+    variable OPENAI_API_KEY, and what will be sent is reported first (docs/evaluation.md). A suite runs many
+    systems, data sets and studies; what fails in it is reported at the end, with exit code 1, and the rest is done.
 
     \b
     Example:  search-r3 evaluate --dataset cosqa --system bm25 --system smollm2-135m --mode off
@@ -224,7 +224,7 @@ def _run_suite(
     plan.output = output or plan.output
     outcome = run_suite(plan, device=device, data_root=data, force=force, report=_tell)
     for failure in outcome.failures:
-        if not isinstance(failure.error, InputError):  # ours to mend, so it keeps its traceback
+        if not isinstance(failure.error, InputError):  # a bug of ours, so it keeps its traceback
             traceback.print_exception(failure.error)
     if table and outcome.records:
         _rewrite_tables(plan.output, data)

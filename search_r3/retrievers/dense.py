@@ -197,8 +197,8 @@ def _document_prompt(name: str, own: Mapping[str, str], query: str | None, docum
     for side, given in (("query", query), ("document", document)):
         left = [n for n, text in own.items() if text and n not in found.values()]
         alike = {n for n in left if any(word in n.lower() for word in _ALIKE[side])}
-        told = {n for n in left for words in _ALIKE.values() if any(word in n.lower() for word in words)}
-        if told or set(found.values()) != {None}:  # else nothing tells what they are for, and none of them is used
+        named = {n for n in left for words in _ALIKE.values() if any(word in n.lower() for word in words)}
+        if named or set(found.values()) != {None}:  # else no name says what they are for, and none of them is used
             left = [n for n in left if n in alike]
         if given is None and found[side] is None and left:
             warnings.warn(

@@ -128,10 +128,10 @@ def _add_rest(app: FastAPI, service: Service) -> None:
     async def health(request: Request) -> Response:
         known = service.known
         status, reason = service.health()
-        told = service.keys.allow(request.headers.get("authorization"))  # a reason may name paths and models
+        allowed = service.keys.allow(request.headers.get("authorization"))  # a reason may name paths and models
         record = {
             "status": status,
-            "reason": reason if told else None,
+            "reason": reason if allowed else None,
             "model": known.model.name if known else None,
             "index": known is not None and known.index is not None,
             "in_hand": service.in_hand,

@@ -151,7 +151,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, name: str) -> 
 def test_another_encoding_is_refused_in_one_line_that_says_what_to_do(tmp_path: Path, name: str, encoding: str) -> None:
     text, read, _ = READERS[name]
     path = tmp_path / name
-    # UTF-16 without a mark, as some programs write it, is told from UTF-8 by its NUL bytes.
+    # UTF-16 without a mark, as some programs write it, is distinguished from UTF-8 by its NUL bytes.
     path.write_bytes(text.replace("q", "é").replace("b", "ü").replace("m", "ö").replace("T", "Ä").encode(encoding))
     if encoding == "latin-1" and path.read_bytes().isascii():
         path.write_bytes(b"caf\xe9\n")

@@ -111,5 +111,5 @@ def test_deadlines_are_the_users_where_given(s3):
 
 @pytest.mark.parametrize(("uri", "variable"), [("gs://bucket/x", "GOOGLE_"), ("az://bucket/x", "AZURE_STORAGE_")])
 def test_the_variables_that_are_named_are_those_of_the_storage(uri, variable):
-    told = explain(Remote(uri), "Generic MicrosoftAzure error: MissingAccount")
-    assert variable in told
+    line = explain(Remote(uri), "Generic MicrosoftAzure error: MissingAccount")
+    assert variable in line

@@ -78,5 +78,5 @@ def test_a_model_that_may_not_be_read_is_one_line(tiny_model: Path, monkeypatch,
     assert main(["serve", "--model", str(tiny_model), "--port", "0"]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("{")]
     assert error == [
-        f"error: {tiny_model}/config.json: permission denied; mend the permissions and run the same command again"
+        f"error: {tiny_model}/config.json: permission denied; correct the permissions and run the same command again"
     ]

@@ -148,7 +148,7 @@ def test_an_index_of_the_same_model_costs_no_request(
                 result = answer.json if not stream else dict(answer.events)["result"] if answer.events else {}
                 if stream:
                     pieces = "".join(data["text"] for name, data in answer.events if name == "reasoning")
-                    assert pieces == result["reasoning"]["text"]  # nothing is told twice
+                    assert pieces == result["reasoning"]["text"]  # nothing is sent twice
                 answers.append(result["hits"][0]["id"].split("-")[0])
 
         threads = [

@@ -49,15 +49,15 @@ def test_the_description_is_kept_to(open_server: Running, mode: str) -> None:
     assert len(checked) == {"positive": 11, "negative": 4}[mode]
 
 
-def test_when_to_come_back_is_described_wherever_it_is_told(open_server: Running) -> None:
+def test_when_to_come_back_is_described_wherever_it_is_said(open_server: Running) -> None:
     paths = open_server.ask("GET", "/openapi.json").json["paths"]
-    told = {}
+    required: dict[str, set[bool]] = {}
     for operations in paths.values():
         for operation in operations.values():
             for status, response in operation["responses"].items():
                 if "Retry-After" in response.get("headers", {}):
-                    told.setdefault(status, set()).add(response["headers"]["Retry-After"]["required"])
-    assert told == {"409": {False}, "429": {True}, "503": {True}}  # a conflict that passes by itself says when
+                    required.setdefault(status, set()).add(response["headers"]["Retry-After"]["required"])
+    assert required == {"409": {False}, "429": {True}, "503": {True}}  # a conflict that passes by itself says when
 
 
 def test_every_route_is_described(open_server: Running) -> None:

@@ -224,8 +224,8 @@ class Constant(TinyTask):
 def test_a_run_that_learned_nothing_says_so_while_it_runs_and_does_not_end_as_a_success(tmp_path, capsys):
     with pytest.raises(InputError, match="nothing was learned: the gradient is 0"):
         train(tmp_path, Constant())
-    told = capsys.readouterr().err
-    assert "warning: step 10: the last 10 steps had nothing to learn from: the gradient is 0" in told
+    shown = capsys.readouterr().err
+    assert "warning: step 10: the last 10 steps had nothing to learn from: the gradient is 0" in shown
     assert (tmp_path / "adapter").is_dir()  # nothing is lost: it is the adapter that the run began with
     with pytest.raises(InputError, match="nothing was learned"):  # nor does the same command succeed later
         train(tmp_path, Constant())

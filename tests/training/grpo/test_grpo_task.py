@@ -546,10 +546,10 @@ def test_equal_rewards_are_reported_and_do_not_end_as_a_success(
     changes = {"gauge_every": 0, "zero_variance": kind, "contrastive_weight": weight}
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", **changes)
     assert main(["train", "grpo", str(recipe), "--set", "loop.steps=2"]) == 2
-    told = capsys.readouterr()
-    assert "warning: step 2: the last 2 steps had nothing to learn from: each query's rollouts all earned" in told.err
-    assert told.err.strip().splitlines()[-1].startswith("error: nothing was learned: each query's rollouts all earned")
-    assert "adapter:" not in told.out
+    shown = capsys.readouterr()
+    assert "warning: step 2: the last 2 steps had nothing to learn from: each query's rollouts all earned" in shown.err
+    assert shown.err.strip().splitlines()[-1].startswith("error: nothing was learned: each query's rollouts all earned")
+    assert "adapter:" not in shown.out
 
 
 def test_dev_pools_choose_the_best_and_are_not_trained_on(
