@@ -88,6 +88,7 @@ class IndexHandle:
         self._open()  # says best what is wrong
         self._place = self._look()
         self._current = self._open()
+        self._newest: SearchIndex | None = None  # goes ahead to see whether there is a newer version
         self._contract = self._current.info.contract_hash, self._current.info.dimension
         self._refused: tuple[_Place, str] | None = None  # the place whose index was refused, and why
         self._suspect = False  # a search failed: look again, whatever the place says
@@ -157,6 +158,7 @@ class IndexHandle:
             IndexUnavailable: it is not there or cannot be read, and has not come back within `patience` seconds.
         """
         end: float | None = None
+        again = False
         error: Exception | None = None
         try:
             while True:
@@ -176,7 +178,9 @@ class IndexHandle:
                 broken = exchanged or files_lost(error) or not (isinstance(error, InputError) or _answers(index))
                 self._suspect = self._suspect or broken
                 self.check()
-                if self._current is not index and time.monotonic() < end + self.patience:
+                another = broken or self._current.info.identity != index.info.identity
+                if self._current is not index and (another or not again) and time.monotonic() < end + self.patience:
+                    again = True  # once if it is only newer: what the user did wrong stays wrong
                     continue
                 if error is not None and not broken:
                     raise error  # nothing has happened to the index
@@ -243,10 +247,15 @@ class IndexHandle:
         if self._refused is not None and place == self._refused[0] and isinstance(self.path, Path):
             raise _RefusedError(self._refused[1])
         if same and not self._suspect:
-            version = self._current.table.version
-            self._current.table.checkout_latest()  # an ordinary commit: what is cached stays
-            newer = self._current.unchanged() and self._current.table.version >= version
-            if newer and (self._problem is None or _answers(self._current)):
+            newest = self._newest or self._current.reopened()
+            newest.table.checkout_latest()
+            commits = newest.table.version - self._current.table.version
+            of_the_same = newest.info.identity == self._current.info.identity and newest.unchanged() and commits >= 0
+            if of_the_same and (self._problem is None or _answers(newest)):
+                if commits or self._problem is not None:  # searches that have begun stay at their version
+                    self._current, self._newest = newest, None
+                else:
+                    self._newest = newest
                 self._place, self._refused = place, None
                 self._recover()
                 return
@@ -260,7 +269,7 @@ class IndexHandle:
         _probe(opened)
         if self._look()[:2] != place[:2]:
             raise InputError(f"the index {self.path} is being replaced")  # the next look will see
-        before, self._current, self._place = self._current, opened, place
+        before, self._current, self._newest, self._place = self._current, opened, None, place
         self._suspect, self._refused = False, None
         self._recover()
         if not same or before.info.identity != opened.info.identity:
@@ -273,7 +282,7 @@ class IndexHandle:
             opened = SearchIndex.open(place, follow=False)
         except InputError as error:
             raise InputError(str(error).replace(str(place), str(self.path))) from error
-        return SearchIndex(self.path, opened.table, opened.info)
+        return opened.called(self.path)
 
     def _look(self) -> _Place:
         """What is there now; cheap, as no file is read.

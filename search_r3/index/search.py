@@ -131,7 +131,7 @@ def search_index(
     """Find the `k` best documents for `query`, each by its best chunk.
 
     Args:
-        index: an opened index.
+        index: an opened index that stays at its version: the search reads it several times.
         query: plain words; quotes, operators and brackets mean nothing special.
         model: a model of the index's contract; may be None for mode "text", which needs none.
         k: how many hits, 1 to 1,000.

@@ -164,8 +164,9 @@ def options_of(place: Place) -> dict[str, str] | None:
     return place.options if isinstance(place, Remote) else None
 
 
-def connect(place: Place, follow: timedelta | None) -> Any:
-    """A LanceDB connection to `place`; `follow` is how soon its tables see what other processes commit.
+def connect(place: Place, follow: timedelta | None, session: Any = None) -> Any:
+    """A LanceDB connection to `place`; `follow` is how soon its tables see what other processes commit. Connections of
+    one `session` (`lancedb.Session`) share what they have cached.
 
     Raises:
         InputError: the storage cannot be reached, or refuses.
@@ -173,16 +174,18 @@ def connect(place: Place, follow: timedelta | None) -> Any:
     import lancedb
 
     with explained(place):
-        return lancedb.connect(str(place), read_consistency_interval=follow, storage_options=options_of(place))
+        return lancedb.connect(
+            str(place), read_consistency_interval=follow, storage_options=options_of(place), session=session
+        )
 
 
-def open_remote(place: Remote, table: str, follow: timedelta | None) -> Any | None:
+def open_remote(place: Remote, table: str, follow: timedelta | None, session: Any = None) -> Any | None:
     """The LanceDB table called `table` in `place`, or None where none was ever committed.
 
     Raises:
         InputError: the storage cannot be reached or refuses.
     """
-    connection = connect(place, follow)
+    connection = connect(place, follow, session)
     with explained(place):
         try:
             return connection.open_table(table)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -73,10 +74,15 @@ class IndexInfo:
 class SearchIndex:
     """An index on disk, opened for reading: `SearchIndex.open(path)`. `build_index` makes and updates it."""
 
-    def __init__(self, path: Path | str, table: Any, info: IndexInfo) -> None:
+    def __init__(
+        self, path: Path | str, table: Any, info: IndexInfo, *, follow: bool = False, session: Any = None
+    ) -> None:
         self.path = path
         self.table = table
         self.info = info
+        self._place = place_of(path)
+        self._follow, self._session = follow, session
+        self._pinned: tuple[int, SearchIndex] | None = None  # the table's version, and the index opened when it had it
         self._has_full_text = False
 
     @classmethod
@@ -112,12 +118,49 @@ class SearchIndex:
         Raises:
             InputError: there is no such folder, it is not an index, the index is damaged, or a newer search-r3 made it.
         """
+        return cls._open(path, follow)
+
+    @classmethod
+    def _open(cls, path: str | Path, follow: bool, session: Any = None) -> SearchIndex:
         place = location(path)
         _check_there(place, path)
-        table = open_table(place, follow)
+        import lancedb
+
+        session = session or lancedb.Session()
+        table = open_table(place, follow, session)
         if table is None:
             raise InputError(f"{path} is not a search-r3 index; give the folder that build_index wrote")
-        return cls(place, table, _read_info(place, table))
+        return cls(place, table, _read_info(place, table), follow=follow, session=session)
+
+    def called(self, path: Path | str) -> SearchIndex:
+        """The same, which goes by the name of `path` in messages: a link that leads here."""
+        self.path = path
+        return self
+
+    def reopened(self) -> SearchIndex:
+        """The newest version of what is now where this index was opened, as an object of its own, which stays at that
+        version. What LanceDB has cached is shared.
+
+        Raises:
+            InputError: as `open`.
+        """
+        if self._session is None:
+            return SearchIndex.open_snapshot(self._place).called(self.path)
+        return SearchIndex._open(self._place, False, self._session).called(self.path)
+
+    def pinned(self) -> SearchIndex:
+        """The index at the version that it has now, for reads that go together: it sees nothing that is committed
+        meanwhile. It is itself if it was opened without following."""
+        if not self._follow:
+            return self
+        version, held = self.table.version, self._pinned
+        if held is None or held[0] != version:
+            opened = self.reopened()
+            with suppress(OSError, RuntimeError, ValueError):  # that version is gone; the newest is as good
+                if opened.table.version != version:
+                    opened.table.checkout(version)
+            self._pinned = held = version, opened
+        return held[1]
 
     def __len__(self) -> int:
         """The number of chunks."""
@@ -172,8 +215,8 @@ class SearchIndex:
     def describe(self) -> dict[str, Any]:
         """What the index is, as JSON-ready values; `duplicate_ids` counts the ids of more than one row."""
         with explained(self.path):
-            ids = self.following(lambda: self.table.search().select(["id"]).to_arrow()["id"])
-            sources = self.following(lambda: self.sources)
+            ids = self.following(lambda index: index.table.search().select(["id"]).to_arrow()["id"])
+            sources = self.following(lambda index: index.sources)
         return {
             "path": str(self.path),
             "chunks": len(self),
@@ -228,24 +271,27 @@ class SearchIndex:
         self._has_full_text = True
 
     def search(self, query: str, model: Encoder | None, **options: Any) -> SearchResult:
-        """Search: see `search_r3.index.search.search_index` for the options."""
+        """Search one version of the index: see `search_r3.index.search.search_index` for the options."""
         with explained(self.path):
-            return self.following(lambda: search_index(self, query, model, **options))
+            return self.following(lambda index: search_index(index, query, model, **options))
 
-    def following(self, read: Callable[[], T]) -> T:
-        """`read()`; once more, at the latest version, if files of an older one were removed under it.
+    def following(self, read: Callable[[SearchIndex], T]) -> T:
+        """`read(self.pinned())`; once more, at the latest version, if files of an older one were removed under it.
 
         `compact_index` with `keep=timedelta(0)` does that to a reader that has not seen the latest version yet.
         """
+        index = self.pinned()
         try:
-            return read()
+            return read(index)
         except (OSError, RuntimeError, ValueError) as error:
             if f"{TABLE}.lance/" not in str(error) or "Not found" not in str(error):
                 raise
-            self.table.checkout_latest()
-            if not self.unchanged():  # another index was put in its place
+            newest = None
+            with suppress(InputError):  # it is not there, or cannot be read
+                newest = index.reopened()
+            if newest is None or newest.info.identity != index.info.identity:  # another index was put in its place
                 raise
-            return read()
+            return read(newest)
 
 
 def _check_there(place: Place, path: str | Path) -> None:
@@ -268,18 +314,19 @@ def location(path: str | Path) -> Place:
     return place_of(path)
 
 
-def open_table(path: Path | str, follow: bool = True) -> Any | None:
+def open_table(path: Path | str, follow: bool = True, session: Any = None) -> Any | None:
     """The LanceDB table in the folder or at the URI `path`, or None where no table was ever committed.
 
     Args:
         follow: whether the table sees by itself what others commit.
+        session: LanceDB's caches (`lancedb.Session`), where they are shared.
 
     Raises:
         InputError: `path` is a file, may not be read, or its table is damaged.
     """
     path = place_of(path)
     if isinstance(path, Remote):
-        return open_remote(path, TABLE, FOLLOW_WRITES if follow else None)
+        return open_remote(path, TABLE, FOLLOW_WRITES if follow else None, session)
     if not path.is_dir():
         raise InputError(f"{path} is a file, not a folder; an index is a folder")
     import lancedb
@@ -288,7 +335,7 @@ def open_table(path: Path | str, follow: bool = True) -> Any | None:
         if not _versions(path):
             return None
         interval = FOLLOW_WRITES if follow else None
-        return lancedb.connect(str(path), read_consistency_interval=interval).open_table(TABLE)
+        return lancedb.connect(str(path), read_consistency_interval=interval, session=session).open_table(TABLE)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; mend its permissions") from error
     except (ValueError, RuntimeError) as error:

@@ -6,17 +6,20 @@ import os
 import shutil
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.index.build import build_index
+from search_r3.index import search as searching_module
+from search_r3.index.build import ONE_COMMIT, build_index
 from search_r3.index.live_handle import IndexHandle, IndexUnavailable
-from search_r3.index.maintenance import delete_documents
+from search_r3.index.maintenance import delete_documents, update_documents
 from search_r3.index.readers import SourceDocument
 from search_r3.index.table import SearchIndex
 
@@ -330,8 +333,79 @@ def test_ordinary_commits_are_followed(tmp_path: Path, model: Any) -> None:
         assert {hit.document for hit in handle.search("zebra", model, mode="text").hits} >= {f"z{i}"}
     delete_documents(live, ["z1"])
     assert "z1" not in {hit.document for hit in handle.search("zebra", model, mode="text").hits}
-    assert handle.index is held  # what LanceDB has cached stays
+    assert handle.index._session is held._session  # what LanceDB has cached stays
     assert events == []
+
+
+def writes_between(monkeypatch: pytest.MonkeyPatch, write: Callable[[], Any]) -> None:
+    """`write()` after each search of the vectors, before the search of the words."""
+    by_text = searching_module._by_text
+
+    def late(*given: Any) -> Any:
+        write()
+        return by_text(*given)
+
+    monkeypatch.setattr(searching_module, "_by_text", late)
+
+
+@pytest.mark.parametrize("kind", ["handle", "following", "remote"])
+def test_both_lists_of_a_search_are_of_one_version(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, request: Any, kind: str
+) -> None:
+    live: Any = tmp_path / "live"
+    if kind == "remote":
+        request.getfixturevalue("s3")
+        live = f"s3://bucket/pinned/{uuid.uuid4().hex}"
+    monkeypatch.setattr("search_r3.index.table.FOLLOW_WRITES", timedelta(0))
+    documents = [SourceDocument(f"d{i}", "", f"whales number{i} old", {}) for i in range(40)]
+    build_index(live, documents, model, progress=False)
+    index: Any = SearchIndex.open(live) if kind == "following" else IndexHandle(live, every=0.0)
+    versions: list[str] = ["old"]
+
+    def write() -> None:
+        text = f"whales and more whales, version{len(versions)}"
+        update_documents(live, [SourceDocument(f"d{i}", "", f"{text} of {i}") for i in range(40)], model)
+        versions.append(text)
+        if kind != "following":
+            index.check()
+
+    writes_between(monkeypatch, write)
+    for _ in range(3):
+        now = versions[-1]
+        hits = index.search("whales version1 version2 number1", model, k=40, reasoning=False).hits
+        assert {(hit.document, hit.text) for hit in hits} == {
+            (f"d{i}", f"whales number{i} old" if now == "old" else f"{now} of {i}") for i in range(40)
+        }
+        assert all(hit.ranks.keys() == {"vector", "text"} for hit in hits)
+
+
+def test_all_rounds_of_a_search_are_of_one_version(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search_r3.index.table.FOLLOW_WRITES", timedelta(0))
+    monkeypatch.setattr(searching_module, "POOL", 4)
+    long = "\n\n".join(f"{'whales ' * 200}{i}" for i in range(30))
+    documents = [SourceDocument("d0", "", long, kind="text"), SourceDocument("d1", "", "whales and other fish")]
+    build_index(tmp_path / "live", documents, model)
+    index = SearchIndex.open(tmp_path / "live")
+    left = ["d0", "d1"]
+    writes_between(monkeypatch, lambda: left and delete_documents(tmp_path / "live", [left.pop()]))
+    hits = index.search("whales", model, k=2, reasoning=False).hits
+    assert left == []  # there were two rounds at least
+    assert [hit.document for hit in hits] == ["d0", "d1"]
+
+
+def test_a_mistake_of_the_user_is_said_at_once_while_others_write(tmp_path: Path, model: Any) -> None:
+    live = make(tmp_path / "live", OLD, model)
+    handle = IndexHandle(live, every=0.0)
+    asked = []
+
+    def wrong(index: SearchIndex) -> None:
+        asked.append(index)
+        update_documents(live, [SourceDocument("z", "", f"zebra {len(asked)}")], model, commit_every=ONE_COMMIT)
+        raise InputError("the filter cannot be used")
+
+    with pytest.raises(InputError, match="the filter"):
+        handle.run(wrong)
+    assert len(asked) <= 2
 
 
 def test_what_is_opened_without_following_stays(tmp_path: Path, model: Any) -> None:

@@ -92,14 +92,15 @@ async def _commit(service: Service, index: IndexHandle, change: Change) -> int:
 
 
 def _listed(index: IndexHandle, limit: int, after: str) -> dict[str, Any]:
+    columns = ["document", "title", "path"]
+
     def read_columns(now: SearchIndex) -> Any:
         with explained(now.path):
-            return now.following(lambda: now.table.search().select(["document", "title", "path"]).to_arrow())
+            return now.following(lambda one: one.table.search().select(columns).to_arrow())
 
     rows = index.run(read_columns)
     first: dict[str, tuple[str, str]] = {}
-    columns = (rows[name].to_pylist() for name in ("document", "title", "path"))
-    for identifier, title, path in zip(*columns, strict=True):
+    for identifier, title, path in zip(*(rows[name].to_pylist() for name in columns), strict=True):
         first.setdefault(identifier, (title, path))
     ids = sorted(first)
     start = bisect.bisect_right(ids, after) if after else 0
