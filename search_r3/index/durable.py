@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from search_r3.errors import InputError
+from search_r3.files import atomic_path
 from search_r3.index.storage import Place, StorageError
 
 CLOCK = 2.0  # seconds; the coarsest clock of a common file system (FAT)
@@ -19,6 +22,9 @@ WRITTEN_BACK = 120.0  # seconds within which an operating system writes files to
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP}  # a file system without fsync of such a file
 _since: dict[str, float] = {}
 """Folder -> the moment (seconds since 1970) from which on this process does not know its files to be on the disk."""
+_failed: set[str] = set()
+"""Files that the disk did not take. Linux reports that only once: the next fsync of the same file succeeds, although
+nothing was written (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020)."""
 
 
 class DiskError(StorageError):
@@ -58,13 +64,28 @@ def _sync_files(place: Path, since: float) -> None:
 
 
 def _sync(path: str, place: Path) -> None:
+    try:
+        if path in _failed and os.path.isfile(path):
+            with atomic_path(path) as copy:  # it is flushed before it takes the file's place
+                shutil.copyfile(path, copy)
+        else:
+            _fsync(path)
+    except (PermissionError, FileNotFoundError):
+        raise
+    except (OSError, InputError) as error:
+        if getattr(error, "errno", None) in _UNSUPPORTED:
+            return
+        _failed.add(path)
+        reason = getattr(error, "strerror", None) or error
+        raise DiskError(
+            f"{place}: the disk does not take what was written ({reason}); it may be full or broken"
+        ) from error
+    _failed.discard(path)
+
+
+def _fsync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" or os.path.isdir(path) else os.O_RDWR)
     try:
         os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise DiskError(
-                f"{place}: the disk does not take what was written ({error.strerror}); it may be full or broken"
-            ) from error
     finally:
         os.close(descriptor)

@@ -1,5 +1,6 @@
 """Many small writes: what they cost on disk, what searches see meanwhile, and what a kill leaves."""
 
+import os
 import random
 import sys
 import textwrap
@@ -374,3 +375,24 @@ def test_a_disk_that_fails_is_one_line(path, model, monkeypatch):
     monkeypatch.setattr("os.fsync", broken)
     with pytest.raises(InputError, match="the disk does not take what was written"):
         update_documents(path, [document("new", 1000)], model, **AT_ONCE)
+
+
+def test_what_the_disk_did_not_take_is_written_again(path, model, monkeypatch):
+    """Linux reports a failed fsync once, and then calls the same file written."""
+    fsync, failed = os.fsync, []
+
+    def fails_once(descriptor):
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if not failed and name.endswith(".lance"):
+            failed.append((name, os.fstat(descriptor).st_ino))
+            raise OSError(5, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", fails_once)
+    change = [document("new", 1000)]
+    with pytest.raises(InputError, match="the disk does not take what was written"):
+        update_documents(path, change, model, **AT_ONCE)
+    update_documents(path, change, model, **AT_ONCE)
+    [(name, inode)] = failed
+    assert os.stat(name).st_ino != inode
+    assert len(SearchIndex.open(path)) == 301
