@@ -266,6 +266,7 @@ def test_a_lease_that_is_lost_while_the_approximate_index_is_measured_ends_the_r
     tmp_path, model, monkeypatch, change
 ):
     path, versions = tmp_path / "index", []
+    monkeypatch.setattr("search_r3.index.approximate.SAMPLES", 10)
     build_index(path, DOCUMENTS, model, approximate_from=20)
     tags = SearchIndex.open(path).table.tags.list()
 

@@ -11,20 +11,24 @@ from processes import run
 
 from search_r3.cli import main
 from search_r3.errors import InputError
-from search_r3.index import SearchIndex, SourceDocument, build_index
+from search_r3.index import SearchIndex, SourceDocument, approximate, build_index
 
 pytestmark = pytest.mark.slow
 
 WORDS = "red green blue gold pink grey teal plum lime rust sand mint war 東京 planet".split()  # noqa: SIM905
 
 
-@pytest.fixture(params=[None, 200], ids=["exact", "approximate"])
-def place(tmp_path, model, request):
+@pytest.fixture(scope="module", params=[None, 200], ids=["exact", "approximate"])
+def place(tmp_path_factory, shared_model, request):
+    """An index that no test changes."""
+    path = tmp_path_factory.mktemp("snapshot") / "i"
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, size=8)) for _ in range(400)]
     documents = [SourceDocument(f"{i:03d}", "", text, {"number": i}) for i, text in enumerate(texts)]
-    build_index(tmp_path / "i", documents, model, approximate_from=request.param)
-    return tmp_path / "i"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(approximate, "SAMPLES", 20)  # its recall is not the matter here
+        build_index(path, documents, shared_model, approximate_from=request.param)
+    return path
 
 
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
