@@ -16,6 +16,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,12 @@ def cluster():
     ray.init(num_cpus=3, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
     yield Cluster("local", workers=2)
     ray.shutdown()
+
+
+@pytest.fixture
+def one_worker(cluster) -> Cluster:
+    """For what does not depend on how the work is shared out: each worker takes seconds to start."""
+    return replace(cluster, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +160,12 @@ def kill_one_midway(log: Path, killed: list[int]) -> None:
         time.sleep(0.02)
 
 
-def test_long_texts_are_cut_by_the_models_tokens_as_in_a_local_build(cluster, tiny_model, tmp_path):
+def test_long_texts_are_cut_by_the_models_tokens_as_in_a_local_build(one_worker, tiny_model, tmp_path):
     path = tmp_path / "docs.jsonl"
     path.write_text(
         "".join(json.dumps({"id": f"p#{i}", "text": "0.4817,12.903," * 50 * i}) + "\n" for i in range(1, 5))
     )
-    report = build_distributed(tmp_path / "many", open_source(path), ModelSource(str(tiny_model), "cpu"), cluster)
+    report = build_distributed(tmp_path / "many", open_source(path), ModelSource(str(tiny_model), "cpu"), one_worker)
     model = SearchR3.from_pretrained(str(tiny_model), device="cpu")
     local = build_index(tmp_path / "one", open_source(path), model, progress=False)
     assert report.added == local.added > 4
