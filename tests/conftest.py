@@ -72,12 +72,44 @@ def save_tiny_model(folder: Path, seed: int = 0, *, chat_template: bool = True) 
     return folder
 
 
+LONGEST = (
+    "training/distributed/test_distributed.py",
+    "index/test_index_small_writes.py",
+    "index/test_index_ray.py",
+    "index/test_index_storage_faults.py",
+    "server/test_server_storage.py",
+    "index/test_index_lease.py",
+    "training/grpo/test_grpo_task.py",
+    "server/test_server_schemathesis.py",
+    "test_benchmarks_sft.py",
+    "index/test_index_columns.py",
+    "test_benchmarks_kill.py",
+    "test_benchmarks_index.py",
+    "model/test_tokenization_long.py",
+    "model/test_real.py",
+    "training/sft/test_sft_task.py",
+    "evaluation/rollouts/test_rollout_measurement.py",
+    "index/test_index_storage.py",
+    "test_first_steps.py",
+    "training/grpo/test_grpo_resume.py",
+    "training/sft/test_sft_distributed.py",
+    "server/test_server_cli.py",
+    "server/test_server_large.py",
+)
+"""The files that take longest, about in that order. `make test` hands whole files to its processes and begins with
+these, or one of them would be left with such a file when the others are done."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that use the fixture `browser` get the marker of that name."""
+    """Tests that use the fixture `browser` get the marker of that name; the files of `LONGEST` come first."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    if lost := [str(path) for path in places if not path.is_file()]:
+        raise pytest.UsageError(f"LONGEST in {__file__} names files that are not there: {', '.join(lost)}")
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
