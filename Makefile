@@ -57,7 +57,8 @@ DIST       := dist
 
 # Processes that run the tests side by side, each with one thread: twice as many as two cores, as many tests wait.
 WORKERS   ?= 4
-THREADS   := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+# Compiled test modules are kept, whatever the environment says: a process that rewrites all of them takes half a minute.
+THREADS   := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 PYTEST    := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 define FIND_PYTHON

@@ -7,8 +7,8 @@ import pytest
 
 from search_r3 import metrics
 from search_r3.environment.rewards import MISSING_TOKEN_REWARD
+from search_r3.evaluation.rollouts import reasoning_rewards
 from search_r3.evaluation.rollouts.reasoning_rewards import EDGES, FIGURES, Earned, compare, earn, per_query, spread
-from search_r3.evaluation.rollouts.rollout_measurement import reasoning_rewards
 from search_r3.evaluation.significance import bootstrap_interval, randomisation_test
 
 RNG = np.random.default_rng(0)

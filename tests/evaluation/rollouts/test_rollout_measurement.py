@@ -17,13 +17,9 @@ from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
+from search_r3.evaluation.rollouts import rollout_measurement
 from search_r3.evaluation.rollouts.reasoning_rewards import FIGURES, earn, table
-from search_r3.evaluation.rollouts.rollout_measurement import (
-    RolloutConfig,
-    load_part,
-    measure_rollouts,
-    rollout_measurement,
-)
+from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, load_part, measure_rollouts
 from search_r3.evaluation.suite import evaluate
 from search_r3.model.engines.torch_engine import TorchEngine
 

@@ -7,10 +7,10 @@ import pytest
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
+from search_r3.evaluation.study import controls
 from search_r3.evaluation.study.controls import ControlConfig, ControlSystem, Workbench, derangement, mode_pair
 from search_r3.evaluation.study.fusion_controls import fuse_runs
 from search_r3.evaluation.study.reasoning_cache import AnalysisCache
-from search_r3.evaluation.study.study import controls
 from search_r3.evaluation.systems import Answers, SearchR3System
 from search_r3.retrievers.dense import exact_search
 

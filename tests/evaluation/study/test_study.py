@@ -19,10 +19,11 @@ from search_r3.evaluation.publish.recompute import Rebuilder
 from search_r3.evaluation.publish.tables import load_records
 from search_r3.evaluation.runs import read_run, write_run
 from search_r3.evaluation.significance import randomisation_test
+from search_r3.evaluation.study import adaptive_curve, study_table
 from search_r3.evaluation.study.controls import ControlConfig
 from search_r3.evaluation.study.latency import MIN_CALLS, time_queries
 from search_r3.evaluation.study.reasoning_cache import AnalysisCache
-from search_r3.evaluation.study.study import adaptive_curve, families, read_study, study, study_table
+from search_r3.evaluation.study.study import families, read_study, study
 from search_r3.evaluation.suite import load_dataset
 from search_r3.model.adaptive_reasoning import AdaptiveRule
 
@@ -204,7 +205,7 @@ def test_the_card_of_a_studied_model_holds_the_controls_and_is_kept_true(whole, 
 
 
 def test_an_interrupted_study_goes_on_and_a_finished_one_repeats_nothing(tmp_path, root, tiny_model, monkeypatch):
-    from search_r3.evaluation.study.study import study as module
+    from search_r3.evaluation.study import study as module
 
     real, made = module.evaluate_pair, []
 

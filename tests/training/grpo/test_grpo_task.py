@@ -21,10 +21,11 @@ from search_r3.environment.retrieval import RetrievalEnvironment
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoopConfig, load_config
+from search_r3.training.grpo import grpo_task
 from search_r3.training.grpo.collector import NOBODY
 from search_r3.training.grpo.dataset import QueryOrder, read_problem
 from search_r3.training.grpo.grpo_config import GRPOConfig
-from search_r3.training.grpo.grpo_task import GRPOTask, grpo_task, train_grpo
+from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
 from search_r3.training.grpo.rollout import TorchRollouts
 from search_r3.training.lora.policy import _frozen
 

@@ -15,9 +15,10 @@ from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoopConfig, LoraSettings
+from search_r3.training.sft import sft_task
 from search_r3.training.sft.batch_sampler import Sampler
 from search_r3.training.sft.contrastive import Candidates, document_key
-from search_r3.training.sft.sft_task import LossWeights, SFTConfig, SFTTask, sft_task, train_sft
+from search_r3.training.sft.sft_task import LossWeights, SFTConfig, SFTTask, train_sft
 
 DEV_FIGURES = ("off", "on", "emission", "tokens", "median_tokens", "distinct", "uniformity", "alignment")
 WORDS = [
