@@ -23,6 +23,51 @@ from search_r3.errors import InputError
 
 Config = TypeVar("Config")
 
+RENAMED_KEYS: dict[str, dict[str, str]] = {
+    "SFTConfig": {
+        "start_from": "init_adapter",
+        "pairs_per_step": "global_batch_size",
+        "batch_of": "batch_sampler",
+        "max_analysis_tokens": "max_reasoning_tokens",
+        "reasoning_share": "reasoning_ratio",
+        "sample_share": "self_reasoning_ratio",
+        "samples_from": "self_reasoning_start_step",
+        "samples_every": "self_reasoning_refresh_steps",
+        "sample_temperature": "self_reasoning_temperature",
+        "memory": "cross_batch_memory_size",
+        "gradient_cache": "activation_checkpointing",
+        "rows_per_chunk": "mini_batch_size",
+    },
+    "LossWeights": {"distil": "distillation"},
+    "GRPOConfig": {
+        "group_size": "num_generations",
+        "epochs": "num_iterations",
+        "minibatches": "num_mini_batches",
+        "from_rank": "min_positive_rank",
+        "to_rank": "max_positive_rank",
+        "rollouts_per_batch": "generation_batch_size",
+        "resamples": "max_resample_rounds",
+        "gauge_every": "staleness_eval_every",
+        "gauge_queries": "staleness_eval_queries",
+        "gauge_rows": "staleness_eval_rows",
+        "samples": "num_completions_to_log",
+        "samples_every": "log_completions_every",
+        "gradient_cache": "activation_checkpointing",
+        "rows_per_chunk": "mini_batch_size",
+    },
+}
+"""What a key was called before: by the dataclass that has it, the old name and the present one."""
+SPLIT_KEYS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "GRPOConfig": {
+        "advantage": {
+            "standard": {"advantage_estimator": "grpo", "scale_rewards": "group"},
+            "dr_grpo": {"advantage_estimator": "grpo", "scale_rewards": "none"},
+            "leave_one_out": {"advantage_estimator": "rloo", "scale_rewards": "none"},
+        },
+    },
+}
+"""Keys that are several today: by dataclass and old name, what each old value is written as."""
+
 
 @dataclass
 class LoopConfig:
@@ -168,6 +213,32 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def with_present_keys(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The flat settings of an older run ("section.key" -> value) with the names that the settings of `now` have."""
+    found = {}
+    for key, value in before.items():
+        section, dot, name = key.rpartition(".")
+        written = [{new: value} for table in RENAMED_KEYS.values() if (new := table.get(name))]
+        written += [choices.get(str(value), {}) for table in SPLIT_KEYS.values() if (choices := table.get(name))]
+        settings = ({f"{section}{dot}{new}": item for new, item in words.items()} for words in written)
+        present = next((words for words in settings if words and words.keys() <= now.keys()), None)
+        found |= {key: value} if key in now or present is None else present
+    return found
+
+
+def _replaced(cls: str, prefix: str, name: str, value: Any) -> str | None:
+    """What to write for a key of an earlier version; None if there was none of that name."""
+    if new := RENAMED_KEYS.get(cls, {}).get(name):
+        return f'the key "{prefix}{name}" is called {prefix}{new} now; rename it'
+    if choices := SPLIT_KEYS.get(cls, {}).get(name):
+        words = choices.get(str(value)) or next(iter(choices.values()))
+        written = ", ".join(f"{prefix}{new}: {item}" for new, item in words.items())
+        return (
+            f'the key "{prefix}{name}" is split into {" and ".join(prefix + new for new in words)} now; write {written}'
+        )
+    return None
+
+
 def _finite(value: float) -> bool:
     return math.isfinite(value)
 
@@ -235,6 +306,8 @@ class _Builder:
         for name, value in raw.items():
             key = f"{prefix}{name}"
             if name not in fields:
+                if replaced := _replaced(cls.__name__, prefix, name, value):
+                    raise InputError(f"{self.where(key)}: {replaced}")
                 near = difflib.get_close_matches(str(name), fields, n=1)
                 hint = f"did you mean {prefix}{near[0]}?" if near else f"valid keys are {', '.join(fields)}"
                 raise InputError(f"{self.where(key)}: unknown key {key}; {hint}")

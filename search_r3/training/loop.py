@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text, remove_leftovers
-from search_r3.training.config import LoopConfig, to_dict
+from search_r3.training.config import LoopConfig, to_dict, with_present_keys
 from search_r3.training.distributed.sharding import settings_of, shard, start_processes, whole
 from search_r3.training.grpo.learning_signal import LearningSignal
 from search_r3.training.run_checkpoint import (
@@ -387,7 +387,8 @@ def _check_same_run(output: Path, described: dict[str, Any], accelerator: Accele
     path = output / "config.json"
     if begun and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        old, new = _flat(before), _flat(now)
+        new = _flat(now)
+        old = with_present_keys(_flat(before), new)
         free = FREE_KEYS | ({"loop.steps"} if old.get("loop.schedule") == "constant" else set())
         for key in sorted(set(old) | set(new)):
             if key not in free and old.get(key) != new.get(key):

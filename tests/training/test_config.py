@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.training.config import LoopConfig, LoraSettings, load_config, to_dict
+from search_r3.training.config import (
+    RENAMED_KEYS,
+    SPLIT_KEYS,
+    LoopConfig,
+    LoraSettings,
+    load_config,
+    to_dict,
+    with_present_keys,
+)
 
 
 @dataclass
@@ -127,6 +136,48 @@ def test_on_and_off_are_words_too(tmp_path):
 def test_a_wrong_recipe_is_refused_by_name(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         recipe(tmp_path, text)
+
+
+@pytest.mark.parametrize(("cls", "old"), [(cls, old) for cls, table in RENAMED_KEYS.items() for old in table])
+def test_a_renamed_key_is_refused_with_its_present_name(tmp_path, cls, old):
+    new, file = RENAMED_KEYS[cls][old], tmp_path / "recipe.yaml"
+    file.write_text(f"inner: {{{old}: 3}}\n", encoding="utf-8")
+    inner = make_dataclass(cls, [(new, Any, None)])
+    outer = make_dataclass("Outer", [("inner", inner, field(default_factory=inner))])
+    line = f'recipe.yaml: the key "inner.{old}" is called inner.{new} now; rename it'
+    with pytest.raises(InputError, match=re.escape(line)):
+        load_config(file, outer)
+    file.write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(f'--set inner.{old}=4: the key "inner.{old}" is called')):
+        load_config(file, outer, [f"inner.{old}=4"])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("standard", "advantage_estimator: grpo, scale_rewards: group"),
+        ("leave_one_out", "advantage_estimator: rloo, scale_rewards: none"),
+        ("[1]", "advantage_estimator: grpo, scale_rewards: group"),
+    ],
+)
+def test_a_key_that_was_split_is_refused_with_what_to_write(tmp_path, value, words):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"advantage: {value}\n", encoding="utf-8")
+    settings = make_dataclass("GRPOConfig", [("advantage_estimator", str, "grpo"), ("scale_rewards", str, "group")])
+    with pytest.raises(InputError, match=f"is split into advantage_estimator and scale_rewards now; write {words}"):
+        load_config(file, settings)
+
+
+def test_the_settings_of_an_older_run_are_read_by_their_present_names():
+    old = {"memory": 3, "weights.distil": 0.5, "samples_every": 7, "betas": [0.9, 1.0], "loop.steps": 4}
+    new = dict.fromkeys(("cross_batch_memory_size", "weights.distillation", "log_completions_every", "loop.steps"))
+    assert with_present_keys(old, new) == {
+        "cross_batch_memory_size": 3, "weights.distillation": 0.5, "log_completions_every": 7, "betas": [0.9, 1.0],
+        "loop.steps": 4,
+    }  # fmt: skip
+    words = SPLIT_KEYS["GRPOConfig"]["advantage"]["dr_grpo"]
+    assert with_present_keys({"advantage": "dr_grpo"}, dict.fromkeys(words)) == words
+    assert with_present_keys({"samples_every": 7}, {"samples_every": 8}) == {"samples_every": 7}
 
 
 @pytest.mark.parametrize(
