@@ -1,12 +1,16 @@
-"""One batch over several processes: which part is whose, and everybody's embeddings with gradients that flow back.
+"""One batch over several processes: which rows are this process's, and all processes' embeddings with gradients.
 
-Each process runs the model on its part; then all have the rows of all, and compute the same loss over the whole batch,
-as GradCache does (arXiv 2101.06983). Every process must make the same calls in the same order; one without rows joins.
+Each process runs the model on its rows; then all processes have all rows and compute the same loss over the whole
+batch, as GradCache does (arXiv 2101.06983). Every process must make the same calls in the same order; a process
+without rows takes part too.
 
-What is summed and what is averaged, with W processes: the backward pass of `all_gather_with_grad` *sums* what all
-processes' losses say of a row, and DDP and FSDP then *average* the parameters' gradients. So the gradient is that of
-the mean of the W losses. A term that all compute alike over the whole batch is its own mean; one that is a mean
-over each process's own rows is multiplied by `shares(its rows)`: then the mean is that over all rows.
+What is summed and what is averaged, with W processes: the backward pass of `all_gather_with_grad` *sums* the gradients
+that all processes' losses have for a row, and DDP and FSDP then *average* the parameters' gradients. So the gradient is
+that of the mean of the W losses. A term that all processes compute alike over the whole batch is its own mean; one that
+is a mean over each process's own rows is multiplied by `rank_weights(its rows)`: then the mean is that over all rows.
+
+`torch.distributed.nn.functional.all_gather` is not used: torch 2.13 deprecates it, it takes rows of one length only,
+and it sums half-precision gradients in half precision.
 
 Shape suffixes: N rows of this process, M rows of all processes, D dimensions.
 """
@@ -33,41 +37,41 @@ def rank(group: Any = None) -> int:
     return dist.get_rank(group) if _distributed() else 0
 
 
-def dealt(count: int, group: Any = None) -> range:
-    """Which of `count` things fall to this process: every W-th, so that sorted ones are shared evenly."""
+def strided_indices(count: int, group: Any = None) -> range:
+    """Which of `count` items belong to this process: every W-th, so that items sorted by length are spread evenly."""
     return range(rank(group), count, world_size(group))
 
 
-def piece(count: int, group: Any = None) -> range:
-    """Which of `count` things fall to this process if all processes' pieces, one behind another, are to be in order."""
+def contiguous_shard(count: int, group: Any = None) -> range:
+    """Which of `count` items belong to this process if the shards, concatenated by rank, are to keep their order."""
     here, world = rank(group), world_size(group)
     return range(count * here // world, count * (here + 1) // world)
 
 
-def everyones(parts: Sequence[Tensor], counts: Sequence[int], group: Any = None) -> list[Tensor]:
-    """Of several lists of rows that were `dealt`, all rows in their order; gradients flow back. A collective.
+def all_gather_rows(parts: Sequence[Tensor], counts: Sequence[int], group: Any = None) -> list[Tensor]:
+    """All rows of several lists in their original order; gradients flow back. A collective.
 
     Args:
-        parts: (N, D) each, this process's rows.
-        counts: rows of each list in all.
+        parts: (N, D) each, this process's rows of each list: those of `strided_indices`.
+        counts: rows of each list on all processes together.
     """
     world = world_size(group)
     if world == 1:
         return list(parts)
-    every_MD = all_gather_with_grad(torch.cat(list(parts)), group)
-    found, first, ahead = [], [], 0
+    gathered_MD = all_gather_with_grad(torch.cat(list(parts)), group)
+    rows, offsets, offset = [], [], 0
     for process in range(world):  # where each process's rows begin, and each list's among them
-        first.append([ahead])
+        offsets.append([offset])
         for count in counts:
-            ahead += len(range(process, count, world))
-            first[-1].append(ahead)
+            offset += len(range(process, count, world))
+            offsets[-1].append(offset)
     for number, count in enumerate(counts):
-        places = [first[i % world][number] + i // world for i in range(count)]
-        found.append(every_MD[torch.tensor(places, dtype=torch.long, device=every_MD.device)])
-    return found
+        places = [offsets[i % world][number] + i // world for i in range(count)]
+        rows.append(gathered_MD[torch.tensor(places, dtype=torch.long, device=gathered_MD.device)])
+    return rows
 
 
-def gathered(value: Any, group: Any = None) -> list[Any]:
+def all_gather_object(value: Any, group: Any = None) -> list[Any]:
     """Every process's value (anything that can be pickled, such as texts), by rank. A collective."""
     if world_size(group) == 1:
         return [value]
@@ -76,40 +80,43 @@ def gathered(value: Any, group: Any = None) -> list[Any]:
     return values
 
 
-def most(number: int, device: torch.device | str = "cpu", group: Any = None) -> int:
-    """The greatest of the processes' numbers. A collective."""
-    return max(found for (found,) in _exchange([number], device, group))
+def all_reduce_max(number: int, device: torch.device | str = "cpu", group: Any = None) -> int:
+    """The largest of the processes' numbers. A collective."""
+    return max(found for (found,) in _all_gather_integers([number], device, group))
 
 
-def shares(*rows: int, device: torch.device | str = "cpu", group: Any = None) -> list[float]:
-    """For each number of rows, W * rows / (rows of all): what makes the mean of the processes' means that of all rows.
+def rank_weights(*rows: int, device: torch.device | str = "cpu", group: Any = None) -> list[float]:
+    """For each number of rows, W * rows / (rows of all processes): with it, a mean of means is the mean of all rows.
 
-    0 for a process without rows; 1 if all have as many, or if nobody has any. A collective; `device` is where its
-    tensors stand: a GPU for NCCL.
+    0 for a process without rows; 1 if all have equally many, or if none has any. A collective.
+
+    Args:
+        rows: this process's numbers of rows, one for each term.
+        device: of the collective's tensors: a GPU for NCCL.
     """
-    counts = _exchange(list(rows), device, group)
+    counts = _all_gather_integers(list(rows), device, group)
     totals = [sum(column) for column in zip(*counts, strict=True)]
     return [len(counts) * mine / total if total else 1.0 for mine, total in zip(rows, totals, strict=True)]
 
 
 def all_gather_with_grad(x_ND: Tensor, group: Any = None) -> Tensor:
-    """The rows of all processes, (M, D); its backward pass sums the gradients that all processes have for my rows.
+    """The rows of all processes, (M, D); the backward pass sums all processes' gradients of this process's rows.
 
-    Both passes are collectives. So every process that takes part must run a backward pass through the result if any
-    does: one that has no query to put to it adds `0 * gathered.sum()` to its loss. Gather what belongs to one step in
-    as few calls as possible, and in the same order everywhere.
+    Both passes are collectives. So if one process runs a backward pass through the result, all must: one whose loss
+    does not depend on it adds `0 * gathered.sum()`. Gather everything that a step needs in as few calls as possible,
+    and in the same order on every process.
 
     Args:
         x_ND: this process's rows, on the group's device; N may differ between processes and be 0. An `x_ND` without a
-            gradient (as that of an empty process) joins in the backward pass if another process has one.
+            gradient (such as that of a process without rows) takes part in the backward pass if another has one.
         group: of torch.distributed; None is all processes.
 
     Returns:
-        (M, D) in x's dtype; `x_ND` itself if there is one process only. Gradients are summed in float32 at least.
+        (M, D) in x's dtype; `x_ND` itself if there is only one process. Gradients are summed in float32 or wider.
 
     Raises:
         ValueError: on every process, if the processes' dimensions, dtypes or grad modes differ; on this one, a wrong
-            rank or a dtype that is none of float16, bfloat16, float32, float64 and int64.
+            number of dimensions or a dtype other than float16, bfloat16, float32, float64 and int64.
     """
     if x_ND.dim() != 2:
         raise ValueError(f"x_ND must have 2 dimensions, got the shape {tuple(x_ND.shape)}")
@@ -119,7 +126,7 @@ def all_gather_with_grad(x_ND: Tensor, group: Any = None) -> Tensor:
         return x_ND
     wanted = torch.is_grad_enabled()
     header = [x_ND.shape[0], x_ND.shape[1], _DTYPES.index(x_ND.dtype), int(wanted), int(wanted and x_ND.requires_grad)]
-    headers = _exchange(header, x_ND.device, group)
+    headers = _all_gather_integers(header, x_ND.device, group)
     for place, what in ((1, "dimensions"), (2, "dtypes"), (3, "grad modes")):
         found = [header[place] for header in headers]
         if len(set(found)) > 1:
@@ -127,11 +134,11 @@ def all_gather_with_grad(x_ND: Tensor, group: Any = None) -> Tensor:
             raise ValueError(f"the processes' rows have different {what}: {shown}, by rank")
     if any(header[4] for header in headers) and not x_ND.requires_grad:
         x_ND = x_ND.detach().requires_grad_()  # else autograd would leave this process out of the backward pass
-    gathered: Tensor = _Gather.apply(x_ND, [header[0] for header in headers], group)
+    gathered: Tensor = _AllGather.apply(x_ND, [header[0] for header in headers], group)
     return gathered
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, counts: list[int], group: Any) -> Tensor:
         ctx.counts, ctx.group = counts, group
@@ -152,8 +159,8 @@ class _Gather(torch.autograd.Function):
         return total_MD[start : start + ctx.counts[rank]].to(grad_MD.dtype), None, None
 
 
-def _exchange(numbers: list[int], device: torch.device | str, group: Any) -> list[list[int]]:
-    """Every process's numbers, by rank; all have as many."""
+def _all_gather_integers(numbers: list[int], device: torch.device | str, group: Any) -> list[list[int]]:
+    """Every process's numbers, by rank; all processes have equally many."""
     if world_size(group) == 1:
         return [numbers]
     mine = torch.tensor(numbers, dtype=torch.int64, device=device)

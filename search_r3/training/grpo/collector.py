@@ -134,7 +134,7 @@ class Collector:
         if config.zero_variance == "resample":
             good = [group for group in groups if group.varied]
             for attempt in range(1, config.resamples + 1):
-                missing = config.queries_per_step - sum(collectives.gathered(len(good)))
+                missing = config.queries_per_step - sum(collectives.all_gather_object(len(good)))
                 if missing <= 0:
                     break
                 others = self.order.others(number, attempt, missing)
@@ -143,7 +143,9 @@ class Collector:
                 good += [group for group in more if group.varied]
             figures["resampled"] = float(len(refreshed) - 1)
             groups = good + [group for group in groups if not group.varied]
-        orders = sorted(order for found in collectives.gathered([group.order for group in groups]) for order in found)
+        orders = sorted(
+            order for found in collectives.all_gather_object([group.order for group in groups]) for order in found
+        )
         if config.zero_variance != "resample":  # as they were drawn
             orders.sort(key=lambda order: order[1:])
         kept = {order: place for place, order in enumerate(orders[: config.queries_per_step])}
@@ -165,7 +167,9 @@ class Collector:
     ) -> tuple[list[_Group], Judged, dict[str, float]]:
         """This process's part of the chosen queries, and figures of all."""
         config, size = self.config, self.config.group_size
-        mine = collectives.piece(len(chosen))  # the environment hears of all queries in the order that one process has
+        mine = collectives.contiguous_shard(
+            len(chosen)
+        )  # the environment hears of all queries in the order that one process has
         queries = [self.queries[chosen[i]] for i in mine]
         begun = time.perf_counter()
         rollouts = self.engine.sample(
@@ -219,7 +223,7 @@ class Collector:
     ) -> Round:
         config, embed = self.config, encoder.contract.embed_token_id
         positives = [row for group in groups for row, grade in group.query.grades.items() if grade > 0]
-        everyones = [row for found in collectives.gathered(positives) for row in found]
+        everyones = [row for found in collectives.all_gather_object(positives) for row in found]
         candidates = self._candidates(everyones, refreshed, number)
         place = {row: column for column, row in enumerate(candidates.tolist())}
         rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
@@ -333,12 +337,12 @@ def _figures(rollouts: list[Rollout], judged: Judged, std_B: Tensor) -> dict[str
         "reward": judged.rewards_R, "scaled": judged.scaled_R, "dcg": judged.ndcg_R, "ranking": judged.ranking_R,
         "direct": judged.direct_B, "std": std_B,
     }  # fmt: skip
-    parts = collectives.gathered({name: value.cpu() for name, value in mine.items()})
+    parts = collectives.all_gather_object({name: value.cpu() for name, value in mine.items()})
     every = {name: torch.cat([part[name] for part in parts]) for name in mine}
     said = [
         (len(rollout.token_ids), not rollout.forced, rollout.ended is not None, rollout.text) for rollout in rollouts
     ]
-    said = [one for part in collectives.gathered(said) for one in part]
+    said = [one for part in collectives.all_gather_object(said) for one in part]
     low, middle, high = torch.quantile(every["reward"], torch.tensor([0.1, 0.5, 0.9])).tolist()
     return {
         "reward": float(every["reward"].mean()),

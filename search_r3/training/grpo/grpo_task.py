@@ -179,7 +179,7 @@ class GRPOTask:
         count = tokens if config.loss_type == "dapo" else int(policy_R.sum())
         contrastive, pairs = self._contrastive(encoded.embedding_BD, batch, chosen if useful else [])
         # What each process computes over its own rollouts counts as much as it has of them (of tokens, in the figures).
-        policy_share, pair_share, token_share = collectives.shares(count, pairs, tokens, device=device)
+        policy_share, pair_share, token_share = collectives.rank_weights(count, pairs, tokens, device=device)
         policy, contrastive = policy_share * policy, pair_share * contrastive
         loss = policy + config.contrastive_weight * contrastive
         # Every weight is part of every step: of an untied model, the embed token's own row is not, if nothing is
@@ -319,7 +319,7 @@ class GRPOTask:
         old: list[Tensor] = []
         reference: list[Tensor] = []
         size, last = self.config.rows_per_chunk, len(batch.rows) - 1
-        calls = collectives.most(-(-len(batch.rows) // size), next(self.policy.parameters()).device)
+        calls = collectives.all_reduce_max(-(-len(batch.rows) // size), next(self.policy.parameters()).device)
         for start in range(0, calls * size, size):  # every process makes as many calls
             some = list(range(start, min(start + size, last + 1))) or [last]
             rows = Rows(self.prefix, [batch.rows[i] for i in some], [batch.answers[i] for i in some])
@@ -331,7 +331,9 @@ class GRPOTask:
             if encoded.base_logits_TV is not None:
                 reference.append(token_log_probs(encoded.base_logits_TV, sampled_N, self.config.temperature)[0].cpu())
         batch.old_N, batch.reference_N = torch.cat(old), torch.cat(reference) if reference else None
-        self._everyones_round = collectives.gathered(batch.state_dict())  # who writes the checkpoint must know them all
+        self._everyones_round = collectives.all_gather_object(
+            batch.state_dict()
+        )  # who writes the checkpoint must know them all
 
     def _of(self, batch: Round, values_N: Tensor, chosen: Sequence[int]) -> Tensor:
         """The chosen rollouts' part of a value for each token."""
@@ -386,7 +388,7 @@ class GRPOTask:
         deepest = config.to_rank or len(environment.corpus)
         ranks = rank_of_positive(environment, direct, queries)
         found = [[number for number, rank in enumerate(ranks) if config.from_rank <= rank <= deepest]]
-        found = collectives.gathered(found[0])[:1]
+        found = collectives.all_gather_object(found[0])[:1]
         if self.rank == 0:
             print(f"{len(found[0]):,} of {len(queries):,} queries are at the ranks to train on", file=sys.stderr)
         return found[0]

@@ -198,7 +198,7 @@ class Policy(nn.Module):
         order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
         calls = -(-len(order) // self.chunk_size)
         # Sharded, every process makes as many calls, or the gatherings of the weights would not meet.
-        idle = collectives.most(calls, device) - calls if self._stand_in else 0
+        idle = collectives.all_reduce_max(calls, device) - calls if self._stand_in else 0
         embedding: list[Tensor] = [torch.empty(0)] * len(order)
         hidden: list[Tensor] = [torch.empty(0)] * len(order)
         for start in range(0, len(order), self.chunk_size):

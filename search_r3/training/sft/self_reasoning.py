@@ -50,7 +50,7 @@ class OwnSamples:
         self.texts, self.cut = {}, set()
         if asked:
             names, model = list(asked), encoder()
-            mine = [names[i] for i in collectives.dealt(len(names))]
+            mine = [names[i] for i in collectives.strided_indices(len(names))]
             reasoned = model.reason(
                 [asked[name] for name in mine],
                 max_reasoning_tokens=self.max_tokens,
@@ -60,7 +60,7 @@ class OwnSamples:
                 show_progress_bar=False,
             )
             found = [(name, sample.text, sample.forced) for name, sample in zip(mine, reasoned, strict=True)]
-            for written in collectives.gathered(found):
+            for written in collectives.all_gather_object(found):
                 self.texts |= {name: text for name, text, _ in written}
                 self.cut |= {name for name, _, forced in written if forced}
         self.block = block

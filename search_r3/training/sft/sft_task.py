@@ -134,10 +134,13 @@ class SFTTask:
         documents = [pair.positive for pair in pairs]
         for pair in pairs:
             documents.extend(pair.negatives[: config.negatives_per_pair])
-        queries = [pairs[i].query for i in collectives.dealt(len(pairs))]
+        queries = [pairs[i].query for i in collectives.strided_indices(len(pairs))]
         parts = {
             "document": self._rows(
-                self.document, [documents[i] for i in collectives.dealt(len(documents))], config.max_document_tokens, 0
+                self.document,
+                [documents[i] for i in collectives.strided_indices(len(documents))],
+                config.max_document_tokens,
+                0,
             ),
             "query": self._rows(self.query, queries, config.max_query_tokens, self.query_answer),
         }
@@ -159,7 +162,7 @@ class SFTTask:
         encoded: dict[str, Encoded] = module(batch.parts, with_base=asked if weights.kl else ())
         rows_of = {"document": range(len(batch.documents)), "query": range(len(batch.pairs)), "reasoning": batch.behind}
         names = ["document", *asked]
-        everyones = collectives.everyones(
+        everyones = collectives.all_gather_rows(
             [encoded[name].embedding_BD for name in names], [len(rows_of[n]) for n in names]
         )
         embedding = dict(zip(names, everyones, strict=True))
@@ -216,7 +219,7 @@ class SFTTask:
     def _rows_behind(self, pairs: Sequence[TrainingPair], behind: Sequence[int], sampled: Sequence[bool]) -> Rows:
         """This process's rows of those behind an analysis."""
         rows, answers = [], []
-        mine = [(pairs[behind[i]], sampled[i]) for i in collectives.dealt(len(behind))]
+        mine = [(pairs[behind[i]], sampled[i]) for i in collectives.strided_indices(len(behind))]
         texts = [self.own.texts[pair.id] if own else pair.analysis or "" for pair, own in mine]
         analyses = self._ids(texts, self.config.max_analysis_tokens)
         queries = self._ids([pair.query for pair, _ in mine], self.config.max_query_tokens)
@@ -243,7 +246,7 @@ class SFTTask:
         embed_id, target_T = self.checkpoint.contract.embed_token_id, encoded.target_T
         keep_T = None if target_T is None else target_T != embed_id
         counts = [0, 0] if target_T is None or keep_T is None else [len(target_T), int(keep_T.sum())]
-        said, kept = collectives.shares(*counts, device=encoded.embedding_BD.device)
+        said, kept = collectives.rank_weights(*counts, device=encoded.embedding_BD.device)
         if encoded.logits_TV is None or target_T is None:
             return terms
         if weights.sft:

@@ -1,4 +1,4 @@
-"""Gathering: two gloo processes compute the loss and the gradients of one process with the global batch."""
+"""Collectives: two gloo processes compute the loss and the gradients of one process with the global batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from search_r3.training.distributed.collectives import (
+    all_gather_object,
+    all_gather_rows,
     all_gather_with_grad,
-    dealt,
-    everyones,
-    gathered,
-    most,
-    piece,
-    shares,
+    all_reduce_max,
+    contiguous_shard,
+    rank_weights,
+    strided_indices,
 )
 from search_r3.training.losses import info_nce
 
@@ -58,14 +58,14 @@ def local(q: torch.Tensor) -> torch.Tensor:
 def loss_of(encoder: nn.Module, tail: int) -> torch.Tensor:
     """The global loss on the queries from `tail` on, over however many processes there are."""
     (q, d), rows = inputs(), range(tail, QUERIES)
-    mine = [rows[i] for i in dealt(len(rows))]
+    mine = [rows[i] for i in strided_indices(len(rows))]
     counts = [QUERIES, DOCUMENTS, len(rows)]
-    embedded = encoder(torch.cat([q[list(dealt(QUERIES))], d[list(dealt(DOCUMENTS))], q[mine]]))
-    parts = embedded.split([len(dealt(count)) for count in counts])
-    every_q, every_d, every_tail = everyones(parts, counts)
+    embedded = encoder(torch.cat([q[list(strided_indices(QUERIES))], d[list(strided_indices(DOCUMENTS))], q[mine]]))
+    parts = embedded.split([len(strided_indices(count)) for count in counts])
+    every_q, every_d, every_tail = all_gather_rows(parts, counts)
     assert [len(every_q), len(every_d), len(every_tail)] == counts
     loss = both_ways(every_q, every_d) + every_tail.sum(0).pow(3).sum()
-    (share,) = shares(len(mine))
+    (share,) = rank_weights(len(mine))
     return loss + share * local(parts[2]) if mine else loss + 0 * parts[2].sum()
 
 
@@ -89,17 +89,17 @@ def work(rank: int, folder: str) -> None:
             assert parameter.grad is not None
             assert (parameter.grad - gradient).abs().max() < 1e-10, tail
 
-    # Rows come back in the order in which they were dealt.
+    # Rows come back in their original order.
     numbers = torch.arange(10)[:, None]
-    parts = [numbers[list(dealt(count))] for count in (10, 3, 0, 1)]
-    for found, count in zip(everyones(parts, (10, 3, 0, 1)), (10, 3, 0, 1), strict=True):
+    parts = [numbers[list(strided_indices(count))] for count in (10, 3, 0, 1)]
+    for found, count in zip(all_gather_rows(parts, (10, 3, 0, 1)), (10, 3, 0, 1), strict=True):
         assert found[:, 0].tolist() == list(range(count))
     for count in (0, 1, 5, 6):
-        assert [i for part in gathered(list(piece(count))) for i in part] == list(range(count))
-    assert gathered({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
-    assert most(5 - rank) == 5
-    assert shares(3 * (1 - rank), 1) == [2.0 * (1 - rank), 1.0]
-    assert shares(0) == [1.0]  # nobody has any
+        assert [i for part in all_gather_object(list(contiguous_shard(count))) for i in part] == list(range(count))
+    assert all_gather_object({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    assert all_reduce_max(5 - rank) == 5
+    assert rank_weights(3 * (1 - rank), 1) == [2.0 * (1 - rank), 1.0]
+    assert rank_weights(0) == [1.0]  # no process has any
 
     # A process that has nothing to differentiate joins in the backward pass of the other.
     x = torch.ones(2, 3, requires_grad=True) if rank == 0 else torch.zeros(0, 3)
@@ -137,11 +137,11 @@ def test_two_processes_compute_the_loss_and_gradients_of_the_global_batch(tmp_pa
 def test_one_process_has_all_there_is() -> None:
     x = torch.ones(3, 2, requires_grad=True)
     assert all_gather_with_grad(x) is x
-    assert everyones([x], [3])[0] is x
-    assert list(dealt(3)) == list(piece(3)) == [0, 1, 2]
-    assert gathered("a") == ["a"]
-    assert most(3) == 3
-    assert shares(3, 0) == [1.0, 1.0]
+    assert all_gather_rows([x], [3])[0] is x
+    assert list(strided_indices(3)) == list(contiguous_shard(3)) == [0, 1, 2]
+    assert all_gather_object("a") == ["a"]
+    assert all_reduce_max(3) == 3
+    assert rank_weights(3, 0) == [1.0, 1.0]
 
 
 def test_what_cannot_be_gathered_is_refused() -> None:
