@@ -26,23 +26,29 @@ ROWS = "teacher=build/pre.rows.safetensors"
 PARTS: dict[str, list[str]] = {
     "infonce + sft (the baseline)": [],
     "+ 1 hard negative": ["negatives_per_pair=1"],
-    "+ teacher (distil 0.5)": [ROWS, "weights.distil=0.5"],
+    "+ teacher (distillation 0.5)": [ROWS, "weights.distillation=0.5"],
     "+ triplet 0.5": ["weights.triplet=0.5"],
     "+ kl 0.1": ["weights.kl=0.1"],
-    "+ memory of 512": ["memory=512"],
+    "+ memory of 512": ["cross_batch_memory_size=512"],
     "learning rate 1e-3": ["loop.learning_rate=1.0e-3"],
 }
 MORE: dict[str, list[str]] = {
     "- sft": ["weights.sft=0"],
-    "- reasoning": ["reasoning_share=0"],
-    "+ own samples": ["sample_share=0.6", "samples_from=60", "samples_every=60"],
+    "- reasoning": ["reasoning_ratio=0"],
+    "+ own samples": ["self_reasoning_ratio=0.6", "self_reasoning_start_step=60", "self_reasoning_refresh_steps=60"],
     "+ matryoshka": ["matryoshka=[576,256,128]"],
     "+ 4 hard negatives": ["negatives_per_pair=4"],
     "lora rank 4": ["lora.rank=4", "lora.alpha=8"],
     "lora rank 64": ["lora.rank=64", "lora.alpha=128"],
-    "batches of any source": ["batch_of=any"],
+    "batches of any source": ["batch_sampler=any"],
 }
-FULL = ["pairs_per_step=256", "gradient_cache=true", "rows_per_chunk=128", "loop.steps=600", "loop.warmup_steps=30"]
+FULL = [
+    "global_batch_size=256",
+    "activation_checkpointing=true",
+    "mini_batch_size=128",
+    "loop.steps=600",
+    "loop.warmup_steps=30",
+]
 FIGURES = ("cosqa.dev.off", "scifact.dev.off", "cosqa.dev.on", "scifact.dev.on")
 
 
@@ -93,7 +99,7 @@ def about(folder: Path) -> dict[str, Any]:
     """What all runs have in common, from one of them."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     pools = {key: config[key] for key in ("dev", "dev_queries", "dev_documents")}
-    size = {"steps": config["loop"]["steps"], "pairs_per_step": config["pairs_per_step"]}
+    size = {"steps": config["loop"]["steps"], "global_batch_size": config["global_batch_size"]}
     return {**size, **pools, "pairs_sha256": config["pairs_sha256"]}
 
 

@@ -36,9 +36,9 @@ from search_r3.training.grpo.dataset import Problem, Query, QueryOrder, read_pro
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
 from search_r3.training.grpo.grpo_task import load_stage_one
 from search_r3.training.grpo.rollout import TorchRollouts
-from search_r3.training.loop import resolve_mixed_precision
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, add_lora
+from search_r3.training.precision import resolve_mixed_precision
 from search_r3.training.run_checkpoint import list_checkpoints, read_checkpoint, restore, trainable
 from search_r3.training.sft.sft_config import SFTConfig
 
@@ -215,8 +215,8 @@ def _models(config: Any, paths: dict[int, Path], device: str) -> Iterator[Any]:
     step = yield None
     if isinstance(config, GRPOConfig):
         loaded = load_stage_one(config.adapter)[0]
-    elif config.start_from:
-        loaded = checkpoints.load(config.start_from, dtype=torch.float32, merge=False)
+    elif config.init_adapter:
+        loaded = checkpoints.load(config.init_adapter, dtype=torch.float32, merge=False)
     else:
         loaded = checkpoints.load_base(config.base, dtype=torch.float32)
     torch.manual_seed(config.loop.seed)  # as the trainers do, before the adapter's own initialisation

@@ -140,7 +140,7 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
 
     from search_r3.model.searchr3 import SearchR3
     from search_r3.training.grpo.grpo_task import load_stage_one
-    from search_r3.training.loop import resolve_mixed_precision
+    from search_r3.training.precision import resolve_mixed_precision
 
     logging.disable_progress_bar()
     adapter = tiny_adapter(options.adapter, scratch) if options.tiny else options.adapter

@@ -164,7 +164,7 @@ class Ours:
         import torch
         from accelerate.utils import send_to_device
 
-        from search_r3.training.loop import learning_rate_at, seed_step
+        from search_r3.training.schedule import learning_rate_at, seed_step
 
         loop = self.config.loop
         self.parts.begin()

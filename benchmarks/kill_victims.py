@@ -216,7 +216,7 @@ class Training(Victim):
         wrong = same_trees(folder / "run", whole / "run", _of_a_run)
         step = int(re.search(r"step (\d+)", found)[1])  # type: ignore[index]
         finished = f"all {self.steps} steps are done already" in log
-        if step and not finished and f"going on from step-{step:06d}" not in log:
+        if step and not finished and f"resuming from step-{step:06d}" not in log:
             wrong.append(f"it did not go on from the checkpoint of step {step}")
         return "was finished" if finished else f"went on from step {step}", wrong
 
@@ -279,8 +279,8 @@ class SFT(Training):
         write_dataset(self.root / "data/scifact", 60)
         recipe = {
             "pairs": [str(self.root / "pairs.jsonl")], "output": str(self.root / "run"), "base": str(base),
-            "pairs_per_step": 8, "reasoning_share": 1.0, "lora": {"rank": 8}, "dev": ["scifact"],
-            "data_root": str(self.root / "data"), "dev_queries": 3, "dev_documents": 20, "max_analysis_tokens": 8,
+            "global_batch_size": 8, "reasoning_ratio": 1.0, "lora": {"rank": 8}, "dev": ["scifact"],
+            "data_root": str(self.root / "data"), "dev_queries": 3, "dev_documents": 20, "max_reasoning_tokens": 8,
             "loop": {"steps": self.steps, "learning_rate": 0.03, "warmup_steps": 3, "evaluate_every": 4,
                      "checkpoint_every": 2, "keep_checkpoints": 2, "mixed_precision": "no"},
         }  # fmt: skip

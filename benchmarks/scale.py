@@ -74,8 +74,8 @@ def measured(results: Path = RESULTS) -> list[Measured]:
     if figures := _figures(results / "sft.json"):
         held = figures["speed"]["ours_plain"]
         tokens = held["first_tokens"]
-        flops = (SFT_PASSES - 1) * model.forward(tokens, tokens / (3 * held["pairs_per_step"]))  # without the cache
-        what = f"sft.json: a step of {held['pairs_per_step']} pairs, {tokens:,} tokens"
+        flops = (SFT_PASSES - 1) * model.forward(tokens, tokens / (3 * held["global_batch_size"]))  # without the cache
+        what = f"sft.json: a step of {held['global_batch_size']} pairs, {tokens:,} tokens"
         out.append(Measured(what, figures["precision"], flops, held["seconds_per_step"]))
     if figures := _figures(results / "grpo.json"):
         job, parts = figures["job"], figures["ours"]["parts"]

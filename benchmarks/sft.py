@@ -67,7 +67,7 @@ def main() -> None:
         if options.only in ("speed", "both"):
             figures["speed"] = speed(base, options)
         if options.only in ("cache", "both"):
-            figures["gradient_cache"] = cache(base, options)
+            figures["activation_checkpointing"] = cache(base, options)
     finish("sft", figures, options, SEED)
 
 
@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="bfloat16: autocast")
     parser.add_argument("--pairs-per-step", type=int, help="of the speed table (default: 32; on a GPU 128)")
     parser.add_argument("--cached-pairs", type=int, help="of the cache table's large batch (256; on a GPU 1024)")
-    parser.add_argument("--chunk", type=int, default=32, help="our rows_per_chunk, the peer's mini_batch_size")
+    parser.add_argument("--chunk", type=int, default=32, help="our mini_batch_size, the peer's mini_batch_size")
     parser.add_argument("--query-tokens", type=int, default=48)
     parser.add_argument("--document-tokens", type=int, default=128)
     parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa"], help="ours")
@@ -99,12 +99,12 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     on_gpu = options.device.startswith("cuda")
     small, large = (4, 16) if options.tiny else (128, 1024) if on_gpu else (32, 256)
-    options.pairs_per_step = options.pairs_per_step or small
+    options.global_batch_size = options.global_batch_size or small
     options.cached_pairs = options.cached_pairs or large
     options.plain_pairs = min(PLAIN_BATCH, options.cached_pairs // 4)
     if options.attention == "auto":  # what `train_sft` takes
         options.attention = "sdpa" if on_gpu else "eager"
-    if options.pairs_per_step < 2 or options.plain_pairs < 2 or options.rounds < 1 or options.warmup < 1:
+    if options.global_batch_size < 2 or options.plain_pairs < 2 or options.rounds < 1 or options.warmup < 1:
         parser.error("a batch needs 2 pairs or more (--cached-pairs 8 or more), --rounds and --warmup 1 or more")
     return options
 
@@ -115,7 +115,7 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
     from transformers.utils import logging
 
     from search_r3.model import checkpoint as checkpoints
-    from search_r3.training.loop import resolve_mixed_precision
+    from search_r3.training.precision import resolve_mixed_precision
 
     logging.disable_progress_bar()
     model = str(shrunk(options.model, scratch / "tiny")) if options.tiny else options.model
@@ -125,7 +125,7 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
     loaded.tokenizer.save_pretrained(folder)
     needed = []
     if options.only in ("speed", "both"):
-        needed.append(options.pairs_per_step)
+        needed.append(options.global_batch_size)
     if options.only in ("cache", "both"):
         needed.append(options.cached_pairs)
     pairs = distinct(options.pairs)
@@ -139,9 +139,9 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
         model=model,
         folder=str(folder),
         pairs=str(scratch / "pairs.jsonl"),
-        pairs_per_step=options.pairs_per_step,
+        global_batch_size=options.global_batch_size,
         chunk=options.chunk,
-        gradient_cache=False,
+        activation_checkpointing=False,
         attention=options.attention,
         device=options.device,
         bf16=bf16,
@@ -189,9 +189,9 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
             stack.callback(system.close)
             return system
 
-        ours = [start("ours, plain"), start("ours, cached", gradient_cache=True)]
+        ours = [start("ours, plain"), start("ours, cached", activation_checkpointing=True)]
         choices = ["eager", "sdpa"] if options.peer_attention == "auto" else [options.peer_attention]
-        peers = [start("peer", system="peer", gradient_cache=True, attention=choice) for choice in choices]
+        peers = [start("peer", system="peer", activation_checkpointing=True, attention=choice) for choice in choices]
         for system in (*ours, *peers):
             system.warm_up()
         for system in (*ours[1:], *peers):
@@ -205,11 +205,11 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
         seconds = in_turns({system.name: system.step for system in systems}, options.rounds)
         for system in systems:
             system.note_memory()
-    title = f"training steps of {base.pairs_per_step} pairs; peer: sentence-transformers' cached loss"
+    title = f"training steps of {base.global_batch_size} pairs; peer: sentence-transformers' cached loss"
     header = ("system      ", "attention", "pairs/s", "ratio (min-max) ", "peak MiB", "of peer", "goal      ")
     table = Table(title, *header)
     figures: dict[str, Any] = {
-        "pairs_per_step": base.pairs_per_step,
+        "global_batch_size": base.global_batch_size,
         "rounds": options.rounds,
         "goal": SPEED_GOAL,
         "peer_trial_seconds": {attention: rounded(found) for attention, found in trial.items()},
@@ -217,7 +217,7 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
     for system in systems:
         measured = compare(seconds[system.name], seconds[peer.name])
         share = system.peak_bytes / peer.peak_bytes
-        rate = base.pairs_per_step / measured.ours_seconds
+        rate = base.global_batch_size / measured.ours_seconds
         found = system.figures() | {
             "seconds_per_step": rounded(measured.ours_seconds),
             "pairs_per_second": rounded(rate),
@@ -239,10 +239,12 @@ def cache(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
     """Time per pair and peak memory: the small batch without gradient cache against the large one with it."""
     steps = options.cached_pairs // options.plain_pairs  # small steps over about the texts of one large step
     with ExitStack() as stack:
-        small = System("plain", replace(base, pairs_per_step=options.plain_pairs), options.warmup)
+        small = System("plain", replace(base, global_batch_size=options.plain_pairs), options.warmup)
         stack.callback(small.close)
         large = System(
-            "cached", replace(base, pairs_per_step=options.cached_pairs, gradient_cache=True), options.warmup
+            "cached",
+            replace(base, global_batch_size=options.cached_pairs, activation_checkpointing=True),
+            options.warmup,
         )
         stack.callback(large.close)
         for system in (small, large):
@@ -317,7 +319,7 @@ class System(Worker):
     def figures(self) -> dict[str, Any]:
         """For the JSON."""
         first = {f"first_{key}": self.first[key] for key in ("loss", "gradient_norm", "tokens", "tokens_sha256")}
-        pairs = {"pairs_per_step": self.spec.pairs_per_step, "attention": self.spec.attention}
+        pairs = {"global_batch_size": self.spec.global_batch_size, "attention": self.spec.attention}
         return {**pairs, **self.about, **first, "peak_bytes": self.peak_bytes}
 
 

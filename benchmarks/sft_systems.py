@@ -33,10 +33,10 @@ class Spec:
     """The same weights and tokenizer with the embed token, for the peer."""
     pairs: str
     """JSONL of pairs in the order in which batches are cut from it, round and round."""
-    pairs_per_step: int
+    global_batch_size: int
     chunk: int
-    """Rows of a backbone call: our `rows_per_chunk`, the peer's `mini_batch_size`."""
-    gradient_cache: bool
+    """Rows of a backbone call: our `mini_batch_size`, the peer's `mini_batch_size`."""
+    activation_checkpointing: bool
     attention: str
     device: str
     bf16: bool
@@ -53,28 +53,29 @@ class Ours:
         import torch
 
         from search_r3.model import checkpoint as checkpoints
-        from search_r3.training.sft.sft_task import LossWeights, SFTConfig, SFTTask
+        from search_r3.training.sft.sft_config import LossWeights, SFTConfig
+        from search_r3.training.sft.sft_task import SFTTask
 
         config = SFTConfig(
             pairs=[spec.pairs],
             output="unused",
             base=spec.model,
-            pairs_per_step=spec.pairs_per_step,
-            batch_of="any",
+            global_batch_size=spec.global_batch_size,
+            batch_sampler="any",
             max_query_tokens=spec.query_tokens,
             max_document_tokens=spec.document_tokens,
-            reasoning_share=0.0,
+            reasoning_ratio=0.0,
             symmetric=False,
             weights=LossWeights(sft=0.0, kl=0.0, infonce=1.0, triplet=0.0),
-            gradient_cache=spec.gradient_cache,
-            rows_per_chunk=spec.chunk,
+            activation_checkpointing=spec.activation_checkpointing,
+            mini_batch_size=spec.chunk,
             dev=[],
         )
         checkpoint = checkpoints.load_base(spec.model, dtype=torch.float32)
         checkpoint.model.set_attn_implementation(spec.attention)
         torch.manual_seed(SEED)  # LoRA's first weights
         self.task = SFTTask(config, checkpoint, pairs)
-        self.task.sampler = InOrder(pairs, spec.pairs_per_step)  # type: ignore[assignment]
+        self.task.sampler = InOrder(pairs, spec.global_batch_size)  # type: ignore[assignment]
         self.module = self.task.module.to(spec.device)
         self.spec, self.lora, self.loop, self.temperature = spec, config.lora, config.loop, config.temperature
         fused = getattr(self.task.policy, "_runs_fused", None)  # where the policy has a fused decoder of its own
@@ -106,7 +107,7 @@ class Peer:
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
         from search_r3.prompts import Prompts, render
-        from search_r3.training.sft.sft_task import SFTConfig
+        from search_r3.training.sft.sft_config import SFTConfig
 
         defaults = SFTConfig(pairs=[spec.pairs], output="unused")
         self.spec, self.lora, self.loop, self.temperature = spec, defaults.lora, defaults.loop, defaults.temperature
@@ -132,7 +133,7 @@ class Peer:
         self.criterion = CachedMultipleNegativesRankingLoss(
             self.module, scale=1 / self.temperature, mini_batch_size=spec.chunk
         )
-        self.tokenizer, self.batches = backbone.tokenizer, InOrder(pairs, spec.pairs_per_step)
+        self.tokenizer, self.batches = backbone.tokenizer, InOrder(pairs, spec.global_batch_size)
         prompts = Prompts()
         self.about: dict[str, Any] = {}
         self.frames = [render(c, self.tokenizer, give_answer=True) for c in (prompts.query, prompts.document)]
@@ -223,7 +224,7 @@ def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
         return found
 
     about = system.about | {
-        "gradient_cache": spec.gradient_cache,
+        "activation_checkpointing": spec.activation_checkpointing,
         "lora_parameters": sum(p.numel() for p in lora),
         "other_parameters": sum(p.numel() for p in parameters) - sum(p.numel() for p in lora),
         "threads": torch.get_num_threads(),

@@ -412,9 +412,9 @@ def pairs_that_are_not_there(place):
     return [*place.recipe(), "--set", f"pairs=[{place.folder / 'gone.jsonl'}]"]
 
 
-@case("4 pairs", "pairs_per_step")
+@case("4 pairs", "global_batch_size")
 def too_few_pairs(place):
-    return place.recipe("pairs_per_step: 64\n")
+    return place.recipe("global_batch_size: 64\n")
 
 
 @case("source 1", "titels", 'did you mean "titles"')

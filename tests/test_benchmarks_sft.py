@@ -60,14 +60,14 @@ def test_the_report_has_its_fields_and_both_systems_did_the_same(run: Callable[.
         assert one["peak_bytes"] > 0
     assert ours["other_parameters"] == 32  # the embed token's row, which the peer has not
     assert peer["other_parameters"] == 0
-    assert not ours["gradient_cache"]
-    assert cached["gradient_cache"]
+    assert not ours["activation_checkpointing"]
+    assert cached["activation_checkpointing"]
     for one in (ours, cached):
         assert one["times_the_peers_speed_min"] <= one["times_the_peers_speed"] <= one["times_the_peers_speed_max"]
         assert one["peak_of_peer"] > 0
-    large = figures["gradient_cache"]
-    assert (large["plain"]["pairs_per_step"], large["cached"]["pairs_per_step"]) == (2, 8)
-    assert (large["plain"]["gradient_cache"], large["cached"]["gradient_cache"]) == (False, True)
+    large = figures["activation_checkpointing"]
+    assert (large["plain"]["global_batch_size"], large["cached"]["global_batch_size"]) == (2, 8)
+    assert (large["plain"]["activation_checkpointing"], large["cached"]["activation_checkpointing"]) == (False, True)
     assert large["times_per_pair_min"] <= large["times_per_pair"] <= large["times_per_pair_max"]
 
 

@@ -55,8 +55,8 @@ def _print(report: dict[str, Any]) -> None:
         if memory[name]:
             print(f"{memory[name] / 1e9:>9.2f}  {words}")
     print(f"{memory['peak'] / 1e9:>9.2f}  at the peak", end="")
-    cached, uncached = memory["with_gradient_cache"] / 1e9, memory["without_gradient_cache"] / 1e9
-    print(f" ({cached:.2f} with gradient_cache, {uncached:.2f} without)")
+    cached, uncached = memory["with_activation_checkpointing"] / 1e9, memory["without_activation_checkpointing"] / 1e9
+    print(f" ({cached:.2f} with activation_checkpointing, {uncached:.2f} without)")
     if report["host"]:
         print(f"{report['host'] / 1e9:>9.2f}  in the host's memory, for the graph")
     print(

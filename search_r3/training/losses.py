@@ -212,7 +212,7 @@ def kl_to_base(
         return (log_p_TV.exp() * difference_TV).sum() / max(logits_TV.shape[0], 1)
 
 
-def distil_scores(
+def score_distillation(
     student_BN: Tensor,
     teacher_BN: Tensor,
     temperature: float,

@@ -22,10 +22,14 @@ from torch import Tensor, nn
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
-from search_r3.training.distributed.sharding import like, whole, write
+from search_r3.training.distributed.sharding import copy_into, full_tensor, shard_like
 
-FORMAT = 1
-_TENSOR = "__tensor__"  # stands in the JSON where a tensor of the task's state belongs
+FORMAT = 2
+_TENSOR = "__tensor__"  # marks the place of a tensor in the JSON of the task's state
+
+
+TASK_KEYS_1 = {"own": "self_reasoning", "memory": "cross_batch_memory"}
+"""Parts of a task's state by their names in format 1 and now."""
 
 
 @dataclass
@@ -38,16 +42,16 @@ class TrainingState:
     """`parameter name/moment name` -> tensor"""
     task: dict[str, Any]
     best: float | None
-    """The best dev figure so far, if the run keeps a best adapter."""
-    fruitless: int = 0
-    """Evaluations in a row that brought no better one. Like `best`, without that of `step`, which a resumed run makes
-    again."""
+    """The best validation figure so far, if the run keeps a best adapter."""
+    evals_without_improvement: int = 0
+    """Evaluations in a row without a better one. Like `best`, without the evaluation at `step`, which a resumed run
+    repeats."""
     learned: bool = True
     """Whether any step so far had something to learn from (see `learning_signal`)."""
 
 
 def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
-    """Write `output/checkpoints/step-000100`, and only when it stands, remove all but the newest `keep`.
+    """Write `output/checkpoints/step-000100`, and only once it is complete, remove all but the newest `keep`.
 
     Raises:
         InputError: the disk is full or not writable; the older checkpoints are untouched.
@@ -55,8 +59,8 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
     """
     target = _folder(output) / f"step-{state.step:06d}"
     tensors: dict[str, Tensor] = {}
-    facts = {"format": FORMAT, "step": state.step, "best": state.best, "fruitless": state.fruitless}
-    facts["learned"] = state.learned
+    facts = {"format": FORMAT, "step": state.step, "best": state.best}
+    facts |= {"evals_without_improvement": state.evals_without_improvement, "learned": state.learned}
     facts["task"] = _pack(state.task, tensors)
     text = json.dumps(facts, indent=1)
     with atomic_path(target) as scratch:
@@ -66,7 +70,7 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
         save_file(tensors, scratch / "task.safetensors")
         (scratch / "state.json").write_text(text, encoding="utf-8")
     for _, path in list_checkpoints(output)[:-keep]:
-        gone = path.with_name(f".{path.name}.old")  # out of the way at once: a kill leaves no half of it under its name
+        gone = path.with_name(f".{path.name}.old")  # renamed first: a kill then leaves no incomplete one under its name
         shutil.rmtree(gone, ignore_errors=True)
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -84,18 +88,19 @@ def read_checkpoint(path: Path) -> TrainingState:
         weights = load_file(path / "weights.safetensors")
         optimizer = load_file(path / "optimizer.safetensors")
         task = _unpack(facts["task"], load_file(path / "task.safetensors"))
-        step, best, version = facts["step"], facts["best"], facts["format"]
-        fruitless = facts.get("fruitless", 0)  # checkpoints older than early stopping have none
-        learned = facts.get("learned", True)
+        version, step, best = facts["format"], facts["step"], facts["best"]
+        if version == 1:
+            facts, task = _from_format_1(facts, task)
+        evals, learned = facts.get("evals_without_improvement", 0), facts.get("learned", True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
-    if version != FORMAT:
+    if version not in (1, FORMAT):
         raise InputError(f"the checkpoint {path} has format {version}, this version reads {FORMAT}; update search-r3")
-    return TrainingState(step, weights, optimizer, task, best, fruitless, learned)
+    return TrainingState(step, weights, optimizer, task, best, evals, learned)
 
 
 def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that can be read; damaged ones are set aside with a warning, crash leftovers removed.
+    """The newest checkpoint that can be read; damaged ones are renamed with a warning, leftovers of crashes removed.
 
     Raises:
         InputError: there are checkpoints, but none can be read.
@@ -110,7 +115,7 @@ def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            warn(f"{error}; it is set aside as {aside.name}")
+            warn(f"{error}; it is renamed to {aside.name}")
         else:
             return path
     if found:
@@ -122,7 +127,7 @@ def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def read_finished(output: Path) -> dict[str, Any]:
-    """What the run's `finished.json` says; {} of a run that is not finished."""
+    """The content of the run's `finished.json`; {} if the run is not finished."""
     path = output / "finished.json"
     if not (path.exists() and (output / "adapter").is_dir()):
         return {}
@@ -130,7 +135,7 @@ def read_finished(output: Path) -> dict[str, Any]:
 
 
 def list_checkpoints(output: Path) -> list[tuple[int, Path]]:
-    """(step, folder), oldest first. Scratch folders of a killed write and damaged ones are not among them."""
+    """(step, folder), oldest first, without scratch folders of a killed write and damaged checkpoints."""
     found = []
     for path in _folder(output).glob("step-*"):
         match = re.fullmatch(r"step-(\d+)", path.name)
@@ -144,21 +149,21 @@ def collect(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Copies on the CPU of the trainable weights and of the optimizer's moments, by parameter name.
 
-    Of a sharded model's they are whole, and this is a collective.
+    Unsharded; for a sharded model this is a collective.
     """
     weights, moments = {}, {}
     for name, parameter in parameters.items():
-        weights[name] = whole(parameter.detach()).to("cpu", copy=True).contiguous()
+        weights[name] = full_tensor(parameter.detach()).to("cpu", copy=True).contiguous()
         for moment, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{name}/{moment}"] = whole(value).detach().to("cpu", copy=True).contiguous()
+            moments[f"{name}/{moment}"] = full_tensor(value).detach().to("cpu", copy=True).contiguous()
     return weights, moments
 
 
 def restore(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-    """Put weights and moments back, bit for bit; of a sharded model, each process its part.
+    """Restore weights and moments, bit for bit; of a sharded model, each process its shard.
 
     Raises:
-        InputError: the checkpoint is of other parameters (another adapter rank, another base model).
+        InputError: the checkpoint has other parameters (another adapter rank, another base model).
     """
     mismatch = sorted(set(parameters) ^ set(state.weights)) or [
         name for name, parameter in parameters.items() if parameter.shape != state.weights[name].shape
@@ -170,17 +175,25 @@ def restore(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimize
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            write(parameter, state.weights[name])
+            copy_into(parameter, state.weights[name])
     for key, value in state.optimizer.items():
         name, moment = key.rsplit("/", 1)
         parameter = parameters[name]
         # AdamW keeps its step count on the CPU, and its moments where the parameter is.
-        optimizer.state[parameter][moment] = value.to("cpu", copy=True) if moment == "step" else like(value, parameter)
+        optimizer.state[parameter][moment] = (
+            value.to("cpu", copy=True) if moment == "step" else shard_like(value, parameter)
+        )
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by name."""
+    """The trainable parameters by name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _from_format_1(facts: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The present names of what an earlier version wrote."""
+    facts = facts | {"evals_without_improvement": facts.get("fruitless", 0)}
+    return facts, {TASK_KEYS_1.get(key, key): value for key, value in task.items()}
 
 
 def _folder(output: Path) -> Path:

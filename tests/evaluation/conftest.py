@@ -92,12 +92,12 @@ def trained_run(tmp_path: Path) -> Path:
         "lora": {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"},
         "weights": {"sft": 0.1, "kl": 0.0},
         "loop": {"seed": 3, "learning_rate": 0.001},
-        "pairs_per_step": 8,
+        "global_batch_size": 8,
         "temperature": 0.05,
         "max_query_tokens": 16,
         "max_document_tokens": 64,
-        "reasoning_share": 0.25,
-        "max_analysis_tokens": 20,
+        "reasoning_ratio": 0.25,
+        "max_reasoning_tokens": 20,
         "dev": ["cosqa"],
     }
     (folder / "config.json").write_text(json.dumps(config))

@@ -23,7 +23,7 @@ from search_r3.training.sft.sft_config import SFTConfig
 CURVE = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.2, 12: 0.9}
 """Dev figures: the third best of steps 6 is only equalled at 8 and missed at 10, so patience 2 never sees step 12."""
 SETTINGS: dict[str, Any] = {"evaluate_every": 2, "checkpoint_every": 4, "patience": 2}
-WHY = "2 dev evaluations in a row brought no better accuracy than 0.6000"
+WHY = "2 evaluations in a row brought no better accuracy than 0.6000"
 
 
 class Killed(Exception):
@@ -165,7 +165,7 @@ def test_stage_two_stops_by_its_own_figure(
     sets = ["loop.steps=6", "loop.evaluate_every=1", "loop.patience=2", "loop.checkpoint_every=0"]
     command = ["train", "grpo", str(recipe), *(part for one in sets for part in ("--set", one))]
     assert main(command) == 0
-    assert "stopped early after step 2 of 6: 2 dev evaluations in a row" in capsys.readouterr().err
+    assert "stopped early after step 2 of 6: 2 evaluations in a row" in capsys.readouterr().err
     assert main(command) == 0
     assert "stopped early already, after step 2 of 6" in capsys.readouterr().err
     assert tiny_task.log(tmp_path / "run")[-1]["step"] == 2

@@ -21,7 +21,9 @@ from torch import nn
 from search_r3.errors import InputError
 from search_r3.training import run_checkpoint as checkpoints
 from search_r3.training.config import LoopConfig
-from search_r3.training.loop import learning_rate_at, resolve_mixed_precision, run_training, seed_step
+from search_r3.training.loop import run_training
+from search_r3.training.precision import resolve_mixed_precision
+from search_r3.training.schedule import learning_rate_at, seed_step
 
 
 def test_the_curve_is_the_one_plain_adamw_gives(whole):
@@ -83,7 +85,7 @@ def test_best_is_the_adapter_with_the_greatest_dev_figure_also_over_a_stop(tmp_p
 
 def test_an_unknown_best_metric_is_named_before_any_training(tmp_path):
     task = TinyTask()
-    with pytest.raises(InputError, match="no dev figure is called ndcg; there are accuracy"):
+    with pytest.raises(InputError, match="no validation figure is called ndcg; there are accuracy"):
         run_training(task, config(), tmp_path, best_metric="ndcg")
     assert task.batches == []
 

@@ -69,7 +69,7 @@ def test_a_stop_signal_finishes_the_step_and_says_how_to_go_on(whole, tmp_path, 
 
 def test_a_time_limit_stops_early_with_an_adapter_and_the_schedule_of_the_whole_run(whole, tmp_path, capsys):
     assert train(tmp_path, time_limit_minutes=1e-9) == tmp_path / "adapter"
-    assert "time limit is over after step 1 of 12" in capsys.readouterr().err
+    assert "time limit is reached after step 1 of 12" in capsys.readouterr().err
     assert (tmp_path / "adapter" / "adapter.safetensors").exists()
     assert not (tmp_path / "finished.json").exists()
     train(tmp_path)

@@ -42,7 +42,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, tmp_pat
     weights = tmp_path / "checkpoints" / "step-000008" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     train(tmp_path)
-    assert "set aside as damaged-step-000008" in capsys.readouterr().err
+    assert "renamed to damaged-step-000008" in capsys.readouterr().err
     assert log(tmp_path) == log(whole)
 
 

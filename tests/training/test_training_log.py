@@ -10,8 +10,8 @@ import torch
 
 from search_r3.training.training_log import Report, peak_memory_gib
 
-STEP = {"step": 1, "loss": 2.5, "tokens": 100.0, "tokens_per_second": 50.0, "terms": {"infonce": 2.0, "distil": 0.5},
-        "lr": 1e-4, "grad_norm": 3.0, "seconds": 2.0}  # fmt: skip
+STEP = {"step": 1, "loss": 2.5, "tokens": 100.0, "tokens_per_second": 50.0,
+        "terms": {"infonce": 2.0, "distillation": 0.5}, "lr": 1e-4, "grad_norm": 3.0, "seconds": 2.0}  # fmt: skip
 DEV = {"cosqa.off": 0.5, "cosqa.uniformity": -1.5, "distinct": 0.75}
 
 

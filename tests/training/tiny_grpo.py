@@ -40,7 +40,7 @@ def train_stage_one(tiny_model: Path, folder: Path, steps: int = 100) -> Path:
     write_pairs(folder / "pairs.jsonl", some_pairs())
     recipe = {
         "pairs": [str(folder / "pairs.jsonl")], "output": str(folder / "stage1"), "base": str(tiny_model),
-        "pairs_per_step": 8, "reasoning_share": 1.0, "dev": [], "lora": {"rank": 8},
+        "global_batch_size": 8, "reasoning_ratio": 1.0, "dev": [], "lora": {"rank": 8},
         "weights": {"sft": 2.0, "kl": 0.0, "infonce": 0.3},
         "loop": {"steps": steps, "learning_rate": 0.03, "warmup_steps": 3, "evaluate_every": 0, "checkpoint_every": 0,
                  "mixed_precision": "no"},

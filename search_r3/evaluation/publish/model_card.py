@@ -187,7 +187,7 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: 
     batch = (
         f"{config['queries_per_step']} queries with {config['group_size']} rollouts each"
         if reinforced
-        else f"{config['pairs_per_step']} pairs"
+        else f"{config['global_batch_size']} pairs"
     )
     lines = [
         f"`{about['command']}`, {about['steps']:,} steps of {batch} "
@@ -234,8 +234,8 @@ def _stage_1(config: dict[str, Any]) -> str:
     """Stage 1's settings: what is contrasted with what, and how strongly."""
     terms = ", ".join(f"{term} {weight:g}" for term, weight in config["weights"].items())
     return (
-        f"loss weights: {terms}; temperature {config['temperature']:g}; {config['reasoning_share']:.0%} of the pairs "
-        f"also behind an analysis of at most {config['max_analysis_tokens']} tokens{_also(config)}"
+        f"loss weights: {terms}; temperature {config['temperature']:g}; {config['reasoning_ratio']:.0%} of the pairs "
+        f"also behind an analysis of at most {config['max_reasoning_tokens']} tokens{_also(config)}"
     )
 
 
@@ -261,17 +261,18 @@ def _stage_2(config: dict[str, Any]) -> str:
 def _also(config: dict[str, Any]) -> str:
     """The settings beyond the paper's terms, where a recipe has them."""
     parts = []
-    if config.get("sample_share"):
+    if config.get("self_reasoning_ratio"):
         parts.append(
-            f"{config['sample_share']:.0%} of these the model's own, sampled every {config['samples_every']} steps"
+            f"{config['self_reasoning_ratio']:.0%} of these the model's own, sampled every "
+            f"{config['self_reasoning_refresh_steps']} steps"
         )
     if config.get("negatives_per_pair"):
         parts.append(f"{config['negatives_per_pair']} mined negatives a pair")
-    if config.get("batch_of") == "topic":
+    if config.get("batch_sampler") == "topic":
         parts.append("batches of one topic by the teacher's rows")
-    if config.get("memory"):
-        parts.append(f"{config['memory']} documents of earlier steps as further negatives")
-    if config["weights"].get("distil"):
+    if config.get("cross_batch_memory_size"):
+        parts.append(f"{config['cross_batch_memory_size']} documents of earlier steps as further negatives")
+    if config["weights"].get("distillation"):
         parts.append(f"a teacher's scores as soft labels (temperature {config['teacher_temperature']:g})")
     return "".join(f"; {part}" for part in parts)
 
@@ -296,7 +297,7 @@ def _ablation(config: dict[str, Any], results: Path) -> list[str]:
     ]
     seeds = ", ".join(map(str, figures["parts"][0]["seeds"]))
     head = (
-        f"Short runs on the same pairs, one change each: {figures['steps']} steps of {figures['pairs_per_step']} "
+        f"Short runs on the same pairs, one change each: {figures['steps']} steps of {figures['global_batch_size']} "
         f"pairs, seed {seeds}; nDCG@10 on dev pools of at most {figures['dev_queries']} queries and "
         f"{figures['dev_documents']} documents, so differences under 0.02 say little. "
         f"`{record['command']}` at {record['commit'][:7]}."

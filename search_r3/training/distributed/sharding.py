@@ -1,7 +1,7 @@
-"""Several processes, and FSDP2: matrices, gradients and optimiser spread over them, and whole where one must see all.
+"""Several processes, and FSDP2: weights, gradients and optimizer state sharded over them, and gathered where needed.
 
-What `accelerate launch --use_fsdp --fsdp_version 2` asks for, done with torch's `fully_shard` (arXiv 2304.11277): each
-decoder layer is one unit, all else another. Accelerate itself shards on accelerators only; here CPUs do too, by gloo.
+What `accelerate launch --use_fsdp --fsdp_version 2` requests, done with torch's `fully_shard` (arXiv 2304.11277): each
+decoder layer is one unit, everything else another. Accelerate shards on accelerators only; here gloo shards on CPUs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from search_r3.errors import InputError
 
 
 def start_processes() -> Accelerator:
-    """Join the other processes that the launcher has started, if any. A second call changes nothing.
+    """Join the process group of the launcher, if there is one. A second call changes nothing.
 
-    To be called before a model is loaded: transformers would load it on the first process only, for FSDP.
+    Call it before a model is loaded: for FSDP, transformers would otherwise load it on the first process only.
     """
     accelerator = Accelerator(
-        mixed_precision="no",  # the loop autocasts by itself: accelerate would also copy all logits to fp32
+        mixed_precision="no",  # the loop uses autocast itself: accelerate would also copy all logits to fp32
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
@@ -32,13 +32,13 @@ def start_processes() -> Accelerator:
 
 
 def end_processes() -> None:
-    """Leave the other processes. To be called last: torch's threads, still running at exit, would abort the process."""
+    """Leave the process group. Call it last: torch's threads, if still running at exit, abort the process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def settings_of(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
-    """What the launcher says about FSDP; None if the model stays whole.
+def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
+    """The launcher's FSDP settings; None if the model is not sharded.
 
     Raises:
         InputError: another kind of sharding than FSDP2, or FSDP2 with its weights on the CPU.
@@ -63,40 +63,40 @@ def settings_of(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | No
 
 
 def shard(module: nn.Module, accelerator: Accelerator, settings: FullyShardedDataParallelPlugin) -> nn.Module:
-    """Spread the module over all processes, in place. One that has `before_sharding` names its units by it."""
+    """Shard the module over all processes, in place. A module's `pre_shard_hook`, if it has one, returns its units."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     options: dict[str, Any] = {"mesh": mesh}
-    before = getattr(module, "before_sharding", None)
-    for unit in before() if before is not None else []:
+    hook = getattr(module, "pre_shard_hook", None)
+    for unit in hook() if hook is not None else []:
         fully_shard(unit, reshard_after_forward=settings.reshard_after_forward, **options)
     fully_shard(module, **options)
     return module.to(accelerator.device)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether `shard` was here."""
+    """Whether `shard` has sharded the module."""
     return hasattr(module, "set_reshard_after_backward")  # the class that fully_shard gives a module
 
 
 def reshard(module: nn.Module) -> None:
-    """Let go of what a forward pass without a backward pass has gathered, so that `parameters()` are the shards."""
+    """Free what a forward pass without a backward pass has gathered, so that `parameters()` are the shards."""
     for part in module.modules():
         if is_sharded(part):
             part.reshard()  # type: ignore[operator]
 
 
-def whole(value: Any) -> Tensor:
-    """A tensor as if it were not spread over processes: for a shard, a collective."""
+def full_tensor(value: Any) -> Tensor:
+    """The unsharded tensor: for a shard, a collective."""
     tensor = torch.as_tensor(value)
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @torch.no_grad()
-def write(into: Tensor, values: Tensor) -> None:
-    """Write whole values (the same on every process) into a tensor, or into this process's shard of it."""
+def copy_into(into: Tensor, values: Tensor) -> None:
+    """Copy unsharded values (the same on every process) into a tensor, or into this process's shard of it."""
     if hasattr(into, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
@@ -109,19 +109,19 @@ def write(into: Tensor, values: Tensor) -> None:
         into.copy_(values)
 
 
-def like(values: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of whole values that is spread as the parameter is."""
+def shard_like(values: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of unsharded values, sharded as the parameter is."""
     if not hasattr(parameter, "full_tensor"):
         return values.to(parameter.device, copy=True)
     out = torch.zeros_like(parameter, dtype=values.dtype, requires_grad=False)
-    write(out, values)
+    copy_into(out, values)
     return out
 
 
-def without_weights(model: nn.Module, kept: bool = True) -> Any:
-    """A copy of the model that takes no memory: weights on "meta", but the trainable ones real if they are `kept`."""
+def copy_without_weights(model: nn.Module, keep_trainable: bool = True) -> Any:
+    """A copy of the model with its weights on "meta"; the trainable ones are real with `keep_trainable`."""
     memo: dict[int, Any] = {}
     for weight in model.parameters():
-        if not (kept and weight.requires_grad):
+        if not (keep_trainable and weight.requires_grad):
             memo[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
     return copy.deepcopy(model, memo)

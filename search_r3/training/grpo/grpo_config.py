@@ -146,9 +146,9 @@ class GRPOConfig:
     """Rollouts written to rollouts.jsonl each time, and dev queries whose analysis is written before, during, after."""
     samples_every: int = 10
     """Steps between two samples of training rollouts; 0 writes none."""
-    rows_per_chunk: int = 32
+    mini_batch_size: int = 32
     """Rows of one backbone call."""
-    gradient_cache: bool = False
+    activation_checkpointing: bool = False
     """Compute activations again in the backward pass, a chunk at a time: memory for one chunk, a third more work."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """"auto": eager on a CPU (its fused backward pass is slower there), sdpa on a GPU."""
@@ -171,7 +171,7 @@ class GRPOConfig:
             raise InputError(f"group_size must be 2 or more, not {self.group_size}: a rollout is judged by its group")
         at_least = dict.fromkeys(
             ("from_rank", "queries_per_step", "max_reasoning_tokens", "max_query_tokens", "max_document_tokens",
-             "epochs", "minibatches", "rollouts_per_batch", "rows_per_chunk", "gauge_queries", "dev_queries",
+             "epochs", "minibatches", "rollouts_per_batch", "mini_batch_size", "gauge_queries", "dev_queries",
              "dev_documents"), 1
         )  # fmt: skip
         none_at_least = ("min_reasoning_tokens", "resamples", "gauge_every", "gauge_rows", "samples", "samples_every")
@@ -201,7 +201,7 @@ class GRPOConfig:
         if self.lora.dropout:
             raise InputError(f"lora.dropout must be 0, not {self.lora.dropout}: the first ratio of a batch must be 1")
         if self.loop.gradient_accumulation != 1:
-            raise InputError("loop.gradient_accumulation must be 1: gradient_cache saves memory here")
+            raise InputError("loop.gradient_accumulation must be 1: activation_checkpointing saves memory here")
         if self.environment.length_weight and self.environment.length_free >= self.max_reasoning_tokens:
             raise InputError(
                 f"environment.length_free must be below max_reasoning_tokens ({self.max_reasoning_tokens}), "

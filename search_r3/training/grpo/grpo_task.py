@@ -39,7 +39,7 @@ from search_r3.training.grpo.live_validation import gauge_figures, live_figures
 from search_r3.training.grpo.policy_gradient import grpo_loss, padded, token_log_probs
 from search_r3.training.grpo.rollout import Rollouts, TorchRollouts, VLLMRollouts
 from search_r3.training.loop import run_training
-from search_r3.training.lora.concatenation import StackedAdapter
+from search_r3.training.lora.concatenation import ConcatenatedAdapter
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, Rows, add_lora
 from search_r3.training.losses import info_nce
@@ -88,11 +88,11 @@ class GRPOTask:
             model,
             checkpoint.contract.embed_token_id,
             vocabulary=len(checkpoint.tokenizer),
-            chunk_size=config.rows_per_chunk,
-            gradient_cache=config.gradient_cache,
+            mini_batch_size=config.mini_batch_size,
+            activation_checkpointing=config.activation_checkpointing,
         )
         self.module: nn.Module = self.policy
-        self.saved = StackedAdapter(first, model)
+        self.saved = ConcatenatedAdapter(first, model)
         self.prefix = render(checkpoint.contract.prompts.reasoning, checkpoint.tokenizer, give_answer=False).prefix
         if engine is None:
             torch_engine = TorchRollouts(config.rollouts_per_batch)
@@ -318,7 +318,7 @@ class GRPOTask:
         """Log-probabilities by the policy that sampled and by the reference, before the first step changes it."""
         old: list[Tensor] = []
         reference: list[Tensor] = []
-        size, last = self.config.rows_per_chunk, len(batch.rows) - 1
+        size, last = self.config.mini_batch_size, len(batch.rows) - 1
         calls = collectives.all_reduce_max(-(-len(batch.rows) // size), next(self.policy.parameters()).device)
         for start in range(0, calls * size, size):  # every process makes as many calls
             some = list(range(start, min(start + size, last + 1))) or [last]
@@ -438,8 +438,8 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
     checkpoint.model.set_attn_implementation(attention)
     torch.manual_seed(config.loop.seed)  # the adapter's own initialisation
     task = GRPOTask(config, checkpoint, first, problem)
-    free = ("output", "data_root", "queries", "corpus", "loop", "gradient_cache", "rows_per_chunk", "adapter",
-            "shard_corpus")  # fmt: skip
+    free = ("output", "data_root", "queries", "corpus", "loop", "activation_checkpointing", "mini_batch_size",
+            "adapter", "shard_corpus")  # fmt: skip
     describe = {key: value for key, value in to_dict(config).items() if key not in free} | {
         "problem_sha256": problem.sha256,
         "adapter_contract": checkpoint.contract.hash,

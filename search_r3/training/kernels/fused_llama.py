@@ -1,8 +1,8 @@
-"""The Llama family's decoder with LoRA as few large operations, its backward pass written by hand.
+"""The decoder of the Llama family with LoRA as few large operations, with a hand-written backward pass.
 
-LoRA (arXiv 2106.09685) is laid beside the frozen matrix: y = [x, xA'] [W, sB]' is one product, and so is its gradient.
-Projections that read the same input are one matrix, and a layer is one node of the graph, which computes cheap things
-again. Frozen weights are held once in the dtype of the products; the residual stream stays float32.
+LoRA (arXiv 2106.09685) is concatenated with the frozen matrix: y = [x, xA'] [W, sB]' is one product, and so is its
+gradient. Projections of the same input are one matrix, and a layer is one node of the graph, which recomputes what is
+cheap. Frozen weights are held once in the dtype of the products; the residual stream stays float32.
 
 Letters in shapes: N tokens of all rows, B rows, L tokens of a row with padding, P of the shared prefix, T keys (P + L
 and padding), D dimension, H heads, K key-value heads, G = H / K, E dimension of a head, F width of the MLP, R LoRA
@@ -24,7 +24,7 @@ from search_r3.training.kernels.merged_linear import Projection
 FAMILY = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 """Architectures whose layers are computed exactly."""
 ROWS_TOGETHER = 8
-"""Rows of similar length that are padded to one length: few of them pad less, many need fewer calls."""
+"""Rows of similar length that are padded to one length: fewer need less padding, more need fewer calls."""
 KEYS_MULTIPLE = 32
 """Keys are padded to a multiple of this: torch's softmax is up to twice as fast on whole vectors."""
 
@@ -46,7 +46,7 @@ class Layer:
         self.kv_heads = config.num_key_value_heads
         self.groups = config.num_attention_heads // self.kv_heads
         self.head_dim = self.out.inputs // config.num_attention_heads
-        self.turned = (self.groups + 1) * self.kv_heads * self.head_dim
+        self.rotary_width = (self.groups + 1) * self.kv_heads * self.head_dim
         self.scale = self.head_dim**-0.5
         self.eps = config.rms_norm_eps
 
@@ -57,13 +57,13 @@ class Layer:
 
 @dataclass
 class _Group:
-    """Neighbouring rows padded to one length: they begin at token `start`."""
+    """Adjacent rows padded to one length; the first begins at token `start`."""
 
     start: int
     rows: int
     length: int
     mask: Tensor
-    """(G * L, T), 0 where a query sees a key, else -inf."""
+    """(G * L, T), 0 where a query attends to a key, else -inf."""
 
     @property
     def tokens(self) -> slice:
@@ -72,7 +72,7 @@ class _Group:
 
 @dataclass
 class Plan:
-    """How rows lie behind each other as N tokens, for one pass through all layers.
+    """How rows are packed into N consecutive tokens, for one pass through all layers.
 
     Attributes:
         ids_N: token ids; padding is 0.
@@ -89,7 +89,7 @@ class Plan:
 
 
 class FusedDecoder:
-    """Runs a PEFT causal LM's decoder layers on tokens laid behind each other."""
+    """Runs a PEFT causal LM's decoder layers on packed tokens."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -99,13 +99,13 @@ class FusedDecoder:
         self._layers: list[Layer] = []
 
     def layers(self) -> list[Layer]:
-        """The layers with the adapters' present weights, in the dtype of autocast, or of the model."""
+        """The layers with the adapters' current weights, in the dtype of autocast, or else of the model."""
         weights = [weight for weight in self.decoder.parameters() if not weight.requires_grad]
         dtype = _product_dtype(weights[0])
         lora = [weight for weight in self.decoder.parameters() if weight.requires_grad]
         key = (dtype, [(w.data_ptr(), w._version) for w in weights], [id(w) for w in lora])
         if self._key != key:
-            self._layers = []  # the old ones' memory is free before the new ones take theirs
+            self._layers = []  # frees the memory of the old layers first
             self._layers = [Layer(layer, self.config, dtype) for layer in self.decoder.layers]
             self._key = key
         with torch.no_grad():
@@ -115,7 +115,7 @@ class FusedDecoder:
         return self._layers
 
     def plan(self, rows: Sequence[Sequence[int]], prefix: int, layers: list[Layer]) -> Plan:
-        """Lay `rows` (sorted by length, or padding is wasted) behind a prefix of so many tokens."""
+        """Pack `rows` (sorted by length, to need little padding) after a prefix of `prefix` tokens."""
         first = layers[0]
         device, dtype = first.qkv.matrix.device, first.qkv.matrix.dtype
         together = ROWS_TOGETHER if device.type == "cpu" else len(rows)
@@ -135,7 +135,7 @@ class FusedDecoder:
         position_1N = torch.tensor([position], device=device)
         cos_1NE, sin_1NE = self.decoder.rotary_emb(torch.empty(0, device=device), position_1N)
         half = first.head_dim // 2
-        sin_1NE = torch.cat([-sin_1NE[..., :half], sin_1NE[..., half:]], -1)  # see `_turn`
+        sin_1NE = torch.cat([-sin_1NE[..., :half], sin_1NE[..., half:]], -1)  # see `_apply_rotary`
         cos_N1E, sin_N1E = (table[0, :, None].to(dtype) for table in (cos_1NE, sin_1NE))
         return Plan(torch.tensor(ids, device=device), starts, prefix, groups, cos_N1E, sin_N1E)
 
@@ -148,7 +148,7 @@ class FusedDecoder:
         return shared
 
     def rows(self, hidden_ND: Tensor, plan: Plan, layers: list[Layer], shared: Sequence[Tensor]) -> Tensor:
-        """States (N, D) after the last layer and before the final norm."""
+        """Hidden states (N, D) after the last layer and before the final norm."""
         for index, layer in enumerate(layers):
             hidden_ND = self._layer(layer, plan, hidden_ND, shared[2 * index], shared[2 * index + 1])[0]
         return hidden_ND
@@ -164,7 +164,7 @@ class FusedDecoder:
 
 
 class _LayerFunction(torch.autograd.Function):
-    """One layer on N tokens: states out (N, D), and these tokens' keys and values if no prefix stands before them."""
+    """One layer on N tokens: hidden states (N, D), and the tokens' keys and values if they have no prefix."""
 
     @staticmethod
     def forward(
@@ -172,30 +172,32 @@ class _LayerFunction(torch.autograd.Function):
     ) -> Any:
         with _no_autocast(hidden_ND):
             tokens = len(hidden_ND)
-            x1 = layer.qkv.room_for_inputs(tokens)
+            x1 = layer.qkv.empty_inputs(tokens)
             _norm(hidden_ND, layer.norm_attention, layer.eps, x1[:, : layer.qkv.inputs])
             qkv = layer.qkv.forward(x1, adapted)
-            turned_NHE = _turn(qkv[:, : layer.turned].unflatten(1, (-1, layer.head_dim)), plan.cos_N1E, plan.sin_N1E)
-            value_NKE = qkv[:, layer.turned :].unflatten(1, (-1, layer.head_dim))
-            x2 = layer.out.room_for_inputs(tokens)
+            rotated_NHE = _apply_rotary(
+                qkv[:, : layer.rotary_width].unflatten(1, (-1, layer.head_dim)), plan.cos_N1E, plan.sin_N1E
+            )
+            value_NKE = qkv[:, layer.rotary_width :].unflatten(1, (-1, layer.head_dim))
+            x2 = layer.out.empty_inputs(tokens)
             attended = []
             for group in plan.groups:
-                attended += _attend(layer, group, turned_NHE, value_NKE, keys, values, x2)
+                attended += _attend(layer, group, rotated_NHE, value_NKE, keys, values, x2)
             middle_ND = hidden_ND + layer.out.forward(x2, adapted)
-            x3 = layer.gate_up.room_for_inputs(tokens)
+            x3 = layer.gate_up.empty_inputs(tokens)
             _norm(middle_ND, layer.norm_mlp, layer.eps, x3[:, : layer.gate_up.inputs])
             gate_up = layer.gate_up.forward(x3, adapted)
             width = layer.down.inputs
-            x4 = layer.down.room_for_inputs(tokens)
+            x4 = layer.down.empty_inputs(tokens)
             torch.mul(functional.silu(gate_up[:, :width]), gate_up[:, width:], out=x4[:, :width])
             out_ND = middle_ND + layer.down.forward(x4, adapted)
             h4 = x4[:, width:].clone()
-            # The LoRA weights are saved only so that changing them before the backward pass is an error, as elsewhere.
+            # The LoRA weights are saved so that changing them before the backward pass is an error, as in torch.
             ctx.save_for_backward(hidden_ND, x1, x2, middle_ND, x3, gate_up, h4, *attended, *lora)
             ctx.layer, ctx.plan, ctx.adapted, ctx.has_prefix = layer, plan, adapted, keys is not None
             if keys is not None:
                 return out_ND, None, None
-            own_KNE = turned_NHE[:, layer.kv_heads * layer.groups :].transpose(0, 1)
+            own_KNE = rotated_NHE[:, layer.kv_heads * layer.groups :].transpose(0, 1)
             return out_ND, own_KNE.to(hidden_ND.dtype), value_NKE.transpose(0, 1).to(hidden_ND.dtype)
 
     @staticmethod
@@ -207,38 +209,38 @@ class _LayerFunction(torch.autograd.Function):
             hidden_ND, x1, x2, middle_ND, x3, gate_up, h4, *rest = ctx.saved_tensors
             tokens, width = len(hidden_ND), layer.down.inputs
 
-            dy4 = layer.down.room_for_gradients(tokens)
+            dy4 = layer.down.empty_gradients(tokens)
             dy4[:, : layer.down.outputs] = dout_ND
             dact = layer.down.backward(dy4)
             gate, up = gate_up[:, :width], gate_up[:, width:]
             swish = functional.silu(gate)
             found4 = layer.down.gradients(swish * up, h4, dy4)
-            dy3 = layer.gate_up.room_for_gradients(tokens)
+            dy3 = layer.gate_up.empty_gradients(tokens)
             torch.mul(dact, swish, out=dy3[:, width : 2 * width])
             torch.ops.aten.silu_backward.grad_input(dact.mul_(up), gate, grad_input=dy3[:, :width])
             dx3 = layer.gate_up.backward(dy3)
             found3 = layer.gate_up.gradients(x3[:, : layer.gate_up.inputs], x3[:, layer.gate_up.inputs :], dy3)
             dmiddle_ND = _norm_backward(dx3, middle_ND, layer.norm_mlp, layer.eps, dout_ND)
 
-            dy2 = layer.out.room_for_gradients(tokens)
+            dy2 = layer.out.empty_gradients(tokens)
             dy2[:, : layer.out.outputs] = dmiddle_ND
             dx2 = layer.out.backward(dy2)
             found2 = layer.out.gradients(x2[:, : layer.out.inputs], x2[:, layer.out.inputs :], dy2)
 
-            dy1 = layer.qkv.room_for_gradients(tokens)
+            dy1 = layer.qkv.empty_gradients(tokens)
             heads = layer.kv_heads * layer.groups
-            dturned_NHE = dy1.new_empty(tokens, heads + layer.kv_heads, layer.head_dim)
-            dvalue_NKE = dy1[:, layer.turned : layer.qkv.outputs].unflatten(1, (-1, layer.head_dim))
+            drotated_NHE = dy1.new_empty(tokens, heads + layer.kv_heads, layer.head_dim)
+            dvalue_NKE = dy1[:, layer.rotary_width : layer.qkv.outputs].unflatten(1, (-1, layer.head_dim))
             dprefix = None
             if ctx.has_prefix:
                 dprefix = hidden_ND.new_zeros(2, layer.kv_heads, plan.prefix, layer.head_dim)
             for index, group in enumerate(plan.groups):
-                _attend_backward(layer, group, rest[4 * index : 4 * index + 4], dx2, dturned_NHE, dvalue_NKE, dprefix)
+                _attend_backward(layer, group, rest[4 * index : 4 * index + 4], dx2, drotated_NHE, dvalue_NKE, dprefix)
             if dkeys is not None:
-                dturned_NHE[:, heads:] += dkeys.transpose(0, 1).to(dturned_NHE.dtype)
+                drotated_NHE[:, heads:] += dkeys.transpose(0, 1).to(drotated_NHE.dtype)
             if dvalues is not None:
                 dvalue_NKE += dvalues.transpose(0, 1).to(dvalue_NKE.dtype)
-            dy1[:, : layer.turned] = _turn(dturned_NHE, plan.cos_N1E, -plan.sin_N1E).flatten(1)
+            dy1[:, : layer.rotary_width] = _apply_rotary(drotated_NHE, plan.cos_N1E, -plan.sin_N1E).flatten(1)
             dx1 = layer.qkv.backward(dy1)
             found1 = layer.qkv.gradients(x1[:, : layer.qkv.inputs], x1[:, layer.qkv.inputs :], dy1)
             dhidden_ND = _norm_backward(dx1, hidden_ND, layer.norm_attention, layer.eps, dmiddle_ND)
@@ -246,8 +248,8 @@ class _LayerFunction(torch.autograd.Function):
             return dhidden_ND, dk, dv, None, None, None, *found1, *found2, *found3, *found4
 
 
-def fits(model: Any) -> bool:
-    """Whether `FusedDecoder` computes this PEFT causal LM exactly: its family, plain LoRA, everything else frozen."""
+def supports(model: Any) -> bool:
+    """Whether `FusedDecoder` can compute this PEFT causal LM: its family, plain LoRA, everything else frozen."""
     base = model.get_base_model()
     if type(base).__name__ not in FAMILY:
         return False
@@ -306,7 +308,7 @@ def _mask(length: int, prefix: int, device: torch.device, dtype: torch.dtype) ->
     return torch.full((length, keys), -torch.inf, device=device, dtype=dtype).triu(prefix + 1)
 
 
-def _turn(x_NHE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor) -> Tensor:
+def _apply_rotary(x_NHE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor) -> Tensor:
     """Rotary positions: x cos + swapped(x) sin, the sign of rotate_half in sin's first half; -sin turns back."""
     half = x_NHE.shape[-1] // 2
     swapped_NHE = torch.cat([x_NHE[..., half:], x_NHE[..., :half]], -1)
@@ -323,7 +325,7 @@ def _norm(hidden_ND: Tensor, weight_D: Tensor, eps: float, out: Tensor) -> None:
 
 
 def _norm_backward(dy_ND: Tensor, hidden_ND: Tensor, weight_D: Tensor, eps: float, past_ND: Tensor) -> Tensor:
-    """The gradient of RMSNorm's input, plus the one that goes `past` it by the residual."""
+    """The gradient of RMSNorm's input, plus that of the residual connection (`past`)."""
     inverse_N1 = _inverse_rms(hidden_ND, eps)
     dy_ND = dy_ND * weight_D
     along_N1 = (dy_ND * hidden_ND).sum(-1, keepdim=True)
@@ -332,16 +334,16 @@ def _norm_backward(dy_ND: Tensor, hidden_ND: Tensor, weight_D: Tensor, eps: floa
 
 
 def _attend(
-    layer: Layer, group: _Group, turned_NHE: Tensor, value_NKE: Tensor, keys: Any, values: Any, out: Tensor
+    layer: Layer, group: _Group, rotated_NHE: Tensor, value_NKE: Tensor, keys: Any, values: Any, out: Tensor
 ) -> list[Tensor]:
     """Attention of one group, written to its tokens of `out`; returns queries, keys, values and probabilities."""
     heads, groups, rows, length = layer.kv_heads, layer.groups, group.rows, group.length
     prefix = 0 if keys is None else keys.shape[1]
-    turned_BLHE = turned_NHE[group.tokens].unflatten(0, (rows, length))
-    query = turned_BLHE[:, :, : heads * groups].transpose(1, 2).reshape(rows * heads, groups * length, -1)
+    rotated_BLHE = rotated_NHE[group.tokens].unflatten(0, (rows, length))
+    query = rotated_BLHE[:, :, : heads * groups].transpose(1, 2).reshape(rows * heads, groups * length, -1)
     total = group.mask.shape[1]
-    both = turned_NHE.new_empty(2, rows, heads, total, layer.head_dim)
-    own = turned_BLHE[:, :, heads * groups :], value_NKE[group.tokens].unflatten(0, (rows, length))
+    both = rotated_NHE.new_empty(2, rows, heads, total, layer.head_dim)
+    own = rotated_BLHE[:, :, heads * groups :], value_NKE[group.tokens].unflatten(0, (rows, length))
     for side, before, after in zip(both, (keys, values), own, strict=True):
         if prefix:
             side[:, :, :prefix] = before
@@ -361,7 +363,7 @@ def _attend_backward(
     group: _Group,
     saved: Sequence[Tensor],
     dout: Tensor,
-    dturned_NHE: Tensor,
+    drotated_NHE: Tensor,
     dvalue_NKE: Tensor,
     dprefix: Tensor | None,
 ) -> None:
@@ -379,7 +381,7 @@ def _attend_backward(
     if dprefix is not None:
         dprefix[0] += dkey[:, :, :prefix].sum(0, dtype=dprefix.dtype)
         dprefix[1] += dvalue[:, :, :prefix].sum(0, dtype=dprefix.dtype)
-    dturned_BLHE = dturned_NHE[group.tokens].unflatten(0, (rows, length))
-    dturned_BLHE[:, :, : heads * groups] = dquery.transpose(1, 2)
-    dturned_BLHE[:, :, heads * groups :] = dkey[:, :, prefix : prefix + length].transpose(1, 2)
+    drotated_BLHE = drotated_NHE[group.tokens].unflatten(0, (rows, length))
+    drotated_BLHE[:, :, : heads * groups] = dquery.transpose(1, 2)
+    drotated_BLHE[:, :, heads * groups :] = dkey[:, :, prefix : prefix + length].transpose(1, 2)
     dvalue_NKE[group.tokens].unflatten(0, (rows, length)).copy_(dvalue[:, :, prefix : prefix + length].transpose(1, 2))

@@ -1,6 +1,6 @@
 """Linear layers with LoRA (arXiv 2106.09685) as one matrix product, forward and backward.
 
-The low-rank parts stand beside the frozen matrix and are no products and sums of their own: y = [x, xA'] [W, sB]'.
+The low-rank matrices are concatenated with the frozen one, not multiplied separately: y = [x, xA'] [W, sB]'.
 Letters in shapes: N tokens, `in` and `out` features, R ranks of all adapters together.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 @dataclass
 class _Adapter:
-    """One LoRA pair, and where it stands in its merged matrix."""
+    """One LoRA pair, and its place in the merged matrix."""
 
     a: nn.Parameter
     b: nn.Parameter
@@ -27,7 +27,7 @@ class _Adapter:
 
 
 class Projection:
-    """Linear layers that read the same input, with their LoRA, as one matrix.
+    """Linear layers with the same input, and their LoRA, as one matrix.
 
     `matrix` is [[W, sB], [A, 0]], (out + R, in + R): its upper rows map [x, h] to y, where h = x A'; its left columns
     map [dy, dh] to dx, where dh = dy sB.
@@ -57,7 +57,7 @@ class Projection:
             self.bias = None if biases[0] is None else torch.cat(biases).to(dtype)
 
     def refresh(self) -> None:
-        """Copy the adapters' present weights into the matrix."""
+        """Copy the adapters' current weights into the matrix."""
         for adapter in self.adapters:
             first, last = self.outputs + adapter.ranks.start, self.outputs + adapter.ranks.stop
             self.matrix[first:last, : self.inputs].copy_(adapter.a)
@@ -68,12 +68,12 @@ class Projection:
         """A and B of each adapter, in the order of `gradients`."""
         return [weight for adapter in self.adapters for weight in (adapter.a, adapter.b)]
 
-    def room_for_inputs(self, tokens: int) -> Tensor:
-        """[x, h] (N, in + R), to be filled with x."""
+    def empty_inputs(self, tokens: int) -> Tensor:
+        """Uninitialized [x, h], (N, in + R); the caller fills in x."""
         return self.matrix.new_empty(tokens, self.inputs + self.rank)
 
-    def room_for_gradients(self, tokens: int) -> Tensor:
-        """[dy, dh] (N, out + R), to be filled with dy."""
+    def empty_gradients(self, tokens: int) -> Tensor:
+        """Uninitialized [dy, dh], (N, out + R); the caller fills in dy."""
         return self.matrix.new_empty(tokens, self.outputs + self.rank)
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:

@@ -1,7 +1,11 @@
-"""Two LoRA adapters, the second trained on top of the base with the first merged in, as one adapter of the base itself.
+"""Two LoRA adapters as one: the second was trained on top of the base with the first merged in.
 
-W + s1 B1 A1 + s2 B2 A2 = W + s1 [B1, (s2 / s1) B2] [A1; A2]: ranks laid beside each other, exactly (arXiv 2106.09685).
-So stage 2 can have the merged stage 1 policy as its reference, and still be saved for the base that everybody has.
+W + s1 B1 A1 + s2 B2 A2 = W + s1 [B1, (s2 / s1) B2] [A1; A2]: the ranks are concatenated, exactly (arXiv 2106.09685). So
+stage 2 can use the merged stage 1 policy as its reference, and is still saved as an adapter of the original base.
+
+PEFT's `add_weighted_adapter(combination_type="cat")` computes the same product, but is not used: it needs both adapters
+loaded on the original base (here the first is merged into it), it leaves out the embed token's trained row, and it
+multiplies the scales into A, which changes the saved numbers.
 """
 
 from __future__ import annotations
@@ -20,18 +24,18 @@ from search_r3.model.checkpoint import ADAPTER_FILE
 CONFIG_FILE = "adapter_config.json"
 PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {},
          "modules_to_save": None, "target_parameters": None}  # fmt: skip
-"""What an adapter's configuration must say (or not mention) for its weights to be two factors and a scale."""
+"""Settings of plain LoRA, two factors and a scale: an adapter's configuration has these or leaves them out."""
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
-class StackedAdapter:
+class ConcatenatedAdapter:
     """Saves a PEFT model whose base has the adapter of `first` merged in, as an adapter of the original base.
 
-    Has `save_pretrained`, so that `model.checkpoint.save_adapter` takes it in the place of the PEFT model.
+    It has `save_pretrained`, so that `model.checkpoint.save_adapter` accepts it in place of the PEFT model.
     """
 
     def __init__(self, first: Path, model: Any) -> None:
-        """Raises InputError if the adapter in `first` is more than plain LoRA."""
+        """Raises InputError if the adapter in `first` is not plain LoRA."""
         self.first, self.model = Path(first), model
         self.settings = _read_settings(self.first)
 
@@ -41,7 +45,9 @@ class StackedAdapter:
 
         self.model.save_pretrained(folder, **options)
         file, second = Path(folder) / ADAPTER_FILE, _read_settings(Path(folder))
-        tensors = stack(load_file(self.first / ADAPTER_FILE), load_file(file), _scale(self.settings), _scale(second))
+        tensors = concatenate(
+            load_file(self.first / ADAPTER_FILE), load_file(file), _scale(self.settings), _scale(second)
+        )
         with atomic_path(file) as scratch:
             save_file(tensors, scratch, {"format": "pt"})
         rank = self.settings["r"] + second["r"]
@@ -53,13 +59,13 @@ class StackedAdapter:
         atomic_write_text(Path(folder) / CONFIG_FILE, json.dumps(combined, indent=2, sort_keys=True) + "\n")
 
 
-def stack(
+def concatenate(
     first: dict[str, Tensor], second: dict[str, Tensor], first_scale: float, second_scale: float
 ) -> dict[str, Tensor]:
-    """The tensors of both adapters as one whose scale is `first_scale`, by PEFT's names, float32.
+    """The tensors of both adapters as one adapter with the scale `first_scale`, by PEFT's names, float32.
 
-    A layer that only one of them has gets zeros for the other, so that one rank holds everywhere. Of anything else
-    (the embed token's row, which each writes whole) the second's counts.
+    A layer that only one of them has gets zeros for the other, so that all layers have one rank. Of all other tensors
+    (the embed token's row, which each adapter has in full) the second's are kept.
 
     Args:
         first, second: `*.lora_A.weight` (r, in), `*.lora_B.weight` (out, r), and others.
@@ -87,7 +93,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / CONFIG_FILE} cannot be read as a LoRA's settings ({error})") from error
     for key, plain in PLAIN.items():
         if settings.get(key, plain) not in (plain, None):
-            raise InputError(f"{folder}: its adapter has {key} = {settings[key]!r}; only plain LoRA can be built upon")
+            raise InputError(f"{folder}: its adapter has {key} = {settings[key]!r}; only plain LoRA can be continued")
     return settings
 
 

@@ -1,7 +1,7 @@
-"""The policy as a `SearchR3` of this moment: a merged copy of its weights, brought up to date in place.
+"""The policy as a `SearchR3` with its current weights: a merged copy that is updated in place.
 
-Decoding with the adapter apart is several times as slow as with plain matrices, and copying the whole model anew at
-each step would cost more than merging: only the matrices that training changes are written.
+Decoding with a separate adapter is several times as slow as with plain matrices, and copying the whole model at each
+step would cost more than merging: only the matrices that training changes are written.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import nn
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3
 from search_r3.training.distributed import sharding
-from search_r3.training.loop import resolve_mixed_precision
 from search_r3.training.lora.policy import Policy
+from search_r3.training.precision import resolve_mixed_precision
 
 COPIED_PARAMETERS = 4_000_000_000
-"""A larger model is used in place, its adapter apart: a second copy would not fit beside it (unless it is sharded)."""
+"""A model with more parameters is used in place, with its adapter: a copy would not fit (unless it is sharded)."""
 
 
 class LiveEncoder:
-    """Keeps the merged copy.
+    """Holds the merged copy.
 
     Args:
-        policy: what is trained.
+        policy: the model that is trained.
         checkpoint: its tokenizer and contract.
-        dtype: of the copy; or a `mixed_precision` setting, which says it for the policy's device at the first `sync`.
+        dtype: of the copy; or a `mixed_precision` setting, which decides for the policy's device at the first `sync`.
     """
 
     def __init__(self, policy: Policy, checkpoint: Checkpoint, dtype: torch.dtype | str) -> None:
@@ -37,16 +37,16 @@ class LiveEncoder:
         self._copy: SearchR3 | None = None
 
     def sync(self) -> SearchR3:
-        """The encoder with the policy's present weights; the one handed out before has them too from now on.
+        """The encoder with the policy's current weights; encoders returned before share them.
 
-        A collective if the policy is sharded: then every process has a whole copy, whatever its size.
+        A collective if the policy is sharded: then every process has a full copy, whatever its size.
         """
         model = self.policy.causal_lm
         device = next(model.parameters()).device
         if self._copy is not None and self._copy.checkpoint.model.device == device:
             copied = self._copy.checkpoint.model
             if copied is not model:
-                merge_into(self.policy.model, copied, self.policy.whole_model())
+                merge_into(self.policy.model, copied, self.policy.unsharded_model())
             return self._copy
         if sharding.is_sharded(self.policy):
             model = self._from_shards(device)
@@ -59,9 +59,9 @@ class LiveEncoder:
         return self._copy
 
     def _from_shards(self, device: torch.device) -> Any:
-        trained, dtype = self.policy.whole_model(), self._dtype_on(device)
+        trained, dtype = self.policy.unsharded_model(), self._dtype_on(device)
         with torch.no_grad():
-            model = sharding.without_weights(trained, kept=False).merge_and_unload()
+            model = sharding.copy_without_weights(trained, keep_trainable=False).merge_and_unload()
         copies: dict[int, nn.Parameter] = {}  # tied matrices stay one
         for module in model.modules():
             for name, weight in module.named_parameters(recurse=False):
@@ -71,9 +71,9 @@ class LiveEncoder:
                 module._parameters[name] = copies[id(weight)]
         plain = dict(model.named_parameters())
         for name, weight in self.policy.causal_lm.named_parameters():
-            if not weight.requires_grad:  # the token's layers and the adapted ones have theirs one level further down
+            if not weight.requires_grad:  # in the token's layers and in adapted ones, one level further down
                 own = re.sub(r"\.(token_adapter|base_layer|original_module)(?=\.)", "", name)
-                values = sharding.whole(weight.detach())
+                values = sharding.full_tensor(weight.detach())
                 if own in plain:  # a tied matrix has one name only
                     plain[own].copy_(values)
         model = model.to(device).eval()
@@ -88,20 +88,20 @@ class LiveEncoder:
 
 @torch.no_grad()
 def merge_into(adapted: Any, merged: nn.Module, trained: Any) -> None:
-    """Write the present weights of every adapted layer of a PEFT model into the plain layer of `merged`.
+    """Write the current weights of every adapted layer of a PEFT model into the plain layer of `merged`, in place.
 
-    Everything else is frozen and stays as it was copied. In place: views of the weights see the change.
+    Everything else is frozen and stays as it was copied. Views of the weights see the change.
 
     Args:
-        trained: where the adapters' weights are whole (`Policy.whole_model`); a sharded model's are not its own.
+        trained: the model with unsharded adapter weights (`Policy.unsharded_model`).
     """
     plain: dict[str, Any] = dict(merged.named_modules())
     layers: list[tuple[str, Any]] = list(adapted.get_base_model().named_modules())
-    whole: dict[str, Any] = dict(trained.get_base_model().named_modules())
+    unsharded: dict[str, Any] = dict(trained.get_base_model().named_modules())
     for name, layer in layers:
-        own = whole[name]
+        own = unsharded[name]
         if hasattr(layer, "lora_A") and hasattr(layer, "base_layer"):
-            weight = sharding.whole(layer.base_layer.weight)
+            weight = sharding.full_tensor(layer.base_layer.weight)
             for adapter in own.active_adapters:
                 if adapter in own.lora_A:
                     weight = weight + own.get_delta_weight(adapter)

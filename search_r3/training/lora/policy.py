@@ -1,6 +1,6 @@
 """The trainable model: one forward pass gives embeddings at the embed token and logits on the assistant's turn.
 
-Rows are what follows a conversation's shared prefix; the prefix is run once a conversation and step, with gradient.
+Rows are what follows a conversation's shared prefix; the prefix is run once per conversation and step, with gradient.
 Letters in shapes: B rows, L tokens of a row, P of the prefix, T chosen positions, V vocabulary, D dimension.
 """
 
@@ -22,10 +22,10 @@ from search_r3.errors import InputError
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.training.config import LoraSettings
 from search_r3.training.distributed import collectives, sharding
-from search_r3.training.kernels.fused_llama import FusedDecoder, Layer, fits
+from search_r3.training.kernels.fused_llama import FusedDecoder, Layer, supports
 
 NAMES = re.compile(r"\w+(,\w+)*")
-"""`target_modules` that are names of modules; other texts are PEFT's ("all-linear", a regular expression)."""
+"""`target_modules` that are names of modules; any other text goes to PEFT ("all-linear", a regular expression)."""
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Rows:
     Attributes:
         prefix: token ids shared by all rows.
         rows: what follows the prefix, one list a row, the embed token last.
-        answers: how many of a row's last tokens the assistant says (the embed token included); the positions that
-            predict them give logits. 0 wants none.
+        answers: how many of a row's last tokens are the assistant's (the embed token included); the positions that
+            predict them have logits. 0: no logits.
     """
 
     prefix: Sequence[int]
@@ -45,7 +45,7 @@ class Rows:
 
     @property
     def tokens(self) -> int:
-        """Tokens in all, without padding; the prefix counts once."""
+        """Number of tokens without padding; the prefix counts once."""
         return len(self.prefix) + sum(map(len, self.rows))
 
 
@@ -55,9 +55,10 @@ class Encoded:
 
     Attributes:
         embedding_BD: float32, L2-normalised.
-        logits_TV: on the positions that predict the assistant's tokens; None where none are wanted.
-        base_logits_TV: the same positions by the base model (adapter off), without gradient; None unless asked for.
-        target_T: the tokens that should be predicted there.
+        logits_TV: at the positions that predict the assistant's tokens; None if there are none.
+        base_logits_TV: the base model's logits at the same positions (adapter off), without gradient; None unless
+            requested.
+        target_T: the tokens to be predicted there.
     """
 
     embedding_BD: Tensor
@@ -67,9 +68,9 @@ class Encoded:
 
 
 class Policy(nn.Module):
-    """A PEFT causal LM seen as an embedder and a language model at once.
+    """A PEFT causal LM as an embedder and a language model at once.
 
-    `forward` takes everything that a step needs, so that DDP and FSDP see one call.
+    One `forward` computes everything that a step needs, as DDP and FSDP require.
     """
 
     def __init__(
@@ -77,40 +78,40 @@ class Policy(nn.Module):
         model: Any,
         embed_id: int,
         vocabulary: int,
-        chunk_size: int = 32,
-        gradient_cache: bool = False,
+        mini_batch_size: int = 32,
+        activation_checkpointing: bool = False,
         fused: bool | None = None,
     ) -> None:
         """Wrap `model`.
 
         Args:
             embed_id: the embed token.
-            vocabulary: ids from here on are padding rows, cut off the logits.
-            chunk_size: rows a backbone call.
-            gradient_cache: keep only each chunk's embeddings and each prefix's keys and values, and compute activations
-                again in the backward pass: memory for one chunk instead of all, for a third more work (GradCache,
-                arXiv 2101.06983). Gradients are the same, dropout included.
-            fused: run the decoder by `training.fused`, which is several times as fast on a CPU and needs a copy of the
-                frozen weights in the dtype of the products; None does so where it fits, on a CPU.
+            vocabulary: ids from this one on are padding rows; they have no logits.
+            mini_batch_size: rows of one forward pass through the backbone.
+            activation_checkpointing: keep only each mini-batch's embeddings and each prefix's keys and values, and
+                recompute activations in the backward pass: memory for one mini-batch instead of all, for a third more
+                computation (as GradCache, arXiv 2101.06983). Gradients are the same, dropout included.
+            fused: run the decoder with `kernels.fused_llama`, which is several times as fast on a CPU and needs a copy
+                of the frozen weights in the dtype of the products; None does so on a CPU where it is supported.
 
         Raises:
-            InputError: `fused` is True, but the model's architecture or adapter is not one that it computes.
+            InputError: `fused` is True, but the architecture or the adapter is not supported.
         """
         super().__init__()
         self.model = model
         self.embed_id = embed_id
         self.tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
         self.vocabulary = vocabulary
-        self.chunk_size = chunk_size
-        self.gradient_cache = gradient_cache
+        self.mini_batch_size = mini_batch_size
+        self.activation_checkpointing = activation_checkpointing
         self.fused = fused
-        if fused and not fits(model):
+        if fused and not supports(model):
             raise InputError(
                 f"fused: {type(model.get_base_model()).__name__} with this adapter cannot run fused; it takes Llama or "
                 "Qwen2 with plain LoRA, no dropout; leave fused unset"
             )
         self._decoder = FusedDecoder(model)
-        self._stand_in: list[Any] = []  # in a list, so that its weights are not this module's
+        self._placeholder: list[Any] = []  # in a list, so that its weights are not this module's
 
     def forward(self, parts: dict[str, Rows], with_base: Sequence[str] = ()) -> dict[str, Encoded]:
         """Encode each part; those named in `with_base` also get the base model's logits."""
@@ -120,35 +121,37 @@ class Policy(nn.Module):
             out[name] = Encoded(embedding_BD, target_T=target_T)
             if hidden_TD is not None:
                 out[name].logits_TV = self._logits(hidden_TD)
-            if name in with_base and (hidden_TD is not None or self._stand_in):  # sharded, all processes join in
+            if name in with_base and (
+                hidden_TD is not None or self._placeholder
+            ):  # if sharded, all processes take part
                 with torch.no_grad(), self.model.disable_adapter():
                     base_TD = self._encode(rows)[1]
                     out[name].base_logits_TV = None if base_TD is None else self._logits(base_TD)
         return out
 
-    def before_sharding(self) -> list[nn.Module]:
-        """The units that FSDP gathers one at a time. From now on `whole_model` is another one."""
-        self._stand_in = [sharding.without_weights(self.model)]
+    def pre_shard_hook(self) -> list[nn.Module]:
+        """The units that FSDP gathers one at a time. After this, `unsharded_model` is a separate model."""
+        self._placeholder = [sharding.copy_without_weights(self.model)]
         return list(self.causal_lm.get_decoder().layers)
 
-    def whole_model(self) -> Any:
-        """The PEFT model with whole trainable weights, to save or to merge: a collective if they are sharded.
+    def unsharded_model(self) -> Any:
+        """The PEFT model with unsharded trainable weights, to save or to merge: a collective if they are sharded.
 
-        Of a sharded model, a stand-in whose frozen weights are on "meta"; it is brought up to date at each call.
+        For a sharded model, a placeholder whose frozen weights are on "meta"; each call updates it.
         """
-        if not self._stand_in:
+        if not self._placeholder:
             return self.model
         sharding.reshard(self)
         now = dict(self.model.named_parameters())
-        for name, weight in self._stand_in[0].named_parameters():
+        for name, weight in self._placeholder[0].named_parameters():
             if not weight.is_meta:
-                weight.data = sharding.whole(now[name].detach()).clone()
-        return self._stand_in[0]
+                weight.data = sharding.full_tensor(now[name].detach()).clone()
+        return self._placeholder[0]
 
     @property
     def saved_model(self) -> Any:
-        """What `whole_model` gave last: for the one process that writes it, without a collective."""
-        return self._stand_in[0] if self._stand_in else self.model
+        """What `unsharded_model` returned last: for the one process that writes it, without a collective."""
+        return self._placeholder[0] if self._placeholder else self.model
 
     @property
     def causal_lm(self) -> Any:
@@ -158,8 +161,8 @@ class Policy(nn.Module):
     def _trained_row(self, layer: Any) -> Tensor | None:
         """The embed token's trained row of `layer`, (1, D); None if it has none, or while the adapter is off.
 
-        PEFT writes it into a copy of the whole matrix at every call, and so takes a gradient for the whole matrix:
-        on a small model most of a step. Here the frozen matrix is used as it is, and the one row is put in its place.
+        PEFT writes the row into a copy of the whole matrix at every call, and so computes a gradient of the whole
+        matrix: most of a step of a small model. Here the frozen matrix is used as it is and only the row is replaced.
         """
         if not hasattr(layer, "token_adapter"):
             return None
@@ -169,7 +172,7 @@ class Policy(nn.Module):
         return adapter.trainable_tokens_delta[adapter.active_adapters[0]]
 
     def _inputs(self, ids_BL: Tensor) -> Tensor:
-        """Embeddings of the tokens, float32 at least: so is the residual stream then, whatever the base's dtype."""
+        """Embeddings of the tokens in float32 or wider: the residual stream has that dtype, whatever the base's is."""
         layer = self.causal_lm.get_input_embeddings()
         rows_BLD = nn.functional.embedding(ids_BL, _frozen(layer))
         rows_BLD = rows_BLD.to(torch.promote_types(rows_BLD.dtype, torch.float32))
@@ -188,40 +191,40 @@ class Policy(nn.Module):
         return logits_TV.index_copy(1, torch.tensor([self.embed_id], device=logits_TV.device), own_T1)
 
     def _runs_fused(self, device: torch.device) -> bool:
-        wanted = (device.type == "cpu" if self.fused is None else self.fused) and not self._stand_in
-        return wanted and fits(self.model)  # asked each time: adapters may be merged, switched or set to dropout
+        wanted = (device.type == "cpu" if self.fused is None else self.fused) and not self._placeholder
+        return wanted and supports(self.model)  # checked each time: adapters may be merged, switched or set to dropout
 
     def _encode(self, part: Rows) -> tuple[Tensor, Tensor | None, Tensor | None]:
         device = next(self.model.parameters()).device
         layers = self._decoder.layers() if self._runs_fused(device) else None
-        shared = self._again(self._prefix, part.prefix, layers, device)
+        shared = self._checkpointed(self._prefix, part.prefix, layers, device)
         order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
-        calls = -(-len(order) // self.chunk_size)
-        # Sharded, every process makes as many calls, or the gatherings of the weights would not meet.
-        idle = collectives.all_reduce_max(calls, device) - calls if self._stand_in else 0
+        calls = -(-len(order) // self.mini_batch_size)
+        # If sharded, every process must make equally many calls: each one gathers the weights, a collective.
+        idle = collectives.all_reduce_max(calls, device) - calls if self._placeholder else 0
         embedding: list[Tensor] = [torch.empty(0)] * len(order)
         hidden: list[Tensor] = [torch.empty(0)] * len(order)
-        for start in range(0, len(order), self.chunk_size):
-            chosen = order[start : start + self.chunk_size]
+        for start in range(0, len(order), self.mini_batch_size):
+            chosen = order[start : start + self.mini_batch_size]
             rows, answers = [part.rows[i] for i in chosen], [part.answers[i] for i in chosen]
-            state_BD, answer_TD = self._again(self._chunk, rows, answers, layers, *shared)
-            for i, state_D, said_TD in zip(chosen, state_BD, answer_TD.split(answers), strict=True):
-                embedding[i], hidden[i] = state_D, said_TD
+            state_BD, answers_TD = self._checkpointed(self._mini_batch, rows, answers, layers, *shared)
+            for i, state_D, answer_TD in zip(chosen, state_BD, answers_TD.split(answers), strict=True):
+                embedding[i], hidden[i] = state_D, answer_TD
         if order:
             embedding_BD = nn.functional.normalize(torch.stack(embedding).float(), dim=-1)
         else:
             embedding_BD = torch.zeros(0, self.causal_lm.config.get_text_config().hidden_size, device=device)
         for _ in range(idle):
-            idle_1D, _ = self._again(self._chunk, [[self.embed_id]], [0], layers, *shared)
+            idle_1D, _ = self._checkpointed(self._mini_batch, [[self.embed_id]], [0], layers, *shared)
             embedding_BD = embedding_BD + 0.0 * idle_1D.sum()
         if not any(part.answers):
             return embedding_BD, None, None
         target = [token for row, n in zip(part.rows, part.answers, strict=True) for token in row[len(row) - n :]]
         return embedding_BD, torch.cat(hidden), torch.tensor(target, device=device)
 
-    def _again(self, compute: Any, *inputs: Any) -> Any:
-        """`compute(*inputs)`; with gradient_cache it is computed again in the backward pass."""
-        if self.gradient_cache and torch.is_grad_enabled():
+    def _checkpointed(self, compute: Any, *inputs: Any) -> Any:
+        """`compute(*inputs)`; with activation checkpointing it is recomputed in the backward pass."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(compute, *inputs, use_reentrant=False)
         return compute(*inputs)
 
@@ -234,17 +237,17 @@ class Policy(nn.Module):
         ids_1P = torch.tensor([list(ids)], device=device)
         self.causal_lm.get_decoder()(inputs_embeds=self._inputs(ids_1P), past_key_values=cache, use_cache=True)
         shared = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        if self._stand_in:
-            # Their gradients come from the rows, beside the layer's output, at which FSDP gathers the layer's weights.
+        if self._placeholder:
+            # Their gradients come from the rows; FSDP gathers a layer's weights only at the gradient of its output.
             for index, tensor in enumerate(shared):
                 if tensor.requires_grad:
                     tensor.register_hook(partial(_gather_layer, self.causal_lm.get_decoder().layers[index // 2]))
         return shared
 
-    def _chunk(
+    def _mini_batch(
         self, rows: list[list[int]], answers: list[int], layers: list[Layer] | None, *shared: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """States at the rows' last tokens (B, D), and at the positions that predict their answers (T, D)."""
+        """Hidden states at the rows' last tokens (B, D), and at the positions that predict their answers (T, D)."""
         if layers is not None:
             plan = self._decoder.plan(rows, shared[0].shape[1], layers)
             hidden_ND = self._decoder.rows(self._inputs(plan.ids_N), plan, layers, shared)
@@ -254,14 +257,14 @@ class Policy(nn.Module):
             longest = max(map(len, rows))
             starts = [longest * line for line in range(len(rows))]
         ends = [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)]
-        said = [end - back for end, n in zip(ends, answers, strict=True) for back in range(n, 0, -1)]
-        picked_TD = hidden_ND[torch.tensor(ends + said, device=hidden_ND.device)]
+        answered = [end - back for end, n in zip(ends, answers, strict=True) for back in range(n, 0, -1)]
+        picked_TD = hidden_ND[torch.tensor(ends + answered, device=hidden_ND.device)]
         if layers is not None:
             picked_TD = self._decoder.final_norm(picked_TD)
         return picked_TD[: len(ends)], picked_TD[len(ends) :]
 
     def _plain(self, rows: list[list[int]], shared: Sequence[Tensor]) -> Tensor:
-        """States (B * L, D) of rows padded to one length, by transformers' own forward pass."""
+        """Hidden states (B * L, D) of rows padded to one length, by transformers' own forward pass."""
         device, longest = shared[0].device, max(map(len, rows))
         ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         cache = DynamicCache()
@@ -269,7 +272,7 @@ class Policy(nn.Module):
             keys, values = (shared[2 * index + side].expand(len(rows), -1, -1, -1) for side in (0, 1))
             cache.update(keys, values, index)
         position_BL = (shared[0].shape[2] + torch.arange(longest, device=device))[None].expand_as(ids_BL)
-        # Padding is on the right, where causality keeps every real position from seeing it: no mask is needed.
+        # Padding is on the right, where no real position attends to it (causality): no mask is needed.
         backbone = self.causal_lm.get_decoder()
         hidden_BLD = backbone(
             inputs_embeds=self._inputs(ids_BL), position_ids=position_BL, past_key_values=cache, use_cache=True
@@ -282,7 +285,7 @@ def _gather_layer(layer: Any, _: Tensor) -> None:
 
 
 def _frozen(layer: Any) -> Tensor:
-    """The matrix of an embedding or a head below whatever PEFT has put around it."""
+    """The matrix of an embedding or a head inside PEFT's wrappers."""
     while hasattr(layer, "token_adapter"):
         layer = layer.original_module
     return layer.weight
@@ -317,7 +320,7 @@ def add_lora(loaded: Checkpoint, lora: LoraSettings) -> Any:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module):
-    """Evaluation mode without gradients; the mode is put back afterwards."""
+    """Evaluation mode without gradients; the mode is restored afterwards."""
     was_training = module.training
     module.eval()
     try:

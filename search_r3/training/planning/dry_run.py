@@ -64,8 +64,9 @@ def dry_run(
 
     Returns:
         "stage", "base", "gpus"; "tokenizer" ("its own" or "a stand-in"); "parameters" {"total", "trainable", "rows" of
-        the vocabulary}; "memory" in bytes for one GPU, with "peak" and, for comparison, "with_gradient_cache" and
-        "without_gradient_cache" (peaks); "host" bytes; "step" {"tokens", "rows", "rollouts"} of all GPUs, at most;
+        the vocabulary}; "memory" in bytes for one GPU, with "peak" and, for comparison, the peaks
+        "with_activation_checkpointing" and "without_activation_checkpointing"; "host" bytes; "step" {"tokens", "rows",
+        "rollouts"} of all GPUs, at most;
         "tried" {"layers", "rows", "device", "seconds", "loss", "measured", "formula"} with bytes beyond the weights;
         "warnings".
 
@@ -79,7 +80,7 @@ def dry_run(
     architecture = architecture_of(base or _base_of(config))
     full = stand_in(architecture, None, "meta")
     shape = shape_of(full, config.lora)
-    size = config.pairs_per_step if isinstance(config, SFTConfig) else config.queries_per_step
+    size = config.global_batch_size if isinstance(config, SFTConfig) else config.queries_per_step
     if gpus > size:
         raise InputError(f"--gpus is {gpus}, but a batch of {size} cannot be shared out between so many")
     parts, every = parts_of(config, full, gpus), parts_of(config, full)
@@ -98,8 +99,8 @@ def dry_run(
     found = memory_of(config, shape, parts, how, gpus)
     report["host"] = found.pop("host")
     report["memory"] = found
-    for name, cached in (("with_gradient_cache", True), ("without_gradient_cache", False)):
-        found[name] = memory_of(config, shape, parts, replace(how, gradient_cache=cached), gpus)["peak"]
+    for name, cached in (("with_activation_checkpointing", True), ("without_activation_checkpointing", False)):
+        found[name] = memory_of(config, shape, parts, replace(how, activation_checkpointing=cached), gpus)["peak"]
     micro = config.loop.gradient_accumulation
     report["step"] = {
         "tokens": micro * sum(part.all_tokens for part in every.values()),
@@ -184,10 +185,10 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
         said = config.max_reasoning_tokens + 1
         length = config.max_query_tokens + len(reasoning.suffix) + said
         return {"rollouts": Part(rows, length, len(reasoning.prefix), rows * said)}
-    pairs, spoken = math.ceil(config.pairs_per_step / gpus), bool(config.weights.sft or config.weights.kl)
-    behind = math.ceil(config.reasoning_share * pairs)
+    pairs, spoken = math.ceil(config.global_batch_size / gpus), bool(config.weights.sft or config.weights.kl)
+    behind = math.ceil(config.reasoning_ratio * pairs)
     given = len(query.suffix) - len(render(prompts.query, tokenizer, give_answer=False).suffix)
-    said = config.max_analysis_tokens + 1
+    said = config.max_reasoning_tokens + 1
     parts = {
         "document": Part(
             pairs * (1 + config.negatives_per_pair),
@@ -207,8 +208,8 @@ def conditions_of(config: SFTConfig | GRPOConfig) -> Conditions:
     several = isinstance(config, GRPOConfig) and config.steps_per_round > 1
     base = config.weights.kl > 0 if isinstance(config, SFTConfig) else config.beta > 0 and not several
     return Conditions(
-        chunk=config.rows_per_chunk,
-        gradient_cache=config.gradient_cache,
+        chunk=config.mini_batch_size,
+        activation_checkpointing=config.activation_checkpointing,
         autocast=config.loop.mixed_precision != "no",
         eager=_attention(config) == "eager",
         stage="sft" if isinstance(config, SFTConfig) else "grpo",
@@ -240,7 +241,7 @@ def memory_of(
         "host": 0,
     }
     making = 0
-    if isinstance(config, GRPOConfig) or config.dev or config.sample_share:
+    if isinstance(config, GRPOConfig) or config.dev or config.self_reasoning_ratio:
         out["live_copy"], making = memory_estimate.live_copy(shape, how, COPIED_PARAMETERS)
     value = how.operand if out["live_copy"] else how.weight
     if isinstance(config, GRPOConfig):
@@ -253,7 +254,7 @@ def memory_of(
             4 if config.corpus_dtype == "float32" else 2,
             config.environment.graph_width,
         )
-    elif config.sample_share and "reasoning" in parts:
+    elif config.self_reasoning_ratio and "reasoning" in parts:
         out["cache"] = memory_estimate.cache(shape, 64, parts["reasoning"].prefix + parts["reasoning"].tokens, value)
     stays = sum(out[name] for name in ("weights", "optimiser", "live_copy", "environment"))
     forward = kept["layers"] + kept["casts"] - kept["again"]
@@ -288,8 +289,8 @@ def warnings_of(
         out.append("max_documents is not set: the environment's memory depends on the corpus and is not counted")
     if found["peak"] > GPU_BYTES:
         advice = "a smaller batch, shorter texts or a smaller base"
-        if not config.gradient_cache and found["with_gradient_cache"] <= GPU_BYTES:
-            advice = "gradient_cache: true"
+        if not config.activation_checkpointing and found["with_activation_checkpointing"] <= GPU_BYTES:
+            advice = "activation_checkpointing: true"
         out.append(f"about {found['peak'] / 1e9:.0f} GB for each GPU, more than {GPU_BYTES / 1e9:.0f} GB: try {advice}")
     return out
 
@@ -308,20 +309,20 @@ def made_small(config: Any, folder: Path, whole: bool) -> Any:
         mixed_precision=precision, warmup_steps=0, gradient_accumulation=1,
     )  # fmt: skip
     common: dict[str, Any] = {"output": str(folder / "run"), "dev": [], "loop": loop}
-    chunk = config.rows_per_chunk if whole else min(config.rows_per_chunk, CPU_ROWS)
+    chunk = config.mini_batch_size if whole else min(config.mini_batch_size, CPU_ROWS)
     if isinstance(config, SFTConfig):
-        pairs = config.pairs_per_step if whole else min(config.pairs_per_step, CPU_ROWS)
+        pairs = config.global_batch_size if whole else min(config.global_batch_size, CPU_ROWS)
         teacher = str(folder / "made-up.rows.safetensors") if config.teacher else None
         return replace(
-            config, **common, rows_per_chunk=chunk, pairs_per_step=pairs, teacher=teacher, start_from=None,
-            batch_of="any", source_weights={}, sample_share=0.0, length_bucket=1,
+            config, **common, mini_batch_size=chunk, global_batch_size=pairs, teacher=teacher, init_adapter=None,
+            batch_sampler="any", source_weights={}, self_reasoning_ratio=0.0, length_bucket=1,
         )  # fmt: skip
     queries, group = config.queries_per_step, config.group_size
     if not whole:
         queries, group = min(queries, 2), min(group, CPU_ROWS)
     environment = replace(config.environment, refresh=replace(config.environment.refresh, budget=DOCUMENTS // 4))
     return replace(
-        config, **common, rows_per_chunk=chunk, queries_per_step=queries, group_size=group, gauge_every=0,
+        config, **common, mini_batch_size=chunk, queries_per_step=queries, group_size=group, gauge_every=0,
         samples_every=0, engine="torch", zero_variance="keep", environment=environment, max_documents=DOCUMENTS,
         minibatches=min(config.minibatches, queries * group), from_rank=1, to_rank=None,
     )  # fmt: skip
@@ -333,21 +334,21 @@ def replace_model(checkpoint: Checkpoint, model: Any) -> Checkpoint:
 
 
 def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
-    behind = math.ceil(config.reasoning_share * config.pairs_per_step)
+    behind = math.ceil(config.reasoning_ratio * config.global_batch_size)
     pairs = [
         TrainingPair(
             f"p{i}",
             _text(i, config.max_query_tokens),
             _text(2000 + i, config.max_document_tokens),
             tuple(_text(40_000 + 7 * i + n, config.max_document_tokens) for n in range(config.negatives_per_pair)),
-            _text(20_000 + i, config.max_analysis_tokens) if i < behind else None,
+            _text(20_000 + i, config.max_reasoning_tokens) if i < behind else None,
             "made-up",
         )
-        for i in range(config.pairs_per_step)
+        for i in range(config.global_batch_size)
     ]
     if config.teacher:
         _write_teacher(Path(config.teacher), pairs)
-    return SFTTask(replace(config, reasoning_share=1.0 if behind else 0.0), checkpoint, pairs)
+    return SFTTask(replace(config, reasoning_ratio=1.0 if behind else 0.0), checkpoint, pairs)
 
 
 def _grpo_task(config: GRPOConfig, checkpoint: Checkpoint, folder: str) -> GRPOTask:
@@ -378,7 +379,7 @@ def _write_teacher(path: Path, pairs: Sequence[TrainingPair]) -> None:
 
 def _base_of(config: SFTConfig | GRPOConfig) -> str:
     if isinstance(config, SFTConfig):
-        return config.start_from if config.start_from and Path(config.start_from).is_dir() else config.base
+        return config.init_adapter if config.init_adapter and Path(config.init_adapter).is_dir() else config.base
     folder = expand_user(config.adapter)
     for place in (folder, adapters_dir() / config.adapter):
         if (place / checkpoints.CONTRACT_FILE).is_file():

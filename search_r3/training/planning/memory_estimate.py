@@ -17,8 +17,9 @@ c bytes of a product's operand: 2 under bf16 autocast, else 4. The frozen base h
     cast      c x the backbone's matrices for each backbone call that the graph holds: autocast makes a bf16 copy of a
               frozen float32 matrix at every call, and its backward pass keeps it. Nothing without autocast, nor of a
               base that is bfloat16 already.
-    calls     one for the prefix of each conversation and one for each chunk of rows; with gradient_cache only one of
-              them all, computed again in the backward pass, when the logits are gone; and the prefixes' keys, values.
+    calls     one for the prefix of each conversation and one for each mini-batch of rows; with activation_checkpointing
+              only one at a time, recomputed in the backward pass, when the logits are freed; and the prefixes' keys and
+              values.
     logits    SFT: T V (2 c + 16), T over both conversations: the logits, the base's, log-softmax for the cross-entropy,
               and log-softmax, softmax and difference for the KL; beside them 20 T V of the larger conversation while
               its KL is computed. GRPO: T V (2 c + 4), and 8 T V of gradients.
@@ -84,7 +85,7 @@ class Conditions:
 
     Attributes:
         chunk: rows of a backbone call.
-        gradient_cache: see `policy.Policy`.
+        activation_checkpointing: see `policy.Policy`.
         autocast: products in bf16.
         eager: attention that writes its weights down.
         stage: "sft" or "grpo", which losses are on the logits.
@@ -93,7 +94,7 @@ class Conditions:
     """
 
     chunk: int
-    gradient_cache: bool
+    activation_checkpointing: bool
     autocast: bool
     eager: bool
     stage: str
@@ -140,8 +141,8 @@ def layer_bytes(shape: Shape, tokens: int, row: int, prefix: int, how: Condition
 def activations(shape: Shape, parts: list[Part], how: Conditions) -> dict[str, int]:
     """Bytes kept for the backward pass: "layers", and "casts" of frozen matrices.
 
-    Of both, "again" is what gradient_cache computes again once the logits are gone; "backward" is the backward pass's
-    own, beside them.
+    Of both, "again" is what activation_checkpointing recomputes once the logits are freed; "backward" is what the
+    backward pass needs in addition.
     """
     layers = casts = largest = again = 0
     cast = how.cast * shape.matrices
@@ -149,13 +150,13 @@ def activations(shape: Shape, parts: list[Part], how: Conditions) -> dict[str, i
         prefix = layer_bytes(shape, part.prefix, part.prefix, 0, how)
         size = min(how.chunk, part.rows)
         largest = max(largest, layer_bytes(shape, size * part.tokens, part.tokens, part.prefix, how))
-        if how.gradient_cache:
+        if how.activation_checkpointing:
             layers, largest = layers + cache(shape, 1, part.prefix, 4), max(largest, prefix)
         else:
             rows = layer_bytes(shape, part.rows * part.tokens, part.tokens, part.prefix, how)
             layers += shape.layers * (prefix + rows)
             casts += cast * (1 + -(-part.rows // how.chunk))
-    if how.gradient_cache:
+    if how.activation_checkpointing:
         layers, casts, again = layers + shape.layers * largest, cast, shape.layers * largest + cast
     return {"layers": layers, "casts": casts, "again": again, "backward": largest}
 

@@ -1,8 +1,8 @@
-"""Which training pairs make which batch: a pure function of the seed and the batch's number, so that a run can resume.
+"""Which training pairs make up a batch: a pure function of the seed and the batch's number, so that a run can resume.
 
-An epoch shuffles each source (or all of them together) and cuts it into full batches; the rest of a source waits for
-another epoch's shuffle. Batches of like lengths waste fewer padding tokens (length bucketing), sources may be weighted,
-and a batch can be kept free of two pairs with one query or one document, which would be false negatives of each other.
+An epoch shuffles each source (or all of them together) and cuts it into full batches; the remainder of a source is left
+to the next epoch's shuffle. Batches of similar lengths need less padding (length bucketing), sources may be weighted,
+and a batch can be kept free of duplicate queries and documents, which would be false negatives of each other.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
 
 EPOCH_STREAM, PASS_STREAM, MIX_STREAM = 77, 78, 79
-"""Tell the random streams apart: an epoch's shuffle, a pass over a weighted source, and mixing such sources in."""
+"""Separate random streams: an epoch's shuffle, a pass over a weighted source, and mixing such sources in."""
 
 
-class Sampler:
+class BatchSampler:
     """Batches of `size` pairs.
 
     Args:
         pairs: all training pairs.
         size: pairs of a batch.
         seed: of the shuffles.
-        one_source: batches hold pairs of one `source` only, so that in-batch negatives are of one kind and harder.
+        one_source: each batch holds pairs of one `source` only, so that in-batch negatives are similar and harder.
         lengths: of each pair (in tokens or in characters), for bucketing.
         bucket: above 1, pools of `bucket * size` shuffled pairs are sorted by length and cut, so that a batch holds
-            like lengths. The batches' order stays random.
-        weights: how many times an epoch goes through a source; 1.0 where none is given. 2.0 has every pair twice; 0.5
-            has half of the pairs, and the next epoch the other half; 0 leaves the source out.
-        topics: of each pair, a number. An epoch's shuffled pairs of a source are laid out by topic before they are cut:
-            a batch is of one topic, or of two neighbouring ones where one ends.
-        pieces: no batch holds two pairs with the same query or the same positive, wherever one of them can change
-            places with a pair of another batch of the epoch. Batches without such pairs stay as they are.
+            pairs of similar length. The order of the batches stays random.
+        weights: how many times an epoch goes through a source; 1.0 unless given. 2.0 yields every pair twice; 0.5
+            yields half of the pairs, and the other half in the next epoch; 0 leaves the source out.
+        topics: each pair's topic, a number. An epoch's shuffled pairs of a source are sorted by topic before they are
+            cut: a batch is of one topic, or of two adjacent ones where one ends.
+        no_duplicates: no batch holds two pairs with the same query or the same positive, wherever one of them can be
+            swapped with a pair of another batch of the epoch. Batches without duplicates stay as they are.
 
     Attributes:
         per_epoch: batches of an epoch.
@@ -59,7 +59,7 @@ class Sampler:
         lengths: Sequence[int] | None = None,
         bucket: int = 1,
         weights: Mapping[str, float] | None = None,
-        pieces: bool = False,
+        no_duplicates: bool = False,
         topics: Sequence[int] | None = None,
     ) -> None:
         if bucket < 1:
@@ -70,16 +70,16 @@ class Sampler:
             if values is not None and len(values) != len(pairs):
                 raise ValueError(f"there are {len(values)} {what} for {len(pairs)} pairs; give one for each")
         self.pairs, self.size, self.seed = pairs, size, seed
-        self.bucket, self.pieces = bucket, pieces
+        self.bucket, self.no_duplicates = bucket, no_duplicates
         self._topic_N = None if topics is None else np.asarray(topics)
         self._length_N = None if lengths is None else np.asarray(lengths)
-        self.groups: dict[str, list[int]] = defaultdict(list)  # a group is cut into batches by itself
+        self.groups: dict[str, list[int]] = defaultdict(list)  # each group is cut into batches on its own
         self._members: dict[str, list[int]] = defaultdict(list)  # of each source
         for i, pair in enumerate(pairs):
             self.groups[pair.source if one_source else ""].append(i)
             self._members[pair.source].append(i)
         _check_weights(weights or {}, self._members)
-        # Of each group, the sources that an epoch does not just take whole: source -> pairs an epoch.
+        # Of each group, the sources with a weight other than 1: source -> pairs an epoch.
         self._takes: dict[str, dict[str, int]] = defaultdict(dict)
         for source, weight in (weights or {}).items():
             if weight != 1:
@@ -91,17 +91,17 @@ class Sampler:
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
     def _too_few(self) -> str:
-        """Why there is not one batch, and what would help: pairs of several groups together only where these do."""
+        """Why there is not one batch, and what to change."""
         sizes = {name: self._size_of(name) for name in self.groups}
         largest = max(sizes, key=lambda name: sizes[name], default="")
         total = sum(sizes.values())
         if len(sizes) > 1 and total >= self.size:
             return (
                 f"a batch of {self.size} is of one source or kind, but none of the {len(sizes)} has that many pairs "
-                f"({largest!r} has {sizes[largest]}); lower pairs_per_step to that, or set batch_of to any"
+                f"({largest!r} has {sizes[largest]}); lower global_batch_size to that, or set batch_sampler to any"
             )
         weighted = f" ({total} after source_weights)" if total != len(self.pairs) else ""
-        todo = f"lower pairs_per_step to {sizes[largest]}, or give more pairs" if total else "give more pairs"
+        todo = f"lower global_batch_size to {sizes[largest]}, or give more pairs" if total else "give more pairs"
         return f"{len(self.pairs)} pairs{weighted} are too few for a batch of {self.size}; {todo}"
 
     def batch(self, number: int) -> list[TrainingPair]:
@@ -115,7 +115,7 @@ class Sampler:
         rng = np.random.default_rng([self.seed, epoch, EPOCH_STREAM])
         batches = []
         for name in sorted(self.groups):
-            # Drawn whether or not it is used: so one source's weight leaves the other sources' batches as they are.
+            # Drawn even if not used: then the weight of one source does not change the batches of the others.
             order = rng.permutation(self.groups[name]).tolist()
             if self._takes[name]:
                 order = self._weighted(name, order, epoch)
@@ -125,8 +125,8 @@ class Sampler:
                 order = np.asarray(order)[np.argsort(self._topic_N[order], kind="stable")].tolist()
             order = self._by_length(order)
             found = [order[i : i + self.size] for i in range(0, len(order), self.size)]
-            if self.pieces:
-                _keep_apart(found, over, self.pairs)
+            if self.no_duplicates:
+                _separate_duplicates(found, over, self.pairs)
             batches += found
         return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -135,15 +135,15 @@ class Sampler:
         return len(self.groups[group]) + sum(count - len(self._members[source]) for source, count in takes.items())
 
     def _weighted(self, group: str, order: list[int], epoch: int) -> list[int]:
-        """The group's pairs in this epoch, shuffled: `order` without the weighted sources, and what they give."""
+        """The group's pairs in this epoch, shuffled: `order` with the weighted sources' pairs replaced."""
         takes = self._takes[group]
         chosen = [i for i in order if self.pairs[i].source not in takes]
         for source in sorted(takes):
-            chosen += self._next_of(source, epoch * takes[source], takes[source])
+            chosen += self._stream(source, epoch * takes[source], takes[source])
         return np.random.default_rng([self.seed, epoch, MIX_STREAM]).permutation(chosen).tolist()
 
-    def _next_of(self, source: str, start: int, count: int) -> list[int]:
-        """`count` pairs from place `start` of a source's endless stream: one shuffle of all of it after another."""
+    def _stream(self, source: str, start: int, count: int) -> list[int]:
+        """`count` pairs from position `start` of a source's endless stream: one shuffle of the source after another."""
         members = self._members[source]
         word = int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "big")
         stream: list[int] = []
@@ -166,16 +166,16 @@ def _check_weights(weights: Mapping[str, float], sources: Mapping[str, object]) 
         if source not in sources:
             near = difflib.get_close_matches(source, sources, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(sources))}"
-            raise InputError(f"no pair has the source {source!r} that a weight is given for; {hint}")
+            raise InputError(f"source_weights names the source {source!r}, but no pair has it; {hint}")
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError(f"the weight of source {source!r} must be a finite number, 0 or more, not {weight}")
 
 
-def _keep_apart(batches: list[list[int]], over: list[int], pairs: Sequence[TrainingPair]) -> None:
-    """Swap pairs until no batch holds two with one query or positive, as far as single swaps go; in place.
+def _separate_duplicates(batches: list[list[int]], over: list[int], pairs: Sequence[TrainingPair]) -> None:
+    """Swap pairs until no batch holds two with the same query or positive, as far as single swaps go; in place.
 
-    A pair that is in the way changes places with one of the nearest batch (of like lengths, if they are sorted) where
-    neither is in the way then, or else with one that was left `over`.
+    A duplicate is swapped with a pair of the nearest batch (of similar lengths, if they are sorted) where neither is a
+    duplicate afterwards, or else with a pair that was left `over`.
     """
 
     def keys(i: int) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -184,8 +184,8 @@ def _keep_apart(batches: list[list[int]], over: list[int], pairs: Sequence[Train
     bins = [*batches, over]
     counts = [Counter(key for i in batch for key in keys(i)) for batch in batches]
 
-    def fits(new: int, old: int, where: int) -> bool:
-        """Whether `new` is in nobody's way in that bin once `old` has left it; nobody minds what is left over."""
+    def is_free(new: int, old: int, where: int) -> bool:
+        """Whether `new` is no duplicate in that bin once `old` has left it; among the pairs left over all are."""
         leaving = keys(old)
         return where == len(batches) or all(counts[where][key] == (key in leaving) for key in keys(new))
 
@@ -195,8 +195,8 @@ def _keep_apart(batches: list[list[int]], over: list[int], pairs: Sequence[Train
                 continue
             for there in (*_outwards(here, len(batches)), len(batches)):
                 if there < len(batches) and sum(counts[there][key] for key in keys(old)) > 2:
-                    continue  # two pairs there share a text with `old`: no one swap can do
-                swaps = (j for j, new in enumerate(bins[there]) if fits(new, old, here) and fits(old, new, there))
+                    continue  # two pairs there share a text with `old`: no single swap helps
+                swaps = (j for j, new in enumerate(bins[there]) if is_free(new, old, here) and is_free(old, new, there))
                 other = next(swaps, None)
                 if other is None:
                     continue

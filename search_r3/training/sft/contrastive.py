@@ -1,7 +1,7 @@
-"""The contrastive side of a step: every document that a query is told apart from, and the terms of the loss over them.
+"""The contrastive part of a step: every document that a query is compared with, and the loss terms over them.
 
-Candidates are the batch's own documents first, then those of the other processes, then earlier steps' (cross-batch
-memory, arXiv 1912.06798), each known by a key, so that a document which answers a query is never its negative.
+Candidates are the documents of the batch, then those of earlier steps (cross-batch memory, arXiv 1912.06798). Each has
+a key, so that a document which answers a query is never its negative.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from search_r3.data.mining.teacher import key_of
-from search_r3.training.losses import distil_scores, info_nce, matryoshka, triplet_margin
+from search_r3.training.losses import info_nce, matryoshka, score_distillation, triplet_margin
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Candidates:
     """What the queries of a step are compared with: M documents.
 
     Attributes:
-        embedding_MD: unit rows; gradients flow into the batch's own rows and those of other processes.
+        embedding_MD: unit rows; gradients flow into the batch's rows, on whichever process they were computed.
         key_M: each document's key (int64, on the CPU); equal keys are the same text.
-        teacher_MD: the teacher's rows of the same documents, unit float32; None without a teacher.
+        teacher_MD: the teacher's embeddings of the same documents, unit float32; None without a teacher.
     """
 
     embedding_MD: Tensor
@@ -48,8 +48,8 @@ class Candidates:
 
 
 @dataclass
-class Settings:
-    """How the terms are computed; see the fields of the same names in `sft.SFTConfig`."""
+class ContrastiveSettings:
+    """How the terms are computed; see the fields of the same names in `SFTConfig`."""
 
     temperature: float
     symmetric: bool = True
@@ -64,16 +64,16 @@ def contrastive_terms(
     target_B: Sequence[int],
     candidates: Candidates,
     mask_BM: Tensor,
-    settings: Settings,
+    settings: ContrastiveSettings,
     teacher_query_BD: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms named in `settings.terms` ("infonce", "triplet", "distil"), each the mean over the queries.
+    """The terms named in `settings.terms` ("infonce", "triplet", "distillation"), each the mean over the queries.
 
     Args:
         query_BD: unit rows of one conversation.
         target_B: for each query, the index of its document among the candidates.
         mask_BM: false negatives, see `Candidates.false_negatives`.
-        teacher_query_BD: the teacher's rows of the same queries, for "distil".
+        teacher_query_BD: the teacher's embeddings of the same queries, for "distillation".
     """
     device = query_BD.device
     own_B = torch.tensor(list(target_B), dtype=torch.long, device=device)
@@ -84,7 +84,7 @@ def contrastive_terms(
         forward = info_nce(query_BD, document_MD, own_B, settings.temperature, mask_BM)
         if not settings.symmetric:
             return forward
-        # Each query's own document against this conversation's queries: the square part of the same matrix.
+        # The documents of the queries against the queries: the square part of the same matrix.
         mask_BB = mask_BM[:, own_B].T
         backward = info_nce(document_MD[own_B], query_BD, every, settings.temperature, mask_BB)
         return (forward + backward) / 2
@@ -98,24 +98,24 @@ def contrastive_terms(
         near_BM[every, own_B] = -2
         hardest_BD = candidates.embedding_MD[near_BM.argmax(1)]
         terms["triplet"] = triplet_margin(query_BD, candidates.embedding_MD[own_B], hardest_BD, settings.margin)
-    if "distil" in settings.terms:
+    if "distillation" in settings.terms:
         assert teacher_query_BD is not None
         assert candidates.teacher_MD is not None
         teacher_BM = teacher_query_BD @ candidates.teacher_MD.T
         student_BM = query_BD.float() @ candidates.embedding_MD.float().T
-        terms["distil"] = distil_scores(
+        terms["distillation"] = score_distillation(
             student_BM, teacher_BM, settings.temperature, settings.teacher_temperature, mask_BM
         )
     return terms
 
 
-class Memory:
-    """The last documents that were encoded, as further negatives that cost nothing.
+class CrossBatchMemory:
+    """A queue of the documents encoded last, as further negatives that need no forward pass.
 
-    The rows are of slightly older weights: they drift slowly once the first steps are over (arXiv 1912.06798).
+    Their embeddings are of slightly older weights, and drift slowly after the first steps (arXiv 1912.06798).
 
     Args:
-        size: how many to remember; whole steps are forgotten once the rest is enough.
+        size: how many documents to keep; a whole step's are dropped once the later ones suffice.
     """
 
     def __init__(self, size: int) -> None:
@@ -123,7 +123,7 @@ class Memory:
         self.steps: deque[Candidates] = deque()
 
     def extend(self, candidates: Candidates) -> Candidates:
-        """`candidates`, and behind them what is remembered."""
+        """`candidates`, followed by the documents in memory."""
         together = [candidates, *self.steps]
         embedding, teacher = candidates.embedding_MD, candidates.teacher_MD
         return Candidates(
@@ -135,7 +135,7 @@ class Memory:
         )
 
     def add(self, candidates: Candidates) -> None:
-        """Remember these documents."""
+        """Add these documents, without their graph."""
         if not self.size:
             return
         teacher = candidates.teacher_MD
@@ -148,7 +148,7 @@ class Memory:
             self.steps.popleft()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered; {} if nothing."""
+        """The documents in memory; {} if there are none."""
         if not self.steps:
             return {}
         state: dict[str, Any] = {
@@ -160,7 +160,7 @@ class Memory:
         return state | ({"teacher": torch.cat(teachers).cpu()} if teachers else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remember what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.steps = deque()
         if not state:
             return

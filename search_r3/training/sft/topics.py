@@ -1,7 +1,7 @@
-"""Pairs grouped by topic, so that a batch's own documents are hard negatives of each other at no cost.
+"""Pairs grouped by topic, so that a batch's documents are hard negatives of each other at no cost.
 
 Topic-aware sampling (TAS-B, Hofstatter et al. 2021, arXiv 2104.06967) draws each batch from one cluster of queries. Our
-topics halve the pairs along their widest direction again and again, so that all are of a size.
+topics come from halving the pairs along their direction of largest variance again and again: all have a similar size.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import numpy as np
 
 POWER_STEPS = 8
-"""Multiplications by the covariance that find a group's widest direction nearly enough."""
+"""Power iterations: multiplications by the covariance that approximate a group's first principal direction."""
 
 
 def halve_into_topics(rows_ND: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
-    """A topic's number for each row: (N,) int64, from 0 up.
+    """The topic of each row: (N,) int64, numbered from 0.
 
-    Every topic has at most `size` rows and, if there are more than that in all, at least half as many, less one.
+    Every topic has at most `size` rows and, if there are more rows than that, at least about half as many.
 
     Args:
         rows_ND: embeddings of the pairs, any scale.
-        size: rows of a topic at most, 1 or more.
-        seed: of the first guess at each direction.
+        size: the most rows of a topic, 1 or more.
+        seed: of the initial guess at each direction.
     """
     if size < 1:
         raise ValueError(f"a topic must hold 1 row or more, not {size}")
@@ -30,7 +30,7 @@ def halve_into_topics(rows_ND: np.ndarray, size: int, seed: int = 0) -> np.ndarr
     while waiting:
         group = waiting.pop()
         if len(group) > size:
-            along = rows_ND[group] @ _widest(rows_ND[group], seed)
+            along = rows_ND[group] @ _principal_direction(rows_ND[group], seed)
             order = group[np.argsort(along, kind="stable")]
             waiting += [order[len(order) // 2 :], order[: len(order) // 2]]
         else:
@@ -39,7 +39,7 @@ def halve_into_topics(rows_ND: np.ndarray, size: int, seed: int = 0) -> np.ndarr
     return topic_N
 
 
-def _widest(rows_ND: np.ndarray, seed: int) -> np.ndarray:
+def _principal_direction(rows_ND: np.ndarray, seed: int) -> np.ndarray:
     """The first principal direction, (D,), by power iteration."""
     centred_ND = rows_ND - rows_ND.mean(0)
     direction_D = np.random.default_rng([seed, len(rows_ND)]).standard_normal(rows_ND.shape[1])

@@ -1,4 +1,4 @@
-"""Dev figures during training: quality without and with reasoning, what the reasoning is like, how the space lies."""
+"""Validation during training: retrieval quality without and with reasoning, and figures of reasoning and embeddings."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from search_r3.training.losses import alignment, uniformity
 
 
 def dev_figures(
-    encoder: Any, pool: BeirDataset, max_document_tokens: int, max_analysis_tokens: int
+    encoder: Any, pool: BeirDataset, max_document_tokens: int, max_reasoning_tokens: int
 ) -> dict[str, float]:
-    """How well `encoder` does on a pool.
+    """Validation figures of `encoder` on a dev pool.
 
     Args:
         encoder: a SearchR3.
-        max_document_tokens: documents are cut there.
-        max_analysis_tokens: the budget of a query's analysis.
+        max_document_tokens: documents are truncated to this many tokens.
+        max_reasoning_tokens: the longest reasoning of a query.
 
     Returns:
-        nDCG@10 without ("off") and with ("on") reasoning; "emission", the share of analyses that end by themselves;
-        "tokens" and "median_tokens", their mean and median length; "distinct", different analyses per query;
+        nDCG@10 without ("off") and with ("on") reasoning; "emission", the fraction of reasoning traces that end with
+        the embed token by themselves; "tokens" and "median_tokens", their mean and median length; "distinct", different
+        traces per query;
         "uniformity" of the documents and "alignment" of direct queries with their documents (Wang and Isola 2020).
     """
     documents_ND = encoder.encode_document(
@@ -40,12 +41,14 @@ def dev_figures(
             if did in columns:
                 relevance_QN[line, columns[did]] = grade
     direct_QD = encoder.encode_query(queries, reasoning=False, show_progress_bar=False)
-    reasoned = encoder.reason(queries, max_reasoning_tokens=max_analysis_tokens, batch_size=64, show_progress_bar=False)
-    behind_QD = np.stack([r.embedding for r in reasoned])
+    reasoned = encoder.reason(
+        queries, max_reasoning_tokens=max_reasoning_tokens, batch_size=64, show_progress_bar=False
+    )
+    reasoning_QD = np.stack([r.embedding for r in reasoned])
     query, document = np.nonzero(relevance_QN)
     return {
         "off": float(metrics.ndcg(direct_QD @ documents_ND.T, relevance_QN, 10).mean()),
-        "on": float(metrics.ndcg(behind_QD @ documents_ND.T, relevance_QN, 10).mean()),
+        "on": float(metrics.ndcg(reasoning_QD @ documents_ND.T, relevance_QN, 10).mean()),
         "emission": float(np.mean([not r.forced for r in reasoned])),
         "tokens": float(np.mean([r.num_tokens for r in reasoned])),
         "median_tokens": float(np.median([r.num_tokens for r in reasoned])),

@@ -41,13 +41,18 @@ def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
     run: Path, adapter: Path, tmp_path: Path
 ) -> None:
     config = json.loads((run / "config.json").read_text())
-    config |= {"sample_share": 0.5, "samples_every": 9, "batch_of": "topic", "teacher_temperature": 0.05}
-    config["weights"]["distil"] = 0.5
+    config |= {
+        "self_reasoning_ratio": 0.5,
+        "self_reasoning_refresh_steps": 9,
+        "batch_sampler": "topic",
+        "teacher_temperature": 0.05,
+    }
+    config["weights"]["distillation"] = 0.5
     (run / "config.json").write_text(json.dumps(config | {"pairs_sha256": ["d"]}))
     chosen = {"count": 900, "by_kind": {"titles": 900}, "scorer": {"name": "bm25"}, "top": 3}
     (tmp_path / "chosen.json").write_text(json.dumps(chosen))
     part = {"part": "+ teacher", "seeds": [0], "cosqa.dev.off": 0.5, "cosqa.dev.on": 0.25}
-    figures = {"pairs_sha256": ["d"], "dev": ["cosqa"], "steps": 60, "pairs_per_step": 16, "parts": [part]}
+    figures = {"pairs_sha256": ["d"], "dev": ["cosqa"], "steps": 60, "global_batch_size": 16, "parts": [part]}
     figures |= {"dev_queries": 100, "dev_documents": 400}
     place = tmp_path / "results" / "benchmarks" / "ablation.json"
     place.parent.mkdir(parents=True)

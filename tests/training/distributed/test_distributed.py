@@ -19,7 +19,7 @@ from tiny_grpo import some_pairs, write_recipe
 
 from search_r3.data.pairs import write_pairs
 from search_r3.errors import InputError
-from search_r3.training.distributed.sharding import end_processes, settings_of
+from search_r3.training.distributed.sharding import end_processes, fsdp_plugin
 from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
 from search_r3.training.sft.sft_task import SFTTask, train_sft
 
@@ -31,17 +31,20 @@ LOOP = {
     "mixed_precision": "no",
 }  # fmt: skip
 SFT = {
-    "plain": {"pairs_per_step": 9, "negatives_per_pair": 1, "memory": 16, "matryoshka": [32, 16]},  # 9: an odd rest
+    "plain": {  # 9: an odd rest
+        "global_batch_size": 9, "negatives_per_pair": 1, "cross_batch_memory_size": 16, "matryoshka": [32, 16],
+    },
     "cached": {
-        "gradient_cache": True, "rows_per_chunk": 2, "sample_share": 0.5, "samples_from": 8, "samples_every": 4,
-        "reasoning_share": 0.2, "pairs_per_step": 5,
+        "activation_checkpointing": True, "mini_batch_size": 2, "self_reasoning_ratio": 0.5,
+        "self_reasoning_start_step": 8, "self_reasoning_refresh_steps": 4,
+        "reasoning_ratio": 0.2, "global_batch_size": 5,
     },
 }  # fmt: skip
 GRPO: dict[str, dict[str, Any]] = {
     "plain": {"queries_per_step": 5, "zero_variance": "drop", "loss_type": "dapo", "beta": 0.05},
     "rounds": {
         "queries_per_step": 3, "minibatches": 2, "epochs": 2, "zero_variance": "resample", "loss_type": "grpo",
-        "gradient_cache": True, "rows_per_chunk": 3, "shard_corpus": True,
+        "activation_checkpointing": True, "mini_batch_size": 3, "shard_corpus": True,
     },
 }  # fmt: skip
 STRATEGIES = ("ddp", "fsdp2")
@@ -177,27 +180,27 @@ def test_two_processes_follow_one_and_go_on_after_a_kill(
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("search_r3.training.distributed.collectives.world_size", lambda group=None: 6)
-    with pytest.raises(InputError, match="pairs_per_step is 5, too few for 6 processes"):
+    with pytest.raises(InputError, match="global_batch_size is 5, too few for 6 processes"):
         train_sft(write_sft(str(tiny_model), tmp_path, "cached"))
 
 
 def test_other_kinds_of_sharding_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = SimpleNamespace(distributed_type=SimpleNamespace(value="MULTI_GPU"), num_processes=2, state=None)
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
-    assert settings_of(launched) is None  # type: ignore[arg-type]
+    assert fsdp_plugin(launched) is None  # type: ignore[arg-type]
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(InputError, match="set fsdp_version: 2"):
-        settings_of(launched)  # type: ignore[arg-type]
+        fsdp_plugin(launched)  # type: ignore[arg-type]
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
     with pytest.raises(InputError, match="fsdp_offload_params: false"):
-        settings_of(launched)  # type: ignore[arg-type]
+        fsdp_plugin(launched)  # type: ignore[arg-type]
     launched.distributed_type.value = "DEEPSPEED"
     with pytest.raises(InputError, match="launch it with DDP or FSDP2"):
-        settings_of(launched)  # type: ignore[arg-type]
+        fsdp_plugin(launched)  # type: ignore[arg-type]
     launched.num_processes, launched.distributed_type.value = 1, "NO"
-    assert settings_of(launched) is None  # type: ignore[arg-type]
+    assert fsdp_plugin(launched) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)

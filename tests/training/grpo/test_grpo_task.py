@@ -433,7 +433,7 @@ def test_a_beir_set_holds_out_by_its_ids_and_documents_are_cut_to_the_positives_
         ({"max_documents": 3}, "raise it"),
         ({"queries_per_step": 99}, "too few for a batch of 99"),
         ({"lora": {"rank": 2, "dropout": 0.1}}, "lora.dropout must be 0"),
-        ({"loop": {"steps": 1, "gradient_accumulation": 2}}, "gradient_cache saves memory"),
+        ({"loop": {"steps": 1, "gradient_accumulation": 2}}, "activation_checkpointing saves memory"),
         ({"temperature": 0}, "temperature must be above 0"),
         ({"loss_type": "ppo"}, "loss_type"),
         ({"epsilon_low": 2}, "epsilon_low"),

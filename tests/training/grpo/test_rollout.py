@@ -16,7 +16,7 @@ from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoraSettings
 from search_r3.training.grpo.policy_gradient import token_log_probs
 from search_r3.training.grpo.rollout import TorchRollouts, VLLMRollouts
-from search_r3.training.lora.concatenation import StackedAdapter, stack
+from search_r3.training.lora.concatenation import ConcatenatedAdapter, concatenate
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, Rows, add_lora
 
@@ -140,13 +140,15 @@ def test_an_adapter_on_a_merged_adapter_is_saved_as_one_of_the_original_base(
                 parameter.copy_(parameter.to(torch.bfloat16))
     here = LiveEncoder(policy, merged, torch.float32).sync()
     (tmp_path / "both").mkdir()
-    checkpoints.save_adapter(StackedAdapter(first, model), merged.contract, tmp_path / "both")
+    checkpoints.save_adapter(ConcatenatedAdapter(first, model), merged.contract, tmp_path / "both")
     again = SearchR3.from_pretrained(tmp_path / "both", device="cpu", dtype="float32")
     assert again.contract.base_weights == merged.contract.base_weights
     assert json.loads((tmp_path / "both" / "adapter_config.json").read_text())["r"] == 7
     np.testing.assert_allclose(again.encode_document(QUERIES), here.encode_document(QUERIES), atol=1e-2)
     # To the last digit but for bfloat16: the scales' ratio, 3 / 2, keeps B's last bit out of it.
-    exact = stack(load_file(first / checkpoints.ADAPTER_FILE), peft_tensors(model, tmp_path / "second"), 8 / 4, 9 / 3)
+    exact = concatenate(
+        load_file(first / checkpoints.ADAPTER_FILE), peft_tensors(model, tmp_path / "second"), 8 / 4, 9 / 3
+    )
     for name, layer in model.get_base_model().named_modules():
         key = f"base_model.model.{name}"
         if key + ".lora_A.weight" in exact and hasattr(layer, "base_layer"):
@@ -166,7 +168,7 @@ def test_only_plain_lora_is_built_upon(tiny_model: Path, tmp_path: Path) -> None
     settings = json.loads((first / "adapter_config.json").read_text())
     (first / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     with pytest.raises(InputError, match="use_dora = True; only plain LoRA"):
-        StackedAdapter(first, None)
+        ConcatenatedAdapter(first, None)
 
 
 @pytest.mark.parametrize("keeps_stop_token", [True, False])

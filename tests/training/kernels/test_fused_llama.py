@@ -76,9 +76,9 @@ def assert_same_step(policy: Policy) -> None:
         assert error < 3e-5, f"{name}: {error}"  # plain float32 in another order differs by 1e-5
 
 
-@pytest.mark.parametrize("gradient_cache", [False, True])
-def test_a_step_is_that_of_transformers_and_peft(checkpoint: Checkpoint, gradient_cache: bool) -> None:
-    assert_same_step(make_policy(checkpoint, chunk_size=4, gradient_cache=gradient_cache))
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_a_step_is_that_of_transformers_and_peft(checkpoint: Checkpoint, activation_checkpointing: bool) -> None:
+    assert_same_step(make_policy(checkpoint, mini_batch_size=4, activation_checkpointing=activation_checkpointing))
 
 
 def test_the_next_step_uses_the_new_weights(checkpoint: Checkpoint) -> None:
@@ -154,7 +154,7 @@ def test_weights_that_change_before_the_backward_pass_are_an_error(checkpoint: C
 
 def test_dropout_is_left_to_peft(checkpoint: Checkpoint) -> None:
     policy = make_policy(checkpoint, run_fused=None, lora=LoraSettings(rank=2, dropout=0.5))
-    assert not fused_llama.fits(policy.model)
+    assert not fused_llama.supports(policy.model)
     policy.train()
     first, second = (policy(parts(policy))["query"].embedding_BD for _ in range(2))
     assert not torch.allclose(first, second)
@@ -167,9 +167,9 @@ def test_asking_for_what_does_not_fit_is_an_error(checkpoint: Checkpoint) -> Non
 
 def test_a_base_weight_that_is_trained_does_not_fit(checkpoint: Checkpoint) -> None:
     policy = make_policy(checkpoint)
-    assert fused_llama.fits(policy.model)
+    assert fused_llama.supports(policy.model)
     policy.causal_lm.get_decoder().norm.weight.requires_grad_(True)
-    assert not fused_llama.fits(policy.model)
+    assert not fused_llama.supports(policy.model)
 
 
 def test_gradients_arrive_through_ddp(checkpoint: Checkpoint, tmp_path: Path) -> None:

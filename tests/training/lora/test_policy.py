@@ -86,7 +86,7 @@ def test_base_logits_are_the_untouched_model_s(policy: Policy, tiny_model: Path)
 def test_the_size_of_a_chunk_changes_nothing(policy: Policy) -> None:
     part = rows(policy)
     whole = policy({"query": part})["query"]
-    policy.chunk_size = 1
+    policy.mini_batch_size = 1
     single = policy({"query": part})["query"]
     torch.testing.assert_close(single.embedding_BD, whole.embedding_BD, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(single.logits_TV, whole.logits_TV, atol=1e-4, rtol=1e-4)
@@ -130,7 +130,7 @@ def test_gradient_caching_gives_the_plain_gradients_also_with_dropout(tiny_model
     found = []
     for cached in (False, True):
         policy = make_policy(tiny_model, dropout=0.3)
-        policy.chunk_size, policy.gradient_cache = 2, cached
+        policy.mini_batch_size, policy.activation_checkpointing = 2, cached
         policy.train()
         torch.manual_seed(1)
         part = rows(policy)

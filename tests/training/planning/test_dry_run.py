@@ -40,7 +40,7 @@ def write(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     def recipe(stage: str, **changes: Any) -> Path:
         values: dict[str, Any] = {"output": str(tmp_path / "never"), "dev": [], "loop": {"steps": 10}}
         if stage == "sft":
-            values |= {"pairs": ["never.jsonl"], "base": str(tiny_model), "pairs_per_step": 4}
+            values |= {"pairs": ["never.jsonl"], "base": str(tiny_model), "global_batch_size": 4}
         else:
             values |= {"adapter": "never", "queries": [{"beir": "never"}], "corpus": [{"beir": "never"}]}
             values |= {"queries_per_step": 2, "group_size": 4, "max_reasoning_tokens": 12, "max_documents": 1000}
@@ -70,11 +70,12 @@ class _FewTokens:
         return self.size
 
 
-@pytest.mark.parametrize("gradient_cache", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize(("precision", "base"), [("no", "float32"), ("bf16", "float32"), ("bf16", "bfloat16")])
-def test_the_formula_of_stage_1_is_near_what_a_step_takes(write, gradient_cache, precision, base):
+def test_the_formula_of_stage_1_is_near_what_a_step_takes(write, activation_checkpointing, precision, base):
     recipe = write(
-        "sft", gradient_cache=gradient_cache, rows_per_chunk=2, reasoning_share=1.0, max_document_tokens=200,
+        "sft", activation_checkpointing=activation_checkpointing, mini_batch_size=2,
+        reasoning_ratio=1.0, max_document_tokens=200,
         loop={"steps": 10, "mixed_precision": precision}, base_dtype=base,
     )  # fmt: skip
     tried = dry_run("sft", recipe)["tried"]
@@ -91,7 +92,7 @@ def test_the_formula_of_stage_2_is_near_what_a_step_takes(write, tiny_model, pre
 
 def test_a_dry_run_reads_no_data_and_leaves_nothing_behind(write, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    recipe = write("sft", teacher="never.rows.safetensors", weights={"distil": 0.5}, batch_of="topic")
+    recipe = write("sft", teacher="never.rows.safetensors", weights={"distillation": 0.5}, batch_sampler="topic")
     before = sorted(tmp_path.rglob("*"))
     assert main(["train", "sft", str(recipe), "--dry-run", "--json", "--gpus", "2"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -132,14 +133,16 @@ def test_warnings_name_what_to_mend(write, make_tiny_model, tmp_path):
 
 
 def test_a_recipe_that_does_not_fit_is_said_to_with_what_would_help(write):
-    config = replace(load_config(write("sft"), SFTConfig), pairs_per_step=128, max_document_tokens=256)
+    config = replace(load_config(write("sft"), SFTConfig), global_batch_size=128, max_document_tokens=256)
     architecture = architecture_of("smollm2-1.7b")
     full = stand_in(architecture, None, "meta")
     shape, parts, how = shape_of(full, LoraSettings()), parts_of(config, full), conditions_of(config)
     found = memory_of(config, shape, parts, how, 1)
-    found["with_gradient_cache"] = memory_of(config, shape, parts, replace(how, gradient_cache=True), 1)["peak"]
+    found["with_activation_checkpointing"] = memory_of(
+        config, shape, parts, replace(how, activation_checkpointing=True), 1
+    )["peak"]
     (warning,) = warnings_of(config, architecture, full, parts, found)
-    assert warning.endswith("gradient_cache: true")
+    assert warning.endswith("activation_checkpointing: true")
 
 
 def test_an_adapter_that_is_not_there_asks_for_its_base(write):
@@ -168,12 +171,12 @@ def test_the_recipes_of_the_papers_sizes_are_valid_and_fit_where_they_say(path):
     shape = Shape(*heads, 151_666, PUBLISHED[name], matrices, trainable, 32)
     if stage == "sft":
         assert config.base.lower().endswith(f"{name}-instruct")
-        pairs = config.pairs_per_step
-        behind = round(config.reasoning_share * pairs)
+        pairs = config.global_batch_size
+        behind = round(config.reasoning_ratio * pairs)
         parts = {
             "document": Part(pairs * (1 + config.negatives_per_pair), config.max_document_tokens + 12, 12),
             "query": Part(pairs, config.max_query_tokens + 12, 12, pairs * 4),
-            "reasoning": Part(behind, config.max_query_tokens + 40, 60, behind * (config.max_analysis_tokens + 1)),
+            "reasoning": Part(behind, config.max_query_tokens + 40, 60, behind * (config.max_reasoning_tokens + 1)),
         }
     else:
         said = config.max_reasoning_tokens + 1

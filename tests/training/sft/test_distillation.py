@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from search_r3.training.losses import alignment, distil_scores, info_nce, matryoshka, truncated, uniformity
+from search_r3.training.losses import alignment, info_nce, matryoshka, score_distillation, truncated, uniformity
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -34,7 +34,7 @@ def test_distillation_is_the_mean_kl_over_the_candidates_that_both_know():
     for b, left in enumerate(([0, 1, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4])):
         p, s = softmax(teacher[b, left].numpy() / 0.3), softmax(student[b, left].numpy() / 0.5)
         expected.append(np.sum(p * np.log(p / s)))
-    assert distil_scores(student, teacher, 0.5, 0.3, mask).item() == pytest.approx(np.mean(expected))
+    assert score_distillation(student, teacher, 0.5, 0.3, mask).item() == pytest.approx(np.mean(expected))
 
 
 def test_distillation_gradient_equals_finite_differences_and_what_is_left_out_gets_none():
@@ -42,8 +42,8 @@ def test_distillation_gradient_equals_finite_differences_and_what_is_left_out_ge
     mask = torch.zeros(3, 4, dtype=torch.bool)
     mask[0, 1] = True
     teacher[2, 0] = teacher[1, 1:] = torch.nan  # query 1 has one candidate left, and says nothing
-    assert torch.autograd.gradcheck(lambda s: distil_scores(s, teacher, 0.2, 0.4, mask), (student,))
-    distil_scores(student, teacher, 0.2, 0.4, mask).backward()
+    assert torch.autograd.gradcheck(lambda s: score_distillation(s, teacher, 0.2, 0.4, mask), (student,))
+    score_distillation(student, teacher, 0.2, 0.4, mask).backward()
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()
     assert student.grad[0, 1] == student.grad[2, 0] == 0
@@ -53,25 +53,25 @@ def test_distillation_gradient_equals_finite_differences_and_what_is_left_out_ge
 
 def test_equal_rankings_lose_nothing_and_a_shift_of_a_row_changes_nothing():
     teacher = random(4, 6)
-    assert distil_scores(teacher, teacher, 0.05, 0.05).item() == pytest.approx(0, abs=1e-12)
-    assert distil_scores(2 * teacher, teacher, 0.1, 0.05).item() == pytest.approx(0, abs=1e-12)
+    assert score_distillation(teacher, teacher, 0.05, 0.05).item() == pytest.approx(0, abs=1e-12)
+    assert score_distillation(2 * teacher, teacher, 0.1, 0.05).item() == pytest.approx(0, abs=1e-12)
     student, shift = random(4, 6, seed=1), random(4, 1, seed=2)
-    value = distil_scores(student, teacher, 0.05, 0.1).item()
+    value = score_distillation(student, teacher, 0.05, 0.1).item()
     assert value > 0.1
-    assert distil_scores(student + shift, teacher - 3 * shift, 0.05, 0.1).item() == pytest.approx(value)
+    assert score_distillation(student + shift, teacher - 3 * shift, 0.05, 0.1).item() == pytest.approx(value)
 
 
 def test_whatever_the_student_says_of_an_unknown_candidate_does_not_matter():
     student, teacher = random(2, 4), random(2, 4, seed=1)
     teacher[0, 1] = torch.nan
-    value = distil_scores(student, teacher, 0.1, 0.1).item()
+    value = score_distillation(student, teacher, 0.1, 0.1).item()
     student[0, 1] = torch.nan
-    assert distil_scores(student, teacher, 0.1, 0.1).item() == value
+    assert score_distillation(student, teacher, 0.1, 0.1).item() == value
 
 
 def test_no_teacher_at_all_is_a_zero_that_can_be_backpropagated():
     student = random(2, 3).requires_grad_()
-    loss = distil_scores(student, torch.full((2, 3), torch.nan), 0.1, 0.1)
+    loss = score_distillation(student, torch.full((2, 3), torch.nan), 0.1, 0.1)
     loss.backward()
     assert loss.item() == 0
     assert student.grad is not None
@@ -80,13 +80,15 @@ def test_no_teacher_at_all_is_a_zero_that_can_be_backpropagated():
 
 def test_no_gradient_flows_into_the_teacher_and_half_precision_is_computed_in_fp32():
     student, teacher = random(2, 3).requires_grad_(), random(2, 3, seed=1).requires_grad_()
-    distil_scores(student, teacher, 0.1, 0.1).backward()
+    score_distillation(student, teacher, 0.1, 0.1).backward()
     assert teacher.grad is None
     student, teacher = random(2, 3, dtype=torch.bfloat16), random(2, 3, seed=1, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = distil_scores(student, teacher, 0.02, 0.05)
+        loss = score_distillation(student, teacher, 0.02, 0.05)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(distil_scores(student.double(), teacher.double(), 0.02, 0.05).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        score_distillation(student.double(), teacher.double(), 0.02, 0.05).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_distillation_names_what_is_wrong(change, message):
         "student_BN": random(2, 3), "teacher_BN": random(2, 3), "temperature": 0.1, "teacher_temperature": 0.1
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        distil_scores(**arguments)
+        score_distillation(**arguments)
 
 
 # --- Matryoshka

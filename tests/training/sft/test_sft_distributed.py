@@ -14,7 +14,8 @@ from search_r3.data.pairs import TrainingPair
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoopConfig, LoraSettings
 from search_r3.training.distributed import collectives
-from search_r3.training.sft.sft_task import LossWeights, SFTConfig, SFTTask
+from search_r3.training.sft.sft_config import LossWeights, SFTConfig
+from search_r3.training.sft.sft_task import SFTTask
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +35,9 @@ def gradients(model: str, behind: list[int]) -> tuple[float, list[torch.Tensor]]
     config = SFTConfig(
         pairs=["-"],
         output="-",
-        pairs_per_step=len(PAIRS),
+        global_batch_size=len(PAIRS),
         negatives_per_pair=1,
-        memory=16,
+        cross_batch_memory_size=16,
         matryoshka=[32, 16],
         dev=[],
         weights=LossWeights(sft=0.1, kl=0.1, infonce=1.0, triplet=0.5),

@@ -16,9 +16,10 @@ from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoopConfig, LoraSettings
 from search_r3.training.sft import sft_task
-from search_r3.training.sft.batch_sampler import Sampler
+from search_r3.training.sft.batch_sampler import BatchSampler
 from search_r3.training.sft.contrastive import Candidates, document_key
-from search_r3.training.sft.sft_task import LossWeights, SFTConfig, SFTTask, train_sft
+from search_r3.training.sft.sft_config import LossWeights, SFTConfig
+from search_r3.training.sft.sft_task import SFTTask, train_sft
 
 DEV_FIGURES = ("off", "on", "emission", "tokens", "median_tokens", "distinct", "uniformity", "alignment")
 WORDS = [
@@ -49,8 +50,8 @@ def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
             "pairs": [str(tmp_path / "pairs.jsonl")],
             "output": str(tmp_path / "run"),
             "base": str(tiny_model),
-            "pairs_per_step": 4,
-            "reasoning_share": 0.9,
+            "global_batch_size": 4,
+            "reasoning_ratio": 0.9,
             "dev": [],
             "lora": {"rank": 4},
             "weights": {"sft": 0.1, "kl": 0.1, "infonce": 1.0, "triplet": 0.1},
@@ -71,7 +72,13 @@ def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def task_of(tiny_model: Path, pairs: list[TrainingPair], **changes: Any) -> SFTTask:
-    settings: dict[str, Any] = {"pairs": ["-"], "output": "-", "pairs_per_step": 4, "dev": [], "reasoning_share": 1.0}
+    settings: dict[str, Any] = {
+        "pairs": ["-"],
+        "output": "-",
+        "global_batch_size": 4,
+        "dev": [],
+        "reasoning_ratio": 1.0,
+    }
     config = SFTConfig(**settings | {"lora": LoraSettings(rank=4), "loop": LoopConfig(seed=3)} | changes)
     return SFTTask(config, checkpoints.load_base(tiny_model, dtype=torch.float32), pairs)
 
@@ -84,7 +91,7 @@ def losses(run: Path) -> list[tuple[int, float, dict[str, float]]]:
 @pytest.mark.slow
 def test_training_lowers_the_terms_and_gives_an_adapter_that_loads(recipe: Callable[..., Path], tmp_path: Path) -> None:
     loop = {"steps": 150, "learning_rate": 0.02, "warmup_steps": 5, "evaluate_every": 0, "mixed_precision": "no"}
-    folder = train_sft(recipe(loop=loop, reasoning_share=1.0))
+    folder = train_sft(recipe(loop=loop, reasoning_ratio=1.0))
     curve = losses(tmp_path / "run")
     first, last = curve[:5], curve[-5:]
     for term in ("infonce", "sft"):
@@ -122,7 +129,7 @@ def test_a_killed_run_goes_on_with_the_same_curve(
 
 
 def test_a_batch_follows_from_the_step_alone(tiny_model: Path) -> None:
-    task, again = (task_of(tiny_model, some_pairs(), reasoning_share=0.5) for _ in range(2))
+    task, again = (task_of(tiny_model, some_pairs(), reasoning_ratio=0.5) for _ in range(2))
     again.batch(7)
     for step in (0, 3, 11):
         assert task.batch(step) == again.batch(step)
@@ -130,7 +137,7 @@ def test_a_batch_follows_from_the_step_alone(tiny_model: Path) -> None:
 
 
 def test_every_epoch_gives_each_pair_at_most_once_and_batches_of_one_source() -> None:
-    sampler = Sampler(some_pairs(), 4, seed=0, one_source=True)
+    sampler = BatchSampler(some_pairs(), 4, seed=0, one_source=True)
     for epoch in range(3):
         batches = [sampler.batch(epoch * sampler.per_epoch + i) for i in range(sampler.per_epoch)]
         assert all(len({pair.source for pair in batch}) == 1 for batch in batches)
@@ -145,7 +152,7 @@ def test_rows_end_with_the_embed_token_and_analyses_stand_before_it(tiny_model: 
     embed = task.checkpoint.contract.embed_token_id
     assert all(row[-1] == embed and row.count(embed) == 1 for part in batch.parts.values() for row in part.rows)
     written = task.tokenizer.decode(batch.parts["reasoning"].rows[0])
-    assert f"{batch.pairs[batch.behind[0]].analysis}<|embed_token|>" in written
+    assert f"{batch.pairs[batch.with_reasoning[0]].analysis}<|embed_token|>" in written
     said = [row[len(row) - n :] for row, n in zip(batch.parts["query"].rows, batch.parts["query"].answers, strict=True)]
     assert all(task.tokenizer.decode(tokens) == "The embedding is<|embed_token|>" for tokens in said)
 
@@ -154,7 +161,7 @@ def test_a_document_that_answers_two_queries_is_no_negative(tiny_model: Path) ->
     pairs = some_pairs(4)
     twin = TrainingPair("twin", query=pairs[0].query, positive=pairs[1].positive, source="greek")
     pairs = [pairs[0], pairs[1], twin, pairs[3]]
-    task = task_of(tiny_model, pairs, batch_of="any")
+    task = task_of(tiny_model, pairs, batch_sampler="any")
     keys = np.array([document_key(pair.positive) for pair in pairs])
     candidates = Candidates(torch.zeros(4, 2), keys)
     mask = candidates.false_negatives([task.answers[pair.query] for pair in pairs], [0, 1, 2, 3])
@@ -200,43 +207,52 @@ def teacher_of(path: Path, pairs: list[TrainingPair]) -> str:
 
 def test_a_teacher_pulls_the_scores_to_its_own(tiny_model: Path, tmp_path: Path) -> None:
     pairs = some_pairs()
-    weights = LossWeights(sft=0, kl=0, infonce=0, triplet=0, distil=1.0)
-    task = task_of(tiny_model, pairs, weights=weights, teacher=teacher_of(tmp_path, pairs), reasoning_share=0.0)
+    weights = LossWeights(sft=0, kl=0, infonce=0, triplet=0, distillation=1.0)
+    task = task_of(tiny_model, pairs, weights=weights, teacher=teacher_of(tmp_path, pairs), reasoning_ratio=0.0)
     optimizer = torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=0.01)
     curve = []
     for step in range(30):
         loss, figures = task.loss(task.module, task.batch(step))
-        assert loss.item() == pytest.approx(figures["distil"])
+        assert loss.item() == pytest.approx(figures["distillation"])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        curve.append(figures["distil"])
+        curve.append(figures["distillation"])
     assert np.mean(curve[-5:]) < 0.5 * np.mean(curve[:5])
 
 
 def test_own_samples_are_what_the_model_says_at_the_start_of_their_block(tiny_model: Path) -> None:
-    task = task_of(tiny_model, some_pairs(), sample_share=1.0, samples_from=2, samples_every=3, sample_temperature=0.0)
+    task = task_of(
+        tiny_model,
+        some_pairs(),
+        self_reasoning_ratio=1.0,
+        self_reasoning_start_step=2,
+        self_reasoning_refresh_steps=3,
+        self_reasoning_temperature=0.0,
+    )
     before = task.batch(1)
     assert not any(before.sampled)
     batch = task.batch(2)
-    assert len(batch.sampled) == len(batch.behind) == 4  # pairs without a written analysis have one of their own
+    assert (
+        len(batch.sampled) == len(batch.with_reasoning) == 4
+    )  # pairs without a written analysis have one of their own
     assert all(batch.sampled)
-    queries = [batch.pairs[i].query for i in batch.behind]
+    queries = [batch.pairs[i].query for i in batch.with_reasoning]
     said = [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)]
-    assert [task.own.texts[batch.pairs[i].id] for i in batch.behind] == said
-    cut = [int(batch.pairs[i].id in task.own.cut) for i in batch.behind]
+    assert [task.self_reasoning.texts[batch.pairs[i].id] for i in batch.with_reasoning] == said
+    cut = [int(batch.pairs[i].id in task.self_reasoning.cut) for i in batch.with_reasoning]
     assert batch.parts["reasoning"].answers == cut  # of its own words only the end is taught, where the budget cut them
     assert any(cut)
-    task.own.cut.clear()
+    task.self_reasoning.cut.clear()
     assert task.batch(2).parts["reasoning"].answers == [0] * 4
     with torch.no_grad():
         for parameter in task.module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     assert task.batch(4) == task.batch(4)
-    assert task.own.block == 0
+    assert task.self_reasoning.block == 0
     task.batch(5)
-    assert task.own.block == 1
+    assert task.self_reasoning.block == 1
     assert [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)] != said
 
 
@@ -244,12 +260,12 @@ def test_own_samples_are_what_the_model_says_at_the_start_of_their_block(tiny_mo
 def test_a_run_with_own_samples_and_a_memory_resumes_exactly(
     killed_at: int, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = {"sft": 0.1, "kl": 0.0, "infonce": 1.0, "distil": 0.5}
+    weights = {"sft": 0.1, "kl": 0.0, "infonce": 1.0, "distillation": 0.5}
     changes = {
-        "sample_share": 0.7,
-        "samples_from": 1,
-        "samples_every": 3,
-        "memory": 6,
+        "self_reasoning_ratio": 0.7,
+        "self_reasoning_start_step": 1,
+        "self_reasoning_refresh_steps": 3,
+        "cross_batch_memory_size": 6,
         "weights": weights,
         "teacher": teacher_of(tmp_path, some_pairs()),
         "matryoshka": [8, 4],
@@ -274,7 +290,7 @@ def test_a_run_with_own_samples_and_a_memory_resumes_exactly(
 
 
 def test_remembered_documents_are_negatives_unless_they_answer(tiny_model: Path) -> None:
-    task = task_of(tiny_model, some_pairs(), memory=6, reasoning_share=0.0)
+    task = task_of(tiny_model, some_pairs(), cross_batch_memory_size=6, reasoning_ratio=0.0)
     for step in range(3):
         task.loss(task.module, task.batch(step))
     assert [len(part.key_M) for part in task.memory.steps] == [4, 4]  # 8 are more than 6, 4 would be fewer
@@ -290,13 +306,13 @@ def test_remembered_documents_are_negatives_unless_they_answer(tiny_model: Path)
 
 def test_figures_have_the_same_names_with_and_without_reasoning(tiny_model: Path) -> None:
     task = task_of(tiny_model, some_pairs())
-    quiet = task_of(tiny_model, some_pairs(), reasoning_share=0.0)
+    quiet = task_of(tiny_model, some_pairs(), reasoning_ratio=0.0)
     assert task.loss(task.module, task.batch(0))[1].keys() == quiet.loss(quiet.module, quiet.batch(0))[1].keys()
 
 
 def test_going_on_from_an_adapter_starts_where_it_ended(recipe: Callable[..., Path], tmp_path: Path) -> None:
     first = train_sft(recipe())
-    second = train_sft(recipe(output=str(tmp_path / "second"), start_from=str(first)))
+    second = train_sft(recipe(output=str(tmp_path / "second"), init_adapter=str(first)))
     assert losses(tmp_path / "second")[0][1] < losses(tmp_path / "run")[0][1]
     assert SearchR3.from_pretrained(second, device="cpu").contract_hash != SearchR3.from_pretrained(first).contract_hash
 
@@ -321,16 +337,16 @@ def test_dev_figures_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pairs_per_step": 1}, "InfoNCE needs negatives"),
+        ({"global_batch_size": 1}, "InfoNCE needs negatives"),
         ({"temperature": 0}, "temperature"),
-        ({"reasoning_share": 2}, "reasoning_share"),
+        ({"reasoning_ratio": 2}, "reasoning_ratio"),
         ({"attention": "flash"}, "attention"),
         ({"pairs": []}, "pairs is empty"),
-        ({"weights": {"distil": 1}}, "needs a teacher"),
-        ({"teacher": "none.rows.safetensors", "weights": {"distil": 1}}, "no file of teacher rows"),
+        ({"weights": {"distillation": 1}}, "needs a teacher"),
+        ({"teacher": "none.rows.safetensors", "weights": {"distillation": 1}}, "no file of teacher rows"),
         ({"matryoshka": [4096]}, "dimensions, not more"),
-        ({"sample_share": 2}, "sample_share"),
-        ({"pairs_per_step": 64}, "too few for a batch of 64"),
+        ({"self_reasoning_ratio": 2}, "self_reasoning_ratio"),
+        ({"global_batch_size": 64}, "too few for a batch of 64"),
         ({"weights": {"kl": -1}}, "weights.kl"),
         ({"base": "no-such-model"}, "no model 'no-such-model'"),
         ({"temprature": 0.1}, "did you mean"),

@@ -1,0 +1,22 @@
+"""Mixed precision: what "auto" means on this hardware, and the autocast region of a step."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def resolve_mixed_precision(setting: str, device: torch.device) -> str:
+    """ "auto" -> "bf16" where the hardware is fast at it: a GPU with bf16, a CPU with AMX tiles; else "no"."""
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return "bf16" if device.type == "cpu" and amx is not None and amx() else "no"
+
+
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
+    """bf16 autocast, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()

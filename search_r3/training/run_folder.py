@@ -1,0 +1,122 @@
+"""The folder of a training run: locked by one process, and resumed only with the settings of its first start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_write_text, remove_leftovers
+from search_r3.training.config import LoopConfig, with_present_keys
+from search_r3.training.run_checkpoint import newest_checkpoint, read_finished
+from search_r3.training.training_log import truncate_log
+
+FREE_KEYS = frozenset(
+    f"loop.{name}"
+    for name in (
+        *("checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_first", "log_every"),
+        *("patience", "time_limit_minutes"),
+    )
+) | {"trained_on"}
+"""What may change between two starts of a run: nothing that alters a weight (what it was trained on has a hash)."""
+WRITTEN = ("adapter", "best", "config.json", "log.jsonl", "finished.json")
+"""What a run writes, beside its checkpoints and TensorBoard's files."""
+
+
+@contextmanager
+def run_lock(output: Path) -> Iterator[None]:
+    """Hold the folder's lock; create the folder if it does not exist.
+
+    Raises:
+        InputError: another process holds the lock, or the folder is not writable.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another process is training in {output}; wait for it or choose another folder") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror}; choose a folder you may write to") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_run(
+    output: Path, settings: dict[str, Any], config: LoopConfig, resume: bool
+) -> tuple[Path | None, str | None]:
+    """Prepare a locked folder for a run with these settings.
+
+    Args:
+        settings: the whole configuration, JSON values; it is written to `config.json`.
+        resume: False removes what an earlier run wrote.
+
+    Returns:
+        The newest checkpoint, if there is one; and why nothing is left to do, if the run is finished.
+
+    Raises:
+        InputError: the run in the folder has other settings, or none of its checkpoints can be read.
+    """
+    if not resume:
+        _clear(output)
+    remove_leftovers(*(output / name for name in WRITTEN))
+    checkpoint = newest_checkpoint(output, warn=partial(print, file=sys.stderr))
+    _check_same_run(output, settings, begun=checkpoint is not None)
+    finished = None if checkpoint is None else finished_reason(output, config)
+    if finished is None:
+        truncate_log(output / "log.jsonl", 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-")))
+        (output / "finished.json").unlink(missing_ok=True)  # of fewer steps, or less patience
+    return checkpoint, finished
+
+
+def finished_reason(output: Path, config: LoopConfig) -> str | None:
+    """Why a run needs no further step; None if it does."""
+    if not (facts := read_finished(output)):
+        return None
+    if facts["step"] >= config.steps:
+        return f"all {config.steps} steps are done already"
+    if 0 < config.patience <= facts.get("patience", 0):
+        early = f"stopped early already, after step {facts['step']} of {config.steps}"
+        return f"{early}: {facts['why']} (a larger loop.patience continues the run)"
+    return None
+
+
+def _clear(output: Path) -> None:
+    for name in ("checkpoints", "best", "adapter", "tensorboard"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ("log.jsonl", "config.json", "finished.json"):
+        (output / name).unlink(missing_ok=True)
+
+
+def _check_same_run(output: Path, settings: dict[str, Any], begun: bool) -> None:
+    """Refuse to continue with other settings than the run was begun with; then write these."""
+    now = json.loads(json.dumps(settings))
+    path = output / "config.json"
+    if begun and path.exists():
+        new = _flat(now)
+        old = with_present_keys(_flat(json.loads(path.read_text(encoding="utf-8"))), new)
+        free = FREE_KEYS | ({"loop.steps"} if old.get("loop.schedule") == "constant" else set())
+        for key in sorted(set(old) | set(new)):
+            if key not in free and old.get(key) != new.get(key):
+                raise InputError(
+                    f"the run in {output} was begun with {key} = {old.get(key)!r}, but now it is {new.get(key)!r}; "
+                    "change it back, choose another output folder, or start over without resuming"
+                )
+    atomic_write_text(path, json.dumps(now, indent=1) + "\n")
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
