@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -16,21 +17,17 @@ from search_r3.cli.options import SETTINGS, Json, hush, print_json
 from search_r3.cli.train_dry_run import DryBase, DryGpus, DryRun, show_dry_run
 
 train_app = typer.Typer(
-    help="Train a model: `train sft` is stage 1 (supervised, contrastive), `train grpo` stage 2 (reinforced).",
+    help="Train a model: `train sft` is stage 1 (supervised, contrastive), `train grpo` stage 2 (reinforcement).",
     **SETTINGS,
 )
 Override = Annotated[
     list[str] | None, typer.Option("--set", help="Change one key of the recipe: section.key=value. Repeatable.")
 ]
-Resume = Annotated[
-    bool, typer.Option(help="Go on from the run folder's newest checkpoint; --no-resume starts from nothing.")
-]
-MEASURED_ON = {"sft": "cosqa", "grpo": "scifact"}
-"""The data set that the next command is shown with."""
+Resume = Annotated[bool, typer.Option(help="Resume from the run folder's newest checkpoint; --no-resume starts over.")]
 
 
 @train_app.command("sft")
-def train_sft(
+def train_sft_command(
     config: Annotated[
         Path, typer.Argument(readable=False, help="A recipe in YAML; the source checkout's configs/ holds examples.")
     ],
@@ -41,9 +38,9 @@ def train_sft(
     gpus: DryGpus = 1,
     as_json: Json = False,
 ) -> None:
-    """Train stage 1: the model learns to embed, directly and behind its own reasoning.
+    """Train stage 1: the model learns to embed, directly and after reasoning.
 
-    Ctrl-C finishes the step, writes a checkpoint and stops; the same command goes on from there. The run folder holds
+    Ctrl-C finishes the step, writes a checkpoint and stops; the same command resumes from it. The run folder holds
     log.jsonl, the checkpoints and the best adapter.
 
     \b
@@ -51,11 +48,17 @@ def train_sft(
     Before:   search-r3 data build RECIPE pairs.jsonl; train sft CONFIG --dry-run
     Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
     """
-    _train("sft", config, override or [], resume, dry_run, base, gpus, as_json)
+    hush()
+    if dry_run:
+        show_dry_run("sft", config, override, base, gpus, as_json)
+        return
+    from search_r3.training.sft.sft_task import train_sft
+
+    _run(train_sft, config, override, resume, as_json, dataset="cosqa")
 
 
 @train_app.command("grpo")
-def train_grpo(
+def train_grpo_command(
     config: Annotated[
         Path,
         typer.Argument(readable=False, help="A recipe in YAML; the source checkout's configs/grpo/ holds examples."),
@@ -67,53 +70,49 @@ def train_grpo(
     gpus: DryGpus = 1,
     as_json: Json = False,
 ) -> None:
-    """Train stage 2: reinforce the reasoning and the embedding together, in a corpus that moves with the model.
+    """Train stage 2: reinforcement learning of reasoning and embedding together, on a corpus that the model re-encodes.
 
     Starts from a stage 1 adapter, which stays the reference. Ctrl-C finishes the step, writes a checkpoint and stops;
-    the same command goes on from there, with the corpus as it was. The run folder holds log.jsonl, rollouts.jsonl
-    (analyses with their rewards, before and after), the checkpoints and the best adapter.
+    the same command resumes from it, with the corpus as it was. The run folder holds log.jsonl, rollouts.jsonl
+    (reasoning traces with their rewards, before and after), the checkpoints and the best adapter.
 
     \b
     Example:  search-r3 train grpo configs/grpo/cpu.yaml --set adapter=runs/sft-cpu/adapter
     Before:   search-r3 train sft CONFIG; train grpo CONFIG --dry-run
     Next:     search-r3 plot RUN; search-r3 evaluate --dataset scifact --system RUN/best
     """
-    _train("grpo", config, override or [], resume, dry_run, base, gpus, as_json)
-
-
-def _train(
-    stage: Literal["sft", "grpo"],
-    config: Path,
-    override: list[str],
-    resume: bool,
-    dry_run: bool,
-    base: str | None,
-    gpus: int,
-    as_json: bool,
-) -> None:
     hush()
     if dry_run:
-        show_dry_run(stage, config, override, base, gpus, as_json)
+        show_dry_run("grpo", config, override, base, gpus, as_json)
         return
-    if stage == "sft":
-        from search_r3.training.sft.sft_task import train_sft as train
-    else:
-        from search_r3.training.grpo.grpo_task import train_grpo as train
+    from search_r3.training.grpo.grpo_task import train_grpo
 
+    _run(train_grpo, config, override, resume, as_json, dataset="scifact")
+
+
+def _run(
+    train: Callable[[Path, list[str], bool], Path],
+    config: Path,
+    override: list[str] | None,
+    resume: bool,
+    as_json: bool,
+    dataset: str,
+) -> None:
+    """Train, and print where the adapter is and what to do with it; `dataset` is that of the suggested evaluation."""
     from search_r3.training.distributed.sharding import end_processes
 
     try:
-        folder = train(config, override, resume)
+        folder = train(config, override or [], resume)
     finally:
         end_processes()
-    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks
+    if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
         return
     if as_json:
         print_json({"adapter": str(folder)})
     else:
         name = shlex.quote(str(folder))
         print(f"adapter: {folder}")
-        print(f"to measure it:     search-r3 evaluate --dataset {MEASURED_ON[stage]} --system {name}")
+        print(f"to measure it:     search-r3 evaluate --dataset {dataset} --system {name}")
         print(f"to search with it: search-r3 index PATH --into FOLDER --model {name}")
 
 
@@ -128,7 +127,7 @@ def plot(
 ) -> None:
     """Draw a training run's curves: dev figures, loss terms, accuracy, gradient norm, speed. Works while it runs.
 
-    Several runs are compared in one picture, a panel for each figure and a line for each run, called by its folder.
+    Several runs are compared in one picture, a panel for each figure and a line for each run, named by its folder.
 
     \b
     Example:  search-r3 plot runs/sft-first

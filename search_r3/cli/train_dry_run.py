@@ -1,4 +1,4 @@
-"""`train sft --dry-run` and `train grpo --dry-run`: the options, and the report for people."""
+"""`train sft --dry-run` and `train grpo --dry-run`: their options, and the report as text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from search_r3.cli.options import print_json
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Train nothing: run one step of a random two-layer model, and say what the run would take."
+        "--dry-run", help="Do not train: run one step of a random two-layer model, and report what the run would need."
     ),
 ]
-DryBase = Annotated[
-    str | None, typer.Option("--base", help="For --dry-run: look at this model instead of the recipe's base.")
-]
-DryGpus = Annotated[int, typer.Option("--gpus", min=1, help="For --dry-run: so many GPUs.")]
+DryBase = Annotated[str | None, typer.Option("--base", help="For --dry-run: this model instead of the recipe's base.")]
+DryGpus = Annotated[int, typer.Option("--gpus", min=1, help="For --dry-run: the number of GPUs.")]
 PARTS = {
     "weights": "weights (float32, adapter included)",
     "gradients": "gradients",
-    "optimiser": "optimiser",
+    "optimizer": "optimizer",
     "activations": "activations",
     "casts": "bf16 copies of frozen matrices",
     "logits": "logits and their losses",
@@ -33,12 +31,12 @@ PARTS = {
 
 
 def show_dry_run(
-    stage: Literal["sft", "grpo"], config: Path, override: list[str], base: str | None, gpus: int, as_json: bool
+    stage: Literal["sft", "grpo"], config: Path, override: list[str] | None, base: str | None, gpus: int, as_json: bool
 ) -> None:
-    """Run and print it."""
+    """Run it and print the report."""
     from search_r3.training.planning.dry_run import dry_run
 
-    report = dry_run(stage, config, override, base=base, gpus=gpus)
+    report = dry_run(stage, config, override or [], base=base, gpus=gpus)
     if as_json:
         print_json(report)
     else:
@@ -64,8 +62,8 @@ def _print(report: dict[str, Any]) -> None:
         f"{tried['seconds']:.1f} s, loss {tried['loss']:.3f}"
     )
     measured, formula = tried["measured"] / 1e9, tried["formula"] / 1e9
-    print(f"       it took {measured:.2f} GB beyond the weights; the formula said {formula:.2f}")
+    print(f"       it took {measured:.2f} GB beyond the weights; the formula gives {formula:.2f}")
     if report["tokenizer"] != "its own":
-        print("       with a made-up tokenizer of the same size: the model's own is not at hand")
+        print("       with a placeholder tokenizer of the same size: the model's own is not available offline")
     for warning in report["warnings"]:
         print(f"warning: {warning}")

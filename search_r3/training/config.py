@@ -71,18 +71,18 @@ SPLIT_KEYS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 
 @dataclass
 class LoopConfig:
-    """How the training loop runs: length, optimiser, schedule, checkpoints, reports."""
+    """How the training loop runs: length, optimizer, schedule, checkpoints, log."""
 
     steps: int = 1000
     """Optimiser steps in the whole run."""
     learning_rate: float = 3e-4
     """AdamW's peak learning rate."""
     warmup_steps: int = 10
-    """Steps over which the rate rises linearly to its peak; at or above `steps`, the whole run is warm-up."""
+    """Steps over which the rate rises linearly to its peak; from `steps` on, the whole run is warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up, over the rest of `steps`."""
     min_lr_ratio: float = 0.1
-    """Where it falls to, as a share of the peak, in [0, 1]; "constant" ignores it."""
+    """The final rate as a fraction of the peak, in [0, 1]; "constant" ignores it."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, on every trainable parameter."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -94,21 +94,21 @@ class LoopConfig:
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """"auto" is bf16 where the hardware is fast at it (a GPU with bf16, a CPU with AMX), else no."""
     gradient_accumulation: int = 1
-    """Batches whose gradients are averaged before one optimiser step."""
+    """Batches whose gradients are averaged before one optimizer step."""
     checkpoint_every: int = 100
     """Steps between checkpoints; 0 writes one only at the end and when stopped."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept, at least 1; the second newest is the spare if the disk damages the newest."""
+    """Number of newest checkpoints kept, at least 1; the second newest is used if the newest is damaged."""
     evaluate_every: int = 100
     """Steps between evaluations on the dev set, the first before training; 0 never evaluates."""
     evaluate_first: bool = True
-    """Also measure before any training."""
+    """Also evaluate before any training."""
     patience: int = 0
-    """Stop for good when so many evaluations in a row brought no better figure than the best before; 0 never stops."""
+    """Stop after this many evaluations in a row without a better figure than the best before; 0 never stops."""
     log_every: int = 1
     """Steps between lines in log.jsonl."""
     time_limit_minutes: float | None = None
-    """Stop this start of the run after so many minutes, with a checkpoint to go on from; the schedule stays."""
+    """Stop this start of the run after this many minutes, with a checkpoint to resume from; the schedule stays."""
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "steps", self.steps, "1 or more")
@@ -151,8 +151,8 @@ class LoraSettings:
     dropout: float = 0.0
     """Dropout on the adapter's input, in [0, 1); 0 keeps the first GRPO ratio at 1."""
     target_modules: str | list[str] = "all-linear"
-    """PEFT's target_modules: "all-linear", a regular expression that the whole name of a module must match, or the last
-    parts of names as a list (or with commas between: q_proj,v_proj)."""
+    """PEFT's target_modules: "all-linear", a regular expression that matches full module names, or the last parts of
+    names as a list (or separated by commas: q_proj,v_proj)."""
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, "rank", self.rank, "1 or more")

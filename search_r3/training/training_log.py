@@ -1,7 +1,7 @@
-"""What a training run tells: log.jsonl, TensorBoard if it is installed, and a progress bar or plain lines.
+"""What a training run reports: log.jsonl, TensorBoard if it is installed, and a progress bar or plain lines.
 
-One JSON object a line: `{"step", "loss", "terms", "lr", "grad_norm", "seconds", "memory_gib", ...}` after a step, and
-`{"step", "dev", "seconds"}` for an evaluation made after so many steps, with "stopped" where it ended the run early.
+One JSON object per line: `{"step", "loss", "terms", "lr", "grad_norm", "seconds", "memory_gib", ...}` after a step, and
+`{"step", "dev", "seconds"}` for an evaluation after that many steps, with "stopped" where it ended the run early.
 Only the main process reports. TensorBoard gets every number that the log gets: `train/NAME` and `dev/NAME`.
 """
 
@@ -21,13 +21,13 @@ except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
 PLAIN_LINES = 20
-"""About how many progress lines a run prints where there is no terminal to draw a bar on."""
+"""About how many progress lines a run prints without a terminal for a progress bar."""
 
 
 def truncate_log(path: Path, step: int) -> None:
     """Drop what a killed run wrote after its checkpoint of `step` finished steps, and any half-written line.
 
-    The dev figures *of* `step` go too: an evaluation follows its checkpoint, and a resumed run makes it again.
+    The dev figures *of* `step` are dropped too: an evaluation follows its checkpoint, and a resumed run repeats it.
     """
     if not path.exists():
         return
@@ -44,7 +44,7 @@ def truncate_log(path: Path, step: int) -> None:
 
 
 def peak_memory_gib() -> float:
-    """The most memory that this process has held so far, in GiB: tensors on the GPU if it uses one, else resident."""
+    """The peak memory of this process so far, in GiB: tensors on the GPU if it uses one, else resident memory."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -52,11 +52,11 @@ def peak_memory_gib() -> float:
     if resource is None:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2 ** (30 if sys.platform == "darwin" else 20)  # bytes there, KiB elsewhere
+    return peak / 2 ** (30 if sys.platform == "darwin" else 20)  # bytes on macOS, KiB elsewhere
 
 
 class Report:
-    """A context manager; every method does nothing on other processes than the main one (`active=False`)."""
+    """A context manager; its methods do nothing on processes other than the main one (`active=False`)."""
 
     def __init__(
         self, output: Path, *, steps: int, start: int, log_every: int, headline: str | None, active: bool
@@ -92,7 +92,7 @@ class Report:
             (self._bar.console.print if self._bar is not None else _to_stderr)(text)
 
     def step(self, record: dict[str, Any]) -> None:
-        """One finished optimiser step."""
+        """One finished optimizer step."""
         if not self._active:
             return
         step = record["step"]
@@ -120,7 +120,7 @@ class Report:
             self.say(f"stopped early after step {step} of {self._steps}: {stopped}")
 
     def sync(self) -> None:
-        """Flush the log to the disk, so that it is never behind the checkpoint about to be written."""
+        """Flush the log to the disk, so that it is never older than the checkpoint about to be written."""
         if self._log is not None:
             os.fsync(self._log.fileno())
 

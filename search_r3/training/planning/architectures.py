@@ -1,6 +1,9 @@
-"""What a model is made of without its weights: known architectures by name, and a stand-in that a recipe is tried on.
+"""A model's architecture without its weights, and a randomly initialized model of it, cut or on "meta".
 
-The numbers are those of the models' published `config.json` files (Qwen2.5: arXiv 2412.15115, SmolLM2: 2502.02737).
+transformers reads a configuration from a folder, from the hub's local cache, or from the hub. A dry run must also work
+without a network and without a download, so the configurations of a few models are kept here by name: the numbers of
+their published `config.json` files (Qwen2.5: arXiv 2412.15115, SmolLM2: arXiv 2502.02737). Everything else, such as
+parameter counts, is read off the model that transformers builds on the meta device.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""The chat format of both families."""
+"""The chat template of both families."""
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Architecture:
     Attributes:
         name: of the base.
         config: transformers' configuration.
-        tokenizer: the model's own where it is at hand, else a stand-in with as many tokens, one a word.
+        tokenizer: the model's own where it is available, else a stand-in with as many tokens.
         stand_in: whether the tokenizer is one.
     """
 
@@ -69,10 +72,10 @@ class Architecture:
 
 
 def architecture_of(name: str) -> Architecture:
-    """The architecture of a base model, or of the base below an adapter's folder; weights are never read.
+    """The architecture of a base model, or of the base of an adapter's folder; weights are never read.
 
-    A folder is read; a known name is looked up in `KNOWN` and needs nothing; of any other hub id the configuration and
-    the tokenizer are fetched (some megabytes at most).
+    A folder is read, and so is a hub id in the hub's local cache; otherwise a name is looked up in `KNOWN`. Of any
+    other hub id the configuration and the tokenizer are downloaded (some megabytes at most).
 
     Raises:
         InputError: nothing by that name, or no configuration that transformers reads as a causal language model.
@@ -84,6 +87,8 @@ def architecture_of(name: str) -> Architecture:
             return architecture_of(str(record["contract"]["base"]))
         return _read(name, folder)
     key = name.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
+    if "/" in name and (cached := _read_cached(name)) is not None:
+        return cached
     if key in KNOWN:
         kind, tokens, settings = KNOWN[key]
         from transformers import AutoConfig
@@ -100,6 +105,18 @@ def architecture_of(name: str) -> Architecture:
     return _read(name, name)
 
 
+def _read_cached(name: str) -> Architecture | None:
+    """The architecture of a hub id whose configuration and tokenizer are in the hub's local cache."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError):
+        return None
+    return Architecture(name, config, tokenizer, stand_in=False)
+
+
 def _read(name: str, source: str | Path) -> Architecture:
     from transformers import AutoConfig, AutoTokenizer
 
@@ -110,12 +127,12 @@ def _read(name: str, source: str | Path) -> Architecture:
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         known = ", ".join(KNOWN)
-        raise InputError(f"{name}: no configuration to be had ({reason}); known without one are {known}") from error
+        raise InputError(f"{name}: no configuration found ({reason}); known by name are {known}") from error
 
 
 @functools.lru_cache
 def stand_in_tokenizer(tokens: int) -> Any:
-    """A tokenizer of `tokens` tokens in ChatML: every word and mark of our prompts is one, and so is "t0", "t1", ..."""
+    """A tokenizer of `tokens` tokens with ChatML: the words and marks of the prompts, then "t0", "t1", ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -134,10 +151,10 @@ def stand_in_tokenizer(tokens: int) -> Any:
 
 
 def stand_in(architecture: Architecture, layers: int | None, device: str | torch.device) -> Checkpoint:
-    """A randomly initialised model as `checkpoint.load_base` would load it, in float32, cut to `layers` layers.
+    """A randomly initialized model as `checkpoint.load_base` would load it, in float32, cut to `layers` layers.
 
     Args:
-        layers: None keeps all; a model that has fewer keeps what it has.
+        layers: the most layers that are kept; None keeps all.
         device: "meta" allocates nothing: for counting.
 
     Raises:
@@ -166,5 +183,5 @@ def stand_in(architecture: Architecture, layers: int | None, device: str | torch
 
 
 def padded_rows(rows: int, embed_id: int) -> int:
-    """Rows of the embedding matrix once the embed token is in it."""
+    """Rows of the embedding matrix with the embed token."""
     return -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,9 +1,9 @@
-"""A recipe tried before it costs anything: one step of a random model of its architecture, cut to two layers.
+"""A dry run of a recipe: one step of a random model of its architecture, cut to two layers, and an estimate of memory.
 
-The step goes through the loop, the task and its loss as in the run, on made-up texts of the recipe's longest lengths;
-it rehearses what a GPU runs (transformers' own decoder), on whatever device is at hand; on a CPU in float32, unless the
-recipe asks for bf16. What the whole model would take is computed by `memory`'s formula, and the formula for the small
-step is shown beside what that step really took.
+The step goes through the loop, the task and its loss as in the run, on made-up texts of the recipe's maximum lengths.
+It runs what a GPU would run (transformers' own decoder) on the available device; on a CPU in float32, unless the recipe
+sets bf16. The memory of the whole model is computed by the formula of `memory_estimate`, and the formula's figure for
+the small step is reported beside the measured one.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from search_r3.training.sft.sft_task import SFTTask
 
 Stage = Literal["sft", "grpo"]
 LAYERS = 2
-"""Of the model that is really run."""
+"""Layers of the model that is run."""
 GPU_BYTES = 80e9
-"""The GPU that the report is about: one of 80 GB."""
+"""Memory of the GPU that the report assumes: 80 GB."""
 CPU_ROWS = 4
-"""Pairs (stage 1), or queries and rollouts of each (stage 2), of the step that is run where there is no GPU."""
+"""Pairs (stage 1), or queries and rollouts of each (stage 2), of the step that is run without a GPU."""
 DOCUMENTS = 32
 """Made-up documents of stage 2's environment."""
 
@@ -56,11 +56,11 @@ DOCUMENTS = 32
 def dry_run(
     stage: Stage, recipe: str | Path, overrides: Sequence[str] = (), *, base: str | None = None, gpus: int = 1
 ) -> dict[str, Any]:
-    """Check a recipe: run one step of a cut model, and say what the whole would take.
+    """Check a recipe: run one step of a cut model, and estimate what the whole model needs.
 
     Args:
-        base: the model to look at; by default the recipe's base (stage 1), or the one below its adapter (stage 2).
-        gpus: how many the run is meant for.
+        base: the model; by default the recipe's base (stage 1), or the base of its adapter (stage 2).
+        gpus: the number of GPUs of the run.
 
     Returns:
         "stage", "base", "gpus"; "tokenizer" ("its own" or "a stand-in"); "parameters" {"total", "trainable", "rows" of
@@ -71,7 +71,7 @@ def dry_run(
         "warnings".
 
     Raises:
-        InputError: the recipe is wrong, or nothing is known of its base.
+        InputError: the recipe is wrong, or the architecture of its base is unknown.
     """
     config: SFTConfig | GRPOConfig
     config = load_config(recipe, SFTConfig, overrides) if stage == "sft" else load_config(recipe, GRPOConfig, overrides)
@@ -82,7 +82,7 @@ def dry_run(
     shape = shape_of(full, config.lora)
     size = config.global_batch_size if isinstance(config, SFTConfig) else config.queries_per_step
     if gpus > size:
-        raise InputError(f"--gpus is {gpus}, but a batch of {size} cannot be shared out between so many")
+        raise InputError(f"--gpus is {gpus}, but a batch of {size} is too small for that many")
     parts, every = parts_of(config, full, gpus), parts_of(config, full)
     how = conditions_of(config)
     report: dict[str, Any] = {
@@ -113,7 +113,7 @@ def dry_run(
 
 
 def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict[str, Any]:
-    """Run one optimiser step of the cut model; see `dry_run`'s "tried"."""
+    """Run one optimizer step of the cut model; see `dry_run`'s "tried"."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.loop.seed)
     checkpoint = stand_in(architecture, LAYERS, "cpu")
@@ -121,14 +121,14 @@ def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict
     if isinstance(config, SFTConfig):
         checkpoint.model.to(getattr(torch, config.base_dtype))
     with tempfile.TemporaryDirectory(prefix="search-r3-dry-run-") as name:
-        small = made_small(config, Path(name), whole=device.type == "cuda")
+        small = shrunk_recipe(config, Path(name), whole=device.type == "cuda")
         task = _sft_task(small, checkpoint) if isinstance(small, SFTConfig) else _grpo_task(small, checkpoint, name)
         task.policy.fused = False  # what a GPU runs
-        # one step of random weights: its rollouts may all earn the same reward
+        # after one step of random weights, all rollouts may have the same reward
         task.must_learn = False  # type: ignore[union-attr]
         losses: list[float] = []
         inner = task.loss
-        task.loss = lambda module, batch: _noted(inner(module, batch), losses)  # type: ignore[method-assign]
+        task.loss = lambda module, batch: _record_loss(inner(module, batch), losses)  # type: ignore[method-assign]
         shape = shape_of(replace_model(checkpoint, task.policy.model), None)
         parts, how = parts_of(small, checkpoint), conditions_of(small)
         started = time.perf_counter()
@@ -149,7 +149,7 @@ def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict
 
 
 def shape_of(checkpoint: Checkpoint, lora: LoraSettings | None) -> Shape:
-    """The sizes of a loaded (or "meta") model; `lora` is put on it first, None if it has one already."""
+    """The sizes of a loaded (or "meta") model; `lora` is added to it first, None if it has an adapter already."""
     model = checkpoint.model if lora is None else add_lora(checkpoint, lora)
     plain = model.get_base_model()
     text = plain.config.get_text_config()
@@ -204,7 +204,7 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
 
 
 def conditions_of(config: SFTConfig | GRPOConfig) -> Conditions:
-    """How a GPU would compute the recipe's step."""
+    """How a GPU computes the recipe's step."""
     several = isinstance(config, GRPOConfig) and config.steps_per_round > 1
     base = config.weights.kl > 0 if isinstance(config, SFTConfig) else config.beta > 0 and not several
     return Conditions(
@@ -223,15 +223,15 @@ def memory_of(
 ) -> dict[str, int]:
     """Bytes by part, for one GPU; "host" is beside it.
 
-    "peak" is what stays, and the largest of three moments that do not meet: the step, the sampling, and the making of
-    the merged copy. Nor do the logits meet what the backward pass makes, so the parts add up to more than the peak.
+    "peak" is what stays in memory, and the largest of three that do not coincide: the step, the sampling, and merging
+    the copy. Logits and the backward pass's tensors do not coincide either, so the parts add up to more than the peak.
     """
     rows = list(parts.values())
     kept = memory_estimate.activations(shape, rows, how)
     out = {
         "weights": memory_estimate.weights(shape, how),
         "gradients": memory_estimate.gradients(shape, gpus),
-        "optimiser": memory_estimate.optimiser(shape),
+        "optimizer": memory_estimate.optimizer(shape),
         "activations": kept["layers"] + kept["backward"],
         "casts": kept["casts"],
         "logits": memory_estimate.logits(shape, rows, how),
@@ -256,7 +256,7 @@ def memory_of(
         )
     elif config.self_reasoning_ratio and "reasoning" in parts:
         out["cache"] = memory_estimate.cache(shape, 64, parts["reasoning"].prefix + parts["reasoning"].tokens, value)
-    stays = sum(out[name] for name in ("weights", "optimiser", "live_copy", "environment"))
+    stays = sum(out[name] for name in ("weights", "optimizer", "live_copy", "environment"))
     forward = kept["layers"] + kept["casts"] - kept["again"]
     step = out["gradients"] + forward + max(out["logits"], kept["again"] + kept["backward"])
     out["peak"] = stays + max(step, out["cache"], making - out["live_copy"])
@@ -270,13 +270,13 @@ def warnings_of(
     parts: dict[str, Part],
     found: dict[str, int],
 ) -> list[str]:
-    """What a person should look at before the run."""
+    """What to check before the run."""
     text, out = architecture.config.get_text_config(), []
     rows = full.model.get_input_embeddings().weight.shape[0]
     if text.vocab_size % VOCABULARY_MULTIPLE:
         out.append(
             f"the vocabulary of {text.vocab_size:,} rows is no multiple of {VOCABULARY_MULTIPLE}; it is padded to "
-            f"{rows:,}, and a merged model has so many"
+            f"{rows:,}, also in a merged model"
         )
     longest = getattr(text, "max_position_embeddings", None) or math.inf
     for name, part in parts.items():
@@ -295,15 +295,15 @@ def warnings_of(
     return out
 
 
-def made_small(config: Any, folder: Path, whole: bool) -> Any:
-    """The recipe for one step in `folder`: nothing of the data is read, nothing but the last checkpoint written.
+def shrunk_recipe(config: Any, folder: Path, whole: bool) -> Any:
+    """The recipe for one step in `folder`: no data is read, and nothing but the last checkpoint written.
 
     Args:
-        whole: keep the batch's size (a GPU); otherwise `CPU_ROWS`.
+        whole: keep the batch size (on a GPU); otherwise `CPU_ROWS`.
     """
     precision = config.loop.mixed_precision
     if precision == "auto":
-        precision = "bf16" if whole else "no"  # most CPUs only imitate bf16
+        precision = "bf16" if whole else "no"  # most CPUs emulate bf16
     loop = replace(
         config.loop, steps=1, evaluate_every=0, checkpoint_every=0, patience=0, time_limit_minutes=None,
         mixed_precision=precision, warmup_steps=0, gradient_accumulation=1,
@@ -364,7 +364,7 @@ def _grpo_task(config: GRPOConfig, checkpoint: Checkpoint, folder: str) -> GRPOT
 
 
 def _text(number: int, tokens: int) -> str:
-    """A made-up text of at least `tokens` tokens, unlike that of another number."""
+    """A made-up text of at least `tokens` tokens, different for each number."""
     return " ".join(f"t{1000 + number if i == 0 else (number * 31 + i) % 900}" for i in range(tokens))
 
 
@@ -384,13 +384,13 @@ def _base_of(config: SFTConfig | GRPOConfig) -> str:
     for place in (folder, adapters_dir() / config.adapter):
         if (place / checkpoints.CONTRACT_FILE).is_file():
             return str(place)
-    raise InputError(f"the adapter {config.adapter} is not there yet, so its base is unknown; name it: --base NAME")
+    raise InputError(f"the adapter {config.adapter} does not exist yet, so its base is unknown; name it: --base NAME")
 
 
 def _attention(config: SFTConfig | GRPOConfig) -> str:
     return "sdpa" if config.attention == "auto" else config.attention
 
 
-def _noted(result: Any, losses: list[float]) -> Any:
+def _record_loss(result: Any, losses: list[float]) -> Any:
     losses.append(float(result[0].detach()))
     return result

@@ -1,13 +1,13 @@
 """How much memory one GPU needs for a training step, by a formula over the model's sizes and the recipe's lengths.
 
-It counts what our own forward pass (`policy`, `losses`) keeps for the backward pass, tensor by tensor; `dry_run` holds
-it to what a step of a cut model was seen to take. Not counted: torch's own context (about 0.5 GB), fragmentation, and
-the evaluations between steps.
+It counts what the forward pass (`policy`, `losses`) keeps for the backward pass, tensor by tensor; `dry_run` compares
+it with the measured memory of a cut model's step. Not counted: torch's context (about 0.5 GB), fragmentation, and the
+evaluations between steps.
 
 Letters: N tokens of a backbone call with their padding, L of one row, P of the shared prefix, D hidden size, A width of
 all query heads, K of all key heads, F of the MLP, R rank of LoRA, V tokens of the vocabulary, T positions with logits;
 c bytes of a product's operand: 2 under bf16 autocast, else 4. The frozen base has 4 bytes a weight, or 2
-(base_dtype: bfloat16); what is trained, the residual stream and the optimiser are float32.
+(base_dtype: bfloat16); what is trained, the residual stream and the optimizer are float32.
 
     layer     N (8 D + g c D + c A (3 + 2 (P + L) / L) + 4 c F + 7 c R)
               8 D: the residual stream at both norms; g: inputs of LoRA's A matrices, 5 copies where they are cast
@@ -59,7 +59,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """A conversation of a step: rows behind one prefix.
+    """A conversation of a step: rows after one prefix.
 
     Attributes:
         rows: how many.
@@ -87,7 +87,7 @@ class Conditions:
         chunk: rows of a backbone call.
         activation_checkpointing: see `policy.Policy`.
         autocast: products in bf16.
-        eager: attention that writes its weights down.
+        eager: attention that stores its weights.
         stage: "sft" or "grpo", which losses are on the logits.
         base: the base's logits are computed too (a KL).
         weight: bytes of a frozen weight.
@@ -108,7 +108,7 @@ class Conditions:
 
     @property
     def cast(self) -> int:
-        """Bytes of the copy that a product makes of a frozen weight."""
+        """Bytes of the copy of a frozen weight that autocast makes for a product."""
         return self.operand if self.autocast and self.weight != self.operand else 0
 
 
@@ -117,7 +117,7 @@ def weights(shape: Shape, how: Conditions) -> int:
     return how.weight * shape.parameters + 4 * shape.trainable
 
 
-def optimiser(shape: Shape) -> int:
+def optimizer(shape: Shape) -> int:
     """Bytes of AdamW's two moments, float32."""
     return 8 * shape.trainable
 
@@ -128,7 +128,7 @@ def gradients(shape: Shape, gpus: int = 1) -> int:
 
 
 def layer_bytes(shape: Shape, tokens: int, row: int, prefix: int, how: Conditions) -> int:
-    """Bytes that one decoder layer keeps of `tokens` tokens in rows of `row`, behind a prefix."""
+    """Bytes that one decoder layer keeps of `tokens` tokens in rows of `row` tokens, after a prefix."""
     c, heads = how.operand, shape.heads * shape.head_size
     copies = 5 if how.autocast else 2
     each = 8 * shape.hidden + copies * c * shape.hidden + c * heads * (3 + 2 * (prefix + row) / row)
@@ -162,7 +162,7 @@ def activations(shape: Shape, parts: list[Part], how: Conditions) -> dict[str, i
 
 
 def logits(shape: Shape, parts: list[Part], how: Conditions) -> int:
-    """Bytes of the logits and of what the losses make of them, at the worst moment."""
+    """Bytes of the logits and of the losses' tensors over them, at their peak."""
     positions, most = sum(part.answers for part in parts), max((part.answers for part in parts), default=0)
     c, kept = how.operand, 0
     if not positions:
@@ -177,7 +177,7 @@ def logits(shape: Shape, parts: list[Part], how: Conditions) -> int:
 
 
 def live_copy(shape: Shape, how: Conditions, most_copied: int) -> tuple[int, int]:
-    """Bytes of the merged copy that samples and encodes, and of the moment in which it is made (as the base is first).
+    """Bytes of the merged copy that samples and encodes, and of the peak while it is made (a copy of the base first).
 
     Larger models than `most_copied` parameters are used in place.
     """

@@ -1,4 +1,4 @@
-"""The most memory that tensors took while a block ran: torch's own count on a GPU, every tensor's storage on a CPU."""
+"""The peak memory of tensors while a block runs: torch's own count on a GPU, every tensor's storage on a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak:
-    """`bytes`: the most that was there at once beyond what was there before."""
+    """`bytes`: the peak beyond what was allocated before."""
 
     bytes: int = 0
 
