@@ -3,7 +3,7 @@
     python benchmarks/ablation.py                         # on a CPU: 60 steps of 16 pairs, 4 to 6 minutes a run
     python benchmarks/ablation.py --full --seeds 0 1 2    # on a GPU: 600 steps of 256 pairs, and more parts
 
-Runs are kept in RUNS/PART-SEED and gone on with after an interruption. Figures are of dev pools, never of a test set.
+Runs are kept in RUNS/PART-SEED and resume after an interruption. Figures are of dev pools, never of a test set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ PARTS: dict[str, list[str]] = {
 MORE: dict[str, list[str]] = {
     "- sft": ["weights.sft=0"],
     "- reasoning": ["reasoning_ratio=0"],
-    "+ own samples": ["self_reasoning_ratio=0.6", "self_reasoning_start_step=60", "self_reasoning_refresh_steps=60"],
+    "+ self-generated reasoning": [
+        "self_reasoning_ratio=0.6",
+        "self_reasoning_start_step=60",
+        "self_reasoning_refresh_steps=60",
+    ],
     "+ matryoshka": ["matryoshka=[576,256,128]"],
     "+ 4 hard negatives": ["negatives_per_pair=4"],
     "lora rank 4": ["lora.rank=4", "lora.alpha=8"],

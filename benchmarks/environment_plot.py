@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.files import atomic_path
-from search_r3.training.plot import COLOURS, DASHES
+from search_r3.training.plot import COLORS, DASHES
 
 WIDTH, ROW_HEIGHT, DPI = 12.0, 2.9, 120
 """As `training.plot`: 1,440 px wide, legible at 1,200."""
@@ -27,7 +27,7 @@ def draw(worlds: dict[str, dict[str, Any]], target: Path) -> Path:
     from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(name for policies in worlds.values() for name in policies))
-    styles = {name: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS)]) for i, name in enumerate(names)}
+    styles = {name: (COLORS[i % len(COLORS)], DASHES[i // len(COLORS)]) for i, name in enumerate(names)}
     figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(worlds) + 0.9), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(h_pad=0.09, w_pad=0.07)  # type: ignore[union-attr, call-arg]
     grid = figure.subplots(len(worlds), len(PANELS), squeeze=False)

@@ -1,14 +1,14 @@
-"""How fast stage 1 trains: against sentence-transformers' cached loss, and large gradient-cached batches against small.
+"""How fast stage 1 trains: against sentence-transformers' cached loss, and large recomputed batches against small ones.
 
     python benchmarks/sft.py                                # CPU: 32 pairs a step; 256 cached against 32 plain
     python benchmarks/sft.py --device cuda --rounds 20      # GPU: 128 pairs a step; 1,024 cached against 32 plain
     python benchmarks/sft.py --pairs pairs.jsonl --only speed
     python benchmarks/sft.py --tiny                         # random tiny weights, seconds; writes no result
 
-Ours is a step of `SFTTask` with InfoNCE alone on the direct conversation, once as it stands and once with the gradient
-cache. The peer is `CachedMultipleNegativesRankingLoss` over a `SentenceTransformer` with the same LoRA, last-token
-pooling, its mini-batch our chunk, AdamW and clipping as ours. Each system runs in its own process (peak memory) and
-they take turns (time). Both tokenise within the step, and the token ids, the first loss and the first gradient's norm
+Ours is a step of `SFTTask` with InfoNCE alone on the direct conversation, once plain and once ("cached") with
+activation checkpointing. The peer is `CachedMultipleNegativesRankingLoss` over a `SentenceTransformer` with the same
+LoRA, last-token pooling, the same mini-batch, AdamW and clipping as ours. Each system runs in its own process (peak
+memory) and they take turns (time). Both tokenize within the step; token ids, first loss and norm of the first gradient
 must agree, or there is no report. What may differ is how the work is done: ours runs the prompt's prefix once and
 sorts a batch by length; the peer pads as it ships. Ours also trains the embed token's row, which the peer does not.
 """
@@ -42,7 +42,7 @@ from sft_systems import SEED, Spec, load
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 
 PLAIN_BATCH = 32
-"""The batch without gradient cache that the large one is held against."""
+"""The batch without activation checkpointing that the large one is compared with."""
 SPEED_GOAL = 1.2
 """Times the peer's speed, at no more memory than it."""
 CACHE_GOAL = 1.6
@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="bfloat16: autocast")
     parser.add_argument("--pairs-per-step", type=int, help="of the speed table (default: 32; on a GPU 128)")
     parser.add_argument("--cached-pairs", type=int, help="of the cache table's large batch (256; on a GPU 1024)")
-    parser.add_argument("--chunk", type=int, default=32, help="our mini_batch_size, the peer's mini_batch_size")
+    parser.add_argument("--chunk", type=int, default=32, help="rows of a forward pass: mini_batch_size of both")
     parser.add_argument("--query-tokens", type=int, default=48)
     parser.add_argument("--document-tokens", type=int, default=128)
     parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa"], help="ours")
@@ -224,7 +224,7 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
         }
         cells = ["", f"{system.peak_bytes / 2**20:.0f}", "", ""]
         if system is not peer:
-            # The peer computes activations twice. So do we with the cache: there the memory can be held against its.
+            # The peer computes activations twice. So do we with checkpointing: there the memory can be compared.
             met = "met" if measured.ratio >= SPEED_GOAL and share <= 1 else "missed"
             cells = [ratio_cell(measured), f"{system.peak_bytes / 2**20:.0f}", f"{share:.3f}", f"{SPEED_GOAL} {met}"]
             found |= ratio_figures("times_the_peers_speed", measured) | {"peak_of_peer": rounded(share)}
@@ -236,7 +236,7 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def cache(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
-    """Time per pair and peak memory: the small batch without gradient cache against the large one with it."""
+    """Time per pair and peak memory: the small batch without activation checkpointing against the large one with it."""
     steps = options.cached_pairs // options.plain_pairs  # small steps over about the texts of one large step
     with ExitStack() as stack:
         small = System("plain", replace(base, global_batch_size=options.plain_pairs), options.warmup)
@@ -262,7 +262,7 @@ def cache(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
     measured = compare(seconds["plain"], seconds["cached"])
     share = large.peak_bytes / small.peak_bytes
     header = ("batch       ", "ms/pair", "times (min-max) ", "peak MiB", "of plain", "goal      ")
-    table = Table("gradient cache", *header)
+    table = Table("activation checkpointing", *header)
     first = ["", f"{small.peak_bytes / 2**20:.0f}", "", ""]
     table.row(f"{options.plain_pairs} plain", f"{1000 * measured.ours_seconds:.3g}", *first)
     met = "met" if measured.ratio <= CACHE_GOAL and share <= SAME_MEMORY else "missed"
@@ -284,7 +284,7 @@ def precision(bf16: bool) -> str:
 
 
 class System(Worker):
-    """A worker with what it has said so far. Batches are numbered: the warm-up's first, then the rounds'."""
+    """A worker and its answers so far. Batches are numbered: the warm-up's first, then the rounds'."""
 
     def __init__(self, name: str, spec: Spec, warmup: int) -> None:
         """Start the worker; `warm_up` waits until it is loaded."""

@@ -113,7 +113,7 @@ class Peer:
         self.spec, self.lora, self.loop, self.temperature = spec, defaults.lora, defaults.loop, defaults.temperature
         options = {"dtype": torch.float32, "attn_implementation": spec.attention}
         backbone = Transformer(spec.folder, model_kwargs=options)
-        backbone.model.config.use_cache = False  # no keys and values kept that nobody reads
+        backbone.model.config.use_cache = False  # keys and values are not used
         pooling = Pooling(backbone.model.config.hidden_size, pooling_mode="lasttoken")
         self.module = SentenceTransformer(modules=[backbone, pooling, Normalize()], device="cpu")
         torch.manual_seed(SEED)  # LoRA's first weights, the same as ours

@@ -1,8 +1,8 @@
-"""The losses of stage 1 as pure functions on tensors: contrastive, triplet, cross-entropy, KL to the base, a teacher's.
+"""Stage 1's losses as pure functions on tensors: contrastive, triplet, cross-entropy, KL to the base, distillation.
 
 Source: Search-R3 (arXiv 2510.07048), stage 1: L = w1 L_SFT + w2 L_KL + w3 L_InfoNCE + w4 L_triplet. The weights, the
-temperature and the margin belong to the caller's configuration; nothing here knows of models. Soft labels from a
-teacher, Matryoshka dimensions, and two figures of an embedding's geometry are additions; each names its source.
+temperature and the margin belong to the caller's configuration; nothing here depends on a model. Soft labels from a
+teacher, Matryoshka dimensions, and two figures of an embedding's geometry are additions; docstrings name their sources.
 
 Shape suffixes: B queries, N documents, D embedding dimensions, K negatives of a query, T token positions,
 V vocabulary ids. A scalar has none.
@@ -37,7 +37,7 @@ def info_nce(q_BD: Tensor, d_ND: Tensor, target_B: Tensor, temperature: float, m
         target_B: the row of each query's positive in `d_ND`, integers in [0, N).
         temperature: tau > 0 (0.02 to 0.05 is usual).
         mask_BN: boolean; True where a document is a *false* negative of a query (the same document under another
-            query, or another judged positive) and is to be left out of that query's denominator.
+            query, or another relevant document) and is to be left out of that query's denominator.
 
     Returns:
         Scalar, float32 (float64 for float64 inputs).
@@ -219,7 +219,7 @@ def score_distillation(
     teacher_temperature: float,
     mask_BN: Tensor | None = None,
 ) -> Tensor:
-    """How far our ranking of each query's candidates is from a teacher's, in nats a query.
+    """KL from the student's to a teacher's distribution over each query's candidates, in nats a query.
 
         mean_b  sum_n p_b(n) (log p_b(n) - log s_b(n)),   p = softmax(teacher / tau_t), s = softmax(student / tau)
 
@@ -227,7 +227,7 @@ def score_distillation(
     separates two encoders' cosines, changes nothing. A constant teacher asks for equal scores of all candidates.
 
     Args:
-        student_BN: our cosines, a row a query and a column a candidate document, any float dtype.
+        student_BN: the student's cosines, a row per query and a column per candidate document, any float dtype.
         teacher_BN: the teacher's scores of the same candidates, a constant (no gradient flows into it); NaN where the
             teacher did not score, and that candidate is left out.
         temperature, teacher_temperature: tau and tau_t > 0. The loss is not multiplied by tau^2.
@@ -257,10 +257,10 @@ def score_distillation(
     if bool(teacher_BN.isinf().any()):
         raise ValueError("teacher_BN has an infinite score; mark a candidate that the teacher did not score with NaN")
     out_BN = teacher_BN.isnan() if mask_BN is None else teacher_BN.isnan() | mask_BN
-    told_B = (~out_BN).sum(1) >= 2
-    out_BN = out_BN[told_B]
+    scored_B = (~out_BN).sum(1) >= 2
+    out_BN = out_BN[scored_B]
     with _no_autocast(student_BN):
-        student_BN, teacher_BN = _upcast(student_BN[told_B], teacher_BN.detach()[told_B])
+        student_BN, teacher_BN = _upcast(student_BN[scored_B], teacher_BN.detach()[scored_B])
         log_s_BN = (student_BN / temperature).masked_fill(out_BN, -math.inf).log_softmax(-1)
         log_p_BN = (teacher_BN / teacher_temperature).masked_fill(out_BN, -math.inf).log_softmax(-1)
         difference_BN = (log_p_BN - log_s_BN).masked_fill(out_BN, 0.0)  # -inf - -inf, as in kl_to_base
@@ -290,8 +290,8 @@ def matryoshka(
         matryoshka(lambda q, d: info_nce(q, d, target, 0.03), (576, 256, 64))(q_BD, d_ND)
 
     Args:
-        loss_fn: takes embeddings with unit rows, each cut to the dimension at hand, and returns a scalar.
-        dims: dimensions from the front, in any order; name the whole dimension too if it is to count.
+        loss_fn: takes embeddings with unit rows, each truncated to one dimension, and returns a scalar.
+        dims: numbers of leading dimensions, in any order; include the full dimension if it is to count.
         weights: one for each of `dims`, 0 or more; None counts all the same. Divided by their sum, so that the term
             keeps its size beside the other terms (the paper sums instead).
 

@@ -1,7 +1,7 @@
 """Runs' curves, drawn from their logs on one page of small panels: one run with all its figures, or several compared.
 
-What nobody logged gets no panel. A legend stands above its panel, never on a line; colours are Okabe and Ito's, which
-colour-blind readers can tell apart, and what two lines of one colour mean is told by their dashes.
+A figure that was not logged has no panel. A legend is above its panel, never on a line; the colors are Okabe and Ito's,
+which color-blind readers can distinguish, and dashes distinguish two lines of one color.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1)))
 WIDTH, ROW_HEIGHT, DPI = 12.0, 2.6, 120
 """Inches, and dots an inch: 1,440 px wide, with letters of 8 points that are legible at 1,200."""
-MOST_RUNS = len(COLOURS) * len(DASHES)
+MOST_RUNS = len(COLORS) * len(DASHES)
 NEEDS_ROWS = {"infonce_reasoning": "rows_reasoning", "accuracy_reasoning": "rows_reasoning"}
 """Figures that mean nothing at a step where this other figure, if it is logged, is 0."""
 
@@ -33,9 +33,9 @@ class Panel:
 
     title: str
     figures: dict[str, str] = field(default_factory=dict)
-    """Figures of the steps, and their labels: a colour each."""
+    """Figures of the steps, and their labels: a color each."""
     dev: dict[str, str] = field(default_factory=dict)
-    """Endings of dev figures, and their titles in a comparison: a colour for each pool, dashes for the second."""
+    """Endings of dev figures, and their titles in a comparison: a color for each pool, dashes for the second."""
     log: bool = False
     """Logarithmic, if the values span more than a factor of `SPAN`."""
     share: bool = False
@@ -57,9 +57,9 @@ PANELS = (
     Panel("learning rate", {"lr": ""}, exact=True),
     Panel("dev uniformity (lower: more even)", dev={"uniformity": "dev uniformity"}),
     Panel("dev alignment (lower: nearer)", dev={"alignment": "dev alignment"}),
-    Panel("dev analyses that end (dashed: distinct)", share=True,
-          dev={"emission": "dev analyses that end", "distinct": "dev distinct analyses"}),
-    Panel("dev tokens of an analysis", dev={"tokens": "dev tokens of an analysis"}),
+    Panel("dev reasoning that ends (dashed: distinct)", share=True,
+          dev={"emission": "dev reasoning that ends", "distinct": "dev distinct reasoning"}),
+    Panel("dev tokens of reasoning", dev={"tokens": "dev tokens of reasoning"}),
     Panel("reward of rollouts", {"reward": "as trained on", "dcg_scaled": "DCG scaled", "dcg": "nDCG",
                                  "direct": "direct"}),
     Panel("dev reward, live corpus (dashed: direct)",
@@ -86,7 +86,7 @@ class Line:
 
     label: str
     points: Points
-    colour: str
+    color: str
     dashes: Any = "-"
     dev: bool = False
     bold: bool = False
@@ -213,16 +213,16 @@ def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None) -> P
 def _one_run(run: Run) -> list[tuple[Panel, list[Line]]]:
     pools = list(dict.fromkeys(pool for panel in PANELS for name in panel.dev for pool in run.dev_figures(name)))
     pools = [pool for pool in pools if pool != "mean"]
-    colours = {pool: COLOURS[i % (len(COLOURS) - 1)] for i, pool in enumerate(pools)} | {"mean": COLOURS[-1]}
+    colors = {pool: COLORS[i % (len(COLORS) - 1)] for i, pool in enumerate(pools)} | {"mean": COLORS[-1]}
     found = []
     for panel in PANELS:
         lines = []
-        for (name, label), colour in zip(panel.figures.items(), COLOURS, strict=False):
-            lines.append(Line(label, run.figure(name), colour, bold=name == "loss"))
+        for (name, label), color in zip(panel.figures.items(), COLORS, strict=False):
+            lines.append(Line(label, run.figure(name), color, bold=name == "loss"))
         for ending, dashes in zip(panel.dev, DASHES, strict=False):
             for pool, points in run.dev_figures(ending).items():
                 label = pool if dashes == "-" else ""
-                lines.append(Line(label, points, colours[pool], dashes, True, pool == "mean"))
+                lines.append(Line(label, points, colors[pool], dashes, True, pool == "mean"))
         found.append((panel, [line for line in lines if line.points]))
     return found
 
@@ -246,7 +246,7 @@ def _compared(runs: Sequence[Run]) -> list[tuple[Panel, list[Line]]]:
 
 
 def _style(i: int) -> tuple[str, Any]:
-    return COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS)]
+    return COLORS[i % len(COLORS)], DASHES[i // len(COLORS)]
 
 
 def _draw(axis: Any, panel: Panel, lines: list[Line], *, legend: bool) -> None:
@@ -261,16 +261,16 @@ def _draw(axis: Any, panel: Panel, lines: list[Line], *, legend: bool) -> None:
         scale, title = 10.0**-power, f"{title}, in 1e{power}"
     for line in lines:
         x, y = [step for step, _ in line.points], [scale * value for _, value in line.points]
-        style: dict[str, Any] = {"color": line.colour, "linestyle": line.dashes, "linewidth": 2.0 if line.bold else 1.5}
+        style: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "linewidth": 2.0 if line.bold else 1.5}
         raw = line.dev or panel.exact
         if len(y) <= 30:  # points show where something was measured; hollow ones leave the dashes legible
             style |= {
                 "marker": "o",
                 "markersize": 3.2,
-                "markerfacecolor": line.colour if line.dashes == "-" else "white",
+                "markerfacecolor": line.color if line.dashes == "-" else "white",
             }
         elif legend and not raw:  # a single run: every step behind the running mean
-            axis.plot(x, y, color=line.colour, alpha=0.18, linewidth=0.7)
+            axis.plot(x, y, color=line.color, alpha=0.18, linewidth=0.7)
         axis.plot(x, y if raw else _smooth(y), label=line.label or "_", **style)
     smooth = [scale * v for line in lines for v in _smooth([value for _, value in line.points]) if v > 0]
     if panel.log and smooth and max(smooth) > SPAN * min(smooth):
@@ -303,8 +303,8 @@ def _legend_of_runs(figure: Any, runs: Sequence[Run]) -> None:
 
     handles = []
     for i, run in enumerate(runs):
-        colour, dashes = _style(i)
-        handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=2, label=run.name))
+        color, dashes = _style(i)
+        handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=2, label=run.name))
     widest = max(len(run.name) for run in runs)
     columns = max(1, min(len(runs), 150 // (widest + 8)))  # about 150 letters of 9 points go into 12 inches
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=9, frameon=False)

@@ -1,7 +1,8 @@
-"""A training run's state on disk: what a killed run needs to go on exactly as if it had not been killed.
+"""A training run's state on disk: what a killed run needs to resume exactly as if it had not been killed.
 
-One folder a checkpoint, written aside and renamed: trainable weights and AdamW's moments in safetensors, the rest in
-JSON, so loading one never runs code (no pickle). Random states are absent on purpose: see `loop.seed_step`.
+One folder per checkpoint, written under another name and renamed: trainable weights and AdamW's moments in
+safetensors, the rest in JSON, so loading one never runs code (no pickle). Random states are absent on purpose: see
+`schedule.seed_step`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from search_r3.training.distributed.sharding import copy_into, full_tensor, shar
 
 FORMAT = 2
 _TENSOR = "__tensor__"  # marks the place of a tensor in the JSON of the task's state
-
-
 TASK_KEYS_1 = {"own": "self_reasoning", "memory": "cross_batch_memory"}
 """Parts of a task's state by their names in format 1 and now."""
 

@@ -79,7 +79,7 @@ def test_every_figure_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -
     assert [list(line.get_ydata()) for line in quality.get_lines()] == [
         [0.4, 0.4], [0.25, 0.25], [0.5, 0.5], [0.3, 0.3], [0.25, 0.25], [0.5, 0.5]
     ]  # fmt: skip
-    assert shown["dev analyses that end (dashed: distinct)"].get_lines()[0].get_ydata()[0] == 0.9
+    assert shown["dev reasoning that ends (dashed: distinct)"].get_lines()[0].get_ydata()[0] == 0.9
     assert shown["dev uniformity (lower: more even)"].get_lines()[0].get_ydata()[0] == pytest.approx(0.375)
     rate = shown["learning rate, in 1e-3"].get_lines()[0].get_ydata()
     assert rate[0] == pytest.approx(0.1)

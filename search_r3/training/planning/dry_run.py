@@ -182,24 +182,24 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
     reasoning = render(prompts.reasoning, tokenizer, give_answer=False)
     if isinstance(config, GRPOConfig):
         rows = math.ceil(math.ceil(config.queries_per_step / gpus) * config.group_size / config.minibatches)
-        said = config.max_reasoning_tokens + 1
-        length = config.max_query_tokens + len(reasoning.suffix) + said
-        return {"rollouts": Part(rows, length, len(reasoning.prefix), rows * said)}
-    pairs, spoken = math.ceil(config.global_batch_size / gpus), bool(config.weights.sft or config.weights.kl)
-    behind = math.ceil(config.reasoning_ratio * pairs)
+        answer = config.max_reasoning_tokens + 1
+        length = config.max_query_tokens + len(reasoning.suffix) + answer
+        return {"rollouts": Part(rows, length, len(reasoning.prefix), rows * answer)}
+    pairs, logits = math.ceil(config.global_batch_size / gpus), bool(config.weights.sft or config.weights.kl)
+    with_reasoning = math.ceil(config.reasoning_ratio * pairs)
     given = len(query.suffix) - len(render(prompts.query, tokenizer, give_answer=False).suffix)
-    said = config.max_reasoning_tokens + 1
+    answer = config.max_reasoning_tokens + 1
     parts = {
         "document": Part(
             pairs * (1 + config.negatives_per_pair),
             config.max_document_tokens + len(document.suffix),
             len(document.prefix),
         ),
-        "query": Part(pairs, config.max_query_tokens + len(query.suffix), len(query.prefix), spoken * pairs * given),
+        "query": Part(pairs, config.max_query_tokens + len(query.suffix), len(query.prefix), logits * pairs * given),
     }
-    if behind:
-        length = config.max_query_tokens + len(reasoning.suffix) + said
-        parts["reasoning"] = Part(behind, length, len(reasoning.prefix), spoken * behind * said)
+    if with_reasoning:
+        length = config.max_query_tokens + len(reasoning.suffix) + answer
+        parts["reasoning"] = Part(with_reasoning, length, len(reasoning.prefix), logits * with_reasoning * answer)
     return parts
 
 
@@ -334,21 +334,21 @@ def replace_model(checkpoint: Checkpoint, model: Any) -> Checkpoint:
 
 
 def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
-    behind = math.ceil(config.reasoning_ratio * config.global_batch_size)
+    with_reasoning = math.ceil(config.reasoning_ratio * config.global_batch_size)
     pairs = [
         TrainingPair(
             f"p{i}",
             _text(i, config.max_query_tokens),
             _text(2000 + i, config.max_document_tokens),
             tuple(_text(40_000 + 7 * i + n, config.max_document_tokens) for n in range(config.negatives_per_pair)),
-            _text(20_000 + i, config.max_reasoning_tokens) if i < behind else None,
+            _text(20_000 + i, config.max_reasoning_tokens) if i < with_reasoning else None,
             "made-up",
         )
         for i in range(config.global_batch_size)
     ]
     if config.teacher:
         _write_teacher(Path(config.teacher), pairs)
-    return SFTTask(replace(config, reasoning_ratio=1.0 if behind else 0.0), checkpoint, pairs)
+    return SFTTask(replace(config, reasoning_ratio=1.0 if with_reasoning else 0.0), checkpoint, pairs)
 
 
 def _grpo_task(config: GRPOConfig, checkpoint: Checkpoint, folder: str) -> GRPOTask:
