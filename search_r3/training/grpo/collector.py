@@ -143,9 +143,8 @@ class Collector:
                 good += [group for group in more if group.varied]
             figures["resampled"] = float(len(refreshed) - 1)
             groups = good + [group for group in groups if not group.varied]
-        orders = sorted(
-            order for found in collectives.all_gather_object([group.order for group in groups]) for order in found
-        )
+        gathered = collectives.all_gather_object([group.order for group in groups])
+        orders = sorted(order for found in gathered for order in found)
         if config.zero_variance != "resample":  # as they were drawn
             orders.sort(key=lambda order: order[1:])
         kept = {order: place for place, order in enumerate(orders[: config.queries_per_step])}
@@ -167,9 +166,7 @@ class Collector:
     ) -> tuple[list[_Group], Judged, dict[str, float]]:
         """This process's part of the chosen queries, and figures of all."""
         config, size = self.config, self.config.group_size
-        mine = collectives.contiguous_shard(
-            len(chosen)
-        )  # the environment hears of all queries in the order that one process has
+        mine = collectives.contiguous_shard(len(chosen))  # the environment sees all queries in one process's order
         queries = [self.queries[chosen[i]] for i in mine]
         begun = time.perf_counter()
         rollouts = self.engine.sample(

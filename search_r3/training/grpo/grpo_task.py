@@ -331,9 +331,7 @@ class GRPOTask:
             if encoded.base_logits_TV is not None:
                 reference.append(token_log_probs(encoded.base_logits_TV, sampled_N, self.config.temperature)[0].cpu())
         batch.old_N, batch.reference_N = torch.cat(old), torch.cat(reference) if reference else None
-        self._everyones_round = collectives.all_gather_object(
-            batch.state_dict()
-        )  # who writes the checkpoint must know them all
+        self._everyones_round = collectives.all_gather_object(batch.state_dict())  # for the process that saves them
 
     def _of(self, batch: Round, values_N: Tensor, chosen: Sequence[int]) -> Tensor:
         """The chosen rollouts' part of a value for each token."""
