@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -44,6 +45,23 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, tmp_pat
     train(tmp_path)
     assert "renamed to damaged-step-000008" in capsys.readouterr().err
     assert log(tmp_path) == log(whole)
+
+
+def test_a_checkpoint_of_format_1_is_read_under_the_present_names(tmp_path):
+    train(tmp_path, steps=8)
+    path = tmp_path / "checkpoints" / "step-000008"
+    now = checkpoints.read_checkpoint(path)
+    facts = json.loads((path / "state.json").read_text())
+    task = facts.pop("task")
+    facts |= {"format": 1, "fruitless": 3, "task": task | {"own": {"block": 2}, "memory": {}}}
+    del facts["evals_without_improvement"]
+    (path / "state.json").write_text(json.dumps(facts))
+    before = checkpoints.read_checkpoint(path)
+    assert before.evals_without_improvement == 3
+    assert before.task == now.task | {"self_reasoning": {"block": 2}, "cross_batch_memory": {}}
+    (path / "state.json").write_text(json.dumps(facts | {"format": 3}))
+    with pytest.raises(InputError, match="has format 3, this version reads 2; update search-r3"):
+        checkpoints.read_checkpoint(path)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path):

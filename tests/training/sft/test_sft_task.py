@@ -14,7 +14,7 @@ from search_r3.data.mining.teacher import write_teacher_rows
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
-from search_r3.training.config import LoopConfig, LoraSettings
+from search_r3.training.config import RENAMED_KEYS, LoopConfig, LoraSettings
 from search_r3.training.sft import sft_task
 from search_r3.training.sft.batch_sampler import BatchSampler
 from search_r3.training.sft.contrastive import Candidates, document_key
@@ -126,6 +126,39 @@ def test_a_killed_run_goes_on_with_the_same_curve(
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     files = [(tmp_path / run / "adapter" / checkpoints.ADAPTER_FILE).read_bytes() for run in ("killed", "whole")]
     assert files[0] == files[1]
+
+
+def test_a_run_folder_with_the_keys_of_an_earlier_version_resumes(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"cross_batch_memory_size": 6, "self_reasoning_ratio": 0.5, "self_reasoning_start_step": 1}
+    train_sft(recipe(output=str(tmp_path / "whole"), **changes))
+    path, run = recipe(output=str(tmp_path / "run"), **changes), tmp_path / "run"
+    original = SFTTask.batch
+
+    def dying(self: SFTTask, step: int) -> Any:
+        if step == 5:
+            raise RuntimeError("killed")
+        return original(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTTask, "batch", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_sft(path)
+    old = {new: name for cls in ("SFTConfig", "LossWeights") for name, new in RENAMED_KEYS[cls].items()}
+    settings = json.loads((run / "config.json").read_text())
+    settings["weights"] = {old.get(key, key): value for key, value in settings["weights"].items()}
+    (run / "config.json").write_text(json.dumps({old.get(key, key): value for key, value in settings.items()}))
+    for state in run.glob("checkpoints/step-*/state.json"):
+        facts = json.loads(state.read_text())
+        task = {"own": facts["task"]["self_reasoning"], "memory": facts["task"]["cross_batch_memory"]}
+        facts |= {"format": 1, "task": task, "fruitless": facts.pop("evals_without_improvement")}
+        state.write_text(json.dumps(facts))
+    train_sft(path)
+    assert losses(run) == losses(tmp_path / "whole")
+    assert "batch_sampler" in json.loads((run / "config.json").read_text())
+    with pytest.raises(InputError, match='the key "memory" is called cross_batch_memory_size now; rename it'):
+        train_sft(path, ["memory=7"])
 
 
 def test_a_batch_follows_from_the_step_alone(tiny_model: Path) -> None:
