@@ -215,7 +215,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def with_present_keys(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The flat settings of an older run ("section.key" -> value) with the names that the settings of `now` have."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in before.items():
         section, dot, name = key.rpartition(".")
         written = [{new: value} for table in RENAMED_KEYS.values() if (new := table.get(name))]
