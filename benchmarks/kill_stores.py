@@ -100,7 +100,7 @@ class Server(Victim):
 
     def prepare(self) -> None:
         from search_r3.index import build_index
-        from search_r3.index.readers import SourceDocument
+        from search_r3.index.source_document import SourceDocument
         from search_r3.model.searchr3 import SearchR3
 
         helper("conftest").save_tiny_model(self.root / "tiny")

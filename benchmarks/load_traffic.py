@@ -67,7 +67,7 @@ def make_truth(model: Any, spec: Spec) -> dict[str, Any]:
     """Each text alone: as a document, as a query, reasoned about, and searched in an index of all of them."""
     from search_r3.data.sources.docstrings import docstring_pairs
     from search_r3.index.build import build_index
-    from search_r3.index.readers import SourceDocument
+    from search_r3.index.source_document import SourceDocument
     from search_r3.index.table import SearchIndex
 
     folder = Path(spec.folder)

@@ -30,8 +30,8 @@ from rich.text import Text
 
 from search_r3.errors import InputError
 from search_r3.index.build import build_index
-from search_r3.index.readers import SourceDocument
 from search_r3.index.search import Hit, SearchResult
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.table import SearchIndex
 from search_r3.model.model_info import BASE, newest_adapter
 from search_r3.model.resolve import BUNDLED, cache_dir, cache_written, known_names

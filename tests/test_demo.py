@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from search_r3 import demo
-from search_r3.index.readers import SourceDocument
+from search_r3.index.source_document import SourceDocument
 
 ANSWERS = {"shutil.rmtree", "difflib.get_close_matches", "functools.lru_cache", "subprocess.run", "statistics.median"}
 

@@ -220,10 +220,10 @@ def tell_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
         typer.Exit: another source has the ids of some documents (exit code 1).
     """
     from search_r3.index.index_sources import UNKNOWN
-    from search_r3.index.readers import summarise_skipped
+    from search_r3.index.readers import summarize_skipped
 
     quoted = shlex.quote(index)
-    for line in summarise_skipped([*([] if as_json else report.skipped), *report.conflicts]):
+    for line in summarize_skipped([*([] if as_json else report.skipped), *report.conflicts]):
         print(line, file=sys.stderr)
     tell_what_differs(index, report.differing)
     if report.unknown:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         maintain_index,
         update_documents,
     )
-    from search_r3.index.readers import Skipped, SourceDocument, open_source, summarise_skipped
+    from search_r3.index.readers import open_source, summarize_skipped
     from search_r3.index.search import Hit, ReasoningTrace, SearchResult, Timings
+    from search_r3.index.source_document import Skipped, SourceDocument
     from search_r3.index.table import IndexInfo, SearchIndex
 
 if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(name) is None]:
@@ -38,11 +39,14 @@ _MODULES = {
     "approximate": "Approximate",
     "build": "IndexReport build_index",
     "chunking": "Chunk chunk_document",
-    "encoder": "Encoder",
+    "document_reader": "DocumentReader SourceFile UnreadableFile",
+    "encoder_protocol": "Encoder",
     "maintenance": "Deleted UnknownDocument compact_index delete_documents delete_source maintain_index "
     "update_documents",
-    "readers": "Skipped SourceDocument open_source summarise_skipped",
+    "reader_registry": "register_reader",
+    "readers": "open_source summarize_skipped",
     "search": "Hit ReasoningTrace SearchResult Timings",
+    "source_document": "Skipped SourceDocument",
     "table": "IndexInfo SearchIndex",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -59,6 +63,7 @@ __all__ = [
     "Approximate",
     "Chunk",
     "Deleted",
+    "DocumentReader",
     "Encoder",
     "Hit",
     "IndexInfo",
@@ -68,8 +73,10 @@ __all__ = [
     "SearchResult",
     "Skipped",
     "SourceDocument",
+    "SourceFile",
     "Timings",
     "UnknownDocument",
+    "UnreadableFile",
     "build_index",
     "chunk_document",
     "compact_index",
@@ -77,6 +84,7 @@ __all__ = [
     "delete_source",
     "maintain_index",
     "open_source",
-    "summarise_skipped",
+    "register_reader",
+    "summarize_skipped",
     "update_documents",
 ]

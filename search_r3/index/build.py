@@ -42,7 +42,8 @@ from search_r3.index.index_sources import (
 )
 from search_r3.index.locking import OURS, Held, writing
 from search_r3.index.pipeline import Pipe, run_stage, start_stage
-from search_r3.index.readers import Source, SourceDocument
+from search_r3.index.readers import Source
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import Place, brief, explained, for_writing
 from search_r3.index.table import (
     COMPLETE,
@@ -72,8 +73,7 @@ COMMIT_CHUNKS = 256  # on two CPU cores some ten seconds of embedding
 COMMIT_SECONDS = 10.0  # the most that an interruption costs; a fast GPU must not make a version for every 256 chunks
 COMMIT_AT_MOST = 8192  # chunks that wait for a commit: about 50 MB
 ONE_COMMIT = 10**9  # chunks; `commit_every` for changes that are made all at once
-WAITING = 2  # windows between two stages
-STOP_SECONDS = 1.0
+WAITING, STOP_SECONDS = 2, 1.0  # windows between two stages; the wait for a source that does not answer
 IDS_A_COMMIT = 5000  # ids in one SQL condition of a deletion
 
 

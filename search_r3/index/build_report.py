@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_r3.index.duplicates import Differing
-from search_r3.index.readers import Skipped
+from search_r3.index.source_document import Skipped
 
 LARGE_SHARE, FEW_DOCUMENTS = 0.1, 3
 

@@ -18,8 +18,8 @@ from search_r3.index.build_report import Removal
 from search_r3.index.chunking import Chunk, chunk_document
 from search_r3.index.conversion import delete_command, first_inexact
 from search_r3.index.index_sources import API, Scope, source_condition
-from search_r3.index.readers import Skipped, SourceDocument
 from search_r3.index.seen_ids import Ledger
+from search_r3.index.source_document import Skipped, SourceDocument
 from search_r3.index.table_columns import CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR, ColumnTypes, quoted
 from search_r3.index.table_rows import make_row
 from search_r3.index.token_limit import TokenLimit

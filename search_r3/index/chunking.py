@@ -16,7 +16,7 @@ from search_r3.index.chunk_ids import chunk_id
 from search_r3.index.chunk_titles import short_path, split_title
 from search_r3.index.outline import FENCE, Section, outline
 from search_r3.index.query_words import composed
-from search_r3.index.readers import Scalar, SourceDocument
+from search_r3.index.source_document import Scalar, SourceDocument
 from search_r3.index.text_splitting import (
     CLOSING_WORDS,
     CODE,

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.csvfile import OWN
-from search_r3.index.readers import Source, SourceDocument
+from search_r3.index.readers import Source
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.table_columns import (
     DECLARED,
     METADATA,

@@ -16,8 +16,8 @@ from typing import NoReturn
 from search_r3.data.io.delimited import describe_delimiter, find_delimiter, parse_delimiter, read_rows, split_start
 from search_r3.data.io.jsonl import text_lines
 from search_r3.errors import InputError
+from search_r3.index.source_document import Scalar
 
-Scalar = str | int | float | bool
 # "007" is an identifier, "1e5" a number, and "1_000" neither: stricter than int() and float() are. "3,50" is a text, as
 # nobody can tell a decimal comma from one between thousands.
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)

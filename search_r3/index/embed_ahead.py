@@ -15,7 +15,7 @@ from search_r3.index.changes import Changes
 from search_r3.index.embedding import BATCH_TOKENS, embed, prepare, token_limit
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_sources import API, Scope, SourceRecord
-from search_r3.index.readers import SourceDocument
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.table_columns import ColumnTypes
 
 

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.conversion import annotate
-from search_r3.index.readers import Source, SourceDocument, would_read
+from search_r3.index.readers import Source, would_read
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.table_columns import SOURCE, quoted
 
 API = "api"

@@ -23,7 +23,8 @@ from search_r3.index.durable import flush
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sources, source_condition
 from search_r3.index.locking import Held, writing
-from search_r3.index.readers import Source, SourceDocument
+from search_r3.index.readers import Source
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import Place, explained, for_writing
 from search_r3.index.table import IndexInfo, SearchIndex, ensure_complete, location, mark_complete, migrate_rows
 from search_r3.index.table_columns import SOURCE, quoted

@@ -21,8 +21,8 @@ from search_r3.index.approximate import TIES as FEW_TIES
 from search_r3.index.approximate import Approximate, probing
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.query_words import composed, without_stop_words
-from search_r3.index.readers import Scalar
 from search_r3.index.snippets import make_snippet
+from search_r3.index.source_document import Scalar
 from search_r3.index.storage import brief, failed_storage, files_lost
 from search_r3.index.table_columns import CONTENT, METADATA, VECTOR
 from search_r3.rank_fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion

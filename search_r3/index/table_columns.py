@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.csvfile import Misfits, plain_name
-from search_r3.index.readers import Scalar
+from search_r3.index.source_document import Scalar
 
 MAX_METADATA_COLUMNS = 200  # more distinct field names than this are data, not fields
 # Ours. The user's metadata gets columns of its own names beside them, hence the prefix on what is not for filtering.

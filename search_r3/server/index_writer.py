@@ -21,7 +21,7 @@ from search_r3.index.compaction import KEEP_VERSIONS
 from search_r3.index.embed_ahead import Ahead, embed_ahead
 from search_r3.index.live_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index, update_documents
-from search_r3.index.readers import SourceDocument
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import IndexBusy, Place, StorageError, explained
 from search_r3.index.table import ModelMismatch, SearchIndex
 from search_r3.server.batching.queued_encoder import QueuedEncoder

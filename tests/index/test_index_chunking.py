@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from search_r3.index.chunking import chunk_document, size
 from search_r3.index.query_words import composed
-from search_r3.index.readers import SourceDocument
+from search_r3.index.source_document import SourceDocument
 
 KINDS = ["record", "markdown", "rst", "python", "code", "text"]
 

@@ -12,7 +12,7 @@ from search_r3.index import durable
 from search_r3.index.build import ONE_COMMIT, build_index
 from search_r3.index.durable import DiskError
 from search_r3.index.maintenance import update_documents
-from search_r3.index.readers import SourceDocument
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import StorageError
 
 

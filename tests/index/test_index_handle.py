@@ -20,7 +20,7 @@ from search_r3.index import search as searching_module
 from search_r3.index.build import ONE_COMMIT, build_index
 from search_r3.index.live_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import delete_documents, update_documents
-from search_r3.index.readers import SourceDocument
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.table import SearchIndex
 
 pytestmark = pytest.mark.timeout(120)

@@ -7,7 +7,7 @@ import pytest
 
 from search_r3.data.io.jsonl import read_jsonl
 from search_r3.errors import InputError
-from search_r3.index.readers import open_source, summarise_skipped
+from search_r3.index.readers import open_source, summarize_skipped
 
 
 def write(path, text):
@@ -62,7 +62,7 @@ def test_a_beir_folder_skips_documents_without_text(tmp_path):
     source = open_source(tmp_path)
     assert source.kind == "beir"
     assert [document.id for document in source] == ["2"]
-    assert summarise_skipped(source.skipped) == ["1 skipped: no text (corpus.jsonl line 1)"]
+    assert summarize_skipped(source.skipped) == ["1 skipped: no text (corpus.jsonl line 1)"]
 
 
 def test_csv_columns_are_typed_as_a_whole(tmp_path):

@@ -23,7 +23,7 @@ from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, wr
 from search_r3.index.embedding import BATCH_TOKENS
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.locking import Held, writing
-from search_r3.index.readers import SourceDocument
+from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import Place, explained, for_writing, options_of, place_of
 
 TASK_ROWS = 65_536
