@@ -145,10 +145,10 @@ def test_a_run_begun_before_there_was_patience_goes_on(tmp_path: Path) -> None:
 
 def test_patience_without_a_figure_to_judge_by_is_refused(tmp_path: Path) -> None:
     task = Scripted()
-    with pytest.raises(InputError, match=r"loop\.patience is 2, but there is no dev figure to judge by"):
+    with pytest.raises(InputError, match=r"loop\.patience is 2, but the run has no validation figure"):
         run_training(task, config(**SETTINGS), tmp_path)
     task.evaluate = lambda module, step: {}  # type: ignore[method-assign]
-    with pytest.raises(InputError, match=r"loop\.patience is 2, but there is no dev figure to judge by"):
+    with pytest.raises(InputError, match=r"loop\.patience is 2, but the run has no validation figure"):
         train(tmp_path, task, **SETTINGS)
     assert task.batches == []
     with pytest.raises(InputError, match=r"loop\.patience is 2, but dev is empty"):

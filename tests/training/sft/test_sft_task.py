@@ -254,7 +254,7 @@ def test_a_teacher_pulls_the_scores_to_its_own(tiny_model: Path, tmp_path: Path)
     assert np.mean(curve[-5:]) < 0.5 * np.mean(curve[:5])
 
 
-def test_own_samples_are_what_the_model_says_at_the_start_of_their_block(tiny_model: Path) -> None:
+def test_self_generated_reasoning_is_that_of_the_model_at_the_start_of_its_block(tiny_model: Path) -> None:
     task = task_of(
         tiny_model,
         some_pairs(),
@@ -290,7 +290,7 @@ def test_own_samples_are_what_the_model_says_at_the_start_of_their_block(tiny_mo
 
 
 @pytest.mark.parametrize("killed_at", [3, 5])
-def test_a_run_with_own_samples_and_a_memory_resumes_exactly(
+def test_a_run_with_self_generated_reasoning_and_a_memory_resumes_exactly(
     killed_at: int, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = {"sft": 0.1, "kl": 0.0, "infonce": 1.0, "distillation": 0.5}
@@ -343,7 +343,7 @@ def test_figures_have_the_same_names_with_and_without_reasoning(tiny_model: Path
     assert task.loss(task.module, task.batch(0))[1].keys() == quiet.loss(quiet.module, quiet.batch(0))[1].keys()
 
 
-def test_going_on_from_an_adapter_starts_where_it_ended(recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_from_an_adapter_starts_where_that_ended(recipe: Callable[..., Path], tmp_path: Path) -> None:
     first = train_sft(recipe())
     second = train_sft(recipe(output=str(tmp_path / "second"), init_adapter=str(first)))
     assert losses(tmp_path / "second")[0][1] < losses(tmp_path / "run")[0][1]
