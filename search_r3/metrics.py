@@ -3,9 +3,10 @@
 Which DCG: linear gain, `sum_i rel_i / log2(i + 1)` over ranks i = 1..k (Järvelin & Kekäläinen 2002, as `ndcg_cut` of
 trec_eval computes it), not the exponential gain `2^rel - 1` of web search. Grades of 0 and below gain nothing.
 
-Which order: score descending, compared in float32 as trec_eval does; equal scores by document id descending. A matrix
-has no ids, so there the later column wins a tie, which is what zero-padded column numbers as ids would give. So a model
-whose scores have all collapsed into one earns what chance gives it, not a perfect score for listing positives first.
+Which order: score descending, compared in float32 as trec_eval does. Equal scores of a run are ordered by document id,
+descending, as trec_eval orders them. A matrix has no ids: its order is that of `search_r3.ranking`, where the earlier
+column wins a tie. So give columns in the corpus's order; with positives listed first, a model whose scores have all
+collapsed into one would seem perfect.
 
 Shapes: Q queries, N documents. Tested against ir_measures (pytrec_eval).
 """
@@ -17,25 +18,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from search_r3.ranking import full_ranking
+
 Run = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> score (higher is better)."""
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> document id -> grade (above 0 is relevant)."""
-
-
-def ranking(scores_QN: npt.ArrayLike) -> np.ndarray:
-    """Column numbers from best to worst for every row, (Q, N) int64; the later column wins a tie.
-
-    Raises:
-        ValueError: not a matrix, or a score is NaN (NaN has no place in an order).
-    """
-    scores = np.asarray(scores_QN, dtype=np.float32)
-    if scores.ndim != 2:
-        raise ValueError(f"scores have shape {scores.shape}; expected (queries, documents)")
-    if np.isnan(scores).any():
-        raise ValueError("scores contain NaN; a ranking needs numbers")
-    # A stable ascending sort leaves equal scores in column order; reversed: descending, later columns first.
-    return np.argsort(scores, axis=1, kind="stable")[:, ::-1]
 
 
 def dcg(relevance_QN: npt.ArrayLike, k: int | None = None) -> np.ndarray:
@@ -54,14 +42,14 @@ def ndcg(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 10) -> 
     """
     relevance = _same_shape(scores_QN, relevance_QN)
     ideal = dcg(-np.sort(-relevance, axis=1), _cut(k))
-    got = dcg(np.take_along_axis(relevance, ranking(scores_QN), axis=1), k)
+    got = dcg(np.take_along_axis(relevance, full_ranking(scores_QN), axis=1), k)
     return np.divide(got, ideal, out=np.zeros_like(got), where=ideal > 0)
 
 
 def reciprocal_rank(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 10) -> np.ndarray:
     """1 / rank of the first relevant document within the top k, (Q,) float64; 0 where there is none."""
     relevance = _same_shape(scores_QN, relevance_QN)
-    hits = np.take_along_axis(relevance, ranking(scores_QN), axis=1)[:, : _cut(k)] > 0
+    hits = np.take_along_axis(relevance, full_ranking(scores_QN), axis=1)[:, : _cut(k)] > 0
     if hits.shape[1] == 0:
         return np.zeros(len(hits))
     return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1), 0.0)
@@ -70,7 +58,7 @@ def reciprocal_rank(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: in
 def recall(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 100) -> np.ndarray:
     """Share of a query's relevant documents that stand in its top k, (Q,) float64; 0 where nothing is relevant."""
     relevance = _same_shape(scores_QN, relevance_QN)
-    hits = np.take_along_axis(relevance, ranking(scores_QN), axis=1)[:, : _cut(k)] > 0
+    hits = np.take_along_axis(relevance, full_ranking(scores_QN), axis=1)[:, : _cut(k)] > 0
     total = (relevance > 0).sum(axis=1)
     return np.divide(hits.sum(axis=1), total, out=np.zeros(len(hits)), where=total > 0)
 

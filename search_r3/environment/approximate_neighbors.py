@@ -79,7 +79,7 @@ def _within(corpus: Corpus, members_B: Tensor, links: int) -> Tensor:
 def _merge(old_BL: Tensor, new_BL: Tensor, links: int) -> Tensor:
     """The best distinct rows of both: one found twice counts once, by its larger cosine."""
     keys = torch.cat([old_BL, new_BL], dim=1).sort(dim=1, descending=True).values
-    ids = (keys << 32) >> 32
+    ids = unpack(keys)[1]
     order = ids.argsort(dim=1, stable=True)  # equal ids side by side, the better first
     sorted_ids = ids.gather(1, order)
     again = torch.zeros_like(keys, dtype=torch.bool)

@@ -132,7 +132,7 @@ class LiveCorpus:
     def search(self, q_QD: Any, k: int) -> tuple[Tensor, Tensor]:
         """The exact k best rows for every query: (cosines (Q, K) float32, rows (Q, K) int64), K = min(k, N).
 
-        Cosines descend; of equal ones the higher row comes first (see `topk`). They are computed in float32 whatever
+        Cosines descend; of equal ones the smaller row comes first (see `topk`). They are computed in float32 whatever
         the dtype of the matrix; the same query, matrix and chunk size give the same bits.
 
         Args:

@@ -204,7 +204,7 @@ class NeighbourGraph:
         id_P = np.concatenate([high_P, low_P, old_AM[old_AM >= 0]])
         cosine_P = np.concatenate([cosine_P, cosine_P, self.cosines_NM[affected_A][old_AM >= 0]])
 
-        order_P = np.lexsort((-id_P, -cosine_P, row_P))
+        order_P = np.lexsort((id_P, -cosine_P, row_P))
         row_P, id_P, cosine_P = row_P[order_P], id_P[order_P], cosine_P[order_P]
         place_P = np.arange(len(row_P)) - np.searchsorted(row_P, row_P)
         keep_P = place_P < self.width

@@ -7,8 +7,8 @@ Shape suffixes: R rollouts, N documents. One row is one rollout, one column one 
 **every positive** of its query (the ideal ranking is taken from them) and everything that may stand in its top k; rows
 of the corpus that can be neither may be left out.
 
-Order: cosine descending, compared in float32; of equal cosines the *later column* first, as in `search_r3.metrics`.
-With columns in the corpus's row order this is also the order of `LiveCorpus.search`. So an embedding space that has
+Order: cosine descending, compared in float32; of equal cosines the *earlier column* first, as in `search_r3.ranking`.
+With columns in the corpus's row order this is also the order of `LiveCorpus.search`, and an embedding space that has
 collapsed to one point earns what chance gives it. A grade of 0 or below gains nothing.
 
 All functions take tensors or arrays and return (R,) float32 on the cosines' device. They compute in float64, and they

@@ -1,10 +1,10 @@
-"""Top-k with one order for everybody: score descending, and of equal scores the higher row number first.
+"""The order of `search_r3.ranking` in PyTorch: score descending, and of equal scores the smaller row number first.
 
-It is the order of `search_r3.metrics` (float32 scores, the later column wins a tie), so that a search, a merge of
-several shards and a reward never disagree about who stands at rank k. `torch.topk` alone promises nothing about ties.
+So a search, a merge of several shards and a reward never disagree about who stands at rank k. `torch.topk` alone
+promises nothing about ties.
 
-How: a float32 score and a row number are packed into one int64 key, the score's bits (made monotone) above the row's.
-Keys are distinct and compare as the order above, so that any top-k of keys is the only right one.
+How: a float32 score and a row number are packed into one int64 key, the score's bits (made monotone) above the inverted
+bits of the row. Keys are distinct and compare as the order above, so that any top-k of keys is the only right one.
 
 Shape suffixes: Q queries, N documents (columns), K results.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 MAX_ROWS = 2**31 - 1
-"""A row number must fit the key's lower half, signed, because -1 marks an empty place."""
+"""A row number must fit the key's lower half, signed, because -1 marks an empty place, the last of equal scores."""
 _LOW = 0xFFFFFFFF
 
 
@@ -29,14 +29,14 @@ def pack(scores: Tensor, rows: Tensor) -> Tensor:
     bits = (scores.to(torch.float32) + 0.0).contiguous().view(torch.int32)
     # Negative floats grow in magnitude with their bits: turning the lower 31 over makes integers sort as the floats.
     monotone = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (monotone.to(torch.int64) << 32) | (rows.to(torch.int64) & _LOW)
+    return (monotone.to(torch.int64) << 32) | (~rows.to(torch.int64) & _LOW)
 
 
 def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     """(scores float32, rows int64) of keys: the exact scores that went in (but 0.0 for -0.0)."""
     monotone = (keys >> 32).to(torch.int32)
     scores = torch.where(monotone < 0, monotone ^ 0x7FFFFFFF, monotone).view(torch.float32)
-    return scores, (keys << 32) >> 32
+    return scores, ~((keys << 32) >> 32)
 
 
 def top_k(scores_QN: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -37,25 +37,6 @@ class Retriever(Protocol):
         ...
 
 
-def top_k(scores_QN: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best columns of each row: scores (Q, k) descending and indices (Q, k); the smaller index wins a tie.
-
-    Selection by partition, then a sort of the candidates only; every column tied with the k-th score is a candidate,
-    so that the result does not depend on how a partition happens to break ties.
-    """
-    rows, columns = scores_QN.shape
-    k = min(k, columns)
-    scores = np.empty((rows, k), dtype=np.float32)
-    indices = np.empty((rows, k), dtype=np.int64)
-    for row in range(rows):
-        values = scores_QN[row]
-        threshold = np.partition(values, columns - k)[columns - k]
-        candidates = np.flatnonzero(values >= threshold)
-        best = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
-        scores[row], indices[row] = values[best], best
-    return scores, indices
-
-
 def require_searchable(name: str, indexed: bool, k: int) -> None:
     """Raise InputError unless something is indexed and k is at least 1."""
     if not indexed:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.retrievers.base import require_searchable, require_texts, top_k
+from search_r3.ranking import top_k
+from search_r3.retrievers.base import require_searchable, require_texts
 
 
 class BM25Retriever:

@@ -20,7 +20,8 @@ from search_r3.errors import InputError
 from search_r3.files import expand_user
 from search_r3.model.complete_weights import watched_loading
 from search_r3.model.quiet_loading import quiet_transformers
-from search_r3.retrievers.base import require_searchable, require_texts, top_k
+from search_r3.ranking import top_k
+from search_r3.retrievers.base import require_searchable, require_texts
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """Under which names a model's own prompts are looked for, in this order. sentence-transformers means the same, but
@@ -123,7 +124,7 @@ def exact_search(
     """Exact top k by inner product (cosine for unit rows): scores (Q, k) float32 descending and indices (Q, k) int64.
 
     Memory stays at `query_chunk * document_chunk` float32 (64 MB by default), however large the corpus.
-    The smaller index comes first among equal scores.
+    Ties go as in `search_r3.ranking`: the smaller index first.
 
     Raises:
         ValueError: shapes do not fit, or a value is not finite.

@@ -29,7 +29,7 @@ def by_hand(vectors: torch.Tensor, width: int, links: int) -> list[list[int]]:
     cosines, rows = (vectors @ vectors.T).tolist(), range(len(vectors))
 
     def nearest(row: int, among: set[int], count: int) -> list[int]:
-        return sorted(among, key=lambda other: (cosines[row][other], other), reverse=True)[:count]
+        return sorted(among, key=lambda other: (-cosines[row][other], other))[:count]
 
     chosen = [set(nearest(row, set(rows) - {row}, links)) for row in rows]
     edges = [chosen[row] | {other for other in rows if row in chosen[other]} for row in rows]
@@ -95,7 +95,7 @@ def test_any_relinking_keeps_the_invariants_and_relinking_all_is_a_fresh_build(d
             chosen = top_k(cosines[row : row + 1], min(links, count - 1))[1][0].tolist() if count > 1 else []
             assert set(chosen) <= set(after[row])
             for other in chosen:
-                nearer = [n for n in after[other] if (cosines[other, n], n) > (cosines[other, row], row)]
+                nearer = [n for n in after[other] if (-cosines[other, n], n) < (-cosines[other, row], row)]
                 assert row in after[other] or len(nearer) == width
         for row in set(range(count)) - gone:  # the others keep their edges to rows that did not move, but for pruning
             kept = [other for other in before[row] if other not in gone]

@@ -1,4 +1,4 @@
-"""One order for everybody: score, then row number, both descending, exactly as the metrics rank."""
+"""The order of `search_r3.ranking`: score descending, then row number ascending; over shards too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_r3 import metrics
+from search_r3 import ranking
 from search_r3.environment.topk import merge_top_k, pack, top_k, unpack
 
 SCORES = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, 1e-40, -3.0]) | st.floats(-2, 2, width=32)
@@ -16,10 +16,13 @@ SCORES = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, 1e-40, -3.0]) | st.floats(-
 
 @settings(max_examples=100, deadline=None)
 @given(row=st.lists(SCORES, min_size=1, max_size=20), k=st.integers(1, 25))
-def test_top_k_is_the_metrics_ranking(row, k):
+def test_top_k_is_that_of_numpy(row, k):
     scores = torch.tensor([row, row[::-1]])
     values, columns = top_k(scores, k)
-    assert np.array_equal(columns.numpy(), metrics.ranking(scores.numpy())[:, :k])
+    expected, places = ranking.top_k(scores.numpy(), k)
+    assert np.array_equal(columns.numpy(), places)
+    assert np.array_equal(columns.numpy(), ranking.full_ranking(scores.numpy())[:, :k])
+    assert np.array_equal(values.numpy(), expected)
     assert torch.equal(values, scores.gather(1, columns))
 
 

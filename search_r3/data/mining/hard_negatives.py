@@ -27,6 +27,7 @@ from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.data.shard_checkpoints import Partial
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
+from search_r3.ranking import rank_of_best_positive, top_k
 
 BLOCK = 128
 """Queries whose negatives are written to disk together; an interrupted run goes on behind the last whole block."""
@@ -232,8 +233,6 @@ def choose(
     scorer: Scorer,
 ) -> tuple[list[int], Counter[str]]:
     """Indices of the negatives of pair number `i`, the nearest first, and how many candidates each guard dropped."""
-    from search_r3.retrievers.base import top_k
-
     answers = candidates.answers[normalise(pair.query)]
     positive = candidates.positive_of[i]
     limit = float(scores_N[positive])
@@ -293,8 +292,11 @@ def _cached_words(text: str) -> frozenset[str]:
 
 def _rank_of_positive(i: int, pair: TrainingPair, candidates: Candidates, scores_N: np.ndarray) -> int:
     """The rank of the positive from 1, the query's other positives not counted."""
-    above = np.flatnonzero(scores_N > scores_N[candidates.positive_of[i]])
-    return 1 + len(set(above.tolist()) - candidates.answers[normalise(pair.query)])
+    scores_N = scores_N.copy()
+    scores_N[list(candidates.answers[normalise(pair.query)] - {candidates.positive_of[i]})] = -np.inf
+    positive_N = np.zeros(len(scores_N), dtype=bool)
+    positive_N[candidates.positive_of[i]] = True
+    return int(rank_of_best_positive(scores_N[None], positive_N[None])[0])
 
 
 def _counts(found: Sequence[dict[str, Any]], per_pair: int) -> dict[str, Any]:

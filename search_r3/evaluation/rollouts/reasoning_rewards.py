@@ -30,6 +30,7 @@ from search_r3.evaluation.significance import (
     randomisation_test,
     wins_ties_losses,
 )
+from search_r3.ranking import rank_of_best_positive
 
 REWARDS = {"dcg_scaled": dcg_scaled, "dcg": dcg}
 KINDS = ("sampled", "penalised", "greedy", "direct")
@@ -91,33 +92,35 @@ def earn(
         )
     count = len(documents_ND)
     most = max(map(len, lost_Q), default=0)
-    # Behind the documents stand those that are lost, all with the lowest cosine, and behind these k fillers, which win
-    # the tie (the later column does), so that a lost one never enters the top k of a small corpus.
-    columns = count + most + (k if most or ignored_Q is not None else 0)
+    # Before the documents stand k fillers and behind them those that are lost, all with the lowest cosine. The earlier
+    # column wins the tie, so that a lost one never enters the top k of a small corpus.
+    fillers = k if most or ignored_Q is not None else 0
+    found = slice(fillers, fillers + count)
+    columns = fillers + count + most
     rewards: dict[str, list[Tensor]] = {name: [] for name in REWARDS}
     ranks = []
     size = max(1, _CELLS // max(1, columns))
     for start in range(0, len(query_R), size):
         part = query_R[start : start + size]
         cosine_RC = torch.full((len(part), columns), -1.0)
-        cosine_RC[:, :count] = torch.from_numpy(embeddings_RD[start : start + size] @ documents_ND.T)
+        cosine_RC[:, found] = torch.from_numpy(embeddings_RD[start : start + size] @ documents_ND.T)
         grade_RC = torch.zeros((len(part), columns))
         for line, query in enumerate(part):
             grades = grades_Q[query]
-            grade_RC[line, list(grades)] = torch.tensor(list(grades.values()), dtype=torch.float32)
-            grade_RC[line, count : count + len(lost_Q[query])] = torch.tensor(lost_Q[query], dtype=torch.float32)
+            grade_RC[line, [fillers + row for row in grades]] = torch.tensor(list(grades.values()), dtype=torch.float32)
+            grade_RC[line, found.stop : found.stop + len(lost_Q[query])] = torch.tensor(lost_Q[query])
         ignored_RC = torch.zeros((len(part), columns), dtype=torch.bool)
         for line, query in enumerate(part):
             if ignored_Q is not None and (row := ignored_Q[query]) is not None:
-                ignored_RC[line, row] = True
+                ignored_RC[line, fillers + row] = True
         cosine_RC.masked_fill_(ignored_RC, -1.0)  # the fillers win the tie
         for name, reward in REWARDS.items():
             rewards[name].append(reward(cosine_RC, grade_RC, k))
-        ranks.append(_rank_of_best(cosine_RC[:, :count], ((grade_RC > 0) & ~ignored_RC)[:, :count]))
+        ranks.append(rank_of_best_positive(cosine_RC[:, found], ((grade_RC > 0) & ~ignored_RC)[:, found]))
     empty = torch.zeros(0)
     return Earned(
         {name: torch.cat([empty, *parts]).numpy() for name, parts in rewards.items()},
-        torch.cat([empty.long(), *ranks]).numpy(),
+        np.concatenate([np.zeros(0, dtype=np.int64), *ranks]),
     )
 
 
@@ -212,15 +215,3 @@ def table(record: Mapping[str, Any]) -> str:
         ]
         text += ["", f"{side['system']}: analyses that end by themselves, and their length: {', '.join(told)}"]
     return "\n".join(text)
-
-
-def _rank_of_best(cosine_RN: Tensor, positive_RN: Tensor) -> Tensor:
-    """(R,) int64 from 1, in the order of `topk`: cosine descending, the later of equal columns first; 0 without any."""
-    column_N = torch.arange(cosine_RN.shape[1])
-    if not len(column_N):
-        return torch.zeros(len(cosine_RN), dtype=torch.int64)
-    best_R1 = cosine_RN.masked_fill(~positive_RN, -torch.inf).amax(dim=1, keepdim=True)
-    equal_RN = cosine_RN == best_R1
-    last_R1 = torch.where(equal_RN & positive_RN, column_N, -1).amax(dim=1, keepdim=True)
-    above_R = (cosine_RN > best_R1).sum(dim=1) + (equal_RN & (column_N > last_R1)).sum(dim=1)
-    return torch.where(positive_RN.any(dim=1), above_R + 1, 0)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from search_r3.environment.retrieval import Judged, RetrievalEnvironment
 from search_r3.model.searchr3 import SearchR3
+from search_r3.ranking import rank_of_best_positive
 from search_r3.training.distributed import collectives
 from search_r3.training.grpo.dataset import Query, QueryOrder
 from search_r3.training.grpo.grpo_config import GRPOConfig
@@ -308,18 +309,16 @@ def encode_rows(encoder: SearchR3, documents: Sequence[str], max_tokens: int) ->
 
 
 def rank_of_positive(environment: RetrievalEnvironment, embeddings: np.ndarray, queries: Sequence[Query]) -> list[int]:
-    """At which rank of the live corpus each query's best document stands, from 1; equal cosines count against it.
+    """At which rank of the live corpus each query's best document stands, from 1.
 
     A collective if the corpus is sharded; a process may bring no query.
     """
     embeddings = embeddings.reshape(-1, environment.corpus.dimension)
-    cosine_QN = environment.corpus.scores(embeddings, torch.arange(len(environment.corpus)))
-    ranks = []
+    cosine_QN = environment.corpus.scores(embeddings, torch.arange(len(environment.corpus))).cpu().numpy()
+    positive_QN = np.zeros(cosine_QN.shape, dtype=bool)
     for line, query in enumerate(queries):
-        positives = [row for row, grade in query.grades.items() if grade > 0]
-        best = cosine_QN[line, positives].max()
-        ranks.append(int((cosine_QN[line] >= best).sum() - (cosine_QN[line, positives] >= best).sum()) + 1)
-    return ranks
+        positive_QN[line, [row for row, grade in query.grades.items() if grade > 0]] = True
+    return rank_of_best_positive(cosine_QN, positive_QN).tolist()
 
 
 def is_due(step: int, every: int, stride: int) -> bool:
