@@ -55,6 +55,11 @@ FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/mod
 WHEEL      := .venv-wheel
 DIST       := dist
 
+# Where real data sets are, for the tests and checks that use them.
+ifneq ($(wildcard ../shared/data),)
+export SEARCH_R3_DATA ?= $(abspath ../shared/data)
+endif
+
 # Processes that run the tests side by side, each with one thread: twice as many as two cores, as many tests wait.
 WORKERS   ?= 4
 # Compiled test modules are kept, whatever the environment says: a process that rewrites all of them takes half a minute.

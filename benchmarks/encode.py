@@ -1,7 +1,7 @@
 """How fast we embed: documents against sentence-transformers, reasoned queries against generate-then-encode.
 
-    python benchmarks/encode.py --data ../shared/data
-    python benchmarks/encode.py --data ../shared/data --device cuda --dtype bfloat16 --limit 4096
+    python benchmarks/encode.py --data DATA
+    python benchmarks/encode.py --data DATA --device cuda --dtype bfloat16 --limit 4096
 
 Both sides run the same weights on the same token ids and must agree: the table shows the largest cosine distance, and
 for the analyses how many are the same token for token. Ours and the peer take turns (see common.py).
@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="bundled name, adapter, folder or hub id")
-    parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then ../shared/data)")
+    parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then the cache folder)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--limit", type=int, default=256, help="texts of the short set; 1/2 for cosqa, 1/4 for scifact")

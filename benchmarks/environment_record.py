@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapters", nargs="+", help="adapters, oldest first, instead of a run's checkpoints")
     parser.add_argument("--beir", help="documents and queries: a BEIR set (a stage 2 run has its own)")
     parser.add_argument("--split", default="train", help="its queries")
-    parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then ../shared/data)")
+    parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then the cache folder)")
     parser.add_argument("--documents", type=int, help="at most; all positives are among them")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens kept of a document; a recipe says its own")
     parser.add_argument("--every", type=int, default=1, help="take every so many-th checkpoint")

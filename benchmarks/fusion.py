@@ -1,8 +1,8 @@
 """How a hybrid search should fuse its lists: by reciprocal rank, or by normalized scores with which weight.
 
-    python benchmarks/fusion.py --data ../shared/data           # dev queries: words, vectors and each way to fuse them
-    python benchmarks/fusion.py --data ../shared/data --test    # test queries: the weight in use, on the committed runs
-    python benchmarks/fusion.py --data ../shared/data --tiny    # random weights, a few documents; writes no result
+    python benchmarks/fusion.py --data DATA           # dev queries: words, vectors and each way to fuse them
+    python benchmarks/fusion.py --data DATA --test    # test queries: the weight in use, on the committed runs
+    python benchmarks/fusion.py --data DATA --tiny    # random weights, a few documents; writes no result
 
 For docs/indexing.md, "Hybrid search". **Dev**: for each data set an index by `build_index`, its chunks embedded by
 their first `--length` tokens; of each query the 100 best by vector (direct, no reasoning) and by words, fused and
@@ -135,7 +135,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then ../shared/data)")
+    parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then the cache folder)")
     parser.add_argument("--model", default="search-r3-smollm2-135m-grpo", help="bundled name, adapter or folder")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])

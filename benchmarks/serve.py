@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
         "--engines", nargs="+", type=Engine.of, metavar="ENGINE[:DTYPE]",
         help="the first is held against the last (default: int8 torch:float32; on a GPU torch)",
     )  # fmt: skip
-    parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then ../shared/data)")
+    parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then the cache folder)")
     parser.add_argument("--dataset", default="cosqa", help="documents and queries of all parts, dev and test")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")

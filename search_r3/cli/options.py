@@ -119,7 +119,8 @@ Budget = Annotated[int, typer.Option(min=0, help="Tokens that it may reason at m
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts in one pass; lower it if memory runs out.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens kept of each document (512 by default).")]
 DataRoot = Annotated[
-    Path | None, typer.Option("--data", help="Folder of BEIR data sets; or set the variable SEARCH_R3_DATA.")
+    Path | None,
+    typer.Option("--data", help="Folder of BEIR data sets; by default SEARCH_R3_DATA, else data in the cache folder."),
 ]
 IgnoreIdenticalIds = Annotated[
     bool,

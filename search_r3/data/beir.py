@@ -22,9 +22,9 @@ from search_r3.data.io.jsonl import string_field as string_field
 from search_r3.data.io.jsonl import write_jsonl as write_jsonl
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
+from search_r3.model.resolve import cache_dir
 
 DATA_VARIABLE = "SEARCH_R3_DATA"
-DEFAULT_ROOT = "../shared/data"
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
 
@@ -126,7 +126,7 @@ def load_beir(
             qrels.setdefault(query_id, {}).update(judged)
     if split is not None:
         queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
-    return BeirDataset(name or _name_of(folder), corpus, queries, qrels)
+    return BeirDataset(name or dataset_name(folder), corpus, queries, qrels)
 
 
 def available_splits(folder: str | Path) -> list[str]:
@@ -295,12 +295,22 @@ def write_beir(folder: str | Path, dataset: BeirDataset, split: str) -> None:
 
 
 def resolve_root(root: str | Path | None = None) -> Path:
-    """The folder of data sets: `root`, else the variable SEARCH_R3_DATA, else ../shared/data."""
-    return Path(root or os.environ.get(DATA_VARIABLE) or DEFAULT_ROOT)
+    """The folder of data sets: `root`, else the variable SEARCH_R3_DATA, else `data` in the cache folder.
+
+    Raises:
+        InputError: neither is given, and there is no cache folder.
+    """
+    given = root or os.environ.get(DATA_VARIABLE)
+    return Path(given) if given else cache_dir() / "data"
 
 
-def _name_of(folder: Path) -> str:
-    place, base = folder.resolve(), resolve_root().resolve()
+def dataset_name(folder: Path, root: str | Path | None = None) -> str:
+    """A data set's name: its place below the data root ("mkqa/en"), else its folder's name."""
+    place = folder.resolve()
+    try:
+        base = resolve_root(root).resolve()
+    except InputError:  # a user without a home folder has no default root, and may still read a folder of their own
+        return place.name
     return place.relative_to(base).as_posix() if place != base and place.is_relative_to(base) else place.name
 
 

@@ -41,7 +41,7 @@ class Encoded:
 
 
 class EmbeddingCache:
-    """A folder of cached embeddings; by default `embeddings` under SEARCH_R3_CACHE or ~/.cache/search-r3.
+    """A folder of cached embeddings; by default `embeddings` in the cache folder (see `model.resolve.cache_dir`).
 
     Args:
         folder: where the shards go.
@@ -140,7 +140,7 @@ def _put_together(
 
 
 def default_folder() -> Path:
-    """`embeddings` under the folder that SEARCH_R3_CACHE names, else under ~/.cache/search-r3. Raises InputError."""
+    """`embeddings` in the cache folder. Raises InputError where the user has none."""
     return cache_dir() / "embeddings"
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import BeirDataset, available_splits, load_beir, refuse_unknown, resolve_root, small
+from search_r3.data.beir import BeirDataset, available_splits, dataset_name, load_beir, refuse_unknown, small
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import Spending
@@ -324,8 +324,7 @@ def _locate(name: str, data_root: str | Path | None, split: str | None) -> tuple
     """Folder, name for the results, split, and whether the small sub-corpus is meant."""
     cut = name.endswith(SMALL)
     folder = find_dataset(name.removesuffix(SMALL), data_root)
-    place, root = folder.resolve(), resolve_root(data_root).resolve()
-    shown = place.relative_to(root).as_posix() if place != root and place.is_relative_to(root) else place.name
+    shown = dataset_name(folder, data_root)
     used = split or SPLITS.get(shown, "test")
     splits = available_splits(folder)
     if used not in splits:

@@ -57,13 +57,15 @@ CONVERSION = 1
 
 
 def cache_dir() -> Path:
-    """The cache folder: `SEARCH_R3_CACHE`, else `~/.cache/search-r3`.
+    """The cache folder: `SEARCH_R3_CACHE`, else `search-r3` in `XDG_CACHE_HOME` or in `~/.cache`.
 
     Raises:
-        InputError: the variable is not set and the user has no home folder.
+        InputError: no variable is set and the user has no home folder.
     """
     if given := os.environ.get("SEARCH_R3_CACHE"):
         return Path(given)
+    if os.path.isabs(home := os.environ.get("XDG_CACHE_HOME", "")):  # the specification ignores a relative path
+        return Path(home) / "search-r3"
     try:
         return Path.home() / ".cache" / "search-r3"
     except RuntimeError as error:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def fetch(name: str, data_root: str | Path | None = None) -> Path:
 
     Raises:
         InputError: the package is missing, it has no such data set, there is no network, or the data are of a kind
-            that a BEIR folder cannot hold; there is no data root to write to.
+            that a BEIR folder cannot hold; or the data root that was given does not exist.
     """
     from filelock import FileLock
 
@@ -61,12 +62,12 @@ def fetch(name: str, data_root: str | Path | None = None) -> Path:
     target = root / package / slug
     if _complete(target):
         return target
-    if not root.is_dir():
+    if not root.is_dir() and (data_root or os.environ.get(DATA_VARIABLE)):
         raise InputError(
             f"there is no folder {root} to fetch {name} into; make it, or point --data or {DATA_VARIABLE} at another"
         )
     try:
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(target) + ".lock"):
             if not _complete(target):  # another process may have fetched it while we waited
                 _write(target, name, _PACKAGES[package](rest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from search_r3.data.beir import BeirDataset, Document, load_beir, write_beir
+from search_r3.data.beir import BeirDataset, Document, load_beir, resolve_root, write_beir
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.errors import InputError
 
@@ -22,6 +22,21 @@ def test_a_data_set_is_found_by_path_by_root_and_by_variable(tmp_path, monkeypat
     assert load_beir(find_dataset("mkqa/en"), "test").name == "mkqa/en"
     with pytest.raises(InputError, match=r'did you mean "scifact"\? there are: mkqa/en, scifact'):
         find_dataset("sci-fact")
+
+
+def test_without_a_root_data_sets_are_in_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("SEARCH_R3_DATA", raising=False)
+    monkeypatch.delenv("SEARCH_R3_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert resolve_root() == tmp_path / "search-r3" / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert resolve_root() == tmp_path / "home" / ".cache" / "search-r3" / "data"
+    monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
+    assert resolve_root() == tmp_path / "cache" / "data"
+    assert resolve_root(tmp_path) == tmp_path
+    with pytest.raises(InputError, match="SEARCH_R3_DATA"):
+        find_dataset("scifact")
 
 
 def test_a_root_without_data_sets_says_how_to_give_one(tmp_path):

@@ -154,6 +154,9 @@ def test_names_that_nothing_answers_to_are_refused(root, ir_dataset, monkeypatch
         fetch("ir_datasets:made", root)
     with pytest.raises(InputError, match="names no data set"):
         fetch("ir_datasets:", root)
+    monkeypatch.delenv("SEARCH_R3_DATA", raising=False)
+    monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))  # the default folder is made
+    assert fetch("ir_datasets:made/test") == tmp_path / "cache" / "data" / "ir_datasets" / "made_test"
     with pytest.raises(InputError, match=r"no folder .* to fetch"):
         fetch("ir_datasets:made/test", tmp_path / "elsewhere")
     ir_dataset.qrels = []
