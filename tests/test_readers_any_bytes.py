@@ -93,7 +93,7 @@ def lines(*rows: dict[str, Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-PAIR = {"id": "p1", "query": "a", "positive": "b", "negatives": ["c"], "analysis": "d", "source": "s"}
+PAIR = {"id": "p1", "query": "a", "positive": "b", "negatives": ["c"], "reasoning": "d", "source": "s"}
 
 
 @fuzzed
@@ -112,7 +112,7 @@ def test_beir_folders(corpus, queries, qrels, skip):
 
 
 @fuzzed
-@given(near(lines(PAIR, {**PAIR, "id": "p2", "analysis": None})))
+@given(near(lines(PAIR, {**PAIR, "id": "p2", "reasoning": None})))
 def test_pairs_and_jsonl(data):
     with folder() as place:
         (place / "pairs.jsonl").write_bytes(data)

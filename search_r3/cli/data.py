@@ -1,4 +1,4 @@
-"""Making training pairs on the command line: `data build`, `data mine`, `data analyse`, `data synthesise`.
+"""Making training pairs on the command line: `data build`, `data mine`, `data reason`, `data synthesize`.
 
 Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
 """
@@ -28,11 +28,13 @@ from search_r3.cli.options import (
 )
 from search_r3.errors import InputError
 
-data_app = typer.Typer(help="Make training data: pairs by a recipe, hard negatives and analyses for them.", **SETTINGS)
+data_app = typer.Typer(
+    help="Make training data: pairs by a recipe, hard negatives and reasoning traces for them.", **SETTINGS
+)
 
 
-class AnalysedBy(StrEnum):
-    """Who writes the analyses that are trained behind."""
+class ReasoningWriter(StrEnum):
+    """What writes the reasoning traces that a model is trained with."""
 
     words = "words"
     opening = "opening"
@@ -54,12 +56,12 @@ def data_build(
 
     The same recipe, seed and package versions give the same file, cleaned of copies and of what overlaps evaluation
     sets if the recipe says so. OUTPUT.manifest.json says what went in, what was dropped and why, and the licences.
-    A build that was stopped goes on behind its last finished source (kept in OUTPUT.partial until the end). Damaged
+    A build that was stopped continues after its last finished source (kept in OUTPUT.partial until the end). Damaged
     input (bad UTF-8, binary, HTML, lines over 10 MB) is refused with its line; `damaged: skip` in the recipe counts it.
 
     \b
     Example:  search-r3 data build configs/data/first.yaml pairs.jsonl
-    Next:     search-r3 data mine pairs.jsonl mined.jsonl; data analyse; train sft with OUTPUT under `pairs`
+    Next:     search-r3 data mine pairs.jsonl mined.jsonl; data reason; train sft with OUTPUT under `pairs`
     """
     from search_r3.data.recipe import build_pairs
 
@@ -89,8 +91,8 @@ def data_mine(
         list[str] | None, typer.Option(help="A data set whose documents are candidates too. Repeatable.")
     ] = None,
     per_pair: Annotated[int, typer.Option(min=1, help="New negatives for each pair, at most.")] = 4,
-    depth: Annotated[int, typer.Option(min=1, help="Ranks looked at.")] = 100,
-    skip: Annotated[int, typer.Option(min=0, help="Pass over the best so many ranks.")] = 0,
+    range_max: Annotated[int, typer.Option(min=1, help="The deepest rank that negatives are taken from.")] = 100,
+    range_min: Annotated[int, typer.Option(min=0, help="Pass over so many of the best ranks.")] = 0,
     margin: Annotated[
         float | None, typer.Option(min=0, help="Keep only scores this much below the positive's, or more.")
     ] = None,
@@ -120,7 +122,7 @@ def data_mine(
 ) -> None:
     """Mine hard negatives: what ranks high for a query among the other pairs' documents, and does not answer it.
 
-    Negatives that a pair has already stay, so that a second retriever can add its own. Interrupted, it goes on where
+    Negatives that a pair has already stay, so that a second retriever can add its own. Interrupted, it continues where
     it stopped. OUTPUT.manifest.json says how many candidates each guard dropped.
 
     \b
@@ -133,7 +135,7 @@ def data_mine(
     from search_r3.data.mining.scorers import open_scorer
 
     settings = MineSettings(
-        per_pair, depth, skip, margin, share or None, teacher_share, near, same_source, sample, seed
+        per_pair, range_max, range_min, margin, share or None, teacher_share, near, same_source, sample, seed
     )
     loading: dict[str, Any] = {
         "device": device,
@@ -149,7 +151,7 @@ def data_mine(
         corpora=corpus or (),
         data_root=data,
         teacher=open_scorer(teacher, **loading) if teacher else None,
-        report=_said,
+        report=_print_progress,
     )
     if as_json:
         print_json(manifest)
@@ -161,15 +163,15 @@ def data_mine(
         print(f"  {count:,} candidates dropped: {guard}")
 
 
-@data_app.command("analyse")
-def data_analyse(
+@data_app.command("reason")
+def data_reason(
     pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
-    output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with analyses.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with reasoning traces.")],
     by: Annotated[
-        AnalysedBy,
+        ReasoningWriter,
         typer.Option(help="words: terms of the answer; opening: how it begins; model: the best of its samples."),
-    ] = AnalysedBy.words,
-    judge: Annotated[
+    ] = ReasoningWriter.words,
+    scorer: Annotated[
         str | None,
         typer.Option(help="By words: keep only what raises the answer's rank with this scorer: bm25, or a model."),
     ] = "bm25",
@@ -177,7 +179,7 @@ def data_analyse(
         int | None, typer.Option(min=1, help="Only so many pairs; the rest are copied as they are.")
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="Analyses tried for each query; the most useful one is kept.")
+        int, typer.Option(min=1, help="Traces sampled for each query; the most useful one is kept.")
     ] = 4,
     budget: Budget = 24,
     seed: int = 0,
@@ -187,31 +189,31 @@ def data_analyse(
     dtype: DtypeOption = Dtype.auto,
     as_json: Json = False,
 ) -> None:
-    """Write short analyses of the queries, to be trained behind: from words alone, or by a model.
+    """Write short reasoning traces for the queries, to be trained with: from words alone, or by a model.
 
     By words takes a minute for 20,000 pairs, by opening a second. By model samples several for each query, keeps the
-    most useful one and drops a useless one; interrupted, it goes on where it stopped.
+    most useful one and drops a useless one; interrupted, it continues where it stopped.
 
     \b
-    Example:  search-r3 data analyse pairs.jsonl analysed.jsonl --by model --limit 2000
+    Example:  search-r3 data reason pairs.jsonl reasoned.jsonl --by model --limit 2000
     Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
     """
     hush()
     from search_r3.data.reasoning.answer_openings import add_openings
     from search_r3.data.reasoning.salient_terms import add_salient
-    from search_r3.data.reasoning.self_reasoning_pairs import add_analyses
+    from search_r3.data.reasoning.self_reasoning_pairs import add_self_reasoning
 
-    if by is AnalysedBy.opening:
+    if by is ReasoningWriter.opening:
         _print_counts(add_openings(pairs, output, limit=limit), output, as_json)
         return
-    if by is AnalysedBy.words:
+    if by is ReasoningWriter.words:
         from search_r3.data.mining.scorers import open_scorer
 
-        scorer = open_scorer(judge, device=device, dtype=dtype.value, batch_size=batch_size) if judge else None
-        _print_counts(add_salient(pairs, output, limit=limit, judge=scorer, report=_said), output, as_json)
+        opened = open_scorer(scorer, device=device, dtype=dtype.value, batch_size=batch_size) if scorer else None
+        _print_counts(add_salient(pairs, output, limit=limit, scorer=opened, report=_print_progress), output, as_json)
         return
     loaded = load(model, device, dtype)
-    counts = add_analyses(
+    counts = add_self_reasoning(
         pairs,
         output,
         loaded,
@@ -220,13 +222,13 @@ def data_analyse(
         max_tokens=budget,
         seed=seed,
         batch_size=batch_size,
-        report=lambda done, total: print(f"analysed {done:,} of {total:,}", file=sys.stderr, flush=True),
+        report=lambda done, total: print(f"{done:,} of {total:,} queries reasoned about", file=sys.stderr, flush=True),
     )
     _print_counts(counts, output, as_json)
 
 
-@data_app.command("synthesise")
-def data_synthesise(
+@data_app.command("synthesize")
+def data_synthesize(
     source: Annotated[
         str, typer.Argument(help="A BEIR data set (name or folder), documents (JSONL: id, title, text), or pairs.")
     ],
@@ -243,7 +245,9 @@ def data_synthesise(
     ] = None,
     per_document: Annotated[int, typer.Option(min=1, help="Queries asked for each document.")] = 1,
     negatives: Annotated[int, typer.Option(min=0, help="Hard negatives asked for each query that is kept.")] = 1,
-    analyses: Annotated[bool, typer.Option("--analyses", help="Also ask for analyses, to be trained behind.")] = False,
+    reasoning: Annotated[
+        bool, typer.Option("--reasoning", help="Also ask for reasoning traces, to be trained with.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents, drawn by the seed.")] = None,
     by: Annotated[
         str, typer.Option(help="The retriever that checks: bm25, all-minilm-l6-v2, st:NAME, or a SearchR3 model.")
@@ -283,17 +287,17 @@ def data_synthesise(
     """Let a language model write queries and hard negatives for documents, and keep what a retriever can confirm.
 
     A query stays if a search with it finds its own document, a negative if it does not beat the document. Interrupted
-    or out of budget, the same command goes on where it stopped. OUTPUT.manifest.json counts what was dropped and why.
+    or out of budget, the same command continues where it stopped. OUTPUT.manifest.json counts what was dropped and why.
     The key is read from the environment only.
 
     \b
-    Example:  search-r3 data synthesise scifact written.jsonl --endpoint URL --model NAME --limit 500
+    Example:  search-r3 data synthesize scifact written.jsonl --endpoint URL --model NAME --limit 500
     Before:   the same with --dry-run, which shows the prompts and the cost
     Next:     search-r3 data mine written.jsonl mined.jsonl; train sft with OUTPUT under `pairs`
     """
     from search_r3.data.mining.scorers import open_scorer
     from search_r3.data.synthesis.endpoint_writer import EndpointSettings, EndpointWriter
-    from search_r3.data.synthesis.pipeline import synthesise
+    from search_r3.data.synthesis.pipeline import synthesize
     from search_r3.data.synthesis.synthesis_plan import SynthesisSettings, plan
     from search_r3.data.synthesis.writers import Budget, LocalWriter, Writer, token_counter
 
@@ -303,7 +307,7 @@ def data_synthesise(
         kinds=tuple(kind) if kind else SynthesisSettings().kinds,
         per_document=per_document,
         negatives=negatives,
-        analyses=analyses,
+        reasoning=reasoning,
         limit=limit,
         top_k=top_k,
         max_chars=max_chars,
@@ -323,7 +327,7 @@ def data_synthesise(
         writer = EndpointWriter(EndpointSettings(endpoint, model, key, concurrency, timeout, retries, 1.0, temperature))
     else:
         writer = LocalWriter(load(str(local), device, dtype), temperature=temperature, seed=seed, batch_size=batch_size)
-    manifest = synthesise(
+    manifest = synthesize(
         source,
         output,
         writer,
@@ -331,12 +335,12 @@ def data_synthesise(
         settings,
         budget=budget,
         data_root=data,
-        report=_said,
+        report=_print_progress,
     )
     _print_written(manifest, output, as_json)
 
 
-def _said(what: str, done: int, total: int) -> None:
+def _print_progress(what: str, done: int, total: int) -> None:
     print(f"{done:,} of {total:,} {what}", file=sys.stderr, flush=True)
 
 
@@ -344,7 +348,7 @@ def _print_counts(counts: dict[str, int], output: Path, as_json: bool) -> None:
     if as_json:
         print_json(counts)
     else:
-        print(f"{output}: {counts['pairs']:,} pairs; {counts['asked']:,} analysed, {counts['kept']:,} analyses kept")
+        print(f"{output}: {counts['pairs']:,} pairs; reasoning for {counts['kept']:,} of {counts['asked']:,}")
 
 
 def _print_plan(planned: dict[str, Any], as_json: bool) -> None:
@@ -377,4 +381,4 @@ def _print_written(manifest: dict[str, Any], output: Path, as_json: bool) -> Non
     print(f"  {usage['calls']:,} calls, {usage['input']:,} tokens in, {usage['output']:,} out{cost}")
     if manifest["stopped"]:
         done, wanted = manifest["documents"], manifest["documents_asked_for"]
-        print(f"the budget ended after {done:,} of {wanted:,} documents; the same command with a greater one goes on")
+        print(f"the budget ended after {done:,} of {wanted:,} documents; the same command with a greater one continues")

@@ -1,4 +1,4 @@
-"""Training pairs: a query, the document that answers it, and optionally hard negatives and a written analysis.
+"""Training pairs: a query, the document that answers it, and optionally hard negatives and a reasoning trace.
 
 On disk one JSON object a line. `build_pairs` makes such files, `mine` adds negatives, `train sft` reads them.
 """
@@ -14,22 +14,22 @@ from search_r3.data.beir import read_jsonl, refuse_unknown, string_field, write_
 from search_r3.data.io.jsonl import id_field
 from search_r3.errors import InputError
 
-FIELDS = ("id", "query", "positive", "negatives", "analysis", "source")
+FIELDS = ("id", "query", "positive", "negatives", "reasoning", "source")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPair:
     """One example for stage 1.
 
-    `positive` and `negatives` are documents' full texts; `analysis` is the reasoning to put before the embed token,
-    where someone has written one; `source` says where the pair is from ("docstrings:torch", "titles:scifact").
+    `positive` and `negatives` are documents' full texts; `reasoning` is the trace to put before the embed token,
+    where there is one; `source` says where the pair is from ("docstrings:torch", "titles:scifact").
     """
 
     id: str
     query: str
     positive: str
     negatives: tuple[str, ...] = ()
-    analysis: str | None = None
+    reasoning: str | None = None
     source: str = ""
 
 
@@ -46,20 +46,22 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
     seen: dict[str, int] = {}
     for number, value in read_jsonl(path):
         where = f"{path}, line {number}"
+        if "analysis" in value:
+            raise InputError(f'{where}: the field "analysis" is called "reasoning" now; rename the key')
         refuse_unknown(value, FIELDS, where, what="field")
         _, identity = id_field(value, path, number, ("id",))
         if identity in seen:
             raise InputError(f'{where}: the id "{identity}" was already used in line {seen[identity]}; ids are unique')
         seen[identity] = number
         positive = string_field(value, "positive", path, number, empty=False)
-        analysis = value.get("analysis")
+        reasoning = value.get("reasoning")
         pairs.append(
             TrainingPair(
                 identity,
                 string_field(value, "query", path, number, empty=False),
                 positive,
                 _negatives(value.get("negatives"), positive, where),
-                None if analysis is None else string_field(value, "analysis", path, number),
+                None if reasoning is None else string_field(value, "reasoning", path, number),
                 string_field(value, "source", path, number, default=""),
             )
         )

@@ -31,7 +31,8 @@ def test_what_is_written_reads_back_the_same(tmp_path):
         ({"negatives": "text"}, '"negatives" must be a list'),
         ({"negatives": ["x", ""]}, '"negatives" must be a list of texts, none empty'),
         ({"negatives": ["that"]}, "holds the positive itself"),
-        ({"analysis": 4}, '"analysis" must be a string'),
+        ({"reasoning": 4}, '"reasoning" must be a string'),
+        ({"analysis": "a"}, '"analysis" is called "reasoning" now; rename the key'),
         ({"postive": "x"}, 'unknown field "postive"; did you mean "positive"?'),
     ],
 )

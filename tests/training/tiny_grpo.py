@@ -28,7 +28,7 @@ def some_pairs(n: int = 32) -> list[TrainingPair]:
             query=f"what is {WORDS[i % 16]} {i // 16}",
             positive=f"{WORDS[i % 16]} {i // 16} is the letter number {i}",
             negatives=(f"{WORDS[(i + 1) % 16]} is another letter {i}",),
-            analysis=f"letter {WORDS[i % 16]}" if i % 2 else "a letter",
+            reasoning=f"letter {WORDS[i % 16]}" if i % 2 else "a letter",
             source="greek",
         )
         for i in range(n)

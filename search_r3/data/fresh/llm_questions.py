@@ -1,6 +1,6 @@
 """Questions of a fresh set by an LLM, through `data/synthesis`: its prompts, strict reading, budget and resuming.
 
-The committee judges what it wrote afterwards, so the check that synthesis does itself is left open.
+The committee checks what it wrote afterwards, so the check that synthesis does itself is left open.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from search_r3.data.io.jsonl import write_jsonl
 from search_r3.data.mining.scorers import Report
 from search_r3.data.mining.word_overlap import words_of
 from search_r3.data.pairs import read_pairs
-from search_r3.data.synthesis.pipeline import synthesise
+from search_r3.data.synthesis.pipeline import synthesize
 from search_r3.data.synthesis.synthesis_plan import NO_BUDGET, SynthesisSettings
 from search_r3.data.synthesis.writers import Budget, Writer
 
@@ -69,7 +69,7 @@ def written_questions(
     source, output = scratch / "documents.jsonl", scratch / "written.jsonl"
     write_jsonl(source, ({"id": one, "title": by_id[one].title, "text": by_id[one].text} for one in wanted))
     settings = SynthesisSettings(kinds=KINDS, negatives=0, top_k=len(wanted), seed=config.seed)
-    manifest = synthesise(
+    manifest = synthesize(
         source,
         output,
         writer,

@@ -30,7 +30,7 @@ from search_r3.files import atomic_write_text
 from search_r3.ranking import rank_of_best_positive, top_k
 
 BLOCK = 128
-"""Queries whose negatives are written to disk together; an interrupted run goes on behind the last whole block."""
+"""Queries whose negatives are written to disk together; an interrupted run continues after the last whole block."""
 GUARDS = ("known positive", "near copy", "no match", "other source", "margin", "share", "teacher", "had it already")
 
 
@@ -40,10 +40,10 @@ class MineSettings:
 
     per_pair: int = 4
     """New negatives for each pair, at most."""
-    depth: int = 100
-    """Ranks looked at, known positives not counted."""
-    skip: int = 0
-    """The best so many ranks are passed over."""
+    range_max: int = 100
+    """Candidates are taken down to this rank, known positives not counted."""
+    range_min: int = 0
+    """So many of the best ranks are passed over."""
     margin: float | None = None
     """Keep a candidate only if score <= score(positive) - margin. In the retriever's own units."""
     share: float | None = 0.95
@@ -59,11 +59,13 @@ class MineSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("per_pair", 1), ("depth", 1), ("skip", 0)):
+        for name, least in (("per_pair", 1), ("range_max", 1), ("range_min", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        if self.skip >= self.depth:
-            raise InputError(f"skip is {self.skip} and depth {self.depth}: no rank is left; raise depth")
+        if self.range_min >= self.range_max:
+            raise InputError(
+                f"range_min is {self.range_min} and range_max {self.range_max}: no rank is left; raise range_max"
+            )
         if self.margin is not None and not self.margin >= 0:
             raise InputError(f"margin must be 0 or more, not {self.margin}")
         for name in ("share", "teacher_share", "near"):
@@ -100,10 +102,10 @@ def mine_negatives(
     teacher: Scorer | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Write the pairs of `source` to `output` with new negatives behind those they have; OUTPUT.manifest.json reports.
+    """Write the pairs of `source` to `output` with new negatives after those they have; OUTPUT.manifest.json reports.
 
     The same input, scorer and settings give the same file. An interrupted run leaves OUTPUT.partial, from which the
-    same call goes on.
+    same call continues.
 
     Args:
         corpora: BEIR data sets whose documents are candidates too (see `find_dataset` for `data_root`).
@@ -133,8 +135,8 @@ def mine_negatives(
         counts = _counts(found, settings.per_pair)
         if not counts["negatives"]:
             raise InputError(
-                f"{source}: no candidate passed the guards ({counts['dropped']}); loosen them, raise depth or add a "
-                "corpus"
+                f"{source}: no candidate passed the guards ({counts['dropped']}); loosen them, raise range_max "
+                "or add a corpus"
             )
         texts = candidates.texts
         write_pairs(
@@ -239,7 +241,7 @@ def choose(
     teacher_limit = np.inf if teacher_N is None else part_of(float(teacher_N[positive]), settings.teacher_share)
     tags = tags_of(pair.source)
     own = set(pair.negatives)
-    _, order_1K = top_k(scores_N[None], settings.depth + len(answers))
+    _, order_1K = top_k(scores_N[None], settings.range_max + len(answers))
     dropped: Counter[str] = Counter()
     window = []
     for j in order_1K[0].tolist():
@@ -248,7 +250,7 @@ def choose(
         else:
             window.append(j)
     passed: list[int] = []
-    for j in window[settings.skip : settings.depth]:
+    for j in window[settings.range_min : settings.range_max]:
         score = float(scores_N[j])
         if scorer.zero_is_no_match and score <= 0:
             reason = "no match"

@@ -1,1 +1,1 @@
-"""Reasoning texts for training pairs."""
+"""Reasoning traces for training pairs."""

@@ -1,4 +1,4 @@
-"""Analyses that say how the answer begins: the signature of a function, the first sentence of a text.
+"""Reasoning traces that say how the answer begins: the signature of a function, the first sentence of a text.
 
 A language model can learn to guess an answer's first words, and they read like what is searched for (HyDE, arXiv
 2212.10496, cut to a line); terms alone have no order that a small model could follow.
@@ -21,9 +21,9 @@ _SENTENCE = re.compile(r"(?<=[.!?;])\s+(?=[A-Z0-9\"'(])")
 
 
 def add_openings(source: str | Path, output: str | Path, *, limit: int | None = None) -> dict[str, int]:
-    """Write the pairs of `source` to `output`, the first `limit` with the `opening` of their positive as the analysis.
+    """Write the pairs of `source` to `output`, the first `limit` with the `opening` of their positive as reasoning.
 
-    A pair that has an analysis keeps it.
+    A pair that has reasoning keeps it.
 
     Returns:
         counts: pairs, asked, kept.
@@ -35,7 +35,7 @@ def add_openings(source: str | Path, output: str | Path, *, limit: int | None = 
     asked = len(pairs[:limit])
     written = [_with_opening(pair) if i < asked else pair for i, pair in enumerate(pairs)]
     write_pairs(output, written)
-    return {"pairs": len(pairs), "asked": asked, "kept": sum(1 for pair in written[:asked] if pair.analysis)}
+    return {"pairs": len(pairs), "asked": asked, "kept": sum(1 for pair in written[:asked] if pair.reasoning)}
 
 
 def opening(document: str, query: str = "", max_chars: int = MAX_CHARS) -> str | None:
@@ -61,7 +61,7 @@ def opening(document: str, query: str = "", max_chars: int = MAX_CHARS) -> str |
 
 
 def _with_opening(pair: TrainingPair) -> TrainingPair:
-    return pair if pair.analysis else replace(pair, analysis=opening(pair.positive, pair.query))
+    return pair if pair.reasoning else replace(pair, reasoning=opening(pair.positive, pair.query))
 
 
 def _cut(text: str, max_chars: int) -> str:

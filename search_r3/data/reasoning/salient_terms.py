@@ -1,8 +1,8 @@
-"""Analyses written from words alone: the terms that an analysis of this query should have named.
+"""Reasoning traces written from words alone: the terms that reasoning about this query should name.
 
 A term scores by its rarity in the pair's own document, and by how many of the query's BM25 neighbours use it: what only
 the answer could know is mixed with what the query makes likely, so that a model can learn to say it, and an embedding
-trained behind it does not learn to trust it blindly. (Relevance-model feedback, Lavrenko & Croft 2001, cut to a line.)
+trained with it does not learn to trust it blindly. (Relevance-model feedback, Lavrenko & Croft 2001, cut to a line.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from search_r3.data.sources.thesaurus import Thesaurus
 NEIGHBOURS = 4
 BLOCK = 128
 MAX_CHARS = 72
-"""An analysis must end well within its budget of tokens, or a model learns to be cut off."""
+"""A trace must end well within its budget of tokens, or a model learns to be cut off."""
 OWN_WEIGHT = 0.5
 """How much the pair's own document counts against the mean of its query's neighbours."""
 _TERM = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*")
@@ -50,13 +50,13 @@ def add_salient(
     *,
     limit: int | None = None,
     terms: int = 5,
-    judge: Any = None,
+    scorer: Any = None,
     report: Any = None,
 ) -> dict[str, int]:
-    """Write the pairs of `source` to `output`, the first `limit` of them with an analysis by `write_salient`.
+    """Write the pairs of `source` to `output`, the first `limit` of them with a reasoning trace by `write_salient`.
 
     Args:
-        judge: a `Scorer`; an analysis is kept only if it raises the positive's rank with it (see `judged`).
+        scorer: a `Scorer`; a trace is kept only if it raises the positive's rank (see `best_drafts`).
 
     Returns:
         counts: pairs, asked, kept.
@@ -66,30 +66,30 @@ def add_salient(
     """
     pairs = read_pairs(source)
     asked = len(pairs[:limit])
-    analysed = write_salient(pairs, asked, terms, judge, report)
-    write_pairs(output, analysed)
-    return {"pairs": len(pairs), "asked": asked, "kept": sum(1 for pair in analysed[:asked] if pair.analysis)}
+    written = write_salient(pairs, asked, terms, scorer, report)
+    write_pairs(output, written)
+    return {"pairs": len(pairs), "asked": asked, "kept": sum(1 for pair in written[:asked] if pair.reasoning)}
 
 
 def write_salient(
-    pairs: Sequence[TrainingPair], first: int | None = None, terms: int = 5, judge: Any = None, report: Any = None
+    pairs: Sequence[TrainingPair], first: int | None = None, terms: int = 5, scorer: Any = None, report: Any = None
 ) -> list[TrainingPair]:
-    """The pairs, the first ones with an analysis such as "migraine comorbidity: headache, panic; related: anxiety".
+    """The pairs, the first ones with reasoning such as "migraine comorbidity: headache, panic; related: anxiety".
 
-    Before the colon stand the query's own rarest words, behind it terms of its document and its neighbours. Where
-    WordNet is installed, synonyms of the query's words and a definition of one are tried as well. With a judge, the
+    Before the colon stand the query's own rarest words, after it terms of its document and its neighbours. Where
+    WordNet is installed, synonyms of the query's words and a definition of one are tried as well. With a scorer, the
     draft that helps most is taken; without, the first.
 
     Args:
         pairs: in the order in which they will be read.
-        first: how many get an analysis (None: all); a pair that has one keeps it.
+        first: how many get reasoning (None: all); a pair that has some keeps it.
         terms: how many terms to name at most.
-        judge: see `add_salient`.
+        scorer: see `add_salient`.
         report: called with (what, done, total).
     """
     from search_r3.retrievers.bm25 import BM25Retriever
 
-    chosen = [i for i in range(len(pairs[:first])) if not pairs[i].analysis]
+    chosen = [i for i in range(len(pairs[:first])) if not pairs[i].reasoning]
     documents = [pair.positive for pair in pairs]
     bags = [Counter(_terms(text)) for text in documents]
     weight = rarity(" ".join(bag) for bag in bags)
@@ -102,32 +102,32 @@ def write_salient(
         found = [bags[j] for j, score in zip(near[line], scores[line], strict=True) if score > 0]
         named = salient(pairs[i].query, bags[i], found, weight, terms)
         drafts[i] = write_drafts(pairs[i].query, named, weight, thesaurus)
-    if judge is not None:
-        best = judged(pairs, drafts, judge, report)
+    if scorer is not None:
+        best = best_drafts(pairs, drafts, scorer, report)
     else:
         best = {i: texts[0] for i, texts in drafts.items() if texts}
-    return [replace(pair, analysis=best[i]) if i in best else pair for i, pair in enumerate(pairs)]
+    return [replace(pair, reasoning=best[i]) if i in best else pair for i, pair in enumerate(pairs)]
 
 
-def judged(
-    pairs: Sequence[TrainingPair], drafts: Mapping[int, Sequence[str]], judge: Any, report: Any = None
+def best_drafts(
+    pairs: Sequence[TrainingPair], drafts: Mapping[int, Sequence[str]], scorer: Any, report: Any = None
 ) -> dict[int, str]:
-    """Of each pair's drafts the one that helps the judge most, if it helps: pair index -> analysis.
+    """Of each pair's drafts the one that helps the scorer most, if it helps: pair index -> reasoning.
 
-    The judge ranks all positives by the query, and by the query with a draft behind it. A draft helps if the pair's
-    own document rises, or if it was first, stays so, and leads by a larger share of its score (O1-Embedder keeps a
-    thought by its retrievers' scores likewise, arXiv 2502.07555).
+    The scorer ranks all positives by the query, and by the query followed by a draft. A draft helps if the pair's
+    own document rises, or if it was first, stays so, and leads by a larger share of its score (O1-Embedder too
+    keeps reasoning by its retrievers' scores, arXiv 2502.07555).
     """
     documents = list(dict.fromkeys(pair.positive for pair in pairs))
     column = {text: i for i, text in enumerate(documents)}
     with tempfile.TemporaryDirectory() as folder:
-        judge.prepare(documents, Path(folder), report)
+        scorer.prepare(documents, Path(folder), report)
         best: dict[int, str] = {}
         asked = [i for i, texts in drafts.items() if texts]
         for start in range(0, len(asked), BLOCK):
             block = asked[start : start + BLOCK]
             texts = [(i, text) for i in block for text in ("", *drafts[i])]
-            scores_QN = judge.score([f"{pairs[i].query} {text}".strip() for i, text in texts])
+            scores_QN = scorer.score([f"{pairs[i].query} {text}".strip() for i, text in texts])
             standing = {}
             for (i, text), scores_N in zip(texts, scores_QN, strict=True):
                 standing[i, text] = _standing(scores_N, column[pairs[i].positive])
@@ -136,7 +136,7 @@ def judged(
                 if helpful:  # the first of those that raise it highest: plain terms before synonyms and definitions
                     best[i] = min(helpful, key=lambda text, i=i: standing[i, text][0])  # type: ignore[misc]
             if report:
-                report("queries judged", min(start + BLOCK, len(asked)), len(asked))
+                report("queries scored", min(start + BLOCK, len(asked)), len(asked))
     return best
 
 
@@ -152,7 +152,7 @@ def _standing(scores_N: np.ndarray, own: int) -> tuple[int, float]:
 def salient(
     query: str, own: Counter[str], neighbours: Sequence[Counter[str]], weight: Mapping[str, float], terms: int
 ) -> list[str]:
-    """The terms that an analysis should name, the best first; [] when the documents hold none that the query lacks."""
+    """The terms that reasoning should name, the best first; [] when the documents hold none that the query lacks."""
     said = set(_terms(query))
     score: dict[str, float] = defaultdict(float)
     for term in own:
@@ -163,7 +163,7 @@ def salient(
     ranked = sorted(score.items(), key=lambda item: (-item[1], item[0]))
     found: list[str] = []
     for term, _ in ranked:
-        # "protein" and "proteins" in one analysis are a habit of repeating that the model would pick up.
+        # "protein" and "proteins" in one trace are a habit of repeating that the model would pick up.
         if not any(_stem(term) == _stem(other) for other in (*said, *found)):
             found.append(term)
         if len(found) == terms:

@@ -1,6 +1,6 @@
-"""Analyses to train behind: the model's own samples, the one kept per query that says most about its document.
+"""Reasoning traces to train with: the model's own samples, the one kept per query that says most about its document.
 
-Several short analyses are sampled for a query; the one that names most of the positive's rarer words which the query
+Several short traces are sampled for a query; the one that names most of the positive's rarer words which the query
 does not hold is kept, and none if all miss. A cheap stand-in for O1-Embedder's committee of retrievers
 (arXiv 2502.07555): a sample is worth learning if it brings the query nearer to what answers it.
 """
@@ -21,11 +21,11 @@ from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.errors import InputError
 
 BLOCK = 128
-"""Queries whose analyses are written to disk together; an interrupted run goes on behind the last whole block."""
+"""Queries whose traces are written to disk together; an interrupted run continues after the last whole block."""
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]{2,}")
 
 
-def add_analyses(
+def add_self_reasoning(
     source: str | Path,
     output: str | Path,
     model: Any,
@@ -38,11 +38,11 @@ def add_analyses(
     batch_size: int = 128,
     report: Any = None,
 ) -> dict[str, int]:
-    """Write the pairs of `source` to `output`, the first `limit` of them with an analysis where a useful one was found.
+    """Write the pairs of `source` to `output`, the first `limit` with a reasoning trace where a useful one was found.
 
     Args:
         model: a SearchR3 model, usually the base.
-        samples: analyses sampled for each query.
+        samples: traces sampled for each query.
         report: called with (done, total) after each block.
 
     Returns:
@@ -74,11 +74,11 @@ def add_analyses(
                 drafts = [tidy(r.text, r.forced) for r in reasoned[i * samples : (i + 1) * samples]]
                 chosen = best(pair, drafts, weight)
                 found[pair.id] = chosen
-                handle.write(json.dumps({"id": pair.id, "analysis": chosen}) + "\n")
+                handle.write(json.dumps({"id": pair.id, "reasoning": chosen}) + "\n")
             handle.flush()
             if report:
                 report(min(start + BLOCK, len(asked)), len(asked))
-    write_pairs(output, [replace(pair, analysis=found.get(pair.id) or pair.analysis) for pair in pairs])
+    write_pairs(output, [replace(pair, reasoning=found.get(pair.id) or pair.reasoning) for pair in pairs])
     partial.unlink()
     return {"pairs": len(pairs), "asked": len(asked), "kept": sum(1 for text in found.values() if text)}
 
@@ -111,7 +111,7 @@ def best(pair: TrainingPair, drafts: Sequence[str], weight: dict[str, float]) ->
 
 
 def tidy(text: str, cut_off: bool) -> str:
-    """One line; an analysis that ran out of budget ends at its last whole sentence, if that leaves half of it."""
+    """One line; a trace that ran out of budget ends at its last whole sentence, if that leaves half of it."""
     line = " ".join(text.split())
     if cut_off:
         end = max(line.rfind(mark) for mark in (". ", "; ", ": "))
@@ -121,15 +121,15 @@ def tidy(text: str, cut_off: bool) -> str:
 
 
 def _finished(partial: Path, asked: Sequence[TrainingPair]) -> dict[str, str | None]:
-    """Analyses of an earlier, interrupted run; a last line that was cut off is dropped, and only whole blocks count."""
+    """Traces of an earlier, interrupted run; a last line that was cut off is dropped, and only whole blocks count."""
     if not partial.is_file():
         return {}
     whole = partial.read_bytes().rpartition(b"\n")[0]
     partial.write_bytes(whole + b"\n" if whole else b"")
-    found = {value["id"]: value["analysis"] for _, value in read_jsonl(partial)} if whole else {}
+    found = {value["id"]: value.get("reasoning", "") for _, value in read_jsonl(partial)} if whole else {}
     keep = len(found) // BLOCK * BLOCK if len(found) < len(asked) else len(asked)
     expected = [pair.id for pair in asked[:keep]]
-    if list(found)[:keep] != expected:
-        raise InputError(f"{partial} belongs to other pairs; remove it to start afresh")
-    partial.write_text("".join(json.dumps({"id": i, "analysis": found[i]}) + "\n" for i in expected), encoding="utf-8")
+    if list(found)[:keep] != expected or "" in found.values():  # a chosen trace is never empty
+        raise InputError(f"{partial} belongs to other pairs or to an earlier version; remove it to start afresh")
+    partial.write_text("".join(json.dumps({"id": i, "reasoning": found[i]}) + "\n" for i in expected), encoding="utf-8")
     return {i: found[i] for i in expected}

@@ -20,7 +20,7 @@ from search_r3.data.synthesis.retry import (
     listed,
     said_by,
 )
-from search_r3.data.synthesis.writers import Failure, Prompt, Reply, Usage, count_characters, without_thoughts
+from search_r3.data.synthesis.writers import Failure, Prompt, Reply, Usage, count_characters, without_thinking
 from search_r3.errors import InputError
 
 _WORDING = Wording(
@@ -111,7 +111,7 @@ class EndpointWriter:
                 self.usage.estimated += 1
         if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
             return Failure("refuses", "the endpoint's filter")
-        return Reply(without_thoughts(text), choice.finish_reason == "length")
+        return Reply(without_thinking(text), choice.finish_reason == "length")
 
     def _options(self, prompt: Prompt) -> dict[str, Any]:
         options: dict[str, Any] = {self._limit_name: prompt.max_tokens}

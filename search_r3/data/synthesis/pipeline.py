@@ -1,7 +1,7 @@
 """Training pairs written by a language model for documents that have no queries, and checked by a retriever.
 
 For each document a query (InPars, Bonifacio et al. 2022, arXiv 2202.05144), kept if a search with it finds the document
-(Promptagator, arXiv 2209.11755), then hard negatives and an analysis for it. Finished blocks of documents are kept.
+(Promptagator, arXiv 2209.11755), then hard negatives and a reasoning trace. Finished blocks of documents are kept.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from search_r3.data.synthesis.source_documents import Collection, read_collectio
 from search_r3.data.synthesis.synthesis_plan import (
     NO_BUDGET,
     SynthesisSettings,
-    analysis_prompts,
     choose_documents,
     kinds_of,
     negative_prompts,
     prompts_for,
     query_prompts,
+    reasoning_prompts,
     tokens_of,
 )
 from search_r3.data.synthesis.writers import Budget, Failure, Prompt, Reply, Usage, Writer
@@ -51,10 +51,10 @@ class _Draft:
     query: str = ""
     rank: int = 0
     negatives: list[str] = field(default_factory=list)
-    analysis: str | None = None
+    reasoning: str | None = None
 
 
-def synthesise(
+def synthesize(
     source: str | Path,
     output: str | Path,
     writer: Writer,
@@ -65,11 +65,11 @@ def synthesise(
     data_root: str | Path | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Write training pairs for the documents of `source` to `output`; OUTPUT.manifest.json tells of the rest.
+    """Write training pairs for the documents of `source` to `output`; OUTPUT.manifest.json describes the rest.
 
-    An interrupted run leaves the folder OUTPUT.partial, from which the same call goes on. So does a run that its budget
-    has stopped, which writes the pairs that it has; a greater budget lets it go on. A finished run is not paid for
-    twice: the same call returns its manifest.
+    An interrupted run leaves the folder OUTPUT.partial, from which the same call continues. So does a run that its
+    budget has stopped, which writes the pairs that it has; a greater budget lets it continue. A finished run is not
+    paid for twice: the same call returns its manifest.
 
     Args:
         source: see `read_collection`.
@@ -174,12 +174,12 @@ class _Work:
         drafts = self._queries(drafts)
         if self.settings.negatives:
             self._negatives(drafts)
-        if self.settings.analyses:
-            self._analyses(drafts)
+        if self.settings.reasoning:
+            self._reasoning(drafts)
         lines = []
         for place, i in enumerate(block):
             pairs = [
-                {"kind": d.kind, "query": d.query, "rank": d.rank, "negatives": d.negatives, "analysis": d.analysis}
+                {"kind": d.kind, "query": d.query, "rank": d.rank, "negatives": d.negatives, "reasoning": d.reasoning}
                 for d in drafts
                 if d.document == i
             ]
@@ -235,22 +235,22 @@ class _Work:
             if self._keep(draft, "negative", fault):
                 draft.negatives.append(passage)
 
-    def _analyses(self, drafts: list[_Draft]) -> None:
+    def _reasoning(self, drafts: list[_Draft]) -> None:
         documents = self.collection.documents
-        prompts = [p for d in drafts for p in analysis_prompts(documents[d.document], d.query, self.settings)]
+        prompts = [p for d in drafts for p in reasoning_prompts(documents[d.document], d.query, self.settings)]
         read: list[tuple[_Draft, str]] = []
         for draft, reply in zip(drafts, self._ask(drafts, prompts), strict=True):
-            analysis, reason = (
+            reasoning, reason = (
                 ("", reply.reason)
                 if isinstance(reply, Failure)
-                else instructions.read_analysis(reply, documents[draft.document], draft.query)
+                else instructions.read_reasoning(reply, documents[draft.document], draft.query)
             )
-            if self._keep(draft, "analysis", reason):
-                read.append((draft, analysis))
+            if self._keep(draft, "reasoning", reason):
+                read.append((draft, reasoning))
         ranks = self.trip.ranks([f"{d.query} {text}" for d, text in read], [d.document for d, _ in read])
-        for (draft, analysis), rank in zip(read, ranks, strict=True):
-            if self._keep(draft, "analysis", "" if rank and rank <= draft.rank else "leads away from its document"):
-                draft.analysis = analysis
+        for (draft, reasoning), rank in zip(read, ranks, strict=True):
+            if self._keep(draft, "reasoning", "" if rank and rank <= draft.rank else "leads away from its document"):
+                draft.reasoning = reasoning
 
     def _ask(self, drafts: Sequence[_Draft], prompts: Sequence[Prompt]) -> list[Reply | Failure]:
         if not prompts:
@@ -279,8 +279,8 @@ def _check_output(output: Path, folder: Path, record: dict[str, Any]) -> dict[st
     other = differing(manifest, record) if isinstance(manifest, dict) else ["its manifest"]
     if other:
         raise InputError(
-            f"{output} is there already and was made otherwise ({', '.join(other)} differ); what a model wrote may be "
-            "dear, so it is not overwritten: remove it or name another file"
+            f"{output} is there already and was made with other settings ({', '.join(other)} differ); what a model "
+            "wrote may be dear, so it is not overwritten: remove it or name another file"
         )
     return manifest
 
@@ -301,7 +301,7 @@ def _write(output: Path, work: _Work, record: dict[str, Any], budget: Budget, st
                 written["query"],
                 documents[line["id"]].full_text,
                 tuple(written["negatives"]),
-                written["analysis"],
+                written["reasoning"],
                 f"synthetic:{work.collection.name}/{written['kind']}",
             )
             pairs.append(pair)
@@ -323,7 +323,7 @@ def _write(output: Path, work: _Work, record: dict[str, Any], budget: Budget, st
         "pairs": len(pairs),
         "by_kind": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
         "negatives": sum(len(pair.negatives) for pair in pairs),
-        "analyses": sum(1 for pair in pairs if pair.analysis),
+        "with_reasoning": sum(1 for pair in pairs if pair.reasoning),
         "documents": len(work.lines),
         "documents_asked_for": len(work.chosen),
         "documents_in_source": len(work.collection.documents),

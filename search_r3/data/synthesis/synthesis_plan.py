@@ -31,8 +31,8 @@ class SynthesisSettings:
     """Queries asked for each document."""
     negatives: int = 1
     """Hard negatives asked for each query that is kept; 0 for none."""
-    analyses: bool = False
-    """Also ask for an analysis of each query that is kept, to be trained behind."""
+    reasoning: bool = False
+    """Also ask for a reasoning trace for each query that is kept, to be trained with."""
     limit: int | None = None
     """Only so many documents, drawn by the seed; all of them are searched."""
     top_k: int = 3
@@ -84,9 +84,9 @@ def negative_prompts(document: Document, query: str, settings: SynthesisSettings
     return _thinking(prompts, settings)
 
 
-def analysis_prompts(document: Document, query: str, settings: SynthesisSettings) -> list[Prompt]:
-    """One if analyses are asked for, else none."""
-    prompts = [instructions.analysis_prompt(document, query, settings.max_chars)] if settings.analyses else []
+def reasoning_prompts(document: Document, query: str, settings: SynthesisSettings) -> list[Prompt]:
+    """One if reasoning traces are asked for, else none."""
+    prompts = [instructions.reasoning_prompt(document, query, settings.max_chars)] if settings.reasoning else []
     return _thinking(prompts, settings)
 
 
@@ -95,7 +95,7 @@ def prompts_for(document: Document, settings: SynthesisSettings) -> list[Prompt]
     prompts = query_prompts(document, settings)
     for kind in kinds_of(document, settings):
         query = f"(the {kind} that was written)"
-        prompts += [*negative_prompts(document, query, settings), *analysis_prompts(document, query, settings)]
+        prompts += [*negative_prompts(document, query, settings), *reasoning_prompts(document, query, settings)]
     return prompts
 
 

@@ -16,7 +16,7 @@ from search_r3.errors import InputError
 
 CHARACTERS_A_TOKEN = 4
 """Of English text, where nobody counts tokens: OpenAI's own rule of thumb."""
-_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class LocalWriter:
                 self.usage.output += len(generation.token_ids)
                 text = opening + tokenizer.decode(generation.token_ids, skip_special_tokens=True)
                 cut_off = len(generation.token_ids) >= max_tokens
-                answers[i] = Reply(without_thoughts(text), cut_off)
+                answers[i] = Reply(without_thinking(text), cut_off)
         return answers
 
 
@@ -219,6 +219,6 @@ def token_counter(model: str) -> Callable[[str], int]:
     return lambda text: len(encode_as_text(tokenizer, [text])[0])
 
 
-def without_thoughts(text: str) -> str:
-    """What a model says after it has thought aloud between <think> and </think>."""
-    return _THOUGHTS.sub("", text, count=1)
+def without_thinking(text: str) -> str:
+    """A reply without what a model writes between <think> and </think> before it."""
+    return _THINKING.sub("", text, count=1)

@@ -219,7 +219,7 @@ class SFTTask:
         self_B = rng.random(len(pairs)) < config.self_reasoning_ratio
         if step < config.self_reasoning_start_step:
             self_B[:] = False
-        chosen = [i for i in range(len(pairs)) if reason_B[i] and (self_B[i] or pairs[i].analysis)]
+        chosen = [i for i in range(len(pairs)) if reason_B[i] and (self_B[i] or pairs[i].reasoning)]
         return pairs, chosen, [bool(self_B[i]) for i in chosen]
 
     def _self_reasoning_queries(self, step: int) -> list[tuple[str, str]]:
@@ -235,7 +235,7 @@ class SFTTask:
         """This process's rows with reasoning."""
         rows, answers = [], []
         mine = [(pairs[chosen[i]], generated[i]) for i in collectives.strided_indices(len(chosen))]
-        texts = [self.self_reasoning.texts[pair.id] if is_own else pair.analysis or "" for pair, is_own in mine]
+        texts = [self.self_reasoning.texts[pair.id] if is_own else pair.reasoning or "" for pair, is_own in mine]
         traces = self._ids(texts, self.config.max_reasoning_tokens)
         queries = self._ids([pair.query for pair, _ in mine], self.config.max_query_tokens)
         embed = self.checkpoint.contract.embed_token_id

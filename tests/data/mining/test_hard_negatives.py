@@ -112,15 +112,15 @@ def test_the_teacher_drops_what_it_finds_too_good() -> None:
     assert dropped["teacher"] == 2
 
 
-def test_the_window_leaves_out_the_first_ranks_and_those_behind_its_depth() -> None:
+def test_the_window_leaves_out_the_first_ranks_and_those_beyond_it() -> None:
     scores = [1.0, 0.8, 0.7, 0.6, 0.5]
-    assert chosen(scores, skip=1, depth=3)[0] == [2, 3]
-    assert chosen(scores, depth=2)[0] == [1, 2]
+    assert chosen(scores, range_min=1, range_max=3)[0] == [2, 3]
+    assert chosen(scores, range_max=2)[0] == [1, 2]
 
 
 def test_known_positives_use_up_no_rank() -> None:
     pairs = [*pairs_of("alpha", "beta", "gamma", "delta"), TrainingPair("x", "Query  0", "epsilon")]
-    indices, dropped = chosen([0.9, 0.5, 0.4, 0.3, 1.0], pairs=pairs, depth=2)
+    indices, dropped = chosen([0.9, 0.5, 0.4, 0.3, 1.0], pairs=pairs, range_max=2)
     assert indices == [1, 2]
     assert dropped["known positive"] == 2
 
@@ -292,7 +292,7 @@ def test_the_command_says_what_was_dropped(source: Path, capsys: Any) -> None:
     assert main(["data", "mine", str(source), str(output), "--share", "0"]) == 0
     out = capsys.readouterr().out
     assert "candidates dropped: known positive" in out
-    assert main(["data", "mine", str(source), str(output), "--skip", "100"]) == 2
+    assert main(["data", "mine", str(source), str(output), "--range-min", "100"]) == 2
     assert "no rank is left" in capsys.readouterr().err
 
 
@@ -300,7 +300,7 @@ def test_the_command_says_what_was_dropped(source: Path, capsys: Any) -> None:
     ("settings", "expected"),
     [
         ({"per_pair": 0}, "per_pair must be 1 or more, not 0"),
-        ({"depth": 5, "skip": 5}, "no rank is left"),
+        ({"range_max": 5, "range_min": 5}, "no rank is left"),
         ({"share": 1.5}, "share must be above 0 and at most 1, not 1.5"),
         ({"near": 0.0}, "near must be above 0"),
         ({"margin": -0.1}, "margin must be 0 or more"),

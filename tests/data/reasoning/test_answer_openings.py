@@ -1,4 +1,4 @@
-"""Analyses that say how the answer begins."""
+"""Reasoning traces that say how the answer begins."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_a_long_opening_is_cut_at_a_word_and_a_cut_list_stays_open() -> None:
 def test_the_command_writes_openings_and_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pairs = [
         TrainingPair("a", "delete a tree", "def rmtree(path):\n    ...", source="docstrings"),
-        TrainingPair("b", "fat mice", "Obesity is common.", analysis="obese: rodents", source="titles"),
+        TrainingPair("b", "fat mice", "Obesity is common.", reasoning="obese: rodents", source="titles"),
         TrainingPair("c", "left alone", "It was left alone here.", source="titles"),
     ]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     output = tmp_path / "out.jsonl"
-    assert main(["data", "analyse", str(tmp_path / "pairs.jsonl"), str(output), "--by", "opening", "--limit", "2"]) == 0
-    assert [pair.analysis for pair in read_pairs(output)] == ["def rmtree(path)", "obese: rodents", None]
+    assert main(["data", "reason", str(tmp_path / "pairs.jsonl"), str(output), "--by", "opening", "--limit", "2"]) == 0
+    assert [pair.reasoning for pair in read_pairs(output)] == ["def rmtree(path)", "obese: rodents", None]
     assert "2" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 
 from search_r3.data.mining.scorers import open_scorer
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.reasoning.salient_terms import MAX_CHARS, judged, salient, write_drafts, write_salient
+from search_r3.data.reasoning.salient_terms import MAX_CHARS, best_drafts, salient, write_drafts, write_salient
 from search_r3.data.sources.thesaurus import Sense, Thesaurus
 
 PAIRS = [
@@ -45,15 +45,15 @@ def test_a_word_s_first_sense_is_looked_up(wordnet: Path) -> None:
     assert not Thesaurus.found(wordnet / "nowhere")
 
 
-def test_an_analysis_is_kept_only_if_it_raises_the_answer() -> None:
-    judge = open_scorer("bm25")
+def test_a_trace_is_kept_only_if_it_raises_the_answer() -> None:
+    scorer = open_scorer("bm25")
     helpful, harmful = "folder: rmtree, directory", "folder: listdir, entries, names"
-    kept = judged(PAIRS, {0: [harmful, helpful], 3: ["number: randint, listdir, entries, names, listdir"]}, judge)
+    kept = best_drafts(PAIRS, {0: [harmful, helpful], 3: ["number: randint, listdir, entries, names, listdir"]}, scorer)
     assert kept == {0: helpful}
 
 
 def test_of_helpful_drafts_the_first_that_raises_it_highest_is_taken() -> None:
-    class Judge:
+    class FixedScorer:
         zero_is_no_match = False
 
         def prepare(self, documents: list[str], folder: Path, report: object = None) -> None:
@@ -64,8 +64,8 @@ def test_of_helpful_drafts_the_first_that_raises_it_highest_is_taken() -> None:
             by_last |= {"wider": [0.9, 0.1, 0, 0]}
             return np.array([by_last[query.split()[-1]] for query in queries])
 
-    assert judged(PAIRS, {0: ["second", "first", "wider"]}, Judge()) == {0: "first"}
-    assert judged(PAIRS, {0: ["second"]}, Judge()) == {0: "second"}
+    assert best_drafts(PAIRS, {0: ["second", "first", "wider"]}, FixedScorer()) == {0: "first"}
+    assert best_drafts(PAIRS, {0: ["second"]}, FixedScorer()) == {0: "second"}
 
 
 def test_terms_do_not_repeat_one_another_or_the_query() -> None:
@@ -92,7 +92,7 @@ def test_drafts_are_short_and_name_synonyms_and_a_definition(wordnet: Path) -> N
 
 
 def test_pairs_without_a_helpful_draft_keep_none() -> None:
-    judged_pairs = write_salient(PAIRS, judge=open_scorer("bm25"))
+    scored_pairs = write_salient(PAIRS, scorer=open_scorer("bm25"))
     plain = write_salient(PAIRS)
-    assert [pair.id for pair in judged_pairs] == [pair.id for pair in PAIRS]
-    assert sum(pair.analysis is not None for pair in judged_pairs) <= sum(pair.analysis is not None for pair in plain)
+    assert [pair.id for pair in scored_pairs] == [pair.id for pair in PAIRS]
+    assert sum(pair.reasoning is not None for pair in scored_pairs) <= sum(pair.reasoning is not None for pair in plain)

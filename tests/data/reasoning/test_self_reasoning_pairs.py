@@ -10,7 +10,7 @@ import pytest
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.data.reasoning import self_reasoning_pairs
 from search_r3.data.reasoning.salient_terms import add_salient, write_salient
-from search_r3.data.reasoning.self_reasoning_pairs import add_analyses, best, rarity, tidy, words
+from search_r3.data.reasoning.self_reasoning_pairs import add_self_reasoning, best, rarity, tidy, words
 from search_r3.errors import InputError
 
 PAIRS = [
@@ -48,14 +48,14 @@ def source(tmp_path: Path) -> Path:
 
 def test_the_sample_that_names_the_answer_s_words_is_kept_and_a_useless_one_is_not(source: Path) -> None:
     output = source.with_name("out.jsonl")
-    counts = add_analyses(source, output, Writer(), samples=2)
-    assert [pair.analysis for pair in read_pairs(output)] == ["headache", "readlines", None]
+    counts = add_self_reasoning(source, output, Writer(), samples=2)
+    assert [pair.reasoning for pair in read_pairs(output)] == ["headache", "readlines", None]
     assert counts == {"pairs": 3, "asked": 3, "kept": 2}
 
 
 def test_only_the_first_pairs_are_asked_for(source: Path) -> None:
     writer = Writer()
-    add_analyses(source, source.with_name("out.jsonl"), writer, samples=2, limit=1)
+    add_self_reasoning(source, source.with_name("out.jsonl"), writer, samples=2, limit=1)
     assert writer.asked == ["risk of migraine"] * 2
 
 
@@ -70,23 +70,23 @@ def test_an_interrupted_run_goes_on_behind_the_last_whole_block(source: Path, mo
             return super().reason(texts, **options)
 
     with pytest.raises(KeyboardInterrupt):
-        add_analyses(source, output, Dying(), samples=2)
+        add_self_reasoning(source, output, Dying(), samples=2)
     partial = Path(f"{output}.partial")
     partial.write_text(partial.read_text() + '{"id": "c", "anal')  # and the power went while a line was written
     writer = Writer()
-    add_analyses(source, output, writer, samples=2)
+    add_self_reasoning(source, output, writer, samples=2)
     assert writer.asked == ["prime numbers"] * 2
-    assert [pair.analysis for pair in read_pairs(output)] == ["headache", "readlines", None]
+    assert [pair.reasoning for pair in read_pairs(output)] == ["headache", "readlines", None]
     assert not partial.exists()
 
 
 def test_the_rest_of_another_run_is_refused(source: Path) -> None:
     output = source.with_name("out.jsonl")
     Path(f"{output}.partial").write_text(
-        "".join(json.dumps({"id": i, "analysis": None}) + "\n" for i in ("x", "y", "z"))
+        "".join(json.dumps({"id": i, "reasoning": None}) + "\n" for i in ("x", "y", "z"))
     )
     with pytest.raises(InputError, match="belongs to other pairs"):
-        add_analyses(source, output, Writer(), samples=2)
+        add_self_reasoning(source, output, Writer(), samples=2)
 
 
 def test_rare_words_weigh_more_than_common_ones() -> None:
@@ -100,14 +100,14 @@ def test_identifiers_are_split_into_words() -> None:
     assert words("readLines read_text HTTPServer of") == {"read", "lines", "text", "http", "server"}
 
 
-def test_an_analysis_that_was_cut_off_ends_with_its_last_sentence() -> None:
+def test_a_trace_that_was_cut_off_ends_with_its_last_sentence() -> None:
     assert tidy("One whole sentence. And one that", cut_off=True) == "One whole sentence."
     assert tidy("Short. But then it goes on and on and", cut_off=True) == "Short. But then it goes on and on and"
     assert tidy(" two\n lines ", cut_off=False) == "two lines"
 
 
-def test_salient_analyses_name_the_query_s_concept_and_the_answer_s_terms() -> None:
-    first = write_salient(PAIRS)[0].analysis
+def test_salient_traces_name_the_query_s_concept_and_the_answer_s_terms() -> None:
+    first = write_salient(PAIRS)[0].reasoning
     assert first is not None
     concept, _, terms = first.partition(": ")
     assert set(concept.split()) <= {"risk", "migraine"}
@@ -115,18 +115,18 @@ def test_salient_analyses_name_the_query_s_concept_and_the_answer_s_terms() -> N
     assert "migraine" not in terms
 
 
-def test_salient_analyses_are_the_same_every_time_and_leave_written_ones_alone() -> None:
+def test_salient_traces_are_the_same_every_time_and_leave_written_ones_alone() -> None:
     from dataclasses import replace
 
-    pairs = [replace(PAIRS[0], analysis="mine"), *PAIRS[1:]]
+    pairs = [replace(PAIRS[0], reasoning="mine"), *PAIRS[1:]]
     once = write_salient(pairs, first=2)
     assert once == write_salient(pairs, first=2)
-    assert once[0].analysis == "mine"
-    assert once[1].analysis
-    assert once[2].analysis is None
+    assert once[0].reasoning == "mine"
+    assert once[1].reasoning
+    assert once[2].reasoning is None
 
 
-def test_a_document_that_says_nothing_new_gets_no_analysis(tmp_path: Path) -> None:
+def test_a_document_that_says_nothing_new_gets_no_reasoning(tmp_path: Path) -> None:
     write_pairs(
         tmp_path / "in.jsonl", [TrainingPair("a", "alpha beta", "beta alpha"), TrainingPair("b", "x", "the of")]
     )

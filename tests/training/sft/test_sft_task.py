@@ -35,7 +35,7 @@ def some_pairs(n: int = 16) -> list[TrainingPair]:
             query=f"what is {WORDS[i % 16]} {i // 16}",
             positive=f"{WORDS[i % 16]} {i // 16} is the letter number {i}",
             negatives=(f"{WORDS[(i + 1) % 16]} is another letter",),
-            analysis=f"letter {WORDS[i % 16]}" if i % 2 else None,
+            reasoning=f"letter {WORDS[i % 16]}" if i % 2 else None,
             source="greek" if i % 16 < 8 else "more greek",
         )
         for i in range(n)
@@ -179,13 +179,13 @@ def test_every_epoch_gives_each_pair_at_most_once_and_batches_of_one_source() ->
     assert sampler.batch(0) != sampler.batch(sampler.per_epoch)
 
 
-def test_rows_end_with_the_embed_token_and_analyses_stand_before_it(tiny_model: Path) -> None:
+def test_rows_end_with_the_embed_token_and_reasoning_stands_before_it(tiny_model: Path) -> None:
     task = task_of(tiny_model, some_pairs())
     batch = task.batch(0)
     embed = task.checkpoint.contract.embed_token_id
     assert all(row[-1] == embed and row.count(embed) == 1 for part in batch.parts.values() for row in part.rows)
     written = task.tokenizer.decode(batch.parts["reasoning"].rows[0])
-    assert f"{batch.pairs[batch.with_reasoning[0]].analysis}<|embed_token|>" in written
+    assert f"{batch.pairs[batch.with_reasoning[0]].reasoning}<|embed_token|>" in written
     said = [row[len(row) - n :] for row, n in zip(batch.parts["query"].rows, batch.parts["query"].answers, strict=True)]
     assert all(task.tokenizer.decode(tokens) == "The embedding is<|embed_token|>" for tokens in said)
 
@@ -268,7 +268,7 @@ def test_self_generated_reasoning_is_that_of_the_model_at_the_start_of_its_block
     batch = task.batch(2)
     assert (
         len(batch.sampled) == len(batch.with_reasoning) == 4
-    )  # pairs without a written analysis have one of their own
+    )  # pairs without written reasoning have one of their own
     assert all(batch.sampled)
     queries = [batch.pairs[i].query for i in batch.with_reasoning]
     said = [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)]

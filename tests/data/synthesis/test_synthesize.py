@@ -24,8 +24,8 @@ from search_r3.data.mining.scorers import DenseScorer, bm25_scorer
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.data.synthesis import instructions
 from search_r3.data.synthesis import pipeline as module
-from search_r3.data.synthesis.instructions import KINDS, read_analysis, read_negative, read_query
-from search_r3.data.synthesis.pipeline import synthesise
+from search_r3.data.synthesis.instructions import KINDS, read_negative, read_query, read_reasoning
+from search_r3.data.synthesis.pipeline import synthesize
 from search_r3.data.synthesis.roundtrip import RoundTrip
 from search_r3.data.synthesis.source_documents import read_collection
 from search_r3.data.synthesis.synthesis_plan import SynthesisSettings, choose_documents, kinds_of, plan, prompts_for
@@ -83,20 +83,20 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-ALL = SynthesisSettings(negatives=2, analyses=True, per_document=2)
+ALL = SynthesisSettings(negatives=2, reasoning=True, per_document=2)
 
 
 # ------------------------------------------------------------------------------------------------ the whole pipeline
 
 
-def test_pairs_come_out_with_negatives_and_analyses_and_a_manifest_that_adds_up(source: Path, tmp_path: Path) -> None:
+def test_pairs_come_out_with_negatives_and_reasoning_and_a_manifest_that_adds_up(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    manifest = synthesise(source, output, Scripted(), bm25_scorer(), ALL)
+    manifest = synthesize(source, output, Scripted(), bm25_scorer(), ALL)
     pairs = read_pairs(output)
     texts = {f"On {name} {text}" for name, text in TOPICS.items()}
     assert manifest["pairs"] == len(pairs) > 8
     assert {pair.positive for pair in pairs} == texts
-    assert all(pair.analysis and pair.negatives for pair in pairs)
+    assert all(pair.reasoning and pair.negatives for pair in pairs)
     assert manifest["queries_asked"] == 16
     assert sum(manifest["by_kind"].values()) == len(pairs)
     lost = sum(count for reason, count in manifest["dropped"].items() if reason.startswith("query: "))
@@ -121,7 +121,7 @@ def test_a_query_that_finds_other_documents_first_is_dropped(source: Path, tmp_p
 
     output = tmp_path / "out.jsonl"
     settings = SynthesisSettings(negatives=0, top_k=1, kinds=("question",))
-    manifest = synthesise(source, output, Scripted(rule), bm25_scorer(), settings)
+    manifest = synthesize(source, output, Scripted(rule), bm25_scorer(), settings)
     assert manifest["dropped"] == {"query: does not find its document": 2}
     assert len(read_pairs(output)) == 6
 
@@ -137,23 +137,23 @@ def test_a_negative_that_the_retriever_prefers_or_cannot_match_is_dropped(source
         return "Passage: nothing whatever could ever share anything there" if "On train\n" in user else by_rule(request)
 
     settings = SynthesisSettings(kinds=("keywords",))
-    manifest = synthesise(source, tmp_path / "out.jsonl", Scripted(rule), bm25_scorer(), settings)
+    manifest = synthesize(source, tmp_path / "out.jsonl", Scripted(rule), bm25_scorer(), settings)
     assert manifest["dropped"] == {"negative: no word in common": 1, "negative: preferred to the positive": 1}
     without = [pair for pair in read_pairs(tmp_path / "out.jsonl") if not pair.negatives]
     assert {pair.positive.split()[1] for pair in without} == {"bread", "train"}
 
 
-def test_an_analysis_that_leads_away_is_dropped(source: Path, tmp_path: Path) -> None:
+def test_reasoning_that_leads_away_is_dropped(source: Path, tmp_path: Path) -> None:
     def rule(request: dict[str, Any]) -> str:
         if "Concepts:" in request["messages"][0]["content"]:
             return f"Concepts: {TOPICS['steel']}\nTerms: {TOPICS['bees']}\nSynonyms: {TOPICS['violin']}"
         return by_rule(request)
 
-    settings = SynthesisSettings(negatives=0, analyses=True, top_k=1, kinds=("keywords",))
-    manifest = synthesise(source, tmp_path / "out.jsonl", Scripted(rule), bm25_scorer(), settings)
+    settings = SynthesisSettings(negatives=0, reasoning=True, top_k=1, kinds=("keywords",))
+    manifest = synthesize(source, tmp_path / "out.jsonl", Scripted(rule), bm25_scorer(), settings)
     dropped = manifest["dropped"]
-    assert dropped["analysis: leads away from its document"] + dropped["analysis: copied from the document"] == 8
-    assert manifest["analyses"] == 0
+    assert dropped["reasoning: leads away from its document"] + dropped["reasoning: copied from the document"] == 8
+    assert manifest["with_reasoning"] == 0
     assert manifest["pairs"] == 8
 
 
@@ -162,7 +162,7 @@ def test_the_same_query_for_two_documents_is_kept_once(tmp_path: Path) -> None:
     write_pairs(tmp_path / "in.jsonl", rows)
     rule = lambda request: "Query: pears apples orchard"  # noqa: E731
     settings = SynthesisSettings(kinds=("keywords",), negatives=0)
-    manifest = synthesise(tmp_path / "in.jsonl", tmp_path / "out.jsonl", Scripted(rule), bm25_scorer(), settings)
+    manifest = synthesize(tmp_path / "in.jsonl", tmp_path / "out.jsonl", Scripted(rule), bm25_scorer(), settings)
     assert manifest["pairs"] == 1
     assert manifest["dropped"] == {"query: written before": 2}
 
@@ -172,7 +172,7 @@ def test_a_query_that_the_source_has_already_is_dropped(tmp_path: Path) -> None:
     settings = SynthesisSettings(kinds=("keywords",), negatives=0)
     rule = lambda request: "Query: orchard  FRUIT"  # noqa: E731
     with pytest.raises(InputError, match=r"no query of 1 was kept.*the source has it"):
-        synthesise(tmp_path / "in.jsonl", tmp_path / "out.jsonl", Scripted(rule), bm25_scorer(), settings)
+        synthesize(tmp_path / "in.jsonl", tmp_path / "out.jsonl", Scripted(rule), bm25_scorer(), settings)
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -182,18 +182,18 @@ def test_a_query_that_the_source_has_already_is_dropped(tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     first = Scripted()
-    synthesise(source, whole, first, bm25_scorer(), ALL)
+    synthesize(source, whole, first, bm25_scorer(), ALL)
     with pytest.raises(KeyboardInterrupt):
-        synthesise(source, output, Scripted(dies_at=len(first.prompts) * 3 // 4), bm25_scorer(), ALL)
+        synthesize(source, output, Scripted(dies_at=len(first.prompts) * 3 // 4), bm25_scorer(), ALL)
     finished = Path(f"{output}.partial/finished.jsonl")
     lines = finished.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 4
     assert not output.exists()
     finished.write_text("\n".join([*lines, lines[0], '{"id": "vio']), encoding="utf-8")  # killed while it wrote
     with pytest.raises(InputError, match=r"out.jsonl.partial belongs to another run \(settings.seed differ\); remove"):
-        synthesise(source, output, Scripted(), bm25_scorer(), SynthesisSettings(**{**asdict(ALL), "seed": 1}))
+        synthesize(source, output, Scripted(), bm25_scorer(), SynthesisSettings(**{**asdict(ALL), "seed": 1}))
     again = Scripted()
-    manifest = synthesise(source, output, again, bm25_scorer(), ALL)
+    manifest = synthesize(source, output, again, bm25_scorer(), ALL)
     assert output.read_bytes() == whole.read_bytes()
     assert len(again.prompts) < len(first.prompts)  # the first block was not asked again
     assert manifest["usage"]["calls"] > len(first.prompts)  # what the interruption cost is counted too
@@ -210,50 +210,50 @@ def test_a_query_is_written_once_also_across_an_interruption(source: Path, tmp_p
         return f"Query: {shared}" if either else by_rule(request)
 
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    manifest = synthesise(source, whole, Scripted(rule), bm25_scorer(), settings)
+    manifest = synthesize(source, whole, Scripted(rule), bm25_scorer(), settings)
     assert manifest["dropped"] == {"query: written before": 1}
     with pytest.raises(KeyboardInterrupt):
-        synthesise(source, output, Scripted(rule, dies_at=6), bm25_scorer(), settings)
-    synthesise(source, output, Scripted(rule), bm25_scorer(), settings)
+        synthesize(source, output, Scripted(rule, dies_at=6), bm25_scorer(), settings)
+    synthesize(source, output, Scripted(rule), bm25_scorer(), settings)
     assert output.read_bytes() == whole.read_bytes()
 
 
 def test_a_block_that_was_cut_in_the_middle_is_written_again(source: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    synthesise(source, whole, Scripted(), bm25_scorer(), ALL)
+    synthesize(source, whole, Scripted(), bm25_scorer(), ALL)
     with pytest.raises(KeyboardInterrupt):
-        synthesise(source, output, Scripted(dies_at=50), bm25_scorer(), ALL)
+        synthesize(source, output, Scripted(dies_at=50), bm25_scorer(), ALL)
     finished = Path(f"{output}.partial/finished.jsonl")
     finished.write_text("".join(finished.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
-    synthesise(source, output, Scripted(), bm25_scorer(), ALL)
+    synthesize(source, output, Scripted(), bm25_scorer(), ALL)
     assert output.read_bytes() == whole.read_bytes()
 
 
 def test_a_finished_run_is_not_paid_for_again_and_not_overwritten(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    manifest = synthesise(source, output, Scripted(), bm25_scorer())
+    manifest = synthesize(source, output, Scripted(), bm25_scorer())
     again = Scripted()
-    assert synthesise(source, output, again, bm25_scorer()) == manifest
+    assert synthesize(source, output, again, bm25_scorer()) == manifest
     assert again.prompts == []
-    with pytest.raises(InputError, match=r"made otherwise \(settings.top_k differ\).*not overwritten"):
-        synthesise(source, output, again, bm25_scorer(), SynthesisSettings(top_k=1))
+    with pytest.raises(InputError, match=r"made with other settings \(settings.top_k differ\).*not overwritten"):
+        synthesize(source, output, again, bm25_scorer(), SynthesisSettings(top_k=1))
     Path(f"{output}.manifest.json").unlink()
     with pytest.raises(InputError, match="its manifest differ"):
-        synthesise(source, output, again, bm25_scorer())
+        synthesize(source, output, again, bm25_scorer())
 
 
 def test_a_budget_stops_before_it_is_passed_and_a_greater_one_goes_on(source: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    needed = synthesise(source, whole, Scripted(), bm25_scorer())["usage"]
+    needed = synthesize(source, whole, Scripted(), bm25_scorer())["usage"]
     total = needed["input"] + needed["output"]
     spent = total * 3 // 4
-    manifest = synthesise(source, output, Scripted(), bm25_scorer(), budget=Budget(tokens=spent + 300))
+    manifest = synthesize(source, output, Scripted(), bm25_scorer(), budget=Budget(tokens=spent + 300))
     assert manifest["stopped"] == "budget"
     assert 0 < manifest["documents"] < 8 == manifest["documents_asked_for"]
     assert manifest["usage"]["input"] + manifest["usage"]["output"] <= spent + 300
     assert len(read_pairs(output)) == manifest["pairs"]
     priced = Budget(cost=1000.0, price_in=1.0, price_out=2.0)
-    manifest = synthesise(source, output, Scripted(), bm25_scorer(), budget=priced)
+    manifest = synthesize(source, output, Scripted(), bm25_scorer(), budget=priced)
     assert manifest["stopped"] is None
     assert manifest["cost"] == round((needed["input"] + 2 * needed["output"]) / 1e6, 6)
     assert sorted(output.read_text().splitlines()) == sorted(whole.read_text().splitlines())
@@ -263,7 +263,7 @@ def test_a_budget_stops_before_it_is_passed_and_a_greater_one_goes_on(source: Pa
 def test_a_budget_that_is_too_small_asks_nothing(source: Path, tmp_path: Path) -> None:
     writer = Scripted()
     with pytest.raises(InputError, match="too small for a single document"):
-        synthesise(source, tmp_path / "out.jsonl", writer, bm25_scorer(), budget=Budget(tokens=50))
+        synthesize(source, tmp_path / "out.jsonl", writer, bm25_scorer(), budget=Budget(tokens=50))
     assert writer.prompts == []
 
 
@@ -273,10 +273,10 @@ def test_two_processes_cannot_write_the_same_output(source: Path, tmp_path: Path
     class Second(Scripted):
         def write(self, prompts: Sequence[Prompt]) -> list[Reply | Failure]:
             with pytest.raises(InputError, match="in use by another process"):
-                synthesise(source, output, Scripted(), bm25_scorer())
+                synthesize(source, output, Scripted(), bm25_scorer())
             return super().write(prompts)
 
-    synthesise(source, output, Second(), bm25_scorer())
+    synthesize(source, output, Second(), bm25_scorer())
 
 
 @pytest.mark.slow
@@ -289,7 +289,7 @@ def test_killed_for_real_it_goes_on_and_gives_the_same_bytes(source: Path, tmp_p
         return completion(by_rule(request))
 
     def command(output: Path, url: str) -> list[str]:
-        place = ["data", "synthesise", str(source), str(output), "--endpoint", url, "--model", "m"]
+        place = ["data", "synthesize", str(source), str(output), "--endpoint", url, "--model", "m"]
         return [sys.executable, "-m", "search_r3", *place, "--concurrency", "1", "--per-document", "2"]
 
     environment = os.environ | {"OPENAI_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
@@ -423,12 +423,12 @@ def test_negatives_are_read_as_strictly(reply: str, reason: str) -> None:
     assert "\n" not in text
 
 
-def test_an_analysis_is_three_lines_that_become_one() -> None:
+def test_reasoning_is_three_lines_that_become_one() -> None:
     good = "Concepts: leavened bread.\nTerms: gluten, a net of proteins\nSynonyms: loaf, baking"
     expected = "leavened bread; gluten, a net of proteins; related: loaf, baking"
-    assert read_analysis(Reply(good), DOCUMENT, "how is bread made") == (expected, "")
+    assert read_reasoning(Reply(good), DOCUMENT, "how is bread made") == (expected, "")
     as_json = '{"concepts": "leavened bread", "terms": "gluten, a net of proteins", "synonyms": ["loaf", "baking"]}'
-    assert read_analysis(Reply(as_json), DOCUMENT, "how is bread made") == (expected, "")
+    assert read_reasoning(Reply(as_json), DOCUMENT, "how is bread made") == (expected, "")
     for reply, reason in (
         ("Concepts: bread\nTerms: gluten", "not in the form asked for"),
         ("Terms: gluten\nConcepts: bread\nSynonyms: loaf", "not in the form asked for"),
@@ -436,12 +436,12 @@ def test_an_analysis_is_three_lines_that_become_one() -> None:
         (f"Concepts: {'very ' * 70}\nTerms: gluten\nSynonyms: loaf", "too long"),
         ("Concepts: bread\nTerms: made\nSynonyms: how", "says nothing new"),
     ):
-        assert read_analysis(Reply(reply), DOCUMENT, "how is bread made") == ("", reason)
+        assert read_reasoning(Reply(reply), DOCUMENT, "how is bread made") == ("", reason)
 
 
 def test_half_a_surrogate_pair_does_not_stop_a_run(source: Path, tmp_path: Path) -> None:
     rule = lambda request: by_rule(request) + " \ud800"  # noqa: E731
-    manifest = synthesise(source, tmp_path / "o.jsonl", Scripted(rule), bm25_scorer(), SynthesisSettings(negatives=0))
+    manifest = synthesize(source, tmp_path / "o.jsonl", Scripted(rule), bm25_scorer(), SynthesisSettings(negatives=0))
     assert manifest["pairs"] == 8
 
 
@@ -491,7 +491,7 @@ def test_a_dry_run_counts_everything_and_asks_nobody(source: Path) -> None:
     first = collection.documents[choose_documents(collection, ALL)[0]]
     assert planned["examples"][0]["prompts"] == [asdict(prompt) for prompt in prompts_for(first, ALL)]
     writer = Scripted()
-    synthesise(source, source.with_name("out.jsonl"), writer, bm25_scorer(), ALL)
+    synthesize(source, source.with_name("out.jsonl"), writer, bm25_scorer(), ALL)
     assert len(writer.prompts) <= planned["calls"]
     assert planned["examples"][0]["prompts"][0] in [asdict(prompt) for prompt in writer.prompts]  # what it showed
     counted = plan(source, ALL, count=lambda text: 1)
@@ -565,7 +565,7 @@ def test_a_wrong_setting_is_refused(changes: dict[str, Any], expected: str) -> N
 
 
 def run(capsys: Any, *words: str) -> tuple[int, str, str]:
-    code = main(["data", "synthesise", *words])
+    code = main(["data", "synthesize", *words])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -685,6 +685,6 @@ def test_ctrl_c_keeps_what_is_done(source: Path, capsys: Any, monkeypatch: pytes
 def test_the_help_teaches(capsys: Any) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert "Example:  search-r3 data synthesise" in out
+    assert "Example:  search-r3 data synthesize" in out
     assert "Before:" in out
     assert "Next:" in out
