@@ -283,18 +283,17 @@ def field_docstrings(cls: type) -> dict[str, str]:
 
 
 def _sources() -> list[str]:
-    from search_r3.data.recipe import COMMON
-    from search_r3.data.sources.registry import KINDS
+    from search_r3.data.sources.registry import COMMON, SOURCES
 
     functions = readers()
-    for what, given, listed in (("kinds", KINDS, functions), ("keys of all sources", COMMON, EVERY_SOURCE)):
+    for what, given, listed in (("kinds", SOURCES, functions), ("keys of all sources", COMMON, EVERY_SOURCE)):
         if set(given) != set(listed):
             raise SystemExit(f"error: .ci/reference.py lists other {what} than the code: {set(given) ^ set(listed)}")
     head = ("key", "type", "default", "meaning")
     required = {"kind": REQUIRED}
     rows = [(f"`{key}`", WORDS[kind], required.get(key, ""), EVERY_SOURCE[key]) for key, kind in COMMON.items()]
     lines = ["", *table(head, rows)]
-    for name, kind in KINDS.items():
+    for name, kind in SOURCES.items():
         function = functions[name]
         says, defaults = argument_docstrings(function) | BESIDE, inspect.signature(function).parameters
         if missing := [key for key in kind.keys if key not in says]:

@@ -30,7 +30,7 @@ def short_texts(tokenizer: Any, data: Path | None, packages: Sequence[str], long
     `data`, and first sentences of the packages' docstrings."""
     from search_r3.data.sources.docstrings import find_package, read_functions
     from search_r3.data.sources.querystyle import first_sentence
-    from search_r3.data.sources.source import Records
+    from search_r3.data.sources.records import Records
     from search_r3.model.tokenization import encode_as_text
 
     found: dict[str, None] = {}

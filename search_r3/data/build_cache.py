@@ -1,4 +1,4 @@
-"""The finished parts of a build, kept beside its output, so that a build that was killed goes on behind them.
+"""The finished parts of a build, kept beside its output, so that a build that was killed continues after them.
 
 A part is found by a key over everything that it was made from (settings, seed, sizes and times of the files read, the
 program's own text), so another recipe or a changed file never gets a stale one; each ends with its own hash.
@@ -7,11 +7,13 @@ program's own text), so another recipe or a changed file never gets a stale one;
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
+import importlib.util
 import json
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -104,28 +106,79 @@ def key_of(*values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def added_code(*functions: Callable[..., Any]) -> list[str]:
+    """SHA-256 of the source files of functions that other packages added, for `key_of`; ours are always in a key."""
+    modules = {_module_of(function) for function in functions}
+    return [_digest(module_files(module)) for module in sorted(modules) if module.partition(".")[0] != "search_r3"]
+
+
 @cache
 def _program() -> str:
-    digest = hashlib.sha256()
-    for file in source_files():
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    return _digest(source_files())
 
 
 @cache
 def source_files() -> list[Path]:
     """The modules of `search_r3.data` that make pairs, `recipe` and whatever it imports: when one of them changes, what
     was made by it is stale."""
-    folder = Path(__file__).parent
+    return module_files("search_r3.data.recipe", within="search_r3.data")
+
+
+def module_files(module: str, within: str | None = None) -> list[Path]:
+    """The source files of a module and of what it imports, directly or not, sorted.
+
+    Args:
+        module: a full name; the module need not be imported yet. One without a source file has none.
+        within: only modules of this package are followed; None takes the module's own top-level package.
+    """
+    within = within or module.partition(".")[0]
     found: set[Path] = set()
-    waiting = [folder / "recipe.py"]
+    waiting, seen = [module], {module}
     while waiting:
-        file = waiting.pop()
-        if file in found or not file.is_file():
+        name = waiting.pop()
+        file, package = _source_of(name)
+        if file is None:
             continue
         found.add(file)
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("search_r3.data."):
-                place = folder.joinpath(*str(node.module).split(".")[2:])
-                waiting += [place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names)]
+        for imported in _imports(file, package):
+            if f"{imported}.".startswith(f"{within}.") and imported not in seen:
+                seen.add(imported)
+                waiting.append(imported)
     return sorted(found)
+
+
+def _imports(file: Path, package: str) -> set[str]:
+    """The full names of all that a file imports; a name taken from a package may be a module of it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _source_of(module: str) -> tuple[Path | None, str]:
+    """A module's source file, None where it has none, and the package that its relative imports begin from."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):  # a name inside a module, not a module
+        spec = None
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return None, ""
+    return Path(spec.origin), module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__module__", None) or type(function).__module__
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

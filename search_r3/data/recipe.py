@@ -1,7 +1,8 @@
 """A YAML recipe into one file of training pairs: `search-r3 data build RECIPE`.
 
 The same recipe, seed and package versions give the same bytes; the manifest beside the output says what went in, what
-was dropped and why, under which licences, and the output's SHA-256. A build that was killed goes on (see `parts`).
+was dropped and why, under which licences, and the output's SHA-256. A build that was killed is continued (see
+`build_cache`).
 """
 
 from __future__ import annotations
@@ -10,28 +11,26 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import astuple, replace
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from search_r3.data.beir import refuse_unknown, stable_order
-from search_r3.data.build_cache import SUFFIX, Parts, key_of
+from search_r3.data.build_cache import SUFFIX, Parts, added_code, key_of
 from search_r3.data.io.input_stamps import described, stamps
 from search_r3.data.io.line_reader import MissingSource
 from search_r3.data.io.yaml_file import read_yaml, where_recipes_are
 from search_r3.data.mining import decontamination
 from search_r3.data.pairs import TrainingPair, write_pairs
+from search_r3.data.sources.data_source import BuiltPairs, DataRoot, DataSource
 from search_r3.data.sources.pair_files import default_name
-from search_r3.data.sources.registry import KINDS, DataRoot
-from search_r3.data.sources.source import DAMAGED, Built
+from search_r3.data.sources.records import DAMAGED
+from search_r3.data.sources.registry import COMMON, data_sources
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
-
-COMMON: dict[str, type] = {"kind": str, "limit": int, "optional": bool, "damaged": str}
-"""Keys of every source: at most so many pairs, left out where it is missing, what to do with damaged input."""
 
 
 def build_pairs(
@@ -43,17 +42,17 @@ def build_pairs(
 ) -> dict[str, Any]:
     """Build the pairs of a recipe, shuffle them, write OUTPUT (JSONL) and OUTPUT.manifest.json.
 
-    What is finished is kept in OUTPUT.partial until the end, so the same call goes on behind a build that was killed
-    or refused something; its result is byte for byte that of an uninterrupted one.
+    What is finished is kept in OUTPUT.partial until the end, so the same call continues a build that was killed or that
+    refused something; its result is byte for byte that of an uninterrupted one.
 
     Args:
         recipe_path: a YAML file with `sources`, a list (see `configs/data/first.yaml`), and optionally `seed`,
             `damaged` ("refuse" or "skip", for sources that say nothing of their own), `decontaminate` and
-            `deduplicate` (see `clean.DecontaminateSettings` and `clean.DeduplicateSettings`).
+            `deduplicate` (see `decontamination.DecontaminateSettings` and `decontamination.DeduplicateSettings`).
         output: the JSONL file to write.
         data_root: where data sets named in the recipe are (see `find_dataset`).
         seed: instead of the recipe's; 0 where neither gives one.
-        progress: told of each step in a line.
+        progress: called with one line a step.
 
     Returns:
         The manifest.
@@ -63,61 +62,28 @@ def build_pairs(
             missing, input is damaged and to be refused, a source gives no pair at all, another process builds this
             output, or it cannot be written.
     """
-    recipe = _read_recipe(Path(recipe_path))
+    kinds = data_sources()
+    recipe = _read_recipe(Path(recipe_path), kinds)
     seed = recipe.get("seed", 0) if seed is None else seed
     output = Path(output)
     if output.is_dir():
         raise InputError(f"{output} is a folder; name the file to write, such as {output / 'pairs.jsonl'}")
     tell = progress or (lambda line: None)
-    pairs: dict[tuple[str, str], TrainingPair] = {}
-    ids: set[str] = set()
-    reports = []
     with Parts(output) as parts:
+        collected = _Collected(seed)
         for number, source in enumerate(recipe["sources"], start=1):
             where = f"{recipe_path}, source {number} ({source['kind']})"
             settings = {"damaged": recipe.get("damaged", "refuse")} | source
             tell(f"source {number} of {len(recipe['sources'])}: {_title(source)}")
-            try:
-                built, inputs, again = _built(settings, seed, data_root, parts)
-            except MissingSource as error:
-                if not source.get("optional"):
-                    raise InputError(f'{where}: {error}; or mark the source "optional: true"') from error
-                built, inputs, again = Built([], Counter(), {"missing": str(error)}), None, False
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
-            chosen = built.pairs
-            if "limit" in source and len(chosen) > source["limit"]:
-                kept = set(stable_order((pair.id for pair in chosen), seed)[: source["limit"]])
-                built.dropped["over the limit"] += len(chosen) - len(kept)
-                chosen = [pair for pair in chosen if pair.id in kept]
-            before = len(pairs)
-            for pair in chosen:
-                if (pair.query, pair.positive) in pairs or pair.id in ids:
-                    built.dropped["already given by another source"] += 1
-                else:
-                    pairs[pair.query, pair.positive] = pair
-                    ids.add(pair.id)
-            if len(pairs) == before and not source.get("optional"):
-                raise InputError(f"{where}: it gives no pair ({_reasons(built)}); loosen its settings or remove it")
-            tell(f"  {len(pairs) - before:,} pairs{_finished_before(again, built)}")
-            counts = Counter(pair.source for pair in list(pairs.values())[before:])
-            reports.append(
-                {
-                    **source,
-                    "count": len(pairs) - before,
-                    "by_source": dict(sorted(counts.items())),
-                    "dropped": dict(sorted(built.dropped.items())),
-                    **({"damaged_places": built.damaged_places} if built.damaged_places else {}),
-                    **({"inputs": inputs} if inputs else {}),
-                    **built.origin,
-                }
-            )
+            built, inputs, again = _built_or_missing(settings, kinds[source["kind"]], seed, data_root, parts, where)
+            new = collected.add(source, built, inputs, where)
+            tell(f"  {new:,} pairs{_finished_before(again, built)}")
         if any(key in recipe for key in decontamination.KEYS):
-            tell(f"cleaning {len(pairs):,} pairs")
+            tell(f"cleaning {len(collected.pairs):,} pairs")
         cleaned, cleaning = decontamination.clean_pairs(
-            list(pairs.values()), recipe, str(recipe_path), data_root, parts
+            list(collected.pairs.values()), recipe, str(recipe_path), data_root, parts
         )
-        pairs.clear()
+        collected.pairs.clear()
         by_id = {pair.id: pair for pair in cleaned}
         tell(f"writing {len(by_id):,} pairs")
         written = parts.folder / f"output{SUFFIX}"
@@ -128,7 +94,7 @@ def build_pairs(
             "count": len(by_id),
             "seed": seed,
             "python": platform.python_version(),
-            "sources": reports,
+            "sources": collected.reports,
             "recipe": recipe,
         }
         if cleaning is not None:
@@ -139,18 +105,77 @@ def build_pairs(
     return manifest
 
 
-def _built(source: dict[str, Any], seed: int, data_root: DataRoot, parts: Parts) -> tuple[Built, dict[str, Any], bool]:
-    """What a source gives, what it read, and whether it was finished before."""
-    kind = KINDS[source["kind"]]
+@dataclass
+class _Collected:
+    """The pairs of all sources so far, none twice, and what the manifest says of each source."""
+
+    seed: int
+    pairs: dict[tuple[str, str], TrainingPair] = field(default_factory=dict)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    _ids: set[str] = field(default_factory=set)
+
+    def add(self, source: dict[str, Any], built: BuiltPairs, inputs: dict[str, Any] | None, where: str) -> int:
+        """Take what a source gave, at most its limit; returns how many pairs are new.
+
+        Raises:
+            InputError: none is, and the source is not optional.
+        """
+        chosen = built.pairs
+        if "limit" in source and len(chosen) > source["limit"]:
+            kept = set(stable_order((pair.id for pair in chosen), self.seed)[: source["limit"]])
+            built.dropped["over the limit"] += len(chosen) - len(kept)
+            chosen = [pair for pair in chosen if pair.id in kept]
+        counts: Counter[str] = Counter()
+        for pair in chosen:
+            if (pair.query, pair.positive) in self.pairs or pair.id in self._ids:
+                built.dropped["already given by another source"] += 1
+            else:
+                self.pairs[pair.query, pair.positive] = pair
+                self._ids.add(pair.id)
+                counts[pair.source] += 1
+        if not counts and not source.get("optional"):
+            raise InputError(f"{where}: it gives no pair ({_reasons(built)}); loosen its settings or remove it")
+        self.reports.append(
+            {
+                **source,
+                "count": counts.total(),
+                "by_source": dict(sorted(counts.items())),
+                "dropped": dict(sorted(built.dropped.items())),
+                **({"damaged_places": built.damaged_places} if built.damaged_places else {}),
+                **({"inputs": inputs} if inputs else {}),
+                **built.origin,
+            }
+        )
+        return counts.total()
+
+
+def _built_or_missing(
+    source: dict[str, Any], kind: DataSource, seed: int, data_root: DataRoot, parts: Parts, where: str
+) -> tuple[BuiltPairs, dict[str, Any] | None, bool]:
+    """What a source gives, what it read, and whether it was finished before; nothing for an optional one that is not
+    there. `where` begins the message of an error."""
+    try:
+        return _built(source, kind, seed, data_root, parts)
+    except MissingSource as error:
+        if not source.get("optional"):
+            raise InputError(f'{where}: {error}; or mark the source "optional: true"') from error
+        return BuiltPairs([], origin={"missing": str(error)}), None, False
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _built(
+    source: dict[str, Any], kind: DataSource, seed: int, data_root: DataRoot, parts: Parts
+) -> tuple[BuiltPairs, dict[str, Any], bool]:
     settings = {key: value for key, value in source.items() if key not in ("kind", "limit")}
     files = kind.reads(settings, data_root)
     read = stamps(files)
-    key = key_of(source["kind"], settings, seed, read)
+    key = key_of(source["kind"], settings, seed, read, *added_code(kind.build, kind.reads))
     found = parts.load(source["kind"], key)
     if found:
         head, rows = found
         pairs = [replace(pair, negatives=tuple(pair.negatives)) for pair in (TrainingPair(*row) for row in rows)]
-        return Built(pairs, Counter(head["dropped"]), head["origin"], head["damaged_places"]), head["inputs"], True
+        return BuiltPairs(pairs, Counter(head["dropped"]), head["origin"], head["damaged_places"]), head["inputs"], True
     built = kind.build(settings, seed, data_root)
     inputs = described(files)
     if stamps(files) != read:
@@ -170,13 +195,13 @@ def _title(source: dict[str, Any]) -> str:
     return f"{source['kind']} {what}".rstrip()
 
 
-def _reasons(built: Built) -> str:
+def _reasons(built: BuiltPairs) -> str:
     places = [f"{reason} in {named[0]}" for reason, named in built.damaged_places.items()]
     counts = [f"{reason}: {count:,}" for reason, count in sorted(built.dropped.items())]
     return "; ".join([*counts, *places]) or "nothing in it"
 
 
-def _finished_before(again: bool, built: Built) -> str:
+def _finished_before(again: bool, built: BuiltPairs) -> str:
     damaged = sum(count for reason, count in built.dropped.items() if reason.startswith("damaged: "))
     skipped = f", {damaged:,} damaged records skipped" if damaged else ""
     return skipped + (" (finished before)" if again else "")
@@ -185,7 +210,7 @@ def _finished_before(again: bool, built: Built) -> str:
 # ---------------------------------------------------------------------------------------------------- reading a recipe
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _read_recipe(path: Path, kinds: Mapping[str, DataSource]) -> dict[str, Any]:
     try:
         recipe = read_yaml(path)
     except FileNotFoundError as error:
@@ -208,7 +233,13 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(sources, list) or not sources:
         raise InputError(f'{path}: "sources" must be a list with at least one source, found {sources!r}')
     for number, source in enumerate(sources, start=1):
-        _check_source(source, f"{path}, source {number}")
+        _check_source(source, f"{path}, source {number}", kinds)
+    _check_names(sources, path)
+    return recipe
+
+
+def _check_names(sources: list[dict[str, Any]], path: Path) -> None:
+    """The ids of pairs out of a user's own files begin with a name, which must be another for each file."""
     named: dict[str, int] = {}
     for number, source in enumerate(sources, start=1):
         if source["kind"] == "pairs":
@@ -217,26 +248,27 @@ def _read_recipe(path: Path) -> dict[str, Any]:
                 both = f'source {named[name]} is called "{name}" too'
                 raise InputError(f'{path}, source {number} (pairs): {both}; give one another "name", ids begin with it')
             named[name] = number
-    return recipe
 
 
-def _check_source(source: Any, where: str) -> None:
+def _check_source(source: Any, where: str, kinds: Mapping[str, DataSource]) -> None:
     if not isinstance(source, dict) or "kind" not in source:
-        raise InputError(f'{where}: expected a mapping with "kind" (one of {", ".join(KINDS)}), found {source!r}')
-    refuse_unknown([source["kind"]], tuple(KINDS), where, what="kind")
-    kind = source["kind"]
-    types = COMMON | KINDS[kind].keys
-    refuse_unknown(source, tuple(types), f"{where} ({kind})")
+        raise InputError(f'{where}: expected a mapping with "kind" (one of {", ".join(kinds)}), found {source!r}')
+    refuse_unknown([source["kind"]], tuple(kinds), where, what="kind")
+    where, kind = f"{where} ({source['kind']})", kinds[source["kind"]]
+    types = COMMON | kind.keys
+    refuse_unknown(source, tuple(types), where)
     for key, value in source.items():
-        _check_type(value, types[key], key, f"{where} ({kind})")
-    for key in KINDS[kind].needed:
+        _check_type(value, types[key], key, where)
+    for key in kind.needed:
         if key not in source:
-            raise InputError(f'{where} ({kind}): "{key}" is missing; add it')
+            raise InputError(f'{where}: "{key}" is missing; add it')
     if "damaged" in source:
-        refuse_unknown([source["damaged"]], DAMAGED, f"{where} ({kind}), damaged", what="value")
-    shares = [source.get(key, 0) for key in ("documented_share", "web_share", "name_share")]
-    if any(not 0 <= share <= 1 for share in shares) or shares[1] + shares[2] > 1:
-        raise InputError(f"{where} ({kind}): shares must be between 0 and 1, web_share and name_share together too")
+        refuse_unknown([source["damaged"]], DAMAGED, f"{where}, damaged", what="value")
+    if kind.check is not None:
+        try:
+            kind.check(source)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 def _check_type(value: Any, expected: type, key: str, where: str) -> None:

@@ -15,6 +15,7 @@ from processes import run
 from search_r3.data import build_cache
 from search_r3.data.recipe import build_pairs
 from search_r3.data.sources import registry
+from search_r3.data.sources.data_source import DataSource
 from search_r3.errors import InputError
 
 RUN = """
@@ -167,14 +168,14 @@ def test_what_was_refused_goes_on_when_it_is_mended(root: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = registry.KINDS["titles"]
+    kind = registry.SOURCES["titles"]
 
     def build_and_touch(*given):
         built = kind.build(*given)
         os.utime("data/toy/corpus.jsonl", ns=(1, 1))
         return built
 
-    monkeypatch.setitem(registry.KINDS, "titles", registry.Kind(build_and_touch, kind.reads, kind.keys, kind.needed))
+    monkeypatch.setitem(registry.SOURCES, "titles", DataSource(build_and_touch, kind.reads, kind.keys, kind.needed))
     with pytest.raises(InputError, match=r"source 2 \(titles\): its files changed while they were read"):
         build()
 

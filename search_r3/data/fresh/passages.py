@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from search_r3.data.fresh.fresh_config import FreshConfig
 from search_r3.data.fresh.release import Release, normalised_name
 from search_r3.data.sources.docstrings import SKIPPED_DECORATORS, SKIPPED_FILES, SKIPPED_FOLDERS, SKIPPED_NAMES
-from search_r3.data.sources.source import clip
+from search_r3.data.sources.records import clip
 
 MIN_PROSE = 10
 """Words of a section outside its code, at least."""

@@ -1,1 +1,1 @@
-"""Where training pairs come from: one module a kind of source, each a function that returns `base.Built`."""
+"""Where training pairs come from: one module a kind of source, each a function that returns `BuiltPairs`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search_r3.data.io.line_reader import BrokenFile, MissingSource, TooLong, bounded_lines, is_html_page, read_lines
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources.source import MAX_RECORD, Built, Records, clip, without_generic
+from search_r3.data.sources.records import MAX_RECORD, BuiltPairs, Records, clip, without_generic
 
 LISTS = Path("/var/lib/apt/lists")
 APT_HELPER = Path("/usr/lib/apt/apt-helper")
@@ -25,7 +25,7 @@ MIN_SYNOPSIS_WORDS, MIN_TEXT_WORDS = 2, 12
 _EMPTY_SHELL = re.compile(r"\b(transitional|dummy|debug(ging)? symbols|metapackage|meta-package)\b", re.IGNORECASE)
 
 
-def debian_pairs(path: str | None = None, *, damaged: str = "refuse", max_chars: int = 1200) -> Built:
+def debian_pairs(path: str | None = None, *, damaged: str = "refuse", max_chars: int = 1200) -> BuiltPairs:
     """The descriptions of a Translation-en file, in its order; a text that comes twice counts once.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from search_r3.data.beir import refuse_unknown
 from search_r3.data.io.line_reader import BrokenFile, MissingSource, TooLong, read_lines, read_up_to
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources.source import MAX_RECORD, Built, Records, clip, without_generic
+from search_r3.data.sources.records import MAX_RECORD, BuiltPairs, Records, clip, without_generic
 from search_r3.errors import InputError
 
 WORDNET = Path("/usr/share/wordnet")
@@ -38,7 +38,7 @@ _CATEGORY = re.compile(r"^(\s*)<[a-z][a-z ,/-]*>\s*")
 
 def wordnet_pairs(
     path: str | None = None, *, direction: str = "both", damaged: str = "refuse", max_chars: int = 1200
-) -> Built:
+) -> BuiltPairs:
     """Synsets as pairs: their words -> the gloss with its examples, and the definition -> the words.
 
     Args:
@@ -122,7 +122,7 @@ def _synset_pairs(
     return pairs
 
 
-def dictd_pairs(path: str, *, licence: str | None = None, damaged: str = "refuse", max_chars: int = 1200) -> Built:
+def dictd_pairs(path: str, *, licence: str | None = None, damaged: str = "refuse", max_chars: int = 1200) -> BuiltPairs:
     """The articles of a dictd dictionary: headword -> article without its headword. Aliases of an article count once.
 
     Args:

@@ -21,7 +21,7 @@ from pathlib import Path
 from search_r3.data.io.line_reader import MAX_LINE, BrokenFile, TooLong, is_html_page, read_whole
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.sources.querystyle import MAX_WORDS, as_name_query, as_web_query, first_sentence
-from search_r3.data.sources.source import Records
+from search_r3.data.sources.records import Records
 from search_r3.errors import InputError
 
 STDLIB = "stdlib"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from search_r3.data.io.line_reader import MissingSource, is_html_page
 from search_r3.data.pairs import TrainingPair
+from search_r3.data.sources.records import BuiltPairs, Records, clip, without_generic
 from search_r3.data.sources.roff import plain_sections
-from search_r3.data.sources.source import Built, Records, clip, without_generic
 
 MAN = Path("/usr/share/man")
 PYDOC_LICENCE = "PSF-2.0 (examples and recipes also 0BSD)"
@@ -33,7 +33,7 @@ _LICENCE = re.compile(r"SPDX-License-Identifier:\s*(.+?)\s*$", re.MULTILINE)
 
 def man_pairs(
     path: str | None = None, *, any_licence: bool = False, damaged: str = "refuse", max_chars: int = 1200
-) -> Built:
+) -> BuiltPairs:
     """Sections of the manual pages in a folder's man1 to man9, in the order of their paths.
 
     Args:
@@ -86,7 +86,9 @@ def man_files(path: str | None = None) -> list[Path]:
     return files
 
 
-def pydoc_pairs(path: str, *, licence: str = PYDOC_LICENCE, damaged: str = "refuse", max_chars: int = 1200) -> Built:
+def pydoc_pairs(
+    path: str, *, licence: str = PYDOC_LICENCE, damaged: str = "refuse", max_chars: int = 1200
+) -> BuiltPairs:
     """Sections of the HTML pages that Sphinx made, below a folder, in the order of their paths.
 
     Args:

@@ -16,7 +16,7 @@ from search_r3.data.io.delimited import describe_delimiter, find_delimiter, pars
 from search_r3.data.io.jsonl import parse_object
 from search_r3.data.io.line_reader import BOM, BrokenFile, defect, read_lines
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources.source import Built, Records
+from search_r3.data.sources.records import BuiltPairs, Records
 from search_r3.errors import InputError
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv")
@@ -36,7 +36,7 @@ def own_pairs(
     delimiter: str | None = None,
     name: str | None = None,
     damaged: str = "refuse",
-) -> Built:
+) -> BuiltPairs:
     """The pairs of a file, in its order; the same query and positive count once.
 
     Args:

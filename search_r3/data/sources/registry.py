@@ -1,7 +1,7 @@
-"""The kinds of source that a recipe may name: what each reads, how it makes pairs of it, and which keys it takes.
+"""The kinds of source that a recipe may name: ours, and those of other packages (`search_r3.data_sources`).
 
-A kind tells first which files it will read, so that a build knows whether a finished part still holds and the manifest
-can say what went in.
+A source first names the files that it will read, so that a build knows whether a finished part still holds and the
+manifest can say what went in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,35 +19,24 @@ from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.io.input_stamps import below, described
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.sources.beir_pairs import cloze_pairs, query_pairs, title_pairs
+from search_r3.data.sources.data_source import BuiltPairs, DataRoot, DataSource, Settings
 from search_r3.data.sources.debian import debian_pairs, descriptions_file
 from search_r3.data.sources.dictionaries import dictd_files, dictd_pairs, wordnet_files, wordnet_pairs
 from search_r3.data.sources.docstrings import STDLIB, docstring_pairs, find_package, source_files
 from search_r3.data.sources.manuals import man_files, man_pairs, pydoc_files, pydoc_pairs
 from search_r3.data.sources.pair_files import own_pairs
-from search_r3.data.sources.source import Built, Records
+from search_r3.data.sources.records import Records
 from search_r3.errors import InputError
+from search_r3.plugins import load_plugins
 
 PYTHON_LICENCE = "PSF-2.0"
-
-DataRoot = str | Path | None
-Settings = dict[str, Any]
-"""A source of a recipe without `kind` and `limit`; `damaged` is always there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of source: `reads` names its files before `build` reads them; `needed` are the keys without default."""
-
-    build: Callable[[Settings, int, DataRoot], Built]
-    reads: Callable[[Settings, DataRoot], dict[str, Path]]
-    keys: dict[str, type]
-    needed: tuple[str, ...] = ()
-
+COMMON: dict[str, type] = {"kind": str, "limit": int, "optional": bool, "damaged": str}
+"""Keys of every source: at most so many pairs, left out where it is missing, what to do with damaged input."""
 
 # ----------------------------------------------------------------------------------------------------------- packages
 
 
-def _docstrings(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+def _docstrings(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
     own = ("packages", "optional", "exclude", "damaged")
     options = {key: value for key, value in settings.items() if key not in own}
     packages, missing = _packages(settings)
@@ -68,6 +56,12 @@ def _docstrings(settings: Settings, seed: int, data_root: DataRoot) -> Built:
     if missing:
         origin["packages_missing"] = missing
     return records.built(pairs, origin)
+
+
+def _check_shares(settings: Settings) -> None:
+    documented, web, name = (settings.get(f"{key}_share", 0) for key in ("documented", "web", "name"))
+    if not all(0 <= share <= 1 for share in (documented, web, name, web + name)):
+        raise InputError("shares must be between 0 and 1, web_share and name_share together too")
 
 
 def _packages(settings: Settings) -> tuple[dict[str, Path], list[str]]:
@@ -115,17 +109,17 @@ def _distributions() -> dict[str, list[str]]:
 # ---------------------------------------------------------------------------------------------------------- data sets
 
 
-def _titles(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+def _titles(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
     dataset, records, origin = _dataset(settings, data_root)
     return _joined(title_pairs(dataset), records, origin)
 
 
-def _cloze(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+def _cloze(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
     dataset, records, origin = _dataset(settings, data_root)
     return _joined(cloze_pairs(dataset, per_document=settings.get("per_document", 1), seed=seed), records, origin)
 
 
-def _queries(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+def _queries(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
     split = settings["split"]
     if split == "test":
         raise InputError('the split "test" is for measuring, never for training; name another')
@@ -147,7 +141,7 @@ def _dataset(settings: Settings, data_root: DataRoot) -> tuple[BeirDataset, Reco
     return dataset, records, {"licence": licence}
 
 
-def _joined(made: tuple[list[TrainingPair], Counter[str]], records: Records, origin: dict[str, Any]) -> Built:
+def _joined(made: tuple[list[TrainingPair], Counter[str]], records: Records, origin: dict[str, Any]) -> BuiltPairs:
     pairs, dropped = made
     records.dropped.update(dropped)
     return records.built(pairs, origin)
@@ -161,18 +155,21 @@ def _read_by_dataset(settings: Settings, data_root: DataRoot) -> dict[str, Path]
 
 
 def _files(
-    read: Callable[..., Built], files: Callable[..., list[Path]], keys: dict[str, type], needed: tuple[str, ...] = ()
-) -> Kind:
-    """A kind whose settings are the arguments of `read`; `files`, given `path`, lists what it reads."""
+    read: Callable[..., BuiltPairs],
+    files: Callable[..., list[Path]],
+    keys: dict[str, type],
+    needed: tuple[str, ...] = (),
+) -> DataSource:
+    """A source whose settings are the arguments of `read`; `files`, given `path`, lists what it reads."""
 
-    def build(settings: Settings, seed: int, data_root: DataRoot) -> Built:
+    def build(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
         return read(**{key: value for key, value in settings.items() if key != "optional"})
 
     def reads(settings: Settings, data_root: DataRoot) -> dict[str, Path]:
         found = files(*([settings["path"]] if "path" in settings else []))
         return below(_common(found), found)
 
-    return Kind(build, reads, {"path": str} | keys, needed)
+    return DataSource(build, reads, {"path": str} | keys, needed)
 
 
 def _common(files: list[Path]) -> Path:
@@ -185,8 +182,8 @@ def _common(files: list[Path]) -> Path:
 
 DATASET: dict[str, type] = {"dataset": str}
 CUT: dict[str, type] = {"max_chars": int}
-KINDS: dict[str, Kind] = {
-    "docstrings": Kind(
+SOURCES: dict[str, DataSource] = {
+    "docstrings": DataSource(
         _docstrings,
         _read_by_docstrings,
         {
@@ -198,10 +195,11 @@ KINDS: dict[str, Kind] = {
             "min_body_lines": int,
             "max_chars": int,
         },
+        check=_check_shares,
     ),
-    "titles": Kind(_titles, _read_by_dataset, DATASET, ("dataset",)),
-    "cloze": Kind(_cloze, _read_by_dataset, DATASET | {"per_document": int}, ("dataset",)),
-    "queries": Kind(
+    "titles": DataSource(_titles, _read_by_dataset, DATASET, ("dataset",)),
+    "cloze": DataSource(_cloze, _read_by_dataset, DATASET | {"per_document": int}, ("dataset",)),
+    "queries": DataSource(
         _queries, _read_by_dataset, DATASET | {"split": str, "hold_out_modulus": int}, ("dataset", "split")
     ),
     "debian": _files(debian_pairs, lambda path=None: [descriptions_file(path)], CUT),
@@ -217,3 +215,26 @@ KINDS: dict[str, Kind] = {
         ("path", "licence"),
     ),
 }
+
+
+def data_sources() -> dict[str, DataSource]:
+    """All kinds of source by name: ours and, after them, those of installed packages.
+
+    Raises:
+        InputError: a plugin cannot be loaded, is no `DataSource`, or has the name of one of ours.
+    """
+    added = load_plugins("data_sources")
+    for name, source in added.items():
+        if name in SOURCES:
+            raise InputError(
+                f"the plugin {name!r} in search_r3.data_sources has the name of a built-in source; rename it"
+            )
+        if not isinstance(source, DataSource):
+            raise InputError(
+                f"the plugin {name!r} in search_r3.data_sources is a {type(source).__name__}; expected a DataSource"
+            )
+        if shared := COMMON.keys() & source.keys.keys():
+            raise InputError(
+                f"the plugin {name!r} in search_r3.data_sources takes the key {min(shared)!r}, which every source has"
+            )
+    return {**SOURCES, **added}

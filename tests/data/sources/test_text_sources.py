@@ -15,7 +15,7 @@ from search_r3.data.recipe import build_pairs
 from search_r3.data.sources import debian, dictionaries
 from search_r3.data.sources.debian import debian_pairs, parse_record
 from search_r3.data.sources.dictionaries import dictd_pairs, parse_article, parse_synset, wordnet_pairs
-from search_r3.data.sources.source import Records, clip
+from search_r3.data.sources.records import Records, clip
 from search_r3.errors import InputError
 
 LONG = " and more of it, one word after the other, until it is long enough to keep"

@@ -1,4 +1,4 @@
-"""What the readers of other people's files share: judging whether a record is sound, counting what is not, cutting.
+"""What the readers of other people's files share: checking whether a record is sound, counting what is not, cutting.
 
 A record that is damaged (not UTF-8, binary, far too long, HTML where prose belongs, cut off) is refused or skipped and
 counted, as the recipe's `damaged` says.
@@ -15,6 +15,7 @@ from typing import Any
 from search_r3.data.beir import refuse_unknown
 from search_r3.data.io.line_reader import BrokenFile, TooLong, read_whole
 from search_r3.data.pairs import TrainingPair
+from search_r3.data.sources.data_source import BuiltPairs
 from search_r3.errors import InputError
 from search_r3.files import BOM, encoding_problem
 
@@ -29,24 +30,14 @@ _HTML = re.compile(r"<!doctype html|<html[\s>]|</(html|body|div|p|td|span|script
 
 
 @dataclass
-class Built:
-    """What one source gave: its pairs, why others were dropped, where it is from, and where it was damaged."""
-
-    pairs: list[TrainingPair]
-    dropped: Counter[str]
-    origin: dict[str, Any] = field(default_factory=dict)
-    damaged_places: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass
 class Records:
-    """Judges the raw records of a source.
+    """Checks the raw records of a source.
 
     Attributes:
         damaged: "refuse" or "skip".
         folder: where the source's files lie; places are named below it.
         html_allowed: whether HTML is what the records may hold.
-        dropped: told of what is skipped.
+        dropped: counts what is skipped.
         places: the first places of each kind of damage.
     """
 
@@ -108,7 +99,7 @@ class Records:
         """
         if self.damaged == "refuse":
             place = self.folder / where
-            raise InputError(f'{place}: {problem}; mend it, or set "damaged: skip" to leave such records out')
+            raise InputError(f'{place}: {problem}; fix it, or set "damaged: skip" to leave such records out')
         self._count(reason, where)
 
     def caught(self, error: InputError, reason: str, where: str) -> None:
@@ -121,9 +112,9 @@ class Records:
             raise InputError(f'{error}; or set "damaged: skip" to leave such records out') from error
         self._count(reason, where)
 
-    def built(self, pairs: list[TrainingPair], origin: dict[str, Any]) -> Built:
+    def built(self, pairs: list[TrainingPair], origin: dict[str, Any]) -> BuiltPairs:
         """The source's pairs, with what was dropped and where it was damaged."""
-        return Built(pairs, self.dropped, origin, self.places)
+        return BuiltPairs(pairs, self.dropped, origin, self.places)
 
     def _count(self, reason: str, where: str) -> None:
         self.dropped[f"damaged: {reason}"] += 1
