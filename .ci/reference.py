@@ -169,7 +169,7 @@ def sections() -> list[Section]:
     from search_r3.data.mining.decontamination import DecontaminateSettings, DeduplicateSettings, EvaluationSet
     from search_r3.environment.refresh_policies import RefreshConfig
     from search_r3.environment.retrieval import EnvironmentConfig
-    from search_r3.evaluation.baselines.external_models import PeerConfig
+    from search_r3.evaluation.baselines.external_models import ExternalModelConfig
     from search_r3.evaluation.suite_config import StudyPlan, SuitePlan
     from search_r3.server.server_config import ServerConfig
     from search_r3.training.config import LoopConfig, LoraSettings
@@ -196,7 +196,12 @@ def sections() -> list[Section]:
         Section(3, "Packages", "Each entry of `packages`: a path alone, or these keys.", Package),
         Section(2, "Suites", "`search-r3 evaluate SUITE`.", SuitePlan),
         Section(3, "Studies", "`studies` of a suite.", StudyPlan),
-        Section(2, "Other systems", "`--system FILE.yaml`; [evaluation.md](evaluation.md#other-systems).", PeerConfig),
+        Section(
+            2,
+            "Other systems",
+            "`--system FILE.yaml`; [evaluation.md](evaluation.md#other-systems).",
+            ExternalModelConfig,
+        ),
         Section(2, "Server", SERVER, ServerConfig),
     ]
 

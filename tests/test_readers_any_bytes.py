@@ -25,7 +25,7 @@ from search_r3.data.io.jsonl import read_jsonl
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import _read_recipe
 from search_r3.errors import InputError
-from search_r3.evaluation.baselines.external_models import parse_peer
+from search_r3.evaluation.baselines.external_models import parse_external_model
 from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.suite_config import SuitePlan
 from search_r3.index.chunking import chunk_document
@@ -194,7 +194,7 @@ def test_data_recipes(data):
 def test_systems_in_files(data):
     with folder() as place:
         (place / "a.yaml").write_bytes(data)
-        answers(lambda: parse_peer(str(place / "a.yaml")))
+        answers(lambda: parse_external_model(str(place / "a.yaml")))
 
 
 @fuzzed

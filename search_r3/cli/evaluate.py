@@ -1,4 +1,4 @@
-"""`evaluate` measures systems on judged data; `tables` keeps documentation and model cards true to the results."""
+"""`evaluate` measures systems on judged data; `tables` makes documentation tables and model cards from the results."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def evaluate(
     """Measure nDCG@10, MRR@10 and recall@100 on judged data, beside BM25 and all-MiniLM-L6-v2.
 
     Each pair of data set and system gets a TREC run and a metrics file; what is already there is not computed again, so
-    an interrupted evaluation goes on with the same command. Embeddings are cached. An endpoint's key comes from the
+    an interrupted evaluation continues with the same command. Embeddings are cached. An endpoint's key comes from the
     variable OPENAI_API_KEY, and what will be sent is reported first (docs/evaluation.md). A suite runs many
     systems, data sets and studies; what fails in it is reported at the end, with exit code 1, and the rest is done.
 
@@ -107,7 +107,7 @@ def evaluate(
     """
     hush()
     from search_r3.data.io.find_dataset import available_datasets
-    from search_r3.evaluation.baselines.external_models import Spending
+    from search_r3.evaluation.baselines.external_models import CostApproval
     from search_r3.evaluation.publish.tables import results_markdown
     from search_r3.evaluation.suite import MODES
     from search_r3.evaluation.suite import evaluate as run
@@ -142,7 +142,7 @@ def evaluate(
             force=force,
             allow_missing=allow_missing,
             ignore_identical_ids=ignore_identical_ids,
-            spending=Spending(yes, price, _ask if sys.stdin.isatty() and sys.stderr.isatty() else None, _tell),
+            approval=CostApproval(yes, price, _ask if sys.stdin.isatty() and sys.stderr.isatty() else None, _tell),
             report=_tell,
         )
     if table:

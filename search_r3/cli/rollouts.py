@@ -1,4 +1,4 @@
-"""`search-r3 rollouts`: what a model's sampled analyses earn, before and after training, each in its own corpus."""
+"""`search-r3 rollouts`: what a model's sampled reasoning earns, before and after training, each in its own corpus."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rollouts(
     dataset: Annotated[str, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part.")],
     after: Annotated[str | None, typer.Option(help="The model to compare with it, query by query.")] = None,
     split: Annotated[str, typer.Option(help="Which queries; scifact's dev are the train claims held out.")] = "dev",
-    samples: Annotated[int, typer.Option(min=1, help="Sampled analyses of each query.")] = 6,
+    samples: Annotated[int, typer.Option(min=1, help="Sampled reasoning traces for each query.")] = 6,
     budget: Budget = 24,
     temperature: Annotated[float, typer.Option(help="Of the samples; above 0.")] = 1.0,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Ranks that the rewards look at.")] = 10,
@@ -49,16 +49,16 @@ def rollouts(
     force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the rewards of a model's sampled analyses, in a corpus that this model encoded in full.
+    """Measure the rewards of a model's sampled reasoning traces, in a corpus that this model encoded in full.
 
-    Beside them stand the greedy analysis and the direct embedding. With --after, the difference on the same queries,
+    Beside them stand the greedy trace and the direct embedding. With --after, the difference on the same queries,
     its bootstrap interval and a paired randomisation test. A model that is done is not done again; embeddings are those
     that `search-r3 evaluate` keeps.
 
     \b
     Example:  search-r3 rollouts --dataset scifact --before models/SFT --after runs/grpo/best
     Before:   search-r3 train grpo CONFIG
-    Next:     read results/rollouts/scifact.dev/: a file for each model, every analysis beside it, and the comparison
+    Next:     read results/rollouts/scifact.dev/: a file for each model, every trace beside it, and the comparison
     """
     hush()
     from search_r3.evaluation.rollouts.reasoning_rewards import table

@@ -32,17 +32,17 @@ def study(
     control: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this mode, beside off and on: empty, shuffled, repeat, bm25+analysis, off+bm25, on-8, ... "
+            help="Only this mode, beside off and on: empty, shuffled, repeat, bm25+reasoning, off+bm25, on-8, ... "
             "Repeatable; all by default. What is already there stays part of the study."
         ),
     ] = None,
     budget: Budget = 32,
     budgets: Annotated[str, typer.Option(help="The budgets of the curve, with commas between.")] = "0,4,8,16,32,64",
     samples: Annotated[
-        int, typer.Option(min=2, help="Sampled analyses a query, for the two modes that fuse them.")
+        int, typer.Option(min=2, help="Sampled reasoning traces for each query, for the two modes that fuse them.")
     ] = 4,
     temperature: Annotated[float, typer.Option(help="Of those samples.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the samples, and of who gets whose analysis.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the samples, and of which query gets another's reasoning.")] = 0,
     sample: Annotated[
         bool, typer.Option("--sample", help="On the data set's fixed part of 50 queries and 500 documents.")
     ] = False,
@@ -65,8 +65,8 @@ def study(
 ) -> None:
     """Ask whether it is the reasoning that helps: run the controls, test the differences, show wins and losses.
 
-    Each control gets a TREC run beside those of off and on. Analyses are written once and kept in the cache folder;
-    what is done is not done again, so an interrupted study goes on with the same command.
+    Each control gets a TREC run beside those of off and on. Reasoning traces are written once and kept in
+    the cache folder; what is done is not done again, so an interrupted study continues with the same command.
 
     \b
     Example:  search-r3 study --dataset cosqa --system models/NAME --max-length 128

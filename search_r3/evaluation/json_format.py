@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_json(record: Any) -> str:
-    """`record`, anything that JSON can hold, with two blanks a level and a line's end behind it."""
+    """`record`, anything that JSON can hold, indented by two blanks a level, with a newline at the end."""
     return _text(json.loads(json.dumps(record)), "") + "\n"  # read again: keys are texts then, tuples lists
 
 

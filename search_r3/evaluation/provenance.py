@@ -68,7 +68,7 @@ def versions() -> dict[str, str]:
 
 def hardware(device: str = "cpu") -> str:
     """The class of the machine: "NVIDIA H100 80GB HBM3" for a GPU, else the processor's model and how many cores; what
-    stands behind an "endpoint" cannot be known."""
+    runs at an "endpoint" cannot be known."""
     if device == "endpoint":
         return "behind an endpoint, not known"
     if device.startswith("cuda"):

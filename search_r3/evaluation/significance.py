@@ -52,7 +52,7 @@ class Comparison:
         return {name: round(value, 6) for name, value in asdict(self).items()}
 
 
-def randomisation_test(differences_Q: npt.ArrayLike, *, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
+def randomization_test(differences_Q: npt.ArrayLike, *, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
     """Two-sided p-value of the mean difference being 0, by flipping the signs of the differences.
 
     Under the null hypothesis each query's two scores could have changed places. All 2^n sign patterns of the n
@@ -169,7 +169,7 @@ def compare_family(differences: Sequence[npt.ArrayLike], *, level: float = LEVEL
         seed: every comparison draws from it anew, so one does not depend on which others are made.
     """
     rows = [_row(row) for row in differences]
-    raw = [randomisation_test(row, seed=seed) for row in rows]
+    raw = [randomization_test(row, seed=seed) for row in rows]
     found = []
     for row, p, corrected in zip(rows, raw, holm(raw), strict=True):
         low, high = bootstrap_interval(row, level=level, seed=seed)

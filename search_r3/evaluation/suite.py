@@ -19,7 +19,7 @@ from typing import Any
 from search_r3.data.beir import BeirDataset, available_splits, dataset_name, load_beir, refuse_unknown, small
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.errors import InputError
-from search_r3.evaluation.baselines.external_models import Spending
+from search_r3.evaluation.baselines.external_models import CostApproval
 from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
@@ -54,7 +54,7 @@ class Failure:
     error: Exception
 
     @property
-    def says(self) -> str:
+    def line(self) -> str:
         """One line: what and why."""
         what = " ".join(name for name in (self.dataset, self.system) if name)
         kind = "" if isinstance(self.error, InputError) else f"{type(self.error).__name__}: "
@@ -80,7 +80,7 @@ def evaluate(
     seed: int = 0,
     allow_missing: bool = False,
     ignore_identical_ids: bool | Sequence[str] = False,
-    spending: Spending | None = None,
+    approval: CostApproval | None = None,
     show_progress: bool | None = None,
     report: Callable[[str], None] | None = None,
     failed: Callable[[Failure], None] | None = None,
@@ -101,13 +101,13 @@ def evaluate(
             and card says so.
         ignore_identical_ids: as MTEB's: no document with a query's own id is an answer to it, on all data sets or on
             those that are named. Where it is not set and queries find themselves, every record, table and card says so.
-        spending: who says yes to what endpoints cost; by default nobody, above a system's limit.
+        approval: who approves what endpoints cost; by default, nothing above a system's limit is sent.
         report: called with one line a pair, and before and after texts are sent to an endpoint.
         failed: called with what failed, a data set, a system or one pair; the others are evaluated all the same.
             Without it the first failure is raised.
 
     Raises:
-        InputError: an unknown data set, split, system or mode, before anything is computed where that can be told.
+        InputError: an unknown data set, split, system or mode, before anything is computed where that can be known.
     """
     check_modes(modes)
     if not datasets or not systems:
@@ -132,7 +132,7 @@ def evaluate(
             device=device,
             dtype=dtype,
             show_progress=show_progress,
-            spending=spending or Spending(say=say),
+            approval=approval or CostApproval(say=say),
         )
         for system in into:
             if names.setdefault(system.name, spec) != spec:
@@ -158,7 +158,7 @@ def evaluate(
             continue
         for given in list(here):
             if given not in loaded and not _attempt(failed, None, given, read, given):
-                here.remove(given)  # told once, not for every system
+                here.remove(given)  # reported once, not for every system
                 continue
             for system in opened:
                 _attempt(failed, system.name, given, one, given, system)
@@ -309,7 +309,7 @@ def read_record(path: Path) -> dict[str, Any]:
 def _attempt(
     failed: Callable[[Failure], None] | None, system: str | None, dataset: str | None, action: Callable, *given: Any
 ) -> bool:
-    """Do `action(*given)`; whether it went well. A failure is told to `failed`, or raised where that is None."""
+    """Do `action(*given)`; whether it went well. A failure is given to `failed`, or raised where that is None."""
     try:
         action(*given)
     except Exception as error:

@@ -1,7 +1,7 @@
 """A suite: one YAML file that names systems, data sets, modes and studies, run by one command that can be repeated.
 
-What is done is not done again, and what fails is told and loses nothing else: every pair and every mode of a study has
-files of its own (see `suite` and `study`), so an interrupted suite goes on where it stopped.
+What is done is not done again, and what fails is reported and loses nothing else: every pair and every mode of a study
+has files of its own (see `suite` and `study`), so an interrupted suite goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from search_r3.evaluation.baselines.external_models import FILE_ENDINGS
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.publish.tables import results_markdown
 from search_r3.evaluation.study.controls import BUDGETS, ControlConfig
-from search_r3.evaluation.study.reasoning_cache import AnalysisCache
+from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 from search_r3.evaluation.study.study import study
 from search_r3.evaluation.study.study_table import study_markdown
 from search_r3.evaluation.suite import Failure, evaluate
@@ -40,7 +40,7 @@ class StudyPlan:
     budgets: list[int] = field(default_factory=lambda: list(BUDGETS))
     """The points of the budget curve, in tokens."""
     samples: int = 4
-    """Sampled analyses a query, for the modes that fuse them."""
+    """Sampled reasoning traces for each query, for the modes that fuse them."""
     temperature: float = 1.0
     """Of those samples."""
     adaptive: bool = True
@@ -73,15 +73,15 @@ class SuitePlan:
     split: str | None = None
     """Which judgements; each data set's test split by default."""
     budget: int = 32
-    """Tokens of an analysis at most, in mode on."""
+    """Most tokens of a reasoning trace, in mode on."""
     max_length: int | None = None
-    """Tokens kept of a document by SearchR3 models (512 by default); peers keep their own length."""
+    """Tokens kept of a document by SearchR3 models (512 by default); others keep their own length."""
     batch_size: int = 32
     """Texts in one pass."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of SearchR3 models: auto is float32 on a CPU, bfloat16 on a GPU."""
     seed: int = 0
-    """Of samples and of who gets whose analysis."""
+    """Of samples, and of which query gets which other query's reasoning."""
     output: Path = Path("results")
     """Where runs/, metrics/ and studies/ go."""
     allow_missing: bool = False
@@ -147,7 +147,7 @@ class Outcome:
             "records": self.records,
             "studies": [{name: found[name] for name in ("dataset", "system")} for found in self.studies],
             "failures": [
-                {"dataset": failure.dataset, "system": failure.system, "error": failure.says}
+                {"dataset": failure.dataset, "system": failure.system, "error": failure.line}
                 for failure in self.failures
             ],
             "seconds": round(self.seconds, 3),
@@ -158,7 +158,7 @@ class Outcome:
         counts = f"{len(self.records)} figures, {len(self.studies)} studies, {len(self.failures)} failed"
         pages = [results_markdown(self.records)] if self.records else []
         pages += [study_markdown(found) for found in self.studies]
-        last = [f"{counts}; {self.seconds:.0f} s", *(f"failed: {failure.says}" for failure in self.failures)]
+        last = [f"{counts}; {self.seconds:.0f} s", *(f"failed: {failure.line}" for failure in self.failures)]
         return "\n\n".join([*pages, "\n".join(last)])
 
 
@@ -168,7 +168,7 @@ def run_suite(
     device: str | None = None,
     data_root: str | Path | None = None,
     cache: EmbeddingCache | None = None,
-    analyses: AnalysisCache | None = None,
+    reasoning_cache: ReasoningCache | None = None,
     force: bool = False,
     show_progress: bool | None = None,
     report: Callable[[str], None] | None = None,
@@ -176,7 +176,7 @@ def run_suite(
     """Run what `plan` names and is not done yet; nothing is raised for a system, a data set or a study that fails.
 
     Args:
-        cache, analyses: where embeddings and analyses are kept; None is the default folder.
+        cache, reasoning_cache: where embeddings and reasoning traces are kept; None is the default folder.
         force: run again what is already there.
         report: called with one line a pair, a mode and a failure, as they come.
     """
@@ -186,7 +186,7 @@ def run_suite(
 
     def failed(failure: Failure) -> None:
         outcome.failures.append(failure)
-        say(f"failed: {failure.says}")
+        say(f"failed: {failure.line}")
 
     shared: dict[str, Any] = {
         "split": plan.split,
@@ -217,7 +217,7 @@ def run_suite(
     }
     wanted = plan.studies or StudyPlan()
     for system, dataset in plan.studied:
-        if system in lost or dataset in lost:  # told already
+        if system in lost or dataset in lost:  # reported already
             continue
         try:
             found = study(
@@ -230,7 +230,7 @@ def run_suite(
                 dev_queries=wanted.dev_queries,
                 latency_queries=wanted.latency_queries,
                 ignore_identical_ids=plan.ignores_identical_ids(dataset),
-                analyses=analyses,
+                reasoning_cache=reasoning_cache,
                 **shared,
             )
         except Exception as error:
@@ -242,7 +242,7 @@ def run_suite(
 
 
 def _reasons(spec: str) -> bool:
-    """Whether a system is a SearchR3 model: neither BM25, nor a peer by name, as KIND:NAME or as a file."""
+    """Whether a system is a SearchR3 model: neither BM25, nor another model by name, as KIND:NAME or as a file."""
     source = split_label(spec)[1]
-    peer = source == "bm25" or source in BUNDLED or source.endswith(FILE_ENDINGS)
-    return not peer and re.match(r"[a-z-]+:", source) is None
+    other = source == "bm25" or source in BUNDLED or source.endswith(FILE_ENDINGS)
+    return not other and re.match(r"[a-z-]+:", source) is None

@@ -2,7 +2,7 @@
 model, or SearchR3.
 
 A SearchR3 model is one system per mode: `NAME.off` embeds the query directly, `NAME.on` reasons first. A length limit
-cuts the documents of SearchR3 only; peers run at their own full length, so a cut never flatters us.
+cuts the documents of SearchR3 only; the others read documents in full, so a cut never favors us.
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.evaluation.baselines.endpoint_model import EndpointEncoder, Work
-from search_r3.evaluation.baselines.external_models import FILE_ENDINGS, PeerConfig, Spending, parse_peer
+from search_r3.evaluation.baselines.endpoint_model import EndpointEncoder, PendingTexts
+from search_r3.evaluation.baselines.external_models import (
+    FILE_ENDINGS,
+    CostApproval,
+    ExternalModelConfig,
+    parse_external_model,
+)
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.files import expand_user
 from search_r3.retrievers.bm25 import BM25Retriever
@@ -138,7 +143,7 @@ class EndpointSystem:
         scores, indices = exact_search(rows_QD, rows_ND, k)
         return Answers(as_run(list(queries), list(documents), scores, indices), document_seconds, query_seconds)
 
-    def _run(self, work: Work, what: str, cache: EmbeddingCache | None) -> tuple[np.ndarray, float]:
+    def _run(self, work: PendingTexts, what: str, cache: EmbeddingCache | None) -> tuple[np.ndarray, float]:
         return self.encoder.run(work, cache, label=f"{self.name}: {what}", show_progress=self.show_progress)
 
 
@@ -227,17 +232,17 @@ def open_systems(
     device: str | None = None,
     dtype: str = "auto",
     show_progress: bool | None = None,
-    spending: Spending | None = None,
+    approval: CostApproval | None = None,
 ) -> list[System]:
     """The systems that a name stands for, its model loaded once.
 
     Args:
         spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; "endpoint:MODEL@URL"
-            for one behind an OpenAI-compatible endpoint; a YAML file that describes either (see `peers.PeerConfig`);
+            for one behind an OpenAI-compatible endpoint; a YAML file that describes either (see `ExternalModelConfig`);
             else a SearchR3 model: a bundled name, a folder or a hub id. "LABEL=SPEC" names it in the results.
-        modes: of a SearchR3 model: "off", "on" or both. The peers have no modes.
+        modes: of a SearchR3 model: "off", "on" or both. The others have no modes.
         max_length: cut the documents of a SearchR3 model at this many tokens (512 by default).
-        spending: who says yes to what an endpoint costs; without it nobody, above the limit.
+        approval: who approves what an endpoint costs; without it, nothing above the limit is sent.
 
     Raises:
         InputError: an unknown name or mode, or a missing package.
@@ -250,19 +255,19 @@ def open_systems(
         bm25 = BM25System()
         bm25.name = label or bm25.name
         return [bm25]
-    peer = PeerConfig(model=source) if source in BUNDLED else parse_peer(source)
-    if peer is not None:
+    external = ExternalModelConfig(model=source) if source in BUNDLED else parse_external_model(source)
+    if external is not None:
         if source.endswith(FILE_ENDINGS):
             label = label or _clean(Path(source).stem)
-        if peer.endpoint is not None:
-            encoder = EndpointEncoder(peer, spending, batch_size)
-            return [EndpointSystem(encoder, label or _clean(Path(peer.model).name), show_progress)]
+        if external.endpoint is not None:
+            encoder = EndpointEncoder(external, approval, batch_size)
+            return [EndpointSystem(encoder, label or _clean(Path(external.model).name), show_progress)]
         retriever = SentenceTransformerRetriever(
-            peer.model,
+            external.model,
             device=device,
             batch_size=batch_size,
-            query_prompt=peer.query_prompt,
-            document_prompt=peer.document_prompt,
+            query_prompt=external.query_prompt,
+            document_prompt=external.document_prompt,
         )
         return [SentenceTransformerSystem(retriever, label or _clean(retriever.name), show_progress)]
     from search_r3.model.searchr3 import SearchR3
@@ -286,11 +291,11 @@ def check_spec(spec: str) -> None:
     source = split_label(spec)[1]
     if source == "bm25" or source in BUNDLED:
         return
-    peer = parse_peer(source)
-    if peer is None:
+    external = parse_external_model(source)
+    if external is None:
         check_name(source)
-    elif peer.endpoint is not None:
-        peer.read_key()
+    elif external.endpoint is not None:
+        external.read_key()
 
 
 def model_name(source: str) -> str:

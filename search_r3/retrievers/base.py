@@ -1,6 +1,6 @@
 """What a retriever is, for mining negatives and for evaluation: something that indexes texts and ranks them.
 
-Search-R3's peers (BM25, any sentence-transformers model) stand behind this protocol, so that every comparison searches
+Search-R3's baselines (BM25, any sentence-transformers model) implement this protocol, so that every comparison searches
 the same texts for the same queries and breaks ties in the same way.
 """
 

@@ -16,7 +16,7 @@ from search_r3.data.recipe import _read_recipe
 from search_r3.data.sources.pair_files import own_pairs
 from search_r3.data.synthesis.source_documents import read_collection
 from search_r3.errors import InputError
-from search_r3.evaluation.baselines.external_models import parse_peer
+from search_r3.evaluation.baselines.external_models import parse_external_model
 from search_r3.evaluation.runs import read_gzip_lines, read_run, write_jsonl_gzip
 from search_r3.evaluation.suite_config import SuitePlan
 from search_r3.index.readers import open_source
@@ -130,7 +130,7 @@ READERS: dict[str, tuple[str, Any, Any]] = {
         lambda path: _read_recipe(path)["seed"],
         3,
     ),
-    "system.yaml": ("model: m\nquery_prompt: q\n", lambda path: parse_peer(str(path)).model, "m"),
+    "system.yaml": ("model: m\nquery_prompt: q\n", lambda path: parse_external_model(str(path)).model, "m"),
     "keys": ("secret\n", lambda path: read_keys(path, None), ("secret",)),
 }
 

@@ -20,8 +20,8 @@ from search_r3.evaluation.runs import drop_identical_ids, read_gzip_lines, read_
 from search_r3.evaluation.study.adaptive_curve import best_cosines
 from search_r3.evaluation.study.controls import ControlConfig
 from search_r3.evaluation.study.fusion_controls import fuse_runs
-from search_r3.evaluation.study.reasoning_cache import AnalysisCache
-from search_r3.evaluation.study.study import make_bench, study
+from search_r3.evaluation.study.reasoning_cache import ReasoningCache
+from search_r3.evaluation.study.study import make_context, study
 from search_r3.evaluation.suite import evaluate, load_dataset, remarks
 from search_r3.evaluation.suite_config import SuitePlan, run_suite
 from search_r3.evaluation.systems import open_systems
@@ -169,7 +169,7 @@ def test_the_command_line_takes_the_switch(root: Path, tmp_path: Path, capsys: p
 
 
 CONFIG = ControlConfig(budget=2, budgets=(2,), samples=2)
-MODES = ["off+bm25", "bm25+analysis", "off+on-mean", "off+on-rrf"]
+MODES = ["off+bm25", "bm25+reasoning", "off+on-mean", "off+on-rrf"]
 
 
 def test_a_study_leaves_it_out_of_every_mode_and_before_anything_is_fused(
@@ -177,7 +177,8 @@ def test_a_study_leaves_it_out_of_every_mode_and_before_anything_is_fused(
 ) -> None:
     found = study(
         "arguments", f"mine={tiny_model}", tmp_path, data_root=root, device="cpu", controls=MODES, config=CONFIG,
-        latency_queries=0, show_progress=False, analyses=AnalysisCache(tmp_path / "a"), ignore_identical_ids=True,
+        latency_queries=0, show_progress=False, reasoning_cache=ReasoningCache(tmp_path / "a"),
+        ignore_identical_ids=True,
     )  # fmt: skip
     assert found["settings"]["ignore_identical_ids"] is True
     assert found["remarks"] == ["a document with a query's own id is left out, for 24 queries"]
@@ -197,14 +198,14 @@ def test_the_rule_of_auto_does_not_see_the_cosine_of_a_query_with_itself(
     from search_r3.evaluation.embedding_cache import EmbeddingCache
 
     (system,) = open_systems(f"mine={tiny_model}", modes=("off",), device="cpu", show_progress=False)
-    caches = EmbeddingCache(tmp_path / "embeddings"), AnalysisCache(tmp_path / "analyses")
+    caches = EmbeddingCache(tmp_path / "embeddings"), ReasoningCache(tmp_path / "reasoning")
     rows = {}
     for ignore in (False, True):
         data = load_dataset("arguments", None, root, ignore_identical_ids=ignore)
-        bench = make_bench(data, system, CONFIG, *caches)
-        rows[ignore] = best_cosines(bench)
-        own = (bench.direct_rows * bench.document_rows[:QUERIES]).sum(axis=1)
-        cosines = np.sort(bench.direct_rows @ bench.document_rows.T, axis=1)[:, ::-1]
+        context = make_context(data, system, CONFIG, *caches)
+        rows[ignore] = best_cosines(context)
+        own = (context.direct_rows * context.document_rows[:QUERIES]).sum(axis=1)
+        cosines = np.sort(context.direct_rows @ context.document_rows.T, axis=1)[:, ::-1]
         if ignore:
             expected = [
                 np.delete(line, np.argmin(abs(line - one)))[:100] for line, one in zip(cosines, own, strict=True)

@@ -13,7 +13,7 @@ from search_r3.evaluation.significance import (
     compare_family,
     holm,
     paired,
-    randomisation_test,
+    randomization_test,
     wins_ties_losses,
 )
 
@@ -31,12 +31,12 @@ def scipy_p(row, **options):
 @settings(max_examples=30, deadline=None)
 @given(ROWS.filter(lambda row: len(row) > 1 and abs(sum(row)) > 1e-6))
 def test_few_queries_are_tested_exactly_as_scipy_does(row):
-    assert randomisation_test(row) == pytest.approx(scipy_p(np.array(row), n_resamples=np.inf), abs=1e-12)
+    assert randomization_test(row) == pytest.approx(scipy_p(np.array(row), n_resamples=np.inf), abs=1e-12)
 
 
 def test_many_queries_agree_with_scipy_within_the_noise_of_drawing():
     row = np.random.default_rng(3).normal(0.05, 0.4, size=120)
-    ours = randomisation_test(row, permutations=10_000, seed=1)
+    ours = randomization_test(row, permutations=10_000, seed=1)
     theirs = scipy_p(row, n_resamples=4_000, rng=np.random.default_rng(2))
     assert 0.05 < ours < 0.95
     assert abs(ours - theirs) < 0.03  # the standard error of 4,000 draws is at most 0.008
@@ -44,25 +44,25 @@ def test_many_queries_agree_with_scipy_within_the_noise_of_drawing():
 
 @given(ROWS)
 def test_the_sign_of_the_difference_and_the_order_of_queries_do_not_matter(row):
-    p = randomisation_test(row)
+    p = randomization_test(row)
     assert 0 < p <= 1
-    assert randomisation_test([-x for x in row]) == pytest.approx(p)
-    assert randomisation_test(row[::-1]) == pytest.approx(p)
-    assert randomisation_test([*row, 0.0, 0.0]) == p  # a query without a difference tells nothing
+    assert randomization_test([-x for x in row]) == pytest.approx(p)
+    assert randomization_test(row[::-1]) == pytest.approx(p)
+    assert randomization_test([*row, 0.0, 0.0]) == p  # a query without a difference tells nothing
 
 
 def test_worked_example_and_extremes():
-    assert randomisation_test([1, 1, 1, 1]) == 2 / 16  # only all plus and all minus are as far out
-    assert randomisation_test([0.1 + 0.2, -0.3]) == 1.0  # 0.30000000000000004: rounding is no difference
-    assert randomisation_test([0, 0, 0]) == 1.0
-    p = randomisation_test(np.full(500, 0.1))
+    assert randomization_test([1, 1, 1, 1]) == 2 / 16  # only all plus and all minus are as far out
+    assert randomization_test([0.1 + 0.2, -0.3]) == 1.0  # 0.30000000000000004: rounding is no difference
+    assert randomization_test([0, 0, 0]) == 1.0
+    p = randomization_test(np.full(500, 0.1))
     assert p == 1 / 10_001  # never 0: that many permutations cannot tell
-    assert randomisation_test(np.full(500, 0.1), seed=9) == p
+    assert randomization_test(np.full(500, 0.1), seed=9) == p
 
 
 def test_under_the_null_small_p_values_are_as_rare_as_they_say():
     rng = np.random.default_rng(0)
-    p = np.array([randomisation_test(rng.normal(size=30), permutations=400, seed=i) for i in range(400)])
+    p = np.array([randomization_test(rng.normal(size=30), permutations=400, seed=i) for i in range(400)])
     assert abs(np.mean(p <= 0.05) - 0.05) < 0.035
     assert abs(np.mean(p <= 0.5) - 0.5) < 0.08
 
@@ -140,9 +140,9 @@ def test_pairs_are_by_query_and_a_missing_one_is_refused():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: randomisation_test([]), "at least one"),
-        (lambda: randomisation_test([float("nan")]), "finite"),
-        (lambda: randomisation_test([1.0], permutations=0), "permutations is 0"),
+        (lambda: randomization_test([]), "at least one"),
+        (lambda: randomization_test([float("nan")]), "finite"),
+        (lambda: randomization_test([1.0], permutations=0), "permutations is 0"),
         (lambda: bootstrap_interval([1.0, 2.0], level=1.0), r"level 1\.0"),
         (lambda: bootstrap_interval([1.0, 2.0], method="magic"), "'magic'"),
         (lambda: holm([1.2]), "from 0 to 1"),

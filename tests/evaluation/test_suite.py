@@ -175,8 +175,8 @@ def test_what_fails_loses_nothing_else(data_root, tmp_path, monkeypatch):
         ("tiny", None),  # told once, not for every system
         ("nested/en", "broken"),
     ]
-    assert failures[1].says.startswith('tyni: no data set "tyni"')
-    assert failures[3].says == "nested/en broken: RuntimeError: out of memory"
+    assert failures[1].line.startswith('tyni: no data set "tyni"')
+    assert failures[3].line == "nested/en broken: RuntimeError: out of memory"
 
 
 def test_splits_have_defaults_and_an_unknown_one_is_refused(data_root):
@@ -245,7 +245,7 @@ def test_a_label_comes_before_an_equals_sign_and_a_path_may_hold_one():
         split_label("my run=bm25")
 
 
-def test_peers_are_never_cut(monkeypatch):
+def test_baselines_are_never_cut(monkeypatch):
     lengths = []
     monkeypatch.setattr(
         systems, "SentenceTransformerRetriever", lambda name, **options: lengths.append(options.get("max_length"))

@@ -126,7 +126,7 @@ def open_scorer(
         spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; a file of rows that
             `data teach` wrote (NAME.rows.safetensors, see `data.teacher`); else a SearchR3 model:
             a bundled name, a folder or a hub id. It embeds queries directly, without reasoning.
-        max_length: cut documents at this many tokens (512 by default for SearchR3; a peer's own limit).
+        max_length: cut documents at this many tokens (512 by default for SearchR3; another encoder's own limit).
 
     Raises:
         InputError: an unknown name, or a missing package.
@@ -141,8 +141,8 @@ def open_scorer(
 
     if spec in BUNDLED or spec.startswith("st:"):
         name = spec.removeprefix("st:")
-        peer = SentenceTransformerRetriever(name, device=device, max_length=max_length, batch_size=batch_size)
-        return DenseScorer(peer.name, peer.identity, peer.encode_document, peer.encode_query)
+        encoder = SentenceTransformerRetriever(name, device=device, max_length=max_length, batch_size=batch_size)
+        return DenseScorer(encoder.name, encoder.identity, encoder.encode_document, encoder.encode_query)
     from search_r3.model.searchr3 import SearchR3
 
     return searchr3_scorer(SearchR3.from_pretrained(spec, device=device, dtype=dtype), batch_size, max_length)

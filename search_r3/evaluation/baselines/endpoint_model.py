@@ -1,7 +1,7 @@
-"""Embeddings from any OpenAI-compatible endpoint (POST /embeddings), batched, patient, and never paid for twice.
+"""Embeddings from any OpenAI-compatible endpoint (POST /embeddings), batched, retried, and never paid for twice.
 
 Each answered call of up to 32 texts goes into the embedding cache at once, by its texts and not by their data set, so
-an interrupted run sends only what is missing. What will be sent is told first; more than a limit needs a yes.
+an interrupted run sends only what is missing. What will be sent is reported first; more than a limit needs approval.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from search_r3.data.synthesis.retry import Endpoint, NoAnswerError, RefusedError, Threads, Wording, listed
 from search_r3.data.synthesis.writers import CHARACTERS_A_TOKEN, count_characters
 from search_r3.errors import InputError
-from search_r3.evaluation.baselines.external_models import PeerConfig, Spending, is_local
+from search_r3.evaluation.baselines.external_models import CostApproval, ExternalModelConfig, is_local
 from search_r3.evaluation.embedding_cache import EmbeddingCache, Encoded, progress_bar
 
 UNIT = 32
@@ -31,7 +31,7 @@ _WORDING = Wording(
 
 
 @dataclass
-class Work:
+class PendingTexts:
     """Texts of one side, as they are sent (prompt in front, cut), each once: in units, those from the disk found."""
 
     side: str
@@ -57,21 +57,23 @@ class Work:
 
 
 class EndpointEncoder:
-    """A model behind an endpoint, asked with OpenAI's client by several threads; rows are unit vectors.
+    """A model at an endpoint, asked with OpenAI's client by several threads; rows are unit vectors.
 
     Args:
         config: where and what it is; `config.endpoint` is set.
-        spending: who says yes to the cost.
+        approval: who approves the cost.
         batch_size: texts in one call, at most 32.
 
     Raises:
         InputError: the package openai is missing, there is no key, or batch_size is below 1.
     """
 
-    def __init__(self, config: PeerConfig, spending: Spending | None = None, batch_size: int = UNIT) -> None:
+    def __init__(
+        self, config: ExternalModelConfig, approval: CostApproval | None = None, batch_size: int = UNIT
+    ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}")
-        self.config, self.spending = config, spending or Spending()
+        self.config, self.approval = config, approval or CostApproval()
         self.batch_size = min(batch_size, UNIT)
         settings = config.settings()
         self.url = settings.url.rstrip("/")
@@ -95,7 +97,7 @@ class EndpointEncoder:
             "max_length": None,
         }
 
-    def plan(self, texts: Sequence[str], side: str, cache: EmbeddingCache | None) -> Work:
+    def plan(self, texts: Sequence[str], side: str, cache: EmbeddingCache | None) -> PendingTexts:
         """What embedding `texts` as `side` ("query" or "document") needs; sends nothing."""
         prompt = (self.config.query_prompt if side == "query" else self.config.document_prompt) or ""
         sent = [f"{prompt}{text}"[: self.config.max_characters] for text in texts]
@@ -107,9 +109,9 @@ class EndpointEncoder:
             stored = cache.stored(_ids(unit), unit, self._text_identity) if cache else None
             if stored is not None:
                 found[number] = stored
-        return Work(side, units, found, [places[text] for text in sent])
+        return PendingTexts(side, units, found, [places[text] for text in sent])
 
-    def approve(self, name: str, works: Sequence[Work]) -> None:
+    def approve(self, name: str, works: Sequence[PendingTexts]) -> None:
         """Say what `works` will send and cost, and have a yes where it is more than the limit.
 
         The limit holds for all that one encoder sends. Without a price, what stays on this machine needs no yes.
@@ -128,16 +130,21 @@ class EndpointEncoder:
         line += self._cost(tokens) + (f"; {kept:,} are in the cache" if kept else "")
         limit = self.config.token_limit
         free = self._price is None and is_local(self.url)
-        if self._approved + tokens <= limit or self.spending.yes or free:
+        if self._approved + tokens <= limit or self.approval.yes or free:
             self._say(line)
-        elif self.spending.ask is None:
+        elif self.approval.ask is None:
             raise InputError(f"{line}: over the limit of {limit:,} tokens; say --yes to send them")
-        elif not self.spending.ask(f"{line}. Send them?"):
+        elif not self.approval.ask(f"{line}. Send them?"):
             raise InputError(f"{name}: nothing was sent")
         self._approved += tokens
 
     def run(
-        self, work: Work, cache: EmbeddingCache | None, *, label: str = "texts", show_progress: bool | None = None
+        self,
+        work: PendingTexts,
+        cache: EmbeddingCache | None,
+        *,
+        label: str = "texts",
+        show_progress: bool | None = None,
     ) -> tuple[np.ndarray, float]:
         """Embed what `work` lacks; returns unit rows for all its texts, float32 (n, dim), and the seconds of its calls.
 
@@ -192,7 +199,7 @@ class EndpointEncoder:
         return Encoded(rows, time.perf_counter() - started, 0, 0)
 
     def _put_together(
-        self, work: Work, done: dict[int, Encoded], cache: EmbeddingCache | None
+        self, work: PendingTexts, done: dict[int, Encoded], cache: EmbeddingCache | None
     ) -> tuple[np.ndarray, float]:
         parts = [done[number].rows for number in range(len(work.units))]
         if not parts:
@@ -211,7 +218,7 @@ class EndpointEncoder:
         except NoAnswerError as error:
             raise InputError(
                 f"{self._endpoint} fails after {error.tries} tries, {error.detail}; embeddings that came are kept, so "
-                "the same command goes on from here"
+                "the same command continues from here"
             ) from None
         except RefusedError as error:
             raise InputError(
@@ -251,17 +258,17 @@ class EndpointEncoder:
 
     @property
     def _price(self) -> float | None:
-        return self.config.price if self.spending.price is None else self.spending.price
+        return self.config.price if self.approval.price is None else self.approval.price
 
     def _cost(self, tokens: int) -> str:
-        """What so many tokens cost, to stand behind a line; nothing without a price."""
+        """What so many tokens cost, as the end of a line; nothing without a price."""
         if self._price is None:
             return ""
         cost = tokens * self._price / 1e6
         return f", {f'{cost:,.2f}' if cost >= 0.005 or not cost else 'under 0.01'} at {self._price:g} a million"
 
     def _say(self, line: str) -> None:
-        say: Callable[[str], None] | None = self.spending.say
+        say: Callable[[str], None] | None = self.approval.say
         if say is not None:
             say(line)
 

@@ -1,7 +1,7 @@
-"""What a system that is not ours is called by: `st:MODEL`, `endpoint:MODEL@URL`, or a YAML file with its options.
+"""How systems that are not ours are named: `st:MODEL`, `endpoint:MODEL@URL`, or a YAML file with its options.
 
-A file also says what the model wants in front of a query (Qwen3-Embedding: "Instruct: ...\\nQuery: "), what its tokens
-cost, and which environment variable holds the key; the key itself stands in no file and on no command line.
+A file also gives what the model expects in front of a query (Qwen3-Embedding: "Instruct: ...\\nQuery: "), what its
+tokens cost, and which environment variable holds the key; the key itself stands in no file and on no command line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (i
 
 
 @dataclass(frozen=True)
-class PeerConfig:
+class ExternalModelConfig:
     """A system that is not ours, as its YAML file describes it."""
 
     model: str
@@ -64,7 +64,7 @@ class PeerConfig:
         if not self.model.strip():
             raise InputError("the model's name is empty; name one")
         if self.endpoint is not None:
-            self.settings()  # holds the address, the variable's name and the numbers to what they can be
+            self.settings()  # checks the address, the variable's name and the numbers
         for name in ("max_characters", "token_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -99,8 +99,8 @@ class PeerConfig:
 
 
 @dataclass(frozen=True)
-class Spending:
-    """Who says yes to what an endpoint costs, and who is told."""
+class CostApproval:
+    """Who approves what an endpoint costs, and where it is reported."""
 
     yes: bool = False
     """Send whatever is needed without asking."""
@@ -109,21 +109,21 @@ class Spending:
     ask: Callable[[str], bool] | None = None
     """Asks a person; None where nobody can be asked: then too much is refused."""
     say: Callable[[str], None] | None = None
-    """Told, a line each, what will be sent and what was."""
+    """Called with a line for what will be sent, and for what was."""
 
     def __post_init__(self) -> None:
         if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
             raise InputError(f"the price must be 0 or more a million tokens, not {self.price}")
 
 
-def parse_peer(source: str) -> PeerConfig | None:
-    """What `source` (a spec without its label) says of a system that is not ours; None if it is not of that kind.
+def parse_external_model(source: str) -> ExternalModelConfig | None:
+    """What `source` (a spec without its label) says of a system that is not ours; None if it names one of ours.
 
     Raises:
         InputError: an address that is none, or a file that cannot be read, has unknown keys or wrong values.
     """
     if source.startswith("st:"):
-        return PeerConfig(model=source.removeprefix("st:"))
+        return ExternalModelConfig(model=source.removeprefix("st:"))
     if source.startswith(_PREFIX):
         return _from_spec(source)
     if source.endswith(FILE_ENDINGS) and not expand_user(source).is_dir():
@@ -137,15 +137,15 @@ def is_local(url: str) -> bool:
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
 
 
-def _from_spec(source: str) -> PeerConfig:
+def _from_spec(source: str) -> ExternalModelConfig:
     found = re.fullmatch(r"(?P<model>@?[^@]+)(?:@(?P<url>.+))?", source.removeprefix(_PREFIX))
     if found is None:
         raise InputError(f"bad system {source!r}; expected endpoint:MODEL@URL, such as endpoint:NAME@{OPENAI_URL}")
     url = found["url"] or os.environ.get(URL_VARIABLE) or OPENAI_URL
-    return PeerConfig(model=found["model"], endpoint=url, key_variable=None if is_local(url) else KEY_VARIABLE)
+    return ExternalModelConfig(model=found["model"], endpoint=url, key_variable=None if is_local(url) else KEY_VARIABLE)
 
 
-def _from_file(path: Path) -> PeerConfig:
+def _from_file(path: Path) -> ExternalModelConfig:
     import yaml
 
     from search_r3.data.io.yaml_file import read_yaml
@@ -156,7 +156,7 @@ def _from_file(path: Path) -> PeerConfig:
         raise InputError(f"cannot read the system {path}: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    known = {field.name: str(field.type) for field in fields(PeerConfig)}
+    known = {field.name: str(field.type) for field in fields(ExternalModelConfig)}
     if not isinstance(values, dict):
         raise InputError(f"{path} describes no system; expected keys such as model: NAME and endpoint: URL")
     refuse_unknown(values, tuple(known), str(path))
@@ -165,7 +165,7 @@ def _from_file(path: Path) -> PeerConfig:
     for name, value in values.items():
         _check_type(path, name, value, known[name])
     try:
-        return PeerConfig(**values)
+        return ExternalModelConfig(**values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -143,9 +143,9 @@ def typed_figures(text: str) -> list[str]:
     return kept
 
 
-def _make(says: str, where: str, results: Rebuilder) -> str:
-    """The content of the block that begins with `<!-- table: SAYS -->`."""
-    kind, *pairs = says.split()
+def _make(header: str, where: str, results: Rebuilder) -> str:
+    """The content of the block that begins with `<!-- table: MODE_DESCRIPTIONS -->`."""
+    kind, *pairs = header.split()
     refuse_unknown([kind], tuple(KINDS), where, "table")
     make, keys = KINDS[kind]
     given = {}

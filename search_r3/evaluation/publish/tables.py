@@ -22,7 +22,7 @@ MEANING = {
     RECALL: "Recall@100",
 }
 FIRST_DATASETS = ("scifact", "cosqa", "hotpotqa", "mkqa/en", "s2_search", "cranfield", "cisi")
-PEERS = ("bm25", "all-minilm-l6-v2")
+BASELINES = ("bm25", "all-minilm-l6-v2")
 INCOMPLETE = "†"
 """Beside the name of a data set whose judgements name documents that its corpus lacks."""
 STAGES = ("base", "sft", "grpo")
@@ -183,11 +183,11 @@ def _dataset_order(name: str) -> tuple[int, str]:
 
 
 def _system_order(name: str) -> tuple[int, int, str]:
-    """Peers first, then models by training stage: base, sft, grpo, anything else."""
-    if name in PEERS:
-        return (PEERS.index(name), 0, name)
+    """Baselines first, then models by training stage: base, sft, grpo, anything else."""
+    if name in BASELINES:
+        return (BASELINES.index(name), 0, name)
     stem, _, mode = name.rpartition(".")
     if mode not in ("off", "on"):
-        return (len(PEERS), 0, name)
+        return (len(BASELINES), 0, name)
     stage = next((i for i, stage in enumerate(STAGES) if stem.endswith(f"-{stage}")), len(STAGES))
-    return (len(PEERS) + 1, stage, name)
+    return (len(BASELINES) + 1, stage, name)

@@ -1,7 +1,7 @@
-"""What the run files and the judgements say together: scores query by query, who differs from whom, and examples.
+"""What the run files and the judgments say together: scores query by query, who differs from whom, and examples.
 
 A metrics file holds means only. Where the data set is here (and is the one that was measured), each run is measured
-again, so that differences can be tested (`significance`) and the queries behind them shown.
+again, so that differences can be tested (`significance`) and single queries shown.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEVEL = 0.05
 
 
 @dataclass
-class Look:
+class DatasetComparison:
     """A data set through its run files.
 
     Attributes:
@@ -48,16 +48,16 @@ class Look:
     remarks: list[str] = field(default_factory=list)
 
 
-def look(
+def measure_dataset(
     dataset: str, records: Sequence[Mapping[str, Any]], output: str | Path, data_root: str | Path | None = None
-) -> Look:
+) -> DatasetComparison:
     """Measure the runs of one data set again, query by query.
 
     Args:
         records: its metrics records; those of another split than the first are left out, with a remark.
         output: the folder that holds `runs/`.
     """
-    found, split = Look(dataset), records[0]["settings"].get("split")
+    found, split = DatasetComparison(dataset), records[0]["settings"].get("split")
     try:
         missing = any(record.get("num_missing_documents") for record in records)
         data = load_dataset(dataset, split, data_root, missing)
@@ -97,12 +97,12 @@ def models_with_both(systems: Mapping[str, Any]) -> list[str]:
     return [name.removesuffix(".off") for name in systems if name.endswith(".off") and f"{name[:-4]}.on" in systems]
 
 
-def against_baseline(looks: Mapping[str, Look], baseline: str) -> dict[tuple[str, str], dict[str, Any]]:
+def against_baseline(datasets: Mapping[str, DatasetComparison], baseline: str) -> dict[tuple[str, str], dict[str, Any]]:
     """Every system against the baseline on every data set that both were measured on: (data set, system) -> the
     comparison as a dictionary. All of them are one family for Holm's correction."""
     asked = [
         (one.dataset, system, paired(one.scores[baseline], scores))
-        for one in looks.values()
+        for one in datasets.values()
         if baseline in one.scores
         for system, scores in one.scores.items()
         if system != baseline
@@ -111,12 +111,12 @@ def against_baseline(looks: Mapping[str, Look], baseline: str) -> dict[tuple[str
     return {(name, system): row.to_dict() for (name, system, _), row in zip(asked, compared, strict=True)}
 
 
-def on_against_off(looks: Mapping[str, Look]) -> list[dict[str, Any]]:
+def on_against_off(datasets: Mapping[str, DatasetComparison]) -> list[dict[str, Any]]:
     """Reasoning on against off for every model and data set that has both, one family: rows with `dataset`, `model`,
     the comparison, and `gains` (query by query, in the order of the judgements)."""
     asked = [
         (one.dataset, model, paired(one.scores[f"{model}.off"], one.scores[f"{model}.on"]))
-        for one in looks.values()
+        for one in datasets.values()
         for model in models_with_both(one.scores)
     ]
     compared = compare_family([differences for _, _, differences in asked])
@@ -143,7 +143,7 @@ def _examples(
 
     def one(qid: str) -> dict[str, Any]:
         found: dict[str, Any] = {"qid": qid, "query": data.queries.get(qid, "")}
-        found |= {"analysis": written.get(qid, {}).get("text"), "forced": written.get(qid, {}).get("forced")}
+        found |= {"reasoning": written.get(qid, {}).get("text"), "forced": written.get(qid, {}).get("forced")}
         for mode in ("off", "on"):
             ranked, grades = rank_documents(runs[f"{model}.{mode}"].get(qid, {})), data.qrels[qid]
             found[mode] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from search_r3.evaluation.report import quality_section, rollout_section, study_section, training_section
 from search_r3.evaluation.report.comparison import SNIPPET
-from search_r3.evaluation.report.load_results import Gathered, gather
+from search_r3.evaluation.report.load_results import Results, load_results
 from search_r3.evaluation.report.page_elements import Examples, Fold, Missing, Section, Text
 from search_r3.files import atomic_write_text
 
@@ -36,12 +36,12 @@ def write_report(
     Args:
         results: the folder that holds `metrics/`, `runs/` and the rest.
         page: the HTML file; `report.html` in `results` if None.
-        baseline, data_root, report: see `gather`.
+        baseline, data_root, report: see `load_results`.
 
     Raises:
-        InputError: see `gather`; or a place cannot be written.
+        InputError: see `load_results`; or a place cannot be written.
     """
-    found = gather(results, baseline, data_root, report)
+    found = load_results(results, baseline, data_root, report)
     target = Path(page) if page is not None else Path(results) / PAGE
     atomic_write_text(target, render(found))
     written = [target]
@@ -51,7 +51,7 @@ def write_report(
     return written
 
 
-def sections(found: Gathered) -> list[Section]:
+def sections(found: Results) -> list[Section]:
     """All sections in the order of the page; each is there, if only to say how to fill it."""
     return [
         quality_section.measured(found),
@@ -66,29 +66,30 @@ def sections(found: Gathered) -> list[Section]:
     ]
 
 
-def render(found: Gathered) -> str:
+def render(found: Results) -> str:
     """The page's HTML."""
     return _templates().get_template("page.html.j2").render(sections=sections(found), summary=summary(found))
 
 
-def summary(found: Gathered) -> str:
+def summary(found: Results) -> str:
     """One sentence below the title."""
     systems = {record["system"] for record in found.records}
     datasets = {record["dataset"] for record in found.records}
     if not found.records:
         return "Nothing has been evaluated yet."
-    told = f"{len(systems)} systems on {len(datasets)} data sets and parts of them"
-    told += f", {len(found.studies)} stud{'y' if len(found.studies) == 1 else 'ies'} of whether reasoning helps" * bool(
-        found.studies
+    summary = f"{len(systems)} systems on {len(datasets)} data sets and parts of them"
+    summary += (
+        f", {len(found.studies)} stud{'y' if len(found.studies) == 1 else 'ies'} of whether reasoning helps"
+        * bool(found.studies)
     )
-    return told + ". Every figure is made from the run files, by the commands named here."
+    return summary + ". Every figure is made from the run files, by the commands named here."
 
 
-def examples(found: Gathered) -> Section:
+def examples(found: Results) -> Section:
     """Wins and losses with what was written and found; a study's where there is one."""
     section = Section("examples", "Wins and losses, side by side")
     shown: dict[tuple[str, str], Any] = {
-        (name, model): of for name, one in found.looks.items() for model, of in one.examples.items()
+        (name, model): of for name, one in found.by_dataset.items() for model, of in one.examples.items()
     }
     shown |= {(study["dataset"], study["system"]): study["examples"] for study in found.studies}
     shown = {key: of for key, of in shown.items() if of.get("best") or of.get("worst")}
@@ -105,12 +106,12 @@ def examples(found: Gathered) -> Section:
     )
     for number, ((name, model), of) in enumerate(shown.items()):
         rows = [{**row, "won": won} for kind, won in (("best", True), ("worst", False)) for row in of.get(kind, ())]
-        told = f"{name}: {model}, {len(of.get('best', ()))} won and {len(of.get('worst', ()))} lost"
-        section.blocks.append(Fold(told, [Examples(rows)], opened=number == 0))
+        summary = f"{name}: {model}, {len(of.get('best', ()))} won and {len(of.get('worst', ()))} lost"
+        section.blocks.append(Fold(summary, [Examples(rows)], opened=number == 0))
     return section
 
 
-def chosen_plots(found: Gathered, width: int = README_WIDTH) -> dict[str, str]:
+def chosen_plots(found: Results, width: int = README_WIDTH) -> dict[str, str]:
     """Plots worth a file of their own, by name: those that there are data for.
 
     "systems" and "reasoning" need runs, "controls", "budget", "latency" and "adaptive" a study (the first one),

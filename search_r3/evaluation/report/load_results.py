@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.evaluation.publish.tables import PEERS, load_records
-from search_r3.evaluation.report.comparison import Look, against_baseline, look, on_against_off
+from search_r3.evaluation.publish.tables import BASELINES, load_records
+from search_r3.evaluation.report.comparison import DatasetComparison, against_baseline, measure_dataset, on_against_off
 from search_r3.evaluation.study.study import read_study
 
 
@@ -25,13 +25,13 @@ class TrainingRun:
 
 
 @dataclass
-class Gathered:
+class Results:
     """The contents of a folder of results.
 
     Attributes:
         records: metrics records in the order of the tables.
         baseline: the system that the others are tested against, "" where there is none.
-        looks: data set -> its scores query by query.
+        by_dataset: data set -> its scores query by query.
         tests: (data set, system) -> comparison with the baseline.
         pairs: reasoning on against off, a row a model and data set.
         studies: in the order of their files.
@@ -43,7 +43,7 @@ class Gathered:
 
     records: list[dict[str, Any]]
     baseline: str = ""
-    looks: dict[str, Look] = field(default_factory=dict)
+    by_dataset: dict[str, DatasetComparison] = field(default_factory=dict)
     tests: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     pairs: list[dict[str, Any]] = field(default_factory=list)
     studies: list[dict[str, Any]] = field(default_factory=list)
@@ -53,12 +53,12 @@ class Gathered:
     trained_on: dict[str, list[str]] = field(default_factory=dict)
 
 
-def gather(
+def load_results(
     results: str | Path,
     baseline: str | None = None,
     data_root: str | Path | None = None,
     report: Callable[[str], None] | None = None,
-) -> Gathered:
+) -> Results:
     """Read `results`, and measure its runs again wherever their data sets are here.
 
     Args:
@@ -77,15 +77,15 @@ def gather(
         raise InputError(
             f"no results of the baseline {baseline!r}; systems in {folder}: {', '.join(systems) or 'none'}"
         )
-    chosen = baseline or next((name for name in (*PEERS, *systems) if name in systems), "")
-    found = Gathered(records, chosen)
+    chosen = baseline or next((name for name in (*BASELINES, *systems) if name in systems), "")
+    found = Results(records, chosen)
     for name in dict.fromkeys(record["dataset"] for record in records):
         say(f"measuring the runs on {name} again")
-        found.looks[name] = look(name, [r for r in records if r["dataset"] == name], folder, data_root)
-    if found.looks:
+        found.by_dataset[name] = measure_dataset(name, [r for r in records if r["dataset"] == name], folder, data_root)
+    if found.by_dataset:
         say("testing the differences")
-        found.tests = against_baseline(found.looks, chosen)
-        found.pairs = on_against_off(found.looks)
+        found.tests = against_baseline(found.by_dataset, chosen)
+        found.pairs = on_against_off(found.by_dataset)
     # a study's own records stand in a folder of its name beside it
     studies = [path for path in sorted((folder / "studies").rglob("*.json")) if not _belongs_to_study(path)]
     found.studies = [read_study(path) for path in studies]

@@ -1,6 +1,6 @@
 """The page's first sections: what was measured and where, tables of systems and data sets, reasoning on against off.
 
-Every figure is a metrics file's; tests and recall@10 come from the run files behind them (`compare`).
+Every figure is a metrics file's; tests and recall@10 come from the run files (`comparison`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from search_r3.evaluation.measures import MEASURES, NDCG
 from search_r3.evaluation.publish.tables import MEANING
 from search_r3.evaluation.report.comparison import LEVEL, RECALL_10
-from search_r3.evaluation.report.load_results import Gathered
+from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.page_elements import (
     COMPARISON_HEAD,
     Cell,
@@ -37,7 +37,7 @@ FEW = 100
 """Queries below which a mean is called that of a small set."""
 
 
-def measured(found: Gathered) -> Section:
+def measured(found: Results) -> Section:
     """What was measured: sizes, machines, versions, commits, and every command in a fold."""
     section = Section("measured", "What was measured")
     if not found.records:
@@ -95,26 +95,26 @@ def measured(found: Gathered) -> Section:
     return section
 
 
-def results(found: Gathered) -> Section:
+def results(found: Results) -> Section:
     """Systems and data sets by nDCG@10, with tests against the baseline; other measures folded; remarks."""
     section = Section("results", "Systems and data sets")
     if not found.records:
         section.blocks.append(Missing("No results yet.", EVALUATE))
         return section
     tests = found.tests
-    told = "Bold: the best of a data set. "
+    summary = "Bold: the best of a data set. "
     if tests:
-        told += (
+        summary += (
             f"▲ better and ▼ worse than {found.baseline}: p < {LEVEL:g} by a paired randomisation test on the same "
             f"queries, Holm's correction over all {len(tests)} comparisons."
         )
     section.blocks.append(_measure_table(found, NDCG, MEANING[NDCG], tests))
-    section.blocks.append(Text(told.strip(), "note"))
+    section.blocks.append(Text(summary.strip(), "note"))
     plots = [plot for part in ("full", "small") if (plot := bars_of(found, part))]
     if plots:
         section.blocks.append(Figures(plots))
     others = [_measure_table(found, name, MEANING.get(name, name), {}) for name in MEASURES if name != NDCG]
-    if any(one.recall for one in found.looks.values()):
+    if any(one.recall for one in found.by_dataset.values()):
         others.append(_measure_table(found, RECALL_10, RECALL_10.capitalize(), {}))
     section.blocks.append(Fold("Other measures: " + ", ".join(table.caption for table in others), others))
     if tests:
@@ -126,13 +126,13 @@ def results(found: Gathered) -> Section:
         section.blocks.append(
             Fold(f"Every comparison with {found.baseline}", [Table("tests", caption, head, rows, words=(1,))])
         )
-    noted = honest_remarks(found)
+    noted = caveats(found)
     if noted:
         section.blocks += [Text("To be read with these figures:"), Listing(noted)]
     return section
 
 
-def reasoning(found: Gathered) -> Section:
+def reasoning(found: Results) -> Section:
     """Reasoning on against off wherever a model has both runs."""
     section = Section("reasoning", "Reasoning on against off")
     if not found.pairs:
@@ -162,12 +162,14 @@ def reasoning(found: Gathered) -> Section:
         for r in thinking
     ]
     head = ("data set", "system", "budget", "mean tokens", "end by themselves")
-    caption = "The analyses: tokens allowed, tokens written, and how many end with the embed token unforced"
-    section.blocks.append(Fold("How long the analyses are", [Table("lengths", caption, head, lengths, words=(1,))]))
+    caption = "The reasoning traces: tokens allowed, tokens written, and how many end with the embed token unforced"
+    section.blocks.append(
+        Fold("How long the reasoning traces are", [Table("lengths", caption, head, lengths, words=(1,))])
+    )
     return section
 
 
-def gains(found: Gathered) -> Section:
+def gains(found: Results) -> Section:
     """Query by query, on minus off; from run files, else from a study."""
     section = Section("gains", "Query by query")
     rows = [(r["dataset"], r["model"], r["gains"]) for r in found.pairs]
@@ -196,27 +198,37 @@ def gain_figure(dataset: str, model: str, values: Sequence[float], width: int = 
     title = f"{dataset}{': ' + model if model else ''}"
     mean = sum(values) / len(values)
     note = f"{won} won, {len(values) - won - lost} equal, {lost} lost; mean {signed(mean)}"
-    says = f"Of {len(values)} queries reasoning helped {won} and harmed {lost}; the mean difference is {signed(mean)}."
-    plot = Plot(f"gain-{dataset}-{model}", title, says, "queries", f"{NDCG}, on minus off", width, note)
+    description = (
+        f"Of {len(values)} queries reasoning helped {won} and harmed {lost}; the mean difference is {signed(mean)}."
+    )
+    plot = Plot(f"gain-{dataset}-{model}", title, description, "queries", f"{NDCG}, on minus off", width, note)
     return gain_plot(plot, values)
 
 
-def pair_plots(found: Gathered, width: int = WIDTH) -> list[str]:
+def pair_plots(found: Results, width: int = WIDTH) -> list[str]:
     """A plot of differences with their intervals for each model."""
     plots = []
     for model in _values(row["model"] for row in found.pairs):
         rows = [row for row in found.pairs if row["model"] == model]
         shown = [_interval(row["dataset"], row) for row in rows]
-        says = "; ".join(f"{r['dataset']} {signed(r['difference'])}, p {p_value(r['p_corrected'])}" for r in rows)
+        description = "; ".join(
+            f"{r['dataset']} {signed(r['difference'])}, p {p_value(r['p_corrected'])}" for r in rows
+        )
         title = f"What reasoning changes: {model}"
         plot = Plot(
-            f"pairs-{model}", title, says, f"{NDCG}, on minus off", "", width, "95% intervals; filled dots: p < 0.05"
+            f"pairs-{model}",
+            title,
+            description,
+            f"{NDCG}, on minus off",
+            "",
+            width,
+            "95% intervals; filled dots: p < 0.05",
         )
         plots.append(intervals(plot, shown))
     return plots
 
 
-def bars_of(found: Gathered, part: str, width: int = WIDTH) -> str:
+def bars_of(found: Results, part: str, width: int = WIDTH) -> str:
     """nDCG@10 of all systems, on whole data sets ("full") or on fixed parts ("small"); "" where there are none."""
     records = [r for r in found.records if r["dataset"].endswith(SMALL) == (part == "small")]
     names, systems = _values(r["dataset"] for r in records), _values(r["system"] for r in records)
@@ -224,12 +236,12 @@ def bars_of(found: Gathered, part: str, width: int = WIDTH) -> str:
     if not values:
         return ""
     title = f"{MEANING[NDCG]}, {'whole data sets' if part == 'full' else 'fixed parts of data sets'}"
-    says = "; ".join(f"{name} {system} {score(value)}" for (name, system), value in values.items())
+    description = "; ".join(f"{name} {system} {score(value)}" for (name, system), value in values.items())
     groups = [(name, [values.get((name, system)) for system in systems]) for name in names]
-    return bars(Plot(f"bars-{part}", title, says, width=width), groups, systems)
+    return bars(Plot(f"bars-{part}", title, description, width=width), groups, systems)
 
 
-def honest_remarks(found: Gathered) -> list[str]:
+def caveats(found: Results) -> list[str]:
     """What a reader must know of the figures: cut and missing documents, small sets, data that was trained on, commits
     that differ, and tests that could not be made."""
     noted = []
@@ -267,17 +279,19 @@ def honest_remarks(found: Gathered) -> list[str]:
         noted.append(f"Measured at {len(commits)} commits of the source; the fold above names each.")
     if any(_dirty(r) for r in found.records):
         noted.append("A commit marked + had changes that were not committed.")
-    noted += [f"{line}." for one in found.looks.values() for line in one.remarks]
+    noted += [f"{line}." for one in found.by_dataset.values() for line in one.remarks]
     return noted
 
 
 def _measure_table(
-    found: Gathered, measure: str, caption: str, tests: Mapping[tuple[str, str], Mapping[str, Any]]
+    found: Results, measure: str, caption: str, tests: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> Table:
     systems = _values(r["system"] for r in found.records)
     values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in found.records}
     if measure == RECALL_10:
-        values = {(name, system): value for name, one in found.looks.items() for system, value in one.recall.items()}
+        values = {
+            (name, system): value for name, one in found.by_dataset.items() for system, value in one.recall.items()
+        }
     rows: list[list[Cell | str]] = []
     for name in _values(r["dataset"] for r in found.records):
         texts = {system: score(values.get((name, system))) for system in systems}
@@ -296,15 +310,15 @@ def _measure_table(
 def _verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
     helped = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] > 0]
     harmed = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] < 0]
-    told = f"Of {len(pairs)} comparisons of a model with itself, reasoning on against off, "
+    summary = f"Of {len(pairs)} comparisons of a model with itself, reasoning on against off, "
     if not helped and not harmed:
-        return told + "none shows a difference that chance does not explain (p < 0.05 after correction)."
+        return summary + "none shows a difference that chance does not explain (p < 0.05 after correction)."
     parts = [
         f"{len(names)} {'is' if len(names) == 1 else 'are'} a {what} that chance does not explain: {', '.join(names)}"
         for what, names in (("gain", helped), ("loss", harmed))
         if names
     ]
-    return f"{told}{' and '.join(parts)} (p < {LEVEL:g} after correction)."
+    return f"{summary}{' and '.join(parts)} (p < {LEVEL:g} after correction)."
 
 
 def _interval(label: str, row: Mapping[str, Any]) -> Interval:

@@ -1,4 +1,4 @@
-"""The page's section of rollouts' rewards: what sampled analyses earn, before and after reinforcement.
+"""The page's section of rollouts' rewards: what sampled reasoning traces earn, before and after reinforcement.
 
 The files are those of `evaluation.rollouts`: `results/rollouts/DATASET.SPLIT/NAME.json` for a model and
 `BEFORE--AFTER.json` for two, of which the histograms show the one that decided training and the stricter one.
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_r3.evaluation.report.comparison import LEVEL
-from search_r3.evaluation.report.load_results import Gathered
+from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.page_elements import (
     COMPARISON_HEAD,
     Figures,
@@ -28,12 +28,12 @@ from search_r3.evaluation.report.svg import WIDTH, Plot, histogram
 
 ROLLOUTS = "search-r3 rollouts --dataset scifact --before models/SFT --after runs/grpo/best"
 SHOWN = {
-    "penalised.dcg_scaled": "Reward of sampled rollouts (DCG scaled), as trained on",
-    "penalised.dcg": "The same rollouts by nDCG, which ranks alone decide",
+    "penalized.dcg_scaled": "Reward of sampled rollouts (DCG scaled), as trained on",
+    "penalized.dcg": "The same rollouts by nDCG, which ranks alone decide",
 }
 
 
-def rewards(found: Gathered) -> Section:
+def rewards(found: Results) -> Section:
     """All comparisons of two models, and the models that stand in none."""
     section = Section("rewards", "Rewards of rollouts")
     records = [(name, record) for name, record in found.rollouts if _is_rollouts(record)]
@@ -45,8 +45,8 @@ def rewards(found: Gathered) -> Section:
         return section
     section.blocks.append(
         Text(
-            "Each model samples several analyses of a query and is rewarded for how its own freshly encoded corpus "
-            "ranks behind them; an analysis that never emits the embed token is penalised. DCG scaled weighs by "
+            "Each model samples several reasoning traces for a query and is rewarded for how its own freshly encoded "
+            "corpus ranks with them; a trace that never emits the embed token is penalized. DCG scaled weighs by "
             "cosines and so flatters a space in which all are high, which is why nDCG stands beside it."
         )
     )
@@ -59,18 +59,18 @@ def reward_plots(name: str, record: Mapping[str, Any], width: int = WIDTH) -> li
     """Histograms of a record's sides, as shares of the rollouts."""
     plots = []
     for figure, title in SHOWN.items():
-        groups, told = [], []
+        groups, summary = [], []
         for side in _sides(record):
             counts = side["histograms"]["counts"].get(figure)
             if counts and sum(counts):
                 groups.append((side["system"], [count / sum(counts) for count in counts]))
                 above = side["figures"][figure]["share_above_half"]
-                told.append(
+                summary.append(
                     f"{side['system']}: mean {score(side['figures'][figure]['mean'])}, {percent(above)} above 0.5"
                 )
         if groups:
             edges = _sides(record)[0]["histograms"]["edges"]
-            plot = Plot(f"rewards-{name}-{figure}", title, "; ".join(told), "reward", "share of rollouts", width)
+            plot = Plot(f"rewards-{name}-{figure}", title, "; ".join(summary), "reward", "share of rollouts", width)
             plots.append(histogram(plot, edges, groups))
     return plots
 
@@ -78,12 +78,12 @@ def reward_plots(name: str, record: Mapping[str, Any], width: int = WIDTH) -> li
 def _one(name: str, record: Mapping[str, Any]) -> list[Any]:
     sides = _sides(record)
     title = f"{record['dataset']}: {' and then '.join(side['system'] for side in sides)}"
-    told = f"{record['num_queries']:,} queries, {record['num_documents']:,} documents. " + " ".join(
+    summary = f"{record['num_queries']:,} queries, {record['num_documents']:,} documents. " + " ".join(
         f"{side['system']}: {percent(side['emission_rate']['sampled'])} of the samples emit the token, "
         f"{side['mean_tokens']['sampled']:.1f} tokens on average."
         for side in sides
     )
-    blocks: list[Any] = [Heading(title, f"rollouts-{name}"), Text(told, "note"), Figures(reward_plots(name, record))]
+    blocks: list[Any] = [Heading(title, f"rollouts-{name}"), Text(summary, "note"), Figures(reward_plots(name, record))]
     head = ["reward", *(f"{s['system']}: mean" for s in sides), *(f"{s['system']}: above 0.5" for s in sides)]
     rows = []
     for figure in sides[0]["figures"]:
@@ -94,7 +94,7 @@ def _one(name: str, record: Mapping[str, Any]) -> list[Any]:
         rows.append(row)
     if len(sides) > 1:
         head += COMPARISON_HEAD
-    caption = "Figures are called KIND.REWARD: sampled, penalised where the token was forced, greedy, direct"
+    caption = "Figures are called KIND.REWARD: sampled, penalized where the token was forced, greedy, direct"
     blocks.append(Fold("All rewards", [Table(f"rollouts-{name}-all", caption, head, rows)]))
     return blocks
 

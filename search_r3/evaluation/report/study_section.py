@@ -12,7 +12,7 @@ from typing import Any
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.report.axes import MINUS, number
 from search_r3.evaluation.report.comparison import LEVEL
-from search_r3.evaluation.report.load_results import Gathered
+from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.page_elements import (
     COMPARISON_HEAD,
     Cell,
@@ -35,7 +35,7 @@ STUDY = "search-r3 study --dataset scifact --system models/NAME"
 BATCHES = {"batch_1": "one query", "batch_32": "32 queries"}
 
 
-def studies(found: Gathered) -> Section:
+def studies(found: Results) -> Section:
     """All studies, one after another."""
     section = Section("studies", "Is it the reasoning that helps?")
     if not found.studies:
@@ -43,9 +43,9 @@ def studies(found: Gathered) -> Section:
         return section
     section.blocks.append(
         Text(
-            "Each control puts something else before the embed token, gives the analysis to another retriever, or "
-            "fuses rankings. If another query's analysis, or an empty one, does as well as the model's own, it is not "
-            "what the analysis says that helps."
+            "Each control puts something else before the embed token, gives the reasoning to another retriever, or "
+            "fuses rankings. If another query's reasoning, or none, does as well as the model's own, it is not "
+            "what the reasoning says that helps."
         )
     )
     for study in found.studies:
@@ -58,11 +58,11 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
     families = {family["against"]: family["comparisons"] for family in study["families"]}
     settings = study["settings"]
     commit = (study.get("commit") or "not known").removesuffix("-dirty")[:7]
-    told = (
+    summary = (
         f"{study['num_queries']:,} queries ({settings['split']}), {study['num_documents']:,} documents, at most "
-        f"{settings['budget']} tokens of analysis, seed {settings['seed']}; {study['hardware']}, commit {commit}."
+        f"{settings['budget']} tokens of reasoning, seed {settings['seed']}; {study['hardware']}, commit {commit}."
     )
-    blocks: list[Any] = [Heading(f"{study['dataset']}: {study['system']}", name), Text(told, "note")]
+    blocks: list[Any] = [Heading(f"{study['dataset']}: {study['system']}", name), Text(summary, "note")]
     plots = [control_plot(study), *budget_plots(study), *([plot] if (plot := adaptive_plot(study)) else [])]
     blocks.append(Figures([plot for plot in plots if plot]))
     blocks.append(Text(_adaptive_figure(study)))
@@ -70,7 +70,7 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
     others = [
         Table(
             f"{name}-{against}",
-            f"{NDCG} minus that of {'the peer alone' if against == 'peer' else against}",
+            f"{NDCG} minus that of {'the baseline alone' if against == 'baseline' else against}",
             ("mode", "against", *COMPARISON_HEAD),
             [[row["mode"], row["against"], *comparison_cells(row, LEVEL)] for row in rows],
             words=(1,),
@@ -79,7 +79,10 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
         if against != "off"
     ]
     blocks.append(
-        Fold("Against reasoning on, peers with analyses, and what each budget costs", [*others, _budgets(study, name)])
+        Fold(
+            "Against reasoning on, baselines with reasoning, and what each budget costs",
+            [*others, _budgets(study, name)],
+        )
     )
     if study.get("remarks"):
         blocks.append(Listing([f"{line}." for line in study["remarks"]]))
@@ -94,10 +97,12 @@ def control_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
     if not rows:
         return ""
     shown = [Interval(r["mode"], r["difference"], r["low"], r["high"], r["p_corrected"] < LEVEL) for r in rows]
-    says = "; ".join(f"{row['mode']} {signed(row['difference'])}" for row in rows)
+    description = "; ".join(f"{row['mode']} {signed(row['difference'])}" for row in rows)
     title = f"Every mode against off, {study['dataset']}"
     note = "95% intervals; filled dots: p < 0.05 after Holm"
-    return intervals(Plot(f"controls-{_key(study)}", title, says, f"{NDCG}, mode minus off", "", width, note), shown)
+    return intervals(
+        Plot(f"controls-{_key(study)}", title, description, f"{NDCG}, mode minus off", "", width, note), shown
+    )
 
 
 def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
@@ -107,14 +112,14 @@ def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
     if not points:
         return []
     names = [str(point["budget"]) for point in points]
-    where, axis = f", {study['dataset']}", "tokens of analysis allowed"
+    where, axis = f", {study['dataset']}", "tokens of reasoning allowed"
 
     def plot(name: str, title: str, y_label: str, series: list[Series], **options: Any) -> str:
-        says = "; ".join(
+        description = "; ".join(
             f"{one.label or y_label}: " + ", ".join(f"{names[round(x)]} {number(y, None)}" for x, y in one.points)
             for one in series
         )
-        about = Plot(f"{name}-{_key(study)}", title + where, says, axis, y_label, width)
+        about = Plot(f"{name}-{_key(study)}", title + where, description, axis, y_label, width)
         return line_plot(about, series, x_names=names, **options)
 
     quality = [(float(i), point["measures"][NDCG]) for i, point in enumerate(points)]
@@ -147,11 +152,11 @@ def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
             for point in study["budgets"]
             if point.get("latency")
         ]
-        says = "; ".join(f"{name}: {number(ms, None)} ms, {score(value)}" for name, ms, value in cost)
+        description = "; ".join(f"{name}: {number(ms, None)} ms, {score(value)}" for name, ms, value in cost)
         about = Plot(
             f"cost-{_key(study)}",
             f"Quality against latency{where}",
-            says,
+            description,
             "median ms, one query at a time",
             NDCG,
             width,
@@ -163,8 +168,8 @@ def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
 
 def adaptive_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
     """Quality against the share of queries that reason, with the rule's own choice; "" where no rule was fitted."""
-    told = study.get("adaptive") or {}
-    curve = told.get("curve")
+    adaptive = study.get("adaptive") or {}
+    curve = adaptive.get("curve")
     if not curve:
         return ""
     lines = [
@@ -173,10 +178,10 @@ def adaptive_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
         Series("best possible", _points(curve, "best"), 1, markers=False),
     ]
     chosen = study["per_query"].get("auto")
-    at = (told["share_of_queries"], sum(chosen) / len(chosen)) if chosen else None
+    at = (adaptive["share_of_queries"], sum(chosen) / len(chosen)) if chosen else None
     title = f"Reasoning only where it should help, {study['dataset']}"
     about = Plot(
-        f"adaptive-{_key(study)}", title, told["says"], "share of the queries that reason", NDCG, width,
+        f"adaptive-{_key(study)}", title, adaptive["summary"], "share of the queries that reason", NDCG, width,
     )  # fmt: skip
     return line_plot(about, lines, mark=("mode auto", at) if at else None)
 
@@ -191,7 +196,13 @@ def _modes(study: Mapping[str, Any], against_off: list[Any], name: str) -> Table
         cells = comparison_cells(row, LEVEL) if row else [Cell("")] * len(COMPARISON_HEAD)
         tokens = mode.get("mean_tokens")
         body.append(
-            [mode["mode"], Cell(shown, shown == best), *cells, "" if tokens is None else f"{tokens:.1f}", mode["says"]]
+            [
+                mode["mode"],
+                Cell(shown, shown == best),
+                *cells,
+                "" if tokens is None else f"{tokens:.1f}",
+                mode["description"],
+            ]
         )
     head = ("mode", NDCG, *COMPARISON_HEAD, "tokens", "what it is")
     caption = "Every mode against off; Holm's correction over this table"
@@ -217,24 +228,24 @@ def _budgets(study: Mapping[str, Any], name: str) -> Table:
 
 def _adaptive_figure(study: Mapping[str, Any]) -> str:
     """The adaptive curve's figure in words: the goal is 95% of the gain for half of the tokens."""
-    told = study.get("adaptive")
-    if not told:
+    adaptive = study.get("adaptive")
+    if not adaptive:
         return "Adaptive reasoning was not part of this study."
-    if "curve" not in told:
-        return f"Adaptive reasoning: {told['says']}."
-    line = f"Adaptive reasoning: {_minus(told['says'])}."
-    if told["gain_of_on"] <= 0:
+    if "curve" not in adaptive:
+        return f"Adaptive reasoning: {adaptive['summary']}."
+    line = f"Adaptive reasoning: {_minus(adaptive['summary'])}."
+    if adaptive["gain_of_on"] <= 0:
         return f"{line} Reasoning everywhere gains nothing here, so there is no gain of which a share could be kept."
-    if told.get("tokens_needed") is not None:
-        goal = told["tokens_needed"] <= 0.5
+    if adaptive.get("tokens_needed") is not None:
+        goal = adaptive["tokens_needed"] <= 0.5
         line += (
-            f" On the curve, {percent(told['target'])} of the gain needs {percent(told['tokens_needed'])} of the "
-            f"tokens ({percent(told['share_needed'])} of the queries); the goal of half the tokens is "
+            f" On the curve, {percent(adaptive['target'])} of the gain needs {percent(adaptive['tokens_needed'])} of "
+            f"the tokens ({percent(adaptive['share_needed'])} of the queries); the goal of half the tokens is "
             f"{'met' if goal else 'missed'}."
         )
     return line + (
-        f" The rule's own threshold keeps {percent(told['share_of_gain'])} of the gain for "
-        f"{percent(told['share_of_tokens'])} of the tokens."
+        f" The rule's own threshold keeps {percent(adaptive['share_of_gain'])} of the gain for "
+        f"{percent(adaptive['share_of_tokens'])} of the tokens."
     )
 
 

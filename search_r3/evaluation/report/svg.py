@@ -40,7 +40,7 @@ class Series:
     style: int = 0
     """Colour and dashes; see STYLES."""
     faint: bool = False
-    """Thin and pale: the raw values behind a running mean."""
+    """Thin and pale: the raw values of a running mean."""
     markers: bool | None = None
     """A dot a point; by default where there are few."""
 
@@ -58,11 +58,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Plot:
-    """What every plot has: `name` makes its ids unique on a page, `says` describes it to those who do not see it."""
+    """What every plot has: `name` makes its ids unique on a page, `description` is for those who do not see it."""
 
     name: str
     title: str
-    says: str
+    description: str
     x_label: str = ""
     y_label: str = ""
     width: int = WIDTH
@@ -369,7 +369,7 @@ def _x_axis(scale: Scale, ticks: Sequence[float], texts: Sequence[str], y: float
 
 def _wrap(plot: Plot, parts: Sequence[str], height: float) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", plot.name)
-    title = f'<title id="{name}-t">{_safe(plot.title)}</title><desc id="{name}-d">{_safe(plot.says)}</desc>'
+    title = f'<title id="{name}-t">{_safe(plot.title)}</title><desc id="{name}-d">{_safe(plot.description)}</desc>'
     size = f'viewBox="0 0 {plot.width} {math.ceil(height)}" width="{plot.width}" height="{math.ceil(height)}"'
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" role="img" aria-labelledby="{name}-t {name}-d" {size}>'

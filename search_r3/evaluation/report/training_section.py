@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_r3.evaluation.report.axes import number
-from search_r3.evaluation.report.load_results import Gathered, TrainingRun
+from search_r3.evaluation.report.load_results import Results, TrainingRun
 from search_r3.evaluation.report.page_elements import Figures, Fold, Heading, Missing, Section, Table, Text
 from search_r3.evaluation.report.svg import WIDTH, Plot, Point, Series, line_plot
 
@@ -41,7 +41,7 @@ PANELS = (
           "direct": "direct"}),
     Panel("dev-reward", "Dev reward, live corpus", {"reward": "with reasoning", "reward_direct": "direct"}, dev=True),
     Panel("length", "Tokens of a rollout", {"length": ""}, zero=True),
-    Panel("dev-length", "Tokens of a dev analysis", {"tokens": ""}, dev=True, zero=True),
+    Panel("dev-length", "Tokens of a dev reasoning trace", {"tokens": ""}, dev=True, zero=True),
     Panel("kl", "KL to stage 1", {"kl_reference": ""}, zero=True),
     Panel("age", "Staleness: mean age of documents, steps", {"mean_age": ""}, zero=True),
     Panel("stale", "Reward error by stale documents", {"gauge_error": ""}, zero=True),
@@ -55,7 +55,7 @@ ENVIRONMENT = {
 }
 
 
-def training(found: Gathered) -> Section:
+def training(found: Results) -> Section:
     """The curves of every kept run."""
     section = Section("training", "Training")
     runs = [run for run in found.runs if run.steps]
@@ -64,12 +64,12 @@ def training(found: Gathered) -> Section:
         return section
     for run in runs:
         about = run.about
-        told = f"{run.steps[-1]['step']:,} steps"
+        summary = f"{run.steps[-1]['step']:,} steps"
         if about.get("hours"):
-            told += f" in {about['hours']:.2f} hours on {about.get('hardware', 'a machine not known')}"
+            summary += f" in {about['hours']:.2f} hours on {about.get('hardware', 'a machine not known')}"
         commit = (about.get("commit") or "not known").removesuffix("-dirty")[:7]
-        told += f"; {about['command']}, commit {commit}." if about.get("command") else "."
-        section.blocks += [Heading(run.name, f"run-{run.name}"), Text(told, "note"), Figures(run_plots(run))]
+        summary += f"; {about['command']}, commit {commit}." if about.get("command") else "."
+        section.blocks += [Heading(run.name, f"run-{run.name}"), Text(summary, "note"), Figures(run_plots(run))]
     return section
 
 
@@ -82,18 +82,18 @@ def run_plots(run: TrainingRun, width: int = WIDTH, only: Sequence[str] = ()) ->
         lines = _dev_lines(run, panel) if panel.dev else _step_lines(run, panel)
         if not lines:
             continue
-        told = [one for one in lines if not one.faint]
-        says = "; ".join(
+        summary = [one for one in lines if not one.faint]
+        description = "; ".join(
             f"{one.label or panel.title}: {number(one.points[0][1], None)} at step {one.points[0][0]:,.0f}, "
             f"{number(one.points[-1][1], None)} at step {one.points[-1][0]:,.0f}"
-            for one in told
+            for one in summary
         )
-        plot = Plot(f"{panel.name}-{run.name}", panel.title, says, "step", "", width)
-        plots.append(line_plot(plot, lines, zero=panel.zero, log=panel.log and _wide(told)))
+        plot = Plot(f"{panel.name}-{run.name}", panel.title, description, "step", "", width)
+        plots.append(line_plot(plot, lines, zero=panel.zero, log=panel.log and _wide(summary)))
     return plots
 
 
-def environment(found: Gathered) -> Section:
+def environment(found: Results) -> Section:
     """The benchmark of the environment: goals, and each world's policies."""
     section = Section("environment", "The retrieval environment")
     known = [(name, record["figures"]) for name, record in found.environment if _is_benchmark(record)]
@@ -146,10 +146,10 @@ def environment_plots(name: str, world: Mapping[str, Any], width: int = WIDTH) -
             if points:
                 lines.append(Series(policy, _thin(points), style, markers=False))
         if lines:
-            says = "; ".join(f"{one.label}: {number(one.points[-1][1], None)} at the end" for one in lines)
+            description = "; ".join(f"{one.label}: {number(one.points[-1][1], None)} at the end" for one in lines)
             plots.append(
                 line_plot(
-                    Plot(f"{name}-{curve}", label[0].upper() + label[1:], says, "step", "", width),
+                    Plot(f"{name}-{curve}", label[0].upper() + label[1:], description, "step", "", width),
                     lines,
                     zero="error" in curve or curve == "age",
                 )

@@ -1,11 +1,11 @@
-"""What a model's analyses earn in a corpus that it encoded itself, whole and fresh; and whether one model's earn more.
+"""What a model's reasoning earns in a corpus that it encoded itself, whole and fresh; whether one model's earns more.
 
 Pure functions over embeddings and rewards. Source: Search-R3 (arXiv 2510.07048), stage 2, whose figure is the share of
 rollouts above 0.5; it is taken of `dcg_scaled` and of `dcg`, as a space whose cosines are all high flatters the former.
 
-A figure is called KIND.REWARD. Kinds: "sampled", the mean of a query's sampled analyses, each by the embedding behind
-it; "penalised", the same with the penalty where the embed token had to be forced, as in training; "greedy", the
-analysis that a search uses; "direct", no analysis.
+A figure is called KIND.REWARD. Kinds: "sampled", the mean of a query's sampled traces, each by its own embedding;
+"penalized", the same with the penalty where the embed token had to be forced, as in training; "greedy", the trace that
+a search uses; "direct", no reasoning.
 
 Shape suffixes: R rollouts, Q queries, N documents, D dimensions, C columns of a reward (documents and what follows).
 """
@@ -27,13 +27,13 @@ from search_r3.evaluation.significance import (
     Comparison,
     bootstrap_interval,
     holm,
-    randomisation_test,
+    randomization_test,
     wins_ties_losses,
 )
 from search_r3.ranking import rank_of_best_positive
 
 REWARDS = {"dcg_scaled": dcg_scaled, "dcg": dcg}
-KINDS = ("sampled", "penalised", "greedy", "direct")
+KINDS = ("sampled", "penalized", "greedy", "direct")
 FIGURES = tuple(f"{kind}.{reward}" for kind in KINDS for reward in REWARDS)
 HALF = 0.5
 """The paper's bar: 69% of its rollouts stand above it after stage 2."""
@@ -92,7 +92,7 @@ def earn(
         )
     count = len(documents_ND)
     most = max(map(len, lost_Q), default=0)
-    # Before the documents stand k fillers and behind them those that are lost, all with the lowest cosine. The earlier
+    # Before the documents stand k fillers and after them those that are lost, all with the lowest cosine. The earlier
     # column wins the tie, so that a lost one never enters the top k of a small corpus.
     fillers = k if most or ignored_Q is not None else 0
     found = slice(fillers, fillers + count)
@@ -132,11 +132,11 @@ def per_query(
     Args:
         sampled: of Q * G rollouts, those of a query together.
         emitted_R: boolean, False where the embed token had to be forced.
-        tokens_R: length of each analysis in tokens, without the embed token.
+        tokens_R: length of each trace in tokens, without the embed token.
         greedy, direct: of Q embeddings each.
     """
     count = len(direct.rank_R)
-    of = {"sampled": sampled.rewards, "penalised": penalised(sampled, emitted_R)}
+    of = {"sampled": sampled.rewards, "penalized": penalized(sampled, emitted_R)}
     of |= {"greedy": greedy.rewards, "direct": direct.rewards}
     rows = {f"{kind}.{name}": of[kind][name] for kind in KINDS for name in REWARDS}
     rows |= {"sampled.emission": np.asarray(emitted_R), "sampled.tokens": np.asarray(tokens_R)}
@@ -146,7 +146,7 @@ def per_query(
     }
 
 
-def penalised(sampled: Earned, emitted_R: npt.ArrayLike) -> dict[str, np.ndarray]:
+def penalized(sampled: Earned, emitted_R: npt.ArrayLike) -> dict[str, np.ndarray]:
     """The samples' rewards as training pays them: the penalty where the embed token was not emitted."""
     emitted = torch.as_tensor(np.asarray(emitted_R))
     return {name: missing_token_penalty(row, emitted).numpy() for name, row in sampled.rewards.items()}
@@ -156,7 +156,7 @@ def spread(
     sampled: Earned, emitted_R: npt.ArrayLike, greedy: Earned, direct: Earned
 ) -> tuple[dict[str, dict[str, float]], dict[str, list[int]]]:
     """Of every figure, over its rollouts: the mean and the share above 0.5; and the histogram's counts, by `EDGES`."""
-    of = {"sampled": sampled.rewards, "penalised": penalised(sampled, emitted_R)}
+    of = {"sampled": sampled.rewards, "penalized": penalized(sampled, emitted_R)}
     of |= {"greedy": greedy.rewards, "direct": direct.rewards}
     rows = {f"{kind}.{name}": of[kind][name].astype(np.float64) for kind in KINDS for name in REWARDS}
     figures = {
@@ -181,7 +181,7 @@ def compare(
         ValueError: another number of queries on either side, or none.
     """
     rows = {name: np.asarray(after[name], float) - np.asarray(before[name], float) for name in FIGURES}
-    raw = {name: randomisation_test(row, seed=seed) for name, row in rows.items()}
+    raw = {name: randomization_test(row, seed=seed) for name, row in rows.items()}
     corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
     found = {}
     for name, row in rows.items():
@@ -209,9 +209,12 @@ def table(record: Mapping[str, Any]) -> str:
     text = [f"{record['dataset']}: {record['num_queries']:,} queries, {record['num_documents']:,} documents", ""]
     text += ["| " + " | ".join(line) + " |" for line in lines]
     for side in sides:
-        told = [
+        lengths = [
             f"{kind} {side['emission_rate'][kind]:.1%} and {side['mean_tokens'][kind]:.1f} tokens"
             for kind in ("sampled", "greedy")
         ]
-        text += ["", f"{side['system']}: analyses that end by themselves, and their length: {', '.join(told)}"]
+        text += [
+            "",
+            f"{side['system']}: reasoning traces that end by themselves, and their length: {', '.join(lengths)}",
+        ]
     return "\n".join(text)

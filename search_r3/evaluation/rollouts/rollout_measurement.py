@@ -1,7 +1,7 @@
-"""Measure what a model's sampled analyses earn on a data set, before and after training; nothing is done twice.
+"""Measure what a model's sampled reasoning traces earn on a data set, before and after training; nothing is done twice.
 
 `results/rollouts/DATASET.SPLIT/` holds for each model NAME.json (figures, histograms, a number for each query) and
-NAME.rollouts.jsonl.gz (every analysis with its rewards), and for two models BEFORE--AFTER.json, made from these files.
+NAME.rollouts.jsonl.gz (every trace with its rewards), and for two models BEFORE--AFTER.json, made from these files.
 The corpus is encoded in full by the model itself, so nothing is stale; its embeddings are those that evaluations cache.
 """
 
@@ -42,11 +42,11 @@ from search_r3.evaluation.runs import read_gzip_lines, write_jsonl_gzip
 from search_r3.evaluation.suite import SMALL, dataset_hash, load_dataset
 from search_r3.evaluation.systems import SearchR3System, check_spec, model_name, open_systems, split_label
 from search_r3.files import atomic_write_text
-from search_r3.retrievers.dense import BUNDLED as PEERS
+from search_r3.retrievers.dense import BUNDLED as BASELINES
 
 FORMAT = 1
 EXAMPLES = 5
-HEADLINE = "penalised.dcg_scaled"
+HEADLINE = "penalized.dcg_scaled"
 """The figure that examples are chosen by: what stage 2 is trained on by default."""
 BETWEEN = "--"
 """Stands between two models' names in a file's name."""
@@ -54,14 +54,14 @@ BETWEEN = "--"
 
 @dataclass
 class RolloutConfig:
-    """How rollouts are sampled and judged."""
+    """How rollouts are sampled and scored."""
 
     samples: int = 6
-    """Sampled analyses of each query."""
+    """Sampled reasoning traces for each query."""
     budget: int = 24
-    """Tokens of an analysis at most, without the embed token."""
+    """Most tokens of a trace, without the embed token."""
     temperature: float = 1.0
-    """Of the samples; the greedy analysis is measured beside them anyway."""
+    """Of the samples; the greedy trace is measured beside them anyway."""
     k: int = 10
     """Ranks that the rewards look at."""
     seed: int = 0
@@ -115,7 +115,7 @@ def measure_rollouts(
 
     Raises:
         InputError: an unknown data set, split or model, one that does not reason, two models of one name, or a bad
-            number; before anything is computed where that can be told.
+            number; before anything is computed where that can be known.
     """
     config, say = config or RolloutConfig(), report or (lambda line: None)
     for what, value in (("queries", queries), ("documents", documents)):
@@ -162,7 +162,7 @@ def load_part(
 ) -> tuple[BeirDataset, str]:
     """The queries of a split that have a relevant document, with the corpus; and the name of this part in results.
 
-    The part is the same for every seed of the samples. Its name is "DATASET.SPLIT", and tells a limit that cut it:
+    The part is the same for every seed of the samples. Its name is "DATASET.SPLIT", and shows a limit that cut it:
     "scifact.dev.20q.500d".
 
     Raises:
@@ -194,7 +194,7 @@ def _measure(
     cache: EmbeddingCache,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Encode, sample, judge and write one model's side."""
+    """Encode, sample, score and write one model's side."""
     texts = {did: document.full_text for did, document in data.corpus.items()}
     searchable = {did: text for did, text in texts.items() if text.strip()}
     if not searchable:
@@ -213,7 +213,7 @@ def _measure(
     started = time.perf_counter()
     greedy = model.reason(asked, max_reasoning_tokens=config.budget, **every)
     seconds["greedy"] = time.perf_counter() - started
-    say(f"{place} {name}: {config.samples * len(asked):,} analyses are sampled")
+    say(f"{place} {name}: {config.samples * len(asked):,} reasoning traces are sampled")
     started = time.perf_counter()
     sampled = model.reason(
         asked,
@@ -303,7 +303,7 @@ def _lines(
     by_greedy: Earned,
     by_direct: Earned,
 ) -> Any:
-    """One record a rollout, query by query: its samples, then the greedy analysis, then the direct embedding."""
+    """One record a rollout, query by query: its samples, then the greedy trace, then the direct embedding."""
     each = len(sampled) // len(qids)
     for number, qid in enumerate(qids):
         groups = [("sampled", by_sample, i, sampled[i]) for i in range(number * each, (number + 1) * each)]
@@ -359,8 +359,8 @@ def _paid(line: Mapping[str, Any]) -> float:
 def _name(spec: str) -> str:
     """The model's name in results. Raises InputError for one that is not there or does not reason."""
     label, source = split_label(spec)
-    if source == "bm25" or source in PEERS or source.startswith("st:"):
-        raise InputError(f"{spec} writes no analyses, so it has no rollouts; give a SearchR3 model")
+    if source == "bm25" or source in BASELINES or source.startswith("st:"):
+        raise InputError(f"{spec} writes no reasoning, so it has no rollouts; give a SearchR3 model")
     check_spec(spec)
     name = label or model_name(source)
     if BETWEEN in name:

@@ -20,7 +20,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.measures import NDCG, measure_run
 from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.significance import paired
-from search_r3.evaluation.study.controls import ControlSystem, Workbench, mode_pair, study_path
+from search_r3.evaluation.study.controls import ControlSystem, StudyContext, mode_pair, study_path
 from search_r3.evaluation.suite import evaluate_pair, paths
 from search_r3.evaluation.systems import Answers
 from search_r3.model.adaptive_reasoning import FOLDS, AdaptiveRule
@@ -40,7 +40,7 @@ class Curve:
         shares: (Q + 1,) from 0 to 1.
         quality: mean of the measure when that share reasons, (Q + 1,).
         best: the same if the queries that gain most came first: no rule can be above it.
-        tokens: share of all analyses' tokens that are then written, (Q + 1,).
+        tokens: share of all reasoning tokens that are then written, (Q + 1,).
     """
 
     shares: np.ndarray
@@ -102,7 +102,7 @@ def reasoning_curve(
 def add_adaptive(
     data: BeirDataset,
     split: str,
-    bench: Workbench,
+    context: StudyContext,
     output: str | Path,
     *,
     data_root: str | Path | None = None,
@@ -114,26 +114,26 @@ def add_adaptive(
     Returns:
         the record of mode `auto` and what the study says of it; None and the reason where no rule can be fitted.
     """
-    on = bench.analyses()
+    on = context.traces()
     tokens_Q = np.array([len(ids) for ids in on.token_ids], dtype=np.float64)
-    scores = {mode: _scores(data, bench, output, mode) for mode in ("off", "on")}
-    off_Q, on_Q = (np.array([scores[mode][qid] for qid in bench.queries]) for mode in ("off", "on"))
-    cosines_QK = best_cosines(bench)
+    scores = {mode: _scores(data, context, output, mode) for mode in ("off", "on")}
+    off_Q, on_Q = (np.array([scores[mode][qid] for qid in context.queries]) for mode in ("off", "on"))
+    cosines_QK = best_cosines(context)
     try:
         if data.name in POOLS and dev_queries:
-            rule, fitted_on = _on_dev(data.name, bench, data_root, dev_queries), f"{data.name}'s dev queries"
+            rule, fitted_on = _on_dev(data.name, context, data_root, dev_queries), f"{data.name}'s dev queries"
             priority_Q, chosen_Q = rule.priority(cosines_QK), rule.decide(cosines_QK)
         else:
-            priority_Q, chosen_Q = crosswise(cosines_QK, on_Q - off_Q, bench.model.contract_hash)
-            about = {"dataset": data.name, "split": split, "budget": bench.config.budget}
+            priority_Q, chosen_Q = crosswise(cosines_QK, on_Q - off_Q, context.model.contract_hash)
+            about = {"dataset": data.name, "split": split, "budget": context.config.budget}
             rule = AdaptiveRule.fit(
-                cosines_QK, on_Q - off_Q, contract_hash=bench.model.contract_hash, target=TARGET, about=about
+                cosines_QK, on_Q - off_Q, contract_hash=context.model.contract_hash, target=TARGET, about=about
             )
             fitted_on = "the judged queries themselves, crosswise"
     except InputError as error:
-        return None, {"says": f"no rule: {error}"}
-    rule.save(study_path(output, data.name, bench.name).with_suffix("") / "adaptive.json")
-    system = _AutoSystem(bench, chosen_Q, {"fitted_on": fitted_on})
+        return None, {"summary": f"no rule: {error}"}
+    rule.save(study_path(output, data.name, context.name).with_suffix("") / "adaptive.json")
+    system = _AutoSystem(context, chosen_Q, {"fitted_on": fitted_on})
     record, _ = evaluate_pair(
         data,
         split,
@@ -141,14 +141,14 @@ def add_adaptive(
         output,
         None,
         force=force,
-        seed=bench.config.seed,
-        pair=mode_pair(output, data.name, bench.name, "auto"),
+        seed=context.config.seed,
+        pair=mode_pair(output, data.name, context.name, "auto"),
     )
     curve = reasoning_curve(priority_Q, off_Q, on_Q, tokens_Q)
     gain, kept = float((on_Q - off_Q).mean()), float((on_Q - off_Q)[chosen_Q].sum() / len(off_Q))
     share, needed = float(chosen_Q.mean()), curve.share_for()
     return record, {
-        "says": f"{share:.0%} of the queries reason, for {kept:+.4f} of {gain:+.4f}; rule fitted on {fitted_on}",
+        "summary": f"{share:.0%} of the queries reason, for {kept:+.4f} of {gain:+.4f}; rule fitted on {fitted_on}",
         "fitted_on": fitted_on,
         "share_of_queries": round(share, 6),
         "share_of_tokens": round(float(tokens_Q[chosen_Q].sum() / max(tokens_Q.sum(), 1e-12)), 6),
@@ -164,11 +164,11 @@ def add_adaptive(
     }
 
 
-def best_cosines(bench: Workbench) -> np.ndarray:
+def best_cosines(context: StudyContext) -> np.ndarray:
     """The cosines that the rule looks at: the best of the direct search, float32 (Q, K)."""
-    if not bench.ignore_identical_ids:
-        return exact_search(bench.direct_rows, bench.document_rows, bench.depth)[0]
-    ranked = [sorted(scores.values(), reverse=True) for scores in bench.answers("off").run.values()]
+    if not context.ignore_identical_ids:
+        return exact_search(context.direct_rows, context.document_rows, context.depth)[0]
+    ranked = [sorted(scores.values(), reverse=True) for scores in context.answers("off").run.values()]
     return np.array([row[: min(map(len, ranked))] for row in ranked], dtype=np.float32)
 
 
@@ -194,15 +194,15 @@ def crosswise(
 class _AutoSystem:
     """Each query's ranking by `on` where the rule says so, else by `off`."""
 
-    def __init__(self, bench: Workbench, chosen_Q: np.ndarray, identity: dict[str, Any]) -> None:
-        self.bench, self.chosen_Q = bench, chosen_Q
-        self.name, self.device = f"{bench.name}.auto", bench.system.device
+    def __init__(self, context: StudyContext, chosen_Q: np.ndarray, identity: dict[str, Any]) -> None:
+        self.context, self.chosen_Q = context, chosen_Q
+        self.name, self.device = f"{context.name}.auto", context.system.device
         chosen = hashlib.sha256(np.packbits(chosen_Q).tobytes()).hexdigest()
-        self.identity = ControlSystem(bench, "on").identity | {"mode": "auto", "chosen": chosen, **identity}
+        self.identity = ControlSystem(context, "on").identity | {"mode": "auto", "chosen": chosen, **identity}
 
     def answer(self, documents: Any, queries: Any, k: int, cache: Any) -> Answers:
         """Cosines of the two modes are of one space, so the run's scores compare within a query as always."""
-        off, on = self.bench.answers("off"), self.bench.answers("on")
+        off, on = self.context.answers("off"), self.context.answers("on")
         chosen = dict(zip(queries, self.chosen_Q.tolist(), strict=True))
         run = {qid: (on if chosen[qid] else off).run[qid] for qid in queries}
         reasoning = [
@@ -214,24 +214,24 @@ class _AutoSystem:
         return Answers(run, off.document_seconds, seconds, reasoning)
 
 
-def _on_dev(name: str, bench: Workbench, data_root: str | Path | None, count: int) -> AdaptiveRule:
+def _on_dev(name: str, context: StudyContext, data_root: str | Path | None, count: int) -> AdaptiveRule:
     """The rule fitted on a data set's dev queries, searched in its whole corpus."""
     dev = dev_pool(name, data_root, max_queries=count, max_documents=10**9)
     queries = {qid: dev.queries[qid] for qid in dev.qrels if qid in dev.queries}
-    desk = Workbench(
-        bench.system, bench.name, bench.documents, queries, bench.config,
-        depth=bench.depth, embeddings=bench.embeddings, analyses=bench.analysis_cache,
-        ignore_identical_ids=bench.ignore_identical_ids,
+    dev_context = StudyContext(
+        context.system, context.name, context.documents, queries, context.config,
+        depth=context.depth, embeddings=context.embeddings, reasoning_cache=context.reasoning_cache,
+        ignore_identical_ids=context.ignore_identical_ids,
     )  # fmt: skip
-    desk.share_documents(bench)
-    off, on = (measure_run(desk.answers(mode).run, dev.qrels).per_query[NDCG] for mode in ("off", "on"))
+    dev_context.share_documents(context)
+    off, on = (measure_run(dev_context.answers(mode).run, dev.qrels).per_query[NDCG] for mode in ("off", "on"))
     differences = paired(off, on)
-    about = {"dataset": dev.name, "budget": bench.config.budget, "gain_of_on": round(float(differences.mean()), 6)}
+    about = {"dataset": dev.name, "budget": context.config.budget, "gain_of_on": round(float(differences.mean()), 6)}
     return AdaptiveRule.fit(
-        best_cosines(desk), differences, contract_hash=bench.model.contract_hash, target=TARGET, about=about
+        best_cosines(dev_context), differences, contract_hash=context.model.contract_hash, target=TARGET, about=about
     )
 
 
-def _scores(data: BeirDataset, bench: Workbench, output: str | Path, mode: str) -> dict[str, float]:
-    run = read_run(paths(output, data.name, f"{bench.name}.{mode}").run)
+def _scores(data: BeirDataset, context: StudyContext, output: str | Path, mode: str) -> dict[str, float]:
+    run = read_run(paths(output, data.name, f"{context.name}.{mode}").run)
     return measure_run(run, data.qrels, data.corpus).per_query[NDCG]

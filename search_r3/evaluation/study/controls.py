@@ -1,8 +1,9 @@
-"""The controls for "reasoning helps": what else stands before the embed token, who else is given the analysis, fusion.
+"""The controls for "reasoning helps": other text before the embed token, reasoning given to other systems, fusion.
 
 Each control is one more mode of a SearchR3 model beside off and on, and gives an ordinary run. `empty`, `shuffled` and
-`repeat` ask whether what an analysis *says* matters (as in LREM's ablation, arXiv 2510.14321); rewrite-then-retrieve
-(`PEER+analysis`) whether an ordinary retriever gains as much from it as text; the fused modes what is left to gain.
+`repeat` ask whether what the reasoning *says* matters (as in LREM's ablation, arXiv 2510.14321); query rewriting
+(`BASELINE+reasoning`) asks whether an ordinary retriever gains as much from it as text; the fused modes show what is
+left to gain.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.runs import drop_identical_ids
 from search_r3.evaluation.study.fusion_controls import RRF_K, fuse_rows, fuse_runs
-from search_r3.evaluation.study.reasoning_cache import Analyses, AnalysisCache
+from search_r3.evaluation.study.reasoning_cache import ReasoningCache, ReasoningTraces
 from search_r3.evaluation.suite import Pair, paths
 from search_r3.evaluation.systems import Answers, SearchR3System, System, as_run, open_systems
 from search_r3.retrievers.dense import exact_search
 
 BUDGETS = (0, 4, 8, 16, 32, 64)
-PEERS = ("bm25", "all-minilm-l6-v2")
-SAYS = {
+BASELINES = ("bm25", "all-minilm-l6-v2")
+MODE_DESCRIPTIONS = {
     "off": "the query embedded directly",
-    "on": "behind its own analysis",
-    "empty": "the reasoning conversation with an empty analysis",
-    "shuffled": "behind another query's analysis",
-    "repeat": "behind the query repeated as its analysis",
-    "bm25+analysis": "BM25 on the query with the analysis as plain text",
-    "all-minilm-l6-v2+analysis": "all-MiniLM-L6-v2 on the query with the analysis as plain text",
+    "on": "with its own reasoning",
+    "empty": "the reasoning conversation with empty reasoning",
+    "shuffled": "with another query's reasoning",
+    "repeat": "with the query repeated as its reasoning",
+    "bm25+reasoning": "BM25 on the query with the reasoning as plain text",
+    "all-minilm-l6-v2+reasoning": "all-MiniLM-L6-v2 on the query with the reasoning as plain text",
     "off+bm25": "off and BM25, fused by rank",
     "on+bm25": "on and BM25, fused by rank",
     "off+on-mean": "off and on, mean embedding",
     "off+on-rrf": "off and on, fused by rank",
-    "samples-mean": "several sampled analyses, mean embedding",
-    "samples-rrf": "several sampled analyses, fused by rank",
+    "samples-mean": "several sampled reasoning traces, mean embedding",
+    "samples-rrf": "several sampled reasoning traces, fused by rank",
 }
 """Every mode that is not a budget's, in the order of the table, and what it is."""
 
@@ -49,15 +50,15 @@ class ControlConfig:
     """How the modes of a study are run."""
 
     budget: int = 32
-    """Tokens of an analysis at most, for `on` and every control that uses its analyses."""
+    """Most tokens of a reasoning trace, for `on` and every control that uses its reasoning."""
     budgets: tuple[int, ...] = BUDGETS
     """The points of the budget curve; 0 is `empty` and `budget` is `on`, the others are modes `on-4`, `on-8`, ..."""
     samples: int = 4
-    """Analyses a query for `samples-mean` and `samples-rrf`."""
+    """Reasoning traces for each query in `samples-mean` and `samples-rrf`."""
     temperature: float = 1.0
     """Of those samples; 1 is the model's own distribution."""
     seed: int = 0
-    """Of the samples and of which query gets which other query's analysis."""
+    """Of the samples and of which query gets which other query's reasoning."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("budget", self.budget, 1), ("samples", self.samples, 2)):
@@ -71,7 +72,10 @@ class ControlConfig:
     @property
     def modes(self) -> list[str]:
         """All modes of a study: off, on, the controls, and one for each budget that is not already one of them."""
-        return [*SAYS, *(mode for mode in map(self.mode_of_budget, sorted(self.budgets)) if mode not in SAYS)]
+        return [
+            *MODE_DESCRIPTIONS,
+            *(mode for mode in map(self.mode_of_budget, sorted(self.budgets)) if mode not in MODE_DESCRIPTIONS),
+        ]
 
     def mode_of_budget(self, budget: int) -> str:
         """The mode that is this point of the budget curve."""
@@ -85,7 +89,7 @@ def derangement(count: int, seed: int) -> list[int]:
         InputError: there is only one place.
     """
     if count < 2:
-        raise InputError(f"{count} query cannot be given another query's analysis; the control needs at least 2")
+        raise InputError(f"{count} query cannot be given another query's reasoning; the control needs at least 2")
     rng = np.random.default_rng(seed)
     places = list(range(count))
     for last in range(count - 1, 0, -1):
@@ -94,15 +98,16 @@ def derangement(count: int, seed: int) -> list[int]:
     return places
 
 
-class Workbench:
-    """What the modes of one model on one data set share: documents' rows, analyses, peers; each is made once.
+class StudyContext:
+    """What the modes of one model on one data set share: documents' rows, reasoning traces, baselines; each is made
+    once.
 
     Args:
         system: the model in any mode; its settings (length limit, batch size) hold for all.
         name: what the modes are modes of.
         documents, queries: id -> text, none blank.
         depth: documents kept a query.
-        embeddings, analyses: where both are kept; None keeps no embeddings.
+        embeddings, reasoning_cache: where both are kept; None keeps no embeddings.
         ignore_identical_ids: no document with a query's own id is an answer, also to what is fused.
     """
 
@@ -116,17 +121,17 @@ class Workbench:
         *,
         depth: int,
         embeddings: EmbeddingCache | None,
-        analyses: AnalysisCache,
+        reasoning_cache: ReasoningCache,
         ignore_identical_ids: bool = False,
     ) -> None:
         self.system, self.model, self.name, self.config = system, system.model, name, config
         self.documents, self.queries, self.depth = documents, queries, depth
         self.ignore_identical_ids = ignore_identical_ids
-        self.embeddings, self.analysis_cache = embeddings, analyses
+        self.embeddings, self.reasoning_cache = embeddings, reasoning_cache
         self._rows: tuple[np.ndarray, float] | None = None
         self._direct: tuple[np.ndarray, float] | None = None
         self._answers: dict[str, Answers] = {}
-        self._peers: dict[str, System] = {}
+        self._baselines: dict[str, System] = {}
 
     @property
     def document_rows(self) -> np.ndarray:
@@ -138,17 +143,17 @@ class Workbench:
         """The queries embedded directly, float32 (Q, D)."""
         return self._embed_directly()[0]
 
-    def share_documents(self, other: Workbench) -> None:
-        """Take the documents' rows of another bench of the same model and documents."""
+    def share_documents(self, other: StudyContext) -> None:
+        """Take the documents' rows of another context of the same model and documents."""
         self._rows = other._documents()
 
-    def analyses(self, budget: int | None = None, sample: int | None = None) -> Analyses:
-        """The queries' analyses of this budget (the study's if None): greedy, or one of the samples."""
+    def traces(self, budget: int | None = None, sample: int | None = None) -> ReasoningTraces:
+        """The queries' reasoning traces of this budget (the study's if None): greedy, or one of the samples."""
         config = self.config
         sampling: dict[str, Any] = {}
         if sample is not None:
             sampling = {"temperature": config.temperature, "seed": config.seed + sample}
-        return self.analysis_cache.analyse(
+        return self.reasoning_cache.traces(
             self.model,
             list(self.queries),
             list(self.queries.values()),
@@ -158,19 +163,19 @@ class Workbench:
             **sampling,
         )
 
-    def peer(self, name: str) -> System:
+    def baseline(self, name: str) -> System:
         """BM25 or all-MiniLM-L6-v2, loaded once."""
-        if name not in self._peers:
-            self._peers[name] = open_systems(
+        if name not in self._baselines:
+            self._baselines[name] = open_systems(
                 name,
                 device=self.system.device,
                 batch_size=self.system.batch_size,
                 show_progress=self.system.show_progress,
             )[0]
-        return self._peers[name]
+        return self._baselines[name]
 
     def answers(self, mode: str) -> Answers:
-        """The run of a mode, or of a peer by its name."""
+        """The run of a mode, or of a baseline by its name."""
         if mode not in self._answers:
             self._answers[mode] = self._answer(mode)
         return self._answers[mode]
@@ -192,36 +197,38 @@ class Workbench:
             }
         if mode.endswith(("rrf", "+bm25")):
             identity["rrf_k"] = RRF_K
-        for peer in PEERS:
-            if peer in mode.split("+"):
-                identity["peer"] = self.peer(peer).identity
+        for baseline in BASELINES:
+            if baseline in mode.split("+"):
+                identity["baseline"] = self.baseline(baseline).identity
         return identity
 
     def _answer(self, mode: str) -> Answers:
-        if mode in PEERS:
-            return self._by_peer(mode, self.queries)
+        if mode in BASELINES:
+            return self._by_baseline(mode, self.queries)
         if mode == "off":
             return self._search(*self._embed_directly())
         if mode == "on" or mode.startswith("on-"):
-            found = self.analyses(None if mode == "on" else int(mode[3:]))
+            found = self.traces(None if mode == "on" else int(mode[3:]))
             return self._search(found.rows, found.seconds, self._records(found))
         if mode == "empty":
-            return self._behind([""] * len(self.queries))
+            return self._with_reasoning([""] * len(self.queries))
         if mode == "repeat":
-            return self._behind(list(self.queries.values()))
+            return self._with_reasoning(list(self.queries.values()))
         if mode == "shuffled":
-            found, places = self.analyses(), derangement(len(self.queries), self.config.seed)
-            return self._behind([found.token_ids[i] for i in places], self._records(found, places), found.seconds)
-        if mode.endswith("+analysis"):
-            return self._rewritten(mode.removesuffix("+analysis"))
+            found, places = self.traces(), derangement(len(self.queries), self.config.seed)
+            return self._with_reasoning(
+                [found.token_ids[i] for i in places], self._records(found, places), found.seconds
+            )
+        if mode.endswith("+reasoning"):
+            return self._rewritten(mode.removesuffix("+reasoning"))
         if mode in ("off+bm25", "on+bm25", "off+on-rrf"):
             first, second = mode.removesuffix("-rrf").split("+")
             return self._fused([self.answers(first), self.answers(second)])
         if mode == "off+on-mean":
-            found, (direct, seconds) = self.analyses(), self._embed_directly()
+            found, (direct, seconds) = self.traces(), self._embed_directly()
             return self._search(fuse_rows([direct, found.rows]), seconds + found.seconds)
         if mode in ("samples-mean", "samples-rrf"):
-            drawn = [self.analyses(sample=i) for i in range(self.config.samples)]
+            drawn = [self.traces(sample=i) for i in range(self.config.samples)]
             if mode == "samples-mean":
                 return self._search(fuse_rows([found.rows for found in drawn]), sum(found.seconds for found in drawn))
             return self._fused([self._search(found.rows, found.seconds) for found in drawn])
@@ -244,13 +251,13 @@ class Workbench:
             )
         return self._direct
 
-    def _behind(
-        self, analyses: Sequence[Any], records: list[dict[str, Any]] | None = None, before: float = 0.0
+    def _with_reasoning(
+        self, reasoning: Sequence[Any], records: list[dict[str, Any]] | None = None, before: float = 0.0
     ) -> Answers:
         rows, seconds = _timed(
             lambda: self.model.encode_behind(
                 list(self.queries.values()),
-                analyses,
+                reasoning,
                 max_reasoning_tokens=self.config.budget,
                 batch_size=self.system.batch_size,
                 show_progress_bar=self.system.show_progress,
@@ -266,9 +273,9 @@ class Workbench:
         run = as_run(list(self.queries), list(self.documents), scores, indices)
         return self._kept(Answers(run, document_seconds, query_seconds, records))
 
-    def _by_peer(self, name: str, queries: Mapping[str, str]) -> Answers:
+    def _by_baseline(self, name: str, queries: Mapping[str, str]) -> Answers:
         depth = self.depth + self.ignore_identical_ids
-        return self._kept(self.peer(name).answer(self.documents, queries, depth, self.embeddings))
+        return self._kept(self.baseline(name).answer(self.documents, queries, depth, self.embeddings))
 
     def _kept(self, answers: Answers) -> Answers:
         """The answers without documents of a query's own id, where these are no answers."""
@@ -276,11 +283,11 @@ class Workbench:
             return answers
         return replace(answers, run=drop_identical_ids(answers.run, self.depth))
 
-    def _rewritten(self, peer: str) -> Answers:
-        found = self.analyses()
+    def _rewritten(self, baseline: str) -> Answers:
+        found = self.traces()
         texts = zip(self.queries.items(), found.texts, strict=True)
-        queries = {qid: f"{query} {analysis}".strip() for (qid, query), analysis in texts}
-        answers = self._by_peer(peer, queries)
+        queries = {qid: f"{query} {reasoning}".strip() for (qid, query), reasoning in texts}
+        answers = self._by_baseline(baseline, queries)
         return Answers(answers.run, answers.document_seconds, answers.query_seconds + found.seconds)
 
     def _fused(self, parts: list[Answers]) -> Answers:
@@ -291,8 +298,8 @@ class Workbench:
             sum(part.query_seconds for part in parts),
         )
 
-    def _records(self, found: Analyses, places: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """One record a query, as `search-r3 evaluate` keeps them; with `places`, whose analysis it was."""
+    def _records(self, found: ReasoningTraces, places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """One record a query, as `search-r3 evaluate` keeps them; with `places`, whose reasoning it was."""
         qids = list(self.queries)
         return [
             {
@@ -307,24 +314,24 @@ class Workbench:
 
 
 class ControlSystem:
-    """One mode of a workbench as a `System`, so that it is run, measured, recorded and skipped like any other."""
+    """One mode of a study as a `System`, so that it is run, measured, recorded and skipped like any other."""
 
-    def __init__(self, bench: Workbench, mode: str) -> None:
-        self.bench, self.mode = bench, mode
-        self.name = f"{bench.name}.{mode}"
-        self.device = bench.system.device
+    def __init__(self, context: StudyContext, mode: str) -> None:
+        self.context, self.mode = context, mode
+        self.name = f"{context.name}.{mode}"
+        self.device = context.system.device
 
     @property
     def identity(self) -> dict[str, Any]:
-        return self.bench.identity(self.mode)
+        return self.context.identity(self.mode)
 
     def answer(
         self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
     ) -> Answers:
-        """The bench's own answers; it was set up with these documents and queries."""
-        if queries.keys() != self.bench.queries.keys() or documents.keys() != self.bench.documents.keys():
-            raise ValueError("a control was asked about other texts than its workbench holds")
-        return self.bench.answers(self.mode)
+        """The context's own answers; it was set up with these documents and queries."""
+        if queries.keys() != self.context.queries.keys() or documents.keys() != self.context.documents.keys():
+            raise ValueError("a control was asked about other texts than its study's")
+        return self.context.answers(self.mode)
 
 
 def study_path(output: str | Path, dataset: str, system: str) -> Path:

@@ -20,9 +20,9 @@ def fuse_runs(runs: Sequence[Run], depth: int = DEPTH, k: int = RRF_K) -> dict[s
 
 
 def fuse_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """The normalised mean of several embeddings of the same queries: each (Q, D), unit rows; float32 (Q, D), unit rows.
+    """The normalized mean of several embeddings of the same queries: each (Q, D), unit rows; float32 (Q, D), unit rows.
 
-    Where the embeddings cancel out, which no mean can mend, the first one stands.
+    Where the embeddings cancel out, the first one stands.
 
     Raises:
         ValueError: nothing is given, or shapes differ.

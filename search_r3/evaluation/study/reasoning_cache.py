@@ -1,7 +1,8 @@
-"""A model's analyses of a data set's queries on disk: written once, used by every control that needs them.
+"""A model's reasoning traces for a data set's queries on disk: written once, used by every control that needs them.
 
-Like embeddings (`cache`), they stand in shards with a checksum, under a key of everything that decides them: contract,
-dtype, budget, temperature, seed and the queries themselves. An interrupted writing goes on at the last finished shard.
+Like embeddings (`embedding_cache`), they are kept in shards with a checksum, under a key of everything that decides
+them: contract, dtype, budget, temperature, seed and the queries themselves. An interrupted run continues after the last
+finished shard.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from search_r3.files import atomic_path, expand_user
 
 SHARD_SIZE = 64
 """Queries in one shard: what an interruption can cost."""
-FORMAT = "search-r3-analyses-1"
+FORMAT = "search-r3-reasoning-1"
 
 
 @dataclass(frozen=True)
-class Analyses:
+class ReasoningTraces:
     """What a model wrote about some queries, in their order.
 
     Attributes:
-        texts: the analyses, without the embed token.
+        texts: the traces, without the embed token.
         token_ids: the same as written; `SearchR3.encode_behind` takes them.
-        rows: float32 (Q, dim): each query's embedding behind its own analysis.
+        rows: float32 (Q, dim): each query's embedding after its own reasoning.
         forced: which were cut off at the budget, or ended without the embed token.
         seconds: how long writing them took, whenever that was.
     """
@@ -46,8 +47,8 @@ class Analyses:
     seconds: float
 
 
-class AnalysisCache:
-    """A folder of analyses; by default `analyses` under SEARCH_R3_CACHE or ~/.cache/search-r3.
+class ReasoningCache:
+    """A folder of reasoning traces; by default `reasoning` in the cache folder.
 
     Args:
         folder: where the shards go.
@@ -57,10 +58,10 @@ class AnalysisCache:
     def __init__(self, folder: str | Path | None = None, shard_size: int = SHARD_SIZE) -> None:
         if shard_size < 1:
             raise InputError(f"shard_size is {shard_size}; expected at least 1")
-        self.folder = expand_user(folder) if folder is not None else default_folder().parent / "analyses"
+        self.folder = expand_user(folder) if folder is not None else default_folder().parent / "reasoning"
         self.shard_size = shard_size
 
-    def analyse(
+    def traces(
         self,
         model: Any,
         ids: Sequence[str],
@@ -71,15 +72,15 @@ class AnalysisCache:
         seed: int = 0,
         batch_size: int = 32,
         show_progress: bool | None = None,
-    ) -> Analyses:
-        """The analyses of `queries`: from the disk where they are there, by `model.reason` where they are not.
+    ) -> ReasoningTraces:
+        """The reasoning traces of `queries`: from the disk where they are there, by `model.reason` where they are not.
 
         Args:
             temperature: 0 is greedy. A sample depends on its batch, so `batch_size` is then part of the key, and each
                 shard draws from a seed of its own.
         """
         if not queries:
-            raise InputError("there are no queries to analyse; check the data set's split")
+            raise InputError("there are no queries to reason about; check the data set's split")
         sampled = {"seed": seed, "batch_size": batch_size} if temperature > 0 else {}
         identity = {
             "contract_hash": model.contract_hash,
@@ -94,7 +95,7 @@ class AnalysisCache:
         paths = [self.folder / key[:32] / f"shard-{n:05d}-of-{len(starts):05d}.safetensors" for n in range(len(starts))]
         found = [_read(path, key, len(queries[s : s + self.shard_size])) for path, s in zip(paths, starts, strict=True)]
         left = sum(len(queries[s : s + self.shard_size]) for s, part in zip(starts, found, strict=True) if part is None)
-        with progress_bar(f"analyses of {budget} tokens", left, show_progress) as advance:
+        with progress_bar(f"reasoning of at most {budget} tokens", left, show_progress) as advance:
             for number, start in enumerate(starts):
                 if found[number] is not None:
                     continue
@@ -104,7 +105,7 @@ class AnalysisCache:
                 reasoned = model.reason(
                     members, max_reasoning_tokens=budget, batch_size=batch_size, show_progress_bar=False, **sampling
                 )
-                part = Analyses(
+                part = ReasoningTraces(
                     [r.text for r in reasoned],
                     [list(r.analysis_ids) for r in reasoned],
                     np.stack([r.embedding for r in reasoned]).astype(np.float32),
@@ -115,7 +116,7 @@ class AnalysisCache:
                 found[number] = part
                 advance(len(members))
         parts = [part for part in found if part is not None]
-        return Analyses(
+        return ReasoningTraces(
             [text for part in parts for text in part.texts],
             [ids for part in parts for ids in part.token_ids],
             np.concatenate([part.rows for part in parts]),
@@ -124,7 +125,7 @@ class AnalysisCache:
         )
 
 
-def _write(path: Path, part: Analyses, key: str) -> None:
+def _write(path: Path, part: ReasoningTraces, key: str) -> None:
     tensors = {
         "rows": part.rows,
         "tokens": np.array([token for ids in part.token_ids for token in ids], dtype=np.int64),
@@ -137,7 +138,7 @@ def _write(path: Path, part: Analyses, key: str) -> None:
         save_file(tensors, scratch, metadata=metadata)
 
 
-def _read(path: Path, key: str, expected: int) -> Analyses | None:
+def _read(path: Path, key: str, expected: int) -> ReasoningTraces | None:
     """A shard, or None if it is missing, damaged or not the one that is asked for."""
     try:
         with safe_open(path, framework="numpy") as file:
@@ -149,7 +150,7 @@ def _read(path: Path, key: str, expected: int) -> Analyses | None:
             ids = [part.tolist() for part in np.split(tensors["tokens"], ends[:-1])]
             texts, forced = json.loads(metadata["texts"]), [bool(value) for value in tensors["forced"]]
             whole = len(tensors["rows"]) == len(texts) == len(ids) == len(forced) == expected
-            return Analyses(texts, ids, tensors["rows"], forced, float(metadata["seconds"])) if whole else None
+            return ReasoningTraces(texts, ids, tensors["rows"], forced, float(metadata["seconds"])) if whole else None
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
 

@@ -21,16 +21,16 @@ from search_r3.evaluation.runs import read_gzip_lines, read_run
 from search_r3.evaluation.significance import compare_family, paired
 from search_r3.evaluation.study.adaptive_curve import add_adaptive
 from search_r3.evaluation.study.controls import (
-    PEERS,
-    SAYS,
+    BASELINES,
+    MODE_DESCRIPTIONS,
     ControlConfig,
     ControlSystem,
-    Workbench,
+    StudyContext,
     mode_pair,
     study_path,
 )
 from search_r3.evaluation.study.latency import time_mode
-from search_r3.evaluation.study.reasoning_cache import AnalysisCache
+from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 from search_r3.evaluation.suite import (
     DEPTH,
     MAX_LISTED,
@@ -52,7 +52,7 @@ EXAMPLES = 5
 SNIPPET = 240
 """Characters of a document that an example shows."""
 AGAINST_ON = ("off", "empty", "shuffled", "repeat", "off+on-mean", "off+on-rrf", "samples-mean", "samples-rrf")
-"""Modes that are also held against `on`: the claim is that what the model wrote helps, not that something was there."""
+"""Modes that are also compared with `on`: the claim is that what the model wrote helps, not that it wrote."""
 
 
 def study(
@@ -72,7 +72,7 @@ def study(
     dtype: str = "auto",
     data_root: str | Path | None = None,
     cache: EmbeddingCache | None = None,
-    analyses: AnalysisCache | None = None,
+    reasoning_cache: ReasoningCache | None = None,
     force: bool = False,
     allow_missing: bool = False,
     ignore_identical_ids: bool = False,
@@ -90,7 +90,7 @@ def study(
         adaptive: fit the rule of `reasoning="auto"` on dev queries and run it as mode `auto`.
         dev_queries: how many of them at most.
         latency_queries: how many queries are timed for each budget; 0 times none.
-        cache, analyses: where embeddings and analyses are kept; None is the default folder.
+        cache, reasoning_cache: where embeddings and reasoning traces are kept; None is the default folder.
         force: run again what is already there.
         allow_missing, ignore_identical_ids: as for `suite.evaluate`; the study's remarks say what is left out.
         report: called with one line a mode.
@@ -123,35 +123,35 @@ def study(
     if not isinstance(opened, SearchR3System):
         raise InputError(f"{system} does not reason, so there is nothing to control; give a SearchR3 model")
     store = cache or EmbeddingCache()
-    bench = make_bench(data, opened, config, store, analyses or AnalysisCache())
+    context = make_context(data, opened, config, store, reasoning_cache or ReasoningCache())
     finished: dict[str, dict[str, Any]] = {}
 
     def run_mode(mode: str) -> None:
-        peer = mode in PEERS
-        one = bench.peer(mode) if peer else ControlSystem(bench, mode)
-        pair = None if peer else mode_pair(output, data.name, bench.name, mode)
+        baseline = mode in BASELINES
+        one = context.baseline(mode) if baseline else ControlSystem(context, mode)
+        pair = None if baseline else mode_pair(output, data.name, context.name, mode)
         record, fresh = evaluate_pair(data, used_split, one, output, store, force=force, seed=config.seed, pair=pair)
         finished[mode] = record
         shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
         say("; ".join([f"{data.name} {one.name}: {shown}" + ("" if fresh else " (already there)"), *remarks(record)]))
 
     for mode in config.modes:
-        needed = [peer for peer in PEERS if peer in mode.split("+")]
-        if mode in wanted or _is_there(data, used_split, bench, mode, output):
-            for peer in needed:
-                if peer not in finished:
-                    run_mode(peer)
+        needed = [baseline for baseline in BASELINES if baseline in mode.split("+")]
+        if mode in wanted or _is_there(data, used_split, context, mode, output):
+            for baseline in needed:
+                if baseline not in finished:
+                    run_mode(baseline)
             run_mode(mode)
     extra: dict[str, Any] = {}
     if adaptive:
         record, extra["adaptive"] = add_adaptive(
-            data, used_split, bench, output, data_root=data_root, dev_queries=dev_queries, force=force
+            data, used_split, context, output, data_root=data_root, dev_queries=dev_queries, force=force
         )
         if record is not None:
             finished["auto"] = record
-        say(f"{data.name} {bench.name}.auto: {extra['adaptive']['says']}")
-    latency = _latency(data.name, bench, finished, output, latency_queries, say)
-    found = summarise(data, bench, finished, output) | extra
+        say(f"{data.name} {context.name}.auto: {extra['adaptive']['summary']}")
+    latency = _latency(data.name, context, finished, output, latency_queries, say)
+    found = summarize(data, context, finished, output) | extra
     found["budgets"] = _budget_curve(config, finished, latency)
     found["latency"] = latency
     found |= {
@@ -169,20 +169,24 @@ def study(
             **({"ignore_identical_ids": True} if ignore_identical_ids else {}),
         },
     }
-    atomic_write_text(study_path(output, data.name, bench.name), as_json(found))
+    atomic_write_text(study_path(output, data.name, context.name), as_json(found))
     return found
 
 
-def make_bench(
-    data: BeirDataset, system: SearchR3System, config: ControlConfig, cache: EmbeddingCache, analyses: AnalysisCache
-) -> Workbench:
-    """A workbench over the documents and judged queries of a data set, as `evaluate_pair` chooses them."""
+def make_context(
+    data: BeirDataset,
+    system: SearchR3System,
+    config: ControlConfig,
+    cache: EmbeddingCache,
+    reasoning_cache: ReasoningCache,
+) -> StudyContext:
+    """The context of a study over the documents and judged queries of a data set, as `evaluate_pair` chooses them."""
     documents = {did: document.full_text for did, document in data.corpus.items() if document.full_text.strip()}
     queries = {qid: data.queries[qid] for qid in data.qrels if qid in data.queries}
     name = system.name.rpartition(".")[0]
-    return Workbench(
+    return StudyContext(
         system, name, documents, queries, config,
-        depth=DEPTH, embeddings=cache, analyses=analyses, ignore_identical_ids=data.ignore_identical_ids,
+        depth=DEPTH, embeddings=cache, reasoning_cache=reasoning_cache, ignore_identical_ids=data.ignore_identical_ids,
     )  # fmt: skip
 
 
@@ -201,19 +205,19 @@ def read_study(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def summarise(
-    data: BeirDataset, bench: Workbench, finished: Mapping[str, dict[str, Any]], output: str | Path
+def summarize(
+    data: BeirDataset, context: StudyContext, finished: Mapping[str, dict[str, Any]], output: str | Path
 ) -> dict[str, Any]:
     """Measures, per-query scores, comparisons and examples, all from the run files."""
     runs, measured = {}, {}
     for mode in finished:
-        usual = paths(output, data.name, mode if mode in PEERS else f"{bench.name}.{mode}")
+        usual = paths(output, data.name, mode if mode in BASELINES else f"{context.name}.{mode}")
         runs[mode] = read_run(usual.run)
         measured[mode] = measure_run(runs[mode], data.qrels, data.corpus)
     scores = {mode: found.per_query[NDCG] for mode, found in measured.items()}
     return {
         "dataset": data.name,
-        "system": bench.name,
+        "system": context.name,
         "num_queries": len(data.qrels),
         "num_documents": len(data.corpus),
         "remarks": sorted({line for record in finished.values() for line in remarks(record)}),
@@ -222,22 +226,25 @@ def summarise(
         "families": families(scores),
         "queries": list(data.qrels),
         "per_query": {mode: [round(value, 6) for value in found.values()] for mode, found in scores.items()},
-        "examples": _examples(data, bench, runs, scores, output),
+        "examples": _examples(data, context, runs, scores, output),
     }
 
 
 def families(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     """The comparisons, in families that are corrected together: every mode against `off`; the controls of reasoning
-    against `on`; and each peer with analyses against the peer alone.
+    against `on`; and each baseline with reasoning against the baseline alone.
 
     Args:
         scores: mode -> query id -> score, with `off` and `on`.
     """
-    modes = [mode for mode in scores if mode not in PEERS]
+    modes = [mode for mode in scores if mode not in BASELINES]
     plan = [
         ("off", [(mode, "off") for mode in modes if mode != "off"]),
         ("on", [(mode, "on") for mode in AGAINST_ON if mode in scores]),
-        ("peer", [(f"{peer}+analysis", peer) for peer in PEERS if f"{peer}+analysis" in scores]),
+        (
+            "baseline",
+            [(f"{baseline}+reasoning", baseline) for baseline in BASELINES if f"{baseline}+reasoning" in scores],
+        ),
     ]
     found = []
     for name, pairs in plan:
@@ -254,7 +261,7 @@ def _mode_row(mode: str, record: Mapping[str, Any], measured: Measured) -> dict[
     reasoning = record.get("reasoning") or {}
     return {
         "mode": mode,
-        "says": SAYS.get(mode) or _says(mode),
+        "description": MODE_DESCRIPTIONS.get(mode) or _described(mode),
         "system": record["system"],
         "measures": measured.mean,
         "num_missing_queries": len(measured.missing_queries),
@@ -264,29 +271,29 @@ def _mode_row(mode: str, record: Mapping[str, Any], measured: Measured) -> dict[
     }
 
 
-def _says(mode: str) -> str:
+def _described(mode: str) -> str:
     if mode == "auto":
         return "reasons where the rule on the direct search's scores says so"
-    return f"at most {mode[3:]} tokens of analysis" if mode.startswith("on-") else "the peer alone"
+    return f"at most {mode[3:]} tokens of reasoning" if mode.startswith("on-") else "the baseline alone"
 
 
-def _is_there(data: BeirDataset, split: str, bench: Workbench, mode: str, output: str | Path) -> bool:
+def _is_there(data: BeirDataset, split: str, context: StudyContext, mode: str, output: str | Path) -> bool:
     """Whether an earlier command finished this mode with the settings of this one."""
-    pair = mode_pair(output, data.name, bench.name, mode)
+    pair = mode_pair(output, data.name, context.name, mode)
     if not pair.metrics.is_file():
         return False
-    return existing_record(pair, data, split, ControlSystem(bench, mode)) is not None
+    return existing_record(pair, data, split, ControlSystem(context, mode)) is not None
 
 
 def _examples(
     data: BeirDataset,
-    bench: Workbench,
+    context: StudyContext,
     runs: Mapping[str, Any],
     scores: Mapping[str, Mapping[str, float]],
     output: str | Path,
 ) -> dict[str, list[dict[str, Any]]]:
     """The queries that reasoning helped most and harmed most, with what was written and found, side by side."""
-    path = paths(output, data.name, f"{bench.name}.on").reasoning
+    path = paths(output, data.name, f"{context.name}.on").reasoning
     written = {record["qid"]: record for record in map(json.loads, read_gzip_lines(path))}
     gain = {qid: scores["on"][qid] - scores["off"][qid] for qid in data.qrels}
 
@@ -295,7 +302,7 @@ def _examples(
         return {
             "qid": qid,
             "query": data.queries.get(qid, ""),
-            "analysis": written.get(qid, {}).get("text", ""),
+            "reasoning": written.get(qid, {}).get("text", ""),
             "forced": written.get(qid, {}).get("forced"),
             **{mode: {NDCG: round(scores[mode][qid], 6), **side} for mode, side in sides.items()},
         }
@@ -336,18 +343,18 @@ def _budget_curve(
 
 def _latency(
     dataset: str,
-    bench: Workbench,
+    context: StudyContext,
     finished: Mapping[str, Any],
     output: str | Path,
     count: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Timings of `off` and each finished budget, kept in a file of their own so that none is measured twice."""
-    path = study_path(output, dataset, bench.name).with_suffix("") / "latency.json"
-    chosen = stable_order(bench.queries, 0)[:count]
+    path = study_path(output, dataset, context.name).with_suffix("") / "latency.json"
+    chosen = stable_order(context.queries, 0)[:count]
     about: dict[str, Any] = {
-        "identity": bench.system.document_identity,
-        "hardware": hardware(bench.system.device),
+        "identity": context.system.document_identity,
+        "hardware": hardware(context.system.device),
         "queries": chosen,
     }
     try:
@@ -356,12 +363,12 @@ def _latency(
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
     found: dict[str, Any] = {**about, "modes": dict(known.get("modes", {}))}
-    config = bench.config
+    config = context.config
     modes: dict[str, int | None] = {"off": None} | {config.mode_of_budget(b): b for b in sorted(config.budgets)}
     for mode, budget in modes.items() if count else ():
         if mode in finished and mode not in found["modes"]:
-            found["modes"][mode] = time_mode(bench.model, [bench.queries[qid] for qid in chosen], budget)
+            found["modes"][mode] = time_mode(context.model, [context.queries[qid] for qid in chosen], budget)
             atomic_write_text(path, json.dumps(found, indent=2) + "\n")
             timed = found["modes"][mode]["batch_1"]
-            say(f"{dataset} {bench.name}.{mode}: {timed['median_ms']:.0f} ms a query, p95 {timed['p95_ms']:.0f} ms")
+            say(f"{dataset} {context.name}.{mode}: {timed['median_ms']:.0f} ms a query, p95 {timed['p95_ms']:.0f} ms")
     return found

@@ -21,7 +21,7 @@ def study_markdown(study: Mapping[str, Any], parts: Sequence[str] = PARTS) -> st
         *([_modes(study)] if "modes" in parts else []),
         *(_family(family) for family in study["families"] if family["against"] != "off" and "controls" in parts),
         *([_budgets(study)] if "budgets" in parts else []),
-        *([f"auto: {study['adaptive']['says']}."] if "adaptive" in study and "auto" in parts else []),
+        *([f"auto: {study['adaptive']['summary']}."] if "adaptive" in study and "auto" in parts else []),
         *(f"Note: {remark}." for remark in study["remarks"]),
     ]
     return "\n\n".join(part for part in page if part)
@@ -36,7 +36,7 @@ def _modes(study: Mapping[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|---|",
     ]
     for mode in study["modes"]:
-        cells = [mode["mode"], f"{mode['measures'][NDCG]:.4f}", *_cells(against.get(mode["mode"])), mode["says"]]
+        cells = [mode["mode"], f"{mode['measures'][NDCG]:.4f}", *_cells(against.get(mode["mode"])), mode["description"]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from endpoint_server import KEY, EndpointServer, embed, embeddings, error, good
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.endpoint_model import UNIT, EndpointEncoder
-from search_r3.evaluation.baselines.external_models import PeerConfig, Spending
+from search_r3.evaluation.baselines.external_models import CostApproval, ExternalModelConfig
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.suite import evaluate_pair, load_dataset
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*documents have an empty")
 TEXTS = [f"document {number} speaks of {('sea', 'moon', 'bread', 'yeast')[number % 4]}" for number in range(100)]
 
 
-def encoder(url: str, spending: Spending | None = None, batch_size: int = UNIT, **options) -> EndpointEncoder:
+def encoder(url: str, approval: CostApproval | None = None, batch_size: int = UNIT, **options) -> EndpointEncoder:
     settings = {"key_variable": None, "backoff": 0.001, "concurrency": 1} | options
-    return EndpointEncoder(PeerConfig(model="m", endpoint=url, **settings), spending, batch_size)
+    return EndpointEncoder(ExternalModelConfig(model="m", endpoint=url, **settings), approval, batch_size)
 
 
 def encode_all(asked: EndpointEncoder, cache: EmbeddingCache | None, texts: list[str] = TEXTS) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_nothing_is_sent_twice_not_a_repeated_text_nor_one_that_an_interrupted_r
         encode_all(encoder(sent.url), cache, [*TEXTS, "one more"])  # its unit is another one, the others are known
         assert len(sent.texts) == len(TEXTS) % UNIT + 1
         sent.requests.clear()
-        other = EndpointEncoder(PeerConfig(model="other", endpoint=sent.url, key_variable=None))
+        other = EndpointEncoder(ExternalModelConfig(model="other", endpoint=sent.url, key_variable=None))
         encode_all(other, cache, TEXTS[:UNIT])
         assert len(sent.texts) == UNIT  # another model's embeddings are not taken for these
 
@@ -168,19 +168,19 @@ def test_the_cost_is_told_first_and_too_much_needs_a_yes(monkeypatch):
     monkeypatch.setattr("search_r3.evaluation.baselines.endpoint_model.is_local", lambda url: False)
     lines: list[str] = []
     with EndpointServer() as sent:
-        encode_all(encoder(sent.url, Spending(price=100.0, say=lines.append)), None, TEXTS[:2])
+        encode_all(encoder(sent.url, CostApproval(price=100.0, say=lines.append)), None, TEXTS[:2])
         assert lines[0] == "m: 2 documents to embed, about 13 tokens (characters / 4), under 0.01 at 100 a million"
         assert lines[1] == "texts: 1 calls, 10 tokens read, under 0.01 at 100 a million"
         sent.requests.clear()
         with pytest.raises(InputError, match=r"about 697 tokens .* over the limit of 600 tokens; say --yes"):
             encode_all(encoder(sent.url, token_limit=600), None)
         with pytest.raises(InputError, match="nothing was sent"):
-            encode_all(encoder(sent.url, Spending(ask=lambda line: False), token_limit=600), None)
+            encode_all(encoder(sent.url, CostApproval(ask=lambda line: False), token_limit=600), None)
         assert sent.requests == []
         asked: list[str] = []
-        encode_all(encoder(sent.url, Spending(ask=lambda line: not asked.append(line)), token_limit=600), None)
+        encode_all(encoder(sent.url, CostApproval(ask=lambda line: not asked.append(line)), token_limit=600), None)
         assert asked == ["m: 100 documents to embed, about 697 tokens (characters / 4). Send them?"]
-        encode_all(encoder(sent.url, Spending(yes=True), token_limit=600), None)
+        encode_all(encoder(sent.url, CostApproval(yes=True), token_limit=600), None)
         split = encoder(sent.url, token_limit=600)  # the limit is for the whole run, not for each data set
         encode_all(split, None, TEXTS[:60])
         with pytest.raises(InputError, match="over the limit"):
@@ -270,7 +270,7 @@ def test_after_ctrl_c_the_calls_under_way_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr("search_r3.evaluation.baselines.endpoint_model.progress_bar", lambda *_: Interrupting())
     with EndpointServer(slow) as sent:
-        asked = encoder(sent.url, Spending(say=lines.append), concurrency=2)
+        asked = encoder(sent.url, CostApproval(say=lines.append), concurrency=2)
         with pytest.raises(KeyboardInterrupt):
             asked.run(asked.plan(TEXTS, "document", cache), cache)
         assert "waiting for the calls under way" in lines[0]

@@ -11,7 +11,12 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.evaluation import suite
-from search_r3.evaluation.baselines.external_models import PeerConfig, Spending, is_local, parse_peer
+from search_r3.evaluation.baselines.external_models import (
+    CostApproval,
+    ExternalModelConfig,
+    is_local,
+    parse_external_model,
+)
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.systems import check_spec, open_systems
@@ -24,17 +29,17 @@ has_minilm = pytest.mark.skipif(
 
 def test_specs_name_the_model_the_address_and_whose_key(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    assert parse_peer("bm25") is None
-    assert parse_peer("models/mine") is None
-    assert parse_peer("st:intfloat/e5-small") == PeerConfig("intfloat/e5-small")
-    remote = parse_peer("endpoint:text-embedding-3-small")
+    assert parse_external_model("bm25") is None
+    assert parse_external_model("models/mine") is None
+    assert parse_external_model("st:intfloat/e5-small") == ExternalModelConfig("intfloat/e5-small")
+    remote = parse_external_model("endpoint:text-embedding-3-small")
     assert (remote.endpoint, remote.key_variable) == ("https://api.openai.com/v1", "OPENAI_API_KEY")
-    local = parse_peer("endpoint:Qwen/Qwen3-Embedding-0.6B@http://localhost:8000/v1")
+    local = parse_external_model("endpoint:Qwen/Qwen3-Embedding-0.6B@http://localhost:8000/v1")
     assert (local.model, local.endpoint) == ("Qwen/Qwen3-Embedding-0.6B", "http://localhost:8000/v1")
     assert local.key_variable is None  # a key for the cloud is never sent to a local server unasked
-    assert parse_peer("endpoint:@cf/baai/bge-m3@https://example.com/v1").model == "@cf/baai/bge-m3"
+    assert parse_external_model("endpoint:@cf/baai/bge-m3@https://example.com/v1").model == "@cf/baai/bge-m3"
     monkeypatch.setenv("OPENAI_BASE_URL", "https://example.com/v1")
-    assert parse_peer("endpoint:m").endpoint == "https://example.com/v1"
+    assert parse_external_model("endpoint:m").endpoint == "https://example.com/v1"
 
 
 def test_only_this_machine_is_local():
@@ -94,7 +99,7 @@ def test_a_missing_key_is_told_before_anything_runs_with_the_variables_name(tmp_
 
 def test_a_price_is_no_negative_number():
     with pytest.raises(InputError, match="price must be 0 or more"):
-        Spending(price=-0.1)
+        CostApproval(price=-0.1)
 
 
 @has_minilm

@@ -113,7 +113,7 @@ def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: P
     ):
         assert said in written, said
     assert "without the KL term" not in written
-    assert "analyses earn" not in written
+    assert "traces earn" not in written
     side = {"figures": {name: {"mean": 0.25, "share_above_half": 0.5} for name in FIGURES}, "system": "before"}
     side |= {
         "emission_rate": dict.fromkeys(("sampled", "greedy"), 1.0),
@@ -126,7 +126,7 @@ def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: P
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(measured))
     written = card(adapter, tmp_path / "kept", tmp_path / "results")
-    assert "## What its analyses earn\n\nscifact.dev: 9 queries, 8 documents" in written
+    assert "## What its reasoning traces earn\n\nscifact.dev: 9 queries, 8 documents" in written
     assert "| sampled.dcg | 0.2500 | 0.2500 | 50.0% | 50.0% | +0.1250 | +0.1000 to +0.2000 | 0.0100 |" in written
 
 

@@ -19,7 +19,7 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MRR, NDCG, RECALL
 from search_r3.evaluation.report.html_page import render, sections, write_report
-from search_r3.evaluation.report.load_results import gather
+from search_r3.evaluation.report.load_results import load_results
 from search_r3.evaluation.rollouts.reasoning_rewards import EDGES, FIGURES
 from search_r3.evaluation.study.study import families
 from search_r3.evaluation.suite import evaluate, evaluate_pair, load_dataset, paths
@@ -44,7 +44,7 @@ def root(tmp_path_factory):
 
 
 class Reasoner:
-    """Queries on their own are embedded well; an analysis spoils every other one. It writes what would be markup."""
+    """Queries on their own are embedded well; reasoning spoils every other one. It writes what would be markup."""
 
     contract_hash, dtype = "c" * 64, "float32"
 
@@ -115,12 +115,12 @@ def comparison(difference: float, p: float) -> dict:
 
 def made_up_study() -> dict:
     rng = np.random.default_rng(1)
-    modes = ["off", "on", "empty", "shuffled", "bm25", "bm25+analysis", "on-4", "auto"]
+    modes = ["off", "on", "empty", "shuffled", "bm25", "bm25+reasoning", "on-4", "auto"]
     scores = {mode: {f"q{i}": float(v) for i, v in enumerate(rng.random(16))} for mode in modes}
     scores["on"] = {qid: min(1.0, value + 0.3) for qid, value in scores["off"].items()}
     found = [{"id": "d1", "grade": 2, "text": EVIL}, {"id": "d2", "grade": None, "text": "x" * 240}]
     side = {NDCG: 0.25, "first_relevant": 1, "top": found}
-    example = {"qid": "q3", "query": EVIL, "analysis": "<u>why", "forced": True, "off": side, "on": side | {NDCG: 1.0}}
+    example = {"qid": "q3", "query": EVIL, "reasoning": "<u>why", "forced": True, "off": side, "on": side | {NDCG: 1.0}}
     shares = [0.0, 0.5, 1.0]
     timed = {"batch_1": {"median_ms": 12.5, "p95_ms": 20.0}, "batch_32": {"median_ms": 90.0, "p95_ms": 99.0}}
 
@@ -131,14 +131,14 @@ def made_up_study() -> dict:
 
     return {
         "dataset": "topics", "system": "mine", "num_queries": 16, "num_documents": 40, "remarks": ["one remark"],
-        "modes": [{"mode": mode, "says": f"what {mode} is", "system": f"mine.{mode}", "mean_tokens": 1.5,
+        "modes": [{"mode": mode, "description": f"what {mode} is", "system": f"mine.{mode}", "mean_tokens": 1.5,
                    "measures": {NDCG: float(np.mean(list(scores[mode].values()))), MRR: 0.5, RECALL: 1.0}}
                   for mode in modes],
         "families": families(scores),
         "queries": list(scores["off"]),
         "per_query": {mode: list(of.values()) for mode, of in scores.items()},
         "examples": {"best": [example], "worst": []},
-        "adaptive": {"says": "40% of the queries reason, for +0.29 of +0.30; rule fitted on dev", "gain_of_on": 0.3,
+        "adaptive": {"summary": "40% of the queries reason, for +0.29 of +0.30; rule fitted on dev", "gain_of_on": 0.3,
                      "target": 0.95, "tokens_needed": 0.45, "share_needed": 0.4, "share_of_gain": 0.97,
                      "share_of_tokens": 0.41, "share_of_queries": 0.4,
                      "curve": {"shares": shares, "quality": shares, "best": shares, "random": shares}},
@@ -224,12 +224,12 @@ def test_every_section_is_there_and_filled(page):
 
 
 def test_figures_and_verdicts_are_those_of_the_runs(results, root, page):
-    found = gather(results, None, root)
+    found = load_results(results, None, root)
     assert found.baseline == "bm25"
     text = re.sub(r"<wbr>", "", page[0])
     for record in found.records:
         assert f"{record['measures'][NDCG]:.3f}" in text
-    looked = found.looks["topics"]
+    looked = found.by_dataset["topics"]
     for system in ("bm25", "mine.off", "mine.on"):
         measures = json.loads(paths(results, "topics", system).metrics.read_text())["measures"]
         assert np.mean(list(looked.scores[system].values())) == pytest.approx(measures[NDCG])
@@ -239,7 +239,7 @@ def test_figures_and_verdicts_are_those_of_the_runs(results, root, page):
     assert f"{row['wins']} / {row['ties']} / {row['losses']}" in text
     assert row["losses"] > 0
     assert set(found.tests) == {("topics", "mine.off"), ("topics", "mine.on")}
-    other = gather(results, "mine.off", root)
+    other = load_results(results, "mine.off", root)
     assert other.tests["topics", "bm25"]["difference"] == pytest.approx(
         -found.tests["topics", "mine.off"]["difference"]
     )
@@ -248,7 +248,7 @@ def test_figures_and_verdicts_are_those_of_the_runs(results, root, page):
 
 
 def test_a_verdict_needs_a_corrected_p_below_the_level(results, root):
-    found = gather(results, None, root)
+    found = load_results(results, None, root)
     for p, marks in ((0.049, 1), (0.05, 0)):
         found.tests = {("topics", "mine.off"): comparison(-0.2, p)}
         table = next(s for s in sections(found) if s.name == "results").blocks[0]
@@ -295,11 +295,11 @@ def test_what_is_not_there_says_how_to_make_it(tmp_path):
     for command in ("search-r3 evaluate", "search-r3 study", "search-r3 rollouts", "search-r3 card",
                     "python benchmarks/environment.py"):  # fmt: skip
         assert f"<code>{command}" in html
-    assert html.count('class="missing"') == len(sections(gather(tmp_path / "results")))
+    assert html.count('class="missing"') == len(sections(load_results(tmp_path / "results")))
 
 
 def test_without_the_data_the_means_stand_and_the_page_says_so(results, tmp_path):
-    found = gather(results, None, tmp_path)
+    found = load_results(results, None, tmp_path)
     assert found.tests == {}
     assert found.pairs == []
     html = render(found)
@@ -318,8 +318,8 @@ def test_runs_on_other_data_are_shown_but_not_tested(results, root, tmp_path):
     path = paths(tmp_path / "r", "topics", "mine.off").metrics
     path.write_text(path.read_text().replace(f'"{NDCG}": 0', f'"{NDCG}": 1'))
     paths(tmp_path / "r", "other/en", "bm25").run.unlink()
-    found = gather(tmp_path / "r", None, root)
-    assert set(found.looks["topics"].scores) == {"bm25", "mine.off"}
+    found = load_results(tmp_path / "r", None, root)
+    assert set(found.by_dataset["topics"].scores) == {"bm25", "mine.off"}
     html = render(found)
     assert "topics mine.on: measured on other data than those here" in html
     assert re.search(r"topics mine.off: the metrics file says 1[\d.]*, its run file 0", html)
@@ -328,13 +328,13 @@ def test_runs_on_other_data_are_shown_but_not_tested(results, root, tmp_path):
 
 def test_bad_requests_are_one_line(results, root, tmp_path, capsys):
     page = str(tmp_path / "x.html")
-    for arguments, told in (
+    for arguments, summary in (
         (["--output", str(tmp_path / "none")], "none is no folder of results; make one: search-r3 evaluate"),
         (["--output", str(results), "--baseline", "bm52"], "no results of the baseline 'bm52'; systems in"),
     ):
         assert main(["report", page, *arguments, "--data", str(root)]) == 2
         error = capsys.readouterr().err
-        assert told in error
+        assert summary in error
         assert error.count("\n") == 1
     assert not Path(page).exists()
     shutil.copytree(results, tmp_path / "r")
@@ -346,7 +346,7 @@ def test_bad_requests_are_one_line(results, root, tmp_path, capsys):
     log = tmp_path / "r/training/mine/log.jsonl"
     log.write_text("no json\n" + log.read_text())
     with pytest.raises(InputError, match=r"log.jsonl, line 1: not a record"):
-        gather(tmp_path / "r", None, root)
+        load_results(tmp_path / "r", None, root)
 
 
 def test_the_command_names_what_it_wrote(results, root, tmp_path, capsys):

@@ -45,7 +45,10 @@ def test_a_plot_is_well_formed_described_and_within_its_frame(name):
     assert root.get("role") == "img"
     ids = root.get("aria-labelledby").split()
     found = {element.get("id"): element.text for element in root.iter() if element.get("id")}
-    assert [found[one] for one in ids] == [PLOT.title, PLOT.says]  # the text itself: it was escaped, and only once
+    assert [found[one] for one in ids] == [
+        PLOT.title,
+        PLOT.description,
+    ]  # the text itself: it was escaped, and only once
     assert not re.search(r'fill="#|stroke="#|style=', text)  # colours are the style sheet's, light and dark
     width, height = (float(value) for value in root.get("viewBox").split()[2:])
     assert width == WIDTH
@@ -55,7 +58,7 @@ def test_a_plot_is_well_formed_described_and_within_its_frame(name):
     assert text == DRAWN[name]()
 
 
-def test_points_stand_where_the_axis_says():
+def test_points_stand_where_the_axis_described():
     text = line_plot(PLOT, [Series("a", [(0, 0.0), (10, 1.0)])], y_range=(0, 1))
     root = ET.fromstring(text)
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter(f"{SVG}circle")]

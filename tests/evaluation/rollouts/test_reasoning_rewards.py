@@ -9,7 +9,7 @@ from search_r3 import metrics
 from search_r3.environment.rewards import MISSING_TOKEN_REWARD
 from search_r3.evaluation.rollouts import reasoning_rewards
 from search_r3.evaluation.rollouts.reasoning_rewards import EDGES, FIGURES, Earned, compare, earn, per_query, spread
-from search_r3.evaluation.significance import bootstrap_interval, randomisation_test
+from search_r3.evaluation.significance import bootstrap_interval, randomization_test
 
 RNG = np.random.default_rng(0)
 
@@ -71,8 +71,8 @@ def test_every_query_gets_the_mean_of_its_samples_with_and_without_the_penalty()
     sampled = of([0.2, 0.4, 0.9, 0.7], [0.3, 0.5, 1.0, 0.8])
     rows = per_query(sampled, [True, False, True, True], [3, 8, 4, 6], of([0.1, 0.9], [0.2, 1.0]), of([0, 1], [0, 1]))
     assert rows["sampled.dcg_scaled"] == pytest.approx([0.3, 0.8])
-    assert rows["penalised.dcg_scaled"] == pytest.approx([(0.2 + MISSING_TOKEN_REWARD) / 2, 0.8])
-    assert rows["penalised.dcg"] == pytest.approx([(0.3 + MISSING_TOKEN_REWARD) / 2, 0.9])
+    assert rows["penalized.dcg_scaled"] == pytest.approx([(0.2 + MISSING_TOKEN_REWARD) / 2, 0.8])
+    assert rows["penalized.dcg"] == pytest.approx([(0.3 + MISSING_TOKEN_REWARD) / 2, 0.9])
     assert rows["greedy.dcg_scaled"] == pytest.approx([0.1, 0.9])
     assert rows["sampled.emission"] == [0.5, 1.0]
     assert rows["sampled.tokens"] == [5.5, 5.0]
@@ -83,12 +83,12 @@ def test_shares_above_half_and_histograms_count_every_rollout() -> None:
     sampled = of([0.5, 0.51, 0.9, 0.0], [0.5, 0.6, 1.0, 0.0])
     figures, counts = spread(sampled, [True, True, False, True], of([0.2, 0.6], [1, 1]), of([0, 1], [0, 1]))
     assert figures["sampled.dcg_scaled"]["share_above_half"] == 0.5  # 0.5 itself is not above it
-    assert figures["penalised.dcg_scaled"]["share_above_half"] == 0.25
+    assert figures["penalized.dcg_scaled"]["share_above_half"] == 0.25
     assert figures["greedy.dcg"]["share_above_half"] == 1.0
     assert (EDGES[0], EDGES[10], EDGES[-1]) == (MISSING_TOKEN_REWARD, 0.0, 1.0)
     for name in FIGURES:
-        assert sum(counts[name]) == (4 if name.startswith(("sampled", "penalised")) else 2)
-    assert counts["penalised.dcg_scaled"][0] == 1  # the missing token
+        assert sum(counts[name]) == (4 if name.startswith(("sampled", "penalized")) else 2)
+    assert counts["penalized.dcg_scaled"][0] == 1  # the missing token
     assert counts["sampled.dcg"][-1] == 1  # 1.0 is in the last bin
 
 
@@ -102,7 +102,7 @@ def test_a_comparison_is_paired_by_query_and_corrected_over_the_figures() -> Non
         assert found[name].difference == pytest.approx(row.mean())
         interval = bootstrap_interval(row, seed=3, method="percentile", resamples=10_000)
         assert (found[name].low, found[name].high) == interval
-        assert found[name].p == randomisation_test(row, seed=3)
+        assert found[name].p == randomization_test(row, seed=3)
         assert found[name].p_corrected >= found[name].p
         assert found[name].wins == int((row > 1e-9).sum())
     assert compare(before, before)[0][FIGURES[0]].to_dict()["p"] == 1.0

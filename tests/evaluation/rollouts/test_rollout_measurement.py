@@ -104,7 +104,7 @@ def test_dev_of_scifact_is_the_claims_held_out_and_a_cut_part_says_so_in_its_nam
     assert load_part("scifact", "test", root, queries=8, documents=99)[1] == "scifact.test"
 
 
-def test_a_rollouts_rewards_and_rank_are_those_of_the_embedding_behind_its_analysis(
+def test_a_rollouts_rewards_and_rank_are_those_of_the_embedding_after_its_reasoning(
     whole: tuple[Path, dict], root: Path, other_tiny_model: Path
 ) -> None:
     place, found = whole
@@ -196,7 +196,7 @@ def test_a_finished_side_is_not_done_again_after_an_interruption(
     calls = count_calls(monkeypatch, "reason")
     said: list[str] = []
     first = run(tmp_path, root, tiny_model, other_tiny_model, report=said.append)
-    assert calls == [3, 3]  # the other side's greedy and sampled analyses, and no more
+    assert calls == [3, 3]  # the other side's greedy and sampled traces, and no more
     assert [line for line in said if "already there" in line] == [line for line in said if "before: " in line]
     again = run(tmp_path, root, tiny_model, other_tiny_model)
     assert calls == [3, 3]
@@ -232,8 +232,8 @@ def test_the_command_prints_a_table_or_json(
     assert main(command) == 0
     shown = capsys.readouterr()
     assert "scifact.dev.20d: 3 queries, 20 documents" in shown.out
-    assert "| penalised.dcg_scaled |" in shown.out
-    assert "6 analyses are sampled" in shown.err
+    assert "| penalized.dcg_scaled |" in shown.out
+    assert "6 reasoning traces are sampled" in shown.err
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["system"] == "mine"
 
@@ -241,7 +241,7 @@ def test_the_command_prints_a_table_or_json(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (["--before", "bm25"], "bm25 writes no analyses"),
+        (["--before", "bm25"], "bm25 writes no reasoning"),
         (["--before", "nowhere/adapter"], "nowhere/adapter"),
         (["--before", "a--b=MODEL"], "called a--b, but -- stands between two names"),
         (["--after", "MODEL"], "are both called"),

@@ -8,9 +8,9 @@ import pytest
 from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.evaluation.study import controls
-from search_r3.evaluation.study.controls import ControlConfig, ControlSystem, Workbench, derangement, mode_pair
+from search_r3.evaluation.study.controls import ControlConfig, ControlSystem, StudyContext, derangement, mode_pair
 from search_r3.evaluation.study.fusion_controls import fuse_runs
-from search_r3.evaluation.study.reasoning_cache import AnalysisCache
+from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 from search_r3.evaluation.systems import Answers, SearchR3System
 from search_r3.retrievers.dense import exact_search
 
@@ -35,18 +35,18 @@ def tiny(tiny_model):
 
 
 @pytest.fixture
-def make_bench(tiny, tmp_path):
+def make_context(tiny, tmp_path):
     def make(queries=QUERIES, **settings):
         config = ControlConfig(**{"budget": 6, "budgets": (0, 3, 6), "samples": 2, **settings})
         system = SearchR3System(tiny, "mine", "off", max_reasoning_tokens=6)
-        cache = AnalysisCache(tmp_path / "analyses")
-        return Workbench(system, "mine", DOCUMENTS, queries, config, depth=4, embeddings=None, analyses=cache)
+        cache = ReasoningCache(tmp_path / "reasoning")
+        return StudyContext(system, "mine", DOCUMENTS, queries, config, depth=4, embeddings=None, reasoning_cache=cache)
 
     return make
 
 
-def run_of(bench: Workbench, rows: np.ndarray) -> dict[str, dict[str, float]]:
-    scores, indices = exact_search(rows, bench.document_rows, bench.depth)
+def run_of(context: StudyContext, rows: np.ndarray) -> dict[str, dict[str, float]]:
+    scores, indices = exact_search(rows, context.document_rows, context.depth)
     ids = list(DOCUMENTS)
     return {q: {ids[i]: float(s) for s, i in zip(*row, strict=True)} for q, *row in zip(QUERIES, scores, indices)}  # noqa: B905
 
@@ -57,11 +57,11 @@ def same(a, b):
         assert a[qid] == pytest.approx(b[qid], abs=1e-5)
 
 
-def test_off_and_on_are_those_of_an_ordinary_evaluation(make_bench, tiny):
-    bench = make_bench()
+def test_off_and_on_are_those_of_an_ordinary_evaluation(make_context, tiny):
+    context = make_context()
     for mode in ("off", "on"):
         usual = SearchR3System(tiny, "mine", mode, max_reasoning_tokens=6)
-        control = ControlSystem(bench, mode)
+        control = ControlSystem(context, mode)
         assert (control.name, control.identity) == (usual.name, usual.identity)
         expected = usual.answer(DOCUMENTS, QUERIES, 4, None)
         found = control.answer(DOCUMENTS, QUERIES, 4, None)
@@ -69,40 +69,40 @@ def test_off_and_on_are_those_of_an_ordinary_evaluation(make_bench, tiny):
         assert found.reasoning == expected.reasoning
 
 
-def test_what_stands_before_the_token_is_what_the_mode_says(make_bench, tiny):
-    bench, texts = make_bench(), list(QUERIES.values())
+def test_what_stands_before_the_token_is_what_the_mode_says(make_context, tiny):
+    context, texts = make_context(), list(QUERIES.values())
     written = [r.analysis_ids for r in tiny.reason(texts, max_reasoning_tokens=6)]
     assert len({tuple(ids) for ids in written}) == 4
-    same(bench.answers("empty").run, run_of(bench, tiny.encode_behind(texts, [""] * 4)))
-    same(bench.answers("empty").run, run_of(bench, tiny.encode_query(texts, max_reasoning_tokens=0)))
-    same(bench.answers("repeat").run, run_of(bench, tiny.encode_behind(texts, texts, max_reasoning_tokens=6)))
+    same(context.answers("empty").run, run_of(context, tiny.encode_behind(texts, [""] * 4)))
+    same(context.answers("empty").run, run_of(context, tiny.encode_query(texts, max_reasoning_tokens=0)))
+    same(context.answers("repeat").run, run_of(context, tiny.encode_behind(texts, texts, max_reasoning_tokens=6)))
     places = derangement(4, 0)
-    shuffled = bench.answers("shuffled")
-    same(shuffled.run, run_of(bench, tiny.encode_behind(texts, [written[i] for i in places])))
+    shuffled = context.answers("shuffled")
+    same(shuffled.run, run_of(context, tiny.encode_behind(texts, [written[i] for i in places])))
     assert [record["from"] for record in shuffled.reasoning] == [list(QUERIES)[i] for i in places]
-    same(bench.answers("on-3").run, run_of(bench, tiny.encode_query(texts, max_reasoning_tokens=3)))
-    runs = [str(bench.answers(mode).run) for mode in ("off", "on", "empty", "repeat", "shuffled", "on-3")]
+    same(context.answers("on-3").run, run_of(context, tiny.encode_query(texts, max_reasoning_tokens=3)))
+    runs = [str(context.answers(mode).run) for mode in ("off", "on", "empty", "repeat", "shuffled", "on-3")]
     assert len(set(runs)) == 6
 
 
-def test_fused_modes_are_fused_from_their_parts(make_bench, tiny):
-    bench, texts = make_bench(), list(QUERIES.values())
+def test_fused_modes_are_fused_from_their_parts(make_context, tiny):
+    context, texts = make_context(), list(QUERIES.values())
     off, on = tiny.encode_query(texts, reasoning=False), tiny.encode_query(texts, max_reasoning_tokens=6)
     mean = (off + on) / np.linalg.norm(off + on, axis=1, keepdims=True)
-    same(bench.answers("off+on-mean").run, run_of(bench, mean))
-    parts = {mode: bench.answers(mode).run for mode in ("off", "on", "bm25")}
-    same(bench.answers("off+on-rrf").run, fuse_runs([parts["off"], parts["on"]], 4))
-    same(bench.answers("on+bm25").run, fuse_runs([parts["on"], parts["bm25"]], 4))
-    same(bench.answers("off+bm25").run, fuse_runs([parts["off"], parts["bm25"]], 4))
-    drawn = [bench.analyses(sample=i) for i in range(2)]
+    same(context.answers("off+on-mean").run, run_of(context, mean))
+    parts = {mode: context.answers(mode).run for mode in ("off", "on", "bm25")}
+    same(context.answers("off+on-rrf").run, fuse_runs([parts["off"], parts["on"]], 4))
+    same(context.answers("on+bm25").run, fuse_runs([parts["on"], parts["bm25"]], 4))
+    same(context.answers("off+bm25").run, fuse_runs([parts["off"], parts["bm25"]], 4))
+    drawn = [context.traces(sample=i) for i in range(2)]
     assert drawn[0].token_ids != drawn[1].token_ids
     total = drawn[0].rows + drawn[1].rows
-    same(bench.answers("samples-mean").run, run_of(bench, total / np.linalg.norm(total, axis=1, keepdims=True)))
-    same(bench.answers("samples-rrf").run, fuse_runs([run_of(bench, part.rows) for part in drawn], 4))
+    same(context.answers("samples-mean").run, run_of(context, total / np.linalg.norm(total, axis=1, keepdims=True)))
+    same(context.answers("samples-rrf").run, fuse_runs([run_of(context, part.rows) for part in drawn], 4))
 
 
 class Echo:
-    """A peer that keeps the queries it was asked."""
+    """A baseline that keeps the queries it was asked."""
 
     name, device, identity = "echo", "cpu", {"max_length": None, "dtype": "none"}
 
@@ -111,29 +111,29 @@ class Echo:
         return Answers({qid: {"d1": 1.0} for qid in queries}, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("peer", ["bm25", "all-minilm-l6-v2"])
-def test_rewriting_gives_a_peer_the_query_with_the_analysis_as_text(make_bench, monkeypatch, peer):
+@pytest.mark.parametrize("baseline", ["bm25", "all-minilm-l6-v2"])
+def test_rewriting_gives_a_baseline_the_query_with_the_reasoning_as_text(make_context, monkeypatch, baseline):
     echo = Echo()
-    monkeypatch.setattr(controls, "open_systems", lambda name, **_: [echo] if name == peer else [])
-    bench = make_bench()
-    bench.answers(f"{peer}+analysis")
-    texts = bench.analyses().texts
+    monkeypatch.setattr(controls, "open_systems", lambda name, **_: [echo] if name == baseline else [])
+    context = make_context()
+    context.answers(f"{baseline}+reasoning")
+    texts = context.traces().texts
     assert any(texts)
     assert echo.queries == {
         qid: f"{query} {text}".strip() for (qid, query), text in zip(QUERIES.items(), texts, strict=True)
     }
-    assert bench.identity(f"{peer}+analysis")["peer"] == echo.identity
+    assert context.identity(f"{baseline}+reasoning")["baseline"] == echo.identity
 
 
-def test_identities_tell_apart_whatever_changes_a_ranking(make_bench):
+def test_identities_tell_apart_whatever_changes_a_ranking(make_context):
     def identities(**settings):
-        bench = make_bench(**settings)
-        return {m: bench.identity(m) for m in bench.config.modes if "minilm" not in m}
+        context = make_context(**settings)
+        return {m: context.identity(m) for m in context.config.modes if "minilm" not in m}
 
     first = identities()
     assert len({str(identity) for identity in first.values()}) == len(first)
     changed = {
-        "budget": {"on", "shuffled", "repeat", "bm25+analysis", "on+bm25", "off+on-mean", "off+on-rrf", "samples-mean",
+        "budget": {"on", "shuffled", "repeat", "bm25+reasoning", "on+bm25", "off+on-mean", "off+on-rrf", "samples-mean",
                    "samples-rrf"},
         "seed": {"shuffled", "samples-mean", "samples-rrf"},
         "samples": {"samples-mean", "samples-rrf"},
@@ -152,7 +152,7 @@ def test_budgets_name_their_modes():
 
 
 @pytest.mark.parametrize("count", [2, 3, 50])
-def test_nobody_keeps_their_own_analysis(count):
+def test_no_query_keeps_its_own_reasoning(count):
     for seed in range(20):
         places = derangement(count, seed)
         assert sorted(places) == list(range(count))
@@ -182,8 +182,8 @@ def test_bad_settings_are_refused(settings, message):
         ControlConfig(**settings)
 
 
-def test_a_single_query_and_an_unknown_control_are_refused(make_bench):
+def test_a_single_query_and_an_unknown_control_are_refused(make_context):
     with pytest.raises(InputError, match="needs at least 2"):
-        make_bench({"q1": QUERIES["q1"]}).answers("shuffled")
+        make_context({"q1": QUERIES["q1"]}).answers("shuffled")
     with pytest.raises(InputError, match="unknown control 'maybe'"):
-        make_bench().answers("maybe")
+        make_context().answers("maybe")

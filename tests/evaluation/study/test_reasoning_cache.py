@@ -1,4 +1,4 @@
-"""Analyses are written once, come back as they were, and go on where a writing was interrupted."""
+"""ReasoningTraces are written once, come back as they were, and go on where a writing was interrupted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
-from search_r3.evaluation.study.reasoning_cache import AnalysisCache
+from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 
 QUERIES = [
     "does aspirin prevent a heart attack",
@@ -40,9 +40,9 @@ def tiny(tiny_model):
 
 
 def test_what_comes_back_is_what_the_model_wrote_and_it_writes_once(tiny, tmp_path):
-    cache, model = AnalysisCache(tmp_path, shard_size=2), Counting(tiny)
-    first = cache.analyse(model, IDS, QUERIES, budget=6)
-    again = cache.analyse(model, IDS, QUERIES, budget=6)
+    cache, model = ReasoningCache(tmp_path, shard_size=2), Counting(tiny)
+    first = cache.traces(model, IDS, QUERIES, budget=6)
+    again = cache.traces(model, IDS, QUERIES, budget=6)
     assert model.asked == QUERIES
     expected = tiny.reason(QUERIES, max_reasoning_tokens=6)
     for found in (first, again):
@@ -54,12 +54,12 @@ def test_what_comes_back_is_what_the_model_wrote_and_it_writes_once(tiny, tmp_pa
     assert np.abs(tiny.encode_behind(QUERIES, again.token_ids) - again.rows).max() < 1e-5
 
 
-def test_everything_that_decides_an_analysis_is_in_its_key(tiny, tmp_path):
-    cache, model = AnalysisCache(tmp_path), Counting(tiny)
+def test_everything_that_decides_a_trace_is_in_its_key(tiny, tmp_path):
+    cache, model = ReasoningCache(tmp_path), Counting(tiny)
 
     def asked(ids=IDS, queries=QUERIES, **settings):
         before = len(model.asked)
-        cache.analyse(model, ids, queries, **{"budget": 4, **settings})
+        cache.traces(model, ids, queries, **{"budget": 4, **settings})
         return len(model.asked) - before
 
     assert asked() == 5
@@ -75,30 +75,30 @@ def test_everything_that_decides_an_analysis_is_in_its_key(tiny, tmp_path):
 
 
 def test_samples_of_two_seeds_and_of_two_shards_differ(tiny, tmp_path):
-    cache = AnalysisCache(tmp_path, shard_size=1)
+    cache = ReasoningCache(tmp_path, shard_size=1)
     settings = {"budget": 12, "temperature": 1.0}
-    one = cache.analyse(tiny, ["a", "b"], ["Paris", "Paris"], seed=0, **settings)
-    two = cache.analyse(tiny, ["a", "b"], ["Paris", "Paris"], seed=1, **settings)
+    one = cache.traces(tiny, ["a", "b"], ["Paris", "Paris"], seed=0, **settings)
+    two = cache.traces(tiny, ["a", "b"], ["Paris", "Paris"], seed=1, **settings)
     assert one.token_ids[0] != two.token_ids[0]
     assert one.token_ids[0] != one.token_ids[1]
 
 
 def test_an_interrupted_writing_goes_on_and_a_damaged_shard_is_written_again(tiny, tmp_path):
-    cache, model = AnalysisCache(tmp_path, shard_size=2), Counting(tiny)
+    cache, model = ReasoningCache(tmp_path, shard_size=2), Counting(tiny)
     model.fail_after = 3
     with pytest.raises(KeyboardInterrupt):
-        cache.analyse(model, IDS, QUERIES, budget=4)
+        cache.traces(model, IDS, QUERIES, budget=4)
     model.fail_after = 10**9
-    whole = cache.analyse(model, IDS, QUERIES, budget=4)
+    whole = cache.traces(model, IDS, QUERIES, budget=4)
     assert model.asked == QUERIES
     shard = sorted(tmp_path.rglob("*.safetensors"))[1]
     data = bytearray(shard.read_bytes())
     data[-3] ^= 1
     shard.write_bytes(data)
-    assert cache.analyse(model, IDS, QUERIES, budget=4).texts == whole.texts
+    assert cache.traces(model, IDS, QUERIES, budget=4).texts == whole.texts
     assert model.asked == [*QUERIES, *QUERIES[2:4]]
 
 
 def test_no_queries_are_refused(tiny, tmp_path):
     with pytest.raises(InputError, match="no queries"):
-        AnalysisCache(tmp_path).analyse(tiny, [], [], budget=4)
+        ReasoningCache(tmp_path).traces(tiny, [], [], budget=4)

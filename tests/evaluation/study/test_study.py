@@ -18,11 +18,11 @@ from search_r3.evaluation.publish.model_card import card
 from search_r3.evaluation.publish.recompute import Rebuilder
 from search_r3.evaluation.publish.tables import load_records
 from search_r3.evaluation.runs import read_run, write_run
-from search_r3.evaluation.significance import randomisation_test
+from search_r3.evaluation.significance import randomization_test
 from search_r3.evaluation.study import adaptive_curve, study_table
 from search_r3.evaluation.study.controls import ControlConfig
 from search_r3.evaluation.study.latency import MIN_CALLS, time_queries
-from search_r3.evaluation.study.reasoning_cache import AnalysisCache
+from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 from search_r3.evaluation.study.study import families, read_study, study
 from search_r3.evaluation.suite import load_dataset
 from search_r3.model.adaptive_reasoning import AdaptiveRule
@@ -32,7 +32,17 @@ TOPICS = (
     "sea", "list", "mean", "file", "line", "capital", "France", "risk",
 )  # fmt: skip
 CONFIG = ControlConfig(budget=4, budgets=(0, 2, 4), samples=2)
-MODES = ["empty", "shuffled", "repeat", "bm25+analysis", "off+bm25", "off+on-mean", "off+on-rrf", "samples-rrf", "on-2"]
+MODES = [
+    "empty",
+    "shuffled",
+    "repeat",
+    "bm25+reasoning",
+    "off+bm25",
+    "off+on-mean",
+    "off+on-rrf",
+    "samples-rrf",
+    "on-2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def run(place, root, tiny_model, **options):
         data_root=root,
         device="cpu",
         cache=EmbeddingCache(place / "embeddings"),
-        analyses=AnalysisCache(place / "analyses", shard_size=8),
+        reasoning_cache=ReasoningCache(place / "reasoning", shard_size=8),
         **settings | options,
     )
 
@@ -78,7 +88,7 @@ def test_every_mode_has_an_ordinary_run_and_its_figures_are_those_of_the_run(who
         assert mode["measures"] == measured.mean
         per_query = dict(zip(found["queries"], found["per_query"][mode["mode"]], strict=True))
         assert per_query == pytest.approx(measured.per_query[NDCG], abs=1e-6)
-        assert mode["says"]
+        assert mode["description"]
 
 
 def test_the_file_holds_what_was_returned_with_its_provenance_and_no_path_of_the_machine(whole):
@@ -95,17 +105,17 @@ def test_the_file_holds_what_was_returned_with_its_provenance_and_no_path_of_the
 def test_comparisons_are_paired_and_corrected_within_their_family(whole):
     found = whole[1]
     by_name = {family["against"]: family["comparisons"] for family in found["families"]}
-    assert set(by_name) == {"off", "on", "peer"}
+    assert set(by_name) == {"off", "on", "baseline"}
     off, on = (np.array(found["per_query"][mode]) for mode in ("off", "on"))
     row = next(row for row in by_name["off"] if row["mode"] == "on")
     assert row["difference"] == pytest.approx((on - off).mean(), abs=1e-5)
-    assert row["p"] == pytest.approx(randomisation_test(on - off), abs=1e-3)
+    assert row["p"] == pytest.approx(randomization_test(on - off), abs=1e-3)
     assert row["p_corrected"] >= row["p"]
     assert row["low"] <= row["difference"] <= row["high"]
     assert (row["wins"], row["losses"]) == (int((on > off + 1e-9).sum()), int((on < off - 1e-9).sum()))
     assert {row["mode"] for row in by_name["on"]} >= {"off", "empty", "shuffled", "repeat"}
-    assert [(row["mode"], row["against"]) for row in by_name["peer"]] == [("bm25+analysis", "bm25")]
-    assert len(by_name["off"]) == len(found["modes"]) - 2  # neither off itself nor the peer alone
+    assert [(row["mode"], row["against"]) for row in by_name["baseline"]] == [("bm25+reasoning", "bm25")]
+    assert len(by_name["off"]) == len(found["modes"]) - 2  # neither off itself nor the baseline alone
 
 
 def test_examples_stand_side_by_side_best_and_worst(whole):
@@ -120,7 +130,7 @@ def test_examples_stand_side_by_side_best_and_worst(whole):
         assert gains[-1] > 0
         for row in rows:
             assert row["query"].startswith("what of")
-            assert isinstance(row["analysis"], str)
+            assert isinstance(row["reasoning"], str)
             assert row["on"][NDCG] == on[row["qid"]]
             assert len(row["off"]["top"]) == 3
 
