@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from search_r3 import yaml_file
 from search_r3.cli import main
-from search_r3.data.io import yaml_file
 from search_r3.errors import InputError
 from search_r3.model import model_info, resolve
 

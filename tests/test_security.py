@@ -77,8 +77,8 @@ def test_yaml_is_read_by_a_safe_loader_wherever_it_is_read():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("yaml.load", "yaml.load_all")
     }
-    assert found == {"search_r3/data/io/yaml_file.py": "yaml.load(text, loader)"}
-    from search_r3.data.io.yaml_file import parse_yaml
+    assert found == {"search_r3/yaml_file.py": "yaml.load(text, loader)"}
+    from search_r3.yaml_file import parse_yaml
 
     with pytest.raises(Exception, match="could not determine a constructor"):
         parse_yaml("!!python/object/apply:os.getcwd []")

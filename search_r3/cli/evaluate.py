@@ -217,8 +217,8 @@ def _run_suite(
     table: bool,
     as_json: bool,
 ) -> None:
+    from search_r3.config import load_config
     from search_r3.evaluation.suite_config import SuitePlan, run_suite
-    from search_r3.training.config import load_config
 
     plan = load_config(suite, SuitePlan, overrides)
     plan.output = output or plan.output

@@ -22,7 +22,6 @@ from search_r3.data.beir import refuse_unknown, stable_order
 from search_r3.data.build_cache import SUFFIX, Parts, added_code, key_of
 from search_r3.data.io.input_stamps import described, stamps
 from search_r3.data.io.line_reader import MissingSource
-from search_r3.data.io.yaml_file import read_yaml, where_recipes_are
 from search_r3.data.mining import decontamination
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.data.sources.data_source import BuiltPairs, DataRoot, DataSource
@@ -31,6 +30,7 @@ from search_r3.data.sources.records import DAMAGED
 from search_r3.data.sources.registry import COMMON, data_sources
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
+from search_r3.yaml_file import read_yaml, where_recipes_are
 
 
 def build_pairs(

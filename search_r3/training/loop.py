@@ -27,9 +27,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor, nn
 
+from search_r3.config import to_dict
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
-from search_r3.training.config import LoopConfig, to_dict
+from search_r3.training.config import LoopConfig
 from search_r3.training.distributed.sharding import fsdp_plugin, full_tensor, shard, start_processes
 from search_r3.training.grpo.learning_signal import LearningSignal
 from search_r3.training.precision import autocast, resolve_mixed_precision

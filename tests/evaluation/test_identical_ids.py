@@ -10,6 +10,7 @@ import pytest
 
 from search_r3 import metrics
 from search_r3.cli import main
+from search_r3.config import load_config
 from search_r3.data.beir import BeirDataset, Document, load_beir, small, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MRR, NDCG
@@ -25,7 +26,6 @@ from search_r3.evaluation.study.study import make_context, study
 from search_r3.evaluation.suite import evaluate, load_dataset, remarks
 from search_r3.evaluation.suite_config import SuitePlan, run_suite
 from search_r3.evaluation.systems import open_systems
-from search_r3.training.config import load_config
 
 TOPICS = ("aspirin", "bread", "moon", "python", "Paris", "tides", "yeast", "heart", "sea", "list", "mean", "file")
 COUNT = 130

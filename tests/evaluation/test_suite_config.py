@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from search_r3.cli import main
+from search_r3.config import load_config
 from search_r3.errors import InputError
 from search_r3.evaluation import suite
 from search_r3.evaluation.study.study import study
 from search_r3.evaluation.suite_config import StudyPlan, SuitePlan
-from search_r3.training.config import load_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*documents have an empty")
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,16 +6,14 @@ A recipe is YAML with the fields below; `configs/data/fresh-2026.yaml` is one.
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from search_r3.config import Config, from_mapping, read_mapping
 from search_r3.data.beir import refuse_unknown
-from search_r3.data.io.yaml_file import read_yaml, where_recipes_are
 from search_r3.errors import InputError
 
 KINDS = ("section", "module", "class", "function")
@@ -123,7 +121,7 @@ def read_config(inputs: Sequence[str], changes: dict[str, Any] | None = None) ->
         raise InputError(
             f"{recipes[0]} is a recipe and {len(inputs) - 1} other inputs are given; give one or the other"
         )
-    values: dict[str, Any] = _read_yaml(Path(recipes[0])) if recipes else {"packages": list(inputs)}
+    values: dict[str, Any] = read_mapping(recipes[0]) if recipes else {"packages": list(inputs)}
     values |= {key: value for key, value in (changes or {}).items() if value is not None}
     where = recipes[0] if recipes else "data fresh"
     packages = values.pop("packages", [])
@@ -138,50 +136,8 @@ def read_config(inputs: Sequence[str], changes: dict[str, Any] | None = None) ->
     return _built(FreshConfig, values | {"packages": tuple(sources)}, where)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = read_yaml(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; {where_recipes_are(path)}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    if not isinstance(values, dict):
-        raise InputError(f'{path}: expected a mapping with "packages", found {type(values).__name__}')
-    return values
-
-
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
-
-
-def _built(kind: Any, values: dict[str, Any], where: str) -> Any:
-    known = {one.name: one for one in fields(kind)}
-    refuse_unknown(values, tuple(known), where)
-    made: dict[str, Any] = {}
-    for key, value in values.items():
-        value = value.isoformat() if isinstance(value, date) else value  # YAML reads 2026-01-01 as a date
-        expected = str(known[key].type).removesuffix(" | None")
-        if expected == "tuple[str, ...]":
-            value = [value] if isinstance(value, str) else value
-            if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
-                raise InputError(f'{where}: "{key}" must be a list of names, found {value!r}')
-            value = tuple(value)
-        elif not _fits(value, expected, "None" in str(known[key].type)):
-            raise InputError(f'{where}: "{key}" must be of type {expected}, found {value!r}')
-        made[key] = value
-    missing = [name for name, one in known.items() if one.default is MISSING and name not in made]
-    if missing:
-        raise InputError(f'{where}: "{missing[0]}" is missing; add it')
-    try:
-        return kind(**made)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def _fits(value: Any, expected: str, optional: bool) -> bool:
-    if expected not in _TYPES or (value is None and optional):
-        return True
-    return isinstance(value, _TYPES[expected]) and (expected == "bool" or not isinstance(value, bool))
+def _built(cls: type[Config], values: dict[str, Any], where: str) -> Config:
+    """`cls` out of `values`, where one name may stand for a list of one."""
+    lists = {name for name, hint in typing.get_type_hints(cls).items() if hint == tuple[str, ...]}
+    given = {key: [value] if key in lists and isinstance(value, str) else value for key, value in values.items()}
+    return from_mapping(cls, given, where)

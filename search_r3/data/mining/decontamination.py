@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from search_r3.data.beir import beir_files, load_beir, refuse_unknown
+from search_r3.config import from_mapping
+from search_r3.data.beir import beir_files, load_beir
 from search_r3.data.build_cache import Parts, key_of
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.io.input_stamps import stamps
@@ -34,7 +35,6 @@ MIN_CONTAINED = 4
 """A test query of fewer words counts as overlap only if it is the whole training query."""
 EXAMPLES = 3
 """How many of each kind of drop a report shows."""
-BY = ("pair", "positive")
 KEYS = ("decontaminate", "deduplicate")
 """What a recipe may hold."""
 
@@ -45,13 +45,12 @@ class DeduplicateSettings:
 
     near: float = 0.8
     """Jaccard similarity (positives: of word triples; queries: of words) from which two texts are copies."""
-    by: str = "pair"
+    by: Literal["pair", "positive"] = "pair"
     """pair: query and positive are both copies of an earlier pair's. positive: the positive alone is."""
 
     def __post_init__(self) -> None:
-        if not _is_number(self.near) or not 0.5 <= self.near <= 1:
+        if not 0.5 <= self.near <= 1:
             raise InputError(f"near must be a number from 0.5 to 1, found {self.near!r}")
-        refuse_unknown([self.by], BY, "by", what="value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +67,8 @@ class EvaluationSet:
     """Only queries with int(_id) % this == 0, as for SciFact's dev claims."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("dataset", str), ("split", str), ("documents", bool)):
-            if not isinstance(getattr(self, name), kind):
-                raise InputError(f'"{name}" must be a {kind.__name__}, found {getattr(self, name)!r}')
-        modulus = self.hold_out_modulus
-        if modulus is not None and (not isinstance(modulus, int) or modulus < 1):
-            raise InputError(f'"hold_out_modulus" must be a whole number from 1, found {modulus!r}')
+        if self.hold_out_modulus is not None and self.hold_out_modulus < 1:
+            raise InputError(f'"hold_out_modulus" must be a whole number from 1, found {self.hold_out_modulus!r}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +85,9 @@ class DecontaminateSettings:
     def __post_init__(self) -> None:
         if not self.against:
             raise InputError('"against" must be a list of evaluation sets, such as [{dataset: scifact, split: test}]')
-        if isinstance(self.ngram, bool) or not isinstance(self.ngram, int) or self.ngram < 2:
+        if self.ngram < 2:
             raise InputError(f'"ngram" must be a whole number from 2, found {self.ngram!r}')
-        if not _is_number(self.document_share) or not 0 < self.document_share <= 1:
+        if not 0 < self.document_share <= 1:
             raise InputError(f'"document_share" must be a number above 0 and at most 1, found {self.document_share!r}')
 
 
@@ -206,13 +201,13 @@ def read_cleaning(
             entries = value.get("against")
             entries = entries if isinstance(entries, list) else []
             sets = [
-                _settings(EvaluationSet, entry, f"{place}, against {i}") for i, entry in enumerate(entries, start=1)
+                from_mapping(EvaluationSet, entry, f"{place}, against {i}") for i, entry in enumerate(entries, start=1)
             ]
             value = value | {"against": tuple(sets)}
-        against = _settings(DecontaminateSettings, value, place)
+        against = from_mapping(DecontaminateSettings, value, place)
     if "deduplicate" in recipe:
         value = recipe["deduplicate"]
-        copies = _settings(DeduplicateSettings, {} if value is True else value, f"{where}, deduplicate")
+        copies = from_mapping(DeduplicateSettings, {} if value is True else value, f"{where}, deduplicate")
     return against, copies
 
 
@@ -383,20 +378,3 @@ def _judged_before(
 
 
 # --------------------------------------------------------------------------------------------------------- settings
-
-
-def _settings(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a mapping, found {value!r}")
-    known = tuple(item.name for item in fields(kind))
-    refuse_unknown(value, known, where)
-    if kind is EvaluationSet and "dataset" not in value:
-        raise InputError(f'{where}: "dataset" is missing; add it')
-    try:
-        return kind(**value)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,12 +10,11 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from search_r3.data.beir import refuse_unknown
+from search_r3.config import load_config
 from search_r3.data.synthesis.retry import EndpointSettings, key_from
 from search_r3.errors import InputError
 from search_r3.files import expand_user
@@ -28,7 +27,6 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 TOKEN_LIMIT = 1_000_000
 """Estimated tokens that are sent to an endpoint without asking: about four million characters of English."""
 _PREFIX = "endpoint:"
-_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
 
 
 @dataclass(frozen=True)
@@ -146,34 +144,4 @@ def _from_spec(source: str) -> ExternalModelConfig:
 
 
 def _from_file(path: Path) -> ExternalModelConfig:
-    import yaml
-
-    from search_r3.data.io.yaml_file import read_yaml
-
-    try:
-        values = read_yaml(path)
-    except OSError as error:
-        raise InputError(f"cannot read the system {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    known = {field.name: str(field.type) for field in fields(ExternalModelConfig)}
-    if not isinstance(values, dict):
-        raise InputError(f"{path} describes no system; expected keys such as model: NAME and endpoint: URL")
-    refuse_unknown(values, tuple(known), str(path))
-    if "model" not in values:
-        raise InputError(f"{path} names no model; write model: NAME")
-    for name, value in values.items():
-        _check_type(path, name, value, known[name])
-    try:
-        return ExternalModelConfig(**values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _check_type(path: Path, name: str, value: Any, wanted: str) -> None:
-    kinds = [kind.strip() for kind in wanted.split("|")]
-    if value is None and "None" in kinds:
-        return
-    accepted = tuple(type_ for kind in kinds for type_ in _TYPES.get(kind, ()))
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise InputError(f"{path}: {name} must be of type {wanted.replace(' | None', '')}, not {value!r}")
+    return load_config(path, ExternalModelConfig)

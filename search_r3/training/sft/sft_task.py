@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from search_r3.config import to_dict
 from search_r3.data.dev_pools import dev_pool
 from search_r3.data.mining.teacher import TeacherRows
 from search_r3.data.pairs import TrainingPair, read_pairs
@@ -25,7 +26,7 @@ from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3, encode_as_text
 from search_r3.prompts import render
-from search_r3.training.config import load_config, to_dict
+from search_r3.training.config import load_config
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
 from search_r3.training.loop import run_training

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from search_r3.config import to_dict
 from search_r3.errors import InputError
 from search_r3.evaluation.publish.model_card import card, keep_run, write_card
 from search_r3.evaluation.rollouts.reasoning_rewards import FIGURES
 from search_r3.prompts import render
-from search_r3.training.config import to_dict
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
 
 

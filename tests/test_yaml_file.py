@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from search_r3.data.io.yaml_file import parse_yaml
+from search_r3.yaml_file import parse_yaml
 
 
 @pytest.mark.parametrize(

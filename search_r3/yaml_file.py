@@ -13,7 +13,7 @@ import yaml
 
 from search_r3.files import decode_text
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 """The recipes that the source checkout brings; an installed package has none."""
 
 
