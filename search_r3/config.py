@@ -252,24 +252,28 @@ def _convert_literal(choices: tuple[Any, ...], value: Any) -> Any:
     raise _Mismatch(f"one of {', '.join(str(choice) for choice in choices)}{hint}")
 
 
+def _convert_number(kind: type, value: Any) -> int | float:
+    if kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise _Mismatch("a whole number")
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise _Mismatch("a number") from None
+        if math.isfinite(number):
+            return number
+    raise _Mismatch("a finite number" if isinstance(value, float) else "a number")
+
+
 def _convert_scalar(kind: Any, value: Any) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
         raise _Mismatch("true or false")
-    if kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise _Mismatch("a whole number")
-    if kind is float:
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            try:
-                number = float(value)
-            except (ValueError, OverflowError):
-                raise _Mismatch("a number") from None
-            if math.isfinite(number):
-                return number
-        raise _Mismatch("a finite number" if isinstance(value, float) else "a number")
+    if kind in (int, float):
+        return _convert_number(kind, value)
     if kind is str:
         if isinstance(value, str):
             return value

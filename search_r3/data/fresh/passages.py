@@ -68,36 +68,10 @@ def read_passages(
 ) -> list[Passage]:
     """The documents of a package, in the order of its files, without what lies below one of the paths in `skip`.
 
-    `dropped` is told why other texts are not among them.
+    `dropped` counts why other texts are not among them.
     """
+    texts, codes = _readable(release, dropped, skip)
     found: list[Passage] = []
-    texts: list[tuple[str, str, bool]] = []
-    if release.description:
-        texts.append(("README", release.description, release.markdown))
-    root = _common_root(release)
-    codes: list[tuple[str, str]] = []
-    for name, raw in release.contents.files.items():
-        inside = PurePosixPath(name).relative_to(root)
-        parts, stem = inside.parts[:-1], inside.stem
-        if any(_HIDDEN.match(part) or SKIPPED_FOLDERS.match(part) for part in parts):
-            continue
-        if any(inside.is_relative_to(one) for one in skip):
-            dropped["file left out by the recipe"] += 1
-            continue
-        is_document, is_code = inside.suffix.lower() in DOCUMENTS, inside.suffix == ".py"
-        if (is_document and _NOT_DOCUMENTS.match(stem)) or (is_code and SKIPPED_FILES.match(stem)):
-            continue
-        try:
-            text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        except UnicodeDecodeError:
-            dropped["file that is not UTF-8"] += 1
-            continue
-        if "\0" in text:
-            dropped["file with a NUL character"] += 1
-        elif is_document:
-            texts.append((inside.as_posix(), text, inside.suffix.lower() != ".rst"))
-        elif is_code:
-            codes.append((inside.as_posix(), text))
     if "section" in config.kinds:
         for name, text, markdown in texts:
             found += _sections(release, name, text, markdown, config, dropped)
@@ -107,6 +81,46 @@ def read_passages(
     for passage in found:
         unique.setdefault(passage.id, passage)  # a name that is defined twice: the first counts
     return list(unique.values())
+
+
+def _readable(
+    release: Release, dropped: Counter[str], skip: tuple[str, ...]
+) -> tuple[list[tuple[str, str, bool]], list[tuple[str, str]]]:
+    """The package's documents as (name, text, whether it is Markdown) and its modules as (name, text)."""
+    texts: list[tuple[str, str, bool]] = []
+    if release.description:
+        texts.append(("README", release.description, release.markdown))
+    root = _common_root(release)
+    codes: list[tuple[str, str]] = []
+    for name, raw in release.contents.files.items():
+        inside = PurePosixPath(name).relative_to(root)
+        parts, stem, ending = inside.parts[:-1], inside.stem, inside.suffix.lower()
+        if any(_HIDDEN.match(part) or SKIPPED_FOLDERS.match(part) for part in parts):
+            continue
+        if any(inside.is_relative_to(one) for one in skip):
+            dropped["file left out by the recipe"] += 1
+            continue
+        is_document, is_code = ending in DOCUMENTS, inside.suffix == ".py"
+        if (is_document and _NOT_DOCUMENTS.match(stem)) or (is_code and SKIPPED_FILES.match(stem)):
+            continue
+        text = _decoded(raw, dropped)
+        if text is not None and is_document:
+            texts.append((inside.as_posix(), text, ending != ".rst"))
+        elif text is not None and is_code:
+            codes.append((inside.as_posix(), text))
+    return texts, codes
+
+
+def _decoded(raw: bytes, dropped: Counter[str]) -> str | None:
+    try:
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        dropped["file that is not UTF-8"] += 1
+        return None
+    if "\0" in text:
+        dropped["file with a NUL character"] += 1
+        return None
+    return text
 
 
 def _common_root(release: Release) -> PurePosixPath:

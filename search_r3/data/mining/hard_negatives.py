@@ -236,46 +236,64 @@ def choose(
 ) -> tuple[list[int], Counter[str]]:
     """Indices of the negatives of pair number `i`, the nearest first, and how many candidates each guard dropped."""
     answers = candidates.answers[normalise(pair.query)]
-    positive = candidates.positive_of[i]
-    limit = float(scores_N[positive])
-    teacher_limit = np.inf if teacher_N is None else part_of(float(teacher_N[positive]), settings.teacher_share)
-    tags = tags_of(pair.source)
-    own = set(pair.negatives)
     _, order_1K = top_k(scores_N[None], settings.range_max + len(answers))
+    window = [j for j in order_1K[0].tolist() if j not in answers]
     dropped: Counter[str] = Counter()
-    window = []
-    for j in order_1K[0].tolist():
-        if j in answers:
-            dropped["known positive"] += 1
-        else:
-            window.append(j)
+    if len(window) < order_1K.shape[1]:
+        dropped["known positive"] = order_1K.shape[1] - len(window)
+    guards = _Guards(i, pair, candidates, scores_N, teacher_N, settings, scorer)
     passed: list[int] = []
     for j in window[settings.range_min : settings.range_max]:
-        score = float(scores_N[j])
-        if scorer.zero_is_no_match and score <= 0:
-            reason = "no match"
-        elif settings.same_source and tags.isdisjoint(candidates.tags[j]):
-            reason = "other source"
-        elif settings.margin is not None and score > limit - settings.margin:
-            reason = "margin"
-        elif settings.share is not None and score > part_of(limit, settings.share):
-            reason = "share"
-        elif teacher_N is not None and float(teacher_N[j]) > teacher_limit:
-            reason = "teacher"
-        elif candidates.texts[j] in own:
-            reason = "had it already"
-        elif any(_near(candidates.texts[j], candidates.texts[a], settings.near) for a in answers):
-            reason = "near copy"
-        else:
-            passed.append(j)
-            if len(passed) == settings.per_pair and not settings.sample:
-                break
+        if (reason := guards.reason_to_drop(j)) is not None:
+            dropped[reason] += 1
             continue
-        dropped[reason] += 1
+        passed.append(j)
+        if len(passed) == settings.per_pair and not settings.sample:
+            break
     if settings.sample and len(passed) > settings.per_pair:
         kept = set(stable_order((f"{pair.id}\t{j}" for j in passed), settings.seed)[: settings.per_pair])
         passed = [j for j in passed if f"{pair.id}\t{j}" in kept]
     return passed, dropped
+
+
+class _Guards:
+    """What keeps answers out of the negatives of pair number `i`; arguments as those of `choose`."""
+
+    def __init__(
+        self,
+        i: int,
+        pair: TrainingPair,
+        candidates: Candidates,
+        scores_N: np.ndarray,
+        teacher_N: np.ndarray | None,
+        settings: MineSettings,
+        scorer: Scorer,
+    ) -> None:
+        positive = candidates.positive_of[i]
+        self.candidates, self.settings, self.scores_N, self.teacher_N = candidates, settings, scores_N, teacher_N
+        self.answers = candidates.answers[normalise(pair.query)]
+        self.limit = float(scores_N[positive])
+        self.teacher_limit = 0.0 if teacher_N is None else part_of(float(teacher_N[positive]), settings.teacher_share)
+        self.tags, self.own = tags_of(pair.source), set(pair.negatives)
+        self.zero_is_no_match = scorer.zero_is_no_match
+
+    def reason_to_drop(self, j: int) -> str | None:
+        """The first of `GUARDS` that candidate `j` does not pass; None where it passes all."""
+        settings, score, text = self.settings, float(self.scores_N[j]), self.candidates.texts[j]
+        if self.zero_is_no_match and score <= 0:
+            return "no match"
+        if settings.same_source and self.tags.isdisjoint(self.candidates.tags[j]):
+            return "other source"
+        if settings.margin is not None and score > self.limit - settings.margin:
+            return "margin"
+        if settings.share is not None and score > part_of(self.limit, settings.share):
+            return "share"
+        if self.teacher_N is not None and float(self.teacher_N[j]) > self.teacher_limit:
+            return "teacher"
+        if text in self.own:
+            return "had it already"
+        near = any(_near(text, self.candidates.texts[a], settings.near) for a in self.answers)
+        return "near copy" if near else None
 
 
 def part_of(score: float, share: float) -> float:

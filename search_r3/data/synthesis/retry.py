@@ -169,34 +169,17 @@ class Endpoint:
         tries = 0
         while True:
             self._wait(stop)
-            asked_to_wait = 0.0
             try:
                 return call()
             except InputError:
                 raise
             except AskDifferentlyError:
                 continue
-            except self._openai.APITimeoutError:
-                detail = f"no answer within {self.settings.timeout:g} seconds; {self.wording.slow}"
-            except self._openai.APIConnectionError as error:
-                detail = f"cannot be reached ({self.reason(error.__cause__ or error)}); does it run, is the URL right?"
-                if not self.answered and tries >= 1:
-                    raise InputError(f"{self} {detail}") from None
-            except ErrorAnswerError as error:
-                said = self.reason(error)
-                if error.code is not None:
-                    self._give_up_on(error.code, said, said)
-                detail = f"it answers with an error{f' (code {error.code})' if error.code else ''}: {said}"
-                if not self.answered and tries >= 1:
-                    raise InputError(f"{self}: {detail}") from None
-            except self._openai.APIStatusError as error:
-                self._give_up_on(error.status_code, self.reason(error), str(error))
-                detail = f"status {error.status_code}: {self.reason(error)}"
-                asked_to_wait = retry_after(error.response.headers)
-            except (self._openai.APIError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-                detail = self.wording.unusable.format(reason=self.reason(error))
-                if not self.answered and tries >= 1:
-                    raise InputError(f"{self}: {detail}") from None
+            except (
+                self._openai.APIError,
+                *(ErrorAnswerError, ValueError, TypeError, AttributeError, KeyError, IndexError),
+            ) as error:
+                detail, asked_to_wait = self._detail(error, tries)
             if tries >= self.settings.retries:
                 raise NoAnswerError(tries + 1, detail)
             if asked_to_wait > MAX_WAIT:
@@ -209,6 +192,31 @@ class Endpoint:
             wait = min(MAX_WAIT, self.settings.backoff * 2**tries) * random.uniform(0.8, 1.2)
             stop.wait(max(wait, asked_to_wait))
             tries += 1
+
+    def _detail(self, error: Exception, tries: int) -> tuple[str, float]:
+        """What went wrong, and the seconds that the endpoint asks to wait.
+
+        Raises:
+            RefusedError, InputError: another try cannot succeed.
+        """
+        if isinstance(error, self._openai.APITimeoutError):
+            return f"no answer within {self.settings.timeout:g} seconds; {self.wording.slow}", 0.0
+        if isinstance(error, self._openai.APIStatusError):
+            self._give_up_on(error.status_code, self.reason(error), str(error))
+            return f"status {error.status_code}: {self.reason(error)}", retry_after(error.response.headers)
+        said, colon = self.reason(error), ":"
+        if isinstance(error, self._openai.APIConnectionError):
+            said, colon = self.reason(error.__cause__ or error), ""
+            detail = f"cannot be reached ({said}); does it run, is the URL right?"
+        elif isinstance(error, ErrorAnswerError):
+            if error.code is not None:
+                self._give_up_on(error.code, said, said)
+            detail = f"it answers with an error{f' (code {error.code})' if error.code else ''}: {said}"
+        else:
+            detail = self.wording.unusable.format(reason=said)
+        if not self.answered and tries >= 1:
+            raise InputError(f"{self}{colon} {detail}") from None
+        return detail, 0.0
 
     def reason(self, error: BaseException) -> str:
         """One short line of what went wrong, in which the key cannot stand."""

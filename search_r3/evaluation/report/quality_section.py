@@ -244,17 +244,7 @@ def bars_of(found: Results, part: str, width: int = WIDTH) -> str:
 def caveats(found: Results) -> list[str]:
     """What a reader must know of the figures: cut and missing documents, small sets, data that was trained on, commits
     that differ, and tests that could not be made."""
-    noted = []
-    for name in _values(r["dataset"] for r in found.records):
-        of = [r for r in found.records if r["dataset"] == name]
-        for record in of:
-            noted += [f"{name} {record['system']}: {line}" for line in remarks(record)]
-    same: dict[tuple[str, str], list[str]] = {}
-    for line in noted:  # one line for what holds for several systems of a data set
-        where, _, what = line.partition(": ")
-        name, _, system = where.partition(" ")
-        same.setdefault((name, what), []).append(system)
-    noted = [f"{name}: {what} (so for {', '.join(systems)})." for (name, what), systems in same.items()]
+    noted = _remarks_by_dataset(found)
     cuts: dict[int, list[str]] = {}
     for record in found.records:
         if record.get("max_length") is not None:
@@ -281,6 +271,17 @@ def caveats(found: Results) -> list[str]:
         noted.append("A commit marked + had changes that were not committed.")
     noted += [f"{line}." for one in found.by_dataset.values() for line in one.remarks]
     return noted
+
+
+def _remarks_by_dataset(found: Results) -> list[str]:
+    """The records' own remarks, one line for what holds for several systems of a data set."""
+    same: dict[tuple[str, str], list[str]] = {}
+    for name in _values(r["dataset"] for r in found.records):
+        for record in found.records:
+            if record["dataset"] == name:
+                for line in remarks(record):
+                    same.setdefault((name, line), []).append(record["system"])
+    return [f"{name}: {line} (so for {', '.join(systems)})." for (name, line), systems in same.items()]
 
 
 def _measure_table(

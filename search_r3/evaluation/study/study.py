@@ -100,12 +100,7 @@ def study(
     """
     config = config or ControlConfig()
     wanted = ["off", "on", *(controls if controls is not None else config.modes)]
-    for mode in wanted:
-        if mode not in config.modes:
-            raise InputError(f"unknown control {mode!r}; choose from: {', '.join(config.modes)}")
-    for name, value in (("latency_queries", latency_queries), ("dev_queries", dev_queries)):
-        if value < 0:
-            raise InputError(f"{name} is {value}; expected 0 or more")
+    _check(wanted, config, latency_queries, dev_queries)
     check_spec(system)
     say = report or (lambda line: None)
     data = load_dataset(dataset, split, data_root, allow_missing, ignore_identical_ids)
@@ -171,6 +166,15 @@ def study(
     }
     atomic_write_text(study_path(output, data.name, context.name), as_json(found))
     return found
+
+
+def _check(modes: Sequence[str], config: ControlConfig, latency_queries: int, dev_queries: int) -> None:
+    for mode in modes:
+        if mode not in config.modes:
+            raise InputError(f"unknown control {mode!r}; choose from: {', '.join(config.modes)}")
+    for name, value in (("latency_queries", latency_queries), ("dev_queries", dev_queries)):
+        if value < 0:
+            raise InputError(f"{name} is {value}; expected 0 or more")
 
 
 def make_context(
