@@ -6,6 +6,7 @@ small made-up runs (tests/evaluation, tests/test_benchmarks_scale.py).
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from search_r3.data.beir import resolve_root
-from search_r3.evaluation.publish.markdown_blocks import PAGES, Remaking, remake_all, typed_figures
+from search_r3.evaluation.publish.markdown_blocks import BEGIN, END, PAGES, Remaking, remake_all
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -21,6 +22,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import scale  # noqa: E402
 
 SCALE_PAGE = ROOT / "docs" / "scale.md"
+FIGURE = re.compile(r"\d\.\d")
+"""What a measured figure looks like, such as 0.643."""
 CARDS = sorted(path.parent.name for path in (ROOT / "models").glob("*/search_r3.json"))
 
 
@@ -44,6 +47,24 @@ def test_the_card_is_what_the_tool_writes(made: Remaking, name: str) -> None:
     (card,) = [file for file in made.files if file.path.parent.name == name]
     assert card.diff() == "", "run: search-r3 tables"
     assert not card.changed
+
+
+def typed_figures(text: str) -> list[str]:
+    """The rows of Markdown tables that hold a measured figure and stand in no block: no command updates those."""
+    kept, inside = [], False
+    for line in text.splitlines():
+        if BEGIN.match(line):
+            inside = True
+        elif END.match(line):
+            inside = False
+        elif not inside and line.startswith("|") and FIGURE.search(line):
+            kept.append(line)
+    return kept
+
+
+def test_typed_figures_are_those_outside_of_blocks() -> None:
+    inside = "<!-- table: results -->\n| tiny | 0.643 |\n<!-- /table -->\n"
+    assert typed_figures(f"{inside}| a | 0.5 |\n\nprose 0.7\n\n| command | what |\n") == ["| a | 0.5 |"]
 
 
 @pytest.mark.parametrize("page", PAGES)

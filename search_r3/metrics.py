@@ -1,4 +1,4 @@
-"""nDCG, reciprocal rank and recall at k, in plain numpy, with the numbers of trec_eval.
+"""nDCG and recall at k in plain numpy, with the numbers of trec_eval.
 
 Which DCG: linear gain, `sum_i rel_i / log2(i + 1)` over ranks i = 1..k (Järvelin & Kekäläinen 2002, as `ndcg_cut` of
 trec_eval computes it), not the exponential gain `2^rel - 1` of web search. Grades of 0 and below gain nothing.
@@ -46,23 +46,6 @@ def ndcg(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 10) -> 
     return np.divide(got, ideal, out=np.zeros_like(got), where=ideal > 0)
 
 
-def reciprocal_rank(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 10) -> np.ndarray:
-    """1 / rank of the first relevant document within the top k, (Q,) float64; 0 where there is none."""
-    relevance = _same_shape(scores_QN, relevance_QN)
-    hits = np.take_along_axis(relevance, full_ranking(scores_QN), axis=1)[:, : _cut(k)] > 0
-    if hits.shape[1] == 0:
-        return np.zeros(len(hits))
-    return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1), 0.0)
-
-
-def recall(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 100) -> np.ndarray:
-    """Share of a query's relevant documents that stand in its top k, (Q,) float64; 0 where nothing is relevant."""
-    relevance = _same_shape(scores_QN, relevance_QN)
-    hits = np.take_along_axis(relevance, full_ranking(scores_QN), axis=1)[:, : _cut(k)] > 0
-    total = (relevance > 0).sum(axis=1)
-    return np.divide(hits.sum(axis=1), total, out=np.zeros(len(hits)), where=total > 0)
-
-
 def rank_documents(scores: Mapping[str, float], k: int | None = None) -> list[str]:
     """Document ids of one query from best to worst in trec_eval's order: float32 score, then id, both descending."""
     return sorted(scores, key=lambda did: (float(np.float32(scores[did])), did), reverse=True)[:k]
@@ -73,16 +56,6 @@ def run_ndcg(run: Run, qrels: Qrels, k: int = 10) -> dict[str, float]:
     ideal = {qid: float(dcg(sorted(grades.values(), reverse=True), _cut(k))) for qid, grades in qrels.items()}
     got = {qid: float(dcg(grades, k)) for qid, grades in _ranked_grades(run, qrels).items()}
     return {qid: got[qid] / best if best > 0 else 0.0 for qid, best in ideal.items()}
-
-
-def run_reciprocal_rank(run: Run, qrels: Qrels, k: int = 10) -> dict[str, float]:
-    """Reciprocal rank at k of every query in the qrels; 0 for a query that the run lacks."""
-    _cut(k)
-    ranked = _ranked_grades(run, qrels)
-    return {
-        qid: next((1.0 / rank for rank, grade in enumerate(grades[:k], 1) if grade > 0), 0.0)
-        for qid, grades in ranked.items()
-    }
 
 
 def run_recall(run: Run, qrels: Qrels, k: int = 100) -> dict[str, float]:

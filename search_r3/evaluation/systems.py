@@ -30,7 +30,6 @@ from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
 
 MODES = ("off", "on")
-QUERY_TOKENS = 512
 
 
 @dataclass

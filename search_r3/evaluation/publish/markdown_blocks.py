@@ -28,8 +28,6 @@ BEGIN = re.compile(r"^<!-- table: (.*?) *-->$", re.MULTILINE)
 END = re.compile(r"^<!-- /table -->$", re.MULTILINE)
 PAGES = ("README.md", "docs/results.md")
 """The files with tables in a checkout."""
-FIGURE = re.compile(r"\d\.\d")
-"""What a measured figure looks like, such as 0.643."""
 
 
 @dataclass(frozen=True)
@@ -130,21 +128,8 @@ def remake(file: str | Path, results: Rebuilder) -> Remade:
     return Remade(path, old, "".join([*new, old[place:]]))
 
 
-def typed_figures(text: str) -> list[str]:
-    """The rows of Markdown tables that hold a measured figure and stand in no block: nobody keeps those true."""
-    kept, inside = [], False
-    for line in text.splitlines():
-        if BEGIN.match(line):
-            inside = True
-        elif END.match(line):
-            inside = False
-        elif not inside and line.startswith("|") and FIGURE.search(line):
-            kept.append(line)
-    return kept
-
-
 def _make(header: str, where: str, results: Rebuilder) -> str:
-    """The content of the block that begins with `<!-- table: MODE_DESCRIPTIONS -->`."""
+    """The content of the block that begins with `<!-- table: HEADER -->`."""
     kind, *pairs = header.split()
     refuse_unknown([kind], tuple(KINDS), where, "table")
     make, keys = KINDS[kind]

@@ -11,7 +11,7 @@ import pytest
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import NDCG
-from search_r3.evaluation.publish.markdown_blocks import PAGES, Rebuilder, remake, remake_all, typed_figures
+from search_r3.evaluation.publish.markdown_blocks import PAGES, Rebuilder, remake, remake_all
 from search_r3.evaluation.publish.tables import load_records, results_markdown, summary_markdown
 from search_r3.evaluation.runs import read_run, write_run
 
@@ -146,11 +146,6 @@ def test_a_wrong_marker_is_named_with_its_line(text, said, readme, results, data
     with pytest.raises(InputError) as raised:
         remake(readme, Rebuilder(results, data_root))
     assert said in str(raised.value)
-
-
-def test_typed_figures_are_those_outside_of_blocks():
-    inside = f"{BEGIN}\n| tiny | 0.643 |\n{END}\n"
-    assert typed_figures(f"{inside}| a | 0.5 |\n\nprose 0.7\n\n| command | what |\n") == ["| a | 0.5 |"]
 
 
 def test_cards_are_made_too_and_an_adapter_without_a_kept_run_is_named(adapter, kept_run, results, readme, data_root):
