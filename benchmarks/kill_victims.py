@@ -102,7 +102,7 @@ def write_dataset(folder: Path, count: int) -> None:
     (folder / "queries.jsonl").write_text(
         "".join(json.dumps({"_id": q, "text": text}) + "\n" for q, text in queries.items())
     )
-    (folder / "SOURCE.txt").write_text("Made up.\nlicence: CC0\n")
+    (folder / "SOURCE.txt").write_text("Made up.\nlicense: CC0\n")
 
 
 def same_trees(folder: Path, whole: Path, normal: Callable[[Path], bytes | None]) -> list[str]:
@@ -133,7 +133,7 @@ class DataBuild(Victim):
         sources = [
             {"kind": "titles", "dataset": "toy"},
             {"kind": "queries", "dataset": "toy", "split": "train"},
-            {"kind": "pairs", "path": str(self.root / "own.jsonl"), "licence": "CC0", "negatives": ["wrong"]},
+            {"kind": "pairs", "path": str(self.root / "own.jsonl"), "license": "CC0", "negatives": ["wrong"]},
             {"kind": "docstrings", "packages": ["json", "logging"], "min_body_lines": 1},
             {"kind": "docstrings", "packages": ["email"], "min_body_lines": 1},
         ]

@@ -55,7 +55,7 @@ def data_build(
     """Build training pairs from docstrings, titles, dictionaries, manuals and your own pairs, as a recipe says.
 
     The same recipe, seed and package versions give the same file, cleaned of copies and of what overlaps evaluation
-    sets if the recipe says so. OUTPUT.manifest.json says what went in, what was dropped and why, and the licences.
+    sets if the recipe says so. OUTPUT.manifest.json says what went in, what was dropped and why, and the licenses.
     A build that was stopped continues after its last finished source (kept in OUTPUT.partial until the end). Damaged
     input (bad UTF-8, binary, HTML, lines over 10 MB) is refused with its line; `damaged: skip` in the recipe counts it.
 

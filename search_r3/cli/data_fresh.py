@@ -60,7 +60,7 @@ def data_fresh(
     Documents are sections of READMEs and documentation, and modules, classes and functions without the words that are
     asked. Questions come from headings and docstrings, or from an LLM. One stays if any retriever of the committee
     finds its document; the others' documents stay as distractors. manifest.json has every package with its date,
-    SHA-256 and licence, and what was dropped and why. Archives are read, never unpacked; nothing in them is run.
+    SHA-256 and license, and what was dropped and why. Archives are read, never unpacked; nothing in them is run.
 
     \b
     Example:  search-r3 data fresh configs/data/fresh-2026.yaml --into build/fresh-2026
@@ -118,7 +118,7 @@ def _writer(endpoint: str | None, model: str | None, key_variable: str | None) -
 def _print(manifest: dict[str, Any], into: Path) -> None:
     for one in manifest["packages"]:
         counts = f"{sum(one['documents'].values()):>6,} {sum(one['questions'].values()):>5,}"
-        print(f"{counts}  {one['name']} {one['version'] or '?'}, {one['released'] or 'date unknown'}, {one['licence']}")
+        print(f"{counts}  {one['name']} {one['version'] or '?'}, {one['released'] or 'date unknown'}, {one['license']}")
     trip = manifest["round_trip"]
     alone = ", ".join(f"{name} {told['kept_that_it_alone_finds']}" for name, told in trip["committee"].items())
     print(f"{manifest['documents']:>6,} {manifest['questions']:>5,}  documents and questions in {into}")

@@ -66,7 +66,7 @@ def evaluate(
         ),
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Reasoning off or on; both by default. Repeatable.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which judgements; by default the data set's test split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which judgments; by default the data set's test split.")] = None,
     budget: Budget = 32,
     max_length: MaxLength = None,
     batch_size: BatchSize = 32,

@@ -52,7 +52,7 @@ def rollouts(
     """Measure the rewards of a model's sampled reasoning traces, in a corpus that this model encoded in full.
 
     Beside them stand the greedy trace and the direct embedding. With --after, the difference on the same queries,
-    its bootstrap interval and a paired randomisation test. A model that is done is not done again; embeddings are those
+    its bootstrap interval and a paired randomization test. A model that is done is not done again; embeddings are those
     that `search-r3 evaluate` keeps.
 
     \b

@@ -51,7 +51,7 @@ def study(
         int, typer.Option(min=0, help="Dev queries at most that the rule of mode auto is fitted on (cosqa, scifact).")
     ] = 200,
     adaptive: Annotated[bool, typer.Option(help="Fit that rule and run mode auto.")] = True,
-    split: Annotated[str | None, typer.Option(help="Which judgements; by default the data set's test split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which judgments; by default the data set's test split.")] = None,
     max_length: MaxLength = None,
     batch_size: BatchSize = 32,
     device: Device = None,

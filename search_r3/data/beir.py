@@ -44,7 +44,7 @@ class Document:
 
 @dataclass
 class BeirDataset:
-    """A corpus, its queries and the judgements that tie them: `qrels[query id][document id] = grade`.
+    """A corpus, its queries and the judgments that tie them: `qrels[query id][document id] = grade`.
 
     A grade above 0 means relevant; 0 and below mean judged and not relevant. All three keep the files' order.
     `ignore_identical_ids`, as MTEB's, says that a document with a query's own id is no answer to it: in some data sets
@@ -58,7 +58,7 @@ class BeirDataset:
     ignore_identical_ids: bool = False
 
     def identical_ids(self) -> list[str]:
-        """The judged queries whose id is that of a document, in the order of the judgements."""
+        """The judged queries whose id is that of a document, in the order of the judgments."""
         return [qid for qid in self.qrels if qid in self.queries and qid in self.corpus]
 
     def queries_in_corpus(self) -> list[str]:
@@ -97,16 +97,16 @@ def load_beir(
     """Read a BEIR folder.
 
     Args:
-        folder: holds `corpus.jsonl`, `queries.jsonl` and, if there are judgements, `qrels/SPLIT.tsv`.
-        split: keep only the queries judged in this split. Without it, all queries and the judgements of all splits.
+        folder: holds `corpus.jsonl`, `queries.jsonl` and, if there are judgments, `qrels/SPLIT.tsv`.
+        split: keep only the queries judged in this split. Without it, all queries and the judgments of all splits.
         name: what to call the data set; by default its place below the data root ("mkqa/en"), else the folder's name.
         on_fault: told of every broken line, which is then left out; an empty file too goes there. Never for measuring.
-        allow_missing: keep judgements of documents that the corpus lacks, which nothing can find. Only for who says so
+        allow_missing: keep judgments of documents that the corpus lacks, which nothing can find. Only for who says so
             beside every figure, as an evaluation does.
 
     Raises:
         InputError: a file is missing or cannot be read; a line is broken (file, line and field are named); an id
-            comes twice; a judgement names a query that is not there, or a document (without `allow_missing`); the
+            comes twice; a judgment names a query that is not there, or a document (without `allow_missing`); the
             split is unknown.
     """
     folder = Path(folder)
@@ -130,7 +130,7 @@ def load_beir(
 
 
 def available_splits(folder: str | Path) -> list[str]:
-    """The names of the splits that a BEIR folder has judgements for, sorted."""
+    """The names of the splits that a BEIR folder has judgments for, sorted."""
     return sorted(path.stem for path in (Path(folder) / "qrels").glob("*.tsv"))
 
 
@@ -174,7 +174,7 @@ def _read_corpus(path: Path, on_fault: OnFault | None) -> dict[str, Document]:
     if empty:
         warnings.warn(
             f'{path}: {len(empty)} of {len(corpus)} documents have an empty "title" and an empty "text" (first: '
-            f"{empty[0]}); they are kept, since judgements may name them, but nothing can find them",
+            f"{empty[0]}); they are kept, since judgments may name them, but nothing can find them",
             stacklevel=3,
         )
     return corpus
@@ -221,7 +221,7 @@ def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int
 def _read_qrels(
     path: Path, queries: dict[str, str], corpus: dict[str, Document] | None, on_fault: OnFault | None
 ) -> dict[str, dict[str, int]]:
-    """The judgements of a file; without a `corpus`, of documents that need not be there."""
+    """The judgments of a file; without a `corpus`, of documents that need not be there."""
     qrels: dict[str, dict[str, int]] = {}
     seen: dict[tuple[str, str], int] = {}
     for number, line in text_lines(path, on_fault):
@@ -229,7 +229,7 @@ def _read_qrels(
         if columns == [""] or (number == 1 and columns[-1].strip() == QRELS_HEADER[-1]):
             continue
         try:
-            query_id, document_id, grade = _judgement(columns, f"{path}, line {number}", queries, corpus)
+            query_id, document_id, grade = _judgment(columns, f"{path}, line {number}", queries, corpus)
             judged = qrels.setdefault(query_id, {})
             if judged.get(document_id, grade) != grade:
                 raise InputError(
@@ -237,17 +237,17 @@ def _read_qrels(
                     f"{judged[document_id]} in line {seen[query_id, document_id]}, and are {grade} here; keep one"
                 )
         except InputError as error:
-            tell(on_fault, error, "no judgement", path, number)
+            tell(on_fault, error, "no judgment", path, number)
             continue
         judged[document_id] = grade
         seen[query_id, document_id] = number
     if not qrels:
-        nothing = InputError(f"{path} holds no judgement; expected lines of {', '.join(QRELS_HEADER)} split by tabs")
+        nothing = InputError(f"{path} holds no judgment; expected lines of {', '.join(QRELS_HEADER)} split by tabs")
         tell(on_fault, nothing, "nothing in it", path)
     return qrels
 
 
-def _judgement(
+def _judgment(
     columns: list[str], where: str, queries: dict[str, str], corpus: dict[str, Document] | None
 ) -> tuple[str, str, int]:
     if len(columns) != 3:

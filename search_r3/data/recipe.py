@@ -1,7 +1,7 @@
 """A YAML recipe into one file of training pairs: `search-r3 data build RECIPE`.
 
 The same recipe, seed and package versions give the same bytes; the manifest beside the output says what went in, what
-was dropped and why, under which licences, and the output's SHA-256. A build that was killed is continued (see
+was dropped and why, under which licenses, and the output's SHA-256. A build that was killed is continued (see
 `build_cache`).
 """
 
@@ -27,7 +27,7 @@ from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.data.sources.data_source import BuiltPairs, DataRoot, DataSource
 from search_r3.data.sources.pair_files import default_name
 from search_r3.data.sources.records import DAMAGED
-from search_r3.data.sources.registry import COMMON, data_sources
+from search_r3.data.sources.registry import COMMON, RENAMED_KEYS, data_sources
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.yaml_file import read_yaml, where_recipes_are
@@ -256,6 +256,9 @@ def _check_source(source: Any, where: str, kinds: Mapping[str, DataSource]) -> N
     refuse_unknown([source["kind"]], tuple(kinds), where, what="kind")
     where, kind = f"{where} ({source['kind']})", kinds[source["kind"]]
     types = COMMON | kind.keys
+    for old, new in RENAMED_KEYS.items():
+        if old in source and new in types:
+            raise InputError(f'{where}: the key "{old}" is called {new} now; rename it')
     refuse_unknown(source, tuple(types), where)
     for key, value in source.items():
         _check_type(value, types[key], key, where)

@@ -69,7 +69,7 @@ class EmbeddingCache:
 
         Args:
             encode: texts to float rows; one text's row must not depend on the other texts of the call.
-            identity: everything that decides an embedding, JSON-serialisable.
+            identity: everything that decides an embedding, JSON-serializable.
             label: what the progress bar says is being encoded.
             step: texts handed to `encode` at once; the progress bar moves after each.
             show_progress: None shows a bar when standard error is a terminal.

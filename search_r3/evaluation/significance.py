@@ -1,7 +1,7 @@
-"""Whether two systems differ on the same queries: a paired randomisation test, a bootstrap interval, Holm's correction.
+"""Whether two systems differ on the same queries: a paired randomization test, a bootstrap interval, Holm's correction.
 
 Everything takes per-query differences of a measure, float (Q,), and is pure numpy. Smucker, Allan & Carterette 2007
-(doi 10.1145/1321440.1321528) is why the test is the randomisation one; Efron 1987 (doi 10.2307/2289144) is the
+(doi 10.1145/1321440.1321528) is why the test is the randomization one; Efron 1987 (doi 10.2307/2289144) is the
 interval (BCa); Holm 1979 (Scandinavian Journal of Statistics 6, 65-70) is the correction for many comparisons.
 """
 
@@ -33,7 +33,7 @@ class Comparison:
     Attributes:
         difference: mean of B - A.
         low, high: the bootstrap interval of that mean.
-        p: two-sided p-value of the randomisation test.
+        p: two-sided p-value of the randomization test.
         p_corrected: the same after Holm's correction over the family it was compared in; `p` where it is alone.
         wins, ties, losses: queries where B is better, equal, worse.
     """
@@ -183,8 +183,8 @@ def _corrected_levels(levels: tuple[float, float], means_B: np.ndarray, values_Q
     normal, mean = NormalDist(), values_Q.mean()
     below = (np.mean(means_B < mean) + np.mean(means_B <= mean)) / 2
     bias = normal.inv_cdf(float(np.clip(below, 1 / (2 * len(means_B)), 1 - 1 / (2 * len(means_B)))))
-    centred = (values_Q - mean) / max(len(values_Q) - 1, 1)  # mean of all minus mean without one
-    acceleration = float((centred**3).sum() / (6 * (centred**2).sum() ** 1.5))
+    centered = (values_Q - mean) / max(len(values_Q) - 1, 1)  # mean of all minus mean without one
+    acceleration = float((centered**3).sum() / (6 * (centered**2).sum() ** 1.5))
 
     def corrected(level: float) -> float:
         z = bias + normal.inv_cdf(level)

@@ -97,7 +97,7 @@ def evaluate(
         cache: where document embeddings are kept; None is the default folder. `use_cache=False` keeps none.
         force: evaluate again what is already there.
         seed: recorded, and given to torch; decoding is greedy.
-        allow_missing: measure on a data set whose judgements name documents that its corpus lacks; every record, table
+        allow_missing: measure on a data set whose judgments name documents that its corpus lacks; every record, table
             and card says so.
         ignore_identical_ids: as MTEB's: no document with a query's own id is an answer to it, on all data sets or on
             those that are named. Where it is not set and queries find themselves, every record, table and card says so.
@@ -270,7 +270,7 @@ def load_dataset(
     With `ignore_identical_ids`, no document with a query's own id counts as an answer to it.
 
     Raises:
-        InputError: no such data set or split; or its judgements name a document that it lacks, unless `allow_missing`.
+        InputError: no such data set or split; or its judgments name a document that it lacks, unless `allow_missing`.
     """
     folder, shown, used_split, cut = _locate(name, data_root, split)
     dataset = load_beir(folder, used_split, name=shown, allow_missing=allow_missing)

@@ -71,7 +71,7 @@ class SuitePlan:
     modes: list[Literal["off", "on"]] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
     """Reasoning off, on or both."""
     split: str | None = None
-    """Which judgements; each data set's test split by default."""
+    """Which judgments; each data set's test split by default."""
     budget: int = 32
     """Most tokens of a reasoning trace, in mode on."""
     max_length: int | None = None
@@ -85,7 +85,7 @@ class SuitePlan:
     output: Path = Path("results")
     """Where runs/, metrics/ and studies/ go."""
     allow_missing: bool = False
-    """Measure on data sets whose judgements name documents that they lack; every table then says so."""
+    """Measure on data sets whose judgments name documents that they lack; every table then says so."""
     ignore_identical_ids: bool | list[str] = False
     """As MTEB's: no document with a query's own id is an answer to it (ArguAna, Quora). true for all data sets, or a
     list of those that are meant."""

@@ -1,6 +1,6 @@
 """BM25 by bm25s: k1 = 1.2, b = 0.75, Lucene's idf, English stop words, no stemmer.
 
-The tokeniser is bm25s's own: lower case, words of two or more word characters. Robertson & Zaragoza (2009); the variant
+The tokenizer is bm25s's own: lower case, words of two or more word characters. Robertson & Zaragoza (2009); the variant
 is the one that Lucene computes (Kamphuis et al. 2020).
 """
 
@@ -20,7 +20,7 @@ class BM25Retriever:
 
     Args:
         k1: how fast a repeated term saturates.
-        b: how much a long document is penalised, 0 to 1.
+        b: how much a long document is penalized, 0 to 1.
         stopwords: a language that bm25s knows ("en"), or None to keep every word.
     """
 

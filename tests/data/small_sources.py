@@ -22,14 +22,14 @@ sources:
   - {kind: queries, dataset: toy, split: train}
   - {kind: debian, path: files/Translation-en.gz, limit: 8}
   - {kind: wordnet, path: files}
-  - {kind: dictd, path: files/mine, licence: CC0}
+  - {kind: dictd, path: files/mine, license: CC0}
   - {kind: man, path: files/man}
   - {kind: pydoc, path: files/html}
-  - {kind: pairs, path: files/own.jsonl, licence: CC0, negatives: [wrong]}
-  - {kind: pairs, path: files/own.csv, name: quoted, licence: CC0, query: question, positive: answer}
-  - {kind: pairs, path: files/own.tsv, name: tabbed, licence: CC0, header: false,
+  - {kind: pairs, path: files/own.jsonl, license: CC0, negatives: [wrong]}
+  - {kind: pairs, path: files/own.csv, name: quoted, license: CC0, query: question, positive: answer}
+  - {kind: pairs, path: files/own.tsv, name: tabbed, license: CC0, header: false,
      query: "1", positive: "2", negatives: ["3"]}
-  - {kind: dictd, path: files/none, licence: CC0, optional: true}
+  - {kind: dictd, path: files/none, license: CC0, optional: true}
 decontaminate:
   against: [{dataset: toy, split: test}]
 deduplicate: true
@@ -72,7 +72,7 @@ def _contents() -> dict[str, str | bytes]:
     page = (
         '.\\" SPDX-License-Identifier: MIT\n.SH NAME\np{i} \\- print number {i}\n.SH DESCRIPTION\nIt is {i}, {words}.\n'
     )
-    synset = "  1 the licence  \n0000000{i} 03 n 01 {part}_{i} 0 000 | the sense of {part} {i}\n"
+    synset = "  1 the license  \n0000000{i} 03 n 01 {part}_{i} 0 000 | the sense of {part} {i}\n"
     html = "<!DOCTYPE html><html><body><section><h1>Heading {i}</h1><p>It is {i}, {words}.</p></section></body></html>"
     twice = FUNCTION.format(name="same", what="same thing twice", number=7)  # the first file's counts: order matters
     return {
@@ -83,7 +83,7 @@ def _contents() -> dict[str, str | bytes]:
         "data/toy/queries.jsonl": _lines(queries),
         "data/toy/qrels/train.tsv": "query-id\tcorpus-id\tscore\n" + train,
         "data/toy/qrels/test.tsv": "query-id\tcorpus-id\tscore\n" + test,
-        "data/toy/SOURCE.txt": "licence: CC0\n",
+        "data/toy/SOURCE.txt": "license: CC0\n",
         "files/Translation-en.gz": gzip.compress(descriptions.encode(), mtime=0),
         **{
             f"files/data.{part}": synset.format(i=i, part=part) for i, part in enumerate(("noun", "verb", "adj", "adv"))

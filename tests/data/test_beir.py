@@ -44,7 +44,7 @@ def test_a_folder_is_read_in_order_with_grades_of_any_sign(tmp_path):
     assert dataset.qrels == {"q1": {"d1": 2, "d2": 0}, "q2": {"d2": -1}}
 
 
-def test_without_a_split_every_query_stays_and_all_judgements_are_joined(tmp_path):
+def test_without_a_split_every_query_stays_and_all_judgments_are_joined(tmp_path):
     folder = write_folder(tmp_path / "toy")
     (folder / "qrels" / "dev.tsv").write_text("q3\td3\t1\n", encoding="utf-8")
     dataset = load_beir(folder)
@@ -128,7 +128,7 @@ BROKEN_QRELS = {
 
 
 @pytest.mark.parametrize(("line", "expected"), BROKEN_QRELS.values(), ids=BROKEN_QRELS.keys())
-def test_a_broken_judgement_is_refused(tmp_path, line, expected):
+def test_a_broken_judgment_is_refused(tmp_path, line, expected):
     folder = write_folder(tmp_path / "toy", qrels=QRELS + line + "\n")
     with pytest.raises(InputError) as caught:
         load_beir(folder, "test")
@@ -141,7 +141,7 @@ def test_an_unknown_split_lists_those_there_are(tmp_path):
         load_beir(write_folder(tmp_path / "toy"), "dev")
 
 
-def test_judgements_of_documents_that_are_not_there_are_kept_only_for_who_asks(tmp_path):
+def test_judgments_of_documents_that_are_not_there_are_kept_only_for_who_asks(tmp_path):
     folder = write_folder(tmp_path / "toy", qrels=QRELS + "q1\td8\t1\n")
     with pytest.raises(InputError, match="--allow-missing"):
         load_beir(folder, "test")

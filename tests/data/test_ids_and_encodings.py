@@ -83,7 +83,7 @@ def test_a_number_and_its_digits_are_one_id(tmp_path: Path) -> None:
         list(open_source(folder))
 
 
-def test_judgements_name_a_beir_folders_documents_by_underscore_id_wherever_both_stand(tmp_path: Path) -> None:
+def test_judgments_name_a_beir_folders_documents_by_underscore_id_wherever_both_stand(tmp_path: Path) -> None:
     folder = beir(tmp_path / "set", "d1", "q1")
     (folder / "corpus.jsonl").write_text('{"_id": "d1", "id": 99, "text": "Yeast."}\n')
     assert list(load_beir(folder, "test").corpus) == ["d1"]
@@ -103,17 +103,17 @@ READERS: dict[str, tuple[str, Any, Any]] = {
     ),
     "own.jsonl": (
         '{"query": "q", "positive": "p"}\n',
-        lambda path: [pair.query for pair in own_pairs(str(path), licence="CC0").pairs],
+        lambda path: [pair.query for pair in own_pairs(str(path), license="CC0").pairs],
         ["q"],
     ),
     "own.csv": (
         "query,positive\nq,p\n",
-        lambda path: [pair.query for pair in own_pairs(str(path), licence="CC0").pairs],
+        lambda path: [pair.query for pair in own_pairs(str(path), license="CC0").pairs],
         ["q"],
     ),
     "own.tsv": (
         "query\tpositive\nq\tp\n",
-        lambda path: [pair.query for pair in own_pairs(str(path), licence="CC0").pairs],
+        lambda path: [pair.query for pair in own_pairs(str(path), license="CC0").pairs],
         ["q"],
     ),
     "documents.csv": ("id,text\na,b\n", lambda path: [d.id for d in open_source(path)], ["a"]),
@@ -164,7 +164,7 @@ def test_another_encoding_is_refused_in_one_line_that_says_what_to_do(tmp_path: 
     assert expected in said or (name == "notes.md" and "a binary file" in said)
 
 
-def test_a_byte_order_mark_in_judgements_and_queries(tmp_path: Path) -> None:
+def test_a_byte_order_mark_in_judgments_and_queries(tmp_path: Path) -> None:
     folder = beir(tmp_path / "set", "d1", "q1")
     for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
         (folder / file).write_bytes(BOM + (folder / file).read_bytes())

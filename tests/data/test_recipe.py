@@ -32,7 +32,7 @@ def root(tmp_path):
     corpus = {str(i): Document(str(i), f"Title number {i} here", f"{TEXT} Number {i}.") for i in range(4)}
     queries = {str(i): f"question {i}" for i in range(4)}
     write_beir(tmp_path / "data/toy", BeirDataset("toy", corpus, queries, {i: {i: 1} for i in queries}), "train")
-    (tmp_path / "data/toy/SOURCE.txt").write_text("Made up.\nlicence: CC0\n", encoding="utf-8")
+    (tmp_path / "data/toy/SOURCE.txt").write_text("Made up.\nlicense: CC0\n", encoding="utf-8")
     return tmp_path
 
 
@@ -70,7 +70,7 @@ def test_the_manifest_says_what_went_in_and_what_did_not(root):
     assert code["dropped"]["over the limit"] > 0
     assert (titles["count"], cloze["count"], queries["count"]) == (4, 1, 2)
     assert queries["dropped"] == {"held out for dev": 2}
-    assert titles["licence"] == "licence: CC0"
+    assert titles["license"] == "license: CC0"
     assert {pair.source for pair in pairs} >= {"docstrings:json", "titles:toy", "cloze:toy", "queries:toy/train"}
 
 

@@ -42,13 +42,13 @@ SOURCES = {
     "qrels": "{kind: queries, dataset: toy, split: train}",
     "debian": "{kind: debian, path: files/Translation-en.gz}",
     "wordnet": "{kind: wordnet, path: files}",
-    "dictd": "{kind: dictd, path: files/mine, licence: CC0}",
+    "dictd": "{kind: dictd, path: files/mine, license: CC0}",
     "man": "{kind: man, path: files/man}",
     "packed man": "{kind: man, path: files/man}",
     "pydoc": "{kind: pydoc, path: files/html}",
-    "jsonl": "{kind: pairs, path: files/own.jsonl, licence: CC0}",
-    "csv": "{kind: pairs, path: files/own.csv, licence: CC0, query: question, positive: answer}",
-    "tsv": '{kind: pairs, path: files/own.tsv, licence: CC0, query: "1", positive: "2", header: false}',
+    "jsonl": "{kind: pairs, path: files/own.jsonl, license: CC0}",
+    "csv": "{kind: pairs, path: files/own.csv, license: CC0, query: question, positive: answer}",
+    "tsv": '{kind: pairs, path: files/own.tsv, license: CC0, query: "1", positive: "2", header: false}',
 }
 WHOLE_FILE = {"docstrings", "man", "packed man", "pydoc"}
 """Kinds whose files are one record: all of the file goes."""
@@ -209,8 +209,8 @@ def test_broken_fields_of_a_data_set_are_skipped_with_what_hangs_on_them(root: P
     rows[1] = json.dumps({"_id": "d1", "text": "a \0 b"})
     corpus.write_text("\n".join(rows) + "\n")
     report = build(SOURCES["queries"], "skip")["sources"][0]
-    assert report["dropped"] == {"damaged: broken field": 2, "damaged: no judgement": 2}
-    assert report["damaged_places"]["no judgement"] == ["qrels/train.tsv, line 2", "qrels/train.tsv, line 3"]
+    assert report["dropped"] == {"damaged: broken field": 2, "damaged: no judgment": 2}
+    assert report["damaged_places"]["no judgment"] == ["qrels/train.tsv, line 2", "qrels/train.tsv, line 3"]
     assert report["count"] == 6
 
 

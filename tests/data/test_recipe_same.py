@@ -79,7 +79,7 @@ def test_functions_are_the_same_wherever_a_package_lies(tmp_path: Path) -> None:
     assert found[0][0].count(b"\n") > 10
 
 
-def test_the_manifest_says_sizes_hashes_and_licences(tmp_path: Path) -> None:
+def test_the_manifest_says_sizes_hashes_and_licenses(tmp_path: Path) -> None:
     root = small_sources.make(tmp_path)
     manifest = json.loads(build(root, "as it is")[1])
     assert manifest["bytes"] == (root / "out.jsonl").stat().st_size
@@ -90,8 +90,8 @@ def test_the_manifest_says_sizes_hashes_and_licences(tmp_path: Path) -> None:
         assert source["inputs"]["files"] >= 1
         assert source["inputs"]["bytes"] > 0
         assert len(source["inputs"]["sha256"]) == 64
-        licences = [package["licence"] for package in source.get("packages_read", {}).values()] or [source["licence"]]
-        assert all(licences)
+        licenses = [package["license"] for package in source.get("packages_read", {}).values()] or [source["license"]]
+        assert all(licenses)
     own = next(source for source in sources if source.get("name") == "quoted")
     summed = run(["sha256sum", root / "files/own.csv"]).stdout
     assert own["inputs"]["sha256"] == summed.split()[0]

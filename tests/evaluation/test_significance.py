@@ -1,4 +1,4 @@
-"""The randomisation test, the bootstrap and Holm's correction: the properties of their sources, and scipy's values."""
+"""The randomization test, the bootstrap and Holm's correction: the properties of their sources, and scipy's values."""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ def test_a_set_with_missing_documents_is_never_reported_without_saying_so(data_r
 def test_a_folder_with_missing_documents_is_refused_or_says_so_wherever_its_figures_stand(
     data_root, kept_run, adapter, tmp_path, monkeypatch, capsys
 ):
-    with open(data_root / "tiny/qrels/test.tsv", "a") as judgements:
-        judgements.write("q1\tgone\t1\n")
+    with open(data_root / "tiny/qrels/test.tsv", "a") as judgments:
+        judgments.write("q1\tgone\t1\n")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("<!-- table: results -->\n<!-- /table -->\n")
     command = ["evaluate", "--dataset", "tiny", "--system", "bm25", "--data", str(data_root)]
@@ -149,8 +149,8 @@ def test_a_folder_with_missing_documents_is_refused_or_says_so_wherever_its_figu
 
 
 def test_what_fails_loses_nothing_else(data_root, tmp_path, monkeypatch):
-    with open(data_root / "tiny/qrels/test.tsv", "a") as judgements:
-        judgements.write("q1\tgone\t1\n")
+    with open(data_root / "tiny/qrels/test.tsv", "a") as judgments:
+        judgments.write("q1\tgone\t1\n")
     real = systems.BM25System.answer
 
     def breaks(self, *given):

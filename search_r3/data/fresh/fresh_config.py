@@ -30,7 +30,7 @@ class Source:
     """Of the archive; another is refused, so that a recipe means the same everywhere."""
     released: str | None = None
     """YYYY-MM-DD, where no package index can be asked; where one can, the two must agree."""
-    licence: str | None = None
+    license: str | None = None
     """Where the package's own metadata say nothing."""
     older: tuple[str, ...] = ()
     """Earlier releases of it, or packages that it took texts from: what stands in them too is left out as old."""
@@ -140,4 +140,6 @@ def _built(cls: type[Config], values: dict[str, Any], where: str) -> Config:
     """`cls` out of `values`, where one name may stand for a list of one."""
     lists = {name for name, hint in typing.get_type_hints(cls).items() if hint == tuple[str, ...]}
     given = {key: [value] if key in lists and isinstance(value, str) else value for key, value in values.items()}
+    if "licence" in given:
+        raise InputError(f'{where}: the key "licence" is called license now; rename it')
     return from_mapping(cls, given, where)

@@ -26,7 +26,7 @@ from search_r3.data.fresh.questions import draft_questions
 from search_r3.data.fresh.release import Lookup, Release, read_release, read_source
 from search_r3.data.mining.decontamination import DeduplicateSettings, Dropped, deduplicate
 from search_r3.data.mining.scorers import Scorer
-from search_r3.data.mining.word_overlap import normalise
+from search_r3.data.mining.word_overlap import normalize
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.synthesis.roundtrip import RoundTrip
 from search_r3.data.synthesis.writers import Budget, Writer
@@ -155,7 +155,7 @@ def _read_releases(config: FreshConfig, lookup: Lookup, say: Say) -> list[Releas
 
 def _run_key(config: FreshConfig, releases: Sequence[Release], writer: Writer | None) -> str:
     settings = {key: value for key, value in asdict(config).items() if key != "packages"}
-    packages = [[one.name, one.version, one.licence, one.contents.sha256] for one in releases]
+    packages = [[one.name, one.version, one.license, one.contents.sha256] for one in releases]
     skipped = [[list(one.skip), list(one.older)] for one in config.packages]
     values = [FORMAT, settings, packages, skipped, dict(writer.identity) if writer else None]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -177,7 +177,7 @@ def _corpus(config: FreshConfig, releases: Sequence[Release], dropped: dict[str,
     for source, release in zip(config.packages, releases, strict=True):
         passages = read_passages(release, config, dropped[release.name], source.skip)
         old = _old_texts(source, config)
-        fresh = [one for one in passages if normalise(one.text) not in old]
+        fresh = [one for one in passages if normalize(one.text) not in old]
         dropped[release.name]["document that an older package has"] += len(passages) - len(fresh)
         found += fresh
     if not found:
@@ -197,7 +197,7 @@ def _corpus(config: FreshConfig, releases: Sequence[Release], dropped: dict[str,
 
 
 def _old_texts(source: Source, config: FreshConfig) -> set[str]:
-    return {normalise(one.text) for path in source.older for one in read_passages(read_source(path), config, Counter())}
+    return {normalize(one.text) for path in source.older for one in read_passages(read_source(path), config, Counter())}
 
 
 # ----------------------------------------------------------------------------------------------------------- questions

@@ -1,6 +1,6 @@
-"""What a fresh set says about itself: every package with its date and licence, and what each filter took.
+"""What a fresh set says about itself: every package with its date and license, and what each filter took.
 
-A filter by a retriever favours what that retriever finds, so the counts are given for each member of the committee.
+A filter by a retriever favors what that retriever finds, so the counts are given for each member of the committee.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def describe(
                 "kind": release.kind,
                 "file": release.file or None,
                 "sha256": release.contents.sha256,
-                "licence": release.licence,
+                "license": release.license,
                 "released": release.released.isoformat() if release.released else None,
                 "date_from": release.evidence,
                 "first_released": release.first_released.isoformat() if release.first_released else None,
@@ -139,11 +139,11 @@ def _note(manifest: dict[str, Any], releases: Sequence[Release]) -> str:
         "",
         f"Questions: from {by}. One document is judged relevant to each; others may answer it too and are not judged.",
         f"Filter: {trip['rule']}; of {trip['checked']} questions {trip['found_by_none']} were dropped by it.",
-        "It favours the committee. Questions of this set that only one member finds: "
+        "It favors the committee. Questions of this set that only one member finds: "
         + ", ".join(f"{name} {told['kept_that_it_alone_finds']}" for name, told in trip["committee"].items())
         + ".",
         "",
-        "Packages (name, version, released, licence):",
+        "Packages (name, version, released, license):",
     ]
-    lines += [f"  {one.name} {one.version or '?'}  {one.released or 'unknown'}  {one.licence}" for one in releases]
+    lines += [f"  {one.name} {one.version or '?'}  {one.released or 'unknown'}  {one.license}" for one in releases]
     return "\n".join(lines) + "\n"

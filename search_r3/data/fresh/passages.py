@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from search_r3.data.fresh.fresh_config import FreshConfig
-from search_r3.data.fresh.release import Release, normalised_name
+from search_r3.data.fresh.release import Release, normalized_name
 from search_r3.data.sources.docstrings import SKIPPED_DECORATORS, SKIPPED_FILES, SKIPPED_FOLDERS, SKIPPED_NAMES
 from search_r3.data.sources.records import clip
 
@@ -141,10 +141,10 @@ def _sections(
         if len(body.split()) < config.min_words or len(prose.split()) < MIN_PROSE:
             dropped["short section"] += 1
             continue
-        above = [one for one in section.above if normalised_name(one) != normalised_name(release.name)]
+        above = [one for one in section.above if normalized_name(one) != normalized_name(release.name)]
         title = " - ".join([release.name, *(plain_heading(one) for one in above if one != section.heading)])
         where = re.sub(r"\s+", "_", name)
-        key = f"{normalised_name(release.name)}:{where}#{number}"
+        key = f"{normalized_name(release.name)}:{where}#{number}"
         yield Passage(key, release.name, "section", title, clip(body, config.max_chars), section.heading or None)
 
 
@@ -305,7 +305,7 @@ def _passage(
     if len(re.findall(r"\w+", text)) < config.min_words:
         dropped[f"short {kind}"] += 1
         return None
-    key = f"{normalised_name(release.name)}:{where}" + (":module" if kind == "module" else "")
+    key = f"{normalized_name(release.name)}:{where}" + (":module" if kind == "module" else "")
     title = f"{release.name} {module}"
     whole = kind == "module" and "." not in where  # it says what the README says: nothing to ask it alone
     return Passage(key, release.name, kind, title, clip(text, config.max_chars), None if whole else docstring)

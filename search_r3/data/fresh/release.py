@@ -1,4 +1,4 @@
-"""Which release of which package a source is, under which licence, and when it appeared, with how we know.
+"""Which release of which package a source is, under which license, and when it appeared, with how we know.
 
 The package index keeps the time of every upload beside the file's SHA-256, and pip's own configuration says where the
 index is (PEP 691, PEP 700). Without it there is only what the archive says of itself, which its maker could choose.
@@ -50,8 +50,8 @@ class Release:
     """One package as it was read.
 
     Attributes:
-        name, version, licence, summary: by its metadata; a folder without any has its own name, no version and an
-            "unknown" licence.
+        name, version, license, summary: by its metadata; a folder without any has its own name, no version and an
+            "unknown" license.
         description: the README as the metadata carry it; `markdown` or reStructuredText.
         kind: "wheel", "sdist", "folder" or "installed".
         file: the archive's name, without its folder.
@@ -65,7 +65,7 @@ class Release:
     version: str
     kind: str
     file: str
-    licence: str
+    license: str
     summary: str
     description: str
     markdown: bool
@@ -86,8 +86,8 @@ def read_release(source: Source, lookup: Lookup) -> Release:
     found = release.contents.sha256
     if source.sha256 is not None and source.sha256 != found:
         raise InputError(f"{source.path} has the SHA-256 {found}, expected {source.sha256}; fetch the right file")
-    if source.licence:
-        release = replace(release, licence=source.licence)
+    if source.license:
+        release = replace(release, license=source.license)
     return _dated(release, source, lookup(release.name) if release.version else None)
 
 
@@ -124,7 +124,7 @@ def _described(contents: Contents, kind: str, file: str, fallback: str) -> Relea
         version=str(metadata.get("Version") or "").strip(),
         kind=kind,
         file=file,
-        licence=_licence(metadata),
+        license=_license(metadata),
         summary=str(metadata.get("Summary") or "").strip(),
         description=str(described).strip(),
         markdown="rst" not in str(metadata.get("Description-Content-Type") or "text/markdown"),
@@ -140,7 +140,7 @@ def _metadata(contents: Contents) -> Message:
     return message_from_bytes(contents.files[min(files, key=lambda name: (name.count("/"), name))])
 
 
-def _licence(metadata: Message) -> str:
+def _license(metadata: Message) -> str:
     for key in ("License-Expression", "License"):
         lines = str(metadata.get(key) or "").strip().splitlines()
         if lines and lines[0].strip().upper() not in ("", "UNKNOWN"):
@@ -188,15 +188,15 @@ def _uploads(answer: dict[str, Any] | None) -> list[tuple[str, str, date]]:
     return found
 
 
-def normalised_name(name: str) -> str:
+def normalized_name(name: str) -> str:
     """A distribution's name as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _is_version(file: str, release: Release) -> bool:
     stem = re.sub(r"\.(tar\.\w+|tgz|zip|whl)$", "", file)
-    beginning = f"{normalised_name(release.name)}-{release.version}".lower()
-    plain = normalised_name(stem[: len(release.name)]) + stem[len(release.name) :].lower()
+    beginning = f"{normalized_name(release.name)}-{release.version}".lower()
+    plain = normalized_name(stem[: len(release.name)]) + stem[len(release.name) :].lower()
     return plain == beginning or plain.startswith(beginning + "-")
 
 
@@ -208,7 +208,7 @@ def index_lookup(report: Callable[[str], None] | None = None) -> Lookup:
     def look_up(name: str) -> dict[str, Any] | None:
         if not base:
             base.append(index_url())
-        key = normalised_name(name)
+        key = normalized_name(name)
         if key not in known and base[0]:
             try:
                 known[key] = _ask(f"{base[0].rstrip('/')}/{key}/")

@@ -1,6 +1,6 @@
 """Data sets by the names of ir_datasets and MTEB, fetched once and kept below the data root as BEIR folders.
 
-`ir_datasets:beir/scifact/test` (https://ir-datasets.com) has judgements for one split, here called "test";
+`ir_datasets:beir/scifact/test` (https://ir-datasets.com) has judgments for one split, here called "test";
 `mteb:SciFact` has those that MTEB evaluates on. Both need their package, and a network the first time.
 """
 
@@ -20,7 +20,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path
 
 SPLIT = "test"
-"""The split of an ir_datasets name, which itself says which judgements are meant."""
+"""The split of an ir_datasets name, which itself says which judgments are meant."""
 MAX_LISTED = 20
 
 
@@ -118,8 +118,8 @@ def _from_ir_datasets(name: str) -> Fetched:
 
     with _told(f"ir_datasets:{name}"):
         queries = ((row.query_id, _plain_text(row, name)) for row in dataset.queries_iter())
-        judgements = ((row.query_id, row.doc_id, row.relevance) for row in dataset.qrels_iter())
-        fetched.splits[SPLIT] = _dataset(name, documents(), queries, judgements, fetched)
+        judgments = ((row.query_id, row.doc_id, row.relevance) for row in dataset.qrels_iter())
+        fetched.splits[SPLIT] = _dataset(name, documents(), queries, judgments, fetched)
     return fetched
 
 
@@ -152,7 +152,7 @@ def _from_mteb(name: str) -> Fetched:
         task.convert_v1_dataset_format_to_v2(num_proc=None)
         (parts,) = task.dataset.values()
     origin = [f"{metadata.dataset.get('path')} at revision {metadata.dataset.get('revision')}"]
-    origin += [f"licence: {metadata.license or 'not specified'}", str(metadata.reference or "")]
+    origin += [f"license: {metadata.license or 'not specified'}", str(metadata.reference or "")]
     if getattr(task, "ignore_identical_ids", False):
         origin.append("MTEB leaves out documents with a query's own id here: evaluate it with --ignore-identical-ids")
     fetched = Fetched({}, [line for line in origin if line])
@@ -163,8 +163,8 @@ def _from_mteb(name: str) -> Fetched:
             )
         documents = (Document(row["id"], row.get("title") or "", _mteb_text(row, name)) for row in part["corpus"])
         queries = ((row["id"], _mteb_text(row, name)) for row in part["queries"])
-        judgements = ((q, d, grade) for q, grades in part["relevant_docs"].items() for d, grade in grades.items())
-        fetched.splits[split] = _dataset(name, documents, queries, judgements, fetched)
+        judgments = ((q, d, grade) for q, grades in part["relevant_docs"].items() for d, grade in grades.items())
+        fetched.splits[split] = _dataset(name, documents, queries, judgments, fetched)
     return _one_corpus(fetched, name)
 
 
@@ -200,7 +200,7 @@ def _dataset(
     name: str,
     documents: Iterable[Document],
     queries: Iterable[tuple[str, str]],
-    judgements: Iterable[tuple[str, str, float]],
+    judgments: Iterable[tuple[str, str, float]],
     fetched: Fetched,
 ) -> BeirDataset:
     """A data set that `load_beir` reads: no white space in ids, no blank query, whole grades, each pair judged once.
@@ -219,16 +219,16 @@ def _dataset(
         else:
             fetched.drop("blank queries")
     qrels: dict[str, dict[str, int]] = {}
-    for query_id, document_id, grade in judgements:
+    for query_id, document_id, grade in judgments:
         query, judged = _id(query_id), _id(document_id)
         if query not in kept:
-            fetched.drop("judgements of queries that are blank or not there")
+            fetched.drop("judgments of queries that are blank or not there")
             continue
         if grade != int(grade):
             raise InputError(f"{name} judges {query_id} and {document_id} by {grade}; expected whole numbers")
         grades = qrels.setdefault(query, {})
         if grades.get(judged, grade) != grade:
-            fetched.drop("judgements beside a higher one of the same query and document")
+            fetched.drop("judgments beside a higher one of the same query and document")
         grades[judged] = max(int(grade), grades.get(judged, int(grade)))
     return BeirDataset(name, corpus, kept, qrels)
 

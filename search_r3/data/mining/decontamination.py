@@ -22,7 +22,7 @@ from search_r3.data.beir import beir_files, load_beir
 from search_r3.data.build_cache import Parts, key_of
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.io.input_stamps import stamps
-from search_r3.data.mining.word_overlap import normalise, word_set, words_of
+from search_r3.data.mining.word_overlap import normalize, word_set, words_of
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.sources.beir_pairs import is_held_out
 from search_r3.errors import InputError
@@ -222,7 +222,7 @@ def deduplicate(pairs: Sequence[TrainingPair], settings: DeduplicateSettings, dr
     exact: dict[tuple[str, str], TrainingPair] = {}
     rest: list[TrainingPair] = []
     for pair in pairs:
-        key = ("" if settings.by == "positive" else normalise(pair.query), normalise(pair.positive))
+        key = ("" if settings.by == "positive" else normalize(pair.query), normalize(pair.positive))
         if key in exact:
             dropped.add(pair, "exact duplicate", f"copy of {exact[key].id}")
         else:
@@ -251,7 +251,7 @@ def deduplicate(pairs: Sequence[TrainingPair], settings: DeduplicateSettings, dr
 def shingles(text: str) -> np.ndarray:
     """Sorted distinct 64-bit hashes of the text's word triples, uint64; a text of fewer words is one shingle."""
     words = words_of(text)
-    grams = set(ngrams(words, SHINGLE)) or {" ".join(words) or normalise(text)}
+    grams = set(ngrams(words, SHINGLE)) or {" ".join(words) or normalize(text)}
     return np.sort(np.array([_hash(gram) for gram in grams], dtype=np.uint64))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from search_r3.data.beir import load_beir, stable_order
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.mining.scorers import Report, Scorer
-from search_r3.data.mining.word_overlap import near_identical, normalise, word_set
+from search_r3.data.mining.word_overlap import near_identical, normalize, word_set
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.data.shard_checkpoints import Partial
 from search_r3.errors import InputError
@@ -82,7 +82,7 @@ class Candidates:
         texts: distinct texts, in the order in which they were met.
         tags: for each text, the kinds of source and the data sets that it belongs to ("titles", "scifact").
         positive_of: for each pair, the index of its positive.
-        answers: normalised query -> indices of all its known positives.
+        answers: normalized query -> indices of all its known positives.
     """
 
     texts: list[str]
@@ -209,7 +209,7 @@ def gather(
     positive_of = []
     for pair in pairs:
         positive_of.append(add(pair.positive, tags_of(pair.source)))
-        answers[normalise(pair.query)].add(positive_of[-1])
+        answers[normalize(pair.query)].add(positive_of[-1])
     for name in corpora:
         dataset = load_beir(find_dataset(name, data_root))
         tags_of_corpus = tags_of(f"corpus:{Path(name).name if Path(name).is_dir() else name}")
@@ -235,7 +235,7 @@ def choose(
     scorer: Scorer,
 ) -> tuple[list[int], Counter[str]]:
     """Indices of the negatives of pair number `i`, the nearest first, and how many candidates each guard dropped."""
-    answers = candidates.answers[normalise(pair.query)]
+    answers = candidates.answers[normalize(pair.query)]
     _, order_1K = top_k(scores_N[None], settings.range_max + len(answers))
     window = [j for j in order_1K[0].tolist() if j not in answers]
     dropped: Counter[str] = Counter()
@@ -271,7 +271,7 @@ class _Guards:
     ) -> None:
         positive = candidates.positive_of[i]
         self.candidates, self.settings, self.scores_N, self.teacher_N = candidates, settings, scores_N, teacher_N
-        self.answers = candidates.answers[normalise(pair.query)]
+        self.answers = candidates.answers[normalize(pair.query)]
         self.limit = float(scores_N[positive])
         self.teacher_limit = 0.0 if teacher_N is None else part_of(float(teacher_N[positive]), settings.teacher_share)
         self.tags, self.own = tags_of(pair.source), set(pair.negatives)
@@ -302,7 +302,7 @@ def part_of(score: float, share: float) -> float:
 
 
 def _near(text: str, answer: str, share: float) -> bool:
-    return normalise(text) == normalise(answer) or near_identical(_cached_words(text), _cached_words(answer), share)
+    return normalize(text) == normalize(answer) or near_identical(_cached_words(text), _cached_words(answer), share)
 
 
 @lru_cache(maxsize=20_000)
@@ -313,7 +313,7 @@ def _cached_words(text: str) -> frozenset[str]:
 def _rank_of_positive(i: int, pair: TrainingPair, candidates: Candidates, scores_N: np.ndarray) -> int:
     """The rank of the positive from 1, the query's other positives not counted."""
     scores_N = scores_N.copy()
-    scores_N[list(candidates.answers[normalise(pair.query)] - {candidates.positive_of[i]})] = -np.inf
+    scores_N[list(candidates.answers[normalize(pair.query)] - {candidates.positive_of[i]})] = -np.inf
     positive_N = np.zeros(len(scores_N), dtype=bool)
     positive_N[candidates.positive_of[i]] = True
     return int(rank_of_best_positive(scores_N[None], positive_N[None])[0])

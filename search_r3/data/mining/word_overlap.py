@@ -9,7 +9,7 @@ SIZE_RATIO = 2.0
 _WORD = re.compile(r"\w+")
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case with single spaces: what is equal after this is the same text."""
     return " ".join(text.casefold().split())
 

@@ -1,6 +1,6 @@
 """Reasoning traces written from words alone: the terms that reasoning about this query should name.
 
-A term scores by its rarity in the pair's own document, and by how many of the query's BM25 neighbours use it: what only
+A term scores by its rarity in the pair's own document, and by how many of the query's BM25 neighbors use it: what only
 the answer could know is mixed with what the query makes likely, so that a model can learn to say it, and an embedding
 trained with it does not learn to trust it blindly. (Relevance-model feedback, Lavrenko & Croft 2001, cut to a line.)
 """
@@ -21,12 +21,12 @@ from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.data.reasoning.self_reasoning_pairs import rarity
 from search_r3.data.sources.thesaurus import Thesaurus
 
-NEIGHBOURS = 4
+NEIGHBORS = 4
 BLOCK = 128
 MAX_CHARS = 72
 """A trace must end well within its budget of tokens, or a model learns to be cut off."""
 OWN_WEIGHT = 0.5
-"""How much the pair's own document counts against the mean of its query's neighbours."""
+"""How much the pair's own document counts against the mean of its query's neighbors."""
 _TERM = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*")
 _PLAIN = frozenset(
     re.findall(
@@ -76,7 +76,7 @@ def write_salient(
 ) -> list[TrainingPair]:
     """The pairs, the first ones with reasoning such as "migraine comorbidity: headache, panic; related: anxiety".
 
-    Before the colon stand the query's own rarest words, after it terms of its document and its neighbours. Where
+    Before the colon stand the query's own rarest words, after it terms of its document and its neighbors. Where
     WordNet is installed, synonyms of the query's words and a definition of one are tried as well. With a scorer, the
     draft that helps most is taken; without, the first.
 
@@ -95,7 +95,7 @@ def write_salient(
     weight = rarity(" ".join(bag) for bag in bags)
     bm25 = BM25Retriever()
     bm25.index(documents)
-    scores, near = bm25.search([pairs[i].query for i in chosen], NEIGHBOURS)
+    scores, near = bm25.search([pairs[i].query for i in chosen], NEIGHBORS)
     thesaurus = Thesaurus() if Thesaurus.found() else None
     drafts = {}
     for line, i in enumerate(chosen):
@@ -150,16 +150,16 @@ def _standing(scores_N: np.ndarray, own: int) -> tuple[int, float]:
 
 
 def salient(
-    query: str, own: Counter[str], neighbours: Sequence[Counter[str]], weight: Mapping[str, float], terms: int
+    query: str, own: Counter[str], neighbors: Sequence[Counter[str]], weight: Mapping[str, float], terms: int
 ) -> list[str]:
     """The terms that reasoning should name, the best first; [] when the documents hold none that the query lacks."""
     said = set(_terms(query))
     score: dict[str, float] = defaultdict(float)
     for term in own:
         score[term] += OWN_WEIGHT * _importance(own, term, weight)
-    for bag in neighbours:
+    for bag in neighbors:
         for term in bag:
-            score[term] += (1 - OWN_WEIGHT) / len(neighbours) * _importance(bag, term, weight)
+            score[term] += (1 - OWN_WEIGHT) / len(neighbors) * _importance(bag, term, weight)
     ranked = sorted(score.items(), key=lambda item: (-item[1], item[0]))
     found: list[str] = []
     for term, _ in ranked:

@@ -50,7 +50,7 @@ class DataSource:
         def faq_pairs(settings, seed, data_root):
             entries = json.loads(Path(settings["path"]).read_text(encoding="utf-8"))
             pairs = [TrainingPair(f"faq:{i}", e["question"], e["answer"], source="faq") for i, e in enumerate(entries)]
-            return BuiltPairs(pairs, origin={"licence": "CC0-1.0"})
+            return BuiltPairs(pairs, origin={"license": "CC0-1.0"})
 
         FAQ = DataSource(faq_pairs, faq_files, {"path": str}, needed=("path",))
 

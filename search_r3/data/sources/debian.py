@@ -20,7 +20,7 @@ from search_r3.data.sources.records import MAX_RECORD, BuiltPairs, Records, clip
 LISTS = Path("/var/lib/apt/lists")
 APT_HELPER = Path("/usr/lib/apt/apt-helper")
 """apt's own reader of its lists, which containers keep as .lz4."""
-LICENCE = "each description under its package's own licence (Debian main: free by the DFSG)"
+LICENSE = "each description under its package's own license (Debian main: free by the DFSG)"
 MIN_SYNOPSIS_WORDS, MIN_TEXT_WORDS = 2, 12
 _EMPTY_SHELL = re.compile(r"\b(transitional|dummy|debug(ging)? symbols|metapackage|meta-package)\b", re.IGNORECASE)
 
@@ -62,7 +62,7 @@ def debian_pairs(path: str | None = None, *, damaged: str = "refuse", max_chars:
             seen_ids.add(package)
             seen_texts.add(known)
             pairs.append(TrainingPair(f"debian:{package}", synopsis, clip(text, max_chars), source="debian:packages"))
-    return records.built(without_generic(pairs, dropped), {"licence": LICENCE})
+    return records.built(without_generic(pairs, dropped), {"license": LICENSE})
 
 
 def descriptions_file(path: str | None = None) -> Path:

@@ -24,7 +24,7 @@ DIRECTIONS = ("both", "words", "gloss")
 MAX_DICTIONARY = 1_000_000_000
 """Bytes after decompression: a dictionary is held in memory, since its index points into it."""
 MIN_GLOSS_WORDS, MIN_ARTICLE_WORDS = 4, 12
-LICENCES = {
+LICENSES = {
     "foldoc": "GFDL-1.1-or-later (The Free On-line Dictionary of Computing, https://foldoc.org, editor Denis Howe)",
     "jargon": "public domain (the Jargon File)",
 }
@@ -57,7 +57,7 @@ def wordnet_pairs(
     pairs: list[TrainingPair] = []
     for part, file in zip(PARTS, files, strict=True):
         for number, raw in _lines(file, records):
-            if isinstance(raw, bytes) and raw.startswith(b"  "):  # the licence stands first, indented
+            if isinstance(raw, bytes) and raw.startswith(b"  "):  # the license stands first, indented
                 continue
             where = f"{file.name}, line {number}"
             line = records.text(raw, where)
@@ -66,7 +66,7 @@ def wordnet_pairs(
                 pairs += _synset_pairs(part, *synset, direction, max_chars, records.dropped)
             elif line is not None:
                 records.fault(where, "no synset", "not a line of WordNet's data files")
-    return records.built(without_generic(pairs, records.dropped), {"licence": "WordNet-3.0 (Princeton University)"})
+    return records.built(without_generic(pairs, records.dropped), {"license": "WordNet-3.0 (Princeton University)"})
 
 
 def wordnet_files(path: str | None = None) -> list[Path]:
@@ -122,23 +122,23 @@ def _synset_pairs(
     return pairs
 
 
-def dictd_pairs(path: str, *, licence: str | None = None, damaged: str = "refuse", max_chars: int = 1200) -> BuiltPairs:
+def dictd_pairs(path: str, *, license: str | None = None, damaged: str = "refuse", max_chars: int = 1200) -> BuiltPairs:
     """The articles of a dictd dictionary: headword -> article without its headword. Aliases of an article count once.
 
     Args:
         path: of the dictionary without its suffix, such as /usr/share/dictd/foldoc.
-        licence: for the manifest; FOLDOC's and the Jargon File's are known.
+        license: for the manifest; FOLDOC's and the Jargon File's are known.
         damaged: "refuse" or "skip" broken lines of the index and articles that are no text.
         max_chars: where articles are cut.
 
     Raises:
         MissingSource: a file is missing.
-        InputError: the licence of another dictionary is not given, or something damaged is not to be skipped.
+        InputError: the license of another dictionary is not given, or something damaged is not to be skipped.
     """
     base = Path(path)
-    known = licence or LICENCES.get(base.name)
+    known = license or LICENSES.get(base.name)
     if not known:
-        raise InputError(f'the licence of the dictionary "{base.name}" is not known here; give it with licence')
+        raise InputError(f'the license of the dictionary "{base.name}" is not known here; give it with license')
     index, dictionary = dictd_files(path)
     records = Records(damaged, base.parent)
     content, problem = read_up_to(dictionary, MAX_DICTIONARY)
@@ -170,7 +170,7 @@ def dictd_pairs(path: str, *, licence: str | None = None, damaged: str = "refuse
             elif headword:
                 identity = f"dictd:{base.name}:{place[0]}"
                 pairs.append(TrainingPair(identity, headword, clip(article, max_chars), source=f"dictd:{base.name}"))
-    return records.built(without_generic(pairs, records.dropped), {"licence": known})
+    return records.built(without_generic(pairs, records.dropped), {"license": known})
 
 
 def dictd_files(path: str) -> tuple[Path, Path]:

@@ -18,7 +18,7 @@ from search_r3.data.sources.records import BuiltPairs, Records, clip, without_ge
 from search_r3.data.sources.roff import plain_sections
 
 MAN = Path("/usr/share/man")
-PYDOC_LICENCE = "PSF-2.0 (examples and recipes also 0BSD)"
+PYDOC_LICENSE = "PSF-2.0 (examples and recipes also 0BSD)"
 MIN_SECTION_WORDS = 20
 NO_PROSE = re.compile(
     r"name|synopsis|library|attributes|history|authors?|copyright|colophon|standards|versions|bugs|see also"
@@ -28,17 +28,17 @@ NO_PROSE = re.compile(
 """Sections of manual pages that answer nobody's question."""
 NO_PAGE = re.compile(r"(^|/)(genindex.*|search|contents|modindex|py-modindex|bugs|copyright|license|changelog)\.html$")
 _NUMBER = re.compile(r"^\d+(\.\d+)*\.\s+")
-_LICENCE = re.compile(r"SPDX-License-Identifier:\s*(.+?)\s*$", re.MULTILINE)
+_LICENSE = re.compile(r"SPDX-License-Identifier:\s*(.+?)\s*$", re.MULTILINE)
 
 
 def man_pairs(
-    path: str | None = None, *, any_licence: bool = False, damaged: str = "refuse", max_chars: int = 1200
+    path: str | None = None, *, any_license: bool = False, damaged: str = "refuse", max_chars: int = 1200
 ) -> BuiltPairs:
     """Sections of the manual pages in a folder's man1 to man9, in the order of their paths.
 
     Args:
         path: the folder that holds man1, man2, ...
-        any_licence: also pages that name no licence (an SPDX identifier in a comment).
+        any_license: also pages that name no license (an SPDX identifier in a comment).
         damaged: "refuse" or "skip" pages that are no text.
         max_chars: where sections are cut.
 
@@ -49,7 +49,7 @@ def man_pairs(
     files = man_files(path)
     folder = files[0].parent.parent
     records = Records(damaged, folder, html_allowed=True)
-    licences: Counter[str] = Counter()
+    licenses: Counter[str] = Counter()
     pairs: list[TrainingPair] = []
     for file in files:
         name = file.relative_to(folder).as_posix()
@@ -59,17 +59,17 @@ def man_pairs(
         if is_html_page(page[:1000].encode()):
             records.fault(name, "HTML", "an HTML page, expected roff")
             continue
-        found = _LICENCE.search(page)
+        found = _LICENSE.search(page)
         if page.startswith(".so "):
             records.dropped["another name of a page"] += 1
         elif re.search(r"^\.Sh ", page, re.MULTILINE):
             records.dropped["mdoc page"] += 1
-        elif not found and not any_licence:
-            records.dropped["page that names no licence"] += 1
+        elif not found and not any_license:
+            records.dropped["page that names no license"] += 1
         else:
-            licences[found[1] if found else "not named in the page"] += 1
+            licenses[found[1] if found else "not named in the page"] += 1
             pairs += _of_page(name.removesuffix(".gz"), plain_sections(page), max_chars, records.dropped)
-    origin = {"licence": "; ".join(sorted(licences)), "pages": sum(licences.values())}
+    origin = {"license": "; ".join(sorted(licenses)), "pages": sum(licenses.values())}
     return records.built(without_generic(pairs, records.dropped), origin)
 
 
@@ -87,13 +87,13 @@ def man_files(path: str | None = None) -> list[Path]:
 
 
 def pydoc_pairs(
-    path: str, *, licence: str = PYDOC_LICENCE, damaged: str = "refuse", max_chars: int = 1200
+    path: str, *, license: str = PYDOC_LICENSE, damaged: str = "refuse", max_chars: int = 1200
 ) -> BuiltPairs:
     """Sections of the HTML pages that Sphinx made, below a folder, in the order of their paths.
 
     Args:
         path: the folder, such as /usr/share/doc/python3.11/html.
-        licence: for the manifest; Python's own by default.
+        license: for the manifest; Python's own by default.
         damaged: "refuse" or "skip" pages that are no text.
         max_chars: where sections are cut.
 
@@ -121,7 +121,7 @@ def pydoc_pairs(
             query = heading if number == 0 else f"{found[0][0].split(' — ')[0]}: {heading}"
             identity = f"pydoc:{name.removesuffix('.html')}:{number}"
             pairs.append(TrainingPair(identity, query, clip(text, max_chars), source="pydoc:python"))
-    return records.built(without_generic(pairs, records.dropped), {"licence": licence, "pages": len(files)})
+    return records.built(without_generic(pairs, records.dropped), {"license": license, "pages": len(files)})
 
 
 def pydoc_files(path: str) -> list[Path]:

@@ -28,7 +28,7 @@ MAX_CELL = 1_000_000
 def own_pairs(
     path: str,
     *,
-    licence: str,
+    license: str,
     query: str = "query",
     positive: str = "positive",
     negatives: Sequence[str] = (),
@@ -41,7 +41,7 @@ def own_pairs(
 
     Args:
         path: a .jsonl, .csv or .tsv file, perhaps packed (.gz, .bz2, .xz).
-        licence: for the manifest.
+        license: for the manifest.
         query, positive: names of the columns (or fields).
         negatives: names of columns with a negative each, or with a list of them (in CSV and TSV written as JSON).
         header: whether a CSV or TSV file names its columns in its first line; without, they are "1", "2", ...
@@ -59,8 +59,8 @@ def own_pairs(
     kind = Path(file.stem).suffix if file.suffix in PACKED else file.suffix
     if kind.lower() not in FORMATS:
         raise InputError(f"{file}: expected a file that ends in {', '.join(FORMATS)}, perhaps packed with .gz")
-    if not isinstance(licence, str) or not licence.strip():
-        raise InputError('"licence" is empty; say under which licence the pairs are, or "unknown"')
+    if not isinstance(license, str) or not license.strip():
+        raise InputError('"license" is empty; say under which license the pairs are, or "unknown"')
     name = name or default_name(path)
     records = Records(damaged, file.parent, html_allowed=True)
     if kind.lower() in FORMATS[:2]:
@@ -85,7 +85,7 @@ def own_pairs(
             continue
         seen.add((asked, answer))
         pairs.append(TrainingPair(f"pairs:{name}:{number}", asked, answer, others, source=f"pairs:{name}"))
-    return records.built(pairs, {"licence": licence})
+    return records.built(pairs, {"license": license})
 
 
 def default_name(path: str) -> str:

@@ -29,9 +29,11 @@ from search_r3.data.sources.records import Records
 from search_r3.errors import InputError
 from search_r3.plugins import load_plugins
 
-PYTHON_LICENCE = "PSF-2.0"
+PYTHON_LICENSE = "PSF-2.0"
 COMMON: dict[str, type] = {"kind": str, "limit": int, "optional": bool, "damaged": str}
 """Keys of every source: at most so many pairs, left out where it is missing, what to do with damaged input."""
+RENAMED_KEYS = {"licence": "license", "any_licence": "any_license"}
+"""What keys of earlier versions are called now."""
 
 # ----------------------------------------------------------------------------------------------------------- packages
 
@@ -49,7 +51,7 @@ def _docstrings(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPair
     pairs, _ = docstring_pairs(list(packages), seed=seed, excluded=excluded, records=records, **options)
     origin: dict[str, Any] = {
         "packages_read": {
-            package: _version_and_licence(package) | described(below(folder, source_files(folder)))
+            package: _version_and_license(package) | described(below(folder, source_files(folder)))
             for package, folder in packages.items()
         }
     }
@@ -87,17 +89,17 @@ def _read_by_docstrings(settings: Settings, data_root: DataRoot) -> dict[str, Pa
     return files
 
 
-def _version_and_licence(package: str) -> dict[str, Any]:
+def _version_and_license(package: str) -> dict[str, Any]:
     if package == STDLIB:
-        return {"version": platform.python_version(), "licence": PYTHON_LICENCE}
+        return {"version": platform.python_version(), "license": PYTHON_LICENSE}
     distributions = _distributions().get(package) or [package]
     try:
         metadata: Any = importlib.metadata.metadata(distributions[0])
     except importlib.metadata.PackageNotFoundError:
-        return {"version": "unknown", "licence": "unknown"}
+        return {"version": "unknown", "license": "unknown"}
     classifiers = [c.split(" :: ")[-1] for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
     declared = metadata.get("License-Expression") or "; ".join(classifiers) or (metadata.get("License") or "unknown")
-    return {"version": metadata["Version"], "licence": declared.splitlines()[0][:100]}
+    return {"version": metadata["Version"], "license": declared.splitlines()[0][:100]}
 
 
 @cache
@@ -135,10 +137,10 @@ def _dataset(settings: Settings, data_root: DataRoot) -> tuple[BeirDataset, Reco
     dataset = load_beir(folder, settings.get("split"), name=name, on_fault=records.caught)
     source = beir_files(folder, settings.get("split")).get("SOURCE.txt")
     if source is None:
-        return dataset, records, {"licence": "unknown: no SOURCE.txt beside the data"}
+        return dataset, records, {"license": "unknown: no SOURCE.txt beside the data"}
     lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
-    licence = " ".join(line for line in lines if "licen" in line.lower() or "CC BY" in line)
-    return dataset, records, {"licence": licence}
+    license = " ".join(line for line in lines if "licen" in line.lower() or "CC BY" in line)
+    return dataset, records, {"license": license}
 
 
 def _joined(made: tuple[list[TrainingPair], Counter[str]], records: Records, origin: dict[str, Any]) -> BuiltPairs:
@@ -204,15 +206,15 @@ SOURCES: dict[str, DataSource] = {
     ),
     "debian": _files(debian_pairs, lambda path=None: [descriptions_file(path)], CUT),
     "wordnet": _files(wordnet_pairs, wordnet_files, CUT | {"direction": str}),
-    "dictd": _files(dictd_pairs, lambda path: list(dictd_files(path)), CUT | {"licence": str}, ("path",)),
-    "man": _files(man_pairs, man_files, CUT | {"any_licence": bool}),
-    "pydoc": _files(pydoc_pairs, pydoc_files, CUT | {"licence": str}, ("path",)),
+    "dictd": _files(dictd_pairs, lambda path: list(dictd_files(path)), CUT | {"license": str}, ("path",)),
+    "man": _files(man_pairs, man_files, CUT | {"any_license": bool}),
+    "pydoc": _files(pydoc_pairs, pydoc_files, CUT | {"license": str}, ("path",)),
     "pairs": _files(
         own_pairs,
         lambda path: [Path(path)],
         {"query": str, "positive": str, "negatives": list, "header": bool, "delimiter": str}
-        | {"name": str, "licence": str},
-        ("path", "licence"),
+        | {"name": str, "license": str},
+        ("path", "license"),
     ),
 }
 

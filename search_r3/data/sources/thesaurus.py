@@ -32,7 +32,7 @@ class Thesaurus:
         for part in PARTS:
             self._lines[part] = (folder / f"data.{part}").read_bytes()
             for line in (folder / f"index.{part}").read_text(encoding="utf-8").splitlines():
-                if line.startswith(" "):  # the licence
+                if line.startswith(" "):  # the license
                     continue
                 columns = line.split()
                 self._first.setdefault(columns[0], (part, int(columns[6 + int(columns[3])])))

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from search_r3.data.beir import Document
-from search_r3.data.mining.word_overlap import near_identical, normalise, word_set, words_of
+from search_r3.data.mining.word_overlap import near_identical, normalize, word_set, words_of
 from search_r3.data.synthesis.writers import Prompt, Reply
 
 
@@ -154,7 +154,7 @@ def read_negative(reply: Reply, document: Document, query: str, near: float) -> 
         words, text, NEGATIVE_COPIED_RUN
     ):
         reason = "copied from the document"
-    elif normalise(query) in normalise(passage):
+    elif normalize(query) in normalize(passage):
         reason = "repeats the query"
     elif _runs(words, words_of(NEGATIVE_SYSTEM), ECHOED_RUN):
         reason = "repeats the instructions"

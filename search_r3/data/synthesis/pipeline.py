@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.mining.scorers import Report, Scorer
-from search_r3.data.mining.word_overlap import normalise
+from search_r3.data.mining.word_overlap import normalize
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.data.shard_checkpoints import Partial, differing, read_json
 from search_r3.data.synthesis import instructions
@@ -127,7 +127,7 @@ class _Work:
         texts = [document.full_text for document in collection.documents]
         self.trip = RoundTrip(scorer, texts, partial.folder / "retriever", report)
         self.lines = partial.finished([collection.documents[i].id for i in chosen])
-        self.seen = {normalise(pair["query"]) for line in self.lines for pair in line["pairs"]}
+        self.seen = {normalize(pair["query"]) for line in self.lines for pair in line["pairs"]}
         self.writer.usage = Usage(**partial.spent())
         self.dropped: list[Counter[str]] = []
 
@@ -199,19 +199,19 @@ class _Work:
                 if isinstance(reply, Failure)
                 else instructions.read_query(reply, documents[draft.document], draft.kind)
             )
-            if not reason and normalise(draft.query) in self.collection.queries:
+            if not reason and normalize(draft.query) in self.collection.queries:
                 reason = "the source has it"
             if self._keep(draft, "query", reason):
                 read.append(draft)
         kept = []
         ranks = self.trip.ranks([d.query for d in read], [d.document for d in read])
         for draft, rank in zip(read, ranks, strict=True):
-            reason = "written before" if normalise(draft.query) in self.seen else ""
+            reason = "written before" if normalize(draft.query) in self.seen else ""
             if rank is None or rank > self.settings.top_k:
                 reason = "does not find its document"
             if self._keep(draft, "query", reason):
                 draft.rank = rank or 0
-                self.seen.add(normalise(draft.query))
+                self.seen.add(normalize(draft.query))
                 kept.append(draft)
         return kept
 

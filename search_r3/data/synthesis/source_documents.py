@@ -13,7 +13,7 @@ from pathlib import Path
 from search_r3.data.beir import Document, load_beir, read_jsonl, string_field
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.io.jsonl import id_field
-from search_r3.data.mining.word_overlap import normalise
+from search_r3.data.mining.word_overlap import normalize
 from search_r3.data.pairs import read_pairs
 from search_r3.errors import InputError
 
@@ -26,7 +26,7 @@ class Collection:
         name: the data set's name, or the file's without its ending; never a path.
         documents: each with an id of its own.
         skipped: how many were empty or held a text met before.
-        queries: normalised queries that the source already has for its documents.
+        queries: normalized queries that the source already has for its documents.
     """
 
     name: str
@@ -91,9 +91,9 @@ def _distinct(name: str, documents: Iterable[Document], where: str, queries: Ite
     total = 0
     for document in documents:
         total += 1
-        text = normalise(document.full_text)
+        text = normalize(document.full_text)
         if document.text.strip():  # a title alone is nothing to ask about
             kept.setdefault(text, document)
     if not kept:
         raise InputError(f'{where}: no document has any text; fill the field "text"')
-    return Collection(name, list(kept.values()), total - len(kept), frozenset(normalise(query) for query in queries))
+    return Collection(name, list(kept.values()), total - len(kept), frozenset(normalize(query) for query in queries))

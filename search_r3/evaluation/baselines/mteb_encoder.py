@@ -163,8 +163,8 @@ class SearchR3Encoder:
             memory_usage_mb=round(memory / 2**20, 1),
             max_tokens=self.max_length,
             embed_dim=self.model.dimension,
-            license=self._licence,
-            open_weights=True if self._licence else None,
+            license=self._license,
+            open_weights=True if self._license else None,
             public_training_code=None,
             public_training_data=None,
             framework=["PyTorch"],
@@ -181,11 +181,11 @@ class SearchR3Encoder:
         return {"reasoning": reasoning, "dtype": str(self.model.dtype)}
 
     @property
-    def _licence(self) -> Any:
+    def _license(self) -> Any:
         from search_r3.model.resolve import BUNDLED
 
         base = BUNDLED.get(self.model.contract.base)
-        return base.licence.lower() if base else None
+        return base.license.lower() if base else None
 
 
 def trained_on(kept: str | Path) -> set[str]:

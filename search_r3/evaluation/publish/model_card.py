@@ -112,9 +112,9 @@ def card(
         studies = [read_study(path) for path in study_files(results, name)]
     tested = [study_markdown(study, ("modes", "auto")) for study in studies]
     base = contract["contract"]["base"]
-    licence = BUNDLED[base].licence if base in BUNDLED else "other"
+    license = BUNDLED[base].license if base in BUNDLED else "other"
     sections = [
-        _front_matter(base, licence),
+        _front_matter(base, license),
         f"# {name}\n\n" + _introduction(base, adapter, contract),
         "## Use\n\n" + _use(name, contract["contract"]),
         "## Training\n\n" + _training(about, config, kept, _shown(kept, Path(results))),
@@ -139,9 +139,9 @@ def write_card(adapter: str | Path, kept: str | Path, results: str | Path = "res
     return target
 
 
-def _front_matter(base: str, licence: str) -> str:
+def _front_matter(base: str, license: str) -> str:
     lines = [
-        f"license: {licence.lower()}",
+        f"license: {license.lower()}",
         f"base_model: {HUB_NAMES.get(base, base)}",
         "library_name: search-r3",  # for "peft" the hub shows a snippet that fails: the base lacks the token's row
         "pipeline_tag: feature-extraction",
@@ -202,7 +202,7 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: 
     if record:
         sources = "; ".join(_source(source) for source in record["sources"])
         lines.append(
-            f"Pairs to draw from: {record['count']:,}: {sources}. `pairs.manifest.json` names versions and licences."
+            f"Pairs to draw from: {record['count']:,}: {sources}. `pairs.manifest.json` names versions and licenses."
         )
     chosen = _manifest(kept, MANIFESTS[1])
     if chosen:

@@ -1,7 +1,7 @@
 """Figures computed again from the run files: what metrics files and studies say is compared with what the runs give.
 
 Where a data set is here and is the one that a run was made on, its measures, missing documents and comparisons come
-from the run and the judgements; elsewhere the file that was written beside the run is taken at its word, and named.
+from the run and the judgments; elsewhere the file that was written beside the run is taken at its word, and named.
 """
 
 from __future__ import annotations

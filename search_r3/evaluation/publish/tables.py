@@ -24,7 +24,7 @@ MEANING = {
 FIRST_DATASETS = ("scifact", "cosqa", "hotpotqa", "mkqa/en", "s2_search", "cranfield", "cisi")
 BASELINES = ("bm25", "all-minilm-l6-v2")
 INCOMPLETE = "†"
-"""Beside the name of a data set whose judgements name documents that its corpus lacks."""
+"""Beside the name of a data set whose judgments name documents that its corpus lacks."""
 STAGES = ("base", "sft", "grpo")
 LABELS = {"bm25": "BM25", "all-minilm-l6-v2": "all-MiniLM-L6-v2"}
 STAGE_LABELS = {"base": "base", "sft": "stage 1", "grpo": "stage 2"}

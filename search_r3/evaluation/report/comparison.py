@@ -113,7 +113,7 @@ def against_baseline(datasets: Mapping[str, DatasetComparison], baseline: str) -
 
 def on_against_off(datasets: Mapping[str, DatasetComparison]) -> list[dict[str, Any]]:
     """Reasoning on against off for every model and data set that has both, one family: rows with `dataset`, `model`,
-    the comparison, and `gains` (query by query, in the order of the judgements)."""
+    the comparison, and `gains` (query by query, in the order of the judgments)."""
     asked = [
         (one.dataset, model, paired(one.scores[f"{model}.off"], one.scores[f"{model}.on"]))
         for one in datasets.values()

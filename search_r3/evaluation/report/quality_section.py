@@ -105,7 +105,7 @@ def results(found: Results) -> Section:
     summary = "Bold: the best of a data set. "
     if tests:
         summary += (
-            f"▲ better and ▼ worse than {found.baseline}: p < {LEVEL:g} by a paired randomisation test on the same "
+            f"▲ better and ▼ worse than {found.baseline}: p < {LEVEL:g} by a paired randomization test on the same "
             f"queries, Holm's correction over all {len(tests)} comparisons."
         )
     section.blocks.append(_measure_table(found, NDCG, MEANING[NDCG], tests))

@@ -1,7 +1,7 @@
 """Plots as SVG text, by pure functions: lines, bars, intervals, a histogram, points, and gains query by query.
 
-Nothing is coloured here: marks carry classes (`s0` to `s6` for the series) and the style sheet `templates/plot.css`
-gives them colours, light and dark. A plot is drawn for a phone's width, so that its letters stay legible there.
+Nothing is colored here: marks carry classes (`s0` to `s6` for the series) and the style sheet `templates/plot.css`
+gives them colors, light and dark. A plot is drawn for a phone's width, so that its letters stay legible there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Series:
     label: str
     points: Sequence[Point]
     style: int = 0
-    """Colour and dashes; see STYLES."""
+    """Color and dashes; see STYLES."""
     faint: bool = False
     """Thin and pale: the raw values of a running mean."""
     markers: bool | None = None

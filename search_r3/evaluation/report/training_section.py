@@ -225,7 +225,7 @@ def _wide(lines: Sequence[Series]) -> bool:
 
 
 def _smooth(points: list[Point]) -> list[Point]:
-    """The mean of each value and its neighbours, a twentieth of all; the same for few values."""
+    """The mean of each value and its neighbors, a twentieth of all; the same for few values."""
     half = len(points) // 40
     sums = [0.0]
     for _, y in points:

@@ -171,7 +171,7 @@ def compare(
 ) -> tuple[dict[str, Comparison], dict[str, list[float]]]:
     """After against before on the same queries: a comparison of every figure, and its difference for each query.
 
-    The interval is the percentile bootstrap over queries, the test the paired randomisation test; `p_corrected` is
+    The interval is the percentile bootstrap over queries, the test the paired randomization test; `p_corrected` is
     Holm's over all figures.
 
     Args:

@@ -53,7 +53,7 @@ def test_a_set_is_a_beir_folder_with_its_origin(tmp_path, two):
         text = " ".join(words_of(data.corpus[next(iter(judged))].full_text))
         assert f" {' '.join(words_of(data.queries[query]))} " not in f" {text} "
     tidewater, rigging = manifest["packages"]
-    assert (tidewater["version"], tidewater["licence"], tidewater["sha256"]) == ("2.0", "MIT", made.sha256(two[0]))
+    assert (tidewater["version"], tidewater["license"], tidewater["sha256"]) == ("2.0", "MIT", made.sha256(two[0]))
     assert (tidewater["released"], tidewater["date_from"]) == ("2026-05-05", "index")
     assert (tidewater["first_released"], rigging["first_released"]) == ("2025-01-01", None)
     assert rigging["date_from"] == "archive"

@@ -142,7 +142,7 @@ def test_headings_become_what_people_type():
     def asked(heading: str, named_share: float) -> set[str]:
         return {heading_question(heading, "tidewater", random.Random(n), named_share)[0] for n in range(30)}
 
-    long = "Converting chart datums between neighbouring harbour offices"
+    long = "Converting chart datums between neighboring harbour offices"
     core = long.removeprefix("Converting ")
     assert asked(long, 0) == {f"how to convert {core}", f"convert {core}"}
     assert asked(long, 1) == {f"how to convert {core} in tidewater", f"convert {core} in tidewater"}
@@ -205,8 +205,8 @@ def test_no_question_stands_in_its_document_or_in_another():
         [
             one("a", sentence, body),
             one("b", "Estimate slack current duration around lunar noon", "def g(): return 2"),
-            one("c", "Interpolate amplitude corrections between neighbouring lunar years", "def h(): return 3"),
-            one("d", "Nothing", "x: interpolate amplitude corrections between neighbouring lunar years"),
+            one("c", "Interpolate amplitude corrections between neighboring lunar years", "def h(): return 3"),
+            one("d", "Nothing", "x: interpolate amplitude corrections between neighboring lunar years"),
             one("e", "Plot residual surges against barometric pressure", "def i(): return 4"),
             one("f", "Plot residual surges against barometric pressure", "def j(): return 5", package="other"),
         ],

@@ -30,7 +30,7 @@ def indexed(path: Path, delimiter: str | None = None) -> list[tuple[str, str]]:
 
 def paired(path: Path, **settings) -> list[tuple[str, str]]:
     """The same as training data has them."""
-    built = own_pairs(str(path), licence="CC0", query="id", positive="text", **settings)
+    built = own_pairs(str(path), license="CC0", query="id", positive="text", **settings)
     return [(pair.query, pair.positive) for pair in built.pairs]
 
 
@@ -171,7 +171,7 @@ def test_what_does_not_fit_says_how_it_was_split(tmp_path: Path, content: str, p
 
 def test_without_a_header_the_rows_decide(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("what is bread, anyway\tflour, water, yeast\nwho\tme, you\nhow, so\tso\n")
-    pairs = own_pairs(str(tmp_path / "a.csv"), licence="CC0", query="1", positive="2", header=False).pairs
+    pairs = own_pairs(str(tmp_path / "a.csv"), license="CC0", query="1", positive="2", header=False).pairs
     assert [pair.query for pair in pairs] == ["what is bread, anyway", "who", "how, so"]
 
 
@@ -184,7 +184,7 @@ def test_the_command_line_and_a_recipe_take_a_delimiter(tmp_path: Path, tiny_mod
     assert main([*arguments, "--delimiter", "^", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["documents"] == 1
     recipe = tmp_path / "recipe.yaml"
-    source = f'{{kind: pairs, path: "{path}", licence: CC0, query: id, positive: text, delimiter: "^"}}'
+    source = f'{{kind: pairs, path: "{path}", license: CC0, query: id, positive: text, delimiter: "^"}}'
     recipe.write_text(f"sources: [{source}]\n")
     build_pairs(recipe, tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text())["positive"] == "Bread needs yeast, and time."

@@ -121,8 +121,8 @@ def test_a_name_of_ir_datasets_becomes_a_folder_that_is_fetched_once(root, ir_da
     source = (folder / "SOURCE.txt").read_text()
     assert source.startswith("ir_datasets:made/test\n")
     assert "left out: 1 blank queries" in source
-    assert "left out: 1 judgements of queries that are blank or not there" in source
-    assert "left out: 1 judgements beside a higher one" in source
+    assert "left out: 1 judgments of queries that are blank or not there" in source
+    assert "left out: 1 judgments beside a higher one" in source
     find_dataset("ir_datasets:made/test", root)
     assert ir_dataset.read == 1
 
@@ -185,7 +185,7 @@ def test_a_task_of_mteb_keeps_its_splits_and_what_it_lacks(root, monkeypatch):
     assert load_beir(folder, "test").qrels == {"q1": {"d1": 1}}
     with pytest.raises(InputError, match='"gone" is not in corpus'):  # never hidden from who measures
         load_beir(folder, "dev")
-    assert "mteb/made at revision abc\nlicence: mit\n" in (folder / "SOURCE.txt").read_text()
+    assert "mteb/made at revision abc\nlicense: mit\n" in (folder / "SOURCE.txt").read_text()
     assert json.loads((folder / "corpus.jsonl").read_text().splitlines()[0])["title"] == "Tides"
 
 

@@ -65,7 +65,7 @@ def test_near_copies_are_texts_with_almost_all_word_triples_in_common() -> None:
 
 
 def test_a_chain_of_small_changes_keeps_a_link_that_is_far_from_the_first() -> None:
-    chain = [" ".join(WORDS[i : i + 30]) for i in (0, 2, 4)]  # neighbours share 26 of 30 triples, the ends 24 of 32
+    chain = [" ".join(WORDS[i : i + 30]) for i in (0, 2, 4)]  # neighbors share 26 of 30 triples, the ends 24 of 32
     assert kept([pair(name, "query", text) for name, text in zip("abc", chain, strict=True)])[0] == "ac"
 
 

@@ -22,18 +22,18 @@ PAIRS = [
 @pytest.fixture
 def wordnet(tmp_path: Path) -> Path:
     """Files as wndb(5WN) has them, with two senses of "folder" of which the second stands first in the data."""
-    licence = "  1 This software\n"
+    license = "  1 This software\n"
     rare = "00000100 06 n 01 folder 0 000 | a small book"
-    offset_rare = len(licence)
+    offset_rare = len(license)
     common = (
         f'{offset_rare + len(rare) + 1:08d} 06 n 02 folder 0 directory 0 000 | a place for files; "she made a folder"'
     )
-    (tmp_path / "data.noun").write_text(licence + rare + "\n" + common + "\n")
+    (tmp_path / "data.noun").write_text(license + rare + "\n" + common + "\n")
     offset = offset_rare + len(rare) + 1
-    (tmp_path / "index.noun").write_text(licence + f"folder n 2 1 ~ 2 1 {offset:08d} {offset_rare:08d}  \n")
+    (tmp_path / "index.noun").write_text(license + f"folder n 2 1 ~ 2 1 {offset:08d} {offset_rare:08d}  \n")
     for part in ("verb", "adj"):
-        (tmp_path / f"data.{part}").write_text(licence)
-        (tmp_path / f"index.{part}").write_text(licence)
+        (tmp_path / f"data.{part}").write_text(license)
+        (tmp_path / f"index.{part}").write_text(license)
     return tmp_path
 
 

@@ -104,17 +104,17 @@ def test_a_manual_page_s_line_asks_for_its_description_and_headings_for_the_rest
         "man:man3/qsort.3:3": "qsort: I/O on pipes",
     }
     assert {pair.source for pair in built.pairs} == {"man:man3"}
-    assert built.origin["licence"] == "Linux-man-pages-copyleft"
+    assert built.origin["license"] == "Linux-man-pages-copyleft"
     assert built.origin["pages"] == 1
     assert built.dropped == {
         "another name of a page": 1,
-        "page that names no licence": 1,
+        "page that names no license": 1,
         "mdoc page": 1,
         "short section": 1,
     }
-    every = man_pairs(str(pages), any_licence=True)
+    every = man_pairs(str(pages), any_license=True)
     assert len(every.pairs) == 4
-    assert "not named in the page" in every.origin["licence"]
+    assert "not named in the page" in every.origin["license"]
 
 
 def test_roff_becomes_plain_text() -> None:
@@ -179,7 +179,7 @@ def test_sections_of_a_sphinx_page_have_their_own_text_only(docs: Path) -> None:
     assert pairs["heapq: Theory"].split("\n") == [f"Why it works: {MORE}.", "first", "second", "Aside"]
     assert built.dropped["short section"] == 2
     assert built.origin["pages"] == 2  # neither the search page, nor an index, nor what Sphinx keeps for itself
-    assert built.origin["licence"].startswith("PSF-2.0")
+    assert built.origin["license"].startswith("PSF-2.0")
 
 
 def test_sections_are_cut(docs: Path, pages: Path) -> None:
@@ -197,7 +197,7 @@ def test_no_page_at_all_is_a_missing_source(tmp_path: Path) -> None:
 def test_a_recipe_reads_them_the_same_way_twice(pages: Path, docs: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"sources:\n  - {{kind: man, path: {pages}, any_licence: true}}\n  - {{kind: pydoc, path: {docs}, limit: 1}}\n"
+        f"sources:\n  - {{kind: man, path: {pages}, any_license: true}}\n  - {{kind: pydoc, path: {docs}, limit: 1}}\n"
     )
     manifest = build_pairs(recipe, tmp_path / "a.jsonl")
     assert [source["count"] for source in manifest["sources"]] == [2, 1]  # the other page says the same

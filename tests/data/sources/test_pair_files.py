@@ -19,7 +19,7 @@ ROWS = [{"q": "  first ", "good": "an answer", "bad": ["x", "y", "x"]}, {"q": "s
 
 def read(path: Path, content: str | bytes, **settings):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return own_pairs(str(path), licence="CC0", **settings)
+    return own_pairs(str(path), license="CC0", **settings)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "ndjson"])
@@ -31,7 +31,7 @@ def test_json_lines_with_a_list_of_negatives(tmp_path: Path, suffix: str) -> Non
         TrainingPair("pairs:mine:1", "first", "an answer", ("x", "y"), source="pairs:mine"),
         TrainingPair("pairs:mine:3", "second", "another", source="pairs:mine"),
     ]
-    assert built.origin == {"licence": "CC0"}
+    assert built.origin == {"license": "CC0"}
 
 
 def test_csv_with_quotes_and_line_ends_in_cells_and_negatives_in_several_columns(tmp_path: Path) -> None:
@@ -95,17 +95,17 @@ def test_wrong_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match='names "a" twice'):
         read(tmp_path / "mine.tsv", "a\ta\n", damaged="skip")
     with pytest.raises(MissingSource, match="does not exist"):
-        own_pairs(str(tmp_path / "none.csv"), licence="CC0")
-    with pytest.raises(InputError, match="licence"):
-        own_pairs(str(tmp_path / "mine.csv"), licence=" ")
+        own_pairs(str(tmp_path / "none.csv"), license="CC0")
+    with pytest.raises(InputError, match="license"):
+        own_pairs(str(tmp_path / "mine.csv"), license=" ")
 
 
 def test_two_sources_of_one_name_are_refused_since_their_ids_would_meet(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
-        "sources: [{kind: pairs, path: a/x.csv, licence: CC0}, {kind: pairs, path: b/x.tsv, licence: CC0}]"
+        "sources: [{kind: pairs, path: a/x.csv, license: CC0}, {kind: pairs, path: b/x.tsv, license: CC0}]"
     )
     with pytest.raises(InputError, match=r'source 2 .*source 1 is called "x" too; give one another "name"'):
         build_pairs(tmp_path / "r.yaml", tmp_path / "out.jsonl")
     (tmp_path / "r.yaml").write_text("sources: [{kind: pairs, path: a/x.csv}]")
-    with pytest.raises(InputError, match='"licence" is missing'):
+    with pytest.raises(InputError, match='"license" is missing'):
         build_pairs(tmp_path / "r.yaml", tmp_path / "out.jsonl")

@@ -41,7 +41,7 @@ def test_a_recipe_names_a_source_of_another_package(recipe: Path, tmp_path: Path
         (f"faq:{i}", f"how {i}", f"so {i}") for i in range(3)
     ]
     (source,) = manifest["sources"]
-    assert source["licence"] == "CC0-1.0"
+    assert source["license"] == "CC0-1.0"
     assert source["inputs"]["bytes"] == (tmp_path / "faq.json").stat().st_size
 
 
@@ -55,7 +55,7 @@ def test_its_keys_are_checked_as_ours_are(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_finished_part_is_stale_when_the_package_has_changed(recipe: Path, tmp_path: Path) -> None:
-    broken = recipe.read_text(encoding="utf-8") + "  - {kind: pairs, path: gone.jsonl, licence: CC0-1.0}\n"
+    broken = recipe.read_text(encoding="utf-8") + "  - {kind: pairs, path: gone.jsonl, license: CC0-1.0}\n"
     recipe.write_text(broken, encoding="utf-8")
 
     def lines() -> list[str]:

@@ -52,7 +52,7 @@ Description-en: Another name of the game
  The end.
 
 """
-LICENCE_LINES = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
+LICENSE_LINES = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
 NOUN = (
     '00001740 03 n 01 entity 0 000 | that which is perceived or known or inferred; "it exists"; "so does that"  \n'
     "02084071 05 n 03 dog 0 domestic_dog 0 Canis_familiaris 0 001 @ 02083346 n 0000 | a member of the genus Canis  \n"
@@ -70,7 +70,7 @@ def descriptions(tmp_path: Path) -> Path:
 @pytest.fixture
 def wordnet(tmp_path: Path) -> Path:
     for part, text in {"noun": NOUN, "adj": ADJ, "verb": "", "adv": ""}.items():
-        (tmp_path / f"data.{part}").write_text(LICENCE_LINES + text, encoding="utf-8")
+        (tmp_path / f"data.{part}").write_text(LICENSE_LINES + text, encoding="utf-8")
     return tmp_path
 
 
@@ -118,7 +118,7 @@ def test_a_synopsis_asks_for_its_description(descriptions: Path) -> None:
         ("debian:0ad", "Real-time strategy game of ancient warfare", "debian:packages")
     ]
     assert built.dropped == {"short": 1, "transitional, meta or debug package": 1, "duplicate": 1}
-    assert "DFSG" in built.origin["licence"]
+    assert "DFSG" in built.origin["license"]
 
 
 def test_paragraphs_stay_apart_and_items_keep_their_lines() -> None:
@@ -242,7 +242,7 @@ def test_the_count_of_words_is_hexadecimal() -> None:
 def test_a_word_of_many_senses_asks_for_none_of_them(wordnet: Path) -> None:
     senses = "".join(f"0000000{i} 03 n 01 run 0 000 | the sense of number {i}\n" for i in range(4))
     (wordnet / "data.noun").write_text(senses, encoding="utf-8")
-    (wordnet / "data.adj").write_text(LICENCE_LINES, encoding="utf-8")
+    (wordnet / "data.adj").write_text(LICENSE_LINES, encoding="utf-8")
     built = wordnet_pairs(str(wordnet))
     assert {pair.id[-5:] for pair in built.pairs} == {"gloss"}
     assert built.dropped["query shared by too many"] == 4
@@ -270,7 +270,7 @@ def test_a_headword_asks_for_its_article(tmp_path: Path, packed: bool) -> None:
         "IBM PC memory manager software & more, providing HMA. Named after the 21st address line.\nIt ended well."
     )
     assert built.dropped == {"another name of an article": 1, "short article": 1}
-    assert built.origin["licence"].startswith("GFDL")
+    assert built.origin["license"].startswith("GFDL")
 
 
 def test_what_is_known_of_a_word_s_kind_and_sound_is_not_its_article() -> None:
@@ -280,11 +280,11 @@ def test_what_is_known_of_a_word_s_kind_and_sound_is_not_its_article() -> None:
     )
 
 
-def test_another_dictionary_needs_its_licence_told(tmp_path: Path) -> None:
+def test_another_dictionary_needs_its_license_told(tmp_path: Path) -> None:
     base = dictd(tmp_path, ARTICLES, "mine")
-    with pytest.raises(InputError, match="give it with licence"):
+    with pytest.raises(InputError, match="give it with license"):
         dictd_pairs(str(base))
-    assert dictd_pairs(str(base), licence="CC0").origin["licence"] == "CC0"
+    assert dictd_pairs(str(base), license="CC0").origin["license"] == "CC0"
 
 
 def test_a_broken_index_or_article_is_refused_or_skipped(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ sources:
     manifest = build_pairs(recipe, recipe.with_name("out.jsonl"))
     assert [source["count"] for source in manifest["sources"]] == [1, 2, 1, 0]
     assert "jargon.index does not exist" in manifest["sources"][3]["missing"]
-    assert all("licence" in source for source in manifest["sources"][:3])
+    assert all("license" in source for source in manifest["sources"][:3])
     by_id = {pair.id: pair for pair in read_pairs(recipe.with_name("out.jsonl"))}
     assert 50 <= len(by_id["debian:0ad"].positive) <= 60
     assert json.loads(recipe.with_name("out.jsonl.manifest.json").read_text(encoding="utf-8")) == manifest

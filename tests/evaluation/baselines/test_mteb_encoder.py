@@ -27,7 +27,7 @@ def model(tiny_model: Path) -> SearchR3:
 
 @pytest.fixture(scope="module")
 def dataset() -> BeirDataset:
-    """Sixty documents, some with titles, one empty; twelve queries with graded judgements, some of 0."""
+    """Sixty documents, some with titles, one empty; twelve queries with graded judgments, some of 0."""
     rng = np.random.default_rng(0)
     corpus = {}
     for n in range(60):

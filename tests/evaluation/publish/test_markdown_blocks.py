@@ -88,8 +88,8 @@ def test_without_the_data_the_metrics_files_are_taken_and_named(make, data_root,
     made = make(root=tmp_path / "nowhere")
     assert (made.changed, made.check.problems) == ([], [])
     assert "tiny bm25" in made.check.unchecked
-    with open(data_root / "tiny/qrels/test.tsv", "a") as judgements:
-        judgements.write("q3\td2\t1\n")
+    with open(data_root / "tiny/qrels/test.tsv", "a") as judgments:
+        judgments.write("q3\td2\t1\n")
     assert "tiny bm25 (the data here are not those it was run on)" in make().check.unchecked
 
 

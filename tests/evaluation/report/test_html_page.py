@@ -366,20 +366,20 @@ def test_templates_come_along_in_a_wheel():
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_colours_can_be_told_from_their_ground(theme):
+def test_colors_can_be_told_from_their_ground(theme):
     """WCAG 2.2: text needs a contrast of 4.5, what a plot draws 3; axe does not look into a plot."""
-    text = (Path(search_r3.__file__).parent / "evaluation/report/templates/colours.j2").read_text()
+    text = (Path(search_r3.__file__).parent / "evaluation/report/templates/colors.j2").read_text()
     part = re.search(r"macro %s\(\).*?endmacro" % theme, text, re.DOTALL).group()  # noqa: UP031
-    colours = {name: luminance(value) for name, value in re.findall(r"--(\w+):(#\w+);", part)}
-    for name, value in colours.items():
+    colors = {name: luminance(value) for name, value in re.findall(r"--(\w+):(#\w+);", part)}
+    for name, value in colors.items():
         least = {"ink": 4.5, "muted": 4.5, "link": 4.5, "up": 4.5, "down": 4.5}.get(name, 3 if name[0] == "s" else 1)
         for ground in ("ground", "raised") if least == 4.5 else ("ground",):
-            high, low = max(value, colours[ground]), min(value, colours[ground])
+            high, low = max(value, colors[ground]), min(value, colors[ground])
             assert (high + 0.05) / (low + 0.05) >= least, (name, ground)
 
 
-def luminance(colour: str) -> float:
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+def luminance(color: str) -> float:
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
     parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""Plots are well-formed, described, without colours of their own, and stand where their numbers say."""
+"""Plots are well-formed, described, without colors of their own, and stand where their numbers say."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_plot_is_well_formed_described_and_within_its_frame(name):
         PLOT.title,
         PLOT.description,
     ]  # the text itself: it was escaped, and only once
-    assert not re.search(r'fill="#|stroke="#|style=', text)  # colours are the style sheet's, light and dark
+    assert not re.search(r'fill="#|stroke="#|style=', text)  # colors are the style sheet's, light and dark
     width, height = (float(value) for value in root.get("viewBox").split()[2:])
     assert width == WIDTH
     for element in root.iter(f"{SVG}text"):

@@ -3,7 +3,7 @@
   var dark = window.matchMedia("(prefers-color-scheme: dark)");
   function stored() { try { return localStorage.getItem(key); } catch (e) { return null; } }
   function shown() { return root.dataset.theme || (dark.matches ? "dark" : "light"); }
-  function say() { button.textContent = shown() === "dark" ? "Light colours" : "Dark colours"; }
+  function say() { button.textContent = shown() === "dark" ? "Light colors" : "Dark colors"; }
   var before = stored();
   if (before === "light" || before === "dark") root.dataset.theme = before;
   button.hidden = false;
