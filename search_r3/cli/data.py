@@ -273,7 +273,7 @@ def data_synthesize(
     price_in: Annotated[float | None, typer.Option(min=0, help="Of a million tokens read.")] = None,
     price_out: Annotated[float | None, typer.Option(min=0, help="Of a million tokens written.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Ask nobody, write nothing: show prompts, calls, tokens and cost.")
+        bool, typer.Option("--dry-run", help="Call no model, write nothing: show prompts, calls, tokens and cost.")
     ] = False,
     tokenizer: Annotated[
         str | None, typer.Option(help="For --dry-run: count by this model's tokenizer, not by characters / 4.")

@@ -28,7 +28,7 @@ def data_fresh(
     ] = None,
     allow_unknown_date: Annotated[
         bool | None,
-        typer.Option("--allow-unknown-date", help="Take packages of which nobody can say when they were released."),
+        typer.Option("--allow-unknown-date", help="Take packages whose release date is not known."),
     ] = None,
     index: Annotated[
         bool, typer.Option(help="Ask the package index that pip is set up with when each file was uploaded.")
@@ -120,7 +120,7 @@ def _print(manifest: dict[str, Any], into: Path) -> None:
         counts = f"{sum(one['documents'].values()):>6,} {sum(one['questions'].values()):>5,}"
         print(f"{counts}  {one['name']} {one['version'] or '?'}, {one['released'] or 'date unknown'}, {one['license']}")
     trip = manifest["round_trip"]
-    alone = ", ".join(f"{name} {told['kept_that_it_alone_finds']}" for name, told in trip["committee"].items())
+    alone = ", ".join(f"{name} {counts['kept_that_it_alone_finds']}" for name, counts in trip["committee"].items())
     print(f"{manifest['documents']:>6,} {manifest['questions']:>5,}  documents and questions in {into}")
     print(f"of {trip['checked']:,} questions checked, {trip['found_by_none']:,} were found by no retriever")
     print(f"kept questions that only one retriever finds: {alone}")

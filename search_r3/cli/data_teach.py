@@ -28,7 +28,7 @@ def data_teach(
 ) -> None:
     """Embed every text of the pairs by a teacher, once, so that training, mining and selecting can use its scores.
 
-    Interrupted, it goes on where it stopped. In a recipe, name the file under `teacher`; for `data mine` and
+    Interrupted, it continues where it stopped. In a recipe, name the file under `teacher`; for `data mine` and
     `data select`, name it in the place of a model.
 
     \b

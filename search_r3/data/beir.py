@@ -1,8 +1,8 @@
 """Data sets as BEIR folders (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), read with errors that name the line.
 
 The layout is BEIR's (Thakur et al. 2021, https://arxiv.org/abs/2104.08663), which `mteb` and most public collections
-can write. Everything here is held to it strictly, since a silently skipped line would change every score after it;
-only who builds training data may have broken lines left out (`on_fault`).
+can write. It is read strictly, since a silently skipped line would change every score after it; only a
+build of training data may leave broken lines out (`on_fault`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.io.jsonl import OnFault, id_field, tell, text_lines
-from search_r3.data.io.jsonl import read_jsonl as read_jsonl  # these three for those who read data sets' parts
+from search_r3.data.io.jsonl import read_jsonl as read_jsonl  # these three for readers of a data set's parts
 from search_r3.data.io.jsonl import string_field as string_field
 from search_r3.data.io.jsonl import write_jsonl as write_jsonl
 from search_r3.errors import InputError
@@ -100,9 +100,9 @@ def load_beir(
         folder: holds `corpus.jsonl`, `queries.jsonl` and, if there are judgments, `qrels/SPLIT.tsv`.
         split: keep only the queries judged in this split. Without it, all queries and the judgments of all splits.
         name: what to call the data set; by default its place below the data root ("mkqa/en"), else the folder's name.
-        on_fault: told of every broken line, which is then left out; an empty file too goes there. Never for measuring.
-        allow_missing: keep judgments of documents that the corpus lacks, which nothing can find. Only for who says so
-            beside every figure, as an evaluation does.
+        on_fault: called with every broken line, which is then left out, and for an empty file. Never for measuring.
+        allow_missing: keep judgments of documents that the corpus lacks, which nothing can find. Only where
+            this is said beside every figure, as an evaluation does.
 
     Raises:
         InputError: a file is missing or cannot be read; a line is broken (file, line and field are named); an id
@@ -201,7 +201,7 @@ def _read_queries(path: Path, on_fault: OnFault | None) -> dict[str, str]:
 
 def _refuse_binary(text: str, path: Path, number: int) -> None:
     if "\0" in text:
-        raise InputError(f"{path}, line {number}: a NUL character, expected text; mend or remove this line")
+        raise InputError(f"{path}, line {number}: a NUL character, expected text; fix or remove this line")
 
 
 def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int]) -> str:
@@ -264,7 +264,7 @@ def _judgment(
         raise InputError(f'{where}: the query-id "{query_id}" is not in queries.jsonl')
     if corpus is not None and document_id not in corpus:
         raise InputError(
-            f'{where}: the corpus-id "{document_id}" is not in corpus.jsonl; mend one of the two (to measure all the '
+            f'{where}: the corpus-id "{document_id}" is not in corpus.jsonl; fix one of the two (to measure all the '
             "same, with the document counted as not found: --allow-missing)"
         )
     return query_id, document_id, grade

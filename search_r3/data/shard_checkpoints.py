@@ -83,7 +83,7 @@ class Partial:
             os.fsync(handle.fileno())
 
     def spent(self) -> dict[str, int]:
-        """What `spend` was last told; {} at first."""
+        """What `spend` last recorded; {} at first."""
         return read_json(self.folder / "spent.json") or {}
 
     def spend(self, amounts: dict[str, int]) -> None:

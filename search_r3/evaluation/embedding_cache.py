@@ -1,4 +1,4 @@
-"""Corpus embeddings on disk, in shards: an interrupted encoding goes on at the last finished shard.
+"""Corpus embeddings on disk, in shards: an interrupted encoding continues after the last finished shard.
 
 Texts are sorted by length and cut into shards, each written atomically as safetensors with a checksum and the seconds
 it took. A shard that is broken, truncated or belongs to other texts is encoded again. The key holds the encoder's

@@ -39,7 +39,7 @@ class Measured:
 
 
 def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = None) -> Measured:
-    """Measure `run` against `qrels`; queries of the run that nobody judged are left out.
+    """Measure `run` against `qrels`; queries of the run without judgments are left out.
 
     Args:
         corpus_ids: ids of the corpus, to report relevant documents that are not in it.

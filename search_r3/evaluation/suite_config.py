@@ -1,7 +1,7 @@
 """A suite: one YAML file that names systems, data sets, modes and studies, run by one command that can be repeated.
 
 What is done is not done again, and what fails is reported and loses nothing else: every pair and every mode of a study
-has files of its own (see `suite` and `study`), so an interrupted suite goes on where it stopped.
+has files of its own (see `suite` and `study`), so an interrupted suite continues where it stopped.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def test_what_has_changed_is_built_anew(root: Path, monkeypatch: pytest.MonkeyPa
     assert written() == written("whole.jsonl")
 
 
-def test_what_was_refused_goes_on_when_it_is_mended(root: Path) -> None:
+def test_what_was_refused_continues_when_it_is_fixed(root: Path) -> None:
     own = Path("files/own.csv")
     sound = own.read_bytes()
     own.write_bytes(sound + b"caf\xe9,x\n")

@@ -74,9 +74,9 @@ def test_a_damaged_shard_is_encoded_again(cache, damage):
     else:
         data = bytearray(shards[-1].read_bytes())  # the last shard, which holds fewer rows
     shards[1].write_bytes(bytes(data))
-    mended = FakeEncoder()
-    assert cache.encode(mended, IDS, TEXTS, IDENTITY).rows.tolist() == rows_of(TEXTS)
-    assert len(mended.encoded) == 5
+    fixed = FakeEncoder()
+    assert cache.encode(fixed, IDS, TEXTS, IDENTITY).rows.tolist() == rows_of(TEXTS)
+    assert len(fixed.encoded) == 5
 
 
 @pytest.mark.parametrize(

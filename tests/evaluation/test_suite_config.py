@@ -106,7 +106,7 @@ def test_what_fails_is_told_at_the_end_and_loses_nothing(command, place, capsys,
     assert last[0].startswith("3 figures, 1 studies, 4 failed; ")
     assert [line.split(":")[1].strip() for line in last[1:]] == ["bm52", "tyni", "nested/en", f"tinny {_spec(text)}"]
     assert "RuntimeError: a bug of ours" in last[3]
-    assert printed.err.count("Traceback") == 1  # ours keeps it; what the user can mend is one line
+    assert printed.err.count("Traceback") == 1  # ours keeps it; what the user can fix is one line
     assert main([*command, "--set", "systems=[bm25]", "--set", "datasets=[tiny]", "--set", "studies=null"]) == 0
 
 

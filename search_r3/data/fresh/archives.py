@@ -103,9 +103,7 @@ def read_folder(folder: Path, only: list[str] | None = None) -> Contents:
         raise InputError(f"{folder} {error}; name a smaller folder") from error
     except OSError as error:
         where = error.filename or folder
-        raise InputError(
-            f"{where} cannot be read: {error.strerror or error}; mend it or name another folder"
-        ) from error
+        raise InputError(f"{where} cannot be read: {error.strerror or error}; fix it or name another folder") from error
     contents.newest = None
     digest = hashlib.sha256()
     for name, data in contents.files.items():

@@ -55,7 +55,7 @@ class FreshConfig:
     released_after: str = "2026-01-01"
     """YYYY-MM-DD: a package released before this day is refused."""
     allow_unknown_date: bool = False
-    """Take packages of which nobody can say when they were released; the manifest and SOURCE.txt then say so."""
+    """Take packages whose release date is not known; the manifest and SOURCE.txt then say so."""
     kinds: tuple[str, ...] = KINDS
     """What becomes a document."""
     committee: tuple[str, ...] = ("bm25", "all-minilm-l6-v2")

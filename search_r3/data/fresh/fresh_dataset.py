@@ -67,7 +67,7 @@ def build_fresh(
     """Make the data set `into`: corpus.jsonl, queries.jsonl, qrels/test.tsv, SOURCE.txt and manifest.json.
 
     The folder appears in one rename. What the retrievers and the writer made until then is kept in INTO.partial, so an
-    interrupted run goes on; a finished one with the same inputs is not made again. The same inputs and seed give the
+    interrupted run continues; a finished one with the same inputs is not made again. The same inputs and seed give the
     same bytes, except for questions that an LLM wrote.
 
     Args:
@@ -75,7 +75,7 @@ def build_fresh(
         open_scorer: opens a retriever of the committee by its name.
         writer: an LLM that writes the questions; without one they are made from headings and docstrings.
         budget: of the writer.
-        force: replace a data set that was made otherwise.
+        force: replace a data set that was made with other settings.
 
     Returns:
         The manifest.
@@ -138,7 +138,7 @@ def _read_releases(config: FreshConfig, lookup: Lookup, say: Say) -> list[Releas
         called = f"{release.name} {release.version}".strip()
         if release.released is None and not config.allow_unknown_date:
             raise InputError(
-                f"{source.path}: nobody can say when it was released; give a wheel or source archive of the package "
+                f"{source.path}: its release date is not known; give a wheel or source archive of the package "
                 'index, write "released" in the recipe, or allow it with --allow-unknown-date'
             )
         if release.released is not None and release.released < after:

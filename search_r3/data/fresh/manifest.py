@@ -16,7 +16,7 @@ from search_r3.data.fresh.release import EVIDENCE, Release
 from search_r3.data.synthesis.writers import Writer
 
 DEPTHS = (1, 10)
-"""Ranks at which the committee's hits are told, beside the recipe's own `top`."""
+"""Ranks at which the committee's hits are reported, beside the recipe's own `top`."""
 BY_RULE = "headings and docstrings, by rule"
 
 
@@ -99,11 +99,11 @@ def _round_trip(
         for name, places in ranks.items()
     }
     everything = set().union(*found.values())
-    told = {}
+    by_member = {}
     for name, places in ranks.items():
         others = set().union(*(hits for other, hits in found.items() if other != name))
         depths = {k: {o for o, p in zip(asked, places, strict=True) if p is not None and p <= k} for k in DEPTHS}
-        told[name] = {
+        by_member[name] = {
             "found_before_the_filter": {
                 **{str(k): len(hits) for k, hits in depths.items()},
                 str(config.top): len(found[name]),
@@ -120,7 +120,7 @@ def _round_trip(
         "found_by_any": len(everything),
         "found_by_all": len(set.intersection(*found.values())) if found else 0,
         "found_by_none": len(asked) - len(everything),
-        "committee": told,
+        "committee": by_member,
     }
 
 
@@ -140,7 +140,7 @@ def _note(manifest: dict[str, Any], releases: Sequence[Release]) -> str:
         f"Questions: from {by}. One document is judged relevant to each; others may answer it too and are not judged.",
         f"Filter: {trip['rule']}; of {trip['checked']} questions {trip['found_by_none']} were dropped by it.",
         "It favors the committee. Questions of this set that only one member finds: "
-        + ", ".join(f"{name} {told['kept_that_it_alone_finds']}" for name, told in trip["committee"].items())
+        + ", ".join(f"{name} {counts['kept_that_it_alone_finds']}" for name, counts in trip["committee"].items())
         + ".",
         "",
         "Packages (name, version, released, license):",

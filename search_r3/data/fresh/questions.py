@@ -34,7 +34,7 @@ MIN_NAMED = 2
 TELLING_ALONE = 5
 """Telling words with which a question may stand without the name of its package."""
 MAX_WORDS = 20
-"""Of a question: nobody types more, and a longer sentence cut short often loses its sense."""
+"""Of a question: people rarely type more, and a longer sentence cut short often loses its sense."""
 COPIED = 4
 """So many words of a heading or sentence, in a row in the document, and the document gives its question away."""
 ALIKE = 0.6
@@ -84,7 +84,7 @@ _QUESTION = re.compile(r"(how|what|why|when|where|which|who|can|does|do|is|are|s
 def draft_questions(
     passages: Sequence[Passage], seed: int, named_share: float, dropped: dict[str, Counter[str]]
 ) -> dict[str, str]:
-    """At most one question for each passage: {id: question}; `dropped[package]` is told why others have none.
+    """At most one question for each passage: {id: question}; `dropped[package]` counts why others have none.
 
     The draw depends on the seed and the passage's id alone.
     """

@@ -38,7 +38,7 @@ EVIDENCE = {
     "index, by version": "the package index lists this version's upload; the files at hand were not compared with it",
     "declared": "the recipe says so, for the file with this SHA-256 where one is given",
     "archive": "the newest date of a file in the archive, which its maker could choose",
-    "unknown": "nobody can say",
+    "unknown": "not known",
 }
 """How a date is known, the strongest first."""
 Lookup = Callable[[str], "dict[str, Any] | None"]
@@ -170,9 +170,7 @@ def _dated(release: Release, source: Source, answer: dict[str, Any] | None) -> R
     else:
         return replace(release, first_released=first)
     if declared and declared != found and evidence.startswith("index"):
-        raise InputError(
-            f"{source.path} was released on {found}, as the index says, not on {declared}; mend the recipe"
-        )
+        raise InputError(f"{source.path} was released on {found}, as the index says, not on {declared}; fix the recipe")
     return replace(release, released=found, evidence=evidence, first_released=first)
 
 

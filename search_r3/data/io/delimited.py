@@ -96,7 +96,7 @@ def read_rows(
     """Yield (line where it begins, cells) for each row that is not blank, whatever their number.
 
     `broken` is called for a row that cannot be read, or that has a cell of more than `max_cell` characters; where it
-    does not raise, reading goes on with the line after the one where that row began.
+    does not raise, reading continues with the line after the one where that row began.
     """
     read = _between_tabs if delimiter == "\t" else _quoted
     yield from read(_Lines(_rows_lines(lines)), delimiter, broken, max_cell)

@@ -1,7 +1,7 @@
 """JSON lines (one object a line), read with errors that name the line, and written in one rename.
 
 A reader is strict, since a silently skipped line would change every score after it; who builds training data may give
-`on_fault`, which is told of each broken line and decides.
+`on_fault`, which is called with each broken line and decides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OnFault = Callable[[InputError, str, str], None]
 def read_jsonl(path: str | Path, on_fault: OnFault | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) for each line of a JSONL file, one line in memory at a time.
 
-    Blank lines are skipped, a byte order mark at the start is allowed. With `on_fault`, a broken line is told of there
+    Blank lines are skipped, a byte order mark at the start is allowed. With `on_fault`, a broken line is given to it
     and left out, and so is one of more than `MAX_LINE` bytes, which is never read whole.
 
     Raises:
@@ -60,9 +60,9 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         problem = f"not valid JSON ({error.msg} at column {error.colno})"
         raise InputError(f"{where}: {problem}; each line must be one complete JSON object") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}); mend or remove this line") from error
+        raise InputError(f"{where}: not valid JSON ({error}); fix or remove this line") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a JSON object in braces, found {_kind(value)}; mend or remove it")
+        raise InputError(f"{where}: expected a JSON object in braces, found {_kind(value)}; fix or remove it")
     return value
 
 
@@ -91,7 +91,7 @@ def string_field(
         except UnicodeEncodeError as error:
             raise InputError(
                 f'{path}, line {number}: the field "{name}" holds half of a surrogate pair '
-                f"(\\u{ord(text[error.start]):04x} at character {error.start + 1}), which is no text; mend it"
+                f"(\\u{ord(text[error.start]):04x} at character {error.start + 1}), which is no text; fix it"
             ) from error
     if not empty and not text.strip():
         raise InputError(f'{path}, line {number}: the field "{name}" is empty; fill it or remove this line')
@@ -139,7 +139,7 @@ def text_lines(path: Path, on_fault: OnFault | None = None) -> Iterator[tuple[in
             if number == 1 and isinstance(raw, bytes):
                 raw = raw.removeprefix(BOM)
             if on_fault and (found := defect(raw)):
-                broken = InputError(f"{path}, line {number}: {found[1]}; mend or remove it")
+                broken = InputError(f"{path}, line {number}: {found[1]}; fix or remove it")
                 on_fault(broken, found[0], _place(path, number))
                 continue
             assert isinstance(raw, bytes)

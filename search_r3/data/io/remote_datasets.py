@@ -205,7 +205,7 @@ def _dataset(
 ) -> BeirDataset:
     """A data set that `load_beir` reads: no white space in ids, no blank query, whole grades, each pair judged once.
 
-    A judged document that the corpus lacks stays judged: whoever measures is told of it.
+    A judged document that the corpus lacks stays judged: an evaluation reports it.
     """
     corpus: dict[str, Document] = {}
     for document in documents:

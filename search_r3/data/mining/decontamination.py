@@ -106,7 +106,7 @@ class Dropped:
             self.examples[reason].append({"id": pair.id, "query": pair.query[:200], "because": because[:200]})
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Be what `as_record` told of."""
+        """Become what `as_record` described."""
         self.counts = Counter(record["dropped"])
         self.by_source = defaultdict(Counter, {name: Counter(found) for name, found in record["by_source"].items()})
         self.examples = defaultdict(list, record["examples"])
@@ -215,7 +215,7 @@ def read_cleaning(
 
 
 def deduplicate(pairs: Sequence[TrainingPair], settings: DeduplicateSettings, dropped: Dropped) -> list[TrainingPair]:
-    """The pairs without copies of earlier ones, in their order; `dropped` is told what went and of what it was a copy.
+    """The pairs without copies of earlier ones, in their order; `dropped` records what went and of what it was a copy.
 
     A pair is compared with those kept before it, so a chain of small changes does not eat up all its links.
     """
@@ -308,7 +308,7 @@ def decontaminate(
     dropped: Dropped,
     data_root: str | Path | None = None,
 ) -> list[TrainingPair]:
-    """The pairs that overlap no evaluation set, in their order; `dropped` is told what went and what it overlaps.
+    """The pairs that overlap no evaluation set, in their order; `dropped` records what went and what it overlaps.
 
     Raises:
         InputError: an evaluation set is missing or broken, or has no query left to compare with.

@@ -38,7 +38,7 @@ def write_teacher_rows(
         report: called with (what, done, total).
 
     Returns:
-        counts: queries, documents, dimensions. An interrupted run leaves OUTPUT.partial and goes on from it.
+        counts: queries, documents, dimensions. An interrupted run leaves OUTPUT.partial and continues from it.
 
     Raises:
         InputError: the name does not end in `SUFFIX`, a source cannot be read, the disk is full, or OUTPUT.partial is

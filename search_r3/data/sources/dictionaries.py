@@ -184,7 +184,7 @@ def dictd_files(path: str) -> tuple[Path, Path]:
     dictionary = packed if packed.exists() else base.with_name(f"{base.name}.dict")
     for file in (index, dictionary):
         if not file.is_file():
-            hint = f"install dict-{base.name}, or mend path (without .index and .dict.dz)"
+            hint = f"install dict-{base.name}, or fix path (without .index and .dict.dz)"
             raise MissingSource(f"{file} does not exist; {hint}")
     return index, dictionary
 
@@ -201,7 +201,7 @@ def parse_article(text: str) -> tuple[str, str]:
 
 
 def _lines(file: Path, records: Records) -> Iterator[tuple[int, bytes | TooLong]]:
-    """The lines of a file that are not blank, without their ends; where it breaks off, `records` is told."""
+    """The lines of a file that are not blank, without their ends; where it breaks off, `records` counts it."""
     number = 0
     try:
         for number, raw in read_lines(file, MAX_RECORD):

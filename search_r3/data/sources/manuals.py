@@ -25,7 +25,7 @@ NO_PROSE = re.compile(
     r"|conforming to|reporting bugs|c library/kernel differences",
     re.IGNORECASE,
 )
-"""Sections of manual pages that answer nobody's question."""
+"""Sections of manual pages that answer no question."""
 NO_PAGE = re.compile(r"(^|/)(genindex.*|search|contents|modindex|py-modindex|bugs|copyright|license|changelog)\.html$")
 _NUMBER = re.compile(r"^\d+(\.\d+)*\.\s+")
 _LICENSE = re.compile(r"SPDX-License-Identifier:\s*(.+?)\s*$", re.MULTILINE)
@@ -133,7 +133,7 @@ def pydoc_files(path: str) -> list[Path]:
     folder = Path(path)
     files = sorted(file for file in folder.rglob("*.html") if file.is_file())
     if not files:
-        raise MissingSource(f"no HTML page below {folder}; install python3.11-doc, or mend path")
+        raise MissingSource(f"no HTML page below {folder}; install python3.11-doc, or fix path")
     names = ((file, file.relative_to(folder)) for file in files)
     return [
         file

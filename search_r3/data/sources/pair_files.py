@@ -144,7 +144,7 @@ def _columns(cells: list[str], header: bool) -> list[str]:
 
 
 def _sound_lines(file: Path, records: Records) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are text; `records` is told of the others."""
+    """The lines of a file that are text; `records` counts the others."""
     number = 0
     try:
         for number, raw in read_lines(file):
@@ -194,6 +194,6 @@ def _check(text: str, column: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f'the column "{column}" holds half of a surrogate pair; mend it') from error
+        raise InputError(f'the column "{column}" holds half of a surrogate pair; fix it') from error
     if "\0" in text:
-        raise InputError(f'the column "{column}" holds a NUL character; mend it')
+        raise InputError(f'the column "{column}" holds a NUL character; fix it')

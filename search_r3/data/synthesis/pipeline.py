@@ -79,7 +79,7 @@ def synthesize(
         The manifest.
 
     Raises:
-        InputError: `source` cannot be read, `output` stands there and was made otherwise or cannot be written,
+        InputError: `source` cannot be read, `output` exists with other settings or cannot be written,
             OUTPUT.partial belongs to another run, the writer cannot be had, the budget is too small for one document,
             or no pair is kept.
     """
@@ -280,7 +280,7 @@ def _check_output(output: Path, folder: Path, record: dict[str, Any]) -> dict[st
     if other:
         raise InputError(
             f"{output} is there already and was made with other settings ({', '.join(other)} differ); what a model "
-            "wrote may be dear, so it is not overwritten: remove it or name another file"
+            "wrote may have cost much, so it is not overwritten: remove it or name another file"
         )
     return manifest
 

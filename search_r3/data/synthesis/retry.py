@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from search_r3.errors import InputError
 
 MAX_WAIT = 120.0
-"""Seconds that a wait between two tries may take; who is told to wait longer stops and comes back later."""
+"""Seconds that a wait between two tries may take; a longer wait ends the run, to be continued later."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 """Capitals only: a key that is given by mistake is not taken for a name, and so never shown."""
 Answer = TypeVar("Answer")
@@ -110,7 +110,7 @@ class EndpointSettings:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What a person is told, where it depends on who asks."""
+    """Parts of error messages that depend on the caller."""
 
     slow: str
     """What can be done about calls that time out."""

@@ -108,7 +108,7 @@ def plan(
     count: Callable[[str], int] | None = None,
     examples: int = 2,
 ) -> dict[str, Any]:
-    """What a run asks and costs at most: if every query were kept and every reply as long as it may be. Asks nobody.
+    """What a run asks and costs at most: if every query were kept and every reply as long as it may be. Calls no model.
 
     Args:
         count: tokens of a text; by default its length / 4, and the plan says so.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from search_r3.errors import InputError
 
 CHARACTERS_A_TOKEN = 4
-"""Of English text, where nobody counts tokens: OpenAI's own rule of thumb."""
+"""Of English text, where tokens are not counted: OpenAI's own rule of thumb."""
 _THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
@@ -51,7 +51,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Usage:
-    """Calls made, tokens read and written; `estimated` calls are those whose tokens nobody counted."""
+    """Calls made, tokens read and written; `estimated` calls are those whose tokens were not counted."""
 
     calls: int = 0
     input: int = 0

@@ -117,7 +117,7 @@ class EndpointEncoder:
         The limit holds for all that one encoder sends. Without a price, what stays on this machine needs no yes.
 
         Raises:
-            InputError: it is too much, and nobody said yes.
+            InputError: it is too much, and was not approved.
         """
         tokens = sum(work.tokens for work in works)
         if not tokens:

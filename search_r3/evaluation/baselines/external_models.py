@@ -105,7 +105,7 @@ class CostApproval:
     price: float | None = None
     """Of a million tokens, in place of a file's."""
     ask: Callable[[str], bool] | None = None
-    """Asks a person; None where nobody can be asked: then too much is refused."""
+    """Asks the user; None where there is no terminal to ask on: then too much is refused."""
     say: Callable[[str], None] | None = None
     """Called with a line for what will be sent, and for what was."""
 
@@ -130,7 +130,7 @@ def parse_external_model(source: str) -> ExternalModelConfig | None:
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is this machine's own (localhost, 127.*, ::1), where nobody is paid."""
+    """Whether an address is this machine's own (localhost, 127.*, ::1), which costs nothing."""
     host = (urlsplit(url).hostname or "").lower()
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
 

@@ -218,7 +218,7 @@ def _teachers_data(teacher: str) -> set[str]:
     import mteb
 
     if teacher not in TEACHERS:
-        raise InputError(f"nobody knows what the teacher {teacher} was trained on; known: {', '.join(TEACHERS)}")
+        raise InputError(f"what the teacher {teacher} was trained on is not known; known: {', '.join(TEACHERS)}")
     return set(mteb.get_model_meta(TEACHERS[teacher]).training_datasets or ())
 
 

@@ -21,7 +21,7 @@ MIN_CALLS = 4
 def time_queries(encode: Callable[[list[str], int], Any], queries: Sequence[str], batch_size: int) -> dict[str, float]:
     """Time `encode(batch, batch_size)` over `queries` in batches, after one call that is not timed.
 
-    A batch that the queries do not fill is filled from their beginning, and batches go on so until there are at least
+    A batch that the queries do not fill is filled from their beginning, and this is repeated until there are at least
     MIN_CALLS of them.
 
     Returns:

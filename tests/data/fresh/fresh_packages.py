@@ -42,7 +42,7 @@ local time of a harbour when they are printed, so that summer time never moves a
 
 ## 1.4.0
 
-Many things were mended in this version, and a few were added, which are told here at great length for everybody.
+Many things were fixed in this version, and a few were added, which are told here at great length for everybody.
 Whoever comes from the version before needs to change nothing, and may remove the old tables.
 """
 CODE = '''"""Harmonic constituents of the tide.

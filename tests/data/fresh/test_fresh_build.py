@@ -103,7 +103,7 @@ def test_old_and_undated_packages_are_refused(tmp_path):
     manifest = build(tmp_path / "set", undated, allow_unknown_date=True)
     assert manifest["dates"] == {"unknown": 1}
     assert manifest["packages"][0]["released"] is None
-    assert "nobody can say" in (tmp_path / "set" / "SOURCE.txt").read_text()
+    assert "not known" in (tmp_path / "set" / "SOURCE.txt").read_text()
     assert build(tmp_path / "older", old, released_after="2025-01-01")["questions"]
 
 

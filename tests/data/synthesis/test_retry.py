@@ -75,7 +75,7 @@ def test_an_endpoint_that_never_answered_is_sooner_given_up() -> None:
     assert asked.ask(calls(ValueError("what?"), ValueError("what?"), "yes"), threading.Event()) == "yes"
 
 
-def test_what_no_waiting_mends_ends_at_once() -> None:
+def test_what_waiting_cannot_fix_ends_at_once() -> None:
     stop = threading.Event()
     with pytest.raises(RefusedError, match="status 400: too long"):
         endpoint().ask(calls(status(400, "too long"), "yes"), stop)
