@@ -1,8 +1,7 @@
 """Corpus embeddings on disk, in shards: an interrupted encoding continues after the last finished shard.
 
-Texts are sorted by length and cut into shards, each written atomically as safetensors with a checksum and the seconds
-it took. A shard that is broken, truncated or belongs to other texts is encoded again. The key holds the encoder's
-identity (contract hash, dtype, length limit, side) and a hash of all ids and texts, so nothing stale can be read.
+Texts are sorted by length and cut into shards (`shard_cache`). The key holds the encoder's identity (contract hash,
+dtype, length limit, side) and a hash of all ids and texts.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from search_r3.errors import InputError
-from search_r3.files import atomic_path, atomic_write_text, expand_user
+from search_r3.evaluation.shard_cache import Shard, ShardCache
+from search_r3.files import atomic_write_text, expand_user
 from search_r3.model.resolve import cache_dir
 
 SHARD_SIZE = 512
@@ -82,61 +79,52 @@ class EmbeddingCache:
             raise InputError(f"{len(ids)} ids for {len(texts)} texts; there must be one id for each")
         if not texts:
             return Encoded(np.zeros((0, 0), dtype=np.float32), 0.0, 0, 0)
-        key, folder, shards, paths = self._shards(ids, texts, identity)
-        if not (folder / "about.json").is_file():
-            about = {"format": FORMAT, "key": key, "texts": len(texts), "identity": dict(identity)}
-            atomic_write_text(folder / "about.json", json.dumps(about, indent=2, default=str) + "\n")
-        found = {number: _read_shard(path, key, len(shards[number])) for number, path in enumerate(paths)}
-        done = {number: shard for number, shard in found.items() if shard is not None}
-        left = sum(len(shards[number]) for number in range(len(shards)) if number not in done)
-        from_disk = len(done)
-        with progress_bar(label, left, show_progress) as advance:
-            for number, members in enumerate(shards):
-                if number in done:
-                    continue
-                started = time.perf_counter()
-                parts = []
-                for start in range(0, len(members), step):
-                    part = members[start : start + step]
-                    parts.append(_checked(encode([texts[i] for i in part]), len(part)))
-                    advance(len(part))
-                rows = np.concatenate(parts)
-                seconds = time.perf_counter() - started
-                _write_shard(paths[number], rows, key, seconds)
-                done[number] = (rows, seconds)
-        return _put_together(shards, done, from_disk)
+        shards, cache = self._shards(ids, texts, identity)
+        if not (cache.folder / "about.json").is_file():
+            about = {"format": FORMAT, "key": cache.key, "texts": len(texts), "identity": dict(identity)}
+            atomic_write_text(cache.folder / "about.json", json.dumps(about, indent=2, default=str) + "\n")
+        made = 0
+
+        def make(number: int, advance: Callable[[int], None]) -> dict[str, np.ndarray]:
+            nonlocal made
+            made += 1
+            members, parts = shards[number], []
+            for start in range(0, len(members), step):
+                part = members[start : start + step]
+                parts.append(_checked(encode([texts[i] for i in part]), len(part)))
+                advance(len(part))
+            return {"rows": np.concatenate(parts)}
+
+        done = cache.complete(make, lambda left: progress_bar(label, left, show_progress))
+        return _put_together(shards, done, len(shards) - made)
 
     def stored(self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]) -> Encoded | None:
         """What `encode` would return from the disk alone; None if any of it would have to be encoded."""
-        key, _, shards, paths = self._shards(ids, texts, identity)
-        done: dict[int, tuple[np.ndarray, float]] = {}
-        for number, (path, members) in enumerate(zip(paths, shards, strict=True)):
-            shard = _read_shard(path, key, len(members))
+        shards, cache = self._shards(ids, texts, identity)
+        done: list[Shard] = []
+        for number in range(len(shards)):
+            shard = cache.stored(number)
             if shard is None:
                 return None
-            done[number] = shard
+            done.append(shard)
         return _put_together(shards, done, len(done)) if done else None
 
     def _shards(
         self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]
-    ) -> tuple[str, Path, list[list[int]], list[Path]]:
-        """The key of these texts, their folder, the texts' numbers in each shard, and the shards' files."""
-        key = _key(ids, texts, identity, self.shard_size)
-        folder = self.folder / key[:32]
+    ) -> tuple[list[list[int]], ShardCache]:
+        """The texts' numbers in each shard, and the shards."""
         # Longest first: a batch that does not fit into memory fails at once, and the estimate of the time left is high.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         shards = [order[start : start + self.shard_size] for start in range(0, len(order), self.shard_size)]
-        paths = [folder / f"shard-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
-        return key, folder, shards, paths
+        key = _key(ids, texts, identity, self.shard_size)
+        return shards, ShardCache(self.folder, key, list(map(len, shards)))
 
 
-def _put_together(
-    shards: Sequence[Sequence[int]], done: Mapping[int, tuple[np.ndarray, float]], from_disk: int
-) -> Encoded:
-    rows = np.empty((sum(map(len, shards)), done[0][0].shape[1]), dtype=np.float32)
-    for number, members in enumerate(shards):
-        rows[list(members)] = done[number][0]
-    return Encoded(rows, sum(seconds for _, seconds in done.values()), len(shards), from_disk)
+def _put_together(shards: Sequence[Sequence[int]], done: Sequence[Shard], from_disk: int) -> Encoded:
+    rows = np.empty((sum(map(len, shards)), done[0].tensors["rows"].shape[1]), dtype=np.float32)
+    for members, shard in zip(shards, done, strict=True):
+        rows[list(members)] = shard.tensors["rows"]
+    return Encoded(rows, sum(shard.seconds for shard in done), len(shards), from_disk)
 
 
 def default_folder() -> Path:
@@ -167,24 +155,6 @@ def _checked(rows: np.ndarray, expected: int) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError("the encoder returned NaN or infinity; its weights or dtype are broken")
     return array
-
-
-def _write_shard(path: Path, rows: np.ndarray, key: str, seconds: float) -> None:
-    metadata = {"key": key, "sha256": hashlib.sha256(rows.tobytes()).hexdigest(), "seconds": f"{seconds:.3f}"}
-    with atomic_path(path) as scratch:
-        save_file({"rows": rows}, scratch, metadata=metadata)
-
-
-def _read_shard(path: Path, key: str, expected: int) -> tuple[np.ndarray, float] | None:
-    """Rows and seconds of a shard, or None if it is missing, damaged or not the one that is asked for."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            rows = file.get_tensor("rows")
-            whole = metadata["key"] == key and metadata["sha256"] == hashlib.sha256(rows.tobytes()).hexdigest()
-            return (rows, float(metadata["seconds"])) if whole and len(rows) == expected else None
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
 
 
 @contextmanager

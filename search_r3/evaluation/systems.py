@@ -30,6 +30,8 @@ from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
 
 MODES = ("off", "on")
+BASELINES = ("bm25", "all-minilm-l6-v2")
+"""The two systems that ours are measured beside."""
 
 
 @dataclass

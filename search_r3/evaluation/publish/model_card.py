@@ -19,6 +19,7 @@ from search_r3.evaluation.publish.tables import load_records, results_markdown
 from search_r3.evaluation.rollouts.reasoning_rewards import table as earned_table
 from search_r3.evaluation.study.study import read_study
 from search_r3.evaluation.study.study_table import study_markdown
+from search_r3.evaluation.systems import BASELINES
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.checkpoint import ADAPTER_FILE
 from search_r3.model.checkpoint import read_record as read_contract
@@ -26,7 +27,6 @@ from search_r3.model.resolve import BUNDLED
 
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
-BASELINES = ("bm25", "all-minilm-l6-v2")
 
 
 def keep_run(

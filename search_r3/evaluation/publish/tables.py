@@ -15,6 +15,7 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MEASURES, MRR, NDCG, RECALL
 from search_r3.evaluation.suite import SMALL, read_record
+from search_r3.evaluation.systems import BASELINES
 
 MEANING = {
     NDCG: "nDCG@10 (linear gain)",
@@ -22,7 +23,6 @@ MEANING = {
     RECALL: "Recall@100",
 }
 FIRST_DATASETS = ("scifact", "cosqa", "hotpotqa", "mkqa/en", "s2_search", "cranfield", "cisi")
-BASELINES = ("bm25", "all-minilm-l6-v2")
 INCOMPLETE = "†"
 """Beside the name of a data set whose judgments name documents that its corpus lacks."""
 STAGES = ("base", "sft", "grpo")

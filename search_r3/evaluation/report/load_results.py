@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.evaluation.publish.tables import BASELINES, load_records
+from search_r3.evaluation.publish.tables import load_records
 from search_r3.evaluation.report.comparison import DatasetComparison, against_baseline, measure_dataset, on_against_off
 from search_r3.evaluation.study.study import read_study
+from search_r3.evaluation.systems import BASELINES
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from search_r3.evaluation.runs import read_gzip_lines, write_jsonl_gzip
 from search_r3.evaluation.suite import SMALL, dataset_hash, load_dataset
 from search_r3.evaluation.systems import SearchR3System, check_spec, model_name, open_systems, split_label
 from search_r3.files import atomic_write_text
-from search_r3.retrievers.dense import BUNDLED as BASELINES
+from search_r3.retrievers.dense import BUNDLED
 
 FORMAT = 1
 EXAMPLES = 5
@@ -359,7 +359,7 @@ def _paid(line: Mapping[str, Any]) -> float:
 def _name(spec: str) -> str:
     """The model's name in results. Raises InputError for one that is not there or does not reason."""
     label, source = split_label(spec)
-    if source == "bm25" or source in BASELINES or source.startswith("st:"):
+    if source == "bm25" or source in BUNDLED or source.startswith("st:"):
         raise InputError(f"{spec} writes no reasoning, so it has no rollouts; give a SearchR3 model")
     check_spec(spec)
     name = label or model_name(source)

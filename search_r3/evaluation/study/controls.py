@@ -22,11 +22,10 @@ from search_r3.evaluation.runs import drop_identical_ids
 from search_r3.evaluation.study.fusion_controls import RRF_K, fuse_rows, fuse_runs
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache, ReasoningTraces
 from search_r3.evaluation.suite import Pair, paths
-from search_r3.evaluation.systems import Answers, SearchR3System, System, as_run, open_systems
+from search_r3.evaluation.systems import BASELINES, Answers, SearchR3System, System, as_run, open_systems
 from search_r3.retrievers.dense import exact_search
 
 BUDGETS = (0, 4, 8, 16, 32, 64)
-BASELINES = ("bm25", "all-minilm-l6-v2")
 MODE_DESCRIPTIONS = {
     "off": "the query embedded directly",
     "on": "with its own reasoning",

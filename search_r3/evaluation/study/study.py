@@ -21,7 +21,6 @@ from search_r3.evaluation.runs import read_gzip_lines, read_run
 from search_r3.evaluation.significance import compare_family, paired
 from search_r3.evaluation.study.adaptive_curve import add_adaptive
 from search_r3.evaluation.study.controls import (
-    BASELINES,
     MODE_DESCRIPTIONS,
     ControlConfig,
     ControlSystem,
@@ -43,7 +42,7 @@ from search_r3.evaluation.suite import (
     paths,
     remarks,
 )
-from search_r3.evaluation.systems import SearchR3System, check_spec, open_systems
+from search_r3.evaluation.systems import BASELINES, SearchR3System, check_spec, open_systems
 from search_r3.files import atomic_write_text
 from search_r3.metrics import rank_documents
 

@@ -266,9 +266,7 @@ def test_self_generated_reasoning_is_that_of_the_model_at_the_start_of_its_block
     before = task.batch(1)
     assert not any(before.sampled)
     batch = task.batch(2)
-    assert (
-        len(batch.sampled) == len(batch.with_reasoning) == 4
-    )  # pairs without written reasoning have one of their own
+    assert len(batch.sampled) == len(batch.with_reasoning) == 4  # pairs without written reasoning have one of their own
     assert all(batch.sampled)
     queries = [batch.pairs[i].query for i in batch.with_reasoning]
     said = [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)]

@@ -1,0 +1,88 @@
+"""A long computation on disk in shards: an interrupted one continues after the last finished shard.
+
+Each shard is written atomically as safetensors, under a key of everything that decides its contents, with a checksum
+and the seconds that it took. One that is broken, truncated or of another key is made again, so nothing stale is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from search_r3.files import atomic_path
+
+Tensors = dict[str, np.ndarray]
+ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""How much is left -> a context whose value is called with how much was done."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The arrays of a shard, and the seconds that they took to make, whenever that was."""
+
+    tensors: Tensors
+    seconds: float
+
+
+class ShardCache:
+    """The shards of one computation.
+
+    Args:
+        folder: of the cache; this computation's shards go into a folder of its own there.
+        key: 64 hex digits over everything that decides the contents.
+        sizes: how many items each shard has: the length of its array "rows".
+    """
+
+    def __init__(self, folder: Path, key: str, sizes: Sequence[int]) -> None:
+        self.key, self.sizes, self.folder = key, list(sizes), folder / key[:32]
+        count = len(self.sizes)
+        self.paths = [self.folder / f"shard-{n:05d}-of-{count:05d}.safetensors" for n in range(count)]
+
+    def stored(self, number: int) -> Shard | None:
+        """A shard from the disk; None if it is missing, damaged, of another key or of another size."""
+        try:
+            with safe_open(self.paths[number], framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+                whole = metadata["key"] == self.key and metadata["sha256"] == _digest(tensors)
+                whole = whole and len(tensors["rows"]) == self.sizes[number]
+                return Shard(tensors, float(metadata["seconds"])) if whole else None
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+
+    def complete(self, make: Callable[[int, Callable[[int], None]], Tensors], progress: ProgressBar) -> list[Shard]:
+        """All shards: those from the disk, and the others made by `make(number, advance)` and written at once.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
+        found = [self.stored(number) for number in range(len(self.sizes))]
+        left = sum(size for size, shard in zip(self.sizes, found, strict=True) if shard is None)
+        with progress(left) as advance:
+            return [shard or self._make(number, make, advance) for number, shard in enumerate(found)]
+
+    def _make(
+        self, number: int, make: Callable[[int, Callable[[int], None]], Tensors], advance: Callable[[int], None]
+    ) -> Shard:
+        started = time.perf_counter()
+        tensors = make(number, advance)
+        shard = Shard(tensors, time.perf_counter() - started)
+        metadata = {"key": self.key, "sha256": _digest(tensors), "seconds": f"{shard.seconds:.3f}"}
+        with atomic_path(self.paths[number]) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+        return shard
+
+
+def _digest(tensors: Tensors) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
