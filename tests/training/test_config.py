@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from search_r3.config import to_dict
 from search_r3.errors import InputError
 from search_r3.training.config import (
     RENAMED_KEYS,
@@ -16,7 +17,6 @@ from search_r3.training.config import (
     LoopConfig,
     LoraSettings,
     load_config,
-    to_dict,
     with_present_keys,
 )
 
