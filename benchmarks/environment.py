@@ -32,7 +32,7 @@ from environment_recording import Recording
 from environment_replay import MATCHED, PARTS, RANDOM, SELECTIVE, policies, replay, summary
 from environment_worlds import RecordedWorld, SimulatedWorld, Simulation
 
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.retrieval import EnvironmentConfig
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
@@ -197,13 +197,13 @@ def compare(
     name: str,
     world: RecordedWorld | SimulatedWorld,
     settings: dict[str, Any],
-    graph: Callable[[], NeighbourGraph] | None,
+    graph: Callable[[], NeighborGraph] | None,
     parts: Parts,
     options: argparse.Namespace,
 ) -> dict[str, list[dict[str, Any]]]:
     """Replay every policy, print a row for each: policy -> its records."""
     budget = max(1, math.floor(options.budget_share * world.rows))
-    header = ("policy" + " " * 32, "share", "age", "recall", "error", "at the end", "dev recall", "dev error", "gauge")
+    header = ("policy" + " " * 32, "share", "age", "recall", "error", "at the end", "dev recall", "dev error", "stale")
     table = Table(f"{title}; at most {budget:,} rows re-encoded in a step", *header)
     records: dict[str, list[dict[str, Any]]] = {}
     for policy, refresh in policies(world.rows, budget).items():
@@ -221,7 +221,9 @@ def compare(
         found = summary(records[policy], world.rows)
         cells = [f"{found['share_reencoded']:.2%}", f"{found['age']:.1f}", f"{found['recall']:.4f}"]
         cells += [f"{found['error']:.5f}", f"{found['end_error']:.5f}"]
-        cells += [f"{found[key]:.4f}" if key in found else "-" for key in ("dev_recall", "dev_error", "gauge_error")]
+        cells += [
+            f"{found[key]:.4f}" if key in found else "-" for key in ("dev_recall", "dev_error", "staleness_error")
+        ]
         table.row(policy, *cells)
     return records
 

@@ -1,7 +1,7 @@
 """How embeddings drift in training: measured from a recording, written down as JSON, and simulated at any size.
 
 Measured for a checkpoint and the next: how far each row moved (1 - cosine), apart for the rows that training touched,
-their neighbours and the others; how much of the movement all rows share, and how much neighbours share.
+their neighbors and the others; how much of the movement all rows share, and how much neighbors share.
 
 Shape suffixes: N rows, D dimensions, C classes of rows.
 """
@@ -22,7 +22,7 @@ from environment_recording import Frame, Recording
 from torch import Tensor
 
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.errors import InputError
 
 ASSUMED = Path(__file__).with_name("environment_drift.json")
@@ -37,7 +37,7 @@ LAGS = (1, 2, 4)
 Rows = tuple[np.ndarray, Tensor]
 """Row numbers, and their vectors."""
 SHARED_RANK = 64
-"""Rank of the map that moves neighbours alike, and of the noise."""
+"""Rank of the map that moves neighbors alike, and of the noise."""
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Drift:
     """Class -> quantiles (`LEVELS`) of 1 - cosine between a row before and after one step of the usual pace."""
     common: float
     """Share of the squared movement that is the same for all rows."""
-    neighbours: float
-    """Mean cosine between what is left of two nearest neighbours' movements without the common part."""
+    neighbors: float
+    """Mean cosine between what is left of two nearest neighbors' movements without the common part."""
     direction: float
     """Mean cosine between a row's movements of two successive stretches."""
     rows: float
@@ -61,7 +61,7 @@ class Drift:
     touched_correlation: float
     """Correlation between the logarithm of a document's drift and whether training touched it."""
     centred: float
-    """Mean cosine between nearest neighbours, the corpus's mean taken off."""
+    """Mean cosine between nearest neighbors, the corpus's mean taken off."""
     pace: list[float] = field(default_factory=lambda: [1.0])
     """How much rows move from each checkpoint to the next, over the geometric mean of all: warm-up, and luck."""
     steps: int = 1
@@ -85,7 +85,7 @@ class Drift:
         """What is compared between a recording and its simulation."""
         found = {f"median_{name}": self.sizes[name][10] for name in CLASSES}
         found |= {f"p90_{name}": self.sizes[name][18] for name in CLASSES}
-        names = ("common", "neighbours", "direction", "rows", "touched_correlation")
+        names = ("common", "neighbors", "direction", "rows", "touched_correlation")
         found |= {"slowest": min(self.pace), "fastest": max(self.pace)}
         return {name: float(f"{value:.3g}") for name, value in found.items()} | {
             name: round(getattr(self, name), 3) for name in names
@@ -110,7 +110,7 @@ def measure(recording: Recording, candidates: int = 20, source: str = "") -> Dri
     """How the rows of a recording drift.
 
     Touched between two checkpoints are the positives of the queries trained on, and the `candidates` nearest documents
-    of their rollouts (or of their direct embeddings); near are the graph neighbours of the positives.
+    of their rollouts (or of their direct embeddings); near are the graph neighbors of the positives.
     """
     frames = [recording.frame(step) for step in recording.steps]
     return measure_frames(frames, recording.grades, recording.dev, candidates, source or recording.facts["source"])
@@ -163,7 +163,7 @@ def measure_frames(
         source=source,
         sizes=quantiles,
         common=float(np.clip(np.mean(common), 0, 1)),
-        neighbours=float(np.mean(alike)),
+        neighbors=float(np.mean(alike)),
         direction=float(np.mean(turned)) if turned else 0.0,
         rows=float(np.mean(kept)) if kept else 0.0,
         growth=growth,
@@ -176,14 +176,14 @@ def measure_frames(
     )
 
 
-def classes(frame: Frame, grades: list[dict[int, float]], candidates: int) -> tuple[Tensor, NeighbourGraph]:
+def classes(frame: Frame, grades: list[dict[int, float]], candidates: int) -> tuple[Tensor, NeighborGraph]:
     """(which of `CLASSES` each document is in, (N,) int64; the graph of the documents)."""
     corpus = LiveCorpus.from_vectors(frame.documents_ND)
-    graph = NeighbourGraph.build(corpus)
+    graph = NeighborGraph.build(corpus)
     rollouts_RD = frame.rollouts_RD if len(frame.rollouts_RD) else frame.queries_QD[frame.batch]
     positives = [row for query in frame.batch for row, grade in grades[query].items() if grade > 0]
     kind_N = torch.zeros(len(corpus), dtype=torch.int64)
-    kind_N[graph.neighbours(positives)] = NEAR
+    kind_N[graph.neighbors(positives)] = NEAR
     if len(rollouts_RD):
         kind_N[corpus.search(rollouts_RD, candidates)[1].flatten()] = TOUCHED
     kind_N[positives] = TOUCHED
@@ -191,7 +191,7 @@ def classes(frame: Frame, grades: list[dict[int, float]], candidates: int) -> tu
 
 
 class Mover:
-    """Moves the rows of a corpus as a `Drift` says: sizes by class, directions shared by all, by neighbours, by none.
+    """Moves the rows of a corpus as a `Drift` says: sizes by class, directions shared by all, by neighbors, by none.
 
     Every row keeps a tendency to move much or little (`rows`), and every step has a pace, in the order of the
     recording's and then again from its first. The shared directions turn slowly, as much as gives the
@@ -210,7 +210,7 @@ class Mover:
         self.step = 0
         self.tendency_N = self._normal(rows).numpy()
         self.common = min(max(drift.common, 0.0), 1.0)
-        self.local = min(max(drift.neighbours, 0.0) * (1 - self.common) / max(drift.centred, 0.05), 1 - self.common)
+        self.local = min(max(drift.neighbors, 0.0) * (1 - self.common) / max(drift.centred, 0.05), 1 - self.common)
         shared = self.common + self.local
         self.keep = min(1.0, max(0.0, drift.direction) / shared) if shared else 0.0
         self.all_D = self._normal(dimension)

@@ -1,7 +1,7 @@
 """The environment at a million rows, in a process of its own: time by part and peak memory, no quality.
 
 Rows are made up and "re-encoded" by a small random turn, so encoding costs nothing here: its time is what the model
-takes. The refresh set is as large as the budget allows: candidates' neighbours are taken too.
+takes. The refresh set is as large as the budget allows: candidates' neighbors are taken too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from common import peak_memory, serve
 
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.refresh_policies import RefreshConfig
 from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
 
@@ -54,9 +54,9 @@ def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
         corpus.update(rows, torch.nn.functional.normalize(topics_TD[place] + 0.7 * noise, dim=1), 0)
     filled = time.perf_counter()
     filled_bytes = peak_memory("cpu")
-    graph = NeighbourGraph.build(corpus, approximate=True, seed=spec.seed)
+    graph = NeighborGraph.build(corpus, approximate=True, seed=spec.seed)
     built = time.perf_counter()
-    refresh = RefreshConfig(policy="selective", budget=spec.budget, candidate_neighbours=True)
+    refresh = RefreshConfig(policy="selective", budget=spec.budget, candidate_neighbors=True)
     config = EnvironmentConfig(refresh=refresh, candidates=spec.candidates)
     environment = RetrievalEnvironment(corpus, config, graph=graph, seed=spec.seed)
     ready = {
@@ -86,7 +86,7 @@ def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
         near = corpus.vectors(positives[query_R])
         noise = torch.from_numpy(pick.standard_normal(near.shape, dtype=np.float32)) / spec.dimension**0.5
         rollouts = torch.nn.functional.normalize(near + 0.7 * noise, dim=1)
-        judged = environment.judge(
+        judged = environment.score(
             rollouts,
             query_R,
             [{int(row): 1.0} for row in positives],

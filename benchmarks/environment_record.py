@@ -32,7 +32,7 @@ from search_r3.data.dev_pools import dev_pool
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import load_config
-from search_r3.training.grpo.dataset import Problem, Query, QueryOrder, read_problem
+from search_r3.training.grpo.dataset import Query, QueryOrder, RLDataset, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
 from search_r3.training.grpo.grpo_task import load_stage_one
 from search_r3.training.grpo.rollout import TorchRollouts
@@ -80,16 +80,16 @@ def record(options: argparse.Namespace) -> None:
     config = read_recipe(options)
     if config is None and not options.adapters:
         raise InputError("say what was trained: give --recipe or --adapters")
-    problem = problem_of(config, options)
+    dataset = dataset_of(config, options)
     encoders = adapters(options) if options.adapters else run_checkpoints(config, options)
     if isinstance(config, GRPOConfig) and not options.adapters and not options.beir:
-        problem = trained_on(problem, Path(config.output))
+        dataset = trained_on(dataset, Path(config.output))
     steps, open_at = encoders
     if len(steps) < 2:
         raise InputError(f"found {len(steps)} checkpoint(s) to record, 2 or more are needed")
-    batches = batches_of(config, problem, steps, options)
+    batches = batches_of(config, dataset, steps, options)
     used = sorted({number for batch in batches for number in batch})
-    queries: list[Query] = [problem.train[number] for number in used] + problem.held_out[:DEV]
+    queries: list[Query] = [dataset.train[number] for number in used] + dataset.held_out[:DEV]
     place = {number: i for i, number in enumerate(used)}
     max_tokens = getattr(config, "max_document_tokens", options.max_tokens)
     names = [options.beir] if options.beir else [source.name for source in getattr(config, "corpus", [])]
@@ -97,14 +97,14 @@ def record(options: argparse.Namespace) -> None:
         "source": Path(options.recipe).stem if options.recipe else "adapters",
         "steps": steps,
         "corpus": [Path(name).name for name in names],
-        "problem_sha256": problem.sha256,
+        "dataset_sha256": dataset.sha256,
         "known_batches": isinstance(config, GRPOConfig),
         "rollouts_per_query": options.rollouts,
         "max_document_tokens": max_tokens,
     }
     dev = range(len(used), len(queries))
-    begin(options.output, documents=len(problem.documents), grades=[q.grades for q in queries], dev=dev, **facts)
-    say(f"{len(problem.documents):,} documents, {len(queries)} queries, {len(steps)} checkpoints")
+    begin(options.output, documents=len(dataset.documents), grades=[q.grades for q in queries], dev=dev, **facts)
+    say(f"{len(dataset.documents):,} documents, {len(queries)} queries, {len(steps)} checkpoints")
     for number, step in enumerate(steps):
         if frame_path(options.output, step).exists():
             continue
@@ -112,7 +112,7 @@ def record(options: argparse.Namespace) -> None:
         encoder = open_at(step)
         loaded = time.perf_counter()
         documents = encoder.encode_document(
-            problem.documents, max_length=max_tokens, batch_size=64, show_progress_bar=False
+            dataset.documents, max_length=max_tokens, batch_size=64, show_progress_bar=False
         )
         per_second = len(documents) / (time.perf_counter() - loaded)
         direct = encoder.encode_query([q.text for q in queries], reasoning=False, show_progress_bar=False)
@@ -142,17 +142,17 @@ def read_recipe(options: argparse.Namespace) -> GRPOConfig | SFTConfig | None:
     return load_config(options.recipe, kind, options.overrides)
 
 
-def problem_of(config: Any, options: argparse.Namespace) -> Problem:
+def dataset_of(config: Any, options: argparse.Namespace) -> RLDataset:
     """Documents and queries: the stage 2 run's own, or those of a BEIR set, every eighth query being dev."""
     if isinstance(config, GRPOConfig) and not options.beir:
         root = options.data or config.data_root
         limits = [n for n in (config.max_documents, options.documents) if n is not None]
         pools = [dev_pool(name, root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
         config = dataclasses.replace(config, max_documents=min(limits, default=None), data_root=root)
-        return read_problem(config, {text for pool in pools for text in pool.queries.values()})
+        return load_rl_dataset(config, {text for pool in pools for text in pool.queries.values()})
     if not options.beir:
         raise InputError("a stage 1 run has no corpus to search: say which with --beir")
-    return read_problem(
+    return load_rl_dataset(
         GRPOConfig(
             adapter="",
             queries=[QuerySet(beir=options.beir, split=options.split, hold_out_modulus=8)],
@@ -164,24 +164,24 @@ def problem_of(config: Any, options: argparse.Namespace) -> Problem:
     )
 
 
-def trained_on(problem: Problem, output: Path) -> Problem:
-    """The problem with the queries that a run of stage 2 trains on: a recipe may leave out those at other ranks."""
+def trained_on(dataset: RLDataset, output: Path) -> RLDataset:
+    """The dataset with the queries that a run of stage 2 trains on: a recipe may leave out those at other ranks."""
     kept = read_checkpoint(list_checkpoints(output)[0][1]).task.get("kept")
-    return problem if kept is None else dataclasses.replace(problem, train=[problem.train[i] for i in kept])
+    return dataset if kept is None else dataclasses.replace(dataset, train=[dataset.train[i] for i in kept])
 
 
-def batches_of(config: Any, problem: Problem, steps: list[int], options: argparse.Namespace) -> list[list[int]]:
+def batches_of(config: Any, dataset: RLDataset, steps: list[int], options: argparse.Namespace) -> list[list[int]]:
     """For each checkpoint queries trained on from there to the next: the run's own, or any where they are not known.
 
     The last checkpoint's are those of a stretch as long as the one before.
     """
     found = []
     own = isinstance(config, GRPOConfig) and not options.beir
-    size = config.queries_per_step if own else min(8, len(problem.train))
-    order = QueryOrder(len(problem.train), size, config.loop.seed if own else 0)
+    size = config.queries_per_step if own else min(8, len(dataset.train))
+    order = QueryOrder(len(dataset.train), size, config.loop.seed if own else 0)
     for number, step in enumerate(steps):
         after = steps[number + 1] if number + 1 < len(steps) else 2 * step - steps[number - 1]
-        stride = config.steps_per_round if own else 1
+        stride = config.steps_per_generation if own else 1
         rounds = range(step // stride, max(step // stride + 1, after // stride)) if own else range(number, number + 1)
         chosen = list(dict.fromkeys(query for r in rounds for query in order.batch(r)))
         keep = torch.linspace(0, len(chosen) - 1, min(len(chosen), options.queries)).long().tolist()

@@ -1,6 +1,6 @@
 """One refresh policy through a world: what its rewards and rankings are, beside those of re-encoding everything.
 
-The environment is the trainer's own (`RetrievalEnvironment.judge`); only its `encode` looks rows up. Recall is the
+The environment is the trainer's own (`RetrievalEnvironment.score`); only its `encode` looks rows up. Recall is the
 share of the true top k that is in the live top k; a reward's error is its distance from the reward on a corpus that was
 re-encoded in full with the weights of that step. "rollouts" are the batch's own, right after the refresh: what the
 policy gradient is given. "dev" are fixed queries that the refresh knows nothing of.
@@ -22,9 +22,9 @@ from environment_worlds import Moment, World
 from torch import Tensor
 
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.refresh_policies import RefreshConfig
-from search_r3.environment.retrieval import EnvironmentConfig, Judged, RetrievalEnvironment
+from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment, RewardBatch
 
 SELECTIVE, RANDOM, MATCHED = "selective", "random", "random, as many rows as selective"
 STILL = RefreshConfig(policy="none")
@@ -38,8 +38,8 @@ def policies(rows: int, budget: int) -> dict[str, RefreshConfig]:
         SELECTIVE: RefreshConfig(policy="selective", budget=budget),
         "selective, by age alone": RefreshConfig(policy="selective", budget=budget, first_ranks=0),
         "selective, no graph": RefreshConfig(policy="selective", budget=budget, hops=0),
-        "selective, candidates' neighbours too": RefreshConfig(
-            policy="selective", budget=budget, candidate_neighbours=True
+        "selective, candidates' neighbors too": RefreshConfig(
+            policy="selective", budget=budget, candidate_neighbors=True
         ),
         MATCHED: RefreshConfig(policy="random", budget=budget),
         RANDOM: RefreshConfig(policy="random", budget=budget),
@@ -53,7 +53,7 @@ def replay(
     refresh: RefreshConfig,
     *,
     environment: EnvironmentConfig | None = None,
-    graph: Callable[[], NeighbourGraph] | None = None,
+    graph: Callable[[], NeighborGraph] | None = None,
     seed: int = 0,
     label: str = "",
 ) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def replay(
 
 def _step(live: RetrievalEnvironment, moment: Moment) -> dict[str, Any]:
     truth, step = moment.truth, moment.step
-    judged = live.judge(
+    judged = live.score(
         moment.rollouts_RD,
         moment.query_R,
         moment.grades,
@@ -82,7 +82,7 @@ def _step(live: RetrievalEnvironment, moment: Moment) -> dict[str, Any]:
         step,
         emitted_R=torch.ones(len(moment.query_R), dtype=torch.bool),
     )
-    exact = judge_still(live, truth, moment.rollouts_RD, moment.query_R, moment.grades, step)
+    exact = score_still(live, truth, moment.rollouts_RD, moment.query_R, moment.grades, step)
     record = {
         "step": step,
         "age": float(live.corpus.ages(step).float().mean()),
@@ -93,25 +93,25 @@ def _step(live: RetrievalEnvironment, moment: Moment) -> dict[str, Any]:
     if moment.dev_QD is not None:
         number_Q = torch.arange(len(moment.dev_QD))
         both = [
-            judge_still(live, corpus, moment.dev_QD, number_Q, moment.dev_grades, step)
+            score_still(live, corpus, moment.dev_QD, number_Q, moment.dev_grades, step)
             for corpus in (live.corpus, truth)
         ]
         record |= {f"dev_{name}": value for name, value in compared(*both).items()}
-        gauge = live.gauge(moment.dev_QD, moment.dev_grades, truth.vectors, step)
-        record |= {"gauge_recall": gauge.pooled_recall, "gauge_error": gauge.pooled_reward_error}
+        gauge = live.evaluate_staleness(moment.dev_QD, moment.dev_grades, truth.vectors, step)
+        record |= {"staleness_recall": gauge.pooled_recall, "staleness_error": gauge.pooled_reward_error}
     return record
 
 
-def judge_still(
+def score_still(
     live: RetrievalEnvironment, corpus: Any, probes_RD: Tensor, query_R: Tensor, grades: Sequence[Any], step: int
-) -> Judged:
+) -> RewardBatch:
     """What these embeddings earn in a corpus as it is."""
     still = RetrievalEnvironment(corpus, replace(live.config, refresh=STILL))
     everyone = torch.ones(len(query_R), dtype=torch.bool)
-    return still.judge(probes_RD, query_R, grades, corpus.vectors, step, emitted_R=everyone)
+    return still.score(probes_RD, query_R, grades, corpus.vectors, step, emitted_R=everyone)
 
 
-def compared(live: Judged, exact: Judged) -> dict[str, float]:
+def compared(live: RewardBatch, exact: RewardBatch) -> dict[str, float]:
     """Recall of the exact ranking, and the rewards' mean distance: of the configured reward, and of nDCG."""
     same_RK = (live.rows_RK[:, :, None] == exact.rows_RK[:, None, :]).any(dim=2)
     return {
@@ -137,7 +137,7 @@ def summary(records: list[dict[str, Any]], rows: int) -> dict[str, Any]:
         found[f"end_{name}"] = _mean(end, name)
     for name in ("recall", "error", "error_ndcg", "reward", "ndcg"):
         found[f"dev_{name}"] = _mean(later, f"dev_{name}")
-    found |= {name: _mean(later, name) for name in ("gauge_recall", "gauge_error")}
+    found |= {name: _mean(later, name) for name in ("staleness_recall", "staleness_error")}
     seconds = {part: float(np.mean([record["seconds"][part] for record in later])) for part in PARTS}
     kept = {name: value for name, value in found.items() if not math.isnan(value)}
     return {k: v if isinstance(v, int) else rounded(v) for k, v in kept.items()} | {

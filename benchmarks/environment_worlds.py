@@ -20,7 +20,7 @@ from environment_recording import Frame, Recording
 from torch import Tensor
 
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.rewards import dcg
 from search_r3.errors import InputError
 from search_r3.training.grpo.dataset import QueryOrder
@@ -128,9 +128,9 @@ class Simulation:
 class SimulatedWorld:
     """Documents between those of a recording, queries as far from their positives as its queries, moved by a `Mover`.
 
-    A query has one positive, and leans towards one of the positive's neighbours, by as much as makes the first nDCG@10
+    A query has one positive, and leans towards one of the positive's neighbors, by as much as makes the first nDCG@10
     that of the recording (or `MADE_UP_NDCG`). Rollouts are as far from their query's direct embedding as the
-    recording's. The positives of a batch and what its rollouts find move as "touched", the graph's neighbours of the
+    recording's. The positives of a batch and what its rollouts find move as "touched", the graph's neighbors of the
     positives as "near", queries as "query". Not simulated: that training pulls a query and its positive together.
     """
 
@@ -145,12 +145,12 @@ class SimulatedWorld:
         self.ndcg = _first_ndcg(frame, grades) if frame else MADE_UP_NDCG
         self.asked = _asked(frame) if frame else (simulation.batch, simulation.group)
         self.lean = 0.0
-        self._graph: NeighbourGraph | None = None
+        self._graph: NeighborGraph | None = None
 
-    def graph(self) -> NeighbourGraph:
+    def graph(self) -> NeighborGraph:
         """The first step's graph, built once; a policy changes it, so give it a copy."""
         if self._graph is None:
-            self._graph = NeighbourGraph.build(self._documents())
+            self._graph = NeighborGraph.build(self._documents())
         return self._graph
 
     def moments(self) -> Iterator[Moment]:
@@ -186,7 +186,7 @@ class SimulatedWorld:
             )
             kind_N = np.zeros(rows + every, dtype=np.int64)
             kind_N[rows:] = QUERY
-            kind_N[graph.neighbours(positive_Q[batch])] = NEAR
+            kind_N[graph.neighbors(positive_Q[batch])] = NEAR
             kind_N[truth.search(rollouts_RD, simulation.candidates)[1].flatten().numpy()] = TOUCHED
             kind_N[positive_Q[batch]] = TOUCHED
             blocks = ((block, truth.vectors(block)) for block in np.array_split(np.arange(rows), -(-rows // BLOCK)))
@@ -245,7 +245,7 @@ class SimulatedWorld:
     def _leaning(
         self, truth: LiveCorpus, positive_Q: np.ndarray, near_Q: np.ndarray, residual_QD: Tensor, share_Q: np.ndarray
     ) -> Tensor:
-        """Queries that lean to their positive's neighbour just as much as makes them as hard as is wanted."""
+        """Queries that lean to their positive's neighbor just as much as makes them as hard as is wanted."""
         here_QD, away_QD = truth.vectors(positive_Q), truth.vectors(near_Q) - truth.vectors(positive_Q)
         place_Q1, some = torch.from_numpy(positive_Q)[:, None], slice(0, 256)
         for self.lean in LEANS:
@@ -258,11 +258,11 @@ class SimulatedWorld:
         return query_QD
 
     def _documents(self) -> LiveCorpus:
-        """The base's rows, then rows between one of them and one of its neighbours, until there are enough."""
+        """The base's rows, then rows between one of them and one of its neighbors, until there are enough."""
         base_MD, rng = self.base_MD, torch.Generator().manual_seed(self.seed + 3)
         count, dimension = base_MD.shape
         corpus = LiveCorpus(self.rows, dimension)
-        near_MK = NeighbourGraph.build(LiveCorpus.from_vectors(base_MD)).ids_NM[:, :8]
+        near_MK = NeighborGraph.build(LiveCorpus.from_vectors(base_MD)).ids_NM[:, :8]
         for start in range(0, self.rows, BLOCK):
             rows = torch.arange(start, min(start + BLOCK, self.rows))
             place = rows % count

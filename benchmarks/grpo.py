@@ -9,7 +9,7 @@ Both start from the same merged stage 1 model and the same embeddings of the sam
 trained row, prompts, groups, budget, loss, KL and learning rate, at temperature 1. Ours is `GRPOTask`, driven as the
 training loop drives it, once without the contrastive term, as the peer has none, and once with it. The peer's reward
 function encodes its finished rollouts once, searches and refreshes a `LiveCorpus` of its own by
-`RetrievalEnvironment.judge`, and encodes by the same means as ours. Its precision and attention are those that are
+`RetrievalEnvironment.score`, and encodes by the same means as ours. Its precision and attention are those that are
 fastest here in a trial.
 
 Before anything is timed, both compute the loss of the same rollouts with the same rewards: prompts, loss, KL, entropy,
@@ -165,7 +165,7 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
         threads=options.threads,
     )
     config = config_of(spec)
-    rollouts = config.queries_per_step * config.group_size
+    rollouts = config.queries_per_step * config.num_generations
     rows = options.peer_rows or (rollouts if options.on_gpu else next(n for n in range(24, 0, -1) if not rollouts % n))
     if rollouts % rows:
         raise SystemExit(f"--peer-rows {rows} does not divide the {rollouts} rollouts of a step")
@@ -196,7 +196,7 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
         "recipe": options.recipe.name,
         "job": {
             "queries": config.queries_per_step,
-            "group_size": config.group_size,
+            "num_generations": config.num_generations,
             "max_reasoning_tokens": config.max_reasoning_tokens,
             "max_query_tokens": config.max_query_tokens,
             "max_document_tokens": config.max_document_tokens,
@@ -213,24 +213,28 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Spec, dict[str,
 
 def settings_of(options: argparse.Namespace, scratch: Path, bf16: bool) -> list[str]:
     """What is set over the recipe, in all systems."""
-    sizes = {"queries_per_step": options.queries, "group_size": options.group, "max_reasoning_tokens": options.tokens}
+    sizes = {
+        "queries_per_step": options.queries,
+        "num_generations": options.group,
+        "max_reasoning_tokens": options.tokens,
+    }
     if options.tiny:
-        tiny = {"queries_per_step": 2, "group_size": 3, "max_reasoning_tokens": 5}
+        tiny = {"queries_per_step": 2, "num_generations": 3, "max_reasoning_tokens": 5}
         sizes = {name: sizes[name] or size for name, size in tiny.items()} | {
             "environment.refresh.budget": 6, "lora.rank": 3, "lora.alpha": 6,
         }  # fmt: skip
     fixed = {
         "output": str(scratch / "ours"),
         "dev": [],
-        "from_rank": 1,
-        "to_rank": None,
-        "gauge_every": 0,
-        "samples_every": 0,
+        "min_positive_rank": 1,
+        "max_positive_rank": None,
+        "staleness_eval_every": 0,
+        "log_completions_every": 0,
         "engine": "torch",
-        "epochs": 1,
-        "minibatches": 1,
+        "num_iterations": 1,
+        "num_mini_batches": 1,
         "temperature": 1.0,
-        "advantage": "standard",
+        "advantage_estimator": "grpo",
         "zero_variance": "keep",  # TRL keeps them
         "contrastive_weight": 0,  # TRL has none
         "environment.gain_weight": 0,  # it would need the direct embeddings, which the peer does not make

@@ -18,10 +18,10 @@ from grpo_systems import (
     Spec,
     batches_of,
     config_of,
+    dataset_of,
     environment_of,
     fingerprint,
     gradient_norms,
-    problem_of,
     said,
     shaken,
 )
@@ -53,9 +53,9 @@ class Peer:
         model.set_attn_implementation(spec.attention)
         self.embed_id = contract.embed_token_id
         self.frame = render(contract.prompts.reasoning, tokenizer, give_answer=False)
-        self.problem, self.environment = problem_of(spec.pairs), environment_of(spec, config)
-        judge = self.environment.judge
-        self.environment.judge = self.parts.judging(judge)  # type: ignore[method-assign]
+        self.dataset, self.environment = dataset_of(spec.pairs), environment_of(spec, config)
+        judge = self.environment.score
+        self.environment.score = self.parts.judging(judge)  # type: ignore[method-assign]
         if len(tokenizer) < model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))  # ours never samples padding ids, nor counts them
         # Every one of these ends a completion; TRL takes them from here.
@@ -70,8 +70,8 @@ class Peer:
             trainable_token_indices=trained if spec.peer_row else None,
             task_type="CAUSAL_LM",
         )
-        order = batches_of(config, len(self.problem.train), spec.batches)
-        self.data = [{"prompt": self.problem.train[row].text, "row": row} for row in order]
+        order = batches_of(config, len(self.dataset.train), spec.batches)
+        self.data = [{"prompt": self.dataset.train[row].text, "row": row} for row in order]
         self.turns = _turns(self.parts)
         self.trainer: Any = _trainer_class(self)(
             model=model,
@@ -98,7 +98,7 @@ class Peer:
     def _settings(self) -> dict[str, Any]:
         """GRPOConfig's, from the recipe: one generation for all rollouts of a step, nothing written or reported."""
         config, spec = self.config, self.spec
-        loop, rollouts = config.loop, config.queries_per_step * config.group_size
+        loop, rollouts = config.loop, config.queries_per_step * config.num_generations
         return {
             "output_dir": str(Path(spec.scratch) / "peer"),
             "use_cpu": spec.device == "cpu",
@@ -106,7 +106,7 @@ class Peer:
             "per_device_train_batch_size": spec.peer_rows,
             "gradient_accumulation_steps": rollouts // spec.peer_rows,
             "steps_per_generation": rollouts // spec.peer_rows,
-            "num_generations": config.group_size,
+            "num_generations": config.num_generations,
             "num_iterations": 1,
             "max_completion_length": config.max_reasoning_tokens + 1,
             "temperature": config.temperature,
@@ -168,15 +168,15 @@ class Peer:
 
         if self.given is not None:
             return self.given[1]
-        config, size = self.config, self.config.group_size
+        config, size = self.config, self.config.num_generations
         embeddings = self.embed(prompts, completion_ids)
         analyses = [self.finished(ids) for ids in completion_ids]
         self.written = [ids for ids, _ in analyses]
-        judged = self.environment.judge(
+        judged = self.environment.score(
             embeddings,
             torch.arange(len(prompts)) // size,
-            [self.problem.train[number].grades for number in row[::size]],
-            encode_rows(self.encoder, self.problem.documents, config.max_document_tokens),
+            [self.dataset.train[number].grades for number in row[::size]],
+            encode_rows(self.encoder, self.dataset.documents, config.max_document_tokens),
             trainer_state.global_step,
             emitted_R=torch.tensor([emitted for _, emitted in analyses]),
             tokens_R=torch.tensor([float(len(ids)) for ids, _ in analyses]),
@@ -190,8 +190,8 @@ class Peer:
         from trl.trainer.utils import split_tensor_dict
 
         assert given is not None
-        trainer, size = self.trainer, self.config.queries_per_step * self.config.group_size
-        inputs = [self.data[i // self.config.group_size] for i in range(size)]
+        trainer, size = self.trainer, self.config.queries_per_step * self.config.num_generations
+        inputs = [self.data[i // self.config.num_generations] for i in range(size)]
         texts = [line["prompt"] for line in inputs]
         theirs = np.array(given["embeddings"])
         cosine = float((self.embed(texts, given["completions"]) * theirs).sum(1).min())

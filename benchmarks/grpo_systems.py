@@ -104,7 +104,7 @@ class Parts:
         return run
 
     def judging(self, judge: Callable[..., Any]) -> Callable[..., Any]:
-        """`RetrievalEnvironment.judge`, what it re-encodes counted apart from the rest."""
+        """`RetrievalEnvironment.score`, what it re-encodes counted apart from the rest."""
 
         def run(*args: Any, **more: Any) -> Any:
             with self("reward"):
@@ -128,7 +128,7 @@ class Ours:
         checkpoint, first = load_stage_one(spec.adapter)
         checkpoint.model.set_attn_implementation(spec.attention)
         torch.manual_seed(SEED)
-        self.task = GRPOTask(config, checkpoint, first, problem_of(spec.pairs))
+        self.task = GRPOTask(config, checkpoint, first, dataset_of(spec.pairs))
         self.model, self.module = self.task.policy.model, self.task.module.to(spec.device)
         self.spec, self.config, self.parts = spec, config, Parts(spec.device)
         self.trained = [p for p in self.module.parameters() if p.requires_grad]
@@ -137,7 +137,7 @@ class Ours:
             self.trained, lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay
         )
         environment = environment_of(spec, config)
-        environment.judge = self.parts.judging(environment.judge)  # type: ignore[method-assign]
+        environment.score = self.parts.judging(environment.score)  # type: ignore[method-assign]
         self.task.environment = environment
         engine, live = self.task.collector.engine, self.task._live
         self.rollouts: list[Any] = []
@@ -192,8 +192,8 @@ class Ours:
         config, embed = self.config, self.task.checkpoint.contract.embed_token_id
         batch = self.task.batch(0)
         rewards = np.random.default_rng(SEED).normal(size=len(batch.rows)).round(4)
-        groups = torch.arange(len(rewards)) // config.group_size
-        batch.advantage_R = advantages(rewards, groups, config.advantage)
+        groups = torch.arange(len(rewards)) // config.num_generations
+        batch.advantage_R = advantages(rewards, groups, config.advantage_estimator, config.scale_rewards)
         completions, ends = [], batch.last
         for rollout, end in zip(self.rollouts, ends, strict=True):
             completions.append([*rollout.token_ids, *([] if end < 0 else [end])])
@@ -225,13 +225,13 @@ def config_of(spec: Spec) -> Any:
     return load_config(spec.recipe, GRPOConfig, spec.settings)
 
 
-def problem_of(path: str) -> Any:
+def dataset_of(path: str) -> Any:
     """Queries and documents of a file of pairs: document i answers query i."""
-    from search_r3.training.grpo.dataset import Problem, Query
+    from search_r3.training.grpo.dataset import Query, RLDataset
 
     pairs = list(read_pairs(path))
     queries = [Query(pair.id, pair.query, {row: 1.0}) for row, pair in enumerate(pairs)]
-    return Problem([pair.positive for pair in pairs], queries, [])
+    return RLDataset([pair.positive for pair in pairs], queries, [])
 
 
 def batches_of(config: Any, queries: int, count: int) -> list[int]:

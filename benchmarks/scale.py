@@ -80,7 +80,7 @@ def measured(results: Path = RESULTS) -> list[Measured]:
     if figures := _figures(results / "grpo.json"):
         job, parts = figures["job"], figures["ours"]["parts"]
         tokens = figures["agreement"]["ours"]["tokens"]
-        rollouts = job["queries"] * job["group_size"]
+        rollouts = job["queries"] * job["num_generations"]
         flops = GRPO_PASSES * model.forward(tokens, tokens / rollouts)
         what = f"grpo.json: loss of {rollouts} rollouts, {tokens:,} tokens"
         out.append(Measured(what, figures["precision"], flops, parts["forward_backward"]["median"]))

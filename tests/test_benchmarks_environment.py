@@ -83,7 +83,7 @@ def test_refreshing_everything_has_no_error_and_refreshing_nothing_the_largest(b
         assert records[0]["error"] == 0  # everybody begins with fresh rows
         assert records[0]["age"] == 0
         found[name] = bench.replay.summary(records, world.rows)
-    for figure in ("error", "error_ndcg", "dev_error", "gauge_error", "age"):
+    for figure in ("error", "error_ndcg", "dev_error", "staleness_error", "age"):
         assert found["all"][figure] == 0
     for figure in ("error", "age"):
         assert found["none"][figure] == max(of[figure] for of in found.values())
@@ -113,7 +113,7 @@ def test_drift_is_measured_as_it_was_simulated(bench: SimpleNamespace, tmp_path:
         assert drift.sizes[name] == sorted(drift.sizes[name])
     assert drift.touched_correlation > 0.2
     assert drift.common == pytest.approx(given.common, abs=0.1)
-    assert drift.neighbours == pytest.approx(given.neighbours, abs=0.15)
+    assert drift.neighbors == pytest.approx(given.neighbors, abs=0.15)
     assert 1 <= drift.growth < 1.7
     world = bench.worlds.SimulatedWorld(bench.worlds.Simulation(900, 3, batch=2, group=4), drift, recording)
     again = world.check(rows=900).summary()
@@ -204,7 +204,7 @@ def test_a_run_is_recorded_checkpoint_by_checkpoint(
     recording = bench.recording.Recording(tmp_path / "recording")
     assert recording.steps == [0, 2, 4]
     assert recording.documents_per_second() > 0
-    texts = bench.record.problem_of(
+    texts = bench.record.dataset_of(
         bench.record.read_recipe(bench.record.parse(arguments)), bench.record.parse(arguments)
     )
     for folder, step in ((stage_one, 0), (adapter, 4)):

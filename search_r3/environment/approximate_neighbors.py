@@ -1,10 +1,10 @@
-"""Approximate nearest neighbours of every row of a corpus, in time that grows as N^1.5 instead of N^2.
+"""Approximate nearest neighbors of every row of a corpus, in time that grows as N^1.5 instead of N^2.
 
-As an inverted file (IVF) does: some rows, chosen at random, are centres; every row goes to its nearest centre; within
-a bucket the search is exact. Two neighbours on either side of a border are missed, so it is done again with other
-centres, and the best of all rounds are kept. For building a graph of a million rows, once.
+An inverted file (IVF): randomly chosen rows are the centroids; every row joins the bucket of its nearest centroid;
+within a bucket the search is exact. Two neighbors on either side of a border are missed, so a second round uses other
+centroids, and the best of all rounds are kept. For building the graph of a million rows, once.
 
-Shape suffixes: N rows, C centres, L neighbours, B rows of a bucket, D dimensions.
+Shape suffixes: N rows, C centroids, L neighbors, B rows of a bucket, D dimensions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from search_r3.environment.topk import best_keys, keys_of_best, pack, unpack
 
 ROUNDS = 2
 LARGEST_BUCKET = 4096
-"""A larger one is cut into pieces at random: collapsed regions must not bring N^2 back."""
+"""A larger one is split at random: a collapsed region must not bring N^2 back."""
 ASSIGN_BLOCK = 4096
 EMPTY = -1
 
@@ -28,7 +28,7 @@ def nearest_in_buckets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(row numbers (N, L) int32 padded with -1, cosines (N, L) float32 padded with -inf), nearest first, never itself.
 
-    The cosines are exact; a neighbour that never shares a bucket is missed. With no more rows than fit one bucket the
+    The cosines are exact; a neighbor that never shares a bucket is missed. With no more rows than fit one bucket the
     result is that of exact search. The same seed gives the same buckets.
 
     Raises:
@@ -53,11 +53,11 @@ def _buckets(corpus: Corpus, rng: np.random.Generator, largest: int) -> list[np.
     rows = len(corpus)
     if rows <= largest:
         return [np.arange(rows)]
-    centres_CD = corpus.vectors(np.sort(rng.choice(rows, size=round(rows**0.5), replace=False)))
+    centroid_CD = corpus.vectors(np.sort(rng.choice(rows, size=round(rows**0.5), replace=False)))
     nearest_N = np.empty(rows, dtype=np.int64)
     for start in range(0, rows, ASSIGN_BLOCK):
         block = corpus.vectors(np.arange(start, min(start + ASSIGN_BLOCK, rows)))
-        nearest_N[start : start + len(block)] = (block @ centres_CD.T).argmax(dim=1).cpu().numpy()
+        nearest_N[start : start + len(block)] = (block @ centroid_CD.T).argmax(dim=1).cpu().numpy()
     # Shuffled within a bucket, so that cutting one does not follow the corpus's own order.
     order_N = rng.permutation(rows)
     order_N = order_N[np.argsort(nearest_N[order_N], kind="stable")]

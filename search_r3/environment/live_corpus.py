@@ -1,12 +1,12 @@
 """LiveCorpus: the embeddings of a corpus while the model that made them keeps changing, searched exactly.
 
-A plain matrix in memory, because an approximate index decays under the rewriting that training does: measured after
-heavy updating, HNSW fell from 0.998 to 0.535 recall@10 (USearch); a matrix stays at 1.0. Each row knows how often it
-was written (its version) and with the weights of which step.
+A plain matrix in memory, because an approximate index decays under the updates that training makes: after heavy
+updating, the recall@10 of HNSW (USearch) fell from 0.998 to 0.535; a matrix stays at 1.0. Each row has a version (how
+often it was written) and the step of the weights that encoded it.
 
 Shape suffixes: Q queries, N rows of the corpus (documents), R some rows of it, D dimensions, K results.
 
-A *step* is the number of optimiser steps that the encoding weights had taken: the first encoding has step 0, and a row
+A *step* is the number of optimizer steps that the encoding weights had taken: the first encoding has step 0, and a row
 is *fresh* at step s if its vector was made with the weights of step s.
 """
 
@@ -30,14 +30,14 @@ CHUNK_CELLS = 2**22
 QUERY_BLOCK = 1024
 """Queries scored at once: with `CHUNK_CELLS`, chunks keep at least 4,096 rows."""
 UNIT_TOLERANCE = 0.01
-"""How far a row's norm may be from 1: rounding a unit row to bf16 moves it by up to 0.004, forgetting to normalise by
+"""How far a row's norm may be from 1: rounding a unit row to bf16 moves it by up to 0.004, a missing normalization by
 far more."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMAT = 1
 
 
 class Corpus(Protocol):
-    """What the graph, the refresh policies and the environment need: met by `LiveCorpus` and `ShardedCorpus`."""
+    """What the graph, the refresh policies and the environment need; `LiveCorpus` and `ShardedCorpus` implement it."""
 
     steps_N: Tensor
     versions_N: Tensor
@@ -50,8 +50,8 @@ class Corpus(Protocol):
     def vectors(self, rows: Any) -> Tensor: ...
     def update(self, rows: Any, vectors: Any, step: int) -> None: ...
     def ages(self, step: int) -> Tensor: ...
-    def everyones(self, mine: Tensor) -> Tensor: ...
-    def dealt(self, rows: np.ndarray) -> np.ndarray: ...
+    def all_gather_rows(self, mine: Tensor) -> Tensor: ...
+    def local_rows(self, rows: np.ndarray) -> np.ndarray: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -133,7 +133,7 @@ class LiveCorpus:
         """The exact k best rows for every query: (cosines (Q, K) float32, rows (Q, K) int64), K = min(k, N).
 
         Cosines descend; of equal ones the smaller row comes first (see `topk`). They are computed in float32 whatever
-        the dtype of the matrix; the same query, matrix and chunk size give the same bits.
+        the dtype of the matrix; the same query, matrix and chunk size give bit-identical results.
 
         Args:
             q_QD: unit rows.
@@ -162,7 +162,7 @@ class LiveCorpus:
     def scores(self, q_QD: Any, rows: Any) -> Tensor:
         """Cosines of every query with the given rows, (Q, R) float32, one column a row in the order given.
 
-        A row may be asked for twice. Raises ValueError as `search`, or for rows outside the corpus.
+        A row may be given twice. Raises ValueError as `search`, or for rows outside the corpus.
         """
         q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
         rows_R = self._checked_rows(rows)
@@ -181,7 +181,7 @@ class LiveCorpus:
 
     @torch.no_grad()
     def update(self, rows: Any, vectors: Any, step: int) -> None:
-        """Rewrite rows with vectors made by the weights of `step`: all of them, or, on an error, none.
+        """Overwrite rows with vectors made by the weights of `step`: all of them, or, on an error, none.
 
         Args:
             rows: (R,) distinct row numbers.
@@ -208,16 +208,16 @@ class LiveCorpus:
         """How many steps old every row's vector is at `step`, (N,) int64; 0 is fresh."""
         return step - self.steps_N.to(torch.int64)
 
-    def everyones(self, mine: Tensor) -> Tensor:
-        """The rows of a tensor that each process brings, of all processes: here there is one."""
+    def all_gather_rows(self, mine: Tensor) -> Tensor:
+        """All processes' rows of a tensor, by rank: here those of the only process."""
         return mine
 
-    def dealt(self, rows: np.ndarray) -> np.ndarray:
-        """The part of these rows that this process is to encode: here all."""
+    def local_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The rows among these that this process encodes: here all."""
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (not copied) and JSON values: a task's state for `training.checkpoint`."""
+        """Tensors (not copied) and JSON values: a task's state for `training.run_checkpoint`."""
         return {
             "format": FORMAT,
             "dtype": _dtype_name(self.dtype),
@@ -256,7 +256,7 @@ class LiveCorpus:
         """Write one safetensors file, in one rename.
 
         Raises:
-            InputError: the disk is full or the place cannot be written.
+            InputError: the disk is full or the path cannot be written.
         """
         tensors = {
             name: value.cpu().contiguous() for name, value in self.state_dict().items() if isinstance(value, Tensor)

@@ -1,16 +1,16 @@
-"""NeighbourGraph: which documents lie near which, at a fixed width, re-linked locally when vectors change.
+"""NeighborGraph: the nearest neighbors of every document, at a fixed width, re-linked locally when vectors change.
 
-It never ranks anything: it only says which rows training has probably moved, so that `refresh` can re-encode those.
+It ranks nothing: it tells the refresh policies which rows training has probably moved, so that those are re-encoded.
 Source: the proximity graph of Search-R3 (arXiv 2510.07048); the algorithm is ours.
 
-The graph of a matrix is defined so: every row chooses its `links` nearest other rows; a choice is an edge in *both*
-directions; each row then keeps its `width` nearest edges. As `links <= width`, a row always keeps its own choices,
-and only the rows that chose a hub are pruned from the hub's list. Nearest is `topk`'s order: cosine, then row number.
+Definition: every row chooses its `links` nearest other rows; a choice is an edge in *both* directions; each row then
+keeps its `width` nearest edges. As `links <= width`, a row always keeps its own choices, and only the rows that chose a
+hub are pruned from the hub's list. Nearest is `topk`'s order: cosine, then row number.
 
-Shape suffixes: N rows, M places a row (`width`), L choices a row (`links`), R some rows, P pairs of rows.
+Shape suffixes: N rows, M slots of a row (`width`), L choices a row (`links`), R some rows, P pairs of rows.
 
-The cosine of every edge is kept beside it. It is current as long as every update of the corpus is followed by `relink`
-of the same rows: an edge's cosine changes only with its ends, and those are linked anew.
+Each edge stores its cosine. It is current as long as every update of the corpus is followed by `relink` of the same
+rows: an edge's cosine changes only with its two rows, and those are linked again.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from search_r3.errors import InputError
 
 FORMAT = 1
 EXACT_LIMIT = 100_000
-"""Rows up to which `build` is exact unless told otherwise: 2 N^2 D operations, 11.5 T there at 576 dimensions."""
+"""Rows up to which `build` is exact by default: 2 N^2 D operations, 11.5 T here at 576 dimensions."""
 BLOCK = 1024
 """Rows searched at once."""
 
 
-class NeighbourGraph:
+class NeighborGraph:
     """Fixed-width adjacency, nearest first, padded with -1.
 
     Attributes:
-        ids_NM: int32 row numbers; -1 only after the last neighbour.
+        ids_NM: int32 row numbers; -1 only after the last neighbor.
         cosines_NM: float32; -inf where there is none.
     """
 
@@ -58,12 +58,12 @@ class NeighbourGraph:
     @classmethod
     def build(
         cls, corpus: Corpus, *, width: int = 16, links: int = 8, approximate: bool | None = None, seed: int = 0
-    ) -> NeighbourGraph:
+    ) -> NeighborGraph:
         """The graph of the corpus as it is now.
 
         Args:
-            approximate: find the nearest within random buckets instead of everywhere (see `buckets`): for a million
-                rows. None: exact up to `EXACT_LIMIT` rows. Approximate cosines are exact, some neighbours are missed.
+            approximate: find the nearest within random buckets instead of everywhere (see `approximate_neighbors`), for
+                a million rows. None: exact up to `EXACT_LIMIT` rows. The cosines are exact; some neighbors are missed.
             seed: of the buckets.
 
         Errors as the constructor, and as `corpus.search`.
@@ -88,9 +88,9 @@ class NeighbourGraph:
     def relink(self, rows: Any, corpus: Corpus) -> None:
         """After these rows' vectors changed: drop all their edges, search anew, add the pruned links both ways.
 
-        Exact for the links that the rows choose. What it leaves to a later relink: a row outside `rows` that had chosen
-        one of them loses that edge unless it is chosen back, and does not choose another instead. Relinking all rows
-        gives the graph that `build` gives.
+        Exact for the links that the rows choose. A row outside `rows` that had chosen one of them loses that edge
+        (unless it is chosen back) and chooses no other until it is re-linked itself. Re-linking all rows gives the
+        graph that `build` gives.
 
         Args:
             rows: row numbers; one given twice counts once.
@@ -104,12 +104,14 @@ class NeighbourGraph:
         self._drop(rows_R)
         parts = [self._nearest(corpus, rows_R[start : start + BLOCK]) for start in range(0, len(rows_R), BLOCK)]
         if parts:
-            self._link(*(corpus.everyones(torch.cat(column)).cpu().numpy() for column in zip(*parts, strict=True)))
+            self._link(
+                *(corpus.all_gather_rows(torch.cat(column)).cpu().numpy() for column in zip(*parts, strict=True))
+            )
 
-    def neighbours(self, rows: Any, hops: int = 1) -> np.ndarray:
+    def neighbors(self, rows: Any, hops: int = 1) -> np.ndarray:
         """Rows within `hops` edges of any of `rows`, without `rows` themselves, (n,) int64, each once.
 
-        Order: fewer hops first; within a hop, all nearest neighbours before all second nearest, and so on.
+        Order: fewer hops first; within a hop, all nearest neighbors before all second nearest, and so on.
 
         Raises:
             ValueError: a row outside the graph, or hops below 0.
@@ -131,11 +133,11 @@ class NeighbourGraph:
         return np.concatenate(reached) if reached else np.zeros(0, dtype=np.int64)
 
     def degrees(self) -> np.ndarray:
-        """Neighbours of every row, (N,) int64: a gauge of how much relinking has thinned the graph."""
+        """The number of neighbors of every row, (N,) int64: it shows how much re-linking has thinned the graph."""
         return (self.ids_NM >= 0).sum(axis=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (not copied) and JSON values: a task's state for `training.checkpoint`."""
+        """Tensors (not copied) and JSON values: a task's state for `training.run_checkpoint`."""
         return {
             "format": FORMAT,
             "links": self.links,
@@ -161,8 +163,8 @@ class NeighbourGraph:
         self.cosines_NM[:] = state["cosines"].numpy()
 
     def _nearest(self, corpus: Corpus, block_R: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows, their choices (R, L) int32, cosines (R, L)) of the part of the block that this process searches."""
-        mine_R = corpus.dealt(block_R)
+        """(rows, their choices (R, L) int32, cosines (R, L)) of this process's share of the block."""
+        mine_R = corpus.local_rows(block_R)
         cosines, found = corpus.search(corpus.vectors(torch.from_numpy(mine_R)), self.links + 1)
         ids, kept = _without_self(found.cpu().numpy(), cosines.cpu().numpy(), mine_R, self.links)
         ids_RL = np.full((len(mine_R), self.links), -1, dtype=np.int32)
@@ -175,7 +177,7 @@ class NeighbourGraph:
         """Remove every edge from or to these rows, and close the gaps."""
         gone_N = np.zeros(len(self), dtype=bool)
         gone_N[rows_R] = True
-        # -1 reads the last row's flag: without `>= 0`, every row with a free place would be rewritten for nothing.
+        # -1 reads the last row's flag: without `>= 0`, every row with a free slot would be rewritten in vain.
         hit_NM = gone_N[self.ids_NM] & (self.ids_NM >= 0)
         hit_NM[rows_R] = True
         touched_R = np.flatnonzero(hit_NM.any(axis=1))
@@ -186,7 +188,7 @@ class NeighbourGraph:
         self.cosines_NM[touched_R] = np.take_along_axis(cosines, order, axis=1)
 
     def _link(self, rows_R: np.ndarray, ids_RL: np.ndarray, cosines_RL: np.ndarray) -> None:
-        """Add these choices in both directions; every row keeps its `width` nearest. `rows_R` have no edges before."""
+        """Add these choices in both directions; every row keeps its `width` nearest. `rows_R` have no edges yet."""
         chosen = ids_RL >= 0
         here_P = np.broadcast_to(rows_R[:, None], ids_RL.shape)[chosen].astype(np.int64)
         there_P, cosine_P = ids_RL[chosen].astype(np.int64), cosines_RL[chosen]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from search_r3.environment.live_corpus import Corpus, check_rows
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.rewards import Reward, dcg_scaled
 from search_r3.environment.topk import top_k
 from search_r3.errors import InputError
@@ -34,8 +34,8 @@ class RefreshConfig:
     """Rows re-encoded in one step at most; "full" has no budget."""
     hops: int = 1
     """"selective": edges of the graph to follow from the positives (and the candidates); 0 follows none."""
-    candidate_neighbours: bool = False
-    """"selective": also take the graph neighbours of the candidates, not of the positives alone."""
+    candidate_neighbors: bool = False
+    """"selective": also take the graph neighbors of the candidates, not of the positives alone."""
     first_ranks: int = 10
     """"selective": what a search returns up to this rank comes before all but the positives, as the reward looks there;
     0 goes by age alone."""
@@ -66,7 +66,7 @@ class RefreshPolicy(Protocol):
         candidates: Any,
         step: int,
         corpus: Corpus,
-        graph: NeighbourGraph | None,
+        graph: NeighborGraph | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
         """Distinct row numbers to re-encode with the weights of `step`, most urgent first, (R,) int64.
@@ -86,18 +86,18 @@ class RefreshPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Selective:
-    """Positives, candidates, and graph neighbours of the positives (and optionally of the candidates).
+    """Positives, candidates, and graph neighbors of the positives (and optionally of the candidates).
 
     Order: positives before all else; then candidates among the first `first_ranks` of any rollout (a stale one there
-    alters its reward now); then all others. Within each the stalest first; of equal age, candidates before neighbours,
-    better ranks and nearer neighbours first. The first `budget` of them.
+    alters its reward now); then all others. Within each the stalest first; of equal age, candidates before neighbors,
+    better ranks and nearer neighbors first. The first `budget` of them.
 
     Candidates without ranks (a flat list) are among the others.
     """
 
     budget: int
     hops: int = 1
-    candidate_neighbours: bool = False
+    candidate_neighbors: bool = False
     first_ranks: int = 10
 
     def choose(
@@ -106,7 +106,7 @@ class Selective:
         candidates: Any,
         step: int,
         corpus: Corpus,
-        graph: NeighbourGraph | None,
+        graph: NeighborGraph | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
         positive_R = _first_of_each(check_rows(positives, len(corpus)).numpy())
@@ -115,8 +115,8 @@ class Selective:
         if self.hops:
             if graph is None:
                 raise ValueError("following the graph needs a graph; give one, or set hops to 0")
-            start_R = np.concatenate([positive_R, candidate_R]) if self.candidate_neighbours else positive_R
-            near_R = graph.neighbours(start_R, self.hops)
+            start_R = np.concatenate([positive_R, candidate_R]) if self.candidate_neighbors else positive_R
+            near_R = graph.neighbors(start_R, self.hops)
         rows_R = _first_of_each(np.concatenate([positive_R, candidate_R, near_R]))
         age_R = step - corpus.steps_N.numpy()[rows_R].astype(np.int64)
         first_R = _first_ranks(candidates, self.first_ranks)
@@ -139,7 +139,7 @@ class RandomRows:
         candidates: Any,
         step: int,
         corpus: Corpus,
-        graph: NeighbourGraph | None,
+        graph: NeighborGraph | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
         stale_R = _stale(corpus, step)
@@ -158,7 +158,7 @@ class Full:
         candidates: Any,
         step: int,
         corpus: Corpus,
-        graph: NeighbourGraph | None,
+        graph: NeighborGraph | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
         return _stale(corpus, step) if step % self.every == 0 else np.zeros(0, dtype=np.int64)
@@ -174,14 +174,14 @@ class Never:
         candidates: Any,
         step: int,
         corpus: Corpus,
-        graph: NeighbourGraph | None,
+        graph: NeighborGraph | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
 
 
 POLICIES: dict[str, Callable[[RefreshConfig], RefreshPolicy]] = {
-    "selective": lambda config: Selective(config.budget, config.hops, config.candidate_neighbours, config.first_ranks),
+    "selective": lambda config: Selective(config.budget, config.hops, config.candidate_neighbors, config.first_ranks),
     "random": lambda config: RandomRows(config.budget),
     "full": lambda config: Full(config.every),
     "none": lambda config: Never(),
@@ -194,7 +194,7 @@ def refresh_policy(config: RefreshConfig) -> RefreshPolicy:
     return POLICIES[config.policy](config)
 
 
-def gauge_pool(top_QK: Any, positives: Any, random_rows: int, total: int, rng: np.random.Generator) -> np.ndarray:
+def staleness_pool(top_QK: Any, positives: Any, random_rows: int, total: int, rng: np.random.Generator) -> np.ndarray:
     """The rows to re-encode for the gauge: the dev queries' live top rows, their positives, and random others.
 
     Returns:

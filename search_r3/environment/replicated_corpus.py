@@ -1,7 +1,7 @@
-"""ReplicatedCorpus: every process holds the whole corpus, each encodes its part of what is refreshed.
+"""ReplicatedCorpus: every process holds the whole corpus, and each encodes its share of what is refreshed.
 
-For training with a few processes and up to millions of rows: searching needs no communication, and the main process
-alone can save everything. `ShardedCorpus` is for a matrix that does not fit beside the model.
+For a few processes and up to millions of rows: searching needs no communication, and the main process alone can save
+everything. `ShardedCorpus` is for a matrix that does not fit beside the model.
 
 Shape suffixes: N rows of the corpus, R some rows of it, D dimensions.
 """
@@ -19,19 +19,19 @@ from search_r3.environment.live_corpus import LiveCorpus, check_rows
 
 
 class ReplicatedCorpus(LiveCorpus):
-    """A `LiveCorpus` whose `update` is a collective: each process brings rows, every process writes those of all.
+    """A `LiveCorpus` whose `update` is a collective: each process passes its rows, every process writes those of all.
 
-    The copies stay equal to the bit, as all write the same vectors in the same order.
+    The copies stay bit-identical, as all write the same vectors in the same order.
     """
 
     def update(self, rows: Any, vectors: Any, step: int) -> None:
-        """See `LiveCorpus.update`; rows of different processes must differ. None is fine."""
+        """See `LiveCorpus.update`; no two processes may pass the same row, and a process may pass none."""
         rows_R = check_rows(rows, len(self)).to(self.device)
         vectors_RD = torch.as_tensor(vectors).detach().to(self.device, torch.float32)
-        super().update(self.everyones(rows_R), self.everyones(vectors_RD), step)
+        super().update(self.all_gather_rows(rows_R), self.all_gather_rows(vectors_RD), step)
 
-    def everyones(self, mine: Tensor) -> Tensor:
-        """The rows (first dimension) of a tensor that each process brings, of all processes, by rank. A collective."""
+    def all_gather_rows(self, mine: Tensor) -> Tensor:
+        """All processes' rows (first dimension) of a tensor, concatenated by rank. A collective."""
         mine = mine.to(self.device)
         processes = dist.get_world_size()
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(processes)]
@@ -42,6 +42,6 @@ class ReplicatedCorpus(LiveCorpus):
         dist.all_gather(parts, padded)
         return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
-    def dealt(self, rows: np.ndarray) -> np.ndarray:
-        """The part of these rows that this process is to encode: every n-th, so that urgent ones are shared evenly."""
+    def local_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The rows among these that this process encodes: every W-th, so that urgent ones are shared evenly."""
         return rows[dist.get_rank() :: dist.get_world_size()]

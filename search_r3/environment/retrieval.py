@@ -23,8 +23,8 @@ from torch import Tensor
 
 from search_r3.environment import rewards
 from search_r3.environment.live_corpus import Corpus, check_rows
-from search_r3.environment.neighbor_graph import NeighbourGraph
-from search_r3.environment.refresh_policies import RefreshConfig, Staleness, gauge_pool, refresh_policy, staleness
+from search_r3.environment.neighbor_graph import NeighborGraph
+from search_r3.environment.refresh_policies import RefreshConfig, Staleness, refresh_policy, staleness, staleness_pool
 from search_r3.environment.topk import top_k
 from search_r3.errors import InputError
 
@@ -55,7 +55,7 @@ class EnvironmentConfig:
     length_free: int = 0
     """Reasoning tokens that cost nothing."""
     graph_width: int = 16
-    """Neighbours kept for each document, at most."""
+    """Neighbors kept for each document, at most."""
     graph_links: int = 8
     """Nearest documents that each document links to."""
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
@@ -83,7 +83,7 @@ class EnvironmentConfig:
 
 
 @dataclass(frozen=True)
-class Judged:
+class RewardBatch:
     """What one batch of rollouts earned, and the evidence."""
 
     rewards_R: Tensor
@@ -114,7 +114,7 @@ class RetrievalEnvironment:
     """
 
     def __init__(
-        self, corpus: Corpus, config: EnvironmentConfig, *, graph: NeighbourGraph | None = None, seed: int = 0
+        self, corpus: Corpus, config: EnvironmentConfig, *, graph: NeighborGraph | None = None, seed: int = 0
     ) -> None:
         """Links the corpus, unless a graph is given or the refresh policy follows none.
 
@@ -126,7 +126,7 @@ class RetrievalEnvironment:
         self.seed = seed
         self.policy = refresh_policy(config.refresh)
         if graph is None and config.refresh.policy == "selective" and config.refresh.hops:
-            graph = NeighbourGraph.build(corpus, width=config.graph_width, links=config.graph_links, seed=seed)
+            graph = NeighborGraph.build(corpus, width=config.graph_width, links=config.graph_links, seed=seed)
         if graph is not None and len(graph) != len(corpus):
             raise ValueError(f"the corpus has {len(corpus)} rows, the graph {len(graph)}")
         self.graph = graph
@@ -135,7 +135,7 @@ class RetrievalEnvironment:
         if config.reward == "margin_rank":
             self.reward = functools.partial(rewards.margin_rank, delta=config.margin)
 
-    def judge(
+    def score(
         self,
         embeddings_RD: Any,
         query_R: Any,
@@ -147,7 +147,7 @@ class RetrievalEnvironment:
         tokens_R: Any = None,
         token_budget: int | None = None,
         direct_BD: Any = None,
-    ) -> Judged:
+    ) -> RewardBatch:
         """Refresh what these rollouts touch, and reward them on the fresh vectors.
 
         Args:
@@ -155,7 +155,7 @@ class RetrievalEnvironment:
             query_R: for each rollout the number of its query, integers in [0, B).
             grades_B: for each query its judged rows. One without a positive earns 0 for every rollout.
             encode: encodes rows with the current weights.
-            step: optimiser steps that the current weights have taken.
+            step: optimizer steps that the current weights have taken.
             emitted_R: boolean, False where the embed token had to be forced.
             tokens_R: reasoning tokens of each rollout; needed, with `token_budget`, if length is charged.
             direct_BD: each query's direct embedding; needed if the gain is paid, else only reported.
@@ -192,7 +192,7 @@ class RetrievalEnvironment:
         ranking = self.reward(cosines, grades, k=self.config.k)
         rollouts = len(embeddings_RD)
         cosines_RK, places_RK = top_k(cosines[:rollouts], self.config.k)
-        judged = Judged(
+        judged = RewardBatch(
             rewards_R=self._shaped(ranking, query_R, emitted_R, tokens_R, token_budget),
             ranking_R=ranking[:rollouts],
             ndcg_R=rewards.dcg(cosines[:rollouts], grades[:rollouts], k=self.config.k),
@@ -206,7 +206,7 @@ class RetrievalEnvironment:
         clock.lap("rank")
         return judged
 
-    def gauge(
+    def evaluate_staleness(
         self,
         queries_QD: Any,
         grades_Q: Sequence[Grades],
@@ -226,10 +226,10 @@ class RetrievalEnvironment:
             raise ValueError(f"{len(queries_QD)} queries but {len(grades_Q)} judgments; each query has its own")
         positives = [row for grades in grades_Q for row, grade in grades.items() if grade > 0]
         live = self.corpus.search(queries_QD, top)[1]
-        pool = gauge_pool(live, positives, random_rows, len(self.corpus), self._rng(step))
-        mine = self.corpus.dealt(pool)
-        fresh = self.corpus.everyones(self._encoded(encode, mine))
-        order = self.corpus.everyones(torch.from_numpy(mine)).argsort().to(fresh.device)
+        pool = staleness_pool(live, positives, random_rows, len(self.corpus), self._rng(step))
+        mine = self.corpus.local_rows(pool)
+        fresh = self.corpus.all_gather_rows(self._encoded(encode, mine))
+        order = self.corpus.all_gather_rows(torch.from_numpy(mine)).argsort().to(fresh.device)
         stale = self.corpus.scores(queries_QD, pool)
         grades = _grade_matrix(torch.from_numpy(pool), grades_Q)
         now = queries_QD.to(fresh) @ fresh[order].T
@@ -260,11 +260,11 @@ class RetrievalEnvironment:
     def _refresh(
         self, positives: list[int], candidates_RC: Tensor, encode: Encode, step: int, clock: _Clock
     ) -> np.ndarray:
-        everyone = self.corpus.everyones(torch.tensor(positives, dtype=torch.int64))
-        candidates = self.corpus.everyones(candidates_RC)
+        everyone = self.corpus.all_gather_rows(torch.tensor(positives, dtype=torch.int64))
+        candidates = self.corpus.all_gather_rows(candidates_RC)
         chosen = self.policy.choose(everyone, candidates, step, self.corpus, self.graph, self._rng(step))
         clock.lap("choose")
-        mine = self.corpus.dealt(chosen)
+        mine = self.corpus.local_rows(chosen)
         vectors = self._encoded(encode, mine)
         clock.lap("encode")
         self.corpus.update(mine, vectors, step)
@@ -283,7 +283,9 @@ class RetrievalEnvironment:
         Every probe's k best are among them, and its best negative too, as at most all its positives stand before it.
         """
         judged_most = max((len(grades) for grades in grades_B), default=0)
-        deep = self.config.k + int(self.corpus.everyones(torch.tensor([judged_most])).max())  # one k for all processes
+        deep = self.config.k + int(
+            self.corpus.all_gather_rows(torch.tensor([judged_most])).max()
+        )  # one k for all processes
         found = self.corpus.search(probes, deep)[1]
         judged = check_rows([row for grades in grades_B for row in grades], len(self.corpus))
         columns_N = torch.cat([found.flatten().cpu(), judged]).unique()

@@ -1,9 +1,9 @@
-"""ShardedCorpus: one LiveCorpus a process, searched as if it were one, over torch.distributed.
+"""ShardedCorpus: one LiveCorpus for each process, searched as if it were one, over torch.distributed.
 
 Every process holds a contiguous slice of the rows. A search gathers all queries, each process ranks its own slice, and
-the local top-k are merged; an update gathers the new vectors, and each process keeps its own. Every method but `ages`,
-`dealt` and `load_state_dict` is a *collective*: all processes of the group call it, in the same order, with the same k
-or step, but each with its own queries or rows (none is fine too). Results equal the unsharded ones.
+the local top-k are merged; an update gathers the new vectors, and each process keeps those of its slice. Every method
+but `ages`, `local_rows` and `load_state_dict` is a *collective*: all processes of the group call it, in the same order,
+with the same k or step, but each with its own queries or rows (possibly none). Results equal the unsharded ones.
 
 Shape suffixes: Q queries, N rows of the whole corpus, R some rows of it, D dimensions, K results.
 """
@@ -42,7 +42,7 @@ class ShardedCorpus:
     Attributes:
         local: this process's slice, `[start, stop)` of the rows.
         versions_N, steps_N: of *all* rows, on every process (8 bytes a row), so that choosing what to refresh needs no
-            communication and gives every process the same answer.
+            communication and has the same result on every process.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class ShardedCorpus:
     def update(self, rows: Any, vectors: Any, step: int) -> None:
         """Rewrite rows, each encoded by *one* of the processes; see `LiveCorpus.update`.
 
-        A vector that is no unit row (a NaN that one process met), a row given twice and a step that goes back are
-        refused by all processes together. A wrong shape or row number is an error of the process that brings it.
+        A vector that is no unit row (such as one process's NaN), a row given twice and a step that goes back are
+        raised on all processes together. A wrong shape or row number is raised only on the process that passes it.
         """
         rows_R = check_rows(rows, len(self)).to(self.device)
         vectors_RD = torch.as_tensor(vectors).detach()
@@ -128,8 +128,8 @@ class ShardedCorpus:
                 f"vectors have the shape {tuple(vectors_RD.shape)}, expected {(len(rows_R), self.dimension)}: "
                 "one for each row"
             )
-        all_rows = self.everyones(rows_R)
-        all_vectors = check_unit("vectors", self.everyones(vectors_RD.to(torch.float32)), self.dimension)
+        all_rows = self.all_gather_rows(rows_R)
+        all_vectors = check_unit("vectors", self.all_gather_rows(vectors_RD.to(torch.float32)), self.dimension)
         check_distinct(all_rows)
         known = all_rows.cpu()
         if step < 0 or (len(known) and step < int(self.steps_N[known].max())):
@@ -143,12 +143,12 @@ class ShardedCorpus:
         """How many steps old every row of the whole corpus is at `step`, (N,) int64."""
         return step - self.steps_N.to(torch.int64)
 
-    def everyones(self, mine: Tensor) -> Tensor:
-        """The rows (first dimension) of a tensor that each process brings, of all processes, by rank."""
+    def all_gather_rows(self, mine: Tensor) -> Tensor:
+        """All processes' rows (first dimension) of a tensor, concatenated by rank."""
         return torch.cat(self._gather(mine.to(self.device))[0])
 
-    def dealt(self, rows: np.ndarray) -> np.ndarray:
-        """The part of these rows that this process is to encode: every n-th, so that urgent ones are shared evenly."""
+    def local_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The rows among these that this process encodes: every W-th, so that urgent ones are shared evenly."""
         return rows[dist.get_rank(self.group) :: self.processes]
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class ShardedCorpus:
         return [shard_of(len(self), process, self.processes) for process in range(self.processes)]
 
     def _gather(self, mine: Tensor) -> tuple[list[Tensor], slice]:
-        """Every process's rows of a tensor whose first size differs, and where this process's stand among them."""
+        """Every process's rows of a tensor whose first size differs, and the slice that is this process's."""
         count = torch.tensor([len(mine)], device=self.device)
         counts = [int(c) for c in self._gather_equal(count)]
         padded = mine.new_zeros(max(counts), *mine.shape[1:])

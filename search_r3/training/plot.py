@@ -74,7 +74,7 @@ PANELS = (
     Panel("KL to stage 1", {"kl_reference": ""}, log=True),
     Panel("share of tokens clipped", {"clip_low": "below", "clip_high": "above"}),
     Panel("mean age of documents, steps", {"mean_age": ""}, exact=True),
-    Panel("reward error by stale documents", {"gauge_error": ""}, exact=True),
+    Panel("reward error by stale documents", {"staleness_error": ""}, exact=True),
     Panel("tokens a second", {"tokens_per_second": ""}),
     Panel("peak memory, GiB", {"memory_gib": ""}, exact=True),
 )  # fmt: skip

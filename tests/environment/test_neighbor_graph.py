@@ -1,4 +1,4 @@
-"""NeighbourGraph: the definition by hand, its invariants after any relinking, and that a local relink is local."""
+"""NeighborGraph: the definition by hand, its invariants after any relinking, and that a local relink is local."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from search_r3.environment.approximate_neighbors import nearest_in_buckets
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.topk import top_k
 from search_r3.errors import InputError
 
@@ -36,11 +36,11 @@ def by_hand(vectors: torch.Tensor, width: int, links: int) -> list[list[int]]:
     return [nearest(row, edges[row], width) for row in rows]
 
 
-def lists(graph: NeighbourGraph) -> list[list[int]]:
+def lists(graph: NeighborGraph) -> list[list[int]]:
     return [[int(i) for i in row if i >= 0] for row in graph.ids_NM]
 
 
-def check_invariants(graph: NeighbourGraph, corpus: LiveCorpus, width: int) -> None:
+def check_invariants(graph: NeighborGraph, corpus: LiveCorpus, width: int) -> None:
     ids, cosines = graph.ids_NM, graph.cosines_NM
     assert ids.shape == cosines.shape == (len(corpus), width)
     assert ids.dtype == np.int32
@@ -68,10 +68,10 @@ CASES = {
 @given(**CASES)
 def test_a_build_is_the_definition(rows, links, more):
     corpus = LiveCorpus.from_vectors(CORNERS[rows])
-    graph = NeighbourGraph.build(corpus, width=links + more, links=links)
+    graph = NeighborGraph.build(corpus, width=links + more, links=links)
     assert lists(graph) == by_hand(CORNERS[rows], links + more, links)
     check_invariants(graph, corpus, links + more)
-    again = NeighbourGraph.build(corpus, width=links + more, links=links, approximate=True)  # fits one bucket: exact
+    again = NeighborGraph.build(corpus, width=links + more, links=links, approximate=True)  # fits one bucket: exact
     assert (again.ids_NM == graph.ids_NM).all()
 
 
@@ -80,7 +80,7 @@ def test_a_build_is_the_definition(rows, links, more):
 def test_any_relinking_keeps_the_invariants_and_relinking_all_is_a_fresh_build(data, rows, links, more):
     count, width = len(rows), links + more
     corpus = LiveCorpus.from_vectors(CORNERS[rows])
-    graph = NeighbourGraph.build(corpus, width=width, links=links)
+    graph = NeighborGraph.build(corpus, width=width, links=links)
     for step in range(1, 4):
         moved = data.draw(st.lists(st.integers(0, count - 1), max_size=count, unique=True))
         places = data.draw(st.lists(st.integers(0, 15), min_size=len(moved), max_size=len(moved)))
@@ -108,7 +108,7 @@ def test_a_relink_drops_edges_to_where_a_row_was_and_adds_them_where_it_went():
     corpus = LiveCorpus.from_vectors(
         torch.nn.functional.normalize(torch.tensor([[1, 0.0], [1, 0.1], [0, 1.0], [0.1, 1]]))
     )
-    graph = NeighbourGraph.build(corpus, width=2, links=1)
+    graph = NeighborGraph.build(corpus, width=2, links=1)
     assert lists(graph) == [[1], [0], [3], [2]]
     corpus.update([1], torch.nn.functional.normalize(torch.tensor([[0.02, 1.0]])), step=1)
     graph.relink([1, 1], corpus)
@@ -119,37 +119,37 @@ def test_a_relink_drops_edges_to_where_a_row_was_and_adds_them_where_it_went():
 def test_pruning_keeps_the_nearest():
     angles = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.05])
     corpus = LiveCorpus.from_vectors(torch.stack([angles.cos(), angles.sin()], dim=1))
-    graph = NeighbourGraph(5, width=2, links=1)
+    graph = NeighborGraph(5, width=2, links=1)
     graph._link(np.array([1, 2, 3, 4]), np.zeros((4, 1), dtype=np.int32), angles[1:, None].cos().numpy())
     assert lists(graph) == [[4, 1], [0], [0], [0], [0]]
     check_invariants(graph, corpus, 2)
 
 
-def test_neighbours_are_reached_hop_by_hop_nearest_first_without_the_start():
-    graph = NeighbourGraph(7, width=3, links=1)
+def test_neighbors_are_reached_hop_by_hop_nearest_first_without_the_start():
+    graph = NeighborGraph(7, width=3, links=1)
     for row, near in enumerate(([1, 2], [0, 3], [0, 4, 3], [1, 2], [2, 5], [4], [])):
         graph.ids_NM[row, : len(near)] = near
-    assert graph.neighbours([0]).tolist() == [1, 2]
-    assert graph.neighbours([0], hops=0).tolist() == []
-    assert graph.neighbours([0], hops=2).tolist() == [1, 2, 3, 4]
-    assert graph.neighbours([0], hops=9).tolist() == [1, 2, 3, 4, 5]
-    assert graph.neighbours([2, 1]).tolist() == [0, 4, 3]
-    assert graph.neighbours(torch.tensor([6, 6])).tolist() == []
-    assert graph.neighbours([]).tolist() == []
+    assert graph.neighbors([0]).tolist() == [1, 2]
+    assert graph.neighbors([0], hops=0).tolist() == []
+    assert graph.neighbors([0], hops=2).tolist() == [1, 2, 3, 4]
+    assert graph.neighbors([0], hops=9).tolist() == [1, 2, 3, 4, 5]
+    assert graph.neighbors([2, 1]).tolist() == [0, 4, 3]
+    assert graph.neighbors(torch.tensor([6, 6])).tolist() == []
+    assert graph.neighbors([]).tolist() == []
     with pytest.raises(ValueError, match="no row 7"):
-        graph.neighbours([7])
+        graph.neighbors([7])
     with pytest.raises(ValueError, match="hops"):
-        graph.neighbours([0], hops=-1)
+        graph.neighbors([0], hops=-1)
 
 
 def test_blocks_of_a_build_do_not_change_it(monkeypatch):
     corpus = LiveCorpus.from_vectors(unit(50, 8))
-    whole = NeighbourGraph.build(corpus, width=6, links=3)
+    whole = NeighborGraph.build(corpus, width=6, links=3)
     monkeypatch.setattr("search_r3.environment.neighbor_graph.BLOCK", 7)
-    assert lists(NeighbourGraph.build(corpus, width=6, links=3)) == lists(whole)
+    assert lists(NeighborGraph.build(corpus, width=6, links=3)) == lists(whole)
 
 
-def test_buckets_find_most_neighbours_with_true_cosines_and_are_repeatable():
+def test_buckets_find_most_neighbors_with_true_cosines_and_are_repeatable():
     centres = unit(12, 16, seed=1)
     vectors = torch.nn.functional.normalize(centres[torch.arange(600) % 12] + 0.15 * unit(600, 16, seed=2), dim=1)
     corpus = LiveCorpus.from_vectors(vectors)
@@ -166,7 +166,7 @@ def test_buckets_find_most_neighbours_with_true_cosines_and_are_repeatable():
     more = nearest_in_buckets(corpus, 5, largest=100, rounds=6)[0]
     assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(more, exact, strict=True)]) > max(found, 0.85)
     assert (nearest_in_buckets(corpus, 5, largest=100)[0] == ids).all()
-    graph = NeighbourGraph.build(corpus, width=10, links=5, approximate=True)
+    graph = NeighborGraph.build(corpus, width=10, links=5, approximate=True)
     check_invariants(graph, corpus, 10)
 
 
@@ -190,17 +190,17 @@ def test_a_collapsed_corpus_is_cut_into_buckets_of_bounded_size(monkeypatch):
 
 def test_state_comes_back_bit_for_bit_and_another_shape_is_refused():
     corpus = LiveCorpus.from_vectors(unit(20, 8))
-    graph = NeighbourGraph.build(corpus, width=6, links=3)
-    back = NeighbourGraph(20, width=6, links=3)
+    graph = NeighborGraph.build(corpus, width=6, links=3)
+    back = NeighborGraph(20, width=6, links=3)
     back.load_state_dict(
         {name: value.clone() if torch.is_tensor(value) else value for name, value in graph.state_dict().items()}
     )
     assert (back.ids_NM == graph.ids_NM).all()
     assert (back.cosines_NM == graph.cosines_NM).all()
     for other in (
-        NeighbourGraph(19, width=6, links=3),
-        NeighbourGraph(20, width=7, links=3),
-        NeighbourGraph(20, width=6, links=2),
+        NeighborGraph(19, width=6, links=3),
+        NeighborGraph(20, width=7, links=3),
+        NeighborGraph(20, width=6, links=2),
     ):
         with pytest.raises(InputError, match="the run that saved it"):
             other.load_state_dict(graph.state_dict())
@@ -212,10 +212,10 @@ def test_wrong_sizes_are_refused():
     corpus = LiveCorpus.from_vectors(CORNERS)
     for width, links in ((4, 5), (4, 0), (0, 0)):
         with pytest.raises(InputError, match="links must be 1 to its width"):
-            NeighbourGraph(4, width=width, links=links)
+            NeighborGraph(4, width=width, links=links)
     with pytest.raises(ValueError, match="needs a row"):
-        NeighbourGraph(0)
+        NeighborGraph(0)
     with pytest.raises(ValueError, match="the corpus has 16 rows, the graph 15"):
-        NeighbourGraph(15).relink([0], corpus)
+        NeighborGraph(15).relink([0], corpus)
     with pytest.raises(ValueError, match="no row 16"):
-        NeighbourGraph(16).relink([16], corpus)
+        NeighborGraph(16).relink([16], corpus)

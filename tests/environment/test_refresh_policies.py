@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.neighbor_graph import NeighbourGraph
-from search_r3.environment.refresh_policies import RefreshConfig, gauge_pool, refresh_policy, staleness
+from search_r3.environment.neighbor_graph import NeighborGraph
+from search_r3.environment.refresh_policies import RefreshConfig, refresh_policy, staleness, staleness_pool
 from search_r3.environment.rewards import dcg
 from search_r3.errors import InputError
 
@@ -26,9 +26,9 @@ def corpus() -> LiveCorpus:
 
 
 @pytest.fixture
-def graph() -> NeighbourGraph:
+def graph() -> NeighborGraph:
     """0 - 10 - 12, 1 - 11, 5 - 13."""
-    graph = NeighbourGraph(ROWS, width=2, links=1)
+    graph = NeighborGraph(ROWS, width=2, links=1)
     for row, near in {0: [10], 10: [12, 0], 12: [10], 1: [11], 11: [1], 5: [13], 13: [5]}.items():
         graph.ids_NM[row, : len(near)] = near
     return graph
@@ -39,10 +39,10 @@ def choose(config: RefreshConfig, corpus, graph, *, positives=(0, 1), candidates
     return policy.choose(positives, candidates, step, corpus, graph, np.random.default_rng(seed)).tolist()
 
 
-def test_selective_takes_positives_candidates_by_rank_and_neighbours_of_positives(corpus, graph):
+def test_selective_takes_positives_candidates_by_rank_and_neighbors_of_positives(corpus, graph):
     assert choose(RefreshConfig(), corpus, graph) == [0, 1, 5, 7, 6, 10, 11]
     assert choose(RefreshConfig(hops=2), corpus, graph) == [0, 1, 5, 7, 6, 10, 11, 12]
-    assert choose(RefreshConfig(candidate_neighbours=True), corpus, graph) == [0, 1, 5, 7, 6, 10, 11, 13]
+    assert choose(RefreshConfig(candidate_neighbors=True), corpus, graph) == [0, 1, 5, 7, 6, 10, 11, 13]
     assert choose(RefreshConfig(hops=0), corpus, None) == [0, 1, 5, 7, 6]
     assert choose(RefreshConfig(), corpus, graph, candidates=[[-1, 6], [6, -1]]) == [0, 1, 6, 10, 11]
     assert choose(RefreshConfig(), corpus, graph, candidates=torch.tensor([[6, 4]])) == [0, 1, 6, 4, 10, 11]
@@ -89,15 +89,15 @@ def test_nothing_fresh_is_chosen_again_by_any_policy(corpus, graph):
 @given(data=st.data(), budget=st.integers(1, 25), hops=st.integers(0, 3), wide=st.booleans(), ranks=st.integers(0, 3))
 def test_selective_is_distinct_within_budget_and_leaves_no_positive_for_another(data, budget, hops, wide, ranks):
     corpus = LiveCorpus.from_vectors(VECTORS)
-    graph = NeighbourGraph.build(corpus, width=4, links=2)
+    graph = NeighborGraph.build(corpus, width=4, links=2)
     rows = st.lists(st.integers(0, ROWS - 1), max_size=8)
     positives, candidates, fresh = data.draw(rows), data.draw(rows), sorted(set(data.draw(rows)))
     corpus.update(fresh, VECTORS[fresh], step=2)
-    config = RefreshConfig(budget=budget, hops=hops, candidate_neighbours=wide, first_ranks=ranks)
+    config = RefreshConfig(budget=budget, hops=hops, candidate_neighbors=wide, first_ranks=ranks)
     given = [candidates[:4], candidates[4:]] if len(candidates) == 8 else candidates
     chosen = choose(config, corpus, graph, positives=positives, candidates=given, step=2)
     start = set(positives) | set(candidates) if wide else set(positives)
-    allowed = set(positives) | set(candidates) | set(graph.neighbours(sorted(start), hops).tolist())
+    allowed = set(positives) | set(candidates) | set(graph.neighbors(sorted(start), hops).tolist())
     assert len(set(chosen)) == len(chosen) == min(budget, len(allowed - set(fresh)))
     assert set(chosen) <= allowed - set(fresh)
     urgent = set(positives) - set(fresh)
@@ -162,8 +162,8 @@ def test_the_gauge_refuses_what_it_cannot_measure():
 
 
 def test_the_gauges_pool_holds_top_rows_positives_and_others_once_each():
-    pool = gauge_pool(torch.tensor([[3, 4], [4, 9]]), [9, 7], 5, ROWS, np.random.default_rng(0))
+    pool = staleness_pool(torch.tensor([[3, 4], [4, 9]]), [9, 7], 5, ROWS, np.random.default_rng(0))
     assert {3, 4, 7, 9} < set(pool.tolist())
     assert len(pool) == 9
     assert (np.diff(pool) > 0).all()
-    assert gauge_pool([[3]], [], 99, ROWS, np.random.default_rng(0)).tolist() == list(range(ROWS))
+    assert staleness_pool([[3]], [], 99, ROWS, np.random.default_rng(0)).tolist() == list(range(ROWS))

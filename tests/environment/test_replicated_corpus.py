@@ -28,7 +28,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     first, later, whole = unit_rows(0), unit_rows(1), LiveCorpus.from_vectors(unit_rows(0))
     corpus = ReplicatedCorpus(ROWS, DIMENSION)
-    mine = corpus.dealt(np.arange(ROWS))
+    mine = corpus.local_rows(np.arange(ROWS))
     assert len(mine) == (9, 8)[rank]
     corpus.update(mine, first[mine], 0)
     assert torch.equal(corpus.vectors(torch.arange(ROWS)), first)
@@ -51,9 +51,9 @@ def work(rank: int, folder: str) -> None:
         return later[rows]
 
     emitted = torch.ones(4, dtype=torch.bool)
-    expected = alone.judge(rollouts, [0, 0, 1, 1], grades, lambda rows: later[rows], 3, emitted_R=emitted)
+    expected = alone.score(rollouts, [0, 0, 1, 1], grades, lambda rows: later[rows], 3, emitted_R=emitted)
     half = slice(2 * rank, 2 * rank + 2)
-    got = environment.judge(rollouts[half], [0, 0], grades[rank : rank + 1], encode, 3, emitted_R=emitted[half])
+    got = environment.score(rollouts[half], [0, 0], grades[rank : rank + 1], encode, 3, emitted_R=emitted[half])
     assert got.refreshed.tolist() == expected.refreshed.tolist()
     assert sum(asked) < len(expected.refreshed)  # shared out
     torch.testing.assert_close(got.rewards_R, expected.rewards_R[half])

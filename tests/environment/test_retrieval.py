@@ -1,4 +1,4 @@
-"""RetrievalEnvironment: rewards on the fresh corpus, refreshed where rollouts touched it, resumable, and gauged."""
+"""RetrievalEnvironment: rewards on the fresh corpus, refreshed where rollouts touched it; its staleness; resuming."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ EVERYTHING = RefreshConfig(policy="full", every=1)
 @pytest.mark.parametrize("k", [1, 10, 100])
 def test_rewards_are_those_of_the_whole_corpus_on_fresh_vectors(name, k):
     env = environment(reward=name, k=k, margin=0.1 if name == "margin_rank" else 0.0, refresh=EVERYTHING)
-    judged = env.judge(ROLLOUTS, QUERY_R, GRADES, Encoder(2), 2, emitted_R=EMITTED)
+    judged = env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(2), 2, emitted_R=EMITTED)
     cosines, grades = ROLLOUTS @ weights(2).T, grade_matrix()[QUERY_R]
     extra = {"delta": 0.1} if name == "margin_rank" else {}
     expected = rewards.REWARDS[name](cosines, grades, k=k, **extra)
@@ -84,7 +84,7 @@ def test_rewards_are_those_of_the_whole_corpus_on_fresh_vectors(name, k):
 def test_only_the_chosen_rows_are_encoded_and_they_are_used():
     env = environment(candidates=3, refresh=RefreshConfig(budget=12))
     encoder = Encoder(4)
-    judged = env.judge(ROLLOUTS, QUERY_R, GRADES, encoder, 4, emitted_R=EMITTED)
+    judged = env.score(ROLLOUTS, QUERY_R, GRADES, encoder, 4, emitted_R=EMITTED)
     assert encoder.asked == [judged.refreshed.tolist()]
     assert set(judged.refreshed[:5].tolist()) == {3, 40, 7, 11, 12}  # the positives, not the judged irrelevant one
     assert len(judged.refreshed) == 12
@@ -99,13 +99,13 @@ def test_only_the_chosen_rows_are_encoded_and_they_are_used():
     row, place = np.nonzero(env.graph.ids_NM >= 0)
     true = (mixed @ mixed.T).numpy()[row, env.graph.ids_NM[row, place]]
     assert env.graph.cosines_NM[row, place] == pytest.approx(true, abs=1e-5)
-    again = env.judge(ROLLOUTS, QUERY_R, GRADES, encoder, 4, emitted_R=EMITTED)  # a second look refreshes other rows
+    again = env.score(ROLLOUTS, QUERY_R, GRADES, encoder, 4, emitted_R=EMITTED)  # a second look refreshes other rows
     assert not set(again.refreshed.tolist()) & set(judged.refreshed.tolist())
 
 
 def test_without_refresh_nothing_is_encoded_and_there_is_no_graph():
     env = environment(refresh=RefreshConfig(policy="none"))
-    judged = env.judge(ROLLOUTS, QUERY_R, GRADES, Encoder(4), 4, emitted_R=EMITTED)
+    judged = env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(4), 4, emitted_R=EMITTED)
     assert env.graph is None
     assert judged.refreshed.tolist() == []
     assert torch.allclose(judged.rewards_R, rewards.dcg_scaled(ROLLOUTS @ START.T, grade_matrix()[QUERY_R]), atol=1e-5)
@@ -115,7 +115,7 @@ def test_gain_length_and_the_missing_token_shape_the_reward_in_that_order():
     direct = torch.nn.functional.normalize(START[[3, 30, 12]] + unit(3, 3), dim=1)
     env = environment(gain_weight=0.5, length_weight=0.1, length_free=2, refresh=EVERYTHING)
     emitted = torch.tensor([True, True, True, True, True, False])
-    judged = env.judge(
+    judged = env.score(
         ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1,
         emitted_R=emitted, tokens_R=[0, 2, 7, 12, 12, 12], token_budget=12, direct_BD=direct,
     )  # fmt: skip
@@ -134,8 +134,8 @@ def test_gain_length_and_the_missing_token_shape_the_reward_in_that_order():
 
 def test_direct_embeddings_alone_change_no_reward():
     env, other = environment(refresh=EVERYTHING), environment(refresh=EVERYTHING)
-    plain = env.judge(ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1, emitted_R=EMITTED)
-    with_direct = other.judge(ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1, emitted_R=EMITTED, direct_BD=unit(3, 3))
+    plain = env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1, emitted_R=EMITTED)
+    with_direct = other.score(ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1, emitted_R=EMITTED, direct_BD=unit(3, 3))
     assert torch.equal(plain.rewards_R, with_direct.rewards_R)
     assert torch.equal(plain.rows_RK, with_direct.rows_RK)
 
@@ -145,14 +145,14 @@ def test_a_resumed_environment_goes_on_as_if_it_had_not_stopped(tmp_path):
     for refresh in (RefreshConfig(budget=9), RefreshConfig(policy="random", budget=9)):
         config = EnvironmentConfig(candidates=3, refresh=refresh)
         env = RetrievalEnvironment(LiveCorpus.from_vectors(START), config, seed=5)
-        env.judge(ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1, emitted_R=EMITTED)
+        env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1, emitted_R=EMITTED)
         state = TrainingState(1, {}, {}, {"environment": env.state_dict()}, None)
         path = write_checkpoint(tmp_path / refresh.policy, state, keep=1)
         back = RetrievalEnvironment(LiveCorpus.from_vectors(START), config, seed=5)
         back.load_state_dict(read_checkpoint(path).task["environment"])
         for step in (2, 3):
-            one = env.judge(unit(6, step), QUERY_R, GRADES, Encoder(step), step, emitted_R=EMITTED)
-            two = back.judge(unit(6, step), QUERY_R, GRADES, Encoder(step), step, emitted_R=EMITTED)
+            one = env.score(unit(6, step), QUERY_R, GRADES, Encoder(step), step, emitted_R=EMITTED)
+            two = back.score(unit(6, step), QUERY_R, GRADES, Encoder(step), step, emitted_R=EMITTED)
             assert one.refreshed.tolist() == two.refreshed.tolist()
             assert torch.equal(one.rewards_R, two.rewards_R)
         assert torch.equal(env.corpus.vectors(range(ROWS)), back.corpus.vectors(range(ROWS)))
@@ -163,7 +163,7 @@ def test_a_resumed_environment_goes_on_as_if_it_had_not_stopped(tmp_path):
 def test_the_gauge_is_the_pooled_truth_and_changes_nothing():
     env = environment(k=5, refresh=RefreshConfig(policy="full", every=4))
     encoder, queries = Encoder(3), unit(3, 9)
-    found = env.gauge(queries, GRADES, encoder, 3, top=ROWS, random_rows=0)  # the pool is everything
+    found = env.evaluate_staleness(queries, GRADES, encoder, 3, top=ROWS, random_rows=0)  # the pool is everything
     assert encoder.asked == [list(range(ROWS))]
     stale, fresh, grades = queries @ START.T, queries @ weights(3).T, grade_matrix()
     tops = [
@@ -175,11 +175,11 @@ def test_the_gauge_is_the_pooled_truth_and_changes_nothing():
     assert found.mean_age == 3.0
     assert torch.equal(env.corpus.vectors(range(ROWS)), START)
     part = Encoder(3)
-    env.gauge(queries, GRADES, part, 3, top=2, random_rows=10)
+    env.evaluate_staleness(queries, GRADES, part, 3, top=2, random_rows=10)
     assert {3, 40, 7, 11, 12} <= set(part.asked[0])
     assert 15 <= len(part.asked[0]) <= 21
-    env.judge(ROLLOUTS, QUERY_R, GRADES, Encoder(4), 4, emitted_R=EMITTED)
-    after = env.gauge(queries, GRADES, Encoder(4), 4)
+    env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(4), 4, emitted_R=EMITTED)
+    after = env.evaluate_staleness(queries, GRADES, Encoder(4), 4)
     assert (after.pooled_recall, after.mean_age) == (1.0, 0.0)
     assert after.pooled_reward_error == pytest.approx(0.0, abs=1e-6)
 
@@ -188,7 +188,7 @@ def test_a_broken_encoder_leaves_the_corpus_and_the_graph_as_they_were():
     env = environment()
     before = env.graph.ids_NM.copy()
     with pytest.raises(ValueError, match="norm nan"):
-        env.judge(
+        env.score(
             ROLLOUTS, QUERY_R, GRADES, lambda rows: torch.full((len(rows), DIMENSION), math.nan), 1, emitted_R=EMITTED
         )
     assert torch.equal(env.corpus.vectors(range(ROWS)), START)
@@ -199,9 +199,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded():
     def refuse(rows):
         raise AssertionError("encoded")
 
-    def judge(env, **change):
+    def score(env, **change):
         given = {"embeddings_RD": ROLLOUTS, "query_R": QUERY_R, "grades_B": GRADES, "emitted_R": EMITTED} | change
-        return env.judge(encode=refuse, step=1, **given)
+        return env.score(encode=refuse, step=1, **given)
 
     for change, words in (
         ({"query_R": QUERY_R[:5]}, "6 embeddings but 5 query numbers"),
@@ -210,11 +210,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded():
         ({"embeddings_RD": ROLLOUTS * 2}, "unit rows"),
     ):
         with pytest.raises(ValueError, match=words):
-            judge(environment(), **change)
+            score(environment(), **change)
     with pytest.raises(ValueError, match="direct_BD"):
-        judge(environment(gain_weight=1.0))
+        score(environment(gain_weight=1.0))
     with pytest.raises(ValueError, match="tokens_R"):
-        judge(environment(length_weight=0.1))
+        score(environment(length_weight=0.1))
     for wrong, words in (
         ({"reward": "dcg_scale"}, "did you mean 'dcg_scaled'"),
         ({"k": 0}, "k must be"),

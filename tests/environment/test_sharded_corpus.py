@@ -10,7 +10,7 @@ import torch.distributed as dist
 from processes import run_processes
 
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.refresh_policies import RefreshConfig
 from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
 from search_r3.environment.sharded_corpus import ShardedCorpus, shard_of
@@ -55,16 +55,16 @@ def judge_together(rank: int) -> None:
         return later[rows]
 
     emitted = torch.ones(4, dtype=torch.bool)
-    expected = whole.judge(rollouts, query, grades, lambda rows: later[rows], 1, emitted_R=emitted)
+    expected = whole.score(rollouts, query, grades, lambda rows: later[rows], 1, emitted_R=emitted)
     part, numbers, own = ((slice(0, 3), query[:3], grades[:2]), (slice(3, 4), torch.tensor([0]), grades[2:]))[rank]
-    got = shared.judge(rollouts[part], numbers, own, encode, 1, emitted_R=emitted[part])
+    got = shared.score(rollouts[part], numbers, own, encode, 1, emitted_R=emitted[part])
     assert torch.equal(got.rewards_R, expected.rewards_R[part])
     assert torch.equal(got.rows_RK, expected.rows_RK[part])
     assert got.refreshed.tolist() == expected.refreshed.tolist()
     assert asked == [(5, 4)[rank]]  # nine rows, dealt out
     assert (shared.graph.ids_NM == whole.graph.ids_NM).all()
     probes, judged = CORNERS[:3], [{1: 1}, {4: 1}, {6: 1}]
-    assert shared.gauge(probes, judged, encode, 2, top=4, random_rows=2) == whole.gauge(
+    assert shared.evaluate_staleness(probes, judged, encode, 2, top=4, random_rows=2) == whole.evaluate_staleness(
         probes, judged, lambda rows: later[rows], 2, top=4, random_rows=2
     )
 
@@ -96,7 +96,7 @@ def work(rank: int, folder: str) -> None:
     assert torch.equal(corpus.steps_N, whole.steps_N)
     assert torch.equal(corpus.ages(6), whole.ages(6))
     assert (
-        NeighbourGraph.build(corpus, width=6, links=3).ids_NM == NeighbourGraph.build(whole, width=6, links=3).ids_NM
+        NeighborGraph.build(corpus, width=6, links=3).ids_NM == NeighborGraph.build(whole, width=6, links=3).ids_NM
     ).all()
 
     for rows, step, words in (([3], 9, "given twice"), ([2 + rank], 1, "earlier than the last refresh")):

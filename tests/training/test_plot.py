@@ -13,7 +13,7 @@ from search_r3.training.plot import PANELS, Run, plot_run, plot_runs, read_log
 TERMS = ("infonce", "triplet", "sft", "kl", "distillation", "infonce_query", "infonce_reasoning", "accuracy_query",
          "accuracy_reasoning", "rows_reasoning", "reward", "dcg_scaled", "dcg", "direct", "dcg_scaled_high", "dcg_high",
          "emission", "distinct", "zero_variance", "length", "entropy", "policy", "contrastive", "kl_reference",
-         "clip_low", "clip_high", "mean_age", "gauge_error")  # fmt: skip
+         "clip_low", "clip_high", "mean_age", "staleness_error")  # fmt: skip
 ENDINGS = ("off", "on", "emission", "tokens", "distinct", "uniformity", "alignment", "reward", "reward_direct")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.training.config import LoopConfig, LoraSettings
-from search_r3.training.grpo.dataset import read_problem
+from search_r3.training.grpo.dataset import load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
 from search_r3.training.grpo.grpo_task import GRPOTask, load_stage_one
 from search_r3.training.sft.sft_task import train_sft
@@ -58,13 +58,13 @@ def settings(stage_one: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "corpus": [{"pairs": pairs}],
         "output": str(output),
         "queries_per_step": 3,
-        "group_size": 4,
+        "num_generations": 4,
         "max_reasoning_tokens": 6,
         "dev": [],
-        "gauge_every": 2,
-        "gauge_queries": 4,
-        "samples_every": 2,
-        "samples": 3,
+        "staleness_eval_every": 2,
+        "staleness_eval_queries": 4,
+        "log_completions_every": 2,
+        "num_completions_to_log": 3,
         "lora": {"rank": 3, "alpha": 6},
         "environment": {"refresh": {"budget": 12}, "candidates": 4, "k": 3, "graph_width": 4, "graph_links": 2},
         "loop": {
@@ -94,7 +94,7 @@ def task_of(adapter: Path, output: Path, engine: Any = None, **changes: Any) -> 
     config = GRPOConfig(**values)
     checkpoint, first = load_stage_one(str(adapter))
     torch.manual_seed(config.loop.seed)
-    return GRPOTask(config, checkpoint, first, read_problem(config), engine)
+    return GRPOTask(config, checkpoint, first, load_rl_dataset(config), engine)
 
 
 def optimizer_of(task: GRPOTask, rate: float = 0.01) -> torch.optim.Optimizer:

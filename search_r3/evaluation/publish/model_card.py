@@ -183,9 +183,9 @@ def _use(name: str, contract: dict[str, Any]) -> str:
 
 def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: str) -> str:
     lora = config["lora"]
-    reinforced = "group_size" in config  # stage 2's recipes have it, stage 1's do not
+    reinforced = "num_generations" in config  # stage 2's recipes have it, stage 1's do not
     batch = (
-        f"{config['queries_per_step']} queries with {config['group_size']} rollouts each"
+        f"{config['queries_per_step']} queries with {config['num_generations']} rollouts each"
         if reinforced
         else f"{config['global_batch_size']} pairs"
     )
@@ -242,7 +242,7 @@ def _stage_1(config: dict[str, Any]) -> str:
 def _stage_2(config: dict[str, Any]) -> str:
     """Stage 2's settings: from which adapter, which queries, the reward, the loss, and how the corpus moved."""
     environment, refresh = config["environment"], config["environment"]["refresh"]
-    first, last = config.get("from_rank", 1), config.get("to_rank")
+    first, last = config.get("min_positive_rank", 1), config.get("max_positive_rank")
     asked = f"queries whose answer a direct search finds at rank {first} or deeper" if first > 1 else "all queries"
     size = f"at most {config['max_documents']:,}" if config.get("max_documents") else "all"
     sets = [f"{s['dataset']} ({s['split']})" if "dataset" in s else s["pairs"] for s in config.get("trained_on", [])]

@@ -44,7 +44,7 @@ PANELS = (
     Panel("dev-length", "Tokens of a dev reasoning trace", {"tokens": ""}, dev=True, zero=True),
     Panel("kl", "KL to stage 1", {"kl_reference": ""}, zero=True),
     Panel("age", "Staleness: mean age of documents, steps", {"mean_age": ""}, zero=True),
-    Panel("stale", "Reward error by stale documents", {"gauge_error": ""}, zero=True),
+    Panel("stale", "Reward error by stale documents", {"staleness_error": ""}, zero=True),
     Panel("emission", "Rollouts that emit the token, and distinct ones", {"emission": "emit", "distinct": "distinct"}),
 )  # fmt: skip
 ENVIRONMENT = {

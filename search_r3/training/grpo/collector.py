@@ -1,7 +1,7 @@
 """A round of stage 2: sample groups of rollouts, judge them in the environment, and keep what their steps need.
 
 Its queries are dealt to the processes; which they are, what is sampled for them and which groups are kept is the same
-whatever the number of processes. A round serves `epochs * minibatches` optimiser steps, so it is part of a run's
+whatever the number of processes. A round serves `steps_per_generation` optimizer steps, so it is part of a run's
 state: the weights that sampled it are gone after the first of them.
 
 Shape suffixes: R rollouts, B queries, C candidates of the contrastive term, D dimensions, N tokens of all rollouts.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search_r3.environment.retrieval import Judged, RetrievalEnvironment
+from search_r3.environment.retrieval import RetrievalEnvironment, RewardBatch
 from search_r3.model.searchr3 import SearchR3
 from search_r3.ranking import rank_of_best_positive
 from search_r3.training.distributed import collectives
@@ -31,23 +31,23 @@ MOST_CANDIDATES = 1024
 """Documents of the contrastive term, at most: policy "full" refreshes everything."""
 HIGH_REWARD = 0.5
 """The paper reports the share of outputs that are rewarded above this."""
-NOBODY = -1
+IGNORE_INDEX = -1
 """In the place of a token or a candidate: there is none."""
 
 
 @dataclass
-class Round:
-    """What the optimiser steps of a round need, in the order of rollouts.
+class RolloutBatch:
+    """What the optimizer steps of a round need, in the order of rollouts.
 
     Attributes:
         number: of the round.
         rows: ids after the reasoning conversation's prefix: the query, what was written, the embed token.
         answers: how many of them the assistant said, the embed token included.
-        last: what was sampled at the last position: the embed token, an end of turn, or `NOBODY` (out of budget; the
-            embed token in the row was put there).
+        last: what was sampled at the last position: the embed token, an end of turn, or `IGNORE_INDEX` (out of budget:
+            the embed token in the row was forced).
         advantage_R: float32.
         policy_R: boolean, which rollouts the policy loss and the KL are about.
-        target_R: int64, the candidate that answers the query; `NOBODY` leaves a rollout out of the contrastive term.
+        target_R: int64, the candidate that answers the query; `IGNORE_INDEX` leaves it out of that term.
         candidate_CD: float32 rows of documents, detached.
         masked_RC: boolean, candidates that answer the query too and so are no negatives.
         figures: of all processes' rollouts as they were sampled, before any were replaced.
@@ -80,7 +80,7 @@ class Round:
         return state | {"lengths": [len(row) for row in self.rows]}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Round:
+    def from_state(cls, state: dict[str, Any]) -> RolloutBatch:
         """The round that gave this state."""
         rows = [part.tolist() for part in state["rows"].split(state["lengths"])]
         return cls(**{name: value for name, value in state.items() if name != "lengths"} | {"rows": rows})
@@ -104,7 +104,7 @@ class _Group:
         return (not self.varied, *self.drawn)
 
 
-class Collector:
+class RolloutCollector:
     """Makes rounds.
 
     Args:
@@ -125,38 +125,39 @@ class Collector:
         self.config, self.queries, self.documents, self.order = config, queries, documents, order
         self.engine = engine
 
-    def collect(self, number: int, step: int, encoder: SearchR3, environment: RetrievalEnvironment) -> Round:
+    def collect(self, number: int, step: int, encoder: SearchR3, environment: RetrievalEnvironment) -> RolloutBatch:
         """Sample and judge round `number` with the weights of `step`, which `encoder` has."""
         config = self.config
         self.engine.sync(encoder)
-        groups, judged, figures = self._judge(self.order.batch(number), number, 0, step, encoder, environment)
+        groups, judged, figures = self._sample_and_score(
+            self.order.batch(number), number, 0, step, encoder, environment
+        )
         refreshed = [judged.refreshed]
         samples = self._samples(groups, judged, step, environment)
         if config.zero_variance == "resample":
             good = [group for group in groups if group.varied]
-            for attempt in range(1, config.resamples + 1):
+            for attempt in range(1, config.max_resample_rounds + 1):
                 missing = config.queries_per_step - sum(collectives.all_gather_object(len(good)))
                 if missing <= 0:
                     break
                 others = self.order.others(number, attempt, missing)
-                more, judged, _ = self._judge(others, number, attempt, step, encoder, environment)
+                more, judged, _ = self._sample_and_score(others, number, attempt, step, encoder, environment)
                 refreshed.append(judged.refreshed)
                 good += [group for group in more if group.varied]
             figures["resampled"] = float(len(refreshed) - 1)
             groups = good + [group for group in groups if not group.varied]
-        gathered = collectives.all_gather_object([group.order for group in groups])
-        orders = sorted(order for found in gathered for order in found)
+        orders = sorted(order for found in collectives.all_gather_object([group.order for group in groups]) for order in found)
         if config.zero_variance != "resample":  # as they were drawn
             orders.sort(key=lambda order: order[1:])
         kept = {order: place for place, order in enumerate(orders[: config.queries_per_step])}
         # A process whose groups were all replaced by other processes' keeps one: it needs something to join in with.
         mine = [group for group in groups if group.order in kept] or groups[:1]
-        places = [kept.get(group.order, NOBODY) for group in mine]
+        places = [kept.get(group.order, IGNORE_INDEX) for group in mine]
         return self._round(
             number, mine, places, len(kept), np.concatenate(refreshed), figures, samples, step, encoder, environment
         )
 
-    def _judge(
+    def _sample_and_score(
         self,
         chosen: Sequence[int],
         number: int,
@@ -164,10 +165,10 @@ class Collector:
         step: int,
         encoder: SearchR3,
         environment: RetrievalEnvironment,
-    ) -> tuple[list[_Group], Judged, dict[str, float]]:
+    ) -> tuple[list[_Group], RewardBatch, dict[str, float]]:
         """This process's part of the chosen queries, and figures of all."""
-        config, size = self.config, self.config.group_size
-        mine = collectives.contiguous_shard(len(chosen))  # the environment sees all queries in one process's order
+        config, size = self.config, self.config.num_generations
+        mine = collectives.contiguous_shard(len(chosen))  # the environment hears of all queries in the order that one process has
         queries = [self.queries[chosen[i]] for i in mine]
         begun = time.perf_counter()
         rollouts = self.engine.sample(
@@ -182,7 +183,7 @@ class Collector:
         sampled = time.perf_counter()
         query_R = torch.arange(len(queries)).repeat_interleave(size)
         embedding_RD = np.array([r.embedding for r in rollouts], dtype=np.float32).reshape(-1, encoder.dimension)
-        judged = environment.judge(
+        judged = environment.score(
             embedding_RD,
             query_R,
             [query.grades for query in queries],
@@ -194,7 +195,7 @@ class Collector:
             direct_BD=direct_BD,
         )
         reward_R = judged.rewards_R.cpu()
-        advantage_R = advantages(reward_R, query_R, config.advantage)
+        advantage_R = advantages(reward_R, query_R, config.advantage_estimator, config.scale_rewards)
         std_R = group_std(reward_R, query_R)
         parts = [slice(i * size, (i + 1) * size) for i in range(len(queries))]
         groups = [
@@ -218,16 +219,16 @@ class Collector:
         step: int,
         encoder: SearchR3,
         environment: RetrievalEnvironment,
-    ) -> Round:
+    ) -> RolloutBatch:
         config, embed = self.config, encoder.contract.embed_token_id
         positives = [row for group in groups for row, grade in group.query.grades.items() if grade > 0]
-        everyones = [row for found in collectives.all_gather_object(positives) for row in found]
-        candidates = self._candidates(everyones, refreshed, number)
+        all_gather_rows = [row for found in collectives.all_gather_object(positives) for row in found]
+        candidates = self._candidates(all_gather_rows, refreshed, number)
         place = {row: column for column, row in enumerate(candidates.tolist())}
         rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
-        size = config.group_size
-        counts = [place != NOBODY for place in places for _ in range(size)]
-        target_R = torch.full((len(rollouts),), NOBODY)
+        size = config.num_generations
+        counts = [place != IGNORE_INDEX for place in places for _ in range(size)]
+        target_R = torch.full((len(rollouts),), IGNORE_INDEX)
         masked_RC = torch.zeros(len(rollouts), len(candidates), dtype=torch.bool)
         for line, (group, rollout) in enumerate(rollouts):
             answers = [place[row] for row, grade in group.query.grades.items() if grade > 0]
@@ -237,7 +238,7 @@ class Collector:
                 target_R[line] = place[group.query.positive]
         figures["refreshed"] = float(len(refreshed))
         figures["mean_age"] = float(environment.corpus.ages(step).float().mean())
-        return Round(
+        return RolloutBatch(
             number,
             rows=[[*rollout.row, *rollout.token_ids, embed] for _, rollout in rollouts],
             answers=[len(rollout.token_ids) + 1 for _, rollout in rollouts],
@@ -253,7 +254,9 @@ class Collector:
             candidate_CD=environment.corpus.vectors(candidates).cpu(),
             masked_RC=masked_RC,
             figures=figures,
-            places=[NOBODY if place == NOBODY else place * size + i for place in places for i in range(size)],
+            places=[
+                IGNORE_INDEX if place == IGNORE_INDEX else place * size + i for place in places for i in range(size)
+            ],
             total=kept * size,
             samples=samples,
         )
@@ -271,17 +274,17 @@ class Collector:
         return np.union1d(positives, others).astype(np.int64)
 
     def _samples(
-        self, groups: list[_Group], judged: Judged, step: int, environment: RetrievalEnvironment
+        self, groups: list[_Group], judged: RewardBatch, step: int, environment: RetrievalEnvironment
     ) -> list[dict[str, Any]]:
         """The best and the worst rollout of some of this process's queries, if it is time to show any."""
         config = self.config
-        if not is_due(step, config.samples_every, config.steps_per_round):
+        if not is_due(step, config.log_completions_every, config.steps_per_generation):
             return []
         shown = []
-        for number, group in enumerate(groups[: (config.samples + 1) // 2]):
+        for number, group in enumerate(groups[: (config.num_completions_to_log + 1) // 2]):
             best, worst = int(group.rewards.argmax()), int(group.rewards.argmin())
-            shown += [(group, number * config.group_size + i, i) for i in dict.fromkeys((best, worst))]
-        shown = shown[: config.samples]
+            shown += [(group, number * config.num_generations + i, i) for i in dict.fromkeys((best, worst))]
+        shown = shown[: config.num_completions_to_log]
         embeddings = np.array([group.rollouts[i].embedding for group, _, i in shown], dtype=np.float32)
         ranks = rank_of_positive(environment, embeddings, [group.query for group, _, _ in shown])
         return [
@@ -326,7 +329,7 @@ def is_due(step: int, every: int, stride: int) -> bool:
     return every > 0 and step % every < stride
 
 
-def _figures(rollouts: list[Rollout], judged: Judged, std_B: Tensor) -> dict[str, float]:
+def _figures(rollouts: list[Rollout], judged: RewardBatch, std_B: Tensor) -> dict[str, float]:
     """What a batch of rollouts looks like, as it was sampled by all processes. A collective."""
     assert judged.direct_B is not None  # always given
     mine = {
@@ -363,7 +366,7 @@ def _figures(rollouts: list[Rollout], judged: Judged, std_B: Tensor) -> dict[str
 def _last(rollout: Rollout, embed: int) -> int:
     if not rollout.forced:
         return embed
-    return NOBODY if rollout.ended is None else rollout.ended
+    return IGNORE_INDEX if rollout.ended is None else rollout.ended
 
 
 def _seed(*words: int) -> int:

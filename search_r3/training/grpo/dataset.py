@@ -39,7 +39,7 @@ class Query:
 
 
 @dataclass
-class Problem:
+class RLDataset:
     """The documents (row i is document i), the queries to train on, and those held out."""
 
     documents: list[str]
@@ -55,7 +55,7 @@ class Problem:
         return digest.hexdigest()
 
 
-def read_problem(config: GRPOConfig, never: Collection[str] = ()) -> Problem:
+def load_rl_dataset(config: GRPOConfig, never: Collection[str] = ()) -> RLDataset:
     """Read what the recipe names.
 
     Args:
@@ -101,7 +101,7 @@ def read_problem(config: GRPOConfig, never: Collection[str] = ()) -> Problem:
     held_out = numbered(sets["held_out"])
     by_id = {query.id: query for query in held_out}
     mixed = [by_id[key] for key in stable_order(by_id, config.loop.seed)]  # the first few are of every set
-    return Problem(documents, numbered(sets["train"]), mixed)
+    return RLDataset(documents, numbered(sets["train"]), mixed)
 
 
 class QueryOrder:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from search_r3.data.dev_pools import dev_pool
 from search_r3.environment.live_corpus import DTYPES, LiveCorpus
-from search_r3.environment.neighbor_graph import NeighbourGraph
+from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.replicated_corpus import ReplicatedCorpus
 from search_r3.environment.retrieval import RetrievalEnvironment
 from search_r3.environment.sharded_corpus import ShardedCorpus
@@ -32,10 +32,17 @@ from search_r3.prompts import render
 from search_r3.training.config import load_config, to_dict
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
-from search_r3.training.grpo.collector import NOBODY, Collector, Round, encode_rows, is_due, rank_of_positive
-from search_r3.training.grpo.dataset import Problem, Query, QueryOrder, read_problem
+from search_r3.training.grpo.collector import (
+    IGNORE_INDEX,
+    RolloutBatch,
+    RolloutCollector,
+    encode_rows,
+    is_due,
+    rank_of_positive,
+)
+from search_r3.training.grpo.dataset import Query, QueryOrder, RLDataset, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
-from search_r3.training.grpo.live_validation import gauge_figures, live_figures
+from search_r3.training.grpo.live_validation import live_figures, staleness_figures
 from search_r3.training.grpo.policy_gradient import grpo_loss, padded, token_log_probs
 from search_r3.training.grpo.rollout import Rollouts, TorchRollouts, VLLMRollouts
 from search_r3.training.loop import run_training
@@ -60,7 +67,7 @@ class GRPOTask:
         config: the recipe.
         checkpoint: the stage 1 adapter merged into its base, in float32, without a new adapter yet.
         first: the stage 1 adapter's folder; what is saved has its weights in it.
-        problem: see `read_problem`.
+        dataset: see `load_rl_dataset`.
         engine: who samples; by the recipe if None.
     """
 
@@ -69,14 +76,15 @@ class GRPOTask:
         config: GRPOConfig,
         checkpoint: Checkpoint,
         first: Path,
-        problem: Problem,
+        dataset: RLDataset,
         engine: Rollouts | None = None,
     ) -> None:
-        if config.gauge_every and not problem.held_out:
+        if config.staleness_eval_every and not dataset.held_out:
             raise InputError(
-                "gauge_every needs queries that are held out: set hold_out_modulus in a query set, or gauge_every 0"
+                "staleness_eval_every needs held-out queries: set hold_out_modulus in a query set, or it "
+                "to 0"
             )
-        self.config, self.checkpoint, self.problem = config, checkpoint, problem
+        self.config, self.checkpoint, self.dataset = config, checkpoint, dataset
         self.rank, self.processes = collectives.rank(), collectives.world_size()
         if config.queries_per_step < self.processes:
             raise InputError(
@@ -95,14 +103,14 @@ class GRPOTask:
         self.saved = ConcatenatedAdapter(first, model)
         self.prefix = render(checkpoint.contract.prompts.reasoning, checkpoint.tokenizer, give_answer=False).prefix
         if engine is None:
-            torch_engine = TorchRollouts(config.rollouts_per_batch)
+            torch_engine = TorchRollouts(config.generation_batch_size)
             merged = Path(config.output) / f"merged-{self.rank}"
             engine = torch_engine if config.engine == "torch" else VLLMRollouts(merged)
         self.kept: list[int] | None = None  # of the training queries, those at the ranks that the recipe wants
-        self.collector = Collector(config, problem.train, problem.documents, self._order(problem.train), engine)
+        self.collector = RolloutCollector(config, dataset.train, dataset.documents, self._order(dataset.train), engine)
         self.environment: RetrievalEnvironment | None = None
-        self.round: Round | None = None
-        self.gauged = {"gauge_recall": 1.0, "gauge_error": 0.0}
+        self.round: RolloutBatch | None = None
+        self.staleness = {"staleness_recall": 1.0, "staleness_error": 0.0}
         self.step = 0
         self._live = LiveEncoder(self.policy, checkpoint, config.loop.mixed_precision)
         self._everyones_round: list[dict[str, Any]] = []
@@ -110,16 +118,16 @@ class GRPOTask:
             dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev
         ]
 
-    def batch(self, step: int) -> Round:
+    def batch(self, step: int) -> RolloutBatch:
         """The round that `step` is part of: sampled and judged at its first step, with the weights of then."""
         config = self.config
-        number, position = divmod(step, config.steps_per_round)
+        number, position = divmod(step, config.steps_per_generation)
         if position == 0:
             encoder = self._encoder()
             environment = self._environment(encoder)
-            if is_due(step, config.gauge_every, config.steps_per_round):
-                self.gauged = gauge_figures(
-                    encoder, environment, self._dev_queries(), self.problem.documents, step, config
+            if is_due(step, config.staleness_eval_every, config.steps_per_generation):
+                self.staleness = staleness_figures(
+                    encoder, environment, self._dev_queries(), self.dataset.documents, step, config
                 )
             self.round = self.collector.collect(number, step, encoder, environment)
             self._write([{"step": step + 1} | sample for sample in self.round.samples])
@@ -128,14 +136,14 @@ class GRPOTask:
         self.step = step + 1
         return self.round
 
-    def loss(self, module: nn.Module, batch: Round) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, module: nn.Module, batch: RolloutBatch) -> tuple[Tensor, dict[str, float]]:
         """The clipped policy loss with its KL, and the contrastive term, of this step's rollouts.
 
         One forward pass, through DDP if there is any: a process without anything to learn from passes one rollout
         through it all the same, with a weight of 0, or the others would wait for its gradients for ever.
         """
-        config, several = self.config, self.config.steps_per_round > 1
-        position = (self.step - 1) % config.steps_per_round
+        config, several = self.config, self.config.steps_per_generation > 1
+        position = (self.step - 1) % config.steps_per_generation
         if several and position == 0:
             self._remember(batch)
         chosen, useful = self._minibatch(batch, position)
@@ -198,7 +206,7 @@ class GRPOTask:
             "ratio": token_share * figures["ratio"],
             "trained_rollouts": float(policy_R.sum()) * self.processes,
             **batch.figures,
-            **self.gauged,
+            **self.staleness,
         }
 
     def nothing_to_learn(self, figures: dict[str, float]) -> str | None:
@@ -207,7 +215,7 @@ class GRPOTask:
             return None
         return (
             f"each query's rollouts all earned the same reward (mean {figures['reward']:.3f}); try harder queries "
-            "(from_rank), a larger group_size, a higher temperature or another environment.reward"
+            "(min_positive_rank), a larger num_generations, a higher temperature or another environment.reward"
         )
 
     def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
@@ -233,14 +241,14 @@ class GRPOTask:
 
     def state_dict(self) -> dict[str, Any]:
         """The environment (vectors, versions, graph) and, inside of a round, every process's part of it."""
-        inside = self.step % self.config.steps_per_round != 0
+        inside = self.step % self.config.steps_per_generation != 0
         return {
             "format": FORMAT,
             "step": self.step,
             "environment": None if self.environment is None else self.environment.state_dict(),
-            "gauged": self.gauged,
+            "staleness": self.staleness,
             "kept": self.kept,
-            "rounds": self._everyones_round if inside else [],
+            "batches": self._everyones_round if inside else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -251,15 +259,15 @@ class GRPOTask:
         """
         if state["format"] != FORMAT:
             raise InputError(f"the run's state has format {state['format']}, this version reads {FORMAT}")
-        self.step, self.gauged = int(state["step"]), dict(state["gauged"])
+        self.step, self.staleness = int(state["step"]), dict(state["staleness"])
         self._train_on(state.get("kept"))
-        self._everyones_round = state["rounds"]
-        self.round = Round.from_state(state["rounds"][self.rank]) if state["rounds"] else None
+        self._everyones_round = state["batches"]
+        self.round = RolloutBatch.from_state(state["batches"][self.rank]) if state["batches"] else None
         if state["environment"] is not None:
             settings, graph = self.config.environment, None
             if state["environment"]["graph"] is not None:  # an empty one, or the unwritten corpus would be linked
-                size = len(self.problem.documents)
-                graph = NeighbourGraph(size, width=settings.graph_width, links=settings.graph_links)
+                size = len(self.dataset.documents)
+                graph = NeighborGraph(size, width=settings.graph_width, links=settings.graph_links)
             self.environment = RetrievalEnvironment(
                 self._empty_corpus(), settings, graph=graph, seed=self.config.loop.seed
             )
@@ -272,35 +280,35 @@ class GRPOTask:
         self.saved.model = self.policy.saved_model
         checkpoints.save_adapter(self.saved, self.checkpoint.contract, folder)
 
-    def _minibatch(self, batch: Round, position: int) -> tuple[list[int], bool]:
-        """This process's rollouts of an optimiser step that have something to teach; one of them and False if none has.
+    def _minibatch(self, batch: RolloutBatch, position: int) -> tuple[list[int], bool]:
+        """This process's rollouts of an optimizer step that have something to teach; one of them and False if none has.
 
         Which rollouts of all processes make a step does not depend on how they are dealt.
         """
-        epoch, part = divmod(position, self.config.minibatches)
+        epoch, part = divmod(position, self.config.num_mini_batches)
         mine = np.arange(len(batch.rows))
-        if self.config.minibatches > 1:
+        if self.config.num_mini_batches > 1:
             rng = np.random.default_rng([self.config.loop.seed, batch.number, 0, epoch])
             every = np.arange(batch.total or len(batch.rows))
-            chosen = np.array_split(rng.permutation(every), self.config.minibatches)[part]
+            chosen = np.array_split(rng.permutation(every), self.config.num_mini_batches)[part]
             mine = mine[np.isin(mine if batch.places is None else batch.places, chosen)]
-        useful = [int(i) for i in mine if batch.policy_R[i] or batch.target_R[i] != NOBODY]
+        useful = [int(i) for i in mine if batch.policy_R[i] or batch.target_R[i] != IGNORE_INDEX]
         return useful or [0 if not len(mine) else int(mine[0])], bool(useful)
 
-    def _sampled(self, batch: Round, chosen: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    def _sampled(self, batch: RolloutBatch, chosen: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """The tokens that were sampled at each position, and whether the policy chose them: (N,) both."""
         sampled, known = [], []
         for i in chosen:
             said = batch.rows[i][len(batch.rows[i]) - batch.answers[i] :]
             end = batch.last[i]
-            sampled += [*said[:-1], said[-1] if end == NOBODY else end]
-            known += [True] * (len(said) - 1) + [end != NOBODY]
+            sampled += [*said[:-1], said[-1] if end == IGNORE_INDEX else end]
+            known += [True] * (len(said) - 1) + [end != IGNORE_INDEX]
         return torch.tensor(sampled, device=device), torch.tensor(known, device=device)
 
-    def _contrastive(self, embedding_RD: Tensor, batch: Round, chosen: Sequence[int]) -> tuple[Tensor, int]:
+    def _contrastive(self, embedding_RD: Tensor, batch: RolloutBatch, chosen: Sequence[int]) -> tuple[Tensor, int]:
         """InfoNCE of the rollouts that have a target against the refreshed documents, and how many there are."""
         target_R = batch.target_R[chosen]
-        lines = (target_R != NOBODY).nonzero()[:, 0]
+        lines = (target_R != IGNORE_INDEX).nonzero()[:, 0]
         if not len(lines):
             return embedding_RD.new_zeros(()), 0
         device = embedding_RD.device
@@ -314,7 +322,7 @@ class GRPOTask:
         return loss, len(lines)
 
     @torch.no_grad()
-    def _remember(self, batch: Round) -> None:
+    def _remember(self, batch: RolloutBatch) -> None:
         """Log-probabilities by the policy that sampled and by the reference, before the first step changes it."""
         old: list[Tensor] = []
         reference: list[Tensor] = []
@@ -331,9 +339,9 @@ class GRPOTask:
             if encoded.base_logits_TV is not None:
                 reference.append(token_log_probs(encoded.base_logits_TV, sampled_N, self.config.temperature)[0].cpu())
         batch.old_N, batch.reference_N = torch.cat(old), torch.cat(reference) if reference else None
-        self._everyones_round = collectives.all_gather_object(batch.state_dict())  # for the process that saves them
+        self._everyones_round = collectives.all_gather_object(batch.state_dict())  # who writes the checkpoint must know them all
 
-    def _of(self, batch: Round, values_N: Tensor, chosen: Sequence[int]) -> Tensor:
+    def _of(self, batch: RolloutBatch, values_N: Tensor, chosen: Sequence[int]) -> Tensor:
         """The chosen rollouts' part of a value for each token."""
         parts = values_N.split(batch.answers)
         return torch.cat([parts[i] for i in chosen])
@@ -349,7 +357,7 @@ class GRPOTask:
         cls: type[Any] = LiveCorpus
         if self.processes > 1:
             cls = ShardedCorpus if self.config.shard_corpus else ReplicatedCorpus
-        return cls(len(self.problem.documents), self.checkpoint.contract.dimension, dtype=DTYPES[kind], device=device)
+        return cls(len(self.dataset.documents), self.checkpoint.contract.dimension, dtype=DTYPES[kind], device=device)
 
     def _environment(self, encoder: SearchR3) -> RetrievalEnvironment:
         """The environment; the first time in a run, every document is encoded by the stage 1 model."""
@@ -357,16 +365,16 @@ class GRPOTask:
             if self.rank == 0:
                 (Path(self.config.output) / ROLLOUTS_FILE).unlink(missing_ok=True)
             corpus = self._empty_corpus()
-            encode = encode_rows(encoder, self.problem.documents, self.config.max_document_tokens)
+            encode = encode_rows(encoder, self.dataset.documents, self.config.max_document_tokens)
             for start in range(0, len(corpus), ENCODE_BLOCK):
-                rows = corpus.dealt(np.arange(start, min(start + ENCODE_BLOCK, len(corpus))))
+                rows = corpus.local_rows(np.arange(start, min(start + ENCODE_BLOCK, len(corpus))))
                 vectors = encode(rows) if len(rows) else np.zeros((0, corpus.dimension), dtype=np.float32)
                 corpus.update(rows, vectors, 0)
                 if self.rank == 0 and len(corpus) > ENCODE_BLOCK:
                     done = min(start + ENCODE_BLOCK, len(corpus))
                     print(f"{done:,} of {len(corpus):,} documents encoded", file=sys.stderr, flush=True)
             self.environment = RetrievalEnvironment(corpus, self.config.environment, seed=self.config.loop.seed)
-            if self.config.from_rank > 1 or self.config.to_rank is not None:
+            if self.config.min_positive_rank > 1 or self.config.max_positive_rank is not None:
                 self._train_on(self._at_wanted_ranks(encoder, self.environment))
         return self.environment
 
@@ -376,23 +384,23 @@ class GRPOTask:
     def _train_on(self, kept: list[int] | None) -> None:
         self.kept = kept
         if kept is not None:
-            queries = [self.problem.train[number] for number in kept]
+            queries = [self.dataset.train[number] for number in kept]
             self.collector.queries, self.collector.order = queries, self._order(queries)
 
     def _at_wanted_ranks(self, encoder: SearchR3, environment: RetrievalEnvironment) -> list[int]:
         """Which training queries stand, directly embedded, at the ranks that the recipe wants; the same everywhere."""
-        queries, config = self.problem.train, self.config
+        queries, config = self.dataset.train, self.config
         direct = encoder.encode_query([query.text for query in queries], reasoning=False, show_progress_bar=False)
-        deepest = config.to_rank or len(environment.corpus)
+        deepest = config.max_positive_rank or len(environment.corpus)
         ranks = rank_of_positive(environment, direct, queries)
-        found = [[number for number, rank in enumerate(ranks) if config.from_rank <= rank <= deepest]]
+        found = [[number for number, rank in enumerate(ranks) if config.min_positive_rank <= rank <= deepest]]
         found = collectives.all_gather_object(found[0])[:1]
         if self.rank == 0:
             print(f"{len(found[0]):,} of {len(queries):,} queries are at the ranks to train on", file=sys.stderr)
         return found[0]
 
     def _dev_queries(self) -> list[Query]:
-        return self.problem.held_out[: self.config.gauge_queries]
+        return self.dataset.held_out[: self.config.staleness_eval_queries]
 
     def _write(self, records: list[dict[str, Any]]) -> None:
         if self.rank == 0 and records:
@@ -430,20 +438,20 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
     start_processes()
     checkpoint, first = load_stage_one(config.adapter)
     pools = [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
-    problem = read_problem(config, {text for pool in pools for text in pool.queries.values()})
+    dataset = load_rl_dataset(config, {text for pool in pools for text in pool.queries.values()})
     on_gpu = torch.cuda.is_available()
     attention = config.attention if config.attention != "auto" else ("sdpa" if on_gpu else "eager")
     checkpoint.model.set_attn_implementation(attention)
     torch.manual_seed(config.loop.seed)  # the adapter's own initialisation
-    task = GRPOTask(config, checkpoint, first, problem)
+    task = GRPOTask(config, checkpoint, first, dataset)
     free = ("output", "data_root", "queries", "corpus", "loop", "activation_checkpointing", "mini_batch_size",
             "adapter", "shard_corpus")  # fmt: skip
     describe = {key: value for key, value in to_dict(config).items() if key not in free} | {
-        "problem_sha256": problem.sha256,
+        "dataset_sha256": dataset.sha256,
         "adapter_contract": checkpoint.contract.hash,
         "trained_on": [source.trained_on for source in config.queries],
     }
-    best = "ndcg@10.on" if config.dev else ("live.reward" if problem.held_out else None)
+    best = "ndcg@10.on" if config.dev else ("live.reward" if dataset.held_out else None)
     folder = run_training(task, config.loop, Path(config.output), resume=resume, best_metric=best, describe=describe)
     if task.rank == 0 and (folder / checkpoints.CONTRACT_FILE).is_file():
         SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)

@@ -33,7 +33,7 @@ def live_figures(
     reasoned = encoder.reason(
         texts,
         max_reasoning_tokens=config.max_reasoning_tokens,
-        batch_size=config.rollouts_per_batch,
+        batch_size=config.generation_batch_size,
         show_progress_bar=False,
     )
     behind_QD = np.stack([r.embedding for r in reasoned])
@@ -47,7 +47,9 @@ def live_figures(
     figures = {"live.reward": float(scaled_Q.mean()), "live.dcg": float(rewards.dcg(cosine_QN, grade_QN, k).mean())}
     cosine_QN = environment.corpus.scores(direct_QD, torch.arange(len(environment.corpus)))
     figures["live.reward_direct"] = float(rewards.dcg_scaled(cosine_QN, grade_QN, k).mean())
-    ranks = rank_of_positive(environment, behind_QD[: config.samples], queries[: config.samples])
+    ranks = rank_of_positive(
+        environment, behind_QD[: config.num_completions_to_log], queries[: config.num_completions_to_log]
+    )
     records = [
         {"query": query.text, "text": r.text, "reward": round(value, 4), "rank": rank, "forced": r.forced}
         for query, r, value, rank in zip(queries, reasoned, scaled_Q.tolist(), ranks, strict=False)
@@ -55,7 +57,7 @@ def live_figures(
     return figures, records
 
 
-def gauge_figures(
+def staleness_figures(
     encoder: SearchR3,
     environment: RetrievalEnvironment,
     queries: Sequence[Query],
@@ -63,12 +65,12 @@ def gauge_figures(
     step: int,
     config: GRPOConfig,
 ) -> dict[str, float]:
-    """ "gauge_recall" and "gauge_error" of `environment.gauge`, over the queries' direct embeddings. A collective."""
-    found = environment.gauge(
+    """ "staleness_recall" and "staleness_error" of the queries' direct embeddings. A collective."""
+    found = environment.evaluate_staleness(
         encoder.encode_query([query.text for query in queries], reasoning=False, show_progress_bar=False),
         [query.grades for query in queries],
         encode_rows(encoder, documents, config.max_document_tokens),
         step,
-        random_rows=config.gauge_rows,
+        random_rows=config.staleness_eval_rows,
     )
-    return {"gauge_recall": found.pooled_recall, "gauge_error": found.pooled_reward_error}
+    return {"staleness_recall": found.pooled_recall, "staleness_error": found.pooled_reward_error}

@@ -1,56 +1,63 @@
 """GRPO's mathematics as pure functions on tensors: advantages within a group, and the clipped policy loss with its KL.
 
 Sources: GRPO, DeepSeekMath (arXiv 2402.03300); DAPO (2503.14476): two clip bounds, the mean over all tokens; Dr. GRPO
-(2503.20783): neither the standard deviation nor the length divides; leave-one-out, RLOO (2402.14740). On the same
-tensors the loss is that of TRL's GRPOTrainer for the same options (tested).
+(2503.20783): no division by the standard deviation or the length; leave-one-out, RLOO (2402.14740). On the same
+tensors the loss equals that of TRL's GRPOTrainer for the same options (tested).
 
 Shape suffixes: R rollouts, T positions of a rollout with padding. A scalar has none.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 LossType = Literal["grpo", "dapo", "dr_grpo"]
-AdvantageKind = Literal["standard", "dr_grpo", "leave_one_out"]
-LOSS_TYPES = ("grpo", "dapo", "dr_grpo")
-ADVANTAGES = ("standard", "dr_grpo", "leave_one_out")
+AdvantageEstimator = Literal["grpo", "rloo"]
+ScaleRewards = Literal["group", "none"]
+LOSS_TYPES: tuple[str, ...] = get_args(LossType)
 STD_FLOOR = 1e-4
 """Added to a group's standard deviation, so that equal rewards give 0 and not NaN (TRL's value)."""
 ZERO_STD = 1e-6
-"""A group whose rewards spread less than this teaches nothing: the rewards are float32 and lie around 1."""
+"""A group whose rewards deviate less than this gives no gradient: the rewards are float32 and lie around 1."""
 
 
-def advantages(rewards_R: Any, groups_R: Any, kind: AdvantageKind = "standard") -> Tensor:
+def advantages(
+    rewards_R: Any, groups_R: Any, estimator: AdvantageEstimator = "grpo", scale_rewards: ScaleRewards = "group"
+) -> Tensor:
     """How much better each rollout did than the others of its group.
 
-        standard        (r - mean) / (std + 1e-4),  std with ddof 1        (DeepSeekMath, equation 3; ddof as in TRL)
-        dr_grpo         r - mean                                           (Dr. GRPO, section 3.2)
-        leave_one_out   r - mean of the group's others = n / (n - 1) (r - mean)                               (RLOO)
+        grpo    r - mean                                                           (DeepSeekMath, equation 3)
+        rloo    r - mean of the group's others = n / (n - 1) (r - mean)            (RLOO)
+
+    divided by std + 1e-4 (ddof 1, as in TRL) if `scale_rewards` is "group"; "none" follows Dr. GRPO, section 3.2.
 
     Args:
         rewards_R: finite numbers.
         groups_R: integers; rollouts with the same number are one group, in any order.
 
     Returns:
-        (R,) float32; the sum over a group is 0 but for rounding. A group of one has no other to be compared with: 0.
+        (R,) float32; they sum to 0 over a group, up to rounding. A group of one has an advantage of 0.
 
     Raises:
-        ValueError: shapes differ, an unknown kind, or a reward that is not finite.
+        ValueError: shapes differ, an unknown estimator or scale, or a reward that is not finite.
     """
-    if kind not in ADVANTAGES:
-        raise ValueError(f"there is no kind of advantage {kind!r} (there are {', '.join(ADVANTAGES)})")
+    for what, value, known in (
+        ("advantage estimator", estimator, get_args(AdvantageEstimator)),
+        ("scale_rewards", scale_rewards, get_args(ScaleRewards)),
+    ):
+        if value not in known:
+            raise ValueError(f"there is no {what} {value!r} (there are {', '.join(known)})")
     rewards_R, index_R, count_G = _grouped(rewards_R, groups_R)
     mean_G = _sum_by_group(rewards_R, index_R, len(count_G)) / count_G
-    centred_R = rewards_R - mean_G[index_R]
-    if kind == "standard":
-        centred_R = centred_R / (_std(rewards_R, index_R, count_G)[index_R] + STD_FLOOR)
-    elif kind == "leave_one_out":
-        centred_R = centred_R * (count_G / (count_G - 1).clamp(min=1))[index_R]
-    return centred_R.to(torch.float32)
+    advantage_R = rewards_R - mean_G[index_R]
+    if estimator == "rloo":
+        advantage_R = advantage_R * (count_G / (count_G - 1).clamp(min=1))[index_R]
+    if scale_rewards == "group":
+        advantage_R = advantage_R / (_std(rewards_R, index_R, count_G)[index_R] + STD_FLOOR)
+    return advantage_R.to(torch.float32)
 
 
 def group_std(rewards_R: Any, groups_R: Any) -> Tensor:
@@ -91,8 +98,8 @@ def grpo_loss(
         old_RT: by the policy that sampled them; `new_RT.detach()` at the first step of a batch, where the ratio is 1.
         reference_RT: by the reference; may be None if beta is 0 (then no KL is reported).
         advantages_R: see `advantages`.
-        mask_RT: boolean; False on padding and on tokens that the policy did not choose. What stands there is ignored,
-            NaN and infinity included. A rollout without any token counts as a rollout in grpo and dr_grpo.
+        mask_RT: boolean; False on padding and on tokens that the policy did not sample. Values there are ignored, NaN
+            and infinity included. A rollout without any token counts as a rollout in grpo and dr_grpo.
         max_tokens: the longest that a rollout can be; needed for dr_grpo.
         unbiased_kl: multiply k3 by the ratio, which makes its *gradient* unbiased too (DeepSeek-V3.2, 2512.02556; TRL's
             `use_bias_correction_kl`). Without, as DeepSeekMath has it.
@@ -182,7 +189,7 @@ def token_log_probs(logits_NV: Tensor, ids_N: Tensor, temperature: float = 1.0) 
 
 
 def padded(values_N: Tensor, lengths: list[int], fill: float = 0.0) -> Tensor:
-    """Values of rollouts laid behind each other, (N,), as a matrix (R, longest) padded on the right; keeps gradients.
+    """Concatenated values of rollouts, (N,), as a matrix (R, longest) padded on the right; keeps gradients.
 
     Raises:
         ValueError: the lengths do not add up to N.

@@ -29,7 +29,7 @@ from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint
 from search_r3.model.resolve import adapters_dir
 from search_r3.prompts import render
 from search_r3.training.config import LoraSettings, load_config
-from search_r3.training.grpo.dataset import Problem, Query
+from search_r3.training.grpo.dataset import Query, RLDataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.grpo_task import GRPOTask
 from search_r3.training.loop import run_training
@@ -105,7 +105,7 @@ def dry_run(
     report["step"] = {
         "tokens": micro * sum(part.all_tokens for part in every.values()),
         "rows": micro * sum(part.rows for part in every.values()),
-        "rollouts": config.queries_per_step * config.group_size if isinstance(config, GRPOConfig) else 0,
+        "rollouts": config.queries_per_step * config.num_generations if isinstance(config, GRPOConfig) else 0,
     }
     report["warnings"] = warnings_of(config, architecture, full, parts, found)
     report["tried"] = try_step(config, architecture)
@@ -181,7 +181,7 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
     query = render(prompts.query, tokenizer, give_answer=True)
     reasoning = render(prompts.reasoning, tokenizer, give_answer=False)
     if isinstance(config, GRPOConfig):
-        rows = math.ceil(math.ceil(config.queries_per_step / gpus) * config.group_size / config.minibatches)
+        rows = math.ceil(math.ceil(config.queries_per_step / gpus) * config.num_generations / config.num_mini_batches)
         answer = config.max_reasoning_tokens + 1
         length = config.max_query_tokens + len(reasoning.suffix) + answer
         return {"rollouts": Part(rows, length, len(reasoning.prefix), rows * answer)}
@@ -205,7 +205,7 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
 
 def conditions_of(config: SFTConfig | GRPOConfig) -> Conditions:
     """How a GPU computes the recipe's step."""
-    several = isinstance(config, GRPOConfig) and config.steps_per_round > 1
+    several = isinstance(config, GRPOConfig) and config.steps_per_generation > 1
     base = config.weights.kl > 0 if isinstance(config, SFTConfig) else config.beta > 0 and not several
     return Conditions(
         chunk=config.mini_batch_size,
@@ -246,7 +246,7 @@ def memory_of(
     value = how.operand if out["live_copy"] else how.weight
     if isinstance(config, GRPOConfig):
         part = parts["rollouts"]
-        together = min(config.rollouts_per_batch, config.queries_per_step * config.group_size)
+        together = min(config.generation_batch_size, config.queries_per_step * config.num_generations)
         out["cache"] = memory_estimate.cache(shape, together, part.prefix + part.tokens, value)
         out["environment"], out["host"] = memory_estimate.environment(
             config.max_documents or DOCUMENTS,
@@ -317,14 +317,15 @@ def shrunk_recipe(config: Any, folder: Path, whole: bool) -> Any:
             config, **common, mini_batch_size=chunk, global_batch_size=pairs, teacher=teacher, init_adapter=None,
             batch_sampler="any", source_weights={}, self_reasoning_ratio=0.0, length_bucket=1,
         )  # fmt: skip
-    queries, group = config.queries_per_step, config.group_size
+    queries, group = config.queries_per_step, config.num_generations
     if not whole:
         queries, group = min(queries, 2), min(group, CPU_ROWS)
     environment = replace(config.environment, refresh=replace(config.environment.refresh, budget=DOCUMENTS // 4))
     return replace(
-        config, **common, mini_batch_size=chunk, queries_per_step=queries, group_size=group, gauge_every=0,
-        samples_every=0, engine="torch", zero_variance="keep", environment=environment, max_documents=DOCUMENTS,
-        minibatches=min(config.minibatches, queries * group), from_rank=1, to_rank=None,
+        config, **common, mini_batch_size=chunk, queries_per_step=queries, num_generations=group,
+        staleness_eval_every=0, log_completions_every=0, engine="torch", zero_variance="keep", environment=environment,
+        max_documents=DOCUMENTS,
+        num_mini_batches=min(config.num_mini_batches, queries * group), min_positive_rank=1, max_positive_rank=None,
     )  # fmt: skip
 
 
@@ -360,7 +361,7 @@ def _grpo_task(config: GRPOConfig, checkpoint: Checkpoint, folder: str) -> GRPOT
     queries = [
         Query(f"q{i}", _text(i, config.max_query_tokens), {i % DOCUMENTS: 1.0}) for i in range(config.queries_per_step)
     ]
-    return GRPOTask(config, checkpoint, first, Problem(documents, queries, []))
+    return GRPOTask(config, checkpoint, first, RLDataset(documents, queries, []))
 
 
 def _text(number: int, tokens: int) -> str:

@@ -88,7 +88,9 @@ def test_the_card_says_which_step_s_weights_were_kept(run: Path, adapter: Path, 
 
 
 def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: Path, tmp_path: Path) -> None:
-    config = to_dict(GRPOConfig("stage1", [QuerySet(beir="scifact")], [Source(beir="scifact")], "out", from_rank=2))
+    config = to_dict(
+        GRPOConfig("stage1", [QuerySet(beir="scifact")], [Source(beir="scifact")], "out", min_positive_rank=2)
+    )
     del config["queries"], config["corpus"]  # a run's config.json holds what decides it, not places
     (run / "config.json").write_text(
         json.dumps(config | {"adapter_contract": "d" * 64, "trained_on": [{"dataset": "scifact", "split": "train"}]})

@@ -92,7 +92,7 @@ def free_port() -> int:
 
 def write_grpo(stage_one: Path, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    changes = {"gauge_every": 0, "samples_every": 10, "loop": LOOP | {"learning_rate": 0.001}}
+    changes = {"staleness_eval_every": 0, "log_completions_every": 10, "loop": LOOP | {"learning_rate": 0.001}}
     return write_recipe(stage_one, folder / "recipe.yaml", **changes | GRPO[name])
 
 

@@ -17,7 +17,7 @@ from tiny_grpo import task_of, write_recipe
 
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
-from search_r3.training.grpo.collector import Round
+from search_r3.training.grpo.collector import RolloutBatch
 from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
 
 
@@ -34,7 +34,7 @@ def curve(run: Path) -> list[Any]:
 def dying_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     original = GRPOTask.batch
 
-    def batch(self: GRPOTask, asked: int) -> Round:
+    def batch(self: GRPOTask, asked: int) -> RolloutBatch:
         found = original(self, asked)  # killed after sampling, so that what it wrote must be taken back
         if asked == step:
             raise RuntimeError("killed")
@@ -45,7 +45,7 @@ def dying_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 PLAIN: dict[str, Any] = {}
-ROUNDS: dict[str, Any] = {"epochs": 2, "minibatches": 2, "zero_variance": "resample"}
+ROUNDS: dict[str, Any] = {"num_iterations": 2, "num_mini_batches": 2, "zero_variance": "resample"}
 
 
 @pytest.fixture(scope="module", params=["a step a round", "four steps a round"])
@@ -93,15 +93,15 @@ def test_the_environment_comes_back_with_its_versions_and_its_graph(stage_one: P
     assert task.environment.graph is not None
     assert again.environment.graph is not None
     assert (again.environment.graph.ids_NM == task.environment.graph.ids_NM).all()
-    assert again.gauged == task.gauged
+    assert again.staleness == task.staleness
 
 
 def test_another_corpus_or_recipe_is_not_gone_on_with(stage_one: Path, tmp_path: Path) -> None:
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", loop={"steps": 2, "mixed_precision": "no"})
     train_grpo(recipe, ["loop.steps=1", "loop.schedule=constant"])
-    with pytest.raises(InputError, match="begun with group_size = 4, but now it is 3"):
-        train_grpo(recipe, ["group_size=3", "loop.schedule=constant"])
-    with pytest.raises(InputError, match="begun with problem_sha256"):
+    with pytest.raises(InputError, match="begun with num_generations = 4, but now it is 3"):
+        train_grpo(recipe, ["num_generations=3", "loop.schedule=constant"])
+    with pytest.raises(InputError, match="begun with dataset_sha256"):
         train_grpo(recipe, ["loop.steps=1", "loop.schedule=constant", f"queries={json.dumps(_limited(recipe))}"])
 
 

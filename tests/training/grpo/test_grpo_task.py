@@ -21,11 +21,10 @@ from search_r3.environment.retrieval import RetrievalEnvironment
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoopConfig, load_config
-from search_r3.training.grpo import grpo_task
-from search_r3.training.grpo.collector import NOBODY
-from search_r3.training.grpo.dataset import QueryOrder, read_problem
+from search_r3.training.grpo.collector import IGNORE_INDEX
+from search_r3.training.grpo.dataset import QueryOrder, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
-from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
+from search_r3.training.grpo.grpo_task import GRPOTask, grpo_task, train_grpo
 from search_r3.training.grpo.rollout import TorchRollouts
 from search_r3.training.lora.policy import _frozen
 
@@ -40,14 +39,14 @@ def rewarded(task: GRPOTask, reward: Any) -> None:
         return last
 
     def judged(number: int, step: int, encoder: Any, environment: Any) -> Any:
-        judge = type(environment).judge
+        judge = type(environment).score
 
         def patched(*args: Any, **more: Any) -> Any:
             found = judge(environment, *args, **more)
             given = torch.tensor([float(reward(rollout, i)) for i, rollout in enumerate(last)])
             return dataclasses.replace(found, rewards_R=given)
 
-        environment.judge = patched
+        environment.score = patched
         return collect(number, step, encoder, environment)
 
     collector.engine.sample = watched  # type: ignore[method-assign]
@@ -67,7 +66,7 @@ def task(stage_one: Path, tmp_path: Path) -> GRPOTask:
 
 @pytest.mark.slow
 def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
-    task = task_of(stage_one, tmp_path, contrastive_weight=0.0, beta=0.0, queries_per_step=4, group_size=8)
+    task = task_of(stage_one, tmp_path, contrastive_weight=0.0, beta=0.0, queries_per_step=4, num_generations=8)
     rewarded(task, lambda rollout, _: sum(token % 2 for token in rollout.token_ids) / 6)
     optimizer, curve = optimizer_of(task, 0.01), []
     for step in range(50):
@@ -119,8 +118,8 @@ def test_the_policy_loss_is_of_what_was_sampled_and_only_of_that(task: GRPOTask)
         assert row.count(embed) == 1  # nothing comes after it
         assert sampled[at : at + answers - 1].tolist() == row[-answers:-1]
         assert known[at : at + answers - 1].all()
-        assert bool(known[at + answers - 1]) == (last != NOBODY)
-        if last != NOBODY:
+        assert bool(known[at + answers - 1]) == (last != IGNORE_INDEX)
+        if last != IGNORE_INDEX:
             assert int(sampled[at + answers - 1]) == last
         at += answers
     assert at == len(sampled)
@@ -130,14 +129,14 @@ def test_a_forced_token_has_no_part_in_the_policy_loss(stage_one: Path, tmp_path
     task = task_of(stage_one, tmp_path, contrastive_weight=0.0, max_reasoning_tokens=1)
     rewarded(task, lambda rollout, i: i % 3)
     batch = task.batch(0)
-    assert NOBODY in batch.last  # some were out of budget
+    assert IGNORE_INDEX in batch.last  # some were out of budget
     masked = gradients(task, batch)
     told = copy.copy(batch)
-    told.last = [task.checkpoint.contract.embed_token_id if last == NOBODY else last for last in batch.last]
+    told.last = [task.checkpoint.contract.embed_token_id if last == IGNORE_INDEX else last for last in batch.last]
     unmasked = gradients(task, told)
     assert any((masked[name] - unmasked[name]).abs().max() > 1e-4 for name in masked)  # it would have mattered
     for line, last in enumerate(batch.last):
-        if last == NOBODY and batch.answers[line] == 2:
+        if last == IGNORE_INDEX and batch.answers[line] == 2:
             known = task._sampled(batch, [line], torch.device("cpu"))[1]
             assert known.tolist() == [True, False]
 
@@ -159,7 +158,7 @@ def test_an_end_of_turn_is_missing_and_the_policy_is_told_so(stage_one: Path, tm
     assert batch.last[1::2] == [eos] * 6
     assert all(row[-1] == task.checkpoint.contract.embed_token_id for row in batch.rows)
     assert (batch.advantage_R[1::2] < 0).any()
-    assert (batch.target_R[1::2] == NOBODY).all()  # forced: no contrastive term
+    assert (batch.target_R[1::2] == IGNORE_INDEX).all()  # forced: no contrastive term
     before = _log_prob_of_end(task, batch)
     optimizer = optimizer_of(task, 0.003)
     task.loss(task.module, batch)[0].backward()
@@ -208,24 +207,24 @@ def test_the_contrastive_term_is_infonce_against_the_refreshed_documents(stage_o
     assert loss.item() == pytest.approx(figures["policy"] + 0.5 * figures["contrastive"], rel=1e-5)
     assert not batch.candidate_CD.requires_grad
     assert task.environment is not None
-    queries = [task.problem.train[i] for i in task.collector.order.batch(0)]
-    rows = sorted({row for query in queries for row in query.grades} | set(range(len(task.problem.documents))))
+    queries = [task.dataset.train[i] for i in task.collector.order.batch(0)]
+    rows = sorted({row for query in queries for row in query.grades} | set(range(len(task.dataset.documents))))
     vectors = task.environment.corpus.vectors(rows)
     for line, target in enumerate(batch.target_R.tolist()):
-        if target != NOBODY:
+        if target != IGNORE_INDEX:
             positive = queries[line // 4].positive
             torch.testing.assert_close(batch.candidate_CD[target], vectors[rows.index(positive)])
             assert not batch.masked_RC[line, target]
     embed = task.checkpoint.contract.embed_token_id
     forced = [last != embed for last in batch.last]
     assert any(forced)
-    assert forced == (batch.target_R == NOBODY).tolist()  # nobody chose to embed there
+    assert forced == (batch.target_R == IGNORE_INDEX).tolist()  # nobody chose to embed there
 
 
 def test_a_short_analysis_earns_what_a_missing_token_earns(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, min_reasoning_tokens=2, contrastive_weight=0.5)
     earned: list[float] = []
-    judge = grpo_task.RetrievalEnvironment.judge
+    judge = grpo_task.RetrievalEnvironment.score
 
     def watched(self: Any, *args: Any, **more: Any) -> Any:
         found = judge(self, *args, **more)
@@ -240,13 +239,13 @@ def test_a_short_analysis_earns_what_a_missing_token_earns(stage_one: Path, tmp_
     assert any(answer == 2 and last == embed for answer, last in zip(batch.answers, batch.last, strict=True))
     assert not all(short)
     assert [reward == missing for reward in earned] == short
-    assert (batch.target_R == NOBODY).tolist() == short
+    assert (batch.target_R == IGNORE_INDEX).tolist() == short
 
 
 def test_a_second_positive_is_no_negative(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path)
-    for query in task.problem.train:
-        query.grades[(query.positive + 2) % len(task.problem.documents)] = 0.5
+    for query in task.dataset.train:
+        query.grades[(query.positive + 2) % len(task.dataset.documents)] = 0.5
     batch = task.batch(0)
     assert (batch.masked_RC.sum(1) == 1).all()
 
@@ -264,7 +263,7 @@ def test_groups_without_variance(kind: str, stage_one: Path, tmp_path: Path) -> 
 
 
 def test_groups_without_variance_are_sampled_anew(stage_one: Path, tmp_path: Path) -> None:
-    task = task_of(stage_one, tmp_path, zero_variance="resample", resamples=3)
+    task = task_of(stage_one, tmp_path, zero_variance="resample", max_resample_rounds=3)
     calls = []
 
     def reward(rollout: Any, i: int) -> float:
@@ -290,7 +289,7 @@ def test_all_groups_dropped_gives_a_step_of_zero_through_every_weight(stage_one:
 def test_several_steps_of_a_round_move_the_ratio_and_see_each_rollout_once_an_epoch(
     stage_one: Path, tmp_path: Path
 ) -> None:
-    task = task_of(stage_one, tmp_path, epochs=2, minibatches=2, contrastive_weight=0.0)
+    task = task_of(stage_one, tmp_path, num_iterations=2, num_mini_batches=2, contrastive_weight=0.0)
     rewarded(task, lambda rollout, i: i % 2)
     optimizer, ratios, rounds = optimizer_of(task, 0.02), [], []
     for step in range(8):
@@ -327,7 +326,7 @@ def test_the_saved_adapter_is_the_trained_policy_on_the_original_base(stage_one:
     assert {
         *("reward", "reward_q10", "reward_q50", "reward_q90", "dcg_scaled", "dcg_scaled_high", "dcg", "dcg_high"),
         *("group_std", "zero_variance", "length", "emission", "entropy", "kl_reference", "clip_low", "clip_high"),
-        *("ratio", "mean_age", "gauge_recall", "gauge_error", "refreshed", "direct", "gain", "contrastive"),
+        *("ratio", "mean_age", "staleness_recall", "staleness_error", "refreshed", "direct", "gain", "contrastive"),
     } <= set(terms)
     assert all(math.isfinite(value) for value in terms.values())
     shown = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
@@ -339,31 +338,36 @@ def test_the_saved_adapter_is_the_trained_policy_on_the_original_base(stage_one:
 
 
 def test_held_out_queries_and_those_of_dev_pools_are_never_trained_on(task: GRPOTask) -> None:
-    problem = task.problem
-    held = {query.text for query in problem.held_out}
+    dataset = task.dataset
+    held = {query.text for query in dataset.held_out}
     assert held
-    assert not held & {query.text for query in problem.train}
-    assert len(held) + len(problem.train) == 32
-    never = {problem.train[0].text, problem.train[1].text}
-    assert never.isdisjoint(query.text for query in read_problem(task.config, never).train)
+    assert not held & {query.text for query in dataset.train}
+    assert len(held) + len(dataset.train) == 32
+    never = {dataset.train[0].text, dataset.train[1].text}
+    assert never.isdisjoint(query.text for query in load_rl_dataset(task.config, never).train)
 
 
 def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps_them(
     stage_one: Path, tmp_path: Path
 ) -> None:
     task = task_of(
-        stage_one, tmp_path, from_rank=2, to_rank=6, queries_per_step=2, loop=LoopConfig(seed=3, mixed_precision="no")
+        stage_one,
+        tmp_path,
+        min_positive_rank=2,
+        max_positive_rank=6,
+        queries_per_step=2,
+        loop=LoopConfig(seed=3, mixed_precision="no"),
     )
     batch = task.batch(0)
     assert batch.number == 0
     assert task.environment is not None
     assert task.kept
-    assert len(task.kept) < len(task.problem.train)
-    queries = task.problem.train
+    assert len(task.kept) < len(task.dataset.train)
+    queries = task.dataset.train
     encoder = SearchR3.from_pretrained(stage_one, dtype="float32")  # before its first step, stage 2 is stage 1
     cosine_QN = torch.from_numpy(
         encoder.encode_query([query.text for query in queries], reasoning=False)
-        @ encoder.encode_document(task.problem.documents, max_length=task.config.max_document_tokens).T
+        @ encoder.encode_document(task.dataset.documents, max_length=task.config.max_document_tokens).T
     )
     ahead = [
         (cosine_QN[line] > cosine_QN[line, query.positive] - slack).sum()
@@ -378,7 +382,12 @@ def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps
     assert len(perhaps) < len(queries)
     assert {query.id for query in task.collector.queries} == {queries[number].id for number in task.kept}
     again = task_of(
-        stage_one, tmp_path, from_rank=2, to_rank=6, queries_per_step=2, loop=LoopConfig(seed=3, mixed_precision="no")
+        stage_one,
+        tmp_path,
+        min_positive_rank=2,
+        max_positive_rank=6,
+        queries_per_step=2,
+        loop=LoopConfig(seed=3, mixed_precision="no"),
     )
     again.load_state_dict(task.state_dict())
     assert [q.id for q in again.collector.queries] == [q.id for q in task.collector.queries]
@@ -413,23 +422,26 @@ def test_a_beir_set_holds_out_by_its_ids_and_documents_are_cut_to_the_positives_
         stage_one, tmp_path, queries=[{"beir": str(folder), "hold_out_modulus": 4, "limit": 6}],
         corpus=[{"beir": str(folder)}, {"pairs": str(stage_one.parents[1] / "pairs.jsonl")}], max_documents=20,
     )  # fmt: skip
-    assert {query.id.rsplit("/")[-1] for query in task.problem.held_out} == {"0", "4", "8", "12"}
-    assert len(task.problem.train) == 6
-    assert len(task.problem.documents) == 20
-    for query in (*task.problem.train, *task.problem.held_out):
-        assert task.problem.documents[query.positive].startswith(query.text.removeprefix("what is "))
+    assert {query.id.rsplit("/")[-1] for query in task.dataset.held_out} == {"0", "4", "8", "12"}
+    assert len(task.dataset.train) == 6
+    assert len(task.dataset.documents) == 20
+    for query in (*task.dataset.train, *task.dataset.held_out):
+        assert task.dataset.documents[query.positive].startswith(query.text.removeprefix("what is "))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group_size": 1}, "group_size must be 2 or more"),
+        ({"num_generations": 1}, "num_generations must be 2 or more"),
         ({"queries": []}, "queries is empty"),
         ({"corpus": []}, "corpus is empty"),
         ({"queries": [{"beir": "scifact", "split": "test"}]}, "only training splits"),
         ({"queries": [{"beir": "hotpotqa", "split": "dev"}]}, "only training splits"),
         ({"queries": [{}]}, "either beir: NAME or pairs: FILE"),
-        ({"gauge_every": 5, "queries": [{"pairs": "PAIRS"}]}, "gauge_every needs queries that are held out"),
+        (
+            {"staleness_eval_every": 5, "queries": [{"pairs": "PAIRS"}]},
+            "staleness_eval_every needs queries that are held out",
+        ),
         ({"max_documents": 3}, "raise it"),
         ({"queries_per_step": 99}, "too few for a batch of 99"),
         ({"lora": {"rank": 2, "dropout": 0.1}}, "lora.dropout must be 0"),
@@ -437,10 +449,10 @@ def test_a_beir_set_holds_out_by_its_ids_and_documents_are_cut_to_the_positives_
         ({"temperature": 0}, "temperature must be above 0"),
         ({"loss_type": "ppo"}, "loss_type"),
         ({"epsilon_low": 2}, "epsilon_low"),
-        ({"minibatches": 13}, "minibatches"),
+        ({"num_mini_batches": 13}, "num_mini_batches"),
         ({"environment": {"reward": "dgc"}}, "there is no reward"),
         ({"environment": {"length_weight": 0.1, "length_free": 6}}, "length_free must be below"),
-        ({"group_sise": 3}, "did you mean group_size"),
+        ({"group_sise": 3}, "did you mean num_generations"),
         ({"adapter": "BASE"}, "has no contract"),
         ({"corpus": [{"beir": "BEIR"}]}, "answered by a document that is not in the corpus"),
     ],
@@ -471,7 +483,12 @@ def work(rank: int, stage_one: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for kind in ("drop", "resample"):
         task = task_of(
-            Path(stage_one), Path(folder), contrastive_weight=0.0, zero_variance=kind, epochs=2, queries_per_step=2
+            Path(stage_one),
+            Path(folder),
+            contrastive_weight=0.0,
+            zero_variance=kind,
+            num_iterations=2,
+            queries_per_step=2,
         )
         rewarded(task, lambda rollout, i: 1.0 if rank == 1 else i % 2)
         module = torch.nn.parallel.DistributedDataParallel(task.module, broadcast_buffers=False)
@@ -495,7 +512,7 @@ def work(rank: int, stage_one: str, folder: str) -> None:
         names = [None, None]
         dist.all_gather_object(names, sorted(figures))
         assert names[0] == names[1]
-        assert len(task.state_dict()["rounds"]) == 2  # inside of a round: everybody's
+        assert len(task.state_dict()["batches"]) == 2  # inside of a round: everybody's
     (Path(folder) / f"done-{rank}").touch()
     dist.destroy_process_group()
 
@@ -510,7 +527,7 @@ def test_a_process_with_nothing_to_learn_from_joins_in(stage_one: Path, tmp_path
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_the_recipes_that_we_ship_are_valid(name: str) -> None:
     config = load_config(Path(__file__).parents[3] / "configs" / "grpo" / f"{name}.yaml", GRPOConfig)
-    assert config.group_size == {"cpu": 6, "gpu": 8}[name]
+    assert config.num_generations == {"cpu": 6, "gpu": 8}[name]
     assert config.max_reasoning_tokens == {"cpu": 24, "gpu": 32}[name]
     assert all(part.hold_out_modulus == 8 for part in config.queries if part.beir == "scifact")
 
@@ -521,10 +538,10 @@ def test_the_command_trains_and_tells_mistakes_in_one_line(
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml")
     assert main(["train", "grpo", str(recipe), "--set", "loop.steps=1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"adapter": str(tmp_path / "run" / "adapter")}
-    assert main(["train", "grpo", str(recipe), "--set", "group_size=1"]) == 2
+    assert main(["train", "grpo", str(recipe), "--set", "num_generations=1"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert "group_size must be 2 or more, not 1" in lines[0]
+    assert "num_generations must be 2 or more, not 1" in lines[0]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1], ids=["policy alone", "with the contrastive term"])
@@ -537,20 +554,20 @@ def test_equal_rewards_are_reported_and_do_not_end_as_a_success(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judge = RetrievalEnvironment.judge
+    judge = RetrievalEnvironment.score
 
     def equal(*args: Any, **more: Any) -> Any:
         found = judge(*args, **more)
         return dataclasses.replace(found, rewards_R=torch.full_like(found.rewards_R, 0.5))
 
     monkeypatch.setattr(RetrievalEnvironment, "judge", equal)
-    changes = {"gauge_every": 0, "zero_variance": kind, "contrastive_weight": weight}
+    changes = {"staleness_eval_every": 0, "zero_variance": kind, "contrastive_weight": weight}
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", **changes)
     assert main(["train", "grpo", str(recipe), "--set", "loop.steps=2"]) == 2
-    shown = capsys.readouterr()
-    assert "warning: step 2: the last 2 steps had nothing to learn from: each query's rollouts all earned" in shown.err
-    assert shown.err.strip().splitlines()[-1].startswith("error: nothing was learned: each query's rollouts all earned")
-    assert "adapter:" not in shown.out
+    told = capsys.readouterr()
+    assert "warning: step 2: the last 2 steps had nothing to learn from: each query's rollouts all earned" in told.err
+    assert told.err.strip().splitlines()[-1].startswith("error: nothing was learned: each query's rollouts all earned")
+    assert "adapter:" not in told.out
 
 
 def test_dev_pools_choose_the_best_and_are_not_trained_on(
@@ -561,8 +578,8 @@ def test_dev_pools_choose_the_best_and_are_not_trained_on(
     pool = BeirDataset("greek.dev", corpus, {p.id: p.query for p in pairs[:3]}, {p.id: {p.id: 1} for p in pairs[:3]})
     monkeypatch.setattr(grpo_task, "dev_pool", lambda *_: pool)
     seen: list[Any] = []
-    read = grpo_task.read_problem
-    monkeypatch.setattr(grpo_task, "read_problem", lambda *args: (seen.append(read(*args)), seen[-1])[1])
+    read = grpo_task.load_rl_dataset
+    monkeypatch.setattr(grpo_task, "load_rl_dataset", lambda *args: (seen.append(read(*args)), seen[-1])[1])
     train_grpo(write_recipe(stage_one, tmp_path / "recipe.yaml", dev=["greek"]))
     assert {pair.query for pair in pairs[:3]}.isdisjoint(query.text for query in seen[0].train)
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

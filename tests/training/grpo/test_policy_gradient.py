@@ -175,15 +175,14 @@ def test_the_kl_estimate_is_unbiased_and_never_negative() -> None:
 
 def test_advantages_by_their_formulas() -> None:
     rewards, groups = np.array([0.2, 0.9, 0.4, 1.0, 0.0, 0.3], dtype=np.float32), np.array([7, 7, 7, 2, 2, 2])
-    for kind in ("standard", "dr_grpo", "leave_one_out"):
-        found = advantages(rewards, groups, kind)  # type: ignore[arg-type]
+    for kind in (("grpo", "group"), ("grpo", "none"), ("rloo", "none"), ("rloo", "group")):
+        found = advantages(rewards, groups, *kind)  # type: ignore[arg-type]
         for group in (7, 2):
             r = rewards[groups == group].astype(np.float64)
-            expected = {
-                "standard": (r - r.mean()) / (r.std(ddof=1) + 1e-4),
-                "dr_grpo": r - r.mean(),
-                "leave_one_out": np.array([x - np.delete(r, i).mean() for i, x in enumerate(r)]),
-            }[kind]
+            others = np.array([x - np.delete(r, i).mean() for i, x in enumerate(r)])
+            expected = others if kind[0] == "rloo" else r - r.mean()
+            if kind[1] == "group":
+                expected = expected / (r.std(ddof=1) + 1e-4)
             np.testing.assert_allclose(found[groups == group].numpy(), expected, atol=1e-6)
     order = np.random.default_rng(0).permutation(6)
     torch.testing.assert_close(advantages(rewards[order], groups[order]), advantages(rewards, groups)[order])
@@ -199,8 +198,10 @@ def test_standard_advantages_equal_trls() -> None:
 
 def test_equal_rewards_and_groups_of_one_have_no_advantage() -> None:
     rewards, groups = [0.7] * 4 + [0.1], [0, 0, 0, 0, 1]
-    for kind in ("standard", "dr_grpo", "leave_one_out"):
-        assert advantages(rewards, groups, kind).abs().max() < 1e-6  # type: ignore[arg-type]
+    for estimator in ("grpo", "rloo"):
+        for scale in ("group", "none"):
+            found = advantages(rewards, groups, estimator, scale)  # type: ignore[arg-type]
+            assert found.abs().max() < 1e-6
     assert group_std(rewards, groups).abs().max() < 1e-6
     assert group_std([0.0, 1.0], [3, 3]).tolist() == pytest.approx([0.5**0.5] * 2)
 
@@ -243,7 +244,8 @@ def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([0.1], [0], "ppo"), "no kind of advantage"),
+        (([0.1], [0], "ppo"), "no advantage estimator 'ppo'"),
+        (([0.1], [0], "grpo", "batch"), "no scale_rewards 'batch'"),
         (([0.1, math.nan], [0, 0]), "NaN"),
         (([0.1, 0.2], [0]), "two equal vectors"),
         (([0.1, 0.2], [0.0, 1.0]), "two equal vectors"),

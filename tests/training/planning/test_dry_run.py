@@ -43,7 +43,7 @@ def write(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
             values |= {"pairs": ["never.jsonl"], "base": str(tiny_model), "global_batch_size": 4}
         else:
             values |= {"adapter": "never", "queries": [{"beir": "never"}], "corpus": [{"beir": "never"}]}
-            values |= {"queries_per_step": 2, "group_size": 4, "max_reasoning_tokens": 12, "max_documents": 1000}
+            values |= {"queries_per_step": 2, "num_generations": 4, "max_reasoning_tokens": 12, "max_documents": 1000}
         path = tmp_path / "recipe.yaml"
         path.write_text(json.dumps(values | changes))
         return path
@@ -111,7 +111,7 @@ def test_a_dry_run_reads_no_data_and_leaves_nothing_behind(write, tmp_path, monk
 
 
 def test_tokens_and_rollouts_of_a_step_are_the_recipes(write, tiny_model):
-    config = load_config(write("grpo", group_size=8, minibatches=2), GRPOConfig)
+    config = load_config(write("grpo", num_generations=8, num_mini_batches=2), GRPOConfig)
     parts = parts_of(config, stand_in(architecture_of(str(tiny_model)), None, "meta"))
     assert parts["rollouts"].rows == 8  # 2 queries of 8 rollouts, in two optimiser steps
     assert parts["rollouts"].answers == 8 * 13
@@ -180,7 +180,7 @@ def test_the_recipes_of_the_papers_sizes_are_valid_and_fit_where_they_say(path):
         }
     else:
         said = config.max_reasoning_tokens + 1
-        rows = config.queries_per_step * config.group_size
+        rows = config.queries_per_step * config.num_generations
         parts = {"rollouts": Part(rows, config.max_query_tokens + said + 6, 60, rows * said)}
     peak = memory_of(config, shape, parts, conditions_of(config), 8)["peak"]
     assert peak < (50e9 if (stage, name) == ("sft", "qwen2.5-7b") else 78e9)
