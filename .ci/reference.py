@@ -24,7 +24,7 @@ WRITTEN = "<!-- Written by `make docs` from the code: change it there, not here.
 METAVARS = {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}
 WORDS = {
     str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", list: "list of texts",
-    type(None): "null",
+    type(None): "null", Any: "value",
 }  # fmt: skip
 REQUIRED = "required"
 
@@ -162,13 +162,20 @@ SERVER = """`search_r3.server.server_config.ServerConfig` in Python; [`search-r3
 options for most of it. [server.md](server.md#limits) says what happens beyond a limit."""
 
 
+REWARDS = """Each entry of `environment.rewards`: `name`, `weight` (1 by default) and the reward's parameters.
+`dcg_scaled` and `dcg` have none. [write-your-own/reward.md](write-your-own/reward.md) adds others."""
+REFRESH = """`environment.refresh`: `policy` (`selective` by default) and that policy's parameters. `none` has none.
+[write-your-own/refresh-policy.md](write-your-own/refresh-policy.md) adds others."""
+
+
 def sections() -> list[Section]:
     """What the page lists, in its order."""
     from search_r3.data.fresh.fresh_config import FreshConfig
     from search_r3.data.fresh.fresh_config import Source as Package
     from search_r3.data.mining.decontamination import DecontaminateSettings, DeduplicateSettings, EvaluationSet
-    from search_r3.environment.refresh_policies import RefreshConfig
-    from search_r3.environment.retrieval import EnvironmentConfig
+    from search_r3.environment.environment_config import EnvironmentConfig
+    from search_r3.environment.refresh_policies import Full, RandomRows, Selective
+    from search_r3.environment.rewards import MarginRank
     from search_r3.evaluation.baselines.external_models import ExternalModelConfig
     from search_r3.evaluation.suite_config import StudyPlan, SuitePlan
     from search_r3.server.server_config import ServerConfig
@@ -183,7 +190,12 @@ def sections() -> list[Section]:
         Section(3, "Query sets", "Each entry of `queries` of stage 2.", QuerySet),
         Section(3, "Document sources", "Each entry of `corpus` of stage 2.", Source),
         Section(3, "Environment", "`environment` of stage 2: the reward and its shaping.", EnvironmentConfig),
-        Section(3, "Refresh", "`environment.refresh` of stage 2: which documents are encoded again.", RefreshConfig),
+        Section(3, "Rewards", REWARDS),
+        Section(4, "Reward margin_rank", "Its parameters.", MarginRank),
+        Section(3, "Refresh policies", REFRESH),
+        Section(4, "Policy selective", "The batch's positives, the candidates, and their neighbors.", Selective),
+        Section(4, "Policy random", "Rows drawn from the whole corpus.", RandomRows),
+        Section(4, "Policy full", "All documents, now and then.", Full),
         Section(2, "Both stages", "Sections that both recipes have."),
         Section(3, "LoRA", "`lora`: the adapter.", LoraSettings),
         Section(3, "Training loop", "`loop`: length, optimizer, schedule, checkpoints, evaluations.", LoopConfig),

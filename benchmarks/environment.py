@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ from environment_recording import Recording
 from environment_replay import MATCHED, PARTS, RANDOM, SELECTIVE, policies, replay, summary
 from environment_worlds import RecordedWorld, SimulatedWorld, Simulation
 
+from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.retrieval import EnvironmentConfig
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 
@@ -209,11 +208,11 @@ def compare(
     for policy, refresh in policies(world.rows, budget).items():
         if policy == MATCHED:
             used = [record["refreshed"] for record in records[SELECTIVE][1:]]
-            refresh = replace(refresh, budget=max(1, math.ceil(np.mean(used))))
+            refresh = refresh | {"budget": max(1, math.ceil(np.mean(used)))}
         environment = EnvironmentConfig()
         records[policy] = parts.get(
             f"{name} {policy}",
-            settings | {"environment": dataclasses.asdict(environment), "refresh": dataclasses.asdict(refresh)},
+            settings | {"environment": dataclasses.asdict(environment), "refresh": refresh},
             lambda r=refresh, p=policy, e=environment: replay(
                 world, r, environment=e, graph=graph, seed=options.seed, label=f"{name}, {p}"
             ),

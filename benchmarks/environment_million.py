@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from common import peak_memory, serve
 
+from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.environment.live_corpus import LiveCorpus
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.refresh_policies import RefreshConfig
-from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
+from search_r3.environment.retrieval import RetrievalEnvironment
 
 BLOCK = 16384
 
@@ -56,7 +56,7 @@ def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
     filled_bytes = peak_memory("cpu")
     graph = NeighborGraph.build(corpus, approximate=True, seed=spec.seed)
     built = time.perf_counter()
-    refresh = RefreshConfig(policy="selective", budget=spec.budget, candidate_neighbors=True)
+    refresh = {"policy": "selective", "budget": spec.budget, "candidate_neighbors": True}
     config = EnvironmentConfig(refresh=refresh, candidates=spec.candidates)
     environment = RetrievalEnvironment(corpus, config, graph=graph, seed=spec.seed)
     ready = {
@@ -86,7 +86,7 @@ def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
         near = corpus.vectors(positives[query_R])
         noise = torch.from_numpy(pick.standard_normal(near.shape, dtype=np.float32)) / spec.dimension**0.5
         rollouts = torch.nn.functional.normalize(near + 0.7 * noise, dim=1)
-        judged = environment.score(
+        scores = environment.score(
             rollouts,
             query_R,
             [{int(row): 1.0} for row in positives],
@@ -94,7 +94,7 @@ def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
             number,
             emitted_R=torch.ones(len(query_R), dtype=torch.bool),
         )
-        return {"refreshed": len(judged.refreshed), "seconds": judged.seconds, "peak_bytes": peak_memory("cpu")}
+        return {"refreshed": len(scores.refreshed), "seconds": scores.seconds, "peak_bytes": peak_memory("cpu")}
 
     return ready, step
 

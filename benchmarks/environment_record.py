@@ -35,7 +35,7 @@ from search_r3.training.config import load_config
 from search_r3.training.grpo.dataset import Query, QueryOrder, RLDataset, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
 from search_r3.training.grpo.grpo_task import load_stage_one
-from search_r3.training.grpo.rollout import TorchRollouts
+from search_r3.training.grpo.rollout_engines import TorchRollouts
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, add_lora
 from search_r3.training.precision import resolve_mixed_precision
@@ -43,7 +43,7 @@ from search_r3.training.run_checkpoint import list_checkpoints, read_checkpoint,
 from search_r3.training.sft.sft_config import SFTConfig
 
 DEV = 64
-"""Queries that are never trained on; the environment's gauge has as many."""
+"""Queries that are never trained on; the environment's staleness evaluation has as many."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,7 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="take every so many-th checkpoint")
     parser.add_argument("--queries", type=int, default=32, help="of each stretch between two checkpoints, at most")
     parser.add_argument("--rollouts", type=int, default=0, help="sampled for each of them; 0: its direct embedding")
-    parser.add_argument("--budget", type=int, default=24, help="tokens of a rollout's analysis; a recipe says its own")
+    parser.add_argument("--budget", type=int, default=24, help="tokens of a rollout's reasoning; a recipe has its own")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(argv)
 
@@ -240,7 +240,7 @@ def _models(config: Any, paths: dict[int, Path], device: str) -> Iterator[Any]:
 def rollouts_of(
     encoder: SearchR3, queries: list[Query], batch: list[int], config: Any, options: argparse.Namespace, step: int
 ) -> dict[str, torch.Tensor]:
-    """Embeddings of sampled analyses of each query of the batch."""
+    """Embeddings of sampled reasoning traces of each query of the batch."""
     engine = TorchRollouts()
     engine.sync(encoder)
     sampled = engine.sample(

@@ -38,7 +38,7 @@ class Frame:
         documents_ND, queries_QD: float32 unit rows.
         batch: numbers of the queries that were trained on from here to the next checkpoint, in their order; empty if
             that is not known.
-        rollouts_RD: float32 unit rows of sampled analyses, R may be 0.
+        rollouts_RD: float32 unit rows of sampled reasoning traces, R may be 0.
         rollout_query_R: int64, the query of each.
     """
 

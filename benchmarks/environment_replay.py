@@ -21,36 +21,35 @@ from common import rounded, say
 from environment_worlds import Moment, World
 from torch import Tensor
 
+from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.environment.live_corpus import LiveCorpus
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.refresh_policies import RefreshConfig
-from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment, RewardBatch
+from search_r3.environment.refresh_policies import refresh_policy
+from search_r3.environment.retrieval import RetrievalEnvironment, RewardBatch
 
 SELECTIVE, RANDOM, MATCHED = "selective", "random", "random, as many rows as selective"
-STILL = RefreshConfig(policy="none")
+STILL = {"policy": "none"}
 PARTS = ("search", "choose", "encode", "update", "relink", "rank")
 
 
-def policies(rows: int, budget: int) -> dict[str, RefreshConfig]:
+def policies(rows: int, budget: int) -> dict[str, dict[str, Any]]:
     """What is compared; `MATCHED` gets its budget from what `SELECTIVE` re-encoded, so it comes after it."""
     every = max(1, round(rows / budget))
     return {
-        SELECTIVE: RefreshConfig(policy="selective", budget=budget),
-        "selective, by age alone": RefreshConfig(policy="selective", budget=budget, first_ranks=0),
-        "selective, no graph": RefreshConfig(policy="selective", budget=budget, hops=0),
-        "selective, candidates' neighbors too": RefreshConfig(
-            policy="selective", budget=budget, candidate_neighbors=True
-        ),
-        MATCHED: RefreshConfig(policy="random", budget=budget),
-        RANDOM: RefreshConfig(policy="random", budget=budget),
-        f"full every {every}": RefreshConfig(policy="full", every=every),
+        SELECTIVE: {"policy": "selective", "budget": budget},
+        "selective, by age alone": {"policy": "selective", "budget": budget, "first_ranks": 0},
+        "selective, no graph": {"policy": "selective", "budget": budget, "hops": 0},
+        "selective, candidates' neighbors too": {"policy": "selective", "budget": budget, "candidate_neighbors": True},
+        MATCHED: {"policy": "random", "budget": budget},
+        RANDOM: {"policy": "random", "budget": budget},
+        f"full every {every}": {"policy": "full", "every": every},
         "none": STILL,
     }
 
 
 def replay(
     world: World,
-    refresh: RefreshConfig,
+    refresh: dict[str, Any],
     *,
     environment: EnvironmentConfig | None = None,
     graph: Callable[[], NeighborGraph] | None = None,
@@ -63,7 +62,7 @@ def replay(
     records, last = [], time.monotonic()
     for moment in world.moments():
         if live is None:
-            own = copy.deepcopy(graph()) if graph and _follows(refresh) else None
+            own = copy.deepcopy(graph()) if graph and refresh_policy(refresh).needs_graph else None
             live = RetrievalEnvironment(_copy(moment.truth), config, graph=own, seed=seed)
         records.append(_step(live, moment))
         if time.monotonic() - last > 20:
@@ -74,7 +73,7 @@ def replay(
 
 def _step(live: RetrievalEnvironment, moment: Moment) -> dict[str, Any]:
     truth, step = moment.truth, moment.step
-    judged = live.score(
+    scores = live.score(
         moment.rollouts_RD,
         moment.query_R,
         moment.grades,
@@ -86,9 +85,9 @@ def _step(live: RetrievalEnvironment, moment: Moment) -> dict[str, Any]:
     record = {
         "step": step,
         "age": float(live.corpus.ages(step).float().mean()),
-        "refreshed": len(judged.refreshed),
-        "seconds": judged.seconds,
-        **compared(judged, exact),
+        "refreshed": len(scores.refreshed),
+        "seconds": scores.seconds,
+        **compared(scores, exact),
     }
     if moment.dev_QD is not None:
         number_Q = torch.arange(len(moment.dev_QD))
@@ -97,8 +96,8 @@ def _step(live: RetrievalEnvironment, moment: Moment) -> dict[str, Any]:
             for corpus in (live.corpus, truth)
         ]
         record |= {f"dev_{name}": value for name, value in compared(*both).items()}
-        gauge = live.evaluate_staleness(moment.dev_QD, moment.dev_grades, truth.vectors, step)
-        record |= {"staleness_recall": gauge.pooled_recall, "staleness_error": gauge.pooled_reward_error}
+        staleness = live.evaluate_staleness(moment.dev_QD, moment.dev_grades, truth.vectors, step)
+        record |= {"staleness_recall": staleness.pooled_recall, "staleness_error": staleness.pooled_reward_error}
     return record
 
 
@@ -107,8 +106,8 @@ def score_still(
 ) -> RewardBatch:
     """What these embeddings earn in a corpus as it is."""
     still = RetrievalEnvironment(corpus, replace(live.config, refresh=STILL))
-    everyone = torch.ones(len(query_R), dtype=torch.bool)
-    return still.score(probes_RD, query_R, grades, corpus.vectors, step, emitted_R=everyone)
+    emitted = torch.ones(len(query_R), dtype=torch.bool)
+    return still.score(probes_RD, query_R, grades, corpus.vectors, step, emitted_R=emitted)
 
 
 def compared(live: RewardBatch, exact: RewardBatch) -> dict[str, float]:
@@ -116,9 +115,9 @@ def compared(live: RewardBatch, exact: RewardBatch) -> dict[str, float]:
     same_RK = (live.rows_RK[:, :, None] == exact.rows_RK[:, None, :]).any(dim=2)
     return {
         "recall": float(same_RK.float().mean()),
-        "error": float((live.ranking_R.double() - exact.ranking_R.double()).abs().mean()),
+        "error": float((live.unshaped_R.double() - exact.unshaped_R.double()).abs().mean()),
         "error_ndcg": float((live.ndcg_R.double() - exact.ndcg_R.double()).abs().mean()),
-        "reward": float(exact.ranking_R.mean()),
+        "reward": float(exact.unshaped_R.mean()),
         "ndcg": float(exact.ndcg_R.mean()),
     }
 
@@ -148,10 +147,6 @@ def summary(records: list[dict[str, Any]], rows: int) -> dict[str, Any]:
 def _mean(records: list[dict[str, Any]], name: str) -> float:
     values = [record[name] for record in records if name in record]
     return float(np.mean(values)) if values else math.nan
-
-
-def _follows(refresh: RefreshConfig) -> bool:
-    return refresh.policy == "selective" and refresh.hops > 0
 
 
 def _copy(corpus: LiveCorpus) -> LiveCorpus:

@@ -22,7 +22,7 @@ from grpo_systems import (
     environment_of,
     fingerprint,
     gradient_norms,
-    said,
+    lengths_of,
     shaken,
 )
 
@@ -54,8 +54,7 @@ class Peer:
         self.embed_id = contract.embed_token_id
         self.frame = render(contract.prompts.reasoning, tokenizer, give_answer=False)
         self.dataset, self.environment = dataset_of(spec.pairs), environment_of(spec, config)
-        judge = self.environment.score
-        self.environment.score = self.parts.judging(judge)  # type: ignore[method-assign]
+        self.environment.score = self.parts.scoring(self.environment.score)  # type: ignore[method-assign]
         if len(tokenizer) < model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))  # ours never samples padding ids, nor counts them
         # Every one of these ends a completion; TRL takes them from here.
@@ -143,13 +142,13 @@ class Peer:
         return [*self.frame.prefix, *ids, *self.frame.suffix]
 
     def finished(self, completion: list[int]) -> tuple[list[int], bool]:
-        """The analysis in a completion, and whether the embed token ended it; else it is cut at the budget."""
+        """The reasoning in a completion, and whether the embed token ended it; else it is cut at the budget."""
         stops = self.trainer.eos_token_ids
         ids = completion[:-1] if completion and completion[-1] in stops else completion
         return ids[: self.config.max_reasoning_tokens], bool(completion) and completion[-1] == self.embed_id
 
     def embed(self, prompts: list[str], completions: list[list[int]]) -> np.ndarray:
-        """The state at the embed token behind each finished rollout: one prefill."""
+        """The state at the embed token after each finished rollout: one prefill."""
         with self.parts("sync"):
             self.encoder = self.live.sync()
         with self.parts("embed"):
@@ -161,7 +160,7 @@ class Peer:
             return self.encoder.engine.embed(self.frame.prefix, rows, 64)
 
     def reward(self, prompts: Any, completion_ids: Any, row: Any, trainer_state: Any, **_: Any) -> list[float]:
-        """The reward function: encode the rollouts, refresh the corpus where they look, judge them."""
+        """The reward function: encode the rollouts, refresh the corpus where they look, score them."""
         import torch
 
         from search_r3.training.grpo.collector import encode_rows
@@ -170,19 +169,19 @@ class Peer:
             return self.given[1]
         config, size = self.config, self.config.num_generations
         embeddings = self.embed(prompts, completion_ids)
-        analyses = [self.finished(ids) for ids in completion_ids]
-        self.written = [ids for ids, _ in analyses]
-        judged = self.environment.score(
+        traces = [self.finished(ids) for ids in completion_ids]
+        self.written = [ids for ids, _ in traces]
+        scores = self.environment.score(
             embeddings,
             torch.arange(len(prompts)) // size,
             [self.dataset.train[number].grades for number in row[::size]],
             encode_rows(self.encoder, self.dataset.documents, config.max_document_tokens),
             trainer_state.global_step,
-            emitted_R=torch.tensor([emitted for _, emitted in analyses]),
-            tokens_R=torch.tensor([float(len(ids)) for ids, _ in analyses]),
+            emitted_R=torch.tensor([emitted for _, emitted in traces]),
+            token_ids=[ids for ids, _ in traces],
             token_budget=config.max_reasoning_tokens,
         )
-        return judged.rewards_R.cpu().tolist()
+        return scores.rewards_R.cpu().tolist()
 
     def compare(self, given: dict[str, Any] | None) -> dict[str, Any]:
         """TRL's loss on our rollouts and rewards, by its own way from a batch of prompts to the gradient."""
@@ -233,7 +232,7 @@ class Peer:
         taken = self.turns.taken.get()
         if isinstance(taken, BaseException):
             raise taken
-        return taken | said(self.written)
+        return taken | lengths_of(self.written)
 
     def _train(self) -> None:
         try:

@@ -55,7 +55,7 @@ class Spec:
     scratch: str
     """A folder that is removed at the end."""
     batches: int
-    """How many batches of queries the peer's data set holds; it begins anew behind them."""
+    """How many batches of queries the peer's data set holds; it starts over after them."""
     threads: int | None
 
 
@@ -103,12 +103,12 @@ class Parts:
 
         return run
 
-    def judging(self, judge: Callable[..., Any]) -> Callable[..., Any]:
+    def scoring(self, score: Callable[..., Any]) -> Callable[..., Any]:
         """`RetrievalEnvironment.score`, what it re-encodes counted apart from the rest."""
 
         def run(*args: Any, **more: Any) -> Any:
             with self("reward"):
-                found = judge(*args, **more)
+                found = score(*args, **more)
             self.seconds["reward"] -= found.seconds["encode"]
             self.seconds["refresh"] += found.seconds["encode"]
             return found
@@ -137,9 +137,9 @@ class Ours:
             self.trained, lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay
         )
         environment = environment_of(spec, config)
-        environment.score = self.parts.judging(environment.score)  # type: ignore[method-assign]
+        environment.score = self.parts.scoring(environment.score)  # type: ignore[method-assign]
         self.task.environment = environment
-        engine, live = self.task.collector.engine, self.task._live
+        engine, live = self.task.collector.engine, self.task.live
         self.rollouts: list[Any] = []
         sample = self.parts.timed("sample", engine.sample)
 
@@ -151,18 +151,17 @@ class Ours:
         live.sync = self.parts.timed("sync", live.sync)  # type: ignore[method-assign]
         self.about = {"fused_decoder": bool(self.task.policy._runs_fused(torch.device(spec.device)))}
 
-    def loss(self, batch: Any) -> tuple[Any, dict[str, float]]:
-        """The loss of a round, with its graph, and its figures."""
+    def loss(self, number: int) -> tuple[Any, dict[str, float]]:
+        """The loss of a step, with its graph, and its figures."""
         import torch
 
         autocast = torch.autocast(torch.device(self.spec.device).type, torch.bfloat16)
         with autocast if self.spec.precision != "float32" else nullcontext():
-            return self.task.loss(self.module, batch)
+            return self.task.loss(self.module, number)
 
     def step(self, number: int) -> dict[str, Any]:
         """From the step's number to new weights, as `run_training` does it."""
         import torch
-        from accelerate.utils import send_to_device
 
         from search_r3.training.schedule import learning_rate_at, seed_step
 
@@ -172,16 +171,18 @@ class Ours:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(number, loop)
         self.module.train()
-        batch = send_to_device(self.task.batch(number), self.spec.device)
-        with self.parts("forward_backward"):
-            loss, _ = self.loss(batch)
-            loss.backward()
+        begun: list[float] = []  # the forward pass comes after sampling and scoring
+        hook = self.module.register_forward_pre_hook(lambda *_: begun.append(self.parts.now()))
+        loss, _ = self.loss(number)
+        loss.backward()
+        hook.remove()
+        self.parts.seconds["forward_backward"] += self.parts.now() - begun[0]
         torch.nn.utils.clip_grad_norm_(self.trained, loop.max_grad_norm).item()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         value = loss.item()
         taken = self.parts.end()
-        return taken | {"loss": value, **said(r.token_ids for r in self.rollouts)}
+        return taken | {"loss": value, **lengths_of(r.token_ids for r in self.rollouts)}
 
     def compare(self, _: dict[str, Any] | None) -> dict[str, Any]:
         """Sample the first batch, and what our loss is on it with drawn rewards and shaken weights."""
@@ -190,16 +191,19 @@ class Ours:
         from search_r3.training.grpo.policy_gradient import advantages
 
         config, embed = self.config, self.task.checkpoint.contract.embed_token_id
-        batch = self.task.batch(0)
-        rewards = np.random.default_rng(SEED).normal(size=len(batch.rows)).round(4)
-        groups = torch.arange(len(rewards)) // config.num_generations
-        batch.advantage_R = advantages(rewards, groups, config.advantage_estimator, config.scale_rewards)
-        completions, ends = [], batch.last
-        for rollout, end in zip(self.rollouts, ends, strict=True):
-            completions.append([*rollout.token_ids, *([] if end < 0 else [end])])
         self.module.train()
+        self.loss(0)
+        rollouts = self.task.rollouts.rollouts
+        rewards = np.random.default_rng(SEED).normal(size=len(rollouts)).round(4)
+        groups = torch.arange(len(rewards)) // config.num_generations
+        drawn = advantages(rewards, groups, config.advantage_estimator, config.scale_rewards)
+        completions = []
+        for rollout, advantage in zip(rollouts, drawn.tolist(), strict=True):
+            rollout.advantage = advantage
+            ids, sampled = rollout.sampled_ids(embed)
+            completions.append([token for token, one in zip(ids, sampled, strict=True) if one])
         with shaken(self.model):
-            loss, figures = self.loss(batch)
+            loss, figures = self.loss(0)  # of the same rollouts
             loss.backward()
             norms = gradient_norms(self.model)
         return {
@@ -207,12 +211,12 @@ class Ours:
             "kl": figures["kl_reference"],
             "entropy": figures["entropy"],
             **norms,
-            "emitted": sum(end == embed for end in ends),
-            **fingerprint([[*self.task.prefix, *r.row] for r in self.rollouts], completions),
+            "emitted": sum(not rollout.forced for rollout in rollouts),
+            **fingerprint([[*self.task.prefix, *r.prompt_ids] for r in rollouts], completions),
             "given": {
                 "completions": completions,
                 "rewards": rewards.tolist(),
-                "embeddings": [r.embedding.astype(float).round(6).tolist() for r in self.rollouts],
+                "embeddings": [r.embedding.astype(float).round(6).tolist() for r in rollouts],
             },
         }
 
@@ -298,9 +302,9 @@ def fingerprint(prompts: list[list[int]], completions: list[list[int]]) -> dict[
     }
 
 
-def said(analyses: Any) -> dict[str, int]:
+def lengths_of(traces: Any) -> dict[str, int]:
     """How many rollouts a step had, and how many tokens they have together, the embed token left out."""
-    lengths = [len(ids) for ids in analyses]
+    lengths = [len(ids) for ids in traces]
     return {"rollouts": len(lengths), "rollout_tokens": sum(lengths)}
 
 

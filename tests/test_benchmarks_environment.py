@@ -17,7 +17,6 @@ from benchmark_scripts import fresh_benchmarks
 
 from search_r3 import SearchR3
 from search_r3.data.beir import BeirDataset, Document, write_beir
-from search_r3.environment.refresh_policies import RefreshConfig
 from search_r3.errors import InputError
 
 TESTS = Path(__file__).resolve().parent
@@ -74,10 +73,10 @@ def test_refreshing_everything_has_no_error_and_refreshing_nothing_the_largest(b
     world, budget = world_of(bench, steps=40, batch=4), 80
     found = {}
     for name, refresh in {
-        "all": RefreshConfig(policy="full", every=1),
-        "selective": RefreshConfig(policy="selective", budget=budget),
-        "random": RefreshConfig(policy="random", budget=budget),
-        "none": RefreshConfig(policy="none"),
+        "all": {"policy": "full", "every": 1},
+        "selective": {"policy": "selective", "budget": budget},
+        "random": {"policy": "random", "budget": budget},
+        "none": {"policy": "none"},
     }.items():
         records = bench.replay.replay(world, refresh, graph=world.graph)
         assert records[0]["error"] == 0  # everybody begins with fresh rows
@@ -98,7 +97,7 @@ def test_refreshing_everything_has_no_error_and_refreshing_nothing_the_largest(b
 
 def test_a_world_is_the_same_each_time(bench: SimpleNamespace) -> None:
     world = world_of(bench, steps=4)
-    first, again = (bench.replay.replay(world, RefreshConfig(policy="random", budget=9)) for _ in range(2))
+    first, again = (bench.replay.replay(world, {"policy": "random", "budget": 9}) for _ in range(2))
     assert [{k: v for k, v in r.items() if k != "seconds"} for r in first] == [
         {k: v for k, v in r.items() if k != "seconds"} for r in again
     ]

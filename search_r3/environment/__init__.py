@@ -1,5 +1,6 @@
-"""What a rollout is judged by: a corpus whose embeddings move with the model, and the rewards.
+"""The retrieval environment of stage 2: a corpus whose embeddings move with the model, and the rewards.
 
-`corpus` holds the vectors and searches them exactly, `graph` says which rows lie near which, `refresh` chooses what
-to re-encode, `rewards` turns cosines into numbers, `retrieval` puts them in order. Nothing here knows of models.
+`live_corpus` holds the vectors and searches them exactly, `neighbor_graph` knows which rows lie near which,
+`refresh_policies` choose what to re-encode, `rewards` turn cosines into numbers, and `retrieval` runs them in order.
+Nothing here imports a model.
 """

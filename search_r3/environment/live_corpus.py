@@ -320,7 +320,7 @@ def check_rows(rows: Any, count: int) -> Tensor:
 
 
 def check_distinct(rows_R: Tensor) -> None:
-    """Raise ValueError if a row number stands in `rows_R` twice."""
+    """Raise ValueError if a row number occurs twice."""
     if rows_R.numel() > 1:
         ordered = rows_R.sort().values
         twice = ordered[1:] == ordered[:-1]

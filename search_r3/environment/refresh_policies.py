@@ -1,65 +1,60 @@
-"""Which rows to re-encode now: refresh policies behind one protocol, and the gauge of how stale the corpus has become.
+"""Refresh policies: which documents to re-encode at a step.
 
 Source: Search-R3 (arXiv 2510.07048) re-encodes selectively, where training has touched; the algorithm is ours. The
-other policies are what that claim is tested against.
+other policies are the baselines of that claim.
 
-Shape suffixes: R some rows, N documents of a pool (columns), Q queries.
+Shape suffixes: R some rows.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from search_r3.environment.live_corpus import Corpus, check_rows
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.rewards import Reward, dcg_scaled
-from search_r3.environment.topk import top_k
+from search_r3.environment.registry import Registry
 from search_r3.errors import InputError
 
-
-@dataclass
-class RefreshConfig:
-    """How the environment's corpus is kept current."""
-
-    policy: str = "selective"
-    """"selective" (where training has touched), "random" (anywhere), "full" (everything, at times) or "none"."""
-    budget: int = 256
-    """Rows re-encoded in one step at most; "full" has no budget."""
-    hops: int = 1
-    """"selective": edges of the graph to follow from the positives (and the candidates); 0 follows none."""
-    candidate_neighbors: bool = False
-    """"selective": also take the graph neighbors of the candidates, not of the positives alone."""
-    first_ranks: int = 10
-    """"selective": what a search returns up to this rank comes before all but the positives, as the reward looks there;
-    0 goes by age alone."""
-    every: int = 50
-    """"full": steps between re-encodings of the whole corpus."""
-
-    def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            near = difflib.get_close_matches(str(self.policy), POLICIES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"there is no refresh policy {self.policy!r}{hint} (there are {', '.join(POLICIES)})")
-        if self.budget < 1:
-            raise InputError(f"budget must be 1 or more, got {self.budget}; policy 'none' refreshes nothing")
-        if self.hops < 0:
-            raise InputError(f"hops must be 0 or more, got {self.hops}")
-        if self.first_ranks < 0:
-            raise InputError(f"first_ranks must be 0 or more, got {self.first_ranks}")
-        if self.every < 1:
-            raise InputError(f"every must be 1 or more, got {self.every}")
+DEFAULT_POLICY = "selective"
 
 
-class RefreshPolicy(Protocol):
-    """Chooses what to re-encode at a step."""
+class RefreshPolicy(ABC):
+    """Chooses what to re-encode at a step. A complete example, a package's `my_policies.py`:
 
+        from dataclasses import dataclass
+        import numpy as np
+        from search_r3.environment.refresh_policies import RefreshPolicy
+
+        @dataclass(frozen=True)
+        class Oldest(RefreshPolicy):
+            '''The `budget` rows that were encoded longest ago.'''
+
+            budget: int = 256
+
+            def choose(self, positives, candidates, step, corpus, graph, rng):
+                age_N = corpus.ages(step).numpy()
+                oldest_N = np.argsort(-age_N, kind="stable")
+                return oldest_N[age_N[oldest_N] > 0][: self.budget]
+
+    Its pyproject.toml, and a recipe that uses it (the keys beside `policy` are the class's parameters):
+
+        [project.entry-points."search_r3.refresh_policies"]
+        oldest = "my_policies:Oldest"
+
+        environment:
+          refresh: {policy: oldest, budget: 64}
+    """
+
+    needs_graph: bool = False
+    """Whether `choose` wants the corpus's neighbor graph; else `graph` is None, and none is built or re-linked."""
+
+    @abstractmethod
     def choose(
         self,
         positives: Any,
@@ -71,34 +66,56 @@ class RefreshPolicy(Protocol):
     ) -> np.ndarray:
         """Distinct row numbers to re-encode with the weights of `step`, most urgent first, (R,) int64.
 
-        Never a row that is fresh at `step` already.
+        Never a row that is fresh at `step` already. Over several processes, all get the same arguments and must return
+        the same rows.
 
         Args:
-            positives: rows judged relevant to the batch's queries; any number of times each.
+            positives: rows that are relevant to the batch's queries, with repetitions.
             candidates: rows that the rollouts' searches returned, (rollouts, k) best first, or flat; -1 is no row.
-            graph: the corpus's graph; only "selective" with hops needs one.
-            rng: the only source of chance.
+            rng: the only source of randomness.
 
         Raises:
             ValueError: a row outside the corpus, or no graph where one is needed.
         """
 
 
+def _require_budget(budget: int) -> None:
+    if budget < 1:
+        raise InputError(f"budget must be 1 or more, got {budget}; policy 'none' refreshes nothing")
+
+
 @dataclass(frozen=True)
-class Selective:
+class Selective(RefreshPolicy):
     """Positives, candidates, and graph neighbors of the positives (and optionally of the candidates).
 
-    Order: positives before all else; then candidates among the first `first_ranks` of any rollout (a stale one there
-    alters its reward now); then all others. Within each the stalest first; of equal age, candidates before neighbors,
-    better ranks and nearer neighbors first. The first `budget` of them.
+    Order: positives first; then candidates among the first `first_ranks` of any rollout (a stale one there changes its
+    reward now); then all others. Within each the stalest first; of equal age, candidates before neighbors, better ranks
+    and nearer neighbors first. The first `budget` of them are taken.
 
     Candidates without ranks (a flat list) are among the others.
     """
 
-    budget: int
+    budget: int = 256
+    """The most rows re-encoded in one step."""
     hops: int = 1
+    """Edges of the graph to follow from the positives (and the candidates); 0 follows none and needs no graph."""
     candidate_neighbors: bool = False
+    """Take the graph neighbors of the candidates too, not of the positives alone."""
     first_ranks: int = 10
+    """A search's results up to this rank come before all but the positives, as the reward depends on them; 0 goes by
+    age alone."""
+
+    def __post_init__(self) -> None:
+        _require_budget(self.budget)
+        if self.hops < 0:
+            raise InputError(f"hops must be 0 or more, got {self.hops}")
+        if self.first_ranks < 0:
+            raise InputError(f"first_ranks must be 0 or more, got {self.first_ranks}")
+
+    @property
+    def needs_graph(self) -> bool:  # type: ignore[override]
+        """True if it follows edges."""
+        return self.hops > 0
 
     def choose(
         self,
@@ -110,7 +127,7 @@ class Selective:
         rng: np.random.Generator,
     ) -> np.ndarray:
         positive_R = _first_of_each(check_rows(positives, len(corpus)).numpy())
-        candidate_R = _first_of_each(_candidate_rows(candidates, len(corpus)))
+        candidate_R = _first_of_each(candidate_rows(candidates, len(corpus)))
         near_R = np.zeros(0, dtype=np.int64)
         if self.hops:
             if graph is None:
@@ -128,10 +145,14 @@ class Selective:
 
 
 @dataclass(frozen=True)
-class RandomRows:
-    """Stale rows drawn evenly from the whole corpus, `budget` of them: what selecting has to beat."""
+class RandomRows(RefreshPolicy):
+    """Stale rows drawn uniformly from the whole corpus: the baseline that selecting has to beat."""
 
-    budget: int
+    budget: int = 256
+    """The most rows re-encoded in one step."""
+
+    def __post_init__(self) -> None:
+        _require_budget(self.budget)
 
     def choose(
         self,
@@ -147,10 +168,15 @@ class RandomRows:
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(RefreshPolicy):
     """Everything stale, at every `every`-th step; nothing in between."""
 
-    every: int
+    every: int = 50
+    """Steps between re-encodings of the whole corpus."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InputError(f"every must be 1 or more, got {self.every}")
 
     def choose(
         self,
@@ -165,8 +191,8 @@ class Full:
 
 
 @dataclass(frozen=True)
-class Never:
-    """Nothing: the corpus stays as the first weights made it."""
+class Never(RefreshPolicy):
+    """Nothing: the corpus stays as the first weights encoded it."""
 
     def choose(
         self,
@@ -180,88 +206,45 @@ class Never:
         return np.zeros(0, dtype=np.int64)
 
 
-POLICIES: dict[str, Callable[[RefreshConfig], RefreshPolicy]] = {
-    "selective": lambda config: Selective(config.budget, config.hops, config.candidate_neighbors, config.first_ranks),
-    "random": lambda config: RandomRows(config.budget),
-    "full": lambda config: Full(config.every),
-    "none": lambda config: Never(),
+POLICIES: dict[str, type[RefreshPolicy]] = {
+    "selective": Selective,
+    "random": RandomRows,
+    "full": Full,
+    "none": Never,
 }
-"""The policies a recipe may name."""
+"""Name -> policy. Installed packages add theirs."""
+REGISTRY = Registry("refresh policy", "refresh_policies", POLICIES)
+"""The policies that a recipe may name."""
 
 
-def refresh_policy(config: RefreshConfig) -> RefreshPolicy:
-    """The policy that a recipe asks for; `RefreshConfig` has refused unknown names."""
-    return POLICIES[config.policy](config)
-
-
-def staleness_pool(top_QK: Any, positives: Any, random_rows: int, total: int, rng: np.random.Generator) -> np.ndarray:
-    """The rows to re-encode for the gauge: the dev queries' live top rows, their positives, and random others.
-
-    Returns:
-        (n,) int64, ascending, each once. One pool serves all queries: re-encoding is what costs.
-    """
-    known = np.union1d(_candidate_rows(top_QK, total), check_rows(positives, total).numpy())
-    others = np.setdiff1d(np.arange(total), known, assume_unique=True)
-    return np.sort(np.concatenate([known, rng.choice(others, size=min(random_rows, len(others)), replace=False)]))
-
-
-@dataclass(frozen=True)
-class Staleness:
-    """What the stale vectors cost, measured inside a pool of documents ("pooled"): recall is therefore flattering."""
-
-    pooled_recall: float
-    """Share of the fresh top k that the stale vectors also rank in their top k, mean over queries."""
-    pooled_reward_error: float
-    """|reward on stale vectors - reward on fresh ones|, mean over queries."""
-    mean_age: float
-    """Steps since a row was encoded, mean over the whole corpus."""
-
-
-def staleness(
-    stale_QN: Any, fresh_QN: Any, rel_QN: Any, ages: Any, k: int = 10, reward: Reward = dcg_scaled
-) -> Staleness:
-    """Compare the live vectors of a pool with the same rows re-encoded now (the gauge of the environment).
-
-        recall = mean_q |top_k(stale_q) & top_k(fresh_q)| / K,    error = mean_q |reward(stale_q) - reward(fresh_q)|
-
-    Args:
-        stale_QN: cosines of fixed queries with the live rows of the pool, columns in ascending row order. The queries
-            are embedded with the current weights in both matrices, so that only the documents' age differs.
-        fresh_QN: the same with the pool re-encoded.
-        rel_QN: grades; every positive of a query must be in the pool.
-        ages: ages of all rows of the corpus, not of the pool (`corpus.ages(step)`).
-        k: ranks compared, K = min(k, N).
+def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's `refresh` section with the policy's name and all its parameters, defaults included.
 
     Raises:
-        ValueError: shapes differ, a NaN, no queries, no documents or no ages.
+        InputError: there is no such policy, or it has no such parameter or takes no such value.
     """
-    stale_QN, fresh_QN = torch.as_tensor(stale_QN), torch.as_tensor(fresh_QN)
-    if stale_QN.shape != fresh_QN.shape or stale_QN.dim() != 2 or stale_QN.numel() == 0:
-        raise ValueError(
-            f"stale cosines have the shape {tuple(stale_QN.shape)}, fresh ones {tuple(fresh_QN.shape)}; "
-            "expected two equal (queries, documents) matrices that are not empty"
-        )
-    age_N = torch.as_tensor(ages, dtype=torch.float64)
-    if age_N.numel() == 0:
-        raise ValueError("the gauge needs the ages of the corpus's rows, got none")
-    # The rewards refuse NaN, so they come first.
-    error_Q = (reward(stale_QN, rel_QN, k=k).double() - reward(fresh_QN, rel_QN, k=k).double()).abs()
-    kept_QN = _marks(stale_QN, k) & _marks(fresh_QN, k)
-    recall_Q = kept_QN.sum(dim=1).double() / min(k, stale_QN.shape[1])
-    return Staleness(float(recall_Q.mean()), float(error_Q.mean()), float(age_N.mean()))
+    name, parameters = _split(settings)
+    REGISTRY.create(name, parameters)  # the policy's own checks
+    return {"policy": name, **REGISTRY.parameters_of(name, parameters)}
 
 
-def _marks(scores_QN: Tensor, k: int) -> Tensor:
-    """True at each query's top k."""
-    return torch.zeros_like(scores_QN, dtype=torch.bool).scatter_(1, top_k(scores_QN, k)[1], True)
+def refresh_policy(settings: Mapping[str, Any]) -> RefreshPolicy:
+    """The policy of a recipe's `refresh` section: {"policy": NAME, parameters}. Errors as `complete_settings`."""
+    name, parameters = _split(settings)
+    return REGISTRY.create(name, parameters)
+
+
+def _split(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    parameters = dict(settings)
+    return str(parameters.pop("policy", DEFAULT_POLICY)), parameters
 
 
 def _stale(corpus: Corpus, step: int) -> np.ndarray:
     return np.flatnonzero(corpus.steps_N.numpy() < step)
 
 
-def _candidate_rows(candidates: Any, total: int) -> np.ndarray:
-    """Flat row numbers; of a matrix, all first ranks before all second ranks. -1 (an empty place) is left out."""
+def candidate_rows(candidates: Any, total: int) -> np.ndarray:
+    """Flat row numbers; of a matrix, all first ranks before all second ranks. -1 (no row) is left out."""
     table = np.asarray(candidates.cpu() if isinstance(candidates, Tensor) else candidates)
     flat = table.T.ravel()
     return check_rows(flat[flat != -1], total).numpy()

@@ -1,20 +1,18 @@
 """RetrievalEnvironment: embeddings of rollouts in, rewards out, with the corpus kept current on the way.
 
-One call of `judge` is steps 2 to 6 of the environment: search, choose what to refresh, re-encode it with the current
-weights, re-link it, rank again on the fresh vectors and reward. The model comes in as a function that encodes rows.
-Source: Search-R3 (arXiv 2510.07048), stage 2; see `rewards` and `refresh` for what is ours.
+One call of `score`: search, choose what to refresh, re-encode it with the current weights, re-link it, rank again on
+the fresh vectors, and reward. The model is passed in as a function that encodes rows. Source: Search-R3 (arXiv
+2510.07048), stage 2; `rewards` and `refresh_policies` say what is ours.
 
-Shape suffixes: R rollouts, B queries of the batch, N columns (documents that matter to the batch), D dimensions,
-K ranks, Q dev queries.
+Shape suffixes: R rollouts, P probes (rollouts, then direct embeddings), B queries of the batch, N columns (documents
+that matter to the batch), D dimensions, K ranks, Q dev queries.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,13 @@ import torch
 from torch import Tensor
 
 from search_r3.environment import rewards
+from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.environment.live_corpus import Corpus, check_rows
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.refresh_policies import RefreshConfig, Staleness, refresh_policy, staleness, staleness_pool
+from search_r3.environment.refresh_policies import refresh_policy
+from search_r3.environment.reward_protocol import RankedRollouts
+from search_r3.environment.reward_terms import WeightedRewards
+from search_r3.environment.staleness import Staleness, staleness, staleness_pool
 from search_r3.environment.topk import top_k
 from search_r3.errors import InputError
 
@@ -34,68 +36,20 @@ Grades = Mapping[int, float]
 """Row number -> grade of one query; above 0 is relevant."""
 
 
-@dataclass
-class EnvironmentConfig:
-    """What a rollout is judged by."""
-
-    reward: str = "dcg_scaled"
-    """"dcg_scaled", "dcg" (nDCG@k) or "margin_rank"; see `search_r3.environment.rewards`."""
-    k: int = 10
-    """Ranks that the reward looks at."""
-    margin: float = 0.0
-    """"margin_rank": the lead over the best negative that earns nothing yet."""
-    candidates: int = 20
-    """Rows that each rollout's search hands to the refresh policy."""
-    missing_token_reward: float = rewards.MISSING_TOKEN_REWARD
-    """Reward of a rollout that ended without the embed token; below 0, which is a miss."""
-    gain_weight: float = 0.0
-    """Bonus for each point above the reward of the query's direct embedding; 0 pays none."""
-    length_weight: float = 0.0
-    """Cost of a rollout that uses its whole token budget; 0 charges none."""
-    length_free: int = 0
-    """Reasoning tokens that cost nothing."""
-    graph_width: int = 16
-    """Neighbors kept for each document, at most."""
-    graph_links: int = 8
-    """Nearest documents that each document links to."""
-    refresh: RefreshConfig = field(default_factory=RefreshConfig)
-    """Which documents are re-encoded, and how many."""
-
-    def __post_init__(self) -> None:
-        rewards.reward_named(self.reward)
-        for name in ("k", "candidates"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("gain_weight", "length_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name} must be a finite number, 0 or above, got {getattr(self, name)}")
-        if not -1 <= self.margin <= 1:
-            raise InputError(f"margin must lie in [-1, 1], got {self.margin}")
-        if not (math.isfinite(self.missing_token_reward) and self.missing_token_reward < -self.length_weight):
-            raise InputError(
-                f"missing_token_reward must be below {-self.length_weight:g}, the worst that a rollout with the token "
-                f"can earn, got {self.missing_token_reward}"
-            )
-        if self.length_free < 0:
-            raise InputError(f"length_free must be 0 or more, got {self.length_free}")
-        if not 1 <= self.graph_links <= self.graph_width:
-            raise InputError(f"graph_links must be 1 to graph_width ({self.graph_width}), got {self.graph_links}")
-
-
 @dataclass(frozen=True)
 class RewardBatch:
-    """What one batch of rollouts earned, and the evidence."""
+    """The rewards of one batch of rollouts, and what they were computed from."""
 
     rewards_R: Tensor
-    """float32: what GRPO uses, shaping and penalties included."""
-    ranking_R: Tensor
-    """float32: the configured ranking reward alone, of forced embeddings too."""
+    """float32: the rewards that GRPO uses, shaping and penalties included."""
+    unshaped_R: Tensor
+    """float32: the weighted sum of the configured rewards before shaping, of forced embeddings too."""
     ndcg_R: Tensor
-    """float32: nDCG@k, always: where cosines are all near 1, `dcg_scaled` flatters."""
+    """float32: nDCG@k, always computed: where all cosines are near 1, `dcg_scaled` is optimistic."""
     scaled_R: Tensor
-    """float32: `dcg_scaled`, always: the figure that the paper reports."""
+    """float32: `dcg_scaled`, always computed: the figure that the paper reports."""
     direct_B: Tensor | None
-    """float32: the ranking reward of each query's direct embedding, if it was given."""
+    """float32: the unshaped reward of each query's direct embedding, if it was given."""
     rows_RK: Tensor
     """int64: the k best rows of each rollout on the fresh vectors, best first."""
     cosines_RK: Tensor
@@ -109,14 +63,17 @@ class RewardBatch:
 class RetrievalEnvironment:
     """A live corpus, its graph and its refresh policy.
 
-    Over several processes (a `ShardedCorpus`) every method is a collective; each process brings its own rollouts, the
-    refresh set is chosen once from all of theirs, and each process encodes its part of it.
+    Over several processes (a `ShardedCorpus`) every method is a collective: each process passes its own rollouts, the
+    refresh set is chosen once from all of theirs, and each process encodes its share of it.
+
+    Shaping (gain, length, missing token) is no reward of the list: it changes the weighted sum, in that order, so it
+    cannot be a term of it.
     """
 
     def __init__(
         self, corpus: Corpus, config: EnvironmentConfig, *, graph: NeighborGraph | None = None, seed: int = 0
     ) -> None:
-        """Links the corpus, unless a graph is given or the refresh policy follows none.
+        """Links the corpus, unless a graph is given or the refresh policy needs none.
 
         Raises:
             ValueError: the corpus has rows never written, or another size than the graph.
@@ -125,15 +82,12 @@ class RetrievalEnvironment:
         self.config = config
         self.seed = seed
         self.policy = refresh_policy(config.refresh)
-        if graph is None and config.refresh.policy == "selective" and config.refresh.hops:
+        if graph is None and self.policy.needs_graph:
             graph = NeighborGraph.build(corpus, width=config.graph_width, links=config.graph_links, seed=seed)
         if graph is not None and len(graph) != len(corpus):
             raise ValueError(f"the corpus has {len(corpus)} rows, the graph {len(graph)}")
         self.graph = graph
-        reward = rewards.reward_named(config.reward)
-        self.reward: rewards.Reward = reward
-        if config.reward == "margin_rank":
-            self.reward = functools.partial(rewards.margin_rank, delta=config.margin)
+        self.reward = WeightedRewards.from_recipe(config.reward_terms)
 
     def score(
         self,
@@ -144,20 +98,23 @@ class RetrievalEnvironment:
         step: int,
         *,
         emitted_R: Any,
-        tokens_R: Any = None,
+        queries: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+        token_ids: Sequence[Sequence[int]] | None = None,
         token_budget: int | None = None,
         direct_BD: Any = None,
     ) -> RewardBatch:
-        """Refresh what these rollouts touch, and reward them on the fresh vectors.
+        """Refresh the documents that these rollouts touch, and reward the rollouts on the fresh vectors.
 
         Args:
             embeddings_RD: unit rows, made by the current weights.
             query_R: for each rollout the number of its query, integers in [0, B).
-            grades_B: for each query its judged rows. One without a positive earns 0 for every rollout.
+            grades_B: for each query its judged rows. Without a positive, every rollout of it earns 0.
             encode: encodes rows with the current weights.
             step: optimizer steps that the current weights have taken.
             emitted_R: boolean, False where the embed token had to be forced.
-            tokens_R: reasoning tokens of each rollout; needed, with `token_budget`, if length is charged.
+            queries, texts, token_ids: each query's text (B), each rollout's reasoning trace (R) and its token ids (R),
+                for rewards that read them; token_ids are needed, with `token_budget`, if length is charged.
             direct_BD: each query's direct embedding; needed if the gain is paid, else only reported.
 
         Raises:
@@ -168,11 +125,13 @@ class RetrievalEnvironment:
         query_R = check_rows(query_R, len(grades_B))
         if len(query_R) != len(embeddings_RD):
             raise ValueError(f"{len(embeddings_RD)} embeddings but {len(query_R)} query numbers; each rollout has one")
+        if len(emitted_R) != len(embeddings_RD):
+            raise ValueError(f"{len(embeddings_RD)} embeddings but {len(emitted_R)} values of emitted_R")
         if self.config.gain_weight and direct_BD is None:
             raise ValueError("gain_weight is above 0, so the queries' direct embeddings are needed: give direct_BD")
-        if self.config.length_weight and (tokens_R is None or token_budget is None):
+        if self.config.length_weight and (token_ids is None or token_budget is None):
             raise ValueError(
-                "length_weight is above 0, so the rollouts' lengths are needed: give tokens_R, token_budget"
+                "length_weight is above 0, so the rollouts' lengths are needed: give token_ids, token_budget"
             )
         clock = _Clock()
         positives = [row for grades in grades_B for row, grade in grades.items() if grade > 0]
@@ -181,30 +140,45 @@ class RetrievalEnvironment:
         clock.lap("search")
         refreshed = self._refresh(positives, candidates_RC, encode, step, clock)
 
-        probes, query = embeddings_RD, query_R
+        probes_PD, probe_query_P = embeddings_RD, query_R
         if direct_BD is not None:
             direct_BD = torch.as_tensor(direct_BD).detach().to(embeddings_RD)
             if len(direct_BD) != len(grades_B):
                 raise ValueError(f"{len(direct_BD)} direct embeddings but {len(grades_B)} queries")
-            probes, query = torch.cat([probes, direct_BD]), torch.cat([query, torch.arange(len(grades_B))])
-        columns_N, cosines = self._cosines(probes, grades_B)
-        grades = _grade_matrix(columns_N, grades_B)[query].to(cosines.device)
-        ranking = self.reward(cosines, grades, k=self.config.k)
+            probes_PD = torch.cat([probes_PD, direct_BD])
+            probe_query_P = torch.cat([probe_query_P, torch.arange(len(grades_B))])
+        columns_N, cosines_PN = self._cosines(probes_PD, grades_B)
+        grades_PN = _grade_matrix(columns_N, grades_B)[probe_query_P].to(cosines_PN.device)
         rollouts = len(embeddings_RD)
-        cosines_RK, places_RK = top_k(cosines[:rollouts], self.config.k)
-        judged = RewardBatch(
-            rewards_R=self._shaped(ranking, query_R, emitted_R, tokens_R, token_budget),
-            ranking_R=ranking[:rollouts],
-            ndcg_R=rewards.dcg(cosines[:rollouts], grades[:rollouts], k=self.config.k),
-            scaled_R=rewards.dcg_scaled(cosines[:rollouts], grades[:rollouts], k=self.config.k),
-            direct_B=None if direct_BD is None else ranking[rollouts:],
+        names = [""] * len(grades_B) if queries is None else queries
+        direct = len(probes_PD) - rollouts
+        emitted_P = torch.ones(len(probes_PD), dtype=torch.bool)
+        emitted_P[:rollouts] = torch.as_tensor(emitted_R)
+        unshaped_P = self.reward(
+            RankedRollouts(
+                queries=[names[query] for query in probe_query_P.tolist()],
+                texts=[*(texts or [""] * rollouts), *[""] * direct],
+                token_ids=[*(token_ids or [()] * rollouts), *[()] * direct],
+                emitted_R=emitted_P,
+                cosines_RN=cosines_PN,
+                grades_RN=grades_PN,
+                k=self.config.k,
+            )
+        )
+        cosines_RK, places_RK = top_k(cosines_PN[:rollouts], self.config.k)
+        batch = RewardBatch(
+            rewards_R=self._shaped(unshaped_P, query_R, emitted_R, token_ids, token_budget),
+            unshaped_R=unshaped_P[:rollouts],
+            ndcg_R=rewards.dcg(cosines_PN[:rollouts], grades_PN[:rollouts], k=self.config.k),
+            scaled_R=rewards.dcg_scaled(cosines_PN[:rollouts], grades_PN[:rollouts], k=self.config.k),
+            direct_B=None if direct_BD is None else unshaped_P[rollouts:],
             rows_RK=columns_N.to(places_RK.device)[places_RK],
             cosines_RK=cosines_RK,
             refreshed=refreshed,
             seconds=clock.seconds,
         )
         clock.lap("rank")
-        return judged
+        return batch
 
     def evaluate_staleness(
         self,
@@ -213,17 +187,18 @@ class RetrievalEnvironment:
         encode: Encode,
         step: int,
         *,
+        queries: Sequence[str] | None = None,
         top: int = 100,
         random_rows: int = 1000,
     ) -> Staleness:
         """How stale the corpus is for fixed dev queries (embedded by the current weights); changes nothing.
 
-        The pool, re-encoded here: the queries' live top rows, their positives, and random rows, the same at a step.
-        Over several processes all bring the same queries. Errors as `judge`.
+        It re-encodes a pool: the queries' live top rows, their positives, and random rows, the same at a step. Over
+        several processes all pass the same queries. `queries` are their texts. Errors as `score`.
         """
         queries_QD = torch.as_tensor(queries_QD).detach()
         if len(queries_QD) != len(grades_Q):
-            raise ValueError(f"{len(queries_QD)} queries but {len(grades_Q)} judgments; each query has its own")
+            raise ValueError(f"{len(queries_QD)} queries but {len(grades_Q)} sets of grades; each query has its own")
         positives = [row for grades in grades_Q for row, grade in grades.items() if grade > 0]
         live = self.corpus.search(queries_QD, top)[1]
         pool = staleness_pool(live, positives, random_rows, len(self.corpus), self._rng(step))
@@ -233,7 +208,11 @@ class RetrievalEnvironment:
         stale = self.corpus.scores(queries_QD, pool)
         grades = _grade_matrix(torch.from_numpy(pool), grades_Q)
         now = queries_QD.to(fresh) @ fresh[order].T
-        return staleness(stale, now.to(stale), grades, self.corpus.ages(step), k=self.config.k, reward=self.reward)
+
+        def reward(cosines_QN: Tensor, grades_QN: Tensor, k: int) -> Tensor:
+            return self.reward(RankedRollouts.without_text(cosines_QN, grades_QN, k, queries))
+
+        return staleness(stale, now.to(stale), grades, self.corpus.ages(step), k=self.config.k, reward=reward)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON values: the corpus and the graph. Chance is a function of (seed, step), so has no state."""
@@ -260,9 +239,9 @@ class RetrievalEnvironment:
     def _refresh(
         self, positives: list[int], candidates_RC: Tensor, encode: Encode, step: int, clock: _Clock
     ) -> np.ndarray:
-        everyone = self.corpus.all_gather_rows(torch.tensor(positives, dtype=torch.int64))
+        all_positives = self.corpus.all_gather_rows(torch.tensor(positives, dtype=torch.int64))
         candidates = self.corpus.all_gather_rows(candidates_RC)
-        chosen = self.policy.choose(everyone, candidates, step, self.corpus, self.graph, self._rng(step))
+        chosen = self.policy.choose(all_positives, candidates, step, self.corpus, self.graph, self._rng(step))
         clock.lap("choose")
         mine = self.corpus.local_rows(chosen)
         vectors = self._encoded(encode, mine)
@@ -278,9 +257,9 @@ class RetrievalEnvironment:
         return torch.as_tensor(encode(rows)).detach().float() if len(rows) else torch.zeros(0, self.corpus.dimension)
 
     def _cosines(self, probes: Tensor, grades_B: Sequence[Grades]) -> tuple[Tensor, Tensor]:
-        """(rows (N,) ascending, cosines of every probe with them): all that a reward may ask of the whole corpus.
+        """(rows (N,) ascending, cosines of every probe with them): all of the corpus that a reward needs.
 
-        Every probe's k best are among them, and its best negative too, as at most all its positives stand before it.
+        Every probe's k best are among them, and its best negative too, as at most all its positives rank above it.
         """
         judged_most = max((len(grades) for grades in grades_B), default=0)
         deep = self.config.k + int(
@@ -292,15 +271,22 @@ class RetrievalEnvironment:
         return columns_N, self.corpus.scores(probes, columns_N)
 
     def _shaped(
-        self, ranking: Tensor, query_R: Tensor, emitted_R: Any, tokens_R: Any, token_budget: int | None
+        self,
+        unshaped_P: Tensor,
+        query_R: Tensor,
+        emitted_R: Any,
+        token_ids: Sequence[Sequence[int]] | None,
+        token_budget: int | None,
     ) -> Tensor:
         config, rollouts = self.config, len(query_R)
-        shaped_R = ranking[:rollouts]
+        shaped_R = unshaped_P[:rollouts]
         if config.gain_weight:
-            direct_R = ranking[rollouts:][query_R.to(ranking.device)]
+            direct_R = unshaped_P[rollouts:][query_R.to(unshaped_P.device)]
             shaped_R = rewards.gain_over_direct(shaped_R, direct_R, config.gain_weight)
         if config.length_weight:
-            assert token_budget is not None  # judge has checked
+            assert token_ids is not None  # score has checked both
+            assert token_budget is not None
+            tokens_R = torch.tensor([float(len(ids)) for ids in token_ids])
             shaped_R = rewards.length_shaping(
                 shaped_R, tokens_R, token_budget, config.length_free, config.length_weight
             )

@@ -1,42 +1,38 @@
-"""What a rollout earns, as pure functions: how well its embedding ranks the corpus, and what may shape that figure.
+"""The built-in rewards as pure functions: how well an embedding ranks the corpus, and the shaping of that number.
 
 Source: Search-R3 (arXiv 2510.07048), stage 2: a DCG of the cosine ranking, "DCG_scaled". How the paper scales it is not
-known; the formulas here are ours, and `dcg` is nDCG@k as trec_eval computes it (linear gain).
+known; the formulas here are ours, and `dcg` is nDCG@k as trec_eval computes it (linear gain). `REWARDS` lists those
+that a recipe can name; `reward_protocol.Reward` explains how to write another.
 
 Shape suffixes: R rollouts, N documents. One row is one rollout, one column one document; the columns of a row must hold
-**every positive** of its query (the ideal ranking is taken from them) and everything that may stand in its top k; rows
-of the corpus that can be neither may be left out.
+**every positive** of its query (the ideal ranking is computed from them) and everything that may be in its top k; other
+rows of the corpus may be left out.
 
 Order: cosine descending, compared in float32; of equal cosines the *earlier column* first, as in `search_r3.ranking`.
 With columns in the corpus's row order this is also the order of `LiveCorpus.search`, and an embedding space that has
 collapsed to one point earns what chance gives it. A grade of 0 or below gains nothing.
 
 All functions take tensors or arrays and return (R,) float32 on the cosines' device. They compute in float64, and they
-are constants to the gradient: a reward reaches the model through its tokens' log-probabilities.
+are constants for the gradient: a reward reaches the model through its tokens' log-probabilities.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from search_r3.environment.reward_protocol import RankedRollouts
 from search_r3.environment.topk import top_k
-from search_r3.errors import InputError
 
 MISSING_TOKEN_REWARD = -0.5
-"""A rollout that ended without the embed token: worse than a miss, which earns 0."""
+"""The reward of a rollout without the embed token: worse than a miss, which earns 0."""
 COSINE_SLACK = 0.01
-"""How far beyond 1 a cosine may lie before we say that it is none: unit rows rounded to bf16 give up to 1.008."""
-
-
-class Reward(Protocol):
-    """A ranking reward: cosines and grades in, one number a rollout out."""
-
-    def __call__(self, cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor: ...
+"""How far beyond 1 a cosine may lie before it is refused: unit rows rounded to bf16 give up to 1.008."""
 
 
 def dcg_scaled(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
@@ -47,13 +43,13 @@ def dcg_scaled(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
     where (i) is the document at rank i and ideal_i the i-th highest grade of the row.
 
     Args:
-        cos_RN: cosines, float, within [-1, 1] (a rounding error beyond is forgiven).
+        cos_RN: cosines, float, within [-1, 1] (up to `COSINE_SLACK`, for rounding).
         rel_RN: grades, integers or floats; above 0 is relevant.
         k: ranks that count.
 
     Returns:
         (R,) float32 in [0, 1]. 0 where the row has no positive at all (there is nothing to find; every rollout of the
-        group then earns the same, so the group has no advantage), and where none stands in the top k. A positive with
+        group then earns the same, so the group has no advantage), and where none is in the top k. A positive with
         a cosine of 0 or below gains nothing, whatever its rank: a negative cosine is no similarity.
 
     Raises:
@@ -73,7 +69,7 @@ def dcg(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
 
 
 def margin_rank(cos_RN: Any, rel_RN: Any, k: int = 10, delta: float = 0.0) -> Tensor:
-    """nDCG@k plus the margin by which the positive beats the best negative: goes on rising once the ranks are right.
+    """nDCG@k plus the margin by which the positive beats the best negative: it still rises once the ranks are right.
 
         dcg + clip(cos+ - cos- - delta, 0, 1)
 
@@ -81,8 +77,8 @@ def margin_rank(cos_RN: Any, rel_RN: Any, k: int = 10, delta: float = 0.0) -> Te
     a positive grade; lower-graded positives are neither.
 
     Args:
-        delta: the margin that earns nothing yet, within [-1, 1]. 0 (our choice, the value is not known) pays from
-            the moment the positive leads, so that there is no dead zone between rank 1 and the first margin.
+        delta: the margin that earns nothing yet, within [-1, 1]. 0 (our choice; the paper gives no value) pays as
+            soon as the positive leads, so that there is no dead zone between rank 1 and the first margin.
 
     Returns:
         (R,) float32 in [0, 2]. The second term is 0 where the row has no positive, or nothing but positives.
@@ -107,7 +103,7 @@ def margin_rank(cos_RN: Any, rel_RN: Any, k: int = 10, delta: float = 0.0) -> Te
 def missing_token_penalty(rewards_R: Any, emitted_R: Any, penalty: float = MISSING_TOKEN_REWARD) -> Tensor:
     """The reward where the embed token was emitted, else `penalty`, whatever the forced embedding would have earned.
 
-    Apply it last, after the shaping below: then no bonus softens it.
+    Apply it last, after the shaping below, so that no bonus softens it.
 
     Raises:
         ValueError: shapes differ, `emitted_R` is not boolean, a NaN, or a penalty that is not below 0 (a miss).
@@ -129,7 +125,7 @@ def length_shaping(rewards_R: Any, tokens_R: Any, budget: int, free: int = 0, we
 
         r - weight * clip((tokens - free) / (budget - free), 0, 1)
 
-    With a weight below 0.5, a miss at full length still stands above a missing token. Source: the soft overlong
+    With a weight below 0.5, a miss at full length still earns more than a missing token. Source: the soft overlong
     penalty of DAPO (arXiv 2503.14476, equation 13), with our weight.
 
     Args:
@@ -155,17 +151,17 @@ def length_shaping(rewards_R: Any, tokens_R: Any, budget: int, free: int = 0, we
 
 
 def gain_over_direct(rewards_R: Any, direct_R: Any, weight: float = 1.0) -> Tensor:
-    """Pays reasoning for what it adds: a bonus for each point above the reward of the query's direct embedding.
+    """Rewards what reasoning adds: a bonus for each point above the reward of the query's direct embedding.
 
         r + weight * max(r - direct, 0)
 
     Why not `r - direct`: all rollouts of a group share one query, so subtracting its direct reward shifts the whole
-    group, and the advantage takes the group's mean off again: nothing would change. The kink at `direct` does change
+    group, and the advantage subtracts the group's mean anyway: nothing would change. The kink at `direct` does change
     it: among the rollouts of one group, a step above the direct embedding weighs 1 + weight times a step below it.
 
     Args:
         direct_R: the same reward of the direct embedding of each rollout's query, on the same documents.
-        weight: 0 or above; 0 changes nothing. The result lies in [0, max + weight * max].
+        weight: 0 or above; 0 changes nothing. For rewards in [0, m] the result lies in [0, m + weight m].
 
     Raises:
         ValueError: shapes differ, a NaN, or a negative weight.
@@ -181,21 +177,27 @@ def gain_over_direct(rewards_R: Any, direct_R: Any, weight: float = 1.0) -> Tens
     return rewards_R + weight * (rewards_R - direct_R).clamp(min=0.0)
 
 
-REWARDS: dict[str, Reward] = {"dcg_scaled": dcg_scaled, "dcg": dcg, "margin_rank": margin_rank}
-"""The rewards a recipe may name."""
+@dataclass(frozen=True)
+class MarginRank:
+    """`margin_rank` as a recipe names it."""
+
+    delta: float = 0.0
+    """The lead over the best negative that earns nothing yet, within [-1, 1]."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.delta <= 1:
+            raise ValueError(f"delta must lie in [-1, 1], got {self.delta}")
+
+    def __call__(self, rollouts: RankedRollouts, /) -> Tensor:
+        return margin_rank(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k, self.delta)
 
 
-def reward_named(name: str) -> Reward:
-    """The reward of that name.
-
-    Raises:
-        InputError: no such reward; the message has the nearest name and all of them.
-    """
-    if name not in REWARDS:
-        near = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"there is no reward {name!r}{hint} (there are {', '.join(REWARDS)})")
-    return REWARDS[name]
+REWARDS: dict[str, Callable[..., Any]] = {
+    "dcg_scaled": lambda rollouts: dcg_scaled(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k),
+    "dcg": lambda rollouts: dcg(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k),
+    "margin_rank": MarginRank,
+}
+"""Name -> the reward, or the class that makes it from a recipe's parameters. Installed packages add theirs."""
 
 
 def _ndcg(cos_RN: Tensor, rel_RN: Tensor, k: int, *, scaled: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """The order of `search_r3.ranking` in PyTorch: score descending, and of equal scores the smaller row number first.
 
-So a search, a merge of several shards and a reward never disagree about who stands at rank k. `torch.topk` alone
+So a search, a merge of several shards and a reward never disagree about rank k. `torch.topk` alone
 promises nothing about ties.
 
 How: a float32 score and a row number are packed into one int64 key, the score's bits (made monotone) above the inverted

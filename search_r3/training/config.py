@@ -58,6 +58,7 @@ SPLIT_KEYS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
             "leave_one_out": {"advantage_estimator": "rloo", "scale_rewards": "none"},
         },
     },
+    "EnvironmentConfig": {"margin": {"": {"rewards": "[{name: margin_rank, delta: MARGIN}]"}}},
 }
 """Keys that are several today: by dataclass and old name, what each old value is written as."""
 

@@ -1,8 +1,9 @@
-"""Refresh policies: what they take, in which order, and never what is fresh; and the gauge of staleness."""
+"""Refresh policies: what they take, in which order, and never what is fresh; and how staleness is evaluated."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from search_r3.environment.live_corpus import LiveCorpus
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.refresh_policies import RefreshConfig, refresh_policy, staleness, staleness_pool
+from search_r3.environment.refresh_policies import complete_settings, refresh_policy
 from search_r3.environment.rewards import dcg
+from search_r3.environment.staleness import staleness, staleness_pool
 from search_r3.errors import InputError
 
 ROWS = 20
@@ -34,39 +36,39 @@ def graph() -> NeighborGraph:
     return graph
 
 
-def choose(config: RefreshConfig, corpus, graph, *, positives=(0, 1), candidates=((5, 6), (7, 5)), step=3, seed=0):
+def choose(config: dict[str, Any], corpus, graph, *, positives=(0, 1), candidates=((5, 6), (7, 5)), step=3, seed=0):
     policy = refresh_policy(config)
     return policy.choose(positives, candidates, step, corpus, graph, np.random.default_rng(seed)).tolist()
 
 
 def test_selective_takes_positives_candidates_by_rank_and_neighbors_of_positives(corpus, graph):
-    assert choose(RefreshConfig(), corpus, graph) == [0, 1, 5, 7, 6, 10, 11]
-    assert choose(RefreshConfig(hops=2), corpus, graph) == [0, 1, 5, 7, 6, 10, 11, 12]
-    assert choose(RefreshConfig(candidate_neighbors=True), corpus, graph) == [0, 1, 5, 7, 6, 10, 11, 13]
-    assert choose(RefreshConfig(hops=0), corpus, None) == [0, 1, 5, 7, 6]
-    assert choose(RefreshConfig(), corpus, graph, candidates=[[-1, 6], [6, -1]]) == [0, 1, 6, 10, 11]
-    assert choose(RefreshConfig(), corpus, graph, candidates=torch.tensor([[6, 4]])) == [0, 1, 6, 4, 10, 11]
-    assert choose(RefreshConfig(), corpus, graph, positives=[], candidates=[]) == []
+    assert choose({}, corpus, graph) == [0, 1, 5, 7, 6, 10, 11]
+    assert choose({"hops": 2}, corpus, graph) == [0, 1, 5, 7, 6, 10, 11, 12]
+    assert choose({"candidate_neighbors": True}, corpus, graph) == [0, 1, 5, 7, 6, 10, 11, 13]
+    assert choose({"hops": 0}, corpus, None) == [0, 1, 5, 7, 6]
+    assert choose({}, corpus, graph, candidates=[[-1, 6], [6, -1]]) == [0, 1, 6, 10, 11]
+    assert choose({}, corpus, graph, candidates=torch.tensor([[6, 4]])) == [0, 1, 6, 4, 10, 11]
+    assert choose({}, corpus, graph, positives=[], candidates=[]) == []
 
 
 def test_selective_puts_positives_first_then_the_stalest_and_keeps_to_its_budget(corpus, graph):
     corpus.update([5, 0], VECTORS[[5, 0]], step=1)
     corpus.update([10, 7], VECTORS[[10, 7]], step=2)
-    by_age = RefreshConfig(first_ranks=0)
+    by_age = {"first_ranks": 0}
     assert choose(by_age, corpus, graph) == [1, 0, 6, 11, 5, 7, 10]
     for budget in range(1, 9):
-        assert choose(RefreshConfig(budget=budget, first_ranks=0), corpus, graph) == [1, 0, 6, 11, 5, 7, 10][:budget]
+        assert choose({"budget": budget, "first_ranks": 0}, corpus, graph) == [1, 0, 6, 11, 5, 7, 10][:budget]
     flat = [5, 7, 6, 5]  # without ranks there are no first ones
-    assert choose(RefreshConfig(), corpus, graph, candidates=flat) == choose(by_age, corpus, graph)
+    assert choose({}, corpus, graph, candidates=flat) == choose(by_age, corpus, graph)
 
 
 def test_selective_takes_what_the_reward_looks_at_before_what_is_only_stale(corpus, graph):
     corpus.update([5, 0], VECTORS[[5, 0]], step=1)
     corpus.update([10, 7], VECTORS[[10, 7]], step=2)
-    assert choose(RefreshConfig(first_ranks=1), corpus, graph) == [1, 0, 5, 7, 6, 11, 10]
-    assert choose(RefreshConfig(first_ranks=2), corpus, graph) == [1, 0, 6, 5, 7, 11, 10]
-    assert choose(RefreshConfig(first_ranks=1, budget=3), corpus, graph) == [1, 0, 5]
-    assert choose(RefreshConfig(first_ranks=1), corpus, graph, candidates=torch.tensor([[-1, 6], [5, 7]]))[:3] == [
+    assert choose({"first_ranks": 1}, corpus, graph) == [1, 0, 5, 7, 6, 11, 10]
+    assert choose({"first_ranks": 2}, corpus, graph) == [1, 0, 6, 5, 7, 11, 10]
+    assert choose({"first_ranks": 1, "budget": 3}, corpus, graph) == [1, 0, 5]
+    assert choose({"first_ranks": 1}, corpus, graph, candidates=torch.tensor([[-1, 6], [5, 7]]))[:3] == [
         1,
         0,
         5,
@@ -76,13 +78,12 @@ def test_selective_takes_what_the_reward_looks_at_before_what_is_only_stale(corp
 def test_nothing_fresh_is_chosen_again_by_any_policy(corpus, graph):
     fresh = [0, 5, 10, 19]
     corpus.update(fresh, VECTORS[fresh], step=3)
-    assert choose(RefreshConfig(), corpus, graph) == [1, 7, 6, 11]
-    for policy in ("random", "full"):
-        config = RefreshConfig(policy=policy, budget=100, every=3)
+    assert choose({}, corpus, graph) == [1, 7, 6, 11]
+    for config in ({"policy": "random", "budget": 100}, {"policy": "full", "every": 3}):
         assert sorted(choose(config, corpus, None)) == [row for row in range(ROWS) if row not in fresh]
     corpus.update(range(ROWS), VECTORS, step=4)
-    for policy in ("selective", "random", "full", "none"):
-        assert choose(RefreshConfig(policy=policy, every=1), corpus, graph, step=4) == []
+    for config in ({"policy": "selective"}, {"policy": "random"}, {"policy": "full", "every": 1}, {"policy": "none"}):
+        assert choose(config, corpus, graph, step=4) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,7 +94,7 @@ def test_selective_is_distinct_within_budget_and_leaves_no_positive_for_another(
     rows = st.lists(st.integers(0, ROWS - 1), max_size=8)
     positives, candidates, fresh = data.draw(rows), data.draw(rows), sorted(set(data.draw(rows)))
     corpus.update(fresh, VECTORS[fresh], step=2)
-    config = RefreshConfig(budget=budget, hops=hops, candidate_neighbors=wide, first_ranks=ranks)
+    config = {"budget": budget, "hops": hops, "candidate_neighbors": wide, "first_ranks": ranks}
     given = [candidates[:4], candidates[4:]] if len(candidates) == 8 else candidates
     chosen = choose(config, corpus, graph, positives=positives, candidates=given, step=2)
     start = set(positives) | set(candidates) if wide else set(positives)
@@ -106,7 +107,7 @@ def test_selective_is_distinct_within_budget_and_leaves_no_positive_for_another(
 
 
 def test_random_draws_its_budget_evenly_and_from_its_generator_alone(corpus):
-    config = RefreshConfig(policy="random", budget=5)
+    config = {"policy": "random", "budget": 5}
     draws = [choose(config, corpus, None, seed=seed) for seed in range(400)]
     assert all(len(set(draw)) == 5 for draw in draws)
     counts = np.bincount(np.concatenate(draws), minlength=ROWS)
@@ -115,23 +116,27 @@ def test_random_draws_its_budget_evenly_and_from_its_generator_alone(corpus):
 
 
 def test_full_takes_everything_at_its_steps_and_none_never(corpus):
-    config = RefreshConfig(policy="full", every=4, budget=1)
+    config = {"policy": "full", "every": 4}
     assert [len(choose(config, corpus, None, step=step)) for step in range(1, 9)] == [0, 0, 0, 20, 0, 0, 0, 20]
-    assert [len(choose(RefreshConfig(policy="none"), corpus, None, step=step)) for step in range(9)] == [0] * 9
+    assert [len(choose({"policy": "none"}, corpus, None, step=step)) for step in range(9)] == [0] * 9
 
 
 def test_wrong_settings_are_refused_with_the_nearest_name(corpus):
     with pytest.raises(InputError, match="did you mean 'selective'"):
-        RefreshConfig(policy="selectiv")
+        complete_settings({"policy": "selectiv"})
     with pytest.raises(InputError, match="there are selective, random, full, none"):
-        RefreshConfig(policy="x")
-    for wrong in ({"budget": 0}, {"hops": -1}, {"every": 0}, {"first_ranks": -1}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            RefreshConfig(**wrong)
+        complete_settings({"policy": "x"})
+    with pytest.raises(InputError, match=r"policy full has no parameter 'budget' \(it has every\)"):
+        complete_settings({"policy": "full", "budget": 3})
+    for policy, wrong in (("random", "budget"), ("selective", "hops"), ("full", "every"), ("selective", "first_ranks")):
+        with pytest.raises(InputError, match=f"{wrong} must be"):
+            complete_settings({"policy": policy, wrong: -1})
+        with pytest.raises(InputError, match=f"{wrong} must be int, got '9'"):
+            complete_settings({"policy": policy, wrong: "9"})
     with pytest.raises(ValueError, match="needs a graph"):
-        choose(RefreshConfig(), corpus, None)
+        choose({}, corpus, None)
     with pytest.raises(ValueError, match="no row 20"):
-        choose(RefreshConfig(), corpus, None, positives=[20])
+        choose({}, corpus, None, positives=[20])
 
 
 def test_the_gauge_sees_what_staleness_costs():

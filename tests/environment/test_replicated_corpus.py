@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from processes import run_processes
 
+from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.refresh_policies import RefreshConfig
 from search_r3.environment.replicated_corpus import ReplicatedCorpus
-from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
+from search_r3.environment.retrieval import RetrievalEnvironment
 
 ROWS, DIMENSION = 17, 6
 
@@ -40,7 +40,7 @@ def work(rank: int, folder: str) -> None:
     with pytest.raises(ValueError, match="given twice"):  # on both, so that neither waits for ever
         corpus.update([5], later[[5]], 3)
 
-    config = EnvironmentConfig(k=3, candidates=2, graph_width=4, graph_links=2, refresh=RefreshConfig(budget=7))
+    config = EnvironmentConfig(k=3, candidates=2, graph_width=4, graph_links=2, refresh={"budget": 7})
     rollouts, grades = unit_rows(2, 4), [{1: 1.0}, {4: 1.0}]
     environment = RetrievalEnvironment(corpus, config)
     alone = RetrievalEnvironment(whole, config)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from search_r3.environment import rewards
+from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.environment.live_corpus import LiveCorpus
-from search_r3.environment.refresh_policies import RefreshConfig
-from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
+from search_r3.environment.retrieval import RetrievalEnvironment
 from search_r3.errors import InputError
 from search_r3.training.config import load_config
 from search_r3.training.run_checkpoint import TrainingState, read_checkpoint, write_checkpoint
@@ -60,76 +60,77 @@ def grade_matrix() -> torch.Tensor:
 # Near some positives, near none, and near a judged irrelevant row: rewards from 0 to nearly 1.
 ROLLOUTS = torch.nn.functional.normalize(START[[3, 40, 7, 20, 11, 13]] + 0.5 * unit(6, 2), dim=1)
 EMITTED = torch.ones(6, dtype=torch.bool)
-EVERYTHING = RefreshConfig(policy="full", every=1)
+EVERYTHING = {"policy": "full", "every": 1}
 
 
 @pytest.mark.parametrize("name", ["dcg_scaled", "dcg", "margin_rank"])
 @pytest.mark.parametrize("k", [1, 10, 100])
 def test_rewards_are_those_of_the_whole_corpus_on_fresh_vectors(name, k):
-    env = environment(reward=name, k=k, margin=0.1 if name == "margin_rank" else 0.0, refresh=EVERYTHING)
-    judged = env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(2), 2, emitted_R=EMITTED)
+    terms = {"rewards": [{"name": name, "delta": 0.1}]} if name == "margin_rank" else {"reward": name}
+    env = environment(**terms, k=k, refresh=EVERYTHING)
+    scores = env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(2), 2, emitted_R=EMITTED)
     cosines, grades = ROLLOUTS @ weights(2).T, grade_matrix()[QUERY_R]
     extra = {"delta": 0.1} if name == "margin_rank" else {}
-    expected = rewards.REWARDS[name](cosines, grades, k=k, **extra)
-    assert torch.allclose(judged.rewards_R, expected, atol=1e-5)
+    expected = getattr(rewards, name)(cosines, grades, k=k, **extra)
+    assert torch.allclose(scores.rewards_R, expected, atol=1e-5)
     assert expected.unique().numel() > 1
-    assert torch.equal(judged.ranking_R, judged.rewards_R)
-    assert torch.allclose(judged.ndcg_R, rewards.dcg(cosines, grades, k=k), atol=1e-5)
+    assert torch.equal(scores.unshaped_R, scores.rewards_R)
+    assert torch.allclose(scores.ndcg_R, rewards.dcg(cosines, grades, k=k), atol=1e-5)
     best = cosines.argsort(dim=1, descending=True)[:, : min(k, 10)]
-    assert torch.equal(judged.rows_RK[:, : min(k, 10)], best)
-    assert torch.allclose(judged.cosines_RK[:, : min(k, 10)], cosines.gather(1, best), atol=1e-5)
-    assert judged.direct_B is None
+    assert torch.equal(scores.rows_RK[:, : min(k, 10)], best)
+    assert torch.allclose(scores.cosines_RK[:, : min(k, 10)], cosines.gather(1, best), atol=1e-5)
+    assert scores.direct_B is None
 
 
 def test_only_the_chosen_rows_are_encoded_and_they_are_used():
-    env = environment(candidates=3, refresh=RefreshConfig(budget=12))
+    env = environment(candidates=3, refresh={"budget": 12})
     encoder = Encoder(4)
-    judged = env.score(ROLLOUTS, QUERY_R, GRADES, encoder, 4, emitted_R=EMITTED)
-    assert encoder.asked == [judged.refreshed.tolist()]
-    assert set(judged.refreshed[:5].tolist()) == {3, 40, 7, 11, 12}  # the positives, not the judged irrelevant one
-    assert len(judged.refreshed) == 12
+    scores = env.score(ROLLOUTS, QUERY_R, GRADES, encoder, 4, emitted_R=EMITTED)
+    assert encoder.asked == [scores.refreshed.tolist()]
+    assert set(scores.refreshed[:5].tolist()) == {3, 40, 7, 11, 12}  # the positives, not the judged irrelevant one
+    assert len(scores.refreshed) == 12
     mixed = START.clone()
-    mixed[judged.refreshed] = weights(4)[judged.refreshed]
+    mixed[scores.refreshed] = weights(4)[scores.refreshed]
     assert torch.equal(env.corpus.vectors(range(ROWS)), mixed)
-    assert (env.corpus.steps_N == 4).nonzero()[:, 0].tolist() == sorted(judged.refreshed.tolist())
+    assert (env.corpus.steps_N == 4).nonzero()[:, 0].tolist() == sorted(scores.refreshed.tolist())
     expected = rewards.dcg_scaled(ROLLOUTS @ mixed.T, grade_matrix()[QUERY_R])
-    assert torch.allclose(judged.rewards_R, expected, atol=1e-5)
-    assert set(judged.seconds) == {"search", "choose", "encode", "update", "relink", "rank"}
+    assert torch.allclose(scores.rewards_R, expected, atol=1e-5)
+    assert set(scores.seconds) == {"search", "choose", "encode", "update", "relink", "rank"}
     # The graph follows: its cosines are those of the vectors as they are now.
     row, place = np.nonzero(env.graph.ids_NM >= 0)
     true = (mixed @ mixed.T).numpy()[row, env.graph.ids_NM[row, place]]
     assert env.graph.cosines_NM[row, place] == pytest.approx(true, abs=1e-5)
     again = env.score(ROLLOUTS, QUERY_R, GRADES, encoder, 4, emitted_R=EMITTED)  # a second look refreshes other rows
-    assert not set(again.refreshed.tolist()) & set(judged.refreshed.tolist())
+    assert not set(again.refreshed.tolist()) & set(scores.refreshed.tolist())
 
 
 def test_without_refresh_nothing_is_encoded_and_there_is_no_graph():
-    env = environment(refresh=RefreshConfig(policy="none"))
-    judged = env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(4), 4, emitted_R=EMITTED)
+    env = environment(refresh={"policy": "none"})
+    scores = env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(4), 4, emitted_R=EMITTED)
     assert env.graph is None
-    assert judged.refreshed.tolist() == []
-    assert torch.allclose(judged.rewards_R, rewards.dcg_scaled(ROLLOUTS @ START.T, grade_matrix()[QUERY_R]), atol=1e-5)
+    assert scores.refreshed.tolist() == []
+    assert torch.allclose(scores.rewards_R, rewards.dcg_scaled(ROLLOUTS @ START.T, grade_matrix()[QUERY_R]), atol=1e-5)
 
 
 def test_gain_length_and_the_missing_token_shape_the_reward_in_that_order():
     direct = torch.nn.functional.normalize(START[[3, 30, 12]] + unit(3, 3), dim=1)
     env = environment(gain_weight=0.5, length_weight=0.1, length_free=2, refresh=EVERYTHING)
     emitted = torch.tensor([True, True, True, True, True, False])
-    judged = env.score(
+    scores = env.score(
         ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1,
-        emitted_R=emitted, tokens_R=[0, 2, 7, 12, 12, 12], token_budget=12, direct_BD=direct,
+        emitted_R=emitted, token_ids=[[1] * n for n in (0, 2, 7, 12, 12, 12)], token_budget=12, direct_BD=direct,
     )  # fmt: skip
     plain = rewards.dcg_scaled(ROLLOUTS @ weights(1).T, grade_matrix()[QUERY_R])
     base = rewards.dcg_scaled(direct @ weights(1).T, grade_matrix())
-    assert torch.allclose(judged.ranking_R, plain, atol=1e-5)
-    assert torch.allclose(judged.direct_B, base, atol=1e-5)
+    assert torch.allclose(scores.unshaped_R, plain, atol=1e-5)
+    assert torch.allclose(scores.direct_B, base, atol=1e-5)
     cost = torch.tensor([0.0, 0.0, 0.05, 0.1, 0.1, 0.1])
     gain = (plain - base[QUERY_R]).clamp(min=0)
     assert (gain[:5] > 0.05).any()
     assert (gain[:5] == 0).any()
     expected = plain + 0.5 * gain - cost
     expected[5] = -0.5
-    assert torch.allclose(judged.rewards_R, expected, atol=1e-5)
+    assert torch.allclose(scores.rewards_R, expected, atol=1e-5)
 
 
 def test_direct_embeddings_alone_change_no_reward():
@@ -141,13 +142,13 @@ def test_direct_embeddings_alone_change_no_reward():
 
 
 def test_a_resumed_environment_goes_on_as_if_it_had_not_stopped(tmp_path):
-    config = EnvironmentConfig(candidates=3, refresh=RefreshConfig(policy="random", budget=9))
-    for refresh in (RefreshConfig(budget=9), RefreshConfig(policy="random", budget=9)):
+    config = EnvironmentConfig(candidates=3, refresh={"policy": "random", "budget": 9})
+    for refresh in ({"budget": 9}, {"policy": "random", "budget": 9}):
         config = EnvironmentConfig(candidates=3, refresh=refresh)
         env = RetrievalEnvironment(LiveCorpus.from_vectors(START), config, seed=5)
         env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(1), 1, emitted_R=EMITTED)
         state = TrainingState(1, {}, {}, {"environment": env.state_dict()}, None)
-        path = write_checkpoint(tmp_path / refresh.policy, state, keep=1)
+        path = write_checkpoint(tmp_path / str(refresh.get("policy")), state, keep=1)
         back = RetrievalEnvironment(LiveCorpus.from_vectors(START), config, seed=5)
         back.load_state_dict(read_checkpoint(path).task["environment"])
         for step in (2, 3):
@@ -160,8 +161,8 @@ def test_a_resumed_environment_goes_on_as_if_it_had_not_stopped(tmp_path):
         environment().load_state_dict(env.state_dict())
 
 
-def test_the_gauge_is_the_pooled_truth_and_changes_nothing():
-    env = environment(k=5, refresh=RefreshConfig(policy="full", every=4))
+def test_the_staleness_is_that_of_the_pool_and_changes_nothing():
+    env = environment(k=5, refresh={"policy": "full", "every": 4})
     encoder, queries = Encoder(3), unit(3, 9)
     found = env.evaluate_staleness(queries, GRADES, encoder, 3, top=ROWS, random_rows=0)  # the pool is everything
     assert encoder.asked == [list(range(ROWS))]
@@ -213,14 +214,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded():
             score(environment(), **change)
     with pytest.raises(ValueError, match="direct_BD"):
         score(environment(gain_weight=1.0))
-    with pytest.raises(ValueError, match="tokens_R"):
+    with pytest.raises(ValueError, match="token_ids"):
         score(environment(length_weight=0.1))
     for wrong, words in (
         ({"reward": "dcg_scale"}, "did you mean 'dcg_scaled'"),
         ({"k": 0}, "k must be"),
         ({"candidates": 0}, "candidates must be"),
         ({"gain_weight": -1.0}, "gain_weight must be"),
-        ({"margin": 2.0}, "margin must lie"),
+        ({"rewards": [{"name": "margin_rank", "delta": 2.0}]}, "reward margin_rank: delta must lie"),
+        ({"rewards": [{"name": "margin_rank", "delt": 0.1}]}, "no parameter 'delt'; did you mean 'delta'"),
+        ({"rewards": [{"name": "dcg", "delta": 0.1}]}, "no parameter 'delta' .it has none."),
+        ({"rewards": [{"name": "dcg", "weight": "much"}]}, "weight must be a finite number"),
+        ({"rewards": [{"weight": 1.0}]}, "needs a name"),
+        ({"reward": "dcg", "rewards": [{"name": "dcg"}]}, "not both"),
+        ({"refresh": {"policy": "none", "budget": 64}}, "no parameter 'budget' .it has none."),
         ({"missing_token_reward": 0.0}, "missing_token_reward must be below"),
         ({"length_weight": 0.6}, "missing_token_reward must be below"),
         ({"length_free": -1}, "length_free must be"),
@@ -232,10 +239,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded():
 
 def test_a_recipe_may_hold_the_settings_and_a_misspelt_policy_stops_it(tmp_path):
     recipe = tmp_path / "grpo.yaml"
-    recipe.write_text("reward: margin_rank\nmargin: 0.1\nrefresh:\n  policy: none\n  budget: 64\n")
+    recipe.write_text(
+        "rewards:\n- {name: dcg}\n- {name: margin_rank, weight: 0.5, delta: 0.1}\nrefresh: {policy: random}\n"
+    )
     config = load_config(recipe, EnvironmentConfig)
     assert config == EnvironmentConfig(
-        reward="margin_rank", margin=0.1, refresh=RefreshConfig(policy="none", budget=64)
+        rewards=[{"name": "dcg"}, {"name": "margin_rank", "weight": 0.5, "delta": 0.1}],
+        refresh={"policy": "random", "budget": 256},
     )
-    with pytest.raises(InputError, match=r"grpo.yaml: in refresh, .*did you mean 'random'"):
+    with pytest.raises(InputError, match=r"grpo.yaml: there is no refresh policy 'randon'; did you mean 'random'"):
         load_config(recipe, EnvironmentConfig, ["refresh.policy=randon"])
+    with pytest.raises(InputError, match=r'key "margin" is .* write rewards: \[{name: margin_rank, delta: MARGIN}\]'):
+        load_config(recipe, EnvironmentConfig, ["margin=0.1"])
+    with pytest.raises(InputError, match="no parameter 'candidate_neighbours'; did you mean 'candidate_neighbors'"):
+        load_config(recipe, EnvironmentConfig, ["refresh={candidate_neighbours: true}"])

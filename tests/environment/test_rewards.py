@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from search_r3 import metrics
 from search_r3.environment import rewards
+from search_r3.environment.reward_terms import REGISTRY
 from search_r3.environment.rewards import dcg, dcg_scaled, margin_rank
 from search_r3.errors import InputError
 
@@ -237,8 +238,8 @@ def test_the_gain_changes_the_advantages_of_a_group_which_a_plain_difference_wou
 
 
 def test_rewards_are_found_by_name():
-    assert rewards.reward_named("dcg_scaled") is dcg_scaled
+    assert REGISTRY.create("dcg_scaled", {}) is rewards.REWARDS["dcg_scaled"]
     with pytest.raises(InputError, match="did you mean 'margin_rank'"):
-        rewards.reward_named("margin_rnk")
+        REGISTRY.create("margin_rnk", {})
     with pytest.raises(InputError, match="there are dcg_scaled, dcg, margin_rank"):
-        rewards.reward_named("zzz")
+        REGISTRY.create("zzz", {})

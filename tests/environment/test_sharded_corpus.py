@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from processes import run_processes
 
+from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.environment.live_corpus import LiveCorpus
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.refresh_policies import RefreshConfig
-from search_r3.environment.retrieval import EnvironmentConfig, RetrievalEnvironment
+from search_r3.environment.retrieval import RetrievalEnvironment
 from search_r3.environment.sharded_corpus import ShardedCorpus, shard_of
 from search_r3.errors import InputError
 
@@ -42,7 +42,7 @@ def judge_together(rank: int) -> None:
         torch.tensor([0, 0, 1, 2]),
         CORNERS[[4, 9, 2, 14]],
     )
-    config = EnvironmentConfig(k=3, candidates=2, graph_width=3, graph_links=2, refresh=RefreshConfig(budget=9))
+    config = EnvironmentConfig(k=3, candidates=2, graph_width=3, graph_links=2, refresh={"budget": 9})
     corpus = ShardedCorpus(TOTAL, 4)
     mine = torch.arange(TOTAL)[rank::2]
     corpus.update(mine, VECTORS[mine], step=0)
@@ -61,11 +61,11 @@ def judge_together(rank: int) -> None:
     assert torch.equal(got.rewards_R, expected.rewards_R[part])
     assert torch.equal(got.rows_RK, expected.rows_RK[part])
     assert got.refreshed.tolist() == expected.refreshed.tolist()
-    assert asked == [(5, 4)[rank]]  # nine rows, dealt out
+    assert asked == [(5, 4)[rank]]  # nine rows, shared
     assert (shared.graph.ids_NM == whole.graph.ids_NM).all()
-    probes, judged = CORNERS[:3], [{1: 1}, {4: 1}, {6: 1}]
-    assert shared.evaluate_staleness(probes, judged, encode, 2, top=4, random_rows=2) == whole.evaluate_staleness(
-        probes, judged, lambda rows: later[rows], 2, top=4, random_rows=2
+    probes, grades = CORNERS[:3], [{1: 1}, {4: 1}, {6: 1}]
+    assert shared.evaluate_staleness(probes, grades, encode, 2, top=4, random_rows=2) == whole.evaluate_staleness(
+        probes, grades, lambda rows: later[rows], 2, top=4, random_rows=2
     )
 
 

@@ -36,7 +36,7 @@ def some_pairs(n: int = 32) -> list[TrainingPair]:
 
 
 def train_stage_one(tiny_model: Path, folder: Path, steps: int = 100) -> Path:
-    """An adapter whose model ends most analyses by itself, and finds some letters."""
+    """An adapter whose model ends most reasoning traces by itself, and finds some letters."""
     write_pairs(folder / "pairs.jsonl", some_pairs())
     recipe = {
         "pairs": [str(folder / "pairs.jsonl")], "output": str(folder / "stage1"), "base": str(tiny_model),
@@ -85,12 +85,9 @@ def task_of(adapter: Path, output: Path, engine: Any = None, **changes: Any) -> 
     values["queries"] = [QuerySet(**part) for part in values["queries"]]
     values["corpus"] = [Source(**part) for part in values["corpus"]]
     if isinstance(values["environment"], dict):
-        from search_r3.environment.refresh_policies import RefreshConfig
-        from search_r3.environment.retrieval import EnvironmentConfig
+        from search_r3.environment.environment_config import EnvironmentConfig
 
-        part = values["environment"]
-        refresh = RefreshConfig(**part.get("refresh", {}))
-        values["environment"] = EnvironmentConfig(**part | {"refresh": refresh})
+        values["environment"] = EnvironmentConfig(**values["environment"])
     config = GRPOConfig(**values)
     checkpoint, first = load_stage_one(str(adapter))
     torch.manual_seed(config.loop.seed)

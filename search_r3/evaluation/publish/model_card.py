@@ -250,11 +250,21 @@ def _stage_2(config: dict[str, Any]) -> str:
     return (
         f"on top of the stage 1 adapter of contract `{config['adapter_contract'][:12]}`, merged into one; {asked}; "
         f"reasoning traces of at most {config['max_reasoning_tokens']} tokens, "
-        f"sampled at temperature {config['temperature']:g}; reward {environment['reward']} of the first "
-        f"{environment['k']}; loss {config['loss_type']}, advantages {config['advantage']}, ratio from "
+        f"sampled at temperature {config['temperature']:g}; reward {_reward(environment)} of the first "
+        f"{environment['k']}; loss {config['loss_type']}, advantages "
+        f"{config['advantage_estimator']} (scale_rewards: {config['scale_rewards']}), ratio from "
         f"1 - {config['epsilon_low']:g} to 1 + {config['epsilon_high']:g}, "
         f"KL to stage 1 {config['beta']:g}, InfoNCE {config['contrastive_weight']:g}; "
-        f"{size} documents, refreshed {refresh['policy']} ({refresh['budget']} a step)"
+        f"{size} documents, refreshed {refresh['policy']}"
+        + (f" ({refresh['budget']} a step)" if "budget" in refresh else "")
+    )
+
+
+def _reward(environment: dict[str, Any]) -> str:
+    """The names of the rewards, with their weights where there are several."""
+    terms = environment.get("rewards") or [{"name": environment["reward"]}]
+    return " + ".join(
+        term["name"] if len(terms) == 1 else f"{term.get('weight', 1):g} {term['name']}" for term in terms
     )
 
 

@@ -21,7 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from search_r3.environment.rewards import MISSING_TOKEN_REWARD, dcg, dcg_scaled, missing_token_penalty
+from search_r3.environment.reward_protocol import RankedRollouts
+from search_r3.environment.reward_terms import WeightedRewards
+from search_r3.environment.rewards import MISSING_TOKEN_REWARD, missing_token_penalty
 from search_r3.evaluation.significance import (
     RESAMPLES,
     Comparison,
@@ -32,7 +34,8 @@ from search_r3.evaluation.significance import (
 )
 from search_r3.ranking import rank_of_best_positive
 
-REWARDS = {"dcg_scaled": dcg_scaled, "dcg": dcg}
+REWARDS = ("dcg_scaled", "dcg")
+"""The environment's rewards that are measured."""
 KINDS = ("sampled", "penalized", "greedy", "direct")
 FIGURES = tuple(f"{kind}.{reward}" for kind in KINDS for reward in REWARDS)
 HALF = 0.5
@@ -98,6 +101,7 @@ def earn(
     found = slice(fillers, fillers + count)
     columns = fillers + count + most
     rewards: dict[str, list[Tensor]] = {name: [] for name in REWARDS}
+    functions = {name: WeightedRewards.from_recipe([{"name": name}]) for name in REWARDS}
     ranks = []
     size = max(1, _CELLS // max(1, columns))
     for start in range(0, len(query_R), size):
@@ -114,8 +118,9 @@ def earn(
             if ignored_Q is not None and (row := ignored_Q[query]) is not None:
                 ignored_RC[line, fillers + row] = True
         cosine_RC.masked_fill_(ignored_RC, -1.0)  # the fillers win the tie
-        for name, reward in REWARDS.items():
-            rewards[name].append(reward(cosine_RC, grade_RC, k))
+        ranked = RankedRollouts.without_text(cosine_RC, grade_RC, k)
+        for name, reward in functions.items():
+            rewards[name].append(reward(ranked))
         ranks.append(rank_of_best_positive(cosine_RC[:, found], ((grade_RC > 0) & ~ignored_RC)[:, found]))
     empty = torch.zeros(0)
     return Earned(

@@ -1,6 +1,6 @@
-"""What stage 2 is trained on: queries, the documents of the environment, and which document answers which query.
+"""The training data of stage 2: queries, the documents of the environment, and which document answers which query.
 
-Documents are known by their text, so that sets may share them. Test splits are refused by the recipe, held-out queries
+Documents are identified by their text, so that sets may share them. The recipe refuses test splits; held-out queries
 and those of the dev pools are never trained on.
 """
 
@@ -21,12 +21,12 @@ from search_r3.errors import InputError
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet
 
 ORDER_STREAM, RESAMPLE_STREAM = 91, 92
-"""Tell the random streams apart: an epoch's shuffle, and queries drawn instead of groups without variance."""
+"""Separate the random streams: an epoch's shuffle, and queries drawn in place of groups without variance."""
 
 
 @dataclass
 class Query:
-    """A query and the rows of the corpus that were judged for it."""
+    """A query, and the grades of the corpus's rows that are judged for it."""
 
     id: str
     text: str
@@ -40,7 +40,7 @@ class Query:
 
 @dataclass
 class RLDataset:
-    """The documents (row i is document i), the queries to train on, and those held out."""
+    """The documents (row i is document i), the training queries, and the held-out ones."""
 
     documents: list[str]
     train: list[Query]
@@ -48,7 +48,7 @@ class RLDataset:
 
     @property
     def sha256(self) -> str:
-        """Of the documents and the queries with their grades: what a run may not change between two starts."""
+        """Of the documents and the queries with their grades, which may not change when a run is resumed."""
         digest = hashlib.sha256("\0".join(self.documents).encode("utf-8", "surrogatepass"))
         for query in (*self.train, *self.held_out):
             digest.update(f"\0{query.text}\0{sorted(query.grades.items())}".encode("utf-8", "surrogatepass"))
@@ -56,10 +56,10 @@ class RLDataset:
 
 
 def load_rl_dataset(config: GRPOConfig, never: Collection[str] = ()) -> RLDataset:
-    """Read what the recipe names.
+    """Read the sets that the recipe names.
 
     Args:
-        never: texts of queries that are left out of training, such as the dev pools'.
+        never: texts of queries to leave out of training, such as the dev pools'.
 
     Raises:
         InputError: a file or a set cannot be read; a query's positive is not in the corpus; or nothing to train on.
@@ -108,8 +108,8 @@ class QueryOrder:
     """Which queries make which batch: a pure function of the seed and the batch's number.
 
     Args:
-        queries: how many there are.
-        size: of a batch, which all processes share.
+        queries: the number of training queries.
+        size: queries of a batch, over all processes.
     """
 
     def __init__(self, queries: int, size: int, seed: int) -> None:
@@ -128,7 +128,7 @@ class QueryOrder:
         return order[place * self.size : (place + 1) * self.size].tolist()
 
     def others(self, number: int, attempt: int, count: int) -> list[int]:
-        """Queries drawn anew for a batch, from all of them; `count` different ones (fewer if there are fewer)."""
+        """Queries drawn from all of them to replace some of a batch: `count` different ones (or all there are)."""
         rng = np.random.default_rng([self.seed, RESAMPLE_STREAM, number, 0, attempt])
         return rng.permutation(self.queries)[:count].tolist()
 
@@ -143,7 +143,7 @@ def _documents(config: GRPOConfig, source: Any) -> Iterator[str]:
 
 
 def _merged(config: GRPOConfig, part: str) -> dict[str, tuple[str, dict[str, float]]]:
-    """Query text -> (id, document text -> grade) of all sets; a query that comes twice has all its answers."""
+    """Query text -> (id, document text -> grade) of all sets; a query that occurs twice has all its answers."""
     merged: dict[str, tuple[str, dict[str, float]]] = {}
     for source in config.queries:
         found = _queries(config, source, held_out=part == "held_out")

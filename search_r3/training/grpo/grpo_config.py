@@ -1,4 +1,4 @@
-"""A stage 2 recipe: every key that `search-r3 train grpo` knows, with what it means and its default."""
+"""A stage 2 recipe: every key of `search-r3 train grpo`, its meaning and its default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from search_r3.environment.retrieval import EnvironmentConfig
+from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.errors import InputError
 from search_r3.training.config import LoopConfig, LoraSettings
 from search_r3.training.grpo.policy_gradient import AdvantageEstimator, LossType, ScaleRewards
@@ -174,46 +174,48 @@ class GRPOConfig:
                 f"num_generations must be 2 or more, not {self.num_generations}: an advantage compares the rollouts of "
                 "a group"
             )
-        at_least = dict.fromkeys(
-            ("min_positive_rank", "queries_per_step", "max_reasoning_tokens", "max_query_tokens", "max_document_tokens",
-             "num_iterations", "num_mini_batches", "generation_batch_size", "mini_batch_size", "staleness_eval_queries",
-             "dev_queries", "dev_documents"), 1
-        )  # fmt: skip
-        at_least |= dict.fromkeys(
-            ("min_reasoning_tokens", "max_resample_rounds", "staleness_eval_every", "staleness_eval_rows",
-             "num_completions_to_log", "log_completions_every"), 0
-        )  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        if self.min_reasoning_tokens > self.max_reasoning_tokens:
-            raise InputError(
-                f"min_reasoning_tokens must be at most max_reasoning_tokens ({self.max_reasoning_tokens}), "
-                f"not {self.min_reasoning_tokens}"
-            )
-        if self.max_positive_rank is not None and self.max_positive_rank < self.min_positive_rank:
-            raise InputError(
-                f"max_positive_rank must be min_positive_rank ({self.min_positive_rank}) or more, "
-                f"not {self.max_positive_rank}"
-            )
-        if self.max_documents is not None and self.max_documents < 2:
-            raise InputError(f"max_documents must be 2 or more, not {self.max_documents}")
+        for name in _COUNTS:
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        for name in _COUNTS_OR_NONE:
+            self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("temperature", "contrastive_temperature", "epsilon_low", "epsilon_high"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.epsilon_low > 1:
-            raise InputError(f"epsilon_low must be at most 1, not {self.epsilon_low}: a ratio is never below 0")
+            self._require(name, math.isfinite(getattr(self, name)) and getattr(self, name) > 0, "above 0")
         for name in ("beta", "contrastive_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.num_mini_batches > self.queries_per_step * self.num_generations:
-            raise InputError(f"num_mini_batches must be at most the rollouts of a step, not {self.num_mini_batches}")
+            self._require(name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "0 or more")
+        self._require("epsilon_low", self.epsilon_low <= 1, "at most 1", ": a ratio is never below 0")
+        self._require("max_documents", self.max_documents is None or self.max_documents >= 2, "2 or more")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """The limits that keys set for each other."""
+        deepest, budget = self.max_positive_rank, self.max_reasoning_tokens
+        least = f"min_positive_rank ({self.min_positive_rank}) or more"
+        self._require("max_positive_rank", deepest is None or deepest >= self.min_positive_rank, least)
+        at_most = f"at most max_reasoning_tokens ({budget})"
+        self._require("min_reasoning_tokens", self.min_reasoning_tokens <= budget, at_most)
+        rollouts = self.queries_per_step * self.num_generations
+        self._require("num_mini_batches", self.num_mini_batches <= rollouts, "at most the rollouts of a step")
         if self.lora.dropout:
             raise InputError(f"lora.dropout must be 0, not {self.lora.dropout}: the first ratio of a batch must be 1")
         if self.loop.gradient_accumulation != 1:
             raise InputError("loop.gradient_accumulation must be 1: use activation_checkpointing to save memory")
-        if self.environment.length_weight and self.environment.length_free >= self.max_reasoning_tokens:
+        if self.environment.length_weight and self.environment.length_free >= budget:
             raise InputError(
-                f"environment.length_free must be below max_reasoning_tokens ({self.max_reasoning_tokens}), "
+                f"environment.length_free must be below max_reasoning_tokens ({budget}), "
                 f"not {self.environment.length_free}"
             )
+
+    def _require(self, name: str, holds: bool, expected: str, why: str = "") -> None:
+        if not holds:
+            raise InputError(f"{name} must be {expected}, not {getattr(self, name)}{why}")
+
+
+_COUNTS = (
+    "min_positive_rank", "queries_per_step", "max_reasoning_tokens", "max_query_tokens", "max_document_tokens",
+    "num_iterations", "num_mini_batches", "generation_batch_size", "mini_batch_size", "staleness_eval_queries",
+    "dev_queries", "dev_documents",
+)  # fmt: skip
+_COUNTS_OR_NONE = (
+    "min_reasoning_tokens", "max_resample_rounds", "staleness_eval_every", "staleness_eval_rows",
+    "num_completions_to_log", "log_completions_every",
+)  # fmt: skip

@@ -1,7 +1,7 @@
-"""Notices a run that has nothing to learn from: it warns while the run goes on, and the run does not end as a success.
+"""Detects a run without anything to learn from: it warns during the run, which then ends as a failure.
 
-A step has nothing to learn from if the norm of its gradient is exactly 0, or if the task says so of its figures (GRPO:
-within every group all rewards are equal, so that every advantage is 0).
+A step has nothing to learn from if the norm of its gradient is exactly 0, or if the task says so from its figures
+(GRPO: within every group all rewards are equal, so that every advantage is 0).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class LearningSignal:
     """Counts the steps of a run that had nothing to learn from.
 
     Args:
-        task: may have a method `nothing_to_learn(figures) -> str | None`: why a step's figures hold nothing to learn
-            from, or None. One with a false `must_learn` is only tried: nothing is said of it.
+        task: may have a method `nothing_to_learn(figures) -> str | None`: why a step had nothing to learn from, by its
+            figures, or None. A task whose `must_learn` is false is not watched (a dry run).
         warn: prints a line.
         learned: whether an earlier part of the run has learned something already.
     """
@@ -30,7 +30,7 @@ class LearningSignal:
         self.learned = learned or not self._watched
 
     def step(self, number: int, last: bool, grad_norm: float, figures: dict[str, float]) -> None:
-        """Take in the step with the 1-based `number`, by its figures over all processes; `last` of the run."""
+        """Record the step with the 1-based `number`, by its figures over all processes; `last` of the run."""
         if not self._watched:
             return
         reason = self._why(figures) or ("the gradient is 0" if grad_norm == 0 else None)
@@ -44,5 +44,5 @@ class LearningSignal:
 
     @property
     def failure(self) -> str | None:
-        """What is wrong with a run in which no step had anything to learn from; None if one had."""
+        """Why the run failed, if no step had anything to learn from; None if one had."""
         return None if self.learned else f"nothing was learned: {self._reason or 'no step was made'}"

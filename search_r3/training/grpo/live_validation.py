@@ -1,7 +1,6 @@
-"""Figures of stage 2 on held-out queries: what they earn in the live corpus, and how stale that corpus has become.
+"""Figures of stage 2 on held-out queries: their rewards in the live corpus, and how stale that corpus has become.
 
-Both are of the corpus as it stands, refreshed in part: exact figures need everything re-encoded and belong in the
-benchmark.
+Both use the corpus as it is, refreshed in part. Exact figures need all of it re-encoded: see benchmarks/environment.py.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from search_r3.training.grpo.grpo_config import GRPOConfig
 def live_figures(
     encoder: SearchR3, environment: RetrievalEnvironment, queries: Sequence[Query], config: GRPOConfig
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Mean rewards of greedy analyses and of direct embeddings, and the first few analyses to be shown.
+    """Mean rewards of greedy reasoning traces and of direct embeddings, and the first few traces to log.
 
     Returns:
         "live.reward" and "live.dcg" (nDCG@k) with reasoning, "live.reward_direct" without; and records with query,
@@ -36,9 +35,9 @@ def live_figures(
         batch_size=config.generation_batch_size,
         show_progress_bar=False,
     )
-    behind_QD = np.stack([r.embedding for r in reasoned])
+    reasoned_QD = np.stack([r.embedding for r in reasoned])
     direct_QD = encoder.encode_query(texts, reasoning=False, show_progress_bar=False)
-    cosine_QN = environment.corpus.scores(behind_QD, torch.arange(len(environment.corpus)))
+    cosine_QN = environment.corpus.scores(reasoned_QD, torch.arange(len(environment.corpus)))
     grade_QN = torch.zeros_like(cosine_QN)
     for line, query in enumerate(queries):
         grade_QN[line, list(query.grades)] = torch.tensor(list(query.grades.values())).to(grade_QN)
@@ -48,7 +47,7 @@ def live_figures(
     cosine_QN = environment.corpus.scores(direct_QD, torch.arange(len(environment.corpus)))
     figures["live.reward_direct"] = float(rewards.dcg_scaled(cosine_QN, grade_QN, k).mean())
     ranks = rank_of_positive(
-        environment, behind_QD[: config.num_completions_to_log], queries[: config.num_completions_to_log]
+        environment, reasoned_QD[: config.num_completions_to_log], queries[: config.num_completions_to_log]
     )
     records = [
         {"query": query.text, "text": r.text, "reward": round(value, 4), "rank": rank, "forced": r.forced}
@@ -71,6 +70,7 @@ def staleness_figures(
         [query.grades for query in queries],
         encode_rows(encoder, documents, config.max_document_tokens),
         step,
+        queries=[query.text for query in queries],
         random_rows=config.staleness_eval_rows,
     )
     return {"staleness_recall": found.pooled_recall, "staleness_error": found.pooled_reward_error}

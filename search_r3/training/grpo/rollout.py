@@ -1,190 +1,147 @@
-"""Rollouts: for each query a group of sampled analyses, each with the embedding behind it. Two engines, one protocol.
+"""A rollout: one sampled reasoning trace, and everything that a step learns about it; and the batch that is trained on.
 
-Sampling is plain: temperature, no top-p or top-k (they would bias the ratio), padding ids never. A rollout is what the
-policy loss needs: the query's own ids, the ids that were sampled, and how the turn ended (arXiv 2510.07048, stage 2).
+Shape suffixes: C candidates of the contrastive term, D dimensions, T tokens that the assistant writes in a rollout (the
+last one, the embed token, included).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from search_r3.model.engines.base import Generation
-from search_r3.model.engines.vllm.vllm_generation import VllmWriter, check_device, continue_rows, import_vllm
-from search_r3.model.searchr3 import SearchR3, encode_as_text
+IGNORE_INDEX = -1
+"""As a rollout's target: it takes no part in the contrastive term."""
+NO_ROW = -1
+"""As a rollout's index: it is not among those that the step trains on."""
 
 
 @dataclass
 class Rollout:
-    """One sampled analysis.
+    """One reasoning trace of one query. Each part of the step fills in what it computes.
 
     Attributes:
-        row: ids after the reasoning conversation's prefix, up to where the assistant begins to write.
-        token_ids: what it wrote before the embed token; at most the budget.
-        embedding: float32 (dim,), unit: the state at the embed token.
-        forced: the embed token was put there and not sampled (out of budget, or the turn was ended).
-        ended: the end-of-turn token that was sampled instead, if that is why.
-        text: `token_ids` as text.
+        prompt_ids: sampling: token ids between the conversation's shared prefix and the assistant's turn.
+        token_ids: sampling: the reasoning, without the embed token; at most the budget.
+        text: sampling: `token_ids` as text.
+        embedding: sampling: float32 (dim,), unit: the hidden state at the embed token.
+        forced: sampling: the embed token was appended and not sampled (out of budget, or the turn was ended).
+        ended: sampling: the end-of-turn token that was sampled instead, if that is why.
+        reward: scoring: what the policy gradient uses, shaping included.
+        advantage: the reward compared with its group's.
+        in_policy_loss: whether the policy loss and the KL include it.
+        target: column of the candidate that answers its query, or `IGNORE_INDEX`.
+        false_negatives: columns of candidates that answer the query too, so are no negatives.
+        index: its place among the rollouts of all processes, or `NO_ROW`.
+        old_log_probs: float32 (T,), by the policy that sampled; None until a batch serves several steps.
+        reference_log_probs: float32 (T,), by the reference; None as well, or without a KL term.
     """
 
-    row: list[int]
+    prompt_ids: list[int]
     token_ids: list[int]
+    text: str
     embedding: np.ndarray
     forced: bool
-    ended: int | None
-    text: str
+    ended: int | None = None
+    reward: float = 0.0
+    advantage: float = 0.0
+    in_policy_loss: bool = True
+    target: int = IGNORE_INDEX
+    false_negatives: list[int] = field(default_factory=list)
+    index: int = NO_ROW
+    old_log_probs: Tensor | None = None
+    reference_log_probs: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """T: tokens of the assistant's turn, the embed token included."""
+        return len(self.token_ids) + 1
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether some term of the loss depends on it."""
+        return self.in_policy_loss or self.target != IGNORE_INDEX
+
+    def input_ids(self, embed_id: int) -> list[int]:
+        """What the model reads after the shared prefix: the query, the reasoning, and the embed token."""
+        return [*self.prompt_ids, *self.token_ids, embed_id]
+
+    def sampled_ids(self, embed_id: int) -> tuple[list[int], list[bool]]:
+        """The T tokens that were sampled, and whether each one was: out of budget, no token was sampled at the end."""
+        last = embed_id if not self.forced or self.ended is None else self.ended
+        return [*self.token_ids, last], [True] * len(self.token_ids) + [not self.forced or self.ended is not None]
 
 
-class Rollouts(Protocol):
-    """An engine that samples."""
-
-    def sync(self, encoder: SearchR3) -> None:
-        """Sample with these weights from now on. `encoder` may be the same object each time, with other weights."""
-        ...
-
-    def sample(
-        self,
-        queries: Sequence[str],
-        group: int,
-        *,
-        max_tokens: int,
-        max_query_tokens: int,
-        temperature: float,
-        seed: int | Sequence[int],
-    ) -> list[Rollout]:
-        """`group` rollouts of each query, those of a query together: len(queries) * group of them.
-
-        Args:
-            max_tokens: reasoning tokens at most; the embed token may still follow them.
-            max_query_tokens: tokens kept of a query.
-            temperature: above 0; 0 is greedy.
-            seed: one for all, or one for each query. The same seed, weights and query give the same rollouts with the
-                torch engine, whatever is sampled beside them.
-        """
-        ...
+_LISTS = ("prompt_ids", "token_ids", "false_negatives")
+_SCALARS = ("forced", "ended", "reward", "advantage", "in_policy_loss", "target", "index")
+_LOG_PROBS = ("old_log_probs", "reference_log_probs")
 
 
-class TorchRollouts:
-    """Samples with our own engine: a query is prefilled once for its group, the conversation's prefix once for all.
+@dataclass
+class RolloutBatch:
+    """The rollouts that this process trains on for `steps_per_generation` steps, and what they share.
 
-    Args:
-        batch_size: rollouts that are written side by side.
+    It is part of a run's state: the weights that sampled it are gone after the first of those steps.
+
+    Attributes:
+        number: of the generation, from 0.
+        rollouts: this process's, groups one after another.
+        candidate_CD: float32 embeddings of the documents of the contrastive term, detached.
+        total: rollouts of all processes.
+        figures: of all processes' rollouts as first sampled, before any were replaced.
+        completions: some rollouts to log; not part of the state.
     """
 
-    def __init__(self, batch_size: int = 64) -> None:
-        self.batch_size = batch_size
-        self.encoder: SearchR3 | None = None
+    number: int
+    rollouts: list[Rollout]
+    candidate_CD: Tensor
+    total: int
+    figures: dict[str, float]
+    completions: list[dict[str, Any]] = field(default_factory=list)
 
-    def sync(self, encoder: SearchR3) -> None:
-        """See `Rollouts.sync`."""
-        self.encoder = encoder
+    def mini_batch(self, position: int, num_mini_batches: int, seed: int) -> tuple[list[Rollout], bool]:
+        """This process's rollouts of the step at `position` with some signal; one of them and False if none has any.
 
-    def sample(
-        self,
-        queries: Sequence[str],
-        group: int,
-        *,
-        max_tokens: int,
-        max_query_tokens: int,
-        temperature: float,
-        seed: int | Sequence[int],
-    ) -> list[Rollout]:
-        """See `Rollouts.sample`."""
-        if self.encoder is None:
-            raise RuntimeError("sync first: there are no weights to sample with")
-        encoder = self.encoder
-        rows = query_rows(encoder, queries, max_query_tokens)
-        written = self._generate(
-            encoder,
-            rows,
-            max_new_tokens=max_tokens,
-            temperature=temperature,
-            seed=seeds_of(seed, len(queries), group),
-            batch_size=self.batch_size,
-            samples=group,
-        )
-        return [
-            Rollout(
-                rows[i // group],
-                g.token_ids,
-                g.embedding,
-                g.forced,
-                g.ended,
-                encoder.tokenizer.decode(g.token_ids).strip(),
-            )
-            for i, g in enumerate(written)
+        Which rollouts of all processes make a step does not depend on the number of processes.
+        """
+        iteration, part = divmod(position, num_mini_batches)
+        mine = self.rollouts
+        if num_mini_batches > 1:
+            rng = np.random.default_rng([seed, self.number, 0, iteration])
+            chosen = np.array_split(rng.permutation(np.arange(self.total)), num_mini_batches)[part]
+            mine = [rollout for rollout in mine if rollout.index in chosen]
+        useful = [rollout for rollout in mine if rollout.has_signal]
+        return useful or (mine or self.rollouts)[:1], bool(useful)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values."""
+        state: dict[str, Any] = {"number": self.number, "total": self.total, "figures": self.figures}
+        state["candidates"] = self.candidate_CD
+        for name in _SCALARS:
+            state[name] = [getattr(rollout, name) for rollout in self.rollouts]
+        for name in _LISTS:
+            values = [getattr(rollout, name) for rollout in self.rollouts]
+            state[name] = torch.tensor([item for value in values for item in value], dtype=torch.int64)
+            state[f"{name}_lengths"] = [len(value) for value in values]
+        for name in _LOG_PROBS:
+            found = [getattr(rollout, name) for rollout in self.rollouts]
+            state[name] = None if found[0] is None else torch.cat(found)
+        return state
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> RolloutBatch:
+        """The batch that gave this state; texts and embeddings are not needed again and stay empty."""
+        columns = {name: state[name] for name in _SCALARS}
+        for name in _LISTS:
+            columns[name] = [part.tolist() for part in state[name].split(state[f"{name}_lengths"])]
+        lengths = [len(ids) + 1 for ids in columns["token_ids"]]
+        for name in _LOG_PROBS:
+            columns[name] = [None] * len(lengths) if state[name] is None else state[name].split(lengths)
+        rollouts = [
+            Rollout(text="", embedding=np.zeros(0, dtype=np.float32), **dict(zip(columns, values, strict=True)))
+            for values in zip(*columns.values(), strict=True)
         ]
-
-    def _generate(self, encoder: SearchR3, rows: list[list[int]], **settings: Any) -> list[Generation]:
-        return encoder.engine.generate(encoder.frames["reasoning"].prefix, rows, **settings)
-
-
-class VLLMRollouts(TorchRollouts):
-    """Samples with vLLM in this process, into which the merged weights are pushed at each sync.
-
-    vLLM hands out no hidden states at a sampled token, so the embeddings take one more prefill by the torch engine. The
-    same seed gives the same rollouts only as far as vLLM's kernels do.
-
-    Args:
-        workspace: a folder for the merged model that vLLM is started from.
-        gpu_memory: the share of the GPU's memory that vLLM may take; training needs the rest.
-        module: stands in for the `vllm` package (tests).
-    """
-
-    def __init__(self, workspace: Path, gpu_memory: float = 0.3, module: Any = None) -> None:
-        """Raises InputError if vLLM is not installed."""
-        super().__init__()
-        self.vllm = import_vllm() if module is None else module
-        self.workspace, self.gpu_memory = Path(workspace), gpu_memory
-        self._writer: VllmWriter | None = None
-
-    def sync(self, encoder: SearchR3) -> None:
-        """See `Rollouts.sync`. The first one writes the merged model and starts vLLM on it.
-
-        Raises:
-            InputError: vLLM finds no GPU, does not run on the model's, or does not start on the model.
-        """
-        self.encoder = encoder
-        model, engine = encoder.checkpoint.model, encoder.engine
-        if self._writer is None:
-            check_device(self.vllm, model.device)
-            model.save_pretrained(str(self.workspace))
-            encoder.tokenizer.save_pretrained(str(self.workspace))
-            self._writer = VllmWriter(
-                self.workspace,
-                self.vllm,
-                dtype=encoder.dtype,
-                embed_id=engine.embed_id,
-                stop_ids=engine.stop_ids.tolist(),
-                padding=range(engine.vocabulary, engine.head.weight.shape[0]),
-                gpu_memory=self.gpu_memory,
-            )
-            return
-        # One matrix at a time, as vLLM merges q, k, v and gate, up by itself. A tied head has no weights of its own.
-        weights = model.state_dict(keep_vars=True)
-        tied = getattr(model.config, "tie_word_embeddings", False)
-        self._writer.load_weights(
-            [(name, value.data) for name, value in weights.items() if not (tied and name == "lm_head.weight")]
-        )
-
-    def _generate(self, encoder: SearchR3, rows: list[list[int]], **settings: Any) -> list[Generation]:
-        if self._writer is None:
-            raise RuntimeError("sync first: there are no weights to sample with")
-        prefix, embed = encoder.frames["reasoning"].prefix, encoder.engine.embed
-        return continue_rows(self._writer, embed, prefix, rows, **settings, progress=None, on_token=None)
-
-
-def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:
-    """A seed for each of `group` rollouts of each query, from one for all or one for each query."""
-    owns = [(seed, i) for i in range(queries)] if isinstance(seed, int) else [(own,) for own in seed]
-    return [int(np.random.SeedSequence([*own, i]).generate_state(1)[0]) for own in owns for i in range(group)]
-
-
-def query_rows(encoder: SearchR3, queries: Sequence[str], max_query_tokens: int) -> list[list[int]]:
-    """What follows the prefix of the reasoning conversation, up to where the assistant begins to write."""
-    suffix = encoder.frames["reasoning"].suffix
-    return [[*ids[:max_query_tokens], *suffix] for ids in encode_as_text(encoder.tokenizer, list(queries))]
+        return cls(state["number"], rollouts, state["candidates"], state["total"], state["figures"])

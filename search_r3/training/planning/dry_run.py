@@ -320,7 +320,9 @@ def shrunk_recipe(config: Any, folder: Path, whole: bool) -> Any:
     queries, group = config.queries_per_step, config.num_generations
     if not whole:
         queries, group = min(queries, 2), min(group, CPU_ROWS)
-    environment = replace(config.environment, refresh=replace(config.environment.refresh, budget=DOCUMENTS // 4))
+    refresh = config.environment.refresh
+    budget = {"budget": DOCUMENTS // 4} if "budget" in refresh else {}
+    environment = replace(config.environment, refresh=refresh | budget)
     return replace(
         config, **common, mini_batch_size=chunk, queries_per_step=queries, num_generations=group,
         staleness_eval_every=0, log_completions_every=0, engine="torch", zero_variance="keep", environment=environment,

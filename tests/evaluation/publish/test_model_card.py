@@ -108,7 +108,7 @@ def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: P
         "the stage 1 adapter of contract `dddddddddddd`",
         "at rank 2 or deeper, of scifact (train)",
         "reward dcg_scaled of the first 10",
-        "loss dapo, advantages standard",
+        "loss dapo, advantages grpo (scale_rewards: group)",
         "KL to stage 1 0.02",
         "step 0: cosqa.dev.on 0.500; step 9: cosqa.dev.on 0.600",
         "in the run's own corpus, which is refreshed in part: 0.250 before, 0.375 after",

@@ -43,8 +43,8 @@ SFT = {
 GRPO: dict[str, dict[str, Any]] = {
     "plain": {"queries_per_step": 5, "zero_variance": "drop", "loss_type": "dapo", "beta": 0.05},
     "rounds": {
-        "queries_per_step": 3, "minibatches": 2, "epochs": 2, "zero_variance": "resample", "loss_type": "grpo",
-        "activation_checkpointing": True, "mini_batch_size": 3, "shard_corpus": True,
+        "queries_per_step": 3, "num_mini_batches": 2, "num_iterations": 2, "zero_variance": "resample",
+        "loss_type": "grpo", "activation_checkpointing": True, "mini_batch_size": 3, "shard_corpus": True,
     },
 }  # fmt: skip
 STRATEGIES = ("ddp", "fsdp2")

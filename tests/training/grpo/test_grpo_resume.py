@@ -17,7 +17,6 @@ from tiny_grpo import task_of, write_recipe
 
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
-from search_r3.training.grpo.collector import RolloutBatch
 from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
 
 
@@ -32,16 +31,16 @@ def curve(run: Path) -> list[Any]:
 
 
 def dying_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    original = GRPOTask.batch
+    original = GRPOTask.loss
 
-    def batch(self: GRPOTask, asked: int) -> RolloutBatch:
-        found = original(self, asked)  # killed after sampling, so that what it wrote must be taken back
+    def loss(self: GRPOTask, module: Any, asked: int) -> Any:
+        found = original(self, module, asked)  # killed after sampling, so that what it wrote must be taken back
         if asked == step:
             raise RuntimeError("killed")
         return found
 
-    monkeypatch.setattr(GRPOTask, "batch", batch)
-    return lambda: monkeypatch.setattr(GRPOTask, "batch", original)
+    monkeypatch.setattr(GRPOTask, "loss", loss)
+    return lambda: monkeypatch.setattr(GRPOTask, "loss", original)
 
 
 PLAIN: dict[str, Any] = {}
@@ -109,9 +108,11 @@ def _limited(recipe: Path) -> list[dict[str, Any]]:
     return [part | {"limit": 8} for part in json.loads(recipe.read_text())["queries"]]
 
 
-@pytest.mark.parametrize("policy", ["random", "full", "none"])
-def test_other_refresh_policies_train_and_resume_too(policy: str, stage_one: Path, tmp_path: Path) -> None:
-    environment = {"refresh": {"policy": policy, "budget": 5, "every": 2}}
+@pytest.mark.parametrize(
+    "refresh", [{"policy": "random", "budget": 5}, {"policy": "full", "every": 2}, {"policy": "none"}]
+)
+def test_other_refresh_policies_train_and_resume_too(refresh: Any, stage_one: Path, tmp_path: Path) -> None:
+    environment = {"refresh": refresh}
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", environment=environment)
     loop = ["loop.schedule=constant", "loop.learning_rate=0.01"]
     train_grpo(recipe, ["loop.steps=2", *loop])
@@ -128,7 +129,7 @@ def test_starting_over_forgets_the_old_rollouts(stage_one: Path, tmp_path: Path)
 
 
 def two(rank: int, port: int, stage_one: str, folder: str) -> None:
-    """One of two processes of a launcher: a whole run, one that dies inside of a round, and that one again."""
+    """One of two processes of a launcher: a whole run, one that dies within a batch's steps, and that one again."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)

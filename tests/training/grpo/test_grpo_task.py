@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +16,52 @@ from tiny_grpo import optimizer_of, some_pairs, task_of, write_recipe
 from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, write_beir
-from search_r3.environment.retrieval import RetrievalEnvironment
+from search_r3.environment.reward_protocol import RankedRollouts, Reward
+from search_r3.environment.reward_terms import WeightedRewards
+from search_r3.environment.rewards import REWARDS
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoopConfig, load_config
-from search_r3.training.grpo.collector import IGNORE_INDEX
+from search_r3.training.grpo import grpo_task
 from search_r3.training.grpo.dataset import QueryOrder, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
-from search_r3.training.grpo.grpo_task import GRPOTask, grpo_task, train_grpo
-from search_r3.training.grpo.rollout import TorchRollouts
-from search_r3.training.lora.policy import _frozen
+from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
+from search_r3.training.grpo.log_probs import compute_log_probs
+from search_r3.training.grpo.rollout import IGNORE_INDEX, Rollout, RolloutBatch
+from search_r3.training.grpo.rollout_engines import TorchRollouts
 
 
-def rewarded(task: GRPOTask, reward: Any) -> None:
-    """Let the task's rollouts earn `reward(rollout, number)` in place of what the corpus says."""
-    collector, last = task.collector, []
-    sample, collect = collector.engine.sample, collector.collect
+class AlwaysEmitting(TorchRollouts):
+    """Its rollouts count as ended by the embed token, so that none of them earns the missing token's reward."""
 
-    def watched(*args: Any, **more: Any) -> Any:
-        last[:] = sample(*args, **more)
-        return last
-
-    def judged(number: int, step: int, encoder: Any, environment: Any) -> Any:
-        judge = type(environment).score
-
-        def patched(*args: Any, **more: Any) -> Any:
-            found = judge(environment, *args, **more)
-            given = torch.tensor([float(reward(rollout, i)) for i, rollout in enumerate(last)])
-            return dataclasses.replace(found, rewards_R=given)
-
-        environment.score = patched
-        return collect(number, step, encoder, environment)
-
-    collector.engine.sample = watched  # type: ignore[method-assign]
-    collector.collect = judged  # type: ignore[method-assign]
+    def sample(self, *args: Any, **more: Any) -> list[Rollout]:
+        found = super().sample(*args, **more)
+        for rollout in found:
+            rollout.forced, rollout.ended = False, None
+        return found
 
 
-def gradients(task: GRPOTask, batch: Any) -> dict[str, torch.Tensor]:
+def rewarded(task: GRPOTask, reward: Reward) -> None:
+    """Let the task's rollouts earn `reward` in place of what the recipe says."""
+    _, environment = task.synchronize(0)
+    environment.reward = WeightedRewards([("of the test", 1.0, reward)])
+
+
+def by_number(reward: Callable[[int], float]) -> Reward:
+    """A reward of a rollout's number in its batch (direct embeddings come last)."""
+    return lambda rollouts: [float(reward(i)) for i in range(len(rollouts.texts))]
+
+
+def sampled(task: GRPOTask, step: int = 0) -> RolloutBatch:
+    """The rollouts that a step trains on."""
+    task.loss(task.module, step)
+    assert task.rollouts is not None
+    return task.rollouts
+
+
+def gradients(task: GRPOTask, step: int = 0) -> dict[str, torch.Tensor]:
     task.module.zero_grad()
-    task.loss(task.module, batch)[0].backward()
+    task.loss(task.module, step)[0].backward()
     return {name: p.grad.clone() for name, p in task.module.named_parameters() if p.requires_grad}
 
 
@@ -67,7 +73,7 @@ def task(stage_one: Path, tmp_path: Path) -> GRPOTask:
 @pytest.mark.slow
 def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=0.0, beta=0.0, queries_per_step=4, num_generations=8)
-    rewarded(task, lambda rollout, _: sum(token % 2 for token in rollout.token_ids) / 6)
+    rewarded(task, lambda rollouts: [sum(token % 2 for token in ids) / 6 for ids in rollouts.token_ids])
     optimizer, curve = optimizer_of(task, 0.01), []
     for step in range(50):
         loss, figures = task.loss(task.module, task.batch(step))
@@ -96,98 +102,84 @@ def test_training_in_the_corpus_raises_the_reward(stage_one: Path, tmp_path: Pat
 
 
 def test_the_untrained_adapter_is_the_reference_and_the_first_ratio_is_one(task: GRPOTask) -> None:
-    batch = task.batch(0)
-    _, figures = task.loss(task.module, batch)
+    _, figures = task.loss(task.module, 0)
     assert figures["kl_reference"] == pytest.approx(0, abs=1e-6)
     assert figures["ratio"] == 1.0
     with torch.no_grad():
         for parameter in task.module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    assert task.loss(task.module, batch)[1]["kl_reference"] > 1e-3
+    assert task.loss(task.module, 0)[1]["kl_reference"] > 1e-3  # of the same rollouts
 
 
 def test_the_policy_loss_is_of_what_was_sampled_and_only_of_that(task: GRPOTask) -> None:
-    batch = task.batch(0)
-    chosen = list(range(len(batch.rows)))
-    embed = task.checkpoint.contract.embed_token_id
-    sampled, known = task._sampled(batch, chosen, torch.device("cpu"))
-    at = 0
-    for row, answers, last in zip(batch.rows, batch.answers, batch.last, strict=True):
-        assert row[-1] == embed
-        assert row.count(embed) == 1  # nothing comes after it
-        assert sampled[at : at + answers - 1].tolist() == row[-answers:-1]
-        assert known[at : at + answers - 1].all()
-        assert bool(known[at + answers - 1]) == (last != IGNORE_INDEX)
-        if last != IGNORE_INDEX:
-            assert int(sampled[at + answers - 1]) == last
-        at += answers
-    assert at == len(sampled)
+    embed = task.embed_id
+    for rollout in sampled(task).rollouts:
+        ids, known = rollout.sampled_ids(embed)
+        assert rollout.input_ids(embed)[-rollout.length :] == [*rollout.token_ids, embed]
+        assert rollout.input_ids(embed).count(embed) == 1  # nothing comes after it
+        assert ids[:-1] == rollout.token_ids
+        assert known[:-1] == [True] * len(rollout.token_ids)
+        assert known[-1] == (not rollout.forced or rollout.ended is not None)
+        if known[-1]:
+            assert ids[-1] == (rollout.ended if rollout.forced else embed)
 
 
 def test_a_forced_token_has_no_part_in_the_policy_loss(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=0.0, max_reasoning_tokens=1)
-    rewarded(task, lambda rollout, i: i % 3)
-    batch = task.batch(0)
-    assert IGNORE_INDEX in batch.last  # some were out of budget
-    masked = gradients(task, batch)
-    told = copy.copy(batch)
-    told.last = [task.checkpoint.contract.embed_token_id if last == IGNORE_INDEX else last for last in batch.last]
-    unmasked = gradients(task, told)
+    rewarded(task, by_number(lambda i: i % 3))
+    rollouts = sampled(task).rollouts
+    cut = [rollout for rollout in rollouts if rollout.forced and rollout.ended is None]
+    assert cut  # some were out of budget
+    assert all(rollout.sampled_ids(task.embed_id)[1] == [True, False] for rollout in cut if rollout.token_ids)
+    masked = gradients(task)
+    for rollout in cut:
+        rollout.forced = False
+    unmasked = gradients(task)
     assert any((masked[name] - unmasked[name]).abs().max() > 1e-4 for name in masked)  # it would have mattered
-    for line, last in enumerate(batch.last):
-        if last == IGNORE_INDEX and batch.answers[line] == 2:
-            known = task._sampled(batch, [line], torch.device("cpu"))[1]
-            assert known.tolist() == [True, False]
 
 
-def test_an_end_of_turn_is_missing_and_the_policy_is_told_so(stage_one: Path, tmp_path: Path) -> None:
+def test_the_policy_learns_that_an_end_of_turn_misses_the_token(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=0.0)
     eos = task.checkpoint.tokenizer.eos_token_id
 
     class Ending(TorchRollouts):
         def sample(self, *args: Any, **more: Any) -> Any:
             found = super().sample(*args, **more)
-            for i, rollout in enumerate(found):
-                if i % 2:
-                    rollout.token_ids, rollout.forced, rollout.ended = rollout.token_ids[:1], True, eos
+            for rollout in found[1::2]:
+                rollout.token_ids, rollout.forced, rollout.ended = rollout.token_ids[:1], True, eos
             return found
 
     task.collector.engine = Ending()
-    batch = task.batch(0)
-    assert batch.last[1::2] == [eos] * 6
-    assert all(row[-1] == task.checkpoint.contract.embed_token_id for row in batch.rows)
-    assert (batch.advantage_R[1::2] < 0).any()
-    assert (batch.target_R[1::2] == IGNORE_INDEX).all()  # forced: no contrastive term
-    before = _log_prob_of_end(task, batch)
-    optimizer = optimizer_of(task, 0.003)
-    task.loss(task.module, batch)[0].backward()
-    optimizer.step()
-    assert _log_prob_of_end(task, batch) < before
+    task.loss(task.module, 0)[0].backward()
+    assert task.rollouts is not None
+    ended = task.rollouts.rollouts[1::2]
+    assert [rollout.sampled_ids(task.embed_id)[0][-1] for rollout in ended] == [eos] * 6
+    assert any(rollout.advantage < 0 for rollout in ended)
+    assert {rollout.target for rollout in ended} == {IGNORE_INDEX}  # forced: no contrastive term
+    before = _log_prob_of_end(task, ended)
+    optimizer_of(task, 0.003).step()
+    assert _log_prob_of_end(task, ended) < before
 
 
-def _log_prob_of_end(task: GRPOTask, batch: Any) -> float:
-    from search_r3.training.grpo.policy_gradient import token_log_probs
-    from search_r3.training.lora.policy import Rows
-
-    lines = [i for i in range(1, len(batch.rows), 2) if batch.advantage_R[i] < 0]
+def _log_prob_of_end(task: GRPOTask, rollouts: list[Rollout]) -> float:
+    worse = [rollout for rollout in rollouts if rollout.advantage < 0]
     with torch.no_grad():
-        rows = Rows(task.prefix, [batch.rows[i] for i in lines], [batch.answers[i] for i in lines])
-        encoded = task.policy({"x": rows})["x"]
-        sampled, _ = task._sampled(batch, lines, torch.device("cpu"))
-        log_probs = token_log_probs(encoded.logits_TV, sampled)[0].split(rows.answers)
-    return float(torch.stack([part[-1] for part in log_probs]).mean())
+        found = compute_log_probs(task.policy, task.prefix, task.embed_id, worse, task.config, first=True)
+    return float(torch.stack([part[-1] for part in found.new_N.split(found.lengths)]).mean())
 
 
 def test_padding_ids_are_no_part_of_the_policy(task: GRPOTask) -> None:
-    batch = task.batch(0)
-    before = gradients(task, batch)
-    weight = _frozen(task.policy.causal_lm.get_output_embeddings())
+    before = gradients(task)
+    weight = task.policy.causal_lm.get_output_embeddings()
+    while hasattr(weight, "token_adapter"):  # below what PEFT has put around it
+        weight = weight.original_module
+    weight = weight.weight
     vocabulary = len(task.checkpoint.tokenizer)
     assert weight.shape[0] > vocabulary
     with torch.no_grad():
         weight[vocabulary:] = 5.0  # would take most of the probability
-    after = gradients(task, batch)
+    after = gradients(task)
     for name, gradient in before.items():
         torch.testing.assert_close(after[name], gradient, atol=1e-6, rtol=1e-4)
 
@@ -202,112 +194,106 @@ def test_log_probabilities_are_divided_by_the_sampling_temperature(stage_one: Pa
 
 def test_the_contrastive_term_is_infonce_against_the_refreshed_documents(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=0.5, beta=0.0)
-    batch = task.batch(0)
-    loss, figures = task.loss(task.module, batch)
+    loss, figures = task.loss(task.module, 0)
+    batch = sampled(task)
     assert loss.item() == pytest.approx(figures["policy"] + 0.5 * figures["contrastive"], rel=1e-5)
     assert not batch.candidate_CD.requires_grad
     assert task.environment is not None
     queries = [task.dataset.train[i] for i in task.collector.order.batch(0)]
     rows = sorted({row for query in queries for row in query.grades} | set(range(len(task.dataset.documents))))
     vectors = task.environment.corpus.vectors(rows)
-    for line, target in enumerate(batch.target_R.tolist()):
-        if target != IGNORE_INDEX:
+    for line, rollout in enumerate(batch.rollouts):
+        if rollout.target != IGNORE_INDEX:
             positive = queries[line // 4].positive
-            torch.testing.assert_close(batch.candidate_CD[target], vectors[rows.index(positive)])
-            assert not batch.masked_RC[line, target]
-    embed = task.checkpoint.contract.embed_token_id
-    forced = [last != embed for last in batch.last]
+            torch.testing.assert_close(batch.candidate_CD[rollout.target], vectors[rows.index(positive)])
+            assert rollout.target not in rollout.false_negatives
+    forced = [rollout.forced for rollout in batch.rollouts]
     assert any(forced)
-    assert forced == (batch.target_R == IGNORE_INDEX).tolist()  # nobody chose to embed there
+    assert forced == [rollout.target == IGNORE_INDEX for rollout in batch.rollouts]  # the token was not sampled there
 
 
-def test_a_short_analysis_earns_what_a_missing_token_earns(stage_one: Path, tmp_path: Path) -> None:
+def test_short_reasoning_earns_what_a_missing_token_earns(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, min_reasoning_tokens=2, contrastive_weight=0.5)
-    earned: list[float] = []
-    judge = grpo_task.RetrievalEnvironment.score
-
-    def watched(self: Any, *args: Any, **more: Any) -> Any:
-        found = judge(self, *args, **more)
-        earned.extend(found.rewards_R.tolist())
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpo_task.RetrievalEnvironment, "judge", watched)
-        batch = task.batch(0)
-    embed, missing = task.checkpoint.contract.embed_token_id, task.config.environment.missing_token_reward
-    short = [answer - 1 < 2 or last != embed for answer, last in zip(batch.answers, batch.last, strict=True)]
-    assert any(answer == 2 and last == embed for answer, last in zip(batch.answers, batch.last, strict=True))
+    rollouts = sampled(task).rollouts
+    missing = task.config.environment.missing_token_reward
+    short = [len(rollout.token_ids) < 2 or rollout.forced for rollout in rollouts]
+    assert any(len(rollout.token_ids) == 1 and not rollout.forced for rollout in rollouts)
     assert not all(short)
-    assert [reward == missing for reward in earned] == short
-    assert (batch.target_R == IGNORE_INDEX).tolist() == short
+    assert [rollout.reward == missing for rollout in rollouts] == short
+    assert [rollout.target == IGNORE_INDEX for rollout in rollouts] == short
 
 
 def test_a_second_positive_is_no_negative(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path)
     for query in task.dataset.train:
         query.grades[(query.positive + 2) % len(task.dataset.documents)] = 0.5
-    batch = task.batch(0)
-    assert (batch.masked_RC.sum(1) == 1).all()
+    assert [len(rollout.false_negatives) for rollout in sampled(task).rollouts] == [1] * 12
 
 
 @pytest.mark.parametrize("kind", ["keep", "drop"])
 def test_groups_without_variance(kind: str, stage_one: Path, tmp_path: Path) -> None:
-    task = task_of(stage_one, tmp_path, zero_variance=kind, contrastive_weight=0.0, beta=0.04)
-    rewarded(task, lambda rollout, i: 0.5 if i < 8 else i % 2)  # the first two groups
-    batch = task.batch(0)
+    task = task_of(stage_one, tmp_path, AlwaysEmitting(), zero_variance=kind, contrastive_weight=0.0, beta=0.04)
+    rewarded(task, by_number(lambda i: 0.5 if i < 8 else i % 2))  # the first two groups
+    found = task.loss(task.module, 0)[1]
+    batch = sampled(task)
     assert batch.figures["zero_variance"] == pytest.approx(2 / 3)
-    assert batch.policy_R.tolist() == ([True] * 12 if kind == "keep" else [False] * 8 + [True] * 4)
-    assert batch.advantage_R[:8].abs().max() == 0
-    found = task.loss(task.module, batch)[1]
+    trained = [rollout.in_policy_loss for rollout in batch.rollouts]
+    assert trained == ([True] * 12 if kind == "keep" else [False] * 8 + [True] * 4)
+    assert {rollout.advantage for rollout in batch.rollouts[:8]} == {0.0}
     assert found["trained_rollouts"] == (12 if kind == "keep" else 4)
 
 
-def test_groups_without_variance_are_sampled_anew(stage_one: Path, tmp_path: Path) -> None:
-    task = task_of(stage_one, tmp_path, zero_variance="resample", max_resample_rounds=3)
-    calls = []
+def test_groups_without_variance_are_replaced_by_other_queries(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(
+        stage_one, tmp_path, AlwaysEmitting(), zero_variance="resample", max_resample_rounds=3, staleness_eval_every=0
+    )
+    rounds: list[int] = []
 
-    def reward(rollout: Any, i: int) -> float:
-        calls.append(i)
-        return 0.5 if len(calls) <= 12 + 4 and i < 8 else i % 2
+    def reward(rollouts: RankedRollouts) -> list[float]:
+        rounds.append(len(rollouts.texts))
+        equal = {1: 8, 2: 8}.get(len(rounds), 0)  # of the first two rounds, the first two groups
+        return [0.5 if i < equal else float(i % 2) for i in range(len(rollouts.texts))]
 
     rewarded(task, reward)
-    batch = task.batch(0)
-    assert batch.policy_R.all()
+    batch = sampled(task)
+    assert rounds == [15, 10, 10]  # 3 queries, then 2 that miss, each with 4 rollouts and the direct embedding
+    assert all(rollout.in_policy_loss for rollout in batch.rollouts)
     assert batch.figures["zero_variance"] == pytest.approx(2 / 3)  # as they were sampled at first
     assert batch.figures["resampled"] == 2
-    assert len(batch.rows) == 12
+    assert [rollout.index for rollout in batch.rollouts] == list(range(12))
 
 
 def test_all_groups_dropped_gives_a_step_of_zero_through_every_weight(stage_one: Path, tmp_path: Path) -> None:
-    task = task_of(stage_one, tmp_path, contrastive_weight=0.0)
-    rewarded(task, lambda rollout, i: 1.0)
-    found = gradients(task, task.batch(0))
+    task = task_of(stage_one, tmp_path, AlwaysEmitting(), contrastive_weight=0.0)
+    rewarded(task, by_number(lambda i: 1.0))
+    found = gradients(task)
     assert len(found) == sum(p.requires_grad for p in task.module.parameters())
     assert all(gradient.abs().max() == 0 for gradient in found.values())
 
 
-def test_several_steps_of_a_round_move_the_ratio_and_see_each_rollout_once_an_epoch(
+def test_several_steps_of_a_batch_move_the_ratio_and_see_each_rollout_once_an_iteration(
     stage_one: Path, tmp_path: Path
 ) -> None:
     task = task_of(stage_one, tmp_path, num_iterations=2, num_mini_batches=2, contrastive_weight=0.0)
-    rewarded(task, lambda rollout, i: i % 2)
-    optimizer, ratios, rounds = optimizer_of(task, 0.02), [], []
+    rewarded(task, by_number(lambda i: i % 2))
+    optimizer, ratios, numbers = optimizer_of(task, 0.02), [], []
     for step in range(8):
-        batch = task.batch(step)
-        rounds.append(batch.number)
-        loss, figures = task.loss(task.module, batch)
+        loss, figures = task.loss(task.module, step)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        assert task.rollouts is not None
+        numbers.append(task.rollouts.number)
         ratios.append(figures["ratio"])
-    assert rounds == [0] * 4 + [1] * 4
+    assert numbers == [0] * 4 + [1] * 4
     assert ratios[0] == ratios[4] == 1.0
     assert all(abs(ratio - 1) > 1e-4 for ratio in ratios[1:4])
-    for epoch in (0, 1):
-        parts = [task._minibatch(batch, 2 * epoch + part)[0] for part in (0, 1)]
-        assert sorted(parts[0] + parts[1]) == list(range(12))
+    assert task.rollouts is not None
+    for iteration in (0, 1):
+        parts = [task.rollouts.mini_batch(2 * iteration + part, 2, task.config.loop.seed)[0] for part in (0, 1)]
+        assert sorted(rollout.index for part in parts for rollout in part) == list(range(12))
     with pytest.raises(RuntimeError, match="never sampled"):
-        task.batch(9 + 4)
+        task.loss(task.module, 9 + 4)
 
 
 def test_the_saved_adapter_is_the_trained_policy_on_the_original_base(stage_one: Path, tmp_path: Path) -> None:
@@ -358,9 +344,7 @@ def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps
         queries_per_step=2,
         loop=LoopConfig(seed=3, mixed_precision="no"),
     )
-    batch = task.batch(0)
-    assert batch.number == 0
-    assert task.environment is not None
+    task.synchronize(0)
     assert task.kept
     assert len(task.kept) < len(task.dataset.train)
     queries = task.dataset.train
@@ -372,7 +356,7 @@ def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps
     ahead = [
         (cosine_QN[line] > cosine_QN[line, query.positive] - slack).sum()
         for line, query in enumerate(queries)
-        for slack in (1e-5, -1e-5)  # documents that tie but for rounding stand before or behind
+        for slack in (1e-5, -1e-5)  # documents that tie up to rounding rank before or after
     ]
     ranks = [(int(high), int(low) + 1) for high, low in zip(ahead[::2], ahead[1::2], strict=True)]
     surely = {number for number, rank in enumerate(ranks) if min(rank) >= 2 and max(rank) <= 6}
@@ -452,7 +436,7 @@ def test_a_beir_set_holds_out_by_its_ids_and_documents_are_cut_to_the_positives_
         ({"num_mini_batches": 13}, "num_mini_batches"),
         ({"environment": {"reward": "dgc"}}, "there is no reward"),
         ({"environment": {"length_weight": 0.1, "length_free": 6}}, "length_free must be below"),
-        ({"group_sise": 3}, "did you mean num_generations"),
+        ({"num_generation": 3}, "did you mean num_generations"),
         ({"adapter": "BASE"}, "has no contract"),
         ({"corpus": [{"beir": "BEIR"}]}, "answered by a document that is not in the corpus"),
     ],
@@ -485,18 +469,19 @@ def work(rank: int, stage_one: str, folder: str) -> None:
         task = task_of(
             Path(stage_one),
             Path(folder),
+            AlwaysEmitting(),
             contrastive_weight=0.0,
             zero_variance=kind,
             num_iterations=2,
             queries_per_step=2,
         )
-        rewarded(task, lambda rollout, i: 1.0 if rank == 1 else i % 2)
+        rewarded(task, by_number(lambda i: 1.0 if rank == 1 else i % 2))
         module = torch.nn.parallel.DistributedDataParallel(task.module, broadcast_buffers=False)
         optimizer = optimizer_of(task)
         for step in range(3):
-            batch = task.batch(step)
-            assert bool(batch.policy_R.any()) == (rank == 0)
-            loss, figures = task.loss(module, batch)
+            loss, figures = task.loss(module, step)
+            assert task.rollouts is not None
+            assert any(rollout.in_policy_loss for rollout in task.rollouts.rollouts) == (rank == 0)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -512,7 +497,7 @@ def work(rank: int, stage_one: str, folder: str) -> None:
         names = [None, None]
         dist.all_gather_object(names, sorted(figures))
         assert names[0] == names[1]
-        assert len(task.state_dict()["batches"]) == 2  # inside of a round: everybody's
+        assert len(task.state_dict()["rollouts"]) == 2  # between a batch's steps: those of all processes
     (Path(folder) / f"done-{rank}").touch()
     dist.destroy_process_group()
 
@@ -554,20 +539,16 @@ def test_equal_rewards_are_reported_and_do_not_end_as_a_success(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judge = RetrievalEnvironment.score
-
-    def equal(*args: Any, **more: Any) -> Any:
-        found = judge(*args, **more)
-        return dataclasses.replace(found, rewards_R=torch.full_like(found.rewards_R, 0.5))
-
-    monkeypatch.setattr(RetrievalEnvironment, "judge", equal)
+    monkeypatch.setitem(REWARDS, "equal", lambda rollouts: [0.5] * len(rollouts.texts))
+    monkeypatch.setattr(grpo_task, "TorchRollouts", AlwaysEmitting)
     changes = {"staleness_eval_every": 0, "zero_variance": kind, "contrastive_weight": weight}
+    changes["environment"] = {"reward": "equal"}
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", **changes)
     assert main(["train", "grpo", str(recipe), "--set", "loop.steps=2"]) == 2
-    told = capsys.readouterr()
-    assert "warning: step 2: the last 2 steps had nothing to learn from: each query's rollouts all earned" in told.err
-    assert told.err.strip().splitlines()[-1].startswith("error: nothing was learned: each query's rollouts all earned")
-    assert "adapter:" not in told.out
+    said = capsys.readouterr()
+    assert "warning: step 2: the last 2 steps had nothing to learn from: each query's rollouts all earned" in said.err
+    assert said.err.strip().splitlines()[-1].startswith("error: nothing was learned: each query's rollouts all earned")
+    assert "adapter:" not in said.out
 
 
 def test_dev_pools_choose_the_best_and_are_not_trained_on(

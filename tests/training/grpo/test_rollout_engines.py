@@ -15,7 +15,7 @@ from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoraSettings
 from search_r3.training.grpo.policy_gradient import token_log_probs
-from search_r3.training.grpo.rollout import TorchRollouts, VLLMRollouts
+from search_r3.training.grpo.rollout_engines import TorchRollouts, VLLMRollouts
 from search_r3.training.lora.concatenation import ConcatenatedAdapter, concatenate
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, Rows, add_lora
@@ -53,7 +53,9 @@ def test_rollouts_are_what_the_policy_gives_in_one_forward_pass(live: LiveEncode
     assert len(found) == 12
     assert len({tuple(r.token_ids) for r in found}) > 6
     frame, embed = encoder.frames["reasoning"], encoder.contract.embed_token_id
-    rows = Rows(frame.prefix, [[*r.row, *r.token_ids, embed] for r in found], [len(r.token_ids) + 1 for r in found])
+    rows = Rows(
+        frame.prefix, [[*r.prompt_ids, *r.token_ids, embed] for r in found], [len(r.token_ids) + 1 for r in found]
+    )
     with torch.no_grad():
         encoded = live.policy({"rollouts": rows})["rollouts"]
     for rollout, embedding in zip(found, encoded.embedding_BD.numpy(), strict=True):
@@ -72,7 +74,7 @@ def test_rollouts_follow_the_distribution_that_the_loss_takes_logs_of(live: Live
     found = engine.sample(QUERIES[:1], 4000, **SAMPLING | {"max_tokens": 1, "temperature": 0.6})
     first = [r.token_ids[0] if r.token_ids else r.ended or encoder.contract.embed_token_id for r in found]
     frame = encoder.frames["reasoning"]
-    rows = Rows(frame.prefix, [[*found[0].row, encoder.contract.embed_token_id]], [1])
+    rows = Rows(frame.prefix, [[*found[0].prompt_ids, encoder.contract.embed_token_id]], [1])
     with torch.no_grad():
         logits = live.policy({"rollouts": rows})["rollouts"].logits_TV
     ids = torch.arange(logits.shape[1])
@@ -193,8 +195,8 @@ def test_vllm_rollouts_are_read_to_the_token_and_embedded_by_our_engine(
     assert {params.temperature for params in asked} == {1.0}
     ours = TorchRollouts()
     ours.sync(encoder)
-    assert [r.row for r in found] == [r.row for r in ours.sample(QUERIES, 4, **SAMPLING)]
-    ids = [*encoder.frames["reasoning"].prefix, *found[1].row, 13, embed]
+    assert [r.prompt_ids for r in found] == [r.prompt_ids for r in ours.sample(QUERIES, 4, **SAMPLING)]
+    ids = [*encoder.frames["reasoning"].prefix, *found[1].prompt_ids, 13, embed]
     with torch.no_grad():
         state = encoder.checkpoint.model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
     np.testing.assert_allclose(found[1].embedding, torch.nn.functional.normalize(state, dim=-1), atol=1e-5)

@@ -1,0 +1,108 @@
+"""Registries: what a recipe can choose by name, with parameters: built in, or added by an installed package."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.plugins import load_plugins
+
+
+class Registry:
+    """Names, and the class or function that each stands for.
+
+    A class is called with the recipe's parameters; of a function, the parameters after the first are bound.
+
+    Args:
+        kind: the word for an entry in messages, such as "reward".
+        group: the entry-point group (`search_r3.plugins`) that adds to it.
+        builtin: the entries of Search-R3 itself.
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, Callable[..., Any]]) -> None:
+        self.kind, self.group, self.builtin = kind, group, builtin
+
+    def entries(self) -> dict[str, Callable[..., Any]]:
+        """All entries by name.
+
+        Raises:
+            InputError: a plugin cannot be loaded, or has the name of a built-in entry.
+        """
+        added = load_plugins(self.group)
+        for name in sorted(self.builtin.keys() & added.keys()):
+            raise InputError(f"an installed package adds a {self.kind} {name!r}, which is built in already; rename it")
+        return {**self.builtin, **added}
+
+    def create(self, name: str, parameters: Mapping[str, Any]) -> Any:
+        """The entry `name` with these parameters; see `parameters_of`."""
+        entry, values = self._resolve(name, parameters)
+        if not isinstance(entry, type):
+            return functools.partial(entry, **values) if values else entry
+        try:
+            return entry(**values)
+        except ValueError as error:
+            raise InputError(f"{self.kind} {name}: {error}") from error
+
+    def parameters_of(self, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters of the entry `name`: those given, and the defaults of the others.
+
+        Raises:
+            InputError: there is no such entry or parameter (the message has the nearest name), a parameter is missing,
+                or a value has another type than its annotation.
+        """
+        entry, values = self._resolve(name, parameters)
+        defaults = {key: p.default for key, p in _signature(entry).items() if p.default is not p.empty}
+        return defaults | values
+
+    def _resolve(self, name: str, parameters: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+        entries = self.builtin if name in self.builtin else self.entries()
+        if name not in entries:
+            raise InputError(f"there is no {self.kind} {name!r}{_hint(name, entries)} (there are {', '.join(entries)})")
+        entry = entries[name]
+        known = _signature(entry)
+        hints = _type_hints(entry)
+        values = {}
+        for key, value in parameters.items():
+            if key not in known:
+                has = f"it has {', '.join(known)}" if known else "it has none"
+                raise InputError(f"{self.kind} {name} has no parameter {key!r}{_hint(key, known)} ({has})")
+            values[key] = self._converted(f"{self.kind} {name}: {key}", value, hints.get(key))
+        for key, parameter in known.items():
+            if parameter.default is parameter.empty and key not in values:
+                raise InputError(f"{self.kind} {name} needs the parameter {key!r}")
+        return entry, values
+
+    @staticmethod
+    def _converted(what: str, value: Any, hint: Any) -> Any:
+        if hint is float and isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        if hint in (float, int, bool, str):
+            accepted = (int, float) if hint is float else (hint,)
+            if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+                raise InputError(f"{what} must be {hint.__name__}, got {value!r}")
+        return value
+
+
+def _signature(entry: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that a recipe may set: all of a class's, those after the first of a function."""
+    named = [p for p in inspect.signature(entry).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {p.name: p for p in (named if isinstance(entry, type) else named[1:])}
+
+
+def _type_hints(entry: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(getattr(entry, "__init__") if isinstance(entry, type) else entry)  # noqa: B009
+    except (NameError, TypeError):  # of another package: names that are not imported, or a callable object
+        return {}
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,68 @@
+"""A recipe's rewards: looked up by name, given their parameters, and added up with their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search_r3.environment.registry import Registry
+from search_r3.environment.reward_protocol import RankedRollouts, Reward
+from search_r3.environment.rewards import REWARDS
+from search_r3.errors import InputError
+
+REGISTRY = Registry("reward", "rewards", REWARDS)
+"""The rewards that a recipe may name."""
+
+
+class WeightedRewards:
+    """The weighted sum of rewards: itself a reward.
+
+    Attributes:
+        terms: name, weight and reward of each.
+    """
+
+    def __init__(self, terms: Sequence[tuple[str, float, Reward]]) -> None:
+        self.terms = tuple(terms)
+
+    @classmethod
+    def from_recipe(cls, entries: Sequence[Mapping[str, Any]]) -> WeightedRewards:
+        """The rewards of a recipe's list: {"name", "weight" (1 by default), parameters of the reward}.
+
+        Raises:
+            InputError: an entry without a name, no entry, a weight that is no finite number, or as `Registry.create`.
+        """
+        if not entries:
+            raise InputError("rewards is empty: name at least one reward")
+        terms = []
+        for entry in entries:
+            if not isinstance(entry.get("name"), str):
+                raise InputError(f"an entry of rewards needs a name, such as {{name: dcg_scaled}}, got {dict(entry)}")
+            weight = entry.get("weight", 1.0)
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise InputError(f"reward {entry['name']}: weight must be a finite number, got {weight!r}")
+            parameters = {key: value for key, value in entry.items() if key not in ("name", "weight")}
+            terms.append((entry["name"], float(weight), REGISTRY.create(entry["name"], parameters)))
+        return cls(terms)
+
+    def __call__(self, rollouts: RankedRollouts, /) -> Tensor:
+        """(R,) float32 on the cosines' device.
+
+        Raises:
+            InputError: a reward did not return one finite number for each rollout.
+        """
+        cosines_RN = rollouts.cosines_RN
+        total_R: Tensor | None = None
+        for name, weight, reward in self.terms:
+            values_R = torch.as_tensor(reward(rollouts), dtype=torch.float32, device=cosines_RN.device).detach()
+            if values_R.shape != cosines_RN.shape[:1] or not bool(torch.isfinite(values_R).all()):
+                raise InputError(
+                    f"reward {name} must return one finite number for each of the {len(cosines_RN)} rollouts, but it "
+                    f"returned the shape {tuple(values_R.shape)}, or NaN or infinity"
+                )
+            total_R = weight * values_R if total_R is None else total_R + weight * values_R
+        assert total_R is not None  # from_recipe refuses an empty list
+        return total_R

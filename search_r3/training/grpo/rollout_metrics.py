@@ -1,0 +1,75 @@
+"""Figures of a batch of rollouts as it was sampled, and the rollouts that are logged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_r3.environment.retrieval import RewardBatch
+from search_r3.training.distributed import collectives
+from search_r3.training.grpo.policy_gradient import ZERO_STD
+from search_r3.training.grpo.rollout import Rollout
+
+HIGH_REWARD = 0.5
+"""The paper reports the share of outputs whose reward is above this."""
+
+
+def rollout_figures(rollouts: Sequence[Rollout], scores: RewardBatch, std_B: Tensor) -> dict[str, float]:
+    """Means, quantiles and shares over all processes' rollouts. A collective.
+
+    Args:
+        scores: of these rollouts.
+        std_B: the standard deviation of each group's rewards.
+    """
+    assert scores.direct_B is not None  # the collector always passes direct embeddings
+    mine = {
+        "reward": scores.rewards_R, "scaled": scores.scaled_R, "dcg": scores.ndcg_R, "unshaped": scores.unshaped_R,
+        "direct": scores.direct_B, "std": std_B,
+    }  # fmt: skip
+    parts = collectives.all_gather_object({name: value.cpu() for name, value in mine.items()})
+    found = {name: torch.cat([part[name] for part in parts]) for name in mine}
+    traces = [
+        (len(rollout.token_ids), not rollout.forced, rollout.ended is not None, rollout.text) for rollout in rollouts
+    ]
+    traces = [trace for part in collectives.all_gather_object(traces) for trace in part]
+    low, middle, high = torch.quantile(found["reward"], torch.tensor([0.1, 0.5, 0.9])).tolist()
+    return {
+        "reward": float(found["reward"].mean()),
+        "reward_q10": low,
+        "reward_q50": middle,
+        "reward_q90": high,
+        "dcg_scaled": float(found["scaled"].mean()),
+        "dcg_scaled_high": float((found["scaled"] > HIGH_REWARD).float().mean()),
+        "dcg": float(found["dcg"].mean()),
+        "dcg_high": float((found["dcg"] > HIGH_REWARD).float().mean()),
+        "direct": float(found["direct"].mean()),
+        "gain": float(found["unshaped"].mean() - found["direct"].mean()),
+        "group_std": float(found["std"].mean()),
+        "zero_variance": float((found["std"] <= ZERO_STD).float().mean()),
+        "length": float(np.mean([length for length, *_ in traces])),
+        "emission": float(np.mean([emitted for _, emitted, _, _ in traces])),
+        "ended": float(np.mean([ended for _, _, ended, _ in traces])),
+        "distinct": len({text for *_, text in traces}) / len(traces),
+    }
+
+
+def completions_to_log(
+    groups: Sequence[Sequence[Rollout]], scaled_R: Tensor, count: int
+) -> list[tuple[int, Rollout, dict[str, Any]]]:
+    """The best and the worst rollout of the first groups, at most `count`: (group's number, rollout, its record).
+
+    Args:
+        scaled_R: `dcg_scaled` of all rollouts, groups one after another.
+    """
+    shown = []
+    for number, rollouts in enumerate(groups[: (count + 1) // 2]):
+        reward_R = torch.tensor([rollout.reward for rollout in rollouts])
+        for line in dict.fromkeys((int(reward_R.argmax()), int(reward_R.argmin()))):
+            rollout, scaled = rollouts[line], float(scaled_R[number * len(rollouts) + line])
+            record = {"text": rollout.text, "reward": round(rollout.reward, 4), "dcg_scaled": round(scaled, 4)}
+            shown.append((number, rollout, record))
+    return shown[:count]
