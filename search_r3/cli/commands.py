@@ -34,12 +34,12 @@ from search_r3.cli.index import (
 )
 from search_r3.cli.index_ray import Ray, Workers, index_on_ray
 from search_r3.cli.options import (
+    AUTO,
     SETTINGS,
     Budget,
     Device,
     Dtype,
     DtypeOption,
-    Engine,
     EngineOption,
     Json,
     Model,
@@ -186,7 +186,7 @@ def index(
     info: Annotated[bool, typer.Option("--info", help="Only show what the index PATH is, and its recall.")] = False,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
-    engine: EngineOption = Engine.auto,
+    engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
     """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
@@ -229,7 +229,7 @@ def index(
     }
     name = model or default_model()
     if ray is not None:
-        loading = (device, dtype.value, engine.value)
+        loading = (device, dtype.value, engine)
         report = index_on_ray(target, documents, name, ray, workers, loading, **given)
     else:
         loaded = load(name, device, dtype, engine)
@@ -291,7 +291,7 @@ def search(
     ] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
-    engine: EngineOption = Engine.auto,
+    engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
     """Search an index. Shows what the model thought, then the results with the place where they stand.
@@ -384,7 +384,7 @@ def models(
     ] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.float32,
-    engine: EngineOption = Engine.auto,
+    engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
     """List the base models and adapters that can be used by name, with size, licence and contract hash.
@@ -403,7 +403,7 @@ def models(
         found = model_info.known_models()
         print(json.dumps(found, indent=2) if as_json else model_info.as_table(found))
         return
-    golden = model_info.check_golden(check, device, dtype.value, engine.value)
+    golden = model_info.check_golden(check, device, dtype.value, engine)
     if as_json:
         print_json(golden)
     else:

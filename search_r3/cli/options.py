@@ -34,15 +34,6 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
-class Engine(StrEnum):
-    """What runs a model."""
-
-    auto = "auto"
-    torch = "torch"
-    int8 = "int8"
-    vllm = "vllm"
-
-
 class Reasoning(StrEnum):
     """Whether a model reasons about a query; auto leaves it to the model's rule."""
 
@@ -90,18 +81,23 @@ DtypeOption = Annotated[
 ]
 
 
-def _prepare_for(engine: Engine) -> Engine:
-    if engine is Engine.int8:
+def _prepare_for(engine: str) -> str:
+    from search_r3.model.engines.registry import engine_spec
+
+    if engine_spec(engine).busy_threads:
         let_idle_threads_sleep()
     return engine
 
 
+AUTO = "auto"
+"""The engine that is taken where none is named."""
 EngineOption = Annotated[
-    Engine,
+    str,
     typer.Option(
         callback=_prepare_for,
-        help="int8 is quickest on CPUs with VNNI or AMX, at a small distance from float32; vllm lets vLLM write the "
-        "reasoning on a GPU; auto is torch.",
+        metavar="auto|torch|int8|vllm|PLUGIN",
+        help="int8 is quickest on CPUs with VNNI or AMX, at a small distance from float32; vllm (experimental) lets "
+        "vLLM write the reasoning on a GPU; auto is torch. Other packages may add engines.",
     ),
 ]
 Model = Annotated[
@@ -137,10 +133,10 @@ AllowMissing = Annotated[
 ]
 
 
-def load(name: str, device: str | None, dtype: Dtype, engine: Engine = Engine.auto) -> SearchR3:
+def load(name: str, device: str | None, dtype: Dtype, engine: str = AUTO) -> SearchR3:
     from search_r3.model.searchr3 import SearchR3
 
-    return SearchR3.from_pretrained(name, device=device, dtype=dtype.value, engine=engine.value)
+    return SearchR3.from_pretrained(name, device=device, dtype=dtype.value, engine=engine)
 
 
 def hush() -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search_r3.cli.options import (
+    AUTO,
     Budget,
     Device,
     Dtype,
     DtypeOption,
-    Engine,
     EngineOption,
     Model,
     expand_home,
@@ -71,7 +71,7 @@ def serve(
     slots: Annotated[int, typer.Option(min=1, help="Reasoned queries that are written side by side.")] = 32,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
-    engine: EngineOption = Engine.auto,
+    engine: EngineOption = AUTO,
 ) -> None:
     """Serve embeddings as OpenAI's clients ask for them, and search on an index, over HTTP.
 

@@ -175,7 +175,9 @@ def _write_graph(file: Path, model: Any) -> None:
     """Trace the decoder with its pooling, and write it without a trace of this machine."""
     import torch
 
-    decoder = model.engine.backbone
+    from search_r3.model.engines.torch_engine import decoder_of
+
+    decoder = decoder_of(model.checkpoint.model)
     device = next(decoder.parameters()).device
     # Two rows of unequal length: sizes of 0 and 1 would be taken for constants. It is traced here, and not by
     # torch.onnx.export, because that one would trace twice.

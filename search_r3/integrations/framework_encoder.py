@@ -171,10 +171,10 @@ class TextEncoder:
         if model is not None and self._given:
             if not config.model:
                 raise InputError("a model that does not say where it was loaded from cannot be pickled; give its name")
-            int8 = model.dtype == "int8"
-            state["engine"] = "int8" if int8 else "auto"
+            own_precision = model.engine_spec.precision is not None
+            state["engine"] = model.engine_spec.name if own_precision else "auto"
             device = str(model.checkpoint.model.device)
-            config = replace(config, device=device, dtype="auto" if int8 else model.dtype)
+            config = replace(config, device=device, dtype="auto" if own_precision else model.dtype)
         config = replace(config, model=named_everywhere(config.model))
         return state | {"config": config}
 

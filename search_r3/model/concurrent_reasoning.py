@@ -1,6 +1,6 @@
-"""Reasoned queries side by side, each begun and ended at a time of its own: `SearchR3.reason` as a server needs it.
+"""Queries that are reasoned about concurrently, each begun and ended at its own time: `SearchR3.reason` for a server.
 
-The rows are `search_r3.model.engines.continuous_batching.Slots`; here are the conversation and the text around them.
+The rows are the engine's continuous batch; here are the conversation and the text around them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from search_r3.model.searchr3 import DEFAULT_QUERY_TOKENS, Reasoned
 from search_r3.model.tokenization import Text, check_queries, token_rows
 
 if TYPE_CHECKING:
-    from search_r3.model.engines.continuous_batching import Slots
+    from search_r3.model.engines.continuous_batching import ContinuousBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +26,17 @@ class Progress:
     reasoned: Reasoned | None = None
 
 
-class ReasoningSlots:
+class ConcurrentReasoning:
     """Queries that are reasoned about greedily, token by token; what each gives is what `SearchR3.reason` gives.
 
     Args:
-        model: a SearchR3 whose engine has `slots`.
+        model: a SearchR3 whose engine has continuous batching.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._frame = model.frames["reasoning"]
-        self._slots: Slots = model.engine.slots(self._frame.prefix)
+        self._slots: ContinuousBatch = model.engine.continuous_batch(self._frame.prefix)
         self._rows: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
@@ -89,6 +89,7 @@ class ReasoningSlots:
         self._rows.clear()
 
 
-def reasoning_slots(model: Any) -> ReasoningSlots | None:
-    """The slots of `model`; None where its engine has none (one that batches by itself, or a model that is no LLM)."""
-    return ReasoningSlots(model) if hasattr(getattr(model, "engine", None), "slots") else None
+def concurrent_reasoning_of(model: Any) -> ConcurrentReasoning | None:
+    """`ConcurrentReasoning` by `model`; None if its engine has no continuous batching, or the model is no LLM."""
+    spec = getattr(model, "engine_spec", None)
+    return ConcurrentReasoning(model) if spec is not None and spec.continuous_batching else None

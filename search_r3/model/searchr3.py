@@ -19,8 +19,8 @@ from search_r3.files import allow_no_temporary_folder, atomic_path, expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
-from search_r3.model.engines.base import of_each
-from search_r3.model.engines.registry import check_engine, open_engine
+from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, of_each
+from search_r3.model.engines.registry import engine_spec
 from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.model.tokenization import (
     MAX_CHARACTERS,
@@ -86,15 +86,15 @@ class SearchR3:
         self.dimension: int = checkpoint.contract.dimension
         self.tokenizer = checkpoint.tokenizer
         self._rule: AdaptiveRule | None = None
-        self.dtype: str = "int8" if engine == "int8" else str(checkpoint.model.dtype).removeprefix("torch.")
+        self.engine_spec: EngineSpec = engine_spec(engine)
+        self.dtype: str = self.engine_spec.precision or str(checkpoint.model.dtype).removeprefix("torch.")
         prompts = self.contract.prompts
         self.frames = {
             "document": render(prompts.document, self.tokenizer, give_answer=True),
             "query": render(prompts.query, self.tokenizer, give_answer=True),
             "reasoning": render(prompts.reasoning, self.tokenizer, give_answer=False),
         }
-        stops = stop_ids(checkpoint.model, self.tokenizer)
-        self.engine = open_engine(engine, checkpoint, self.frames, stops, len(self.tokenizer))
+        self.engine: Engine = self.open_engine(self.engine_spec)
 
     @classmethod
     def from_pretrained(
@@ -107,7 +107,7 @@ class SearchR3:
             device: "cpu", "cuda", ...; None takes a GPU where there is one.
             engine: "auto" or "torch"; "int8" runs the Llama family on a CPU faster than float32, at a small cosine
                 distance from it; it is made on first use and kept in the cache folder (docs/engines.md). "vllm" lets
-                vLLM write the reasoning on a GPU.
+                vLLM write the reasoning on a GPU. Or an engine that an installed package adds.
             dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16". On CPUs with AMX bfloat16 is
                 about four times as fast, at a cosine distance of about 0.001 from float32.
 
@@ -117,8 +117,9 @@ class SearchR3:
         allow_no_temporary_folder()
         import torch
 
-        check_engine(engine)
-        chosen = device or ("cuda" if engine != "int8" and torch.cuda.is_available() else "cpu")
+        spec = engine_spec(engine)
+        spec.check()
+        chosen = device or spec.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError) as error:
@@ -131,6 +132,15 @@ class SearchR3:
         folder = expand_user(name_or_path)
         model.source = str(folder.resolve()) if folder.is_dir() else str(name_or_path)
         return model
+
+    def open_engine(self, spec: EngineSpec, training_folder: Path | None = None) -> Engine:
+        """An engine on this model's weights; `training_folder` as in `EngineInputs`.
+
+        Raises:
+            InputError: the engine cannot run this model, or not on this machine.
+        """
+        stops = stop_ids(self.checkpoint.model, self.tokenizer)
+        return spec.open(EngineInputs(self.checkpoint, self.frames, stops, len(self.tokenizer), training_folder))
 
     @property
     def adaptive_rule(self) -> AdaptiveRule | None:
@@ -148,8 +158,11 @@ class SearchR3:
         """Write a merged model (safetensors), its tokenizer and its contract to `folder`, in one rename."""
         if hasattr(self.checkpoint.model, "peft_config"):
             raise InputError("the adapter is still apart from its base; load the model merged, then save it")
-        if self.dtype == "int8":  # its golden vectors would be int8's
-            raise InputError("a model on the int8 engine cannot be saved; load it with engine torch, then save it")
+        if self.engine_spec.precision is not None:  # its golden vectors would be of that precision
+            raise InputError(
+                f"a model on the {self.engine_spec.name} engine cannot be saved; load it with engine torch, then save "
+                "it"
+            )
         with atomic_path(folder) as scratch:
             scratch.mkdir()
             with quiet_transformers():

@@ -1,44 +1,53 @@
-"""What an engine is: token ids in, hidden states at the embed token out. One protocol, several ways to run the LLM.
+"""What an engine is: token ids in, hidden states at the embed token out. One seam, several ways to run the LLM.
 
-An engine knows nothing of prompts, only of a shared prefix and of rows that follow it. Each is held to the same golden
-vectors.
+An engine knows nothing of prompts, only of a shared prefix and of rows that follow it. Each is tested against the same
+golden vectors. docs/write-your-own/engine.md adds one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    from pathlib import Path
 
+    import numpy as np
 
-@dataclass
-class Generation:
-    """One continued row.
-
-    Attributes:
-        token_ids: what was written before the embed token; at most the budget.
-        embedding: float32 (dim,), L2-normalised: the state at the embed token.
-        forced: the model did not emit the token (out of budget, or it ended its turn), so it was appended.
-        ended: the end-of-turn token that it wrote instead, if that is why; it was not fed in.
-    """
-
-    token_ids: list[int]
-    embedding: np.ndarray
-    forced: bool
-    ended: int | None = None
+    from search_r3.model.checkpoint import Checkpoint
+    from search_r3.prompts import Frame
 
 
 class Engine(Protocol):
-    """Runs one LLM. Results do not depend on how rows are batched."""
+    """Runs one LLM. Results do not depend on how rows are batched, nor on the thread that asks.
+
+    `dimension` is the width of an embedding. What an engine can do beyond `embed` and `generate` its `EngineSpec` says.
+
+    Example: an engine that compiles the reference engine's model; its package lists COMPILED under the entry point
+    `search_r3.engines`, and `SearchR3.from_pretrained(..., engine="compiled")` finds it:
+
+        class CompiledEngine(TorchEngine):
+            def __init__(self, model, **settings):
+                model.compile(dynamic=True)
+                super().__init__(model, **settings)
+
+        def open_compiled(inputs: EngineInputs) -> Engine:
+            return CompiledEngine(inputs.checkpoint.model, **inputs.settings)
+
+        COMPILED = EngineSpec("compiled", "The torch engine, compiled.", open_compiled, continuous_batching=True)
+    """
 
     dimension: int
 
     def embed(
-        self, prefix: Sequence[int], rows: list[list[int]], batch_size: int, progress: Callable[[int], None] | None
+        self,
+        prefix: Sequence[int],
+        rows: list[list[int]],
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """The unit embedding at the last token of `prefix + row`, for each row: float32 (len(rows), dim)."""
+        """The unit embedding at the last token of `prefix + row`, for each row: float32 (len(rows), dimension)."""
         ...
 
     def generate(
@@ -50,19 +59,91 @@ class Engine(Protocol):
         temperature: float,
         seed: int | Sequence[int],
         batch_size: int,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], None] | None = None,
         samples: int = 1,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
         """Continue each `prefix + row` until the embed token, feed that token, and return the state at it.
 
-        With `samples`, each row is continued so many times (sampled apart): a row's samples stand together in the
-        list. Its prefill is shared where the engine can. `max_new_tokens` may be a number for each row, `seed` one for
-        each sample of that list: then a sample does not depend on what is sampled beside it. `on_token` is called with
-        a sample's place in that list and a token's id as soon as the token is written (the embed token is not); what
-        it raises ends the call.
+        Each row is sampled `samples` times; a row's samples stand together in the list. `max_new_tokens` is one number
+        or one for each row. `seed` is one number or one for each sample: then a sample does not depend on those beside
+        it. `on_token` is called with a sample's place in the list and each token's id as it is written, the embed token
+        excepted; what it raises ends the call.
         """
         ...
+
+
+@dataclass
+class Generation:
+    """One continued row.
+
+    Attributes:
+        token_ids: what was written before the embed token; at most the budget.
+        embedding: float32 (dimension,), L2-normalized: the state at the embed token.
+        forced: the model did not emit the token (out of budget, or it ended its turn), so it was appended.
+        ended: the end-of-turn token that it wrote instead, if that is why; it was not fed in.
+    """
+
+    token_ids: list[int]
+    embedding: np.ndarray
+    forced: bool
+    ended: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineInputs:
+    """What an engine is opened on.
+
+    Attributes:
+        checkpoint: the loaded model (adapter merged), its tokenizer and its contract.
+        templates: the conversations as token ids, under "document", "query" and "reasoning".
+        stop_ids: the end-of-turn tokens.
+        vocabulary: ids from here on are padding rows, which must never be sampled.
+        training_folder: set if the engine samples rollouts while the model is trained: `load_weights` is called after
+            each update, the rest of the device's memory is training's, and this folder is for the engine's files.
+    """
+
+    checkpoint: Checkpoint
+    templates: Mapping[str, Frame]
+    stop_ids: list[int]
+    vocabulary: int
+    training_folder: Path | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The tokens that every engine must know: `embed_id`, `stop_ids` and `vocabulary`."""
+        embed_id = self.checkpoint.contract.embed_token_id
+        return {"embed_id": embed_id, "stop_ids": self.stop_ids, "vocabulary": self.vocabulary}
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An engine's name and what it can do, known before anything heavy is imported.
+
+    Attributes:
+        name: what `--engine` and `SearchR3.from_pretrained(engine=...)` take.
+        summary: one line for the command line's help.
+        open: makes the engine; raises InputError if it cannot run this model, or not on this machine.
+        check: raises InputError if it cannot run here at all; called before any weights are read.
+        device: where it runs if no device is named; None takes a GPU where there is one.
+        precision: what its embeddings are computed in, such as "int8"; None: in the weights' own dtype.
+        golden_tolerance: cosine distance allowed between its golden vectors and the stored ones; None: the dtype's.
+        continuous_batching: it has `continuous_batch(prefix)`, as `TorchEngine` does, whose rows join and leave between
+            two tokens; without it a server batches whole requests.
+        samples_for_training: it has `load_weights(model)`, so GRPO can sample its rollouts with it.
+        busy_threads: it runs threads of its own, beside which torch's idle ones must sleep.
+    """
+
+    name: str
+    summary: str
+    open: Callable[[EngineInputs], Engine]
+    check: Callable[[], object] = lambda: None
+    device: str | None = None
+    precision: str | None = None
+    golden_tolerance: float | None = None
+    continuous_batching: bool = False
+    samples_for_training: bool = False
+    busy_threads: bool = False
 
 
 def of_each(budget: int | Sequence[int], rows: int) -> list[int]:

@@ -3,7 +3,7 @@
 A row that joins is prefilled with those that join at the same time, where the session can (`mixed`) in the same pass as
 the others' next token and straight into its slot; from then on all rows share one pass a token. A row that ends leaves
 at once, and the last row moves into its slot, so the rows stay dense. What a row writes does not depend on the others:
-each has its own positions and its own mask. Slots begin with the prefix, and are used again.
+each has its own positions and its own mask. ContinuousBatch begin with the prefix, and are used again.
 
 A new token stands in the same column of the cache for all rows, so a row that joined late has a gap: it sees the
 columns before `start` and those from `begin` on. `_align` closes the gaps when they have grown.
@@ -61,7 +61,7 @@ _Joining = list[tuple[int, list[int], int]]
 """Rows that join together, until they are prefilled: handle, tokens, budget."""
 
 
-class Slots:
+class ContinuousBatch:
     """Rows behind one prefix that join and leave between steps; greedy. One thread at a time.
 
     Args:

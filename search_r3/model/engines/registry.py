@@ -1,63 +1,116 @@
-"""Which engine runs a checkpoint: the one that is asked for by name."""
+"""Which engines there are: ours, and those that other packages add by the entry point `search_r3.engines`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
 from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
+from search_r3.model.engines.base import EngineInputs, EngineSpec
 from search_r3.model.resolve import cache_dir, optional_cache_dir
+from search_r3.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from search_r3.model.checkpoint import Checkpoint
     from search_r3.model.engines.torch_engine import TorchEngine
-    from search_r3.prompts import Frame
 
-ENGINES = ("auto", "torch", "int8", "vllm")
-
-
-def check_engine(name: str) -> None:
-    """Raises InputError if there is no such engine, or vLLM is wanted and missing: before weights are read."""
-    if name not in ENGINES:
-        raise InputError(f"unknown engine {name!r}: choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
-    if name == "vllm":
-        from search_r3.model.engines.vllm.vllm_generation import import_vllm
-
-        import_vllm()
+AUTO = "auto"
+"""Stands for the reference engine."""
 
 
-def open_engine(
-    name: str, checkpoint: Checkpoint, frames: Mapping[str, Frame], stop_ids: list[int], vocabulary: int
-) -> TorchEngine:
-    """The engine "int8" or "vllm", or for every other name the torch engine.
+def _open_torch(inputs: EngineInputs) -> TorchEngine:
+    from search_r3.model.engines.torch_engine import TorchEngine
 
-    `frames` are the conversations of the checkpoint's contract, by "document", "query" and "reasoning".
+    return TorchEngine(inputs.checkpoint.model, **inputs.settings)
 
-    Raises:
-        InputError: the engine cannot run this model, or not on this machine.
-    """
-    common: dict[str, Any] = {
-        "embed_id": checkpoint.contract.embed_token_id,
-        "stop_ids": stop_ids,
-        "vocabulary": vocabulary,
-    }
-    if name == "vllm":
-        from search_r3.model.engines.vllm.vllm_engine import open_vllm
 
-        return open_vllm(checkpoint, cache_dir() / "vllm", **common)
-    if name != "int8":
-        from search_r3.model.engines.torch_engine import TorchEngine
-
-        return TorchEngine(checkpoint.model, **common)
+def _open_int8(inputs: EngineInputs) -> TorchEngine:
     from search_r3.model.engines.int8 import calibration
     from search_r3.model.engines.int8.int8_engine import Int8Engine
     from search_r3.model.engines.int8.int8_weights import INT8_FILE
 
+    checkpoint, cache = inputs.checkpoint, optional_cache_dir()
+    embed_id = checkpoint.contract.embed_token_id
     return Int8Engine(
         checkpoint.model,
-        **common,
+        **inputs.settings,
         contract_hash=checkpoint.contract.hash,
-        cache_dir=cache / "int8" if (cache := optional_cache_dir()) is not None else None,
-        samples=lambda: calibration.samples(frames, checkpoint.tokenizer, checkpoint.contract.embed_token_id),
+        cache_dir=cache / "int8" if cache is not None else None,
+        samples=lambda: calibration.samples(inputs.templates, checkpoint.tokenizer, embed_id),
         places=[checkpoint.path / INT8_FILE],
     )
+
+
+def _open_vllm(inputs: EngineInputs) -> TorchEngine:
+    from search_r3.model.engines.vllm.vllm_engine import open_vllm
+
+    return open_vllm(inputs, cache_dir)
+
+
+def _check_vllm() -> Any:
+    from search_r3.model.engines.vllm.vllm_generation import import_vllm
+
+    return import_vllm()
+
+
+TORCH = EngineSpec(
+    "torch",
+    "the reference: any causal LM of transformers, on a CPU or a GPU",
+    _open_torch,
+    continuous_batching=True,
+    samples_for_training=True,
+)
+INT8 = EngineSpec(
+    "int8",
+    "quickest on CPUs with VNNI or AMX, at a small distance from float32",
+    _open_int8,
+    device="cpu",
+    precision="int8",
+    golden_tolerance=1e-2,
+    continuous_batching=True,
+    busy_threads=True,
+)
+VLLM = EngineSpec(
+    "vllm",
+    "lets vLLM write the reasoning on a GPU (experimental)",
+    _open_vllm,
+    check=_check_vllm,
+    continuous_batching=True,
+    samples_for_training=True,
+)
+ENGINES = {spec.name: spec for spec in (TORCH, INT8, VLLM)}
+"""The engines of this package; `torch` is what "auto" stands for."""
+
+
+def engine_spec(name: str) -> EngineSpec:
+    """The engine called `name` ("auto" is the torch engine): one of ours, or one that an installed package adds.
+
+    Raises:
+        InputError: no engine of that name, with the nearest one; or a plugin that is broken.
+    """
+    if name in ENGINES or name == AUTO:
+        return ENGINES.get(name, TORCH)
+    added = load_plugins("engines")
+    if name not in added:
+        names = [AUTO, *ENGINES, *added]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown engine {name!r}: {hint}choose {', '.join(names[:-1])} or {names[-1]}")
+    spec = added[name]
+    if not isinstance(spec, EngineSpec) or spec.name != name:
+        raise InputError(
+            f"the entry point {name!r} of search_r3.engines must be an EngineSpec called {name!r}, not {spec!r}; "
+            "fix or uninstall the package that adds it"
+        )
+    return spec
+
+
+def training_engine(name: str) -> EngineSpec:
+    """`engine_spec(name)`, for an engine that samples rollouts while the model is trained.
+
+    Raises:
+        InputError: see `engine_spec`; or the engine cannot follow the weights.
+    """
+    spec = engine_spec(name)
+    if not spec.samples_for_training:
+        raise InputError(f"engine {name} cannot follow the weights while they are trained; use engine torch")
+    return spec

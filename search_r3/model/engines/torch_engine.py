@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from search_r3.model.engines.base import Generation, of_each
-from search_r3.model.engines.continuous_batching import Slots
+from search_r3.model.engines.continuous_batching import ContinuousBatch
 from search_r3.model.engines.llama_forward import (
     Layer,
     LlamaSession,
@@ -41,9 +41,7 @@ class TorchEngine:
     """
 
     def __init__(self, model: Any, *, embed_id: int, stop_ids: Sequence[int], vocabulary: int) -> None:
-        self.model = model
-        self.backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.model
-        self.head = model.get_output_embeddings()
+        TorchEngine.load_weights(self, model)
         self.embed_id = embed_id
         self.stop_ids = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=model.device)
         self.vocabulary = vocabulary
@@ -115,9 +113,13 @@ class TorchEngine:
                 progress(len(chosen))
         return [generation for generation in out if generation is not None]
 
-    def slots(self, prefix: Sequence[int]) -> Slots:
-        """Rows behind `prefix` that are continued side by side, each joining and leaving when it likes."""
-        return Slots(
+    def load_weights(self, model: Any) -> None:
+        """Run `model` from now on: the present one, whose weights have changed, or another of its shape."""
+        self.model, self.backbone, self.head = model, decoder_of(model), model.get_output_embeddings()
+
+    def continuous_batch(self, prefix: Sequence[int]) -> ContinuousBatch:
+        """Rows behind `prefix` that are continued side by side, each joining and leaving between two tokens."""
+        return ContinuousBatch(
             prefix,
             start=lambda prefix, size, room: self._start(prefix, size, room, fine=True),
             open_session=lambda prefix, size, room: self._session(prefix, size, room, fine=True),
@@ -239,6 +241,11 @@ class TorchEngine:
         if self._layers is None:
             return TransformersSession(self.backbone, prefix, size)
         return LlamaSession(self.backbone, self._layers, prefix, size, room)
+
+
+def decoder_of(model: Any) -> Any:
+    """The decoder of a causal LM: what is below its head."""
+    return model.get_decoder() if hasattr(model, "get_decoder") else model.model
 
 
 def _unit(state_BD: Tensor) -> np.ndarray:

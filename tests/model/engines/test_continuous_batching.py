@@ -13,7 +13,7 @@ from search_r3 import SearchR3
 from search_r3.model.engines import continuous_batching as slots_module
 from search_r3.model.engines import torch_engine
 from search_r3.model.engines.base import Generation
-from search_r3.model.engines.continuous_batching import KEPT, MAX_GAP, Slots
+from search_r3.model.engines.continuous_batching import KEPT, MAX_GAP, ContinuousBatch
 from search_r3.model.engines.torch_engine import TorchEngine
 
 PREFIX = [5, 60, 7, 80, 9]
@@ -55,7 +55,7 @@ def alone(engine: TorchEngine, row: list[int], budget: int) -> Generation:
     return engine.generate(PREFIX, [row], max_new_tokens=budget)[0]
 
 
-def drive(slots: Slots, waiting: list[tuple[int, list[int], int]]) -> tuple[dict[int, Generation], list[int]]:
+def drive(slots: ContinuousBatch, waiting: list[tuple[int, list[int], int]]) -> tuple[dict[int, Generation], list[int]]:
     """Let each row of `waiting` (step, row, budget) join before its step; returns what each gave, and rows a step."""
     waiting = [(step, *rest, place) for place, (step, *rest) in enumerate(waiting)]
     places: dict[int, int] = {}
@@ -94,7 +94,7 @@ def test_rows_that_join_and_end_at_different_steps_give_what_they_give_alone(eng
     expected = [alone(engine, row, budget) for row, budget in zip(rows, budgets, strict=True)]
     assert len({len(one.token_ids) for one in expected}) > 5  # they end at steps of their own,
     assert {one.forced for one in expected} == {True, False}  # some by themselves
-    found, sizes = drive(engine.slots(PREFIX), list(zip(joins, rows, budgets, strict=True)))
+    found, sizes = drive(engine.continuous_batch(PREFIX), list(zip(joins, rows, budgets, strict=True)))
     assert max(sizes) > 3
     assert len(found) == len(rows)
     for place, one in enumerate(expected):
@@ -102,7 +102,7 @@ def test_rows_that_join_and_end_at_different_steps_give_what_they_give_alone(eng
 
 
 def test_the_embedding_is_the_state_of_one_plain_pass(engine: TorchEngine, rows) -> None:
-    found, _ = drive(engine.slots(PREFIX), [(i, row, 6) for i, row in enumerate(rows)])
+    found, _ = drive(engine.continuous_batch(PREFIX), [(i, row, 6) for i, row in enumerate(rows)])
     for place, row in enumerate(rows):
         ids = PREFIX + row + found[place].token_ids + [engine.embed_id]
         with torch.inference_mode():
@@ -112,7 +112,7 @@ def test_the_embedding_is_the_state_of_one_plain_pass(engine: TorchEngine, rows)
 
 
 def test_who_leaves_early_changes_nobody_else(engine: TorchEngine, rows) -> None:
-    slots = engine.slots(PREFIX)
+    slots = engine.continuous_batch(PREFIX)
     handles = slots.join(rows[:6], [40] * 6)
     for _ in range(3):
         slots.step()
@@ -132,7 +132,7 @@ def test_who_leaves_early_changes_nobody_else(engine: TorchEngine, rows) -> None
 
 def test_columns_stay_as_few_as_the_rows_need(engine: TorchEngine, rows) -> None:
     """Somebody is always under way, so the cache is never empty; it must not grow for ever."""
-    slots, widest = engine.slots(PREFIX), 0
+    slots, widest = engine.continuous_batch(PREFIX), 0
     short = [row for row in rows if len(row) < 12]
     for step in range(4 * MAX_GAP):
         if step % 5 == 0:
@@ -151,7 +151,7 @@ def test_columns_stay_as_few_as_the_rows_need(engine: TorchEngine, rows) -> None
 
 
 def test_a_row_that_cannot_join_leaves_the_others_to_begin_again(engine: TorchEngine, rows, monkeypatch) -> None:
-    slots = engine.slots(PREFIX)
+    slots = engine.continuous_batch(PREFIX)
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("no memory")
@@ -183,7 +183,7 @@ def test_prompts_share_the_pass_of_those_under_way(engine: TorchEngine, rows, mo
         return real(parts)
 
     monkeypatch.setattr(slots_module, "feed_together", counted)
-    slots = engine.slots(PREFIX)
+    slots = engine.continuous_batch(PREFIX)
     slots.join([rows[3], rows[9]], [9, 9])
     handles = slots.join([rows[0], rows[1]], [9, 9])
     slots.leave([*slots.join([rows[2]], [9]), handles[1]])  # before they were prefilled
@@ -199,7 +199,7 @@ def test_prompts_share_the_pass_of_those_under_way(engine: TorchEngine, rows, mo
 
 
 def test_who_was_to_join_is_continued_though_the_others_left(engine: TorchEngine, rows) -> None:
-    slots = engine.slots(PREFIX)
+    slots = engine.continuous_batch(PREFIX)
     first = slots.join(rows[:1], [9])
     slots.step()
     (late,) = slots.join(rows[1:2], [9])
@@ -214,7 +214,7 @@ def test_the_prefix_is_run_once(engine: TorchEngine, rows, monkeypatch) -> None:
     opened: list[int] = []
     real = engine._session
     monkeypatch.setattr(engine, "_session", lambda *given, **more: opened.append(given[1]) or real(*given, **more))
-    slots = Slots(
+    slots = ContinuousBatch(
         PREFIX, start=engine._start, open_session=real, head=engine.head, device=engine.model.device,
         embed_id=engine.embed_id, stop_ids=engine.stop_ids, vocabulary=engine.vocabulary,
     )  # fmt: skip

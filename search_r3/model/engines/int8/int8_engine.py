@@ -29,8 +29,6 @@ TOKENS_A_PASS = 1024
 """A pass of one thread holds at most this many tokens."""
 TOKENS_A_THREAD = 128
 """Documents of fewer tokens than this for each thread are not worth a second one."""
-GOLDEN_DISTANCE = 0.01
-"""How far an embedding may be from float32's (cosine distance): a checkpoint's golden vectors are held to it."""
 
 
 class Int8Engine(TorchEngine):

@@ -18,7 +18,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
-from search_r3.model.engines.base import Generation
+from search_r3.model.engines.base import EngineInputs, Generation
 from search_r3.model.engines.continuous_batching import Step
 from search_r3.model.engines.torch_engine import TorchEngine
 from search_r3.model.engines.vllm.vllm_generation import (
@@ -33,23 +33,34 @@ from search_r3.model.engines.vllm.vllm_generation import (
 MEMORY_VARIABLE = "SEARCH_R3_VLLM_MEMORY"
 GPU_MEMORY = 0.5
 """The share of the GPU's memory that vLLM may take, unless the variable says another; the torch model needs some."""
+TRAINING_GPU_MEMORY = 0.3
+"""The same while a model is trained, which needs the rest."""
 
 
 class VllmEngine(TorchEngine):
-    """`TorchEngine` whose tokens are vLLM's. The weights must not change: vLLM has a copy.
+    """`TorchEngine` whose tokens are vLLM's. vLLM has a copy of the weights: if they change, call `load_weights`.
 
     Args:
         model: the merged causal LM, on the device that vLLM runs on.
         embed_id, stop_ids, vocabulary: see `TorchEngine`.
         folder: the same model, as vLLM reads it.
         vllm: the package, or what stands in for it.
+        gpu_memory: the share of the GPU's memory that vLLM may take.
 
     Raises:
         InputError: the model is not where vLLM runs, vLLM does not start on it, or the variable makes no sense.
     """
 
     def __init__(
-        self, model: Any, *, embed_id: int, stop_ids: Sequence[int], vocabulary: int, folder: Path, vllm: Any
+        self,
+        model: Any,
+        *,
+        embed_id: int,
+        stop_ids: Sequence[int],
+        vocabulary: int,
+        folder: Path,
+        vllm: Any,
+        gpu_memory: float,
     ) -> None:
         super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocabulary=vocabulary)
         self.writer = VllmWriter(
@@ -59,9 +70,19 @@ class VllmEngine(TorchEngine):
             embed_id=embed_id,
             stop_ids=stop_ids,
             padding=range(vocabulary, self.head.weight.shape[0]),
-            gpu_memory=_gpu_memory(),
+            gpu_memory=gpu_memory,
         )
         self._generating = threading.Lock()
+
+    def load_weights(self, model: Any) -> None:
+        """See `TorchEngine.load_weights`; vLLM gets a copy of the present weights."""
+        super().load_weights(model)
+        # One matrix at a time, as vLLM merges q, k, v and gate, up by itself. A tied head has no weights of its own.
+        weights = model.state_dict(keep_vars=True)
+        tied = getattr(model.config, "tie_word_embeddings", False)
+        self.writer.load_weights(
+            [(name, value.data) for name, value in weights.items() if not (tied and name == "lm_head.weight")]
+        )
 
     def generate(
         self,
@@ -98,13 +119,13 @@ class VllmEngine(TorchEngine):
                 on_token=on_token,
             )
 
-    def slots(self, prefix: Sequence[int]) -> Any:
-        """Rows behind `prefix` that join and leave when they like, in vLLM's own scheduler: `VllmSlots`."""
-        return VllmSlots(self, prefix)
+    def continuous_batch(self, prefix: Sequence[int]) -> Any:
+        """Rows behind `prefix` that join and leave when they like, in vLLM's own scheduler: `VllmContinuousBatch`."""
+        return VllmContinuousBatch(self, prefix)
 
 
-class VllmSlots:
-    """What `search_r3.model.engines.continuous_batching.Slots` is to the torch engine. Greedy; one thread at a time."""
+class VllmContinuousBatch:
+    """Rows that join and leave in vLLM's own scheduler; see `ContinuousBatch`. Greedy; one thread at a time."""
 
     def __init__(self, engine: VllmEngine, prefix: Sequence[int]) -> None:
         self.prefix = tuple(prefix)
@@ -117,7 +138,7 @@ class VllmSlots:
         return len(self._rows)
 
     def join(self, rows: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
-        """See `Slots.join`."""
+        """See `ContinuousBatch.join`."""
         writer = self._engine.writer
         added: list[Row] = []
         try:
@@ -133,7 +154,7 @@ class VllmSlots:
         return handles
 
     def step(self) -> list[Step]:
-        """See `Slots.step`. Nothing, while vLLM reads a long prompt."""
+        """See `ContinuousBatch.step`. Nothing, while vLLM reads a long prompt."""
         if not self._rows:
             return []
         if not any(self._news(handle) for handle in self._rows):  # another's step may have brought some
@@ -155,7 +176,7 @@ class VllmSlots:
         return steps
 
     def leave(self, handles: Sequence[int]) -> None:
-        """See `Slots.leave`."""
+        """See `ContinuousBatch.leave`."""
         known = [handle for handle in handles if handle in self._rows]
         self._engine.writer.drop([self._rows[handle][1] for handle in known])
         for handle in known:
@@ -170,15 +191,23 @@ class VllmSlots:
         return row.over or len(row.token_ids) > self._told[handle]
 
 
-def open_vllm(checkpoint: Checkpoint, cache: Path, **common: Any) -> VllmEngine:
-    """The engine on a loaded checkpoint; `cache` is the folder for merged weights, `common` what all engines take.
+def open_vllm(inputs: EngineInputs, cache: Callable[[], Path]) -> VllmEngine:
+    """The engine on a loaded checkpoint; `cache` gives the cache folder, where merged weights are kept.
+
+    In training the weights are written to the training folder instead, whatever is there.
 
     Raises:
         InputError: vLLM is not installed, finds no GPU, or cannot run this model.
     """
-    vllm = import_vllm()
+    vllm, checkpoint = import_vllm(), inputs.checkpoint
     check_device(vllm, checkpoint.model.device)
-    return VllmEngine(checkpoint.model, **common, folder=merged_folder(checkpoint, cache), vllm=vllm)
+    if inputs.training_folder is None:
+        folder, gpu_memory = merged_folder(checkpoint, cache() / "vllm"), _gpu_memory()
+    else:
+        folder, gpu_memory = inputs.training_folder, TRAINING_GPU_MEMORY
+        checkpoint.model.save_pretrained(str(folder))
+        checkpoint.tokenizer.save_pretrained(str(folder))
+    return VllmEngine(checkpoint.model, **inputs.settings, folder=folder, vllm=vllm, gpu_memory=gpu_memory)
 
 
 def merged_folder(checkpoint: Checkpoint, cache: Path) -> Path:

@@ -20,11 +20,12 @@ from search_r3.model.engines import llama_forward
 from search_r3.model.engines.int8 import avx512, elementwise_kernels, int8_engine, int8_weights
 from search_r3.model.engines.int8.int8_forward import Int8Model, Int8Session
 from search_r3.model.engines.llama_forward import LlamaSession, merge_projections
+from search_r3.model.engines.registry import INT8
 
 PREFIX = [5, 60, 7, 80, 9]
 SAME = 1e-3
 """Cosine distance of one text's embeddings by two batches: rounding falls otherwise where sums are taken otherwise."""
-NEAR = int8_engine.GOLDEN_DISTANCE
+NEAR = INT8.golden_tolerance
 FINER = NEAR / 4
 """Only the weights (and attention's output, without the decoder) are rounded to int8."""
 TEXTS = ["How do I read a file line by line in Python?", "Paris", "def mean(values):\n    return sum(values)"]
@@ -144,7 +145,7 @@ class TestGenerate:
 
     def test_rows_that_join_late_are_continued_beside_the_others(self, int8: SearchR3, rows: list[list[int]]) -> None:
         """Continuous batching runs on the same sessions."""
-        slots, done = int8.engine.slots(PREFIX), {}
+        slots, done = int8.engine.continuous_batch(PREFIX), {}
         handles = slots.join(rows[:4], [8] * 4)
         written: dict[int, list[int]] = {handle: [] for handle in range(8)}
         for step in range(40):
@@ -341,7 +342,7 @@ class TestRefusals:
             SearchR3.from_pretrained(tiny_model, engine="int8")
 
     def test_an_unknown_engine(self, tiny_model: Path) -> None:
-        with pytest.raises(InputError, match="unknown engine 'int9': choose auto, torch, int8 or vllm"):
+        with pytest.raises(InputError, match=r"unknown engine 'int9': did you mean 'int8'\? choose auto, torch"):
             SearchR3.from_pretrained(tiny_model, engine="int9")
 
 

@@ -201,7 +201,7 @@ class TestSlots:
         expected = [
             generate(model.engine, [row], max_new_tokens=budget)[0] for row, budget in zip(rows, budgets, strict=True)
         ]
-        slots, places, written, done = model.engine.slots(PREFIX), {}, {i: [] for i in range(len(rows))}, {}
+        slots, places, written, done = model.engine.continuous_batch(PREFIX), {}, {i: [] for i in range(len(rows))}, {}
         waiting = list(range(len(rows)))
         while waiting or len(slots):
             if waiting:
@@ -225,7 +225,7 @@ class TestSlots:
     ) -> None:
         model, vllm = open_model(tiny_model)
         expected = generate(model.engine, rows[1:2])[0]
-        slots = model.engine.slots(PREFIX)
+        slots = model.engine.continuous_batch(PREFIX)
         first, second = slots.join(rows[:2], [6, 6])
         slots.step()
         slots.leave([first, 12345])
@@ -242,7 +242,7 @@ class TestSlots:
 
     def test_if_one_cannot_join_none_does(self, tiny_model: Path, open_model: Any, rows: Any) -> None:
         model, vllm = open_model(tiny_model)
-        slots = model.engine.slots(PREFIX)
+        slots = model.engine.continuous_batch(PREFIX)
         with pytest.raises(InputError, match=r"vLLM refuses a row of 2005 tokens: The decoder prompt .* longer than"):
             slots.join([rows[0], [11] * 2000], [6, 6])
         assert len(slots) == 0
