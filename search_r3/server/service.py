@@ -16,7 +16,7 @@ from typing import Any, Literal
 from search_r3.index.live_handle import Event, IndexHandle, IndexUnavailable
 from search_r3.index.table import SearchIndex
 from search_r3.model.checkpoint import read_record
-from search_r3.model.concurrent_reasoning import reasoning_slots
+from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
 from search_r3.server.batching.batcher import Batcher
 from search_r3.server.batching.continuous import ContinuousBatcher
@@ -243,7 +243,7 @@ class Service:
 
 def make_batcher(model: Any, config: ServerConfig, cache: ReasonedCache, metrics: Metrics) -> Batcher:
     """The batcher that `config.batching` names; the static one where the model's engine has no slots."""
-    slots = reasoning_slots(model) if config.batching == "continuous" else None
+    slots = concurrent_reasoning_of(model) if config.batching == "continuous" else None
     if slots is None:
         return ThreadBatcher(model, config, cache, metrics)
     return ContinuousBatcher(model, slots, config, cache, metrics)

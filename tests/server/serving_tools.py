@@ -180,8 +180,8 @@ class _PausingEngine:
         self._engine, self._after = engine, after
         self._told: list[int] = []
 
-    def slots(self, prefix: Any) -> Any:
-        found = self._engine.slots(prefix)
+    def continuous_batch(self, prefix: Any) -> Any:
+        found = self._engine.continuous_batch(prefix)
         step = found.step
 
         def after_the_last() -> Any:

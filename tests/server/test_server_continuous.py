@@ -12,7 +12,7 @@ import pytest
 from serving_tools import eventually, pausing, running
 
 from search_r3 import SearchR3
-from search_r3.model.concurrent_reasoning import reasoning_slots
+from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
 from search_r3.model.tokenization import Tokens, encode_as_text
 from search_r3.server.batching.batcher import Batcher, Closed, Work
 from search_r3.server.batching.continuous import ContinuousBatcher
@@ -358,7 +358,7 @@ def test_every_answer_is_the_static_one(tiny: SearchR3) -> None:
 
 
 def test_what_is_reasoned_is_what_reason_gives(tiny: SearchR3) -> None:
-    slots = reasoning_slots(tiny)
+    slots = concurrent_reasoning_of(tiny)
     assert slots is not None
     expected = tiny.reason(TEXTS[:3], max_reasoning_tokens=6)
     handles = slots.join(TEXTS[:3], [6, 6, 6])

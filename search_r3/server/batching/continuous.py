@@ -22,7 +22,7 @@ from search_r3.server.server_config import ServerConfig
 
 
 class Slots(Protocol):
-    """What of `ReasoningSlots` is used here."""
+    """What of `ConcurrentReasoning` is used here."""
 
     def __len__(self) -> int: ...
     def join(self, texts: Sequence[Tokens], budgets: Sequence[int]) -> list[int]: ...
