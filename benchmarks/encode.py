@@ -121,14 +121,14 @@ def sentence_transformer(model: SearchR3, folder: Path, device: str) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    frame = model.frames["document"]
+    template = model.templates["document"]
 
     class SameIds(Transformer):
         """Prefix + text + suffix, the embed token last; padded on the right, as sentence-transformers does."""
 
         def preprocess(self, inputs: list[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
             texts = encode_as_text(model.tokenizer, inputs)
-            rows = [[*frame.prefix, *ids[:DEFAULT_DOCUMENT_TOKENS], *frame.suffix] for ids in texts]
+            rows = [[*template.prefix, *ids[:DEFAULT_DOCUMENT_TOKENS], *template.suffix] for ids in texts]
             longest = max(map(len, rows))
             return {
                 "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in rows]),
@@ -194,7 +194,7 @@ class TwoPass:
     def __init__(self, model: SearchR3, folder: Path, device: str, budget: int) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.frame, self.tokenizer, self.budget = model.frames["reasoning"], model.tokenizer, budget
+        self.template, self.tokenizer, self.budget = model.templates["reasoning"], model.tokenizer, budget
         self.embed_id = model.contract.embed_token_id
         self.stops = {self.embed_id, *stop_ids(model.checkpoint.model, model.tokenizer)}
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, model.dtype)).to(device).eval()
@@ -202,7 +202,9 @@ class TwoPass:
     @torch.inference_mode()
     def __call__(self, texts: list[str], batch_size: int) -> list[tuple[list[int], np.ndarray]]:
         """For each text: all token ids, and the unit state at the embed token."""
-        prompts = [[*self.frame.prefix, *ids, *self.frame.suffix] for ids in encode_as_text(self.tokenizer, texts)]
+        prompts = [
+            [*self.template.prefix, *ids, *self.template.suffix] for ids in encode_as_text(self.tokenizer, texts)
+        ]
         out: dict[int, tuple[list[int], np.ndarray]] = {}
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for start in range(0, len(order), batch_size):

@@ -52,7 +52,7 @@ class Peer:
         model, tokenizer, contract = checkpoint.model, checkpoint.tokenizer, checkpoint.contract
         model.set_attn_implementation(spec.attention)
         self.embed_id = contract.embed_token_id
-        self.frame = render(contract.prompts.reasoning, tokenizer, give_answer=False)
+        self.template = render(contract.prompts.reasoning, tokenizer, give_answer=False)
         self.dataset, self.environment = dataset_of(spec.pairs), environment_of(spec, config)
         self.environment.score = self.parts.scoring(self.environment.score)  # type: ignore[method-assign]
         if len(tokenizer) < model.get_input_embeddings().weight.shape[0]:
@@ -139,7 +139,7 @@ class Peer:
         from search_r3.model.searchr3 import encode_as_text
 
         ids = encode_as_text(self.trainer.processing_class, [text])[0][: self.config.max_query_tokens]
-        return [*self.frame.prefix, *ids, *self.frame.suffix]
+        return [*self.template.prefix, *ids, *self.template.suffix]
 
     def finished(self, completion: list[int]) -> tuple[list[int], bool]:
         """The reasoning in a completion, and whether the embed token ended it; else it is cut at the budget."""
@@ -152,12 +152,12 @@ class Peer:
         with self.parts("sync"):
             self.encoder = self.live.sync()
         with self.parts("embed"):
-            start = len(self.frame.prefix)
+            start = len(self.template.prefix)
             rows = [
                 [*self.prompt(text)[start:], *self.finished(completion)[0], self.embed_id]
                 for text, completion in zip(prompts, completions, strict=True)
             ]
-            return self.encoder.engine.embed(self.frame.prefix, rows, 64)
+            return self.encoder.engine.embed(self.template.prefix, rows, 64)
 
     def reward(self, prompts: Any, completion_ids: Any, row: Any, trainer_state: Any, **_: Any) -> list[float]:
         """The reward function: encode the rollouts, refresh the corpus where they look, score them."""

@@ -106,7 +106,7 @@ def _quality(spec: Spec, model: Any, pool: dict[str, list[str]], folder: Path) -
     on = model.reason(pool["queries"], max_reasoning_tokens=spec.budget, **options)
     for name, vectors in (("documents", documents), ("off", off), ("on", np.stack([one.embedding for one in on]))):
         np.save(folder / f"{name}.npy", vectors)
-    return {"analyses": [[int(token) for token in one.analysis_ids] for one in on]}
+    return {"analyses": [[int(token) for token in one.reasoning_ids] for one in on]}
 
 
 def _index(spec: Spec, model: Any, folder: Path) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Peer:
         self.tokenizer, self.batches = backbone.tokenizer, InOrder(pairs, spec.global_batch_size)
         prompts = Prompts()
         self.about: dict[str, Any] = {}
-        self.frames = [render(c, self.tokenizer, give_answer=True) for c in (prompts.query, prompts.document)]
+        self.templates = [render(c, self.tokenizer, give_answer=True) for c in (prompts.query, prompts.document)]
 
     def columns(self, number: int) -> list[list[list[int]]]:
         """Token ids of the queries and of the documents of batch `number`: the whole conversations."""
@@ -146,8 +146,8 @@ class Peer:
         texts = [[pair.query for pair in pairs], [pair.positive for pair in pairs]]
         limits = (self.spec.query_tokens, self.spec.document_tokens)
         return [
-            [[*frame.prefix, *ids[:limit], *frame.suffix] for ids in encode_as_text(self.tokenizer, column)]
-            for frame, column, limit in zip(self.frames, texts, limits, strict=True)
+            [[*template.prefix, *ids[:limit], *template.suffix] for ids in encode_as_text(self.tokenizer, column)]
+            for template, column, limit in zip(self.templates, texts, limits, strict=True)
         ]
 
     def loss(self, number: int) -> Any:

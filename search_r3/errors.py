@@ -9,3 +9,9 @@ from __future__ import annotations
 
 class InputError(ValueError):
     """Bad input from the user: a missing file, a broken line, an unknown key, the wrong checkpoint."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, for one of ours; its type's name if it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

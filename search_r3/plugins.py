@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from search_r3.errors import InputError
+from search_r3.errors import InputError, first_line
 
 GROUPS = ("rewards", "refresh_policies", "engines", "data_sources", "index_backends", "document_readers")
 """The registries that other packages can add to."""
@@ -42,10 +42,9 @@ def load_plugins(group: str) -> dict[str, Any]:
         try:
             found[point.name] = point.load()
         except Exception as error:  # a plugin may fail in any way while it is imported
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(
                 f"the plugin {point.name!r} of {package} (entry point search_r3.{group}, {point.value}) cannot be "
-                f"loaded: {lines[0]}; fix or uninstall {package}"
+                f"loaded: {first_line(error)}; fix or uninstall {package}"
             ) from error
         package_of[point.name] = package
     return found

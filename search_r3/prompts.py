@@ -1,7 +1,8 @@
 """The three conversations (document, query, query with reasoning) and the token whose hidden state is the embedding.
 
 The wording of the direct conversation is the paper's stage 1 (arXiv 2510.07048, section 3); that of the other two is
-ours. They are kept in every checkpoint and hashed into its embedding contract: change a word and it is another space.
+ours. They are saved in every checkpoint and hashed into its embedding contract: another word gives another embedding
+space.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Conversation:
     Attributes:
         system: the system message.
         answer: what the assistant says right before the embed token when the turn is given rather than written by
-            the model ("" where the model writes its own analysis).
+            the model ("" where the model reasons).
 
-    The paper's turn closes with a full stop after the token. Nothing after the token is ever fed in, so it is left
-    out: the loss should not ask the state that is the embedding to predict a full stop.
+    In the paper the turn ends with a full stop after the token. Nothing after the token is ever fed in, so it is left
+    out: the state that is the embedding should not be trained to predict a full stop.
     """
 
     system: str
@@ -36,7 +37,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The conversations of a checkpoint: `document` and `query` embed directly, `reasoning` analyses first."""
+    """The conversations of a checkpoint: `document` and `query` embed directly, `reasoning` reasons first."""
 
     document: Conversation = field(
         default_factory=lambda: Conversation("Please represent documents.", "The embedding is ")
@@ -63,18 +64,18 @@ class Prompts:
         try:
             made = cls(**{name: Conversation(**data[name]) for name in names})
             if not all(isinstance(text, str) for talk in made.to_dict().values() for text in talk.values()):
-                raise TypeError("a conversation's parts are texts")
+                raise TypeError("system and answer must be strings")
             return made
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint's prompts must hold {', '.join(names)}: {error}") from error
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A conversation rendered by a chat template and tokenised, with a hole where the user's text goes.
+class PromptTemplate:
+    """A conversation rendered by a chat template and tokenized, with a gap where the user's text goes.
 
     Attributes:
-        prefix: token ids before the user's text; the same for every text, so an engine runs it once.
+        prefix: token ids before the user's text; the same for every text, so an engine computes it once.
         suffix: token ids after it, up to the assistant's first own token; ends with the embed token where the
             assistant's turn is given.
     """
@@ -86,7 +87,7 @@ class Frame:
 _HOLE = "SEARCHR3USERTEXT"
 
 
-def render(conversation: Conversation, tokenizer: Any, *, give_answer: bool) -> Frame:
+def render(conversation: Conversation, tokenizer: Any, *, give_answer: bool) -> PromptTemplate:
     """Render `conversation` with the base model's own chat template.
 
     Args:
@@ -111,4 +112,4 @@ def render(conversation: Conversation, tokenizer: Any, *, give_answer: bool) -> 
     if give_answer:
         after += conversation.answer + EMBED_TOKEN
     encode = lambda piece: tuple(tokenizer.encode(piece, add_special_tokens=False))  # noqa: E731
-    return Frame(prefix=encode(before), suffix=encode(after))
+    return PromptTemplate(prefix=encode(before), suffix=encode(after))

@@ -23,9 +23,9 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def test_a_given_answer_ends_with_the_embed_token(tokenizer: Any) -> None:
-    frame = render(Prompts().document, tokenizer, give_answer=True)
-    assert frame.suffix[-1] == tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
-    whole = tokenizer.decode([*frame.prefix, *tokenizer.encode("TEXT", add_special_tokens=False), *frame.suffix])
+    template = render(Prompts().document, tokenizer, give_answer=True)
+    assert template.suffix[-1] == tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
+    whole = tokenizer.decode([*template.prefix, *tokenizer.encode("TEXT", add_special_tokens=False), *template.suffix])
     assert whole == (
         "<|im_start|>system\nPlease represent documents.<|im_end|>\n<|im_start|>user\nTEXT<|im_end|>\n"
         "<|im_start|>assistant\nThe embedding is<|embed_token|>"
@@ -33,9 +33,9 @@ def test_a_given_answer_ends_with_the_embed_token(tokenizer: Any) -> None:
 
 
 def test_a_reasoning_frame_stops_where_the_assistant_begins(tokenizer: Any) -> None:
-    frame = render(Prompts().reasoning, tokenizer, give_answer=False)
-    assert tokenizer.convert_tokens_to_ids(EMBED_TOKEN) not in frame.prefix + frame.suffix
-    assert tokenizer.decode(frame.suffix) == "<|im_end|>\n<|im_start|>assistant\n"
+    template = render(Prompts().reasoning, tokenizer, give_answer=False)
+    assert tokenizer.convert_tokens_to_ids(EMBED_TOKEN) not in template.prefix + template.suffix
+    assert tokenizer.decode(template.suffix) == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_blank_before_the_embed_token_belongs_to_it(tokenizer: Any) -> None:

@@ -63,11 +63,11 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
 
             write_modules(scratch, model)
         if format == "int8":
-            from search_r3.model.engines.int8.calibration import samples
-            from search_r3.model.engines.int8.int8_weights import INT8_FILE, quantise_causal_lm, save_int8
+            from search_r3.model.engines.int8.calibration import calibration_rows
+            from search_r3.model.engines.int8.int8_weights import INT8_FILE, quantize_causal_lm, save_int8
 
-            rows = samples(model.frames, model.tokenizer, model.contract.embed_token_id)
-            save_int8(quantise_causal_lm(model.checkpoint.model, rows), scratch / INT8_FILE, model.contract_hash)
+            rows = calibration_rows(model.templates, model.tokenizer, model.contract.embed_token_id)
+            save_int8(quantize_causal_lm(model.checkpoint.model, rows), scratch / INT8_FILE, model.contract_hash)
         atomic_write_text(scratch / "README.md", card(model, format))
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return Export(

@@ -22,7 +22,7 @@ from search_r3.files import atomic_write_text
 from search_r3.model.checkpoint import GOLDEN_TEXTS, write_record
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
 from search_r3.model.tokenization import encode_as_text
-from search_r3.prompts import EMBED_TOKEN, Frame
+from search_r3.prompts import EMBED_TOKEN, PromptTemplate
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 """What the extra `onnx` brings."""
@@ -91,7 +91,7 @@ def usage(model: Any) -> list[str]:
         f"| output | `{OUTPUT}` | (batch, {model.dimension}) | float32 | unit rows: compare them by dot product |",
         "",
         "The embedding is the last hidden state, after the final norm, at the last token that the mask holds: the "
-        f"embed token `{EMBED_TOKEN}`, which ends the suffix. Pooling and normalisation are in the graph; the "
+        f"embed token `{EMBED_TOKEN}`, which ends the suffix. Pooling and normalization are in the graph; the "
         "templates are not:",
         "",
     ]
@@ -122,9 +122,9 @@ tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.encode_special_tokens = True  # a special token's name in a text is plain characters
 
 def embed(texts, side):  # "document" or "query"
-    frame, limit = settings["templates"][side], settings["max_text_tokens"]
+    template, limit = settings["templates"][side], settings["max_text_tokens"]
     rows = [tokenizer.encode(text, add_special_tokens=False).ids[:limit] for text in texts]
-    rows = [frame["prefix_ids"] + row + frame["suffix_ids"] for row in rows]
+    rows = [template["prefix_ids"] + row + template["suffix_ids"] for row in rows]
     longest = max(len(row) for row in rows)
     ids = np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int64)
     mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=np.int64)
@@ -139,8 +139,8 @@ def _templates(model: Any) -> dict[str, dict[str, Any]]:
     """The conversations around a text, as text and as token ids; the text is what the model sees."""
     templates: dict[str, dict[str, Any]] = {}
     for side in SIDES:
-        frame: Frame = model.frames[side]
-        parts = {"prefix": list(frame.prefix), "suffix": list(frame.suffix)}
+        template: PromptTemplate = model.templates[side]
+        parts = {"prefix": list(template.prefix), "suffix": list(template.suffix)}
         spelt = {name: model.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for name, ids in parts.items()}
         templates[side] = {**spelt, **{f"{name}_ids": ids for name, ids in parts.items()}}
     return templates
@@ -290,8 +290,8 @@ def _check_graph(file: Path, model: Any) -> None:
     expected, rows = model.golden(), encode_as_text(model.tokenizer, GOLDEN_TEXTS)
     batches: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
     for side in SIDES:
-        frame = model.frames[side]
-        whole = [[*frame.prefix, *row[:DEFAULT_DOCUMENT_TOKENS], *frame.suffix] for row in rows]
+        template = model.templates[side]
+        whole = [[*template.prefix, *row[:DEFAULT_DOCUMENT_TOKENS], *template.suffix] for row in rows]
         batches += [(_padded(batch), expected[side][: len(batch)]) for batch in (whole, whole[:1])]
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

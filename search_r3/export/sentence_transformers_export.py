@@ -1,7 +1,7 @@
 """Makes a merged export loadable by `SentenceTransformer(path)`, for direct embedding, with that library's own modules.
 
 A conversation is the prompt ("document" or "query"), the text, and the given answer with the embed token, which the
-tokenizer appends to every text; the last token's state, normalised, is the embedding (https://sbert.net).
+tokenizer appends to every text; the last token's state, normalized, is the embedding (https://sbert.net).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
-from search_r3.prompts import Frame
+from search_r3.prompts import PromptTemplate
 
 TEXT_TOKENS = 512
 """What `SearchR3.encode_document` keeps of a text by default."""
@@ -38,16 +38,16 @@ def write_modules(folder: Path, model: Any) -> None:
         InputError: the two conversations end differently, or the tokenizer joins texts in a way that a prompt and an
             ending cannot repeat.
     """
-    frames: dict[str, Frame] = {side: model.frames[side] for side in SIDES}
-    if frames["document"].suffix != frames["query"].suffix:
+    templates: dict[str, PromptTemplate] = {side: model.templates[side] for side in SIDES}
+    if templates["document"].suffix != templates["query"].suffix:
         raise InputError(
             "the document's and the query's conversations end differently; sentence-transformers' prompts "
             "only stand before a text, so export with --format safetensors"
         )
-    prompts = {side: model.tokenizer.decode(list(frame.prefix)) for side, frame in frames.items()}
-    _append_ending(folder, frames["document"].suffix)
-    _check_tokens(folder, model.tokenizer, frames, prompts)
-    limit = len(frames["document"].prefix) + TEXT_TOKENS + len(frames["document"].suffix)
+    prompts = {side: model.tokenizer.decode(list(template.prefix)) for side, template in templates.items()}
+    _append_ending(folder, templates["document"].suffix)
+    _check_tokens(folder, model.tokenizer, templates, prompts)
+    limit = len(templates["document"].prefix) + TEXT_TOKENS + len(templates["document"].suffix)
     most = getattr(model.checkpoint.model.config, "max_position_embeddings", None)
     files = {
         "modules.json": MODULES,
@@ -98,7 +98,7 @@ def _append_ending(folder: Path, suffix: tuple[int, ...]) -> None:
     atomic_write_text(settings, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def _check_tokens(folder: Path, ours: Any, frames: dict[str, Frame], prompts: dict[str, str]) -> None:
+def _check_tokens(folder: Path, ours: Any, templates: dict[str, PromptTemplate], prompts: dict[str, str]) -> None:
     """Hold the written tokenizer to ours: prompt and text, as sentence-transformers joins them, give SearchR3's ids."""
     from transformers import AutoTokenizer
 
@@ -107,9 +107,9 @@ def _check_tokens(folder: Path, ours: Any, frames: dict[str, Frame], prompts: di
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = encode_as_text(ours, GOLDEN_TEXTS)
-    for side, frame in frames.items():
+    for side, template in templates.items():
         found = tokenizer([prompts[side] + text for text in GOLDEN_TEXTS])["input_ids"]
-        if found != [[*frame.prefix, *row, *frame.suffix] for row in rows]:
+        if found != [[*template.prefix, *row, *template.suffix] for row in rows]:
             raise InputError(
                 f"this tokenizer joins the {side} prompt and a text in another way than SearchR3 does, so "
                 "sentence-transformers would embed other tokens; export with --format safetensors"

@@ -1,4 +1,4 @@
-"""Whether a query is worth reasoning about, told from the scores of its direct search: `reasoning="auto"`.
+"""Adaptive reasoning, `reasoning="auto"`: whether to reason about a query is predicted from its direct search's scores.
 
 A logistic regression on four features of the best cosines (how high, how far apart, how even), fitted to where
 reasoning helped on dev queries and kept as JSON beside the adapter. Reasoning only where the query needs it is AdaQR's
@@ -25,10 +25,10 @@ DEPTH = 10
 TEMPERATURE = 0.05
 """Of the softmax whose entropy is a feature: the upper end of what the contrastive loss uses."""
 RIDGE = 1.0
-"""Penalty on the standardised weights; few dev queries differ, so the rule must be held back."""
+"""Penalty on the standardized weights; few dev queries differ, so the rule must be regularized."""
 FOLDS = 5
 MIN_DIFFERENT = 8
-"""Queries on which off and on must differ: fewer than two a feature fit anything."""
+"""Queries on which the two modes must differ, at least: with fewer than two a feature, anything fits."""
 ALWAYS, NEVER = -1e9, 1e9
 
 
@@ -43,7 +43,7 @@ class AdaptiveRule:
         threshold: chosen for the share of the gain that was wanted; ALWAYS or NEVER where that is best.
         depth: how many of the best scores it looks at.
         temperature: of the softmax behind the entropy.
-        about: where it was fitted and what it reached there, for people.
+        about: where it was fitted and what it reached there, for information.
     """
 
     contract_hash: str
@@ -70,10 +70,10 @@ class AdaptiveRule:
     ) -> AdaptiveRule:
         """Fit the rule to queries that were searched both ways.
 
-        The regression tells queries that reasoning helped from those that it harmed, each weighted by how much (ties
-        say nothing). The threshold is the one that reasons least for `target` of the whole gain, judged on predictions
-        by models that had not seen the query (FOLDS folds); where reasoning everywhere gains nothing, it is the one
-        that gains most.
+        The regression separates queries that reasoning helped from those that it harmed, each weighted by how much
+        (ties have no weight). The threshold is the one that reasons least for `target` of the whole gain, measured on
+        predictions of models that had not seen the query (FOLDS folds); where reasoning everywhere gains nothing, it
+        is the one that gains most.
 
         Args:
             scores_QK: cosines of the direct search, best first, (Q, K).
@@ -87,7 +87,8 @@ class AdaptiveRule:
         gains_Q = np.asarray(differences_Q, dtype=np.float64)
         if gains_Q.shape != (len(features_QF),) or not np.isfinite(gains_Q).all():
             raise InputError(
-                f"{len(features_QF)} rows of scores and differences of shape {gains_Q.shape}; give each one"
+                f"{len(features_QF)} rows of scores and differences of shape {gains_Q.shape}; give one difference for "
+                "each row"
             )
         if not 0 < target <= 1:
             raise InputError(f"target is {target}; expected a share of the gain over 0 and at most 1")
@@ -163,7 +164,9 @@ class AdaptiveRule:
             if lengths != {len(FEATURES)} or not np.isfinite(numbers).all() or rule.depth < 1:
                 raise ValueError("numbers are missing or not finite")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is no rule for reasoning ({error}); fit it again with search-r3 study") from error
+            raise InputError(
+                f"{path} is not a rule for reasoning ({error}); fit it again with search-r3 study"
+            ) from error
         if contract_hash is not None and rule.contract_hash != contract_hash:
             raise InputError(
                 f"{path} was fitted on the model with contract {rule.contract_hash[:12]}, not {contract_hash[:12]}; "
@@ -173,16 +176,16 @@ class AdaptiveRule:
 
 
 def rule_of(model: Any) -> AdaptiveRule:
-    """The rule that a model keeps, for those who search with `reasoning="auto"`.
+    """The rule of a model, for searches with `reasoning="auto"`.
 
     Raises:
-        InputError: it keeps none, or a damaged one, or another model's.
+        InputError: it has none, or a damaged one, or another model's.
     """
     rule: AdaptiveRule | None = getattr(model, "adaptive_rule", None)
     if rule is None:
         raise InputError(
-            f"reasoning auto needs a model that keeps a rule, and {model.name} keeps none; say on or off, or fit a "
-            "rule with search-r3 study"
+            f"reasoning auto needs a model that has a rule, and {model.name} has none; choose on or off, or fit a rule "
+            "with search-r3 study"
         )
     return rule
 
@@ -191,7 +194,7 @@ def score_features(scores_QK: npt.ArrayLike, depth: int = DEPTH, temperature: fl
     """The FEATURES of each query's best scores, float64 (Q, 4).
 
     top: the best score; margin: best minus second; spread: best minus the mean of the others; entropy: of the softmax,
-    over its largest possible value. What needs a second score is 0 where there is none.
+    over its largest possible value. Features that need a second score are 0 where there is none.
 
     Raises:
         InputError: not a matrix, no columns, or a score that is not finite.

@@ -1,7 +1,7 @@
-"""The embedding contract on disk, and the ways of loading what it speaks of: base, base + adapter, merged.
+"""The embedding contract on disk, and how its models are loaded: base, base with adapter, merged.
 
-A *contract* says everything that two vectors must share to be compared: the weights, the token, the conversations, the
-pooling and the dimension. Its hash goes into every index and cache; golden vectors hold every engine to it.
+A *contract* records everything that two vectors must share to be compared: the weights, the token, the conversations,
+the pooling and the dimension. Its hash goes into every index and cache; golden vectors test every engine against it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.errors import InputError
+from search_r3.errors import InputError, first_line
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.complete_weights import check_adapter, load_causal_lm
 from search_r3.model.quiet_loading import quiet_transformers
@@ -28,8 +28,8 @@ GOLDEN_FILE = "golden.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 FORMAT = 1
 HASHED_FORMAT = 1
-"""The format whose fields are hashed. It stays: a contract that `migrate` brought to a newer one keeps its hash, and so
-its indexes. A field of a newer format may enter the hash only where it says something that the old ones could not."""
+"""The format whose fields are hashed. It stays the same: a contract that `migrate` brought to a newer format keeps its
+hash, and so its indexes. A field of a newer format may enter the hash only if older formats could not express it."""
 POOLING = "l2(last_hidden_state[embed_token])"
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this: GPUs are slower otherwise, and vLLM's weight sync has broken."""
@@ -49,14 +49,14 @@ class Contract:
     """What two embeddings must have in common to be compared.
 
     Attributes:
-        base: the base model's name, for people and for finding it again; not hashed.
+        base: the base model's name, by which it is loaded again; not hashed.
         base_weights: SHA-256 over the base's tensors.
         adapter_weights: SHA-256 over the adapter's tensors; "" for an untrained base.
         embed_token_id: the id of `EMBED_TOKEN` in this model's vocabulary.
         dimension: the length of an embedding.
         prompts: the conversations.
         chat_template: SHA-256 of the tokenizer's chat template.
-        pooling: how the states become one vector.
+        pooling: how the hidden states become one vector.
         format: the version of this record.
     """
 
@@ -96,7 +96,7 @@ class Contract:
         try:
             return cls(**record | {"prompts": Prompts.from_dict(record["prompts"])})
         except (KeyError, TypeError) as error:
-            raise InputError(f"{where} is no embedding contract: {error}") from error
+            raise InputError(f"{where} is not an embedding contract: {error}") from error
 
 
 def migrate(record: dict[str, Any], where: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def migrate(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _from_0(record: dict[str, Any]) -> dict[str, Any]:
-    """Records without a format: the pooling was not said, there was one."""
+    """Records without a format did not name the pooling: there was only one."""
     return {"pooling": POOLING, "chat_template": ""} | record
 
 
@@ -160,7 +160,7 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
     """Load a base, an adapter on its base, or a merged model.
 
     Args:
-        name_or_path: see `bundled.resolve`.
+        name_or_path: see `resolve.resolve`.
         dtype: the torch dtype of the weights.
         merge: fold the adapter into the base (inference); otherwise keep it as a PEFT adapter (training).
 
@@ -187,7 +187,7 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
 def _one_thread() -> Iterator[None]:
     """Let torch use one thread: loading is many small operations, bound by memory.
 
-    More threads add only the time that they spend spinning, eight times the whole on a loaded machine (LOG.md).
+    More threads only add time spent spinning, on a loaded machine eight times that of loading itself (LOG.md).
     """
     import torch
 
@@ -200,7 +200,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
-    """Load an instruction-tuned base model and teach its tokenizer the embed token.
+    """Load an instruction-tuned base model and add the embed token to its tokenizer.
 
     The token's row starts as the mean of the vocabulary's rows (the same on every machine); padding rows are zero.
     """
@@ -210,7 +210,7 @@ def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
     tokenizer, model = _read_model(folder, dtype)
     embed_id = add_embed_token(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
-    padded = -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    padded = padded_rows(rows, embed_id)
     if padded != rows:
         with quiet_transformers():
             model.resize_token_embeddings(padded, mean_resizing=False)
@@ -236,29 +236,29 @@ def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
     return Checkpoint(f"{name}-base", model, tokenizer, contract, folder)
 
 
+def padded_rows(rows: int, embed_id: int) -> int:
+    """Rows of the embedding matrix once the embed token is in it, from the base's `rows`."""
+    return -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
 def _read_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     try:
-        # Said, and not left to defaults: no code of the folder is run, and no pickle is read.
+        # Explicitly, whatever the defaults: no code of the folder is run, and no pickle is read.
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             return tokenizer, load_causal_lm(folder, dtype, use_safetensors=True)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        message = f"{folder} is not a causal language model that transformers can read: {_first_line(error)}"
+        message = f"{folder} is not a causal language model that transformers can read: {first_line(error)}"
         raise InputError(message) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def add_embed_token(tokenizer: Any) -> int:
-    """Add `EMBED_TOKEN` to `tokenizer` (a blank before it belongs to it) and return its id."""
+    """Add `EMBED_TOKEN` to `tokenizer` (white space before it belongs to it) and return its id."""
     from transformers import AddedToken
 
     token = AddedToken(EMBED_TOKEN, lstrip=True, rstrip=False, normalized=False, special=True)
@@ -293,7 +293,7 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
         with quiet_transformers():
             model: Any = PeftModel.from_pretrained(base.model, str(folder), is_trainable=not merge)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{folder} is not an adapter that peft can read: {_first_line(error)}") from error
+        raise InputError(f"{folder} is not an adapter that peft can read: {first_line(error)}") from error
     check_adapter(model, folder / ADAPTER_FILE)
     if merge:
         model = model.merge_and_unload()
@@ -318,7 +318,7 @@ def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> C
 
     `more` goes into the record beside the contract and is not hashed: what two vectors need not have in common.
 
-    Saved in bfloat16 and without the tied embeddings (only the embed token's row), or 113 MB would come along.
+    Saved in bfloat16 and without the tied embeddings (only the embed token's row), which would add 113 MB.
     Golden vectors are written by `SearchR3.write_golden`, which needs the saved adapter loaded again.
     """
     import torch
@@ -328,11 +328,11 @@ def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> C
     with quiet_transformers():
         model.save_pretrained(str(folder), save_embedding_layers=False, safe_serialization=True)
     file = folder / ADAPTER_FILE
-    with atomic_path(file) as scratch:  # written aside: the tensors read from `file` may still be mapped to it
+    with atomic_path(file) as scratch:  # to a scratch file: the tensors read from `file` may still be mapped to it
         save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(file).items()}, scratch, {"format": "pt"})
-    (folder / "README.md").unlink(missing_ok=True)  # peft's stub; the card is ours to write
+    (folder / "README.md").unlink(missing_ok=True)  # peft's stub; we write the card
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = contract.base  # peft writes where the base stands on this machine
+    settings["base_model_name_or_path"] = contract.base  # peft writes the base's path on this machine
     atomic_write_text(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
     written = Contract(**contract.__dict__ | {"adapter_weights": weights_sha256(folder, ADAPTER_FILE)})
     write_record(folder, "adapter", written, **more)

@@ -1,7 +1,7 @@
-"""Models whose every weight comes from their files.
+"""Loading models whose files hold every weight, and refusing others.
 
-Where the files lack a weight, or hold it in another shape, transformers and PEFT make a random one and only log it: two
-loads of one folder would then be two models of one contract.
+If the files lack a weight, or hold it in another shape, transformers and PEFT initialize it at random and only log it:
+two loads of one folder would then be two models with one contract.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from search_r3.errors import InputError
 
 MAX_NAMED = 3
-"""Weights that a message names."""
+"""Weights that a message names, at most."""
 MISSING = re.compile(r"^(\S.*?)\s*\|\s*(?:\x1b\[[\d;]*m)*MISSING", re.MULTILINE)
 """A line of transformers' report of what it loaded."""
 _watching = threading.Lock()
@@ -36,7 +36,7 @@ def load_causal_lm(folder: Path, dtype: Any, **settings: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM  # its types do not know of output_loading_info
+    auto: Any = AutoModelForCausalLM  # its types lack output_loading_info
     model, found = auto.from_pretrained(
         folder,
         dtype=dtype,
@@ -50,12 +50,12 @@ def load_causal_lm(folder: Path, dtype: Any, **settings: Any) -> Any:
             f"{folder}: {name} is {tuple(stored)} in the files, and {tuple(expected)} by config.json; the checkpoint "
             "is damaged, get it again"
         )
-    refuse_missing(folder, found["missing_keys"])  # an output matrix that is tied to the embeddings is none of them
+    refuse_missing(folder, found["missing_keys"])  # an output matrix that is tied to the embeddings is not among them
     return model
 
 
 def check_adapter(model: Any, file: Path) -> None:
-    """See that a PEFT model's adapter stands in `file`, all of it. Raises InputError."""
+    """Raise InputError unless `file` holds all of a PEFT model's adapter."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -73,10 +73,10 @@ def refuse_missing(folder: str | Path, names: Collection[str]) -> None:
 
 @contextmanager
 def watched_loading(folder: str | Path) -> Iterator[None]:
-    """For models that another library has transformers load: refuse those whose files lacked weights.
+    """For models that another library loads through transformers: refuse those whose files lack weights.
 
-    There transformers only logs what it made up, so its log is read. A pooler may be missing: what takes the mean or
-    one token's state never asks it. Loads inside wait for each other.
+    There transformers only logs which weights it initialized, so its log is read. A pooler may be missing: pooling by
+    the mean or by one token's state does not use it. Loads inside are serialized.
 
     Raises:
         InputError: weights were missing.

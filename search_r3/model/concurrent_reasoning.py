@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one step did for one query: wrote `token` of its analysis, or ended it with `reasoned`."""
+    """What one step did for one query: it wrote `token` of its reasoning, or ended it with `reasoned`."""
 
     handle: int
     token: int | None = None
@@ -27,7 +27,7 @@ class Progress:
 
 
 class ConcurrentReasoning:
-    """Queries that are reasoned about greedily, token by token; what each gives is what `SearchR3.reason` gives.
+    """Reasons about queries greedily, token by token; the results are those of `SearchR3.reason`.
 
     Args:
         model: a SearchR3 whose engine has continuous batching.
@@ -35,16 +35,16 @@ class ConcurrentReasoning:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._frame = model.frames["reasoning"]
-        self._slots: ContinuousBatch = model.engine.continuous_batch(self._frame.prefix)
+        self._template = model.templates["reasoning"]
+        self._slots: ContinuousBatch = model.engine.continuous_batch(self._template.prefix)
         self._rows: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        """Queries under way."""
+        """Queries in progress."""
         return len(self._rows)
 
     def join(self, texts: Sequence[Text], budgets: Sequence[int]) -> list[int]:
-        """Begin these queries; each may be reasoned about for so many tokens. Returns their handles.
+        """Begin these queries, each with its budget of reasoning tokens. Returns their handles.
 
         Raises:
             InputError: an empty text, one of over 100,000 characters, or a budget under 0. Then none has begun.
@@ -54,37 +54,30 @@ class ConcurrentReasoning:
             if budget < 0:
                 raise InputError(f"max_reasoning_tokens must be 0 or more, not {budget}")
         ids = token_rows(self._model.tokenizer, texts, DEFAULT_QUERY_TOKENS)
-        rows = [[*row, *self._frame.suffix] for row in ids]
+        rows = [[*row, *self._template.suffix] for row in ids]
         handles = self._slots.join(rows, budgets)
         self._rows.update(zip(handles, rows, strict=True))
         return handles
 
     def step(self) -> list[Progress]:
-        """One token of every query. After an error none can be continued: `clear`, and begin again."""
+        """Write one token of every query. After an error none can be continued: `clear`, and begin again."""
         out = []
         for step in self._slots.step():
             if step.done is None:
                 out.append(Progress(step.handle, step.token))
                 continue
-            written, row = step.done.token_ids, self._rows.pop(step.handle)
-            reasoned = Reasoned(
-                text=self._model.tokenizer.decode(written).strip(),
-                embedding=step.done.embedding,
-                num_tokens=len(written),
-                forced=step.done.forced,
-                token_ids=[*self._frame.prefix, *row, *written, self._model.contract.embed_token_id],
-            )
+            reasoned = self._model.reasoned(self._rows.pop(step.handle), step.done)
             out.append(Progress(step.handle, reasoned=reasoned))
         return out
 
     def leave(self, handles: Sequence[int]) -> None:
-        """Give up these queries; those that have ended are ignored."""
+        """Cancel these queries; those that have ended are ignored."""
         self._slots.leave(handles)
         for handle in handles:
             self._rows.pop(handle, None)
 
     def clear(self) -> None:
-        """Give up all queries and let go of their memory."""
+        """Cancel all queries and free their memory."""
         self._slots.clear()
         self._rows.clear()
 

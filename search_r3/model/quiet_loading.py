@@ -1,6 +1,6 @@
 """transformers and PEFT without their progress bars, log lines and deprecation warnings while a model is loaded.
 
-As a library nothing is printed unless it is asked for. What the user had set is as it was afterwards.
+A library prints nothing unless asked to. The user's settings are restored afterwards.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ _undo = ExitStack()
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Errors still raise; downloads from the hub belong outside of it, so that their progress is seen.
+    """Errors still raise; downloads from the hub belong outside of it, so that their progress is shown.
 
-    The settings are the process's, so where several threads are inside, the first makes it quiet and the last restores
-    what was.
+    The settings belong to the process, so if several threads are inside, the first changes and the last restores them.
     """
     global _inside
     with _lock:

@@ -182,7 +182,7 @@ def _convert(gguf: Path, target: Path) -> None:
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = load_causal_lm(gguf.parent, torch.float32, gguf_file=gguf.name)
-        # Loaded from GGUF the model thinks that it is quantised and refuses to be saved; its weights are plain float32.
+        # Loaded from GGUF the model thinks that it is quantized and refuses to be saved; its weights are plain float32.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False

@@ -1,6 +1,6 @@
 """SearchR3: one language model that reasons about a query and embeds it, and embeds documents.
 
-The embedding is the L2-normalised final hidden state at `<|embed_token|>` (arXiv 2510.07048); no projection head.
+The embedding is the L2-normalized final hidden state at `<|embed_token|>` (arXiv 2510.07048); no projection head.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,20 +19,20 @@ from search_r3.files import allow_no_temporary_folder, atomic_path, expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint, Contract
-from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, of_each
+from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation, of_each
 from search_r3.model.engines.registry import engine_spec
 from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.model.tokenization import (
     MAX_CHARACTERS,
     Text,
-    analysis_tokens,
     check_queries,
     check_texts,
     count_tokens,
     encode_as_text,
+    reasoning_tokens,
     token_rows,
 )
-from search_r3.prompts import Frame, render
+from search_r3.prompts import PromptTemplate, render
 
 __all__ = ["MAX_CHARACTERS", "Reasoned", "SearchR3", "check_texts", "encode_as_text", "stop_ids"]
 
@@ -45,9 +45,9 @@ class Reasoned:
     """A query, reasoned about and embedded in one pass.
 
     Attributes:
-        text: the analysis, without the embed token.
+        text: the reasoning, without the embed token.
         embedding: float32 (dim,), unit length.
-        num_tokens: tokens of the analysis; the embed token is not counted.
+        num_tokens: tokens of the reasoning; the embed token is not counted.
         forced: the model did not emit the embed token within its budget, so it was appended.
         token_ids: everything that was fed in, prompt and embed token included: a forward pass over them gives
             `embedding` at the last position.
@@ -60,8 +60,8 @@ class Reasoned:
     token_ids: list[int]
 
     @property
-    def analysis_ids(self) -> list[int]:
-        """The tokens of the analysis, as `SearchR3.encode_behind` takes them."""
+    def reasoning_ids(self) -> list[int]:
+        """The tokens of the reasoning, as `SearchR3.encode_with_reasoning` takes them."""
         return self.token_ids[-1 - self.num_tokens : -1]
 
 
@@ -78,9 +78,7 @@ class SearchR3:
     def __init__(self, checkpoint: Checkpoint, engine: str = "torch") -> None:
         self.checkpoint = checkpoint
         self.name: str = checkpoint.name
-        self.source: str = (
-            checkpoint.name
-        )  # what `from_pretrained` was given; an index keeps it to find the model again
+        self.source: str = checkpoint.name  # what `from_pretrained` was given: an index finds its model again by it
         self.contract: Contract = checkpoint.contract
         self.contract_hash: str = checkpoint.contract.hash
         self.dimension: int = checkpoint.contract.dimension
@@ -89,7 +87,7 @@ class SearchR3:
         self.engine_spec: EngineSpec = engine_spec(engine)
         self.dtype: str = self.engine_spec.precision or str(checkpoint.model.dtype).removeprefix("torch.")
         prompts = self.contract.prompts
-        self.frames = {
+        self.templates = {
             "document": render(prompts.document, self.tokenizer, give_answer=True),
             "query": render(prompts.query, self.tokenizer, give_answer=True),
             "reasoning": render(prompts.reasoning, self.tokenizer, give_answer=False),
@@ -140,11 +138,11 @@ class SearchR3:
             InputError: the engine cannot run this model, or not on this machine.
         """
         stops = stop_ids(self.checkpoint.model, self.tokenizer)
-        return spec.open(EngineInputs(self.checkpoint, self.frames, stops, len(self.tokenizer), training_folder))
+        return spec.open(EngineInputs(self.checkpoint, self.templates, stops, len(self.tokenizer), training_folder))
 
     @property
     def adaptive_rule(self) -> AdaptiveRule | None:
-        """When to reason, for those who search with `reasoning="auto"`; None if the checkpoint keeps no rule.
+        """When to reason, for searches with `reasoning="auto"`; None if the checkpoint has no rule.
 
         Raises:
             InputError: the checkpoint's rule is damaged, or was fitted on another model.
@@ -157,7 +155,7 @@ class SearchR3:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a merged model (safetensors), its tokenizer and its contract to `folder`, in one rename."""
         if hasattr(self.checkpoint.model, "peft_config"):
-            raise InputError("the adapter is still apart from its base; load the model merged, then save it")
+            raise InputError("the adapter is not merged into its base; load the model merged, then save it")
         if self.engine_spec.precision is not None:  # its golden vectors would be of that precision
             raise InputError(
                 f"a model on the {self.engine_spec.name} engine cannot be saved; load it with engine torch, then save "
@@ -183,9 +181,9 @@ class SearchR3:
         """Embed documents, without reasoning, in one prefill each.
 
         Args:
-            texts: non-empty texts; here and wherever texts are taken, `Tokens` may stand for one.
-            batch_size: rows a pass; texts are sorted by length, so it does not change the result.
-            show_progress_bar: None shows one on a terminal when there is more than a little to do.
+            texts: non-empty texts; here and wherever texts are taken, each may also be `Tokens`.
+            batch_size: rows a pass; it does not change the result. Texts of similar length share a pass.
+            show_progress_bar: None shows one on a terminal for more than 200 texts.
             max_length: tokens of each text that are kept; 512 by default.
 
         Returns:
@@ -205,7 +203,7 @@ class SearchR3:
         self,
         texts: Sequence[Text],
         *,
-        reasoning: bool = True,
+        reasoning: bool | Literal["auto"] = True,
         max_reasoning_tokens: int = 32,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -213,19 +211,20 @@ class SearchR3:
         """Embed queries, with or without reasoning first.
 
         Args:
-            reasoning: True writes an analysis of at most `max_reasoning_tokens` tokens before the embed token
-                (greedily, so the result is the same every time); False embeds directly.
+            reasoning: True reasons in at most `max_reasoning_tokens` tokens before the embed token (greedily, so the
+                result is the same every time); False embeds directly. "auto" is for searches: it decides by the scores
+                of a direct search, which an encoder does not have, so it is refused here (see `SearchIndex.search`).
 
         Returns:
             float32 (len(texts), dimension), unit rows.
 
         Raises:
-            InputError: an empty text, a text of over 100,000 characters, or a budget under 0.
+            InputError: an empty text, a text of over 100,000 characters, a budget under 0, or "auto".
         """
         if reasoning == "auto":
             raise InputError(
                 'reasoning="auto" decides by the scores of a search, which encode_query does not have; search an index '
-                f"with it, by a model that keeps a rule ({ADAPTIVE_FILE}, which search-r3 study fits)"
+                f"with it, by a model that has a rule ({ADAPTIVE_FILE}, which search-r3 study fits)"
             )
         if not isinstance(reasoning, bool):
             raise InputError(f"reasoning must be True or False, not {reasoning!r}")
@@ -252,16 +251,18 @@ class SearchR3:
         show_progress_bar: bool | None = None,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Reasoned]:
-        """Analyse each query in at most `max_reasoning_tokens` tokens and embed it, in one pass.
+        """Reason about each query in at most `max_reasoning_tokens` tokens and embed it, in one pass.
 
         Args:
-            max_reasoning_tokens: the budget, which leaves out the embed token; at 0 the token follows at once. One for
-                all texts, or one for each.
+            max_reasoning_tokens: the budget, embed token excepted; at 0 the token follows at once. One for all texts,
+                or one for each.
             temperature: 0 is greedy; 1 samples from the model's own distribution.
-            seed: of the sampling; unused when greedy. One for each analysis: it is then decided by its query and seed.
-            samples: analyses of each query, drawn apart; those of a query stand together in what is returned.
-            batch_size: analyses that are written side by side; a sample is decided by the seed and its batch.
-            on_token: called with an analysis' place in what is returned and a token's id, as each is written (see
+            seed: of the sampling; unused when greedy. One for all: a sample then depends on its batch; or one for each
+                sample: it then depends on its query and seed alone.
+            samples: reasoning traces of each query, sampled independently; those of a query stand together in the
+                result.
+            batch_size: reasoning traces that are written side by side.
+            on_token: called with the place of a trace in the result and a token's id, as each token is written (see
                 `search_r3.model.tokenization.TextStream`); what it raises ends the call.
 
         Raises:
@@ -278,11 +279,11 @@ class SearchR3:
         if samples < 1:
             raise InputError(f"samples must be 1 or more, not {samples}")
         _check_batch_size(batch_size)
-        frame = self.frames["reasoning"]
-        rows = self._rows(frame, texts, DEFAULT_QUERY_TOKENS)
+        template = self.templates["reasoning"]
+        rows = self._rows(template, texts, DEFAULT_QUERY_TOKENS)
         with _progress("reasoning", len(rows), show_progress_bar) as progress:
             generations = self.engine.generate(
-                frame.prefix,
+                template.prefix,
                 rows,
                 max_new_tokens=budgets,
                 temperature=temperature,
@@ -292,57 +293,60 @@ class SearchR3:
                 samples=samples,
                 on_token=on_token,
             )
-        return [
-            Reasoned(
-                text=self.tokenizer.decode(g.token_ids).strip(),
-                embedding=g.embedding,
-                num_tokens=len(g.token_ids),
-                forced=g.forced,
-                token_ids=[*frame.prefix, *row, *g.token_ids, self.contract.embed_token_id],
-            )
-            for row, g in zip((row for row in rows for _ in range(samples)), generations, strict=True)
-        ]
+        prompts = (row for row in rows for _ in range(samples))
+        return [self.reasoned(row, generation) for row, generation in zip(prompts, generations, strict=True)]
 
-    def encode_behind(
+    def reasoned(self, row: list[int], generation: Generation) -> Reasoned:
+        """What an engine generated behind `row`, the ids of a query after the reasoning conversation's prefix."""
+        ids = generation.token_ids
+        return Reasoned(
+            text=self.tokenizer.decode(ids).strip(),
+            embedding=generation.embedding,
+            num_tokens=len(ids),
+            forced=generation.forced,
+            token_ids=[*self.templates["reasoning"].prefix, *row, *ids, self.contract.embed_token_id],
+        )
+
+    def encode_with_reasoning(
         self,
         texts: Sequence[Text],
-        analyses: Sequence[str | Sequence[int]],
+        reasoning: Sequence[str | Sequence[int]],
         *,
         max_reasoning_tokens: int | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
-        """Embed each query behind an analysis that is given: the reasoning conversation, `analysis`, the embed token.
+        """Embed each query with a given reasoning trace: the reasoning conversation, the trace, the embed token.
 
-        One prefill each; nothing is written. Behind what `reason` wrote it is `reason`'s embedding.
+        One prefill each; nothing is generated. With what `reason` wrote it gives `reason`'s embedding.
 
         Args:
-            analyses: one for each text: a string ("" is an empty analysis), in which "<|embed_token|>" and its like
-                are plain characters; or token ids as they were written, such as `Reasoned.analysis_ids`.
-            max_reasoning_tokens: cut each analysis at so many tokens; None keeps it whole.
+            reasoning: one trace for each text: a string (may be empty), in which "<|embed_token|>" and the like are
+                plain characters; or token ids as they were generated, such as `Reasoned.reasoning_ids`.
+            max_reasoning_tokens: cut each trace at so many tokens; None keeps it whole.
 
         Returns:
             float32 (len(texts), dimension), unit rows.
 
         Raises:
-            InputError: an empty text, another number of analyses, or an id that is unknown or the embed token's.
+            InputError: an empty text, another number of traces, or an id that is unknown or the embed token's.
         """
         check_queries(texts)
         _check_batch_size(batch_size)
-        if len(analyses) != len(texts):
-            raise InputError(f"{len(analyses)} analyses for {len(texts)} texts; give one for each")
+        if len(reasoning) != len(texts):
+            raise InputError(f"{len(reasoning)} reasoning traces for {len(texts)} texts; give one for each")
         if max_reasoning_tokens is not None and max_reasoning_tokens < 0:
             raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
-        embed_id, frame = self.contract.embed_token_id, self.frames["reasoning"]
-        written = [analysis_tokens(self.tokenizer, analysis, embed_id) for analysis in analyses]
+        embed_id, template = self.contract.embed_token_id, self.templates["reasoning"]
+        written = [reasoning_tokens(self.tokenizer, trace, embed_id) for trace in reasoning]
         rows = [
             [*row, *ids[:max_reasoning_tokens], embed_id]
-            for row, ids in zip(self._rows(frame, texts, DEFAULT_QUERY_TOKENS), written, strict=True)
+            for row, ids in zip(self._rows(template, texts, DEFAULT_QUERY_TOKENS), written, strict=True)
         ]
         if not rows:
             return self._nothing()
         with _progress("encoding", len(rows), show_progress_bar) as progress:
-            return self.engine.embed(frame.prefix, rows, batch_size, progress)
+            return self.engine.embed(template.prefix, rows, batch_size, progress)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosine similarity of the rows of `a` and `b`: (len(a), len(b)), for unit rows as the encoders return."""
@@ -354,14 +358,14 @@ class SearchR3:
         return {"document": self.encode_document(texts), "query": self.encode_query(texts, reasoning=False)}
 
     def write_golden(self, folder: Path) -> None:
-        """Store golden vectors in `folder`, which later loads and other engines are held to."""
+        """Store golden vectors in `folder`, which later loads and other engines are compared with."""
         from safetensors.numpy import save_file
 
         with atomic_path(folder / checkpoints.GOLDEN_FILE) as scratch:
             save_file(self.golden(), scratch)
 
     def check_golden(self) -> float | None:
-        """The largest cosine distance between the checkpoint's golden vectors and today's; None if it has none.
+        """The largest cosine distance between the stored golden vectors and the present ones; None if there are none.
 
         Under 1e-4 in float32, about 1e-3 in bfloat16 and under 1e-2 in int8; more means another base, another prompt or
         a broken engine.
@@ -378,15 +382,15 @@ class SearchR3:
         _check_batch_size(batch_size)
         if max_length < 1:
             raise InputError(f"max_length must be 1 or more, not {max_length}")
-        frame = self.frames[side]
-        rows = self._rows(frame, texts, max_length)
+        template = self.templates[side]
+        rows = self._rows(template, texts, max_length)
         if not rows:
             return self._nothing()
         with _progress("encoding", len(rows), show) as progress:
-            return self.engine.embed(frame.prefix, rows, batch_size, progress)
+            return self.engine.embed(template.prefix, rows, batch_size, progress)
 
-    def _rows(self, frame: Frame, texts: Sequence[Text], max_length: int) -> list[list[int]]:
-        return [[*ids, *frame.suffix] for ids in token_rows(self.tokenizer, texts, max_length)]
+    def _rows(self, template: PromptTemplate, texts: Sequence[Text], max_length: int) -> list[list[int]]:
+        return [[*ids, *template.suffix] for ids in token_rows(self.tokenizer, texts, max_length)]
 
     def _nothing(self) -> np.ndarray:
         return np.empty((0, self.dimension), dtype=np.float32)

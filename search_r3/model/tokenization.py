@@ -1,7 +1,7 @@
-"""Users' texts on their way to token ids: what is refused, and that no text can ever hold a special token.
+"""Users' texts to token ids: what is refused, and how no text can ever become a special token.
 
-Also `Tokens`, a text that is token ids already, and `TextStream`, which turns the tokens of an analysis into text while
-they are still being written.
+Also `Tokens`, a text given as token ids, and `TextStream`, which turns the tokens of a reasoning trace into text while
+they are generated.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any
 from search_r3.errors import InputError
 
 MAX_CHARACTERS = 100_000
-"""A longer query is refused: it is a document given by mistake."""
+"""A longer query is refused: it is probably a document given by mistake."""
 CHARACTERS_PER_TOKEN = 8
-"""How much of a long text is tokenized first for each token that is kept; English has four or five."""
+"""Characters of a long text that are tokenized first for each token that is kept; English has four or five."""
 MARGIN = 64
-"""Tokens before the end of a text's beginning that are not trusted: what follows could still change them."""
+"""Tokens at the end of a cut text that are not used: the text after the cut could change them."""
 CUTS = (0, 1, 2)
-"""A beginning is cut at so many places, a character apart, and trusted where all agree on the tokens that are kept."""
+"""The text is cut at these offsets, a character apart; the tokens are used if all cuts agree on them."""
 SPACES = 64
-"""Characters that stay of each end of a run of white space which a cut goes through."""
+"""Characters kept at each end of a run of white space that a cut goes through."""
 TOGETHER = 250_000
-"""Characters that are tokenized in one go; others get their turn before the next."""
+"""Characters that are tokenized in one call; other threads may go on before the next."""
 _TOKENIZING = threading.Lock()
-"""Fast tokenizers keep `split_special_tokens` as state: two threads could fail, or let a special token through."""
+"""Fast tokenizers keep `split_special_tokens` as state: two threads could fail, or let a special token pass."""
 _COPIES: weakref.WeakKeyDictionary[Any, tuple[int, Any]] = weakref.WeakKeyDictionary()
-"""Tokenizer -> its size, and a copy of its backend whose settings nobody changes."""
+"""Tokenizer -> its size, and a copy of its backend with fixed settings."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNFINISHED = "\ufffd"
-"""How a decoder shows bytes that are no character yet."""
+"""How a decoder shows bytes that are not yet a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ Text = str | Tokens
 
 
 def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of users' texts, in which "<|embed_token|>" and its like are plain characters, never special tokens."""
+    """Token ids of users' texts, in which "<|embed_token|>" and the like are plain characters, never special tokens."""
     if not texts:
         return []
     with _TOKENIZING:
@@ -75,10 +75,9 @@ def token_rows(
     Args:
         tokenizer: a transformers tokenizer.
         texts: strings, which may be of any length, or Tokens.
-        limit: return no more than the first `limit` ids of each text. They are the ids that the whole text has there,
-            but of a long text no more is tokenized than it takes to know them.
-        between: called with the rows so far whenever about 250,000 characters were tokenized; what it raises ends the
-            call.
+        limit: return only the first `limit` ids of each text. They are those of the whole text, but of a long text no
+            more is tokenized than needed.
+        between: called with the rows so far after about every 250,000 characters; what it raises ends the call.
 
     Raises:
         InputError: a text is empty or neither a string nor Tokens, or an id is unknown or a special token's.
@@ -89,7 +88,7 @@ def token_rows(
     for start, end in _groups(texts, limit):
         if start:
             between(rows)
-            time.sleep(0.001)  # a thread that waits for the lock would not get it if it were taken again at once
+            time.sleep(0.001)  # a waiting thread would not get the lock if it were taken again at once
         found = iter(_string_rows(tokenizer, [text for text in texts[start:end] if isinstance(text, str)], limit))
         for i, text in enumerate(texts[start:end], start + 1):
             if isinstance(text, Tokens):
@@ -101,7 +100,7 @@ def token_rows(
 
 
 def _groups(texts: Sequence[Text], limit: int | None) -> Iterator[tuple[int, int]]:
-    """(start, end) of texts of which about `TOGETHER` characters have to be tokenized."""
+    """(start, end) of groups of texts with about `TOGETHER` characters to tokenize."""
     start = size = 0
     for end, text in enumerate(texts, 1):
         if isinstance(text, str):
@@ -128,10 +127,10 @@ def _beginning(limit: int) -> int:
 def _first_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
     """The first `limit` ids of each text, by its beginning if that is enough.
 
-    Tokenizers decide within a word or a few, and BPE within a few merges: what stands far behind a token does not
-    change it. That is not proved for each but looked at: the ids must be the same wherever the beginning is cut, else a
-    longer one is taken. Unigram weighs a whole word at once, and WordPiece makes a word that is too long one unknown
-    token: there a word must end between the last id and the cut.
+    Tokenizers decide within a word or a few, and BPE within a few merges: text far behind a token does not change it.
+    That is checked for each text: the ids must be the same at all cuts, else a longer beginning is taken. Unigram
+    scores a whole word at once, and WordPiece makes a word that is too long one unknown token: with those, a word must
+    end between the last id and the cut.
     """
     if not texts:
         return []
@@ -157,10 +156,9 @@ def _first_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[in
 
 
 def _head(text: str, end: int) -> str:
-    """The first `end` characters; white space there goes on to its end, and a little further, without its middle.
+    """The first `end` characters; a run of white space at the cut is kept to its end, without its middle.
 
-    Many tokenizers take a run of white space as one piece that depends on whether there is a line break in it and on
-    what follows.
+    Many tokenizers treat a run of white space as one piece that depends on the line breaks in it and on what follows.
     """
     if not text[end - 1].isspace():
         return text[:end]
@@ -183,12 +181,12 @@ def _certain(found: Any, ids: list[int], limit: int, by_word: bool) -> bool:
 
 
 def _encoder(tokenizer: Any) -> tuple[Callable[[list[str]], Sequence[Any]], bool]:
-    """`encode_as_text` for long texts, and whether it weighs whole words; what it returns has `ids` and `word_ids`.
+    """`encode_as_text` for long texts, and whether it scores whole words; its results have `ids` and `word_ids`.
 
-    It is a copy of the tokenizer's backend that keeps its settings, so that nobody waits for the lock meanwhile.
+    It uses a copy of the tokenizer's backend with fixed settings, so that it needs no lock.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not hasattr(backend, "encode_batch_fast"):  # one in Python, which says nothing of words
+    if backend is None or not hasattr(backend, "encode_batch_fast"):  # in pure Python, without word ids
         return lambda texts: [_Plain(ids) for ids in encode_as_text(tokenizer, texts)], True
     with _TOKENIZING:
         size, held = _COPIES.get(tokenizer, (0, None))
@@ -225,26 +223,26 @@ def _check_ids(tokenizer: Any, special: frozenset[int], ids: Sequence[int], name
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids that no text can give: special tokens, the embed token among them, and other added ones."""
+    """The ids that no text can become: special tokens, the embed token among them, and other added tokens."""
     return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
 
 
-def analysis_tokens(tokenizer: Any, analysis: str | Sequence[int], embed_id: int) -> list[int]:
-    """The ids of an analysis that is given as text or as ids; raises InputError for an id it cannot hold."""
-    if isinstance(analysis, str):
-        return encode_as_text(tokenizer, [analysis])[0] if analysis else []
-    ids = [int(token) for token in analysis]
+def reasoning_tokens(tokenizer: Any, reasoning: str | Sequence[int], embed_id: int) -> list[int]:
+    """The ids of a reasoning trace given as text or as ids; raises InputError for an id that it cannot contain."""
+    if isinstance(reasoning, str):
+        return encode_as_text(tokenizer, [reasoning])[0] if reasoning else []
+    ids = [int(token) for token in reasoning]
     for token in ids:
         if not 0 <= token < len(tokenizer) or token == embed_id:
             raise InputError(
-                f"the analysis holds token {token}; expected ids from 0 to {len(tokenizer) - 1} without the embed "
-                f"token {embed_id}, which is put behind them"
+                f"the reasoning holds token {token}; expected ids from 0 to {len(tokenizer) - 1} without the embed "
+                f"token {embed_id}, which is appended"
             )
     return ids
 
 
 def check_texts(texts: Sequence[Text]) -> None:
-    """Raise InputError, naming the position, for a text that is empty, no string (nor Tokens) or no Unicode text."""
+    """Raise InputError, with its position, for a text that is empty, neither string nor Tokens, or invalid Unicode."""
     if isinstance(texts, str):
         raise InputError("give a list of texts, not one string")
     for i, text in enumerate(texts):
@@ -271,9 +269,9 @@ def check_queries(texts: Sequence[Text]) -> None:
 
 
 class TextStream:
-    """The text of an analysis, piece by piece: what `push` and `finish` return, put together, is `Reasoned.text`.
+    """The text of a reasoning trace, piece by piece: the concatenation of all pieces is `Reasoned.text`.
 
-    A character of several tokens comes when its last token is there, white space when something follows it.
+    A character of several tokens comes with its last token, white space with the text that follows it.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -282,12 +280,12 @@ class TextStream:
         self._shown = 0
 
     def push(self, token: int) -> str:
-        """One more token; returns the characters that are certain now, perhaps none."""
+        """Add a token; returns the characters that are certain now, perhaps none."""
         self._ids.append(token)
         return self._new(self._tokenizer.decode(self._ids).strip().rstrip(_UNFINISHED).rstrip())
 
     def finish(self) -> str:
-        """What is left."""
+        """The rest of the text."""
         return self._new(self._tokenizer.decode(self._ids).strip())
 
     def _new(self, text: str) -> str:

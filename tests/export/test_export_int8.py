@@ -23,7 +23,7 @@ def test_an_export_starts_at_once_and_keeps_the_contract(
     out = tmp_path / "exported"
     assert main(["export", str(tiny_adapter), str(out), "--format", "int8", "--json"]) == 0
     assert int8_weights.INT8_FILE in json.loads(capsys.readouterr().out)["files"]
-    monkeypatch.setattr(int8_engine, "quantise_model", lambda *_: pytest.fail("it was there already"))
+    monkeypatch.setattr(int8_engine, "quantize_model", lambda *_: pytest.fail("it was there already"))
     model = SearchR3.from_pretrained(out, engine="int8")
     plain = SearchR3.from_pretrained(tiny_adapter, device="cpu")
     assert model.contract_hash == plain.contract_hash

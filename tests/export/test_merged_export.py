@@ -98,14 +98,16 @@ def test_a_folder_that_is_there_is_not_replaced(tiny_adapter: Path, tmp_path: Pa
 
 def test_a_tokenizer_that_joins_texts_in_its_own_way_is_refused(adapter: SearchR3, tmp_path: Path, monkeypatch):
     """A prompt cannot repeat what was tokenised otherwise; better no export than a wrong one."""
-    from search_r3.prompts import Frame
+    from search_r3.prompts import PromptTemplate
 
-    frame = adapter.frames["query"]
-    wrong = Frame(prefix=(*frame.prefix, frame.prefix[-1], 5, 5), suffix=frame.suffix)
-    monkeypatch.setitem(adapter.frames, "query", Frame(prefix=frame.prefix, suffix=(*frame.suffix, 5)))
+    template = adapter.templates["query"]
+    wrong = PromptTemplate(prefix=(*template.prefix, template.prefix[-1], 5, 5), suffix=template.suffix)
+    monkeypatch.setitem(
+        adapter.templates, "query", PromptTemplate(prefix=template.prefix, suffix=(*template.suffix, 5))
+    )
     with pytest.raises(InputError, match="end differently"):
         export_model(adapter, tmp_path / "a", "sentence-transformers")
-    monkeypatch.setitem(adapter.frames, "query", wrong)
+    monkeypatch.setitem(adapter.templates, "query", wrong)
     monkeypatch.setattr(type(adapter.tokenizer), "decode", lambda *_, **__: "something else")
     with pytest.raises(InputError, match="joins the document prompt and a text in another way"):
         export_model(adapter, tmp_path / "a", "sentence-transformers")

@@ -88,8 +88,8 @@ def test_an_embedding_depends_on_no_other_row_and_on_no_padding(readme: dict[str
     together = readme["embed"](TEXTS, "document")
     alone = np.concatenate([readme["embed"]([text], "document") for text in TEXTS])
     assert np.abs(together - alone).max() < 1e-5
-    session, frame = readme["session"], adapter.frames["document"]
-    rows = [[*frame.prefix, *range(40, 40 + size), *frame.suffix] for size in (1, 7, 30)]
+    session, template = readme["session"], adapter.templates["document"]
+    rows = [[*template.prefix, *range(40, 40 + size), *template.suffix] for size in (1, 7, 30)]
     right, left = (session.run(["embedding"], feed(rows, left=left))[0] for left in (False, True))
     assert np.abs(right - left).max() < 1e-5
     given = feed(rows)
@@ -114,13 +114,13 @@ def test_the_readme_shows_the_templates_of_the_contract(exported: Path, adapter:
     settings = json.loads((exported / "onnx.json").read_text(encoding="utf-8"))
     assert settings["contract_hash"] == adapter.contract_hash
     for side, block in zip(("document", "query"), shown, strict=True):
-        talk, frame = getattr(adapter.contract.prompts, side), adapter.frames[side]
+        talk, template = getattr(adapter.contract.prompts, side), adapter.templates[side]
         assert talk.system in block["prefix"]
         assert block["suffix"].endswith(talk.answer.rstrip() + "<|embed_token|>")
         for part in ("prefix", "suffix"):
-            assert tuple(adapter.tokenizer.encode(block[part], add_special_tokens=False)) == getattr(frame, part)
+            assert tuple(adapter.tokenizer.encode(block[part], add_special_tokens=False)) == getattr(template, part)
             assert block[part] == settings["templates"][side][part]
-            assert tuple(settings["templates"][side][f"{part}_ids"]) == getattr(frame, part)
+            assert tuple(settings["templates"][side][f"{part}_ids"]) == getattr(template, part)
     assert "library_name: onnx\n" in text
     assert "license: apache-2.0\n" in text
     assert "from_pretrained" not in text.split("## tiny-adapter")[0]

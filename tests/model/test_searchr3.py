@@ -52,8 +52,8 @@ def test_the_embedding_is_a_separate_forward_pass_over_the_reported_ids(tiny: Se
 
 
 def test_a_document_is_its_conversation_with_the_token_last(tiny: SearchR3) -> None:
-    frame = tiny.frames["document"]
-    ids = [*frame.prefix, *encode_as_text(tiny.tokenizer, [TEXTS[0]])[0], *frame.suffix]
+    template = tiny.templates["document"]
+    ids = [*template.prefix, *encode_as_text(tiny.tokenizer, [TEXTS[0]])[0], *template.suffix]
     assert ids[-1] == tiny.contract.embed_token_id
     assert np.abs(tiny.encode_document([TEXTS[0]])[0] - plain_forward(tiny, ids)).max() < 1e-4
 
@@ -70,7 +70,7 @@ def test_samples_of_a_query_stand_together_behind_its_own_prompt(tiny: SearchR3)
     for number, text in enumerate(TEXTS):
         group = found[3 * number : 3 * number + 3]
         assert len({tuple(r.token_ids) for r in group}) > 1
-        behind = tiny.encode_behind([text] * 3, [r.analysis_ids for r in group])
+        behind = tiny.encode_with_reasoning([text] * 3, [r.reasoning_ids for r in group])
         np.testing.assert_allclose(behind, np.stack([r.embedding for r in group]), atol=1e-5)
         prompts = {tuple(r.token_ids[: -1 - r.num_tokens]) for r in group}
         assert prompts == {tuple(tiny.reason([text], max_reasoning_tokens=0)[0].token_ids[:-1])}
@@ -79,35 +79,35 @@ def test_samples_of_a_query_stand_together_behind_its_own_prompt(tiny: SearchR3)
 @pytest.mark.parametrize("budget", [0, 12])
 def test_behind_what_reason_wrote_stands_what_reason_embedded(tiny: SearchR3, budget: int) -> None:
     reasoned = tiny.reason(TEXTS, max_reasoning_tokens=budget)
-    rows = tiny.encode_behind(TEXTS, [r.analysis_ids for r in reasoned], batch_size=4)
+    rows = tiny.encode_with_reasoning(TEXTS, [r.reasoning_ids for r in reasoned], batch_size=4)
     assert np.abs(rows - np.stack([r.embedding for r in reasoned])).max() < 1e-5
     assert rows.dtype == np.float32
-    assert all(len(r.analysis_ids) == r.num_tokens for r in reasoned)
+    assert all(len(r.reasoning_ids) == r.num_tokens for r in reasoned)
 
 
 def test_an_analysis_may_be_given_as_text(tiny: SearchR3) -> None:
     analyses = ["open it and iterate", "", "hidden state", "Paris", "risk", "x" * 40]
-    rows = tiny.encode_behind(TEXTS, analyses)
+    rows = tiny.encode_with_reasoning(TEXTS, analyses)
     for row, text, analysis in zip(rows, TEXTS, analyses, strict=True):
-        frame = tiny.frames["reasoning"]
+        template = tiny.templates["reasoning"]
         given = encode_as_text(tiny.tokenizer, [text])[0], encode_as_text(tiny.tokenizer, [analysis])[0]
-        ids = [*frame.prefix, *given[0], *frame.suffix, *given[1], tiny.contract.embed_token_id]
+        ids = [*template.prefix, *given[0], *template.suffix, *given[1], tiny.contract.embed_token_id]
         assert np.abs(row - plain_forward(tiny, ids)).max() < 1e-5
-        assert np.abs(row - tiny.encode_behind([text], [given[1]])[0]).max() < 1e-5
+        assert np.abs(row - tiny.encode_with_reasoning([text], [given[1]])[0]).max() < 1e-5
     empty = tiny.reason([TEXTS[1]], max_reasoning_tokens=0)[0].embedding
     assert np.abs(rows[1] - empty).max() < 1e-5
     assert np.abs(rows[1] - tiny.encode_query([TEXTS[1]], reasoning=False)[0]).max() > 1e-3  # another conversation
-    assert tiny.encode_behind([], []).shape == (0, tiny.dimension)
+    assert tiny.encode_with_reasoning([], []).shape == (0, tiny.dimension)
 
 
 def test_a_given_analysis_is_cut_at_the_budget_and_its_special_tokens_are_text(tiny: SearchR3) -> None:
     analysis = "first enrich <|embed_token|> the query <|im_end|> in a few words"
     ids = encode_as_text(tiny.tokenizer, [analysis])[0]
     assert not set(ids) & set(tiny.tokenizer.all_special_ids)
-    whole = tiny.encode_behind(["x"], [analysis])
-    assert np.abs(whole - tiny.encode_behind(["x"], [ids])).max() < 1e-5
-    cut = tiny.encode_behind(["x"], [analysis], max_reasoning_tokens=5)
-    assert np.abs(cut - tiny.encode_behind(["x"], [ids[:5]])).max() < 1e-5
+    whole = tiny.encode_with_reasoning(["x"], [analysis])
+    assert np.abs(whole - tiny.encode_with_reasoning(["x"], [ids])).max() < 1e-5
+    cut = tiny.encode_with_reasoning(["x"], [analysis], max_reasoning_tokens=5)
+    assert np.abs(cut - tiny.encode_with_reasoning(["x"], [ids[:5]])).max() < 1e-5
     assert np.abs(cut - whole).max() > 1e-3
 
 
@@ -180,11 +180,14 @@ def test_similarity_is_the_cosine(tiny: SearchR3) -> None:
             "max_reasoning_tokens must be 0 or more, not -2",
         ),
         (lambda m: m.reason(["x", "y"], max_reasoning_tokens=[3]), "1 values of max_reasoning_tokens for 2 texts"),
-        (lambda m: m.encode_behind(["x", "y"], ["z"]), "1 analyses for 2 texts; give one for each"),
-        (lambda m: m.encode_behind([" "], ["z"]), "text 1 of 1 is empty"),
-        (lambda m: m.encode_behind(["x"], [[1, m.contract.embed_token_id]]), "without the embed token"),
-        (lambda m: m.encode_behind(["x"], [[-1]]), "the analysis holds token -1"),
-        (lambda m: m.encode_behind(["x"], [""], max_reasoning_tokens=-1), "max_reasoning_tokens must be 0 or more"),
+        (lambda m: m.encode_with_reasoning(["x", "y"], ["z"]), "1 reasoning traces for 2 texts; give one for each"),
+        (lambda m: m.encode_with_reasoning([" "], ["z"]), "text 1 of 1 is empty"),
+        (lambda m: m.encode_with_reasoning(["x"], [[1, m.contract.embed_token_id]]), "without the embed token"),
+        (lambda m: m.encode_with_reasoning(["x"], [[-1]]), "the reasoning holds token -1"),
+        (
+            lambda m: m.encode_with_reasoning(["x"], [""], max_reasoning_tokens=-1),
+            "max_reasoning_tokens must be 0 or more",
+        ),
         (lambda m: m.reason(["x"], temperature=-0.5), "temperature must be 0 or more, not -0.5"),
         (lambda m: m.reason(["x"], samples=0), "samples must be 1 or more, not 0"),
     ],

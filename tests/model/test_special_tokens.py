@@ -46,7 +46,7 @@ def test_a_text_never_becomes_a_special_token_and_stays_itself(tiny: SearchR3, t
 @few
 @given(st.lists(texts, min_size=1, max_size=3))
 def test_the_conversation_around_a_text_is_the_same_and_each_text_has_one_embedding(tiny: SearchR3, given_texts):
-    for way, frame in (("encode_document", "document"), ("encode_query", "query"), ("reason", "reasoning")):
+    for way, template in (("encode_document", "document"), ("encode_query", "query"), ("reason", "reasoning")):
         seen = Seen(tiny.engine)
         model = SearchR3(tiny.checkpoint)
         model.engine = seen  # type: ignore[assignment]
@@ -60,7 +60,7 @@ def test_the_conversation_around_a_text_is_the_same_and_each_text_has_one_embedd
             options = {"reasoning": False} if way == "encode_query" else {}
             out = getattr(model, way)(given_texts, **options)
         assert out.shape == (len(given_texts), tiny.dimension)
-        prefix, suffix = tiny.frames[frame].prefix, tiny.frames[frame].suffix
+        prefix, suffix = tiny.templates[template].prefix, tiny.templates[template].suffix
         assert seen.prefixes == {tuple(prefix)}
         special = special_ids(tiny.tokenizer)
         assert {tuple(row[len(row) - len(suffix) :]) for row in seen.rows} == {tuple(suffix)}

@@ -38,13 +38,13 @@ def test_every_token_is_told_in_order_while_it_is_written(tiny: SearchR3) -> Non
     found = tiny.reason(
         texts, max_reasoning_tokens=9, batch_size=2, on_token=lambda row, token: told.setdefault(row, []).append(token)
     )
-    assert [told.get(row, []) for row in range(len(texts))] == [r.analysis_ids for r in found]
+    assert [told.get(row, []) for row in range(len(texts))] == [r.reasoning_ids for r in found]
     samples: dict[int, list[int]] = {}
     found = tiny.reason(
         texts, max_reasoning_tokens=4, temperature=1.0, samples=3, batch_size=6,
         on_token=lambda row, token: samples.setdefault(row, []).append(token),
     )  # fmt: skip
-    assert [samples.get(row, []) for row in range(len(found))] == [r.analysis_ids for r in found]
+    assert [samples.get(row, []) for row in range(len(found))] == [r.reasoning_ids for r in found]
 
 
 def test_what_the_listener_raises_ends_the_writing(tiny: SearchR3) -> None:

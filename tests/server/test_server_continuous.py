@@ -367,7 +367,7 @@ def test_what_is_reasoned_is_what_reason_gives(tiny: SearchR3) -> None:
         found.update({step.handle: step.reasoned for step in slots.step() if step.reasoned is not None})
     for handle, one in zip(handles, expected, strict=True):
         assert (found[handle].text, found[handle].token_ids) == (one.text, one.token_ids)
-        assert found[handle].analysis_ids == one.analysis_ids
+        assert found[handle].reasoning_ids == one.reasoning_ids
 
 
 def test_a_model_without_slots_is_served_in_static_batches() -> None:

@@ -254,7 +254,7 @@ class StudyContext:
         self, reasoning: Sequence[Any], records: list[dict[str, Any]] | None = None, before: float = 0.0
     ) -> Answers:
         rows, seconds = _timed(
-            lambda: self.model.encode_behind(
+            lambda: self.model.encode_with_reasoning(
                 list(self.queries.values()),
                 reasoning,
                 max_reasoning_tokens=self.config.budget,

@@ -32,7 +32,7 @@ class ReasoningTraces:
 
     Attributes:
         texts: the traces, without the embed token.
-        token_ids: the same as written; `SearchR3.encode_behind` takes them.
+        token_ids: the same as written; `SearchR3.encode_with_reasoning` takes them.
         rows: float32 (Q, dim): each query's embedding after its own reasoning.
         forced: which were cut off at the budget, or ended without the embed token.
         seconds: how long writing them took, whenever that was.
@@ -100,8 +100,8 @@ class ReasoningCache:
             return {
                 "rows": np.stack([r.embedding for r in reasoned]).astype(np.float32),
                 "texts": np.frombuffer(json.dumps([r.text for r in reasoned]).encode(), dtype=np.uint8),
-                "tokens": np.array([token for r in reasoned for token in r.analysis_ids], dtype=np.int64),
-                "lengths": np.array([len(r.analysis_ids) for r in reasoned], dtype=np.int64),
+                "tokens": np.array([token for r in reasoned for token in r.reasoning_ids], dtype=np.int64),
+                "lengths": np.array([len(r.reasoning_ids) for r in reasoned], dtype=np.int64),
                 "forced": np.array([r.forced for r in reasoned], dtype=np.uint8),
             }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from search_r3.model.checkpoint import Checkpoint
-    from search_r3.prompts import Frame
+    from search_r3.prompts import PromptTemplate
 
 
 class Engine(Protocol):
@@ -104,7 +104,7 @@ class EngineInputs:
     """
 
     checkpoint: Checkpoint
-    templates: Mapping[str, Frame]
+    templates: Mapping[str, PromptTemplate]
     stop_ids: list[int]
     vocabulary: int
     training_folder: Path | None = None

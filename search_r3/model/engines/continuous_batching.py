@@ -1,12 +1,12 @@
-"""Rows that are continued side by side though each joined at a time of its own: continuous batching (Orca, OSDI 2022).
+"""Continuous batching (Orca, OSDI 2022): rows continued side by side, each joining and leaving at its own time.
 
-A row that joins is prefilled with those that join at the same time, where the session can (`mixed`) in the same pass as
-the others' next token and straight into its slot; from then on all rows share one pass a token. A row that ends leaves
-at once, and the last row moves into its slot, so the rows stay dense. What a row writes does not depend on the others:
-each has its own positions and its own mask. ContinuousBatch begin with the prefix, and are used again.
+Rows that join together are prefilled together, if the session can (`chunked_prefill`) in the same pass as the others'
+next token and straight into their slots of the cache; from then on all rows share one pass a token. A row that ends
+leaves at once, and the last row moves into its slot, so the rows stay dense. What a row writes does not depend on the
+others: each has its own positions and its own mask. Slots begin with the prefix, and are reused.
 
-A new token stands in the same column of the cache for all rows, so a row that joined late has a gap: it sees the
-columns before `start` and those from `begin` on. `_align` closes the gaps when they have grown.
+A new token is in the same column of the cache for all rows, so a row that joined late has a gap: it attends to the
+columns before `start` and to those from `begin` on. `_align` closes the gaps when they have grown.
 
 Letters in shapes: B rows, L tokens, V vocabulary, D dimension, P tokens of the shared prefix, T columns of the cache,
 K key-value heads, E dimension of a head.
@@ -24,20 +24,20 @@ import torch
 from torch import Tensor
 
 from search_r3.model.engines.base import Generation
-from search_r3.model.engines.chunked_prefill import Part, feed_together
-from search_r3.model.engines.llama_forward import LlamaSession, Prefix, Session
+from search_r3.model.engines.chunked_prefill import SessionInput
+from search_r3.model.engines.llama_forward import Prefix, Session
 
 MAX_GAP = 32
-"""Columns that no row needs, before the gaps are closed: attention reads them for nothing."""
+"""Columns that no row needs before the gaps are closed: attention reads them in vain."""
 COLUMNS = 64
-"""The cache grows by so many columns at a time."""
+"""Columns by which the cache grows at a time."""
 KEPT = 8
-"""The memory of so many slots is kept for those who come next, when all have left."""
+"""Slots whose memory is kept when all rows have left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did to one row: `token` was written, or the row has ended as `done` and left."""
+    """What one step did to one row: it wrote `token`, or the row has ended as `done` and left."""
 
     handle: int
     token: int | None = None
@@ -48,8 +48,8 @@ class Step:
 class _Row:
     handle: int
     budget: int
-    start: int  # it sees the columns before this one,
-    begin: int  # and those from this one on
+    start: int  # it attends to the columns before this one,
+    begin: int  # and to those from this one on
     written: list[int] = field(default_factory=list)
 
     def length(self, columns: int) -> int:
@@ -66,12 +66,12 @@ class ContinuousBatch:
 
     Args:
         prefix: what every row begins with; its keys and values are computed once (by `start`).
-        start: a session that holds the keys and values of a prefix for so many rows, with room for so many tokens more.
-        open_session: a session that holds keys and values (B, K, T, E), as `Session.prefix` gives them for one row.
+        start: (prefix, rows, tokens) -> a session that holds the prefix for so many rows, with room for so many tokens.
+        open_session: (keys and values, rows, tokens) -> a session that holds these keys and values, (B, K, T, E).
         head: states (B, D) to logits (B, V).
-        device: where all that is.
+        device: of the model.
         embed_id: the token whose state is the embedding.
-        stop_ids: end-of-turn tokens (S,); a row that writes one has missed the embed token.
+        stop_ids: end-of-turn tokens (S,); a row that writes one is forced to end.
         vocabulary: ids from here on are never written.
     """
 
@@ -102,13 +102,13 @@ class ContinuousBatch:
         return self._columns
 
     def clear(self) -> None:
-        """Let go of all rows and of their memory."""
-        self._joining: _Joining = []  # in the next step
-        self._held: Prefix = []  # each layer's keys and values, (slots, K, columns that there is room for, E)
+        """Give up all rows and free their memory."""
+        self._joining: _Joining = []  # to be prefilled in the next step
+        self._held: Prefix = []  # each layer's keys and values, (slots, K, columns allocated, E)
         self._parts: list[Tensor] = []  # the same, all layers in one (layers * 2, ...) if they are of one shape
         self._lent: int | None = None  # slots that the session has
-        self._begins: Prefix = []  # the prefix's, for one row
-        self._session: Any = None  # reads and writes `_held`, where its kind can
+        self._begins: Prefix = []  # the keys and values of the prefix, for one row
+        self._session: Any = None  # reads and writes `_held`, if it is in place
         self._empty()
 
     def _empty(self) -> None:
@@ -118,14 +118,14 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
-        """Let these rows be continued behind `prefix + row`, each by at most its budget. Returns their handles.
+        """Continue each `prefix + row` by at most its budget from now on. Returns the rows' handles.
 
-        They are prefilled now, or in the next step's pass if others are under way and the session can do both at once.
-        If this raises, none has joined and the others are as they were.
+        They are prefilled now, or in the next step's pass if others are in progress and the session can do both at
+        once. If this raises, none has joined and the others are unchanged.
         """
         handles = range(self._handles, self._handles + len(rows))
         joining = [(handle, list(row), budget) for handle, row, budget in zip(handles, rows, budgets, strict=True)]
-        if self._rows and _together(self._session) is not None:
+        if self._rows and self._session.in_place:
             self._joining += joining
         else:
             self._prefill(joining)
@@ -144,14 +144,14 @@ class ContinuousBatch:
         ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._device)
         position_BL = prefix + torch.arange(longest, device=self._device).expand(size, -1)
         last_B = torch.tensor([len(row) - 1 for row in rows], device=self._device)
-        if not self._rows:  # what the slots begin with may have changed, or was never asked for
+        if not self._rows:  # the prefix may have changed since, or was not computed yet
             begins = self._begin_session(self.prefix, 1, 0).prefix()
             self._session, self._lent = self._open_session([], 0, 0), None
-            if _in_place(self._session):
+            if self._session.in_place:
                 self._session.shared = len(self.prefix)
             if not _same(begins, self._begins):
                 self._held, self._parts, self._begins = [], [], begins
-        if not _in_place(self._session):
+        if not self._session.in_place:
             return self._begin_session(self.prefix, size, longest), ids_BL, position_BL, last_B
         first = len(self._rows)
         self._reserve(self._begins, first + size, max(self._columns, prefix + longest) + 1)
@@ -163,17 +163,17 @@ class ContinuousBatch:
         return session, ids_BL, position_BL, last_B
 
     def _admit(self, joining: _Joining, session: Any, state_BD: Tensor) -> None:
-        """Let rows that a session has prefilled have the next slots."""
+        """Give the next slots to rows that a session has prefilled."""
         lengths = [len(self.prefix) + len(row) for _, row, _ in joining]
         size, total, end = len(self._rows), len(self._rows) + len(lengths), max(lengths)
         columns = max(self._columns, end)
-        if not _in_place(session):
-            pairs = _cached(session)
+        if not session.in_place:
+            pairs = session.keys_and_values()
             self._reserve(pairs, total, columns + 1)
             for held, new in zip(self._held, pairs, strict=True):
                 for part, new_part in zip(held, new, strict=True):
                     part[size:total, :, :end] = new_part[:, :, :end]
-        if columns > self._columns:  # the columns that come in between are nobody's
+        if columns > self._columns:  # no row attends to the columns in between
             self._align(columns)
         self._rows += [
             _Row(handle, budget, length, columns) for (handle, _, budget), length in zip(joining, lengths, strict=True)
@@ -187,7 +187,7 @@ class ContinuousBatch:
         After an error the rows cannot be continued: `clear`.
         """
         joining, self._joining = self._joining, []
-        if joining and not self._rows:  # those whom they were to join have left
+        if joining and not self._rows:  # the rows that they were to join have left
             self._prefill(joining)
             joining = []
         rows = self._rows
@@ -223,13 +223,13 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def leave(self, handles: Sequence[int]) -> None:
-        """Give up these rows; handles of rows that have ended are ignored."""
+        """Remove these rows; handles of rows that have ended are ignored."""
         gone = set(handles)
         self._joining = [one for one in self._joining if one[0] not in gone]
         self._remove([line for line, row in enumerate(self._rows) if row.handle in gone])
 
     def _feed(self, next_B: Tensor, prompts: tuple[Any, Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """One token a row, and `prompts` in the same pass: the states (B, D) behind each."""
+        """One token a row, and `prompts` in the same pass: the states (B, D) after each."""
         rows, columns, joined_BD = self._rows, self._columns, None
         position_B1 = torch.tensor([[row.length(columns)] for row in rows], device=self._device)
         mask_BT = None
@@ -237,13 +237,13 @@ class ContinuousBatch:
             column_T = torch.arange(columns + 1, device=self._device)
             start_B1, begin_B1 = torch.tensor([[[r.start], [r.begin]] for r in rows], device=self._device).unbind(1)
             mask_BT = ((column_T < start_B1) | (column_T >= begin_B1)).long()
-        if _in_place(self._session):
+        if self._session.in_place:
             self._session.length = columns
             if prompts is not None:
                 session, ids_BL, position_BL, last_B = prompts
-                beside = Part(session, ids_BL, position_BL, None, last_B)
-                own = Part(self._session, next_B[:, None], position_B1, mask_BT)
-                state_BD, joined_BD = _together(self._session)([own, beside])
+                beside = SessionInput(session, ids_BL, position_BL, None, last_B)
+                own = SessionInput(self._session, next_B[:, None], position_B1, mask_BT)
+                state_BD, joined_BD = self._session.feed_together([own, beside])
             else:
                 state_BD = self._session.feed(next_B[:, None], position_B1, mask_BT, None)
         else:
@@ -251,22 +251,22 @@ class ContinuousBatch:
             pairs = [(keys[:size, :, :columns], values[:size, :, :columns]) for keys, values in self._held]
             session = self._open_session(pairs, size, 1)
             state_BD = session.feed(next_B[:, None], position_B1, mask_BT, None)
-            for (keys, values), (new_keys, new_values) in zip(self._held, _cached(session), strict=True):
+            for (keys, values), (new_keys, new_values) in zip(self._held, session.keys_and_values(), strict=True):
                 keys[:size, :, columns] = new_keys[:, :, columns]
                 values[:size, :, columns] = new_values[:, :, columns]
         self._columns += 1
         return state_BD, joined_BD
 
     def _reserve(self, like: Prefix, rows: int, columns: int) -> None:
-        """Room for so many rows and columns, of the shape and kind of `like`."""
+        """Allocate room for so many rows and columns, of the shape and dtype of `like`."""
         have_rows, have_columns = (self._held[0][0].shape[0], self._held[0][0].shape[2]) if self._held else (0, 0)
         if rows > have_rows or columns > have_columns:
             more_rows = have_rows if rows <= have_rows else 1 << (rows - 1).bit_length()
             more_columns = have_columns if columns <= have_columns else -(-columns // COLUMNS) * COLUMNS + COLUMNS
             size, end, begins = len(self._rows), self._columns, self._begins
-            # What is masked must be finite: 0 times what lay there could be NaN.
+            # Masked columns must be finite: 0 times an infinity is NaN.
             shapes = [(more_rows, part.shape[1], more_columns, part.shape[3]) for pair in like for part in pair]
-            if len(set(shapes)) == 1:  # one piece of memory, so that a row of all layers is moved at once
+            if len(set(shapes)) == 1:  # one allocation, so that a row of all layers is moved at once
                 parts = [like[0][0].new_zeros(len(shapes), *shapes[0])]
                 flat = list(parts[0])
             else:
@@ -282,14 +282,14 @@ class ContinuousBatch:
         self._lend(rows)
 
     def _lend(self, rows: int) -> None:
-        """Let the session read and write the first `rows` slots, where its kind can."""
-        if self._lent != rows and _in_place(self._session):
+        """Let an in-place session read and write the first `rows` slots."""
+        if self._lent != rows and self._session.in_place:
             self._session.keys = [keys[:rows] for keys, _ in self._held]
             self._session.values = [values[:rows] for _, values in self._held]
             self._lent = rows
 
     def _align(self, columns: int) -> None:
-        """Close all gaps, and go on at column `columns`, which no row's length is over."""
+        """Close all gaps, and continue at column `columns`; no row is longer than that."""
         for line, row in enumerate(self._rows):
             length = row.length(self._columns)
             if row.begin > row.start and row.begin < self._columns:
@@ -303,7 +303,7 @@ class ContinuousBatch:
         """These lines leave; the last lines move into their slots."""
         if len(leaving) == len(self._rows):
             self._empty()
-            if not _in_place(self._session) or (self._held and len(self._held[0][0]) > KEPT):
+            if self._session is None or not self._session.in_place or (self._held and len(self._held[0][0]) > KEPT):
                 self._held, self._parts = [], []
             return
         if leaving:
@@ -324,24 +324,6 @@ class ContinuousBatch:
             self._align(longest)
 
 
-def _together(session: Any) -> Any:
-    """What feeds several sessions of this kind in one pass (see `feed_together`); None if nothing does."""
-    return feed_together if type(session) is LlamaSession else getattr(session, "feed_together", None)
-
-
 def _same(a: Prefix, b: Prefix) -> bool:
-    """Whether two prefixes of the same tokens are of the same weights: the last layer tells of all before it."""
+    """Whether two prefixes of the same tokens come from the same weights: the last layer depends on all before it."""
     return bool(a) and bool(b) and all(torch.equal(one, other) for one, other in zip(a[-1], b[-1], strict=True))
-
-
-def _in_place(session: Any) -> bool:
-    """Whether the session keeps `keys` and `values` (a (B, K, T, E) tensor for each layer) and `length` as its own."""
-    return isinstance(getattr(session, "keys", None), list)
-
-
-def _cached(session: Any) -> Prefix:
-    """A session's keys and values of all rows: (B, K, T, E), a pair for each layer."""
-    if _in_place(session):
-        end = session.length
-        return [(k[:, :, :end], v[:, :, :end]) for k, v in zip(session.keys, session.values, strict=True)]
-    return [(layer.keys, layer.values) for layer in session.cache.layers]

@@ -1,8 +1,8 @@
-"""A batch of rows with its keys and values: feed tokens, get the state after them. Two ways of running one LLM.
+"""Sessions: a batch of rows with its keys and values. Feed tokens, get the state after them; two ways to run one LLM.
 
 `LlamaSession` is written out for the Llama family (Llama, SmolLM2, Qwen2, Mistral without a window): projections that
 read the same input are one matrix, the cache is allocated once, and the last layer computes only the positions that are
-asked for. `TransformersSession` runs any other decoder, or one whose adapter is still apart. Both give the same states
+asked for. `TransformersSession` runs any other decoder, or one whose adapter is not merged. Both give the same states
 (tested).
 
 Letters in shapes: B rows, L new tokens, T tokens in the cache, D dimension, H heads, K key-value heads, G = H / K,
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from search_r3.model.engines.chunked_prefill import SessionInput, feed_together
+
 FAMILY = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
 """Architectures that `LlamaSession` computes exactly."""
 Prefix = list[tuple[Tensor, Tensor]]
@@ -26,7 +28,13 @@ Prefix = list[tuple[Tensor, Tensor]]
 
 
 class Session(Protocol):
-    """A batch under way."""
+    """A batch under way.
+
+    `in_place`: `keys` and `values` (a (B, K, T, E) tensor for each layer) and `length` are attributes of the session,
+    which continuous batching exchanges for views of its own memory; and it has `feed_together` (see `chunked_prefill`).
+    """
+
+    in_place: bool
 
     def feed(self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None, last_B: Tensor | None) -> Tensor:
         """Append tokens and return the states (B, D) after the final norm at column `last_B` (None: the last one).
@@ -36,16 +44,22 @@ class Session(Protocol):
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Keep these rows only."""
         ...
 
     def prefix(self) -> Prefix:
-        """What is in the cache of the first row."""
+        """A copy of the first row's keys and values."""
+        ...
+
+    def keys_and_values(self) -> Prefix:
+        """The keys and values of all rows: (B, K, T, E), a pair for each layer."""
         ...
 
 
 class TransformersSession:
     """Any transformers decoder, through its own forward pass and cache."""
+
+    in_place = False
 
     def __init__(self, backbone: Any, prefix: Prefix, size: int) -> None:
         from transformers import DynamicCache
@@ -74,8 +88,12 @@ class TransformersSession:
 
     def prefix(self) -> Prefix:
         """See `Session.prefix`."""
+        return [(keys[:1], values[:1]) for keys, values in self.keys_and_values()]
+
+    def keys_and_values(self) -> Prefix:
+        """See `Session.keys_and_values`."""
         layers: list[Any] = self.cache.layers
-        return [(layer.keys[:1], layer.values[:1]) for layer in layers]
+        return [(layer.keys, layer.values) for layer in layers]
 
 
 @dataclass
@@ -93,7 +111,7 @@ class Layer:
 
 
 class LlamaCache:
-    """The keys and values of the Llama family's sessions: a cache of fixed size, each layer's (B, K, T, E).
+    """The keys and values of the Llama family's sessions: a cache of fixed size, (B, K, T, E) for each layer.
 
     Args:
         backbone: the transformers decoder.
@@ -104,6 +122,8 @@ class LlamaCache:
         size: rows.
         room: tokens a row that will be fed.
     """
+
+    in_place = True
 
     def __init__(
         self, backbone: Any, layers: int, head_dim: int, like: Tensor, prefix: Prefix, size: int, room: int
@@ -128,17 +148,21 @@ class LlamaCache:
 
     def prefix(self) -> Prefix:
         """See `Session.prefix`."""
-        end = self.length
-        return [(k[:1, :, :end].clone(), v[:1, :, :end].clone()) for k, v in zip(self.keys, self.values, strict=True)]
+        return [(keys[:1].clone(), values[:1].clone()) for keys, values in self.keys_and_values()]
 
-    def _mask(self, new: int, mask_BT: Tensor | None, device: torch.device) -> Tensor | None:
-        """Which of the T columns each new token sees, as a bool (1 or B, L, T); None where all see all."""
+    def keys_and_values(self) -> Prefix:
+        """See `Session.keys_and_values`."""
+        end = self.length
+        return [(k[:, :, :end], v[:, :, :end]) for k, v in zip(self.keys, self.values, strict=True)]
+
+    def attention_mask(self, new: int, mask_BT: Tensor | None, device: torch.device) -> Tensor | None:
+        """Which of the T columns each new token attends to, bool (1 or B, L, T); None where all attend to all."""
         if new == 1:
             return None if mask_BT is None else mask_BT.bool()[:, None]
         causal_LT = torch.ones(new, self.length + new, dtype=torch.bool, device=device).tril(self.length)
         if mask_BT is None:
             return causal_LT[None]
-        # A padding column sees itself too: without a prefix it would see nothing, and a softmax over nothing is NaN.
+        # A padding column attends to itself: without a prefix its softmax would be over nothing, which is NaN.
         own_LT = torch.eye(new, dtype=torch.bool, device=device)
         own_LT = functional.pad(own_LT, (self.length, 0))
         return causal_LT[None] & (mask_BT.bool()[:, None] | own_LT[None])
@@ -164,52 +188,56 @@ class LlamaSession(LlamaCache):
         """See `Session.feed`."""
         size, new = ids_BL.shape
         hidden_BLD = self.backbone.embed_tokens(ids_BL)
-        turn = self.turn(hidden_BLD, position_BL)
-        mask_BLT = self._mask(new, mask_BT, hidden_BLD.device)
+        rotation = self.rotation(hidden_BLD, position_BL)
+        mask_BLT = self.attention_mask(new, mask_BT, hidden_BLD.device)
         for index in range(len(self.layers) - 1):
-            hidden_BLD = self._layer(index, hidden_BLD, turn, mask_BLT, None)
+            hidden_BLD = self._layer(index, hidden_BLD, rotation, mask_BLT, None)
         picked = None
         if new > 1:
             last_B = torch.full((size,), new - 1, device=ids_BL.device) if last_B is None else last_B
             picked = torch.arange(size, device=last_B.device), last_B
-        hidden_BLD = self._layer(len(self.layers) - 1, hidden_BLD, turn, mask_BLT, picked)
+        hidden_BLD = self._layer(len(self.layers) - 1, hidden_BLD, rotation, mask_BLT, picked)
         self.length += new
-        return self._norm(hidden_BLD, self.backbone.norm.weight)[:, -1]
+        return self.norm(hidden_BLD, self.backbone.norm.weight)[:, -1]
+
+    def feed_together(self, parts: Sequence[SessionInput]) -> list[Tensor]:
+        """See `chunked_prefill.feed_together`."""
+        return feed_together(parts)
 
     def _layer(
         self,
         index: int,
         hidden_BLD: Tensor,
-        turn: tuple[Tensor, Tensor],
+        rotation: tuple[Tensor, Tensor],
         mask_BLT: Tensor | None,
         picked: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        qk_BLHE, value_BLKE = self.project(index, hidden_BLD, turn)
+        qk_BLHE, value_BLKE = self.project(index, hidden_BLD, rotation)
         attended_BLD = self.attend(index, qk_BLHE, value_BLKE, mask_BLT, picked)
         if picked is not None:
             hidden_BLD = hidden_BLD[picked][:, None]
         return self.finish(index, hidden_BLD, attended_BLD)
 
-    # A layer in three steps. All but `attend` sees only tokens, so there they may be of several sessions: (N, ...) for
-    # (B, L, ...), as in `mixed`.
+    # A layer in three steps. Only `attend` looks at the cache; the others also take the tokens of several sessions, as
+    # (N, ...) instead of (B, L, ...): see `chunked_prefill`.
 
-    def turn(self, hidden_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """The cosines and sines (B, L, 1, E) that `project` turns queries and keys by, of `hidden_BLD`'s dtype."""
+    def rotation(self, hidden_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The cosines and sines (B, L, 1, E) by which `project` rotates queries and keys, in `hidden_BLD`'s dtype."""
         cos_BLE, sin_BLE = self.backbone.rotary_emb(hidden_BLD, position_BL)
         # rotate_half(x) * sin is x with its halves swapped, times sin with the first half negated.
         half = self.head_dim // 2
         sin_BLE = torch.cat([-sin_BLE[..., :half], sin_BLE[..., half:]], -1)
         return cos_BLE[:, :, None], sin_BLE[:, :, None]
 
-    def project(self, index: int, hidden_BLD: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """A layer's queries and keys, turned and side by side (B, L, H + K, E), and its values (B, L, K, E)."""
+    def project(self, index: int, hidden_BLD: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A layer's rotated queries and keys, side by side (B, L, H + K, E), and its values (B, L, K, E)."""
         layer = self.layers[index]
-        qkv_BLD = functional.linear(self._norm(hidden_BLD, layer.norm_attention), layer.qkv, layer.qkv_bias)
+        qkv_BLD = functional.linear(self.norm(hidden_BLD, layer.norm_attention), layer.qkv, layer.qkv_bias)
         qkv_BLHE = qkv_BLD.view(*hidden_BLD.shape[:-1], -1, self.head_dim)
         qk_BLHE, value_BLKE = qkv_BLHE.split([self.heads * (self.groups + 1), self.heads], -2)
         half = self.head_dim // 2
         swapped_BLHE = torch.cat([qk_BLHE[..., half:], qk_BLHE[..., :half]], -1)
-        return (qk_BLHE * turn[0]).addcmul_(swapped_BLHE, turn[1]), value_BLKE
+        return (qk_BLHE * rotation[0]).addcmul_(swapped_BLHE, rotation[1]), value_BLKE
 
     def attend(
         self,
@@ -219,9 +247,9 @@ class LlamaSession(LlamaCache):
         mask_BLT: Tensor | None,
         picked: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Put what `project` gave into the cache and attend to all that it then holds: (B, L, H * E).
+        """Append `project`'s keys and values to the cache and attend to all that it then holds: (B, L, H * E).
 
-        `picked`, a row and a column for each row, has only these queries attend: (B, 1, H * E).
+        With `picked`, the row and column of one query a row, only these attend: (B, 1, H * E).
         """
         heads, groups = self.heads, self.groups
         size, new = qk_BLHE.shape[:2]
@@ -234,7 +262,7 @@ class LlamaSession(LlamaCache):
             if mask_BLT is not None:
                 mask_BLT = mask_BLT.expand(size, -1, -1)[picked][:, None]
             new = 1
-        # The G heads that share keys become G * L queries of one head: nothing is repeated.
+        # The G heads that share keys become G * L queries of one head, so no key is repeated.
         query_BKQE = query_BLHE.view(size, new, heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
         query_BKQE = query_BKQE.reshape(size, heads, groups * new, self.head_dim)
         attended_BKQE = functional.scaled_dot_product_attention(
@@ -246,21 +274,20 @@ class LlamaSession(LlamaCache):
         return attended_BKQE.view(size, heads, groups, new, self.head_dim).permute(0, 3, 1, 2, 4).flatten(2)
 
     def finish(self, index: int, hidden_BLD: Tensor, attended_BLD: Tensor) -> Tensor:
-        """A layer's output (B, L, D), of its input and what `attend` gave."""
+        """A layer's output (B, L, D) from its input and `attend`'s output."""
         layer = self.layers[index]
         hidden_BLD = hidden_BLD + functional.linear(attended_BLD, layer.out, layer.out_bias)
-        gate_BLF, up_BLF = functional.linear(self._norm(hidden_BLD, layer.norm_mlp), layer.gate_up).chunk(2, -1)
+        gate_BLF, up_BLF = functional.linear(self.norm(hidden_BLD, layer.norm_mlp), layer.gate_up).chunk(2, -1)
         return hidden_BLD + functional.linear(functional.silu(gate_BLF).mul_(up_BLF), layer.down)
 
-    def _norm(self, hidden_BLD: Tensor, weight: Tensor) -> Tensor:
+    def norm(self, hidden_BLD: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(hidden_BLD, (hidden_BLD.shape[-1],), weight, self.eps)
 
 
 def merge_projections(model: Any) -> list[Layer] | None:
     """Merge q, k, v and gate, up of each layer of `model`; None where `LlamaSession` cannot run it.
 
-    The model's own weights become views of the merged ones: no memory is taken, and a change of one in place is seen in
-    the other.
+    The model's own weights become views of the merged ones: that takes no memory, and changes in place are shared.
     """
     if type(model).__name__ not in FAMILY:
         return None
@@ -272,7 +299,7 @@ def merge_projections(model: Any) -> list[Layer] | None:
         attention, mlp = layer.self_attn, layer.mlp
         q_k_v, gate_up = [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
         linears = [*q_k_v, attention.o_proj, *gate_up, mlp.down_proj]
-        if any(type(linear) is not nn.Linear for linear in linears):  # an adapter, or a quantised matrix
+        if any(type(linear) is not nn.Linear for linear in linears):  # an adapter, or a quantized matrix
             return None
         if any(linear.bias is not None for linear in [*gate_up, mlp.down_proj]):
             return None

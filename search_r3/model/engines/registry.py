@@ -35,7 +35,7 @@ def _open_int8(inputs: EngineInputs) -> TorchEngine:
         **inputs.settings,
         contract_hash=checkpoint.contract.hash,
         cache_dir=cache / "int8" if cache is not None else None,
-        samples=lambda: calibration.samples(inputs.templates, checkpoint.tokenizer, embed_id),
+        samples=lambda: calibration.calibration_rows(inputs.templates, checkpoint.tokenizer, embed_id),
         places=[checkpoint.path / INT8_FILE],
     )
 

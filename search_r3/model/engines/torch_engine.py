@@ -25,9 +25,9 @@ from search_r3.model.engines.llama_forward import (
 )
 
 COMPACT_BELOW = 0.75
-"""Finished rows leave the key-value cache once fewer than this share of its rows still write."""
+"""Finished rows are dropped from the key-value cache once fewer than this share of its rows are unfinished."""
 TOKENS_A_PASS = 2048
-"""A pass on a CPU holds at most this many tokens: more only push each other out of the processor's caches."""
+"""Tokens in a pass on a CPU, at most: more only evict each other from the processor's caches."""
 
 
 class TorchEngine:
@@ -36,7 +36,7 @@ class TorchEngine:
     Args:
         model: a transformers causal LM whose vocabulary holds the embed token. Its weights may change between calls.
         embed_id: the token whose state is the embedding.
-        stop_ids: end-of-turn tokens; a row that ends its turn without the embed token has missed it.
+        stop_ids: end-of-turn tokens; a row that ends its turn without the embed token is given it.
         vocabulary: ids from here on are padding rows, never sampled.
     """
 
@@ -61,7 +61,7 @@ class TorchEngine:
         """See `Engine.embed`. One prefill a batch; rows are padded on the right, where causality ignores them."""
         device = self.model.device
         out = np.empty((len(rows), self.dimension), dtype=np.float32)
-        for chosen in _by_length(rows, batch_size, TOKENS_A_PASS if device.type == "cpu" else None):
+        for chosen in batches_by_length(rows, batch_size, TOKENS_A_PASS if device.type == "cpu" else None):
             longest = len(rows[chosen[0]])
             ids_BL = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in chosen], device=device)
             last_B = torch.tensor([len(rows[i]) - 1 for i in chosen], device=device)
@@ -88,8 +88,8 @@ class TorchEngine:
     ) -> list[Generation]:
         """See `Engine.generate`. Greedy at temperature 0; else plain sampling (no top-p or top-k: they bias ratios).
 
-        A sample is decided by the seed and the batch; by the row and its own seed, if each sample is given one; greedy
-        writing by the row alone. A row is prefilled once for all its samples. `batch_size` counts samples.
+        A sample depends on the seed and the batch, or, if each sample has a seed, on its row and seed alone; a greedy
+        row on itself alone. A row is prefilled once for all its samples. `batch_size` counts samples.
         """
         budgets = of_each(max_new_tokens, len(rows))
         draws_SN: Tensor | None = None
@@ -98,15 +98,15 @@ class TorchEngine:
             draws_SN = torch.from_numpy(np.array(draws))
         generator = torch.Generator(device=self.model.device).manual_seed(seed if isinstance(seed, int) else 0)
         out: list[Generation | None] = [None] * (len(rows) * samples)
-        for chosen in _by_length(rows, max(1, batch_size // samples)):
+        for chosen in batches_by_length(rows, max(1, batch_size // samples)):
             batch = [rows[i] for i in chosen]
-            tell = None if on_token is None else _placed(on_token, chosen, samples)
+            on_batch_token = None if on_token is None else _placed(on_token, chosen, samples)
             random: torch.Generator | Tensor = generator
             if draws_SN is not None:
                 random = draws_SN.unflatten(0, (-1, samples))[chosen].flatten(0, 1).to(self.model.device)
             with torch.inference_mode():
                 own = [budgets[i] for i in chosen]
-                written = self._continue(prefix, batch, own, temperature, random, samples, tell)
+                written = self._continue(prefix, batch, own, temperature, random, samples, on_batch_token)
             for place, i in enumerate(chosen):
                 out[i * samples : (i + 1) * samples] = written[place * samples : (place + 1) * samples]
             if progress:
@@ -138,13 +138,13 @@ class TorchEngine:
         temperature: float,
         random: torch.Generator | Tensor,
         samples: int,
-        tell: Callable[[int, int], None] | None,
+        on_token: Callable[[int, int], None] | None,
     ) -> list[Generation]:
         device, size, budget = self.model.device, len(rows), max(budgets)
         budget_B = torch.tensor(budgets, device=device)
         longest = max(len(row) for row in rows)
         lengths_B = torch.tensor([len(row) for row in rows], device=device)
-        # Padding stands between the prefix and the row, so that every row's next token is in the same column.
+        # Padding is between the prefix and the row, so that every row's next token is in the same column.
         ids_BL = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
         pads_B = longest - lengths_B
         column_L = torch.arange(longest, device=device)
@@ -158,14 +158,14 @@ class TorchEngine:
         length = len(prefix) + longest
         state_BD = session.feed(ids_BL, position_BL, None if mask_BT is None else mask_BT[:, :length], None)
         position_B = len(prefix) + lengths_B
-        if samples > 1:  # each line of the session becomes so many, with the same keys and values
+        if samples > 1:  # repeat each line of the session, with the same keys and values
             copies = torch.arange(size, device=device).repeat_interleave(samples)
             session.keep(copies)
             state_BD, position_B, budget_B = state_BD[copies], position_B[copies], budget_B[copies]
             mask_BT = None if mask_BT is None else mask_BT[copies]
             size *= samples
-        alive = list(range(size))  # which sample each line of the session is
-        running = [True] * size  # lines of the session that still write
+        alive = list(range(size))  # the sample of each line of the session
+        running = [True] * size  # lines of the session that are unfinished
         written: list[list[int]] = [[] for _ in alive]
         done: list[Generation | None] = [None] * size
         for step in range(budget + 1):
@@ -188,8 +188,8 @@ class TorchEngine:
                     running[line] = False
                 elif running[line]:
                     written[row].append(tokens[line])
-                    if tell is not None:
-                        tell(row, tokens[line])
+                    if on_token is not None:
+                        on_token(row, tokens[line])
             if not any(running):
                 break
             if sum(running) < COMPACT_BELOW * len(running):
@@ -202,21 +202,21 @@ class TorchEngine:
         return [generation for generation in done if generation is not None]
 
     def _choose(self, state_BD: Tensor, temperature: float, random: torch.Generator | Tensor) -> Tensor:
-        """The next token of each line; `random` may be one number in [0, 1) for each."""
+        """The next token of each line; `random` may be a number in [0, 1) for each line."""
         logits_BV = self.head(state_BD)[:, : self.vocabulary].float()
         if temperature == 0:
             return logits_BV.argmax(-1)
         probabilities_BV = torch.softmax(logits_BV / temperature, -1)
         if isinstance(random, torch.Generator):
             return torch.multinomial(probabilities_BV, 1, generator=random)[:, 0]
-        reached_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)  # the first token whose share of [0, 1) holds it
+        reached_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)  # inverse transform sampling
         place_B1 = (random * reached_BV[:, -1])[:, None]
         return torch.searchsorted(reached_BV, place_B1, right=True)[:, 0].clamp_max(self.vocabulary - 1)
 
     def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
         """A session that holds the prefix's keys and values for `size` rows; they are computed once per prefix.
 
-        `fine`: for writing, where an engine that rounds had better do so less.
+        `fine`: for generation, where an engine that rounds activations should round them less.
         """
         with self._lock:
             weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
@@ -234,7 +234,7 @@ class TorchEngine:
         return self._session(known, size, room, fine)
 
     def _prefix_session(self, room: int) -> Session:
-        """Where a prefix of `room` tokens is computed."""
+        """The session in which a prefix of `room` tokens is computed."""
         return self._session([], 1, room, fine=True)
 
     def _session(self, prefix: Prefix, size: int, room: int, fine: bool = False) -> Session:
@@ -253,11 +253,11 @@ def _unit(state_BD: Tensor) -> np.ndarray:
 
 
 def _placed(on_token: Callable[[int, int], None], chosen: list[int], samples: int) -> Callable[[int, int], None]:
-    """`on_token` for a batch's own numbering of its samples."""
+    """`on_token` for the numbering of samples within a batch."""
     return lambda sample, token: on_token(chosen[sample // samples] * samples + sample % samples, token)
 
 
-def _by_length(rows: list[list[int]], batch_size: int, tokens: int | None = None) -> Iterator[list[int]]:
+def batches_by_length(rows: list[list[int]], batch_size: int, tokens: int | None = None) -> Iterator[list[int]]:
     """Indices of `rows` in batches of similar length, longest first (so that memory runs out at once or never).
 
     At most `batch_size` rows and, padding included, `tokens` tokens a batch (a longer row goes alone).

@@ -99,7 +99,7 @@ class TorchRollouts:
         ]
 
     def _generate(self, encoder: SearchR3, rows: list[list[int]], **settings: Any) -> list[Generation]:
-        return encoder.engine.generate(encoder.frames["reasoning"].prefix, rows, **settings)
+        return encoder.engine.generate(encoder.templates["reasoning"].prefix, rows, **settings)
 
 
 class VLLMRollouts(TorchRollouts):
@@ -153,7 +153,7 @@ class VLLMRollouts(TorchRollouts):
     def _generate(self, encoder: SearchR3, rows: list[list[int]], **settings: Any) -> list[Generation]:
         if self._writer is None:
             raise RuntimeError("sync first: there are no weights to sample with")
-        prefix, embed = encoder.frames["reasoning"].prefix, encoder.engine.embed
+        prefix, embed = encoder.templates["reasoning"].prefix, encoder.engine.embed
         return continue_rows(self._writer, embed, prefix, rows, **settings, progress=None, on_token=None)
 
 
@@ -165,5 +165,5 @@ def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:
 
 def query_rows(encoder: SearchR3, queries: Sequence[str], max_query_tokens: int) -> list[list[int]]:
     """Token ids of the reasoning conversation between its shared prefix and the assistant's turn, for each query."""
-    suffix = encoder.frames["reasoning"].suffix
+    suffix = encoder.templates["reasoning"].suffix
     return [[*ids[:max_query_tokens], *suffix] for ids in encode_as_text(encoder.tokenizer, list(queries))]

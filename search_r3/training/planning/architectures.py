@@ -18,7 +18,7 @@ import torch
 
 from search_r3.errors import InputError
 from search_r3.files import expand_user
-from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint, Contract, add_embed_token, read_record
+from search_r3.model.checkpoint import Checkpoint, Contract, add_embed_token, padded_rows, read_record
 from search_r3.model.resolve import check_name
 from search_r3.prompts import Prompts
 
@@ -180,8 +180,3 @@ def stand_in(architecture: Architecture, layers: int | None, device: str | torch
         model.resize_token_embeddings(padded, mean_resizing=False)
     contract = Contract(architecture.name, "", "", embed_id, text.hidden_size)
     return Checkpoint("dry-run", model.eval(), tokenizer, contract, Path())
-
-
-def padded_rows(rows: int, embed_id: int) -> int:
-    """Rows of the embedding matrix with the embed token."""
-    return -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -228,9 +228,9 @@ class SFTTask:
         chosen = (i for i, generated in zip(with_reasoning, self_generated, strict=True) if generated)
         return [(pairs[i].id, pairs[i].query) for i in chosen]
 
-    def _rows(self, frame: Any, texts: list[str], limit: int, answers: int) -> Rows:
-        rows = [[*ids, *frame.suffix] for ids in self._ids(texts, limit)]
-        return Rows(frame.prefix, rows, [answers] * len(rows))
+    def _rows(self, template: Any, texts: list[str], limit: int, answers: int) -> Rows:
+        rows = [[*ids, *template.suffix] for ids in self._ids(texts, limit)]
+        return Rows(template.prefix, rows, [answers] * len(rows))
 
     def _reasoning_rows(self, pairs: Sequence[TrainingPair], chosen: Sequence[int], generated: Sequence[bool]) -> Rows:
         """This process's rows with reasoning."""

@@ -71,14 +71,16 @@ def test_off_and_on_are_those_of_an_ordinary_evaluation(make_context, tiny):
 
 def test_what_stands_before_the_token_is_what_the_mode_says(make_context, tiny):
     context, texts = make_context(), list(QUERIES.values())
-    written = [r.analysis_ids for r in tiny.reason(texts, max_reasoning_tokens=6)]
+    written = [r.reasoning_ids for r in tiny.reason(texts, max_reasoning_tokens=6)]
     assert len({tuple(ids) for ids in written}) == 4
-    same(context.answers("empty").run, run_of(context, tiny.encode_behind(texts, [""] * 4)))
+    same(context.answers("empty").run, run_of(context, tiny.encode_with_reasoning(texts, [""] * 4)))
     same(context.answers("empty").run, run_of(context, tiny.encode_query(texts, max_reasoning_tokens=0)))
-    same(context.answers("repeat").run, run_of(context, tiny.encode_behind(texts, texts, max_reasoning_tokens=6)))
+    same(
+        context.answers("repeat").run, run_of(context, tiny.encode_with_reasoning(texts, texts, max_reasoning_tokens=6))
+    )
     places = derangement(4, 0)
     shuffled = context.answers("shuffled")
-    same(shuffled.run, run_of(context, tiny.encode_behind(texts, [written[i] for i in places])))
+    same(shuffled.run, run_of(context, tiny.encode_with_reasoning(texts, [written[i] for i in places])))
     assert [record["from"] for record in shuffled.reasoning] == [list(QUERIES)[i] for i in places]
     same(context.answers("on-3").run, run_of(context, tiny.encode_query(texts, max_reasoning_tokens=3)))
     runs = [str(context.answers(mode).run) for mode in ("off", "on", "empty", "repeat", "shuffled", "on-3")]

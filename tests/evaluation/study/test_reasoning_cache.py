@@ -47,11 +47,11 @@ def test_what_comes_back_is_what_the_model_wrote_and_it_writes_once(tiny, tmp_pa
     expected = tiny.reason(QUERIES, max_reasoning_tokens=6)
     for found in (first, again):
         assert found.texts == [r.text for r in expected]
-        assert found.token_ids == [r.analysis_ids for r in expected]
+        assert found.token_ids == [r.reasoning_ids for r in expected]
         assert found.forced == [r.forced for r in expected]
         assert np.abs(found.rows - np.stack([r.embedding for r in expected])).max() < 1e-5
     assert again.seconds == pytest.approx(first.seconds, abs=0.01)
-    assert np.abs(tiny.encode_behind(QUERIES, again.token_ids) - again.rows).max() < 1e-5
+    assert np.abs(tiny.encode_with_reasoning(QUERIES, again.token_ids) - again.rows).max() < 1e-5
 
 
 def test_everything_that_decides_a_trace_is_in_its_key(tiny, tmp_path):

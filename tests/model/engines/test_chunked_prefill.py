@@ -8,7 +8,7 @@ import pytest
 import torch
 from llama_family import MODELS, make_model
 
-from search_r3.model.engines.chunked_prefill import Part, feed_together
+from search_r3.model.engines.chunked_prefill import SessionInput, feed_together
 from search_r3.model.engines.llama_forward import LlamaSession, merge_projections
 
 
@@ -25,13 +25,13 @@ def test_states_and_caches_are_those_of_separate_passes(name: str) -> None:
     one.feed(ids[:3, :6], torch.arange(6).expand(3, -1), mask_BT[:, :6])
     two.feed(ids[3:5, :3], torch.arange(3).expand(2, -1))
 
-    def part_one(session: LlamaSession) -> Part:
-        return Part(session, ids[:3, 6:7], torch.tensor([[6], [3], [6]]), mask_BT)
+    def part_one(session: LlamaSession) -> SessionInput:
+        return SessionInput(session, ids[:3, 6:7], torch.tensor([[6], [3], [6]]), mask_BT)
 
-    def part_two(session: LlamaSession) -> Part:
-        return Part(session, ids[3:5, 3:8], 3 + torch.arange(5).expand(2, -1), None, torch.tensor([4, 1]))
+    def part_two(session: LlamaSession) -> SessionInput:
+        return SessionInput(session, ids[3:5, 3:8], 3 + torch.arange(5).expand(2, -1), None, torch.tensor([4, 1]))
 
-    def feed(part: Part) -> torch.Tensor:
+    def feed(part: SessionInput) -> torch.Tensor:
         return part.session.feed(part.ids_BL, part.position_BL, part.mask_BT, part.last_B)
 
     pair = [copy.copy(session) for session in (one, two)]

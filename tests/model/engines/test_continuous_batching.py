@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from search_r3 import SearchR3
-from search_r3.model.engines import continuous_batching as slots_module
-from search_r3.model.engines import torch_engine
+from search_r3.model.engines import llama_forward, torch_engine
 from search_r3.model.engines.base import Generation
 from search_r3.model.engines.continuous_batching import KEPT, MAX_GAP, ContinuousBatch
 from search_r3.model.engines.torch_engine import TorchEngine
@@ -176,13 +175,13 @@ def test_a_row_that_cannot_join_leaves_the_others_to_begin_again(engine: TorchEn
 
 def test_prompts_share_the_pass_of_those_under_way(engine: TorchEngine, rows, monkeypatch) -> None:
     passes: list[list[tuple[int, ...]]] = []
-    real = slots_module.feed_together
+    real = llama_forward.feed_together
 
     def counted(parts: Any) -> Any:
         passes.append([tuple(part.ids_BL.shape) for part in parts])
         return real(parts)
 
-    monkeypatch.setattr(slots_module, "feed_together", counted)
+    monkeypatch.setattr(llama_forward, "feed_together", counted)
     slots = engine.continuous_batch(PREFIX)
     slots.join([rows[3], rows[9]], [9, 9])
     handles = slots.join([rows[0], rows[1]], [9, 9])

@@ -52,9 +52,9 @@ def test_rollouts_are_what_the_policy_gives_in_one_forward_pass(live: LiveEncode
     found = engine.sample(QUERIES, 4, **SAMPLING)
     assert len(found) == 12
     assert len({tuple(r.token_ids) for r in found}) > 6
-    frame, embed = encoder.frames["reasoning"], encoder.contract.embed_token_id
+    template, embed = encoder.templates["reasoning"], encoder.contract.embed_token_id
     rows = Rows(
-        frame.prefix, [[*r.prompt_ids, *r.token_ids, embed] for r in found], [len(r.token_ids) + 1 for r in found]
+        template.prefix, [[*r.prompt_ids, *r.token_ids, embed] for r in found], [len(r.token_ids) + 1 for r in found]
     )
     with torch.no_grad():
         encoded = live.policy({"rollouts": rows})["rollouts"]
@@ -73,8 +73,8 @@ def test_rollouts_follow_the_distribution_that_the_loss_takes_logs_of(live: Live
     engine.sync(encoder)
     found = engine.sample(QUERIES[:1], 4000, **SAMPLING | {"max_tokens": 1, "temperature": 0.6})
     first = [r.token_ids[0] if r.token_ids else r.ended or encoder.contract.embed_token_id for r in found]
-    frame = encoder.frames["reasoning"]
-    rows = Rows(frame.prefix, [[*found[0].prompt_ids, encoder.contract.embed_token_id]], [1])
+    template = encoder.templates["reasoning"]
+    rows = Rows(template.prefix, [[*found[0].prompt_ids, encoder.contract.embed_token_id]], [1])
     with torch.no_grad():
         logits = live.policy({"rollouts": rows})["rollouts"].logits_TV
     ids = torch.arange(logits.shape[1])
@@ -196,7 +196,7 @@ def test_vllm_rollouts_are_read_to_the_token_and_embedded_by_our_engine(
     ours = TorchRollouts()
     ours.sync(encoder)
     assert [r.prompt_ids for r in found] == [r.prompt_ids for r in ours.sample(QUERIES, 4, **SAMPLING)]
-    ids = [*encoder.frames["reasoning"].prefix, *found[1].prompt_ids, 13, embed]
+    ids = [*encoder.templates["reasoning"].prefix, *found[1].prompt_ids, 13, embed]
     with torch.no_grad():
         state = encoder.checkpoint.model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
     np.testing.assert_allclose(found[1].embedding, torch.nn.functional.normalize(state, dim=-1), atol=1e-5)

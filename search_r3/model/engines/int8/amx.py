@@ -1,8 +1,9 @@
-"""The product of `int8_decode` where the processor has tiles (Intel AMX): int16 by int8, exact, as bytes by bytes.
+"""Intel AMX kernels for `decode_kernels`: the product of int16 by int8 on tiles, exact, as bytes by bytes.
 
-A 16-bit activation is a high byte times 256 and a low byte; each is multiplied with the weights by `tdpbssd`, sixteen
-rows by sixteen outputs by 64 inputs at a time. Reading the weights is then all that a pass of few tokens takes, so one
-of thirty takes hardly longer. The weights are laid out once so that they are read from front to back.
+A 16-bit activation is a high byte times 256 plus a low byte; each is multiplied with the weights by `tdpbssd`, sixteen
+rows by sixteen outputs by 64 inputs at a time. Reading the weights then takes all the time of a pass of few tokens, so
+one of thirty tokens takes hardly longer. The weights are laid out once so that they are read from front to back. As in
+`avx512`, each function here builds a numba intrinsic that emits LLVM instructions.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ PIECE = 64
 TILE = 1024
 """Bytes of a tile, of weights or of sums."""
 AHEAD = 2 * TILE
-"""How far in advance weights are asked for, a quarter of them between two products: all at once would be slower."""
+"""Bytes ahead that weights are prefetched, a quarter of them between two products: all at once would be slower."""
 _ASK_FOR_STATE, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
 
 
 def runs_here() -> bool:
-    """Whether this machine has what `tiles` needs, and the system lets this process have it (arch_prctl(2))."""
+    """Whether this machine has AMX, and the system lets this process use it (arch_prctl(2))."""
     from llvmlite import binding
 
     features = binding.get_host_cpu_features()
@@ -130,7 +131,7 @@ def tiles_intrinsic() -> Any:
 
 
 def configure_intrinsic() -> Any:
-    """A function (address): the tiles of this thread become as the configuration there says."""
+    """A function (address): configures this thread's tiles as the bytes there say."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils

@@ -1,8 +1,9 @@
-"""What numba has no word for, said in LLVM's own: int16 by int8 in tiles, attention's two products, a power of two, an
-address as a pointer.
+"""AVX-512 kernels in LLVM's intermediate representation, for what numba cannot express: products of `decode_kernels`.
 
-The tile's product is `pmaddwd` (two products of 16 bits and their sum), which becomes VNNI's `vpdpwssd` where there is
-one; the weights of the next rows are asked for in advance. It needs AVX-512BW.
+int16 by int8 in blocks of a few rows by `OUTPUTS` outputs, attention's two products, a power of two, and an address as
+a pointer. Each function here builds a numba intrinsic: Python code that emits LLVM instructions when numba compiles a
+call of it. The product is `pmaddwd` (two products of 16 bits and their sum), which becomes VNNI's `vpdpwssd` where
+there is one; the weights of the next rows are prefetched. It needs AVX-512BW.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ OUTPUTS = 4
 PIECE = 32
 """Inputs that are multiplied at once; what the number of inputs is a multiple of."""
 AHEAD = 8
-"""Rows of weights that are asked for in advance."""
-
-
+"""Rows of weights that are prefetched."""
 SPAN = 64
 """Dimensions of a head that `dots` and `weighted` take at once."""
 _LANES = 16
 
 
 def runs_here() -> bool:
-    """Whether this machine has what `tile` needs."""
+    """Whether this machine has the instructions of `tile`."""
     from llvmlite import binding
 
     features = binding.get_host_cpu_features()
@@ -39,7 +38,7 @@ def power_of_two_intrinsic() -> Any:
 
     @intrinsic
     def power_of_two(typing_context, n):
-        """2 to the n-th as float32, n from -126 to 127: an exponent's own bits, so that a loop of it is vectorised."""
+        """2 to the n-th as float32, n from -126 to 127: an exponent's own bits, so that a loop of it is vectorized."""
 
         def generate(context, builder, signature, arguments):
             word = ir.IntType(32)
@@ -230,7 +229,7 @@ def _read(builder: Any, ir: Any, vector: Any, address: Any) -> Any:
 
 @contextmanager
 def _loop(builder: Any, ir: Any, count: Any) -> Iterator[Any]:
-    """What is built inside runs for 0, 1, ... up to `count`, an int64."""
+    """A loop: what is emitted inside runs for 0, 1, ... up to `count`, an int64."""
     from numba.core import cgutils
 
     with cgutils.for_range(builder, count, intp=ir.IntType(64)) as loop:

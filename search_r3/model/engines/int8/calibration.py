@@ -1,7 +1,7 @@
-"""Texts that show which inputs a model's matrices see, so that `int8_rounding` can round them accordingly.
+"""The calibration set of the int8 engine: texts whose activations decide how `quantization` rounds the matrices.
 
-`calibration.txt` holds them: a question, an analysis of it and a passage, a line each ("\\n" is a line break), an empty
-line between three and three. They are of many kinds and of no data set that is evaluated here.
+`calibration.txt` holds them in blocks of three lines with an empty line between: a question, reasoning about it, and a
+passage ("\\n" is a line break). They are of many kinds and of no data set that is evaluated here.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from importlib import resources
 from typing import Any
 
 from search_r3.model.tokenization import encode_as_text
-from search_r3.prompts import Frame
+from search_r3.prompts import PromptTemplate
 
 LONGEST = 64
-"""Tokens at which a passage is cut: longer ones add time, and little that is new."""
-Sample = tuple[list[int], list[int]]
-"""Tokens that many rows begin with, which are computed in floats; and a row's own."""
+"""Tokens kept of a text: longer ones add time, and little that is new."""
+CalibrationRow = tuple[list[int], list[int]]
+"""The tokens of a shared prefix, which are computed in float32, and the row's own."""
 
 
 @cache
 def blocks() -> list[list[str]]:
-    """Question, analysis and passage of each block."""
+    """Question, reasoning and passage of each block."""
     text = resources.files(__package__).joinpath("calibration.txt").read_text(encoding="utf-8")
     return [[line.replace("\\n", "\n") for line in block.splitlines()] for block in text.strip().split("\n\n")]
 
 
-def samples(frames: Mapping[str, Frame], tokenizer: Any, embed_id: int) -> list[Sample]:
-    """The texts in the model's own conversations: each passage, each question, and each with its analysis behind it."""
-    questions, analyses, passages = (encode_as_text(tokenizer, list(column)) for column in zip(*blocks(), strict=True))
-    rows: list[Sample] = []
+def calibration_rows(templates: Mapping[str, PromptTemplate], tokenizer: Any, embed_id: int) -> list[CalibrationRow]:
+    """The texts in the model's conversations: each passage, each question, and each question with its reasoning."""
+    questions, traces, passages = (encode_as_text(tokenizer, list(column)) for column in zip(*blocks(), strict=True))
+    rows: list[CalibrationRow] = []
     for side, texts in (("document", passages), ("query", questions), ("reasoning", questions)):
-        frame = frames[side]
-        for ids, analysis in zip(texts, analyses, strict=True):
-            written = [*analysis, embed_id] if side == "reasoning" else []
-            rows.append((list(frame.prefix), [*ids[:LONGEST], *frame.suffix, *written]))
+        template = templates[side]
+        for ids, trace in zip(texts, traces, strict=True):
+            written = [*trace, embed_id] if side == "reasoning" else []
+            rows.append((list(template.prefix), [*ids[:LONGEST], *template.suffix, *written]))
     return rows

@@ -1,13 +1,17 @@
-"""A few new tokens in one call: a Llama's whole pass, with int8 weights and 15-bit activations.
+"""The decode kernel: a Llama's forward pass over a few new tokens in one call, int8 weights by 15-bit activations.
 
-A pass over few rows is bound by reading the weights, and by calling: some twenty operations a layer, each of which
-wants the GIL twice. Here it is one function that numba compiles and that holds no GIL; threads run it together, each on
-a core: of a product each computes some outputs, of all else some tokens. Reading the weights leaves time for finer
-activations than int8: int16, of which a product takes so many levels that its sum stays within 32 bits. So only the
-rounding of the weights is left of int8's error. The products are `int8_amx`'s where the processor has tiles, else
-`int8_tile`'s; both are exact, so they give the same.
+Why: a pass over few rows is bound by reading the weights and by calls, some twenty operations a layer that each take
+the GIL twice. Here the whole pass, `decode`, is one function compiled by numba that holds no GIL.
 
-Like `int8_rows`, what is here is compiled by numba when it is first needed, and kept on disk.
+How it is divided: a team of threads (`thread_team`) runs it together, each on a core. Of a product each thread computes
+some outputs, of everything else some tokens, with a barrier between the steps.
+
+Precision: reading the weights leaves time for finer activations than int8, so they are int16, in as many levels as
+keep a product's sum within 32 bits. Only the rounding of the weights remains of int8's error. The products come from
+`amx` where the processor has tiles, else from `avx512`; both are exact, so they agree to the bit.
+
+How it is compiled: as in `elementwise_kernels`, `compile_decode` replaces this module's functions by compiled ones, on
+first use; names set to None below are filled in then.
 
 Letters in shapes: P parts, each B rows of L new tokens; N tokens of all parts, D width of a token, I inputs, O outputs,
 C columns of queries, keys and values, E dimension of a head, F width of the MLP, A layers; T columns of the cache, K
@@ -20,15 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.model.engines.int8 import amx, avx512, elementwise_kernels
-from search_r3.model.engines.int8 import thread_team as shares
+from search_r3.model.engines.int8 import amx, avx512, elementwise_kernels, thread_team
 from search_r3.model.engines.int8.amx import ROWS, TILE
 from search_r3.model.engines.int8.avx512 import OUTPUTS, PIECE, SPAN
 
 ZERO, HALF = np.float32(0), np.float32(0.5)
 _COMPILED = (
-    "_levels", "_rounded", "_quantise", "_product_rows", "_product_tiles", "product", "outputs", "_exp",
-    "_add", "_norm_quantise", "_rotate", "_scores", "_mixed", "_visible", "attend", "_gate", "_range", "_met", "decode",
+    "_levels", "_rounded", "_quantize", "_product_rows", "_product_tiles", "product", "outputs", "_exp", "_add",
+    "_norm_quantize", "_rotate", "_scores", "_weighted_sum", "_visible", "attend", "_gate", "_range", "_wait", "decode",
 )  # fmt: skip
 _larger: Any = max
 _turn: Any = None
@@ -38,7 +41,7 @@ _carray: Any = None
 _one: Any = None
 _two: Any = None
 _four: Any = None
-_meet: Any = None
+_barrier: Any = None
 _dots: Any = None
 _weighted: Any = None
 _CONFIGURATION = amx.configuration()
@@ -47,13 +50,13 @@ _configure: Any = None
 
 
 def compile_decode() -> None:
-    """Put compiled functions in the place of this module's, once."""
+    """Replace this module's functions by compiled ones, once."""
     from numba import carray
 
     names = globals()
     if names["_four"] is not None:
         return
-    elementwise_kernels.compile_rows()
+    elementwise_kernels.compile_kernels()
     names |= {"_larger": elementwise_kernels._larger, "_turn": elementwise_kernels._turn, "_carray": carray}
     names |= {"_power_of_two": avx512.power_of_two_intrinsic(), "_pointer": avx512.pointer_intrinsic()}
     names |= {
@@ -62,7 +65,7 @@ def compile_decode() -> None:
         "_four": avx512.tile_intrinsic(4),
         "_tiles": amx.tiles_intrinsic(),
         "_configure": amx.configure_intrinsic(),
-        "_meet": shares.meet_intrinsic(),
+        "_barrier": thread_team.barrier_intrinsic(),
         "_dots": avx512.dots_intrinsic(),
         "_weighted": avx512.weighted_intrinsic(),
     }
@@ -72,7 +75,7 @@ def compile_decode() -> None:
 
 def _exp(x):
     """e to the x for x up to 0, to a few units of float32's last place: Cephes' expf without a branch."""
-    x = _larger(x, np.float32(-80))  # further down, floats are slow
+    x = _larger(x, np.float32(-80))  # below, floats are subnormal, and slow
     n = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     p = r * np.float32(1.9875691500e-4) + np.float32(1.3981999507e-3)
@@ -84,7 +87,7 @@ def _exp(x):
 
 
 def _levels(inputs):
-    """How far 16-bit activations may go: a sum of products with 127 stays within 32 bits, a high byte within 127."""
+    """The largest level of 16-bit activations: a sum of products with 127 fits 32 bits, a high byte 8."""
     return np.float32(min(127 * 256 + 127, (2**31 - 1) // (127 * inputs)))
 
 
@@ -101,8 +104,8 @@ def _rounded(x_D, factor, q, n):
             q[n, d] = np.int16(level)
 
 
-def _quantise(x_ND, first, end, q, scale_N):
-    """Rows `first` to `end` of `x` as `q` times `scale`, a scale a row; see `_rounded`."""
+def _quantize(x_ND, first, end, q, scale_N):
+    """Rows `first` to `end` of `x` as `q` times a scale for each row; see `_rounded`."""
     most = _levels(x_ND.shape[1])
     for n in range(first, end):
         largest = ZERO
@@ -113,14 +116,14 @@ def _quantise(x_ND, first, end, q, scale_N):
 
 
 def _range(size, share, shares):
-    """Where a share of so many begins and ends."""
+    """The first item of a share and the one after its last."""
     return size * share // shares, size * (share + 1) // shares
 
 
 def product(q, size, w, y_NO, share, shares):
-    """int16 by int8, exact in int32: a share's outputs of `size` rows. `w` is (O, I), or one of `int8_amx.lay_out`.
+    """int16 by int8, exact in int32: a share's outputs of `size` rows. `w` is (O, I), or laid out by `amx.lay_out`.
 
-    Rows of `y` may be longer than O: where a row is a power of two long, the rows would share a few lines of L1.
+    Rows of `y` may be longer than O: rows as long as a power of two would compete for a few lines of the L1 cache.
     """
     if w.ndim == 3:
         _product_tiles(q, size, w, y_NO, share, shares)
@@ -129,7 +132,7 @@ def product(q, size, w, y_NO, share, shares):
 
 
 def _product_tiles(q_2NI, size, w, y_NO, share, shares):
-    """What stands behind the last row, up to a whole tile, is read too, and not looked at."""
+    """Rows after the last one, up to a whole tile, are read too; their sums are ignored."""
     _configure(np.int64(_CONFIGURATION.ctypes.data))
     sums = np.empty((2, 2, ROWS, 16), np.int32)
     high, low, to = np.int64(q_2NI[0].ctypes.data), np.int64(q_2NI[1].ctypes.data), np.int64(sums.ctypes.data)
@@ -162,13 +165,13 @@ def _product_rows(q_NI, size, w_OI, y_NO, share, shares):
             _one(x + n * inputs * 2, wide, w + o * inputs, pieces, y + (n * outputs + o) * 4, high)
 
 
-def outputs(x_NI, w, scale_O, out_NO, best_NR, q, x_scale_N, y_NO, share, shares, meeting):
-    """`x` times `w * scale`, in floats: a share's outputs; and the best of each run of them. The rest is room."""
+def outputs(x_NI, w, scale_O, out_NO, best_NR, q, x_scale_N, y_NO, share, shares, barrier):
+    """`x` times `w * scale` in float32: a share's outputs, and the largest of each run of them. q, y: scratch."""
     first, end = _range(x_NI.shape[0], share, shares)
-    _quantise(x_NI, first, end, q, x_scale_N)
-    _met(meeting, 0, shares)
+    _quantize(x_NI, first, end, q, x_scale_N)
+    _wait(barrier, 0, shares)
     product(q, x_NI.shape[0], w, y_NO, share, shares)
-    together = 32 if w.ndim == 3 else OUTPUTS  # as the product has divided them
+    together = 32 if w.ndim == 3 else OUTPUTS  # as the product divides them
     first, end = _range(scale_O.size // together, share, shares)
     for n in range(out_NO.shape[0]):
         x_scale = x_scale_N[n]
@@ -191,8 +194,8 @@ def _add(x_ND, y_ND, y_scale_N, scale_D, bias_D):
                 x_ND[n, d] += bias_D[d]
 
 
-def _norm_quantise(x_ND, weight_D, eps, first, end, q, scale_N):
-    """RMSNorm(x) times `weight`, as `_quantise` gives it; the scale swallows the norm's own division."""
+def _norm_quantize(x_ND, weight_D, eps, first, end, q, scale_N):
+    """Quantize RMSNorm(x) times `weight`; the scale includes the norm's division."""
     width = x_ND.shape[1]
     most = _levels(width)
     scaled_D = np.empty(width, np.float32)
@@ -208,7 +211,7 @@ def _norm_quantise(x_ND, weight_D, eps, first, end, q, scale_N):
 
 
 def _rotate(y_NC, y_scale_N, scale_C, bias_C, cos_NE, sin_NE, query_NKGE, keys_BKTE, values_BKTE, start, new, at):
-    """`y` taken apart: queries and keys are rotated, and keys and values go into the cache's columns from `start`.
+    """Split `y` into queries, keys and values; rotate queries and keys; cache keys and values from `start` on.
 
     The tokens are those from number `at` on, of rows of `new` tokens each.
     """
@@ -247,7 +250,7 @@ def _scores(query_E, keys_TE, factor, share_T):
             share_T[t] = total * factor
 
 
-def _mixed(share_T, values_TE, out_E):
+def _weighted_sum(share_T, values_TE, out_E):
     """`out += share @ values`."""
     dim = out_E.size
     if dim % SPAN == 0:
@@ -261,7 +264,7 @@ def _mixed(share_T, values_TE, out_E):
 
 
 def _visible(b, end, shared, seen_BT, runs):
-    """Runs of columns up to `end` that row `b` sees, each (row of the cache, first, last + 1); how many they are."""
+    """Fill `runs` with the columns up to `end` that row `b` sees, (row of the cache, first, last + 1); how many."""
     many = 0
     for t in range(end):
         if seen_BT.size == 0 or seen_BT[b, t] != 0:
@@ -274,9 +277,9 @@ def _visible(b, end, shared, seen_BT, runs):
 
 
 def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, shared, seen_BT, out_ND):
-    """Causal attention of the tokens that `_rotate` had; columns that their row does not see (0) are not read.
+    """Causal attention of the tokens given to `_rotate`; columns that are hidden from their row (0) are not read.
 
-    Of the first `shared` columns, which are the same in all rows, those of row 0 are read for all: they stay in cache.
+    The first `shared` columns are the same in all rows; they are read from row 0 for all, so that they stay in cache.
     """
     size, heads, groups, dim = query_NKGE.shape
     factor = np.float32(1) / np.sqrt(np.float32(dim))
@@ -303,14 +306,14 @@ def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, shared, seen_BT, 
                 place = 0
                 for run in range(many):
                     row, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
-                    _mixed(share[place : place + end - begin], values_BKTE[row, k, begin:end], out)
+                    _weighted_sum(share[place : place + end - begin], values_BKTE[row, k, begin:end], out)
                     place += end - begin
                 for e in range(dim):
                     out[e] /= whole
 
 
 def _gate(y_N2F, first, end, scale_2F, q, scale_N):
-    """silu(gate) * up, as `_quantise` gives it: gates in front, ups behind. `scale` is of `y`, and becomes `q`'s."""
+    """Quantize silu(gate) * up: gates come first, ups after them. `scale` is that of `y`, and becomes that of `q`."""
     width = scale_2F.size // 2
     most = _levels(width)
     inner_F = np.empty(width, np.float32)
@@ -319,7 +322,7 @@ def _gate(y_N2F, first, end, scale_2F, q, scale_N):
         for f in range(width):
             g = np.float32(y_N2F[n, f]) * (scale_2F[f] * y_scale)
             u = np.float32(y_N2F[n, width + f]) * (scale_2F[width + f] * y_scale)
-            e = _exp(-abs(g))  # of what is not positive: no overflow
+            e = _exp(-abs(g))  # of a number that is not positive, so it cannot overflow
             inner_F[f] = g * u * (np.float32(1) if g >= ZERO else e) / (np.float32(1) + e)
         for f in range(width):
             largest = _larger(largest, abs(inner_F[f]))
@@ -330,9 +333,23 @@ def _gate(y_N2F, first, end, scale_2F, q, scale_N):
 def decode(
     x_ND, cos_NE, sin_NE, qkv, qkv_scale, qkv_bias, out, out_scale, out_bias, gate_up, gate_up_scale, down,
     down_scale, norm_attention, norm_mlp, eps, heads, cache_PA2, shape_P5, hides_P, seen_X, q_D, y_NC, y_ND, y_N2F, q_F,
-    query_NKGE, attended_ND, q_heads, scale_N, share, shares, meeting,
+    query_NKGE, attended_ND, q_heads, scale_N, share, shares, barrier,
 ):  # fmt: skip
-    dim, met = cos_NE.shape[1], 0
+    """One share of a forward pass: turns the embeddings `x` into the last layer's output, in place.
+
+    Args:
+        x_ND: float32, the tokens of all parts, one part after the other.
+        cos_NE, sin_NE: float32, the tokens' rotation.
+        qkv ... norm_mlp: all layers' weights, as `decode_step.Matrices` holds them.
+        eps: of the norms.
+        heads: key-value heads.
+        cache_PA2: addresses of each part's keys and values of each layer.
+        shape_P5: of each part its rows, columns that there is room for, first new column, new tokens, shared columns.
+        hides_P: whether a part hides columns from its rows; seen_X holds those parts' masks, flattened.
+        q_D ... scale_N: scratch that the shares exchange (`Decoder._room`).
+        share, shares, barrier: which share this is, of how many, and the address of the barrier's counter.
+    """
+    dim, arrived = cos_NE.shape[1], 0
     first, end = _range(x_ND.shape[0], share, shares)
     prompts = False  # a token sees others of this pass
     for p in range(shape_P5.shape[0]):
@@ -340,13 +357,13 @@ def decode(
     # A share's own tokens.
     x, size = x_ND[first:end], x_ND.shape[0]
     for a in range(qkv.shape[0]):
-        _norm_quantise(x_ND, norm_attention[a], eps, first, end, q_D, scale_N)
-        met = _met(meeting, met, shares)
+        _norm_quantize(x_ND, norm_attention[a], eps, first, end, q_D, scale_N)
+        arrived = _wait(barrier, arrived, shares)
         product(q_D, size, qkv[a], y_NC, share, shares)
-        met = _met(meeting, met, shares)
+        arrived = _wait(barrier, arrived, shares)
         for attending in range(2):
             if attending == 1 and prompts:
-                met = _met(meeting, met, shares)
+                arrived = _wait(barrier, arrived, shares)
             token, hidden = 0, 0
             for p in range(shape_P5.shape[0]):
                 rows, columns, start, new, shared = shape_P5[p]
@@ -375,24 +392,24 @@ def decode(
                             attended_ND[mine:until],
                         )
                 token, hidden = token + rows * new, hidden + wide
-        _quantise(attended_ND, first, end, q_heads, scale_N)
-        met = _met(meeting, met, shares)
+        _quantize(attended_ND, first, end, q_heads, scale_N)
+        arrived = _wait(barrier, arrived, shares)
         product(q_heads, size, out[a], y_ND, share, shares)
-        met = _met(meeting, met, shares)
+        arrived = _wait(barrier, arrived, shares)
         _add(x, y_ND[first:end], scale_N[first:end], out_scale[a], out_bias[a])
-        _norm_quantise(x_ND, norm_mlp[a], eps, first, end, q_D, scale_N)
-        met = _met(meeting, met, shares)
+        _norm_quantize(x_ND, norm_mlp[a], eps, first, end, q_D, scale_N)
+        arrived = _wait(barrier, arrived, shares)
         product(q_D, size, gate_up[a], y_N2F, share, shares)
-        met = _met(meeting, met, shares)
+        arrived = _wait(barrier, arrived, shares)
         _gate(y_N2F, first, end, gate_up_scale[a], q_F, scale_N)
-        met = _met(meeting, met, shares)
+        arrived = _wait(barrier, arrived, shares)
         product(q_F, size, down[a], y_ND, share, shares)
-        met = _met(meeting, met, shares)
+        arrived = _wait(barrier, arrived, shares)
         _add(x, y_ND[first:end], scale_N[first:end], down_scale[a], out_bias[a][:0])
 
 
-def _met(meeting, met, shares):
-    """Wait for the others; how many have been counted by then."""
+def _wait(barrier, arrived, shares):
+    """Wait for the other threads; returns the barrier's count by then."""
     if shares > 1:
-        _meet(meeting, met + shares)
-    return met + shares
+        _barrier(barrier, arrived + shares)
+    return arrived + shares

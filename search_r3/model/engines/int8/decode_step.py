@@ -1,6 +1,6 @@
-"""A model's weights and caches as `int8_decode` reads them, and its threads: a few new tokens in one call.
+"""What `decode_kernels` needs around it: the weights and caches in its layout, scratch memory and a team of threads.
 
-Letters in shapes: as in `int8_decode`.
+Letters in shapes: as in `decode_kernels`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from search_r3.model.engines.int8 import amx, avx512, decode_kernels
 from search_r3.model.engines.int8.amx import ROWS
 from search_r3.model.engines.int8.avx512 import OUTPUTS, PIECE
 from search_r3.model.engines.int8.decode_kernels import compile_decode
-from search_r3.model.engines.int8.thread_team import Sharers
+from search_r3.model.engines.int8.thread_team import ThreadTeam
 
 FEW, FEW_WITH_TILES = 32, 512
-"""Tokens of a pass, up to which this is at least as fast as the products of `int8_session`."""
+"""Tokens of a pass up to which this is at least as fast as the products of `int8_forward`."""
 SHORTLIST = 16
 """Tokens whose logits are computed again with float weights: reading 16 rows of the head takes no time."""
 PAD = 16
-"""What rows of sums are longer than their outputs."""
+"""Extra columns of rows of sums, so that their length is no power of two."""
 
 
 @dataclass
 class Matrices:
-    """One kind of matrix of all layers: int8 (A, O, I), or as `int8_amx.lay_out` gives it; what a step of an output is
-    worth float32 (A, O), biases (A, O) or (A, 0)."""
+    """One kind of matrix of all layers: weights int8 (A, O, I), or laid out by `amx.lay_out`; scales of the outputs,
+    float32 (A, O); biases (A, O) or (A, 0)."""
 
     weight: np.ndarray
     scale: np.ndarray
@@ -48,8 +48,8 @@ class Matrices:
 
 
 @dataclass
-class Rows:
-    """Rows of one cache, and where their new tokens go in it.
+class CacheRows:
+    """Rows of one key-value cache, and where their new tokens go in it.
 
     Attributes:
         keys, values: each layer's (B, K, T, E), float32 and contiguous; columns from `start` on are written.
@@ -69,7 +69,7 @@ class Rows:
 
 
 class Decoder:
-    """A model's weights as `decode` reads them.
+    """A model's weights in the layout of `decode_kernels.decode`.
 
     Args:
         qkv, out, gate_up, down: see `Matrices`.
@@ -97,7 +97,7 @@ class Decoder:
         )  # fmt: skip
         self._head, self._heads, self._eps = head, heads, np.float32(eps)
         self._width, self._inner = norm_mlp.shape[1], gate_up.scale.shape[1] // 2
-        self._sharers, self._lock = Sharers(), threading.Lock()
+        self._team, self._lock = ThreadTeam(), threading.Lock()
         self._rooms: tuple[np.ndarray, ...] | None = None
         self._sums: np.ndarray | None = None
         self._tiles = head.weight.ndim == 4
@@ -105,22 +105,22 @@ class Decoder:
         compile_decode()
 
     def takes(self, tokens: int, longest: int) -> bool:
-        """Whether so many tokens, of rows of at most `longest`, are for this; with tiles also more than fit a pass."""
+        """Whether to decode so many tokens of rows of at most `longest` here; with tiles also more than fit a pass."""
         return tokens <= self.few or (self._tiles and longest <= self.few)
 
-    def step(self, x_ND: Tensor, cos_NE: Tensor, sin_NE: Tensor, parts: Sequence[Rows]) -> None:
-        """Turn the embeddings `x` into the last layer's output, in place, and write the caches of all parts.
+    def step(self, x_ND: Tensor, cos_NE: Tensor, sin_NE: Tensor, parts: Sequence[CacheRows]) -> None:
+        """Turn the embeddings `x` into the last layer's output, in place, and extend the caches of all parts.
 
         Args:
             x_ND: float32, contiguous; the parts' tokens one after the other, a row's tokens together.
             cos_NE, sin_NE: float32, the new tokens' rotation.
-            parts: of one pass: all but attention sees only tokens.
+            parts: the caches of one pass; only attention looks at them.
 
         Raises:
-            ValueError: the parts are not of so many tokens, or a mask is not of its part's shape.
+            ValueError: the parts have another number of tokens, or a mask another shape than its part.
         """
         fitting = all(p.seen_BT is None or p.seen_BT.shape == (len(p.keys[0]), p.start + p.new) for p in parts)
-        if not fitting or sum(len(p.keys[0]) * p.new for p in parts) != len(x_ND):  # else a share would wait for ever
+        if not fitting or sum(len(p.keys[0]) * p.new for p in parts) != len(x_ND):  # else a thread would wait forever
             raise ValueError(f"{len(x_ND)} tokens for {[(len(p.keys[0]), p.start, p.new) for p in parts]}")
         cache_PA2 = np.array(
             [[[k.data_ptr(), v.data_ptr()] for k, v in zip(p.keys, p.values, strict=True)] for p in parts]
@@ -135,7 +135,7 @@ class Decoder:
         )  # fmt: skip
         with self._lock:
             given += self._room(len(x_ND), cos_NE.shape[1])
-            self._sharers.run(lambda *share: decode_kernels.decode(*given, *share))
+            self._team.run(lambda *share: decode_kernels.decode(*given, *share))
 
     def logits(self, state_ND: Tensor) -> tuple[Tensor, Tensor]:
         """The head's product, float32 (N, vocabulary), and which are the `SHORTLIST` largest, (N, S)."""
@@ -146,41 +146,39 @@ class Decoder:
         with self._lock:
             if self._sums is None or size > len(self._sums):
                 self._sums = np.empty((size, len(scale) + PAD), np.int32)
-            room = self._quantised(size, self._width), np.empty(size, np.float32), self._sums
+            room = self._quantized(size, self._width), np.empty(size, np.float32), self._sums
             weight = self._head.weight[0]
-            self._sharers.run(
-                lambda *share: decode_kernels.outputs(state, weight, scale, out_NV, best_NR, *room, *share)
-            )
+            self._team.run(lambda *share: decode_kernels.outputs(state, weight, scale, out_NV, best_NR, *room, *share))
         out = torch.from_numpy(out_NV)
-        # The largest are in the runs whose own largest are.
+        # The largest outputs are in the runs with the largest maxima.
         runs_NS = torch.from_numpy(best_NR).topk(min(SHORTLIST, best_NR.shape[1]), sorted=False).indices
         among = (runs_NS[:, :, None] * together + torch.arange(together)).flatten(1)
         best_NS = out.gather(1, among).topk(min(SHORTLIST, among.shape[1]), sorted=False).indices
         return out, among.gather(1, best_NS)
 
     def _room(self, size: int, dim: int) -> tuple[np.ndarray, ...]:
-        """What the shares of one pass hand to each other; kept for the next one, since new memory costs time."""
+        """Scratch that the shares of one pass exchange; kept for the next one, since new memory costs time."""
         if self._rooms is None or size > len(self._rooms[-1]):
             size = -(-size // ROWS) * ROWS
             columns, width, inner = self._layers[1].shape[1], self._width, self._inner
             groups = columns // dim // self._heads - 2
             heads = groups * self._heads * dim
             self._rooms = (
-                self._quantised(size, width), np.empty((size, columns + PAD), np.int32),
+                self._quantized(size, width), np.empty((size, columns + PAD), np.int32),
                 np.empty((size, width + PAD), np.int32), np.empty((size, 2 * inner + PAD), np.int32),
-                self._quantised(size, inner), np.empty((size, self._heads, groups, dim), np.float32),
-                np.empty((size, heads), np.float32), self._quantised(size, heads), np.empty(size, np.float32),
+                self._quantized(size, inner), np.empty((size, self._heads, groups, dim), np.float32),
+                np.empty((size, heads), np.float32), self._quantized(size, heads), np.empty(size, np.float32),
             )  # fmt: skip
         return self._rooms
 
-    def _quantised(self, size: int, width: int) -> np.ndarray:
+    def _quantized(self, size: int, width: int) -> np.ndarray:
         if self._head.weight.ndim == 3:
             return np.empty((size, width), np.int16)
         return np.empty((2, -(-size // ROWS) * ROWS, width), np.int8)
 
 
 def prepared(matrices: dict[str, Matrices]) -> dict[str, Matrices] | None:
-    """The matrices as `decode` takes them on this machine; None if it cannot run them."""
+    """The matrices in the layout that `decode` takes on this machine; None if it cannot run them."""
     shapes = [m.weight.shape for m in matrices.values()]
 
     def whole(outputs: int, inputs: int) -> bool:

@@ -1,9 +1,12 @@
-"""What the int8 engine does between two matrix products, each in one pass over a row: scale, add, normalise, round.
+"""Kernels between two int8 matrix products, each one pass over a row: scale, add, normalize, rotate, gate, quantize.
 
-A row of activations is rounded to int8 with a scale of its own (dynamic, symmetric: LLM.int8(), arXiv 2208.07339, and
-ZeroQuant, arXiv 2206.01861), so a row's result does not depend on the rows beside it. `compile_rows` has numba compile
-all this (when first called, and kept on disk); then it runs without the GIL, so threads may run it side by side. All
-arrays are C-contiguous float32, but for the int8 outputs.
+A row of activations is rounded to int8 with a scale of its own (dynamic and symmetric: LLM.int8(), arXiv 2208.07339,
+and ZeroQuant, arXiv 2206.01861), so a row's result does not depend on the rows beside it. All arrays are C-contiguous
+float32, except for the int8 outputs.
+
+How they are compiled: the functions below are plain Python until `compile_kernels` replaces them, in this module's own
+names, by what numba makes of them (on first use; kept on disk). They run without the GIL, so threads can run them side
+by side. The replacement is in place because numba looks a function's helpers up in its module when it compiles it.
 
 Letters in shapes: N rows, D width of a row, C columns of queries, keys and values, E dimension of a head, F width of
 the MLP; B rows of L tokens (N = B * L), T columns of the cache, K key-value heads of G query heads each, Q = G * L.
@@ -16,22 +19,22 @@ from typing import Any
 import numpy as np
 
 FINE = 254
-"""A half step, the most that rounding leaves, is 127 fine ones."""
+"""Fine steps in a step: half a step, the largest rounding error, is 127 fine ones."""
 _SETTINGS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
-    # Sums in any order, so that they are taken eight or sixteen at a time; no promise about NaN or the sign of zero.
+    # Sums in any order, so that they are vectorized; no promise about NaN or the sign of zero.
     "fastmath": {"reassoc", "nsz", "nnan", "contract", "arcp"},
 }
-_COMPILED = ("_turn", "quantise", "add_norm_quantise", "quantise_heads", "rotate", "gate_quantise")
+_COMPILED = ("_turn", "quantize", "add_norm_quantize", "quantize_heads", "rotate", "gate_quantize")
 _larger: Any = max
 
 
-def compile_rows() -> None:
-    """Put compiled functions in the place of this module's, once.
+def compile_kernels() -> None:
+    """Replace this module's functions by compiled ones, once.
 
     Raises:
-        ModuleNotFoundError: there is no numba.
+        ModuleNotFoundError: numba is not installed.
     """
     from llvmlite import ir
     from numba import types
@@ -43,7 +46,7 @@ def compile_rows() -> None:
 
     @intrinsic
     def larger(typing_context, a, b):
-        """The larger of two float32. Said with LLVM's own instruction: a loop with a comparison is not vectorised."""
+        """The larger of two float32, by LLVM's own instruction: a loop with a comparison is not vectorized."""
 
         def generate(context, builder, signature, arguments):
             kind = ir.FloatType()
@@ -58,17 +61,17 @@ def compile_rows() -> None:
 
 
 def compiled(function: Any) -> Any:
-    """The function as numba compiles it when it is first called, without the GIL; kept on disk where that can be."""
+    """The function compiled by numba when it is first called, without the GIL; kept on disk where possible."""
     from numba import njit
 
     try:
         return njit(function, cache=True, **_SETTINGS)
-    except RuntimeError:  # nowhere to keep what was compiled
+    except RuntimeError:  # no folder to keep what was compiled
         return njit(function, **_SETTINGS)
 
 
-def quantise(x_ND, q_ND, scale_N):
-    """`x` as int8 `q` times `scale`, a scale a row; both are written to."""
+def quantize(x_ND, q_ND, scale_N):
+    """`x` as int8 `q` times a scale for each row; both are outputs."""
     size, width = x_ND.shape
     for n in range(size):
         x, q = x_ND[n], q_ND[n]
@@ -82,12 +85,11 @@ def quantise(x_ND, q_ND, scale_N):
             q[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
 
 
-def add_norm_quantise(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, fine_ND, scale_N):
-    """Add `y * y_scale + bias` (an empty bias is none) to `x`; then RMSNorm(x) times `weight`, as `quantise` gives it.
+def add_norm_quantize(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, fine_ND, scale_N):
+    """Add `y * y_scale + bias` (an empty bias is none) to `x`; then quantize RMSNorm(x) times `weight`.
 
-    `fine`, unless it is empty, gets what `q` leaves, in steps of a `FINE`-th.
-
-    A row's scale swallows the norm's own division, so that the normalised row is never written.
+    `fine`, unless it is empty, gets the rounding error of `q`, in steps of a `FINE`-th of its own. A row's scale
+    includes the norm's division, so the normalized row is never written.
     """
     size, width = x_ND.shape
     biased = bias_D.size > 0
@@ -116,8 +118,8 @@ def add_norm_quantise(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, fine_N
                 fine[d] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
 
 
-def quantise_heads(x_BQKE, q_ND, scale_N):
-    """What attention gives (see `rotate` for its queries), put into rows of heads, as `quantise` gives it."""
+def quantize_heads(x_BQKE, q_ND, scale_N):
+    """Attention's output (its queries are in `rotate`'s order) as rows of heads, quantized."""
     size, queries, heads, dim = x_BQKE.shape
     groups = q_ND.shape[1] // (heads * dim)
     new = queries // groups
@@ -151,9 +153,9 @@ def _turn(x, cos, sin, out):
 
 
 def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values_BKTE, start):
-    """`y * scale + bias` (an empty bias is none) taken apart: queries and keys are rotated, values are not.
+    """Split `y * scale + bias` (an empty bias is none) into queries, keys and values; rotate queries and keys.
 
-    Keys and values go into the cache from column `start` on. `y` is overwritten.
+    Keys and values are written to the cache from column `start` on. `y` is overwritten.
     """
     _, heads, groups, new, dim = query_BKGLE.shape
     size, width = y_NC.shape
@@ -177,13 +179,13 @@ def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values
                 out[e] = y[value + e]
 
 
-def gate_quantise(y_N2F, y_scale_N, q_NF, fine_NF, scale_N):
-    """silu(gate) * up, as `quantise` gives it, of `y * y_scale`: gates in front, ups behind. `y` is overwritten.
+def gate_quantize(y_N2F, y_scale_N, q_NF, fine_NF, scale_N):
+    """Quantize silu(gate) * up of `y * y_scale`: gates come first, ups after them. `y` is overwritten.
 
-    `fine`, unless it is empty, gets what `q` leaves, in steps of a `FINE`-th.
+    `fine`, unless it is empty, gets the rounding error of `q`, in steps of a `FINE`-th of its own.
 
     The sigmoid is (1 + tanh(x / 2)) / 2, and tanh the rational function of Eigen (MathFunctionsImpl.h), exact to a few
-    units of float32's last place: a loop of it is vectorised, which one that calls exp is not.
+    units of float32's last place: a loop of it is vectorized, which one that calls exp is not.
     """
     size, width = q_NF.shape
     for n in range(size):

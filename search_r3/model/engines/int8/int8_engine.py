@@ -1,8 +1,8 @@
 """The engine for CPUs: `TorchEngine`'s batching and stopping, with int8 products in the forward pass.
 
-Weights are rounded once (a scale for each output), activations as they come (a scale for each token), so a result does
-not depend on its batch, as with every engine. The prefix that all texts share is computed once, in floats. Why these
-products and no other runtime's is measured in docs/engines.md.
+Weights are rounded once (a scale for each output), activations dynamically (a scale for each token), so a result does
+not depend on its batch, as with every engine. The prefix that all texts share is computed once, in float32.
+docs/engines.md measures these products against other runtimes.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from torch import Tensor
 
 from search_r3.errors import InputError
 from search_r3.model.engines.int8 import elementwise_kernels
-from search_r3.model.engines.int8.calibration import Sample
+from search_r3.model.engines.int8.calibration import CalibrationRow
 from search_r3.model.engines.int8.int8_forward import Int8Model, Int8Session
-from search_r3.model.engines.int8.int8_weights import check_processor, load_or_make, merged_layers, quantise_model
+from search_r3.model.engines.int8.int8_weights import check_processor, load_or_make, merged_layers, quantize_model
 from search_r3.model.engines.llama_forward import LlamaSession, Prefix, Session
-from search_r3.model.engines.torch_engine import TorchEngine, _by_length
+from search_r3.model.engines.torch_engine import TorchEngine, batches_by_length
 
 TOKENS_A_PASS = 1024
-"""A pass of one thread holds at most this many tokens."""
+"""Tokens in a pass of one thread, at most."""
 TOKENS_A_THREAD = 128
-"""Documents of fewer tokens than this for each thread are not worth a second one."""
+"""Fewer tokens than this for each thread are not worth a second thread."""
 
 
 class Int8Engine(TorchEngine):
-    """Runs `model`'s int8 twin on the CPU.
+    """Runs `model` with int8 products on the CPU.
 
     Args:
         model: a float32 causal LM of the Llama family. If its weights change between calls, they are rounded again.
         embed_id, stop_ids, vocabulary: see `TorchEngine`.
-        contract_hash: whose weights these are; files of another contract are not taken.
-        samples: gives what the weights are rounded for (see `calibration`), whenever they are.
+        contract_hash: of the checkpoint; files of another contract are not used.
+        samples: returns the calibration rows; called whenever the weights are rounded.
         places: files that may hold the int8 matrices (an export's).
         cache_dir: the folder where they are kept once they are made; None keeps them nowhere.
 
@@ -55,12 +55,12 @@ class Int8Engine(TorchEngine):
         vocabulary: int,
         contract_hash: str,
         cache_dir: Path | None,
-        samples: Callable[[], Sequence[Sample]] = tuple,
+        samples: Callable[[], Sequence[CalibrationRow]] = tuple,
         places: Iterable[Path] = (),
     ) -> None:
         check_processor()
         try:
-            elementwise_kernels.compile_rows()
+            elementwise_kernels.compile_kernels()
         except ModuleNotFoundError as error:
             raise InputError(
                 f"engine int8 needs the package {error.name}: pip install 'search-r3[int8]', or use engine torch"
@@ -87,17 +87,17 @@ class Int8Engine(TorchEngine):
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """See `Engine.embed`. Batches are run side by side, a thread each: that uses all cores all the time."""
+        """See `Engine.embed`. Batches run side by side, each in a thread, so that all cores are busy."""
         threads = _cores()
         tokens = sum(len(row) for row in rows)
         wanted = min(threads, len(rows), tokens // TOKENS_A_THREAD)
         if wanted < 2:
             return super().embed(prefix, rows, batch_size, progress)
         share = -(-tokens // wanted)
-        batches = list(_by_length(rows, min(batch_size, -(-len(rows) // wanted)), min(TOKENS_A_PASS, share)))
+        batches = list(batches_by_length(rows, min(batch_size, -(-len(rows) // wanted)), min(TOKENS_A_PASS, share)))
         out = np.empty((len(rows), self.dimension), dtype=np.float32)
         with torch.inference_mode():
-            self._start(prefix, 0, 0)  # the prefix is computed once, and not by all threads
+            self._start(prefix, 0, 0)  # the prefix is computed once, not by each thread
 
         def one(chosen: list[int]) -> int:
             out[chosen] = TorchEngine.embed(self, prefix, [rows[i] for i in chosen], len(chosen))
@@ -118,7 +118,7 @@ class Int8Engine(TorchEngine):
         return Int8Session(self.backbone, self._packed, prefix, size, room, fine)
 
     def _prefix_session(self, room: int) -> Session:
-        """In floats: every text's error would begin with the prefix's, and the largest activations are its own."""
+        """In float32: the prefix has the largest activations, and its error would be part of every text's."""
         assert self._layers is not None
         return LlamaSession(self.backbone, self._layers, [], 1, room)
 
@@ -136,7 +136,7 @@ class Int8Engine(TorchEngine):
 
     def _round(self) -> dict[str, Tensor]:
         assert self._layers is not None
-        return quantise_model(self.model, self._layers, self._float_head.weight.detach(), self._samples())
+        return quantize_model(self.model, self._layers, self._float_head.weight.detach(), self._samples())
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         assert self._layers is not None
@@ -147,13 +147,13 @@ class Int8Engine(TorchEngine):
         return [(p.data_ptr(), p._version) for p in self.model.parameters()]
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
-        """Threads in each of which torch uses one core."""
+        """A pool of threads in each of which torch uses one core."""
         with self._pool_lock:
             if self._pool is None:
                 before, started = torch.get_num_threads(), threading.Barrier(count)
                 pool = ThreadPoolExecutor(count, "int8", _take_one_core)
                 list(pool.map(lambda _: started.wait(), range(count)))
-                torch.set_num_threads(before)  # for the threads that others begin
+                torch.set_num_threads(before)  # for threads that are started elsewhere
                 self._pool = pool
             return self._pool
 
@@ -164,4 +164,4 @@ def _cores() -> int:
 
 def _take_one_core() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # a thread takes the number over at its first question, and keeps it
+    torch.get_num_threads()  # a thread adopts the number when it first asks, and keeps it

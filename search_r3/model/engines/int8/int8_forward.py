@@ -1,7 +1,8 @@
-"""The Llama family's forward pass with int8 products: a session, as `sessions.LlamaSession` is one in floats.
+"""The Llama family's forward pass with int8 products: a session, as `LlamaSession` is one in float32.
 
-Between two products a row is scaled, added and rounded in one pass (`int8_rows`). All else stays float32: what is added
-up, keys, values and attention, which is no faster in bfloat16 and would round a text otherwise in another batch.
+Between two products a row is scaled, added and quantized in one pass (`elementwise_kernels`). Everything else stays
+float32: the residual stream, keys, values and attention, which is no faster in bfloat16 and whose rounding would make a
+text's result depend on its batch.
 
 Letters in shapes: B rows, L new tokens, N tokens of all rows (B * L), T tokens in the cache, D dimension, C columns of
 queries, keys and values, H heads, K key-value heads, G = H / K, E dimension of a head, F width of the MLP, Q queries of
@@ -19,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from search_r3.model.engines.chunked_prefill import Part
+from search_r3.model.engines.chunked_prefill import SessionInput
 from search_r3.model.engines.int8 import elementwise_kernels
-from search_r3.model.engines.int8.decode_step import SHORTLIST, Decoder, Matrices, Rows, prepared
+from search_r3.model.engines.int8.decode_step import SHORTLIST, CacheRows, Decoder, Matrices, prepared
 from search_r3.model.engines.int8.int8_weights import MATRICES, Int8Matrix
 from search_r3.model.engines.llama_forward import Layer, LlamaCache, Prefix
 
 ROWS_A_BLOCK = 128
-"""The MLP takes so many tokens at a time: what lies between its products (12 kB a token in SmolLM2) stays in L2."""
+"""Tokens of the MLP at a time: what is between its products (12 kB a token in SmolLM2) stays in the L2 cache."""
 NOTHING = np.empty(0, dtype=np.float32)
 
 
@@ -46,7 +47,7 @@ class Int8Layer:
 
 @dataclass
 class Int8Model:
-    """All layers, and the head; and what decodes a few rows on machines that can."""
+    """All layers and the head; and the decoder of a few rows, on machines that can run it."""
 
     layers: list[Int8Layer]
     head: Int8Matrix
@@ -55,7 +56,7 @@ class Int8Model:
 
     @classmethod
     def of(cls, layers: list[Layer], tensors: dict[str, Tensor], float_head_VD: Tensor, config: Any) -> Int8Model:
-        """Pack `int8_weights.quantise_model`'s matrices; biases and norms are `layers`', `config` is the decoder's."""
+        """Pack the matrices of `quantize_model`; biases and norms come from `layers`, `config` is the decoder's."""
         packed = []
         for index, layer in enumerate(layers):
             names = {name: f"{index}.{name}" for name in MATRICES}
@@ -72,13 +73,13 @@ class Int8Model:
         return cls(packed, head, float_head_VD, _decoder(layers, tensors, config))
 
     def logits(self, state_BD: Tensor) -> Tensor:
-        """float32 (B, vocabulary); the `SHORTLIST` largest are the float head's own, so that the best token is its."""
+        """float32 (B, vocabulary). The float head computes the `SHORTLIST` largest again, so the best token is its."""
         state_BD = state_BD.float().contiguous()
         if self.decoder is not None and len(state_BD) <= self.decoder.few:
             logits_BV, best_BS = self.decoder.logits(state_BD)
         else:
             q_BD, scale_B = _room(*state_BD.shape)
-            elementwise_kernels.quantise(state_BD.numpy(), q_BD.numpy(), scale_B.numpy())
+            elementwise_kernels.quantize(state_BD.numpy(), q_BD.numpy(), scale_B.numpy())
             logits_BV = self.head(q_BD).mul_(scale_B[:, None])
             best_BS = logits_BV.topk(min(SHORTLIST, logits_BV.shape[1])).indices
         exact_BS = (self.float_head_VD[best_BS] @ state_BD[:, :, None])[:, :, 0]
@@ -92,7 +93,7 @@ class Int8Session(LlamaCache):
         backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
         model: what it computes with.
         prefix, size, room: see `LlamaCache`.
-        fine: round no input of a product but attention's output to int8 alone; a few tokens are then `int8_decode`'s.
+        fine: keep the rounding errors of all products' inputs but attention's output; few tokens go to the decoder.
     """
 
     def __init__(
@@ -109,16 +110,16 @@ class Int8Session(LlamaCache):
         """See `Session.feed`."""
         size, new = ids_BL.shape
         if self.fine and self.decoder is not None and self.decoder.takes(ids_BL.numel(), new):
-            return self._decode([Part(self, ids_BL, position_BL, mask_BT, last_B)])[0]
+            return self._decode([SessionInput(self, ids_BL, position_BL, mask_BT, last_B)])[0]
         x_ND = self.backbone.embed_tokens(ids_BL).float().flatten(0, 1)
-        cos_NE, sin_NE = (part.numpy() for part in self._turn(x_ND, position_BL))
-        mask_BQT = self._additive(self._mask(new, mask_BT, x_ND.device))
+        cos_NE, sin_NE = (part.numpy() for part in self._rotation(x_ND, position_BL))
+        mask_BQT = self._additive(self.attention_mask(new, mask_BT, x_ND.device))
         eps = np.float32(self.eps)
-        # The stream begins at zero, and the embeddings are what is added first.
+        # The residual stream begins at zero, and the embeddings are added first.
         y_ND, x_ND, scale_N, bias = x_ND, torch.zeros_like(x_ND), torch.ones(len(x_ND)), NOTHING
         (q_ND, q_scale_N), fine_ND = _room(*x_ND.shape), self._fine(x_ND.shape)
         for index, layer in enumerate(self.layers):
-            elementwise_kernels.add_norm_quantise(
+            elementwise_kernels.add_norm_quantize(
                 x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), bias, layer.norm_attention, eps, q_ND.numpy(),
                 fine_ND.numpy(), q_scale_N.numpy(),
             )  # fmt: skip
@@ -131,17 +132,17 @@ class Int8Session(LlamaCache):
                 self.keys[index].numpy(), self.values[index].numpy(), self.length,
             )  # fmt: skip
             picked_B = None
-            if index == len(self.layers) - 1 and new > 1:  # keys and values are of all tokens, the rest of one a row
+            if index == len(self.layers) - 1 and new > 1:  # keys and values of all tokens, the rest of one a row
                 picked_B = torch.full((size,), new - 1) if last_B is None else last_B
                 x_ND = x_ND.view(size, new, -1)[torch.arange(size), picked_B]
                 q_ND, q_scale_N = _room(*x_ND.shape)
             attended_BQKE = self._attend(index, query_BKGLE, mask_BQT, picked_B)
             wide_ND = q_ND if layer.out.inputs == q_ND.shape[1] else _room(len(q_ND), layer.out.inputs)[0]
             scale_N = q_scale_N
-            elementwise_kernels.quantise_heads(attended_BQKE.numpy(), wide_ND.numpy(), scale_N.numpy())
+            elementwise_kernels.quantize_heads(attended_BQKE.numpy(), wide_ND.numpy(), scale_N.numpy())
             y_ND = layer.out(wide_ND)
             q_scale_N = torch.empty_like(scale_N)
-            elementwise_kernels.add_norm_quantise(
+            elementwise_kernels.add_norm_quantize(
                 x_ND.numpy(), y_ND.numpy(), scale_N.numpy(), layer.out_bias, layer.norm_mlp, eps, q_ND.numpy(),
                 fine_ND[: len(q_ND)].numpy(), q_scale_N.numpy(),
             )  # fmt: skip
@@ -150,18 +151,18 @@ class Int8Session(LlamaCache):
         x_ND.addcmul_(y_ND, scale_N[:, None])
         return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
 
-    def feed_together(self, parts: Sequence[Part]) -> list[Tensor]:
-        """See `mixed.feed_together`: in one pass where the tokens are few."""
+    def feed_together(self, parts: Sequence[SessionInput]) -> list[Tensor]:
+        """See `chunked_prefill.feed_together`: in one pass if there are few tokens."""
         tokens, longest = sum(part.ids_BL.numel() for part in parts), max(part.ids_BL.shape[1] for part in parts)
         if self.fine and self.decoder is not None and self.decoder.takes(tokens, longest):
             return self._decode(parts)
         return [part.session.feed(part.ids_BL, part.position_BL, part.mask_BT, part.last_B) for part in parts]
 
-    def _decode(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Each part's states (B, D), of sessions of this one's model; in passes of at most `few` tokens."""
+    def _decode(self, parts: Sequence[SessionInput]) -> list[Tensor]:
+        """Each part's states (B, D), for sessions of this model; in passes of at most `few` tokens."""
         assert self.decoder is not None
         found: list[Tensor] = []
-        waiting: list[tuple[Part, slice]] = []
+        waiting: list[tuple[SessionInput, slice]] = []
         tokens = 0
         for part in parts:
             size, new = part.ids_BL.shape
@@ -178,18 +179,20 @@ class Int8Session(LlamaCache):
             part.session.length += part.ids_BL.shape[1]
         return list(torch.cat(found).split([len(part.ids_BL) for part in parts]))
 
-    def _pass(self, pieces: Sequence[tuple[Part, slice]]) -> Tensor:
+    def _pass(self, pieces: Sequence[tuple[SessionInput, slice]]) -> Tensor:
         """The states (B, D) of some rows of each part, B of them in all, by one pass."""
         assert self.decoder is not None
         ids = [part.ids_BL[rows] for part, rows in pieces]
         x_ND = self.backbone.embed_tokens(torch.cat([one.flatten() for one in ids])).float()
-        cos_NE, sin_NE = self._turn(x_ND, torch.cat([part.position_BL[rows].flatten() for part, rows in pieces])[None])
+        cos_NE, sin_NE = self._rotation(
+            x_ND, torch.cat([part.position_BL[rows].flatten() for part, rows in pieces])[None]
+        )
         caches = []
         for part, rows in pieces:
             session, new = part.session, part.ids_BL.shape[1]
             seen_BT = None if part.mask_BT is None else part.mask_BT[rows].to(torch.uint8)
             keys, values = ([one[rows] for one in of] for of in (session.keys, session.values))
-            caches.append(Rows(keys, values, session.length, new, session.shared, seen_BT))
+            caches.append(CacheRows(keys, values, session.length, new, session.shared, seen_BT))
         self.decoder.step(x_ND, cos_NE, sin_NE, caches)
         picked = []
         for (part, rows), own, x in zip(pieces, ids, x_ND.split([one.numel() for one in ids]), strict=True):
@@ -198,14 +201,14 @@ class Int8Session(LlamaCache):
         state_BD = torch.cat(picked)
         return functional.rms_norm(state_BD, state_BD.shape[-1:], self.backbone.norm.weight.float(), self.eps)
 
-    def _turn(self, x_ND: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (N, E) of the positions' rotation, contiguous."""
+    def _rotation(self, x_ND: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (N, E) of the positions' rotation, float32 and contiguous."""
         cos_BLE, sin_BLE = self.backbone.rotary_emb(x_ND, position_BL)
         cos_NE, sin_NE = (part.float().reshape(-1, self.head_dim).contiguous() for part in (cos_BLE, sin_BLE))
         return cos_NE, sin_NE
 
     def _attend(self, index: int, query_BKGLE: Tensor, mask_BQT: Tensor | None, picked_B: Tensor | None) -> Tensor:
-        """Attention over the cache, the new tokens included, by all of them or by one a row: float32 (B, Q, K, E)."""
+        """Attention of all new tokens, or of one a row, over the cache with the new tokens: float32 (B, Q, K, E)."""
         size, _, groups, new, _ = query_BKGLE.shape
         end = self.length + new
         if picked_B is not None:
@@ -225,7 +228,7 @@ class Int8Session(LlamaCache):
         return attended_BKQE.transpose(1, 2).contiguous()
 
     def _mlp(self, layer: Int8Layer, q_ND: Tensor, fine_ND: Tensor, scale_N: Tensor) -> tuple[Tensor, Tensor]:
-        """The MLP's output (N, D) in steps, and what a row's step is worth (N,)."""
+        """The MLP's output (N, D), unscaled, and each row's scale (N,)."""
         q_NF, q_scale_N = _room(len(q_ND), layer.down.inputs)
         fine_NF = self._fine(q_NF.shape)
         for start in range(0, len(q_ND), ROWS_A_BLOCK):
@@ -233,7 +236,7 @@ class Int8Session(LlamaCache):
             y_N2F = layer.gate_up(q_ND[block])
             if self.fine:
                 y_N2F.add_(layer.gate_up(fine_ND[block][: len(y_N2F)]), alpha=1 / elementwise_kernels.FINE)
-            elementwise_kernels.gate_quantise(
+            elementwise_kernels.gate_quantize(
                 y_N2F.numpy(), scale_N[block].numpy(), q_NF[block].numpy(), fine_NF[block].numpy(),
                 q_scale_N[block].numpy(),
             )  # fmt: skip
@@ -243,11 +246,11 @@ class Int8Session(LlamaCache):
         return y_ND, q_scale_N
 
     def _fine(self, shape: Sequence[int]) -> Tensor:
-        """Room for what int8 inputs leave; empty where that is not looked at."""
+        """Memory for rounding errors of int8 inputs; empty if they are not kept."""
         return torch.empty(tuple(shape) if self.fine else (0, shape[-1]), dtype=torch.int8)
 
     def _additive(self, mask_BLT: Tensor | None) -> Tensor | None:
-        """The mask as it is added to attention's scores, once for all layers: float32 (1 or B, 1, Q, T)."""
+        """The mask as added to attention's scores, for all layers: float32 (1 or B, 1, Q, T)."""
         if mask_BLT is None:
             return None
         added_BLT = torch.zeros(mask_BLT.shape).masked_fill_(~mask_BLT, float("-inf"))
@@ -255,7 +258,7 @@ class Int8Session(LlamaCache):
 
 
 def _decoder(layers: list[Layer], tensors: dict[str, Tensor], config: Any) -> Decoder | None:
-    """The decoder of a few rows; None where it does not run. Its matrices are the finer ones, where there are such."""
+    """The decoder of a few rows; None where it does not run. It takes the "fine" matrices where there are such."""
     none = [NOTHING] * len(layers)
     biases = {
         "qkv": [_array(layer.qkv_bias) for layer in layers],
@@ -282,7 +285,7 @@ def _decoder(layers: list[Layer], tensors: dict[str, Tensor], config: Any) -> De
 
 
 def _room(rows: int, width: int) -> tuple[Tensor, Tensor]:
-    """Room for int8 rows and their scales."""
+    """Uninitialized int8 rows and their scales."""
     return torch.empty(rows, width, dtype=torch.int8), torch.empty(rows)
 
 

@@ -1,7 +1,7 @@
 """A Llama's matrices in int8: symmetric, a scale for each output, packed for torch's oneDNN product of int8 by int8.
 
-How they are rounded is `int8_rounding`'s. They are kept in one safetensors file, which knows the contract of the
-weights it was made from and its own SHA-256.
+`quantization` rounds them. They are kept in one safetensors file, which records the contract of the weights that it was
+made from and its own SHA-256.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
-from search_r3.model.engines.int8.calibration import Sample
-from search_r3.model.engines.int8.quantization import READERS, round_layers, round_to_nearest
+from search_r3.model.engines.int8.calibration import CalibrationRow
+from search_r3.model.engines.int8.quantization import CONSUMERS, quantize_layers, round_to_nearest
 from search_r3.model.engines.llama_forward import FAMILY, Layer, merge_projections
 
 INT8_FILE = "int8.safetensors"
 """Beside an export's weights, and under the contract's hash in the cache."""
 FORMAT = "2"
-"""Raised when the file below means something else, so that old ones are made again."""
-MATRICES = tuple(READERS)
+"""Increased when the file's meaning changes, so that older ones are made again."""
+MATRICES = tuple(CONSUMERS)
 
 
 @dataclass
@@ -34,8 +34,8 @@ class Int8Matrix:
     """A linear layer (O outputs, I inputs) in int8.
 
     Attributes:
-        packed: the int8 matrix as oneDNN has it.
-        scale_O: float32, what a step of each output's row is worth.
+        packed: the int8 matrix in oneDNN's layout.
+        scale_O: float32, the scale of each output's row.
         zero_O: int64 zeros: the rounding is symmetric.
         inputs: I.
     """
@@ -52,34 +52,34 @@ class Int8Matrix:
         return cls(packed, scale_O, torch.zeros(len(scale_O), dtype=torch.long), weight_OI.shape[1])
 
     def __call__(self, x_NI: Tensor) -> Tensor:
-        """int8 (N, I) -> float32 (N, O), in steps of the inputs' rows: the caller multiplies by their scales."""
+        """int8 (N, I) -> float32 (N, O), still to be multiplied by the scales of the input's rows."""
         return torch.ops.onednn.qlinear_pointwise(
             x_NI, 1.0, 0, self.packed, self.scale_O, self.zero_O, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
 
-def quantise_model(
-    model: Any, layers: list[Layer], head_VD: Tensor, samples: Sequence[Sample] = ()
+def quantize_model(
+    model: Any, layers: list[Layer], head_VD: Tensor, samples: Sequence[CalibrationRow] = ()
 ) -> dict[str, Tensor]:
     """Every matrix of `layers` ("3.down", ...) and the head in int8, with "... scale" beside each.
 
-    Rounded for what the model sees of `samples` (`int8_rounding`); to the nearest, which takes no time, without any.
+    Rounded for the activations of `samples` (`quantization`); without any, to the nearest, which takes no time.
     """
     named = {f"{index}.{name}": getattr(layer, name) for index, layer in enumerate(layers) for name in MATRICES}
-    tensors = round_layers(model, layers, samples) if samples else {}
+    tensors = quantize_layers(model, layers, samples) if samples else {}
     for name, weight in (named | {"head": head_VD}).items():
         if name not in tensors:
             tensors[name], tensors[f"{name} scale"] = round_to_nearest(weight)
     return tensors
 
 
-def quantise_causal_lm(model: Any, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """`quantise_model` of a causal LM. Raises InputError where the int8 engine cannot run it."""
-    return quantise_model(model, merged_layers(model), model.get_output_embeddings().weight.detach(), samples)
+def quantize_causal_lm(model: Any, samples: Sequence[CalibrationRow]) -> dict[str, Tensor]:
+    """`quantize_model` of a causal LM. Raises InputError where the int8 engine cannot run it."""
+    return quantize_model(model, merged_layers(model), model.get_output_embeddings().weight.detach(), samples)
 
 
 def merged_layers(model: Any) -> list[Layer]:
-    """`sessions.merge_projections`, or an InputError that says what the int8 engine runs."""
+    """`merge_projections`, or an InputError that says what the int8 engine runs."""
     if (layers := merge_projections(model)) is None:
         raise InputError(
             f"engine int8 runs {', '.join(FAMILY)} without a window and with the adapter merged, not "
@@ -89,7 +89,7 @@ def merged_layers(model: Any) -> list[Layer]:
 
 
 def save_int8(tensors: dict[str, Tensor], path: Path, contract_hash: str) -> None:
-    """Write what `quantise_model` made to `path`, in one rename."""
+    """Write what `quantize_model` made to `path`, in one rename."""
     from safetensors.torch import save_file
 
     about = {"format": FORMAT, "contract_hash": contract_hash, "sha256": _digest(tensors)}
@@ -115,20 +115,20 @@ def load_int8(path: Path, contract_hash: str) -> dict[str, Tensor] | None:
 def load_or_make(
     make: Callable[[], dict[str, Tensor]], contract_hash: str, places: Iterable[Path], cache: Path | None
 ) -> dict[str, Tensor]:
-    """The int8 matrices from the first of `places` or from `cache` if one is whole; else made, and put into `cache`."""
+    """The int8 matrices from the first intact file of `places` and `cache`; else made, and written to `cache`."""
     for path in (*places, cache):
         if path is not None and (tensors := load_int8(path, contract_hash)) is not None:
             return tensors
     tensors = make()
     if cache is None:
         return tensors
-    with contextlib.suppress(InputError):  # a cache that cannot be written costs time, nothing else
+    with contextlib.suppress(InputError):  # without a cache they are made at every start
         save_int8(tensors, cache, contract_hash)
     return tensors
 
 
 def check_processor() -> None:
-    """Raise InputError where torch has no product of int8 by int8, or none that is exact.
+    """Raise InputError if torch has no product of int8 by int8 here, or none that is exact.
 
     Processors without VNNI add pairs of products in 16 bits, which overflow.
     """

@@ -1,7 +1,7 @@
-"""Threads that make one pass together, each its share of every step, and wait for each other in between.
+"""A team of threads that compute one forward pass together, with a spin barrier between its steps.
 
-A wait is some hundred nanoseconds: each counts itself in, and turns until all have come. What a waiting thread turns
-over after a while goes to others that want its core.
+A barrier costs some hundred nanoseconds: each thread adds itself to a counter and spins until all have arrived. A
+thread that has spun for long offers its core to other threads.
 """
 
 from __future__ import annotations
@@ -14,49 +14,49 @@ from typing import Any
 import numpy as np
 import torch
 
-MOST = 8
-"""Threads of one pass, at most: of more, each would do too little between two waits."""
-TURNS = 20_000
-"""Turns of waiting, about a millisecond, before the core is offered to others."""
+MAX_THREADS = 8
+"""Threads of one pass, at most: with more, each would do too little between two barriers."""
+SPINS = 20_000
+"""Spins, about a millisecond, before the core is offered to other threads."""
 
 
-class Sharers:
+class ThreadTeam:
     """Runs a function in several threads at once, as many as torch uses in the calling thread. One call at a time."""
 
     def __init__(self) -> None:
         self._helpers: ThreadPoolExecutor | None = None
-        self._made_for: tuple[int, int] | None = None  # process and shares
+        self._made_for: tuple[int, int] | None = None  # process and number of shares
 
     def run(self, function: Callable[[int, int, int], Any]) -> None:
-        """Call `function(share, shares, meeting)` for each share; `meeting` is the address for `meet_intrinsic`.
+        """Call `function(share, shares, barrier)` for each share; `barrier` is the address for `barrier_intrinsic`.
 
-        The function must not raise, nor come to the meeting another number of times than the others.
+        The function must not raise, and every share must reach the barrier equally often.
         """
-        shares = min(torch.get_num_threads(), MOST)
+        shares = min(torch.get_num_threads(), MAX_THREADS)
         counter = np.zeros(1, np.int64)
-        meeting = int(counter.ctypes.data)
+        barrier = int(counter.ctypes.data)
         if shares == 1:
-            function(0, 1, meeting)
+            function(0, 1, barrier)
             return
         if self._helpers is None or self._made_for != (os.getpid(), shares):  # a fork has no threads
             if self._helpers is not None:
                 self._helpers.shutdown(wait=False)
             self._helpers, self._made_for = ThreadPoolExecutor(shares - 1, "int8-share"), (os.getpid(), shares)
-        helpers = [self._helpers.submit(function, share, shares, meeting) for share in range(1, shares)]
-        function(0, shares, meeting)
+        helpers = [self._helpers.submit(function, share, shares, barrier) for share in range(1, shares)]
+        function(0, shares, barrier)
         for helper in helpers:
             helper.result()
 
 
-def meet_intrinsic() -> Any:
-    """A function (address, until): counts this thread in, and returns when `until` have been counted."""
+def barrier_intrinsic() -> Any:
+    """A numba function (address, until): adds this thread to the counter, and returns when that has reached `until`."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
     from numba.extending import intrinsic
 
     @intrinsic
-    def meet(typing_context, address, until):
+    def wait(typing_context, address, until):
         def generate(context, builder, signature, arguments):
             address, until = arguments
             long, word = ir.IntType(64), ir.IntType(32)
@@ -68,7 +68,7 @@ def meet_intrinsic() -> Any:
             builder.atomic_rmw("add", place, ir.Constant(long, 1), "seq_cst")
             before = builder.block
             turn, patient, tired, after = (
-                builder.append_basic_block(name) for name in ("turn", "rest", "offer", "met")
+                builder.append_basic_block(name) for name in ("spin", "rest", "offer", "arrived")
             )
             builder.branch(turn)
             builder.position_at_end(turn)
@@ -80,7 +80,7 @@ def meet_intrinsic() -> Any:
             builder.call(rest, [])
             more = builder.add(turns, ir.Constant(long, 1))
             again = builder.block
-            builder.cbranch(builder.icmp_signed("<", more, ir.Constant(long, TURNS)), turn, tired)
+            builder.cbranch(builder.icmp_signed("<", more, ir.Constant(long, SPINS)), turn, tired)
             turns.add_incoming(more, again)
             builder.position_at_end(tired)
             builder.call(offer, [])
@@ -91,4 +91,4 @@ def meet_intrinsic() -> Any:
 
         return types.void(types.int64, types.int64), generate
 
-    return meet
+    return wait

@@ -1,9 +1,9 @@
 """The engine for a GPU with vLLM: tokens come from vLLM (paged attention, its own continuous batching), embeddings from
 one prefill by `TorchEngine`.
 
-Why not from vLLM's pooling runner: a `vllm.LLM` either generates or pools (its `runner`), so that would be a second
-vLLM with its weights, its memory and its kernels. The torch model has to be there anyway (the adapter is merged into it
-and the contract checked on it), and its prefill keeps documents, direct queries and golden vectors the reference's own.
+Why not from vLLM's pooling runner: a `vllm.LLM` either generates or pools (its `runner`), so that would take a second
+vLLM with its own weights and memory. The torch model is needed anyway (the adapter is merged into it and the contract
+checked on it), and with its prefill documents, direct queries and golden vectors are the reference engine's.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ TRAINING_GPU_MEMORY = 0.3
 
 
 class VllmEngine(TorchEngine):
-    """`TorchEngine` whose tokens are vLLM's. vLLM has a copy of the weights: if they change, call `load_weights`.
+    """`TorchEngine` whose tokens come from vLLM, which has a copy of the weights: if they change, call `load_weights`.
 
     Args:
         model: the merged causal LM, on the device that vLLM runs on.
         embed_id, stop_ids, vocabulary: see `TorchEngine`.
         folder: the same model, as vLLM reads it.
-        vllm: the package, or what stands in for it.
+        vllm: the package, or a stand-in for it.
         gpu_memory: the share of the GPU's memory that vLLM may take.
 
     Raises:
@@ -97,9 +97,9 @@ class VllmEngine(TorchEngine):
         samples: int = 1,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
-        """See `Engine.generate`. vLLM decides what is written side by side; `batch_size` is the embeddings'.
+        """See `Engine.generate`. vLLM decides what is generated side by side; `batch_size` is that of the embeddings.
 
-        A sample is decided by its seed, or by `seed` and its place, as far as vLLM's kernels are.
+        A sample depends on its seed, or on `seed` and its place, as far as vLLM's kernels are deterministic.
 
         Raises:
             InputError: vLLM refuses a row (too long for the model) or the temperature (over 2).
@@ -120,7 +120,7 @@ class VllmEngine(TorchEngine):
             )
 
     def continuous_batch(self, prefix: Sequence[int]) -> Any:
-        """Rows behind `prefix` that join and leave when they like, in vLLM's own scheduler: `VllmContinuousBatch`."""
+        """Rows behind `prefix` that join and leave between two tokens, in vLLM's own scheduler."""
         return VllmContinuousBatch(self, prefix)
 
 
@@ -130,8 +130,8 @@ class VllmContinuousBatch:
     def __init__(self, engine: VllmEngine, prefix: Sequence[int]) -> None:
         self.prefix = tuple(prefix)
         self._engine = engine
-        self._rows: dict[int, tuple[list[int], Row]] = {}  # by handle: the prompt, and what is written behind it
-        self._told: dict[int, int] = {}  # tokens of it that a step has given out
+        self._rows: dict[int, tuple[list[int], Row]] = {}  # by handle: the prompt, and what is generated
+        self._reported: dict[int, int] = {}  # tokens of it that a step has returned
         self._handles = 0
 
     def __len__(self) -> int:
@@ -150,16 +150,16 @@ class VllmContinuousBatch:
         handles = list(range(self._handles, self._handles + len(added)))
         self._handles += len(added)
         for handle, row, one in zip(handles, rows, added, strict=True):
-            self._rows[handle], self._told[handle] = (list(row), one), 0
+            self._rows[handle], self._reported[handle] = (list(row), one), 0
         return handles
 
     def step(self) -> list[Step]:
-        """See `ContinuousBatch.step`. Nothing, while vLLM reads a long prompt."""
+        """See `ContinuousBatch.step`. Empty while vLLM prefills a long prompt."""
         if not self._rows:
             return []
-        if not any(self._news(handle) for handle in self._rows):  # another's step may have brought some
+        if not any(self._has_news(handle) for handle in self._rows):  # a step for another batch may have brought some
             self._engine.writer.step()
-        moved = [handle for handle in self._rows if self._news(handle)]
+        moved = [handle for handle in self._rows if self._has_news(handle)]
         over = [handle for handle in moved if self._rows[handle][1].over]
         prompts, written = [self._rows[handle][0] for handle in over], [self._rows[handle][1] for handle in over]
         generations = embed_rows(
@@ -168,11 +168,11 @@ class VllmContinuousBatch:
         steps = []
         for handle in moved:
             row = self._rows[handle][1]
-            steps += [Step(handle, token=token) for token in row.token_ids[self._told[handle] :]]
-            self._told[handle] = len(row.token_ids)
+            steps += [Step(handle, token=token) for token in row.token_ids[self._reported[handle] :]]
+            self._reported[handle] = len(row.token_ids)
         for handle, done in zip(over, generations, strict=True):
             steps.append(Step(handle, done=done))
-            del self._rows[handle], self._told[handle]
+            del self._rows[handle], self._reported[handle]
         return steps
 
     def leave(self, handles: Sequence[int]) -> None:
@@ -180,15 +180,15 @@ class VllmContinuousBatch:
         known = [handle for handle in handles if handle in self._rows]
         self._engine.writer.drop([self._rows[handle][1] for handle in known])
         for handle in known:
-            del self._rows[handle], self._told[handle]
+            del self._rows[handle], self._reported[handle]
 
     def clear(self) -> None:
-        """Let go of all rows."""
+        """Give up all rows."""
         self.leave(list(self._rows))
 
-    def _news(self, handle: int) -> bool:
+    def _has_news(self, handle: int) -> bool:
         row = self._rows[handle][1]
-        return row.over or len(row.token_ids) > self._told[handle]
+        return row.over or len(row.token_ids) > self._reported[handle]
 
 
 def open_vllm(inputs: EngineInputs, cache: Callable[[], Path]) -> VllmEngine:
@@ -213,8 +213,8 @@ def open_vllm(inputs: EngineInputs, cache: Callable[[], Path]) -> VllmEngine:
 def merged_folder(checkpoint: Checkpoint, cache: Path) -> Path:
     """A folder with the merged weights and the tokenizer, as vLLM reads them.
 
-    A merged checkpoint's own; else one in `cache`, made on first use. It is a merged checkpoint too, without golden
-    vectors: its record says whose weights they are and their SHA-256, and one that is damaged is made again.
+    A merged checkpoint's own folder; else one in `cache`, made on first use. That is a merged checkpoint too, without
+    golden vectors: its record holds the contract and the SHA-256 of the weights, and a damaged one is made again.
     """
     record = checkpoints.read_record(checkpoint.path)
     if record is not None and record["kind"] == "merged":
@@ -238,11 +238,11 @@ def merged_folder(checkpoint: Checkpoint, cache: Path) -> Path:
 
 
 def _gpu_memory() -> float:
-    said = os.environ.get(MEMORY_VARIABLE, str(GPU_MEMORY))
+    given = os.environ.get(MEMORY_VARIABLE, str(GPU_MEMORY))
     try:
-        share = float(said)
+        share = float(given)
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise InputError(f"{MEMORY_VARIABLE} is {said!r}; give the share of the GPU's memory for vLLM, such as 0.5")
+        raise InputError(f"{MEMORY_VARIABLE} is {given!r}; give the share of the GPU's memory for vLLM, such as 0.5")
     return share

@@ -1,7 +1,7 @@
-"""Rows that vLLM continues until the embed token: what is asked of it, and how its answers are read.
+"""Generation by vLLM until the embed token: what is requested of it, and how its outputs are read.
 
-vLLM's own loop is driven step by step (`LLMEngine.add_request`, `step`, `abort_request`: what `vllm.LLM.generate` is
-made of), since only so a token is known when it is written and a row can join or leave while others are written. The
+vLLM's own loop is driven step by step (`LLMEngine.add_request`, `step`, `abort_request`, of which `vllm.LLM.generate`
+consists): only then is a token known when it is generated, and can a row join or leave while others are generated. The
 names and their meaning were read in vLLM 0.33's source.
 """
 
@@ -20,19 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.errors import InputError
-from search_r3.model.checkpoint import _first_line
+from search_r3.errors import InputError, first_line
 from search_r3.model.engines.base import Generation, of_each
 
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: a script needs no main guard, weights can be handed over
-    "VLLM_NO_USAGE_STATS": "1",  # it would tell its makers what it runs on
+    "VLLM_NO_USAGE_STATS": "1",  # it would send usage data
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is the answer's
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for the answer
 }
-"""Environment variables that vLLM reads; what the user has set stays."""
+"""Environment variables that vLLM reads; those that the user has set are kept."""
 NEVER = -100.0
-"""What is added to the logits of padding ids: the most that vLLM takes. (Its list of allowed ids ends at 1,024.)"""
+"""Added to the logits of padding ids: the most that vLLM accepts. (Its list of allowed ids ends at 1,024.)"""
 Embed = Callable[[Sequence[int], list[list[int]], int, Callable[[int], None] | None], np.ndarray]
 """`Engine.embed`."""
 
@@ -53,7 +52,7 @@ def import_vllm() -> Any:
             importlib.import_module("vllm.exceptions")
     except ImportError as error:
         raise InputError(
-            f"engine vllm needs a GPU and vLLM ({_first_line(error)}): pip install 'search-r3[vllm]', or use engine "
+            f"engine vllm needs a GPU and vLLM ({first_line(error)}): pip install 'search-r3[vllm]', or use engine "
             "torch"
         ) from error
     return vllm
@@ -81,10 +80,10 @@ class Row:
     """One row that vLLM continues.
 
     Attributes:
-        key: vLLM's name for it.
+        key: vLLM's request id.
         budget: tokens at most, without the embed token.
-        token_ids: what was written so far, before the embed token.
-        over: there is no more to come; then `forced` and `ended` are as in `Generation`.
+        token_ids: the tokens so far, before the embed token.
+        over: it is complete; then `forced` and `ended` are as in `Generation`.
     """
 
     key: str
@@ -96,15 +95,15 @@ class Row:
 
 
 class VllmWriter:
-    """A vLLM engine on one model, and the rows that it continues. Any thread may add, step or drop.
+    """A vLLM engine on one model, and the rows that it continues. It may be used from any thread.
 
     Args:
         folder: the merged model with its tokenizer, as transformers saves them.
-        vllm: the package, or what stands in for it.
+        vllm: the package, or a stand-in for it.
         dtype: "float32" or "bfloat16".
         embed_id: the token that ends a row.
-        stop_ids: end-of-turn tokens, which end a row that has missed it.
-        padding: ids that are never written.
+        stop_ids: end-of-turn tokens, which end a row too.
+        padding: ids that are never generated.
         gpu_memory: the share of the GPU's memory that vLLM may take, for weights, keys and values.
 
     Raises:
@@ -137,13 +136,13 @@ class VllmWriter:
                     enable_prefix_caching=True,  # the conversation's prefix, and a query that is sampled often
                 )
         except self._refusals as error:
-            raise InputError(f"vLLM does not start on {folder}: {_first_line(error)}; or use engine torch") from error
+            raise InputError(f"vLLM does not start on {folder}: {first_line(error)}; or use engine torch") from error
         self._rows: dict[str, Row] = {}
         self._numbers = itertools.count()
         self._lock = threading.RLock()
 
     def add(self, ids: Sequence[int], budget: int, temperature: float = 0.0, seed: int | None = None) -> Row:
-        """Let `ids` be continued by at most `budget` tokens; greedy at temperature 0.
+        """Continue `ids` by at most `budget` tokens; greedy at temperature 0.
 
         Raises:
             InputError: vLLM refuses it (too long for the model, or a temperature over 2).
@@ -164,14 +163,14 @@ class VllmWriter:
                 self._llm.llm_engine.add_request(row.key, prompt, settings)
                 self._rows[row.key] = row
         except self._refusals as error:
-            raise InputError(f"vLLM refuses a row of {len(ids)} tokens: {_first_line(error)}") from error
+            raise InputError(f"vLLM refuses a row of {len(ids)} tokens: {first_line(error)}") from error
         return row
 
     def step(self) -> list[Row]:
-        """One step of vLLM, which brings each row that it has room for a token, if its prompt is read.
+        """One step of vLLM: a token for each scheduled row whose prompt has been prefilled.
 
         Returns:
-            The rows that have got further, whoever added them.
+            The rows that have new tokens or are over, whoever added them.
         """
         engine = self._llm.llm_engine
         with self._lock:
@@ -193,29 +192,29 @@ class VllmWriter:
             return further
 
     def drop(self, rows: Iterable[Row]) -> None:
-        """Give up these rows; those that are over are ignored."""
+        """Cancel these rows; those that are over are ignored."""
         with self._lock:
             keys = [row.key for row in rows if self._rows.pop(row.key, None) is not None]
             if keys:
                 self._llm.llm_engine.abort_request(keys)
 
     def load_weights(self, named: list[tuple[str, Any]]) -> None:
-        """Go on with these weights, named as in the folder. vLLM puts q, k, v and gate, up together by itself."""
+        """Use these weights from now on, named as in the folder. vLLM merges q, k, v and gate, up by itself."""
 
         def load(model: Any) -> None:
             model.load_weights(named)
 
         self._llm.apply_model(load)
-        self._llm.reset_prefix_cache()  # its keys and values are of the old weights
+        self._llm.reset_prefix_cache()  # its keys and values are those of the old weights
 
     def _read(self, row: Row, output: Any) -> None:
-        """Take over what a step wrote: as our engines read it, so that a row past its budget is forced."""
+        """Append a step's tokens to the row, ending it as our engines do: a row past its budget is forced."""
         (answer,) = output.outputs
         if answer.finish_reason in ("abort", "error"):
             raise RuntimeError(f"vLLM gave up a row: {answer.finish_reason}")
         tokens = list(answer.token_ids)
         if output.finished and isinstance(answer.stop_reason, int) and answer.stop_reason not in tokens[-1:]:
-            tokens.append(answer.stop_reason)  # some versions leave the token that stopped a row out of its ids
+            tokens.append(answer.stop_reason)  # some versions omit the token that stopped a row
         for token in tokens:
             if token == self.embed_id:
                 row.over = True
@@ -227,7 +226,7 @@ class VllmWriter:
                 row.token_ids.append(token)
             if row.over:
                 return
-        if output.finished:  # the model's positions are used up
+        if output.finished:  # the context is full
             row.over, row.forced = True, True
 
 
@@ -245,7 +244,7 @@ def continue_rows(
     samples: int,
     on_token: Callable[[int, int], None] | None,
 ) -> list[Generation]:
-    """`Engine.generate` by `writer`, which has all rows at once; `batch_size` is that of the prefills by `embed`."""
+    """`Engine.generate` by `writer`, which gets all rows at once; `batch_size` is that of the prefills by `embed`."""
     seeds: list[int | None] = [None] * (len(rows) * samples)
     if temperature > 0:
         every = [[seed % 2**63, i] for i in range(len(seeds))] if isinstance(seed, int) else [[own] for own in seed]
@@ -257,16 +256,16 @@ def continue_rows(
         for ids, budget, own in zip(prompts, budgets, seeds, strict=True):
             written.append(writer.add([*prefix, *ids], budget, temperature, own))
         places = {row: place for place, row in enumerate(written)}
-        told, left = [0] * len(written), [samples] * len(rows)
+        reported, left = [0] * len(written), [samples] * len(rows)
         while places:
             for row in writer.step():
                 place = places.get(row)
-                if place is None:  # another's
+                if place is None:  # of another call
                     continue
                 if on_token is not None:
-                    for token in row.token_ids[told[place] :]:
+                    for token in row.token_ids[reported[place] :]:
                         on_token(place, token)
-                    told[place] = len(row.token_ids)
+                    reported[place] = len(row.token_ids)
                 if row.over:
                     del places[row]
                     left[place // samples] -= 1
@@ -285,7 +284,7 @@ def embed_rows(
     written: Sequence[Row],
     batch_size: int,
 ) -> list[Generation]:
-    """What rows that are over have become: one prefill each, of the prompt, what was written and the embed token."""
+    """The generations of rows that are over: one prefill each, of the prompt, the tokens and the embed token."""
     whole = [[*ids, *row.token_ids, writer.embed_id] for ids, row in zip(prompts, written, strict=True)]
     embeddings = embed(prefix, whole, batch_size, None)
     return [
@@ -296,7 +295,7 @@ def embed_rows(
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """vLLM seeds everything that draws random numbers in its process when it starts; a training has its own seed."""
+    """vLLM seeds all random number generators of its process when it starts; keep the present state."""
     import torch
 
     python, arrays = random.getstate(), np.random.get_state()

@@ -19,11 +19,11 @@ def test_blocks_are_of_a_question_an_analysis_and_a_passage() -> None:
 def test_samples_are_what_the_model_will_be_given(tiny_model: Path) -> None:
     model = SearchR3.from_pretrained(tiny_model)
     embed_id = model.contract.embed_token_id
-    rows = calibration.samples(model.frames, model.tokenizer, embed_id)
+    rows = calibration.calibration_rows(model.templates, model.tokenizer, embed_id)
     by_prefix = {tuple(prefix) for prefix, _ in rows}
-    assert by_prefix == {tuple(frame.prefix) for frame in model.frames.values()}
+    assert by_prefix == {tuple(template.prefix) for template in model.templates.values()}
     assert len(rows) == 3 * len(calibration.blocks())
     assert all(row[-1] == embed_id for _, row in rows)
     assert all(row.count(embed_id) == 1 for _, row in rows)
-    longest = max(len(frame.suffix) for frame in model.frames.values())
+    longest = max(len(template.suffix) for template in model.templates.values())
     assert all(len(row) <= 2 * calibration.LONGEST + longest + 1 for _, row in rows)

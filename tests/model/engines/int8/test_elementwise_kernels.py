@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("numba")
 from search_r3.model.engines.int8 import elementwise_kernels
 
-elementwise_kernels.compile_rows()
+elementwise_kernels.compile_kernels()
 NONE = np.empty(0, dtype=np.float32)
 
 
@@ -36,25 +36,25 @@ def check(q: np.ndarray, scale: np.ndarray, expected: np.ndarray) -> None:
 def test_a_row_is_rounded_to_half_a_step(random: np.random.Generator) -> None:
     x = draw(random, 9, 41)
     q, scale = room(9, 41)
-    elementwise_kernels.quantise(x, q, scale)
+    elementwise_kernels.quantize(x, q, scale)
     check(q, scale, x)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
     q, scale = room(2, 5)
-    elementwise_kernels.quantise(np.zeros((2, 5), dtype=np.float32), q, scale)
+    elementwise_kernels.quantize(np.zeros((2, 5), dtype=np.float32), q, scale)
     assert not q.any()
     assert not scale.any()
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_adding_and_normalising_in_one_pass(random: np.random.Generator, biased: bool) -> None:
+def test_adding_and_normalizing_in_one_pass(random: np.random.Generator, biased: bool) -> None:
     x, y, weight, bias = draw(random, 7, 40), draw(random, 7, 40), draw(random, 1, 40)[0], draw(random, 1, 40)[0]
     y_scale = random.random(7).astype(np.float32)
     added = x + y * y_scale[:, None] + (bias if biased else 0)
     expected = added / np.sqrt((added**2).mean(1, keepdims=True) + 1e-5) * weight
     (q, scale), (fine, _) = room(7, 40), room(7, 40) if biased else (np.empty((0, 0), dtype=np.int8), None)
-    elementwise_kernels.add_norm_quantise(
+    elementwise_kernels.add_norm_quantize(
         x, y, y_scale, bias if biased else NONE, weight, np.float32(1e-5), q, fine, scale
     )
     assert np.allclose(x, added, rtol=1e-5, atol=1e-5)
@@ -84,7 +84,7 @@ def test_attentions_heads_are_put_into_rows(random: np.random.Generator) -> None
     """Two rows of three tokens, three key-value heads of two query heads each."""
     x = draw(random, 2, 2, 3, 3, 4)  # rows, query heads of a key-value head, tokens, key-value heads, numbers
     q, scale = room(6, 3 * 2 * 4)
-    elementwise_kernels.quantise_heads(np.ascontiguousarray(x.reshape(2, 6, 3, 4)), q, scale)
+    elementwise_kernels.quantize_heads(np.ascontiguousarray(x.reshape(2, 6, 3, 4)), q, scale)
     check(q, scale, x.transpose(0, 2, 3, 1, 4).reshape(6, 24))
 
 
@@ -94,7 +94,7 @@ def test_the_gate_is_silu(random: np.random.Generator) -> None:
     gate, up = np.split(y.astype(np.float64) * y_scale[:, None], 2, axis=1)
     expected = gate / (1 + np.exp(-gate)) * up
     (q, scale), (fine, _) = room(6, 37), room(6, 37)
-    elementwise_kernels.gate_quantise(y, y_scale, q, fine, scale)
+    elementwise_kernels.gate_quantize(y, y_scale, q, fine, scale)
     assert np.allclose(y[:, :37], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(1, keepdims=True))
     check(q, scale, expected)
     exact = (q + fine / elementwise_kernels.FINE) * scale[:, None]

@@ -176,8 +176,8 @@ def test_a_session_gives_the_states_of_the_float_session(
     model = make_model(name)
     layers = merge_projections(model)
     assert layers is not None
-    elementwise_kernels.compile_rows()
-    rounded = int8_weights.quantise_model(model, layers, model.lm_head.weight)
+    elementwise_kernels.compile_kernels()
+    rounded = int8_weights.quantize_model(model, layers, model.lm_head.weight)
     packed = Int8Model.of(layers, rounded, model.lm_head.weight.detach(), model.config)
     assert (packed.decoder is not None) == (fine and avx512.runs_here())
     ids_BL = torch.randint(128, (4, 7), generator=torch.Generator().manual_seed(0))
@@ -222,9 +222,9 @@ def test_the_best_token_is_the_float_heads(monkeypatch: pytest.MonkeyPatch) -> N
     model = make_model("llama")
     layers = merge_projections(model)
     assert layers is not None
-    elementwise_kernels.compile_rows()
+    elementwise_kernels.compile_kernels()
     head_VD = model.lm_head.weight.detach()
-    packed = Int8Model.of(layers, int8_weights.quantise_model(model, layers, head_VD), head_VD, model.config)
+    packed = Int8Model.of(layers, int8_weights.quantize_model(model, layers, head_VD), head_VD, model.config)
     state_BD = torch.randn(200, 48, generator=torch.Generator().manual_seed(0))
     exact_BV = state_BD @ head_VD.T
     found_BV = packed.logits(state_BD)
@@ -242,8 +242,8 @@ class TestTheFile:
     def makings(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """One entry for each time that a model is rounded."""
         seen: list[int] = []
-        make = int8_engine.quantise_model
-        monkeypatch.setattr(int8_engine, "quantise_model", lambda *given: seen.append(1) or make(*given))
+        make = int8_engine.quantize_model
+        monkeypatch.setattr(int8_engine, "quantize_model", lambda *given: seen.append(1) or make(*given))
         return seen
 
     def test_it_is_made_once(self, int8: SearchR3, tiny_model: Path, cache: Path, makings: list[int]) -> None:

@@ -10,10 +10,10 @@ from llama_family import MODELS, make_model
 from torch import Tensor
 
 from search_r3.model.engines.int8.quantization import (
-    evening,
-    round_for,
-    round_layers,
+    gptq,
+    quantize_layers,
     round_to_nearest,
+    smoothing_divisor,
 )
 from search_r3.model.engines.llama_forward import Layer, LlamaSession, merge_projections
 
@@ -38,46 +38,46 @@ def error(found: tuple[Tensor, Tensor], weight_OI: Tensor, inputs_NI: Tensor) ->
 
 class TestRoundFor:
     def test_products_are_much_nearer_than_to_the_nearest(self, weight_OI: Tensor, inputs_NI: Tensor) -> None:
-        rounded_OI, scale_O = found = round_for(weight_OI, inputs_NI.T @ inputs_NI)
+        rounded_OI, scale_O = found = gptq(weight_OI, inputs_NI.T @ inputs_NI)
         assert rounded_OI.dtype == torch.int8
         assert rounded_OI.shape == weight_OI.shape
         assert torch.equal(scale_O, round_to_nearest(weight_OI)[1])
         assert error(found, weight_OI, inputs_NI) < error(round_to_nearest(weight_OI), weight_OI, inputs_NI) / 4
 
     def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest(self, weight_OI: Tensor) -> None:
-        assert torch.equal(round_for(weight_OI, torch.eye(80))[0], round_to_nearest(weight_OI)[0])
+        assert torch.equal(gptq(weight_OI, torch.eye(80))[0], round_to_nearest(weight_OI)[0])
 
     def test_the_scale_of_the_moments_does_not_matter(self, weight_OI: Tensor, inputs_NI: Tensor) -> None:
         moments_II = inputs_NI.T @ inputs_NI
-        assert torch.equal(round_for(weight_OI, moments_II)[0], round_for(weight_OI, moments_II * 4096)[0])
+        assert torch.equal(gptq(weight_OI, moments_II)[0], gptq(weight_OI, moments_II * 4096)[0])
 
     @pytest.mark.parametrize("moments_II", [torch.zeros(80, 80), torch.full((80, 80), torch.nan)])
     def test_without_moments_it_is_to_the_nearest(self, weight_OI: Tensor, moments_II: Tensor) -> None:
-        assert torch.equal(round_for(weight_OI, moments_II)[0], round_to_nearest(weight_OI)[0])
+        assert torch.equal(gptq(weight_OI, moments_II)[0], round_to_nearest(weight_OI)[0])
 
     def test_a_row_of_zeros_stays_one(self, weight_OI: Tensor, inputs_NI: Tensor) -> None:
         weight_OI[3] = 0
-        rounded_OI, scale_O = round_for(weight_OI, inputs_NI.T @ inputs_NI)
+        rounded_OI, scale_O = gptq(weight_OI, inputs_NI.T @ inputs_NI)
         assert not rounded_OI[3].any()
         assert torch.isfinite(scale_O).all()
 
 
 def test_evening_leaves_inputs_of_one_size_alone_and_divides_large_ones() -> None:
-    assert torch.equal(evening(torch.eye(4)), torch.ones(4))
-    assert torch.allclose(evening(torch.diag(torch.tensor([1.0, 1.0, 16.0]))), torch.tensor([1.0, 1.0, 2.0]))
-    assert torch.isfinite(evening(torch.zeros(3, 3))).all()
+    assert torch.equal(smoothing_divisor(torch.eye(4)), torch.ones(4))
+    assert torch.allclose(smoothing_divisor(torch.diag(torch.tensor([1.0, 1.0, 16.0]))), torch.tensor([1.0, 1.0, 2.0]))
+    assert torch.isfinite(smoothing_divisor(torch.zeros(3, 3))).all()
 
 
 def unrounded(model: Any, layers: list[Layer], samples: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """What `round_layers` gives when nothing is rounded."""
+    """What `quantize_layers` gives when nothing is rounded."""
 
     def as_it_is(weight_OI: Tensor, moments_II: Tensor) -> tuple[Tensor, Tensor]:
         seen.append(moments_II)
         return weight_OI.clone(), torch.ones(len(weight_OI))
 
     seen: list[Tensor] = []
-    monkeypatch.setattr("search_r3.model.engines.int8.quantization.round_for", as_it_is)
-    return round_layers(model, layers, samples)
+    monkeypatch.setattr("search_r3.model.engines.int8.quantization.gptq", as_it_is)
+    return quantize_layers(model, layers, samples)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -120,10 +120,10 @@ def test_prefixes_and_padding_are_not_counted(monkeypatch: pytest.MonkeyPatch) -
         kept: list[Tensor] = []
         with monkeypatch.context() as patch:
             patch.setattr(
-                "search_r3.model.engines.int8.quantization.round_for",
+                "search_r3.model.engines.int8.quantization.gptq",
                 lambda weight, moments, kept=kept: kept.append(moments.clone()) or round_to_nearest(weight),
             )
-            round_layers(model, layers, samples)
+            quantize_layers(model, layers, samples)
         counted.append(kept)
     for one, other in zip(*counted, strict=True):
         assert torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
@@ -134,6 +134,6 @@ def test_the_model_is_left_as_it_was() -> None:
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     layers = merge_projections(model)
     assert layers is not None
-    round_layers(model, layers, [([], [1, 2, 3])])
+    quantize_layers(model, layers, [([], [1, 2, 3])])
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
