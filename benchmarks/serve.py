@@ -31,7 +31,7 @@ from serve_systems import Spec, load
 from search_r3.data.beir import choose_pool, load_beir, stable_order
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.files import atomic_write_text
-from search_r3.model.model_info import default_model
+from search_r3.model.resolve import default_model
 
 PARTS = ("documents", "queries", "quality", "batching", "answer", "peer")
 ENDINGS = ("", " in python", " example", " with a function", " step by step", " in one line", " safely", " fast")

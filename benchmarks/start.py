@@ -36,7 +36,7 @@ from typing import Any
 from common import Table, finish, in_turns, rounded, say
 from serve_bench import tiny_model
 
-from search_r3.model.model_info import default_model
+from search_r3.model.resolve import default_model
 
 SEED = 0
 DOCUMENTS = 200

@@ -1,7 +1,7 @@
 """Search-R3: retrieval that thinks before it embeds (arXiv 2510.07048).
 
 >>> from search_r3 import SearchR3
->>> model = SearchR3.from_pretrained("smollm2-135m")  # doctest: +SKIP
+>>> model = SearchR3.from_pretrained()  # doctest: +SKIP
 """
 
 from __future__ import annotations

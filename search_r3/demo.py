@@ -33,8 +33,7 @@ from search_r3.index.build import build_index
 from search_r3.index.search import Hit, SearchResult
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.table import SearchIndex
-from search_r3.model.model_info import BASE, newest_adapter
-from search_r3.model.resolve import BUNDLED, cache_dir, cache_written, known_names
+from search_r3.model.resolve import BUNDLED, cache_dir, cache_written, default_model, known_names
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
@@ -160,21 +159,18 @@ class Answer:
 
 
 def run_demo(model_name: str | None = None, *, console: Console | None = None) -> list[Answer]:
-    """Index, ask, and print the page. `model_name`: by default the newest adapter in `models/`, else the base.
+    """Index, ask, and print the page. `model_name`: by default the default adapter.
 
     Raises:
         InputError: an unknown or damaged model, or the cache folder cannot be written.
     """
     console = console or Console()
     console.width = min(console.width, MAX_WIDTH)
-    chosen = model_name or newest_adapter() or BASE
+    chosen = model_name or default_model()
     console.print(Rule("[bold]Search-R3[/] retrieval that reasons before it embeds", style="cyan"))
     console.print()
-    if model_name is None and chosen == BASE:
-        console.print("models/ holds no trained adapter, so this is the untrained base model: expect poor results.")
-        console.print()
     converts = chosen in BUNDLED or chosen in known_names()
-    first = converts and not any((cache_dir() / "base").glob(f"{BASE}-v*/config.json"))
+    first = converts and not any((cache_dir() / "base").glob("*/config.json"))
     once = " (its base's weights are converted, once: a minute)" if first else ""
     print(f"loading {chosen}{once}", file=sys.stderr, flush=True)
     started = time.perf_counter()

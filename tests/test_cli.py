@@ -172,12 +172,12 @@ def test_models_lists_bases_and_adapters_with_their_contracts(tmp_path, tiny_mod
     (tmp_path / "search-r3-tiny-sft" / "search_r3.json").write_text(json.dumps(record))
     (tmp_path / "search-r3-tiny-sft" / "adapter_model.safetensors").write_bytes(b"x" * 1000)
     (tmp_path / "search-r3-tiny-sft" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Card\n")
+    monkeypatch.setattr(resolve, "adapters_dirs", lambda: [tmp_path])
     for module in (resolve, model_info):
-        monkeypatch.setattr(module, "adapters_dir", lambda: tmp_path)
         monkeypatch.setattr(module, "BUNDLED", {})
     assert main(["models", "--json"]) == 0
     (adapter,) = [m for m in json.loads(capsys.readouterr().out) if m["kind"] == "adapter"]
-    assert (adapter["bytes"], adapter["licence"], adapter["contract_hash"]) == (1000, "apache-2.0", "f" * 64)
+    assert (adapter["bytes"], adapter["license"], adapter["contract_hash"]) == (1000, "apache-2.0", "f" * 64)
     assert main(["models"]) == 0
     assert "search-r3-tiny-sft" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ import pytest
 from search_r3 import yaml_file
 from search_r3.cli import main
 from search_r3.errors import InputError
-from search_r3.model import model_info, resolve
+from search_r3.model import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ("README.md", "docs/python.md")
@@ -91,13 +91,11 @@ def test_every_recipe_that_the_documents_name_is_there() -> None:
 def test_an_adapters_name_where_there_is_no_checkout_says_why_it_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolve, "adapters_dir", lambda: tmp_path / "site-packages" / "models")
-    with pytest.raises(
-        InputError, match=r"known are smollm2-135m \(trained adapters have names only in a source checkout"
-    ):
+    monkeypatch.setattr(resolve, "adapters_dirs", lambda: [tmp_path / "models", tmp_path / "adapters"])
+    with pytest.raises(InputError, match=r"known are smollm2-135m \(further adapters have names in a source checkout"):
         resolve.check_name("search-r3-smollm2-135m-sft")
-    with pytest.warns(UserWarning, match=r"the untrained base smollm2-135m is used, .*: name a trained one"):
-        assert model_info.default_model() == "smollm2-135m"
+    with pytest.warns(UserWarning, match=r"the untrained base smollm2-135m is used, .*: name a trained model"):
+        assert resolve.default_model() == "smollm2-135m"
     monkeypatch.undo()
     with pytest.raises(InputError) as caught:
         resolve.check_name("search-r3-smollm2-135m-sfx")

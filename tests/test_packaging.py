@@ -46,6 +46,12 @@ def test_users_get_our_types() -> None:
     assert "Typing :: Typed" in PROJECT["project"]["classifiers"]
 
 
+def test_the_default_adapter_is_package_data() -> None:
+    (pattern,) = PROJECT["tool"]["setuptools"]["package-data"]["search_r3"]
+    files = {path.name for path in (ROOT / "search_r3").glob(pattern)}
+    assert files >= {"adapter_model.safetensors", "adapter_config.json", "search_r3.json", "golden.safetensors"}
+
+
 def test_every_python_that_is_allowed_is_named_and_tested() -> None:
     allowed = SpecifierSet(PROJECT["project"]["requires-python"])
     minors = [f"3.{minor}" for minor in range(30) if allowed.contains(f"3.{minor}.0")]

@@ -206,7 +206,7 @@ def index(
     from search_r3.index.build import build_index
     from search_r3.index.readers import open_source, sample_queries
     from search_r3.index.table import SearchIndex
-    from search_r3.model.model_info import default_model
+    from search_r3.model.resolve import default_model
 
     if info:
         show_info(SearchIndex.open(path), as_json)

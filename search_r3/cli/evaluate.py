@@ -111,7 +111,7 @@ def evaluate(
     from search_r3.evaluation.publish.tables import results_markdown
     from search_r3.evaluation.suite import MODES
     from search_r3.evaluation.suite import evaluate as run
-    from search_r3.model.model_info import default_model
+    from search_r3.model.resolve import default_model
 
     if suite is not None:
         if yes or price is not None:

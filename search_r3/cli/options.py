@@ -102,7 +102,10 @@ EngineOption = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="A name from `search-r3 models`, a model folder, or a hub id. By default the newest adapter."),
+    typer.Option(
+        help="A name from `search-r3 models`, a model folder, or a hub id. By default the adapter that comes with the "
+        "package."
+    ),
 ]
 ReasoningOption = Annotated[
     Reasoning,

@@ -93,7 +93,8 @@ def serve(
             f"the server needs the package {error.name}: pip install 'search-r3[server,search]'"
         ) from error
     from search_r3.index.table import SearchIndex
-    from search_r3.model.model_info import default_model, model_of_index
+    from search_r3.model.model_info import model_of_index
+    from search_r3.model.resolve import default_model
 
     config = ServerConfig(
         api_keys=read_keys(api_key_file, os.environ.get(KEY_VARIABLE)),

@@ -78,7 +78,7 @@ def study(
     from search_r3.evaluation.study.study import study as run
     from search_r3.evaluation.study.study_table import study_markdown
     from search_r3.evaluation.suite import SMALL
-    from search_r3.model.model_info import default_model
+    from search_r3.model.resolve import default_model
 
     config = ControlConfig(
         budget=budget, budgets=_budgets(budgets), samples=samples, temperature=temperature, seed=seed

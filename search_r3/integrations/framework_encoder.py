@@ -81,7 +81,7 @@ class TextEncoder:
         """
         with self._lock:
             if self._model is None:
-                from search_r3.model.model_info import default_model
+                from search_r3.model.resolve import default_model
                 from search_r3.model.searchr3 import SearchR3
 
                 config = self.config

