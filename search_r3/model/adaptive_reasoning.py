@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
+from search_r3.optional import require
 
 ADAPTIVE_FILE = "adaptive.json"
 FORMAT = 1
@@ -26,6 +27,8 @@ TEMPERATURE = 0.05
 """Of the softmax whose entropy is a feature: the upper end of what the contrastive loss uses."""
 RIDGE = 1.0
 """Penalty on the standardized weights; few dev queries differ, so the rule must be regularized."""
+BIAS_FEATURE = 10.0
+"""Divides the penalty on the bias by its square: it is small, as all queries may be of one class, but not 0."""
 FOLDS = 5
 MIN_DIFFERENT = 8
 """Queries on which the two modes must differ, at least: with fewer than two a feature, anything fits."""
@@ -81,7 +84,7 @@ class AdaptiveRule:
             target: share of the gain of reasoning everywhere, over 0 and at most 1.
 
         Raises:
-            InputError: too few queries that differ, or shapes or a target that do not fit.
+            InputError: too few queries that differ, shapes or a target that do not fit, or no scikit-learn.
         """
         features_QF = score_features(scores_QK, depth, TEMPERATURE)
         gains_Q = np.asarray(differences_Q, dtype=np.float64)
@@ -227,24 +230,21 @@ class _Logistic:
 
     @classmethod
     def fit(cls, features_QF: np.ndarray, gains_Q: np.ndarray) -> _Logistic:
-        """Weighted ridge logistic regression by Newton's method: P(reasoning helps), weights |gain| of mean 1."""
+        """Ridge logistic regression: P(reasoning helps), each query weighted by |gain|, with mean weight 1."""
+        linear_model = require("sklearn.linear_model", "evaluation", "fitting a reasoning rule")
         mean_F, scale_F = features_QF.mean(axis=0), features_QF.std(axis=0)
         scale_F = np.where(scale_F > 1e-9, scale_F, 1.0)
-        x = np.column_stack([(features_QF - mean_F) / scale_F, np.ones(len(features_QF))])
-        helped_Q = (gains_Q > 0).astype(np.float64)
-        size = np.abs(gains_Q)
-        weight_Q = size / size[size > 0].mean() if (size > 0).any() else size
-        penalty = np.diag([RIDGE] * features_QF.shape[1] + [1e-2])  # a little on the bias: one class may stand alone
-        beta = np.zeros(x.shape[1])
-        for _ in range(50):
-            chance_Q = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
-            gradient = x.T @ (weight_Q * (helped_Q - chance_Q)) - penalty @ beta
-            curvature = (x.T * (weight_Q * chance_Q * (1 - chance_Q))) @ x + penalty
-            step = np.linalg.solve(curvature, gradient)
-            beta = beta + step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-12))
-            if np.abs(step).max() < 1e-9:
-                break
-        return cls(beta[:-1], mean_F, scale_F, float(beta[-1]))
+        gain_Q = np.abs(gains_Q)
+        weight_Q = gain_Q / gain_Q[gain_Q > 0].mean() if (gain_Q > 0).any() else gain_Q
+        # The bias is the weight of a constant feature, whose size makes its penalty small. Two rows of no weight see to
+        # it that both classes occur.
+        x = np.column_stack([(features_QF - mean_F) / scale_F, np.full(len(gains_Q), BIAS_FEATURE)])
+        x = np.vstack([x, np.zeros((2, x.shape[1]))])
+        regression = linear_model.LogisticRegression(
+            C=1 / RIDGE, fit_intercept=False, solver="newton-cholesky", tol=1e-9, max_iter=200
+        ).fit(x, [*(gains_Q > 0), False, True], sample_weight=[*weight_Q, 0, 0])
+        *weights, bias = regression.coef_[0]
+        return cls(np.array(weights), mean_F, scale_F, float(bias * BIAS_FEATURE))
 
 
 def _fewest(priority_Q: np.ndarray, gains_Q: np.ndarray, target: float) -> int:

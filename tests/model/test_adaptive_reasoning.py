@@ -63,6 +63,20 @@ def test_where_reasoning_only_harms_it_never_reasons_and_where_it_only_helps_alw
     assert everywhere.decide(searched(50, seed=3)[0]).all()
 
 
+def test_the_regression_is_the_minimum_of_the_weighted_penalized_loss():
+    """At the minimum the gradient of the whole loss is 0: by the formula, not by the library that finds it."""
+    scores, margin = searched(300)
+    gains = hard_gain_easy_lose(margin)
+    rule = AdaptiveRule.fit(scores, gains, contract_hash=HASH)
+    features = score_features(scores)
+    x = np.column_stack([(features - features.mean(0)) / features.std(0), np.ones(300)])
+    weights = np.abs(gains) / np.abs(gains)[gains != 0].mean()
+    parameters = np.array([*rule.weights, rule.bias])
+    chances = 1 / (1 + np.exp(-x @ parameters))
+    gradient = x.T @ (weights * (chances - (gains > 0))) + np.array([1.0, 1.0, 1.0, 1.0, 0.01]) * parameters
+    assert np.abs(gradient).max() < 1e-6
+
+
 def test_a_lower_target_reasons_about_fewer_queries():
     scores, margin = searched(300)
     gains = hard_gain_easy_lose(margin)
