@@ -114,8 +114,8 @@ def tiles_intrinsic() -> Any:
                 ask_for(1 + number)
             read(5, builder.add(low, offset), inputs)
             ask_for(3)
-            for number, left, right in ((2, 5, 6), (3, 5, 7)):
-                call("llvm.x86.tdpbssd", [byte] * 3, tile(number), tile(left), tile(right))
+            call("llvm.x86.tdpbssd", [byte] * 3, tile(2), tile(5), tile(6))
+            call("llvm.x86.tdpbssd", [byte] * 3, tile(3), tile(5), tile(7))
             following = plus(piece, 1)
             piece.add_incoming(following, body)
             builder.cbranch(builder.icmp_signed("<", following, pieces), body, after)
