@@ -1,7 +1,7 @@
 """Checkpoints to and from the Hugging Face Hub: safetensors, JSON and Markdown, and nothing else.
 
-What is pushed is listed first and held to its contract; what is pulled is checked against the contract it came with
-before it gets its name here. The client is huggingface_hub's `HfApi`.
+What is pushed is listed first and checked against its contract; what is pulled is checked against the contract that it
+comes with before it gets its name here. The client is huggingface_hub's `HfApi`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEEDED = {"merged": ("config.json", "tokenizer.json", "tokenizer_config.json"), 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a push sends: `files` (relative, with sizes in bytes) go, `left_out` do not."""
+    """What a push sends: `files` (relative paths, with sizes in bytes); it does not send `left_out`."""
 
     folder: Path
     repo: str
@@ -39,8 +39,8 @@ def plan_push(folder: str | Path, repo: str) -> Upload:
     """What `push` would send to the repository `repo` ("owner/name"); nothing is sent.
 
     Raises:
-        InputError: no checkpoint with a contract is in `folder`, it is damaged or incomplete, nobody else could load
-            it, or `repo` is no name.
+        InputError: no checkpoint with a contract is in `folder`, it is damaged or incomplete, other machines could
+            not load it, or `repo` is not a name.
     """
     folder = Path(folder)
     _check_name(repo)
@@ -87,7 +87,7 @@ def push(plan: Upload, *, private: bool = True, message: str | None = None, api:
             commit_message=message or f"Search-R3 checkpoint of contract {plan.contract_hash[:12]}",
             repo_type="model",
         )
-    except (AttributeError, TypeError):  # a bug of ours
+    except (AttributeError, TypeError):  # a bug in this module
         raise
     except Exception as error:  # the client raises many kinds
         raise InputError(_explained(error, f"cannot push to {plan.repo}")) from error
@@ -98,8 +98,8 @@ def pull(repo: str, out: str | Path | None = None, *, revision: str | None = Non
     """Fetch a checkpoint into the new folder `out` (by default the repository's name, here); returns the folder.
 
     Raises:
-        InputError: no network, nothing there, no right to read it, it is no Search-R3 checkpoint, or its weights are
-            not its contract's. Then nothing is left behind.
+        InputError: no network, nothing there, no right to read it, it is not a Search-R3 checkpoint, or its weights
+            are not its contract's. Then nothing is left behind.
     """
     from huggingface_hub import HfApi
 
@@ -113,7 +113,7 @@ def pull(repo: str, out: str | Path | None = None, *, revision: str | None = Non
             api.snapshot_download(
                 repo_id=repo, revision=revision, local_dir=str(scratch), allow_patterns=[f"*{s}" for s in SUFFIXES]
             )
-        except (AttributeError, TypeError):  # a bug of ours
+        except (AttributeError, TypeError):  # a bug in this module
             raise
         except Exception as error:  # the client raises many kinds
             raise InputError(_explained(error, f"cannot pull {repo}")) from error
@@ -126,9 +126,9 @@ def pull(repo: str, out: str | Path | None = None, *, revision: str | None = Non
 
 
 def _checked(folder: Path) -> tuple[str, Contract]:
-    """The kind and the contract of the checkpoint in `folder`, which is whole and has its contract's weights."""
+    """The kind and the contract of the checkpoint in `folder`, which must be complete, with its contract's weights."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; give a checkpoint's (an adapter, or what search-r3 export wrote)")
+        raise InputError(f"{folder} is not a folder; give a checkpoint's (an adapter, or what search-r3 export wrote)")
     record = read_record(folder)
     if record is None:
         raise InputError(f"{folder} has no {CONTRACT_FILE}; give an adapter's folder or what `search-r3 export` wrote")
@@ -146,7 +146,7 @@ def _checked(folder: Path) -> tuple[str, Contract]:
 
 def _check_name(repo: str) -> None:
     if not NAME.fullmatch(repo):
-        raise InputError(f"{repo!r} is no name of a repository; expected OWNER/NAME")
+        raise InputError(f"{repo!r} is not the name of a repository; expected OWNER/NAME")
 
 
 def _hidden(path: Path) -> bool:
@@ -154,7 +154,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _explained(error: Exception, what: str) -> str:
-    """One line: what failed, what the hub or the network said, and what to do."""
+    """One line: what failed, what the hub or the network reported, and what to do."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,8 +1,8 @@
-"""Exports: a checkpoint's adapter merged into its base, as one folder that needs nothing else.
+"""Exports: a checkpoint's adapter merged into its base, as one self-contained folder.
 
-`safetensors` is what `SearchR3.from_pretrained` and transformers read; `sentence-transformers` is the same with what
-that library needs beside it, `int8` with the int8 engine's matrices; `onnx` is a graph for onnxruntime instead of the
-weights. All keep the contract, so an index of the adapter takes the export's embeddings.
+`safetensors` is what `SearchR3.from_pretrained` and transformers read; `sentence-transformers` adds what that library
+needs, `int8` the int8 engine's matrices; `onnx` is a graph for onnxruntime instead of the weights. All keep the
+contract, so an index of the adapter accepts the export's embeddings.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
 
     Raises:
         InputError: `out` is not empty, the format is unknown, the disk is full, sentence-transformers' prompts cannot
-            stand for the model's conversations, the int8 engine does not run this model, or see `onnx.write_onnx`.
+            stand for the model's conversations, the int8 engine does not run this model, or see `write_onnx`.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}; choose one of: {', '.join(get_args(Format))}")
@@ -82,9 +82,9 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
 
 
 def check_target(out: Path) -> None:
-    """Raise InputError if something is at `out` already (an empty folder may be)."""
+    """Raise InputError if `out` exists, unless it is an empty folder."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(f"{out} is there already; give a new folder, or remove it first")
+        raise InputError(f"{out} exists already; give a new folder, or remove it first")
 
 
 def card(model: Any, format: Format) -> str:
@@ -146,12 +146,12 @@ def _loading(model: Any, format: Format) -> list[str]:
 
 
 def _public(base: str) -> str:
-    """The base's name without the place where it stands on this machine; it is for people, and not hashed."""
+    """The base's name without its path on this machine; it is for information, and not hashed."""
     return Path(base).name if expand_user(base).is_dir() else base
 
 
 def _chat_template_into_json(folder: Path) -> None:
-    """Put the tokenizer's chat template into its JSON, so that the export is safetensors, JSON and Markdown alone."""
+    """Put the tokenizer's chat template into its JSON, so that the export is only safetensors, JSON and Markdown."""
     jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if jinja.is_file():
         record = json.loads(settings.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Exports a model as one ONNX graph that embeds documents and direct queries: token ids and mask in, unit rows out.
 
 torch.export traces the decoder, onnxscript writes it (https://docs.pytorch.org/docs/stable/onnx.html); onnxruntime then
-runs what was written, and the folder gets its name only if the embeddings are SearchR3's. The graph does not reason.
+runs the written graph, and the folder gets its name only if the embeddings are SearchR3's. The graph does not reason.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from search_r3.model.tokenization import encode_as_text
 from search_r3.prompts import EMBED_TOKEN, PromptTemplate
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-"""What the extra `onnx` brings."""
+"""What the extra `onnx` installs."""
 GRAPH_FILE = "model.onnx"
 SETTINGS_FILE = "onnx.json"
 OUTPUT = "embedding"
 SIDES = ("document", "query")
 OPSET = 18
-"""ONNX operators of December 2022: servers that are some years old read them, and the decoder needs none newer."""
+"""ONNX operators of December 2022: servers that are some years old support them, and the decoder needs none newer."""
 ONE_FILE = 1_800_000_000
-"""Bytes of weights that go into model.onnx itself; protobuf ends at 2 GiB, so those of more stand beside it."""
+"""Bytes of weights that fit model.onnx itself: protobuf ends at 2 GiB, so larger ones go into a file beside it."""
 TOLERANCE = 1e-4
 """The largest difference of any component, of unit rows in float32, between onnxruntime and SearchR3."""
 
@@ -42,7 +42,7 @@ def check_installed() -> None:
     """Raise InputError if a package of the extra `onnx` is missing."""
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
-            raise InputError(f"an ONNX export needs the package {name}: pip install 'search-r3[onnx]'")
+            raise InputError(f"an ONNX export needs the package {name}; run: pip install 'search-r3[onnx]'")
 
 
 def write_onnx(folder: Path, model: Any) -> None:
@@ -136,7 +136,7 @@ print(embed(["how do I delete a folder"], "query") @ documents.T)
 
 
 def _templates(model: Any) -> dict[str, dict[str, Any]]:
-    """The conversations around a text, as text and as token ids; the text is what the model sees."""
+    """The conversations around a text, as text and as token ids."""
     templates: dict[str, dict[str, Any]] = {}
     for side in SIDES:
         template: PromptTemplate = model.templates[side]
@@ -147,7 +147,7 @@ def _templates(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def _settle_tokenizer(file: Path, model: Any, templates: dict[str, dict[str, Any]]) -> None:
-    """Take padding and truncation out of `tokenizer.json`, and hold what `tokenizers` reads from it to our ids."""
+    """Remove padding and truncation from `tokenizer.json`, and check that `tokenizers` reads our ids with it."""
     from tokenizers import Tokenizer
 
     if not file.is_file():
@@ -172,7 +172,7 @@ def _settle_tokenizer(file: Path, model: Any, templates: dict[str, dict[str, Any
 
 
 def _write_graph(file: Path, model: Any) -> None:
-    """Trace the decoder with its pooling, and write it without a trace of this machine."""
+    """Trace the decoder with its pooling, and write it without paths of this machine."""
     import torch
 
     from search_r3.model.engines.torch_engine import decoder_of
@@ -206,7 +206,7 @@ def _write_graph(file: Path, model: Any) -> None:
 
 
 def _embedder(decoder: Any) -> Any:
-    """`decoder` with the pooling behind it: (input_ids, attention_mask), (B, L) each, to unit rows (B, D)."""
+    """`decoder` followed by the pooling: (input_ids, attention_mask), (B, L) each, to unit rows (B, D)."""
     import torch
     from torch import Tensor
 
@@ -231,7 +231,7 @@ def _embedder(decoder: Any) -> Any:
 
 @contextmanager
 def _traceable(decoder: Any) -> Iterator[None]:
-    """Attention as plain products and a softmax, which every runtime has, and weights that ask for no gradient.
+    """Attention as plain products and a softmax, which every runtime supports, and weights without gradients.
 
     Those that an engine laid out anew in inference mode cannot be traced with one.
     """
@@ -254,7 +254,7 @@ def _traceable(decoder: Any) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter and its libraries tell each other: nobody here can act on it."""
+    """Without the exporter's warnings and log lines, which a user cannot act on."""
     logger = logging.getLogger("torch.onnx")
     kept = logger.level
     logger.setLevel(logging.ERROR)
@@ -267,7 +267,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _tidy(graph_model: Any) -> None:
-    """Drop the exporter's notes (they hold this machine's paths), and keep the output's name for the output."""
+    """Remove the exporter's notes (they hold this machine's paths), and keep the output's name for the output."""
     graph = graph_model.graph
     parts = [graph_model, graph, *graph.inputs, *graph.outputs, *graph.initializers.values()]
     for node in graph.all_nodes():

@@ -28,15 +28,15 @@ MODULES = [
 def write_modules(folder: Path, model: Any) -> None:
     """Write what sentence-transformers needs beside a merged model that `SearchR3.save_pretrained` wrote to `folder`.
 
-    The tokenizer there is changed: whoever asks it for special tokens gets the end of the conversation behind the
-    text. SearchR3 never asks, so the folder loads there as before.
+    The tokenizer there is changed: with special tokens it appends the end of the conversation to the text. SearchR3
+    never asks for special tokens, so it loads the folder as before.
 
     Args:
         model: the SearchR3 model that was saved.
 
     Raises:
         InputError: the two conversations end differently, or the tokenizer joins texts in a way that a prompt and an
-            ending cannot repeat.
+            ending cannot reproduce.
     """
     templates: dict[str, PromptTemplate] = {side: model.templates[side] for side in SIDES}
     if templates["document"].suffix != templates["query"].suffix:
@@ -83,7 +83,7 @@ def _append_ending(folder: Path, suffix: tuple[int, ...]) -> None:
         )
     backend = Tokenizer.from_file(str(file))
     tokens = [backend.id_to_token(token) for token in suffix]
-    names = [f"<ending-{place}>" for place in range(len(tokens))]  # a template's own names: tokens may hold any sign
+    names = [f"<ending-{place}>" for place in range(len(tokens))]  # own names: tokens may hold any character
     backend.post_processor = TemplateProcessing(
         single=["$A", *names],
         pair=None,
@@ -93,13 +93,13 @@ def _append_ending(folder: Path, suffix: tuple[int, ...]) -> None:
         ],
     )
     atomic_write_text(file, backend.to_str(pretty=True))
-    # A model's own tokenizer class may build its backend anew and lose the ending; this one takes it as it stands.
+    # A model's own tokenizer class may rebuild its backend and lose the ending; this class keeps it.
     record = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     atomic_write_text(settings, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def _check_tokens(folder: Path, ours: Any, templates: dict[str, PromptTemplate], prompts: dict[str, str]) -> None:
-    """Hold the written tokenizer to ours: prompt and text, as sentence-transformers joins them, give SearchR3's ids."""
+    """Check the written tokenizer: prompt and text, as sentence-transformers joins them, must give SearchR3's ids."""
     from transformers import AutoTokenizer
 
     from search_r3.model.checkpoint import GOLDEN_TEXTS

@@ -84,14 +84,14 @@ def test_what_is_pushed_is_pulled_and_embeds_the_same(exported: Path, api: Stand
         (exported / name).parent.mkdir(exist_ok=True)
         (exported / name).write_text(text)
     assert main(["push", str(exported), REPO, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    reported = json.loads(capsys.readouterr().out)
     arrived = {p.relative_to(api.root / REPO).as_posix() for p in (api.root / REPO).rglob("*") if p.is_file()}
-    assert arrived == set(told["files"])
+    assert arrived == set(reported["files"])
     assert {"model.safetensors", "search_r3.json", "golden.safetensors", "README.md", "modules.json"} <= arrived
     assert {Path(name).suffix for name in arrived} == {".safetensors", ".json", ".md"}
-    assert told["left_out"] == ["notes.txt", "optimizer.pt", "train.py"]
+    assert reported["left_out"] == ["notes.txt", "optimizer.pt", "train.py"]
     assert not arrived & set(strangers)
-    assert told["address"] == f"https://hub.example/{REPO}/commit/1"
+    assert reported["address"] == f"https://hub.example/{REPO}/commit/1"
     assert [repo["private"] for repo in api.created] == [True]
     (api.root / REPO / "run_me.py").write_text("raise SystemExit")
     assert main(["pull", REPO]) == 0
@@ -99,7 +99,7 @@ def test_what_is_pushed_is_pulled_and_embeds_the_same(exported: Path, api: Stand
     assert not list(Path("tiny-search").rglob("*.py"))
     assert not Path("tiny-search/.cache").exists()
     again = SearchR3.from_pretrained("tiny-search", device="cpu")
-    assert again.contract_hash == told["contract_hash"]
+    assert again.contract_hash == reported["contract_hash"]
     assert again.check_golden() < 1e-5
 
 
@@ -148,17 +148,17 @@ def test_damaged_weights_are_not_pulled(exported: Path, api: StandIn):
 
 def test_a_folder_that_is_there_is_not_replaced(exported: Path, api: StandIn):
     shutil.copytree(exported, api.root / REPO)
-    with pytest.raises(InputError, match="exported is there already"):
+    with pytest.raises(InputError, match="exported exists already"):
         hub.pull(REPO, exported, api=api)
 
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "../x/y", "a/", "someone/ti ny"])
-def test_a_name_that_is_none_is_told(name: str, tmp_path: Path, capsys):
+def test_a_name_that_is_none_is_reported(name: str, tmp_path: Path, capsys):
     assert main(["pull", name, str(tmp_path / "out")]) == 2
     assert "is no name of a repository; expected OWNER/NAME" in capsys.readouterr().err
 
 
-def test_a_hub_that_is_switched_off_is_told(exported: Path, monkeypatch, capsys):
+def test_a_hub_that_is_switched_off_is_reported(exported: Path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert main(["push", str(exported), REPO]) == 2
     assert f"cannot push to {REPO}: the hub is switched off by HF_HUB_OFFLINE" in capsys.readouterr().err
@@ -175,10 +175,10 @@ def test_no_network_is_told_in_one_line(exported: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "reported"),
     [(401, "log in with `hf auth login`"), (403, "HF_TOKEN"), (404, "check the name"), (503, "answered 503")],
 )
-def test_what_the_hub_refuses_is_told(exported: Path, api: StandIn, monkeypatch, status: int, told: str):
+def test_what_the_hub_refuses_is_reported(exported: Path, api: StandIn, monkeypatch, status: int, reported: str):
     class RefusedError(OSError):
         response = SimpleNamespace(status_code=status)
 
@@ -186,6 +186,6 @@ def test_what_the_hub_refuses_is_told(exported: Path, api: StandIn, monkeypatch,
         raise RefusedError("the hub said no\nin two lines")
 
     monkeypatch.setattr(api, "create_repo", refuse)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=reported) as caught:
         hub.push(hub.plan_push(exported, REPO), api=api)
     assert "the hub said no" in str(caught.value)

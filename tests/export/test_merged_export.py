@@ -57,9 +57,9 @@ def test_searchr3_loads_it_with_the_contract_of_the_adapter(
     if format == "safetensors":
         out = tmp_path / "plain"
         assert main(["export", str(tiny_adapter), str(out), "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert told["contract_hash"] == adapter.contract_hash
-        assert told["files"] == sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+        reported = json.loads(capsys.readouterr().out)
+        assert reported["contract_hash"] == adapter.contract_hash
+        assert reported["files"] == sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
         assert not (out / "modules.json").exists()
     again = SearchR3.from_pretrained(out, device="cpu")
     assert (again.name, again.contract_hash) == (adapter.name, adapter.contract_hash)
@@ -92,7 +92,7 @@ def test_its_card_keeps_the_licence_and_the_card_of_the_adapter(exported: Path):
 def test_a_folder_that_is_there_is_not_replaced(tiny_adapter: Path, tmp_path: Path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert main(["export", str(tiny_adapter), str(tmp_path)]) == 2
-    assert f"{tmp_path} is there already; give a new folder" in capsys.readouterr().err
+    assert f"{tmp_path} exists already; give a new folder" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 

@@ -99,8 +99,8 @@ def test_an_embedding_depends_on_no_other_row_and_on_no_padding(readme: dict[str
 
 def test_the_graph_says_its_names_types_and_free_sizes(readme: dict[str, Any]) -> None:
     session = readme["session"]
-    told = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
-    assert told == [
+    reported = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
+    assert reported == [
         ("input_ids", "tensor(int64)", ["batch", "length"]),
         ("attention_mask", "tensor(int64)", ["batch", "length"]),
         ("embedding", "tensor(float)", ["batch", 32]),
@@ -215,5 +215,5 @@ def test_a_missing_package_another_dtype_and_another_tokenizer_are_one_line(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert said == "error: an ONNX export needs the package onnxscript: pip install 'search-r3[onnx]'\n"
+    assert said == "error: an ONNX export needs the package onnxscript; run: pip install 'search-r3[onnx]'\n"
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A tiny model loaded once, and a tiny adapter on it, trained by nobody."""
+"""A tiny model loaded once, and a tiny adapter on it, untrained."""
 
 from __future__ import annotations
 

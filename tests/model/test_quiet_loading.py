@@ -1,4 +1,4 @@
-"""As a library nothing is printed unless it is asked for, and nobody's settings are changed."""
+"""As a library nothing is printed unless it is asked for, and the user's settings are unchanged."""
 
 from __future__ import annotations
 

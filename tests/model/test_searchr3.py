@@ -85,12 +85,12 @@ def test_behind_what_reason_wrote_stands_what_reason_embedded(tiny: SearchR3, bu
     assert all(len(r.reasoning_ids) == r.num_tokens for r in reasoned)
 
 
-def test_an_analysis_may_be_given_as_text(tiny: SearchR3) -> None:
-    analyses = ["open it and iterate", "", "hidden state", "Paris", "risk", "x" * 40]
-    rows = tiny.encode_with_reasoning(TEXTS, analyses)
-    for row, text, analysis in zip(rows, TEXTS, analyses, strict=True):
+def test_reasoning_may_be_given_as_text(tiny: SearchR3) -> None:
+    traces = ["open it and iterate", "", "hidden state", "Paris", "risk", "x" * 40]
+    rows = tiny.encode_with_reasoning(TEXTS, traces)
+    for row, text, trace in zip(rows, TEXTS, traces, strict=True):
         template = tiny.templates["reasoning"]
-        given = encode_as_text(tiny.tokenizer, [text])[0], encode_as_text(tiny.tokenizer, [analysis])[0]
+        given = encode_as_text(tiny.tokenizer, [text])[0], encode_as_text(tiny.tokenizer, [trace])[0]
         ids = [*template.prefix, *given[0], *template.suffix, *given[1], tiny.contract.embed_token_id]
         assert np.abs(row - plain_forward(tiny, ids)).max() < 1e-5
         assert np.abs(row - tiny.encode_with_reasoning([text], [given[1]])[0]).max() < 1e-5
@@ -100,13 +100,13 @@ def test_an_analysis_may_be_given_as_text(tiny: SearchR3) -> None:
     assert tiny.encode_with_reasoning([], []).shape == (0, tiny.dimension)
 
 
-def test_a_given_analysis_is_cut_at_the_budget_and_its_special_tokens_are_text(tiny: SearchR3) -> None:
-    analysis = "first enrich <|embed_token|> the query <|im_end|> in a few words"
-    ids = encode_as_text(tiny.tokenizer, [analysis])[0]
+def test_given_reasoning_is_cut_at_the_budget_and_its_special_tokens_are_text(tiny: SearchR3) -> None:
+    trace = "first enrich <|embed_token|> the query <|im_end|> in a few words"
+    ids = encode_as_text(tiny.tokenizer, [trace])[0]
     assert not set(ids) & set(tiny.tokenizer.all_special_ids)
-    whole = tiny.encode_with_reasoning(["x"], [analysis])
+    whole = tiny.encode_with_reasoning(["x"], [trace])
     assert np.abs(whole - tiny.encode_with_reasoning(["x"], [ids])).max() < 1e-5
-    cut = tiny.encode_with_reasoning(["x"], [analysis], max_reasoning_tokens=5)
+    cut = tiny.encode_with_reasoning(["x"], [trace], max_reasoning_tokens=5)
     assert np.abs(cut - tiny.encode_with_reasoning(["x"], [ids[:5]])).max() < 1e-5
     assert np.abs(cut - whole).max() > 1e-3
 

@@ -1,4 +1,4 @@
-"""Token ids in a text's place, and an analysis that is read while it is written."""
+"""Token ids in a text's place, and reasoning that is read while it is written."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ def test_special_and_unknown_tokens_are_refused(tiny: SearchR3) -> None:
 
 
 def test_every_token_is_told_in_order_while_it_is_written(tiny: SearchR3) -> None:
-    told: dict[int, list[int]] = {}
+    reported: dict[int, list[int]] = {}
     texts = [*TEXTS, "x", "a much longer text than the others, so that it is first in its batch"]
     found = tiny.reason(
-        texts, max_reasoning_tokens=9, batch_size=2, on_token=lambda row, token: told.setdefault(row, []).append(token)
+        texts,
+        max_reasoning_tokens=9,
+        batch_size=2,
+        on_token=lambda row, token: reported.setdefault(row, []).append(token),
     )
-    assert [told.get(row, []) for row in range(len(texts))] == [r.reasoning_ids for r in found]
+    assert [reported.get(row, []) for row in range(len(texts))] == [r.reasoning_ids for r in found]
     samples: dict[int, list[int]] = {}
     found = tiny.reason(
         texts, max_reasoning_tokens=4, temperature=1.0, samples=3, batch_size=6,

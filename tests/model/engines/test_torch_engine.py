@@ -1,4 +1,4 @@
-"""One pass writes the analysis and embeds it; a row's result never depends on the rows beside it."""
+"""One pass writes the reasoning and embeds it; a row's result never depends on the rows beside it."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_samples_of_a_row_differ_and_keep_to_their_row_in_any_batch(engine: Torc
             np.testing.assert_allclose(sample.embedding, at_last_token(engine, ids), atol=CLOSE)
 
 
-def test_the_token_that_ended_a_turn_is_told(engine: TorchEngine, rows: list[list[int]], monkeypatch: Any) -> None:
+def test_the_token_that_ended_a_turn_is_reported(engine: TorchEngine, rows: list[list[int]], monkeypatch: Any) -> None:
     make_rows_stop_early(engine, monkeypatch)
     found = generate(engine, rows)
     assert {g.ended for g in found} == {None, engine.stop_ids[0].item()}

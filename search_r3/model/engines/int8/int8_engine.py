@@ -24,6 +24,7 @@ from search_r3.model.engines.int8.int8_forward import Int8Model, Int8Session
 from search_r3.model.engines.int8.int8_weights import check_processor, load_or_make, merged_layers, quantize_model
 from search_r3.model.engines.llama_forward import LlamaSession, Prefix, Session
 from search_r3.model.engines.torch_engine import TorchEngine, batches_by_length
+from search_r3.optional import optional_imports
 
 TOKENS_A_PASS = 1024
 """Tokens in a pass of one thread, at most."""
@@ -59,12 +60,8 @@ class Int8Engine(TorchEngine):
         places: Iterable[Path] = (),
     ) -> None:
         check_processor()
-        try:
+        with optional_imports("int8", "engine int8"):
             elementwise_kernels.compile_kernels()
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"engine int8 needs the package {error.name}: pip install 'search-r3[int8]', or use engine torch"
-            ) from error
         if model.device.type != "cpu" or model.dtype != torch.float32:
             raise InputError(
                 f"engine int8 takes float32 weights on a cpu, not {str(model.dtype).removeprefix('torch.')} on "

@@ -22,6 +22,7 @@ import numpy as np
 
 from search_r3.errors import InputError, first_line
 from search_r3.model.engines.base import Generation, of_each
+from search_r3.optional import optional_imports, require
 
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: a script needs no main guard, weights can be handed over
@@ -44,17 +45,12 @@ def import_vllm() -> Any:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    try:
-        vllm = importlib.import_module("vllm")
+    vllm = require("vllm", "vllm", "engine vllm, which takes a GPU,")
+    with optional_imports("vllm", "engine vllm"):
         for part in ("platforms", "sampling_params"):
             importlib.import_module(f"vllm.{part}")
         with suppress(ImportError):  # older ones raise ValueError everywhere
             importlib.import_module("vllm.exceptions")
-    except ImportError as error:
-        raise InputError(
-            f"engine vllm needs a GPU and vLLM ({first_line(error)}): pip install 'search-r3[vllm]', or use engine "
-            "torch"
-        ) from error
     return vllm
 
 

@@ -8,7 +8,7 @@ from search_r3 import SearchR3
 from search_r3.model.engines.int8 import calibration
 
 
-def test_blocks_are_of_a_question_an_analysis_and_a_passage() -> None:
+def test_blocks_are_of_a_question_reasoning_and_a_passage() -> None:
     blocks = calibration.blocks()
     assert len(blocks) == 40
     assert all(len(block) == 3 and all(line.strip() for line in block) for block in blocks)

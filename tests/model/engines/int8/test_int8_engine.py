@@ -332,7 +332,7 @@ class TestRefusals:
             return real(name, *rest, **more)
 
         monkeypatch.setattr(builtins, "__import__", refuse)
-        with pytest.raises(InputError, match=r"package numba: pip install 'search-r3\[int8\]'"):
+        with pytest.raises(InputError, match=r"package (numba|llvmlite); run: pip install 'search-r3\[int8\]'"):
             SearchR3.from_pretrained(tiny_model, engine="int8")
 
     def test_a_processor_whose_products_overflow(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ class TestRoundFor:
         assert torch.isfinite(scale_O).all()
 
 
-def test_evening_leaves_inputs_of_one_size_alone_and_divides_large_ones() -> None:
+def test_smoothing_leaves_inputs_of_one_size_alone_and_divides_large_ones() -> None:
     assert torch.equal(smoothing_divisor(torch.eye(4)), torch.ones(4))
     assert torch.allclose(smoothing_divisor(torch.diag(torch.tensor([1.0, 1.0, 16.0]))), torch.tensor([1.0, 1.0, 2.0]))
     assert torch.isfinite(smoothing_divisor(torch.zeros(3, 3))).all()

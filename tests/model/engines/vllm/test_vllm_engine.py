@@ -75,9 +75,7 @@ def endings(engine: VllmEngine) -> Callable[[int, list[int]], int]:
 
 
 class TestAgainstTheTorchEngine:
-    def test_an_adapters_golden_vectors_are_met_and_its_analyses_are_the_same(
-        self, tiny_adapter: Path, open_model: Any
-    ) -> None:
+    def test_an_adapters_golden_vectors_and_reasoning_are_the_same(self, tiny_adapter: Path, open_model: Any) -> None:
         model, vllm = open_model(tiny_adapter, chunk=16)
         distance = model.check_golden()
         assert distance is not None
@@ -143,16 +141,16 @@ class TestGenerate:
     def test_tokens_and_rows_are_told_as_they_come(self, tiny_model: Path, open_model: Any, rows: Any) -> None:
         model, vllm = open_model(tiny_model)
         vllm.will = endings(model.engine)
-        told: list[tuple[int, int]] = []
+        reported: list[tuple[int, int]] = []
         done: list[int] = []
         found = generate(
-            model.engine, rows, samples=2, on_token=lambda *one: told.append(one), progress=lambda n: done.append(n)
+            model.engine, rows, samples=2, on_token=lambda *one: reported.append(one), progress=lambda n: done.append(n)
         )
         assert len(found) == 2 * len(rows)
         assert sum(done) == len(rows)
         for place, g in enumerate(found):
-            assert [token for row, token in told if row == place] == g.token_ids
-        assert [row for row, _ in told] != sorted(row for row, _ in told), "rows are written side by side"
+            assert [token for row, token in reported if row == place] == g.token_ids
+        assert [row for row, _ in reported] != sorted(row for row, _ in reported), "rows are written side by side"
 
     def test_a_listener_that_raises_ends_the_call_and_leaves_nothing_behind(
         self, tiny_model: Path, open_model: Any, rows: Any
@@ -289,7 +287,7 @@ class TestStart:
 class TestRefusals:
     def test_vllm_is_missing(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "vllm", None)
-        with pytest.raises(InputError, match=r"needs a GPU and vLLM .*: pip install 'search-r3\[vllm\]'"):
+        with pytest.raises(InputError, match=r"needs the package vllm; run: pip install 'search-r3\[vllm\]'"):
             SearchR3.from_pretrained(tiny_model, engine="vllm")
         answer = CliRunner().invoke(app, ["models", "--check", str(tiny_model), "--engine", "vllm"])
         assert isinstance(answer.exception, InputError)
