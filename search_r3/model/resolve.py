@@ -8,7 +8,6 @@ processes may start at once.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib.util
 import json
@@ -24,6 +23,7 @@ from filelock import FileLock
 
 from search_r3.errors import InputError
 from search_r3.files import UNWRITABLE, atomic_path, atomic_write_text, expand_user
+from search_r3.hints import did_you_mean
 from search_r3.model.complete_weights import load_causal_lm
 from search_r3.model.quiet_loading import quiet_transformers
 
@@ -172,8 +172,7 @@ def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
         return "bundled"
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return "hub"
-    near = difflib.get_close_matches(name, known_names(), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name, known_names())
     missing = "" if adapters_dirs()[0].is_dir() else f" ({OTHER_ADAPTERS})"
     raise InputError(
         f"no model {name!r}: {hint}known are {', '.join(known_names())}{missing}; or give a folder or a hub id "

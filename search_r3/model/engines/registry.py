@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
+from search_r3.hints import did_you_mean
 from search_r3.model.engines.base import EngineInputs, EngineSpec
 from search_r3.model.resolve import cache_dir, optional_cache_dir
 from search_r3.plugins import load_plugins
@@ -92,9 +92,9 @@ def engine_spec(name: str) -> EngineSpec:
     added = load_plugins("engines")
     if name not in added:
         names = [AUTO, *ENGINES, *added]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"unknown engine {name!r}: {hint}choose {', '.join(names[:-1])} or {names[-1]}")
+        raise InputError(
+            f"unknown engine {name!r}: {did_you_mean(name, names)}choose {', '.join(names[:-1])} or {names[-1]}"
+        )
     spec = added[name]
     if not isinstance(spec, EngineSpec) or spec.name != name:
         raise InputError(
