@@ -5,9 +5,7 @@ The embedding is the L2-normalized final hidden state at `<|embed_token|>` (arXi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +31,15 @@ from search_r3.model.tokenization import (
     reasoning_tokens,
     token_rows,
 )
+from search_r3.progress import on_terminal, progress_bar
 from search_r3.prompts import PromptTemplate, render
 
 __all__ = ["MAX_CHARACTERS", "Reasoned", "SearchR3", "check_texts", "encode_as_text", "stop_ids"]
 
 DEFAULT_DOCUMENT_TOKENS = 512
 DEFAULT_QUERY_TOKENS = 512
+MANY_ROWS = 200
+"""A progress bar is shown by default for more rows than this."""
 
 
 @dataclass
@@ -288,7 +289,7 @@ class SearchR3:
         _check_batch_size(batch_size)
         template = self.templates["reasoning"]
         rows = self._rows(template, texts, DEFAULT_QUERY_TOKENS)
-        with _progress("reasoning", len(rows), show_progress_bar) as progress:
+        with progress_bar("reasoning", len(rows), _shown(show_progress_bar, rows)) as progress:
             generations = self.engine.generate(
                 template.prefix,
                 rows,
@@ -352,7 +353,7 @@ class SearchR3:
         ]
         if not rows:
             return self._nothing()
-        with _progress("encoding", len(rows), show_progress_bar) as progress:
+        with progress_bar("encoding", len(rows), _shown(show_progress_bar, rows)) as progress:
             return self.engine.embed(template.prefix, rows, batch_size, progress)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -393,7 +394,7 @@ class SearchR3:
         rows = self._rows(template, texts, max_length)
         if not rows:
             return self._nothing()
-        with _progress("encoding", len(rows), show) as progress:
+        with progress_bar("encoding", len(rows), _shown(show, rows)) as progress:
             return self.engine.embed(template.prefix, rows, batch_size, progress)
 
     def _rows(self, template: PromptTemplate, texts: Sequence[Text], max_length: int) -> list[list[int]]:
@@ -415,25 +416,6 @@ def _check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
 
 
-@contextmanager
-def _progress(what: str, total: int, show: bool | None):
-    """A progress bar on standard error; None as `show` means on a terminal and over 200 texts."""
-    if show is None:
-        show = sys.stderr.isatty() and total > 200
-    if not show:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
+def _shown(show: bool | None, rows: Sequence[object]) -> bool:
+    """Whether to show a progress bar: unless the caller says so, on a terminal and for more than a few rows."""
+    return on_terminal() and len(rows) > MANY_ROWS if show is None else show
