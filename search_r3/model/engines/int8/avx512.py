@@ -24,7 +24,7 @@ _LANES = 16
 
 
 def runs_here() -> bool:
-    """Whether this machine has the instructions of `tile`."""
+    """Whether this machine has the instructions of these kernels."""
     from llvmlite import binding
 
     features = binding.get_host_cpu_features()
@@ -67,7 +67,7 @@ def pointer_intrinsic() -> Any:
     return pointer
 
 
-def tile_intrinsic(rows: int) -> Any:
+def block_intrinsic(rows: int) -> Any:
     """A function (x, inputs, w, pieces, y, outputs), all by address: `rows` rows of x times `OUTPUTS` of w, into y."""
     from llvmlite import ir
     from numba import types
@@ -78,7 +78,7 @@ def tile_intrinsic(rows: int) -> Any:
     sums, pairs, bytes_ = ir.VectorType(word, 16), ir.VectorType(ir.IntType(16), PIECE), ir.VectorType(byte, PIECE)
 
     @intrinsic
-    def tile(typing_context, x, inputs, w, pieces, y, outputs):
+    def block(typing_context, x, inputs, w, pieces, y, outputs):
         def generate(context, builder, signature, arguments):
             x, inputs, w, pieces, y, outputs = arguments
 
@@ -130,7 +130,7 @@ def tile_intrinsic(rows: int) -> Any:
 
         return types.void(*[types.int64] * 6), generate
 
-    return tile
+    return block
 
 
 def dots_intrinsic() -> Any:

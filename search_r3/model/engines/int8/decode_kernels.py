@@ -34,7 +34,7 @@ _COMPILED = (
     "_norm_quantize", "_rotate", "_scores", "_weighted_sum", "_visible", "attend", "_gate", "_range", "_wait", "decode",
 )  # fmt: skip
 _larger: Any = max
-_turn: Any = None
+_rotate_head: Any = None
 _power_of_two: Any = np.exp2
 _pointer: Any = None
 _carray: Any = None
@@ -57,12 +57,12 @@ def compile_decode() -> None:
     if names["_four"] is not None:
         return
     elementwise_kernels.compile_kernels()
-    names |= {"_larger": elementwise_kernels._larger, "_turn": elementwise_kernels._turn, "_carray": carray}
+    names |= {"_larger": elementwise_kernels.larger, "_rotate_head": elementwise_kernels.rotate_head, "_carray": carray}
     names |= {"_power_of_two": avx512.power_of_two_intrinsic(), "_pointer": avx512.pointer_intrinsic()}
     names |= {
-        "_one": avx512.tile_intrinsic(1),
-        "_two": avx512.tile_intrinsic(2),
-        "_four": avx512.tile_intrinsic(4),
+        "_one": avx512.block_intrinsic(1),
+        "_two": avx512.block_intrinsic(2),
+        "_four": avx512.block_intrinsic(4),
         "_tiles": amx.tiles_intrinsic(),
         "_configure": amx.configure_intrinsic(),
         "_barrier": thread_team.barrier_intrinsic(),
@@ -227,9 +227,9 @@ def _rotate(y_NC, y_scale_N, scale_C, bias_C, cos_NE, sin_NE, query_NKGE, keys_B
         for k in range(heads):
             for g in range(groups):
                 first = (k * groups + g) * dim
-                _turn(float_C[first : first + dim], cos_NE[n], sin_NE[n], query_NKGE[n, k, g])
+                _rotate_head(float_C[first : first + dim], cos_NE[n], sin_NE[n], query_NKGE[n, k, g])
             key, value = (heads * groups + k) * dim, (heads * groups + heads + k) * dim
-            _turn(float_C[key : key + dim], cos_NE[n], sin_NE[n], keys_BKTE[b, k, t])
+            _rotate_head(float_C[key : key + dim], cos_NE[n], sin_NE[n], keys_BKTE[b, k, t])
             for e in range(dim):
                 values_BKTE[b, k, t, e] = float_C[value + e]
 

@@ -26,8 +26,8 @@ _SETTINGS: dict[str, Any] = {
     # Sums in any order, so that they are vectorized; no promise about NaN or the sign of zero.
     "fastmath": {"reassoc", "nsz", "nnan", "contract", "arcp"},
 }
-_COMPILED = ("_turn", "quantize", "add_norm_quantize", "quantize_heads", "rotate", "gate_quantize")
-_larger: Any = max
+_COMPILED = ("rotate_head", "quantize", "add_norm_quantize", "quantize_heads", "rotate", "gate_quantize")
+larger: Any = max
 
 
 def compile_kernels() -> None:
@@ -41,7 +41,7 @@ def compile_kernels() -> None:
     from numba.extending import intrinsic
 
     names = globals()
-    if names["_larger"] is not max:
+    if names["larger"] is not max:
         return
 
     @intrinsic
@@ -55,7 +55,7 @@ def compile_kernels() -> None:
 
         return types.float32(types.float32, types.float32), generate
 
-    names["_larger"] = larger
+    names["larger"] = larger
     for name in _COMPILED:
         names[name] = compiled(names[name])
 
@@ -77,7 +77,7 @@ def quantize(x_ND, q_ND, scale_N):
         x, q = x_ND[n], q_ND[n]
         largest = np.float32(0)
         for d in range(width):
-            largest = _larger(largest, abs(x[d]))
+            largest = larger(largest, abs(x[d]))
         scale_N[n] = largest * np.float32(1 / 127)
         factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
         for d in range(width):
@@ -105,7 +105,7 @@ def add_norm_quantize(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, fine_N
             total += v * v
         largest = np.float32(0)
         for d in range(width):
-            largest = _larger(largest, abs(x[d] * weight_D[d]))
+            largest = larger(largest, abs(x[d] * weight_D[d]))
         scale_N[n] = largest * np.float32(1 / 127) / np.sqrt(total / np.float32(width) + eps)
         factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
         for d in range(width):
@@ -131,7 +131,7 @@ def quantize_heads(x_BQKE, q_ND, scale_N):
                 for g in range(groups):
                     x = x_BQKE[b, g * new + t, k]
                     for e in range(dim):
-                        largest = _larger(largest, abs(x[e]))
+                        largest = larger(largest, abs(x[e]))
             scale_N[n] = largest * np.float32(1 / 127)
             factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
             for k in range(heads):
@@ -143,7 +143,7 @@ def quantize_heads(x_BQKE, q_ND, scale_N):
                         q[e] = np.int8(v + (np.float32(0.5) if v >= np.float32(0) else np.float32(-0.5)))
 
 
-def _turn(x, cos, sin, out):
+def rotate_head(x, cos, sin, out):
     """One head rotated by RoPE (arXiv 2104.09864), its halves as transformers pairs them."""
     half = out.size // 2
     for e in range(half):
@@ -171,9 +171,9 @@ def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values
                 y[c] = y[c] * scale
         for k in range(heads):
             for g in range(groups):
-                _turn(y[(k * groups + g) * dim : (k * groups + g + 1) * dim], cos, sin, query_BKGLE[b, k, g, t])
+                rotate_head(y[(k * groups + g) * dim : (k * groups + g + 1) * dim], cos, sin, query_BKGLE[b, k, g, t])
             key, value = (heads * groups + k) * dim, (heads * groups + heads + k) * dim
-            _turn(y[key : key + dim], cos, sin, keys_BKTE[b, k, start + t])
+            rotate_head(y[key : key + dim], cos, sin, keys_BKTE[b, k, start + t])
             out = values_BKTE[b, k, start + t]
             for e in range(dim):
                 out[e] = y[value + e]
@@ -209,7 +209,7 @@ def gate_quantize(y_N2F, y_scale_N, q_NF, fine_NF, scale_N):
             r = s * r + np.float32(4.89352518554385e-03)
             v = g * (np.float32(0.5) + np.float32(0.5) * t * p / r) * (up[f] * y_scale)
             gate[f] = v
-            largest = _larger(largest, abs(v))
+            largest = larger(largest, abs(v))
         scale_N[n] = largest * np.float32(1 / 127)
         factor = np.float32(127) / largest if largest > np.float32(0) else np.float32(0)
         for f in range(width):
