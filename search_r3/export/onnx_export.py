@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.errors import InputError
+from search_r3.errors import InputError, first_line
 from search_r3.files import atomic_write_text
 from search_r3.model.checkpoint import GOLDEN_TEXTS, write_record
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
@@ -198,7 +198,7 @@ def _write_graph(file: Path, model: Any) -> None:
     except Exception as error:  # the tracer raises many kinds
         kind = type(model.checkpoint.model).__name__
         raise InputError(
-            f"torch cannot write {kind} as ONNX ({_first_line(error)}); export with --format safetensors"
+            f"torch cannot write {kind} as ONNX ({first_line(error)}); export with --format safetensors"
         ) from error
     _tidy(program.model)
     size = sum(weight.numel() * weight.element_size() for weight in decoder.parameters())
@@ -297,7 +297,7 @@ def _check_graph(file: Path, model: Any) -> None:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         found = [session.run([OUTPUT], feed)[0] for feed, _ in batches]
     except Exception as error:  # onnxruntime's errors have no base of their own
-        raise InputError(f"onnxruntime cannot run the graph of {model.name} ({_first_line(error)})") from error
+        raise InputError(f"onnxruntime cannot run the graph of {model.name} ({first_line(error)})") from error
     differences = [np.abs(ours - wanted).max() for ours, (_, wanted) in zip(found, batches, strict=True)]
     worst = float(np.nan_to_num(differences, nan=np.inf).max())
     if worst > TOLERANCE:
@@ -314,7 +314,3 @@ def _padded(rows: list[list[int]]) -> dict[str, np.ndarray]:
         "input_ids": np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int64),
         "attention_mask": np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=np.int64),
     }
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
