@@ -35,7 +35,7 @@ from search_r3.training.config import load_config
 from search_r3.training.grpo.dataset import Query, QueryOrder, RLDataset, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
 from search_r3.training.grpo.grpo_task import load_stage_one
-from search_r3.training.grpo.rollout_engines import TorchRollouts
+from search_r3.training.grpo.rollout_engines import EngineRollouts
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, add_lora
 from search_r3.training.precision import resolve_mixed_precision
@@ -241,7 +241,7 @@ def rollouts_of(
     encoder: SearchR3, queries: list[Query], batch: list[int], config: Any, options: argparse.Namespace, step: int
 ) -> dict[str, torch.Tensor]:
     """Embeddings of sampled reasoning traces of each query of the batch."""
-    engine = TorchRollouts()
+    engine = EngineRollouts()
     engine.sync(encoder)
     sampled = engine.sample(
         [queries[i].text for i in batch],

@@ -9,6 +9,7 @@ from typing import Literal
 
 from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.errors import InputError
+from search_r3.model.engines.registry import training_engine
 from search_r3.training.config import LoopConfig, LoraSettings
 from search_r3.training.grpo.policy_gradient import AdvantageEstimator, LossType, ScaleRewards
 
@@ -93,8 +94,8 @@ class GRPOConfig:
     """Tokens kept of a document."""
     temperature: float = 1.0
     """Of sampling, and so of the policy whose log-probabilities are trained."""
-    engine: Literal["torch", "vllm"] = "torch"
-    """The engine that samples. vllm needs a GPU and the extra of that name."""
+    engine: str = "torch"
+    """The engine that samples: torch, or vllm, which needs a GPU and the extra of that name; or another package's."""
     generation_batch_size: int = 64
     """Rollouts that the torch engine generates at once."""
     loss_type: LossType = "dapo"
@@ -167,6 +168,7 @@ class GRPOConfig:
     def __post_init__(self) -> None:
         if not self.queries:
             raise InputError("queries is empty: name at least one set to train on")
+        training_engine(self.engine)
         if not self.corpus:
             raise InputError("corpus is empty: name the documents that queries are to find")
         if self.num_generations < 2:

@@ -32,7 +32,7 @@ from search_r3.training.grpo.dataset import Query, QueryOrder, RLDataset, load_r
 from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.live_validation import live_figures, staleness_figures
 from search_r3.training.grpo.rollout import RolloutBatch
-from search_r3.training.grpo.rollout_engines import RolloutEngine, TorchRollouts, VLLMRollouts
+from search_r3.training.grpo.rollout_engines import EngineRollouts, RolloutEngine
 from search_r3.training.grpo.step import grpo_step
 from search_r3.training.loop import run_training
 from search_r3.training.lora.concatenation import ConcatenatedAdapter
@@ -91,9 +91,8 @@ class GRPOTask:
         self.saved = ConcatenatedAdapter(first, model)
         self.prefix = render(checkpoint.contract.prompts.reasoning, checkpoint.tokenizer, give_answer=False).prefix
         if engine is None:
-            torch_engine = TorchRollouts(config.generation_batch_size)
             merged = Path(config.output) / f"merged-{self.rank}"
-            engine = torch_engine if config.engine == "torch" else VLLMRollouts(merged)
+            engine = EngineRollouts(config.engine, config.generation_batch_size, merged)
         self.kept: list[int] | None = None  # numbers of the training queries that min/max_positive_rank leave
         self.collector = RolloutCollector(config, dataset.train, dataset.documents, self._order(dataset.train), engine)
         self.environment: RetrievalEnvironment | None = None

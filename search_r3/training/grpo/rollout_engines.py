@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from search_r3.model.engines.base import Generation
-from search_r3.model.engines.vllm.vllm_generation import VllmWriter, check_device, continue_rows, import_vllm
+from search_r3.model.engines.registry import training_engine
 from search_r3.model.searchr3 import SearchR3, encode_as_text
 from search_r3.training.grpo.rollout import Rollout
 
@@ -47,20 +47,40 @@ class RolloutEngine(Protocol):
         ...
 
 
-class TorchRollouts:
-    """Samples with our own engine: a query is prefilled once for its group, the conversation's prefix once for all.
+class EngineRollouts:
+    """Samples with an engine: a query is prefilled once for its group, the conversation's prefix once for all.
+
+    The encoder's own engine samples if it is the one that is asked for; another one is opened on its weights at the
+    first `sync`, and given the new ones at each later one.
 
     Args:
+        engine: the engine's name (`search_r3.model.engines.registry`).
         batch_size: rollouts that are generated at once.
+        folder: for the files of an engine that is opened here, such as the merged model that vLLM is started from.
+
+    Raises:
+        InputError: the engine is unknown, cannot sample while a model is trained, or does not run here.
     """
 
-    def __init__(self, batch_size: int = 64) -> None:
-        self.batch_size = batch_size
+    def __init__(self, engine: str = "torch", batch_size: int = 64, folder: Path | None = None) -> None:
+        self.spec, self.batch_size, self.folder = training_engine(engine), batch_size, folder
+        self.spec.check()
         self.encoder: SearchR3 | None = None
+        self._engine: Any = None
 
     def sync(self, encoder: SearchR3) -> None:
-        """See `RolloutEngine.sync`."""
+        """See `RolloutEngine.sync`.
+
+        Raises:
+            InputError: the engine does not run on the model's device, or does not start on the model.
+        """
         self.encoder = encoder
+        if encoder.engine_spec is self.spec:
+            self._engine = encoder.engine
+        elif self._engine is None:
+            self._engine = encoder.open_engine(self.spec, self.folder)
+        else:
+            self._engine.load_weights(encoder.checkpoint.model)
 
     def sample(
         self,
@@ -77,8 +97,8 @@ class TorchRollouts:
             raise RuntimeError("sync first: there are no weights to sample with")
         encoder = self.encoder
         prompts = query_rows(encoder, queries, max_query_tokens)
-        generations = self._generate(
-            encoder,
+        generations: list[Generation] = self._engine.generate(
+            encoder.templates["reasoning"].prefix,
             prompts,
             max_new_tokens=max_tokens,
             temperature=temperature,
@@ -97,64 +117,6 @@ class TorchRollouts:
             )
             for i, generation in enumerate(generations)
         ]
-
-    def _generate(self, encoder: SearchR3, rows: list[list[int]], **settings: Any) -> list[Generation]:
-        return encoder.engine.generate(encoder.templates["reasoning"].prefix, rows, **settings)
-
-
-class VLLMRollouts(TorchRollouts):
-    """Samples with vLLM in this process, into which the merged weights are pushed at each sync.
-
-    vLLM does not return hidden states at a sampled token, so the embeddings take one more prefill by the torch engine.
-    Whether the same seed gives the same rollouts depends on vLLM's kernels.
-
-    Args:
-        workspace: a folder for the merged model that vLLM is started from.
-        gpu_memory: the share of the GPU's memory that vLLM may take; training needs the rest.
-        module: replaces the `vllm` package (tests).
-    """
-
-    def __init__(self, workspace: Path, gpu_memory: float = 0.3, module: Any = None) -> None:
-        """Raises InputError if vLLM is not installed."""
-        super().__init__()
-        self.vllm = import_vllm() if module is None else module
-        self.workspace, self.gpu_memory = Path(workspace), gpu_memory
-        self._writer: VllmWriter | None = None
-
-    def sync(self, encoder: SearchR3) -> None:
-        """See `RolloutEngine.sync`. The first one writes the merged model and starts vLLM on it.
-
-        Raises:
-            InputError: vLLM finds no GPU, does not run on the model's, or does not start on the model.
-        """
-        self.encoder = encoder
-        model, engine = encoder.checkpoint.model, encoder.engine
-        if self._writer is None:
-            check_device(self.vllm, model.device)
-            model.save_pretrained(str(self.workspace))
-            encoder.tokenizer.save_pretrained(str(self.workspace))
-            self._writer = VllmWriter(
-                self.workspace,
-                self.vllm,
-                dtype=encoder.dtype,
-                embed_id=engine.embed_id,
-                stop_ids=engine.stop_ids.tolist(),
-                padding=range(engine.vocabulary, engine.head.weight.shape[0]),
-                gpu_memory=self.gpu_memory,
-            )
-            return
-        # One matrix at a time, as vLLM merges q, k, v and gate, up by itself. A tied head has no weights of its own.
-        weights = model.state_dict(keep_vars=True)
-        tied = getattr(model.config, "tie_word_embeddings", False)
-        self._writer.load_weights(
-            [(name, value.data) for name, value in weights.items() if not (tied and name == "lm_head.weight")]
-        )
-
-    def _generate(self, encoder: SearchR3, rows: list[list[int]], **settings: Any) -> list[Generation]:
-        if self._writer is None:
-            raise RuntimeError("sync first: there are no weights to sample with")
-        prefix, embed = encoder.templates["reasoning"].prefix, encoder.engine.embed
-        return continue_rows(self._writer, embed, prefix, rows, **settings, progress=None, on_token=None)
 
 
 def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:

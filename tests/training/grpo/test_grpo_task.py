@@ -28,10 +28,10 @@ from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
 from search_r3.training.grpo.log_probs import compute_log_probs
 from search_r3.training.grpo.rollout import IGNORE_INDEX, Rollout, RolloutBatch
-from search_r3.training.grpo.rollout_engines import TorchRollouts
+from search_r3.training.grpo.rollout_engines import EngineRollouts
 
 
-class AlwaysEmitting(TorchRollouts):
+class AlwaysEmitting(EngineRollouts):
     """Its rollouts count as ended by the embed token, so that none of them earns the missing token's reward."""
 
     def sample(self, *args: Any, **more: Any) -> list[Rollout]:
@@ -143,7 +143,7 @@ def test_the_policy_learns_that_an_end_of_turn_misses_the_token(stage_one: Path,
     task = task_of(stage_one, tmp_path, contrastive_weight=0.0)
     eos = task.checkpoint.tokenizer.eos_token_id
 
-    class Ending(TorchRollouts):
+    class Ending(EngineRollouts):
         def sample(self, *args: Any, **more: Any) -> Any:
             found = super().sample(*args, **more)
             for rollout in found[1::2]:
@@ -540,7 +540,7 @@ def test_equal_rewards_are_reported_and_do_not_end_as_a_success(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(REWARDS, "equal", lambda rollouts: [0.5] * len(rollouts.texts))
-    monkeypatch.setattr(grpo_task, "TorchRollouts", AlwaysEmitting)
+    monkeypatch.setattr(grpo_task, "EngineRollouts", AlwaysEmitting)
     changes = {"staleness_eval_every": 0, "zero_variance": kind, "contrastive_weight": weight}
     changes["environment"] = {"reward": "equal"}
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", **changes)

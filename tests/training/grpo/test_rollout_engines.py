@@ -15,7 +15,7 @@ from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoraSettings
 from search_r3.training.grpo.policy_gradient import token_log_probs
-from search_r3.training.grpo.rollout_engines import TorchRollouts, VLLMRollouts
+from search_r3.training.grpo.rollout_engines import EngineRollouts
 from search_r3.training.lora.concatenation import ConcatenatedAdapter, concatenate
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, Rows, add_lora
@@ -47,7 +47,7 @@ def live(tiny_model: Path) -> LiveEncoder:
 
 def test_rollouts_are_what_the_policy_gives_in_one_forward_pass(live: LiveEncoder) -> None:
     encoder = live.sync()
-    engine = TorchRollouts()
+    engine = EngineRollouts()
     engine.sync(encoder)
     found = engine.sample(QUERIES, 4, **SAMPLING)
     assert len(found) == 12
@@ -69,7 +69,7 @@ def test_rollouts_are_what_the_policy_gives_in_one_forward_pass(live: LiveEncode
 
 def test_rollouts_follow_the_distribution_that_the_loss_takes_logs_of(live: LiveEncoder) -> None:
     encoder = live.sync()
-    engine = TorchRollouts(batch_size=4000)
+    engine = EngineRollouts(batch_size=4000)
     engine.sync(encoder)
     found = engine.sample(QUERIES[:1], 4000, **SAMPLING | {"max_tokens": 1, "temperature": 0.6})
     first = [r.token_ids[0] if r.token_ids else r.ended or encoder.contract.embed_token_id for r in found]
@@ -86,7 +86,7 @@ def test_rollouts_follow_the_distribution_that_the_loss_takes_logs_of(live: Live
 
 
 def test_the_same_seed_gives_the_same_rollouts_and_another_others(live: LiveEncoder) -> None:
-    engine = TorchRollouts()
+    engine = EngineRollouts()
     with pytest.raises(RuntimeError, match="sync first"):
         engine.sample(QUERIES, 2, **SAMPLING)
     engine.sync(live.sync())
@@ -96,7 +96,7 @@ def test_the_same_seed_gives_the_same_rollouts_and_another_others(live: LiveEnco
 
 
 def test_a_rollout_depends_on_its_query_and_seed_and_on_nothing_beside_it(live: LiveEncoder) -> None:
-    engine, seeds = TorchRollouts(batch_size=6), [7, 8, 9]
+    engine, seeds = EngineRollouts(batch_size=6), [7, 8, 9]
     engine.sync(live.sync())
     together = engine.sample(QUERIES, 3, **SAMPLING | {"seed": seeds})
     for i, query in enumerate(QUERIES):
@@ -175,13 +175,14 @@ def test_only_plain_lora_is_built_upon(tiny_model: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("keeps_stop_token", [True, False])
 def test_vllm_rollouts_are_read_to_the_token_and_embedded_by_our_engine(
-    keeps_stop_token: bool, live: LiveEncoder, tmp_path: Path
+    keeps_stop_token: bool, live: LiveEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = live.sync()
     eos, embed = encoder.engine.stop_ids.item(), encoder.contract.embed_token_id
     scripts = [[11, 12, embed], [13, eos], list(range(20, 30)), [embed]]
     vllm = StandInVllm(lambda number, written: scripts[number % 4][len(written)], keeps_stop_token=keeps_stop_token)
-    engine = VLLMRollouts(tmp_path / "merged", module=vllm)
+    vllm.install(monkeypatch)
+    engine = EngineRollouts("vllm", folder=tmp_path / "merged")
     engine.sync(encoder)
     found = engine.sample(QUERIES, 4, **SAMPLING)
     assert [(r.token_ids, r.forced, r.ended) for r in found[:4]] == [
@@ -193,7 +194,7 @@ def test_vllm_rollouts_are_read_to_the_token_and_embedded_by_our_engine(
     asked = [request.params for request in vllm.engine.seen]
     assert len({params.seed for params in asked}) == len(found) == 12  # each has its own
     assert {params.temperature for params in asked} == {1.0}
-    ours = TorchRollouts()
+    ours = EngineRollouts()
     ours.sync(encoder)
     assert [r.prompt_ids for r in found] == [r.prompt_ids for r in ours.sample(QUERIES, 4, **SAMPLING)]
     ids = [*encoder.templates["reasoning"].prefix, *found[1].prompt_ids, 13, embed]
@@ -203,10 +204,11 @@ def test_vllm_rollouts_are_read_to_the_token_and_embedded_by_our_engine(
 
 
 def test_vllm_starts_on_the_merged_weights_and_gets_the_new_ones_at_each_sync(
-    live: LiveEncoder, tmp_path: Path
+    live: LiveEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vllm = StandInVllm()
-    engine = VLLMRollouts(tmp_path / "merged", module=vllm)
+    vllm.install(monkeypatch)
+    engine = EngineRollouts("vllm", folder=tmp_path / "merged")
     engine.sync(live.sync())
     (started,) = vllm.started
     before = load_file(started.folder / "model.safetensors")
@@ -225,4 +227,4 @@ def test_vllm_that_is_not_installed_is_an_input_error(tmp_path: Path, monkeypatc
 
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InputError, match=r"search-r3\[vllm\]"):
-        VLLMRollouts(tmp_path)
+        EngineRollouts("vllm", folder=tmp_path)
