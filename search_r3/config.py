@@ -7,7 +7,6 @@ anything is loaded, with the file, the key, what was expected and the nearest va
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -20,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from search_r3.errors import InputError
+from search_r3.hints import nearest
 from search_r3.yaml_file import parse_yaml, read_yaml, where_recipes_are
 
 Config = TypeVar("Config")
@@ -159,8 +159,8 @@ class _Builder:
             if name not in fields:
                 if self.replaced and (present := self.replaced(cls.__name__, prefix, name, value)):
                     raise InputError(f"{self.where(key)}: {present}")
-                near = difflib.get_close_matches(str(name), fields, n=1)
-                hint = f"did you mean {prefix}{near[0]}?" if near else f"valid keys are {', '.join(fields)}"
+                near = nearest(name, fields)
+                hint = f"did you mean {prefix}{near}?" if near else f"valid keys are {', '.join(fields)}"
                 raise InputError(f"{self.where(key)}: unknown key {key}; {hint}")
             try:
                 section = _default_section(fields[name]) if default is None else values[name]
@@ -247,8 +247,8 @@ def _convert_literal(choices: tuple[Any, ...], value: Any) -> Any:
     for choice in choices:
         if type(choice) is type(value) and choice == value:
             return choice
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(value, [str(choice) for choice in choices])
+    hint = f" (did you mean {near}?)" if near else ""
     raise _Mismatch(f"one of {', '.join(str(choice) for choice in choices)}{hint}")
 
 

@@ -6,14 +6,20 @@ import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """A question about the name of `known` that is nearest to `name`, to put into a message; "" if none is near.
+def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name of `known` that is nearest to `name`; None if none is near.
 
     Args:
-        cutoff: similarity from 0 to 1 (difflib's ratio) that a near name has at least.
-
-    >>> f"unknown engine 'int9'; {did_you_mean('int9', ['torch', 'int8'])}choose torch or int8"
-    "unknown engine 'int9'; did you mean 'int8'? choose torch or int8"
+        cutoff: similarity, from 0 to 1 (difflib's ratio), that a near name has at least.
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
-    return f"did you mean {near[0]!r}? " if near else ""
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A question about the nearest name of `known`, to put into a message; "" if none is near.
+
+    >>> f"unknown engine 'int9': {did_you_mean('int9', ['torch', 'int8'])}choose torch or int8"
+    "unknown engine 'int9': did you mean 'int8'? choose torch or int8"
+    """
+    near = nearest(name, known)
+    return f"did you mean {near!r}? " if near else ""

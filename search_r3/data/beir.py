@@ -7,7 +7,6 @@ build of training data may leave broken lines out (`on_fault`).
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import warnings
@@ -22,6 +21,7 @@ from search_r3.data.io.jsonl import string_field as string_field
 from search_r3.data.io.jsonl import write_jsonl as write_jsonl
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
+from search_r3.hints import nearest
 from search_r3.model.resolve import cache_dir
 
 DATA_VARIABLE = "SEARCH_R3_DATA"
@@ -82,8 +82,8 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str, what:
     """
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f'did you mean "{near[0]}"? ' if near else ""
+            near = nearest(name, known, cutoff=0.5)
+            hint = f'did you mean "{near}"? ' if near else ""
             raise InputError(f'{where}: unknown {what} "{name}"; {hint}known: {", ".join(known)}')
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import typing
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from search_r3.errors import InputError
+from search_r3.hints import nearest
 from search_r3.plugins import load_plugins
 
 
@@ -104,5 +104,5 @@ def _type_hints(entry: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""

@@ -6,7 +6,6 @@ written beside the old column; one commit then swaps the two names, so a reader 
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from search_r3.errors import InputError
+from search_r3.hints import nearest
 from search_r3.index.csvfile import OWN
 from search_r3.index.readers import Source
 from search_r3.index.source_document import SourceDocument
@@ -73,8 +73,8 @@ def check_fields(schema: pa.Schema, types: Mapping[str, str], documents: Source)
     for name in missing.values():
         if name.lower().removeprefix("_") in OWN:
             raise InputError(f'"{name}" is part of every document and no metadata: it has no --type; leave it out')
-        near = difflib.get_close_matches(name, sorted(found | known.keys()), 1)
-        there = f'did you mean "{near[0]}"?' if near else f"fields: {', '.join(sorted(found | known.keys())) or 'none'}"
+        near = nearest(name, sorted(found | known.keys()))
+        there = f'did you mean "{near}"?' if near else f"fields: {', '.join(sorted(found | known.keys())) or 'none'}"
         raise InputError(
             f"--type {name}={types[name]}: neither {documents.path} nor the index has a metadata field of that name; "
             f"{there}"

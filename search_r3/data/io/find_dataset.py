@@ -5,12 +5,12 @@ It stands above `beir`, which reads such folders, and `remote`, which fetches th
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from search_r3.data.beir import DATA_VARIABLE, resolve_root
 from search_r3.data.io.remote_datasets import fetch, is_remote
 from search_r3.errors import InputError
+from search_r3.hints import nearest
 
 
 def available_datasets(root: str | Path | None = None) -> list[str]:
@@ -41,6 +41,6 @@ def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
             f'no data set "{name}": {base} holds no BEIR folder; point --data or {DATA_VARIABLE} at the folder of '
             "your data sets, or give a data set's own path"
         )
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f'did you mean "{near[0]}"? ' if near else ""
+    near = nearest(name, names, cutoff=0.4)
+    hint = f'did you mean "{near}"? ' if near else ""
     raise InputError(f'no data set "{name}" in {base}; {hint}there are: {", ".join(names)}')

@@ -7,7 +7,6 @@ and a batch can be kept free of duplicate queries and documents, which would be 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections import Counter, defaultdict
@@ -17,6 +16,7 @@ import numpy as np
 
 from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
+from search_r3.hints import nearest
 
 EPOCH_STREAM, PASS_STREAM, MIX_STREAM = 77, 78, 79
 """Separate random streams: an epoch's shuffle, a pass over a weighted source, and mixing such sources in."""
@@ -164,8 +164,8 @@ class BatchSampler:
 def _check_weights(weights: Mapping[str, float], sources: Mapping[str, object]) -> None:
     for source, weight in weights.items():
         if source not in sources:
-            near = difflib.get_close_matches(source, sources, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(sources))}"
+            near = nearest(source, sources)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(sorted(sources))}"
             raise InputError(f"source_weights names the source {source!r}, but no pair has it; {hint}")
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError(f"the weight of source {source!r} must be a finite number, 0 or more, not {weight}")
