@@ -22,7 +22,7 @@ from search_r3.cli.options import (
     load,
 )
 from search_r3.cli.process import collect_garbage_as_usual
-from search_r3.errors import InputError
+from search_r3.optional import optional_imports
 
 if TYPE_CHECKING:
     from search_r3.server.service import Loaded
@@ -83,15 +83,11 @@ def serve(
     Next:     curl localhost:8000/v1/search -H 'Content-Type: application/json' -d '{"query": "your question"}'
     """
     hush()
-    try:
+    with optional_imports("server", "the server"):
         from search_r3.server.keys import read_keys
         from search_r3.server.run_server import serve as run
         from search_r3.server.server_config import ServerConfig
         from search_r3.server.service import Loaded
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"the server needs the package {error.name}: pip install 'search-r3[server,search]'"
-        ) from error
     from search_r3.index.table import SearchIndex
     from search_r3.model.model_info import model_of_index
     from search_r3.model.resolve import default_model

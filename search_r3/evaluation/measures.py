@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from search_r3.errors import InputError
 from search_r3.metrics import Qrels, Run, mean
+from search_r3.optional import require
 
 NDCG, MRR, RECALL = "nDCG@10", "MRR@10", "recall@100"
 MEASURES = (NDCG, MRR, RECALL)
@@ -49,10 +50,7 @@ def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = Non
     """
     if not qrels:
         raise InputError("there are no judgments to measure with; check the split's qrels file")
-    try:
-        import ir_measures
-    except ImportError as error:
-        raise InputError("measuring needs the package ir-measures; run: pip install 'search-r3[evaluation]'") from error
+    ir_measures = require("ir_measures", "evaluation", "measuring")
     measures = {ir_measures.nDCG @ 10: NDCG, ir_measures.RR: MRR, ir_measures.R @ 100: RECALL}
     per_query = {name: dict.fromkeys(qrels, 0.0) for name in MEASURES}
     judged = {qid: dict(run[qid]) for qid in qrels if run.get(qid)}

@@ -19,6 +19,7 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.index.storage import Remote
+from search_r3.optional import optional_imports
 
 CLIENT_OPTIONS = {
     "allow_http",
@@ -42,13 +43,9 @@ def open_objects(place: Remote) -> Any:
         InputError: obstore is not installed, or the credentials are of a kind that needs boto3.
         obstore.exceptions.BaseError: the options do not make a store; see `storage.explained`.
     """
-    try:
+    with optional_imports("search", "changing an index on object storage"):
         from obstore.exceptions import UnknownConfigurationKeyError
         from obstore.store import from_url
-    except ImportError as error:
-        raise InputError(
-            "changing an index on object storage needs obstore: pip install 'search-r3[search]'"
-        ) from error
 
     given = {key.lower(): value for key, value in place.options.items()}
     client: dict[str, Any] = {key: value for key, value in given.items() if key in CLIENT_OPTIONS}

@@ -12,11 +12,10 @@ from typing import Any, ClassVar, Self
 
 from search_r3.errors import InputError
 from search_r3.integrations.framework_encoder import MAX_NAMED, EncodingConfig, TextEncoder
+from search_r3.optional import optional_imports
 
-try:
+with optional_imports("haystack", "Haystack's components"):
     from haystack import Document, component, default_from_dict, default_to_dict
-except ImportError as error:
-    raise InputError("the Haystack components need haystack-ai: pip install 'search-r3[haystack]'") from error
 
 
 class _Embedder:

@@ -8,19 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from search_r3.errors import InputError
 from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, split_model
 from search_r3.integrations.index_searcher import Searcher
+from search_r3.optional import optional_imports
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
-try:
+with optional_imports("langchain", "the LangChain adapter"):
     from langchain_core.callbacks import CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
     from langchain_core.embeddings import Embeddings
     from langchain_core.retrievers import BaseRetriever
     from pydantic import ConfigDict, PrivateAttr
-except ImportError as error:
-    raise InputError("the LangChain adapter needs langchain-core: pip install 'search-r3[langchain]'") from error
 
 
 class SearchR3Embeddings(Embeddings):

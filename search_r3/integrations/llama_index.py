@@ -10,12 +10,11 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, split_model
+from search_r3.optional import optional_imports
 
-try:
+with optional_imports("llama-index", "the LlamaIndex adapter"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from pydantic import Field, PrivateAttr
-except ImportError as error:
-    raise InputError("the LlamaIndex adapter needs llama-index-core: pip install 'search-r3[llama-index]'") from error
 
 
 class SearchR3Embedding(BaseEmbedding):

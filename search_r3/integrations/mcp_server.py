@@ -12,15 +12,14 @@ from typing import Annotated, Any, Literal
 from search_r3 import __version__
 from search_r3.errors import InputError
 from search_r3.integrations.index_searcher import Searcher
+from search_r3.optional import optional_imports
 
-try:
+with optional_imports("mcp", "agents' access by MCP"):
     import anyio
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.types import ToolAnnotations
     from pydantic import BaseModel, Field
-except ImportError as error:
-    raise InputError("agents' access needs the package mcp, version 2: pip install 'search-r3[mcp]'") from error
 
 MAX_PASSAGES = 50
 """What an agent may ask for at once; its context is small."""

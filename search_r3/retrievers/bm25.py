@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.errors import InputError
+from search_r3.optional import require
 from search_r3.ranking import top_k
 from search_r3.retrievers.base import require_searchable, require_texts
 
@@ -27,11 +27,7 @@ class BM25Retriever:
     name = "bm25"
 
     def __init__(self, k1: float = 1.2, b: float = 0.75, stopwords: str | None = "en") -> None:
-        try:
-            import bm25s
-        except ImportError as error:
-            raise InputError("BM25 needs the package bm25s; run: pip install 'search-r3[evaluation]'") from error
-        self._bm25s = bm25s
+        self._bm25s = require("bm25s", "evaluation", "BM25")
         self.k1, self.b, self.stopwords = k1, b, stopwords
         self._index: Any = None
         self._size = 0

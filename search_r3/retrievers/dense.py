@@ -20,6 +20,7 @@ from search_r3.errors import InputError
 from search_r3.files import expand_user
 from search_r3.model.complete_weights import watched_loading
 from search_r3.model.quiet_loading import quiet_transformers
+from search_r3.optional import optional_imports
 from search_r3.ranking import top_k
 from search_r3.retrievers.base import require_searchable, require_texts
 
@@ -168,12 +169,8 @@ def bundled_folder(name: str) -> Path:
 
 def _load(name_or_path: str, device: str | None) -> Any:
     source = str(bundled_folder(name_or_path)) if name_or_path in BUNDLED else name_or_path
-    try:
+    with optional_imports("evaluation", name_or_path):
         from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise InputError(
-            f"{name_or_path} needs the package sentence-transformers; run: pip install 'search-r3[evaluation]'"
-        ) from error
     looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
     if looks_local and not expand_user(source).is_dir():
         raise InputError(f"no sentence-transformers model at {name_or_path}; expected a folder")

@@ -15,6 +15,7 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
+from search_r3.optional import optional_imports
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1)))
@@ -168,10 +169,8 @@ def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None) -> P
         InputError: see `read_log`; no run or more than `MOST_RUNS`; an ending that cannot be drawn; or matplotlib is
             not installed.
     """
-    try:
+    with optional_imports("evaluation", "plotting"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("plotting needs matplotlib; run: pip install 'search-r3[evaluation]'") from error
     given = {(Path(run) if Path(run).is_dir() else Path(run).parent).resolve(): Path(run) for run in runs}
     folders = list(given)
     if not 1 <= len(folders) <= MOST_RUNS:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from search_r3.data.beir import DATA_VARIABLE, BeirDataset, Document, resolve_root, write_beir
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
+from search_r3.optional import require
 
 SPLIT = "test"
 """The split of an ir_datasets name, which itself says which judgments are meant."""
@@ -96,7 +96,7 @@ def _write(target: Path, name: str, fetched: Fetched) -> None:
 
 
 def _from_ir_datasets(name: str) -> Fetched:
-    ir_datasets = _package("ir_datasets", "ir-datasets", "ir-datasets")
+    ir_datasets = require("ir_datasets", "ir-datasets", "the name")
     try:
         dataset = ir_datasets.load(name)
     except KeyError as error:
@@ -134,7 +134,7 @@ def _plain_text(row: Any, name: str) -> str:
 
 
 def _from_mteb(name: str) -> Fetched:
-    mteb = _package("mteb", "mteb", "mteb")
+    mteb = require("mteb", "mteb", "the name")
     task_name, _, subset = name.partition("/")
     try:
         task = mteb.get_task(task_name, hf_subsets=[subset]) if subset else mteb.get_task(task_name)
@@ -236,13 +236,6 @@ def _dataset(
 def _id(name: Any) -> str:
     """An id without white space, which separates the columns of qrels and runs."""
     return re.sub(r"\s", lambda found: f"%{ord(found[0]):02X}", str(name))
-
-
-def _package(module: str, package: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"the name needs the package {package}; run: pip install 'search-r3[{extra}]'") from error
 
 
 @contextmanager

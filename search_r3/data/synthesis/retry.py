@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from search_r3.errors import InputError
+from search_r3.optional import require
 
 MAX_WAIT = 120.0
 """Seconds that a wait between two tries may take; a longer wait ends the run, to be continued later."""
@@ -136,10 +137,7 @@ class Endpoint:
     """
 
     def __init__(self, settings: EndpointSettings, key: str, wording: Wording) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise InputError("an endpoint needs the package openai; run: pip install 'search-r3[synthesis]'") from error
+        openai = require("openai", "synthesis", "an endpoint")
         self.settings, self.wording = settings, wording
         self.client = openai.OpenAI(api_key=key, base_url=settings.url, timeout=settings.timeout, max_retries=0)
         self.answered = False

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError
+from search_r3.optional import optional_imports
 
 MTEB_NAMES = {"scifact": "SciFact", "hotpotqa": "HotpotQA", "cosqa": "CosQA", "mkqa": "MKQARetrieval"}
 """What MTEB calls the data sets that our recipes know."""
@@ -144,11 +145,9 @@ class SearchR3Encoder:
         Raises:
             InputError: mteb is not installed, or `training` documents no training.
         """
-        try:
+        with optional_imports("mteb", "MTEB"):
             from mteb.models import ModelMeta
             from mteb.models.model_meta import ScoringFunction
-        except ImportError as error:
-            raise InputError("MTEB needs the package mteb; run: pip install 'search-r3[mteb]'") from error
         network = self.model.checkpoint.model
         embedding = network.get_input_embeddings().weight.numel()
         memory = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())

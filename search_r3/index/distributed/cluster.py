@@ -17,6 +17,7 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.files import UNWRITABLE
+from search_r3.optional import require
 
 LOCAL = "local"
 KNOCK_SECONDS = 5.0
@@ -51,11 +52,8 @@ def joined(cluster: Cluster) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: Ray is not installed, the cluster cannot be reached, or it is too small.
     """
-    try:
-        import lance_ray  # noqa: F401
-        import ray
-    except ImportError as error:
-        raise InputError("many workers need Ray: pip install 'search-r3[ray]'") from error
+    require("lance_ray", "ray", "a build by many workers")
+    ray = require("ray", "ray", "a build by many workers")
     ours = not ray.is_initialized()
     if ours:
         _start(ray, cluster)
