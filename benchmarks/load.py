@@ -83,7 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the load that is measured")
     parser.add_argument("--warm-up", type=float, help="seconds of the same traffic before (default: as long)")
     parser.add_argument("--quiet", type=float, default=5.0, help="seconds of silence before memory is read")
-    parser.add_argument("--queue", type=int, default=64, help="requests that the server takes in hand")
+    parser.add_argument("--queue", type=int, default=64, help="requests in flight that the server accepts")
     parser.add_argument("--grace", type=float, default=10.0, help="seconds that the server may take to stop")
     parser.add_argument("--budget", type=int, default=8, help="tokens of reasoning")
     parser.add_argument("--large", type=float, default=15.0, metavar="MB", help="size of the large texts; 0: none")
@@ -171,7 +171,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "resident_mib": {"before": mib(before["bytes"]), "after": mib(after["bytes"]), "during": memory},
         "at_rest_before": before["handles"],
         "at_rest_after": after["handles"],
-        "waiting_after": metrics["search_r3_queue_texts"] + metrics["search_r3_requests_in_hand"],
+        "waiting_after": metrics["search_r3_queue_texts"] + metrics["search_r3_requests_in_flight"],
         "shutdown": stopped,
         "large": with_large,
         "goals": [
@@ -206,12 +206,13 @@ def crowd(server: ServerProcess, truth: Truth, clients: int, seconds: float, see
 
 
 def at_rest(server: ServerProcess, quiet: float) -> dict[str, Any]:
-    """Memory, open files and threads after a pause in which nothing is in hand."""
+    """Memory, open files and threads after a pause in which nothing is in flight."""
     end = time.monotonic() + PATIENCE
-    while server.health().get("in_hand") and time.monotonic() < end:
+    while server.health().get("in_flight") and time.monotonic() < end:
         time.sleep(0.05)
     time.sleep(quiet)
-    return {"bytes": server.resident_bytes(), "handles": server.handles(), "in_hand": server.health().get("in_hand")}
+    in_flight = server.health().get("in_flight")
+    return {"bytes": server.resident_bytes(), "handles": server.handles(), "in_flight": in_flight}
 
 
 def shutdown(server: ServerProcess, truth: Truth, grace: float) -> dict[str, Any]:
@@ -309,7 +310,7 @@ def goals(
     """What must hold, what was found, and whether it does."""
     growth = after["bytes"] / before["bytes"] - 1
     busy = tally.count(status="429")
-    in_hand = metrics["search_r3_queue_texts"] + metrics["search_r3_requests_in_hand"]
+    in_flight = metrics["search_r3_queue_texts"] + metrics["search_r3_requests_in_flight"]
     cut = tally.count(status=CUT, kinds=tuple(GOOD))
     every: list[tuple[str, Any, bool]] = [
         ("good requests answered", len(tally.latencies), len(tally.latencies) > options.clients / 4),
@@ -320,7 +321,7 @@ def goals(
         ("429s seen, as the crowd is larger than the queue", busy, bool(busy) or options.clients <= 2 * options.queue),
         ("429s and 503s without Retry-After", tally.without_retry_after, not tally.without_retry_after),
         ("resident memory, growth", rounded(growth), abs(growth) <= MEMORY_WITHIN),
-        ("still in hand or waiting afterwards", in_hand, not in_hand and not after["in_hand"]),
+        ("still in flight or waiting afterwards", in_flight, not in_flight and not after["in_flight"]),
         ("open files, growth", *_growth(before, after, "files", 2)),
         ("threads, growth", *_growth(before, after, "threads", POOL)),
         ("exit code", stopped["exit_code"], stopped["exit_code"] in (0, -15)),  # uvicorn raises the signal again

@@ -147,9 +147,9 @@ def turn(server: ServerProcess, truth: Truth, seconds: float, post: Callable[[],
 
 
 def at_rest(server: ServerProcess, quiet: float) -> int:
-    """Resident bytes after a pause in which nothing is in hand."""
+    """Resident bytes after a pause in which nothing is in flight."""
     end = time.monotonic() + ANSWER_SECONDS
-    while server.health().get("in_hand") and time.monotonic() < end:
+    while server.health().get("in_flight") and time.monotonic() < end:
         time.sleep(0.1)
     time.sleep(quiet)
     return server.resident_bytes()

@@ -120,7 +120,7 @@ class ServerProcess:
         return {name: float(value) for name, _, value in lines}
 
     def cache_hits(self) -> int:
-        """Reasoned queries that were not thought about, as they were known."""
+        """Reasoned queries whose answers came from the cache."""
         return int(self.metrics().get('search_r3_reasoned_cache_total{found="yes"}', 0))
 
     def resident_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""The application: routes, errors in one form, a log line and figures for every request, the page at /.
+"""The application: routes, errors in one form, and a log line and metrics for every request.
 
 Everything unexpected ends here as a 500 that says nothing of the inside; uvicorn never sees an exception.
 """
@@ -11,43 +11,29 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
-from typing import Any
 
-from fastapi import Depends, FastAPI
-from starlette.convertors import StringConvertor, register_url_convertor
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from search_r3.errors import InputError
 from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.logs import log
-from search_r3.server.metrics import CONTENT_TYPE
-from search_r3.server.openapi import describe
-from search_r3.server.request_body import HungUp
-from search_r3.server.routes import documents, embeddings
-from search_r3.server.routes import search as search_route
-from search_r3.server.routes.docs_page import render
-from search_r3.server.routes.embeddings import check_model, model_record, to_json
-from search_r3.server.routes.web_page import add_page
+from search_r3.server.openapi import custom_openapi
+from search_r3.server.parsing import validation_error
+from search_r3.server.request_body import ClientDisconnected
+from search_r3.server.routes import docs_page, documents, embeddings, health, models, search, web_page
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
 
-GET = ["GET", "HEAD"]
-CLOSED_REQUEST = 499
-"""nginx's status for a client that went away; only the log and the figures see it."""
-
-
-class AnyText(StringConvertor):
-    """The rest of a path, line ends included: Starlette's own `path` stops at them, but an id may have them."""
-
-    regex = r"[\s\S]*"
-
-
-register_url_convertor("any_text", AnyText())
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that went away; only the log and the metrics see it."""
 
 
 def create_app(
@@ -57,7 +43,7 @@ def create_app(
 
     Args:
         config: limits and keys.
-        load: gives what is served; called in a thread at startup.
+        load: returns what is served; called in a thread at startup.
         on_failure: called if that fails.
 
     The application's `state.service` is its `Service`.
@@ -70,96 +56,29 @@ def create_app(
         yield
         await asyncio.to_thread(service.close, config.grace)
 
+    routers = [embeddings.router, search.router, models.router, documents.router]
+    if config.writable:
+        routers.append(documents.changes_router)
+    routers += [health.router, docs_page.router, web_page.router]
     app = FastAPI(
-        title="Search-R3", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, redirect_slashes=False
+        title="Search-R3",
+        description="Embeddings as OpenAI's clients ask for them, and search that reasons before it embeds.",
+        routes=[route for router in routers for route in router.routes],
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.service = service
-    _add_v1(app, service)
-    _add_rest(app, service)
+    app.openapi = partial(custom_openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to complete it
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(InputError, _input_error)
-    app.add_exception_handler(HungUp, lambda *_: Response(status_code=CLOSED_REQUEST))
-    app.add_middleware(Observed, service=service)
+    app.add_exception_handler(RequestValidationError, _parameter_error)
+    app.add_exception_handler(ClientDisconnected, lambda *_: Response(status_code=CLIENT_CLOSED_REQUEST))
+    app.add_middleware(ObservabilityMiddleware, service=service)
     return app
-
-
-def _add_v1(app: FastAPI, service: Service) -> None:
-    async def key_checked(request: Request) -> None:
-        service.keys.check(request.headers.get("authorization"))
-
-    guard: dict[str, Any] = {"dependencies": [Depends(key_checked)], "response_model": None}
-
-    @app.post("/v1/embeddings", **guard)
-    async def create_embeddings(request: Request) -> Response:
-        return await embeddings.create_embeddings(request, service)
-
-    @app.api_route("/v1/models", methods=GET, **guard)
-    async def list_models() -> Response:
-        return to_json({"object": "list", "data": [model_record(service.loaded)]})
-
-    @app.api_route("/v1/models/{model:path}", methods=GET, **guard)
-    async def get_model(model: str) -> Response:
-        check_model(model, service.loaded)
-        return to_json(model_record(service.loaded))
-
-    @app.post("/v1/search", **guard)
-    async def search(request: Request) -> Response:
-        return await search_route.search(request, service)
-
-    @app.api_route("/v1/documents", methods=GET, **guard)
-    async def list_documents(request: Request) -> Response:
-        return await documents.list_documents(request, service)
-
-    if service.config.writable:
-
-        @app.post("/v1/documents", **guard)
-        async def add_documents(request: Request) -> Response:
-            return await documents.add_documents(request, service)
-
-        @app.delete("/v1/documents/{document:any_text}", **guard)
-        async def delete_document(request: Request, document: str) -> Response:
-            return await documents.delete_document(request, service, document)
-
-
-def _add_rest(app: FastAPI, service: Service) -> None:
-    @app.api_route("/readyz", methods=GET, response_model=None)
-    @app.api_route("/health", methods=GET, response_model=None)
-    async def health(request: Request) -> Response:
-        known = service.known
-        status, reason = service.health()
-        allowed = service.keys.allow(request.headers.get("authorization"))  # a reason may name paths and models
-        record = {
-            "status": status,
-            "reason": reason if allowed else None,
-            "model": known.model.name if known else None,
-            "index": known is not None and known.index is not None,
-            "in_hand": service.in_hand,
-        }
-        answer = to_json(record, 200 if status == "ready" else 503)
-        answer.headers["Cache-Control"] = "no-store"
-        if answer.status_code == 503:
-            answer.headers["Retry-After"] = "2"
-        return answer
-
-    @app.api_route("/livez", methods=GET, response_model=None)
-    async def livez() -> Response:
-        return to_json({"status": "alive"})
-
-    @app.api_route("/metrics", methods=GET, response_model=None)
-    async def metrics() -> Response:
-        return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
-
-    @app.api_route("/openapi.json", methods=GET, response_model=None)
-    async def openapi() -> Response:
-        return to_json(await asyncio.to_thread(describe, service))
-
-    @app.api_route("/docs", methods=GET, response_model=None)
-    async def docs(request: Request) -> Response:
-        description = await asyncio.to_thread(describe, service)
-        return HTMLResponse(render(description, str(request.base_url).rstrip("/")))
-
-    add_page(app)
 
 
 async def _api_error(_: Request, error: Exception) -> Response:
@@ -172,8 +91,19 @@ async def _input_error(_: Request, error: Exception) -> Response:
     return from_input_error(error).response()
 
 
+async def _parameter_error(_: Request, error: Exception) -> Response:
+    """A wrong parameter of the query or the path; bodies are validated by `parsing`."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"][1:]))[:100]  # without "query"
+    if first["type"] == "extra_forbidden":
+        message = f"there is no parameter {name!a}; see /docs for those there are"
+        return ApiError(400, message, "unknown_parameter", param=name).response()
+    return validation_error({**first, "loc": (name,)}).response()
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own 404 and 405, and what a page's files may raise."""
+    """Starlette's own 404 and 405."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
@@ -196,7 +126,7 @@ def _methods(request: Request) -> list[str]:
     return sorted(found)
 
 
-class Observed:
+class ObservabilityMiddleware:
     """Outermost: counts, times and logs every request, and answers what nobody else has caught.
 
     The log has the route, never the query string, the body, or a header.
@@ -226,7 +156,7 @@ class Observed:
             if not status:
                 answer = ApiError(500, f"something went wrong here; it was logged as {identifier}", "internal")
                 await answer.response()(scope, receive, watched)
-        except asyncio.CancelledError:  # a shutdown that would wait no longer; nothing is outside to be told
+        except asyncio.CancelledError:  # a shutdown that would wait no longer
             if not status:
                 answer = ApiError(503, "the server is shutting down; try again later", "not_ready_stopping")
                 await answer.response()(scope, receive, watched)
@@ -238,8 +168,8 @@ class Observed:
     def _note(self, scope: Scope, identifier: str, status: int, seconds: float, error: BaseException | None) -> None:
         route = getattr(scope.get("route"), "path", "other")
         state = scope.get("state", {})
-        if state.get("hung_up"):
-            status = CLOSED_REQUEST
+        if state.get("client_disconnected"):
+            status = CLIENT_CLOSED_REQUEST
         self.service.metrics.requests.labels(route, str(status)).inc()
         self.service.metrics.seconds.labels(route).observe(seconds)
         level = logging.ERROR if status >= 500 and status != 503 else logging.INFO

@@ -23,7 +23,7 @@ RETRY_STORAGE, RETRY_BUSY, RETRY_INDEX = 10, 5, 2
 
 
 class ApiError(Exception):
-    """What a client is told instead of an answer.
+    """The error that a client gets instead of an answer.
 
     Args:
         status: the HTTP status.
@@ -57,9 +57,8 @@ class ApiError(Exception):
 def from_input_error(
     error: InputError, status: int = 400, code: str = "invalid_value", param: str | None = None
 ) -> ApiError:
-    """What a client is told for `error`: storage that fails, or an index of another model in the place of the server's,
-    is no fault of the request (503), and an index that another process is writing is a matter of waiting (409 with
-    Retry-After); all else is `status`, `code` and `param`.
+    """`error` for a client: 503 where storage fails or an index of another model is in the place of the server's, 409
+    with Retry-After where another process is writing the index; all else is `status`, `code` and `param`.
     """
     if isinstance(error, IndexUnavailable | ModelMismatch):
         return ApiError(503, str(error), "index_unavailable", retry_after=RETRY_INDEX)

@@ -1,8 +1,8 @@
-"""The changes of a server's index: those that wait while one is committed go together into the next commit.
+"""Writing to a server's index: changes that wait while one is committed go together into the next commit.
 
 A change is answered once it is committed. One that is wrong fails alone, also among others. Texts are embedded before
-that, in threads that do nothing else; commits and maintenance (files put together, old versions removed) come one after
-the other in a thread of their own, maintenance after the answers.
+that, in threads of their own; commits and maintenance (compaction, removal of old versions) come one after the other in
+another thread, maintenance after the answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from search_r3.server.logs import log
 
 WAIT_SECONDS = 10.0
 """How long a change waits for another process that writes the same index."""
-TOGETHER = 1000
+MAX_DOCUMENTS_PER_COMMIT = 1000
 """Documents that go into one commit, at most, unless a single request has more."""
 
 
@@ -39,7 +39,7 @@ class Change:
 
     Attributes:
         documents: to add; none for a deletion.
-        encoder: embeds them. Once it is cancelled nothing of the change is written, unless it is being so.
+        encoder: embeds them. Once it is cancelled nothing of the change is written, unless its commit has begun.
         deleted: id of the document to delete.
         vectors: of the documents' texts, once they are embedded.
         chunks: that the documents have.
@@ -59,7 +59,7 @@ class Change:
 
     @property
     def begun(self) -> bool:
-        """Whether any of its work has begun."""
+        """Whether it has begun: embedding, or the commit."""
         return self.committing or (self.encoder is not None and self.encoder.begun)
 
 
@@ -71,7 +71,7 @@ No change holds its own: the error in it would hold itself, through the frames o
 """
 
 
-class Writer:
+class IndexWriter:
     """Commits changes in the order in which they are ready.
 
     Args:
@@ -84,11 +84,11 @@ class Writer:
         self._committing = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._wait = wait
         self._waiting: deque[Waiting] = deque()
-        self._working: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start nothing more."""
         self._embedding.shutdown(wait=False, cancel_futures=True)
         self._committing.shutdown(wait=False, cancel_futures=True)
 
@@ -114,15 +114,15 @@ class Writer:
             del done  # see `Waiting`
 
     def _begin(self, index: IndexHandle, idle: bool = False) -> None:
-        if self._working is None or self._working.done():
-            self._working = asyncio.ensure_future(self._work(index, idle))
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._run(index, idle))
 
-    async def _work(self, index: IndexHandle, idle: bool) -> None:
-        with suppress(RuntimeError):  # the server is ending: the threads take nothing more, and nobody waits
-            await self._work_through(index, idle)
+    async def _run(self, index: IndexHandle, idle: bool) -> None:
+        with suppress(RuntimeError):  # the server is shutting down: the threads accept nothing more, and nobody waits
+            await self._commit_all(index, idle)
 
-    async def _work_through(self, index: IndexHandle, idle: bool) -> None:
-        """Commit what waits, and what comes meanwhile. `idle` begins with the maintenance for when nothing waits."""
+    async def _commit_all(self, index: IndexHandle, idle: bool) -> None:
+        """Commit what waits, and what comes meanwhile. `idle`: begin with the maintenance for when nothing waits."""
         loop = asyncio.get_running_loop()
         if self._idle is not None:
             self._idle.cancel()
@@ -152,7 +152,7 @@ class Writer:
                 done.cancel()
                 continue
             other = group and (bool(group[0][0].documents) is not bool(change.documents) or ids & change.ids)
-            if other or (group and len(ids) + len(change.ids) > TOGETHER):
+            if other or (group and len(ids) + len(change.ids) > MAX_DOCUMENTS_PER_COMMIT):
                 break
             ids |= change.ids
             change.committing = True
@@ -160,7 +160,7 @@ class Writer:
         return group
 
     def _commit(self, index: IndexHandle, changes: list[Change]) -> list[Answer]:
-        """Never raises. Who adds and then searches, finds: the index is looked at again before the answers."""
+        """Never raises. A search after the answer finds the change: the index is checked again before the answers."""
         try:
             place = index.writable()
             return self._add(place, changes) if changes[0].documents else self._delete(index, place, changes)
@@ -207,12 +207,12 @@ class Writer:
 
 
 def _embed(index: IndexHandle, change: Change) -> None:
-    """The embeddings that the index lacks, before it is held for writing."""
+    """Embed the texts that the index lacks, before it is locked for writing."""
     encoder = change.encoder
     assert encoder is not None
     if encoder.cancelled:  # while it waited for a thread
         raise CancelledError
-    ahead = Ahead(encoder, change.vectors)  # what is embedded by then is known if another index is read instead
+    ahead = Ahead(encoder, change.vectors)  # keeps what is embedded if the index is exchanged meanwhile
 
     def embed(now: SearchIndex) -> int:
         with explained(now.path):
@@ -236,6 +236,6 @@ def _maintain(index: IndexHandle, always: bool) -> None:
         if maintain_index(index.writable(), wait=0.0, always=always, made_with=index.info):
             log("full text rebuilt")
     except (IndexBusy, IndexUnavailable, ModelMismatch):
-        pass  # who writes there does it, or the next change to an index that is ours
+        pass  # done by the other writer, or with the next change
     except Exception as error:
         log("maintenance of the index failed", 30, error)

@@ -1,4 +1,4 @@
-"""API keys: `Authorization: Bearer KEY`, compared in constant time, wherever keys were configured."""
+"""API keys: `Authorization: Bearer KEY`, compared in constant time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line, on standard error. They never hold a user's text, a key, or a query string.
+"""Logs as one JSON object a line, on standard error, without users' texts, keys, or query strings.
 
 An unexpected error is logged by its type and the places in the code that it went through, not by its message: messages
 quote values.
@@ -29,7 +29,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def error_fields(error: BaseException) -> dict[str, Any]:
-    """An error's type and the innermost places in the code, without its message."""
+    """An error's type and its innermost stack frames, without its message."""
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     places = [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
     return {"error": type(error).__name__, "at": places}

@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests, latencies, tokens, what waits, batch sizes, cache hits.
+"""Metrics for Prometheus: requests, latencies, tokens, queue lengths, batch sizes, cache hits.
 
 A registry for each server, so that two in one process do not mix. No label ever holds a user's text.
 """
@@ -19,7 +19,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Rate:
-    """Events a second, over the last `seconds`. Safe between threads."""
+    """Events a second, over the last `seconds`. Thread-safe."""
 
     def __init__(self, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock = seconds, clock
@@ -27,13 +27,13 @@ class Rate:
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """So many happened now."""
+        """Count events that happen now."""
         with self._lock:
             self._counted.append((self._clock(), count))
             self._forget()
 
     def value(self) -> float:
-        """How many a second."""
+        """Events a second."""
         with self._lock:
             self._forget()
             return sum(count for _, count in self._counted) / self._seconds
@@ -66,9 +66,9 @@ class Metrics:
         self.cache = Counter(
             "search_r3_reasoned_cache", "Reasoned queries found in the cache, or not.", ["found"], **new
         )
-        self.dropped = Counter("search_r3_dropped", "Requests given up, by reason.", ["reason"], **new)
-        self.in_hand = Gauge("search_r3_requests_in_hand", "Requests waiting or being answered.", **new)
-        self.ready = Gauge("search_r3_ready", "1 while requests are taken and can be answered.", **new)
+        self.dropped = Counter("search_r3_dropped", "Requests dropped, by reason.", ["reason"], **new)
+        self.in_flight = Gauge("search_r3_requests_in_flight", "Requests waiting or being answered.", **new)
+        self.ready = Gauge("search_r3_ready", "1 while requests are accepted and can be answered.", **new)
         self.index_events = Counter(
             "search_r3_index_events",
             "Changes of the index: exchanged, refused (of another model), unavailable, available again.",
@@ -85,20 +85,20 @@ class Metrics:
         self._queue_tokens = Gauge("search_r3_queue_tokens", "Tokens that wait for the model.", **new)
 
     def watch_queue(self, waiting: Callable[[], tuple[int, int]]) -> None:
-        """Ask `waiting` for texts and tokens at every scrape."""
+        """Call `waiting` for texts and tokens at every scrape."""
         self._queue_texts.set_function(lambda: waiting()[0])
         self._queue_tokens.set_function(lambda: waiting()[1])
 
     def watch_index(self, available: Callable[[], bool]) -> None:
-        """Ask at every scrape whether the index can be searched."""
+        """Call `available` at every scrape: whether the index can be searched."""
         gauge = Gauge("search_r3_index_available", "1 while the index can be searched.", registry=self.registry)
         gauge.set_function(available)
 
     def watch_slots(self, slots: int, in_use: Callable[[], int]) -> None:
-        """There are so many `slots`; ask at every scrape how many are `in_use`."""
+        """The number of slots, and a function that returns at every scrape how many are in use."""
         self._slots.set(slots)
         self._slots_in_use.set_function(in_use)
 
     def render(self) -> bytes:
-        """The page that Prometheus reads."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""A request's body as a value of its schema, or an ApiError 400 that names the field that is wrong and what it may be.
+"""A request's body as a value of its type, or an ApiError 400 that names the field that is wrong and what it may be.
 
 Python's C parser holds every other thread up while it works: milliseconds for the longest text, but more than a second
 for a body of millions of little values. Such bodies are parsed in Python, some 50 times slower, where other threads get
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from search_r3.server.errors import ApiError
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body")
 EXACT = 2.0**53  # whole numbers up to here are exact as floats
 FEW_VALUES = 150_000
 """A body that can hold no more values, as one of 200 kB, takes the C parser about ten milliseconds."""
@@ -26,7 +26,7 @@ MOST_VALUES = 500_000
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def parse(body: bytes | bytearray, shape: type[Body], most: int = MOST_VALUES) -> Body:
+def parse(body: bytes | bytearray, shape: TypeAdapter[Body], most: int = MOST_VALUES) -> Body:
     """JSON as a `shape`; a bytearray is emptied on the way, as it may be large.
 
     Raises:
@@ -34,9 +34,9 @@ def parse(body: bytes | bytearray, shape: type[Body], most: int = MOST_VALUES) -
     """
     value = _decoded(body, most)
     try:
-        return shape.model_validate(value)
+        return shape.validate_python(value)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise validation_error(error.errors(include_url=False, include_input=False)[0]) from error
 
 
 def count_marks(body: bytes | bytearray) -> int:
@@ -111,23 +111,25 @@ EXPECTED = {
     "list_type": "expected a list",
     "model_type": "expected an object",
     "dict_type": "expected an object",
+    "string_pattern_mismatch": "empty; give at least one visible character",  # the only pattern there is, `VISIBLE`
+    "string_too_long": "over {max_length:,} characters; shorten it",
+    "too_long": "over {max_length:,} entries; give fewer",
+    "too_short": "empty; give at least one entry",
 }
 """What is said for pydantic's kinds of error, whose own words are about Python."""
 
 
-def _explain(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    places = [str(part) for part in first["loc"] if isinstance(part, int) or "[" not in part]
+def validation_error(error: Mapping[str, Any]) -> ApiError:
+    """One of pydantic's errors in OpenAI's form. In brackets in its place are names of alternatives, not of fields."""
+    kind = error["type"]
+    places = [str(part) for part in error["loc"] if isinstance(part, int) or "[" not in part]
     param = ".".join(places)[:200] or None
-    message = EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if first["type"] == "string_too_long":
-        message = f"over {first['ctx']['max_length']:,} characters; shorten it"
-    elif first["type"] == "too_long":
-        message = f"over {first['ctx']['max_length']:,} entries; give fewer"
-    if first["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         return ApiError(
             400, f"there is no field {param!a}; see /docs for those there are", "unknown_field", param=param
         )
-    if first["type"] == "missing":
+    if kind == "missing":
         return ApiError(400, f"the field {param!a} is missing", "missing_field", param=param)
+    known = EXPECTED.get(kind)
+    message = known.format(**error.get("ctx", {})) if known else error["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{param + ': ' if param else ''}{message}", "invalid_value", param=param)

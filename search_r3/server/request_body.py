@@ -1,4 +1,4 @@
-"""Requests in: a body within its limits, JSON, the right shape; and waiting for an answer while the client is there.
+"""Reading a request's body within the server's limits, and waiting for an answer while the client is connected.
 
 What is wrong with a request becomes an ApiError: 408 too slow, 413 too large, 415 another type, 400 all else. Whatever
 takes long is done in threads, large requests in one of their own so that small ones do not wait behind them.
@@ -12,25 +12,25 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 from starlette.requests import ClientDisconnect, Request
 
 from search_r3.server.errors import ApiError
 from search_r3.server.parsing import MOST_VALUES, count_marks, parse
 from search_r3.server.service import Service
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body")
 T = TypeVar("T")
 LARGE = 200_000  # bytes or characters; parsing more would keep the others waiting for milliseconds
 FEW_MARKS = 5_000  # of values in a body; checking more against a schema would, too
 
 
-class HungUp(Exception):
-    """Nobody is there to be answered."""
+class ClientDisconnected(Exception):
+    """There is no client any more to be answered."""
 
 
-async def read(request: Request, service: Service, shape: type[Body]) -> Body:
-    """The request's body as a `shape`. Raises ApiError, or HungUp."""
+async def read(request: Request, service: Service, shape: TypeAdapter[Body]) -> Body:
+    """The request's body as a `shape`. Raises ApiError, or ClientDisconnected."""
     body = await _read_bytes(request, service)
     if len(body) <= LARGE and count_marks(body) <= FEW_MARKS:
         return parse(body, shape)
@@ -39,7 +39,7 @@ async def read(request: Request, service: Service, shape: type[Body]) -> Body:
 
 
 def pool_for(service: Service, size: int) -> Executor:
-    """Where a request's body or texts of `size` bytes or characters are worked on: large ones one after the other."""
+    """The threads for a request's body or texts of `size` bytes or characters: large ones one after the other."""
     return service.bulk if size > LARGE else service.tokenizing
 
 
@@ -48,16 +48,16 @@ async def in_thread(request: Request, service: Service, pool: Executor, job: Cal
 
     Args:
         pool: has the thread.
-        job: is given a function that it calls between its steps, and that raises HungUp when it should end.
+        job: gets a function that it calls between its steps, and that raises ClientDisconnected when it should end.
 
     Raises:
-        ApiError, HungUp: see `until_done`; and whatever `job` raises.
+        ApiError, ClientDisconnected: see `until_done`; and whatever `job` raises.
     """
     begun, ended = threading.Event(), threading.Event()
 
     def check() -> None:
         if ended.is_set():
-            raise HungUp
+            raise ClientDisconnected
 
     def run() -> T:
         check()
@@ -91,7 +91,7 @@ async def _read_bytes(request: Request, service: Service) -> bytearray:
         seconds = service.config.body_timeout
         raise ApiError(408, f"the body did not arrive within {seconds:g} seconds", "body_timeout") from error
     except ClientDisconnect as error:
-        raise HungUp from error
+        raise ClientDisconnected from error
     return body
 
 
@@ -99,7 +99,7 @@ def _too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body is over the limit of {limit:,} bytes; send fewer texts", "body_too_large")
 
 
-async def hang_up(request: Request) -> None:
+async def disconnected(request: Request) -> None:
     """Return when the client is gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -112,7 +112,7 @@ async def until_done(
     begun: Callable[[], bool],
     cancel: Callable[[], Any] = lambda: None,
 ) -> T:
-    """The result of `future`, as long as the client is there and the time is not over; else it is cancelled.
+    """The result of `future`, as long as the client is connected and the timeout is not over; else it is cancelled.
 
     The caller keeps no reference to `future`: an error in it would hold itself, through the frames of its traceback,
     and with them the whole request.
@@ -123,29 +123,29 @@ async def until_done(
 
     Raises:
         ApiError: 503 (not begun) or 504 (begun) after the server's timeout.
-        HungUp: the client went away.
+        ClientDisconnected: the client went away.
     """
-    gone = asyncio.ensure_future(hang_up(request))
+    gone = asyncio.ensure_future(disconnected(request))
     either: set[asyncio.Future[Any]] = {future, gone}
     try:
         await asyncio.wait(either, timeout=service.config.timeout, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
         if gone.done():
-            service.metrics.dropped.labels("hung up").inc()
-            raise HungUp
+            service.metrics.dropped.labels("disconnected").inc()
+            raise ClientDisconnected
         raise timed_out(service, begun())
     finally:
         gone.cancel()
         if not future.done():
             cancel()
             future.cancel()
-            future.add_done_callback(lambda f: f.cancelled() or f.exception())  # nobody else will look at it
+            future.add_done_callback(lambda f: f.cancelled() or f.exception())  # or asyncio logs it
         del future, either, begun, cancel
 
 
 def timed_out(service: Service, begun: bool) -> ApiError:
-    """What to tell one who has waited too long."""
+    """The error of a request that has waited too long."""
     service.metrics.dropped.labels("timeout").inc()
     seconds = f"{service.config.timeout:g} seconds"
     if begun:

@@ -1,7 +1,7 @@
-"""Memory of large requests: how much of it there may be at once, and giving it back to the system afterwards.
+"""Memory of large requests: how much of it they may have at once, and its return to the system afterwards.
 
-The C library keeps what is freed, in an arena for each thread, for whoever asks next. After bodies of many megabytes it
-is asked to let go (malloc_trim(3)); where it cannot be asked, nothing happens.
+The C library keeps what is freed, in an arena for each thread, for later allocations. After bodies of many megabytes
+malloc_trim(3) returns it, where there is one.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from starlette.types import Scope
 from search_r3.server.errors import ApiError
 
 QUIET = 1.0
-"""Seconds after the last large request until memory is given back, which takes milliseconds."""
+"""Seconds after the last large request until memory is returned, which takes milliseconds."""
 
 
-class Bodies:
-    """The large bodies in hand. To be used from the event loop's thread.
+class LargeBodies:
+    """The large bodies of the requests in flight. To be used from the event loop's thread.
 
     Args:
-        most: bytes that they may have together; a single one may always be had.
-        threads: where memory is given back.
+        most: bytes that they may have together; a single one is always allowed.
+        threads: where memory is returned.
     """
 
     def __init__(self, most: int, threads: Executor, trim: Callable[[], None] | None = None) -> None:
         self.most, self.held = most, 0
-        self._threads, self._trim = threads, trim or give_back
+        self._threads, self._trim = threads, trim or return_memory
         self._timer: asyncio.TimerHandle | None = None
 
     def hold(self, scope: Scope, size: int) -> None:
@@ -39,28 +39,28 @@ class Bodies:
         state = scope.setdefault("state", {})
         others = self.held - state.get("body_bytes", 0)
         if others and others + size > self.most:
-            message = f"large requests of {others:,} bytes are in hand; try again later"
+            message = f"large requests of {others:,} bytes are in flight; try again later"
             raise ApiError(429, message, "queue_full", retry_after=2)
         self.held, state["body_bytes"] = others + size, size
 
     def release(self, scope: Scope) -> None:
-        """The body of the request of `scope` is needed no more; again has no effect."""
+        """The body of the request of `scope` is needed no more. A second call has no effect."""
         if size := scope.get("state", {}).pop("body_bytes", 0):
             self.held -= size
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_later(QUIET, self._give_back)
+            self._timer = asyncio.get_running_loop().call_later(QUIET, self._return_memory)
 
-    def _give_back(self) -> None:
+    def _return_memory(self) -> None:
         self._timer = None
         try:
             self._threads.submit(self._trim)
-        except RuntimeError:  # the server is ending, and all of its memory with it
+        except RuntimeError:  # the server is shutting down
             return
 
 
-def give_back() -> None:
-    """Return what is free to the system, and what nobody holds any more but itself."""
+def return_memory() -> None:
+    """Collect garbage, and return free memory to the system."""
     gc.collect()
     trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

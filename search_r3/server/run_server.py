@@ -1,4 +1,4 @@
-"""Running the application: uvicorn, a socket that says clearly why it cannot be had, and a shutdown that finishes."""
+"""Running the application: uvicorn, a socket with clear errors, and a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from search_r3.server.service import Loaded, Service
 
 
 class Server(uvicorn.Server):
-    """uvicorn, telling the service at once when a signal asks it to stop."""
+    """uvicorn, with a service that is notified at once of a signal to stop."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """From now on nothing new; what is in hand is finished."""
+        """Accept nothing new; finish what is in flight."""
         self.service.stop_taking()
         super().handle_exit(sig, frame)
 
@@ -69,10 +69,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(host: str, port: int, config: ServerConfig, load: Callable[[], Loaded]) -> None:
-    """Serve until a signal (SIGTERM, Ctrl-C) ends it.
+    """Serve until a signal (SIGTERM, Ctrl-C) stops it.
 
     Raises:
-        InputError: the address cannot be had.
+        InputError: the server cannot listen on the address.
         Exception: what `load` raised.
     """
     bound = listen(host, port)

@@ -1,7 +1,8 @@
-"""The bodies that requests may have. Types are held to strictly: "1" is no number, 1 is no truth value.
+"""The bodies of requests and answers, as pydantic models: requests are validated by them, and FastAPI describes both.
 
-What depends on the model or the index that is served (names, sizes, columns) is checked where it is used; `components`
-describes all of it as JSON Schema.
+Types are strict: "1" is not a number, 1 is not a truth value. What is known only at run time (the limits of a server,
+the vocabulary of its model, the columns of its index) is checked where it is used; the types with a name of their own
+(`TokenId`, `Filter`, ...) are those that `openapi` completes by it.
 """
 
 from __future__ import annotations
@@ -9,43 +10,60 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from typing_extensions import TypeAliasType
 
-from search_r3.errors import InputError
 from search_r3.index.search import MAX_HITS, MAX_QUERY_CHARACTERS, Mode
 from search_r3.model.tokenization import MAX_CHARACTERS
 from search_r3.rank_fusion import VECTOR_WEIGHT
+from search_r3.server.where_filter import MAX_FILTER_CHARACTERS
 
 VISIBLE = "[^\\u0000-\\u0020\\u007f-\\u00a0\\u00ad\\u1680\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u206f\\u3000\\ufeff]"
 """A text must have such a character: any but spaces, control and zero-width characters."""
 FIELD_NAME = "^[a-z][a-z0-9_]{0,63}$"
-MAX_NUMBER = 1e15
-MAX_FILTER_CHARACTERS = 2000
-_SQL_WORDS = (
-    "all and any as asc between by case cast create cross current delete desc distinct drop else end except "
-    "exists false fetch for from full group having in inner insert intersect interval into is join left like "
-    "limit natural not null offset on or order outer right select set some table then to true union unique update "
-    "using values when where with"
-)
-RESERVED = frozenset(_SQL_WORDS.split())
+MAX_NUMBER = 10**15
 MAX_FIELDS = 50
 MAX_DOCUMENT_CHARACTERS = 1_000_000
 MAX_TITLE_CHARACTERS = 1000
 MAX_ID_CHARACTERS = 4096  # the longest path of a file, which is its id
-_VISIBLE = re.compile(VISIBLE)
+PAGE, MAX_PAGE = 100, 1000
 _FIELD_NAME = re.compile(FIELD_NAME.replace("$", "\\Z"))
 
 
-def _visible(text: str) -> str:
-    if not _VISIBLE.search(text):
-        raise ValueError("the text is empty; give at least one visible character")
-    return text
+class Strict(BaseModel):
+    """A body of a request: no conversions, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def _id(text: str) -> str:
-    if not _VISIBLE.search(text):
-        raise ValueError("the id is empty; give at least one visible character")
-    return text
+class Answer(BaseModel):
+    """A body of an answer. It is described by its model, but written as a dictionary, since that is quicker."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def _in_one_line(message: str) -> WrapValidator:
+    """The type's own validation, with one message for all of its alternatives."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(message) from None
+
+    return WrapValidator(check)
 
 
 def _field_name(name: str) -> str:
@@ -57,148 +75,317 @@ def _field_name(name: str) -> str:
     return name
 
 
-def _reasoning(value: Any) -> bool | int | str:
-    if isinstance(value, bool) or value == "auto" or (isinstance(value, int) and value >= 0):
-        return value
-    raise ValueError('expected true, false, "auto", or a number of tokens from 0')
-
-
 def _metadata(value: Any) -> Any:
     if not isinstance(value, dict):
         raise ValueError('metadata must be an object of text, numbers, true or false, as in {"lang": "en"}')
     return value
 
 
-def _scalar(value: Any) -> Any:
-    if isinstance(value, bool | str) or (isinstance(value, int | float) and abs(value) <= MAX_NUMBER):
-        return value
-    if isinstance(value, int | float):
-        raise ValueError(f"expected a number from -{MAX_NUMBER:.0e} to {MAX_NUMBER:.0e}".replace("+", ""))
-    raise ValueError("expected text, a number, true or false; leave the field out if there is no value")
+def _no_reasoning(value: Any) -> Any:
+    if value is not None and value is not False:
+        raise ValueError('documents are embedded without reasoning; say "input_type": "query"')
+    return value
 
 
-Reasoning = Annotated[bool | int | str, PlainValidator(_reasoning)]
+def _alone(value: Any) -> list[Any]:
+    return [value]
 
 
-class Strict(BaseModel):
-    """No conversions, no unknown fields, no NaN."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-def check_input(value: Any) -> list[str] | list[list[int]]:
-    """OpenAI's four forms of input as a list of texts, or of lists of token ids; raises ValueError."""
+def _form_of_input(value: Any) -> str | None:
+    """The tag of OpenAI's form of `input`, by its first item."""
     if isinstance(value, str):
-        value = [value]
+        return "[text]"
     if not isinstance(value, list) or not value:
-        raise ValueError("give a text, or a list of texts, of token ids, or of lists of token ids, that is not empty")
-    if isinstance(value[0], str):
-        for i, text in enumerate(value):
-            if not isinstance(text, str):
-                raise ValueError(f"item {i + 1} of {len(value)} is no text, unlike the first")
-            if not _VISIBLE.search(text):
-                raise ValueError(f"item {i + 1} of {len(value)} is empty; give at least one visible character")
-        return value
-    if not isinstance(value[0], list):
-        for i, token in enumerate(value):
-            if type(token) is not int or token < 0:
-                raise ValueError(f"item {i + 1} of {len(value)} is neither a text nor a token id")
-        return [value]
-    rows = value
-    for i, row in enumerate(rows):
-        if not isinstance(row, list) or not row or not all(type(token) is int and token >= 0 for token in row):
-            raise ValueError(f"item {i + 1} of {len(rows)} is no list of token ids, whole numbers from 0")
-    return rows
+        return None
+    return "[texts]" if isinstance(value[0], str) else "[token lists]" if isinstance(value[0], list) else "[tokens]"
 
 
-class EmbeddingRequest(Strict):
-    """POST /v1/embeddings."""
+ModelName = TypeAliasType("ModelName", str)
+Dimensions = TypeAliasType("Dimensions", int)
+TokenId = TypeAliasType("TokenId", Annotated[int, Field(ge=0)])
+Filter = TypeAliasType("Filter", Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS)])
+Reasoning = TypeAliasType(
+    "Reasoning",
+    Annotated[
+        bool | Annotated[int, Field(ge=0)] | Literal["auto"],
+        _in_one_line('expected true, false, "auto", or a number of tokens from 0'),
+    ],
+)
+Text = Annotated[str, Field(pattern=VISIBLE)]
+QueryText = Annotated[str, Field(pattern=VISIBLE, max_length=MAX_CHARACTERS)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Texts = TypeAliasType("Texts", Annotated[list[Text], Field(min_length=1, fail_fast=True)])
+QueryTexts = TypeAliasType("QueryTexts", Annotated[list[QueryText], Field(min_length=1, fail_fast=True)])
+TokenLists = TypeAliasType("TokenLists", Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)])
+_OneList = Annotated[TokenIds, AfterValidator(_alone), Tag("[tokens]")]
+_Lists = Annotated[TokenLists, Tag("[token lists]")]
+_INPUT = Field(
+    description="a text, texts, token ids of this model, or several lists of them; each text is read up to 512 tokens"
+)
+_FORM = Discriminator(
+    _form_of_input,
+    custom_error_type="input_form",
+    custom_error_message="give a text, or a list of texts, of token ids, or of lists of token ids, that is not empty",
+)
 
-    model: str
-    input: Annotated[Any, PlainValidator(check_input)]
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
-    user: str | None = None
-    input_type: Literal["document", "query"] | None = None
-    reasoning: Reasoning | None = None
 
-    @model_validator(mode="after")
-    def _only_queries_reason(self) -> EmbeddingRequest:
-        if self.input_type != "query":
-            if self.reasoning is not None and self.reasoning is not False:
-                raise ValueError('documents are embedded without reasoning; say "input_type": "query"')
-        elif any(isinstance(text, str) and len(text) > MAX_CHARACTERS for text in self.input):
-            raise ValueError(f"a query has over {MAX_CHARACTERS:,} characters; shorten it, or embed it as a document")
-        return self
+class _EmbeddingRequest(Strict):
+    model: ModelName
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Dimensions | None = None
+    user: Annotated[str | None, Field(description="ignored")] = None
+
+
+class DocumentEmbeddings(_EmbeddingRequest):
+    """POST /v1/embeddings for documents. `input` becomes a list of texts, or of lists of token ids."""
+
+    input: Annotated[
+        Annotated[Text, AfterValidator(_alone), Tag("[text]")] | Annotated[Texts, Tag("[texts]")] | _OneList | _Lists,
+        _FORM,
+        _INPUT,
+    ]
+    input_type: Annotated[Literal["document"] | None, _in_one_line('expected "document" or "query"')] = "document"
+    reasoning: Annotated[Literal[False] | None, BeforeValidator(_no_reasoning)] = None
+
+
+class QueryEmbeddings(_EmbeddingRequest):
+    """POST /v1/embeddings for queries. `input` becomes a list of texts, or of lists of token ids."""
+
+    input: Annotated[
+        Annotated[QueryText, AfterValidator(_alone), Tag("[text]")]
+        | Annotated[QueryTexts, Tag("[texts]")]
+        | _OneList
+        | _Lists,
+        _FORM,
+        _INPUT,
+    ]
+    input_type: Literal["query"]
+    reasoning: Reasoning | None = False
+
+
+def _kind_of_embeddings(value: Any) -> str:
+    return "[query]" if isinstance(value, dict) and value.get("input_type") == "query" else "[document]"
+
+
+EmbeddingRequest = Annotated[
+    Annotated[DocumentEmbeddings, Tag("[document]")] | Annotated[QueryEmbeddings, Tag("[query]")],
+    Discriminator(_kind_of_embeddings),
+]
 
 
 class SearchRequest(Strict):
     """POST /v1/search."""
 
-    query: Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS), AfterValidator(_visible)]
+    query: Annotated[str, Field(pattern=VISIBLE, max_length=MAX_QUERY_CHARACTERS)]
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
     mode: Mode = "hybrid"
-    vector_weight: Annotated[float, Field(ge=0, le=1)] = VECTOR_WEIGHT
+    vector_weight: Annotated[
+        float,
+        Field(ge=0, le=1, description="how much the vectors count in a hybrid search; the words count the rest"),
+    ] = VECTOR_WEIGHT
     reasoning: Reasoning = True
-    where: Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS)] | None = None
-    stream: bool = False
+    where: Annotated[Filter | None, Field(description="a condition on columns, as in title = 'Guide'")] = None
+    stream: Annotated[bool, Field(description="server-sent events")] = False
 
 
-Scalar = Annotated[bool | int | float | str, PlainValidator(_scalar)]
+Scalar = Annotated[
+    str
+    | bool
+    | Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+    | Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)],
+    _in_one_line(
+        "expected text, a number, true or false, numbers from -1e15 to 1e15; leave the field out if it has no value"
+    ),
+]
 
 
-class DocumentIn(Strict):
+class NewDocument(Strict):
     """A document to be added."""
 
-    id: Annotated[str, Field(max_length=MAX_ID_CHARACTERS), AfterValidator(_id)]
-    text: Annotated[str, Field(max_length=MAX_DOCUMENT_CHARACTERS), AfterValidator(_visible)]
+    id: Annotated[str, Field(pattern=VISIBLE, max_length=MAX_ID_CHARACTERS)]
+    text: Annotated[str, Field(pattern=VISIBLE, max_length=MAX_DOCUMENT_CHARACTERS)]
     title: Annotated[str, Field(max_length=MAX_TITLE_CHARACTERS)] = ""
     metadata: Annotated[
         dict[Annotated[str, AfterValidator(_field_name)], Scalar],
-        Field(max_length=MAX_FIELDS),
+        Field(max_length=MAX_FIELDS, json_schema_extra={"propertyNames": {"pattern": FIELD_NAME}}),
         BeforeValidator(_metadata),
     ] = {}
+
+
+NewDocuments = TypeAliasType("NewDocuments", Annotated[list[NewDocument], Field(min_length=1, fail_fast=True)])
 
 
 class DocumentsRequest(Strict):
     """POST /v1/documents."""
 
-    documents: Annotated[list[DocumentIn], Field(min_length=1, fail_fast=True)]
+    documents: NewDocuments
 
 
-def filter_pattern(columns: dict[str, str]) -> str:
-    """The filters that a search takes over these columns, as a regular expression.
-
-    Comparisons of a column with a value of its type, IN, LIKE, IS NULL and NOT, joined by AND and OR, in parentheses
-    one deep: SQL that is always valid and calls no functions. Columns whose names have other characters, or are
-    words of SQL, cannot be named.
-    """
-    text, whole, number = "'([^'\\u0000-\\u001f]|'')*'", "-?[0-9]{1,18}", "-?[0-9]{1,15}([.][0-9]{1,10})?"
-    kinds = {
-        "text": f" *(=|!=|<>|<=|>=|<|>) *{text}| (NOT )?LIKE {text}| (NOT )?IN \\({text}(, *{text})*\\)",
-        "integer": f" *(=|!=|<>|<=|>=|<|>) *{whole}| (NOT )?IN \\({whole}(, *{whole})*\\)",
-        "number": f" *(=|!=|<>|<=|>=|<|>) *{number}| (NOT )?IN \\({number}(, *{number})*\\)",
-        "true/false": " *(=|!=) *(true|false)",
-    }
-    usable = [name for name in columns if re.fullmatch("[a-z][a-z0-9_]*", name) and name not in RESERVED]
-    conditions = []
-    for kind, comparisons in kinds.items():
-        names = [name for name in usable if columns[name] == kind]
-        if names:
-            conditions.append(f"({'|'.join(names)})({comparisons}| IS (NOT )?NULL)")
-    simple = f"(NOT )?({'|'.join(conditions)})"
-    joined = f"{simple}( (AND|OR) {simple})*"
-    term = f"({simple}|(NOT )?\\({joined}\\))"
-    return f"^{term}( (AND|OR) {term})*$"
+EMBEDDINGS: TypeAdapter[DocumentEmbeddings | QueryEmbeddings] = TypeAdapter(EmbeddingRequest)
+SEARCH = TypeAdapter(SearchRequest)
+DOCUMENTS = TypeAdapter(DocumentsRequest)
 
 
-def check_filter(where: str, columns: dict[str, str]) -> str:
-    """`where` if `filter_pattern` allows it. Raises InputError that says what is allowed."""
-    if not re.search(filter_pattern(columns).replace("$", "\\Z"), where):
-        names = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
-        raise InputError(
-            "the filter is not one that this server takes: compare columns with values of their type (= != < > <= >= "
-            "IN LIKE IS NULL), joined by AND, OR and NOT in capitals, as in title = 'Guide' AND start_line > 10; "
-            f"columns: {names}"
-        )
-    return where
+def _page_size(limit: Any) -> int:
+    if isinstance(limit, str) and re.fullmatch("[1-9][0-9]{0,3}", limit, re.ASCII) and int(limit) <= MAX_PAGE:
+        return int(limit)
+    raise ValueError(f"expected 1 to {MAX_PAGE}")
+
+
+class DocumentsPage(Strict):
+    """The parameters of GET /v1/documents."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(_page_size)] = PAGE
+    after: Annotated[
+        str, Field(min_length=1, max_length=MAX_ID_CHARACTERS, description="the last id of the page before")
+    ] = ""
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class ErrorDetail(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: Annotated[str, Field(description="a word that programs can compare")]
+
+
+class Error(Answer):
+    """Every answer that is an error, in OpenAI's form."""
+
+    error: ErrorDetail
+
+
+class Health(Answer):
+    status: Literal["ready", "loading", "stopping", "failed", "index_unavailable"]
+    reason: Annotated[str | None, Field(description="why not ready, or a warning; null where a key is needed for it")]
+    model: str | None
+    index: bool
+    in_flight: Annotated[Count, Field(description="requests that wait or are being answered")]
+
+
+class Alive(Answer):
+    status: Literal["alive"]
+
+
+class Model(Answer):
+    """OpenAI's fields, and what a vector of the model is."""
+
+    id: str
+    object: Literal["model"]
+    created: Count
+    owned_by: str
+    dimension: Count
+    dimensions: Annotated[list[Count], Field(description="what `dimensions` may be")]
+    contract_hash: Annotated[str, Field(description="vectors with equal hashes can be compared")]
+    adaptive: Annotated[bool, Field(description='whether reasoning may be "auto"')]
+
+
+class Models(Answer):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Usage(Answer):
+    prompt_tokens: Annotated[Count, Field(description="tokens of the texts, as far as they were read")]
+    completion_tokens: Annotated[Count, Field(description="tokens of reasoning")]
+    total_tokens: Count
+
+
+class EmbeddingsUsage(Usage):
+    truncated_texts: Count
+
+
+class Embedding(Answer):
+    object: Literal["embedding"]
+    index: Count
+    embedding: list[float] | Annotated[str, Field(description="base64 of float32, little-endian")]
+
+
+class Embeddings(Answer):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
+class Hit(Answer):
+    """A chunk of a document that was found."""
+
+    id: str
+    document: str
+    title: str
+    text: str
+    snippet: str
+    highlights: Annotated[list[tuple[Count, Count]], Field(description="(start, end) in the snippet, in characters")]
+    snippet_line: int
+    score: float
+    metadata: dict[str, str | float | bool | None]
+    path: str
+    start_line: int
+    end_line: int
+    ranks: dict[str, float]
+    scores: dict[str, float]
+
+
+class ReasoningTrace(Answer):
+    text: str
+    num_tokens: Count
+    forced: Annotated[bool, Field(description="whether it was cut off at the budget")]
+
+
+class Timings(Answer):
+    """Milliseconds."""
+
+    reason_ms: float
+    search_ms: float
+
+
+class SearchResult(Answer):
+    query: str
+    mode: str
+    hits: list[Hit]
+    reasoning: ReasoningTrace | None
+    timings: Timings
+    model: str
+    usage: Usage
+
+
+class Event(BaseModel):
+    """A server-sent event."""
+
+    event: Literal["reasoning", "result", "error"]
+    data: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
+
+
+class ListedDocument(Answer):
+    object: Literal["document"]
+    id: str
+    title: str
+    path: str
+
+
+class Documents(Answer):
+    object: Literal["list"]
+    data: list[ListedDocument]
+    total: Count
+    has_more: bool
+
+
+class AddedDocument(Answer):
+    object: Literal["document"]
+    id: str
+
+
+class Added(Answer):
+    object: Literal["list"]
+    data: list[AddedDocument]
+    chunks: Count
+
+
+class Deleted(Answer):
+    object: Literal["document"]
+    id: str
+    deleted: Literal[True]
+    chunks: Count

@@ -1,4 +1,4 @@
-"""What a server allows: limits on a request, on what waits, on how long, and who may ask."""
+"""The settings of a server: limits on requests, queues and time, and its API keys."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class ServerConfig:
     """The settings of one server; `search-r3 serve --help` has an option for most."""
 
     api_keys: tuple[str, ...] = ()
-    """Who may call /v1: `Authorization: Bearer KEY` with one of these; anybody if there are none."""
+    """Who may call /v1: `Authorization: Bearer KEY` with one of these; anyone if there are none."""
     writable: bool = False
-    """Whether POST /v1/documents is there."""
+    """Whether clients may add and delete documents."""
     max_items: int = 2048
-    """Texts a request: OpenAI's own limit, which its users' chunk sizes keep to."""
+    """Texts a request: OpenAI's own limit, which its clients keep to."""
     max_tokens: int = 300_000
     """Tokens a request, all texts together, as they are read (each is cut at 512): OpenAI's own limit."""
     max_body: int = 16_000_000
     """Bytes of a request's body."""
     max_bodies: int = 128_000_000
-    """Bytes of all large bodies in hand together; one more gets 429."""
+    """Bytes of all large bodies in flight together; one more gets 429."""
     queue: int = 256
-    """Requests in hand, waiting or being answered; one more gets 429."""
+    """Requests in flight, waiting or being answered; one more gets 429."""
     timeout: float = 300.0
-    """Seconds until a request is given up: 503 if its work was never begun, else 504."""
+    """Seconds until a request times out: 503 if it was never begun, else 504."""
     body_timeout: float = 30.0
     """Seconds in which a request's body must have arrived."""
     grace: float = 30.0
@@ -41,9 +41,9 @@ class ServerConfig:
     reasoning_tokens: int = 32
     """The budget of `reasoning: true`."""
     max_reasoning_tokens: int = 256
-    """The largest budget that may be asked for."""
+    """The largest budget that a request may ask for."""
     cache: int = 10_000
-    """Reasoned queries that are remembered, about 3 kB each; 0 for none."""
+    """Reasoned queries that are cached, about 3 kB each; 0 for none."""
     batching: Batching = "continuous"
     """How reasoned queries share the model: each joins and leaves on its own, or in batches of one budget."""
     slots: int = 32

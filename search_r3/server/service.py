@@ -1,6 +1,6 @@
-"""The one server's state: model, index and batcher from loading to the last answer, and who is let in.
+"""A server's state: model, index and batcher, from loading to the last answer, and which requests are accepted.
 
-The model is loaded in a thread while the socket is open already, so that `/health` can say "loading".
+The model is loaded in a thread while the socket already listens, so that `/health` can say "loading".
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
 from search_r3.server.batching.batcher import Batcher
 from search_r3.server.batching.continuous import ContinuousBatcher
-from search_r3.server.batching.query_cache import ReasonedCache
+from search_r3.server.batching.query_cache import QueryCache
 from search_r3.server.batching.queued_encoder import QueuedEncoder
-from search_r3.server.batching.static_batching import ThreadBatcher
+from search_r3.server.batching.static_batching import StaticBatcher
 from search_r3.server.errors import ApiError, from_input_error
-from search_r3.server.index_writer import Writer
+from search_r3.server.index_writer import IndexWriter
 from search_r3.server.keys import Keys
 from search_r3.server.logs import log
 from search_r3.server.metrics import Metrics
-from search_r3.server.request_memory import Bodies
+from search_r3.server.request_memory import LargeBodies
 from search_r3.server.server_config import ServerConfig
 
 Status = Literal["loading", "ready", "stopping", "failed"]
@@ -37,7 +37,7 @@ NOT_READY: dict[str, str] = {
     "stopping": "the server is shutting down",
     "failed": "the model could not be loaded; see the server's log",
 }
-MAX_RETRY = 60  # seconds; nobody should be told to stay away longer than a minute
+MAX_RETRY = 60  # seconds: the longest Retry-After
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Loaded:
 
     @classmethod
     def of(cls, model: SearchR3, index: SearchIndex | IndexHandle | None = None) -> Loaded:
-        """Look up what the checkpoint was trained for, and open the index anew to follow it through whatever happens.
+        """Read what the checkpoint was trained for, and open the index so that it is followed when it changes.
 
         Raises:
             InputError: the index is another model's, or not there any more.
@@ -64,9 +64,15 @@ class Loaded:
         adaptive = handle is not None and model.adaptive_rule is not None
         return cls(model, handle, (*sorted(smaller), model.dimension), adaptive)
 
+    def check_name(self, name: str) -> None:
+        """Raise ApiError 404 for the name of a model that is not served."""
+        if name != self.model.name:
+            message = f"the model {name[:100]!a} is not served here; this server has {self.model.name!a}"
+            raise ApiError(404, message, "model_not_found", param="model")
+
 
 class Service:
-    """One server's model, index, batcher, and doors.
+    """A server's model, index and batcher, and the requests in flight.
 
     Args:
         config: its limits.
@@ -83,13 +89,13 @@ class Service:
         self.metrics, self.keys = Metrics(), Keys(config.api_keys)
         self.status: Status = "loading"
         self.failure: Exception | None = None
-        self.in_hand = 0
-        self.cache = ReasonedCache(config.cache)
+        self.in_flight = 0
+        self.cache = QueryCache(config.cache)
         self.threads = ThreadPoolExecutor(config.search_threads, thread_name_prefix="search")
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         self.bulk = ThreadPoolExecutor(1, thread_name_prefix="bulk")
-        self.bodies = Bodies(config.max_bodies, self.tokenizing)
-        self.writing = Writer(config.add_threads)
+        self.bodies = LargeBodies(config.max_bodies, self.tokenizing)
+        self.writing = IndexWriter(config.add_threads)
         self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
         self._closed = threading.Event()
@@ -100,16 +106,16 @@ class Service:
         threading.Thread(target=self._start, name="load", daemon=True).start()
 
     def stop_taking(self) -> None:
-        """From now on new requests get 503; those in hand go on."""
+        """From now on new requests get 503; those in flight go on."""
         if self.status != "failed":
             self.status = "stopping"
 
     def close(self, grace: float) -> None:
-        """Finish what was accepted, at most `grace` seconds long, and let go of the threads. Blocks."""
+        """Finish what was accepted, for at most `grace` seconds, and stop the threads. Blocks."""
         self.stop_taking()
         self._closed.set()
         if self._batcher is not None and not self._batcher.close(grace):
-            log("gave up work at shutdown", 30)
+            log("requests dropped at shutdown", 30)
         self.writing.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.tokenizing.shutdown(wait=False, cancel_futures=True)
@@ -129,7 +135,7 @@ class Service:
 
     @property
     def batcher(self) -> Batcher:
-        """Who does the work. Raises ApiError 503 while there is nobody."""
+        """The batcher. Raises ApiError 503 while there is none."""
         if self._batcher is None:
             raise self._not_ready()
         return self._batcher
@@ -152,9 +158,9 @@ class Service:
         return index
 
     def health(self) -> tuple[Status | Literal["index_unavailable"], str | None]:
-        """Whether requests are taken ("ready") and can be answered; and where there is something to say, one line.
+        """Whether requests are accepted and can be answered ("ready"), and why not, or a warning, in one line.
 
-        Nothing is looked up for it, so it may be asked as often as one likes.
+        Nothing is looked up for it, so it may be called as often as one likes.
         """
         index = self._loaded.index if self._loaded is not None else None
         if self.status != "ready" or index is None:
@@ -164,32 +170,32 @@ class Service:
         return "ready", index.refusal
 
     def encoder(self, on_text: Callable[[str], None] | None = None) -> QueuedEncoder:
-        """The model for one request of the index."""
+        """The model as the index uses it, for one request."""
         return QueuedEncoder(self.loaded.model, self.batcher, self.max_length, on_text)
 
     def enter(self) -> None:
-        """Take a request in; `leave` must follow.
+        """Accept a request; `leave` must follow.
 
         Raises:
-            ApiError: 503 while loading or stopping, 429 when too much is in hand.
+            ApiError: 503 while loading or stopping, 429 when too many are in flight.
         """
         if self.status != "ready":
             raise self._not_ready()
-        if self.in_hand >= self.config.queue:
+        if self.in_flight >= self.config.queue:
             self.metrics.dropped.labels("queue full").inc()
             raise ApiError(
                 429,
-                f"{self.in_hand} requests are in hand, which is this server's limit; try again later",
+                f"{self.in_flight} requests are in flight, which is this server's limit; try again later",
                 "queue_full",
                 retry_after=self.retry_after(),
             )
-        self.in_hand += 1
-        self.metrics.in_hand.set(self.in_hand)
+        self.in_flight += 1
+        self.metrics.in_flight.set(self.in_flight)
 
     def leave(self) -> None:
         """A request is done."""
-        self.in_hand -= 1
-        self.metrics.in_hand.set(self.in_hand)
+        self.in_flight -= 1
+        self.metrics.in_flight.set(self.in_flight)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -199,6 +205,31 @@ class Service:
             yield
         finally:
             self.leave()
+
+    def reasoning_budget(self, reasoning: bool | int | str | None) -> int | None:
+        """Tokens to reason at most, None for not at all; for "auto" what it is where it reasons.
+
+        Raises:
+            ApiError: 400, there is no rule for "auto", or the budget is over the limit.
+        """
+        if reasoning == "auto":
+            if not self.loaded.adaptive:
+                raise ApiError(
+                    400,
+                    'reasoning "auto" decides by the cosines of a search: it needs a server with an index, and a model '
+                    "that has a rule (search-r3 study fits it); say true, false or a number of tokens",
+                    "no_adaptive_rule",
+                    param="reasoning",
+                )
+            return self.config.reasoning_tokens
+        if reasoning is None or reasoning is False:
+            return None
+        if reasoning is True:
+            return self.config.reasoning_tokens
+        if int(reasoning) > (limit := self.config.max_reasoning_tokens):
+            message = f"reasoning is {reasoning} tokens, the limit is {limit}"
+            raise ApiError(400, message, "budget_too_large", param="reasoning")
+        return int(reasoning)
 
     def retry_after(self) -> int:
         """Seconds after which the queue should be shorter."""
@@ -232,7 +263,7 @@ class Service:
         log("ready", model=loaded.model.name, index=loaded.index is not None, batcher=kind)
 
     def _watch(self, index: IndexHandle) -> None:
-        """Look at the index now and then, so that no search has to, and /health knows."""
+        """Check the index at intervals, so that no search has to, and /health knows."""
         while not self._closed.wait(index.every):
             index.check()
 
@@ -241,16 +272,16 @@ class Service:
         log(f"index {event}", 30 if event in ("refused", "unavailable") else 20, reason=line)
 
 
-def make_batcher(model: Any, config: ServerConfig, cache: ReasonedCache, metrics: Metrics) -> Batcher:
+def make_batcher(model: Any, config: ServerConfig, cache: QueryCache, metrics: Metrics) -> Batcher:
     """The batcher that `config.batching` names; the static one where the model's engine has no slots."""
     slots = concurrent_reasoning_of(model) if config.batching == "continuous" else None
     if slots is None:
-        return ThreadBatcher(model, config, cache, metrics)
+        return StaticBatcher(model, config, cache, metrics)
     return ContinuousBatcher(model, slots, config, cache, metrics)
 
 
 def warm_up(model: Any) -> None:
-    """Run every kind of pass once: prompts' prefixes are computed, the tokenizer's settings are what they stay."""
+    """Run every kind of pass once, so that the prompts' prefixes are computed and the tokenizer is set up."""
     model.encode_document(["warm up"], show_progress_bar=False)
     model.encode_query(["warm up"], reasoning=False)
     model.reason(["warm up"], max_reasoning_tokens=1)

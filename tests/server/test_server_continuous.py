@@ -14,10 +14,10 @@ from serving_tools import eventually, pausing, running
 from search_r3 import SearchR3
 from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
 from search_r3.model.tokenization import Tokens, encode_as_text
-from search_r3.server.batching.batcher import Batcher, Closed, Work
+from search_r3.server.batching.batcher import Batcher, BatcherClosed, EmbeddingJob
 from search_r3.server.batching.continuous import ContinuousBatcher
-from search_r3.server.batching.query_cache import ReasonedCache
-from search_r3.server.batching.static_batching import ThreadBatcher
+from search_r3.server.batching.query_cache import QueryCache
+from search_r3.server.batching.static_batching import StaticBatcher
 from search_r3.server.errors import ApiError
 from search_r3.server.metrics import Metrics, Rate
 from search_r3.server.server_config import ServerConfig
@@ -113,7 +113,7 @@ class Bench:
         self.model, self.slots, self.clock, self.metrics = FakeModel(), FakeSlots(), Clock(), Metrics()
         config = ServerConfig(**{"slots": 4, "batch_texts": 4, "batch_tokens": 40, "shared_tokens": 10, **settings})
         model: Any = self.model
-        self.batcher = ContinuousBatcher(model, self.slots, config, ReasonedCache(10), self.metrics, self.clock)
+        self.batcher = ContinuousBatcher(model, self.slots, config, QueryCache(10), self.metrics, self.clock)
 
     def hold(self) -> None:
         """No step from now on, but those that are allowed."""
@@ -122,15 +122,15 @@ class Bench:
     def allow(self, steps: int = 10_000) -> None:
         self.slots.allowed.release(steps)
 
-    def ask(self, first: int, count: int, budget: int = 100, **more: Any) -> Work:
+    def ask(self, first: int, count: int, budget: int = 100, **more: Any) -> EmbeddingJob:
         """Submit a query that writes so many letters."""
-        work = Work("reasoned", [Tokens((first, count))], budget, **more)
+        work = EmbeddingJob("reasoned", [Tokens((first, count))], budget, **more)
         self.batcher.submit(work)
         return work
 
-    def pages(self, count: int, length: int = 5) -> Work:
+    def pages(self, count: int, length: int = 5) -> EmbeddingJob:
         """Submit so many documents."""
-        work = Work("document", [Tokens((i + 1,) * length) for i in range(count)])
+        work = EmbeddingJob("document", [Tokens((i + 1,) * length) for i in range(count)])
         self.batcher.submit(work)
         return work
 
@@ -147,7 +147,7 @@ def bench() -> Iterator[Bench]:
     assert found.batcher.close(5)
 
 
-def text_of(work: Work) -> str | None:
+def text_of(work: EmbeddingJob) -> str | None:
     return work.future.result(10)[0].reasoning
 
 
@@ -294,7 +294,7 @@ def test_closing_finishes_what_was_accepted_and_then_refuses() -> None:
     assert bench.batcher.close(10)
     assert [text_of(work) for work in asked] == ["abc", "abc"]
     assert len(pages.future.result(0)) == 3
-    with pytest.raises(Closed):
+    with pytest.raises(BatcherClosed):
         bench.ask(3, 1)
 
 
@@ -336,12 +336,12 @@ def test_every_answer_is_the_static_one(tiny: SearchR3) -> None:
 
     def answers(batching: str) -> list[Any]:
         config = ServerConfig(batching=batching, slots=5, shared_tokens=20, cache=0)  # type: ignore[arg-type]
-        batcher: Batcher = make_batcher(tiny, config, ReasonedCache(0), Metrics())
+        batcher: Batcher = make_batcher(tiny, config, QueryCache(0), Metrics())
         assert isinstance(batcher, ContinuousBatcher) == (batching == "continuous")
         works, told = [], []
         for kind, texts, budget in orders:
             pieces: list[str] = []
-            works.append(Work(kind, texts, budget, pieces.append if kind == "reasoned" else None))  # type: ignore[arg-type]
+            works.append(EmbeddingJob(kind, texts, budget, pieces.append if kind == "reasoned" else None))  # type: ignore[arg-type]
             told.append(pieces)
             batcher.submit(works[-1])
             if batching == "continuous" and len(works) % 5 == 0:
@@ -371,8 +371,8 @@ def test_what_is_reasoned_is_what_reason_gives(tiny: SearchR3) -> None:
 
 
 def test_a_model_without_slots_is_served_in_static_batches() -> None:
-    batcher = make_batcher(FakeModel(), ServerConfig(), ReasonedCache(0), Metrics())
-    assert type(batcher) is ThreadBatcher
+    batcher = make_batcher(FakeModel(), ServerConfig(), QueryCache(0), Metrics())
+    assert type(batcher) is StaticBatcher
     assert batcher.close(5)
 
 
@@ -391,12 +391,12 @@ def test_a_full_server_sends_away_and_a_client_that_hangs_up_makes_room(tiny: Se
         gone = server.open_embed("first", **more)
         eventually(lambda: len(told) == 1)
         waits = server.open_embed("second", input_type="query", reasoning=1)
-        eventually(lambda: server.service.in_hand == 2)
+        eventually(lambda: server.service.in_flight == 2)
         refused = server.embed("third", **more)
         assert (refused.status, refused.error["code"]) == (429, "queue_full")
         assert int(refused.headers["retry-after"]) >= 1
         gone.close()
-        eventually(lambda: server.service.in_hand == 1)
+        eventually(lambda: server.service.in_flight == 1)
         gate.set()
         assert b"200 OK" in waits.recv(1000)  # the one slot is free again
         waits.close()

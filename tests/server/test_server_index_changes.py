@@ -296,8 +296,8 @@ METADATA = "metadata must be an object of text, numbers, true or false"
         ("search", {"query": "q", "where": 5}, "where", "expected text"),
         ("search", {"query": "q", "k": "3"}, "k", "expected a whole number"),
         ("search", {"query": "q", "stream": 1}, "stream", "expected true or false"),
-        ("embeddings", {"model": "m", "input": [1, "a"]}, "input", "item 2 of 2 is neither a text nor a token id"),
-        ("embeddings", {"model": "m", "input": [[1], "a"]}, "input", "item 2 of 2 is no list of token ids"),
+        ("embeddings", {"model": "m", "input": [1, "a"]}, "input.1", "expected a whole number"),
+        ("embeddings", {"model": "m", "input": [[1], "a"]}, "input.1", "expected a list"),
         ("embeddings", {"model": "m", "input": "x", "input_type": "query", "reasoning": -1}, "reasoning",
          "a number of tokens from 0"),
     ],
@@ -306,9 +306,9 @@ def test_a_message_names_the_field_and_what_it_may_be(
     tiny: SearchR3, make_index: Callable[[], SearchIndex], path: str, body: Any, param: str, words: str
 ) -> None:
     from search_r3.server.parsing import ApiError, parse
-    from search_r3.server.schemas import DocumentsRequest, EmbeddingRequest, SearchRequest
+    from search_r3.server.schemas import DOCUMENTS, EMBEDDINGS, SEARCH
 
-    shapes = {"documents": DocumentsRequest, "search": SearchRequest, "embeddings": EmbeddingRequest}
+    shapes: dict[str, Any] = {"documents": DOCUMENTS, "search": SEARCH, "embeddings": EMBEDDINGS}
     with pytest.raises(ApiError) as caught:
         parse(json.dumps(body).encode(), shapes[path])
     assert (caught.value.status, caught.value.param) == (400, param)

@@ -24,9 +24,9 @@ from search_r3.index.table import SearchIndex
 from search_r3.server import parsing
 from search_r3.server.errors import ApiError
 from search_r3.server.parsing import parse
-from search_r3.server.request_memory import Bodies, give_back
+from search_r3.server.request_memory import LargeBodies, return_memory
 from search_r3.server.routes import embeddings
-from search_r3.server.schemas import EmbeddingRequest
+from search_r3.server.schemas import EMBEDDINGS, DocumentEmbeddings
 from search_r3.server.service import Loaded
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -126,16 +126,16 @@ def test_work_of_clients_that_left_is_dropped_before_it_begins(tiny: SearchR3, m
         go = threading.Event()
         server.service.bulk.submit(go.wait, 60)  # another one's work
         gone = [server.open_embed("word " * 100_000) for _ in range(3)]
-        eventually(lambda: server.service.in_hand == 3)
+        eventually(lambda: server.service.in_flight == 3)
         assert server.embed("small").status == 200  # it does not wait behind them
         for connection in gone:
             connection.close()
-        eventually(lambda: server.service.in_hand == 0)
+        eventually(lambda: server.service.in_flight == 0)
         go.set()
         assert server.embed("word " * 100_000).status == 200
         assert tokenized == [1, 1]
         assert server.service.bodies.held == 0
-        assert 'search_r3_dropped_total{reason="hung up"} 3.0' in server.ask("GET", "/metrics").body.decode()
+        assert 'search_r3_dropped_total{reason="disconnected"} 3.0' in server.ask("GET", "/metrics").body.decode()
 
 
 def test_work_of_a_client_that_leaves_meanwhile_ends_between_two_texts(
@@ -161,7 +161,7 @@ def test_work_of_a_client_that_leaves_meanwhile_ends_between_two_texts(
         gone = server.open_embed(["word " * 1000] * 500)
         assert reached.wait(60)
         gone.close()
-        eventually(lambda: server.service.in_hand == 0)
+        eventually(lambda: server.service.in_flight == 0)
         go.set()
         assert ended.wait(60)
 
@@ -188,7 +188,7 @@ def test_memory_is_given_back_after_large_requests(tiny: SearchR3) -> None:
         assert not given.wait(1.5)
         assert server.embed("word " * 200_000).status == 200
         assert given.wait(30)
-    give_back()
+    return_memory()
 
 
 @pytest.mark.skipif(
@@ -233,19 +233,19 @@ def test_a_body_is_parsed_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -
 
     def outcome(body: bytes) -> Any:
         try:
-            return parse(body, EmbeddingRequest)
+            return parse(body, EMBEDDINGS)
         except ApiError as error:
             return error.status, error.code, error.message
 
     quick = [outcome(body) for body in bodies]
-    assert sum(isinstance(found, EmbeddingRequest) for found in quick) == 2
+    assert sum(isinstance(found, DocumentEmbeddings) for found in quick) == 2
     monkeypatch.setattr(parsing, "FEW_VALUES", -1)
     assert [outcome(body) for body in bodies] == quick
     assert outcome(bytearray(bodies[0])) == quick[0]
 
 
-def test_the_bodies_in_hand_are_counted() -> None:
-    bodies = Bodies(100, None)  # type: ignore[arg-type]  # nothing is given back here
+def test_the_bodies_in_flight_are_counted() -> None:
+    bodies = LargeBodies(100, None)  # type: ignore[arg-type]  # nothing is given back here
     first: dict[str, Any] = {}
     bodies.hold(first, 60)
     bodies.hold(first, 90)

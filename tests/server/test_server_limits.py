@@ -58,7 +58,7 @@ def test_health_tells_of_loading_and_failing(tiny: SearchR3) -> None:
                 "reason": "the model is still being loaded",
                 "model": None,
                 "index": False,
-                "in_hand": 0,
+                "in_flight": 0,
             },
         )
         refused = server.post("/v1/embeddings", {"model": "x", "input": "x"})
@@ -133,14 +133,14 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(tiny: SearchR3) -
         assert (answer.status, answer.error["code"]) == (413, "too_many_tokens")
         for headers in ({"Content-Type": "text/plain"}, {"Content-Encoding": "gzip"}, {"Content-Type": ""}):
             assert server.post("/v1/embeddings", b"{}", **headers).status == 415
-        assert server.service.in_hand == 0
+        assert server.service.in_flight == 0
 
 
 def test_one_request_too_many_is_told_to_come_back(held: Held, tiny: SearchR3) -> None:
     with running(lambda: Loaded.of(held), queue=3) as server:
         held.armed = True
         asking = [Asking(server, [f"text {i}"]) for i in range(3)]
-        eventually(lambda: server.service.in_hand == 3)
+        eventually(lambda: server.service.in_flight == 3)
         answer = server.embed("one more")
         assert (answer.status, answer.error["type"], answer.error["code"]) == (429, "rate_limit_error", "queue_full")
         assert 1 <= int(answer.headers["retry-after"]) <= 60
@@ -176,16 +176,16 @@ def test_the_queued_work_of_a_client_that_hung_up_is_dropped(held: Held) -> None
         gone = server.open_embed(["leaves"] * 5)
         head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         half = server.open(head + b"Content-Length: 9\r\n\r\n{")
-        eventually(lambda: server.service.in_hand == 3)
+        eventually(lambda: server.service.in_flight == 3)
         eventually(lambda: server.service.batcher.waiting()[0] == 5)
         gone.close(), half.close()
-        eventually(lambda: server.service.in_hand == 1)
+        eventually(lambda: server.service.in_flight == 1)
         assert server.service.batcher.waiting() == (0, 0)
         held.gate.set()
         assert first.answered().status == 200
         assert server.embed("x").status == 200
         assert held.passes == [("document", 1), ("document", 1)]
-        assert 'search_r3_dropped_total{reason="hung up"} 1.0' in server.ask("GET", "/metrics").body.decode()
+        assert 'search_r3_dropped_total{reason="disconnected"} 1.0' in server.ask("GET", "/metrics").body.decode()
 
 
 @pytest.mark.parametrize("batching", ["continuous", "static"])
@@ -203,7 +203,7 @@ def test_reasoning_stops_when_nobody_waits_for_it(tiny: SearchR3, batching: str)
         gone = server.open_embed("a question", input_type="query", reasoning=200)
         eventually(lambda: held.passes == [("token", 1)])
         gone.close()
-        eventually(lambda: server.service.in_hand == 0)
+        eventually(lambda: server.service.in_flight == 0)
         held.gate.set()
         time.sleep(0.05)
         assert server.embed("x").status == 200  # the thread is free again
@@ -214,7 +214,7 @@ def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(held: Held, ti
     with running(lambda: Loaded.of(held)) as server:
         held.armed = True
         accepted = [Asking(server, f"text {i}") for i in range(3)]
-        eventually(lambda: server.service.in_hand == 3)
+        eventually(lambda: server.service.in_flight == 3)
         kept = server.open(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in kept.recv(1000)
         server.service.stop_taking()  # what a signal does first

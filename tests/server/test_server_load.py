@@ -66,6 +66,6 @@ def test_good_requests_are_answered_right_among_rubbish(served: Running, tiny: S
     assert not wrong
     assert statuses["good 200"] > CLIENTS
     assert set(statuses) <= {"good 200", "bad 400", "reset"}
-    eventually(lambda: served.service.in_hand == 0)
+    eventually(lambda: served.service.in_flight == 0)
     assert served.service.batcher.waiting() == (0, 0)
     assert served.ask("GET", "/health").status == 200

@@ -122,7 +122,7 @@ def test_a_question_is_answered_both_ways_with_what_the_server_says(open_page, s
         marks = page.locator(f"#{side} li", has_text="Vienna").locator("mark").all_text_contents()
         assert marks == ["train", "to", "Vienna"] or marks == ["train", "Vienna"]
         if reasoning:
-            assert page.locator("#thought").text_content() == expected["reasoning"]["text"]
+            assert page.locator("#reasoning-text").text_content() == expected["reasoning"]["text"]
     left, right = (page.locator(f"#{side}").bounding_box() for side in ("off", "on"))
     assert left["y"] == right["y"]
     assert left["x"] < right["x"]
@@ -173,17 +173,17 @@ def test_the_reasoning_is_seen_while_it_is_written_and_escape_stops_it(open_page
         held.encode_query = tiny.encode_query  # type: ignore[method-assign]
         held.armed = True
         ask(page, "how does the train move")
-        page.locator("#thought:not(:empty)").wait_for()
+        page.locator("#reasoning-text:not(:empty)").wait_for()
         assert page.locator("#off .title").count() == 3  # there already
         assert page.locator("#on .title").count() == 0
-        assert page.locator("#thinking").get_attribute("aria-busy") == "true"
+        assert page.locator("#reasoning").get_attribute("aria-busy") == "true"
         assert page.locator("#stop").is_visible()
         page.keyboard.press("Escape")
         says(page, "#status", "Stopped.")
         assert page.locator("#go").is_visible()
         assert page.locator("#problem").text_content() == ""
         assert page.evaluate("document.activeElement.id") == "question"
-        eventually(lambda: server.service.in_hand == 0)  # the server was told
+        eventually(lambda: server.service.in_flight == 0)  # the server was told
         held.gate.set()
         held.armed = False
         page.keyboard.press("Enter")

@@ -18,9 +18,8 @@ from search_r3.index.readers import open_source
 from search_r3.index.search import check_where
 from search_r3.index.table import SearchIndex
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, ALWAYS, NEVER, AdaptiveRule
-from search_r3.server.openapi_schemas import components
-from search_r3.server.schemas import check_filter, filter_pattern
 from search_r3.server.service import Loaded
+from search_r3.server.where_filter import check_filter, filter_pattern
 
 COLUMNS = {
     "title": "text",
@@ -130,7 +129,7 @@ def test_every_filter_that_is_let_through_is_one_the_index_understands(served: R
     for mode in ("hybrid", "text"):
         answer = served.post("/v1/search", {"query": "train", "where": where, "mode": mode, "reasoning": False})
         assert answer.status == 200
-    schema = components(served.service.config, served.service.known)["Search"]["properties"]["where"]
+    schema = served.server.config.app.openapi()["components"]["schemas"]["Filter"]
     assert jsonschema_rs.validator_for(schema).is_valid(where)
 
 
@@ -252,7 +251,7 @@ def test_a_client_that_hangs_up_while_documents_are_embedded_adds_nothing(tiny: 
         connection = server.open_post("/v1/documents", {"documents": [{"id": "gone", "text": "never mind"}]})
         eventually(lambda: held.passes == [("document", 1)])
         connection.close()
-        eventually(lambda: server.service.in_hand == 0)
+        eventually(lambda: server.service.in_flight == 0)
         held.gate.set()
         assert server.ask("GET", "/v1/documents").json["total"] == 3
         assert index.complete
@@ -281,7 +280,7 @@ def test_ids_are_those_that_files_may_have(tiny: SearchR3, make_index, tmp_path:
 @pytest.mark.parametrize(
     ("change", "param", "message"),
     [
-        ({"id": " \t"}, "id", "the id is empty; give at least one visible character"),
+        ({"id": " \t"}, "id", "empty; give at least one visible character"),
         ({"id": "x" * 4097}, "id", "over 4,096 characters; shorten it"),
         ({"text": "x" * 1_000_001}, "text", "over 1,000,000 characters; shorten it"),
         ({"title": "x" * 1001}, "title", "over 1,000 characters; shorten it"),

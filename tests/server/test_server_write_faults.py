@@ -74,7 +74,7 @@ def test_additions_that_are_being_embedded_keep_nobody_waiting(
         posts = [
             server.open_post("/v1/documents", {"documents": [{"id": f"d{i}", "text": f"text {i}"}]}) for i in range(80)
         ]
-        eventually(lambda: server.service.in_hand == 80)
+        eventually(lambda: server.service.in_flight == 80)
         eventually(lambda: held.passes == [("document", 1)] or held.passes)
         found = server.post("/v1/search", {"query": "bread", "mode": "text"})
         assert [hit["document"] for hit in found.json["hits"]] == ["bread"]
@@ -82,7 +82,7 @@ def test_additions_that_are_being_embedded_keep_nobody_waiting(
         assert server.ask("GET", "/v1/documents").json["total"] == 2
         for connection in posts[40:]:  # they are dropped, whether they are being embedded or wait for a thread
             connection.close()
-        eventually(lambda: server.service.in_hand == 40)
+        eventually(lambda: server.service.in_flight == 40)
         held.gate.set()
         for connection in posts[:40]:
             assert body_of(connection).startswith(b"HTTP/1.1 201")

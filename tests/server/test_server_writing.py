@@ -17,7 +17,7 @@ from search_r3.index import SearchIndex, SourceDocument, UnknownDocument, build_
 from search_r3.index.durable import DiskError
 from search_r3.index.live_handle import IndexHandle
 from search_r3.server import index_writer
-from search_r3.server.index_writer import Change, Writer
+from search_r3.server.index_writer import Change, IndexWriter
 from search_r3.server.service import Loaded
 
 
@@ -65,7 +65,7 @@ def changed(index, changes, before_gate=lambda: None, monkeypatch=None):
     """What each of `changes` (a function of a writer) returned or raised, all begun while a first commit waits."""
 
     async def all_of_them():
-        with closing(Writer(16)) as writer, first_commit_waits(monkeypatch) as held:
+        with closing(IndexWriter(16)) as writer, first_commit_waits(monkeypatch) as held:
             first = asyncio.ensure_future(add(index, SourceDocument("first", "", "x"))(writer))
             await asyncio.to_thread(held.begun.wait, 60)
             others = []
@@ -75,7 +75,7 @@ def changed(index, changes, before_gate=lambda: None, monkeypatch=None):
             before_gate()
             held.gate.set()
             found = await asyncio.wait_for(asyncio.gather(first, *others, return_exceptions=True), 120)
-            await asyncio.wait_for(writer._working, 60)
+            await asyncio.wait_for(writer._task, 60)
             writer._idle.cancel()
             return found[1:], held.sizes
 

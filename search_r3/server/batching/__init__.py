@@ -1,1 +1,1 @@
-"""Who runs the model for many requests: static and continuous batching."""
+"""Running the model for many requests at once: static and continuous batching."""

@@ -1,7 +1,7 @@
-"""What the routes ask of the model, and the protocol of whoever does it: a `Batcher`.
+"""What the routes ask of the model, an `EmbeddingJob`, and the protocol of what runs it, a `Batcher`.
 
-One `Work` is one request's texts of one kind. Both batchers run the model on one thread of their own: `worker` batch by
-batch, `continuous` with reasoned queries that join and leave token by token.
+A job is one request's texts of one kind. Both batchers run the model on one thread of their own: `static_batching`
+batch by batch, `continuous` with queries that are reasoned about and join and leave token by token.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Embedded:
 
 
 @dataclass(eq=False)
-class Work:
+class EmbeddingJob:
     """Texts of one request, to be embedded.
 
     Attributes:
         kind: how.
         texts: what, as tokens that are cut to length already.
-        budget: tokens that each query may be reasoned about.
-        on_text: is told each piece of the first text's analysis, from the batcher's thread.
+        budget: tokens of reasoning for each query, at most.
+        on_text: called with each piece of the first text's reasoning, from the batcher's thread.
         future: becomes the answers, in the order of `texts`. Cancel it, and what has not begun is dropped.
         begun: whether a batch with a text of it was started.
     """
@@ -57,11 +57,11 @@ class Work:
         return sum(len(text.ids) for text in self.texts)
 
     def finish(self, answers: list[Embedded]) -> None:
-        """Give the answers, unless nobody wants them any more."""
+        """Set the answers, unless the job is cancelled."""
         self._settle(lambda: self.future.set_result(answers))
 
     def fail(self, error: BaseException) -> None:
-        """Give an error instead."""
+        """Set an error instead, unless the job is cancelled."""
         self._settle(lambda: self.future.set_exception(error))
 
     def _settle(self, change: Callable[[], None]) -> None:
@@ -69,25 +69,25 @@ class Work:
             change()
 
 
-class Closed(Exception):
-    """The batcher takes no more work."""
+class BatcherClosed(Exception):
+    """The batcher accepts no more jobs."""
 
 
 class Batcher(Protocol):
-    """Does Work, several at once where it can; safe to call from any thread."""
+    """Runs jobs, several at once where it can. Thread-safe."""
 
-    def submit(self, work: Work) -> None:
-        """Take `work`; its future gets the answers. Raises Closed after `close`."""
+    def submit(self, job: EmbeddingJob) -> None:
+        """Accept `job`; its future gets the answers. Raises BatcherClosed after `close`."""
         ...
 
     def waiting(self) -> tuple[int, int]:
-        """Texts and tokens that were submitted and not begun."""
+        """Texts and tokens that were submitted and have not begun."""
         ...
 
     def seconds_left(self) -> float:
-        """About how long the work in hand will take."""
+        """An estimate of how long the submitted texts will take."""
         ...
 
     def close(self, grace: float) -> bool:
-        """Finish what was submitted within `grace` seconds and stop; False if something had to be given up."""
+        """Finish what was submitted within `grace` seconds and stop; False if something had to be dropped."""
         ...

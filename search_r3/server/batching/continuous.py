@@ -1,8 +1,8 @@
 """Continuous batching: reasoned queries share one pass a token, and each joins and leaves at a token of its own.
 
-One thread owns the model. Between two tokens it lets go of queries that nobody waits for, lets waiting ones into free
-slots, and passes over documents and direct queries. Neither side starves: while queries are being written, such a pass
-has at most `shared_tokens` tokens, and as long as it took belongs to the writing before the next one.
+One thread owns the model. Between two tokens it removes queries whose clients are gone, admits waiting ones to free
+slots, and runs passes over documents and direct queries. Neither side starves: while queries are being written, such a
+pass has at most `shared_tokens` tokens, and the writing gets as much time as it took before the next one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from search_r3.model.tokenization import TextStream, Tokens
 from search_r3.server.batching.batcher import Embedded
-from search_r3.server.batching.query_cache import Key, ReasonedCache
-from search_r3.server.batching.static_batching import Model, ThreadBatcher, Unit, shutting_down, tell_all
+from search_r3.server.batching.query_cache import Key, QueryCache
+from search_r3.server.batching.static_batching import Model, QueuedText, StaticBatcher, send_reasoning, shutting_down
 from search_r3.server.logs import log
 from search_r3.server.metrics import Metrics
 from search_r3.server.server_config import ServerConfig
@@ -33,17 +33,17 @@ class Slots(Protocol):
 
 @dataclass(eq=False)
 class _Row:
-    """A query that is being written, and everyone who asked it."""
+    """A query that is being written, and all requests that asked it."""
 
     key: Key
     text: Tokens
     tokenizer: Any
-    units: list[Unit] = field(default_factory=list)
+    asked_by: list[QueuedText] = field(default_factory=list)
     written: list[int] = field(default_factory=list)
-    again: int = 0  # tokens of `written` that are being written a second time
+    rewriting: int = 0  # tokens of `written` that are being written a second time
     seconds: float = 0.0  # its share of the time that its steps took
     _stream: TextStream | None = None
-    _shown: str = ""
+    _sent: str = ""
 
     @property
     def budget(self) -> int:
@@ -51,50 +51,55 @@ class _Row:
 
     @property
     def wanted(self) -> bool:
-        return any(not line.work.future.done() for line, _ in self.units)
+        return any(not queued.job.future.done() for queued, _ in self.asked_by)
 
-    def attach(self, unit: Unit) -> None:
-        """One more who asked; who listens is told what is written already."""
-        self.units.append(unit)
-        if self._listens(unit):
+    def attach(self, text: QueuedText) -> None:
+        """One more request for it; a request that streams gets what is written already."""
+        self.asked_by.append(text)
+        if self._streams(text):
             if self._stream is None:
                 self._stream = TextStream(self.tokenizer)
-                self._shown = "".join(self._stream.push(token) for token in self.written)
-            self._tell([unit], self._shown)
+                self._sent = "".join(self._stream.push(token) for token in self.written)
+            self._send_to([text], self._sent)
 
     def push(self, token: int) -> None:
         """One more token."""
-        if self.again:
-            self.again -= 1
+        if self.rewriting:
+            self.rewriting -= 1
             return
         self.written.append(token)
         if self._stream is not None:
-            self._say(self._stream.push(token))
+            self._send(self._stream.push(token))
 
     def finish(self) -> None:
         """There is no more to come."""
         if self._stream is not None:
-            self._say(self._stream.finish())
+            self._send(self._stream.finish())
 
-    def _say(self, piece: str) -> None:
-        self._shown += piece
-        self._tell([unit for unit in self.units if self._listens(unit)], piece)
+    def fail(self, error: BaseException) -> None:
+        """An error for all who asked."""
+        for queued, _ in self.asked_by:
+            queued.job.fail(error)
 
-    def _tell(self, units: Sequence[Unit], piece: str) -> None:
-        for line, _ in units:
-            if piece and line.work.on_text is not None and not line.work.future.done():
+    def _send(self, piece: str) -> None:
+        self._sent += piece
+        self._send_to([text for text in self.asked_by if self._streams(text)], piece)
+
+    def _send_to(self, texts: Sequence[QueuedText], piece: str) -> None:
+        for queued, _ in texts:
+            if piece and queued.job.on_text is not None and not queued.job.future.done():
                 try:
-                    line.work.on_text(piece)
-                except Exception as error:  # its own fault, and nobody else's
-                    line.work.fail(error)
+                    queued.job.on_text(piece)
+                except Exception as error:  # of this listener alone
+                    queued.job.fail(error)
 
     @staticmethod
-    def _listens(unit: Unit) -> bool:
-        line, place = unit
-        return place == 0 and line.work.on_text is not None
+    def _streams(text: QueuedText) -> bool:
+        queued, place = text
+        return place == 0 and queued.job.on_text is not None
 
 
-class ContinuousBatcher(ThreadBatcher):
+class ContinuousBatcher(StaticBatcher):
     """A `Batcher` that writes many queries' reasoning side by side, in slots.
 
     Args:
@@ -108,7 +113,7 @@ class ContinuousBatcher(ThreadBatcher):
         model: Model,
         slots: Slots,
         config: ServerConfig,
-        cache: ReasonedCache,
+        cache: QueryCache,
         metrics: Metrics,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -120,11 +125,11 @@ class ContinuousBatcher(ThreadBatcher):
 
     def _run(self) -> None:
         while self._wait():
-            self._let_in()
-            self._write()
-            self._pass()
+            self._admit()
+            self._step()
+            self._run_pass()
         for row in self._rows.values():
-            self._fail(row, shutting_down())
+            row.fail(shutting_down())
         self._rows.clear()
 
     def _wait(self) -> bool:
@@ -134,41 +139,41 @@ class ContinuousBatcher(ThreadBatcher):
                 self._changed.wait()
             return bool(self._rows or self._queues) and not self._giving_up
 
-    def _let_in(self) -> None:
-        """Waiting queries into free slots; who asks what is known or being written needs none."""
+    def _admit(self) -> None:
+        """Waiting queries into free slots; one whose answer is cached or being written needs none."""
         free = self.config.slots - len(self._rows)
         if free <= 0:
             return
         with self._changed:
-            batch = self._take(("reasoned",), free, self.config.shared_tokens)
+            batch = self._next_batch(("reasoned",), free, self.config.shared_tokens)
         if batch is None:
             return
         joining: dict[Key, _Row] = {}
-        for line, place in batch[1]:
-            text = line.work.texts[place]
-            key = self._key(line.work, text)
+        for queued, place in batch[1]:
+            text = queued.job.texts[place]
+            key = self._key(queued.job, text)
             row = joining.get(key) or next((row for row in self._rows.values() if row.key == key), None)
-            if row is None and (known := self.cache.get(key)) is not None:
-                tell_all(line.work, place, known)
-                line.give(place, known)
+            if row is None and (cached := self.cache.get(key)) is not None:
+                send_reasoning(queued.job, place, cached)
+                queued.set_answer(place, cached)
                 continue
             if row is None:
                 row = joining[key] = _Row(key, text, self.model.tokenizer)
-            row.attach((line, place))
+            row.attach((queued, place))
         if joining:
-            self._begin(list(joining.values()))
+            self._join(list(joining.values()))
 
-    def _begin(self, rows: Sequence[_Row]) -> None:
+    def _join(self, rows: Sequence[_Row]) -> None:
         started = self._clock()
         try:
             handles = self._slots.join([row.text for row in rows], [row.budget for row in rows])
         except Exception as error:
             if len(rows) == 1:
                 log("query failed", 40, error)
-                self._fail(rows[0], error)
+                rows[0].fail(error)
                 return
-            for row in rows:  # whose fault was it?
-                self._begin([row])
+            for row in rows:  # each alone, so that only the query that causes the error fails
+                self._join([row])
             return
         seconds = self._clock() - started
         self._owed = max(0.0, self._owed - seconds)
@@ -177,8 +182,8 @@ class ContinuousBatcher(ThreadBatcher):
             self._rows[handle] = row
             self.metrics.tokens.labels("prompt").inc(len(row.text.ids))
 
-    def _write(self) -> None:
-        """One token of every query that somebody waits for."""
+    def _step(self) -> None:
+        """One token of every query that is still wanted."""
         started = self._clock()
         try:
             if gone := [handle for handle, row in self._rows.items() if not row.wanted]:
@@ -187,7 +192,7 @@ class ContinuousBatcher(ThreadBatcher):
                     del self._rows[handle]
             steps = self._slots.step() if self._rows else []
         except Exception as error:
-            self._write_alone(error)
+            self._rewrite_each_alone(error)
             return
         if not steps:
             return
@@ -209,23 +214,23 @@ class ContinuousBatcher(ThreadBatcher):
             row.push(step.token)
             return False
         row.finish()
-        self._took("reasoned", row.seconds)
+        self._record_seconds("reasoned", row.seconds)
         found = step.reasoned
         answer = Embedded(found.embedding, found.text, int(found.num_tokens), bool(found.forced))
-        self._give(row.units, answer, row.key)
+        self._set_answer(row.asked_by, answer, row.key)
         return True
 
-    def _write_alone(self, error: Exception) -> None:
-        """A step failed: write each query again from its beginning, alone, so that it fails only whose fault it was."""
+    def _rewrite_each_alone(self, error: Exception) -> None:
+        """A step failed: write each query again from its beginning, alone, so that only the cause fails."""
         rows = list(self._rows.values())
         log("step failed", 40, error, texts=len(rows))
         self._rows.clear()
         self._slots.clear()
         for row in rows:
             if len(rows) == 1:
-                self._fail(row, error)
+                row.fail(error)
                 continue
-            row.again = len(row.written)
+            row.rewriting = len(row.written)
             try:
                 self._slots.join([row.text], [row.budget])
                 while len(self._slots) and row.wanted and not self._giving_up:
@@ -233,22 +238,18 @@ class ContinuousBatcher(ThreadBatcher):
                         self._advance(row, step)
             except Exception as its_own:
                 log("query failed", 40, its_own)
-                self._fail(row, its_own)
+                row.fail(its_own)
             if self._giving_up:
-                self._fail(row, shutting_down())
+                row.fail(shutting_down())
             self._slots.clear()
 
-    def _pass(self) -> None:
+    def _run_pass(self) -> None:
         """One pass over documents or direct queries, if it is their turn."""
         if self._rows and self._owed > 0:
             return
         with self._changed:
-            batch = self._take(("document", "query"), None, self.config.shared_tokens if self._rows else None)
+            batch = self._next_batch(("document", "query"), None, self.config.shared_tokens if self._rows else None)
         if batch is not None:
             started = self._clock()
-            self._do(*batch)
+            self._run_batch(*batch)
             self._owed = self._clock() - started
-
-    def _fail(self, row: _Row, error: BaseException) -> None:
-        for line, _ in row.units:
-            line.work.fail(error)

@@ -1,6 +1,6 @@
-"""The reasoned queries of late, so that the same question is not thought about twice.
+"""A cache of recent queries' embeddings and reasoning, so that the same question is reasoned about once.
 
-Greedy reasoning gives the same answer every time, so an answer stays true as long as the contract does.
+Greedy reasoning gives the same answer every time, so an answer stays valid as long as the embedding contract does.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ Key = tuple[str, tuple[int, ...], int]
 """Contract hash, the query's tokens, budget."""
 
 
-class ReasonedCache:
-    """At most `size` answers; the one that was not asked for longest goes first. Safe between threads."""
+class QueryCache:
+    """A least-recently-used cache of at most `size` answers. Thread-safe."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._held: OrderedDict[Key, Embedded] = OrderedDict()
+        self._answers: OrderedDict[Key, Embedded] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._answers)
 
     def get(self, key: Key) -> Embedded | None:
-        """The answer, which is now the youngest."""
+        """The answer, which is now the most recently used."""
         with self._lock:
-            if (found := self._held.get(key)) is not None:
-                self._held.move_to_end(key)
+            if (found := self._answers.get(key)) is not None:
+                self._answers.move_to_end(key)
             return found
 
     def put(self, key: Key, answer: Embedded) -> None:
-        """Remember an answer."""
+        """Add an answer; the least recently used one is dropped if there are too many."""
         with self._lock:
             if self.size:
-                self._held[key] = answer
-                self._held.move_to_end(key)
-                while len(self._held) > self.size:
-                    self._held.popitem(last=False)
+                self._answers[key] = answer
+                self._answers.move_to_end(key)
+                while len(self._answers) > self.size:
+                    self._answers.popitem(last=False)

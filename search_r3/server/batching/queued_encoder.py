@@ -1,4 +1,4 @@
-"""The model as the index knows it, with every text going through the batcher: one object for one request.
+"""The model as the index uses it, with every text going through the batcher: one object for one request.
 
 `SearchIndex.search` and `build_index` are synchronous and ask for embeddings as they need them (mode "auto" asks
 twice). They run in a thread of their own, which waits here, while the batcher puts many requests' texts together.
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from search_r3.model.tokenization import Text, Tokens, count_tokens, token_rows
-from search_r3.server.batching.batcher import Batcher, Embedded, Kind, Work
+from search_r3.server.batching.batcher import Batcher, Embedded, EmbeddingJob, Kind
 
 
 class QueuedEncoder:
-    """The index's encoder protocol over a batcher. `cancel` ends whatever is waited for, now and later.
+    """The index's encoder protocol over a batcher. `cancel` ends every wait for an embedding, now and later.
 
     Args:
         model: a SearchR3, for its name, contract and tokenizer; its own encoding is not used.
-        batcher: does the work.
+        batcher: runs the model.
         max_length: tokens of each text that are read.
-        on_text: is told each piece of a query's analysis while it is written.
+        on_text: called with each piece of a query's reasoning while it is written.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class QueuedEncoder:
         self._model, self._batcher, self._max_length, self._on_text = model, batcher, max_length, on_text
         self._lock = threading.Lock()
         self._cancelled = False
-        self._running: Work | None = None
+        self._running: EmbeddingJob | None = None
         self._known: dict[tuple[Kind, tuple[str, ...], int], list[Embedded]] = {}
         self._begun = False
         self.prompt_tokens = 0
@@ -80,12 +80,12 @@ class QueuedEncoder:
 
     @property
     def begun(self) -> bool:
-        """Whether work of the request has begun: a text of it was taken by the batcher, or `begin` was called."""
+        """Whether the request has begun: a text of it is in a batch, or `begin` was called."""
         running = self._running
         return self._begun or (running is not None and running.begun)
 
     def begin(self) -> None:
-        """Work has begun that needs no text embedded."""
+        """The request has begun, and needs no text embedded."""
         self._begun = True
 
     @property
@@ -94,35 +94,35 @@ class QueuedEncoder:
         return self._cancelled
 
     def cancel(self) -> None:
-        """Drop what has not begun; whoever waits gets CancelledError."""
+        """Drop what has not begun; a call that waits raises CancelledError."""
         with self._lock:
             self._cancelled = True
             if self._running is not None:
                 self._running.future.cancel()
 
-    def _go_on(self, _: int) -> None:
+    def _check_cancelled(self, _: int) -> None:
         if self._cancelled:
             raise CancelledError
 
     def _wait(self, kind: Kind, texts: Sequence[str], budget: int = 0) -> list[Embedded]:
         key = kind, tuple(texts), budget
-        if key in self._known:  # a search that is made again on an exchanged index
+        if key in self._known:  # a search that is repeated on an exchanged index
             return self._known[key]
-        rows = cut_tokens(self._model.tokenizer, texts, self._max_length, self._go_on)[0]
-        work = Work(kind, rows, budget, self._on_text if kind == "reasoned" else None)
+        rows = cut_tokens(self._model.tokenizer, texts, self._max_length, self._check_cancelled)[0]
+        job = EmbeddingJob(kind, rows, budget, self._on_text if kind == "reasoned" else None)
         with self._lock:
             if self._cancelled:
                 raise CancelledError
-            self._running = work
-        self._batcher.submit(work)
+            self._running = job
+        self._batcher.submit(job)
         try:
-            answers = work.future.result()
+            answers = job.future.result()
             self._begun = True  # also where the answers were known
         finally:
-            self._begun = self._begun or work.begun
+            self._begun = self._begun or job.begun
         if kind != "document":
             self._known[key] = answers
-        self.prompt_tokens += work.tokens
+        self.prompt_tokens += job.tokens
         self.reasoning_tokens += sum(answer.num_tokens for answer in answers)
         return answers
 
@@ -133,7 +133,7 @@ def cut_tokens(
     """Each text's first `limit` tokens, and how many texts were longer.
 
     Args:
-        between: called with the number of tokens so far now and then, and at the end; what it raises ends the call.
+        between: called between texts and at the end with the number of tokens so far; what it raises ends the call.
 
     Raises:
         InputError: see `search_r3.model.tokenization.token_rows`.

@@ -21,8 +21,8 @@ const session = () => window.sessionStorage;
 const theme = stored(local, "theme");
 if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
 
-class Told extends Error {
-  // What the user is told instead of an answer; `wait` are the seconds after which to try again.
+class AskError extends Error {
+  // What is shown instead of an answer; `wait` is the number of seconds after which to try again.
   constructor(message, { status = 0, wait = null, code = "" } = {}) {
     super(message);
     Object.assign(this, { status, wait, code });
@@ -52,13 +52,13 @@ async function* eventsOf(body) {
 }
 
 async function refusal(response) {
-  // A response that is no answer, as Told.
+  // A response that is not an answer, as an AskError.
   let error = {};
   try {
     error = (await response.json()).error ?? {};
   } catch { /* not the server's own: a proxy's page */ }
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
-  return new Told(error.message || `the server answered ${response.status}`, {
+  return new AskError(error.message || `the server answered ${response.status}`, {
     status: response.status, wait: Number.isNaN(wait) ? null : wait, code: error.code ?? "",
   });
 }
@@ -75,10 +75,10 @@ async function ask(body, signal, onText) {
   if (!response.ok) throw await refusal(response);
   for await (const { event, data } of eventsOf(response.body)) {
     if (event === "reasoning") onText(data.text);
-    if (event === "error") throw new Told(data.error.message, { code: data.error.code });
+    if (event === "error") throw new AskError(data.error.message, { code: data.error.code });
     if (event === "result") return { ...data, seen: performance.now() - started };
   }
-  throw new Told("the connection ended before the answer came");
+  throw new AskError("the connection ended before the answer came");
 }
 
 // --------------------------------------------------------------------------------------------------------- the page
@@ -95,7 +95,7 @@ window.addEventListener("DOMContentLoaded", () => {
   const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
   const nameTheme = () => {
     $("theme").textContent = isDark() ? "Light" : "Dark";
-    $("theme").setAttribute("aria-label", isDark() ? "Light colours" : "Dark colours");
+    $("theme").setAttribute("aria-label", isDark() ? "Light colors" : "Dark colors");
   };
   $("theme").addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
@@ -105,11 +105,11 @@ window.addEventListener("DOMContentLoaded", () => {
   prefersDark.addEventListener("change", nameTheme);
   nameTheme();
 
-  // ----- what is told
+  // ----- errors
 
-  function tell(problem) {
+  function showProblem(problem) {
     // One plain line; with "Try again" where that may help, with the field for the key where one is needed.
-    let text = problem instanceof Told ? problem.message
+    let text = problem instanceof AskError ? problem.message
       : problem instanceof TypeError ? "the server cannot be reached; is search-r3 serve still running?"
         : `the answer could not be read (${problem.message})`;
     text = text[0].toUpperCase() + text.slice(1);
@@ -214,10 +214,10 @@ window.addEventListener("DOMContentLoaded", () => {
   const figures = (side, text) => { sides[side].querySelector(".figures").textContent = text; };
   const milliseconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-  function endOfThought(result, budget) {
+  function endOfReasoning(result, budget) {
     const trace = result.reasoning;
-    if (!trace) return "The model's rule saw no need to think about this question.";
-    if (!trace.text.trim()) $("thought").textContent = "(nothing)";
+    if (!trace) return "The model's rule did not expect reasoning to help here.";
+    if (!trace.text.trim()) $("reasoning-text").textContent = "(nothing)";
     if (!trace.forced) return `${trace.num_tokens} tokens; it ended by itself.`;
     return trace.num_tokens >= budget ? `Cut off at ${trace.num_tokens} tokens.` : `${trace.num_tokens} tokens.`;
   }
@@ -253,13 +253,13 @@ window.addEventListener("DOMContentLoaded", () => {
       const off = await ask({ query, k, mode, reasoning: false }, mine.signal, () => {});
       found = show("off", off, null);
       $("status").textContent = "The model is reasoning…";
-      $("thinking").hidden = false;
-      $("thinking").setAttribute("aria-busy", "true");
+      $("reasoning").hidden = false;
+      $("reasoning").setAttribute("aria-busy", "true");
       figures("on", "reasoning…");
-      const on = await ask({ query, k, mode, reasoning }, mine.signal, (text) => $("thought").append(text));
+      const on = await ask({ query, k, mode, reasoning }, mine.signal, (text) => $("reasoning-text").append(text));
       show("on", on, found);
-      if (on.reasoning) $("thought").textContent = on.reasoning.text;
-      $("thought-end").textContent = endOfThought(on, chosen === "auto" ? 0 : reasoning);
+      if (on.reasoning) $("reasoning-text").textContent = on.reasoning.text;
+      $("reasoning-end").textContent = endOfReasoning(on, chosen === "auto" ? 0 : reasoning);
       $("status").textContent = `${off.hits.length} results without reasoning in ${milliseconds(off.seen)}, `
         + `${on.hits.length} with it in ${milliseconds(on.seen)}.`;
     } catch (problem) {
@@ -271,7 +271,7 @@ window.addEventListener("DOMContentLoaded", () => {
         $("status").textContent = "Stopped.";
         if (found) figures("on", "stopped");
         $("question").focus();
-      } else tell(problem);
+      } else showProblem(problem);
     } finally {
       if (running === mine) {
         running = null;
@@ -284,13 +284,13 @@ window.addEventListener("DOMContentLoaded", () => {
     $("stop").hidden = !now;
     $("go").hidden = now;
     if (!now) {
-      $("thinking").setAttribute("aria-busy", "false");
+      $("reasoning").setAttribute("aria-busy", "false");
       return;
     }
     $("empty").hidden = true;
-    $("thinking").hidden = true;
-    $("thought").textContent = "";
-    $("thought-end").textContent = "";
+    $("reasoning").hidden = true;
+    $("reasoning-text").textContent = "";
+    $("reasoning-end").textContent = "";
     $("columns").hidden = false;
     for (const side of ["off", "on"]) {
       figures(side, "");
@@ -355,7 +355,7 @@ window.addEventListener("DOMContentLoaded", () => {
 
   function offer(limits) {
     // The budgets that the server allows.
-    const choices = limits?.anyOf ?? [];
+    const choices = limits?.anyOf ?? []; // limits: the schema of `reasoning`
     const most = choices.find((one) => one.type === "integer")?.maximum ?? USUAL_BUDGET;
     const budgets = BUDGETS.filter((one) => one <= most);
     if (!budgets.length) budgets.push(most);
@@ -382,7 +382,7 @@ window.addEventListener("DOMContentLoaded", () => {
       if (health.status !== "ready") {
         $("status").textContent = health.status === "loading" ? "The server is loading its model…"
           : health.status === "stopping" ? "The server is shutting down."
-            : health.status === "index_unavailable" ? "The index cannot be searched now; the server goes on looking for it."
+            : health.status === "index_unavailable" ? "The index cannot be searched now; the server keeps checking."
               : "The server could not load its model; its log says why.";
         if (health.status === "loading" || health.status === "index_unavailable") setTimeout(begin, POLL);
         return;
@@ -395,13 +395,13 @@ window.addEventListener("DOMContentLoaded", () => {
       document.querySelector("footer").hidden = !health.index;
       if (!health.index) return;
       const described = await fetch("openapi.json");
-      offer(described.ok ? (await described.json()).components.schemas.Search?.properties?.reasoning : null);
+      offer(described.ok ? (await described.json()).components.schemas.Reasoning : null);
       ready = true;
       $("empty").hidden = false;
       $("question").focus();
     } catch (problem) {
       $("status").textContent = "";
-      tell(problem);
+      showProblem(problem);
     }
   }
 

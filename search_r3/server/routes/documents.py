@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import re
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Depends, Path, Query
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,32 +21,67 @@ from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import explained
 from search_r3.index.table import SearchIndex
 from search_r3.index.table_columns import ColumnTypeError
-from search_r3.server.batching.batcher import Closed
+from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.index_writer import Change
 from search_r3.server.request_body import in_thread, read, until_done
-from search_r3.server.routes.embeddings import to_json
-from search_r3.server.schemas import MAX_ID_CHARACTERS, DocumentsRequest
+from search_r3.server.routing import WITH_BODY, answers, get, service_of, takes, to_json, v1_router
+from search_r3.server.schemas import DOCUMENTS, Added, Deleted, Documents, DocumentsPage, DocumentsRequest
 from search_r3.server.service import Service
 
-PAGE, MAX_PAGE = 100, 1000
 CHARACTERS_PER_TOKEN = 4
 """A coarse rate, only to turn the limit on tokens into one on characters before anything is cut into chunks."""
 
 
-async def list_documents(request: Request, service: Service) -> Response:
-    """Answer GET /v1/documents: ids in order, a page at a time."""
+class AnyText(StringConvertor):
+    """The rest of a path, line ends included: Starlette's own `path` stops at them, but an id may have them."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any_text", AnyText())
+router, changes_router = v1_router(), v1_router()
+
+
+async def _check_given_once(request: Request) -> None:
+    given = request.query_params
+    if twice := [name for name in given if len(given.getlist(name)) > 1]:
+        name = twice[0][:100]
+        raise ApiError(400, f"the parameter {name!a} is given more than once", "invalid_value", param=name)
+
+
+@get(
+    router,
+    "/documents",
+    operation_id="listDocuments",
+    summary="Ids of the documents in the index, in order",
+    responses=answers(Documents, "OK", 400, 404, 429, 500, 503, 504),
+    dependencies=[Depends(_check_given_once)],
+)
+async def list_documents(request: Request, page: Annotated[DocumentsPage, Query()]) -> Response:
+    service = service_of(request)
     with service.inside():
         index = service.index
-        limit, after = _page(request)
-        return to_json(await in_thread(request, service, service.threads, lambda _: _listed(index, limit, after)))
+        return to_json(await in_thread(request, service, service.threads, lambda _: _listed(index, page)))
 
 
-async def add_documents(request: Request, service: Service) -> Response:
-    """Answer POST /v1/documents."""
+@changes_router.post(
+    "/documents",
+    operation_id="addDocuments",
+    summary="Add documents to the index, or replace them",
+    description="All are written, or none. A document whose id is in the index already is replaced.",
+    status_code=201,
+    responses=answers(Added, "Written; a search finds them", *WITH_BODY, 404, 409, status=201),
+    openapi_extra=takes(
+        DocumentsRequest,
+        example={"documents": [{"id": "licence", "title": "Licence", "text": "It is under Apache-2.0."}]},
+    ),
+)
+async def add_documents(request: Request) -> Response:
+    service = service_of(request)
     with service.inside():
         index = service.writable_index
-        body = await read(request, service, DocumentsRequest)
+        body = await read(request, service, DOCUMENTS)
         _check_size(body, service)
         _check_ids(body)
         request.state.items = len(body.documents)
@@ -55,11 +91,19 @@ async def add_documents(request: Request, service: Service) -> Response:
         return to_json({"object": "list", "data": data, "chunks": chunks}, 201)
 
 
-async def delete_document(request: Request, service: Service, identifier: str) -> Response:
-    """Answer DELETE /v1/documents/{document}."""
+@changes_router.delete(
+    "/documents/{document:any_text}",
+    operation_id="deleteDocument",
+    summary="Delete a document with all of its chunks",
+    responses=answers(Deleted, "Deleted; no search finds it", 404, 409, 429, 500, 503, 504),
+)
+async def delete_document(
+    request: Request, document: Annotated[str, Path(json_schema_extra={"minLength": 1})]
+) -> Response:
+    service = service_of(request)
     with service.inside():
-        chunks = await _committed(request, service, service.writable_index, Change(deleted=identifier))
-        return to_json({"object": "document", "id": identifier, "deleted": True, "chunks": chunks})
+        chunks = await _committed(request, service, service.writable_index, Change(deleted=document))
+        return to_json({"object": "document", "id": document, "deleted": True, "chunks": chunks})
 
 
 async def _committed(request: Request, service: Service, index: IndexHandle, change: Change) -> int:
@@ -83,7 +127,7 @@ async def _commit(service: Service, index: IndexHandle, change: Change) -> int:
         raise ApiError(409, message, "conflict", param="documents") from error
     except InputError as error:
         raise from_input_error(error, 409, "conflict", "documents" if change.documents else None) from error
-    except Closed as error:
+    except BatcherClosed as error:
         raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
     except FAILURES as error:
         if (unavailable := await asyncio.to_thread(index.unavailable, error)) is None:
@@ -91,7 +135,7 @@ async def _commit(service: Service, index: IndexHandle, change: Change) -> int:
         raise from_input_error(unavailable) from error
 
 
-def _listed(index: IndexHandle, limit: int, after: str) -> dict[str, Any]:
+def _listed(index: IndexHandle, page: DocumentsPage) -> dict[str, Any]:
     columns = ["document", "title", "path"]
 
     def read_columns(now: SearchIndex) -> Any:
@@ -103,28 +147,10 @@ def _listed(index: IndexHandle, limit: int, after: str) -> dict[str, Any]:
     for identifier, title, path in zip(*(rows[name].to_pylist() for name in columns), strict=True):
         first.setdefault(identifier, (title, path))
     ids = sorted(first)
-    start = bisect.bisect_right(ids, after) if after else 0
-    shown = ids[start : start + limit]
+    start = bisect.bisect_right(ids, page.after) if page.after else 0
+    shown = ids[start : start + page.limit]
     data = [{"object": "document", "id": i, "title": first[i][0], "path": first[i][1]} for i in shown]
-    return {"object": "list", "data": data, "total": len(ids), "has_more": start + limit < len(ids)}
-
-
-def _page(request: Request) -> tuple[int, str]:
-    known = {"limit", "after"}
-    given = request.query_params
-    if strange := sorted(set(given) - known):
-        raise ApiError(
-            400, f"there is no parameter {strange[0][:100]!a}; there are limit and after", "unknown_parameter"
-        )
-    if twice := [name for name in known if len(given.getlist(name)) > 1]:
-        raise ApiError(400, f"the parameter {twice[0]} is given more than once", "invalid_value", param=twice[0])
-    limit, after = given.get("limit", str(PAGE)), given.get("after")
-    if not re.fullmatch("[1-9][0-9]{0,3}", limit, re.ASCII) or int(limit) > MAX_PAGE:
-        raise ApiError(400, f"limit is {limit[:20]!a}; expected 1 to {MAX_PAGE}", "invalid_value", param="limit")
-    if after is not None and not 1 <= len(after) <= MAX_ID_CHARACTERS:
-        message = f"after must be a document's id, of 1 to {MAX_ID_CHARACTERS:,} characters"
-        raise ApiError(400, message, "invalid_value", param="after")
-    return int(limit), after or ""
+    return {"object": "list", "data": data, "total": len(ids), "has_more": start + page.limit < len(ids)}
 
 
 def _check_size(body: DocumentsRequest, service: Service) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -16,49 +17,51 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from search_r3.errors import InputError
-from search_r3.server.batching.batcher import Closed
+from search_r3.index.live_handle import IndexHandle
+from search_r3.index.search import MAX_QUERY_CHARACTERS
+from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.logs import log
-from search_r3.server.request_body import HungUp, hang_up, read, timed_out, until_done
-from search_r3.server.routes.embeddings import budget_of, to_json
-from search_r3.server.schemas import SearchRequest, check_filter
+from search_r3.server.request_body import ClientDisconnected, disconnected, read, timed_out, until_done
+from search_r3.server.routing import SCHEMAS, WITH_BODY, answers, service_of, takes, to_json, v1_router
+from search_r3.server.schemas import SEARCH, SearchRequest, SearchResult
 from search_r3.server.service import Service
+from search_r3.server.where_filter import check_filter
 
+router = v1_router()
 KEEP_ALIVE = 10.0
 """Seconds of silence after which a comment is sent."""
+ANSWERS = answers(
+    SearchResult,
+    "The hits, best first. With `stream`, events: `reasoning` (pieces of text), then `result` or `error`.",
+    *WITH_BODY,
+    404,
+    content={"text/event-stream": {"schema": {"$ref": SCHEMAS + "Event"}}},
+)
 
 
-async def search(request: Request, service: Service) -> Response:
-    """Answer POST /v1/search."""
+@router.post(
+    "/search",
+    operation_id="search",
+    summary="Search the index",
+    description=f"The model reasons about the query (of at most {MAX_QUERY_CHARACTERS:,} characters) and embeds it, "
+    "unless `reasoning` is false or the mode is `text`.",
+    responses=ANSWERS,
+    openapi_extra=takes(SearchRequest, example={"query": "How do I read a file line by line?", "k": 3, "reasoning": 8}),
+)
+async def search(request: Request) -> Response:
+    service = service_of(request)
     service.enter()
     streaming = False
     try:
         index = service.index
-        body = await read(request, service, SearchRequest)
-        budget = budget_of(body.reasoning, service.config, service.loaded.adaptive)
+        body = await read(request, service, SEARCH)
+        budget = service.reasoning_budget(body.reasoning)
         request.state.items = 1
         if body.where is not None:
-            await _checked(request, service, body.where)
-
-        def run(encoder: QueuedEncoder) -> dict[str, Any]:
-            if body.mode == "text":
-                encoder.begin()
-            asked = body.reasoning if isinstance(body.reasoning, str) else budget is not None
-            found = index.search(
-                body.query,
-                encoder,
-                k=body.k,
-                mode=body.mode,
-                reasoning=asked,
-                max_reasoning_tokens=budget or 0,
-                where=body.where,
-                vector_weight=body.vector_weight,
-            )
-            prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
-            usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-            return found.to_dict() | {"model": encoder.name, "usage": usage}
-
+            await _check_filter(request, service, body.where)
+        run = partial(_search, index, body, budget)
         if body.stream:
             streaming = True
             return EventStream(request, service, run)
@@ -66,7 +69,7 @@ async def search(request: Request, service: Service) -> Response:
         found = await until_done(
             request,
             service,
-            loop.run_in_executor(service.threads, _safely, run, encoder),
+            loop.run_in_executor(service.threads, run, encoder),
             lambda: encoder.begun,
             encoder.cancel,
         )
@@ -76,7 +79,31 @@ async def search(request: Request, service: Service) -> Response:
             service.leave()
 
 
-async def _checked(request: Request, service: Service, where: str) -> None:
+def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder: QueuedEncoder) -> dict[str, Any]:
+    """The answer, with what went wrong as an ApiError."""
+    if body.mode == "text":
+        encoder.begin()
+    try:
+        found = index.search(
+            body.query,
+            encoder,
+            k=body.k,
+            mode=body.mode,
+            reasoning="auto" if body.reasoning == "auto" else budget is not None,
+            max_reasoning_tokens=budget or 0,
+            where=body.where,
+            vector_weight=body.vector_weight,
+        )
+    except InputError as error:
+        raise from_input_error(error) from error
+    except BatcherClosed as error:
+        raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
+    prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
+    usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    return found.to_dict() | {"model": encoder.name, "usage": usage}
+
+
+async def _check_filter(request: Request, service: Service, where: str) -> None:
     def check() -> None:
         check_filter(where, service.index.columns)
 
@@ -86,18 +113,8 @@ async def _checked(request: Request, service: Service, where: str) -> None:
         raise from_input_error(error, 400, "invalid_filter", "where") from error
 
 
-def _safely(run: Callable[[QueuedEncoder], dict[str, Any]], encoder: QueuedEncoder) -> dict[str, Any]:
-    """`run`, with its errors as ApiErrors."""
-    try:
-        return run(encoder)
-    except InputError as error:
-        raise from_input_error(error) from error
-    except Closed as error:
-        raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
-
-
 class EventStream(Response):
-    """A search whose reasoning is sent while it is written. Ends when the client goes away, and the search with it."""
+    """A search whose reasoning is sent while it is written. It ends, and the search with it, when the client leaves."""
 
     media_type = "text/event-stream"
 
@@ -114,8 +131,8 @@ class EventStream(Response):
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         encoder = self.service.encoder(on_text)
-        future = loop.run_in_executor(self.service.threads, _safely, self.run, encoder)
-        gone = asyncio.ensure_future(hang_up(self.request))
+        future = loop.run_in_executor(self.service.threads, self.run, encoder)
+        gone = asyncio.ensure_future(disconnected(self.request))
         deadline = loop.time() + self.service.config.timeout
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -129,8 +146,8 @@ class EventStream(Response):
                     continue
                 piece.cancel()
                 if gone.done():
-                    self.service.metrics.dropped.labels("hung up").inc()
-                    raise HungUp
+                    self.service.metrics.dropped.labels("disconnected").inc()
+                    raise ClientDisconnected
                 if not future.done():
                     if loop.time() >= deadline:
                         raise timed_out(self.service, encoder.begun)
@@ -140,8 +157,8 @@ class EventStream(Response):
             await _send(send, "result", future.result())
         except ApiError as error:
             await _send(send, "error", error.record())
-        except (HungUp, OSError):
-            self.request.state.hung_up = True
+        except (ClientDisconnected, OSError):
+            self.request.state.client_disconnected = True
             return
         except Exception as error:
             log("search failed", 40, error)

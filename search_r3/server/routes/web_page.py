@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
+
+from search_r3.server.routing import get
 
 PAGE = Path(__file__).parents[1] / "page"
 TYPES = {
@@ -30,12 +32,7 @@ HEADERS = {
 }
 
 
-def add_page(app: FastAPI) -> None:
-    """A route for each file of the page; index.html is at /. No other path is looked up on the disk."""
-    for file in sorted(PAGE.iterdir()):
-        if file.suffix in TYPES:
-            path = "/" if file.name == "index.html" else f"/{file.name}"
-            app.add_api_route(path, _sender(file), methods=["GET", "HEAD"], response_model=None)
+router = APIRouter()
 
 
 def _sender(file: Path) -> Callable[[Request], Awaitable[Response]]:
@@ -45,3 +42,8 @@ def _sender(file: Path) -> Callable[[Request], Awaitable[Response]]:
         return Response(body, headers={**HEADERS, "Content-Type": kind})
 
     return send
+
+
+for _file in sorted(PAGE.iterdir()):  # index.html is at /; no other path is looked up on the disk
+    if _file.suffix in TYPES:
+        get(router, "/" if _file.name == "index.html" else f"/{_file.name}", include_in_schema=False)(_sender(_file))

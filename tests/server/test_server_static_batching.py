@@ -10,9 +10,9 @@ import pytest
 from serving_tools import eventually
 
 from search_r3.model.tokenization import Tokens
-from search_r3.server.batching.batcher import Closed, Embedded, Work
-from search_r3.server.batching.query_cache import ReasonedCache
-from search_r3.server.batching.static_batching import ThreadBatcher
+from search_r3.server.batching.batcher import BatcherClosed, Embedded, EmbeddingJob
+from search_r3.server.batching.query_cache import QueryCache
+from search_r3.server.batching.static_batching import StaticBatcher
 from search_r3.server.errors import ApiError
 from search_r3.server.metrics import Metrics
 from search_r3.server.server_config import ServerConfig
@@ -53,8 +53,8 @@ class FakeModel:
         return [SimpleNamespace(text="hm", embedding=v, num_tokens=2, forced=False) for v in vectors]
 
 
-def work(kind: str, *firsts: int, length: int = 1, **more) -> Work:
-    return Work(kind, [Tokens((first,) + (1,) * (length - 1)) for first in firsts], **more)  # type: ignore[arg-type]
+def work(kind: str, *firsts: int, length: int = 1, **more) -> EmbeddingJob:
+    return EmbeddingJob(kind, [Tokens((first,) + (1,) * (length - 1)) for first in firsts], **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -63,15 +63,15 @@ def model() -> FakeModel:
 
 
 @pytest.fixture
-def batcher(model: FakeModel) -> Iterator[ThreadBatcher]:
+def batcher(model: FakeModel) -> Iterator[StaticBatcher]:
     config = ServerConfig(batch_texts=4, batch_tokens=40)
-    found = ThreadBatcher(model, config, ReasonedCache(10), Metrics())
+    found = StaticBatcher(model, config, QueryCache(10), Metrics())
     yield found
     model.gate.set()
     found.close(5)
 
 
-def blocked(model: FakeModel, batcher: ThreadBatcher) -> Work:
+def blocked(model: FakeModel, batcher: StaticBatcher) -> EmbeddingJob:
     """A pass that runs until the gate opens, so that what is submitted now gathers."""
     model.gate.clear()
     first = work("query", 0)
@@ -80,11 +80,11 @@ def blocked(model: FakeModel, batcher: ThreadBatcher) -> Work:
     return first
 
 
-def firsts(done: Work) -> list[float]:
+def firsts(done: EmbeddingJob) -> list[float]:
     return [float(answer.vector[0]) for answer in done.future.result(10)]
 
 
-def test_waiting_requests_share_passes_and_kinds_take_turns(model: FakeModel, batcher: ThreadBatcher) -> None:
+def test_waiting_requests_share_passes_and_kinds_take_turns(model: FakeModel, batcher: StaticBatcher) -> None:
     blocked(model, batcher)
     many, few = work("document", *range(10, 16)), work("document", 20)
     asked = [work("query", 30), work("query", 31), work("reasoned", 40, budget=5), work("reasoned", 41, budget=6)]
@@ -102,7 +102,7 @@ def test_waiting_requests_share_passes_and_kinds_take_turns(model: FakeModel, ba
     ]
 
 
-def test_a_pass_holds_so_many_tokens_but_a_long_text_goes_alone(model: FakeModel, batcher: ThreadBatcher) -> None:
+def test_a_pass_holds_so_many_tokens_but_a_long_text_goes_alone(model: FakeModel, batcher: StaticBatcher) -> None:
     blocked(model, batcher)
     done = work("document", 10, 11, 12, length=18), work("document", 20, length=500)
     for one in done:
@@ -112,7 +112,7 @@ def test_a_pass_holds_so_many_tokens_but_a_long_text_goes_alone(model: FakeModel
     assert [passed for _, passed in model.passes[1:]] == [[10, 11], [12], [20]]
 
 
-def test_short_texts_go_before_long_ones_that_wait(model: FakeModel, batcher: ThreadBatcher) -> None:
+def test_short_texts_go_before_long_ones_that_wait(model: FakeModel, batcher: StaticBatcher) -> None:
     blocked(model, batcher)
     long, short = [work("document", i, length=40) for i in (1, 2, 3)], work("document", 4, 5, 6, 7, length=10)
     for one in (*long, short):
@@ -124,7 +124,7 @@ def test_short_texts_go_before_long_ones_that_wait(model: FakeModel, batcher: Th
         one.future.result(60)
 
 
-def test_a_long_text_does_not_wait_for_ever(model: FakeModel, batcher: ThreadBatcher) -> None:
+def test_a_long_text_does_not_wait_for_ever(model: FakeModel, batcher: StaticBatcher) -> None:
     blocked(model, batcher)
     long = work("document", 99, length=40)
     batcher.submit(long)
@@ -140,7 +140,7 @@ def test_a_long_text_does_not_wait_for_ever(model: FakeModel, batcher: ThreadBat
     assert i < 20
 
 
-def test_cancelled_work_is_not_done(model: FakeModel, batcher: ThreadBatcher) -> None:
+def test_cancelled_work_is_not_done(model: FakeModel, batcher: StaticBatcher) -> None:
     blocked(model, batcher)
     gone, stays = work("document", 10, 11), work("document", 20)
     batcher.submit(gone), batcher.submit(stays)
@@ -152,7 +152,7 @@ def test_cancelled_work_is_not_done(model: FakeModel, batcher: ThreadBatcher) ->
     assert not gone.begun
 
 
-def test_what_breaks_a_pass_breaks_only_its_own_request(model: FakeModel, batcher: ThreadBatcher) -> None:
+def test_what_breaks_a_pass_breaks_only_its_own_request(model: FakeModel, batcher: StaticBatcher) -> None:
     blocked(model, batcher)
     good, bad, nan = work("document", 10, 11), work("document", 666), work("document", 999)
     for one in (good, bad, nan):
@@ -165,7 +165,7 @@ def test_what_breaks_a_pass_breaks_only_its_own_request(model: FakeModel, batche
         nan.future.result(10)
 
 
-def test_the_same_question_is_thought_about_once(model: FakeModel, batcher: ThreadBatcher) -> None:
+def test_the_same_question_is_thought_about_once(model: FakeModel, batcher: StaticBatcher) -> None:
     blocked(model, batcher)
     told: list[list[str]] = [[], [], []]
     asked = [work("reasoned", 50, 50, budget=5, on_text=told[i].append) for i in range(2)]
@@ -184,20 +184,20 @@ def test_the_same_question_is_thought_about_once(model: FakeModel, batcher: Thre
     assert model.passes[-1] == ("reasoned [6]", [50])
 
 
-def test_closing_finishes_and_then_refuses(model: FakeModel, batcher: ThreadBatcher) -> None:
+def test_closing_finishes_and_then_refuses(model: FakeModel, batcher: StaticBatcher) -> None:
     first, later = blocked(model, batcher), work("document", 10)
     batcher.submit(later)
     assert batcher.close(0.05) is False  # still blocked: what waits is given up
     with pytest.raises(ApiError, match="shutting down"):
         later.future.result(1)
-    with pytest.raises(Closed):
+    with pytest.raises(BatcherClosed):
         batcher.submit(work("query", 1))
     model.gate.set()
     assert firsts(first) == [0]
 
 
 def test_the_cache_forgets_what_was_not_asked_for_longest() -> None:
-    cache = ReasonedCache(2)
+    cache = QueryCache(2)
     answers = [Embedded(np.ones(1)) for _ in range(3)]
     keys = [("c", (i,), 1) for i in range(3)]
     cache.put(keys[0], answers[0]), cache.put(keys[1], answers[1])
@@ -205,6 +205,6 @@ def test_the_cache_forgets_what_was_not_asked_for_longest() -> None:
     cache.put(keys[2], answers[2])
     assert [cache.get(key) is not None for key in keys] == [True, False, True]
     assert cache.get(("other contract", (0,), 1)) is None
-    none = ReasonedCache(0)
+    none = QueryCache(0)
     none.put(keys[0], answers[0])
     assert len(none) == 0
