@@ -277,7 +277,7 @@ class Client:
                 self.tally.wrong.append(fault)
 
     def _stalled(self, end: float) -> None:
-        """Half a body, and no more. Some stay until they are told that it took too long, where there is time for it."""
+        """Half a body, and no more. Some wait for the 408, where there is time for it."""
         patient = end - time.monotonic() > BODY_SECONDS + 5 and self.rng.random() < 0.2
         body = embedding_body(self.server.model, "text")
         pieces = [self._head(len(body)) + body[: len(body) // 2]]

@@ -59,12 +59,12 @@ def serve(
     max_items: Annotated[int, typer.Option(min=1, help="Texts a request.")] = 2048,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a request, all texts together.")] = 300_000,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes a request.")] = 16_000_000,
-    queue: Annotated[int, typer.Option(min=1, help="Requests in hand; one more is told to come back later.")] = 256,
-    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.")] = 300.0,
+    queue: Annotated[int, typer.Option(min=1, help="Requests in flight; one more gets status 429.")] = 256,
+    timeout: Annotated[float, typer.Option(help="Seconds until a request times out.")] = 300.0,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that a shutdown waits for what was accepted.")] = 30.0,
     budget: Budget = 32,
     max_budget: Annotated[int, typer.Option(min=0, help="The largest budget that a request may ask for.")] = 256,
-    cache: Annotated[int, typer.Option(min=0, help="Reasoned queries that are remembered.")] = 10_000,
+    cache: Annotated[int, typer.Option(min=0, help="Reasoned queries that are cached.")] = 10_000,
     batching: Annotated[
         Batching, typer.Option(help="continuous: reasoned queries join and leave token by token; static: in batches.")
     ] = Batching.continuous,
@@ -75,8 +75,8 @@ def serve(
 ) -> None:
     """Serve embeddings as OpenAI's clients ask for them, and search on an index, over HTTP.
 
-    It listens at once; /health says 200 while it can answer. /docs describes the API, /metrics is for Prometheus.
-    Ctrl-C or SIGTERM finishes what was accepted and stops. The log is JSON on standard error, without users' texts.
+    It listens at once; /health answers 200 while it is ready. /docs describes the API, /metrics is for Prometheus.
+    Ctrl-C or SIGTERM finishes the requests in flight and stops. The log on standard error is JSON without users' texts.
 
     \b
     Example:  search-r3 serve notes-index --port 8000
