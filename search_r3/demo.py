@@ -34,6 +34,7 @@ from search_r3.index.search import Hit, SearchResult
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.table import SearchIndex
 from search_r3.model.resolve import BUNDLED, cache_dir, cache_written, default_model, known_names
+from search_r3.progress import on_terminal, progress_bar
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
@@ -232,14 +233,17 @@ def _is_complete(folder: Path) -> bool:
 @contextmanager
 def _progress(documents: list[SourceDocument], doing: str) -> Iterator[Iterator[SourceDocument]]:
     """Yields `documents`; as they are taken, a bar moves on a terminal's stderr, elsewhere lines are written."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield _reporting(documents, doing)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with progress_bar(doing, len(documents), transient=True) as advance:
+        yield _advancing(documents, advance)
 
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield iter(bar.track(documents, total=len(documents)))
+
+def _advancing(documents: list[SourceDocument], advance: Callable[[int], None]) -> Iterator[SourceDocument]:
+    for document in documents:
+        yield document
+        advance(1)
 
 
 def _reporting(documents: list[SourceDocument], doing: str) -> Iterator[SourceDocument]:

@@ -1,10 +1,11 @@
-"""One progress bar for all that takes long: on standard error, and only where someone sees it."""
+"""Progress bars on standard error: one look for all that takes long, and only where someone sees it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def on_terminal() -> bool:
@@ -13,28 +14,30 @@ def on_terminal() -> bool:
 
 
 @contextmanager
-def progress_bar(label: str, total: int, show: bool | None = None) -> Iterator[Callable[[int], None] | None]:
-    """A bar with the count, the time so far and the time left; yields a function that advances it by a number.
+def progress_bar(
+    label: str, total: int, show: bool | None = None, *, transient: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """A bar with the count and the time left; yields a function that advances it by a number.
 
     Args:
         label: what is counted, such as "encoding".
-        total: how many there are.
-        show: None shows the bar on a terminal only. Without a bar, None is yielded.
+        total: how many there are; without any, nothing is shown.
+        show: None shows the bar on a terminal only.
+        transient: remove the bar at the end.
     """
-    if not (on_terminal() if show is None else show):
-        yield None
+    if total == 0 or not (on_terminal() if show is None else show):
+        yield lambda done: None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with make_bar(transient=transient) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def make_bar(*columns: Any, transient: bool = False) -> Any:
+    """A rich `Progress` with description, bar and count, then `columns`, then the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    first = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True, markup=False, highlight=False)
+    return Progress(*first, *columns, TimeRemainingColumn(), console=console, transient=transient)

@@ -9,7 +9,6 @@ from search_r3.progress import progress_bar
 
 def test_a_bar_counts_on_standard_error(capsys: pytest.CaptureFixture[str]):
     with progress_bar("encoding", 3, show=True) as advance:
-        assert advance is not None
         for _ in range(3):
             advance(1)
     out, err = capsys.readouterr()
@@ -20,5 +19,5 @@ def test_a_bar_counts_on_standard_error(capsys: pytest.CaptureFixture[str]):
 
 def test_without_a_terminal_nothing_is_written(capsys: pytest.CaptureFixture[str]):
     with progress_bar("encoding", 3) as advance:
-        assert advance is None
+        advance(1)
     assert capsys.readouterr() == ("", "")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.shard_cache import Shard, ShardCache
 from search_r3.files import atomic_write_text, expand_user
 from search_r3.model.resolve import cache_dir
+from search_r3.progress import progress_bar
 
 SHARD_SIZE = 512
 FORMAT = "search-r3-embeddings-1"
@@ -155,19 +154,3 @@ def _checked(rows: np.ndarray, expected: int) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError("the encoder returned NaN or infinity; its weights or dtype are broken")
     return array
-
-
-@contextmanager
-def progress_bar(label: str, total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
-    """Yield a function that moves a bar (with the time left) forward by so many texts."""
-    show = sys.stderr.isatty() if show is None else show
-    if not show or total == 0:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda count: bar.advance(task, count)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from search_r3.files import atomic_write_text
+from search_r3.progress import make_bar, on_terminal
 
 try:
     import resource
@@ -73,9 +74,11 @@ class Report:
         if self._active:
             self._log = open(self._output / "log.jsonl", "a", encoding="utf-8")
             self._board = _tensorboard(self._output / "tensorboard", self._start)
-            if sys.stderr.isatty():
-                self._bar = _progress_bar()
-                self._task = self._bar.add_task("", total=self._steps, completed=self._start, figures="")
+            if on_terminal():
+                from rich.progress import TextColumn
+
+                self._bar = make_bar(TextColumn("{task.fields[figures]}", markup=False))
+                self._task = self._bar.add_task("training", total=self._steps, completed=self._start, figures="")
                 self._bar.start()
         return self
 
@@ -137,20 +140,6 @@ class Report:
 
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _progress_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, markup=False, highlight=False),
-    )
 
 
 def _tensorboard(folder: Path, start: int) -> Any:

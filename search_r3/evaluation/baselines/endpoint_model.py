@@ -19,7 +19,8 @@ from search_r3.data.synthesis.retry import Endpoint, NoAnswerError, RefusedError
 from search_r3.data.synthesis.writers import CHARACTERS_A_TOKEN, count_characters
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import CostApproval, ExternalModelConfig, is_local
-from search_r3.evaluation.embedding_cache import EmbeddingCache, Encoded, progress_bar
+from search_r3.evaluation.embedding_cache import EmbeddingCache, Encoded
+from search_r3.progress import progress_bar
 
 UNIT = 32
 """Texts that are sent together and kept together; a smaller batch size splits a unit into several calls."""

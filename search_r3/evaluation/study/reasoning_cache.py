@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.evaluation.embedding_cache import content_hash, default_folder, progress_bar
+from search_r3.evaluation.embedding_cache import content_hash, default_folder
 from search_r3.evaluation.shard_cache import ShardCache
 from search_r3.files import expand_user
+from search_r3.progress import progress_bar
 
 SHARD_SIZE = 64
 """Queries in one shard: what an interruption can cost."""
