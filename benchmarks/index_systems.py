@@ -114,11 +114,8 @@ class Ours:
 
         from search_r3.index.approximate import keep_approximate
         from search_r3.index.compaction import forget_versions, tidy
-        from search_r3.index.table import (
-            IndexInfo,
-            create_table,
-            mark_complete,
-        )
+        from search_r3.index.index_info import IndexInfo
+        from search_r3.index.lance_table import create_table, mark_complete
         from search_r3.index.table_columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
         from search_r3.index.table_rows import as_arrow
 
@@ -149,7 +146,7 @@ class Ours:
         }
 
     def open(self) -> None:
-        from search_r3.index.table import SearchIndex
+        from search_r3.index.search_index import SearchIndex
 
         self.index = SearchIndex.open(self.spec.folder)
         dimension = self.index.info.dimension

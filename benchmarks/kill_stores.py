@@ -232,20 +232,20 @@ Row = tuple[str, str, str, bytes]
 
 
 def has_table(path: Path) -> bool:
-    from search_r3.index.table import open_table
+    from search_r3.index.lance_table import open_table
 
     return path.is_dir() and open_table(path) is not None
 
 
 def version_of(path: Path) -> int:
-    from search_r3.index.table import SearchIndex
+    from search_r3.index.search_index import SearchIndex
 
     return int(SearchIndex.open(path).table.version)
 
 
 def rows_of(path: Path) -> dict[str, Row]:
     """Every chunk by its id, read whole."""
-    from search_r3.index.table import SearchIndex
+    from search_r3.index.search_index import SearchIndex
     from search_r3.index.table_columns import CONTENT, ROW_HASH, VECTOR
 
     held = SearchIndex.open(path).table.to_arrow()
@@ -275,7 +275,7 @@ def _not_either(rows: dict[str, Row], before: dict[str, Row], after: dict[str, R
 def same_index(path: Path, whole: Path) -> list[str]:
     """How an index differs from the undisturbed one: ids, texts, vectors, completeness, and what a search by words
     finds."""
-    from search_r3.index.table import SearchIndex
+    from search_r3.index.search_index import SearchIndex
 
     mine, theirs = rows_of(path), rows_of(whole)
     wrong = [f"{len(set(theirs) - set(mine))} chunks are missing"] if set(theirs) - set(mine) else []

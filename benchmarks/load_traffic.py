@@ -67,8 +67,8 @@ def make_truth(model: Any, spec: Spec) -> dict[str, Any]:
     """Each text alone: as a document, as a query, reasoned about, and searched in an index of all of them."""
     from search_r3.data.sources.docstrings import docstring_pairs
     from search_r3.index.build import build_index
+    from search_r3.index.search_index import SearchIndex
     from search_r3.index.source_document import SourceDocument
-    from search_r3.index.table import SearchIndex
 
     folder = Path(spec.folder)
     pairs = docstring_pairs(["json", "logging", "email", "http", "unittest"])[0][: spec.texts]

@@ -263,7 +263,7 @@ def measure(rows: int = 4_000) -> dict[str, float]:
     from search_r3.data.sources.docstrings import STDLIB, find_package, read_functions
     from search_r3.index import SourceDocument, build_index
     from search_r3.index.changes import Changes
-    from search_r3.index.table import SearchIndex
+    from search_r3.index.search_index import SearchIndex
     from search_r3.index.table_columns import table_schema
 
     class Random:

@@ -91,7 +91,7 @@ class Plan:
     query_tokens: float = 100.0
     """Of a query with its conversation. Assumed."""
     reasoning_tokens: float = 32.0
-    """That a query's analysis may have: the default budget."""
+    """Tokens of reasoning for a query: the default budget."""
     query_batch: int = 32
     """Queries decoded together by the server. Assumed."""
     train_gpus: int = 8
@@ -111,7 +111,7 @@ class Plan:
     grpo_group: int = 8
     """Rollouts of a query: the same recipe."""
     grpo_rollout_tokens: float = 150.0
-    """Query, conversation and analysis. Assumed."""
+    """Query, conversation and reasoning. Assumed."""
     grpo_new_tokens: float = 48.0
     """Sampled: the same recipe."""
     grpo_refreshed: int = 256

@@ -31,8 +31,8 @@ from rich.text import Text
 from search_r3.errors import InputError
 from search_r3.index.build import build_index
 from search_r3.index.search import Hit, SearchResult
+from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table import SearchIndex
 from search_r3.model.resolve import BUNDLED, cache_dir, cache_written, default_model, known_names
 from search_r3.progress import on_terminal, progress_bar
 
@@ -271,10 +271,10 @@ def _print_answer(console: Console, number: int, answer: Answer) -> None:
         ended = "and then the embed token"
         if trace.forced:
             ended = f"cut off at {BUDGET}" if trace.num_tokens >= BUDGET else "no embed token, so it was added"
-        thought = Text("it thinks: ", style="cyan")
-        thought.append(printable(trace.text) or "(nothing)", style="italic")
-        thought.append(f"  ({trace.num_tokens} tokens, {ended})", style="dim")
-        console.print(Padding(thought, (0, 0, 1, 2)))
+        reasoning = Text("reasoning: ", style="cyan")
+        reasoning.append(printable(trace.text) or "(nothing)", style="italic")
+        reasoning.append(f"  ({trace.num_tokens} tokens, {ended})", style="dim")
+        console.print(Padding(reasoning, (0, 0, 1, 2)))
     table = Table.grid(expand=True, padding=(0, 2))
     for _ in range(2):
         table.add_column(ratio=1, overflow="fold")

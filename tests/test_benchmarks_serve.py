@@ -26,8 +26,8 @@ pytest.importorskip("uvicorn")
 from search_r3 import SearchR3, demo
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.data.sources.docstrings import docstring_pairs
+from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table import SearchIndex
 from search_r3.server.logs import LOGGER, log_to
 from search_r3.server.run_server import listen, make_server
 from search_r3.server.server_config import ServerConfig

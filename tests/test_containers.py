@@ -25,7 +25,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.index import build_index
 from search_r3.index.readers import open_source
-from search_r3.index.seen_ids import Ledger
+from search_r3.index.seen_ids import SeenIds
 from search_r3.model import resolve
 
 CACHE = "set SEARCH_R3_CACHE to a folder you may write to"
@@ -204,10 +204,10 @@ def test_a_temporary_folder_that_works_is_left_alone(monkeypatch) -> None:
 
 
 def test_a_large_corpus_without_room_for_its_ids_is_one_line() -> None:
-    ledger = Ledger()
-    ledger._db.execute("PRAGMA query_only = ON")
+    seen = SeenIds()
+    seen._db.execute("PRAGMA query_only = ON")
     with pytest.raises(InputError, match="set TMPDIR"):
-        ledger.first("a", "b")
+        seen.add("a", "b")
 
 
 def test_a_file_is_not_written_to_a_read_only_place_and_the_reason_survives(tmp_path, monkeypatch) -> None:

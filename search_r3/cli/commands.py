@@ -6,12 +6,10 @@ Heavy libraries are imported inside the commands that need them, so that `--help
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,19 +18,8 @@ from search_r3.cli import data_fresh, data_teach  # noqa: F401  # their commands
 from search_r3.cli.data import data_app
 from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, mcp, pull, push
-from search_r3.cli.index import (
-    DUPLICATES_REMOVED,
-    FULL_TEXT_REBUILT,
-    Index,
-    ask_to_prune,
-    check_target,
-    compact,
-    delete,
-    parse_type_options,
-    show_info,
-    tell_what_was_left,
-)
-from search_r3.cli.index_ray import Ray, Workers, index_on_ray
+from search_r3.cli.index import index
+from search_r3.cli.index_maintenance import Index, compact, delete
 from search_r3.cli.options import (
     AUTO,
     SETTINGS,
@@ -46,7 +33,6 @@ from search_r3.cli.options import (
     Reasoning,
     ReasoningCommand,
     ReasoningOption,
-    expand_home,
     hush,
     load,
     print_json,
@@ -57,7 +43,6 @@ from search_r3.cli.rollouts import rollouts
 from search_r3.cli.serve import serve
 from search_r3.cli.study import study
 from search_r3.cli.train import plot, train_app
-from search_r3.errors import InputError
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 EXIT_DIFFERENT = 1
@@ -123,137 +108,7 @@ def demo(model: Model = None) -> None:
     run_demo(model)
 
 
-@app.command()
-def index(
-    path: Annotated[
-        str,
-        typer.Argument(
-            callback=expand_home,
-            help="A folder of text files, a BEIR folder, or a file; with --info, an index's folder.",
-        ),
-    ],
-    into: Annotated[
-        str | None, typer.Option(callback=expand_home, help="The index's folder; by default NAME.index here.")
-    ] = None,
-    model: Model = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of a chunk with its title (512 by default).")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most texts in one pass; by default only the tokens are limited.")
-    ] = None,
-    batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens in one pass; lower it if memory runs out.")
-    ] = 16384,
-    commit_every: Annotated[
-        int | None, typer.Option(min=1, help="Chunks per commit; by default what ten seconds give, 256 to 8,192.")
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(help="What a CSV file is split at, where it is not found out: a character, tab or semicolon."),
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The name of the source that PATH is, wherever it lies; by default its absolute path. A run replaces "
-            "and removes only documents of its own source.",
-        ),
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the documents that PATH no longer has.")] = False,
-    prune: Annotated[
-        bool,
-        typer.Option(
-            "--prune",
-            help="Remove the documents that PATH no longer has, however many; without it, more than a tenth of the "
-            "source are removed only if you say yes on a terminal.",
-        ),
-    ] = False,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="Replace documents of other sources that have the same ids.")
-    ] = False,
-    types: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--type",
-            metavar="FIELD=TYPE",
-            help="The type of a field: text, integer, number or true/false. A column of another type is converted. "
-            "Repeatable.",
-        ),
-    ] = None,
-    ray: Ray = None,
-    workers: Workers = 2,
-    info: Annotated[bool, typer.Option("--info", help="Only show what the index PATH is, and its recall.")] = False,
-    device: Device = None,
-    dtype: DtypeOption = Dtype.auto,
-    engine: EngineOption = AUTO,
-    as_json: Json = False,
-) -> None:
-    """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
-
-    Only what changed is embedded again, and only what came from PATH before is removed. It may be stopped at any time:
-    the same command goes on where it stopped. A JSONL line, or a CSV header, needs "id" and "text", may have a "title";
-    every other field can be filtered on in a search. The corpus may be larger than memory. From 100,000 chunks on, an
-    approximate index is built and its recall measured.
-
-    An index may hold several sources. Exit code 1 means that documents were left out, as another source has their ids.
-
-    \b
-    Example:  search-r3 index ~/notes --into notes-index
-    Next:     search-r3 search notes-index "your question"
-    """
-    hush()
-    from search_r3.index.build import build_index
-    from search_r3.index.readers import open_source, sample_queries
-    from search_r3.index.table import SearchIndex
-    from search_r3.model.resolve import default_model
-
-    if info:
-        show_info(SearchIndex.open(path), as_json)
-        return
-    if keep and prune:
-        raise InputError("--keep and --prune say the opposite; give one of them")
-    documents = open_source(path, delimiter=delimiter)
-    documents.may_be_empty = prune
-    target = into or f"{Path(path).resolve().stem}.index"
-    check_target(target, documents, source, named=into is not None)
-    given: dict[str, Any] = {
-        "batch_size": batch_size,
-        "batch_tokens": batch_tokens,
-        "max_length": max_length,
-        "prune": not keep,
-        "source": source,
-        "take_over": take_over,
-        "may_prune": None if prune else ask_to_prune,
-        "types": parse_type_options(types),
-    }
-    name = model or default_model()
-    if ray is not None:
-        loading = (device, dtype.value, engine)
-        report = index_on_ray(target, documents, name, ray, workers, loading, **given)
-    else:
-        loaded = load(name, device, dtype, engine)
-        queries = sample_queries(documents)
-        report = build_index(target, documents, loaded, commit_every=commit_every, queries=queries, **given)
-    made = SearchIndex.open(target)
-    if as_json:
-        print_json({"index": target, "model": made.info.model_name, **asdict(report)})
-    else:
-        counts = ", ".join(f"{getattr(report, n):,} {n}" for n in ("added", "updated", "unchanged", "removed"))
-        if report.truncated:
-            chunks = "1 chunk is" if report.truncated == 1 else f"{report.truncated:,} chunks are"
-            print(f"warning: {chunks} longer than the model reads; the end is found only by its words", file=sys.stderr)
-        print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
-        if report.full_text_rebuilt:
-            print(FULL_TEXT_REBUILT)
-        if report.duplicates_removed:
-            print(DUPLICATES_REMOVED.format(report.duplicates_removed))
-        if made.approximate:
-            print(f"approximate index: {made.approximate}")
-        print(f'to search it: search-r3 search {shlex.quote(target)} "your question"')
-    tell_what_was_left(target, report, as_json)
-
-
+app.command()(index)
 app.command()(delete)
 app.command()(compact)
 
@@ -306,13 +161,15 @@ def search(
     let_idle_threads_sleep()
     from search_r3.index.live_handle import damage_explained
     from search_r3.index.search import check_where
-    from search_r3.index.table import SearchIndex
+    from search_r3.index.search_index import SearchIndex
     from search_r3.index.terminal_page import print_result
     from search_r3.model.model_info import model_of_index
 
     opened = SearchIndex.open_snapshot(index)
-    with damage_explained(index):
-        check_where(opened, where)  # before a model is loaded
+    with damage_explained(index):  # before a model is loaded
+        check_where(opened, where)
+        if mode is not Mode.vector:
+            opened.backend.check_text()
     if query == "-":
         query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
     loaded = (

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from search_r3.cli.index import Index
+from search_r3.cli.index_maintenance import Index
 from search_r3.cli.options import (
     Budget,
     Device,

@@ -1,7 +1,4 @@
-"""The commands that look after an index: what it is, documents removed by ids or source, files put together.
-
-Besides, what `search-r3 index` asks and says about sources.
-"""
+"""`search-r3 index`: a corpus made searchable or brought up to date, and what it asks and says about sources."""
 
 from __future__ import annotations
 
@@ -13,156 +10,196 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search_r3.cli.options import Json, expand_home, hush, print_json
+from search_r3.cli.index_maintenance import (
+    DUPLICATES_REMOVED,
+    FULL_TEXT_REBUILT,
+    show_info,
+    warn_of_differing_rows,
+)
+from search_r3.cli.index_ray import Ray, Workers, index_on_ray
+from search_r3.cli.options import (
+    AUTO,
+    Device,
+    Dtype,
+    DtypeOption,
+    EngineOption,
+    Json,
+    Model,
+    expand_home,
+    hush,
+    load,
+    print_json,
+)
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
     from search_r3.index.build_report import IndexReport, Removal
-    from search_r3.index.duplicates import Differing
     from search_r3.index.readers import Source
-    from search_r3.index.table import SearchIndex
+    from search_r3.index.search_index import SearchIndex
 
 EXIT_CONFLICTS = 1
 """`index`: documents were left out, as another source has their ids."""
 
-WORTH_A_LINE = 1_000_000  # bytes
-Index = Annotated[str, typer.Argument(callback=expand_home, help="An index's folder, made by `search-r3 index`.")]
 
-FULL_TEXT = {
-    "current": "every one is indexed (full text, BM25)",
-    "outdated": "stop words and words of 40 bytes or more cannot be found, as an earlier version indexed them; "
-    "the next `search-r3 index` or `search-r3 compact` rebuilds it",
-    "missing": "none can be found: the build was interrupted; run its `search-r3 index` command again",
-}
-DUPLICATES_REMOVED = "{:,} duplicates removed, each equal to a row that was kept"
-FULL_TEXT_REBUILT = "full text: rebuilt; every word can be found now, also stop words and words of 40 bytes or more"
-
-
-def delete(
-    index: Index,
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents, as the search shows them.")
+def index(
+    path: Annotated[
+        str,
+        typer.Argument(
+            callback=expand_home,
+            help="A folder of text files, a BEIR folder, or a file; with --info, an index's folder.",
+        ),
+    ],
+    into: Annotated[
+        str | None, typer.Option(callback=expand_home, help="The index's folder; by default NAME.index here.")
+    ] = None,
+    model: Model = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a chunk with its title (512 by default).")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most texts in one pass; by default only the tokens are limited.")
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens in one pass; lower it if memory runs out.")
+    ] = 16384,
+    commit_every: Annotated[
+        int | None, typer.Option(min=1, help="Chunks per commit; by default what ten seconds give, 256 to 8,192.")
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="What a CSV file is split at, where it is not found out: a character, tab or semicolon."),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Remove all documents of this source, as `index --info` shows them."),
+        typer.Option(
+            metavar="NAME",
+            help="The name of the source that PATH is, wherever it lies; by default its absolute path. A run replaces "
+            "and removes only documents of its own source.",
+        ),
     ] = None,
-    as_json: Json = False,
-) -> None:
-    """Remove documents from an index: by their ids, each with all of its chunks, or all that came from one source.
-
-    If one of the ids is not there, nothing is removed. The space on disk comes back with `search-r3 compact`.
-
-    \b
-    Example:  search-r3 delete notes-index 2023/plans.md drafts/old.md
-              search-r3 delete notes-index --source ~/old-notes
-    Next:     search-r3 compact notes-index
-    """
-    hush()
-    from search_r3.index.maintenance import delete_documents, delete_source
-
-    if bool(ids) == (source is not None):
-        raise InputError("give the ids of documents, or --source with the name of a source (see index --info)")
-    removed: dict[str, Any]
-    if source is not None:
-        done = delete_source(index, source)
-        removed, line = {"source": done.source}, f"the source {done.source} removed"
-    else:
-        assert ids is not None
-        done = delete_documents(index, ids)
-        removed, line = {"documents": len(set(ids))}, f"{len(set(ids)):,} documents removed"
-    if as_json:
-        print_json({"index": index, **removed, "chunks": done.chunks, "full_text_rebuilt": done.full_text_rebuilt})
-        return
-    print(f"{index}: {line}, {done.chunks:,} chunks")
-    if done.full_text_rebuilt:
-        print(FULL_TEXT_REBUILT)
-
-
-def compact(
-    index: Index,
-    now: Annotated[
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the documents that PATH no longer has.")] = False,
+    prune: Annotated[
         bool,
-        typer.Option("--now", help="Give the space of old versions back at once."),
+        typer.Option(
+            "--prune",
+            help="Remove the documents that PATH no longer has, however many; without it, more than a tenth of the "
+            "source are removed only if you say yes on a terminal.",
+        ),
     ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace documents of other sources that have the same ids.")
+    ] = False,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            metavar="FIELD=TYPE",
+            help="The type of a field: text, integer, number or true/false. A column of another type is converted. "
+            "Repeatable.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How a new index is stored: lance (the default), numpy (one file, vectors only), or that of another "
+            "package. An index keeps its backend.",
+        ),
+    ] = None,
+    ray: Ray = None,
+    workers: Workers = 2,
+    info: Annotated[bool, typer.Option("--info", help="Only show what the index PATH is, and its recall.")] = False,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Put an index's files together, drop what was deleted, and fold new rows into its indices.
+    """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
 
-    Nothing is embedded and nothing that a search finds changes; it may be done while others search. Small changes
-    compact an index by themselves, in parts; this does all of it. What it replaces stays on disk for two minutes, for
-    those who read it now: the next change or `compact` removes it then, `--now` removes it at once. Servers and
-    `search-r3 search` go on to the new version by themselves; other programs that read the table with LanceDB open it
-    again where a file is not found.
+    Only what changed is embedded again, and only what came from PATH before is removed. It may be stopped at any time:
+    the same command goes on where it stopped. A JSONL line, or a CSV header, needs "id" and "text", may have a "title";
+    every other field can be filtered on in a search. The corpus may be larger than memory. From 100,000 chunks on, an
+    approximate index is built and its recall measured.
+
+    An index may hold several sources. Exit code 1 means that documents were left out, as another source has their ids.
 
     \b
-    Example:  search-r3 compact notes-index --now
-    Next:     search-r3 index --info notes-index
+    Example:  search-r3 index ~/notes --into notes-index
+    Next:     search-r3 search notes-index "your question"
     """
     hush()
-    from datetime import timedelta
+    from search_r3.index.build import build_index
+    from search_r3.index.readers import open_source, sample_queries
+    from search_r3.index.search_index import SearchIndex
+    from search_r3.model.resolve import default_model
 
-    from search_r3.index.compaction import KEEP_VERSIONS
-    from search_r3.index.maintenance import compact_index
-
-    done = compact_index(index, keep=timedelta(0) if now else KEEP_VERSIONS)
-    tell_what_differs(index, done.differing)
-    if as_json:
-        print_json({"index": index, **asdict(done)})
+    if info:
+        show_info(SearchIndex.open(path), as_json)
         return
-    print(f"{index}: {done.files_before:,} files of rows became {done.files_after:,}", end="")
-    print(f", {done.bytes_before / 1e6:,.1f} MB became {done.bytes_after / 1e6:,.1f} MB" if done.bytes_after else "")
-    if done.full_text_rebuilt:
+    if keep and prune:
+        raise InputError("--keep and --prune say the opposite; give one of them")
+    if ray is not None and backend is not None:
+        raise InputError("--ray builds only indexes of the backend lance; leave --backend out")
+    documents = open_source(path, delimiter=delimiter)
+    documents.may_be_empty = prune
+    target = into or f"{Path(path).resolve().stem}.index"
+    check_target(target, documents, source, named=into is not None, backend=backend)
+    given: dict[str, Any] = {
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "max_length": max_length,
+        "prune": not keep,
+        "source": source,
+        "take_over": take_over,
+        "may_prune": None if prune else ask_to_prune,
+        "types": parse_type_options(types),
+    }
+    name = model or default_model()
+    if ray is not None:
+        loading = (device, dtype.value, engine)
+        report = index_on_ray(target, documents, name, ray, workers, loading, **given)
+    else:
+        given |= {"commit_every": commit_every, "queries": sample_queries(documents), "backend": backend}
+        report = build_index(target, documents, load(name, device, dtype, engine), **given)
+    print_report(target, SearchIndex.open(target), report, as_json)
+    report_what_was_left(target, report, as_json)
+
+
+def print_report(target: str, made: SearchIndex, report: IndexReport, as_json: bool) -> None:
+    """Print what a run did to the index `target`."""
+    if as_json:
+        print_json({"index": target, "model": made.info.model_name, **asdict(report)})
+        return
+    counts = ", ".join(f"{getattr(report, n):,} {n}" for n in ("added", "updated", "unchanged", "removed"))
+    if report.truncated:
+        chunks = "1 chunk is" if report.truncated == 1 else f"{report.truncated:,} chunks are"
+        print(f"warning: {chunks} longer than the model reads; the end is found only by its words", file=sys.stderr)
+    print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
+    if report.full_text_rebuilt:
         print(FULL_TEXT_REBUILT)
-    if done.duplicates_removed:
-        print(DUPLICATES_REMOVED.format(done.duplicates_removed))
-    if not now and done.bytes_old > max(WORTH_A_LINE, done.bytes_after // 20):
-        minutes = int(KEEP_VERSIONS.total_seconds() // 60)
-        print(
-            f"{done.bytes_old / 1e6:,.1f} MB of that are kept for {minutes} minutes, for those who read the old files: "
-            f"the next change or compact removes them then, `search-r3 compact {index} --now` at once"
-        )
+    if report.duplicates_removed:
+        print(DUPLICATES_REMOVED.format(report.duplicates_removed))
+    if made.approximate:
+        print(f"approximate index: {made.approximate}")
+    mode = "" if "text" in made.backend.capabilities else " --mode vector"
+    print(f'to search it: search-r3 search {shlex.quote(target)}{mode} "your question"')
 
 
-def show_info(opened: SearchIndex, as_json: bool) -> None:
-    """Print what an index is."""
-    about: dict[str, Any] = opened.describe()
-    if as_json:
-        print_json(about)
-        return
-    whole = "complete" if about["complete"] else "never finished: run its `search-r3 index` command again"
-    approximate = opened.approximate
-    columns = ", ".join(f"{name} ({kind})" for name, kind in about["columns"].items())
-    print(f"{about['path']}: {about['documents']:,} documents in {about['chunks']:,} chunks, {whole}")
-    print(f"model:    {about['model_name']}, {about['dimension']} dimensions, contract {about['contract_hash'][:12]}")
-    print(f"made:     {about['created']} by search-r3 {about['search_r3_version']}")
-    print(f"vectors:  {approximate or 'every one is compared with the query (exact search)'}")
-    print(f"words:    {FULL_TEXT[about['full_text']]}")
-    print(f"columns:  {columns}")
-    if about["duplicate_ids"]:
-        print(
-            f"problem:  {about['duplicate_ids']:,} duplicate ids; the next `search-r3 index` or "
-            f"`search-r3 compact {shlex.quote(about['path'])}` removes equal rows, and says what to do about others"
-        )
-    for source in about["sources"]:
-        where = f", read from {source['root']}" if source["root"] not in ("", source["name"]) else ""
-        ids = f', ids begin with "{source["prefix"]}"' if source["prefix"] else ""
-        unfinished = ", not all of it yet: its last run was interrupted" if source["unfinished"] else ""
-        print(f"source:   {source['name']}: {source['documents']:,} documents{where}{ids}{unfinished}")
-
-
-def check_target(target: str, documents: Source, name: str | None, *, named: bool) -> None:
-    """Refuse, before a model is loaded, a source that the index `target` cannot take.
+def check_target(target: str, documents: Source, name: str | None, *, named: bool, backend: str | None = None) -> None:
+    """Refuse, before a model is loaded, a source or a backend that the index `target` cannot take.
 
     Raises:
-        InputError: the source's name does not go together with those that the index has; or nobody named the index
-            (`named`), and there is one of the default name that has other sources.
+        InputError: it has another backend; the source's name does not go together with those that the index has; or
+            the user did not name the index (`named`), and there is one of the default name that has other sources.
     """
+    from search_r3.index.backend_registry import choose_backend
     from search_r3.index.index_sources import Sources, root_of
-    from search_r3.index.table import location, open_table
+    from search_r3.index.lance_table import open_table
+    from search_r3.index.storage import place_of
 
-    place = location(target)
-    if isinstance(place, Path) and not place.is_dir():
+    place = place_of(target)
+    kind = choose_backend(place, backend)
+    if "streaming" not in kind.capabilities or (isinstance(place, Path) and not place.is_dir()):
         return
     sources = Sources.of(open_table(place))
     scope = sources.scope(documents, name, target)
@@ -199,20 +236,7 @@ def ask_to_prune(removal: Removal) -> bool:
     return typer.confirm(f"the source no longer has {removal}: remove them from the index?", err=True)
 
 
-def tell_what_differs(index: str, differing: Differing | None) -> None:
-    """Say on stderr which rows of one id differ, and what removes the wrong ones."""
-    if differing is None:
-        return
-    from search_r3.index.conversion import delete_command
-
-    print(
-        f"warning: {differing}; all were kept: index that source again (with --take-over if one id has rows of "
-        f"several), or remove the document: {delete_command(differing.document, index)}",
-        file=sys.stderr,
-    )
-
-
-def tell_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
+def report_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
     """Say on stderr what a run left out or left in the index; ends the command where the user has to do something.
 
     Raises:
@@ -225,7 +249,7 @@ def tell_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
     quoted = shlex.quote(index)
     for line in summarize_skipped([*([] if as_json else report.skipped), *report.conflicts]):
         print(line, file=sys.stderr)
-    tell_what_differs(index, report.differing)
+    warn_of_differing_rows(index, report.differing)
     if report.unknown:
         print(
             f"{report.unknown:,} documents of unknown source kept, which an earlier version indexed; to remove them: "

@@ -88,7 +88,7 @@ def serve(
         from search_r3.server.run_server import serve as run
         from search_r3.server.server_config import ServerConfig
         from search_r3.server.service import Loaded
-    from search_r3.index.table import SearchIndex
+    from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
     from search_r3.model.resolve import default_model
 

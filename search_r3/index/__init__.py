@@ -13,9 +13,12 @@ from search_r3.errors import InputError
 
 if TYPE_CHECKING:
     from search_r3.index.approximate import Approximate
+    from search_r3.index.backend_registry import register_backend
     from search_r3.index.build import IndexReport, build_index
     from search_r3.index.chunking import Chunk, chunk_document
     from search_r3.index.encoder_protocol import Encoder
+    from search_r3.index.index_backend import IndexBackend
+    from search_r3.index.index_info import IndexInfo
     from search_r3.index.maintenance import (
         Deleted,
         UnknownDocument,
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
     )
     from search_r3.index.readers import open_source, summarize_skipped
     from search_r3.index.search import Hit, ReasoningTrace, SearchResult, Timings
+    from search_r3.index.search_index import DocumentPage, ListedDocument, SearchIndex
     from search_r3.index.source_document import Skipped, SourceDocument
-    from search_r3.index.table import IndexInfo, SearchIndex
 
 if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(name) is None]:
     raise InputError(
@@ -47,7 +50,10 @@ _MODULES = {
     "readers": "open_source summarize_skipped",
     "search": "Hit ReasoningTrace SearchResult Timings",
     "source_document": "Skipped SourceDocument",
-    "table": "IndexInfo SearchIndex",
+    "index_backend": "IndexBackend",
+    "index_info": "IndexInfo",
+    "search_index": "DocumentPage ListedDocument SearchIndex",
+    "backend_registry": "register_backend",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
@@ -63,11 +69,14 @@ __all__ = [
     "Approximate",
     "Chunk",
     "Deleted",
+    "DocumentPage",
     "DocumentReader",
     "Encoder",
     "Hit",
+    "IndexBackend",
     "IndexInfo",
     "IndexReport",
+    "ListedDocument",
     "ReasoningTrace",
     "SearchIndex",
     "SearchResult",
@@ -84,6 +93,7 @@ __all__ = [
     "delete_source",
     "maintain_index",
     "open_source",
+    "register_backend",
     "register_reader",
     "summarize_skipped",
     "update_documents",

@@ -1,4 +1,4 @@
-"""The approximate index of a large table: built, held against exact search on sampled queries, and used only if good.
+"""The approximate index of a large table: built, compared with exact search on sampled queries, and used only if good.
 
 Partitions by k-means, and in them RaBitQ's one bit a dimension (Gao & Long 2024, arXiv 2405.12497), whose best are
 scored again with the exact vectors. How many partitions and how many candidates is decided by the recall measured here.
@@ -43,9 +43,9 @@ class Approximate:
         kind: LanceDB's name for it.
         used: whether search uses it. False: it missed the goal whatever was tried, so search is exact.
         recall_at_10: share of the ten nearest that it finds; the lower of `recall_of`, by where the queries are from.
-        recall_of: "rows": rows of the table, searched for their neighbours; "queries": real queries.
+        recall_of: "rows": rows of the table, searched for their neighbors; "queries": real queries.
         sampled: how many queries of each.
-        goal: the recall it was held to.
+        goal: the recall that it must reach.
         nprobes: partitions searched; all where those hold too few results, or there is a filter.
         refine: candidates scored exactly, as a multiple of the results asked for.
         rows: rows it was trained on.
@@ -183,9 +183,9 @@ def tuned(table: Any, start: Approximate, queries: np.ndarray | None = None, see
 
 @dataclass(frozen=True)
 class Samples:
-    """Queries by where they are from, (Q, dimension), with the cosine of each one's tenth neighbour, (Q,).
+    """Queries by origin, (Q, dimension), with the cosine of each one's tenth neighbor, (Q,).
 
-    A row that is searched for does not count as its own neighbour: `own` are such rows' ids.
+    A row that is searched for does not count as its own neighbor: `own` are such rows' ids.
     """
 
     queries: dict[str, np.ndarray]

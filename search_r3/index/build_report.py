@@ -73,7 +73,7 @@ class IndexReport:
 
 @contextmanager
 def progress_line(enabled: bool) -> Iterator[Callable[[IndexReport], None]]:
-    """A line on stderr that tells how far a build is, whenever its report is given to it."""
+    """A line of progress on stderr, updated by each call with the report."""
     if not enabled:
         yield lambda report: None
         return

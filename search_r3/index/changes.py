@@ -18,7 +18,7 @@ from search_r3.index.build_report import Removal
 from search_r3.index.chunking import Chunk, chunk_document
 from search_r3.index.conversion import delete_command, first_inexact
 from search_r3.index.index_sources import API, Scope, source_condition
-from search_r3.index.seen_ids import Ledger
+from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
 from search_r3.index.table_columns import CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR, ColumnTypes, quoted
 from search_r3.index.table_rows import make_row
@@ -91,7 +91,7 @@ class Changes:
     ) -> None:
         self._before, self._types, self.max_length, self._scope = before, types, max_length, scope
         self._tokens = tokens
-        self.seen, self.removed, self._documents = Ledger(), Ledger(), Ledger()
+        self.seen, self.removed, self._documents = SeenIds(), SeenIds(), SeenIds()
         self.conflicts: list[Skipped] = []
         self._skipped: list[Skipped] = []
 
@@ -106,7 +106,7 @@ class Changes:
         waiting: list[tuple[SourceDocument, list[Chunk]]] = []
         held = 0
         for document in self._scope.documents(documents):
-            if (first := self._documents.first(document.id, document.place)) is not None:
+            if (first := self._documents.add(document.id, document.place)) is not None:
                 raise InputError(
                     f'the id "{document.id}" comes twice: at {first} and at {document.place}; give each its own'
                 )
@@ -130,12 +130,12 @@ class Changes:
 
     def removal(self) -> Removal:
         """How much `gone` would lose."""
-        documents, chunks = Ledger(), 0
+        documents, chunks = SeenIds(), 0
         for rows in self._gone():
             for _, document, moved in rows:
                 if not moved:
                     chunks += 1
-                    documents.first(document, "")
+                    documents.add(document)
         had = self._before.count_rows(source_condition(self._scope.own)) if self._before is not None and chunks else 0
         removal = Removal(chunks, len(documents), had)
         documents.close()
@@ -162,28 +162,28 @@ class Changes:
             if left_out:  # their new ids are another source's: what they are called now is not in the index
                 now = {one: name for one, name in now.items() if name not in left_out}
             if unread:
-                now = {one: name for one, name in now.items() if not _lies_in(name or row_of[one][0], unread)}
+                now = {one: name for one, name in now.items() if not lies_in(name or row_of[one][0], unread)}
             absent = set(self._documents.missing({name for name in now.values() if name is not None}))
             yield [(one, row_of[one][0], name is not None and name not in absent) for one, name in now.items()]
 
     def close(self) -> None:
-        """Let go of what was noted."""
-        for ledger in (self.seen, self.removed, self._documents):
-            ledger.close()
+        """Free the ids that were seen."""
+        for ids in (self.seen, self.removed, self._documents):
+            ids.close()
 
     def _window(self, given: list[tuple[SourceDocument, list[Chunk]]]) -> Window:
         window = Window(documents=len(given))
         rows: dict[str, dict[str, Any]] = {}
         for document, chunks in given:
             for chunk in chunks:
-                self.seen.first(chunk.id, "")
+                self.seen.add(chunk.id)
                 rows[chunk.id] = make_row(chunk, self.max_length, self._scope.record.name, document.place)
         held = self._held_rows(rows)
         if not self._scope.take_over:
             self._leave_to_others(window, rows, held)
         window.stale = self.seen.missing(identifier for identifier in held if identifier not in rows)
         for identifier in window.stale:  # not those seen before: they have gone over to another document
-            self.removed.first(identifier, "")
+            self.removed.add(identifier)
         window.rows = [row for row in rows.values() if not _is_held(row, held.get(row["id"]))]
         window.updated = sum(row["id"] in held for row in window.rows)
         window.unchanged += len(rows) - len(window.rows)
@@ -282,7 +282,7 @@ class Changes:
         return held
 
 
-def _lies_in(document: str, places: Container[str]) -> bool:
+def lies_in(document: str, places: Container[str]) -> bool:
     """Whether a document's id is one of `places`, or begins with one of them as a folder."""
     ends = [place for place, character in enumerate(document) if character == "/"]
     return document in places or any(document[:end] in places for end in ends)

@@ -16,8 +16,8 @@ from typing import Any
 
 from search_r3.index.durable import flush
 from search_r3.index.full_text import ensure_full_text
+from search_r3.index.lance_table import COMPLETE, FOLLOW_WRITES, TABLE, ensure_lookups
 from search_r3.index.storage import Place, options_of
-from search_r3.index.table import COMPLETE, FOLLOW_WRITES, TABLE, ensure_lookups
 
 TIERS = (32, 1024, 32_768, 1_048_576)  # rows; the last is Lance's own size of a fragment
 MANY = 32  # fragments below a tier; more are put together

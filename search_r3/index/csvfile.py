@@ -19,7 +19,7 @@ from search_r3.errors import InputError
 from search_r3.index.source_document import Scalar
 
 # "007" is an identifier, "1e5" a number, and "1_000" neither: stricter than int() and float() are. "3,50" is a text, as
-# nobody can tell a decimal comma from one between thousands.
+# a decimal comma cannot be told from one between thousands.
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
 NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d+)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONGEST_WHOLE = 20  # characters of a 64-bit integer, with its sign

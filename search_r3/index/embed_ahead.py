@@ -15,6 +15,8 @@ from search_r3.index.changes import Changes
 from search_r3.index.embedding import BATCH_TOKENS, embed, prepare, token_limit
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_sources import API, Scope, SourceRecord
+from search_r3.index.portable_build import missing_vectors
+from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.table_columns import ColumnTypes
 
@@ -51,11 +53,13 @@ class Ahead:
         return list(self.model.reason(texts, **options))
 
 
-def embed_ahead(table: Any, documents: Sequence[SourceDocument], model: Encoder) -> tuple[dict[str, np.ndarray], int]:
+def embed_ahead(
+    index: SearchIndex, documents: Sequence[SourceDocument], model: Encoder
+) -> tuple[dict[str, np.ndarray], int]:
     """The embeddings of the documents' texts that an index lacks, by text; and how many chunks the documents have.
 
     Args:
-        table: the index's table, open for reading.
+        index: opened for reading.
         documents: as `build_index` takes them.
         model: the index's; one whose `encode_document` takes texts.
 
@@ -63,6 +67,9 @@ def embed_ahead(table: Any, documents: Sequence[SourceDocument], model: Encoder)
         InputError: a document is broken, an id comes twice, or its metadata does not go with the index's; or the model
             gave NaN or the wrong dimension.
     """
+    if "streaming" not in index.backend.capabilities:
+        return missing_vectors(index.backend, documents, model)
+    table = index.table
     vectors: dict[str, np.ndarray] = {}
     chunks = 0
     scope = Scope(SourceRecord(API), take_over=True)

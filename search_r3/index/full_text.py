@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from search_r3.index.table_columns import CONTENT
 
-FullText = Literal["current", "outdated", "missing"]
+FullText = Literal["current", "outdated", "missing", "none"]
+"""Whether words are found: see `SearchIndex.full_text`."""
 
 TOKENIZER: dict[str, Any] = {"base_tokenizer": "icu/split", "remove_stop_words": False, "max_token_length": None}
 """Of LanceDB's `FTS`. A word is never longer than a chunk, so no limit is needed to bound memory."""

@@ -137,7 +137,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of an index, by name. `count` tells for how many of its rows an SQL condition holds."""
+    """The sources of an index, by name. `count` counts the rows for which an SQL condition holds."""
 
     records: dict[str, SourceRecord] = field(default_factory=dict)
     count: Callable[[str], int] = lambda condition: 0
@@ -276,20 +276,20 @@ def _absorbed(held: SourceRecord, record: SourceRecord) -> Absorbed:
 
 
 def read_sources(schema: Any) -> dict[str, SourceRecord]:
-    """The sources that an index's schema tells of, by name."""
+    """The sources that are recorded in an index's schema, by name."""
     kept = (schema.field(HOLDER).metadata or {}).get(FIELD.encode())
     records = [SourceRecord(**held) for held in json.loads(kept or "[]")]
     return {record.name: record for record in records}
 
 
 def with_sources(schema: pa.Schema, records: Iterable[SourceRecord]) -> pa.Schema:
-    """`schema`, telling of `records`."""
+    """`schema` with the sources recorded in it."""
     place = schema.get_field_index(HOLDER)
     return schema.set(place, schema.field(place).with_metadata(_metadata(records)))
 
 
 def keep_sources(table: Any, records: Iterable[SourceRecord]) -> None:
-    """Have the table tell of `records`, in a commit of its own if it does not yet."""
+    """Record the sources in the table, in a commit of its own, if they are not the recorded ones."""
     records = list(records)
     if list(read_sources(table.schema).values()) != records:
         annotate(table, HOLDER, _metadata(records))
@@ -304,7 +304,7 @@ def _metadata(records: Iterable[SourceRecord]) -> dict[str, str]:
 
 
 def count_sources(table: Any) -> list[SourceCount]:
-    """The sources of the table's rows and those that it tells of, by name."""
+    """The sources of the table's rows and those that are recorded in it, by name."""
     columns = [name for name in ("document", SOURCE) if name in table.schema.names]
     rows = table.search().select(columns).to_arrow()
     if SOURCE not in columns:
@@ -320,7 +320,7 @@ def count_sources(table: Any) -> list[SourceCount]:
 
 
 def count_unknown(table: Any) -> int:
-    """Documents of which nobody knows the source: an index of format 1 had them, and no run has brought them since."""
+    """The number of documents of unknown source: an index of format 1 had them, and no run has brought them since."""
     unknown = f"{SOURCE} IS NULL"
     if SOURCE not in table.schema.names or not table.count_rows(unknown):
         return 0

@@ -3,7 +3,7 @@
 Who takes it writes down who it is and until when; while it works, a thread renews the lease three times per `SECONDS`.
 A writer that was killed stops renewing, and the next one takes the lease over. One that was paused finds, before its
 next commit, that its lease is gone, and stops. Clocks of different machines need not agree: a lease that looks expired
-is watched first, and whoever still renews it keeps it. (The pattern is that of Kubernetes' leader election:
+is watched first: a holder that still renews it keeps it. (The pattern is that of Kubernetes' leader election:
 https://kubernetes.io/docs/concepts/architecture/leases/.)
 
 What a lease cannot prevent: a process that is frozen in the middle of a commit for longer than the lease lasts, and
@@ -43,7 +43,7 @@ COURTESY_SECONDS = 0.5
 NAME, WAITING = ".writer.json", ".writer-waiting"
 
 Version = dict[str, str]
-"""What tells one version of an object from another (obstore's UpdateVersion): S3 and Azure compare the `e_tag`, Google
+"""What distinguishes the versions of an object (obstore's UpdateVersion): S3 and Azure compare the `e_tag`, Google
 Cloud the `version`."""
 
 _watched: dict[str, tuple[Version, float]] = {}
@@ -208,7 +208,7 @@ class Lease(Held):
             return Holder(), version
 
     def _take(self) -> Holder | None:
-        """Try to take the lease; returns who has it instead."""
+        """Try to take the lease; returns the holder if another one has it."""
         holder, version = self._read()
         if holder is None:
             return None if self._put(self._content(), "create") else Holder()
@@ -229,7 +229,7 @@ class Lease(Held):
         return max(time.monotonic() - monotonic, abs(time.time() - clock)) < FRESH_SECONDS
 
     def _renew(self) -> None:
-        """Under the lock: renew, or find out who has it now."""
+        """Under the lock: renew, or find the present holder."""
         if not self._put(self._content(), self._version):
             self._lost = self._read()[0] or Holder()
 

@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import numpy as np
-
 from search_r3.errors import InputError
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.search import SearchResult, match_query
-from search_r3.index.storage import Place, StorageError, brief, files_lost
-from search_r3.index.table import TABLE, IndexInfo, SearchIndex, location
-from search_r3.index.table_columns import CONTENT, VECTOR
+from search_r3.index.index_info import IndexInfo
+from search_r3.index.search import Fusion, Mode, SearchResult
+from search_r3.index.search_index import DocumentPage, SearchIndex
+from search_r3.index.storage import Place, StorageError, brief, files_lost, place_of
+from search_r3.rank_fusion import VECTOR_WEIGHT
 
 Event = Literal["exchanged", "refused", "unavailable", "available"]
 T = TypeVar("T")
@@ -36,8 +35,6 @@ STEP = 0.05
 """Seconds between two looks while a search waits."""
 UNSETTLED = 200_000_000
 """Nanoseconds after a commit in which another one is looked for anyway."""
-PROBE_CHARACTERS = 200
-"""Of the text whose words are looked for to see whether the full-text index can be read."""
 FAILURES = (RuntimeError, OSError, ValueError)
 """What LanceDB raises."""
 
@@ -51,7 +48,7 @@ class _RefusedError(InputError):
 
 
 class _Place(NamedTuple):
-    """What tells one folder from another, one commit from another, and a commit from one an instant later."""
+    """What distinguishes folders, commits, and a commit from one an instant later."""
 
     folder: tuple[Any, ...]
     commit: int
@@ -80,12 +77,12 @@ class IndexHandle:
         patience: float = PATIENCE,
         on_event: Callable[[Event, str], None] = lambda event, line: None,
     ) -> None:
-        self.path = location(path)
+        self.path = place_of(path)
         self.patience, self.on_event = patience, on_event
         self.every = every if every is not None else EVERY if isinstance(self.path, Path) else EVERY_REMOTE
         self._checking = threading.Lock()
         self._checked = time.monotonic()
-        self._open()  # says best what is wrong
+        self._backend = type(self._open().backend)  # says best what is wrong
         self._place = self._look()
         self._current = self._open()
         self._newest: SearchIndex | None = None  # goes ahead to see whether there is a newer version
@@ -140,9 +137,41 @@ class IndexHandle:
         """See `SearchIndex.check_model`."""
         self._current.check_model(model)
 
-    def search(self, query: str, model: Encoder | None, **options: Any) -> SearchResult:
+    def search(
+        self,
+        query: str,
+        model: Encoder | None,
+        *,
+        k: int = 10,
+        mode: Mode = "hybrid",
+        reasoning: bool | Literal["auto"] = True,
+        max_reasoning_tokens: int = 32,
+        where: str | None = None,
+        exact: bool = False,
+        chunks: bool = False,
+        vector_weight: float = VECTOR_WEIGHT,
+        fusion: Fusion = "linear",
+    ) -> SearchResult:
         """`SearchIndex.search` by `run`."""
-        return self.run(lambda index: index.search(query, model, **options))
+        return self.run(
+            lambda index: index.search(
+                query,
+                model,
+                k=k,
+                mode=mode,
+                reasoning=reasoning,
+                max_reasoning_tokens=max_reasoning_tokens,
+                where=where,
+                exact=exact,
+                chunks=chunks,
+                vector_weight=vector_weight,
+                fusion=fusion,
+            )
+        )
+
+    def list_documents(self, limit: int = 100, after: str = "") -> DocumentPage:
+        """`SearchIndex.list_documents` by `run`."""
+        return self.run(lambda index: index.list_documents(limit, after))
 
     def check(self) -> None:
         """Look now whether the index has changed, and open it again where it has. Never raises."""
@@ -229,7 +258,7 @@ class IndexHandle:
                 self.on_event("refused", line)
             assert place is not None  # it was looked at before it was refused
             self._refused = place, line
-            if _answers(self._current, all_rows=False):  # it is elsewhere now, and read on
+            if _answers(self._current, thorough=False):  # it is elsewhere now, and read on
                 self._recover()
             else:
                 self._fail(line, at_once=True)
@@ -247,9 +276,8 @@ class IndexHandle:
         if self._refused is not None and place == self._refused[0] and isinstance(self.path, Path):
             raise _RefusedError(self._refused[1])
         if same and not self._suspect:
-            newest = self._newest or self._current.reopened()
-            newest.table.checkout_latest()
-            commits = newest.table.version - self._current.table.version
+            newest = (self._current.reopened() if self._newest is None else self._newest).latest()
+            commits = newest.backend.version - self._current.backend.version
             of_the_same = newest.info.identity == self._current.info.identity and newest.unchanged() and commits >= 0
             if of_the_same and (self._problem is None or _answers(newest)):
                 if commits or self._problem is not None:  # searches that have begun stay at their version
@@ -266,7 +294,7 @@ class IndexHandle:
                 f"{opened.info.contract_hash[:12]}), not with {self._current.info.model_name} (contract "
                 f"{self._contract[0][:12]}); put an index of the same model there, or start again with this one"
             )
-        _probe(opened)
+        opened.backend.probe()
         if self._look()[:2] != place[:2]:
             raise InputError(f"the index {self.path} is being replaced")  # the next look will see
         before, self._current, self._newest, self._place = self._current, opened, None, place
@@ -292,17 +320,14 @@ class IndexHandle:
         """
         if not isinstance(self.path, Path):
             return _Place((), 0, 0)
-        table = Path(os.path.realpath(self.path), f"{TABLE}.lance")
         try:
-            folder, versions = table.stat(), (table / "_versions").stat()
+            known, commit = self._backend.look(Path(os.path.realpath(self.path)))
         except OSError as error:
             if not self.path.exists():
                 raise InputError(f"the index {self.path} is not there any more") from error
             reason = error.strerror or error
             raise InputError(f"the index {self.path} cannot be read ({reason})") from error
-        commit = versions.st_mtime_ns
         settled = abs(time.time_ns() - commit) >= UNSETTLED  # else, as clocks of files are coarse, look again next time
-        known = str(table), folder.st_dev, folder.st_ino, versions.st_ino
         return _Place(known, commit, 0 if settled else time.monotonic_ns())
 
     def _unreadable(self, reason: str) -> str:
@@ -325,23 +350,9 @@ class IndexHandle:
             self.on_event("available", f"{self.path} can be searched again")
 
 
-def _probe(index: SearchIndex, all_rows: bool = True) -> None:
-    """Read the vectors and the full-text index for all rows, or one row's vector; raises what LanceDB raises."""
-    if all_rows:
-        query = np.ones(index.info.dimension, dtype=np.float32)
-        search = index.table.search(query, vector_column_name=VECTOR).select(["id", "_distance"])
-    else:
-        search = index.table.search().select([VECTOR])
-    search.limit(1).to_arrow()
-    if all_rows and index.full_text != "missing":  # with words that are there, or not all of its files would be read
-        words = " ".join(index.table.search().select([CONTENT]).limit(1).to_arrow()[CONTENT].to_pylist())
-        query = match_query(index.table, words[:PROBE_CHARACTERS])
-        index.table.search(query, query_type="fts").select(["id", "_score"]).limit(1).to_arrow()
-
-
-def _answers(index: SearchIndex, all_rows: bool = True) -> bool:
+def _answers(index: SearchIndex, thorough: bool = True) -> bool:
     try:
-        _probe(index, all_rows)
+        index.backend.probe(thorough)
         return index.unchanged()
     except (InputError, *FAILURES):
         return False

@@ -1,6 +1,6 @@
 """One writer of an index at a time: the operating system's lock on a file, and beside it who holds it.
 
-The lock ends with its process, so one that was killed blocks nobody. Readers need no lock: they see LanceDB's commits.
+The lock ends with its process, so a killed process blocks no other. Readers need no lock: they see LanceDB's commits.
 On object storage, where there are no locks, a lease takes its place (`lease`).
 """
 
@@ -77,7 +77,9 @@ def _sign(path: Path) -> None:
     try:
         (path / HOLDER).write_text(f"{os.getpid()} {since}", encoding="ascii")
     except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}; make room or mend its permissions") from error
+        raise InputError(
+            f"cannot write to {path}: {error.strerror}; free some space or change its permissions"
+        ) from error
 
 
 def _holder(path: Path) -> str:

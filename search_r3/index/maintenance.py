@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,20 +16,23 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.index.approximate import keep_approximate
+from search_r3.index.backend_registry import choose_backend
 from search_r3.index.build import IndexReport, build_index
 from search_r3.index.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
 from search_r3.index.duplicates import Differing, remove_equal_copies
 from search_r3.index.durable import flush
 from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sources, source_condition
+from search_r3.index.lance_backend import in_parts
+from search_r3.index.lance_table import ensure_complete, mark_complete, migrate_rows
 from search_r3.index.locking import Held, writing
+from search_r3.index.portable_build import delete_rows
 from search_r3.index.readers import Source
+from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage import Place, explained, for_writing
-from search_r3.index.table import IndexInfo, SearchIndex, ensure_complete, location, mark_complete, migrate_rows
+from search_r3.index.storage import Place, explained, for_writing, place_of
 from search_r3.index.table_columns import SOURCE, quoted
-
-AT_ONCE = 5000  # ids in one SQL condition
 
 
 class UnknownDocument(InputError):
@@ -115,24 +118,44 @@ def _delete(
     path: str | Path, wanted: list[str], wait: float, maintain: bool, made_with: IndexInfo | None, every: bool
 ) -> tuple[dict[str, int], bool]:
     """The chunks removed of each document, and whether the full-text index was rebuilt."""
-    place = for_writing(location(path))
+    place = for_writing(place_of(path))
+    if "streaming" not in choose_backend(place).capabilities:
+        return _delete_portable(place, path, wanted, wait, made_with, every), False
     began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
         index = _open(place, made_with)
         complete = index.complete
         held: Counter[str] = Counter()
-        for some in _parts(wanted):
+        for some in in_parts(wanted):
             rows = index.table.search().where(f"document IN ({quoted(some)})").select(["document"]).to_arrow()
             held.update(rows["document"].to_pylist())
-        if every and (unknown := [identifier for identifier in wanted if identifier not in held]):
-            more = f" and {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
-            raise UnknownDocument(f'{path} has no document "{unknown[0][:200]}"{more}; nothing was deleted')
-        for some in _parts(sorted(held)):
+        if every:
+            _refuse_unknown(path, wanted, held)
+        for some in in_parts(sorted(held)):
             lease.check()
             index.table.delete(f"document IN ({quoted(some)})")
         rebuilt = complete and maintain and _maintain(index.table, place, lease)
         flush(place, began)
         return dict(held), rebuilt
+
+
+def _delete_portable(
+    place: Place, path: str | Path, wanted: list[str], wait: float, made_with: IndexInfo | None, every: bool
+) -> dict[str, int]:
+    """`_delete` from an index of a backend that has nothing to maintain."""
+    index = _open(place, made_with)
+    if every:
+        _refuse_unknown(path, wanted, {document for document, _, _ in index.backend.listed()})
+    ids = set(wanted)
+    assert isinstance(place, Path)  # such backends are not on object storage
+    gone = delete_rows(place, type(index.backend), lambda row: row["document"] in ids, wait)
+    return dict(Counter(row["document"] for row in gone))
+
+
+def _refuse_unknown(path: str | Path, wanted: list[str], held: Container[str]) -> None:
+    if unknown := [identifier for identifier in wanted if identifier not in held]:
+        more = f" and {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
+        raise UnknownDocument(f'{path} has no document "{unknown[0][:200]}"{more}; nothing was deleted')
 
 
 def maintain_index(
@@ -159,7 +182,9 @@ def maintain_index(
         ModelMismatch: the index was not made with the model of `made_with`.
         InputError: there is no index.
     """
-    place = for_writing(location(path))
+    place = for_writing(place_of(path))
+    if "maintenance" not in choose_backend(place).capabilities:
+        return False
     began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
         index = _open(place, made_with)
@@ -190,19 +215,46 @@ def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, a
 
 
 def update_documents(
-    path: str | Path, documents: Iterable[SourceDocument], model: Encoder, **options: Any
+    path: str | Path,
+    documents: Iterable[SourceDocument],
+    model: Encoder,
+    *,
+    source: str | None = None,
+    take_over: bool = True,
+    prune: bool = False,
+    progress: bool = True,
+    max_length: int | None = None,
+    commit_every: int | None = None,
+    wait: float = 0.0,
+    maintain: bool = True,
+    types: Mapping[str, str] | None = None,
 ) -> IndexReport:
     """Add documents, or replace those whose id the index has: `build_index` that removes no other document.
 
     They belong to the source "api" from then on, unless they are read from a folder or a file, or `source` is given:
     what was indexed from elsewhere before does not replace them again.
 
+    Args:
+        path, documents, model: as in `build_index`, and so are the options. The index must exist.
+
     Raises:
         InputError: there is no index, or as `build_index`.
     """
     SearchIndex.open(path)
-    own = None if isinstance(documents, Source) else API
-    return build_index(path, documents, model, **{"prune": False, "source": own, "take_over": True} | options)
+    return build_index(
+        path,
+        documents,
+        model,
+        source=source or (None if isinstance(documents, Source) else API),
+        take_over=take_over,
+        prune=prune,
+        progress=progress,
+        max_length=max_length,
+        commit_every=commit_every,
+        wait=wait,
+        maintain=maintain,
+        types=types,
+    )
 
 
 def delete_source(path: str | Path, name: str) -> Deleted:
@@ -215,17 +267,16 @@ def delete_source(path: str | Path, name: str) -> Deleted:
     Raises:
         InputError: the index has no such source (its own are named), no index, or another process is writing.
     """
-    place = for_writing(location(path))
+    place = for_writing(place_of(path))
+    if "streaming" not in (kind := choose_backend(place)).capabilities:
+        name = _source_named(SearchIndex.open(place), name)
+        assert isinstance(place, Path)  # such backends are not on object storage
+        return Deleted(len(delete_rows(place, kind, lambda row: row[SOURCE] == name)), source=name)
     began = time.time()
     with explained(place), writing(place) as lease:
         index = SearchIndex.open(place)
         complete, before = index.complete, len(index)
-        names = {source.name: source.root for source in index.sources}
-        root = os.path.realpath(os.path.expanduser(name))
-        name = name if name in names else next((held for held, at in names.items() if at == root), name)
-        if name not in names:
-            listed = ", ".join(f'"{known}"' for known in names) or "none"
-            raise InputError(f'{path} has no source "{name}"; its sources are: {listed}')
+        name = _source_named(index, name)
         lease.check()
         migrate_rows(index.table)
         index.table.delete(f"{SOURCE} IS NULL" if name == UNKNOWN else source_condition([name]))
@@ -241,6 +292,19 @@ def delete_source(path: str | Path, name: str) -> Deleted:
         return Deleted(deleted, rebuilt, name)
 
 
+def _source_named(index: SearchIndex, name: str) -> str:
+    """The name of the source that is called so, or that was read from this path."""
+    names = {source.name: source.root for source in index.sources}
+    if name in names:
+        return name
+    for path in (os.path.realpath(os.path.expanduser(name)), os.path.abspath(os.path.expanduser(name))):
+        for held, root in names.items():
+            if path in (root, held):
+                return held
+    listed = ", ".join(f'"{known}"' for known in names) or "none"
+    raise InputError(f'{index.path} has no source "{name}"; its sources are: {listed}')
+
+
 def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compacted:
     """Put small files together, drop deleted rows, fold new rows into the indices, and remove old versions.
 
@@ -254,9 +318,10 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
     Raises:
         IndexBusy: another process is writing.
         StorageError: object storage failed or did not answer.
-        InputError: there is no index.
+        InputError: there is no index, or its backend has nothing to compact.
     """
-    place = for_writing(location(path))
+    place = for_writing(place_of(path))
+    choose_backend(place).require("maintenance", "compaction")
     began = time.time()
     with explained(place), writing(place) as lease:
         index = SearchIndex.open(place)
@@ -277,10 +342,6 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         approximate = found.to_dict() if found else None
         rebuilt = tidied.full_text_rebuilt
         return Compacted(files, _files(index.table), size, after, old, approximate, rebuilt, removed, differing)
-
-
-def _parts(ids: list[str]) -> Iterable[list[str]]:
-    return (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))
 
 
 def _files(table: Any) -> int:

@@ -119,7 +119,7 @@ def _boto3_credentials() -> Any:
 
 
 def _region_of(bucket: str) -> str | None:
-    """The region of an Amazon bucket, which S3 gives to anyone who asks; None if nobody answers."""
+    """The region of an Amazon bucket, which S3 gives without credentials; None if there is no answer."""
     request = urllib.request.Request(f"https://s3.amazonaws.com/{bucket}", method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=REGION_SECONDS) as answer:

@@ -1,7 +1,7 @@
-"""Stages that work side by side, each handing what it has done to the next through a queue of limited length.
+"""Stages that run in threads of their own, each passing its results to the next through a bounded queue.
 
-A stage that is ahead waits, so what is in memory is bounded by the queues, not by the corpus. An error travels down
-behind the work that came before it: that is still finished. Upwards it only stops what nobody will take any more.
+A stage that is ahead waits, so what is in memory is bounded by the queues, not by the corpus. An error is passed
+on after the work that came before it, which is still finished. Stages before it only stop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ U = TypeVar("U")
 
 
 class Abandoned(Exception):
-    """Nobody takes what is put here."""
+    """The stage that takes the items has ended."""
 
 
 class Pipe(Generic[T]):
@@ -30,7 +30,7 @@ class Pipe(Generic[T]):
         self._error: BaseException | None = None
 
     def put(self, item: T) -> None:
-        """Wait for room and put `item`. Raises Abandoned if the other side is gone."""
+        """Wait for room and put `item`. Raises Abandoned if the other side has ended."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._items) < self._size or self._abandoned)
             if self._abandoned:
@@ -39,13 +39,13 @@ class Pipe(Generic[T]):
             self._changed.notify_all()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Nothing comes any more; `error` is raised on the other side behind the last item."""
+        """No item follows; `error` is raised on the other side after the last one."""
         with self._changed:
             self._closed, self._error = True, error
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Take nothing any more."""
+        """Take no more items."""
         with self._changed:
             self._abandoned = True
             self._items.clear()

@@ -21,7 +21,7 @@ from search_r3.index.csvfile import Misfits
 from search_r3.index.document_reader import MAX_FILE_BYTES, DocumentReader, SourceFile, UnreadableFile
 from search_r3.index.reader_registry import reader_of, readers
 from search_r3.index.record_readers import TABLE
-from search_r3.index.seen_ids import Ledger
+from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
 from search_r3.index.text_readers import ANY_TEXT
 
@@ -50,10 +50,10 @@ class Source:
 
     def __iter__(self) -> Iterator[SourceDocument]:
         self.skipped.clear()
-        seen = Ledger()
+        seen = SeenIds()
         for document in self._read(self):
             line = document.record or document.line
-            if (first := seen.first(document.id, str(line))) is not None:
+            if (first := seen.add(document.id, str(line))) is not None:
                 raise InputError(
                     f'{self.path}, line {line}: the id "{document.id}" was already used on line '
                     f"{first}; every document needs an id of its own"

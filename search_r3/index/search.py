@@ -1,58 +1,42 @@
 """Searching an index: cosine over the vectors, BM25 over the words, and the two fused (`search_r3.rank_fusion`).
 
-The vectors are searched exactly, or by the index's approximate index where it has one that was measured good. Equal
-scores are ordered by id, so the same search gives the same list.
-A document's chunks are one hit, the best of them, unless one asks for chunks.
+The lists are the backend's (`search_r3.index.index_backend`). Equal scores are ordered by id, so the same search gives
+the same list. A document's chunks are one hit, the best of them, unless one asks for chunks.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import TIES as FEW_TIES
-from search_r3.index.approximate import Approximate, probing
 from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.index_backend import IndexBackend, Row, Scored
 from search_r3.index.query_words import composed, without_stop_words
 from search_r3.index.snippets import make_snippet
 from search_r3.index.source_document import Scalar
-from search_r3.index.storage import brief, failed_storage, files_lost
-from search_r3.index.table_columns import CONTENT, METADATA, VECTOR
+from search_r3.index.table_columns import CONTENT, METADATA
 from search_r3.rank_fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
 
 Mode = Literal["hybrid", "vector", "text"]
 Fusion = Literal["linear", "rrf"]
 
 POOL = 100  # a hybrid search fuses at least this many of each list
-TIES = 50  # fetched beyond the cut, so that among equals there the ids decide, not the order on disk
 MAX_HITS = 1_000
 MAX_POOL = 20_000  # chunks looked through for k documents; then a few of very many chunks may be all that is found
-EXACT_MATCHES = 20_000  # rows; where a filter leaves fewer, they are all compared: a few milliseconds
 MAX_QUERY_CHARACTERS = 100_000
-FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
-QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`")
-LEAST = re.compile(QUOTED.pattern + rf"|(?P<least>(?<![\w.])-\s*{2**63}(?![\w.]))")
-NO_INTEGER = re.compile(r"Received literal \w+\((.*)\) and could not convert to literal of type 'Int64'")
 
 
 class Searched(Protocol):
     """What a search asks of an index; `SearchIndex` has it."""
 
     @property
-    def table(self) -> Any: ...
-    @property
-    def columns(self) -> dict[str, str]: ...
-    @property
-    def approximate(self) -> Approximate | None: ...
+    def backend(self) -> IndexBackend: ...
     def check_model(self, model: Encoder) -> None: ...
-    def check_full_text(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -128,38 +112,17 @@ def search_index(
     vector_weight: float = VECTOR_WEIGHT,
     fusion: Fusion = "linear",
 ) -> SearchResult:
-    """Find the `k` best documents for `query`, each by its best chunk.
+    """Find the `k` best documents for `query`, each by its best chunk: see `SearchIndex.search` for the options.
 
     Args:
         index: an opened index that stays at its version: the search reads it several times.
-        query: plain words; quotes, operators and brackets mean nothing special.
-        model: a model of the index's contract; may be None for mode "text", which needs none.
-        k: how many hits, 1 to 1,000.
-        mode: "vector" (meaning), "text" (words) or "hybrid" (both).
-        reasoning: let the model think before it embeds the query. With "auto" it thinks where its rule
-            (`model.adaptive_rule`, see search_r3.model.adaptive_reasoning) expects that to help, by the cosines of a
-            direct search; `reasoning` of the result tells whether it did.
-        max_reasoning_tokens: how much it may think.
-        where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that `k`
-            hits come back where there are as many. The columns are in `index.columns`.
-        exact: compare the query with every vector, though the index has an approximate index.
-        chunks: every chunk is a hit of its own, so a document may come several times.
-        vector_weight: how much the vectors count in a hybrid search, 0 to 1; the words count the rest.
-        fusion: how a hybrid search fuses its lists: "linear" adds weighted, normalized scores (`fuse_scores`), "rrf" is
-            reciprocal rank fusion, which takes no weight.
-
-    Raises:
-        InputError: the query is empty or too long, an option is wrong, the model is not the index's, or words are to
-            be looked for in an index without full text.
     """
     query = _checked_query(query)
     _check_options(k, mode, vector_weight, fusion)
+    backend = index.backend
     where = check_where(index, where)
-    nearest = None if exact or mode == "text" else index.approximate
-    if nearest is not None and where is not None and _few(index, where):
-        nearest = None
     if mode != "vector":
-        index.check_full_text()
+        backend.check_text()
     started = time.perf_counter()
     vector: np.ndarray | None = None
     trace: ReasoningTrace | None = None
@@ -169,18 +132,18 @@ def search_index(
         index.check_model(model)
         if reasoning == "auto" and (rule := getattr(model, "adaptive_rule", None)) is not None:
             vector, trace = _embed(query, model, False, max_reasoning_tokens)
-            cosines = [row["score"] for row in _by_vector(index, vector, rule.depth, where, nearest)]
+            cosines = [cosine for _, cosine in backend.search(vector, rule.depth, where, exact)]
             reasoning = bool(cosines) and bool(rule.decide([cosines])[0])
         if vector is None or reasoning:
             vector, trace = _embed(query, model, reasoning, max_reasoning_tokens)
     embedded = time.perf_counter()
     pool = max(POOL, 2 * k) if mode == "hybrid" else k
     while True:
-        lists: dict[str, list[dict[str, Any]]] = {}
+        lists: dict[str, list[Scored]] = {}
         if vector is not None:
-            lists["vector"] = _by_vector(index, vector, pool, where, nearest)
+            lists["vector"] = backend.search(vector, pool, where, exact)
         if mode != "vector":
-            lists["text"] = _by_text(index, query, pool, where)
+            lists["text"] = backend.search_text(without_stop_words(query), pool, where)
         order = _order(lists, fusion, vector_weight)
         order = order if chunks else _first_of_each_document(order)
         if len(order) >= k or pool >= MAX_POOL or all(len(found) < pool for found in lists.values()):
@@ -193,39 +156,13 @@ def search_index(
 
 
 def check_where(index: Searched, where: str | None) -> str | None:
-    """The filter as the table understands it; None where it is blank.
-
-    SQL reads the least 64-bit integer as minus a number that is none, so that is written as a difference.
+    """The filter as the index understands it; None where it is blank.
 
     Raises:
-        InputError: it does not parse, names an unknown column, or is no condition. The message lists the columns.
+        InputError: it does not parse, names an unknown column, or is no condition. The message lists the columns. Or
+            the index takes no filters.
     """
-    if where is None or not where.strip():
-        return None
-    columns = ", ".join(f"{name} ({kind})" for name, kind in index.columns.items())
-    help_line = f"columns: {columns}; text goes in single quotes, as in title = 'Guide'"
-    if ";" in QUOTED.sub("", where):
-        raise InputError(f"the filter {where!r} holds a semicolon: give one condition; {help_line}")
-    given = where
-    where = LEAST.sub(lambda found: f"({1 - 2**63} - 1)" if found["least"] else found[0], given)
-    try:
-        index.table.search().where(where).select(["id"]).limit(1).to_arrow()
-    except (ValueError, RuntimeError, OSError) as error:
-        if failed_storage(error) or files_lost(error):
-            raise
-        reason = brief(error).split(". Valid fields")[0].replace("SELECT 1 FROM t WHERE ", "")
-        if (found := NO_INTEGER.search(reason)) is not None:
-            reason = f"a column of 64-bit integers is compared with {found[1]}"
-        raise InputError(f"the filter {given!r} cannot be used ({reason}); {help_line}") from error
-    return where
-
-
-def _few(index: Searched, where: str) -> bool:
-    """Whether the filter leaves so few rows that all can be compared; or fails, as the search will say."""
-    try:
-        return bool(index.table.count_rows(where) <= EXACT_MATCHES)
-    except (ValueError, RuntimeError, OSError):
-        return True
+    return None if where is None or not where.strip() else index.backend.check_filter(where)
 
 
 def _checked_query(query: str) -> str:
@@ -263,68 +200,20 @@ def _embed(
     return vector, trace
 
 
-def _by_vector(
-    index: Searched, vector: np.ndarray, count: int, where: str | None, nearest: Approximate | None
-) -> list[dict[str, Any]]:
-    """The nearest by cosine: exactly, or through the approximate index, whose candidates are scored exactly."""
-    ties = TIES if nearest is None else FEW_TIES
-
-    def found(beyond: bool) -> list[dict[str, Any]]:
-        search = index.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
-        probed = probing(search, nearest, beyond)
-        return _rows(probed, count, ties, where, "_distance", lambda distance: 1.0 - distance)
-
-    rows = found(beyond=where is not None)
-    if len(rows) < count and where is None and nearest is not None and nearest.used:  # those partitions hold no more
-        rows = found(beyond=True)
-    return rows
+Ordered = tuple[Row, float, dict[str, int], dict[str, float]]  # row, score, ranks, scores
 
 
-def _by_text(index: Searched, query: str, count: int, where: str | None) -> list[dict[str, Any]]:
-    """Any of the words may match. A MatchQuery has no syntax, unlike a string given to LanceDB."""
-    search = index.table.search(match_query(index.table, without_stop_words(query)), query_type="fts")
-    return _rows(search, count, TIES, where, "_score", lambda score: score)
-
-
-def match_query(table: Any, words: str) -> Any:
-    """A full-text query that any of `words` may match, as `table` (LanceDB's or a snapshot) takes it."""
-    if hasattr(table, "match_query"):
-        return table.match_query(words, CONTENT)
-    from lancedb.query import MatchQuery
-
-    return MatchQuery(words, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
-
-
-def _rows(
-    search: Any, count: int, ties: int, where: str | None, column: str, score: Callable[[float], float]
-) -> list[dict[str, Any]]:
-    if where is not None:
-        search = search.where(where, prefilter=True)
-    try:
-        rows = search.select([*FIELDS, column]).limit(count + ties).to_list()
-    except (ValueError, RuntimeError, OSError) as error:
-        if where is None or failed_storage(error) or files_lost(error):
-            raise
-        raise InputError(f"the filter {where!r} fails on some rows ({brief(error)}); change it") from error
-    for row in rows:
-        row["score"] = score(row[column])
-    return sorted(rows, key=lambda row: (-row["score"], row["id"]))[:count]
-
-
-Ordered = tuple[dict[str, Any], float, dict[str, int], dict[str, float]]  # row, score, ranks, scores
-
-
-def _order(lists: dict[str, list[dict[str, Any]]], fusion: Fusion, vector_weight: float) -> list[Ordered]:
+def _order(lists: dict[str, list[Scored]], fusion: Fusion, vector_weight: float) -> list[Ordered]:
     """The rows of all lists, best first."""
-    rows = {row["id"]: row for ranking in lists.values() for row in ranking}
-    ranks = {name: {row["id"]: rank for rank, row in enumerate(ranking, 1)} for name, ranking in lists.items()}
-    scores = {name: {row["id"]: float(row["score"]) for row in ranking} for name, ranking in lists.items()}
+    rows = {row["id"]: row for ranking in lists.values() for row, _ in ranking}
+    ranks = {name: {row["id"]: rank for rank, (row, _) in enumerate(ranking, 1)} for name, ranking in lists.items()}
+    scores = {name: {row["id"]: float(score) for row, score in ranking} for name, ranking in lists.items()}
     if len(lists) == 1:
         order = list(next(iter(scores.values())).items())
     elif fusion == "linear":
         order = fuse_scores(scores["vector"], scores["text"], vector_weight)
     else:
-        order = reciprocal_rank_fusion([[row["id"] for row in ranking] for ranking in lists.values()])
+        order = reciprocal_rank_fusion([[row["id"] for row, _ in ranking] for ranking in lists.values()])
     return [
         (
             rows[identifier],
@@ -343,7 +232,7 @@ def _first_of_each_document(order: list[Ordered]) -> list[Ordered]:
     return list(best.values())
 
 
-def _hit(row: dict[str, Any], query: str, score: float, ranks: dict[str, int], scores: dict[str, float]) -> Hit:
+def _hit(row: Row, query: str, score: float, ranks: dict[str, int], scores: dict[str, float]) -> Hit:
     title = row["title"]
     text = row[CONTENT][len(title) + 1 :] if title else row[CONTENT]
     snippet = make_snippet(text, query)

@@ -1,4 +1,4 @@
-"""Which ids a run has met, and where: on disk once they are many, so that a corpus of any size fits.
+"""Which ids a run has seen, and where: on disk once they are many, so that a corpus of any size fits.
 
 A private SQLite database without a name lives in SQLite's page cache and spills into a temporary file when that is
 full; it goes away with the process, however that ends (https://sqlite.org/inmemorydb.html, "Temporary Databases").
@@ -15,30 +15,30 @@ CACHE_KIB = 32 * 1024
 AT_ONCE = 500  # SQLite allows so many parameters of one statement everywhere
 
 
-class Ledger:
-    """Ids with the place where each was met. One thread at a time."""
+class SeenIds:
+    """Ids with the place where each was seen first. One thread at a time."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
-        self._db.execute("CREATE TABLE met (id BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
         self._db.execute("BEGIN")
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def first(self, identifier: str, place: str) -> str | None:
-        """Note `identifier`; None if it is new, else the place where it was met first.
+    def add(self, identifier: str, place: str = "") -> str | None:
+        """Add `identifier`; None if it is new, else the place where it was seen first.
 
         Raises:
             InputError: the ids need a temporary file, and none can be written.
         """
         key = _key(identifier)
         try:
-            done = self._db.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (key, place))
+            done = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place))
         except sqlite3.OperationalError as error:
             raise InputError(
                 f"over {self._count:,} ids need a temporary file, which cannot be written ({error}); set TMPDIR to a "
@@ -47,17 +47,17 @@ class Ledger:
         if done.rowcount:
             self._count += 1
             return None
-        return self._db.execute("SELECT place FROM met WHERE id = ?", (key,)).fetchone()[0]
+        return self._db.execute("SELECT place FROM seen WHERE id = ?", (key,)).fetchone()[0]
 
     def missing(self, identifiers: Iterable[str]) -> list[str]:
-        """Those of `identifiers` that were never noted, in their order."""
+        """Those of `identifiers` that were never added, in their order."""
         wanted = list(identifiers)
         out: list[str] = []
         for start in range(0, len(wanted), AT_ONCE):
             some = wanted[start : start + AT_ONCE]
             marks = ", ".join("?" * len(some))
-            met = {row[0] for row in self._db.execute(f"SELECT id FROM met WHERE id IN ({marks})", _keys(some))}
-            out.extend(identifier for identifier in some if _key(identifier) not in met)
+            seen = {row[0] for row in self._db.execute(f"SELECT id FROM seen WHERE id IN ({marks})", _keys(some))}
+            out.extend(identifier for identifier in some if _key(identifier) not in seen)
         return out
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A table at its newest version, read through Lance's own Python package for a few searches and then let go of.
+"""A table at its newest version, read through Lance's own Python package for a few searches.
 
 Importing LanceDB takes over a second of CPU time, most of it for a client of its cloud service that is not needed here;
 importing Lance, which reads the same files in the same way, a third of that. `LanceSnapshot` has as much of a LanceDB

@@ -61,7 +61,7 @@ def table_schema(dimension: int) -> pa.Schema:
 def column_name(field_name: str) -> str:
     """The column for a metadata field: its own name where SQL allows, other characters becoming "_".
 
-    SQL does not tell capitals from small letters, so columns are in small letters; a field called like a column of
+    SQL ignores case, so columns are in lower case; a field called like a column of
     ours gets "meta_" in front.
     """
     name = plain_name(field_name)
@@ -163,7 +163,7 @@ def text_fields(schema: pa.Schema, declared: Mapping[str, pa.DataType]) -> set[s
 
 
 class ColumnTypeError(InputError):
-    """A value does not fit its column. The message ends with a remedy for whoever runs `search-r3 index`.
+    """A value does not fit its column. The message ends with a remedy on the command line of `search-r3 index`.
 
     Attributes:
         problem: the message without that remedy.

@@ -1,4 +1,4 @@
-"""A search result as a page on the terminal: what the model thought, then the hits with their places."""
+"""A search result as a page on the terminal: the reasoning, then the hits with file and line."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from search_r3.index.search import SearchResult
 
 
 def print_result(result: SearchResult, console: Console | None = None) -> None:
-    """Print `result`; plain text where the output is no terminal or NO_COLOR is set."""
+    """Print `result`; plain text if the output is not a terminal or NO_COLOR is set."""
     console = console or Console()
     if result.reasoning is not None:
-        thought = Text("it thinks: ", style="cyan").append(_one_line(result.reasoning.text), style="italic")
-        ended = ", no embed token of its own" if result.reasoning.forced else ""
-        console.print(thought.append(f"  ({result.reasoning.num_tokens} tokens{ended})", style="dim"), end="\n\n")
+        trace = Text("reasoning: ", style="cyan").append(_one_line(result.reasoning.text), style="italic")
+        ended = ", cut off" if result.reasoning.forced else ""
+        console.print(trace.append(f"  ({result.reasoning.num_tokens} tokens{ended})", style="dim"), end="\n\n")
     if not result.hits:
         console.print("nothing found")
     for rank, hit in enumerate(result.hits, start=1):
         head = Text(f"{rank}. ").append(_one_line(hit.title or hit.document), style="bold")
         if hit.path:
-            place = f":{hit.snippet_line}" if hit.snippet_line else ""  # a record has no lines of its own
+            place = f":{hit.snippet_line}" if hit.snippet_line else ""  # a record of JSONL or CSV has no lines
             head.append(f"  {_one_line(hit.path)}{place}", style="cyan")
         console.print(head.append(f"  {hit.score:.4f}", style="dim"))
         snippet = Text("".join(c if c.isprintable() or c == "\n" else " " for c in hit.snippet))

@@ -29,7 +29,7 @@ class EncodingConfig:
     model: str = ""
     """What `SearchR3.from_pretrained` takes; "" is the newest adapter, else the untrained base."""
     reasoning: bool = True
-    """Let the model analyse a query before it embeds it. Documents are never reasoned about."""
+    """Let the model reason about a query before it embeds it. Documents are embedded directly."""
     max_reasoning_tokens: int = 32
     """Tokens that it may reason at most."""
     batch_size: int = 32

@@ -1,6 +1,6 @@
 """SearchR3 for LangChain: `SearchR3Embeddings` for any vector store, `SearchR3Retriever` over an index of ours.
 
-Both are held to `langchain-tests`' standard suites (https://docs.langchain.com/oss/python/contributing/standard-tests-langchain).
+Both pass `langchain-tests`' standard suites (https://docs.langchain.com/oss/python/contributing/standard-tests-langchain).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class SearchR3Retriever(BaseRetriever):
     vector_weight: float = VECTOR_WEIGHT
     """How much the vectors count in a hybrid search, 0 to 1; the words count the rest."""
     reasoning: bool | Literal["auto"] = True
-    """Let the model analyse the query first; "auto" where its rule expects that to help."""
+    """Let the model reason about the query first; "auto": where its rule expects that to help."""
     max_reasoning_tokens: int = 32
     """Tokens that it may reason at most."""
     where: str | None = None

@@ -1,6 +1,6 @@
 """SearchR3 as a LlamaIndex embedding: as `embed_model` it reasons about queries, and embeds texts directly.
 
-Written against llama-index-core's `BaseEmbedding`, which tells queries from texts.
+Written against llama-index-core's `BaseEmbedding`, which distinguishes queries and texts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SearchR3Embedding(BaseEmbedding):
         InputError: a setting is wrong. The model is loaded, and refused if it is damaged, at first use.
     """
 
-    reasoning: bool = Field(default=True, description="Analyse a query before it is embedded.")
+    reasoning: bool = Field(default=True, description="Reason about a query before it is embedded.")
     max_reasoning_tokens: int = Field(default=32, description="Tokens that it may reason at most.")
     max_length: int | None = Field(default=None, description="Tokens kept of each text.")
     device: str | None = Field(default=None, description="cpu, cuda, ...; a GPU where there is one.")

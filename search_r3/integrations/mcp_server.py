@@ -43,7 +43,7 @@ class Found(BaseModel):
     """What a search gives back."""
 
     query: str
-    reasoning: str | None = Field(description="What the search model thought about the query before it searched.")
+    reasoning: str | None = Field(description="The search model's reasoning about the query.")
     passages: list[Passage]
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from search_r3.index.build import ONE_COMMIT
 from search_r3.index.compaction import KEEP_VERSIONS
 from search_r3.index.embed_ahead import Ahead, embed_ahead
+from search_r3.index.index_info import ModelMismatch
 from search_r3.index.live_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index, update_documents
+from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import IndexBusy, Place, StorageError, explained
-from search_r3.index.table import ModelMismatch, SearchIndex
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.logs import log
 
@@ -216,7 +217,7 @@ def _embed(index: IndexHandle, change: Change) -> None:
 
     def embed(now: SearchIndex) -> int:
         with explained(now.path):
-            return embed_ahead(now.table, change.documents, ahead)[1]
+            return embed_ahead(now, change.documents, ahead)[1]
 
     change.chunks = index.run(embed)
 

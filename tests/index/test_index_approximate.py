@@ -84,12 +84,12 @@ def test_search_goes_through_it_and_exact_or_a_narrow_filter_does_not(path, mode
         asked.append("exact" if settings is None else "all" if beyond else "nearest")
         return probing(search, settings, beyond)
 
-    monkeypatch.setattr("search_r3.index.search.probing", watched)
+    monkeypatch.setattr("search_r3.index.lance_backend.probing", watched)
     index.search("red", model, mode="vector")
     index.search("red", model, mode="vector", exact=True)
     hits = index.search("red", model, mode="vector", where="n IN (3, 5, 650)", k=10).hits
     assert {hit.id for hit in hits} == {"d0003", "d0005", "d0650"}
-    monkeypatch.setattr("search_r3.index.search.EXACT_MATCHES", 10)
+    monkeypatch.setattr("search_r3.index.lance_backend.EXACT_MATCHES", 10)
     assert len(index.search("red", model, mode="vector", where="n < 300", k=200).hits) == 200
     assert len(index.search("red", model, mode="vector", k=600).hits) == 600  # more than the first partitions hold
     assert asked == ["nearest", "exact", "exact", "all", "nearest", "all"]

@@ -218,7 +218,7 @@ def test_places_that_are_no_index_are_refused(tmp_path, path, model):
 
 def test_a_damaged_index_and_a_newer_one_are_refused(path, model, monkeypatch):
     with monkeypatch.context() as later:
-        later.setattr("search_r3.index.table.FORMAT_VERSION", 99)
+        later.setattr("search_r3.index.index_info.FORMAT_VERSION", 99)
         build_index(path, docs("one"), model)
     with pytest.raises(InputError, match=r"format 99.*upgrade"):
         SearchIndex.open(path)
@@ -248,7 +248,7 @@ def test_two_builds_at_once_are_refused(path, model):
 def test_an_open_index_sees_later_commits(path, model, monkeypatch):
     from datetime import timedelta
 
-    monkeypatch.setattr("search_r3.index.table.FOLLOW_WRITES", timedelta(0))
+    monkeypatch.setattr("search_r3.index.lance_table.FOLLOW_WRITES", timedelta(0))
     build_index(path, docs("one"), model)
     index = SearchIndex.open(path)
     build_index(path, docs("one", "two"), model)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.index import table
-from search_r3.index.table import FORMAT_VERSION, IndexInfo, migrate
+from search_r3.index import index_info
+from search_r3.index.index_info import FORMAT_VERSION, IndexInfo, migrate
 
 HELD = {
     "format_version": 2, "model_name": "m", "contract_hash": "c" * 64, "dimension": 4, "created": "2026-01-01T00:00:00",
@@ -25,7 +25,7 @@ def test_an_older_description_is_brought_to_this_format_and_not_changed_itself()
     before = json.dumps(old)
     assert migrate(old, "here") == HELD | {"created": ""}
     assert json.dumps(old) == before
-    assert sorted(table._STEPS) == list(range(FORMAT_VERSION))
+    assert sorted(index_info._STEPS) == list(range(FORMAT_VERSION))
 
 
 def test_a_newer_description_is_refused_in_a_line():

@@ -18,10 +18,11 @@ import pytest
 from search_r3.errors import InputError
 from search_r3.index import search as searching_module
 from search_r3.index.build import ONE_COMMIT, build_index
+from search_r3.index.lance_backend import LanceBackend
 from search_r3.index.live_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import delete_documents, update_documents
+from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table import SearchIndex
 
 pytestmark = pytest.mark.timeout(120)
 OLD, NEW = "an old text about whales", "a new text about whales"
@@ -333,19 +334,19 @@ def test_ordinary_commits_are_followed(tmp_path: Path, model: Any) -> None:
         assert {hit.document for hit in handle.search("zebra", model, mode="text").hits} >= {f"z{i}"}
     delete_documents(live, ["z1"])
     assert "z1" not in {hit.document for hit in handle.search("zebra", model, mode="text").hits}
-    assert handle.index._session is held._session  # what LanceDB has cached stays
+    assert handle.index.backend._session is held.backend._session  # what LanceDB has cached stays
     assert events == []
 
 
 def writes_between(monkeypatch: pytest.MonkeyPatch, write: Callable[[], Any]) -> None:
     """`write()` after each search of the vectors, before the search of the words."""
-    by_text = searching_module._by_text
+    by_text = LanceBackend.search_text
 
     def late(*given: Any) -> Any:
         write()
         return by_text(*given)
 
-    monkeypatch.setattr(searching_module, "_by_text", late)
+    monkeypatch.setattr(LanceBackend, "search_text", late)
 
 
 @pytest.mark.parametrize("kind", ["handle", "following", "remote"])
@@ -356,7 +357,7 @@ def test_both_lists_of_a_search_are_of_one_version(
     if kind == "remote":
         request.getfixturevalue("s3")
         live = f"s3://bucket/pinned/{uuid.uuid4().hex}"
-    monkeypatch.setattr("search_r3.index.table.FOLLOW_WRITES", timedelta(0))
+    monkeypatch.setattr("search_r3.index.lance_table.FOLLOW_WRITES", timedelta(0))
     documents = [SourceDocument(f"d{i}", "", f"whales number{i} old", {}) for i in range(40)]
     build_index(live, documents, model, progress=False)
     index: Any = SearchIndex.open(live) if kind == "following" else IndexHandle(live, every=0.0)
@@ -380,7 +381,7 @@ def test_both_lists_of_a_search_are_of_one_version(
 
 
 def test_all_rounds_of_a_search_are_of_one_version(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search_r3.index.table.FOLLOW_WRITES", timedelta(0))
+    monkeypatch.setattr("search_r3.index.lance_table.FOLLOW_WRITES", timedelta(0))
     monkeypatch.setattr(searching_module, "POOL", 4)
     long = "\n\n".join(f"{'whales ' * 200}{i}" for i in range(30))
     documents = [SourceDocument("d0", "", long, kind="text"), SourceDocument("d1", "", "whales and other fish")]

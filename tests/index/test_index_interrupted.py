@@ -2,7 +2,7 @@
 
 import pytest
 
-from search_r3.cli.index import show_info
+from search_r3.cli.index_maintenance import show_info
 from search_r3.index import SearchIndex, SourceDocument, build_index, delete_source, open_source, update_documents
 from search_r3.index.build import ONE_COMMIT
 

@@ -230,7 +230,7 @@ def test_the_approximate_index_stays_right(tmp_path, make_model, eager):
 
 
 def test_the_command_says_when_the_space_comes_back(path, model, capsys, monkeypatch):
-    monkeypatch.setattr("search_r3.cli.index.WORTH_A_LINE", 0)
+    monkeypatch.setattr("search_r3.cli.index_maintenance.WORTH_A_LINE", 0)
     update_documents(path, [document("new", 1000)], model, progress=False)
     delete_documents(path, ["d1"])
     assert main(["compact", str(path)]) == 0
@@ -348,7 +348,7 @@ def test_every_file_of_the_newest_version_is_on_the_disk_when_a_change_returns(
     with monkeypatch.context() as patch:
         if killed:  # each after its commit, before it saw that on the disk; what it wrote stays as it is
             monkeypatch.setattr(compaction, "MANY", 1000)
-            patch.setattr("search_r3.index.build.flush", lambda *_: None)
+            patch.setattr("search_r3.index.build_run.flush", lambda *_: None)
         for i in range(8):
             update_documents(path, [document(f"new{i}", 1000 + i)], model, maintain=False, **AT_ONCE)
     time.sleep(0.1)

@@ -10,7 +10,7 @@ from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.build import COMMIT_CHUNKS, WAITING
 from search_r3.index.embedding import by_length
 from search_r3.index.pipeline import Pipe, run_stage, start_stage
-from search_r3.index.seen_ids import Ledger
+from search_r3.index.seen_ids import SeenIds
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_write_that_fails_stops_the_reader(path, model, monkeypatch):
     def full(*_):
         raise OSError("LanceError(IO): No space left on device (os error 28)")
 
-    monkeypatch.setattr("search_r3.index.build.create_table", full)
+    monkeypatch.setattr("search_r3.index.build_run.create_table", full)
     with pytest.raises(InputError, match=r"disk of .* is full.*run the same command again"):
         build_index(path, documents(), model, commit_every=10)
     assert read[0] < 1000
@@ -127,11 +127,11 @@ def test_a_pipe_holds_no_more_than_its_size_and_hands_errors_on_behind_the_work(
     assert max(most) <= 2 + 2 + 3
 
 
-def test_a_ledger_remembers_who_was_first_and_tells_who_is_missing():
-    ledger = Ledger()
-    assert ledger.first("a", "line 1") is None
-    assert ledger.first("b\udc80'", "line 2") is None
-    assert ledger.first("a", "line 3") == "line 1"
-    assert len(ledger) == 2
+def test_seen_ids_keep_the_first_place_and_say_which_are_missing():
+    seen = SeenIds()
+    assert seen.add("a", "line 1") is None
+    assert seen.add("b\udc80'", "line 2") is None
+    assert seen.add("a", "line 3") == "line 1"
+    assert len(seen) == 2
     many = [f"n{i}" for i in range(1200)]
-    assert ledger.missing(["b\udc80'", *many, "a"]) == many
+    assert seen.missing(["b\udc80'", *many, "a"]) == many

@@ -214,7 +214,7 @@ def test_a_rebuild_that_fails_leaves_the_index_as_it_was_and_comes_again(old_ind
 
 
 def test_a_compaction_rebuilds_it_too(old_index, capsys, monkeypatch):
-    monkeypatch.setattr("search_r3.cli.index.WORTH_A_LINE", 0)  # old versions are spoken of too
+    monkeypatch.setattr("search_r3.cli.index_maintenance.WORTH_A_LINE", 0)  # old versions are spoken of too
     assert main(["compact", str(old_index)]) == 0
     said = capsys.readouterr().out
     assert said.count("full text: rebuilt") == 1

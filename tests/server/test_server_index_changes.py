@@ -19,8 +19,8 @@ from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.index.build import build_index
 from search_r3.index.live_handle import IndexHandle
+from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table import SearchIndex
 from search_r3.integrations.index_searcher import Searcher
 from search_r3.server.logs import LOGGER, JsonFormatter
 from search_r3.server.service import Loaded

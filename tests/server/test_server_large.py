@@ -20,7 +20,7 @@ from processes import start
 from serving_tools import Running, eventually, running
 
 from search_r3 import SearchR3
-from search_r3.index.table import SearchIndex
+from search_r3.index.search_index import SearchIndex
 from search_r3.server import parsing
 from search_r3.server.errors import ApiError
 from search_r3.server.parsing import parse

@@ -10,7 +10,7 @@ from serving_tools import Running, running
 
 schemathesis = pytest.importorskip("schemathesis")
 from search_r3 import SearchR3  # noqa: E402
-from search_r3.index.table import SearchIndex  # noqa: E402
+from search_r3.index.search_index import SearchIndex  # noqa: E402
 from search_r3.server.service import Loaded  # noqa: E402
 
 

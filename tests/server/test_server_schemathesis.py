@@ -17,7 +17,7 @@ pytest.importorskip("schemathesis")
 from schemathesis.cli import schemathesis
 
 from search_r3 import SearchR3
-from search_r3.index.table import SearchIndex
+from search_r3.index.search_index import SearchIndex
 from search_r3.server.service import Loaded
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from search_r3.errors import InputError
 from search_r3.index.build import build_index
 from search_r3.index.readers import open_source
 from search_r3.index.search import check_where
-from search_r3.index.table import SearchIndex
+from search_r3.index.search_index import SearchIndex
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, ALWAYS, NEVER, AdaptiveRule
 from search_r3.server.service import Loaded
 from search_r3.server.where_filter import check_filter, filter_pattern

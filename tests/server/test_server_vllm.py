@@ -12,7 +12,7 @@ from serving_tools import running
 from vllm_stand_in import StandInVllm
 
 from search_r3 import SearchR3
-from search_r3.index.table import SearchIndex
+from search_r3.index.search_index import SearchIndex
 from search_r3.server.service import Loaded
 
 QUERIES = ["when does the train leave", "bread", "Zug nach Wien"]

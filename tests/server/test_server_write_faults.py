@@ -22,8 +22,8 @@ from search_r3.index.build import build_index
 from search_r3.index.durable import DiskError
 from search_r3.index.live_handle import IndexHandle
 from search_r3.index.locking import writing as locked
+from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table import SearchIndex
 from search_r3.server import index_writer
 from search_r3.server.service import Loaded
 

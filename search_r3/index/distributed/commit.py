@@ -19,8 +19,8 @@ from lance_ray.datasink import LanceDatasink
 from lance_ray.fragment import write_fragment
 
 from search_r3.errors import InputError
+from search_r3.index.lance_table import TABLE
 from search_r3.index.storage import Place, options_of
-from search_r3.index.table import TABLE
 from search_r3.index.table_columns import quoted
 
 FILE_BYTES = 512_000_000
@@ -133,7 +133,7 @@ def _harmless(dataset: Any, version: int) -> bool:
     """Whether the commit that made `version` left all rows as they were."""
     try:
         made = dataset.read_transaction(version)
-    except (OSError, ValueError, RuntimeError):  # forgotten already: nobody can say what it was
+    except (OSError, ValueError, RuntimeError):  # removed already: what it was is unknown
         return False
     return made is not None and type(made.operation).__name__ in {"Rewrite", "CreateIndex", "UpdateConfig"}
 

@@ -1,7 +1,7 @@
 """`build_index` with its embedding done by many processes: spool the changes, encode them with Ray Data, commit once.
 
 Reading, comparing with what is there, hashing, checking and finishing are the local build's own functions; only what
-lies between (`_run` there) is another. A worker that dies is replaced, and its parts are done again.
+lies between (its stages) is another. A worker that dies is replaced, and its parts are done again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, cast
 
 from search_r3.errors import InputError
 from search_r3.index.approximate import APPROXIMATE_FROM
-from search_r3.index.build import _Build
+from search_r3.index.backend_registry import choose_backend
 from search_r3.index.build_report import IndexReport, Removal
+from search_r3.index.build_run import BuildRun
 from search_r3.index.distributed.cluster import Cluster, cause_of, joined
 from search_r3.index.distributed.ray_worker import Described, EncodeRows, Job, describe
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
@@ -76,14 +77,17 @@ def build_distributed(
             raise InputError(f"{name} is {value}; it must be at least 1")
     report = IndexReport()
     place = for_writing(place_of(path))
+    choose_backend(place).require("distributed", "builds by Ray")
     with explained(place), writing(place, make=True) as held, joined(cluster) as each:
         model = _described(load, each)
-        build = _Build(place, held, cast(Encoder, model), None, report)  # it asks what the model is, and embeds nothing
+        build = BuildRun(
+            place, held, cast(Encoder, model), None, report
+        )  # it asks what the model is, and embeds nothing
         changes = build.begin(documents, source, take_over, types, max_length, prune)
         try:
             spooled = write_spool(place, changes, documents, part_rows)
             if spooled.rows or spooled.replaced:
-                build._touch()
+                build.touch()
                 build.add_columns(spooled.columns, spooled.widened)
                 build.table.checkout_latest()
                 since = build.table.version

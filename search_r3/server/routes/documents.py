@@ -6,7 +6,6 @@ A document whose id the index has already is replaced, with all of its chunks, i
 from __future__ import annotations
 
 import asyncio
-import bisect
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query
@@ -18,8 +17,6 @@ from search_r3.errors import InputError
 from search_r3.index.live_handle import FAILURES, IndexHandle
 from search_r3.index.maintenance import UnknownDocument
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage import explained
-from search_r3.index.table import SearchIndex
 from search_r3.index.table_columns import ColumnTypeError
 from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.errors import ApiError, from_input_error
@@ -136,21 +133,9 @@ async def _commit(service: Service, index: IndexHandle, change: Change) -> int:
 
 
 def _listed(index: IndexHandle, page: DocumentsPage) -> dict[str, Any]:
-    columns = ["document", "title", "path"]
-
-    def read_columns(now: SearchIndex) -> Any:
-        with explained(now.path):
-            return now.following(lambda one: one.table.search().select(columns).to_arrow())
-
-    rows = index.run(read_columns)
-    first: dict[str, tuple[str, str]] = {}
-    for identifier, title, path in zip(*(rows[name].to_pylist() for name in columns), strict=True):
-        first.setdefault(identifier, (title, path))
-    ids = sorted(first)
-    start = bisect.bisect_right(ids, page.after) if page.after else 0
-    shown = ids[start : start + page.limit]
-    data = [{"object": "document", "id": i, "title": first[i][0], "path": first[i][1]} for i in shown]
-    return {"object": "list", "data": data, "total": len(ids), "has_more": start + page.limit < len(ids)}
+    found = index.list_documents(page.limit, page.after or "")
+    data = [{"object": "document", "id": d.id, "title": d.title, "path": d.path} for d in found.documents]
+    return {"object": "list", "data": data, "total": found.total, "has_more": found.has_more}
 
 
 def _check_size(body: DocumentsRequest, service: Service) -> None:

@@ -1,0 +1,275 @@
+"""One run of a build over a LanceDB table: what it finds there, its commits, and what it leaves in order at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from search_r3.errors import InputError
+from search_r3.index.approximate import encoder_of, keep_approximate
+from search_r3.index.build_report import IndexReport, Removal
+from search_r3.index.changes import Changes, Window
+from search_r3.index.chunk_ids import rename_old_ids
+from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
+from search_r3.index.conversion import Replacing, check_fields, give_types, widen
+from search_r3.index.duplicates import remove_equal_copies
+from search_r3.index.durable import DiskError, flush
+from search_r3.index.embedding import token_limit
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.full_text import ensure_full_text, full_text_state
+from search_r3.index.index_info import IndexInfo
+from search_r3.index.index_sources import (
+    DOCUMENTS,
+    Scope,
+    SourceRecord,
+    Sources,
+    count_unknown,
+    keep_sources,
+    read_sources,
+    source_condition,
+)
+from search_r3.index.lance_backend import IDS_AT_ONCE, in_parts, merge_rows
+from search_r3.index.lance_table import (
+    COMPLETE,
+    TABLE,
+    create_table,
+    ensure_complete,
+    ensure_lookups,
+    mark_complete,
+    migrate_rows,
+    open_table,
+)
+from search_r3.index.locking import OURS, Held
+from search_r3.index.readers import Source
+from search_r3.index.search_index import SearchIndex
+from search_r3.index.source_document import SourceDocument
+from search_r3.index.storage import Place, brief
+from search_r3.index.table_columns import (
+    ColumnTypes,
+    new_columns,
+    parse_types,
+    quoted,
+    table_schema,
+    text_fields,
+)
+
+
+class BuildRun:
+    """One run of a build: the index as it was when the run began, and the writing of what comes.
+
+    Args:
+        path: the index, which `held` keeps other writers from.
+        commit_every: chunks per commit, or None.
+        report: is filled in.
+        at_once: one commit changes all that will change, so the index is whole before it and after it.
+    """
+
+    def __init__(
+        self,
+        path: Place,
+        held: Held,
+        model: Encoder,
+        commit_every: int | None,
+        report: IndexReport,
+        at_once: bool = False,
+    ) -> None:
+        self.model, self.path, self.commit_every, self.report = model, path, commit_every, report
+        self.held, self.began = held, time.time()
+        self.at_once = at_once
+        self.table: Any = open_table(path)
+        self.schema = table_schema(model.dimension)
+        self.before: Any = None
+        self.sources = Sources()
+        self.scope = Scope(SourceRecord(DOCUMENTS))
+        self.declared: dict[str, pa.DataType] = {}
+        self.touched = self.may_be_empty = False
+        self.first = self.was_complete = True
+        self.brings_all = False  # of its source, so an earlier run that was interrupted does not count any more
+        self.brought = False
+        if self.table is None:
+            if isinstance(path, Path):
+                strangers = [item.name for item in path.iterdir() if item.name not in {*OURS, f"{TABLE}.lance"}]
+                if strangers:
+                    raise InputError(
+                        f"{path} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder"
+                    )
+            return
+        index = SearchIndex.open(path)
+        index.check_model(model)
+        migrate_rows(self.table)
+        self.was_complete = index.complete
+        self.touched = not self.was_complete
+        if self.touched:  # the crash may have come between the table and its full-text index
+            ensure_full_text(self.table, rebuild=False)
+        if not at_once:
+            report.duplicates_removed, report.differing = remove_equal_copies(self.table)
+        if rename_old_ids(self.table) and not self.touched:
+            mark_complete(self.table)
+        ensure_lookups(self.table)
+        self.first = len(index) == 0
+        self.was_complete |= self.first
+
+    def begin(
+        self,
+        documents: Iterable[SourceDocument],
+        source: str | None,
+        take_over: bool,
+        types: Mapping[str, str] | None,
+        max_length: int | None,
+        prune: bool,
+    ) -> Changes:
+        """Find out what the documents are to the index, and convert the columns whose types are given."""
+        self.declared = parse_types(types)
+        self.sources = Sources.of(self.table)
+        self.scope = self.sources.scope(documents, source, self.path, take_over)
+        self.report.source = self.scope.record.name
+        self.brings_all = not self.at_once and self.scope.whole and (prune or isinstance(documents, Source))
+        self.schema = self.schema if self.table is None else self.table.schema
+        replacing = None
+        if isinstance(documents, Source):
+            documents.text_columns = text_fields(self.schema, self.declared)
+            self.may_be_empty = self.scope.allow_empty(documents, self.path)
+            check_fields(self.schema, types or {}, documents)
+            replacing = Replacing(lambda: self.scope.documents(documents), self.scope.own, take_over)
+        if self.table is not None:
+            self.touched |= give_types(self.table, self.declared, replacing)
+            self.schema = self.table.schema
+        if self.table is not None and not self.first:
+            self.before = open_table(self.path)  # a second handle, held at the version the run starts from
+            self.before.checkout(self.table.version)
+        limit = token_limit(self.model, max_length)
+        return Changes(self.before, ColumnTypes(self.schema, self.declared), max_length, self.scope, limit)
+
+    def commit(self, windows: list[Window]) -> None:
+        """Write the windows' changes in one commit."""
+        rows = [row for window in windows for row in window.rows]
+        given = {row["id"] for row in rows}
+        stale = [identifier for window in windows for identifier in window.stale if identifier not in given]
+        try:
+            if rows:
+                self.touch()
+                for window in windows:
+                    self.add_columns(window.columns, window.widened)
+                vectors = np.concatenate([window.vectors for window in windows if window.vectors is not None])
+                together = stale if len(stale) <= IDS_AT_ONCE else []
+                merge_rows(self.table, rows, vectors, together, fresh=all(window.fresh for window in windows))
+                stale = [] if together else stale
+            self._delete(stale)
+        except (OSError, RuntimeError) as error:
+            if "No space left" not in str(error) and "Disk quota" not in str(error):
+                raise
+            raise DiskError(
+                f"the disk of {self.path} is full ({brief(error)}); what was committed is kept: free some space and "
+                "run the same command again"
+            ) from error
+        for window in windows:
+            self.report.unchanged += window.unchanged
+            self.report.updated += window.updated
+            self.report.added += len(window.rows) - window.updated
+            self.report.removed += len(window.stale)
+
+    def add_columns(self, new: Mapping[str, pa.DataType], widened: Iterable[str]) -> None:
+        """Make room for metadata: columns that the table lacks, and numbers in columns of integers."""
+        for name in sorted(widened):
+            widen(self.table, name)
+        if new:
+            self.table.add_columns(new_columns(new, self.declared))
+
+    def finish(
+        self,
+        changes: Changes,
+        prune: bool,
+        may_prune: Callable[[Removal], bool] | None,
+        approximate_from: int | None,
+        queries: Sequence[str],
+        maintain: bool = True,
+    ) -> None:
+        """Remove what is gone, do the maintenance that is due, mark the index complete, and see it on the disk."""
+        if not changes.seen and not self.may_be_empty:
+            raise InputError("no documents were given; the index is unchanged")
+        self.report.conflicts = changes.conflicts
+        self._prune(changes, prune, may_prune)
+        if self.report.differing:  # what of them was written again is equal now
+            self.held.check()
+            removed, self.report.differing = remove_equal_copies(self.table)
+            self.report.duplicates_removed += removed
+        if maintain or not self.at_once or self.first:
+            self._maintain(approximate_from, queries)
+        else:
+            self._complete(ensure_complete)
+        flush(self.path, self.began)
+
+    def _maintain(self, approximate_from: int | None, queries: Sequence[str]) -> None:
+        if self.table is not None and full_text_state(self.table) != "current":
+            self.touch()  # it is rebuilt, though no document changed
+        self.held.check()
+        tidied = tidy(self.table, self.path, everything=self.first) if self.touched else Tidied()
+        self.report.full_text_rebuilt = tidied.full_text_rebuilt
+        self.held.check()
+        encode = encoder_of(self.model, queries)
+        found = keep_approximate(self.table, approximate_from, encode, self.held.check)
+        self.held.check()
+        self.report.approximate = found.to_dict() if found else None
+        if not self.touched or (self.at_once and not tidied.changed and not forget_is_due(self.table)):
+            self._complete(ensure_complete)
+            return
+        self._complete(mark_complete)
+        if self.first and not self.at_once:  # no search could be running
+            forget_versions(self.path, timedelta(0))
+        else:
+            forget_versions(self.path)
+
+    def _complete(self, mark: Callable[[Any], None]) -> None:
+        """Say that the index is whole; not if a run of another source was interrupted, and not after a few documents
+        that were added to an index of which something is missing."""
+        unfinished = any(record.unfinished for record in read_sources(self.table.schema).values())
+        if not unfinished and (self.was_complete or not self.at_once):
+            mark(self.table)
+
+    def _prune(self, changes: Changes, prune: bool, may_prune: Callable[[Removal], bool] | None) -> None:
+        if prune and may_prune is not None and (removal := changes.removal()).chunks and not may_prune(removal):
+            self.report.kept, prune = removal, False
+        gone: list[str] = []
+        for ids in changes.gone(lost=prune):
+            gone += ids
+            self.report.removed += len(ids)
+            if len(gone) >= IDS_AT_ONCE:
+                self._delete(gone)
+                gone = []
+        self._delete(gone)
+        if self.table is not None:
+            left = [held.name for held in self.scope.absorbed if self.table.count_rows(source_condition([held.name]))]
+            self.brought = True
+            self.held.check()
+            keep_sources(self.table, self._records(left))
+        if prune and self.before is not None:
+            self.report.unknown = count_unknown(self.table)
+
+    def _records(self, left: list[str] | None = None) -> list[SourceRecord]:
+        """The index's sources with this run's; without those that it absorbed, but for `left`, where that is known."""
+        gone = {held.name for held in self.scope.absorbed}.difference(left) if left is not None else set()
+        records = {name: record for name, record in self.sources.records.items() if name not in gone}
+        own = replace(self.scope.record, unfinished=not self.brought) if self.brings_all else self.scope.record
+        return list((records | {own.name: own}).values())
+
+    def _delete(self, ids: list[str]) -> None:
+        for some in in_parts(ids):
+            self.touch()
+            self.table.delete(f"id IN ({quoted(some)})")
+
+    def touch(self) -> None:
+        """Before the first change: the table exists, and does not say that it is complete while it is not."""
+        self.held.check()
+        if self.table is None:
+            self.table = create_table(self.path, IndexInfo.of(self.model), self._records())
+        if not self.at_once and COMPLETE in self.table.tags.list():
+            self.table.tags.delete(COMPLETE)
+        keep_sources(self.table, self._records())
+        self.touched = True

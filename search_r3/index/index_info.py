@@ -1,0 +1,81 @@
+"""What an index was made with: the model, its contract, the dimension and the format of the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.index.encoder_protocol import Encoder
+
+FORMAT_VERSION = 2
+
+
+class ModelMismatch(InputError):
+    """The index was made with another model: embeddings of the two cannot be compared."""
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index was made with; `created` is UTC in ISO 8601."""
+
+    format_version: int
+    model_name: str
+    contract_hash: str
+    dimension: int
+    created: str
+    search_r3_version: str = ""
+    model_source: str = ""
+
+    @classmethod
+    def of(cls, model: Encoder) -> IndexInfo:
+        """What an index is that is made now with `model`."""
+        from search_r3 import __version__
+
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        source = getattr(model, "source", "")
+        return cls(FORMAT_VERSION, model.name, model.contract_hash, model.dimension, created, __version__, source)
+
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """What distinguishes one index from another: when it was made, its contract and its dimension."""
+        return self.created, self.contract_hash, self.dimension
+
+    def check_model(self, model: Encoder, path: Path | str) -> None:
+        """Refuse a model whose embeddings are not in the same space as those of the index at `path`.
+
+        Raises:
+            ModelMismatch: the contract hashes differ; both models are named.
+        """
+        if model.contract_hash != self.contract_hash:
+            raise ModelMismatch(
+                f"{path} was made with {self.model_name} (contract {self.contract_hash[:12]}), but this "
+                f"model is {model.name} (contract {model.contract_hash[:12]}): their embeddings cannot be compared. "
+                f"Use the index's model, or build a new index with {model.name} in another folder"
+            )
+
+
+def migrate(held: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """An index's description of any format up to this one as one of `FORMAT_VERSION`, a step at a time.
+
+    Raises:
+        InputError: a newer format; `path` is named in it.
+    """
+    version = int(held["format_version"])
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has index format {version}, this search-r3 reads up to {FORMAT_VERSION}; upgrade search-r3"
+        )
+    for older in range(version, FORMAT_VERSION):
+        held = _STEPS[older](held) | {"format_version": older + 1}
+    return held
+
+
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    0: lambda held: {"created": ""} | held,  # before the first release: not all said when they were made
+    1: lambda held: held,  # the rows have no source: see `lance_table.migrate_rows`
+}
+"""Format -> the step to the next one; a step changes the description, not the rows."""

@@ -1,0 +1,247 @@
+"""Building an index of any backend: its rows are compared with the documents in memory, and what differs is written.
+
+LanceDB has a build of its own (`search_r3.index.build`), which looks up only what a window of documents needs. Here an
+index keeps the names of its sources in its rows, and ids are as the documents have them: no source gets a prefix.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.index.backend_registry import MARKER, create_backend, open_portable
+from search_r3.index.build_report import IndexReport, Removal, progress_line
+from search_r3.index.changes import lies_in
+from search_r3.index.chunking import chunk_document
+from search_r3.index.durable import flush
+from search_r3.index.embedding import BATCH_TOKENS, embed, prepare, token_limit
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.index_backend import IndexBackend, Row
+from search_r3.index.index_info import IndexInfo
+from search_r3.index.index_sources import API, Sources
+from search_r3.index.locking import OURS, writing
+from search_r3.index.readers import Source
+from search_r3.index.source_document import Skipped, SourceDocument
+from search_r3.index.table_columns import COLUMNS, CONTENT, PLACE, ROW_HASH, SOURCE, TEXT_HASH
+from search_r3.index.table_rows import make_row
+
+COMMIT_ROWS = 8192  # rows that are embedded and written together
+
+
+class PortableBuild:
+    """One run over an index of any backend.
+
+    Args:
+        place: the folder.
+        kind: the backend.
+        model: embeds, and is what the index was or is made with.
+        max_length: tokens that a chunk may have.
+        batch: most tokens and most texts of one pass.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        kind: type[IndexBackend],
+        model: Encoder,
+        max_length: int | None,
+        batch: tuple[int, int | None],
+    ) -> None:
+        self.place, self.kind, self.model, self.max_length, self._batch = place, kind, model, max_length, batch
+        self.report = IndexReport()
+        self.backend = open_portable(kind, place)
+        if self.backend is not None:
+            self.backend.info.check_model(model, place)
+        else:
+            others = [item.name for item in place.iterdir() if item.name not in {*OURS, MARKER}]
+            if others:
+                raise InputError(f"{place} holds other things ({', '.join(sorted(others)[:3])}); give a new folder")
+        self._held: dict[str, Row] = {} if self.backend is None else {row["id"]: row for row in self.backend.rows()}
+        self._chunks_of: defaultdict[str, set[str]] = defaultdict(set)  # document -> ids of its chunks
+        for row in self._held.values():
+            self._chunks_of[row["document"]].add(row["id"])
+        self._id_of_text = {row[TEXT_HASH]: row["id"] for row in self._held.values()}
+        self._given: dict[str, str] = {}  # document -> where it was met
+        self._limit = token_limit(model, max_length)
+
+    def bring(
+        self,
+        documents: Iterable[SourceDocument],
+        source: str | None,
+        take_over: bool,
+        commit_rows: int,
+        show: Callable[[IndexReport], None],
+    ) -> None:
+        """Write what the documents of the source change, `commit_rows` rows at a time.
+
+        Raises:
+            InputError: a document is broken or its id comes twice, or the model gave NaN or the wrong dimension.
+        """
+        scope = Sources().scope(documents, source, self.place, take_over)
+        name = self.report.source = scope.record.name
+        if isinstance(documents, Source):
+            documents.may_be_empty &= any(row[SOURCE] == name for row in self._held.values())
+        rows: dict[str, Row] = {}
+        stale: set[str] = set()
+        for document in documents:
+            if (first := self._given.get(document.id)) is not None:
+                raise InputError(
+                    f'the id "{document.id}" comes twice: at {first} and at {document.place}; give each its own'
+                )
+            self._given[document.id] = document.place
+            new = {row["id"]: row for row in self._rows_of(document, name)}
+            held = self._chunks_of.get(document.id, set())
+            owners = {self._held[identifier][SOURCE] for identifier in held} - {name}
+            if owners and not take_over:
+                if {(one, self._held[one][ROW_HASH]) for one in held} == {(one, new[one][ROW_HASH]) for one in new}:
+                    self.report.documents += 1
+                    self.report.unchanged += len(new)
+                else:
+                    reason = f'the source "{min(owners)}" has a document of this id; --take-over replaces it'
+                    self.report.conflicts.append(Skipped(document.id, reason))
+                continue
+            self.report.documents += 1
+            rows |= new
+            stale |= held - new.keys()
+            if len(rows) >= commit_rows:
+                self._commit(rows, stale, show)
+                rows, stale = {}, set()
+        self._commit(rows, stale, show)
+
+    def prune(self, skipped: Iterable[Skipped], may_prune: Callable[[Removal], bool] | None) -> None:
+        """Remove what the source no longer has, if `may_prune` allows it; not what could not be read."""
+        unread = {item.path for item in skipped if item.unread}
+        own = [row for row in self._held.values() if row[SOURCE] == self.report.source]
+        gone = [row for row in own if row["document"] not in self._given and not lies_in(row["document"], unread)]
+        removal = Removal(len(gone), len({row["document"] for row in gone}), len(own))
+        if gone and may_prune is not None and not may_prune(removal):
+            self.report.kept = removal
+        elif gone:
+            self._delete({row["id"] for row in gone})
+
+    def _rows_of(self, document: SourceDocument, source: str) -> Iterable[Row]:
+        for chunk in chunk_document(document, tokens=self._limit):
+            row = make_row(chunk, self.max_length, source, document.place)
+            yield {name: value for name, value in row.items() if name not in (COLUMNS, PLACE)}
+
+    def _commit(self, rows: dict[str, Row], stale: set[str], show: Callable[[IndexReport], None]) -> None:
+        new = [row for row in rows.values() if not _is_held(row, self._held.get(row["id"]))]
+        updated = sum(row["id"] in self._held for row in new)
+        self.report.unchanged += len(rows) - len(new)
+        self.report.updated += updated
+        self.report.added += len(new) - updated
+        if new:
+            vectors = self._vectors(new, show)
+            if self.backend is None:
+                self.backend = create_backend(self.kind, self.place, IndexInfo.of(self.model))
+            self.backend.add(new, vectors)
+            self._held |= {row["id"]: row for row in new}
+        self._delete(stale - rows.keys())
+
+    def _vectors(self, rows: Sequence[Row], show: Callable[[IndexReport], None]) -> np.ndarray:
+        """(rows, dimension) float32: those that the index has of the same texts, and new ones."""
+        texts: dict[str, str] = {}
+        names: list[str] = []
+        for row in rows:
+            if row[TEXT_HASH] not in self._id_of_text and row[TEXT_HASH] not in texts:
+                texts[row[TEXT_HASH]] = row[CONTENT].strip()
+                names.append(row["id"])
+        prepared = prepare(self.model, list(texts.values()), self.max_length, *self._batch)
+        vector_of = dict(zip(texts, embed(self.model, prepared, names, self.max_length), strict=True))
+        known = {row[TEXT_HASH]: self._id_of_text[row[TEXT_HASH]] for row in rows if row[TEXT_HASH] in self._id_of_text}
+        if known and self.backend is not None:
+            vector_of |= dict(zip(known, self.backend.vectors(list(known.values())), strict=True))
+        self.report.embedded += len(texts)
+        self.report.truncated += prepared.truncated
+        show(self.report)
+        return np.stack([vector_of[row[TEXT_HASH]] for row in rows])
+
+    def _delete(self, ids: Collection[str]) -> None:
+        if ids and self.backend is not None:
+            self.backend.delete(ids)
+            self.report.removed += len(ids)
+            for identifier in ids:
+                self._held.pop(identifier, None)
+            self._id_of_text = {row[TEXT_HASH]: row["id"] for row in self._held.values()}
+
+
+def build_portable(
+    place: Path,
+    kind: type[IndexBackend],
+    documents: Iterable[SourceDocument],
+    model: Encoder,
+    *,
+    batch_tokens: int,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    progress: bool = True,
+    prune: bool = True,
+    commit_every: int | None = None,
+    wait: float = 0.0,
+    source: str | None = None,
+    take_over: bool = False,
+    may_prune: Callable[[Removal], bool] | None = None,
+) -> IndexReport:
+    """`build_index` for an index of the backend `kind`; the options are the same.
+
+    Raises:
+        IndexBusy: another process is writing.
+        InputError: as `build_index`.
+    """
+    started, began = time.perf_counter(), time.time()
+    with writing(place, make=True, wait=wait):
+        build = PortableBuild(place, kind, model, max_length, (batch_tokens, batch_size))
+        with progress_line(progress and sys.stderr.isatty()) as show:
+            build.bring(documents, source, take_over, commit_every or COMMIT_ROWS, show)
+        build.report.skipped = list(getattr(documents, "skipped", []))
+        if build.backend is None:
+            raise InputError("no documents were given; the index is unchanged")
+        if prune:
+            build.prune(build.report.skipped, may_prune)
+        flush(place, began)
+    build.report.seconds = time.perf_counter() - started
+    return build.report
+
+
+def missing_vectors(
+    backend: IndexBackend, documents: Sequence[SourceDocument], model: Encoder
+) -> tuple[dict[str, np.ndarray], int]:
+    """The embeddings of the documents' texts that an index lacks, by text; and how many chunks the documents have."""
+    limit = token_limit(model, None)
+    known = {row[TEXT_HASH] for row in backend.rows()}
+    texts: dict[str, str] = {}  # text -> the chunk that it is first the text of
+    chunks = 0
+    for document in documents:
+        for chunk in chunk_document(document, tokens=limit):
+            row = make_row(chunk, None, API, document.place)
+            chunks += 1
+            if row[TEXT_HASH] not in known:
+                texts.setdefault(row[CONTENT].strip(), chunk.id)
+    matrix = embed(model, prepare(model, list(texts), None, BATCH_TOKENS, None), list(texts.values()), None)
+    return dict(zip(texts, matrix, strict=True)), chunks
+
+
+def delete_rows(place: Path, kind: type[IndexBackend], unwanted: Callable[[Row], bool], wait: float = 0.0) -> list[Row]:
+    """Remove the rows for which `unwanted` holds, in one call of the backend; returns them.
+
+    Raises:
+        IndexBusy: another process is writing.
+    """
+    began = time.time()
+    with writing(place, wait=wait):
+        backend = open_portable(kind, place)
+        gone = [] if backend is None else [row for row in backend.rows() if unwanted(row)]
+        if backend is not None and gone:
+            backend.delete({row["id"] for row in gone})
+        flush(place, began)
+    return gone
+
+
+def _is_held(row: Row, held: Row | None) -> bool:
+    return held is not None and (held[ROW_HASH], held[SOURCE]) == (row[ROW_HASH], row[SOURCE])

@@ -1,0 +1,301 @@
+"""`SearchIndex`: an index that is opened for reading, whichever backend stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from heapq import nsmallest
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.index.approximate import Approximate
+from search_r3.index.backend_registry import open_backend
+from search_r3.index.duplicates import count_duplicate_ids
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.full_text import FullText
+from search_r3.index.index_backend import IndexBackend
+from search_r3.index.index_info import IndexInfo, ModelMismatch
+from search_r3.index.index_sources import SourceCount
+from search_r3.index.lance_backend import LanceBackend
+from search_r3.index.search import Fusion, Mode, SearchResult, search_index
+from search_r3.index.storage import explained, place_of
+from search_r3.rank_fusion import VECTOR_WEIGHT
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ListedDocument:
+    """A document of an index, with the title and path of its first chunk."""
+
+    id: str
+    title: str
+    path: str
+
+
+@dataclass(frozen=True)
+class DocumentPage:
+    """Some of an index's documents, by id; `total` is the number of all, `has_more` whether others follow."""
+
+    documents: list[ListedDocument]
+    total: int
+    has_more: bool
+
+
+class SearchIndex:
+    """An index, opened for reading: `SearchIndex.open(path)`. `build_index` makes and updates it."""
+
+    def __init__(self, path: Path | str, backend: IndexBackend) -> None:
+        self.path = path
+        self.backend = backend
+
+    @classmethod
+    def open_snapshot(cls, path: str | Path) -> SearchIndex:
+        """Open the newest version of the index at `path` for a few searches, sooner than `open` does: without LanceDB.
+
+        Raises:
+            InputError: as `open`.
+        """
+        place = place_of(path)
+        return cls(place, open_backend(place, snapshot=True))
+
+    @classmethod
+    def open(cls, path: str | Path, *, follow: bool = True) -> SearchIndex:
+        """Open the index in the folder `path`, or at a URI such as "s3://bucket/index", with the backend that made it.
+
+        Args:
+            follow: see what others commit, after two seconds; if not, it stays at the version that it was opened at.
+                Of the backends, only LanceDB follows.
+
+        Raises:
+            InputError: there is no such folder, it is not an index, the index is damaged, or a newer search-r3 made it.
+        """
+        place = place_of(path)
+        return cls(place, open_backend(place, follow=follow))
+
+    def called(self, path: Path | str) -> SearchIndex:
+        """The same, which goes by the name of `path` in messages: a link that leads here."""
+        self.path = self.backend.path = path
+        return self
+
+    def reopened(self) -> SearchIndex:
+        """The newest version of what is now where this index was opened, as an object of its own, which stays at that
+        version. What LanceDB has cached is shared.
+
+        Raises:
+            InputError: as `open`.
+        """
+        return self._again(self.backend.reopened())
+
+    def latest(self) -> SearchIndex:
+        """This index at its newest version; perhaps the same object. Raises InputError as `open`."""
+        latest = self.backend.latest()
+        return self if latest is self.backend else self._again(latest)
+
+    def _again(self, backend: IndexBackend | None) -> SearchIndex:
+        if backend is None:
+            raise InputError(f"{self.path} is not a search-r3 index; give the folder that build_index wrote")
+        return SearchIndex(self.path, backend).called(self.path)
+
+    def pinned(self) -> SearchIndex:
+        """The index at the version that it has now, for reads that go together: it sees nothing that is committed
+        meanwhile. It is itself if it was opened without following."""
+        pinned = self.backend.pinned()
+        return self if pinned is self.backend else SearchIndex(self.path, pinned)
+
+    def __len__(self) -> int:
+        """The number of chunks."""
+        return self.backend.count()
+
+    def __repr__(self) -> str:
+        return f"SearchIndex({str(self.path)!r}, {len(self)} chunks, model {self.info.model_name!r})"
+
+    @property
+    def info(self) -> IndexInfo:
+        """What the index was made with."""
+        return self.backend.info
+
+    @property
+    def table(self) -> Any:
+        """The LanceDB table. Raises InputError for an index of another backend."""
+        if not isinstance(self.backend, LanceBackend):
+            raise InputError(f"{self.path} is an index of the backend {self.backend.name!r}: it has no LanceDB table")
+        return self.backend.table
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last build ran to its end; if not, run it again: it goes on where it stopped."""
+        return self.backend.complete
+
+    def unchanged(self) -> bool:
+        """Whether the index still is what was opened, and not another one that LanceDB found in its place."""
+        try:
+            return self.backend.current_info().identity == self.info.identity
+        except InputError:
+            return False
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that a filter may name, with "text", "integer", "number" or "true/false"."""
+        return self.backend.columns
+
+    @property
+    def sources(self) -> list[SourceCount]:
+        """Where the documents come from, by name; those of an index of format 1 are of the source "unknown"."""
+        return self.backend.sources()
+
+    @property
+    def approximate(self) -> Approximate | None:
+        """The approximate index with its measured recall, or None where vectors are searched exactly."""
+        return self.backend.approximate
+
+    @property
+    def full_text(self) -> FullText:
+        """Whether words are found: "current"; "outdated" (made before every word was indexed: searching works, and the
+        next build or compaction rebuilds it); "missing" (the first build was interrupted); or "none" (the backend has
+        no text search)."""
+        return self.backend.full_text
+
+    def describe(self) -> dict[str, Any]:
+        """What the index is, as JSON-ready values; `duplicate_ids` counts the ids of more than one row."""
+        with explained(self.path):
+            duplicates = self.following(_count_duplicates)
+            sources = self.following(lambda index: index.sources)
+        return {
+            "path": str(self.path),
+            "chunks": len(self),
+            "documents": sum(source.documents for source in sources),
+            "duplicate_ids": duplicates,
+            "complete": self.complete,
+            "columns": self.columns,
+            "sources": [asdict(source) for source in sources],
+            "approximate": found.to_dict() if (found := self.approximate) else None,
+            "full_text": self.full_text,
+            "backend": self.backend.name,
+            **asdict(self.info),
+        }
+
+    def list_documents(self, limit: int = 100, after: str = "") -> DocumentPage:
+        """The first `limit` documents by id whose ids come after `after`."""
+
+        def read(index: SearchIndex) -> dict[str, ListedDocument]:
+            first: dict[str, ListedDocument] = {}
+            for identifier, title, path in index.backend.listed():
+                if identifier not in first:
+                    first[identifier] = ListedDocument(identifier, title, path)
+            return first
+
+        with explained(self.path):
+            found = self.following(read)
+        following = [identifier for identifier in found if identifier > after] if after else list(found)
+        shown = nsmallest(limit, following)
+        return DocumentPage([found[identifier] for identifier in shown], len(found), len(following) > len(shown))
+
+    def vectors(self, ids: Sequence[str]) -> np.ndarray:
+        """The vectors of the chunks of these ids, float32 (ids, dimension). Raises KeyError for an unknown id."""
+        with explained(self.path):
+            return self.following(lambda index: index.backend.vectors(ids))
+
+    def check_model(self, model: Encoder) -> None:
+        """Refuse a model whose embeddings are not in the same space as the index's.
+
+        Raises:
+            ModelMismatch: the contract hashes differ; both models are named.
+        """
+        self.backend.current_info().check_model(model, self.path)
+
+    def check_made_with(self, info: IndexInfo) -> None:
+        """Refuse an index that was not made with the model that `info` names.
+
+        Raises:
+            ModelMismatch: the contract hashes differ.
+        """
+        if info.contract_hash != self.info.contract_hash:
+            raise ModelMismatch(
+                f"{self.path} holds an index that was made with {self.info.model_name} (contract "
+                f"{self.info.contract_hash[:12]}), not with {info.model_name} (contract {info.contract_hash[:12]}); "
+                "nothing was changed"
+            )
+
+    def search(
+        self,
+        query: str,
+        model: Encoder | None,
+        *,
+        k: int = 10,
+        mode: Mode = "hybrid",
+        reasoning: bool | Literal["auto"] = True,
+        max_reasoning_tokens: int = 32,
+        where: str | None = None,
+        exact: bool = False,
+        chunks: bool = False,
+        vector_weight: float = VECTOR_WEIGHT,
+        fusion: Fusion = "linear",
+    ) -> SearchResult:
+        """Find the `k` best documents of one version of the index for `query`, each by its best chunk.
+
+        Args:
+            query: plain words; quotes, operators and brackets mean nothing special.
+            model: a model of the index's contract; may be None for mode "text", which needs none.
+            k: how many hits, 1 to 1,000.
+            mode: "vector" (meaning), "text" (words) or "hybrid" (both).
+            reasoning: let the model reason before it embeds the query. With "auto" it reasons where its rule
+                (`model.adaptive_rule`, see search_r3.model.adaptive_reasoning) expects that to help, by the cosines of
+                a direct search; `reasoning` of the result says whether it did.
+            max_reasoning_tokens: the most tokens of reasoning.
+            where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that
+                `k` hits come back where there are as many. `columns` lists what it may name.
+            exact: compare the query with every vector, though the index has an approximate index.
+            chunks: every chunk is a hit of its own, so a document may come several times.
+            vector_weight: the weight of the vectors in a hybrid search, 0 to 1; the words have the rest.
+            fusion: how a hybrid search fuses its lists: "linear" adds weighted, normalized scores (`fuse_scores`),
+                "rrf" is reciprocal rank fusion, which takes no weight.
+
+        Raises:
+            InputError: the query is empty or too long, an option is wrong, the model is not the index's, words are to
+                be searched for in an index without full text, or the backend has no text search or no filters.
+        """
+        with explained(self.path):
+            return self.following(
+                lambda index: search_index(
+                    index,
+                    query,
+                    model,
+                    k=k,
+                    mode=mode,
+                    reasoning=reasoning,
+                    max_reasoning_tokens=max_reasoning_tokens,
+                    where=where,
+                    exact=exact,
+                    chunks=chunks,
+                    vector_weight=vector_weight,
+                    fusion=fusion,
+                )
+            )
+
+    def following(self, read: Callable[[SearchIndex], T]) -> T:
+        """`read(self.pinned())`; once more, at the latest version, if files of an older one were removed under it.
+
+        `compact_index` with `keep=timedelta(0)` does that to a reader that has not seen the latest version yet.
+        """
+        index = self.pinned()
+        try:
+            return read(index)
+        except (OSError, RuntimeError, ValueError) as error:
+            if not self.backend.files_replaced(error):
+                raise
+            newest = None
+            with suppress(InputError):  # it is not there, or cannot be read
+                newest = index.reopened()
+            if newest is None or newest.info.identity != index.info.identity:  # another index was put in its place
+                raise
+            return read(newest)
+
+
+def _count_duplicates(index: SearchIndex) -> int:
+    """How many ids come more than once: only LanceDB's tables can have such."""
+    return count_duplicate_ids(index.backend.ids()) if isinstance(index.backend, LanceBackend) else 0
