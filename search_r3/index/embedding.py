@@ -8,50 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.encoder_protocol import DOCUMENT_TOKENS, CountTokens, Encoder
 from search_r3.index.table_rows import checked_vectors
 from search_r3.index.token_limit import TokenLimit, estimated_tokens
-from search_r3.model.tokenization import Text, Tokens, token_rows
 
 BATCH_TOKENS = 16_384  # 32 chunks of the 512 tokens that a document is cut to
-CHARACTERS_PER_TOKEN = 4  # English; only for encoders whose tokenizer is not ours
+CHARACTERS_PER_TOKEN = 4  # of English; for encoders that do not tokenize ahead
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Texts as the model takes them, which of them go through it together, and how many lose their end."""
 
-    texts: list[Text]
+    texts: list[Any]
     batches: list[list[int]]
     truncated: int = 0
 
 
 def token_limit(model: Encoder, max_length: int | None) -> TokenLimit:
     """The tokens that a chunk may have to be embedded whole, measured by the model if it counts tokens."""
-    from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
+    return TokenLimit(max_length or DOCUMENT_TOKENS, _counter(model))
 
-    return TokenLimit(max_length or DEFAULT_DOCUMENT_TOKENS, getattr(model, "count_tokens", None))
+
+def _counter(model: Encoder) -> CountTokens | None:
+    return getattr(model, "count_tokens", None)
 
 
 def prepare(
     model: Encoder, texts: Sequence[str], max_length: int | None, batch_tokens: int, batch_size: int | None
 ) -> Prepared:
-    """Tokenize and put into batches; an encoder with a tokenizer of its own is given the texts as they are."""
-    from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
-
-    limit = max_length or DEFAULT_DOCUMENT_TOKENS
-    ready: list[Text] = list(texts)
+    """Tokenize, if the encoder does that ahead, and put into batches of like length."""
+    limit = max_length or DOCUMENT_TOKENS
+    ready: list[Any] = list(texts)
     lengths = [min(limit, 1 + len(text) // CHARACTERS_PER_TOKEN) for text in texts]
-    if isinstance(model, SearchR3) and texts:
-        rows = token_rows(model.tokenizer, texts, limit + 1)
-        ready = [Tokens(tuple(row[:limit])) for row in rows]
-        counts = [len(row) for row in rows]
+    counts: list[int] = []
+    if texts and (tokenize := getattr(model, "tokenize_documents", None)) is not None:
+        ready, counts = tokenize(texts, limit)
         lengths = [min(limit, count) for count in counts]
-    else:
-        counts = getattr(model, "count_tokens", estimated_tokens)(texts) if texts else []
+    elif texts:
+        counts = (_counter(model) or estimated_tokens)(texts)
     truncated = sum(count > limit for count in counts)
     return Prepared(ready, list(by_length(lengths, batch_tokens, batch_size or len(ready))), truncated)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Count = Callable[[Sequence[str]], list[int]]
+from search_r3.index.encoder_protocol import CountTokens
 
 RUN = re.compile(r" ?[^\W\d_]+| ?[^\w\s]+")  # letters or marks, with the space before: tokenizers merge within these
 UNSPACED = re.compile(r"(?:^|[^\S ])([^\s]+)")  # words with no space before them
@@ -30,7 +30,7 @@ class TokenLimit:
             ASCII letters a token, every digit and mark one, every other character two.
     """
 
-    def __init__(self, limit: int, count: Count | None = None) -> None:
+    def __init__(self, limit: int, count: CountTokens | None = None) -> None:
         self.limit = limit
         self._count = count or estimated_tokens
         self._runs: dict[str, int] = {}

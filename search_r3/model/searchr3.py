@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from search_r3.model.resolve import default_model
 from search_r3.model.tokenization import (
     MAX_CHARACTERS,
     Text,
+    Tokens,
     check_queries,
     check_texts,
     count_tokens,
@@ -206,6 +208,24 @@ class SearchR3:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has, as `max_length` counts them: without prompt and special tokens."""
         return count_tokens(self.tokenizer, texts)
+
+    @property
+    def token_counter(self) -> Callable[[Sequence[str]], list[int]]:
+        """`count_tokens` with the tokenizer alone, which can be sent to another process."""
+        return partial(count_tokens, self.tokenizer)
+
+    def tokenize_documents(self, texts: Sequence[str], limit: int) -> tuple[list[Tokens], list[int]]:
+        """Texts as tokens, which `encode_document` takes wherever it takes a text.
+
+        Returns:
+            Each text's first `limit` tokens; and the number of tokens of each text, where `limit` + 1 stands for any
+            larger number.
+
+        Raises:
+            InputError: a text is empty or not a string.
+        """
+        rows = token_rows(self.tokenizer, texts, limit + 1)
+        return [Tokens(tuple(row[:limit])) for row in rows], [len(row) for row in rows]
 
     def encode_query(
         self,

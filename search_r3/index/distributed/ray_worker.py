@@ -6,9 +6,8 @@ Nothing is kept between two calls, so a batch that a dead worker had can be done
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ import pyarrow as pa
 from search_r3.errors import InputError
 from search_r3.files import expand_user
 from search_r3.index.embedding import embed, prepare
-from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.encoder_protocol import CountTokens, Encoder
 from search_r3.index.table_columns import COLUMNS, CONTENT, METADATA, metadata_columns
 from search_r3.index.table_rows import as_arrow
-from search_r3.model.tokenization import count_tokens
 
 HELD = "r3_held"
 """Of a spooled row: its vector, float32 (dimension,), where the index had its text already; else null."""
@@ -28,7 +26,10 @@ HELD = "r3_held"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """How a worker gets the model: by a name, a folder that every worker sees, or a hub id."""
+    """How a worker gets a SearchR3 model: by a name, a folder that every worker sees, or a hub id.
+
+    For another encoder, a build takes any picklable function that returns one.
+    """
 
     name: str
     device: str | None = None
@@ -49,28 +50,27 @@ class ModelSource:
 class Described:
     """What a worker says of its model; the driver itself never loads one.
 
-    `count_tokens` is the model's, with its tokenizer alone, so that the driver cuts chunks as a local build does; None
-    where the model has none or keeps no `tokenizer`, and tokens are estimated.
+    `count_tokens` is the model's `token_counter`, so that the driver cuts chunks as a local build does; None where the
+    model has none, and tokens are estimated.
     """
 
     name: str
     contract_hash: str
     dimension: int
     source: str
-    count_tokens: Callable[[Sequence[str]], list[int]] | None = field(default=None, compare=False)
+    count_tokens: CountTokens | None = field(default=None, compare=False)
 
 
 def describe(load: Callable[[], Encoder]) -> Described:
     """Load a model and say what it is."""
     model = load()
-    tokenizer = getattr(model, "tokenizer", None) if hasattr(model, "count_tokens") else None
-    count = None if tokenizer is None else partial(count_tokens, tokenizer)
-    return Described(model.name, model.contract_hash, model.dimension, getattr(model, "source", ""), count)
+    source, count = getattr(model, "source", ""), getattr(model, "token_counter", None)
+    return Described(model.name, model.contract_hash, model.dimension, source, count)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a build is told.
+    """What every worker of a build needs to know.
 
     Attributes:
         load: gives the model.
