@@ -7,17 +7,18 @@ Sections lie end to end, so by construction no line is lost.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from search_r3.index.source_document import SourceDocument
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*")
-SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
-NO_SETEXT = re.compile(r"\s*([-*+>|]|\d+[.)])(\s|$)|\s{4}|.*\|")  # lists, quotes, tables, code: not a heading's text
+TABLE_ROW = re.compile(r"\|")
 LONGEST_HEADING = 1000  # characters of a title; the text has all of it
 BANNER_LINES = 8  # a longer comment apart from the code below it is text of its own
 RST_LINE = re.compile(r"([=\-`:'\"~^_*+#<>.])\1+[ \t]*")
@@ -54,29 +55,34 @@ def outline(document: SourceDocument, lines: list[str]) -> Section:
 
 
 def _markdown_headings(lines: list[str]) -> Iterator[tuple[int, int, int, str]]:
-    """(first line, line below it, level, title) of each heading outside fenced code and front matter."""
-    fence, start = "", 0
+    """(first line, line below it, level, title) of each heading outside lists, quotations, code, HTML and front matter.
+
+    CommonMark takes the last line of a paragraph, or of a table, above a line of "---" for a heading; here it is none.
+    """
+    start = 0
     if lines and lines[0].strip() == "---" and "---" in (line.strip() for line in lines[1:100]):
         start = next(i for i, line in enumerate(lines[1:100], start=1) if line.strip() == "---") + 1
-    for number in range(start, len(lines)):
-        line = lines[number]
-        mark = FENCE.match(line)
-        if fence:
-            if mark and mark[1].startswith(fence) and line.strip() == mark[1]:
-                fence = ""
-        elif mark:
-            fence = mark[1]
-        elif heading := ATX.fullmatch(line):
-            yield number, number + 1, len(heading[1]), (heading[2] or "").strip()
-        elif (
-            number > start
-            and (under := SETEXT.fullmatch(line))
-            and lines[number - 1].strip()
-            and not ATX.fullmatch(lines[number - 1])
-            and not NO_SETEXT.match(lines[number - 1])
-            and (number - 1 == start or not lines[number - 2].strip())
-        ):
-            yield number - 1, number + 1, 1 if under[1][0] == "=" else 2, lines[number - 1].strip()
+    tokens = _markdown_parser().parse("\n".join(lines[start:]))
+    for token, inline in itertools.pairwise(tokens):
+        if token.type != "heading_open" or token.level > 0 or token.map is None:
+            continue
+        first, end = start + token.map[0], start + token.map[1]
+        if token.markup in "=-" and (end - first != 2 or _is_rule(lines[first], lines[first + 1])):
+            continue
+        yield first, end, int(token.tag[1:]), inline.content.strip()
+
+
+@cache
+def _markdown_parser() -> Any:
+    """CommonMark's blocks; what is inside a paragraph or heading is left as it is written."""
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark").disable("inline").disable("reference")
+
+
+def _is_rule(text: str, under: str) -> bool:
+    """Whether a line under a line of text is a rule, or the frame of a table, rather than makes the text a heading."""
+    return under.strip() == "-" or TABLE_ROW.search(text) is not None
 
 
 def _rst_headings(lines: list[str]) -> Iterator[tuple[int, int, int, str]]:
