@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
-    from search_r3.index.approximate import Approximate
+    from search_r3.index.approximate import ApproximateIndex
     from search_r3.index.backend_registry import register_backend
     from search_r3.index.build import IndexReport, build_index
     from search_r3.index.chunking import Chunk, chunk_document
@@ -39,7 +39,7 @@ if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(nam
     )
 
 _MODULES = {
-    "approximate": "Approximate",
+    "approximate": "ApproximateIndex",
     "build": "IndexReport build_index",
     "chunking": "Chunk chunk_document",
     "document_reader": "DocumentReader SourceFile UnreadableFile",
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Approximate",
+    "ApproximateIndex",
     "Chunk",
     "Deleted",
     "DocumentPage",

@@ -36,7 +36,7 @@ FIELD = "r3_approximate"
 
 
 @dataclass(frozen=True)
-class Approximate:
+class ApproximateIndex:
     """An approximate index as it was built and measured; kept in the metadata of the table's vector column.
 
     Attributes:
@@ -81,13 +81,13 @@ class Approximate:
         return f"{what}: recall@10 {of}, searching {self.nprobes:,} partitions, {self.refine} candidates a result"
 
 
-def read_approximate(table: Any) -> Approximate | None:
+def read_approximate(table: Any) -> ApproximateIndex | None:
     """What the table keeps of its approximate index, or None if it has none."""
     kept = (table.schema.field(VECTOR).metadata or {}).get(FIELD.encode())
     if not kept:
         return None
     try:
-        return Approximate(**json.loads(kept))
+        return ApproximateIndex(**json.loads(kept))
     except (ValueError, TypeError):
         return None  # a later version's; search is exact
 
@@ -97,7 +97,7 @@ def keep_approximate(
     start: int | None = APPROXIMATE_FROM,
     queries: Callable[[], np.ndarray] | None = None,
     check: Callable[[], None] = lambda: None,
-) -> Approximate | None:
+) -> ApproximateIndex | None:
     """Build the table's approximate index where it is due, train it again where the table outgrew it, measure it again
     where rows changed. New rows must have been folded in before (`tidy`).
 
@@ -134,7 +134,7 @@ def encoder_of(model: Encoder, queries: Sequence[str]) -> Callable[[], np.ndarra
     return lambda: np.asarray(model.encode_query(chosen, reasoning=False), dtype=np.float32)
 
 
-def probing(search: Any, settings: Approximate | None, beyond: bool = False) -> Any:
+def probing(search: Any, settings: ApproximateIndex | None, beyond: bool = False) -> Any:
     """A vector search that goes through the approximate index as it was measured, or exactly with None.
 
     Rows that are not in the index yet are looked at one by one. `beyond`: go on to the other partitions, as where a
@@ -147,7 +147,7 @@ def probing(search: Any, settings: Approximate | None, beyond: bool = False) -> 
     return search.refine_factor(settings.refine)
 
 
-def tuned(table: Any, start: Approximate, queries: np.ndarray | None = None, seed: int = 0) -> Approximate:
+def tuned(table: Any, start: ApproximateIndex, queries: np.ndarray | None = None, seed: int = 0) -> ApproximateIndex:
     """`start` with the least work that reaches its goal, measured; `used` is False if none does.
 
     Each step doubles the partitions or the candidates, whichever gives the better recall; of what the last doubling of
@@ -156,7 +156,7 @@ def tuned(table: Any, start: Approximate, queries: np.ndarray | None = None, see
     begun = time.perf_counter()
     samples = Samples.of(table, queries, seed)
 
-    def tried(nprobes: int, refine: int) -> Approximate:
+    def tried(nprobes: int, refine: int) -> ApproximateIndex:
         given = replace(start, used=True, nprobes=nprobes, refine=refine)
         recall = samples.recall(table, given)
         sampled = {name: len(rows) for name, rows in samples.queries.items()}
@@ -209,11 +209,11 @@ class Samples:
         ends = np.cumsum([len(rows) for rows in by_source.values()])[:-1]
         return cls(by_source, own, dict(zip(by_source, np.split(best[:, -1], ends), strict=True)))
 
-    def recall(self, table: Any, settings: Approximate) -> dict[str, float]:
+    def recall(self, table: Any, settings: ApproximateIndex) -> dict[str, float]:
         """Recall@10 of `settings` by source, searching as a user's search does."""
         return {name: float(np.mean(list(self._each(table, settings, name)))) for name in self.queries}
 
-    def _each(self, table: Any, settings: Approximate, name: str) -> Iterator[float]:
+    def _each(self, table: Any, settings: ApproximateIndex, name: str) -> Iterator[float]:
         for vector, own, tenth in zip(self.queries[name], self.own[name], self.tenth[name], strict=True):
             search = table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
             found = probing(search, settings).select(["id", "_distance"]).limit(DEPTH + TIES).to_arrow()
@@ -251,7 +251,7 @@ def _matrix(column: Any, rows: int) -> np.ndarray:
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True).clip(1e-12)
 
 
-def _build(table: Any, rows: int) -> Approximate:
+def _build(table: Any, rows: int) -> ApproximateIndex:
     from lancedb.index import IvfFlat, IvfRq
 
     dimension = table.schema.field(VECTOR).type.list_size
@@ -262,7 +262,7 @@ def _build(table: Any, rows: int) -> Approximate:
     begun = time.perf_counter()
     check_temporary_folder("building the approximate index")  # LanceDB would panic
     table.create_index(VECTOR, config=config)
-    return Approximate(
+    return ApproximateIndex(
         kind="IVF_FLAT" if kind is IvfFlat else "IVF_RQ",
         used=False,
         recall_at_10=0.0,
@@ -280,7 +280,7 @@ def _build(table: Any, rows: int) -> Approximate:
     )
 
 
-def _write(table: Any, found: Approximate) -> None:
+def _write(table: Any, found: ApproximateIndex) -> None:
     kept = {FIELD: json.dumps(found.to_dict())}
     if hasattr(table, "update_field_metadata"):
         table.update_field_metadata({"path": VECTOR, "metadata": kept})

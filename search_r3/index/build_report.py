@@ -40,7 +40,7 @@ class IndexReport:
         duplicates_removed: rows that were removed as another of the same id and source is equal, or became equal when
             the run wrote the document again.
         differing: what is left of ids whose rows differ: of documents that the run did not bring or had to leave out.
-        approximate: what `search_r3.index.approximate.Approximate` says of the approximate index, if there is one.
+        approximate: what `search_r3.index.approximate.ApproximateIndex` says of the approximate index, if there is one.
         full_text_rebuilt: an earlier version had left words out of the full-text index, so it was built again.
         source: the name of the source that the documents belong to.
         conflicts: documents left out because another source has their ids, with what can be done.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from search_r3.index.chunk_ids import chunk_id
 from search_r3.index.chunk_titles import short_path, split_title
-from search_r3.index.outline import FENCE, Section, outline
+from search_r3.index.outline import Section, outline
 from search_r3.index.query_words import composed
 from search_r3.index.source_document import Scalar, SourceDocument
 from search_r3.index.text_splitting import (
@@ -39,6 +39,7 @@ COMMENT_WORDS = 40  # a longer comment is text of its own
 UNMARKED_WEIGHT = 4  # lines that only look like headings are soon too many: they may be a list
 OPENINGS = (":", "{", "(", "[", "：")
 
+FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 COMMENT = re.compile(r"\s*(#[^\w\[]|#$|//|--|;|%|/\*|\*|<!--)")
 ANCHOR = re.compile(r"\s*(<a\s[^<>]*>(</a>)?|<!--[^>]*-->|@\w+(\([^()]*\))?|#?\[[\[\w][^\[\]]*\]{1,2})\s*")
 OPENING = re.compile(r"\s*(<\w[^<>]{,60}>\s*$|(`{3,}|~{3,})[^`]{,60}$)")

@@ -21,8 +21,8 @@ from search_r3.index.source_document import SourceDocument
 from search_r3.index.table_columns import ColumnTypes
 
 
-class Ahead:
-    """An encoder that knows some texts' embeddings by now; others go to `model`.
+class CachedEncoder:
+    """An encoder that has the embeddings of some texts already; others go to `model`.
 
     Args:
         model: gives its name, contract and dimension, and embeds what is not in `vectors`.

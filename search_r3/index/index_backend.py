@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import Approximate
+from search_r3.index.approximate import ApproximateIndex
 from search_r3.index.full_text import FullText
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import SourceCount
@@ -46,7 +46,7 @@ class OptionalFeatures:
     info: IndexInfo
     complete: bool = True
     """Whether the last build ran to its end."""
-    approximate: Approximate | None = None
+    approximate: ApproximateIndex | None = None
     """The approximate index with its measured recall, or None where vectors are searched exactly."""
 
     @classmethod

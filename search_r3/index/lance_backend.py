@@ -19,7 +19,7 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.approximate import TIES as FEW_TIES
-from search_r3.index.approximate import Approximate, probing, read_approximate
+from search_r3.index.approximate import ApproximateIndex, probing, read_approximate
 from search_r3.index.conversion import widen
 from search_r3.index.full_text import FullText, full_text_state
 from search_r3.index.index_backend import Capability, IndexBackend, Row, Scored
@@ -189,7 +189,7 @@ class LanceBackend(IndexBackend):
         return shown
 
     @property
-    def approximate(self) -> Approximate | None:  # type: ignore[override]
+    def approximate(self) -> ApproximateIndex | None:  # type: ignore[override]
         with explained(self.path):
             return read_approximate(self.table)
 
@@ -305,7 +305,9 @@ class LanceBackend(IndexBackend):
             found = self.table.search().where(f"id IN ({quoted(some)})").select(["id", VECTOR]).to_arrow()
             matrix = found[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(found), self.info.dimension)
             held.update(zip(found["id"].to_pylist(), matrix, strict=True))
-        return np.stack([held[identifier] for identifier in ids]) if len(ids) else np.empty((0, self.info.dimension))
+        if not len(ids):
+            return np.empty((0, self.info.dimension), dtype=np.float32)
+        return np.stack([held[identifier] for identifier in ids])
 
 
 def merge_rows(

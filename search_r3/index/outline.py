@@ -1,5 +1,5 @@
-"""The structure of a document: a tree of sections over its lines, from headings (Markdown, reStructuredText) or from
-functions and classes (Python).
+"""The structure of a document: a tree of sections over its lines, from headings (Markdown, by markdown-it-py;
+reStructuredText) or from functions and classes (Python).
 
 Sections lie end to end, so by construction no line is lost.
 """
@@ -17,8 +17,6 @@ from typing import Any
 
 from search_r3.index.source_document import SourceDocument
 
-FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-TABLE_ROW = re.compile(r"\|")
 LONGEST_HEADING = 1000  # characters of a title; the text has all of it
 BANNER_LINES = 8  # a longer comment apart from the code below it is text of its own
 RST_LINE = re.compile(r"([=\-`:'\"~^_*+#<>.])\1+[ \t]*")
@@ -82,7 +80,7 @@ def _markdown_parser() -> Any:
 
 def _is_rule(text: str, under: str) -> bool:
     """Whether a line under a line of text is a rule, or the frame of a table, rather than makes the text a heading."""
-    return under.strip() == "-" or TABLE_ROW.search(text) is not None
+    return under.strip() == "-" or "|" in text
 
 
 def _rst_headings(lines: list[str]) -> Iterator[tuple[int, int, int, str]]:

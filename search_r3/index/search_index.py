@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import Approximate
+from search_r3.index.approximate import ApproximateIndex
 from search_r3.index.backend_registry import open_backend
 from search_r3.index.duplicates import count_duplicate_ids
 from search_r3.index.encoder_protocol import Encoder
@@ -149,7 +149,7 @@ class SearchIndex:
         return self.backend.sources()
 
     @property
-    def approximate(self) -> Approximate | None:
+    def approximate(self) -> ApproximateIndex | None:
         """The approximate index with its measured recall, or None where vectors are searched exactly."""
         return self.backend.approximate
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from search_r3.index.build import ONE_COMMIT
 from search_r3.index.compaction import KEEP_VERSIONS
-from search_r3.index.embed_ahead import Ahead, embed_ahead
+from search_r3.index.embed_ahead import CachedEncoder, embed_ahead
 from search_r3.index.index_info import ModelMismatch
 from search_r3.index.live_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index, update_documents
@@ -192,7 +192,7 @@ class IndexWriter:
         update_documents(
             place,
             documents,
-            Ahead(encoder, vectors),
+            CachedEncoder(encoder, vectors),
             progress=False,
             commit_every=ONE_COMMIT,
             wait=self._wait,
@@ -213,7 +213,7 @@ def _embed(index: IndexHandle, change: Change) -> None:
     assert encoder is not None
     if encoder.cancelled:  # while it waited for a thread
         raise CancelledError
-    ahead = Ahead(encoder, change.vectors)  # keeps what is embedded if the index is exchanged meanwhile
+    ahead = CachedEncoder(encoder, change.vectors)  # keeps what is embedded if the index is exchanged meanwhile
 
     def embed(now: SearchIndex) -> int:
         with explained(now.path):
