@@ -128,7 +128,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from search_r3.data.beir import load_beir
     from search_r3.data.io.find_dataset import find_dataset
     from search_r3.index import SourceDocument, build_index
-    from search_r3.model.model_info import default_model
+    from search_r3.model.resolve import default_model
 
     folder = find_dataset(options.dataset, options.data)
     answers = read_answers(folder, options.answers)
