@@ -122,6 +122,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny(tiny_model: Path) -> Any:
+    """`tiny_model`, loaded: a `SearchR3`."""
+    from search_r3 import SearchR3
+
+    return SearchR3.from_pretrained(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like `tiny_model`, with other weights: another checkpoint of the same shape."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other-llama", seed=1)

@@ -1,10 +1,9 @@
-"""A tiny model, a tiny adapter on it, and an index of five documents that the model made."""
+"""An index of five documents that the tiny model made."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,11 +30,6 @@ TEXTS = [
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_model: Path) -> SearchR3:
-    return SearchR3.from_pretrained(tiny_model, device="cpu")
-
-
-@pytest.fixture(scope="session")
 def tiny_index(tiny: SearchR3, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from search_r3.index import build_index, open_source
 
@@ -44,13 +38,3 @@ def tiny_index(tiny: SearchR3, tmp_path_factory: pytest.TempPathFactory) -> Path
     source.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS), encoding="utf-8")
     build_index(folder / "tiny-index", open_source(source), tiny, progress=False)
     return folder / "tiny-index"
-
-
-@pytest.fixture(scope="session")
-def tiny_adapter(tiny_model: Path, save_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that nobody trained, far from its base, with a README."""
-    folder = save_adapter(tiny_model, tmp_path_factory.mktemp("adapters") / "tiny-adapter")
-    head = "---\nlicense: apache-2.0\nbase_model: someone/tiny\n---\n"
-    body = "\n# tiny-adapter\n\n```sh\n# a comment\n```\n\n## Use\n"
-    (folder / "README.md").write_text(head + body, encoding="utf-8")
-    return folder

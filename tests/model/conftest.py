@@ -1,4 +1,4 @@
-"""A tiny model loaded once, and a tiny adapter on it, untrained."""
+"""A tiny adapter, untrained."""
 
 from __future__ import annotations
 
@@ -6,13 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from search_r3 import SearchR3
-
-
-@pytest.fixture(scope="session")
-def tiny(tiny_model: Path) -> SearchR3:
-    return SearchR3.from_pretrained(tiny_model, device="cpu")
 
 
 @pytest.fixture(scope="session")
