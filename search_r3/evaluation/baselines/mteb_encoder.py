@@ -184,7 +184,7 @@ class SearchR3Encoder:
         from search_r3.model.resolve import BUNDLED
 
         base = BUNDLED.get(self.model.contract.base)
-        return base.licence.lower() if base else None
+        return base.license.lower() if base else None
 
 
 def trained_on(kept: str | Path) -> set[str]:

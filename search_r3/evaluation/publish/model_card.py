@@ -112,7 +112,7 @@ def card(
         studies = [read_study(path) for path in study_files(results, name)]
     tested = [study_markdown(study, ("modes", "auto")) for study in studies]
     base = contract["contract"]["base"]
-    license = BUNDLED[base].licence if base in BUNDLED else "other"
+    license = BUNDLED[base].license if base in BUNDLED else "other"
     sections = [
         _front_matter(base, license),
         f"# {name}\n\n" + _introduction(base, adapter, contract),

@@ -89,7 +89,9 @@ class GRPOTask:
         )
         self.module: nn.Module = self.policy
         self.saved = ConcatenatedAdapter(first, model)
-        self.prefix = render(checkpoint.contract.prompts.reasoning, checkpoint.tokenizer, give_answer=False).prefix
+        self.prefix: Sequence[int] = render(
+            checkpoint.contract.prompts.reasoning, checkpoint.tokenizer, give_answer=False
+        ).prefix
         if engine is None:
             merged = Path(config.output) / f"merged-{self.rank}"
             engine = EngineRollouts(config.engine, config.generation_batch_size, merged)
