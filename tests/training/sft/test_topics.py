@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from search_r3.data.pairs import TrainingPair
-from search_r3.training.sft.batch_sampler import Sampler
+from search_r3.training.sft.batch_sampler import BatchSampler
 from search_r3.training.sft.topics import halve_into_topics
 
 
@@ -40,10 +40,10 @@ def test_equal_rows_and_the_same_seed_give_the_same_topics() -> None:
 def test_batches_hold_one_topic_and_an_epoch_still_gives_every_pair() -> None:
     pairs = [TrainingPair(f"p{i}", f"q{i}", f"d{i}", source="s") for i in range(64)]
     topic = [i * 7 % 4 for i in range(64)]
-    sampler = Sampler(pairs, 8, 0, True, topics=topic, lengths=[i % 5 for i in range(64)], bucket=2)
+    sampler = BatchSampler(pairs, 8, 0, True, topics=topic, lengths=[i % 5 for i in range(64)], bucket=2)
     batches = [sampler.batch(i) for i in range(sampler.per_epoch)]
     assert sorted(pair.id for batch in batches for pair in batch) == sorted(pair.id for pair in pairs)
     assert all(len({topic[int(pair.id[1:])] for pair in batch}) == 1 for batch in batches)
     assert [sampler.batch(i) for i in range(8, 16)] != batches  # another epoch mixes a topic's pairs anew
     with pytest.raises(ValueError, match="topics for 64 pairs"):
-        Sampler(pairs, 8, 0, True, topics=[1])
+        BatchSampler(pairs, 8, 0, True, topics=[1])
