@@ -110,7 +110,7 @@ Model = Annotated[
 ReasoningOption = Annotated[
     Reasoning,
     typer.Option(
-        help="Let the model analyse the query before it embeds it; auto: where its own rule expects that to help. "
+        help="Let the model reason about the query before it embeds it; auto: where its own rule expects that to help. "
         "--no-reasoning is off."
     ),
 ]
