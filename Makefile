@@ -39,8 +39,8 @@ FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/mod
   tests/model/test_searchr3.py tests/model/engines/test_llama_forward.py tests/model/test_special_tokens.py \
   tests/model/test_tokenization.py tests/model/engines/test_torch_engine.py \
   tests/model/engines/test_continuous_batching.py tests/training/test_config.py \
-  tests/training/sft/test_distillation.py tests/training/kernels/test_fused_llama.py \
-  tests/training/distributed/test_collectives.py tests/training/test_losses.py tests/training/test_loop.py \
+  tests/training/sft/test_distillation.py tests/training/test_fused_llama.py \
+  tests/training/test_collectives.py tests/training/test_losses.py tests/training/test_loop.py \
   tests/training/lora/test_policy.py tests/training/grpo/test_policy_gradient.py tests/training/grpo/test_rollout.py \
   tests/training/test_run_checkpoint.py tests/training/sft/test_batch_sampler.py tests/training/sft/test_sft_task.py \
   tests/index/test_index_build.py tests/index/test_index_chunking.py tests/index/test_index_search.py \

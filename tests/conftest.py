@@ -76,7 +76,7 @@ def save_tiny_model(folder: Path, seed: int = 0, *, chat_template: bool = True) 
 
 
 LONGEST = (
-    "training/distributed/test_distributed.py",
+    "training/test_distributed.py",
     "index/test_index_small_writes.py",
     "index/test_index_ray.py",
     "index/test_index_storage_faults.py",

@@ -202,7 +202,9 @@ def test_models_check_compares_golden_vectors_and_exits_1_where_they_differ(tmp_
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_training_passes_the_recipe_on_and_says_what_to_do_next(stage, monkeypatch, capsys, tmp_path):
     calls = []
-    monkeypatch.setattr(f"search_r3.training.{stage}.train_{stage}", lambda *a: calls.append(a) or tmp_path / "adapter")
+    monkeypatch.setattr(
+        f"search_r3.training.{stage}.{stage}_task.train_{stage}", lambda *a: calls.append(a) or tmp_path / "adapter"
+    )
     command = ["train", stage, "a.yaml", "--set", "loop.steps=2", "--set", "loop.seed=1", "--no-resume"]
     assert main(command) == 0
     assert calls == [(Path("a.yaml"), ["loop.steps=2", "loop.seed=1"], False)]

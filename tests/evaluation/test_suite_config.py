@@ -11,7 +11,7 @@ from search_r3.cli import main
 from search_r3.config import load_config
 from search_r3.errors import InputError
 from search_r3.evaluation import suite
-from search_r3.evaluation.study.study import study
+from search_r3.evaluation.study import study
 from search_r3.evaluation.suite_config import StudyPlan, SuitePlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*documents have an empty")

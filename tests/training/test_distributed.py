@@ -48,7 +48,7 @@ GRPO: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 STRATEGIES = ("ddp", "fsdp2")
-ACCELERATE = Path(__file__).parents[3] / "configs" / "accelerate"
+ACCELERATE = Path(__file__).parents[2] / "configs" / "accelerate"
 BFLOAT16 = ("base_dtype=bfloat16", "loop.mixed_precision=auto", "loop.steps=2")
 DIES_AT, KEPT = 7, 5
 """The step at which a run is killed, and the last checkpoint before."""
