@@ -4,9 +4,8 @@ Which DCG: linear gain, `sum_i rel_i / log2(i + 1)` over ranks i = 1..k (Järvel
 trec_eval computes it), not the exponential gain `2^rel - 1` of web search. Grades of 0 and below gain nothing.
 
 Which order: score descending, compared in float32 as trec_eval does. Equal scores of a run are ordered by document id,
-descending, as trec_eval orders them. A matrix has no ids: its order is that of `search_r3.ranking`, where the earlier
-column wins a tie. So give columns in the corpus's order; with positives listed first, a model whose scores have all
-collapsed into one would seem perfect.
+descending, as trec_eval orders them. A matrix has no ids: of its equal scores the lower grade comes first, so that no
+tie is a gain (`search_r3.ranking.graded_ranking`).
 
 Shapes: Q queries, N documents. Tested against ir_measures (pytrec_eval).
 """
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from search_r3.ranking import full_ranking
+from search_r3.ranking import graded_ranking
 
 Run = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> score (higher is better)."""
@@ -42,7 +41,7 @@ def ndcg(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 10) -> 
     """
     relevance = _same_shape(scores_QN, relevance_QN)
     ideal = dcg(-np.sort(-relevance, axis=1), _cut(k))
-    got = dcg(np.take_along_axis(relevance, full_ranking(scores_QN), axis=1), k)
+    got = dcg(np.take_along_axis(relevance, graded_ranking(scores_QN, relevance), axis=1), k)
     return np.divide(got, ideal, out=np.zeros_like(got), where=ideal > 0)
 
 

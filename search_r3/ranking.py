@@ -46,6 +46,20 @@ def full_ranking(scores_QN: npt.ArrayLike) -> np.ndarray:
     return np.argsort(-scores, axis=1, kind="stable")
 
 
+def graded_ranking(scores_QN: npt.ArrayLike, grades_QN: npt.ArrayLike) -> np.ndarray:
+    """`full_ranking` for whoever measures a ranking: of equal scores the lower grade comes first, (Q, N) int64.
+
+    So a measure never profits from a tie. In any other order an embedding space that has collapsed to one point would
+    look perfect as soon as the positives happen to come first.
+
+    Raises:
+        ValueError: as `full_ranking`.
+    """
+    by_grade = np.argsort(np.asarray(grades_QN), axis=1, kind="stable")
+    ranked = full_ranking(np.take_along_axis(np.asarray(scores_QN, dtype=np.float32), by_grade, axis=1))
+    return np.take_along_axis(by_grade, ranked, axis=1)
+
+
 def rank_of_best_positive(scores_RN: npt.ArrayLike, positive_RN: npt.ArrayLike) -> np.ndarray:
     """At which rank, from 1, the first positive column of every row stands, (R,) int64; 0 where a row has none.
 

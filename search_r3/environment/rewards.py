@@ -8,9 +8,9 @@ Shape suffixes: R rollouts, N documents. One row is one rollout, one column one 
 **every positive** of its query (the ideal ranking is computed from them) and everything that may be in its top k; other
 rows of the corpus may be left out.
 
-Order: cosine descending, compared in float32; of equal cosines the *earlier column* first, as in `search_r3.ranking`.
-With columns in the corpus's row order this is also the order of `LiveCorpus.search`, and an embedding space that has
-collapsed to one point earns what chance gives it. A grade of 0 or below gains nothing.
+Order: cosine descending, compared in float32; of equal cosines the *lower grade* first, so that no tie is a gain and an
+embedding space that has collapsed to one point earns nothing (`search_r3.ranking.graded_ranking`). A grade of 0 or
+below gains nothing.
 
 All functions take tensors or arrays and return (R,) float32 on the cosines' device. They compute in float64, and they
 are constants for the gradient: a reward reaches the model through its tokens' log-probabilities.
@@ -204,7 +204,9 @@ def _ndcg(cos_RN: Tensor, rel_RN: Tensor, k: int, *, scaled: bool) -> Tensor:
     """(R,) float64; `rel_RN` float64 without negatives."""
     if k < 1:
         raise ValueError(f"k is {k}; a cut-off is 1 or more")
-    top_RK, columns_RK = top_k(cos_RN, k)
+    by_grade_RN = rel_RN.argsort(dim=1, stable=True)  # the lower grade first in a tie
+    top_RK, places_RK = top_k(cos_RN.gather(1, by_grade_RN), k)
+    columns_RK = by_grade_RN.gather(1, places_RK)
     discount_K = 1.0 / torch.log2(torch.arange(top_RK.shape[1], dtype=torch.float64, device=cos_RN.device) + 2.0)
     gain_RK = rel_RN.gather(1, columns_RK)
     if scaled:

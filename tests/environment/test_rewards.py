@@ -37,12 +37,14 @@ def test_dcg_is_ir_measures_ndcg(case, k):
     ir_measures = pytest.importorskip("ir_measures")
     cos, rel = case
     provider = ir_measures.providers.registry["pytrec_eval"]
-    run = {str(r): {f"d{99 - n:02d}": score for n, score in enumerate(row)} for r, row in enumerate(cos.tolist())}
-    # Ids descend, since of equal scores trec_eval ranks the greater id first.
     # Grades below 0 as 0: pytrec_eval 0.5.11 ends the whole process on some sets that hold them.
-    qrels = {
-        str(r): {f"d{99 - n:02d}": max(grade, 0) for n, grade in enumerate(row)} for r, row in enumerate(rel.tolist())
-    }
+    grades = rel.clamp(min=0).tolist()
+    run, qrels = {}, {}
+    for r, (scores, row) in enumerate(zip(cos.tolist(), grades, strict=True)):
+        places = sorted(range(len(row)), key=row.__getitem__)
+        ids = {n: f"d{99 - place:02d}" for place, n in enumerate(places)}
+        run[str(r)] = {ids[n]: score for n, score in enumerate(scores)}
+        qrels[str(r)] = {ids[n]: grade for n, grade in enumerate(row)}
     found = {m.query_id: m.value for m in provider.iter_calc([ir_measures.nDCG @ k], qrels, run)}
     expected = [found.get(str(r), 0.0) for r in range(len(cos))]
     assert dcg(cos, rel, k).tolist() == pytest.approx(expected, abs=1e-6)
@@ -51,7 +53,7 @@ def test_dcg_is_ir_measures_ndcg(case, k):
 
 def by_hand(cos: list[float], rel: list[int], k: int, delta: float) -> tuple[float, float]:
     """(dcg_scaled, margin_rank) of one row, as method.md writes them."""
-    order = sorted(range(len(cos)), key=lambda n: (-np.float32(cos[n]), n))[:k]
+    order = sorted(range(len(cos)), key=lambda n: (-np.float32(cos[n]), max(rel[n], 0), n))[:k]
     ideal = sum(max(g, 0) / math.log2(i + 2) for i, g in enumerate(sorted(rel, reverse=True)[:k]))
     scaled = sum(max(rel[n], 0) * max(cos[n], 0) / math.log2(i + 2) for i, n in enumerate(order))
     plain = sum(max(rel[n], 0) / math.log2(i + 2) for i, n in enumerate(order))
@@ -149,12 +151,12 @@ def test_margin_is_of_the_highest_grade_against_the_unjudged_only():
     assert margin_rank(cos, rel).item() == pytest.approx(dcg(cos, rel).item() + 0.2)
 
 
-def test_a_tie_goes_to_the_earlier_column():
+def test_no_tie_is_a_gain_so_a_collapsed_space_earns_nothing():
     cos = torch.full((2, 20), 0.7)
     rel = torch.zeros(2, 20)
     rel[0, 0] = 1
-    rel[1, 19] = 1  # the last of the tie
-    assert dcg(cos, rel).tolist() == [1.0, 0.0]
+    rel[1, 19] = 1
+    assert dcg(cos, rel).tolist() == [0.0, 0.0]
 
 
 def test_no_positive_no_document_and_k_beyond_the_documents():
