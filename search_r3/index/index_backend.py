@@ -112,7 +112,7 @@ class OptionalFeatures:
         opened = type(self).open(self.place)  # type: ignore[attr-defined]
         if opened is not None:
             opened.place, opened.path, opened.version = self.place, self.path, time.monotonic_ns()
-        return opened  # type: ignore[no-any-return]
+        return opened
 
     def latest(self) -> Self | None:
         """The newest version; perhaps this object, moved on."""

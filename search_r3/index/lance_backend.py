@@ -80,7 +80,8 @@ class LanceBackend(IndexBackend):
     capabilities: ClassVar[frozenset[Capability]] = frozenset(get_args(Capability))
 
     def __init__(self, place: Place, table: Any, info: IndexInfo, *, follow: bool = False, session: Any = None) -> None:
-        self.place, self.path, self.table, self.info = place, place, table, info
+        self.path: Path | str = place
+        self.place, self.table, self.info = place, table, info
         self._follow, self._session = follow, session
         self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and what was opened when it had it
         self._has_full_text = False

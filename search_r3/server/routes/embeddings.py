@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from starlette.requests import Request
@@ -56,7 +56,7 @@ async def create_embeddings(request: Request) -> Response:
         loaded.check_name(body.model)
         dimensions = _dimensions(body.dimensions, loaded)
         budget = service.reasoning_budget(body.reasoning)
-        texts, cut = await _tokens(request, body.input, service)
+        texts, cut = await _tokens(request, cast(list[str] | list[list[int]], body.input), service)
         body.input = []  # the texts may be large, and are needed no more
         service.bodies.release(request.scope)
         request.state.items = len(texts)
