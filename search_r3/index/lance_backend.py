@@ -81,7 +81,8 @@ class LanceBackend(IndexBackend):
 
     def __init__(self, place: Place, table: Any, info: IndexInfo, *, follow: bool = False, session: Any = None) -> None:
         self.path: Path | str = place
-        self.place, self.table, self.info = place, table, info
+        self.place: Place = place
+        self.table, self.info = table, info
         self._follow, self._session = follow, session
         self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and what was opened when it had it
         self._has_full_text = False
