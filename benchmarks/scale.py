@@ -222,7 +222,7 @@ def filled(page: str, tables: dict[str, str]) -> str:
     """
     names = [found[2] for found in BLOCK.finditer(page)]
     if wrong := set(names) ^ tables.keys():
-        raise InputError(f"the page's blocks and the tables differ in {', '.join(sorted(wrong))}; mend the page")
+        raise InputError(f"the page's blocks and the tables differ in {', '.join(sorted(wrong))}; fix the page")
     return BLOCK.sub(lambda found: f"{found[1]}{tables[found[2]]}\n{found[4]}", page)
 
 

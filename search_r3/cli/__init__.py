@@ -24,7 +24,7 @@ EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (by default the process's own); returns the exit code, prints no traceback for
-    what the user can mend."""
+    what the user can fix."""
     keep_freed_memory()
     allow_no_temporary_folder()
     collect_garbage_rarely()

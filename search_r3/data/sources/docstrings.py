@@ -85,7 +85,7 @@ def read_functions(folder: Path, label: str, records: Records | None = None) -> 
     Args:
         folder: of a package.
         label: its name, with which ids begin.
-        records: judges the files; files that are sound and do not parse, or that declare another encoding, are counted
+        records: checks the files; files that are sound and do not parse, or that declare another encoding, are counted
             there too.
 
     Raises:
@@ -260,7 +260,7 @@ def docstring_pairs(
         min_body_lines: lines of code below the signature, not counting docstring, comments and blank lines.
         max_chars: a positive is cut at a line end before this many characters.
         excluded: texts of functions that must not appear (an evaluation corpus); compared without docstrings.
-        records: judges the files and counts what is dropped; by default damaged files are passed over.
+        records: checks the files and counts what is dropped; by default damaged files are passed over.
 
     Returns:
         The pairs, and how many functions were dropped for which reason.
