@@ -114,6 +114,7 @@ EXPECTED = {
     "string_pattern_mismatch": "empty; give at least one visible character",  # the only pattern there is, `VISIBLE`
     "string_too_long": "over {max_length:,} characters; shorten it",
     "too_long": "over {max_length:,} entries; give fewer",
+    "string_too_short": "empty; give at least one character",
     "too_short": "empty; give at least one entry",
 }
 """What is said for pydantic's kinds of error, whose own words are about Python."""
@@ -121,9 +122,10 @@ EXPECTED = {
 
 def validation_error(error: Mapping[str, Any]) -> ApiError:
     """One of pydantic's errors in OpenAI's form. In brackets in its place are names of alternatives, not of fields."""
-    kind = error["type"]
-    places = [str(part) for part in error["loc"] if isinstance(part, int) or "[" not in part]
-    param = ".".join(places)[:200] or None
+    kind, places = error["type"], list(error["loc"])
+    unknown = [places.pop()] if kind == "extra_forbidden" else []  # by any name: also one with brackets
+    places = [part for part in places if isinstance(part, int) or "[" not in part]
+    param = ".".join(map(str, places + unknown))[:200] or None
     if kind == "extra_forbidden":
         return ApiError(
             400, f"there is no field {param!a}; see /docs for those there are", "unknown_field", param=param

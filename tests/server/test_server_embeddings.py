@@ -124,6 +124,7 @@ BAD = [
     ({"model": NAME, "input": [[1], "x"]}, "input.1: expected a list"),
     ({"model": NAME, "input": {"a": 1}}, "give a text"),
     ({"model": NAME, "input": "x", "temperature": 1}, "there is no field 'temperature'"),
+    ({"model": NAME, "input": "x", "items[]": 1}, "there is no field 'items[]'"),
     ({"model": NAME, "input": "x", "dimensions": "32"}, "dimensions: "),
     ({"model": NAME, "input": "x", "encoding_format": "hex"}, "encoding_format: "),
     ({"model": NAME, "input": "x", "reasoning": True}, 'say "input_type": "query"'),

@@ -125,7 +125,7 @@ def test_auto_reasons_where_the_rule_says(make_tiny_model, tmp_path, served: Run
 )
 def test_every_filter_that_is_let_through_is_one_the_index_understands(served: Running, where: str) -> None:
     index = served.service.index
-    assert check_where(index, check_filter(where, index.columns)) == where
+    assert check_where(index.index, check_filter(where, index.columns)) == where
     for mode in ("hybrid", "text"):
         answer = served.post("/v1/search", {"query": "train", "where": where, "mode": mode, "reasoning": False})
         assert answer.status == 200
