@@ -426,7 +426,7 @@ def unknown_kind_of_source(place):
 @case("line 1", '"positive"', "missing")
 def pairs_without_a_positive(place):
     pairs = place.file("pairs.jsonl", [{"id": "1", "query": "what"}])
-    return ["data", "analyse", pairs, str(place.folder / "out.jsonl"), "--model", str(place.model)]
+    return ["data", "reason", pairs, str(place.folder / "out.jsonl"), "--model", str(place.model)]
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
