@@ -14,6 +14,7 @@ from search_r3.data.io.jsonl import read_jsonl
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import _read_recipe
 from search_r3.data.sources.pair_files import own_pairs
+from search_r3.data.sources.registry import SOURCES
 from search_r3.data.synthesis.source_documents import read_collection
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import parse_external_model
@@ -127,7 +128,7 @@ READERS: dict[str, tuple[str, Any, Any]] = {
     ),
     "recipe.yaml": (
         "seed: 3\nsources: [{kind: titles, dataset: scifact}]\n",
-        lambda path: _read_recipe(path)["seed"],
+        lambda path: _read_recipe(path, SOURCES)["seed"],
         3,
     ),
     "system.yaml": ("model: m\nquery_prompt: q\n", lambda path: parse_external_model(str(path)).model, "m"),

@@ -12,6 +12,7 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.data.mining.decontamination import read_cleaning
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import _read_recipe, build_pairs
+from search_r3.data.sources.registry import SOURCES
 from search_r3.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/data"
@@ -123,11 +124,11 @@ def test_a_missing_recipe_is_named(tmp_path):
     "path", sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("fresh-*.yaml"))), ids=lambda path: path.stem
 )
 def test_the_recipes_that_we_ship_are_valid(path):
-    assert _read_recipe(path)["sources"]
+    assert _read_recipe(path, SOURCES)["sources"]
 
 
 def test_stage_1_is_cleaned_of_every_set_that_we_evaluate_on():
-    against, copies = read_cleaning(_read_recipe(CONFIGS / "stage1.yaml"), "stage1")
+    against, copies = read_cleaning(_read_recipe(CONFIGS / "stage1.yaml", SOURCES), "stage1")
     assert against is not None
     assert copies is not None
     assert {(one.dataset, one.split) for one in against.against} == {

@@ -40,10 +40,10 @@ PROGRAM = (
     "mining/word_overlap",
     "sources/docstrings",
     "sources/querystyle",
-    "sources/source",
+    "sources/records",
     "synthesis/roundtrip",
 )
-"""Of this room's other modules, those that do; when one changes, a set that is there counts as another's."""
+"""Of the other modules of `search_r3.data`, those that do; when one changes, a finished set counts as outdated."""
 SPLIT = "test"
 BLOCK = 128
 """Questions ranked at once."""

@@ -54,7 +54,8 @@ class Earned:
 
     Attributes:
         rewards: reward's name -> float32 (R,).
-        rank_R: int64, from 1: the rank of each one's best positive in the whole corpus; 0 where none can be found.
+        rank_R: int64, from 1: the rank of each one's best positive in a search of the whole corpus, where the smaller
+            row wins a tie (in the rewards the lower grade does); 0 where none can be found.
     """
 
     rewards: dict[str, np.ndarray]
@@ -95,8 +96,8 @@ def earn(
         )
     count = len(documents_ND)
     most = max(map(len, lost_Q), default=0)
-    # Before the documents stand k fillers and after them those that are lost, all with the lowest cosine. The earlier
-    # column wins the tie, so that a lost one never enters the top k of a small corpus.
+    # Before the documents stand k fillers and after them those that are lost, all with the lowest cosine. The fillers,
+    # which have no grade, win the tie, so that a lost one never gains in the top k of a small corpus.
     fillers = k if most or ignored_Q is not None else 0
     found = slice(fillers, fillers + count)
     columns = fillers + count + most

@@ -138,7 +138,7 @@ def test_what_does_not_pass_is_told_in_one_line(answer, message):
 def test_a_server_that_stays_down_ends_the_run_and_what_came_is_kept(tmp_path):
     cache = EmbeddingCache(tmp_path)
     with EndpointServer(lambda r, n: good(r) if n == 0 else error(500)) as sent:
-        with pytest.raises(InputError, match=r"fails after 3 tries, status 500.*same command goes on"):
+        with pytest.raises(InputError, match=r"fails after 3 tries, status 500.*same command continues"):
             encode_all(encoder(sent.url, retries=2), cache)
         assert len(sent.requests) == 4
         assert encoder(sent.url).plan(TEXTS, "document", cache).texts == len(TEXTS) - UNIT

@@ -54,7 +54,7 @@ def test_only_this_machine_is_local():
         ("endpoint:m@api.openai.com", "must be a URL"),
         ("endpoint:m@https://me:secret@example.com/v1", r"expected endpoint:MODEL@URL|no user, password"),
         ("endpoint:m@https://example.com/v1?key=secret", "no user, password or query"),
-        ("none.yaml", "cannot read the system none.yaml"),
+        ("none.yaml", "no configuration file at none.yaml"),
     ],
 )
 def test_a_bad_spec_is_refused_before_anything_runs(spec, message):
