@@ -62,7 +62,8 @@ endif
 
 # Processes that run the tests side by side, each with one thread: twice as many as two cores, as many tests wait.
 WORKERS   ?= 4
-# Compiled test modules are kept, whatever the environment says: a process that rewrites all of them takes half a minute.
+# Compiled modules are kept, whatever the environment says: pytest rewrites the assertions of its plugins' modules, hundreds
+# with Hypothesis and Schemathesis, and each process would do that again.
 THREADS   := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 PYTEST    := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
