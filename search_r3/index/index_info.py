@@ -35,7 +35,7 @@ class IndexInfo:
         """What an index is that is made now with `model`."""
         from search_r3 import __version__
 
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")  # tells apart what is made within a second
         source = getattr(model, "source", "")
         return cls(FORMAT_VERSION, model.name, model.contract_hash, model.dimension, created, __version__, source)
 

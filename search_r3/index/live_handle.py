@@ -295,6 +295,8 @@ class IndexHandle:
                 f"{self._contract[0][:12]}); put an index of the same model there, or start again with this one"
             )
         opened.backend.probe()
+        if opened.info.identity != self._current.info.identity and not opened.complete and self._waits_for_a_build():
+            raise InputError(f"the index {self.path} is being built")  # it may lack its rows, or its full-text index
         if self._look()[:2] != place[:2]:
             raise InputError(f"the index {self.path} is being replaced")  # the next look will see
         before, self._current, self._newest, self._place = self._current, opened, None, place
@@ -302,6 +304,13 @@ class IndexHandle:
         self._recover()
         if not same or before.info.identity != opened.info.identity:
             self.on_event("exchanged", f"{self.path} holds another index of the same model, made {opened.info.created}")
+
+    def _waits_for_a_build(self) -> bool:
+        """Whether an index in the place of another is given more time to be built: half of `patience`, from when the
+        other one was first missed; then it is searched as it is."""
+        now = time.monotonic()
+        missed = self._problem[1] - self.patience if self._problem is not None else now
+        return now < missed + self.patience / 2
 
     def _open(self) -> SearchIndex:
         """The index where the path leads now; it stays readable there if a symbolic link changes."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from search_r3.errors import InputError
+from search_r3.index import lance_table
 from search_r3.index import search as searching_module
 from search_r3.index.build import ONE_COMMIT, build_index
 from search_r3.index.lance_backend import LanceBackend
@@ -126,6 +127,53 @@ def test_an_exchange_that_fits_costs_no_search(tmp_path: Path, model: Any, excha
     build_index(live, [SourceDocument("zebra", "", "a zebra", {})], model, progress=False, prune=False)
     handle.check()
     assert handle.search("zebra", model, mode="text").hits[0].id == "zebra"
+
+
+def test_a_search_waits_for_an_index_that_is_being_built_in_place_of_another(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = make(tmp_path / "live", OLD, model)
+    handle = IndexHandle(live, every=30.0, patience=10)
+    make_full_text = lance_table.ensure_full_text
+
+    def late(table: Any) -> bool:
+        time.sleep(1)
+        return make_full_text(table)
+
+    monkeypatch.setattr(lance_table, "ensure_full_text", late)
+    with Searching(handle, model, ("text", "hybrid")) as searching:
+        searching.until(lambda: searching.found["old"] > 5)
+        rebuild(live, live, model)
+        searching.until(lambda: searching.found["new"] > 5)
+    assert searching.failed == []
+    assert set(searching.found) == {"old", "new"}
+
+
+def test_a_build_in_place_of_another_index_that_was_interrupted_is_waited_for_once(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = make(tmp_path / "live", OLD, model)
+    handle = IndexHandle(live, every=0.0, patience=1)
+
+    def interrupted(table: Any) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lance_table, "ensure_full_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rebuild(live, live, model)
+    waited = []
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(InputError, match="first build was interrupted") as caught:
+            handle.search("whales", model, mode="text")
+        assert not isinstance(caught.value, IndexUnavailable)
+        waited.append(time.monotonic() - started)
+    assert waited[0] >= 0.5 > waited[1]
+    assert handle.problem is None
+    assert handle.search("whales", model, mode="vector").hits == []
+    make(live, NEW, model)
+    assert handle.search("whales", model, mode="text").hits
 
 
 def test_a_symbolic_link_may_change(tmp_path: Path, model: Any, make_model: Any) -> None:
