@@ -160,6 +160,11 @@ def kill_one_midway(log: Path, killed: list[int]) -> None:
         time.sleep(0.02)
 
 
+def test_the_cluster_has_a_cpu_more_than_workers(cluster):
+    """First, so that the time Ray takes to start on a busy machine is not part of another test's limit."""
+    assert ray.cluster_resources()["CPU"] == cluster.workers + 1
+
+
 def test_long_texts_are_cut_by_the_models_tokens_as_in_a_local_build(one_worker, tiny_model, tmp_path):
     path = tmp_path / "docs.jsonl"
     path.write_text(
