@@ -229,7 +229,7 @@ DOCUMENTS = TypeAdapter(DocumentsRequest)
 def _page_size(limit: Any) -> int:
     if isinstance(limit, str) and re.fullmatch("[1-9][0-9]{0,3}", limit, re.ASCII) and int(limit) <= MAX_PAGE:
         return int(limit)
-    raise ValueError(f"expected 1 to {MAX_PAGE}")
+    raise ValueError(f"expected 1 to {MAX_PAGE}, not {str(limit)[:20]!a}")
 
 
 class DocumentsPage(Strict):

@@ -167,6 +167,7 @@ def test_documents_are_listed_in_pages(served: Running) -> None:
     assert ([d["id"] for d in second["data"]], second["has_more"]) == (["zug"], False)
     for bad in ("limit=0", "limit=x", "limit=1001", "limit=1&limit=2", "page=1", "after="):
         assert served.ask("GET", f"/v1/documents?{bad}").error["code"] in ("invalid_value", "unknown_parameter")
+    assert "not 'x'" in served.ask("GET", "/v1/documents?limit=x").error["message"]
 
 
 def test_only_a_writable_server_takes_documents(served: Running) -> None:
