@@ -41,7 +41,7 @@ FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/mod
   tests/model/engines/test_continuous_batching.py tests/training/test_config.py \
   tests/training/sft/test_distillation.py tests/training/test_fused_llama.py \
   tests/training/test_collectives.py tests/training/test_losses.py tests/training/test_loop.py \
-  tests/training/lora/test_policy.py tests/training/grpo/test_policy_gradient.py tests/training/grpo/test_rollout.py \
+  tests/training/lora/test_policy.py tests/training/grpo/test_policy_gradient.py tests/training/grpo/test_rollout_engines.py \
   tests/training/test_run_checkpoint.py tests/training/sft/test_batch_sampler.py tests/training/sft/test_sft_task.py \
   tests/index/test_index_build.py tests/index/test_index_chunking.py tests/index/test_index_search.py \
   tests/data/test_beir.py tests/data/mining/test_decontamination.py tests/data/mining/test_hard_negatives.py \
