@@ -80,7 +80,7 @@ def test_an_update_rewrites_its_rows_and_nothing_else():
     assert corpus.versions_N.tolist() == [1, 2, 1, 2] + [1] * 12
     assert corpus.steps_N.tolist() == [0, 5, 0, 5] + [0] * 12
     assert corpus.ages(7).tolist() == [7, 2, 7, 2] + [7] * 12
-    assert corpus.search(CORNERS[14:15], 2)[1].tolist() == [[14, 1]]
+    assert corpus.search(CORNERS[14:15], 2)[1].tolist() == [[1, 14]]  # equal scores: the smaller row first
     corpus.update([], torch.zeros(0, 4), step=6)
     assert corpus.steps_N.max() == 5
 
