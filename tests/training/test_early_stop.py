@@ -79,7 +79,7 @@ def test_a_run_stops_after_so_many_evaluations_without_a_better_figure_and_says_
     finished = json.loads((tmp_path / "finished.json").read_text())
     assert finished == {"step": 10, "best": 0.6, "why": WHY, "patience": 2}
     at_ten = checkpoints.read_checkpoint(tmp_path / "checkpoints" / "step-000010")
-    assert (at_ten.best, at_ten.fruitless) == (0.6, 1)  # before the evaluation that ended the run
+    assert (at_ten.best, at_ten.evals_without_improvement) == (0.6, 1)  # before the evaluation that ended the run
 
 
 def test_a_better_figure_begins_the_count_anew_and_0_never_stops(tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_a_stopped_run_is_finished_until_it_is_given_more_patience(
 def test_a_run_begun_before_there_was_patience_goes_on(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(tmp_path, Scripted(("batch", 9)), **SETTINGS | {"patience": 0})
-    for name, keys in (("checkpoints/step-000008/state.json", ["fruitless"]), ("config.json", ["loop", "patience"])):
-        facts = json.loads((tmp_path / name).read_text())
-        place = facts
-        for key in keys[:-1]:
-            place = place[key]
-        del place[keys[-1]]
-        (tmp_path / name).write_text(json.dumps(facts))
+    state, settings = tmp_path / "checkpoints" / "step-000008" / "state.json", tmp_path / "config.json"
+    facts = json.loads(state.read_text())
+    del facts["evals_without_improvement"]
+    state.write_text(json.dumps(facts | {"format": 1}))
+    begun_with = json.loads(settings.read_text())
+    del begun_with["loop"]["patience"]
+    settings.write_text(json.dumps(begun_with))
     task = Scripted()
     train(tmp_path, task, **SETTINGS | {"patience": 2})
     assert task.measured == [8, 10]  # best 0.6 is known; the equal figure of 8 and that of 10 make two

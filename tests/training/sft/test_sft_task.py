@@ -264,10 +264,10 @@ def test_self_generated_reasoning_is_that_of_the_model_at_the_start_of_its_block
         self_reasoning_temperature=0.0,
     )
     before = task.batch(1)
-    assert not any(before.sampled)
+    assert not any(before.self_generated)
     batch = task.batch(2)
-    assert len(batch.sampled) == len(batch.with_reasoning) == 4  # pairs without written reasoning have one of their own
-    assert all(batch.sampled)
+    assert len(batch.self_generated) == len(batch.with_reasoning) == 4  # pairs without reasoning have the model's own
+    assert all(batch.self_generated)
     queries = [batch.pairs[i].query for i in batch.with_reasoning]
     said = [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)]
     assert [task.self_reasoning.texts[batch.pairs[i].id] for i in batch.with_reasoning] == said
