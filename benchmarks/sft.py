@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", nargs="*", default=[], help="JSONL of training pairs (default: stdlib's docstrings)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="bfloat16: autocast")
-    parser.add_argument("--pairs-per-step", type=int, help="of the speed table (default: 32; on a GPU 128)")
+    parser.add_argument("--global-batch-size", type=int, help="pairs a step of the speed table (32; on a GPU 128)")
     parser.add_argument("--cached-pairs", type=int, help="of the cache table's large batch (256; on a GPU 1024)")
     parser.add_argument("--chunk", type=int, default=32, help="rows of a forward pass: mini_batch_size of both")
     parser.add_argument("--query-tokens", type=int, default=48)
