@@ -23,7 +23,7 @@ from search_r3.training.distributed.sharding import end_processes, fsdp_plugin
 from search_r3.training.grpo.grpo_task import GRPOTask, train_grpo
 from search_r3.training.sft.sft_task import SFTTask, train_sft
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120, func_only=True)]  # the runs by one process come on top
 
 STEPS = 20
 LOOP = {
