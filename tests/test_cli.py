@@ -109,7 +109,7 @@ def test_reasoning_is_on_off_or_auto_and_may_be_said_as_a_flag(words: list[str],
 def test_reasoning_auto_needs_a_model_with_a_rule(made, tiny_model, capsys):
     command = ["search", str(made), "train to Vienna", "--model", str(tiny_model), "--reasoning"]
     assert main([*command, "auto"]) == 2
-    assert "keeps none; say on or off, or fit a rule with search-r3 study" in capsys.readouterr().err
+    assert "has none; choose on or off, or fit a rule with search-r3 study" in capsys.readouterr().err
     assert main([*command[:-1], "--reasoning=maybe"]) == 2
     assert "'maybe' is not one of 'on', 'off', 'auto'" in capsys.readouterr().err
 

@@ -155,7 +155,7 @@ def test_a_folder_that_is_there_is_not_replaced(exported: Path, api: StandIn):
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "../x/y", "a/", "someone/ti ny"])
 def test_a_name_that_is_none_is_reported(name: str, tmp_path: Path, capsys):
     assert main(["pull", name, str(tmp_path / "out")]) == 2
-    assert "is no name of a repository; expected OWNER/NAME" in capsys.readouterr().err
+    assert "is not the name of a repository; expected OWNER/NAME" in capsys.readouterr().err
 
 
 def test_a_hub_that_is_switched_off_is_reported(exported: Path, monkeypatch, capsys):

@@ -153,7 +153,7 @@ def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_
             for _ in range(2):
                 done = await client.call_tool("search", {"query": "train"})
                 assert done.is_error
-                assert "keeps none; say on or off" in done.content[0].text
+                assert "has none; choose on or off" in done.content[0].text
 
     def serve(searcher: Searcher, **settings: Any) -> None:
         asyncio.run(asyncio.wait_for(talk(IndexServer(searcher, load=True, **settings)), timeout=60))
@@ -168,4 +168,4 @@ def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_
     for thread in threading.enumerate():
         if thread.name == "load model":
             thread.join(60)
-    assert "error: reasoning auto needs a model that keeps a rule" in capsys.readouterr().err
+    assert "error: reasoning auto needs a model that has a rule" in capsys.readouterr().err

@@ -119,15 +119,15 @@ def test_a_rule_for_another_model_or_a_damaged_one_is_refused(tmp_path):
     for change, message in (
         ({"format": 2}, "another version"),
         ({"features": ["top"]}, "another version"),
-        ({"weights": [1.0]}, "no rule for reasoning"),
-        ({"threshold": float("nan")}, "no rule for reasoning"),
-        ({"bias": "high"}, "no rule for reasoning"),
+        ({"weights": [1.0]}, "is not a rule for reasoning"),
+        ({"threshold": float("nan")}, "is not a rule for reasoning"),
+        ({"bias": "high"}, "is not a rule for reasoning"),
     ):
         path.write_text(json.dumps(whole | change))
         with pytest.raises(InputError, match=message):
             AdaptiveRule.load(path, HASH)
     path.write_text("{")
-    with pytest.raises(InputError, match="no rule for reasoning"):
+    with pytest.raises(InputError, match="is not a rule for reasoning"):
         AdaptiveRule.load(path)
     with pytest.raises(InputError, match="No such file"):
         AdaptiveRule.load(tmp_path / "none.json")

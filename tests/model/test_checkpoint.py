@@ -52,7 +52,7 @@ class TestContract:
         [
             ({"format": 99}, "newer Search-R3"),
             ({"embed_token": "<other>"}, "the embed token must be"),
-            ({"surprise": 1}, "no embedding contract"),
+            ({"surprise": 1}, "is not an embedding contract"),
             ({"prompts": {"query": {}}}, "prompts must hold document, query, reasoning"),
         ],
     )
