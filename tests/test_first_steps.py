@@ -46,9 +46,9 @@ def test_the_first_example_gives_the_right_answer(page: str, capsys: pytest.Capt
 
 @pytest.mark.parametrize("page", EXAMPLES)
 def test_the_first_example_uses_a_trained_adapter_that_is_here(page: str) -> None:
-    named = re.search(r'from_pretrained\("([^"]+)"\)', first_example(page))
+    named = re.search(r'from_pretrained\((?:"([^"]+)")?\)', first_example(page))
     assert named
-    assert (ROOT / "models" / named[1] / "search_r3.json").is_file()
+    assert (ROOT / "search_r3/adapters" / (named[1] or resolve.DEFAULT_ADAPTER) / "search_r3.json").is_file()
 
 
 COMMANDS = {
