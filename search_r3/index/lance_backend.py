@@ -81,7 +81,7 @@ class LanceBackend(IndexBackend):
 
     def __init__(self, place: Place, table: Any, info: IndexInfo, *, follow: bool = False, session: Any = None) -> None:
         self.path: Path | str = place
-        self.place: Place = place
+        self.place: Place = place  # type: ignore[assignment]  # of the backends, only this one has remote places
         self.table, self.info = table, info
         self._follow, self._session = follow, session
         self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and what was opened when it had it
