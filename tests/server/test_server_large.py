@@ -46,7 +46,7 @@ def alone(tiny: SearchR3) -> Any:
 
 
 def check_waits(server: Running, during: threading.Thread) -> None:
-    """Small requests wait at most 2 s while a thread is at work, or half of its time on a machine that is busy."""
+    """Small requests do not wait for a thread that is at work: at most half of its time, or 5 s on a busy machine."""
     found, begun = [], time.perf_counter()
     while during.is_alive():
         started = time.perf_counter()
@@ -54,7 +54,7 @@ def check_waits(server: Running, during: threading.Thread) -> None:
         assert server.embed("a small text").status == 200
         found.append(time.perf_counter() - started)
         time.sleep(0.02)
-    assert max(found) < max(2, 0.5 * (time.perf_counter() - begun))
+    assert max(found) < max(5, 0.5 * (time.perf_counter() - begun))
 
 
 @pytest.mark.parametrize("kind", HUGE)

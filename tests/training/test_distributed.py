@@ -1,4 +1,4 @@
-"""One recipe, one loss: 20 steps of both stages by two processes, DDP and FSDP2, follow those of a single process."""
+"""One recipe, one loss: 12 steps of both stages by two processes, DDP and FSDP2, follow those of a single process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from search_r3.training.sft.sft_task import SFTTask, train_sft
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120, func_only=True)]  # the runs by one process come on top
 
-STEPS = 20
+STEPS = 12
 LOOP = {
     "steps": STEPS, "learning_rate": 0.003, "warmup_steps": 3, "checkpoint_every": 0, "evaluate_every": 0,
     "mixed_precision": "no",
@@ -36,7 +36,7 @@ SFT = {
     },
     "cached": {
         "activation_checkpointing": True, "mini_batch_size": 2, "self_reasoning_ratio": 0.5,
-        "self_reasoning_start_step": 8, "self_reasoning_refresh_steps": 4,
+        "self_reasoning_start_step": 4, "self_reasoning_refresh_steps": 4,
         "reasoning_ratio": 0.2, "global_batch_size": 5,
     },
 }  # fmt: skip
@@ -48,6 +48,8 @@ GRPO: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 STRATEGIES = ("ddp", "fsdp2")
+NAMES = {"sft": tuple(SFT), "grpo": tuple(GRPO)}
+KILLED = {"sft": "plain", "grpo": "rounds"}
 ACCELERATE = Path(__file__).parents[2] / "configs" / "accelerate"
 BFLOAT16 = ("base_dtype=bfloat16", "loop.mixed_precision=auto", "loop.steps=2")
 DIES_AT, KEPT = 7, 5
@@ -96,28 +98,26 @@ def write_grpo(stage_one: Path, folder: Path, name: str) -> Path:
     return write_recipe(stage_one, folder / "recipe.yaml", **changes | GRPO[name])
 
 
-def in_two(rank: int, port: int, how: str, model: str, stage_one: str, folder: str) -> None:
-    """Every configuration, by one of two processes; and once a run that is killed on the way and goes on."""
+def in_two(rank: int, port: int, how: str, stage: str, model: str, stage_one: str, folder: str) -> None:
+    """Every configuration of a stage, by one of two processes; and once a run that is killed on the way and goes on."""
     join(rank, port)
+    task, train = (SFTTask, train_sft) if stage == "sft" else (GRPOTask, train_grpo)
+
+    def write(name: str) -> Path:
+        place = Path(folder) / f"recipe-{rank}"
+        return write_sft(model, place, name) if stage == "sft" else write_grpo(Path(stage_one), place, name)
+
     with strategy(how):
-        for name in SFT:
-            recipe = write_sft(model, Path(folder) / f"recipe-sft-{rank}", name)
-            train_sft(recipe, [f"output={folder}/sft-{name}/run"])
-        for name in GRPO:
-            recipe = write_grpo(Path(stage_one), Path(folder) / f"recipe-grpo-{rank}", name)
-            train_grpo(recipe, [f"output={folder}/grpo-{name}/run"])
-        recipe = write_sft(model, Path(folder) / f"recipe-sft-{rank}", "cached")  # a mixed unit: bfloat16 and float32
-        train_sft(recipe, [f"output={folder}/bfloat16/run", *BFLOAT16])
-        for task, train, recipe in (
-            (SFTTask, train_sft, write_sft(model, Path(folder) / f"recipe-sft-{rank}", "plain")),
-            (GRPOTask, train_grpo, write_grpo(Path(stage_one), Path(folder) / f"recipe-grpo-{rank}", "rounds")),
-        ):
-            wanted = [f"output={folder}/killed-{task.__name__}/run", f"loop.checkpoint_every={KEPT}"]
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(task, "batch", dying(task.batch))
-                with pytest.raises(RuntimeError, match="killed"):
-                    train(recipe, wanted)
-            train(recipe, wanted)
+        for name in NAMES[stage]:
+            train(write(name), [f"output={folder}/{stage}-{name}/run"])
+        if stage == "sft":  # a mixed unit: bfloat16 and float32
+            train(write("cached"), [f"output={folder}/bfloat16/run", *BFLOAT16])
+        recipe, wanted = write(KILLED[stage]), [f"output={folder}/killed/run", f"loop.checkpoint_every={KEPT}"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task, "batch", dying(task.batch))
+            with pytest.raises(RuntimeError, match="killed"):
+                train(recipe, wanted)
+        train(recipe, wanted)
     end_processes()
 
 
@@ -164,18 +164,21 @@ def alone(tiny_model: Path, stage_one: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.mark.parametrize("stage", NAMES)
 @pytest.mark.parametrize("how", STRATEGIES)
 def test_two_processes_follow_one_and_go_on_after_a_kill(
-    how: str, alone: Path, tiny_model: Path, stage_one: Path, tmp_path: Path
+    how: str, stage: str, alone: Path, tiny_model: Path, stage_one: Path, tmp_path: Path
 ) -> None:
-    run_processes(in_two, free_port(), how, str(tiny_model), str(stage_one), str(tmp_path))
-    half, halves = ([record["loss"] for record in records(folder / "bfloat16" / "run")] for folder in (alone, tmp_path))
-    assert halves == pytest.approx(half, rel=0.02)
-    for name in [*(f"sft-{name}" for name in SFT), *(f"grpo-{name}" for name in GRPO)]:
-        assert_same_course(alone / name / "run", tmp_path / name / "run")
-    for killed, whole in (("SFTTask", "sft-plain"), ("GRPOTask", "grpo-rounds")):
-        one, other = (records(tmp_path / name / "run") for name in (whole, f"killed-{killed}"))
-        assert [record["loss"] for record in one] == [record["loss"] for record in other]
+    run_processes(in_two, free_port(), how, stage, str(tiny_model), str(stage_one), str(tmp_path))
+    for name in NAMES[stage]:
+        assert_same_course(alone / f"{stage}-{name}" / "run", tmp_path / f"{stage}-{name}" / "run")
+    whole, killed = (records(tmp_path / name / "run") for name in (f"{stage}-{KILLED[stage]}", "killed"))
+    assert [record["loss"] for record in whole] == [record["loss"] for record in killed]
+    if stage == "sft":
+        half, halves = (
+            [record["loss"] for record in records(folder / "bfloat16" / "run")] for folder in (alone, tmp_path)
+        )
+        assert halves == pytest.approx(half, rel=0.02)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
