@@ -478,7 +478,7 @@ def test_there_are_at_least_twenty_kinds():
 
 
 def test_a_bug_of_ours_is_not_passed_off_as_bad_input(monkeypatch, tmp_path):
-    """Only what the user can mend becomes one line; anything else keeps its traceback."""
+    """Only what the user can fix becomes one line; anything else keeps its traceback."""
     monkeypatch.setattr("search_r3.data.recipe.build_pairs", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["data", "build", "a", "b"])

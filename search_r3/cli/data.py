@@ -25,6 +25,7 @@ from search_r3.cli.options import (
     hush,
     load,
     print_json,
+    print_progress,
 )
 from search_r3.errors import InputError
 
@@ -65,7 +66,7 @@ def data_build(
     """
     from search_r3.data.recipe import build_pairs
 
-    manifest = build_pairs(recipe, output, data, seed, lambda line: print(line, file=sys.stderr, flush=True))
+    manifest = build_pairs(recipe, output, data, seed, print_progress)
     if as_json:
         print_json(manifest)
     else:

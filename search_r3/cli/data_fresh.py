@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from search_r3.cli.data import data_app
-from search_r3.cli.options import BatchSize, Device, Json, hush, print_json
+from search_r3.cli.options import BatchSize, Device, Json, hush, print_json, print_progress
 from search_r3.errors import InputError
 
 
@@ -92,12 +91,12 @@ def data_fresh(
     manifest = build_fresh(
         config,
         into,
-        lookup=index_lookup(_say) if index else lambda name: None,
+        lookup=index_lookup(print_progress) if index else lambda name: None,
         open_scorer=opened,
         writer=_writer(endpoint, model, None if no_key else key_variable),
         budget=Budget(budget_tokens),
         force=force,
-        say=_say,
+        say=print_progress,
     )
     if as_json:
         print_json(manifest)
@@ -124,7 +123,3 @@ def _print(manifest: dict[str, Any], into: Path) -> None:
     print(f"{manifest['documents']:>6,} {manifest['questions']:>5,}  documents and questions in {into}")
     print(f"of {trip['checked']:,} questions checked, {trip['found_by_none']:,} were found by no retriever")
     print(f"kept questions that only one retriever finds: {alone}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

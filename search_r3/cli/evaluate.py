@@ -22,6 +22,7 @@ from search_r3.cli.options import (
     MaxLength,
     hush,
     print_json,
+    print_progress,
 )
 from search_r3.errors import InputError
 
@@ -142,8 +143,10 @@ def evaluate(
             force=force,
             allow_missing=allow_missing,
             ignore_identical_ids=ignore_identical_ids,
-            approval=CostApproval(yes, price, _ask if sys.stdin.isatty() and sys.stderr.isatty() else None, _tell),
-            report=_tell,
+            approval=CostApproval(
+                yes, price, _ask if sys.stdin.isatty() and sys.stderr.isatty() else None, print_progress
+            ),
+            report=print_progress,
         )
     if table:
         _rewrite_tables(place, data)
@@ -222,7 +225,7 @@ def _run_suite(
 
     plan = load_config(suite, SuitePlan, overrides)
     plan.output = output or plan.output
-    outcome = run_suite(plan, device=device, data_root=data, force=force, report=_tell)
+    outcome = run_suite(plan, device=device, data_root=data, force=force, report=print_progress)
     for failure in outcome.failures:
         if not isinstance(failure.error, InputError):  # a bug of ours, so it keeps its traceback
             traceback.print_exception(failure.error)
@@ -251,14 +254,10 @@ def _rewrite_tables(output: Path, data: Path | None) -> None:
     made = remake_all(None, output, None, data)
     made.write()
     for file in made.files:
-        _tell(f"{file.path}: the tables " + ("are rewritten" if file.changed else "were up to date"))
+        print_progress(f"{file.path}: the tables " + ("are rewritten" if file.changed else "were up to date"))
     for problem in made.check.problems:
-        _tell(f"warning: {problem}")
+        print_progress(f"warning: {problem}")
 
 
 def _ask(question: str) -> bool:
     return typer.confirm(question, err=True)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -151,5 +151,10 @@ def hush() -> None:
         logging.set_verbosity_error()
 
 
+def print_progress(line: str) -> None:
+    """A line on stderr, at once: what a long command reports while it runs."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))

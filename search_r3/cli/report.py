@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from search_r3.cli.options import DataRoot, Json, print_json
+from search_r3.cli.options import DataRoot, Json, print_json, print_progress
 
 
 def report(
@@ -46,7 +45,7 @@ def report(
         baseline=baseline,
         plots=plots,
         data_root=data,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=print_progress,
     )
     if as_json:
         print_json({"page": str(written[0]), "plots": [str(path) for path in written[1:]]})

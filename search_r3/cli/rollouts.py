@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from search_r3.cli.options import (
     Json,
     hush,
     print_json,
+    print_progress,
 )
 from search_r3.errors import InputError
 
@@ -79,7 +79,7 @@ def rollouts(
         data_root=data,
         ignore_identical_ids=ignore_identical_ids,
         force=force,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=print_progress,
     )
     if as_json:
         print_json(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from search_r3.cli.options import (
     Model,
     hush,
     print_json,
+    print_progress,
 )
 from search_r3.errors import InputError
 
@@ -101,7 +101,7 @@ def study(
         force=force,
         allow_missing=allow_missing,
         ignore_identical_ids=ignore_identical_ids,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=print_progress,
     )
     if as_json:
         print_json(found)

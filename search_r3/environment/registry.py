@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.hints import nearest
+from search_r3.hints import did_you_mean
 from search_r3.plugins import load_plugins
 
 
@@ -104,5 +104,4 @@ def _type_hints(entry: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:
-    near = nearest(name, known)
-    return f"; did you mean {near!r}?" if near else ""
+    return f"; {question.rstrip()}" if (question := did_you_mean(name, known)) else ""

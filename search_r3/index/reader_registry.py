@@ -37,11 +37,6 @@ def reader_of(path: Path) -> DocumentReader | None:
     return next((reader for reader in readers() if suffix in reader.suffixes or name in reader.names), None)
 
 
-def reader_named(kind: str) -> DocumentReader:
-    """The reader of records of this kind ("csv", "beir")."""
-    return next(reader for reader in readers() if reader.kind == kind)
-
-
 @cache
 def plugin_readers() -> tuple[DocumentReader, ...]:
     found: list[DocumentReader] = []

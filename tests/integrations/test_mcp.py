@@ -51,7 +51,7 @@ def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
 
             wrong = await client.call_tool("search", {"query": "train", "where": "colour = 'red'"})
             assert wrong.is_error
-            assert "columns:" in wrong.content[0].text, "the agent must read what it can mend"
+            assert "columns:" in wrong.content[0].text, "the agent must read what it can fix"
             assert (await client.call_tool("search", {"query": " "})).is_error
             assert (await client.call_tool("search", {"query": "train", "k": 0})).is_error
 
