@@ -159,7 +159,7 @@ def search(
     """
     hush()
     let_idle_threads_sleep()
-    from search_r3.index.live_handle import damage_explained
+    from search_r3.index.index_handle import damage_explained
     from search_r3.index.search import check_where
     from search_r3.index.search_index import SearchIndex
     from search_r3.index.terminal_page import print_result

@@ -27,7 +27,7 @@ from search_r3.files import atomic_path, remove_leftovers
 SUFFIX = ".part.jsonl"
 
 
-class Parts:
+class BuildCache:
     """The folder OUTPUT.partial, locked against a second build of the same output for as long as it is open.
 
     Raises:

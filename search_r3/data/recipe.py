@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from search_r3.data.beir import refuse_unknown, stable_order
-from search_r3.data.build_cache import SUFFIX, Parts, added_code, key_of
+from search_r3.data.build_cache import SUFFIX, BuildCache, added_code, key_of
 from search_r3.data.io.input_stamps import described, stamps
 from search_r3.data.io.line_reader import MissingSource
 from search_r3.data.mining import decontamination
@@ -69,24 +69,24 @@ def build_pairs(
     if output.is_dir():
         raise InputError(f"{output} is a folder; name the file to write, such as {output / 'pairs.jsonl'}")
     tell = progress or (lambda line: None)
-    with Parts(output) as parts:
+    with BuildCache(output) as cache:
         collected = _Collected(seed)
         for number, source in enumerate(recipe["sources"], start=1):
             where = f"{recipe_path}, source {number} ({source['kind']})"
             settings = {"damaged": recipe.get("damaged", "refuse")} | source
             tell(f"source {number} of {len(recipe['sources'])}: {_title(source)}")
-            built, inputs, again = _built_or_missing(settings, kinds[source["kind"]], seed, data_root, parts, where)
+            built, inputs, again = _built_or_missing(settings, kinds[source["kind"]], seed, data_root, cache, where)
             new = collected.add(source, built, inputs, where)
             tell(f"  {new:,} pairs{_finished_before(again, built)}")
         if any(key in recipe for key in decontamination.KEYS):
             tell(f"cleaning {len(collected.pairs):,} pairs")
         cleaned, cleaning = decontamination.clean_pairs(
-            list(collected.pairs.values()), recipe, str(recipe_path), data_root, parts
+            list(collected.pairs.values()), recipe, str(recipe_path), data_root, cache
         )
         collected.pairs.clear()
         by_id = {pair.id: pair for pair in cleaned}
         tell(f"writing {len(by_id):,} pairs")
-        written = parts.folder / f"output{SUFFIX}"
+        written = cache.folder / f"output{SUFFIX}"
         write_pairs(written, (by_id[name] for name in stable_order(by_id, seed)))
         manifest = {
             "output": output.name,
@@ -101,7 +101,7 @@ def build_pairs(
             manifest["cleaning"] = cleaning
         os.replace(written, output)
         atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        parts.remove()
+        cache.remove()
     return manifest
 
 
@@ -150,12 +150,12 @@ class _Collected:
 
 
 def _built_or_missing(
-    source: dict[str, Any], kind: DataSource, seed: int, data_root: DataRoot, parts: Parts, where: str
+    source: dict[str, Any], kind: DataSource, seed: int, data_root: DataRoot, cache: BuildCache, where: str
 ) -> tuple[BuiltPairs, dict[str, Any] | None, bool]:
     """What a source gives, what it read, and whether it was finished before; nothing for an optional one that is not
     there. `where` begins the message of an error."""
     try:
-        return _built(source, kind, seed, data_root, parts)
+        return _built(source, kind, seed, data_root, cache)
     except MissingSource as error:
         if not source.get("optional"):
             raise InputError(f'{where}: {error}; or mark the source "optional: true"') from error
@@ -165,13 +165,13 @@ def _built_or_missing(
 
 
 def _built(
-    source: dict[str, Any], kind: DataSource, seed: int, data_root: DataRoot, parts: Parts
+    source: dict[str, Any], kind: DataSource, seed: int, data_root: DataRoot, cache: BuildCache
 ) -> tuple[BuiltPairs, dict[str, Any], bool]:
     settings = {key: value for key, value in source.items() if key not in ("kind", "limit")}
     files = kind.reads(settings, data_root)
     read = stamps(files)
     key = key_of(source["kind"], settings, seed, read, *added_code(kind.build, kind.reads))
-    found = parts.load(source["kind"], key)
+    found = cache.load(source["kind"], key)
     if found:
         head, rows = found
         pairs = [replace(pair, negatives=tuple(pair.negatives)) for pair in (TrainingPair(*row) for row in rows)]
@@ -186,7 +186,7 @@ def _built(
         "damaged_places": built.damaged_places,
         "inputs": inputs,
     }
-    parts.save(source["kind"], key, head, map(astuple, built.pairs))
+    cache.save(source["kind"], key, head, map(astuple, built.pairs))
     return built, inputs, False
 
 

@@ -21,7 +21,7 @@ from search_r3.files import atomic_write_text
 _LAST = "last of its block"
 
 
-class Partial:
+class ShardCheckpoints:
     """The unfinished work of one run, locked against a second process for as long as this object is open.
 
     Args:

@@ -134,8 +134,8 @@ def build_index(
             may_prune=may_prune,
         )
     report = IndexReport()
-    with explained(place), writing(place, make=True, wait=wait) as held:
-        build = BuildRun(place, held, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
+    with explained(place), writing(place, make=True, wait=wait) as lock:
+        build = BuildRun(place, lock, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
         changes = build.begin(documents, source, take_over, types, max_length, prune)
         with progress_line(progress and sys.stderr.isatty()) as show:
             _run(build, changes, documents, show, batch_tokens, batch_size)

@@ -46,7 +46,7 @@ from search_r3.index.lance_table import (
     migrate_rows,
     open_table,
 )
-from search_r3.index.locking import OURS, Held
+from search_r3.index.locking import OURS, WriteLock
 from search_r3.index.readers import Source
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
@@ -65,7 +65,7 @@ class BuildRun:
     """One run of a build: the index as it was when the run began, and the writing of what comes.
 
     Args:
-        path: the index, which `held` keeps other writers from.
+        path: the index, which `lock` keeps other writers from.
         commit_every: chunks per commit, or None.
         report: is filled in.
         at_once: one commit changes all that will change, so the index is whole before it and after it.
@@ -74,14 +74,14 @@ class BuildRun:
     def __init__(
         self,
         path: Place,
-        held: Held,
+        lock: WriteLock,
         model: Encoder,
         commit_every: int | None,
         report: IndexReport,
         at_once: bool = False,
     ) -> None:
         self.model, self.path, self.commit_every, self.report = model, path, commit_every, report
-        self.held, self.began = held, time.time()
+        self.lock, self.began = lock, time.time()
         self.at_once = at_once
         self.table: Any = open_table(path)
         self.schema = table_schema(model.dimension)
@@ -197,7 +197,7 @@ class BuildRun:
         self.report.conflicts = changes.conflicts
         self._prune(changes, prune, may_prune)
         if self.report.differing:  # what of them was written again is equal now
-            self.held.check()
+            self.lock.check()
             removed, self.report.differing = remove_equal_copies(self.table)
             self.report.duplicates_removed += removed
         if maintain or not self.at_once or self.first:
@@ -209,13 +209,13 @@ class BuildRun:
     def _maintain(self, approximate_from: int | None, queries: Sequence[str]) -> None:
         if self.table is not None and full_text_state(self.table) != "current":
             self.touch()  # it is rebuilt, though no document changed
-        self.held.check()
+        self.lock.check()
         tidied = tidy(self.table, self.path, everything=self.first) if self.touched else Tidied()
         self.report.full_text_rebuilt = tidied.full_text_rebuilt
-        self.held.check()
+        self.lock.check()
         encode = encoder_of(self.model, queries)
-        found = keep_approximate(self.table, approximate_from, encode, self.held.check)
-        self.held.check()
+        found = keep_approximate(self.table, approximate_from, encode, self.lock.check)
+        self.lock.check()
         self.report.approximate = found.to_dict() if found else None
         if not self.touched or (self.at_once and not tidied.changed and not forget_is_due(self.table)):
             self._complete(ensure_complete)
@@ -247,7 +247,7 @@ class BuildRun:
         if self.table is not None:
             left = [held.name for held in self.scope.absorbed if self.table.count_rows(source_condition([held.name]))]
             self.brought = True
-            self.held.check()
+            self.lock.check()
             keep_sources(self.table, self._records(left))
         if prune and self.before is not None:
             self.report.unknown = count_unknown(self.table)
@@ -266,7 +266,7 @@ class BuildRun:
 
     def touch(self) -> None:
         """Before the first change: the table exists, and does not say that it is complete while it is not."""
-        self.held.check()
+        self.lock.check()
         if self.table is None:
             self.table = create_table(self.path, IndexInfo.of(self.model), self._records())
         if not self.at_once and COMPLETE in self.table.tags.list():

@@ -72,14 +72,14 @@ class Holder:
         return f"process {self.process} on {self.host}, since {since}; unless renewed, its lease expires at {expires}"
 
 
-class Held:
+class WriteLock:
     """The right to change an index. In a folder the operating system keeps it while the process lives."""
 
     def check(self) -> None:
         """Make sure, before a commit, that it is still held: a lease can be lost."""
 
 
-class Lease(Held):
+class Lease(WriteLock):
     """The right to change the index at `place`, held from `acquire` to `release`.
 
     Args:

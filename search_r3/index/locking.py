@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from search_r3.errors import InputError
-from search_r3.index.lease import Held, Lease
+from search_r3.index.lease import Lease, WriteLock
 from search_r3.index.storage import IndexBusy, Remote
 
 LOCK, HOLDER = ".build.lock", ".build.pid"
@@ -24,7 +24,7 @@ OURS = {LOCK, HOLDER, SPOOL}
 
 
 @contextmanager
-def writing(path: Path | str, *, make: bool = False, wait: float = 0.0) -> Iterator[Held]:
+def writing(path: Path | str, *, make: bool = False, wait: float = 0.0) -> Iterator[WriteLock]:
     """Hold the index in the folder `path`, or at the URI, for writing.
 
     Args:
@@ -63,7 +63,7 @@ def writing(path: Path | str, *, make: bool = False, wait: float = 0.0) -> Itera
         raise InputError(f"cannot write to {path}: {error.strerror}; choose a folder you may write to") from error
     try:
         _sign(path)
-        yield Held()
+        yield WriteLock()
     finally:
         (path / HOLDER).unlink(missing_ok=True)
         lock.release()

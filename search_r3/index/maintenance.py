@@ -26,7 +26,7 @@ from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sources, source_condition
 from search_r3.index.lance_backend import in_parts
 from search_r3.index.lance_table import ensure_complete, mark_complete, migrate_rows
-from search_r3.index.locking import Held, writing
+from search_r3.index.locking import WriteLock, writing
 from search_r3.index.portable_build import delete_rows
 from search_r3.index.readers import Source
 from search_r3.index.search_index import SearchIndex
@@ -202,7 +202,7 @@ def _open(place: Place, made_with: IndexInfo | None) -> SearchIndex:
     return index
 
 
-def _maintain(table: Any, place: Place, lease: Held, start: int | None = None, always: bool = False) -> bool:
+def _maintain(table: Any, place: Place, lease: WriteLock, start: int | None = None, always: bool = False) -> bool:
     lease.check()
     tidied = tidy(table, place)
     if tidied.changed or always or forget_is_due(table):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 if TYPE_CHECKING:
-    from search_r3.index.live_handle import IndexHandle
+    from search_r3.index.index_handle import IndexHandle
     from search_r3.index.search import SearchResult
     from search_r3.index.storage import Place
 
@@ -52,7 +52,7 @@ class Searcher:
         """The opened index, which is followed where it changes."""
         with self._opening:
             if self._index is None:
-                from search_r3.index.live_handle import IndexHandle
+                from search_r3.index.index_handle import IndexHandle
 
                 self._index = IndexHandle(self.path)
             return self._index

@@ -19,8 +19,8 @@ import numpy as np
 from search_r3.index.build import ONE_COMMIT
 from search_r3.index.compaction import KEEP_VERSIONS
 from search_r3.index.embed_ahead import CachedEncoder, embed_ahead
+from search_r3.index.index_handle import IndexHandle, IndexUnavailable
 from search_r3.index.index_info import ModelMismatch
-from search_r3.index.live_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index, update_documents
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from search_r3.index.live_handle import Event, IndexHandle, IndexUnavailable
+from search_r3.index.index_handle import Event, IndexHandle, IndexUnavailable
 from search_r3.index.search_index import SearchIndex
 from search_r3.model.checkpoint import read_record
 from search_r3.model.concurrent_reasoning import concurrent_reasoning_of

@@ -19,8 +19,8 @@ from search_r3.errors import InputError
 from search_r3.index import lance_table
 from search_r3.index import search as searching_module
 from search_r3.index.build import ONE_COMMIT, build_index
+from search_r3.index.index_handle import IndexHandle, IndexUnavailable
 from search_r3.index.lance_backend import LanceBackend
-from search_r3.index.live_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import delete_documents, update_documents
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument

@@ -279,7 +279,7 @@ def test_a_lease_that_is_lost_while_the_approximate_index_is_measured_ends_the_r
         versions.append(SearchIndex.open(path).table.version)
         return found
 
-    monkeypatch.setattr("search_r3.index.lease.Held.check", check)
+    monkeypatch.setattr("search_r3.index.lease.WriteLock.check", check)
     monkeypatch.setattr("search_r3.index.approximate.tuned", measure)
     monkeypatch.setattr("search_r3.index.approximate.GROWN", 0.5)  # it is due again
     with pytest.raises(IndexBusy):
@@ -306,7 +306,7 @@ def test_a_lease_that_is_lost_while_removals_are_looked_for_ends_the_run(tmp_pat
         versions.append(SearchIndex.open(path).table.version)
 
     found = Changes.gone
-    monkeypatch.setattr("search_r3.index.lease.Held.check", check)
+    monkeypatch.setattr("search_r3.index.lease.WriteLock.check", check)
     monkeypatch.setattr(Changes, "gone", gone)
     with pytest.raises(IndexBusy):
         build_index(path, open_source(notes), model)

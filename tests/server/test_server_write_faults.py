@@ -20,7 +20,7 @@ from search_r3 import SearchR3
 from search_r3.index import durable
 from search_r3.index.build import build_index
 from search_r3.index.durable import DiskError
-from search_r3.index.live_handle import IndexHandle
+from search_r3.index.index_handle import IndexHandle
 from search_r3.index.locking import writing as locked
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument

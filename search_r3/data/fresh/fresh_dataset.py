@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.beir import BeirDataset, Document, stable_order, write_beir
-from search_r3.data.build_cache import Parts
+from search_r3.data.build_cache import BuildCache
 from search_r3.data.fresh.fresh_config import KINDS, FreshConfig, Source, parse_date
 from search_r3.data.fresh.llm_questions import written_questions
 from search_r3.data.fresh.manifest import describe
@@ -102,8 +102,8 @@ def build_fresh(
     dropped: dict[str, Counter[str]] = defaultdict(Counter)
     passages = _corpus(config, releases, dropped)
     say(f"{len(passages):,} documents of {len(releases)} packages")
-    with Parts(into) as parts:
-        scratch = parts.folder / run[:16]
+    with BuildCache(into) as cache:
+        scratch = cache.folder / run[:16]
         if writer is None:
             questions = draft_questions(passages, config.seed, config.named_share, dropped)
         else:

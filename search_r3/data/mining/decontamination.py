@@ -19,7 +19,7 @@ import numpy as np
 
 from search_r3.config import from_mapping
 from search_r3.data.beir import beir_files, load_beir
-from search_r3.data.build_cache import Parts, key_of
+from search_r3.data.build_cache import BuildCache, key_of
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.io.input_stamps import stamps
 from search_r3.data.mining.word_overlap import normalize, word_set, words_of
@@ -124,11 +124,11 @@ def clean_pairs(
     recipe: dict[str, Any],
     where: str,
     data_root: str | Path | None = None,
-    parts: Parts | None = None,
+    cache: BuildCache | None = None,
 ) -> tuple[list[TrainingPair], dict[str, Any] | None]:
     """The pairs cleaned as a recipe's `decontaminate` and `deduplicate` say, and the manifest's report, None without.
 
-    With `parts`, each of the two steps is kept there when it is done, and taken from there if it was done before.
+    With `cache`, each of the two steps is kept there when it is done, and taken from there if it was done before.
 
     Raises:
         InputError: a setting is wrong, an evaluation set is missing, or no pair is left; `where` begins the message.
@@ -143,14 +143,14 @@ def clean_pairs(
         pairs = _step(
             "decontaminate",
             [asdict(sets), reads],
-            parts,
+            cache,
             pairs,
             dropped,
             lambda: decontaminate(pairs, sets, dropped, data_root),
         )
     if copies:
         rule = copies
-        pairs = _step("deduplicate", [asdict(rule)], parts, pairs, dropped, lambda: deduplicate(pairs, rule, dropped))
+        pairs = _step("deduplicate", [asdict(rule)], cache, pairs, dropped, lambda: deduplicate(pairs, rule, dropped))
     if not pairs:
         raise InputError(f"{where}: cleaning leaves no pair ({dict(dropped.counts)})")
     return pairs, dropped.as_record()
@@ -163,26 +163,26 @@ def _files_of(one: EvaluationSet, data_root: str | Path | None) -> list[list[Any
 def _step(
     name: str,
     settings: list[Any],
-    parts: Parts | None,
+    cache: BuildCache | None,
     pairs: list[TrainingPair],
     dropped: Dropped,
     run: Callable[[], list[TrainingPair]],
 ) -> list[TrainingPair]:
     """What `run` keeps of the pairs, or what it kept of the same ones before a build was killed."""
-    if parts is None:
+    if cache is None:
         return run()
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(repr((pair.id, pair.query, pair.positive, pair.source)).encode())
     key = key_of(name, settings, digest.hexdigest(), dropped.as_record())
-    found = parts.load(name, key)
+    found = cache.load(name, key)
     if found:
         head, ids = found
         dropped.restore(head["report"])
         by_id = {pair.id: pair for pair in pairs}
         return [by_id[identity] for identity in ids]
     kept = run()
-    parts.save(name, key, {"report": dropped.as_record()}, (pair.id for pair in kept))
+    cache.save(name, key, {"report": dropped.as_record()}, (pair.id for pair in kept))
     return kept
 
 

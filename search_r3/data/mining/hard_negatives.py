@@ -24,7 +24,7 @@ from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.mining.scorers import Report, Scorer
 from search_r3.data.mining.word_overlap import near_identical, normalize, word_set
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
-from search_r3.data.shard_checkpoints import Partial
+from search_r3.data.shard_checkpoints import ShardCheckpoints
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.ranking import rank_of_best_positive, top_k
@@ -130,8 +130,8 @@ def mine_negatives(
         "corpora": [str(name) for name in corpora],
         "settings": asdict(settings),
     }
-    with closing(Partial(Path(f"{output}.partial"), record)) as partial:
-        found = _mine(pairs, candidates, scorer, teacher, settings, partial, report)
+    with closing(ShardCheckpoints(Path(f"{output}.partial"), record)) as checkpoints:
+        found = _mine(pairs, candidates, scorer, teacher, settings, checkpoints, report)
         counts = _counts(found, settings.per_pair)
         if not counts["negatives"]:
             raise InputError(
@@ -154,7 +154,7 @@ def mine_negatives(
             **record,
         }
         atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        partial.remove()
+        checkpoints.remove()
     return manifest
 
 
@@ -164,15 +164,15 @@ def _mine(
     scorer: Scorer,
     teacher: Scorer | None,
     settings: MineSettings,
-    partial: Partial,
+    checkpoints: ShardCheckpoints,
     report: Report | None,
 ) -> list[dict[str, Any]]:
     """A line for each pair: the candidates that are its negatives, its positive's rank, how many each guard dropped."""
-    found = partial.finished([pair.id for pair in pairs], "pairs")
+    found = checkpoints.finished([pair.id for pair in pairs], "pairs")
     if len(found) < len(pairs):
         for role, one in (("retriever", scorer), ("teacher", teacher)):
             if one:
-                one.prepare(candidates.texts, partial.folder / role, report)
+                one.prepare(candidates.texts, checkpoints.folder / role, report)
     for start in range(len(found), len(pairs), BLOCK):
         block = range(start, min(start + BLOCK, len(pairs)))
         queries = [pairs[i].query for i in block]
@@ -184,7 +184,7 @@ def _mine(
             chosen, dropped = choose(i, pairs[i], candidates, scores_QN[line], row, settings, scorer)
             rank = _rank_of_positive(i, pairs[i], candidates, scores_QN[line])
             lines.append({"id": pairs[i].id, "negatives": chosen, "rank": rank, "dropped": dict(dropped)})
-        partial.add_block(lines)
+        checkpoints.add_block(lines)
         found += lines
         if report:
             report("queries mined", len(found), len(pairs))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.data.pairs import read_pairs
-from search_r3.data.shard_checkpoints import Partial
+from search_r3.data.shard_checkpoints import ShardCheckpoints
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 
@@ -55,11 +55,11 @@ def write_teacher_rows(
     }
     digest = hashlib.sha256("\0".join([*texts["query"], "", *texts["document"]]).encode()).hexdigest()
     record = {"teacher": teacher.name, **teacher.identity, "texts_sha256": digest}
-    with closing(Partial(Path(f"{output}.partial"), record)) as partial:
+    with closing(ShardCheckpoints(Path(f"{output}.partial"), record)) as checkpoints:
         rows: list[np.ndarray] = []
         for kind, encode in (("query", teacher.encode_query), ("document", teacher.encode_document)):
             for start in range(0, len(texts[kind]), CHUNK):
-                place = partial.folder / f"{kind}-{start:08d}.npy"
+                place = checkpoints.folder / f"{kind}-{start:08d}.npy"
                 if not place.is_file():
                     made = np.asarray(encode(texts[kind][start : start + CHUNK]), dtype=np.float16)
                     with atomic_path(place) as scratch, open(scratch, "wb") as handle:
@@ -72,7 +72,7 @@ def write_teacher_rows(
         metadata = {"record": json.dumps(record, sort_keys=True)}
         with atomic_path(output) as scratch:
             save_file({"rows": np.concatenate(rows), "keys": np.array(keys, dtype=np.int64)}, scratch, metadata)
-        partial.remove()
+        checkpoints.remove()
     return {"queries": len(texts["query"]), "documents": len(texts["document"]), "dimensions": rows[0].shape[1]}
 
 

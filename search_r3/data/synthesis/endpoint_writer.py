@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from search_r3.data.synthesis.retry import (
+from search_r3.data.io.endpoint import (
     AskDifferentlyError,
     Endpoint,
     EndpointSettings,

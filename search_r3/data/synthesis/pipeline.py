@@ -18,7 +18,7 @@ from typing import Any
 from search_r3.data.mining.scorers import Report, Scorer
 from search_r3.data.mining.word_overlap import normalize
 from search_r3.data.pairs import TrainingPair, write_pairs
-from search_r3.data.shard_checkpoints import Partial, differing, read_json
+from search_r3.data.shard_checkpoints import ShardCheckpoints, differing, read_json
 from search_r3.data.synthesis import instructions
 from search_r3.data.synthesis.instructions import KINDS
 from search_r3.data.synthesis.roundtrip import RoundTrip
@@ -97,15 +97,15 @@ def synthesize(
     finished = _check_output(output, folder, record)
     if finished is not None:
         return finished
-    partial = Partial(folder, record)
+    checkpoints = ShardCheckpoints(folder, record)
     try:
-        work = _Work(collection, chosen, writer, scorer, settings, partial, report)
+        work = _Work(collection, chosen, writer, scorer, settings, checkpoints, report)
         stopped = work.run(budget)
         manifest = _write(output, work, record, budget, stopped)
         if not stopped:
-            partial.remove()
+            checkpoints.remove()
     finally:
-        partial.close()
+        checkpoints.close()
     return manifest
 
 
@@ -119,16 +119,16 @@ class _Work:
         writer: Writer,
         scorer: Scorer,
         settings: SynthesisSettings,
-        partial: Partial,
+        checkpoints: ShardCheckpoints,
         report: Report | None,
     ) -> None:
         self.collection, self.chosen, self.writer, self.settings = collection, chosen, writer, settings
-        self.partial, self.report = partial, report
+        self.checkpoints, self.report = checkpoints, report
         texts = [document.full_text for document in collection.documents]
-        self.trip = RoundTrip(scorer, texts, partial.folder / "retriever", report)
-        self.lines = partial.finished([collection.documents[i].id for i in chosen])
+        self.trip = RoundTrip(scorer, texts, checkpoints.folder / "retriever", report)
+        self.lines = checkpoints.finished([collection.documents[i].id for i in chosen])
         self.seen = {normalize(pair["query"]) for line in self.lines for pair in line["pairs"]}
-        self.writer.usage = Usage(**partial.spent())
+        self.writer.usage = Usage(**checkpoints.spent())
         self.dropped: list[Counter[str]] = []
 
     def run(self, budget: Budget) -> str:
@@ -185,7 +185,7 @@ class _Work:
             ]
             dropped = dict(sorted(self.dropped[place].items()))
             lines.append({"id": documents[i].id, "pairs": pairs, "dropped": dropped, "estimate": self.asked[place]})
-        self.partial.add_block(lines)
+        self.checkpoints.add_block(lines)
         self.lines += lines
 
     def _queries(self, drafts: list[_Draft]) -> list[_Draft]:
@@ -258,7 +258,7 @@ class _Work:
         try:
             replies = self.writer.write(prompts)
         finally:
-            self.partial.spend(asdict(self.writer.usage))
+            self.checkpoints.spend(asdict(self.writer.usage))
         for draft, prompt in zip(drafts, prompts, strict=True):
             self.asked[self.place[draft.document]] += tokens_of(prompt)
         return replies
@@ -311,7 +311,7 @@ def _write(output: Path, work: _Work, record: dict[str, Any], budget: Budget, st
     if not pairs:
         raise InputError(
             f"no query of {asked} was kept ({', '.join(f'{n} {reason}' for reason, n in dropped.most_common(4))}); use "
-            f"a stronger model or a greater --top-k, and remove {work.partial.folder}"
+            f"a stronger model or a greater --top-k, and remove {work.checkpoints.folder}"
         )
     write_pairs(output, pairs)
     used = work.writer.usage

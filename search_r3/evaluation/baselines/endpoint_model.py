@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.data.synthesis.retry import Endpoint, NoAnswerError, RefusedError, Threads, Wording, listed
+from search_r3.data.io.endpoint import Endpoint, NoAnswerError, RefusedError, Threads, Wording, listed
 from search_r3.data.synthesis.writers import CHARACTERS_A_TOKEN, count_characters
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import CostApproval, ExternalModelConfig, is_local

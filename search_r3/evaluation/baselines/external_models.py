@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from search_r3.config import load_config
-from search_r3.data.synthesis.retry import EndpointSettings, key_from
+from search_r3.data.io.endpoint import EndpointSettings, key_from
 from search_r3.errors import InputError
 from search_r3.files import expand_user
 

@@ -23,7 +23,7 @@ from search_r3.index.distributed.ray_worker import Described, EncodeRows, Job, d
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
 from search_r3.index.embedding import BATCH_TOKENS
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.locking import Held, writing
+from search_r3.index.locking import WriteLock, writing
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import Place, explained, for_writing, options_of, place_of
 
@@ -78,10 +78,10 @@ def build_distributed(
     report = IndexReport()
     place = for_writing(place_of(path))
     choose_backend(place).require("distributed", "builds by Ray")
-    with explained(place), writing(place, make=True) as held, joined(cluster) as each:
+    with explained(place), writing(place, make=True) as lock, joined(cluster) as each:
         model = _described(load, each)
         build = BuildRun(
-            place, held, cast(Encoder, model), None, report
+            place, lock, cast(Encoder, model), None, report
         )  # it asks what the model is, and embeds nothing
         changes = build.begin(documents, source, take_over, types, max_length, prune)
         try:
@@ -94,7 +94,7 @@ def build_distributed(
                 job = Job(
                     load, replace(model, count_tokens=None), build.table.schema, max_length, batch_tokens, batch_size
                 )
-                _encode_and_commit(place, held, spooled, job, cluster, each, (part_rows, file_rows), since)
+                _encode_and_commit(place, lock, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
             _tell(report, spooled)
             build.finish(changes, prune, may_prune, approximate_from, ())
@@ -120,7 +120,7 @@ def _described(load: Callable[[], Encoder], each: dict[str, Any]) -> Described:
 
 def _encode_and_commit(
     place: Place,
-    held: Held,
+    lock: WriteLock,
     spooled: Spooled,
     job: Job,
     cluster: Cluster,
@@ -139,7 +139,7 @@ def _encode_and_commit(
         _encode(place, job, cluster, each, sink, tasks)
         fragments = sink.fragments
     check_fragments(place, fragments, spooled.rows)
-    held.check()
+    lock.check()
     commit_fragments(place, fragments, spooled.replaced, since)
 
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from search_r3.errors import InputError
-from search_r3.index.live_handle import FAILURES, IndexHandle
+from search_r3.index.index_handle import FAILURES, IndexHandle
 from search_r3.index.maintenance import UnknownDocument
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.table_columns import ColumnTypeError

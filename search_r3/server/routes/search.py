@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from search_r3.errors import InputError
-from search_r3.index.live_handle import IndexHandle
+from search_r3.index.index_handle import IndexHandle
 from search_r3.index.search import MAX_QUERY_CHARACTERS
 from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.batching.queued_encoder import QueuedEncoder

@@ -11,7 +11,7 @@ from email.utils import format_datetime
 import pytest
 from processes import eventually
 
-from search_r3.data.synthesis.retry import (
+from search_r3.data.io.endpoint import (
     AskDifferentlyError,
     Endpoint,
     EndpointSettings,
