@@ -42,7 +42,7 @@ SHARED_RANK = 64
 
 @dataclass
 class Drift:
-    """How rows move in one optimiser step."""
+    """How rows move in one optimizer step."""
 
     source: str
     """Where the figures are from."""
@@ -65,7 +65,7 @@ class Drift:
     pace: list[float] = field(default_factory=lambda: [1.0])
     """How much rows move from each checkpoint to the next, over the geometric mean of all: warm-up, and luck."""
     steps: int = 1
-    """Optimiser steps between the checkpoints that were measured; `sizes` are scaled down to one step by `growth`."""
+    """Optimizer steps between the checkpoints that were measured; `sizes` are scaled down to one step by `growth`."""
     stretches: int = 0
     """How many were measured."""
     by_lag: dict[str, float] = field(default_factory=dict)

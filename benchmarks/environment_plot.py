@@ -1,4 +1,4 @@
-"""The replays' curves on one page: a row of panels for each world, a colour for each policy."""
+"""The replays' curves on one page: a row of panels for each world, a color for each policy."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def draw(worlds: dict[str, dict[str, Any]], target: Path) -> Path:
             for name, curves in policies.items():
                 steps, values = curves[curve]
                 values = smooth(values) if curve in ("recall", "error") else values
-                colour, dashes = styles[name]
-                axis.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.6, alpha=0.9)
+                color, dashes = styles[name]
+                axis.plot(steps, values, color=color, linestyle=dashes, linewidth=1.6, alpha=0.9)
             if "error" in curve:
                 axis.set_ylim(bottom=0)
             if curve == "error":
@@ -55,8 +55,8 @@ def draw(worlds: dict[str, dict[str, Any]], target: Path) -> Path:
             for side in ("left", "bottom"):
                 axis.spines[side].set_color("#888888")
     handles = [
-        Line2D([], [], color=colour, linestyle=dashes, linewidth=2, label=name)
-        for name, (colour, dashes) in styles.items()
+        Line2D([], [], color=color, linestyle=dashes, linewidth=2, label=name)
+        for name, (color, dashes) in styles.items()
     ]
     handles.append(Line2D([], [], color="#888888", linestyle=DASHES[2], linewidth=1, label="goal: error 0.02"))
     figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=9, frameon=False)

@@ -34,7 +34,7 @@ class Frame:
     """One checkpoint.
 
     Attributes:
-        step: optimiser steps that its weights had taken.
+        step: optimizer steps that its weights had taken.
         documents_ND, queries_QD: float32 unit rows.
         batch: numbers of the queries that were trained on from here to the next checkpoint, in their order; empty if
             that is not known.

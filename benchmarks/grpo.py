@@ -1,4 +1,4 @@
-"""How fast stage 2 trains: seconds of an optimiser step, against TRL's GRPOTrainer doing the same job.
+"""How fast stage 2 trains: seconds of an optimizer step, against TRL's GRPOTrainer doing the same job.
 
     python benchmarks/grpo.py                       # CPU: sizes of configs/grpo/cpu.yaml, 600 documents
     python benchmarks/grpo.py --device cuda         # GPU: sizes of configs/grpo/gpu.yaml

@@ -117,7 +117,7 @@ class Parts:
 
 
 class Ours:
-    """`GRPOTask` and around it a step of `run_training` in one process: seeds, rate, clipping, optimiser."""
+    """`GRPOTask` and around it a step of `run_training` in one process: seeds, rate, clipping, optimizer."""
 
     def __init__(self, spec: Spec) -> None:
         import torch

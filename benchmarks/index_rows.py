@@ -1,7 +1,7 @@
 """A million rows that lie as real ones do: vectors of real short texts, and perturbed copies of them.
 
-A copy is moved by the difference of two real neighbours, so it leaves its origin in a direction and by a distance that
-real texts have among themselves. One factor on that move is found such that a row's nearest neighbour is as far, in the
+A copy is moved by the difference of two real neighbors, so it leaves its origin in a direction and by a distance that
+real texts have among themselves. One factor on that move is found such that a row's nearest neighbor is as far, in the
 median, as a real text's; the quantiles of both are measured and reported.
 """
 
@@ -17,10 +17,10 @@ from common import rounded, say
 
 from search_r3.files import atomic_path
 
-NEIGHBOURS = 50  # a copy moves by the difference to one of so many neighbours
+NEIGHBORS = 50  # a copy moves by the difference to one of so many neighbors
 BLOCK = 16_384
 PIECE = 1000  # texts encoded between two looks at the clock
-PROBES = 300  # rows whose neighbours are measured
+PROBES = 300  # rows whose neighbors are measured
 HALVINGS = 10
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -100,9 +100,9 @@ class Rows:
 
     def __init__(self, real: np.ndarray, count: int, seed: int) -> None:
         self.real, self.count, self.seed = real, count, seed
-        k = min(NEIGHBOURS, len(real) - 1)
+        k = min(NEIGHBORS, len(real) - 1)
         cosines, rows = nearest(real, in_memory(real), k + 1)
-        self.neighbours = rows[:, 1:]
+        self.neighbors = rows[:, 1:]
         self.real_distances = 1 - cosines[:, [1, min(10, k)]]
         self.factor = 1.0
         if count > len(real):
@@ -122,9 +122,9 @@ class Rows:
         return out
 
     def copies(self, origins: np.ndarray, rng: np.random.Generator, factor: float) -> np.ndarray:
-        """The origins, each moved by `factor` times the difference of a real text and one of its neighbours."""
+        """The origins, each moved by `factor` times the difference of a real text and one of its neighbors."""
         here = rng.integers(0, len(self.real), len(origins))
-        there = self.neighbours[here, rng.integers(0, self.neighbours.shape[1], len(origins))]
+        there = self.neighbors[here, rng.integers(0, self.neighbors.shape[1], len(origins))]
         return unit(self.real[origins] + factor * (self.real[there] - self.real[here]))
 
     def _calibrated(self) -> float:
@@ -171,7 +171,7 @@ def write_rows(rows: Rows, path: Path) -> None:
 
 
 def likeness(rows: Rows, path: Path) -> dict[str, Any]:
-    """Quantiles of the cosine distance to the nearest and the tenth neighbour, of real texts and of all rows."""
+    """Quantiles of the cosine distance to the nearest and the tenth neighbor, of real texts and of all rows."""
     rng = np.random.default_rng([rows.seed, 3 << 32])
     chosen = np.sort(rng.choice(rows.count, min(PROBES, rows.count), replace=False))
     parts = (
@@ -188,8 +188,8 @@ def likeness(rows: Rows, path: Path) -> dict[str, Any]:
         "made_tenth": _quantiles(made[:, 1]),
         "factor": rounded(rows.factor),
         "real_rows": len(rows.real),
-        "how": "the real vectors, then copies moved by factor * (neighbour - text), of a random real text and one of "
-        f"its {rows.neighbours.shape[1]} nearest; the factor makes the median nearest distance the real one",
+        "how": "the real vectors, then copies moved by factor * (neighbor - text), of a random real text and one of "
+        f"its {rows.neighbors.shape[1]} nearest; the factor makes the median nearest distance the real one",
     }
 
 

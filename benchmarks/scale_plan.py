@@ -180,7 +180,7 @@ def table(plan: Plan) -> dict[str, float]:
 
 
 def approximate(plan: Plan) -> dict[str, float]:
-    """The approximate index: sqrt(rows) partitions, each row compared with every centre once, in 2 D FLOPs."""
+    """The approximate index: sqrt(rows) partitions, each row compared with every center once, in 2 D FLOPs."""
     partitions = round(math.sqrt(plan.chunks))
     flops = plan.chunks * partitions * 2 * plan.sizes.hidden
     return {"partitions": partitions, "flops": flops, "hours": flops / (plan.cpu_tflops * 1e12) / HOUR}

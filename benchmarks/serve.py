@@ -131,7 +131,7 @@ def prepare(options: argparse.Namespace, work: Path) -> Bench:
 
 
 def texts_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Documents to embed, distinct queries, and the pool of the quality part with its judgements; always the same."""
+    """Documents to embed, distinct queries, and the pool of the quality part with its judgments; always the same."""
     folder = find_dataset(options.dataset, options.data)
     test = load_beir(folder, "test")
     texts = {test.corpus[i].full_text for i in test.corpus}

@@ -1,7 +1,7 @@
 """SearchR3 in LangChain: any vector store with our embeddings, and an index of ours as a retriever.
 
 pip install 'search-r3[langchain,search]'
-python examples/langchain_search.py --index notes-index "which licence did we choose"
+python examples/langchain_search.py --index notes-index "which license did we choose"
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an agent's program does with `search-r3 mcp`: start it, list its tools, call `search`.
 
 pip install 'search-r3[mcp]'
-python examples/mcp_client.py notes-index "which licence did we choose"
+python examples/mcp_client.py notes-index "which license did we choose"
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Retrieve, then answer with citations, by one LLM: with its adapter it embeds, without it its own chat answers.
 
-    python examples/rag.py notes-index "which licence did we choose"
+    python examples/rag.py notes-index "which license did we choose"
 
 Does reasoning before retrieval make for better answers? With a data set, the share of answers that contain the right
 one is measured, with reasoning off and on (the same passages per answer, greedy, so the same every time):
@@ -90,15 +90,15 @@ def citations(text: str, passages: int) -> list[int]:
     return list(dict.fromkeys(number for number in found if 1 <= number <= passages))
 
 
-def normalised(text: str) -> list[str]:
-    """Words in lower case without punctuation and articles: SQuAD's normalisation (Rajpurkar et al. 2016)."""
+def normalized(text: str) -> list[str]:
+    """Words in lower case without punctuation and articles: SQuAD's normalization (Rajpurkar et al. 2016)."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return [word for word in bare.split() if word not in ("a", "an", "the")]
 
 
 def contains(text: str, answer: str) -> bool:
-    """Whether the words of `answer` stand together somewhere in `text`, both normalised."""
-    words, wanted = normalised(text), normalised(answer)
+    """Whether the words of `answer` stand together somewhere in `text`, both normalized."""
+    words, wanted = normalized(text), normalized(answer)
     return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
 
 

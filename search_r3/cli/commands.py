@@ -53,7 +53,7 @@ app = typer.Typer(
     \b
     Start here:      search-r3 demo
     Your own files:  search-r3 index ~/notes --into notes-index
-                     search-r3 search notes-index "where did we decide on the licence"
+                     search-r3 search notes-index "where did we decide on the license"
     Your own model:  search-r3 data build RECIPE pairs.jsonl
                      search-r3 train sft CONFIG
 
@@ -154,7 +154,7 @@ def search(
     The query must be embedded by the model that made the index; another one is refused. Mode text needs no model.
 
     \b
-    Example:  search-r3 search notes-index "which licence did we choose" --where "path LIKE '%.md'"
+    Example:  search-r3 search notes-index "which license did we choose" --where "path LIKE '%.md'"
     Next:     try --no-reasoning, and --mode text, to see what each is good for
     """
     hush()
@@ -244,7 +244,7 @@ def models(
     engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
-    """List the base models and adapters that can be used by name, with size, licence and contract hash.
+    """List the base models and adapters that can be used by name, with size, license and contract hash.
 
     Two embeddings can be compared only if their models' contract hashes are equal. With --check, exit code 1 means that
     the model does not give the embeddings it gave when it was saved.

@@ -100,7 +100,7 @@ def usage(model: Any) -> list[str]:
         lines += [f"A {side}:", "", "```json", json.dumps(shown, ensure_ascii=False), "```", ""]
     return [
         *lines,
-        f"`{SETTINGS_FILE}` has them with their token ids. Tokenise the text by itself, as below, and keep its first "
+        f"`{SETTINGS_FILE}` has them with their token ids. Tokenize the text by itself, as below, and keep its first "
         f"{DEFAULT_DOCUMENT_TOKENS} tokens. Joined with the templates into one string, a text that begins with white "
         "space or spells a special token would be read as other tokens.",
         "",

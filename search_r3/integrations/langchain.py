@@ -60,7 +60,7 @@ class SearchR3Retriever(BaseRetriever):
 
     Example:
         >>> retriever = SearchR3Retriever(index="notes-index", k=3)  # doctest: +SKIP
-        >>> retriever.invoke("where did we decide on the licence", where="path LIKE '%.md'")
+        >>> retriever.invoke("where did we decide on the license", where="path LIKE '%.md'")
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())

@@ -68,7 +68,7 @@ class LoopConfig:
     """How the training loop runs: length, optimizer, schedule, checkpoints, log."""
 
     steps: int = 1000
-    """Optimiser steps in the whole run."""
+    """Optimizer steps in the whole run."""
     learning_rate: float = 3e-4
     """AdamW's peak learning rate."""
     warmup_steps: int = 10

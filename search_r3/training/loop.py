@@ -56,7 +56,7 @@ class Task(Protocol):
     """What is trained."""
 
     module: nn.Module
-    """Its trainable parameters are optimised. The loop moves it to the process's device."""
+    """Its trainable parameters are optimized. The loop moves it to the process's device."""
 
     def batch(self, step: int) -> Any:
         """The batch with the number `step`, or this process's share of it: a pure function of (seed, step, rank).
@@ -65,7 +65,7 @@ class Task(Protocol):
         """
 
     def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise and figures to log, the same keys at every step and on every process.
+        """The scalar to minimize and figures to log, the same keys at every step and on every process.
 
         `module` is the wrapped module: run the forward pass through it. bf16 autocast is on if configured.
         A figure called "tokens" is summed (and gives tokens per second); the others are averaged.

@@ -168,7 +168,7 @@ def kl_to_base(
 
         mean over kept t of  sum_v p_t(v) (log p_t(v) - log p0_t(v)),   p = tuned, p0 = base
 
-    The excluded ids leave both distributions, which are then renormalised over the rest: the base never emits the
+    The excluded ids leave both distributions, which are then renormalized over the rest: the base never emits the
     embed token, and padding rows of the matrix are no tokens at all, so neither says anything of language ability.
 
     Args:

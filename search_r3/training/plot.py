@@ -346,7 +346,7 @@ def _finite(points: list[tuple[int, Any]]) -> Points:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """The mean of each value and its neighbours: a twentieth of all, none for few values."""
+    """The mean of each value and its neighbors: a twentieth of all, none for few values."""
     half = len(values) // 40
     if half == 0:
         return values

@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint asked by several threads: what is tried again, how long is waited, when it is given up.
 
 A call is tried again after a timeout, a lost connection or a status that passes (408, 409, 429, 5xx), with a doubling
-wait that honours Retry-After (RFC 9110, 10.2.3). The key comes from the environment and goes into no file and no line.
+wait that honors Retry-After (RFC 9110, 10.2.3). The key comes from the environment and goes into no file and no line.
 """
 
 from __future__ import annotations

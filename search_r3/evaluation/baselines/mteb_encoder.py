@@ -20,7 +20,7 @@ from search_r3.optional import optional_imports
 MTEB_NAMES = {"scifact": "SciFact", "hotpotqa": "HotpotQA", "cosqa": "CosQA", "mkqa": "MKQARetrieval"}
 """What MTEB calls the data sets that our recipes know."""
 TEACHERS = {"all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
-ORGANISATION = "search-r3"
+ORGANIZATION = "search-r3"
 """MTEB wants names of the form owner/name."""
 NO_EMBEDDING = -1.0
 """The similarity of an empty text, which has no embedding: the lowest cosine there is, so that nothing ranks below."""
@@ -153,7 +153,7 @@ class SearchR3Encoder:
         memory = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
         return ModelMeta(
             loader=None,  # hub names are not ours; evaluate an encoder that is loaded
-            name=f"{ORGANISATION}/{self.model.name}",
+            name=f"{ORGANIZATION}/{self.model.name}",
             revision=self.model.contract_hash,
             release_date=None,
             languages=["eng-Latn"],

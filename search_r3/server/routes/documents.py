@@ -71,7 +71,7 @@ async def list_documents(request: Request, page: Annotated[DocumentsPage, Query(
     responses=answers(Added, "Written; a search finds them", *WITH_BODY, 404, 409, status=201),
     openapi_extra=takes(
         DocumentsRequest,
-        example={"documents": [{"id": "licence", "title": "Licence", "text": "It is under Apache-2.0."}]},
+        example={"documents": [{"id": "license", "title": "License", "text": "It is under Apache-2.0."}]},
     ),
 )
 async def add_documents(request: Request) -> Response:

@@ -54,7 +54,7 @@ class Encoded:
     """What `Policy` returns for `Rows`: unit embeddings, and logits in the order of rows, then positions.
 
     Attributes:
-        embedding_BD: float32, L2-normalised.
+        embedding_BD: float32, L2-normalized.
         logits_TV: at the positions that predict the assistant's tokens; None if there are none.
         base_logits_TV: the base model's logits at the same positions (adapter off), without gradient; None unless
             requested.

@@ -41,9 +41,9 @@ def halve_into_topics(rows_ND: np.ndarray, size: int, seed: int = 0) -> np.ndarr
 
 def _principal_direction(rows_ND: np.ndarray, seed: int) -> np.ndarray:
     """The first principal direction, (D,), by power iteration."""
-    centred_ND = rows_ND - rows_ND.mean(0)
+    centered_ND = rows_ND - rows_ND.mean(0)
     direction_D = np.random.default_rng([seed, len(rows_ND)]).standard_normal(rows_ND.shape[1])
     for _ in range(POWER_STEPS):
-        direction_D = centred_ND.T @ (centred_ND @ direction_D)
+        direction_D = centered_ND.T @ (centered_ND @ direction_D)
         direction_D = direction_D / max(float(np.linalg.norm(direction_D)), 1e-12)
     return np.asarray(direction_D)
