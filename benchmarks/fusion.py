@@ -6,7 +6,7 @@
 
 For docs/indexing.md, "Hybrid search". **Dev**: for each data set an index by `build_index`, its chunks embedded by
 their first `--length` tokens; of each query the 100 best by vector (direct, no reasoning) and by words, fused and
-ordered as `search_index` does. The queries are cosqa's and nfcorpus's dev split, hotpotqa's train split, and the eighth
+ordered as `run_search` does. The queries are cosqa's and nfcorpus's dev split, hotpotqa's train split, and the eighth
 of the train queries of scifact, strategyqa and entailmentbank that is held out to choose by. `--work FOLDER` keeps the
 indexes, so a run that was killed goes on.
 

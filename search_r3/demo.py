@@ -30,7 +30,7 @@ from rich.text import Text
 
 from search_r3.errors import InputError
 from search_r3.index.build import build_index
-from search_r3.index.search import Hit, SearchResult
+from search_r3.index.run_search import Hit, SearchResult
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.model.resolve import BUNDLED, cache_dir, cache_written, default_model, known_names

@@ -31,8 +31,9 @@ from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.suite_config import SuitePlan
 from search_r3.index.chunking import chunk_document
 from search_r3.index.csvfile import read_csv
-from search_r3.index.readers import open_source
-from search_r3.model.checkpoint import CONTRACT_FILE, Contract, read_record
+from search_r3.index.path_source import open_source
+from search_r3.model.checkpoint import CONTRACT_FILE, read_record
+from search_r3.model.contract import Contract
 from search_r3.model.resolve import weights_sha256
 from search_r3.prompts import Prompts
 from search_r3.training.config import load_config

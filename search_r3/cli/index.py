@@ -34,7 +34,7 @@ from search_r3.errors import InputError
 
 if TYPE_CHECKING:
     from search_r3.index.build_report import IndexReport, Removal
-    from search_r3.index.readers import Source
+    from search_r3.index.path_source import PathSource
     from search_r3.index.search_index import SearchIndex
 
 EXIT_CONFLICTS = 1
@@ -129,7 +129,7 @@ def index(
     """
     hush()
     from search_r3.index.build import build_index
-    from search_r3.index.readers import open_source, sample_queries
+    from search_r3.index.path_source import open_source, sample_queries
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.resolve import default_model
 
@@ -185,7 +185,9 @@ def print_report(target: str, made: SearchIndex, report: IndexReport, as_json: b
     print(f'to search it: search-r3 search {shlex.quote(target)}{mode} "your question"')
 
 
-def check_target(target: str, documents: Source, name: str | None, *, named: bool, backend: str | None = None) -> None:
+def check_target(
+    target: str, documents: PathSource, name: str | None, *, named: bool, backend: str | None = None
+) -> None:
     """Refuse, before a model is loaded, a source or a backend that the index `target` cannot take.
 
     Raises:
@@ -244,7 +246,7 @@ def report_what_was_left(index: str, report: IndexReport, as_json: bool) -> None
         typer.Exit: another source has the ids of some documents (exit code 1).
     """
     from search_r3.index.index_sources import UNKNOWN
-    from search_r3.index.readers import summarize_skipped
+    from search_r3.index.path_source import summarize_skipped
 
     quoted = shlex.quote(index)
     for line in summarize_skipped([*([] if as_json else report.skipped), *report.conflicts]):

@@ -15,7 +15,8 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.export.merged_export import check_target
 from search_r3.files import atomic_path
-from search_r3.model.checkpoint import ADAPTER_FILE, CONTRACT_FILE, Contract, read_record
+from search_r3.model.checkpoint import ADAPTER_FILE, CONTRACT_FILE, read_record
+from search_r3.model.contract import Contract
 from search_r3.model.resolve import BUNDLED, weights_sha256
 
 SUFFIXES = (".safetensors", ".json", ".md")

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         maintain_index,
         update_documents,
     )
-    from search_r3.index.readers import open_source, summarize_skipped
-    from search_r3.index.search import Hit, ReasoningTrace, SearchResult, Timings
+    from search_r3.index.path_source import open_source, summarize_skipped
+    from search_r3.index.run_search import Hit, ReasoningTrace, SearchResult, Timings
     from search_r3.index.search_index import DocumentPage, ListedDocument, SearchIndex
     from search_r3.index.source_document import Skipped, SourceDocument
 
@@ -47,8 +47,8 @@ _MODULES = {
     "maintenance": "Deleted UnknownDocument compact_index delete_documents delete_source maintain_index "
     "update_documents",
     "reader_registry": "register_reader",
-    "readers": "open_source summarize_skipped",
-    "search": "Hit ReasoningTrace SearchResult Timings",
+    "path_source": "open_source summarize_skipped",
+    "run_search": "Hit ReasoningTrace SearchResult Timings",
     "source_document": "Skipped SourceDocument",
     "index_backend": "IndexBackend",
     "index_info": "IndexInfo",

@@ -47,7 +47,7 @@ from search_r3.index.lance_table import (
     open_table,
 )
 from search_r3.index.locking import OURS, WriteLock
-from search_r3.index.readers import Source
+from search_r3.index.path_source import PathSource
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import Place, brief
@@ -130,10 +130,10 @@ class BuildRun:
         self.sources = Sources.of(self.table)
         self.scope = self.sources.scope(documents, source, self.path, take_over)
         self.report.source = self.scope.record.name
-        self.brings_all = not self.at_once and self.scope.whole and (prune or isinstance(documents, Source))
+        self.brings_all = not self.at_once and self.scope.whole and (prune or isinstance(documents, PathSource))
         self.schema = self.schema if self.table is None else self.table.schema
         replacing = None
-        if isinstance(documents, Source):
+        if isinstance(documents, PathSource):
             documents.text_columns = text_fields(self.schema, self.declared)
             self.may_be_empty = self.scope.allow_empty(documents, self.path)
             check_fields(self.schema, types or {}, documents)

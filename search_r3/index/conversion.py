@@ -17,7 +17,7 @@ import pyarrow as pa
 from search_r3.errors import InputError
 from search_r3.hints import nearest
 from search_r3.index.csvfile import OWN
-from search_r3.index.readers import Source
+from search_r3.index.path_source import PathSource
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.table_columns import (
     DECLARED,
@@ -53,7 +53,7 @@ class Replacing:
         return self.everything or source is None or source in self.sources
 
 
-def check_fields(schema: pa.Schema, types: Mapping[str, str], documents: Source) -> None:
+def check_fields(schema: pa.Schema, types: Mapping[str, str], documents: PathSource) -> None:
     """See that the fields `types`, by name, are in the index or in the documents; only for other than the index's are
     the documents read, as far as it takes to find them.
 

@@ -130,7 +130,7 @@ class OptionalFeatures:
         """Read a little, and with `thorough` of every file; raises what reading raises."""
 
     @classmethod
-    def look(cls, path: Path) -> tuple[tuple[Any, ...], int]:
+    def fingerprint(cls, path: Path) -> tuple[tuple[Any, ...], int]:
         """What distinguishes the index in the folder from another one, and when it was last written (ns). Cheap, as
         nothing is read. Raises OSError if there is nothing."""
         folder = path.stat()

@@ -13,15 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, Unpack
 
 from search_r3.errors import InputError
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
-from search_r3.index.search import Fusion, Mode, SearchResult
+from search_r3.index.run_search import SearchOptions, SearchResult
 from search_r3.index.search_index import DocumentPage, SearchIndex
 from search_r3.index.storage import Place, StorageError, brief, files_lost, place_of
-from search_r3.rank_fusion import VECTOR_WEIGHT
 
 Event = Literal["exchanged", "refused", "unavailable", "available"]
 T = TypeVar("T")
@@ -47,7 +46,7 @@ class _RefusedError(InputError):
     """What is in the index's place is not an index of the same model."""
 
 
-class _Place(NamedTuple):
+class _Fingerprint(NamedTuple):
     """What distinguishes folders, commits, and a commit from one an instant later."""
 
     folder: tuple[Any, ...]
@@ -83,11 +82,11 @@ class IndexHandle:
         self._checking = threading.Lock()
         self._checked = time.monotonic()
         self._backend = type(self._open().backend)  # says best what is wrong
-        self._place = self._look()
+        self._seen = self._fingerprint()
         self._current = self._open()
         self._newest: SearchIndex | None = None  # goes ahead to see whether there is a newer version
         self._contract = self._current.info.contract_hash, self._current.info.dimension
-        self._refused: tuple[_Place, str] | None = None  # the place whose index was refused, and why
+        self._refused: tuple[_Fingerprint, str] | None = None  # the place whose index was refused, and why
         self._suspect = False  # a search failed: look again, whatever the place says
         self._problem: tuple[str, float] | None = None  # what is wrong, and from when on it counts
         self._reported = False
@@ -137,37 +136,9 @@ class IndexHandle:
         """See `SearchIndex.check_model`."""
         self._current.check_model(model)
 
-    def search(
-        self,
-        query: str,
-        model: Encoder | None,
-        *,
-        k: int = 10,
-        mode: Mode = "hybrid",
-        reasoning: bool | Literal["auto"] = True,
-        max_reasoning_tokens: int = 32,
-        where: str | None = None,
-        exact: bool = False,
-        chunks: bool = False,
-        vector_weight: float = VECTOR_WEIGHT,
-        fusion: Fusion = "linear",
-    ) -> SearchResult:
+    def search(self, query: str, model: Encoder | None, **options: Unpack[SearchOptions]) -> SearchResult:
         """`SearchIndex.search` by `run`."""
-        return self.run(
-            lambda index: index.search(
-                query,
-                model,
-                k=k,
-                mode=mode,
-                reasoning=reasoning,
-                max_reasoning_tokens=max_reasoning_tokens,
-                where=where,
-                exact=exact,
-                chunks=chunks,
-                vector_weight=vector_weight,
-                fusion=fusion,
-            )
-        )
+        return self.run(lambda index: index.search(query, model, **options))
 
     def list_documents(self, limit: int = 100, after: str = "") -> DocumentPage:
         """`SearchIndex.list_documents` by `run`."""
@@ -248,16 +219,16 @@ class IndexHandle:
 
     def _check(self) -> None:
         self._checked = time.monotonic()
-        place = None
+        found = None
         try:
-            place = self._look()
-            self._follow(place)
+            found = self._fingerprint()
+            self._follow(found)
         except _RefusedError as error:
             line = str(error)
             if self._refused is None or self._refused[1] != line:
                 self.on_event("refused", line)
-            assert place is not None  # it was looked at before it was refused
-            self._refused = place, line
+            assert found is not None  # it was looked at before it was refused
+            self._refused = found, line
             if _answers(self._current, thorough=False):  # it is elsewhere now, and read on
                 self._recover()
             else:
@@ -267,13 +238,13 @@ class IndexHandle:
         except FAILURES as error:
             self._fail(self._unreadable(brief(error)))
 
-    def _follow(self, place: _Place) -> None:
-        """Move on to what is at `place`."""
-        same = place.folder == self._place.folder
-        if same and place == self._place and isinstance(self.path, Path) and not self._suspect and not self._problem:
+    def _follow(self, found: _Fingerprint) -> None:
+        """Move on to what is at the path."""
+        same = found.folder == self._seen.folder
+        if same and found == self._seen and isinstance(self.path, Path) and not self._suspect and not self._problem:
             self._refused = None  # a link that led elsewhere leads back
             return
-        if self._refused is not None and place == self._refused[0] and isinstance(self.path, Path):
+        if self._refused is not None and found == self._refused[0] and isinstance(self.path, Path):
             raise _RefusedError(self._refused[1])
         if same and not self._suspect:
             newest = (self._current.reopened() if self._newest is None else self._newest).latest()
@@ -284,7 +255,7 @@ class IndexHandle:
                     self._current, self._newest = newest, None
                 else:
                     self._newest = newest
-                self._place, self._refused = place, None
+                self._seen, self._refused = found, None
                 self._recover()
                 return
         opened = self._open()
@@ -297,9 +268,9 @@ class IndexHandle:
         opened.backend.probe()
         if opened.info.identity != self._current.info.identity and not opened.complete and self._waits_for_a_build():
             raise InputError(f"the index {self.path} is being built")  # it may lack its rows, or its full-text index
-        if self._look()[:2] != place[:2]:
+        if self._fingerprint()[:2] != found[:2]:
             raise InputError(f"the index {self.path} is being replaced")  # the next look will see
-        before, self._current, self._newest, self._place = self._current, opened, None, place
+        before, self._current, self._newest, self._seen = self._current, opened, None, found
         self._suspect, self._refused = False, None
         self._recover()
         if not same or before.info.identity != opened.info.identity:
@@ -319,25 +290,25 @@ class IndexHandle:
             opened = SearchIndex.open(place, follow=False)
         except InputError as error:
             raise InputError(str(error).replace(str(place), str(self.path))) from error
-        return opened.called(self.path)
+        return opened.with_display_path(self.path)
 
-    def _look(self) -> _Place:
+    def _fingerprint(self) -> _Fingerprint:
         """What is there now; cheap, as no file is read.
 
         Raises:
             InputError: there is nothing.
         """
         if not isinstance(self.path, Path):
-            return _Place((), 0, 0)
+            return _Fingerprint((), 0, 0)
         try:
-            known, commit = self._backend.look(Path(os.path.realpath(self.path)))
+            known, commit = self._backend.fingerprint(Path(os.path.realpath(self.path)))
         except OSError as error:
             if not self.path.exists():
                 raise InputError(f"the index {self.path} is not there any more") from error
             reason = error.strerror or error
             raise InputError(f"the index {self.path} cannot be read ({reason})") from error
         settled = abs(time.time_ns() - commit) >= UNSETTLED  # else, as clocks of files are coarse, look again next time
-        return _Place(known, commit, 0 if settled else time.monotonic_ns())
+        return _Fingerprint(known, commit, 0 if settled else time.monotonic_ns())
 
     def _unreadable(self, reason: str) -> str:
         return f"the index {self.path} cannot be read ({reason}); if that lasts, put back a copy of it or index again"

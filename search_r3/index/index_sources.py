@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.conversion import annotate
-from search_r3.index.readers import Source, would_read
+from search_r3.index.path_source import PathSource, would_read
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.table_columns import SOURCE, quoted
 
@@ -111,14 +111,14 @@ class Scope:
     def documents(self, given: Iterable[SourceDocument]) -> Iterable[SourceDocument]:
         """`given` under the ids that they have in the index."""
         start = self.start
-        if not isinstance(given, Source) or not start:
+        if not isinstance(given, PathSource) or not start:
             return given
         return (
             replace(document, id=start + document.id, path=start + document.path, title=self.base + document.title)
             for document in given
         )
 
-    def allow_empty(self, documents: Source, index: Path | str) -> bool:
+    def allow_empty(self, documents: PathSource, index: Path | str) -> bool:
         """Have `documents` know what it means if there are none; returns whether that is allowed."""
         documents.may_be_empty &= self.known and self.part is not None
         documents.if_empty = ""
@@ -148,14 +148,14 @@ class Sources:
         return cls() if table is None else cls(read_sources(table.schema), table.count_rows)
 
     def scope(self, documents: Any, name: str | None, where: Path | str, take_over: bool = False) -> Scope:
-        """What `documents`, usually a `Source`, are to the index in `where` under the name `name`, if one is given.
+        """What `documents`, usually a `PathSource`, are to the index in `where` under the name `name`, if one is given.
 
         Raises:
             InputError: the name cannot be used for them, or they seem to be a source that was moved.
         """
         if name is not None and (not name.strip() or name == UNKNOWN):
             raise InputError(f'the source\'s name is "{name}"; give another name')
-        if not isinstance(documents, Source):
+        if not isinstance(documents, PathSource):
             record = SourceRecord(name or DOCUMENTS)
             held = self.records.get(record.name)
             return Scope(held or record, held is not None, take_over=take_over)
@@ -250,7 +250,7 @@ class Sources:
         return next(start for start in candidates if start not in taken and not self.count(_starts_with(start)))
 
 
-def root_of(source: Source) -> Path:
+def root_of(source: PathSource) -> Path:
     """The absolute path of what a source reads. A file that is a link is itself, not what it leads to."""
     path = source.path.parent if source.kind == "beir" else source.path
     return path.parent.resolve() / path.name if source.kind == "file" else path.resolve()

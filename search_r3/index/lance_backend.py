@@ -168,7 +168,7 @@ class LanceBackend(IndexBackend):
             self.table.search(query, query_type="fts").select(["id", "_score"]).limit(1).to_arrow()
 
     @classmethod
-    def look(cls, path: Path) -> tuple[tuple[Any, ...], int]:
+    def fingerprint(cls, path: Path) -> tuple[tuple[Any, ...], int]:
         table = path / f"{TABLE}.lance"
         folder, versions = table.stat(), (table / "_versions").stat()
         return (str(table), folder.st_dev, folder.st_ino, versions.st_ino), versions.st_mtime_ns

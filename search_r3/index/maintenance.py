@@ -27,8 +27,8 @@ from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sourc
 from search_r3.index.lance_backend import in_parts
 from search_r3.index.lance_table import ensure_complete, mark_complete, migrate_rows
 from search_r3.index.locking import WriteLock, writing
+from search_r3.index.path_source import PathSource
 from search_r3.index.portable_build import delete_rows
-from search_r3.index.readers import Source
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import Place, explained, for_writing, place_of
@@ -245,7 +245,7 @@ def update_documents(
         path,
         documents,
         model,
-        source=source or (None if isinstance(documents, Source) else API),
+        source=source or (None if isinstance(documents, PathSource) else API),
         take_over=take_over,
         prune=prune,
         progress=progress,

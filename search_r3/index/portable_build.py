@@ -26,7 +26,7 @@ from search_r3.index.index_backend import IndexBackend, Row
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API, Sources
 from search_r3.index.locking import OURS, writing
-from search_r3.index.readers import Source
+from search_r3.index.path_source import PathSource
 from search_r3.index.source_document import Skipped, SourceDocument
 from search_r3.index.table_columns import COLUMNS, CONTENT, PLACE, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.table_rows import make_row
@@ -85,7 +85,7 @@ class PortableBuild:
         """
         scope = Sources().scope(documents, source, self.place, take_over)
         name = self.report.source = scope.record.name
-        if isinstance(documents, Source):
+        if isinstance(documents, PathSource):
             documents.may_be_empty &= any(row[SOURCE] == name for row in self._held.values())
         rows: dict[str, Row] = {}
         stale: set[str] = set()

@@ -21,7 +21,7 @@ from search_r3.index.index_backend import IndexBackend
 from search_r3.index.index_info import IndexInfo, ModelMismatch
 from search_r3.index.index_sources import SourceCount
 from search_r3.index.lance_backend import LanceBackend
-from search_r3.index.search import Fusion, Mode, SearchResult, search_index
+from search_r3.index.run_search import Fusion, Mode, SearchResult, run_search
 from search_r3.index.storage import explained, place_of
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
@@ -77,7 +77,7 @@ class SearchIndex:
         place = place_of(path)
         return cls(place, open_backend(place, follow=follow))
 
-    def called(self, path: Path | str) -> SearchIndex:
+    def with_display_path(self, path: Path | str) -> SearchIndex:
         """The same, which goes by the name of `path` in messages: a link that leads here."""
         self.path = self.backend.path = path
         return self
@@ -99,7 +99,7 @@ class SearchIndex:
     def _again(self, backend: IndexBackend | None) -> SearchIndex:
         if backend is None:
             raise InputError(f"{self.path} is not a search-r3 index; give the folder that build_index wrote")
-        return SearchIndex(self.path, backend).called(self.path)
+        return SearchIndex(self.path, backend).with_display_path(self.path)
 
     def pinned(self) -> SearchIndex:
         """The index at the version that it has now, for reads that go together: it sees nothing that is committed
@@ -261,7 +261,7 @@ class SearchIndex:
         """
         with explained(self.path):
             return self.following(
-                lambda index: search_index(
+                lambda index: run_search(
                     index,
                     query,
                     model,

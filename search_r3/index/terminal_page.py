@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from search_r3.index.search import SearchResult
+from search_r3.index.run_search import SearchResult
 
 
 def print_result(result: SearchResult, console: Console | None = None) -> None:

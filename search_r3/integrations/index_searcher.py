@@ -15,7 +15,7 @@ from search_r3.rank_fusion import VECTOR_WEIGHT
 
 if TYPE_CHECKING:
     from search_r3.index.index_handle import IndexHandle
-    from search_r3.index.search import SearchResult
+    from search_r3.index.run_search import SearchResult
     from search_r3.index.storage import Place
 
 

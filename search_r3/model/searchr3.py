@@ -17,7 +17,8 @@ from search_r3.errors import InputError
 from search_r3.files import allow_no_temporary_folder, atomic_path, expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, AdaptiveRule
-from search_r3.model.checkpoint import Checkpoint, Contract
+from search_r3.model.checkpoint import Checkpoint
+from search_r3.model.contract import Contract
 from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation, of_each
 from search_r3.model.engines.registry import engine_spec
 from search_r3.model.quiet_loading import quiet_transformers

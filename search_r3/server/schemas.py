@@ -25,7 +25,7 @@ from pydantic import (
 )
 from typing_extensions import TypeAliasType
 
-from search_r3.index.search import MAX_HITS, MAX_QUERY_CHARACTERS, Mode
+from search_r3.index.run_search import MAX_HITS, MAX_QUERY_CHARACTERS, Mode
 from search_r3.model.tokenization import MAX_CHARACTERS
 from search_r3.rank_fusion import VECTOR_WEIGHT
 from search_r3.server.where_filter import MAX_FILTER_CHARACTERS

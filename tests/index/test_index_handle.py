@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.index import lance_table
-from search_r3.index import search as searching_module
+from search_r3.index import lance_table, run_search
 from search_r3.index.build import ONE_COMMIT, build_index
 from search_r3.index.index_handle import IndexHandle, IndexUnavailable
 from search_r3.index.lance_backend import LanceBackend
@@ -430,7 +429,7 @@ def test_both_lists_of_a_search_are_of_one_version(
 
 def test_all_rounds_of_a_search_are_of_one_version(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search_r3.index.lance_table.FOLLOW_WRITES", timedelta(0))
-    monkeypatch.setattr(searching_module, "POOL", 4)
+    monkeypatch.setattr(run_search, "POOL", 4)
     long = "\n\n".join(f"{'whales ' * 200}{i}" for i in range(30))
     documents = [SourceDocument("d0", "", long, kind="text"), SourceDocument("d1", "", "whales and other fish")]
     build_index(tmp_path / "live", documents, model)

@@ -11,7 +11,7 @@ from plugin_package import install_plugin
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import DocumentReader, SearchIndex, open_source, reader_registry
-from search_r3.index.readers import summarize_skipped
+from search_r3.index.path_source import summarize_skipped
 
 ENTRIES = "[search_r3.document_readers]\nsubtitles = MODULE:SubtitleReader\n"
 READER = """

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from search_r3.errors import InputError
 from search_r3.index.index_handle import IndexHandle
-from search_r3.index.search import MAX_QUERY_CHARACTERS
+from search_r3.index.run_search import MAX_QUERY_CHARACTERS
 from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error

@@ -1,5 +1,6 @@
 """Searching: exact, fused, filtered, and unimpressed by whatever a user types."""
 
+import inspect
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
+from search_r3.index.run_search import SearchOptions, run_search
 from search_r3.index.snippets import make_snippet
 from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
@@ -215,6 +217,13 @@ def test_words_are_found_in_scripts_without_spaces(index, model):
     hit = index.search("人口", model, mode="text").hits[0]
     assert hit.id == "tokyo"
     assert [hit.snippet[a:b] for a, b in hit.highlights] == ["人口"]
+
+
+@pytest.mark.parametrize("function", [SearchIndex.search, run_search])
+def test_every_option_is_one_that_a_handle_forwards(function):
+    parameters = inspect.signature(function).parameters.values()
+    keywords = {parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert keywords == set(SearchOptions.__annotations__)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypedDict, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from search_r3.index.query_words import composed, without_stop_words
 from search_r3.index.snippets import make_snippet
 from search_r3.index.source_document import Scalar
 from search_r3.index.table_columns import CONTENT, METADATA
-from search_r3.rank_fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
+from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
 Mode = Literal["hybrid", "vector", "text"]
 Fusion = Literal["linear", "rrf"]
@@ -29,6 +29,20 @@ POOL = 100  # a hybrid search fuses at least this many of each list
 MAX_HITS = 1_000
 MAX_POOL = 20_000  # chunks looked through for k documents; then a few of very many chunks may be all that is found
 MAX_QUERY_CHARACTERS = 100_000
+
+
+class SearchOptions(TypedDict, total=False):
+    """The options of `SearchIndex.search` (described there, with their defaults), for callers that forward them."""
+
+    k: int
+    mode: Mode
+    reasoning: bool | Literal["auto"]
+    max_reasoning_tokens: int
+    where: str | None
+    exact: bool
+    chunks: bool
+    vector_weight: float
+    fusion: Fusion
 
 
 class Searched(Protocol):
@@ -97,22 +111,22 @@ class SearchResult:
         return asdict(self)
 
 
-def search_index(
+def run_search(
     index: Searched,
     query: str,
     model: Encoder | None,
     *,
-    k: int = 10,
-    mode: Mode = "hybrid",
-    reasoning: bool | Literal["auto"] = True,
-    max_reasoning_tokens: int = 32,
-    where: str | None = None,
-    exact: bool = False,
-    chunks: bool = False,
-    vector_weight: float = VECTOR_WEIGHT,
-    fusion: Fusion = "linear",
+    k: int,
+    mode: Mode,
+    reasoning: bool | Literal["auto"],
+    max_reasoning_tokens: int,
+    where: str | None,
+    exact: bool,
+    chunks: bool,
+    vector_weight: float,
+    fusion: Fusion,
 ) -> SearchResult:
-    """Find the `k` best documents for `query`, each by its best chunk: see `SearchIndex.search` for the options.
+    """Find the `k` best documents for `query`, each by its best chunk; `SearchIndex.search` describes the options.
 
     Args:
         index: an opened index that stays at its version: the search reads it several times.

@@ -29,7 +29,7 @@ MAX_QUERIES = 10_000
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # hidden folders are skipped besides
 
 
-class Source:
+class PathSource:
     """The documents under one path, read anew on each iteration; `skipped` fills up as one goes.
 
     Of a table, `text_columns` are left as they are, by their names as the index writes them, and `misfits` say why
@@ -38,7 +38,7 @@ class Source:
     Iterating raises InputError where a record is broken, where an id comes twice, or at the end if there was nothing.
     """
 
-    def __init__(self, path: Path, kind: str, read: Callable[[Source], Iterator[SourceDocument]]) -> None:
+    def __init__(self, path: Path, kind: str, read: Callable[[PathSource], Iterator[SourceDocument]]) -> None:
         self.path = path
         self.kind = kind
         self.skipped: list[Skipped] = []
@@ -67,7 +67,7 @@ class Source:
             raise InputError(f"{self.path}: nothing to index ({why}){self.if_empty}")
 
 
-def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delimiter: str | None = None) -> Source:
+def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delimiter: str | None = None) -> PathSource:
     """Find out what is at `path` and how to read it: "folder", "file", "jsonl", "csv", "beir", or the kind of another
     package's reader of records.
 
@@ -96,7 +96,7 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delim
         for reader in readers():
             if reader.folder_file and (path / reader.folder_file).is_file():
                 return _records(path / reader.folder_file, reader)
-        return Source(path, "folder", lambda source: _folder(source, max_file_bytes))
+        return PathSource(path, "folder", lambda source: _folder(source, max_file_bytes))
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is neither a file nor a folder; give one of these")
     reader = reader_of(path) or ANY_TEXT
@@ -105,7 +105,7 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delim
     _refuse_delimiter(path, delimiter)
     if reader.kind != "file":
         return _records(path, reader)
-    return Source(path, "file", lambda source: _one_file(source, reader, max_file_bytes))
+    return PathSource(path, "file", lambda source: _one_file(source, reader, max_file_bytes))
 
 
 def _refuse_delimiter(path: Path, delimiter: str | None) -> None:
@@ -113,7 +113,7 @@ def _refuse_delimiter(path: Path, delimiter: str | None) -> None:
         raise InputError(f"{path}: a delimiter is given ({delimiter!r}), but only a table such as a .csv file has one")
 
 
-def sample_queries(source: Source, most: int = MAX_QUERIES) -> list[str]:
+def sample_queries(source: PathSource, most: int = MAX_QUERIES) -> list[str]:
     """The first `most` queries that stand beside a BEIR corpus; none for other sources, or where they are broken.
 
     They only serve to measure an index with, so nothing that is wrong with them is worth an error.
@@ -138,21 +138,21 @@ def summarize_skipped(skipped: list[Skipped], examples: int = 3) -> list[str]:
     return lines
 
 
-def _records(path: Path, reader: DocumentReader, delimiter: str | None = None) -> Source:
+def _records(path: Path, reader: DocumentReader, delimiter: str | None = None) -> PathSource:
     """A file of records, one in memory at a time."""
 
-    def read(source: Source) -> Iterator[SourceDocument]:
+    def read(source: PathSource) -> Iterator[SourceDocument]:
         file = SourceFile(path, path.name, delimiter=delimiter, may_be_empty=source.may_be_empty)
         file.text_columns, file.misfits, file.skipped = source.text_columns, source.misfits, source.skipped
         yield from reader.read(file)
 
-    return Source(path, reader.kind, read)
+    return PathSource(path, reader.kind, read)
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
 
 
-def _folder(source: Source, max_file_bytes: int) -> Iterator[SourceDocument]:
+def _folder(source: PathSource, max_file_bytes: int) -> Iterator[SourceDocument]:
     root = source.path
     for path in _walk(root, source.skipped):
         name = _printable(path.relative_to(root).as_posix())
@@ -167,7 +167,7 @@ def _folder(source: Source, max_file_bytes: int) -> Iterator[SourceDocument]:
             yield from found
 
 
-def _one_file(source: Source, reader: DocumentReader, max_file_bytes: int) -> Iterator[SourceDocument]:
+def _one_file(source: PathSource, reader: DocumentReader, max_file_bytes: int) -> Iterator[SourceDocument]:
     found = _documents_of(SourceFile(source.path, _printable(source.path.name), max_file_bytes), reader)
     if isinstance(found, Skipped):
         raise InputError(f"{source.path} cannot be indexed: {found.reason}")

@@ -7,7 +7,7 @@ import pytest
 
 from search_r3.data.io.jsonl import read_jsonl
 from search_r3.errors import InputError
-from search_r3.index.readers import open_source, summarize_skipped
+from search_r3.index.path_source import open_source, summarize_skipped
 
 
 def write(path, text):

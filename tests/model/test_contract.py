@@ -1,0 +1,90 @@
+"""The embedding contract tells two spaces apart, and records of older formats keep their hash."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_r3.errors import InputError
+from search_r3.model import contract
+from search_r3.model.checkpoint import read_record
+from search_r3.model.contract import Contract
+from search_r3.prompts import Conversation, Prompts
+
+CONTRACT = Contract("name", "b" * 64, "a" * 64, 400, 32)
+
+
+class TestContract:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"base_weights": "c" * 64},
+            {"adapter_weights": "c" * 64},
+            {"embed_token_id": 401},
+            {"dimension": 64},
+            {"chat_template": "other"},
+            {"pooling": "mean"},
+            {"prompts": Prompts(query=Conversation("Please represent a user's queries.", "The embedding is "))},
+        ],
+    )
+    def test_the_hash_changes_with_whatever_moves_an_embedding(self, change: dict[str, Any]) -> None:
+        assert replace(CONTRACT, **change).hash != CONTRACT.hash
+
+    def test_the_hash_does_not_change_with_the_display_name(self) -> None:
+        assert replace(CONTRACT, base="another name").hash == CONTRACT.hash
+
+    def test_it_comes_back_from_json_the_same(self) -> None:
+        record = json.loads(json.dumps(CONTRACT.to_dict()))
+        assert Contract.from_dict(record, "here") == CONTRACT
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"format": 99}, "newer Search-R3"),
+            ({"embed_token": "<other>"}, "the embed token must be"),
+            ({"surprise": 1}, "is not an embedding contract"),
+            ({"prompts": {"query": {}}}, "prompts must hold document, query, reasoning"),
+        ],
+    )
+    def test_a_malformed_record_is_refused_with_the_place(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            Contract.from_dict(CONTRACT.to_dict() | change, "here.json")
+
+
+class TestFormats:
+    def test_the_contract_that_is_shipped_loads_unchanged_and_keeps_its_hash(self) -> None:
+        folder = Path(__file__).resolve().parents[2] / "models" / "search-r3-smollm2-135m-sft"
+        record = read_record(folder)
+        assert record is not None
+        assert record["contract"]["format"] == 1
+        found = Contract.from_dict(record["contract"], "here")
+        assert found.hash == record["contract_hash"]
+        assert contract.migrate(record["contract"], "here") | {"format": 1} == record["contract"]
+
+    def test_a_record_without_a_format_is_brought_to_this_one_and_is_the_same_contract(self) -> None:
+        old = CONTRACT.to_dict()
+        for name in ("format", "pooling", "chat_template"):
+            del old[name]
+        before = dict(old)
+        assert Contract.from_dict(old, "here") == CONTRACT
+        assert Contract.from_dict(old, "here").hash == CONTRACT.hash
+        assert old == before
+
+    def test_every_older_format_has_its_step_and_a_later_format_keeps_the_hash(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert sorted(contract._STEPS) == list(range(contract.FORMAT))
+        monkeypatch.setattr(contract, "FORMAT", 2)
+        monkeypatch.setitem(contract._STEPS, 1, lambda record: record)
+        found = Contract.from_dict(CONTRACT.to_dict(), "here")
+        assert found.format == 2
+        assert found.hash == CONTRACT.hash
+
+    @pytest.mark.parametrize(("format", "message"), [(2, r"here .* newer .*reads up to 1.*upgrade"), (-1, "damaged")])
+    def test_a_format_that_is_not_known_is_refused_in_a_line(self, format: int, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            Contract.from_dict(CONTRACT.to_dict() | {"format": format}, "here")
