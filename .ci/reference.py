@@ -52,7 +52,7 @@ GROUPS = {
     "search": ("demo", "index", "search", "delete", "compact", "serve", "mcp"),
     "measure": ("evaluate", "study", "rollouts", "report", "tables"),
     "make training data": (
-        "data build", "data synthesize", "data teach", "data select", "data mine", "data reason", "data fresh"
+        "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data fresh"
     ),
     "train": ("train sft", "train grpo", "plot", "card"),
     "hand on": ("models", "export", "push", "pull"),

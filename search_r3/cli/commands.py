@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from search_r3 import __version__
-from search_r3.cli import data_fresh, data_teach  # noqa: F401  # their commands join data_app
+from search_r3.cli import data_fresh, data_teacher  # noqa: F401  # their commands join data_app
 from search_r3.cli.data import data_app
 from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, mcp, pull, push
@@ -33,9 +33,9 @@ from search_r3.cli.options import (
     Reasoning,
     ReasoningCommand,
     ReasoningOption,
-    hush,
     load,
     print_json,
+    silence_transformers,
 )
 from search_r3.cli.process import let_idle_threads_sleep
 from search_r3.cli.report import report
@@ -102,7 +102,7 @@ def demo(model: Model = None) -> None:
     Example:  search-r3 demo --model smollm2-135m
     Next:     the page ends with the commands for your own questions and files.
     """
-    hush()
+    silence_transformers()
     from search_r3.demo import run_demo
 
     run_demo(model)
@@ -157,7 +157,7 @@ def search(
     Example:  search-r3 search notes-index "which license did we choose" --where "path LIKE '%.md'"
     Next:     try --no-reasoning, and --mode text, to see what each is good for
     """
-    hush()
+    silence_transformers()
     let_idle_threads_sleep()
     from search_r3.index.index_handle import damage_explained
     from search_r3.index.run_search import check_where
@@ -253,7 +253,7 @@ def models(
     Example:  search-r3 models --check smollm2-135m
     Next:     search-r3 index PATH --into FOLDER --model NAME
     """
-    hush()
+    silence_transformers()
     from search_r3.model import model_info
 
     if check is None:

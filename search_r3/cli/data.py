@@ -22,10 +22,10 @@ from search_r3.cli.options import (
     DtypeOption,
     Json,
     MaxLength,
-    hush,
     load,
     print_json,
     print_progress,
+    silence_transformers,
 )
 from search_r3.errors import InputError
 
@@ -131,7 +131,7 @@ def data_mine(
     Before:   search-r3 data build RECIPE pairs.jsonl
     Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
     """
-    hush()
+    silence_transformers()
     from search_r3.data.mining.hard_negatives import MineSettings, mine_negatives
     from search_r3.data.mining.scorers import open_scorer
 
@@ -199,7 +199,7 @@ def data_reason(
     Example:  search-r3 data reason pairs.jsonl reasoned.jsonl --by model --limit 2000
     Next:     search-r3 train sft CONFIG, with OUTPUT under `pairs`
     """
-    hush()
+    silence_transformers()
     from search_r3.data.reasoning.answer_openings import add_openings
     from search_r3.data.reasoning.salient_terms import add_salient
     from search_r3.data.reasoning.self_reasoning_pairs import add_self_reasoning
@@ -303,7 +303,7 @@ def data_synthesize(
     from search_r3.data.synthesis.writers import Budget, LocalWriter, Writer, token_counter
 
     if dry_run or local or by != "bm25":
-        hush()
+        silence_transformers()
     settings = SynthesisSettings(
         kinds=tuple(kind) if kind else SynthesisSettings().kinds,
         per_document=per_document,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from search_r3.cli.data import data_app
-from search_r3.cli.options import BatchSize, Device, Json, hush, print_json, print_progress
+from search_r3.cli.options import BatchSize, Device, Json, print_json, print_progress, silence_transformers
 from search_r3.errors import InputError
 
 
@@ -85,7 +85,7 @@ def data_fresh(
 
     def opened(name: str) -> Scorer:
         if name != "bm25":
-            hush()
+            silence_transformers()
         return open_scorer(name, device=device, batch_size=batch_size)
 
     manifest = build_fresh(

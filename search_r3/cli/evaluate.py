@@ -20,9 +20,9 @@ from search_r3.cli.options import (
     IgnoreIdenticalIds,
     Json,
     MaxLength,
-    hush,
     print_json,
     print_progress,
+    silence_transformers,
 )
 from search_r3.errors import InputError
 
@@ -106,7 +106,7 @@ def evaluate(
     Suites:   search-r3 evaluate configs/suites/sample.yaml
     Next:     search-r3 tables
     """
-    hush()
+    silence_transformers()
     from search_r3.data.io.find_dataset import available_datasets
     from search_r3.evaluation.baselines.external_models import CostApproval
     from search_r3.evaluation.publish.tables import results_markdown

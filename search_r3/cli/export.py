@@ -21,9 +21,9 @@ from search_r3.cli.options import (
     Model,
     Reasoning,
     ReasoningOption,
-    hush,
     load,
     print_json,
+    silence_transformers,
 )
 from search_r3.errors import InputError
 
@@ -60,7 +60,7 @@ def export(
     Example:  search-r3 export search-r3-smollm2-135m-sft exported --format sentence-transformers
     Next:     search-r3 models --check exported
     """
-    hush()
+    silence_transformers()
     from search_r3.export.merged_export import check_target, export_model
 
     check_target(out)  # before a model is loaded
@@ -155,7 +155,7 @@ def mcp(
     Example:  search-r3 mcp notes-index
     Next:     {"mcpServers": {"notes": {"command": "search-r3", "args": ["mcp", "/path/to/notes-index"]}}}
     """
-    hush()
+    silence_transformers()
     from search_r3.integrations.index_searcher import LazySearcher
     from search_r3.integrations.mcp_server import serve_stdio
 

@@ -26,9 +26,9 @@ from search_r3.cli.options import (
     Json,
     Model,
     expand_home,
-    hush,
     load,
     print_json,
+    silence_transformers,
 )
 from search_r3.errors import InputError
 
@@ -127,7 +127,7 @@ def index(
     Example:  search-r3 index ~/notes --into notes-index
     Next:     search-r3 search notes-index "your question"
     """
-    hush()
+    silence_transformers()
     from search_r3.index.build import build_index
     from search_r3.index.path_source import open_source, sample_queries
     from search_r3.index.search_index import SearchIndex

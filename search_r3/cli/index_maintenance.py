@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search_r3.cli.options import Json, expand_home, hush, print_json
+from search_r3.cli.options import Json, expand_home, print_json, silence_transformers
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def delete(
               search-r3 delete notes-index --source ~/old-notes
     Next:     search-r3 compact notes-index
     """
-    hush()
+    silence_transformers()
     from search_r3.index.maintenance import delete_documents, delete_source
 
     if bool(ids) == (source is not None):
@@ -91,7 +91,7 @@ def compact(
     Example:  search-r3 compact notes-index --now
     Next:     search-r3 index --info notes-index
     """
-    hush()
+    silence_transformers()
     from datetime import timedelta
 
     from search_r3.index.compaction import KEEP_VERSIONS

@@ -142,7 +142,7 @@ def load(name: str, device: str | None, dtype: Dtype, engine: str = AUTO) -> Sea
     return SearchR3.from_pretrained(name, device=device, dtype=dtype.value, engine=engine)
 
 
-def hush() -> None:
+def silence_transformers() -> None:
     """Keep transformers' remarks from the user. It is not imported for that: not every command needs it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if "transformers" in sys.modules:

@@ -16,9 +16,9 @@ from search_r3.cli.options import (
     DtypeOption,
     IgnoreIdenticalIds,
     Json,
-    hush,
     print_json,
     print_progress,
+    silence_transformers,
 )
 from search_r3.errors import InputError
 
@@ -60,7 +60,7 @@ def rollouts(
     Before:   search-r3 train grpo CONFIG
     Next:     read results/rollouts/scifact.dev/: a file for each model, every trace beside it, and the comparison
     """
-    hush()
+    silence_transformers()
     from search_r3.evaluation.rollouts.reasoning_rewards import table
     from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, measure_rollouts
 

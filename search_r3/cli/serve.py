@@ -18,8 +18,8 @@ from search_r3.cli.options import (
     EngineOption,
     Model,
     expand_home,
-    hush,
     load,
+    silence_transformers,
 )
 from search_r3.cli.process import collect_garbage_as_usual
 from search_r3.optional import optional_imports
@@ -82,7 +82,7 @@ def serve(
     Example:  search-r3 serve notes-index --port 8000
     Next:     curl localhost:8000/v1/search -H 'Content-Type: application/json' -d '{"query": "your question"}'
     """
-    hush()
+    silence_transformers()
     with optional_imports("server", "the server"):
         from search_r3.server.keys import read_keys
         from search_r3.server.run_server import serve as run

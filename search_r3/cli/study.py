@@ -19,9 +19,9 @@ from search_r3.cli.options import (
     Json,
     MaxLength,
     Model,
-    hush,
     print_json,
     print_progress,
+    silence_transformers,
 )
 from search_r3.errors import InputError
 
@@ -73,7 +73,7 @@ def study(
     Before:   search-r3 evaluate --dataset cosqa --system models/NAME --max-length 128
     Next:     read results/studies/cosqa/NAME.json: examples, per-query scores, the curve of mode auto
     """
-    hush()
+    silence_transformers()
     from search_r3.evaluation.study.controls import ControlConfig
     from search_r3.evaluation.study.study import study as run
     from search_r3.evaluation.study.study_table import study_markdown

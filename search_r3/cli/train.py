@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from search_r3.cli.options import SETTINGS, Json, hush, print_json
+from search_r3.cli.options import SETTINGS, Json, print_json, silence_transformers
 from search_r3.cli.train_dry_run import DryBase, DryGpus, DryRun, show_dry_run
 
 train_app = typer.Typer(
@@ -48,7 +48,7 @@ def train_sft_command(
     Before:   search-r3 data build RECIPE pairs.jsonl; train sft CONFIG --dry-run
     Next:     search-r3 evaluate --dataset cosqa --system RUN/adapter
     """
-    hush()
+    silence_transformers()
     if dry_run:
         show_dry_run("sft", config, override, base, gpus, as_json)
         return
@@ -81,7 +81,7 @@ def train_grpo_command(
     Before:   search-r3 train sft CONFIG; train grpo CONFIG --dry-run
     Next:     search-r3 plot RUN; search-r3 evaluate --dataset scifact --system RUN/best
     """
-    hush()
+    silence_transformers()
     if dry_run:
         show_dry_run("grpo", config, override, base, gpus, as_json)
         return

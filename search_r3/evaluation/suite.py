@@ -37,7 +37,7 @@ MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
-class Pair:
+class ResultPaths:
     """Where the files of one data set and system stand."""
 
     run: Path
@@ -146,7 +146,7 @@ def evaluate(
 
     def one(given: str, system: System) -> None:
         dataset, used_split = loaded[given], _locate(given, data_root, split)[2]
-        record, fresh = evaluate_pair(dataset, used_split, system, output, store, force=force, seed=seed)
+        record, fresh = evaluate_system(dataset, used_split, system, output, store, force=force, seed=seed)
         records.append(record)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
         noted = "".join(f"; {remark}" for remark in remarks(record))
@@ -191,7 +191,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def evaluate_pair(
+def evaluate_system(
     dataset: BeirDataset,
     split: str,
     system: System,
@@ -200,15 +200,15 @@ def evaluate_pair(
     *,
     force: bool = False,
     seed: int = 0,
-    pair: Pair | None = None,
+    files: ResultPaths | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Evaluate one system on one data set; returns its metrics record and whether it was computed just now.
 
-    Its files stand where `paths` says, unless `pair` names other places.
+    Its files stand where `paths` says, unless `files` names other places.
     """
-    pair = pair or paths(output, dataset.name, system.name)
+    files = files or paths(output, dataset.name, system.name)
     settings = _settings(dataset, split, system)
-    existing = None if force else _existing(pair, settings)
+    existing = None if force else _existing(files, settings)
     if existing is not None:
         return existing, False
     _seed(seed)
@@ -223,7 +223,7 @@ def evaluate_pair(
         answers.run = drop_identical_ids(answers.run, DEPTH)
     seconds = time.perf_counter() - started
     measured = measure_run(answers.run, dataset.qrels, dataset.corpus)
-    write_run(pair.run, answers.run, system.name, DEPTH)
+    write_run(files.run, answers.run, system.name, DEPTH)
     record: dict[str, Any] = {
         "dataset": dataset.name,
         "system": system.name,
@@ -244,18 +244,18 @@ def evaluate_pair(
             "queries": round(answers.query_seconds, 3),
             "this_run": round(seconds, 3),
         },
-        **_reasoning(answers, system, pair),
+        **_reasoning(answers, system, files),
         **provenance(seed, system.device),
         "settings": settings,
-        "run_sha256": hashlib.sha256(pair.run.read_bytes()).hexdigest(),
+        "run_sha256": hashlib.sha256(files.run.read_bytes()).hexdigest(),
     }
-    atomic_write_text(pair.metrics, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    atomic_write_text(files.metrics, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record, True
 
 
-def existing_record(pair: Pair, dataset: BeirDataset, split: str, system: System) -> dict[str, Any] | None:
+def existing_record(files: ResultPaths, dataset: BeirDataset, split: str, system: System) -> dict[str, Any] | None:
     """The record of a system that is already evaluated with these settings and data, or None."""
-    return _existing(pair, _settings(dataset, split, system))
+    return _existing(files, _settings(dataset, split, system))
 
 
 def load_dataset(
@@ -286,10 +286,10 @@ def dataset_hash(dataset: BeirDataset) -> str:
     return content_hash(list(dataset.corpus), texts, judged, [dataset.queries[qid] for qid in judged], lines)
 
 
-def paths(output: str | Path, dataset: str, system: str) -> Pair:
+def paths(output: str | Path, dataset: str, system: str) -> ResultPaths:
     """The files of one data set and system under `output`."""
     runs = Path(output) / "runs" / dataset
-    return Pair(
+    return ResultPaths(
         run=runs / f"{system}.trec.gz",
         reasoning=runs / f"{system}.reasoning.jsonl.gz",
         metrics=Path(output) / "metrics" / dataset / f"{system}.json",
@@ -353,24 +353,24 @@ def _identical(dataset: BeirDataset) -> dict[str, Any]:
     return {"num_queries_in_corpus": inside} if inside else {}
 
 
-def _existing(pair: Pair, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _existing(files: ResultPaths, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a pair that is already done: same settings, and the run file that it describes."""
-    if not (pair.metrics.is_file() and pair.run.is_file()):
+    if not (files.metrics.is_file() and files.run.is_file()):
         return None
     try:
-        record = read_record(pair.metrics)
+        record = read_record(files.metrics)
     except InputError:
         return None
-    same_run = record.get("run_sha256") == hashlib.sha256(pair.run.read_bytes()).hexdigest()
+    same_run = record.get("run_sha256") == hashlib.sha256(files.run.read_bytes()).hexdigest()
     return record if same_run and record["settings"] == settings else None
 
 
-def _reasoning(answers: Answers, system: System, pair: Pair) -> dict[str, Any]:
+def _reasoning(answers: Answers, system: System, files: ResultPaths) -> dict[str, Any]:
     """Write the reasonings beside the run and sum them up; for a run without any, remove those of an earlier one."""
     if not answers.reasoning:
-        pair.reasoning.unlink(missing_ok=True)
+        files.reasoning.unlink(missing_ok=True)
         return {}
-    write_jsonl_gzip(pair.reasoning, answers.reasoning)
+    write_jsonl_gzip(files.reasoning, answers.reasoning)
     count = len(answers.reasoning)
     return {
         "reasoning": {

@@ -19,7 +19,7 @@ from search_r3.model import checkpoint as checkpoints
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.contract import Contract
-from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation, of_each
+from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation, broadcast_budget
 from search_r3.model.engines.registry import engine_spec
 from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.model.resolve import default_model
@@ -298,7 +298,7 @@ class SearchR3:
             InputError: an empty text, a text of over 100,000 characters, or a bad budget, temperature or number.
         """
         check_queries(texts)
-        budgets = of_each(max_reasoning_tokens, len(texts))
+        budgets = broadcast_budget(max_reasoning_tokens, len(texts))
         if len(budgets) != len(texts):
             raise InputError(f"{len(budgets)} values of max_reasoning_tokens for {len(texts)} texts; give one for each")
         if min(budgets, default=0) < 0:

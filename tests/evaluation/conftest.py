@@ -11,7 +11,7 @@ import pytest
 
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.evaluation.publish.model_card import keep_run
-from search_r3.evaluation.suite import evaluate, evaluate_pair, load_dataset
+from search_r3.evaluation.suite import evaluate, evaluate_system, load_dataset
 from search_r3.evaluation.systems import SearchR3System
 from search_r3.model.searchr3 import Reasoned
 
@@ -80,7 +80,7 @@ def results(data_root, make_model, tmp_path):
     for name in ("search-r3-x-sft", "search-r3-x-base"):
         for mode in ("on", "off"):
             system = SearchR3System(make_model(), name, mode, max_length=128)
-            evaluate_pair(load_dataset("tiny", None, data_root), "test", system, output, None)
+            evaluate_system(load_dataset("tiny", None, data_root), "test", system, output, None)
     return output
 
 

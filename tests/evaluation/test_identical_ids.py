@@ -15,7 +15,7 @@ from search_r3.data.beir import BeirDataset, Document, load_beir, small, write_b
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MRR, NDCG
 from search_r3.evaluation.publish.tables import results_markdown
-from search_r3.evaluation.rollouts.reasoning_rewards import earn
+from search_r3.evaluation.rollouts.reasoning_rewards import score_embeddings
 from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, measure_rollouts
 from search_r3.evaluation.runs import drop_identical_ids, read_gzip_lines, read_run
 from search_r3.evaluation.study.adaptive_curve import best_cosines
@@ -236,13 +236,15 @@ def test_the_rewards_are_those_of_a_corpus_without_the_document(count: int) -> N
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     documents, queries = rows[:count], np.concatenate([rows[:1], rows[count:]])  # the first query is document 0
     grades = [{1: 1, 2: 2}, {0: 1}, {3: 1}, {}]
-    found = earn(queries, [0, 1, 2, 3], grades, documents, k=10, ignored_Q=[0, None, 2, 1])
+    found = score_embeddings(queries, [0, 1, 2, 3], grades, documents, k=10, ignored_Q=[0, None, 2, 1])
     for query, ignored in ((0, 0), (1, None), (2, 2), (3, 1)):
         kept = [row for row in range(count) if row != ignored]
         moved = {kept.index(row): grade for row, grade in grades[query].items()}
-        alone = earn(queries[query : query + 1], [0], [moved], documents[kept], k=10)
+        alone = score_embeddings(queries[query : query + 1], [0], [moved], documents[kept], k=10)
         assert found.rank_R[query] == alone.rank_R[0]
         for name in ("dcg", "dcg_scaled"):
             assert found.rewards[name][query] == pytest.approx(alone.rewards[name][0], abs=1e-6)
-    judged = earn(queries[:1], [0], [{0: 1}], documents, k=10, ignored_Q=[0])  # its own judged answer: never found
+    judged = score_embeddings(
+        queries[:1], [0], [{0: 1}], documents, k=10, ignored_Q=[0]
+    )  # its own judged answer: never found
     assert (judged.rank_R[0], judged.rewards["dcg"][0]) == (0, 0.0)

@@ -219,7 +219,7 @@ def test_a_real_engine_runs_in_both_modes(tiny_model, data_root, tmp_path):
     opened = open_systems(f"mine={tiny_model}", device="cpu", max_reasoning_tokens=3)
     assert [system.name for system in opened] == ["mine.off", "mine.on"]
     records = [
-        suite.evaluate_pair(load_dataset("tiny", None, data_root), "test", system, tmp_path, None)[0]
+        suite.evaluate_system(load_dataset("tiny", None, data_root), "test", system, tmp_path, None)[0]
         for system in opened
     ]
     assert records[0]["contract_hash"] == records[1]["contract_hash"]

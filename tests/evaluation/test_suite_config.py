@@ -44,7 +44,7 @@ def command(place, data_root) -> list[str]:
 def answered(monkeypatch) -> list[str]:
     """What is answered and not taken from an earlier run, as it happens; "stop" before a name interrupts there."""
     seen: list[str] = []
-    real = suite.evaluate_pair
+    real = suite.evaluate_system
 
     def watched(dataset, split, system, *given, **options):
         if seen[:2] == ["stop", f"{dataset.name} {system.name}"]:
@@ -55,8 +55,8 @@ def answered(monkeypatch) -> list[str]:
             seen.append(f"{dataset.name} {system.name}")
         return record, fresh
 
-    monkeypatch.setattr(suite, "evaluate_pair", watched)
-    monkeypatch.setattr(study, "evaluate_pair", watched)
+    monkeypatch.setattr(suite, "evaluate_system", watched)
+    monkeypatch.setattr(study, "evaluate_system", watched)
     return seen
 
 

@@ -96,7 +96,7 @@ class TeacherRows:
                 keys = handle.get_tensor("keys")
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise InputError(
-                f"{path} is no file of teacher rows ({error}); make one with search-r3 data teach"
+                f"{path} is no file of teacher rows ({error}); make one with search-r3 data embed-teacher"
             ) from error
         self.place = {int(key): i for i, key in enumerate(keys)}
         self.name = str(self.record["teacher"])
@@ -131,7 +131,7 @@ class TeacherRows:
             missing = next(text for text in texts if key_of(kind, text) not in self.place)
             raise InputError(
                 f"{self.path} has no row for the {kind} {missing[:60]!r}: it was made from other pairs; "
-                "run search-r3 data teach on the pairs that you use now"
+                "run search-r3 data embed-teacher on the pairs that you use now"
             ) from None
         rows = self.rows_ND[places].astype(np.float32)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)

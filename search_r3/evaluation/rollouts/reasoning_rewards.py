@@ -49,8 +49,8 @@ _CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
-class Earned:
-    """What some embeddings earned.
+class EmbeddingRewards:
+    """The rewards of some embeddings, and the rank of each one's best positive.
 
     Attributes:
         rewards: reward's name -> float32 (R,).
@@ -62,7 +62,7 @@ class Earned:
     rank_R: np.ndarray
 
 
-def earn(
+def score_embeddings(
     embeddings_RD: np.ndarray,
     query_R: npt.ArrayLike,
     grades_Q: Sequence[Mapping[int, float]],
@@ -71,7 +71,7 @@ def earn(
     k: int = 10,
     unfindable_Q: Sequence[Sequence[float]] | None = None,
     ignored_Q: Sequence[int | None] | None = None,
-) -> Earned:
+) -> EmbeddingRewards:
     """Rank the whole corpus for each embedding, exactly, and reward the ranking.
 
     Args:
@@ -124,14 +124,18 @@ def earn(
             rewards[name].append(reward(ranked))
         ranks.append(rank_of_best_positive(cosine_RC[:, found], ((grade_RC > 0) & ~ignored_RC)[:, found]))
     empty = torch.zeros(0)
-    return Earned(
+    return EmbeddingRewards(
         {name: torch.cat([empty, *parts]).numpy() for name, parts in rewards.items()},
         np.concatenate([np.zeros(0, dtype=np.int64), *ranks]),
     )
 
 
 def per_query(
-    sampled: Earned, emitted_R: npt.ArrayLike, tokens_R: npt.ArrayLike, greedy: Earned, direct: Earned
+    sampled: EmbeddingRewards,
+    emitted_R: npt.ArrayLike,
+    tokens_R: npt.ArrayLike,
+    greedy: EmbeddingRewards,
+    direct: EmbeddingRewards,
 ) -> dict[str, list[float]]:
     """Every figure, and the samples' emission and length, as one number a query (the mean of its samples).
 
@@ -152,14 +156,14 @@ def per_query(
     }
 
 
-def penalized(sampled: Earned, emitted_R: npt.ArrayLike) -> dict[str, np.ndarray]:
+def penalized(sampled: EmbeddingRewards, emitted_R: npt.ArrayLike) -> dict[str, np.ndarray]:
     """The samples' rewards as training pays them: the penalty where the embed token was not emitted."""
     emitted = torch.as_tensor(np.asarray(emitted_R))
     return {name: missing_token_penalty(row, emitted).numpy() for name, row in sampled.rewards.items()}
 
 
 def spread(
-    sampled: Earned, emitted_R: npt.ArrayLike, greedy: Earned, direct: Earned
+    sampled: EmbeddingRewards, emitted_R: npt.ArrayLike, greedy: EmbeddingRewards, direct: EmbeddingRewards
 ) -> tuple[dict[str, dict[str, float]], dict[str, list[int]]]:
     """Of every figure, over its rollouts: the mean and the share above 0.5; and the histogram's counts, by `EDGES`."""
     of = {"sampled": sampled.rewards, "penalized": penalized(sampled, emitted_R)}

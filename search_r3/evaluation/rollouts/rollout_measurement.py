@@ -32,10 +32,10 @@ from search_r3.evaluation.rollouts.reasoning_rewards import (
     EDGES,
     FIGURES,
     REWARDS,
-    Earned,
+    EmbeddingRewards,
     compare,
-    earn,
     per_query,
+    score_embeddings,
     spread,
 )
 from search_r3.evaluation.runs import read_gzip_lines, write_jsonl_gzip
@@ -231,14 +231,14 @@ def _measure(
     lost_Q = [[grade for did, grade in one.items() if did not in row_of] for one in judged]
     ignored_Q = [row_of.get(qid) for qid in data.queries] if data.ignore_identical_ids else None
 
-    def earned(embeddings_RD: np.ndarray, each: int) -> Earned:
+    def score(embeddings_RD: np.ndarray, each: int) -> EmbeddingRewards:
         numbers = np.repeat(np.arange(len(asked)), each)
-        return earn(
+        return score_embeddings(
             embeddings_RD, numbers, grades_Q, documents_ND, k=config.k, unfindable_Q=lost_Q, ignored_Q=ignored_Q
         )
 
-    by_sample = earned(np.stack([r.embedding for r in sampled]), config.samples)
-    by_greedy, by_direct = earned(np.stack([r.embedding for r in greedy]), 1), earned(direct_QD, 1)
+    by_sample = score(np.stack([r.embedding for r in sampled]), config.samples)
+    by_greedy, by_direct = score(np.stack([r.embedding for r in greedy]), 1), score(direct_QD, 1)
     emitted = [not r.forced for r in sampled]
     tokens = [r.num_tokens for r in sampled]
     figures, counts = spread(by_sample, emitted, by_greedy, by_direct)
@@ -298,24 +298,24 @@ def _comparison(
 def _lines(
     qids: Sequence[str],
     sampled: Sequence[Any],
-    by_sample: Earned,
+    by_sample: EmbeddingRewards,
     greedy: Sequence[Any],
-    by_greedy: Earned,
-    by_direct: Earned,
+    by_greedy: EmbeddingRewards,
+    by_direct: EmbeddingRewards,
 ) -> Any:
     """One record a rollout, query by query: its samples, then the greedy trace, then the direct embedding."""
     each = len(sampled) // len(qids)
     for number, qid in enumerate(qids):
         groups = [("sampled", by_sample, i, sampled[i]) for i in range(number * each, (number + 1) * each)]
-        for kind, earned, i, r in [*groups, ("greedy", by_greedy, number, greedy[number])]:
+        for kind, scored, i, r in [*groups, ("greedy", by_greedy, number, greedy[number])]:
             written = {"text": r.text, "tokens": r.num_tokens, "forced": bool(r.forced)}
-            yield {"qid": qid, "kind": kind, **written, **_earned_by(earned, i)}
-        yield {"qid": qid, "kind": "direct", **_earned_by(by_direct, number)}
+            yield {"qid": qid, "kind": kind, **written, **_rewards_of(scored, i)}
+        yield {"qid": qid, "kind": "direct", **_rewards_of(by_direct, number)}
 
 
-def _earned_by(earned: Earned, i: int) -> dict[str, Any]:
-    rewards = {name: round(float(earned.rewards[name][i]), 6) for name in REWARDS}
-    return {**rewards, "rank": int(earned.rank_R[i]) or None}
+def _rewards_of(scored: EmbeddingRewards, i: int) -> dict[str, Any]:
+    rewards = {name: round(float(scored.rewards[name][i]), 6) for name in REWARDS}
+    return {**rewards, "rank": int(scored.rank_R[i]) or None}
 
 
 def _best_and_worst(data: BeirDataset, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:

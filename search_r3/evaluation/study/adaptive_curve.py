@@ -20,8 +20,8 @@ from search_r3.errors import InputError
 from search_r3.evaluation.measures import NDCG, measure_run
 from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.significance import paired
-from search_r3.evaluation.study.controls import ControlSystem, StudyContext, mode_pair, study_path
-from search_r3.evaluation.suite import evaluate_pair, paths
+from search_r3.evaluation.study.controls import ControlSystem, StudyContext, mode_paths, study_path
+from search_r3.evaluation.suite import evaluate_system, paths
 from search_r3.evaluation.systems import Answers
 from search_r3.model.adaptive_reasoning import FOLDS, AdaptiveRule
 from search_r3.retrievers.dense import exact_search
@@ -134,7 +134,7 @@ def add_adaptive(
         return None, {"summary": f"no rule: {error}"}
     rule.save(study_path(output, data.name, context.name).with_suffix("") / "adaptive.json")
     system = _AutoSystem(context, chosen_Q, {"fitted_on": fitted_on})
-    record, _ = evaluate_pair(
+    record, _ = evaluate_system(
         data,
         split,
         system,
@@ -142,7 +142,7 @@ def add_adaptive(
         None,
         force=force,
         seed=context.config.seed,
-        pair=mode_pair(output, data.name, context.name, "auto"),
+        files=mode_paths(output, data.name, context.name, "auto"),
     )
     curve = reasoning_curve(priority_Q, off_Q, on_Q, tokens_Q)
     gain, kept = float((on_Q - off_Q).mean()), float((on_Q - off_Q)[chosen_Q].sum() / len(off_Q))

@@ -21,7 +21,7 @@ from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.runs import drop_identical_ids
 from search_r3.evaluation.study.fusion_controls import RRF_K, fuse_rows, fuse_runs
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache, ReasoningTraces
-from search_r3.evaluation.suite import Pair, paths
+from search_r3.evaluation.suite import ResultPaths, paths
 from search_r3.evaluation.systems import BASELINES, Answers, SearchR3System, System, as_run, open_systems
 from search_r3.retrievers.dense import exact_search
 
@@ -338,14 +338,14 @@ def study_path(output: str | Path, dataset: str, system: str) -> Path:
     return Path(output) / "studies" / dataset / f"{system}.json"
 
 
-def mode_pair(output: str | Path, dataset: str, system: str, mode: str) -> Pair:
+def mode_paths(output: str | Path, dataset: str, system: str, mode: str) -> ResultPaths:
     """The files of a mode: off and on are those of `search-r3 evaluate`; a control's record is kept by the study, out
     of the tables of results."""
     usual = paths(output, dataset, f"{system}.{mode}")
     if mode in ("off", "on"):
         return usual
     metrics = study_path(output, dataset, system).with_suffix("") / f"{mode}.json"
-    return Pair(usual.run, usual.reasoning, metrics)
+    return ResultPaths(usual.run, usual.reasoning, metrics)
 
 
 def _timed(encode: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:

@@ -25,7 +25,7 @@ from search_r3.evaluation.study.controls import (
     ControlConfig,
     ControlSystem,
     StudyContext,
-    mode_pair,
+    mode_paths,
     study_path,
 )
 from search_r3.evaluation.study.latency import time_mode
@@ -36,7 +36,7 @@ from search_r3.evaluation.suite import (
     SMALL,
     SPLITS,
     dataset_hash,
-    evaluate_pair,
+    evaluate_system,
     existing_record,
     load_dataset,
     paths,
@@ -123,8 +123,10 @@ def study(
     def run_mode(mode: str) -> None:
         baseline = mode in BASELINES
         one = context.baseline(mode) if baseline else ControlSystem(context, mode)
-        pair = None if baseline else mode_pair(output, data.name, context.name, mode)
-        record, fresh = evaluate_pair(data, used_split, one, output, store, force=force, seed=config.seed, pair=pair)
+        files = None if baseline else mode_paths(output, data.name, context.name, mode)
+        record, fresh = evaluate_system(
+            data, used_split, one, output, store, force=force, seed=config.seed, files=files
+        )
         finished[mode] = record
         shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
         say("; ".join([f"{data.name} {one.name}: {shown}" + ("" if fresh else " (already there)"), *remarks(record)]))
@@ -183,7 +185,7 @@ def make_context(
     cache: EmbeddingCache,
     reasoning_cache: ReasoningCache,
 ) -> StudyContext:
-    """The context of a study over the documents and judged queries of a data set, as `evaluate_pair` chooses them."""
+    """The context of a study over the documents and judged queries of a data set, as `evaluate_system` chooses them."""
     documents = {did: document.full_text for did, document in data.corpus.items() if document.full_text.strip()}
     queries = {qid: data.queries[qid] for qid in data.qrels if qid in data.queries}
     name = system.name.rpartition(".")[0]
@@ -282,10 +284,10 @@ def _described(mode: str) -> str:
 
 def _is_there(data: BeirDataset, split: str, context: StudyContext, mode: str, output: str | Path) -> bool:
     """Whether an earlier command finished this mode with the settings of this one."""
-    pair = mode_pair(output, data.name, context.name, mode)
-    if not pair.metrics.is_file():
+    files = mode_paths(output, data.name, context.name, mode)
+    if not files.metrics.is_file():
         return False
-    return existing_record(pair, data, split, ControlSystem(context, mode)) is not None
+    return existing_record(files, data, split, ControlSystem(context, mode)) is not None
 
 
 def _examples(

@@ -130,7 +130,7 @@ class EngineSpec:
         golden_tolerance: cosine distance allowed between its golden vectors and the stored ones; None: the dtype's.
         continuous_batching: it has `continuous_batch(prefix)`, as `TorchEngine` does, whose rows join and leave between
             two tokens; without it a server batches whole requests.
-        samples_for_training: it has `load_weights(model)`, so GRPO can sample its rollouts with it.
+        supports_weight_sync: it has `load_weights(model)`, so GRPO can sample its rollouts with it.
         busy_threads: it runs threads of its own, beside which torch's idle ones must sleep.
     """
 
@@ -142,10 +142,10 @@ class EngineSpec:
     precision: str | None = None
     golden_tolerance: float | None = None
     continuous_batching: bool = False
-    samples_for_training: bool = False
+    supports_weight_sync: bool = False
     busy_threads: bool = False
 
 
-def of_each(budget: int | Sequence[int], rows: int) -> list[int]:
+def broadcast_budget(budget: int | Sequence[int], rows: int) -> list[int]:
     """The budget of each row, where there may be one for all."""
     return [budget] * rows if isinstance(budget, int) else list(budget)

@@ -57,7 +57,7 @@ TORCH = EngineSpec(
     "the reference: any causal LM of transformers, on a CPU or a GPU",
     _open_torch,
     continuous_batching=True,
-    samples_for_training=True,
+    supports_weight_sync=True,
 )
 INT8 = EngineSpec(
     "int8",
@@ -75,7 +75,7 @@ VLLM = EngineSpec(
     _open_vllm,
     check=_check_vllm,
     continuous_batching=True,
-    samples_for_training=True,
+    supports_weight_sync=True,
 )
 ENGINES = {spec.name: spec for spec in (TORCH, INT8, VLLM)}
 """The engines of this package; `torch` is what "auto" stands for."""
@@ -111,6 +111,6 @@ def training_engine(name: str) -> EngineSpec:
         InputError: see `engine_spec`; or the engine cannot follow the weights.
     """
     spec = engine_spec(name)
-    if not spec.samples_for_training:
+    if not spec.supports_weight_sync:
         raise InputError(f"engine {name} cannot follow the weights while they are trained; use engine torch")
     return spec

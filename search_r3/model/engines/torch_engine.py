@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search_r3.model.engines.base import Generation, of_each
+from search_r3.model.engines.base import Generation, broadcast_budget
 from search_r3.model.engines.continuous_batching import ContinuousBatch
 from search_r3.model.engines.llama_forward import (
     Layer,
@@ -91,7 +91,7 @@ class TorchEngine:
         A sample depends on the seed and the batch, or, if each sample has a seed, on its row and seed alone; a greedy
         row on itself alone. A row is prefilled once for all its samples. `batch_size` counts samples.
         """
-        budgets = of_each(max_new_tokens, len(rows))
+        budgets = broadcast_budget(max_new_tokens, len(rows))
         draws_SN: Tensor | None = None
         if not isinstance(seed, int):
             draws = [np.random.default_rng(own).random(max(budgets) + 1) for own in seed]

@@ -89,7 +89,7 @@ class SFTConfig:
     cross_batch_memory_size: int = 0
     """Documents of earlier steps that serve as further negatives (arXiv 1912.06798); they need no forward pass."""
     teacher: str | None = None
-    """The teacher's embeddings of all texts, as `search-r3 data teach` writes them."""
+    """The teacher's embeddings of all texts, as `search-r3 data embed-teacher` writes them."""
     teacher_temperature: float = 0.05
     """Temperature of the softmax over the teacher's cosines."""
     matryoshka: list[int] = field(default_factory=list)
@@ -160,4 +160,4 @@ class SFTConfig:
             ("batch_sampler: topic", self.batch_sampler == "topic"),
         ):
             if needed:
-                raise InputError(f"{key} needs a teacher: name the file that search-r3 data teach wrote")
+                raise InputError(f"{key} needs a teacher: name the file that search-r3 data embed-teacher wrote")

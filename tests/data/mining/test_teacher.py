@@ -108,7 +108,7 @@ def test_the_rest_of_another_teacher_is_refused(source: Path, tmp_path: Path) ->
 def test_what_is_no_file_of_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.rows.safetensors").write_text("hello")
     for name in ("x.rows.safetensors", "missing.rows.safetensors"):
-        with pytest.raises(InputError, match="data teach"):
+        with pytest.raises(InputError, match="data embed-teacher"):
             TeacherRows(tmp_path / name)
     with pytest.raises(InputError, match="must end in"):
         write_teacher_rows([tmp_path / "p.jsonl"], tmp_path / "x.npz", Letters())
@@ -120,9 +120,9 @@ def test_teach_and_select_from_the_command_line(
     from search_r3.cli import main
 
     for command, message in (
-        (["data", "teach", str(source), "--into", str(tmp_path / "x.npz")], "must end in"),
+        (["data", "embed-teacher", str(source), "--into", str(tmp_path / "x.npz")], "must end in"),
         (
-            ["data", "teach", str(source), "--into", str(tmp_path / "x.rows.safetensors"), "--by", "bm25"],
+            ["data", "embed-teacher", str(source), "--into", str(tmp_path / "x.rows.safetensors"), "--by", "bm25"],
             "embedding model",
         ),
         (["data", "select", str(source), str(tmp_path / "o.jsonl"), "--take", "x"], "KIND=COUNT"),

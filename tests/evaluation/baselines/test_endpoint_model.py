@@ -16,7 +16,7 @@ from search_r3.evaluation.baselines.endpoint_model import UNIT, EndpointEncoder
 from search_r3.evaluation.baselines.external_models import CostApproval, ExternalModelConfig
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.measures import NDCG
-from search_r3.evaluation.suite import evaluate_pair, load_dataset
+from search_r3.evaluation.suite import evaluate_system, load_dataset
 from search_r3.evaluation.systems import open_systems
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*documents have an empty")
@@ -204,7 +204,7 @@ def test_an_evaluation_by_an_endpoint_end_to_end(data_root, tmp_path, monkeypatc
         )
         (system,) = open_systems(str(system_file), modes=["off"])
         cache, dataset = EmbeddingCache(tmp_path / "cache"), load_dataset("tiny", None, data_root)
-        record, fresh = evaluate_pair(dataset, "test", system, tmp_path / "results", cache)
+        record, fresh = evaluate_system(dataset, "test", system, tmp_path / "results", cache)
         assert fresh
         assert record["system"] == "words"
         assert record["measures"][NDCG] > 0.8
@@ -216,7 +216,7 @@ def test_an_evaluation_by_an_endpoint_end_to_end(data_root, tmp_path, monkeypatc
         assert max(map(len, sent.texts)) == 60
         assert set(sent.keys) == {f"Bearer {KEY}"}
         sent.requests.clear()
-        again, _ = evaluate_pair(dataset, "test", system, tmp_path / "results", cache, force=True)
+        again, _ = evaluate_system(dataset, "test", system, tmp_path / "results", cache, force=True)
         assert again["measures"] == record["measures"]
         assert again["seconds"]["documents"] == record["seconds"]["documents"]
         assert sent.requests == []

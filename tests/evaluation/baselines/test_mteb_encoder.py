@@ -12,7 +12,7 @@ from search_r3.data.beir import BeirDataset, Document
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.mteb_encoder import SearchR3Encoder, trained_on
 from search_r3.evaluation.measures import MRR, NDCG, RECALL, measure_run
-from search_r3.evaluation.suite import evaluate_pair
+from search_r3.evaluation.suite import evaluate_system
 from search_r3.evaluation.systems import SearchR3System
 from search_r3.model.searchr3 import SearchR3
 
@@ -99,7 +99,7 @@ def test_mteb_and_we_agree_on_queries_that_are_documents(model, dataset, ignore,
     result = mteb.evaluate(encoder, as_task(inside, ignore), cache=None, co2_tracker=False, show_progress_bar=False)
     (theirs,) = result.task_results[0].scores["test"]
     system = SearchR3System(model, "tiny", "off", max_length=16)
-    record, _ = evaluate_pair(inside, "test", system, tmp_path, None)
+    record, _ = evaluate_system(inside, "test", system, tmp_path, None)
     assert theirs["ndcg_at_10"] == pytest.approx(record["measures"][NDCG], abs=1e-4)
     assert theirs["mrr_at_10"] == pytest.approx(record["measures"][MRR], abs=1e-4)
     assert 0.02 < record["measures"][NDCG] < 0.98

@@ -22,7 +22,7 @@ from search_r3.evaluation.report.html_page import render, sections, write_report
 from search_r3.evaluation.report.load_results import load_results
 from search_r3.evaluation.rollouts.reasoning_rewards import EDGES, FIGURES
 from search_r3.evaluation.study.study import families
-from search_r3.evaluation.suite import evaluate, evaluate_pair, load_dataset, paths
+from search_r3.evaluation.suite import evaluate, evaluate_system, load_dataset, paths
 from search_r3.evaluation.systems import SearchR3System
 
 EVIL = '<script>alert("x")</script> & <b>bold</b>'
@@ -75,7 +75,7 @@ def results(root, tmp_path_factory):
     evaluate(["topics", "other/en"], ["bm25"], output, data_root=root, use_cache=False)
     data = load_dataset("topics", None, root)
     for mode in ("off", "on"):
-        evaluate_pair(data, "test", SearchR3System(Reasoner(), "mine", mode, max_length=64), output, None)
+        evaluate_system(data, "test", SearchR3System(Reasoner(), "mine", mode, max_length=64), output, None)
     path = paths(output, "topics", "mine.on").metrics
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"commit": "abcdef0123-dirty", "hardware": "A <big> machine"}))

@@ -8,7 +8,15 @@ import pytest
 from search_r3 import metrics
 from search_r3.environment.rewards import MISSING_TOKEN_REWARD
 from search_r3.evaluation.rollouts import reasoning_rewards
-from search_r3.evaluation.rollouts.reasoning_rewards import EDGES, FIGURES, Earned, compare, earn, per_query, spread
+from search_r3.evaluation.rollouts.reasoning_rewards import (
+    EDGES,
+    FIGURES,
+    EmbeddingRewards,
+    compare,
+    per_query,
+    score_embeddings,
+    spread,
+)
 from search_r3.evaluation.significance import bootstrap_interval, randomization_test
 
 RNG = np.random.default_rng(0)
@@ -19,9 +27,9 @@ def unit(*shape: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def of(scaled: list[float], plain: list[float]) -> Earned:
+def of(scaled: list[float], plain: list[float]) -> EmbeddingRewards:
     rewards = {"dcg_scaled": np.array(scaled, np.float32), "dcg": np.array(plain, np.float32)}
-    return Earned(rewards, np.ones(len(scaled), np.int64))
+    return EmbeddingRewards(rewards, np.ones(len(scaled), np.int64))
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def few_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rewards_and_ranks_are_those_of_the_whole_ranking(few_cells: None) -> None:
     documents, queries, number = unit(40, 8), unit(7, 8), [0, 0, 0, 1, 1, 2, 2]
     grades = [{3: 2, 11: 1}, {0: 1, 5: 0}, {39: 1, 1: 3, 20: -1}]
-    found = earn(queries, number, grades, documents, k=10)
+    found = score_embeddings(queries, number, grades, documents, k=10)
     relevance = np.zeros((7, 40))
     for line, query in enumerate(number):
         for row, grade in grades[query].items():
@@ -49,14 +57,14 @@ def test_rewards_and_ranks_are_those_of_the_whole_ranking(few_cells: None) -> No
 
 def test_of_equal_cosines_a_search_ranks_the_smaller_row_first_and_a_reward_the_lower_grade() -> None:
     same = np.tile(unit(1, 8), (5, 1))
-    found = earn(same[:2], [0, 1], [{1: 1}, {4: 1}], same, k=3)
+    found = score_embeddings(same[:2], [0, 1], [{1: 1}, {4: 1}], same, k=3)
     assert found.rank_R.tolist() == [2, 5]
     assert found.rewards["dcg"] == pytest.approx([0.0, 0.0])
 
 
 def test_an_empty_document_counts_in_the_ideal_and_is_never_found() -> None:
     documents = np.eye(3, dtype=np.float32)
-    found = earn(documents[:2], [0, 1], [{0: 1}, {}], documents, k=10, unfindable_Q=[[1], [2]])
+    found = score_embeddings(documents[:2], [0, 1], [{0: 1}, {}], documents, k=10, unfindable_Q=[[1], [2]])
     half = 1 / (1 + 1 / np.log2(3))  # one of two positives, at rank 1
     assert found.rewards["dcg"] == pytest.approx([half, 0.0])
     assert found.rank_R.tolist() == [1, 0]
@@ -64,7 +72,7 @@ def test_an_empty_document_counts_in_the_ideal_and_is_never_found() -> None:
 
 def test_sides_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="2 embeddings of 1 queries' numbers"):
-        earn(unit(2, 4), [0], [{0: 1}], unit(3, 4))
+        score_embeddings(unit(2, 4), [0], [{0: 1}], unit(3, 4))
 
 
 def test_every_query_gets_the_mean_of_its_samples_with_and_without_the_penalty() -> None:

@@ -18,7 +18,7 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.rollouts import rollout_measurement
-from search_r3.evaluation.rollouts.reasoning_rewards import FIGURES, earn, table
+from search_r3.evaluation.rollouts.reasoning_rewards import FIGURES, score_embeddings, table
 from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, load_part, measure_rollouts
 from search_r3.evaluation.suite import evaluate
 from search_r3.model.engines.torch_engine import TorchEngine
@@ -118,15 +118,15 @@ def test_a_rollouts_rewards_and_rank_are_those_of_the_embedding_after_its_reason
     )
     grades = [{row[did]: grade for did, grade in data.qrels[qid].items() if did in row} for qid in data.queries]
     behind = np.stack([r.embedding for r in sampled])
-    earned = earn(behind, np.repeat(range(3), 3), grades, documents, unfindable_Q=[[], [1], []])
+    scored = score_embeddings(behind, np.repeat(range(3), 3), grades, documents, unfindable_Q=[[], [1], []])
     written = [line for line in lines(place, "after") if line["kind"] == "sampled"]
     assert [line["text"] for line in written] == [r.text for r in sampled]
     assert [line["forced"] for line in written] == [r.forced for r in sampled]
-    assert [line["rank"] for line in written] == earned.rank_R.tolist()
+    assert [line["rank"] for line in written] == scored.rank_R.tolist()
     for name in ("dcg_scaled", "dcg"):
-        assert [line[name] for line in written] == pytest.approx(earned.rewards[name], abs=1e-5)
+        assert [line[name] for line in written] == pytest.approx(scored.rewards[name], abs=1e-5)
         mean = found["after"]["figures"][f"sampled.{name}"]["mean"]
-        assert mean == pytest.approx(earned.rewards[name].mean(), abs=1e-5)
+        assert mean == pytest.approx(scored.rewards[name].mean(), abs=1e-5)
     assert found["after"]["mean_tokens"]["sampled"] == np.mean([r.num_tokens for r in sampled])
 
 

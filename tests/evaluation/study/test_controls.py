@@ -8,7 +8,7 @@ import pytest
 from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.evaluation.study import controls
-from search_r3.evaluation.study.controls import ControlConfig, ControlSystem, StudyContext, derangement, mode_pair
+from search_r3.evaluation.study.controls import ControlConfig, ControlSystem, StudyContext, derangement, mode_paths
 from search_r3.evaluation.study.fusion_controls import fuse_runs
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 from search_r3.evaluation.systems import Answers, SearchR3System
@@ -163,10 +163,10 @@ def test_no_query_keeps_its_own_reasoning(count):
 
 
 def test_a_controls_record_stays_out_of_the_tables_of_results(tmp_path):
-    assert mode_pair(tmp_path, "cosqa", "mine", "on").metrics == tmp_path / "metrics/cosqa/mine.on.json"
-    pair = mode_pair(tmp_path, "cosqa", "mine-1.5", "empty")
-    assert pair.run == tmp_path / "runs/cosqa/mine-1.5.empty.trec.gz"
-    assert pair.metrics == tmp_path / "studies/cosqa/mine-1.5/empty.json"
+    assert mode_paths(tmp_path, "cosqa", "mine", "on").metrics == tmp_path / "metrics/cosqa/mine.on.json"
+    files = mode_paths(tmp_path, "cosqa", "mine-1.5", "empty")
+    assert files.run == tmp_path / "runs/cosqa/mine-1.5.empty.trec.gz"
+    assert files.metrics == tmp_path / "studies/cosqa/mine-1.5/empty.json"
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_the_card_of_a_studied_model_holds_the_controls_and_is_kept_true(whole, 
 def test_an_interrupted_study_goes_on_and_a_finished_one_repeats_nothing(tmp_path, root, tiny_model, monkeypatch):
     from search_r3.evaluation.study import study as module
 
-    real, made = module.evaluate_pair, []
+    real, made = module.evaluate_system, []
 
     def failing(dataset, split, system, *args, **options):
         if system.name == "mine.repeat" and not made.count("stop"):
@@ -227,7 +227,7 @@ def test_an_interrupted_study_goes_on_and_a_finished_one_repeats_nothing(tmp_pat
         made.append((system.name, fresh))
         return record, fresh
 
-    monkeypatch.setattr(module, "evaluate_pair", failing)
+    monkeypatch.setattr(module, "evaluate_system", failing)
     some = {"controls": ["empty", "repeat"]}
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, root, tiny_model, **some)

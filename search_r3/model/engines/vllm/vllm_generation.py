@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError, first_line
-from search_r3.model.engines.base import Generation, of_each
+from search_r3.model.engines.base import Generation, broadcast_budget
 from search_r3.optional import optional_imports, require
 
 SETTINGS = {
@@ -246,7 +246,7 @@ def continue_rows(
         every = [[seed % 2**63, i] for i in range(len(seeds))] if isinstance(seed, int) else [[own] for own in seed]
         seeds = [int(np.random.SeedSequence(words).generate_state(1)[0]) for words in every]
     prompts = [row for row in rows for _ in range(samples)]
-    budgets = [budget for budget in of_each(max_new_tokens, len(rows)) for _ in range(samples)]
+    budgets = [budget for budget in broadcast_budget(max_new_tokens, len(rows)) for _ in range(samples)]
     written: list[Row] = []
     try:
         for ids, budget, own in zip(prompts, budgets, seeds, strict=True):

@@ -1,4 +1,4 @@
-"""What prepares pairs before training with another model's help: `data teach` and `data select`."""
+"""What prepares pairs before training with another model's help: `data embed-teacher` and `data select`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from search_r3.cli.data import data_app
-from search_r3.cli.options import BatchSize, Device, Dtype, DtypeOption, Json, MaxLength, hush, print_json
+from search_r3.cli.options import (
+    BatchSize,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    MaxLength,
+    print_json,
+    silence_transformers,
+)
 from search_r3.errors import InputError
 
 
-@data_app.command("teach")
-def data_teach(
+@data_app.command("embed-teacher")
+def data_embed_teacher(
     pairs: Annotated[list[Path], typer.Argument(readable=False, help="Files of training pairs (JSONL).")],
     output: Annotated[Path, typer.Option("--into", help="The file to write; its name ends in .rows.safetensors.")],
     by: Annotated[
@@ -32,11 +41,11 @@ def data_teach(
     `data select`, name it in the place of a model.
 
     \b
-    Example:  search-r3 data teach pairs.jsonl --into pairs.rows.safetensors
+    Example:  search-r3 data embed-teacher pairs.jsonl --into pairs.rows.safetensors
     Before:   search-r3 data build RECIPE pairs.jsonl
     Next:     search-r3 data select pairs.jsonl best.jsonl --by pairs.rows.safetensors --top 3
     """
-    hush()
+    silence_transformers()
     from search_r3.data.mining.scorers import DenseScorer
     from search_r3.data.mining.teacher import SUFFIX, write_teacher_rows
 
@@ -77,7 +86,7 @@ def data_select(
     Before:   search-r3 data build RECIPE pairs.jsonl
     Next:     search-r3 data mine best.jsonl mined.jsonl
     """
-    hush()
+    silence_transformers()
     from search_r3.data.mining.selection import select_pairs
 
     scorer = _open(by, device, dtype, batch_size, max_length) if by else None
