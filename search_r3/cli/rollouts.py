@@ -61,7 +61,7 @@ def rollouts(
     Next:     read results/rollouts/scifact.dev/: a file for each model, every trace beside it, and the comparison
     """
     silence_transformers()
-    from search_r3.evaluation.rollouts.reasoning_rewards import table
+    from search_r3.evaluation.rollouts.reasoning_rewards import rewards_markdown
     from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, measure_rollouts
 
     found = measure_rollouts(
@@ -84,7 +84,7 @@ def rollouts(
     if as_json:
         print_json(found)
     else:
-        print(table(found))
+        print(rewards_markdown(found))
 
 
 def _limit(text: str) -> int | None:

@@ -125,9 +125,9 @@ def plot(
         typer.Option(help="The image to write; curves.png in the run's folder, or compare.png beside several."),
     ] = None,
 ) -> None:
-    """Draw a training run's curves: dev figures, loss terms, accuracy, gradient norm, speed. Works while it runs.
+    """Draw a training run's curves: dev metrics, loss terms, accuracy, gradient norm, speed. Works while it runs.
 
-    Several runs are compared in one picture, a panel for each figure and a line for each run, named by its folder.
+    Several runs are compared in one picture, a panel for each metric and a line for each run, named by its folder.
 
     \b
     Example:  search-r3 plot runs/sft-first

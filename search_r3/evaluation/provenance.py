@@ -1,4 +1,4 @@
-"""Where a figure comes from: command, commit, versions and the class of machine, without anything private.
+"""Where a result comes from: command, commit, versions and the class of machine, without anything private.
 
 Paths of the machine stay out: results are published.
 """
@@ -56,7 +56,7 @@ def git_commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a figure, where they are installed."""
+    """Versions of Python and of the packages that a result depends on, where they are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,7 +1,7 @@
 """Evaluate systems on data sets: a TREC run and a metrics file for each pair, and nothing done twice.
 
 For every pair `results/runs/DATASET/SYSTEM.trec.gz` holds the exact top 100 and `results/metrics/DATASET/SYSTEM.json`
-what it scored and everything needed to get the figure again. A pair is skipped when both stand there for the same
+what it scored and everything needed to get the metrics again. A pair is skipped when both stand there for the same
 model, settings and data, so an interrupted evaluation is resumed by repeating its command.
 """
 
@@ -166,7 +166,7 @@ def evaluate(
 
 
 def remarks(record: dict[str, Any]) -> list[str]:
-    """What a reader of a metrics record's figures must know of its data: relevant documents that are not in the corpus
+    """What a reader of a metrics record must know of its data: relevant documents that are not in the corpus
     or empty cannot be found by any system, a query without an answer counts as 0, and one that is a document of the
     corpus finds itself unless documents of a query's own id are left out."""
     relevant, empty, unanswered = (
@@ -279,7 +279,7 @@ def load_dataset(
 
 
 def dataset_hash(dataset: BeirDataset) -> str:
-    """A hash of everything that decides a figure on the data's side: documents, judged queries, judgments."""
+    """A hash of everything that decides the metrics on the data's side: documents, judged queries, judgments."""
     texts = [document.full_text for document in dataset.corpus.values()]
     judged = [qid for qid in dataset.qrels if qid in dataset.queries]
     lines = [f"{qid}\t{did}\t{grade}" for qid, grades in dataset.qrels.items() for did, grade in grades.items()]

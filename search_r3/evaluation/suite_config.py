@@ -155,7 +155,7 @@ class Outcome:
 
     def summary(self) -> str:
         """All tables, then one line of counts and one for each failure."""
-        counts = f"{len(self.records)} figures, {len(self.studies)} studies, {len(self.failures)} failed"
+        counts = f"{len(self.records)} results, {len(self.studies)} studies, {len(self.failures)} failed"
         pages = [results_markdown(self.records)] if self.records else []
         pages += [study_markdown(found) for found in self.studies]
         last = [f"{counts}; {self.seconds:.0f} s", *(f"failed: {failure.line}" for failure in self.failures)]

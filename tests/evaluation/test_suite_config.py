@@ -78,7 +78,7 @@ def test_an_interrupted_suite_goes_on_and_a_finished_one_repeats_nothing(command
     assert printed.err.count("(already there)") == 7  # five pairs, and off and on of the study
     assert "| tiny | " in printed.out
     assert "mine on tiny: 3 queries, 4 documents" in printed.out
-    assert printed.out.splitlines()[-1].startswith("6 figures, 1 studies, 0 failed; ")
+    assert printed.out.splitlines()[-1].startswith("6 results, 1 studies, 0 failed; ")
     answered.clear()
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -103,7 +103,7 @@ def test_what_fails_is_told_at_the_end_and_loses_nothing(command, place, capsys,
     assert main(command) == 1
     printed = capsys.readouterr()
     last = printed.out.splitlines()[-5:]
-    assert last[0].startswith("3 figures, 1 studies, 4 failed; ")
+    assert last[0].startswith("3 results, 1 studies, 4 failed; ")
     assert [line.split(":")[1].strip() for line in last[1:]] == ["bm52", "tyni", "nested/en", f"tinny {_spec(text)}"]
     assert "RuntimeError: a bug of ours" in last[3]
     assert printed.err.count("Traceback") == 1  # ours keeps it; what the user can fix is one line

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
+from search_r3.evaluation.markdown_table import markdown_table
 from search_r3.evaluation.provenance import git_commit, hardware, versions
 from search_r3.evaluation.publish.tables import load_records, results_markdown
-from search_r3.evaluation.rollouts.reasoning_rewards import table as earned_table
+from search_r3.evaluation.rollouts.reasoning_rewards import rewards_markdown
 from search_r3.evaluation.study.study import read_study
 from search_r3.evaluation.study.study_table import study_markdown
 from search_r3.evaluation.systems import BASELINES
@@ -121,7 +122,7 @@ def card(
         *_ablation(config, Path(results)),
         "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
         *(["## Does the reasoning help?\n\n" + "\n\n".join(tested)] if tested else []),
-        *_earned(name, Path(results)),
+        *_reasoning_rewards(name, Path(results)),
         "## Limits\n\n" + _limits(config, ours, _manifest(kept)),
     ]
     return "\n\n".join(sections) + "\n"
@@ -293,34 +294,30 @@ def _ablation(config: dict[str, Any], results: Path) -> list[str]:
     if not file.is_file():
         return []
     record = json.loads(file.read_text(encoding="utf-8"))
-    figures = record["figures"]
-    if figures["pairs_sha256"] != config.get("pairs_sha256"):
+    found = record["figures"]
+    if found["pairs_sha256"] != config.get("pairs_sha256"):
         return []
-    columns = [f"{pool}.dev.{mode}" for mode in ("off", "on") for pool in figures["dev"]]
-    lines = [
-        "| " + " | ".join(["changed", *(name.replace(".dev.", " ") for name in columns)]) + " |",
-        "|---|" + "---:|" * len(columns),
-        *(
-            "| " + " | ".join([row["part"], *(f"{row[name]:.3f}" for name in columns)]) + " |"
-            for row in figures["parts"]
-        ),
-    ]
-    seeds = ", ".join(map(str, figures["parts"][0]["seeds"]))
+    columns = [f"{pool}.dev.{mode}" for mode in ("off", "on") for pool in found["dev"]]
+    table = markdown_table(
+        ["changed", *(name.replace(".dev.", " ") for name in columns)],
+        [[row["part"], *(f"{row[name]:.3f}" for name in columns)] for row in found["parts"]],
+    )
+    seeds = ", ".join(map(str, found["parts"][0]["seeds"]))
     head = (
-        f"Short runs on the same pairs, one change each: {figures['steps']} steps of {figures['global_batch_size']} "
-        f"pairs, seed {seeds}; nDCG@10 on dev pools of at most {figures['dev_queries']} queries and "
-        f"{figures['dev_documents']} documents, so differences under 0.02 say little. "
+        f"Short runs on the same pairs, one change each: {found['steps']} steps of {found['global_batch_size']} "
+        f"pairs, seed {seeds}; nDCG@10 on dev pools of at most {found['dev_queries']} queries and "
+        f"{found['dev_documents']} documents, so differences under 0.02 say little. "
         f"`{record['command']}` at {record['commit'][:7]}."
     )
-    return ["## Ablations\n\n" + head + "\n\n" + "\n".join(lines)]
+    return ["## Ablations\n\n" + head + "\n\n" + table]
 
 
-def _earned(name: str, results: Path) -> list[str]:
+def _reasoning_rewards(name: str, results: Path) -> list[str]:
     """What sampled reasoning traces of held-out queries earn, before and after training, if that was measured."""
     records = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"rollouts/*/*--{name}.json"))
     ]
-    return ["## What its reasoning traces earn\n\n" + "\n\n".join(map(earned_table, records))] if records else []
+    return ["## What its reasoning traces earn\n\n" + "\n\n".join(map(rewards_markdown, records))] if records else []
 
 
 def _source(source: dict[str, Any]) -> str:
@@ -343,10 +340,10 @@ def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: di
     seen = {s["dataset"] for s in manifest.get("sources", []) if s.get("dataset")} & {r["dataset"] for r in ours}
     for name in sorted(seen):
         kinds = ", ".join(s["kind"] for s in manifest["sources"] if s.get("dataset") == name)
-        lines.append(f"Pairs were made from {name} itself ({kinds}), never from its test queries: read its figure so.")
+        lines.append(f"Pairs were made from {name} itself ({kinds}), never from its test queries: keep that in mind.")
     reinforced = {s["dataset"] for s in config.get("trained_on", []) if "dataset" in s}
     for name in sorted(reinforced & {r["dataset"].removesuffix(".small") for r in ours}):
-        lines.append(f"Stage 2 rewarded it on {name}'s training queries over {name}'s documents: read its figure so.")
+        lines.append(f"Stage 2 rewarded it on {name}'s training queries over {name}'s documents: keep that in mind.")
     by_mode = {(r["dataset"], r["system"].rpartition(".")[2]): r["measures"]["nDCG@10"] for r in ours}
     gains = [
         f"{round(by_mode[name, 'on'] - by_mode[name, 'off'], 3) + 0.0:+.3f} on {name}"  # + 0.0: no minus before a zero

@@ -1,4 +1,4 @@
-"""Figures computed again from the run files: what metrics files and studies say is compared with what the runs give.
+"""Metrics computed again from the run files: what metrics files and studies say is compared with what the runs give.
 
 Where a data set is here and is the one that a run was made on, its measures, missing documents and comparisons come
 from the run and the judgments; elsewhere the file that was written beside the run is taken at its word, and named.
@@ -23,7 +23,7 @@ from search_r3.evaluation.suite import dataset_hash, load_dataset, paths
 
 @dataclass
 class Check:
-    """What was found: problems to fix, and figures that could not be computed again because the data set is not here
+    """What was found: problems to fix, and metrics that could not be computed again because the data set is not here
     (the file written beside their run was taken at its word)."""
 
     problems: list[str] = field(default_factory=list)
@@ -108,7 +108,7 @@ class Rebuilder:
         }
 
     def _data(self, name: str, settings: Mapping[str, Any], label: str) -> BeirDataset | None:
-        """The data set that a figure was computed on, or None, which is noted, where it is not here."""
+        """The data set that a metric was computed on, or None, which is noted, where it is not here."""
         key = (name, settings["split"])
         if key not in self._datasets:
             try:

@@ -1,6 +1,6 @@
-"""Tables of results in Markdown, made from metrics records: the figures, then what they were measured on.
+"""Tables of results in Markdown, made from metrics records: the metrics, then what they were measured on.
 
-What a reader must know of a data set stands below its figures: documents that are missing or empty, and queries without
+What a reader must know of a data set stands below its metrics: documents that are missing or empty, and queries without
 an answer. `rebuild` computes the records again from the run files, `blocks` puts the tables into Markdown files.
 """
 
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from search_r3.errors import InputError
+from search_r3.evaluation.markdown_table import markdown_table
 from search_r3.evaluation.measures import MEASURES, MRR, NDCG, RECALL
 from search_r3.evaluation.suite import SMALL, read_record
 from search_r3.evaluation.systems import BASELINES
@@ -90,13 +91,13 @@ def _table(records: Sequence[dict[str, Any]], measure: str, labels: Mapping[str,
         shown = f"{value:.3f}"
         return f"**{shown}**" if shown == best[row] and len(columns) > 1 else shown
 
-    lines = [
-        "| | " + " | ".join(labels.get(column, column) for column in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
-    named = {row: f"{row} {INCOMPLETE}" if row in incomplete else row for row in rows}
-    lines += [f"| {named[row]} | " + " | ".join(cell(row, column) for column in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    return markdown_table(
+        ["", *(labels.get(column, column) for column in columns)],
+        [
+            [f"{row} {INCOMPLETE}" if row in incomplete else row, *(cell(row, column) for column in columns)]
+            for row in rows
+        ],
+    )
 
 
 def _caption(records: Sequence[dict[str, Any]]) -> str:

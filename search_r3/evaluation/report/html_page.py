@@ -82,7 +82,7 @@ def summary(found: Results) -> str:
         f", {len(found.studies)} stud{'y' if len(found.studies) == 1 else 'ies'} of whether reasoning helps"
         * bool(found.studies)
     )
-    return summary + ". Every figure is made from the run files, by the commands named here."
+    return summary + ". Every metric is made from the run files, by the commands named here."
 
 
 def examples(found: Results) -> Section:

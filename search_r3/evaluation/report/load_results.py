@@ -17,7 +17,7 @@ from search_r3.evaluation.systems import BASELINES
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A kept training run: its log's steps and dev figures, and `about.json` if there is one."""
+    """A kept training run: its log's steps and dev metrics, and `about.json` if there is one."""
 
     name: str
     steps: list[dict[str, Any]]

@@ -17,7 +17,7 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: `best` of its row or column; `verdict` "up" or "down" against a baseline."""
+    """One number of a table: `best` of its row or column; `verdict` "up" or "down" against a baseline."""
 
     text: str
     best: bool = False
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a head; the first column names the row. Columns in `words` hold text, the others figures."""
+    """Rows of cells under a head; the first column names the row. Columns in `words` hold text, the others numbers."""
 
     kind: ClassVar[str] = "table"
     name: str

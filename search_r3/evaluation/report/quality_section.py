@@ -1,6 +1,6 @@
 """The page's first sections: what was measured and where, tables of systems and data sets, reasoning on against off.
 
-Every figure is a metrics file's; tests and recall@10 come from the run files (`comparison`).
+Every metric is a metrics file's; tests and recall@10 come from the run files (`comparison`).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def results(found: Results) -> Section:
         )
     noted = caveats(found)
     if noted:
-        section.blocks += [Text("To be read with these figures:"), Listing(noted)]
+        section.blocks += [Text("To be read with these metrics:"), Listing(noted)]
     return section
 
 
@@ -242,7 +242,7 @@ def bars_of(found: Results, part: str, width: int = WIDTH) -> str:
 
 
 def caveats(found: Results) -> list[str]:
-    """What a reader must know of the figures: cut and missing documents, small sets, data that was trained on, commits
+    """What a reader must know of the metrics: cut and missing documents, small sets, data that was trained on, commits
     that differ, and tests that could not be made."""
     noted = _remarks_by_dataset(found)
     cuts: dict[int, list[str]] = {}
@@ -257,7 +257,7 @@ def caveats(found: Results) -> list[str]:
     if any(r["dataset"].endswith(SMALL) for r in found.records):
         noted.append(
             f"A name in {SMALL} is a fixed part of a data set, the same for every system here and not to be compared "
-            "with published figures of the whole."
+            "with published results of the whole."
         )
     for name, kinds in found.trained_on.items():
         if any(r["dataset"].removesuffix(SMALL) == name for r in found.records):

@@ -58,19 +58,19 @@ def rewards(found: Results) -> Section:
 def reward_plots(name: str, record: Mapping[str, Any], width: int = WIDTH) -> list[str]:
     """Histograms of a record's sides, as shares of the rollouts."""
     plots = []
-    for figure, title in SHOWN.items():
+    for metric, title in SHOWN.items():
         groups, summary = [], []
         for side in _sides(record):
-            counts = side["histograms"]["counts"].get(figure)
+            counts = side["histograms"]["counts"].get(metric)
             if counts and sum(counts):
                 groups.append((side["system"], [count / sum(counts) for count in counts]))
-                above = side["figures"][figure]["share_above_half"]
+                above = side["figures"][metric]["share_above_half"]
                 summary.append(
-                    f"{side['system']}: mean {score(side['figures'][figure]['mean'])}, {percent(above)} above 0.5"
+                    f"{side['system']}: mean {score(side['figures'][metric]['mean'])}, {percent(above)} above 0.5"
                 )
         if groups:
             edges = _sides(record)[0]["histograms"]["edges"]
-            plot = Plot(f"rewards-{name}-{figure}", title, "; ".join(summary), "reward", "share of rollouts", width)
+            plot = Plot(f"rewards-{name}-{metric}", title, "; ".join(summary), "reward", "share of rollouts", width)
             plots.append(histogram(plot, edges, groups))
     return plots
 
@@ -86,15 +86,15 @@ def _one(name: str, record: Mapping[str, Any]) -> list[Any]:
     blocks: list[Any] = [Heading(title, f"rollouts-{name}"), Text(summary, "note"), Figures(reward_plots(name, record))]
     head = ["reward", *(f"{s['system']}: mean" for s in sides), *(f"{s['system']}: above 0.5" for s in sides)]
     rows = []
-    for figure in sides[0]["figures"]:
-        row: list[Any] = [figure, *(score(side["figures"][figure]["mean"]) for side in sides)]
-        row += [percent(side["figures"][figure]["share_above_half"]) for side in sides]
+    for metric in sides[0]["figures"]:
+        row: list[Any] = [metric, *(score(side["figures"][metric]["mean"]) for side in sides)]
+        row += [percent(side["figures"][metric]["share_above_half"]) for side in sides]
         if len(sides) > 1:
-            row += comparison_cells(record["comparisons"][figure], LEVEL)
+            row += comparison_cells(record["comparisons"][metric], LEVEL)
         rows.append(row)
     if len(sides) > 1:
         head += COMPARISON_HEAD
-    caption = "Figures are called KIND.REWARD: sampled, penalized where the token was forced, greedy, direct"
+    caption = "Metrics are called KIND.REWARD: sampled, penalized where the token was forced, greedy, direct"
     blocks.append(Fold("All rewards", [Table(f"rollouts-{name}-all", caption, head, rows)]))
     return blocks
 

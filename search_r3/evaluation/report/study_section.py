@@ -65,7 +65,7 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
     blocks: list[Any] = [Heading(f"{study['dataset']}: {study['system']}", name), Text(summary, "note")]
     plots = [control_plot(study), *budget_plots(study), *([plot] if (plot := adaptive_plot(study)) else [])]
     blocks.append(Figures([plot for plot in plots if plot]))
-    blocks.append(Text(_adaptive_figure(study)))
+    blocks.append(Text(_adaptive_summary(study)))
     blocks.append(_modes(study, families.get("off", []), name))
     others = [
         Table(
@@ -226,8 +226,8 @@ def _budgets(study: Mapping[str, Any], name: str) -> Table:
     return Table(f"{name}-budgets", "Quality, tokens and latency of each budget", head, rows)
 
 
-def _adaptive_figure(study: Mapping[str, Any]) -> str:
-    """The adaptive curve's figure in words: the goal is 95% of the gain for half of the tokens."""
+def _adaptive_summary(study: Mapping[str, Any]) -> str:
+    """The adaptive curve in words: the goal is 95% of the gain for half of the tokens."""
     adaptive = study.get("adaptive")
     if not adaptive:
         return "Adaptive reasoning was not part of this study."

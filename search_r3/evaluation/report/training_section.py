@@ -23,11 +23,11 @@ MOST_POINTS = 150
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot of a run: figures of its steps, or endings of its dev figures, with their labels."""
+    """One plot of a run: metrics of its steps, or endings of its dev metrics, with their labels."""
 
     name: str
     title: str
-    figures: Mapping[str, str]
+    metrics: Mapping[str, str]
     dev: bool = False
     log: bool = False
     zero: bool = False
@@ -106,9 +106,9 @@ def environment(found: Results) -> Section:
             "is how far rewards in the aged corpus are from those in a fresh one."
         )
     )
-    for name, figures in known:
+    for name, measured in known:
         goals = {
-            key: goal for key, goal in (figures.get("goals") or {}).items() if isinstance(goal, dict) and "met" in goal
+            key: goal for key, goal in (measured.get("goals") or {}).items() if isinstance(goal, dict) and "met" in goal
         }
         if goals:
             rows = [
@@ -122,12 +122,12 @@ def environment(found: Results) -> Section:
             ]
             head = ("what", "found", "goal at most", "verdict")
             section.blocks.append(Table(f"{name}-goals", "Goals", head, rows, words=(3,)))
-        for title, world in _worlds(figures):
+        for title, world in _worlds(measured):
             section.blocks.append(Heading(title, f"{name}-{title}"))
             section.blocks.append(Figures(environment_plots(f"{name}-{title}", world)))
             section.blocks.append(Fold("Means over the steps, by policy", [_policies(f"{name}-{title}", world)]))
-        if figures.get("million"):
-            section.blocks.append(_million(name, figures["million"]))
+        if measured.get("million"):
+            section.blocks.append(_million(name, measured["million"]))
     return section
 
 
@@ -159,14 +159,14 @@ def environment_plots(name: str, world: Mapping[str, Any], width: int = WIDTH) -
 
 def _step_lines(run: TrainingRun, panel: Panel) -> list[Series]:
     lines = []
-    for style, (name, label) in enumerate(panel.figures.items()):
+    for style, (name, label) in enumerate(panel.metrics.items()):
         points = [
             (float(r["step"]), v) for r in run.steps if (v := ({**r.get("terms", {}), **r}).get(name)) is not None
         ]
         points = [(x, float(y)) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]
         if not points:
             continue
-        if len(points) > 30 and len(panel.figures) == 1:
+        if len(points) > 30 and len(panel.metrics) == 1:
             lines.append(Series("", _thin(points), style, faint=True))
         lines.append(Series(label, _thin(_smooth(points)), style, markers=False if len(points) > 30 else None))
     return lines
@@ -180,9 +180,9 @@ def _dev_lines(run: TrainingRun, panel: Panel) -> list[Series]:
             pool, _, ending = name.rpartition(".")
             pool = pool.removesuffix(".dev")
             means = pool == "ndcg@10" or (pool == "live" and panel.name != "dev-reward")  # of pools that stand there
-            if ending in panel.figures and not means and isinstance(value, int | float) and math.isfinite(value):
-                label = " ".join(part for part in (pool.replace("live", ""), panel.figures[ending]) if part)
-                found.setdefault(label or panel.figures[ending], []).append((float(record["step"]), float(value)))
+            if ending in panel.metrics and not means and isinstance(value, int | float) and math.isfinite(value):
+                label = " ".join(part for part in (pool.replace("live", ""), panel.metrics[ending]) if part)
+                found.setdefault(label or panel.metrics[ending], []).append((float(record["step"]), float(value)))
     return [Series(label, points, style) for style, (label, points) in enumerate(found.items())]
 
 
@@ -196,27 +196,27 @@ def _policies(name: str, world: Mapping[str, Any]) -> Table:
     return Table(f"{name}-policies", "Policies", ("policy", *columns.values()), rows)
 
 
-def _million(name: str, figures: Mapping[str, Any]) -> Table:
-    seconds = figures.get("seconds") or {}
+def _million(name: str, measured: Mapping[str, Any]) -> Table:
+    seconds = measured.get("seconds") or {}
     rows = [[f"{part}, seconds a step", number(value, None)] for part, value in seconds.items()]
     rows += [
-        [key.removesuffix("_bytes") + ", GiB", number(figures[key] / 2**30, 2)]
-        for key in figures
+        [key.removesuffix("_bytes") + ", GiB", number(measured[key] / 2**30, 2)]
+        for key in measured
         if key.endswith("_bytes")
     ]
     return Table(
-        f"{name}-million", f"{figures.get('rows', 1_000_000):,} rows: time and memory", ("what", "found"), rows
+        f"{name}-million", f"{measured.get('rows', 1_000_000):,} rows: time and memory", ("what", "found"), rows
     )
 
 
-def _worlds(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    found = [("Recorded: a run's own checkpoints", figures["recorded"])] if figures.get("recorded") else []
-    return found + [(f"Simulated: {int(rows):,} rows", of) for rows, of in (figures.get("simulated") or {}).items()]
+def _worlds(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    found = [("Recorded: a run's own checkpoints", measured["recorded"])] if measured.get("recorded") else []
+    return found + [(f"Simulated: {int(rows):,} rows", of) for rows, of in (measured.get("simulated") or {}).items()]
 
 
 def _is_benchmark(record: Any) -> bool:
-    figures = record.get("figures") if isinstance(record, dict) else None
-    return isinstance(figures, dict) and any(key in figures for key in ("recorded", "simulated", "million"))
+    measured = record.get("figures") if isinstance(record, dict) else None
+    return isinstance(measured, dict) and any(key in measured for key in ("recorded", "simulated", "million"))
 
 
 def _wide(lines: Sequence[Series]) -> bool:

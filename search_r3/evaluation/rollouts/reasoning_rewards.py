@@ -1,9 +1,9 @@
 """What a model's reasoning earns in a corpus that it encoded itself, whole and fresh; whether one model's earns more.
 
-Pure functions over embeddings and rewards. Source: Search-R3 (arXiv 2510.07048), stage 2, whose figure is the share of
+Pure functions over embeddings and rewards. Source: Search-R3 (arXiv 2510.07048), stage 2, whose metric is the share of
 rollouts above 0.5; it is taken of `dcg_scaled` and of `dcg`, as a space whose cosines are all high flatters the former.
 
-A figure is called KIND.REWARD. Kinds: "sampled", the mean of a query's sampled traces, each by its own embedding;
+A metric is called KIND.REWARD. Kinds: "sampled", the mean of a query's sampled traces, each by its own embedding;
 "penalized", the same with the penalty where the embed token had to be forced, as in training; "greedy", the trace that
 a search uses; "direct", no reasoning.
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from search_r3.environment.reward_protocol import RankedRollouts
 from search_r3.environment.reward_terms import WeightedRewards
 from search_r3.environment.rewards import MISSING_TOKEN_REWARD, missing_token_penalty
+from search_r3.evaluation.markdown_table import markdown_table
 from search_r3.evaluation.significance import (
     RESAMPLES,
     Comparison,
@@ -37,7 +38,7 @@ from search_r3.ranking import rank_of_best_positive
 REWARDS = ("dcg_scaled", "dcg")
 """The environment's rewards that are measured."""
 KINDS = ("sampled", "penalized", "greedy", "direct")
-FIGURES = tuple(f"{kind}.{reward}" for kind in KINDS for reward in REWARDS)
+METRICS = tuple(f"{kind}.{reward}" for kind in KINDS for reward in REWARDS)
 HALF = 0.5
 """The paper's bar: 69% of its rollouts stand above it after stage 2."""
 EDGES = tuple(round(MISSING_TOKEN_REWARD + i / 20, 2) for i in range(31))
@@ -137,7 +138,7 @@ def per_query(
     greedy: EmbeddingRewards,
     direct: EmbeddingRewards,
 ) -> dict[str, list[float]]:
-    """Every figure, and the samples' emission and length, as one number a query (the mean of its samples).
+    """Every metric, and the samples' emission and length, as one number a query (the mean of its samples).
 
     Args:
         sampled: of Q * G rollouts, those of a query together.
@@ -165,32 +166,32 @@ def penalized(sampled: EmbeddingRewards, emitted_R: npt.ArrayLike) -> dict[str, 
 def spread(
     sampled: EmbeddingRewards, emitted_R: npt.ArrayLike, greedy: EmbeddingRewards, direct: EmbeddingRewards
 ) -> tuple[dict[str, dict[str, float]], dict[str, list[int]]]:
-    """Of every figure, over its rollouts: the mean and the share above 0.5; and the histogram's counts, by `EDGES`."""
+    """Of every metric, over its rollouts: the mean and the share above 0.5; and the histogram's counts, by `EDGES`."""
     of = {"sampled": sampled.rewards, "penalized": penalized(sampled, emitted_R)}
     of |= {"greedy": greedy.rewards, "direct": direct.rewards}
     rows = {f"{kind}.{name}": of[kind][name].astype(np.float64) for kind in KINDS for name in REWARDS}
-    figures = {
+    metrics = {
         name: {"mean": round(float(row.mean()), DIGITS), "share_above_half": round(float((row > HALF).mean()), DIGITS)}
         for name, row in rows.items()
     }
-    return figures, {name: np.histogram(row, EDGES)[0].tolist() for name, row in rows.items()}
+    return metrics, {name: np.histogram(row, EDGES)[0].tolist() for name, row in rows.items()}
 
 
 def compare(
     before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], seed: int = 0
 ) -> tuple[dict[str, Comparison], dict[str, list[float]]]:
-    """After against before on the same queries: a comparison of every figure, and its difference for each query.
+    """After against before on the same queries: a comparison of every metric, and its difference for each query.
 
     The interval is the percentile bootstrap over queries, the test the paired randomization test; `p_corrected` is
-    Holm's over all figures.
+    Holm's over all metrics.
 
     Args:
-        before, after: figure -> one number a query, both in one order of the queries.
+        before, after: metric -> one number a query, both in one order of the queries.
 
     Raises:
         ValueError: another number of queries on either side, or none.
     """
-    rows = {name: np.asarray(after[name], float) - np.asarray(before[name], float) for name in FIGURES}
+    rows = {name: np.asarray(after[name], float) - np.asarray(before[name], float) for name in METRICS}
     raw = {name: randomization_test(row, seed=seed) for name, row in rows.items()}
     corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
     found = {}
@@ -201,23 +202,23 @@ def compare(
     return found, {name: [round(float(value), DIGITS) for value in row] for name, row in rows.items()}
 
 
-def table(record: Mapping[str, Any]) -> str:
+def rewards_markdown(record: Mapping[str, Any]) -> str:
     """A record of `rollouts.measure_rollouts` as a Markdown table: one model, or before, after and their difference."""
     sides = [record["before"], record["after"]] if "comparisons" in record else [record]
     head = ["reward", *(f"{side['system']}: mean" for side in sides), *("above 0.5" for _ in sides)]
     if len(sides) > 1:
         head += ["difference", "95% interval", "p"]
-    lines = [head, ["---"] * len(head)]
-    for name in FIGURES:
+    rows = []
+    for name in METRICS:
         means = [side["figures"][name]["mean"] for side in sides]
         shares = [side["figures"][name]["share_above_half"] for side in sides]
         line = [name, *(f"{mean:.4f}" for mean in means), *(f"{share:.1%}" for share in shares)]
         if len(sides) > 1:
             found = record["comparisons"][name]
             line += [f"{found['difference']:+.4f}", f"{found['low']:+.4f} to {found['high']:+.4f}", f"{found['p']:.4f}"]
-        lines.append(line)
+        rows.append(line)
     text = [f"{record['dataset']}: {record['num_queries']:,} queries, {record['num_documents']:,} documents", ""]
-    text += ["| " + " | ".join(line) + " |" for line in lines]
+    text.append(markdown_table(head, rows))
     for side in sides:
         lengths = [
             f"{kind} {side['emission_rate'][kind]:.1%} and {side['mean_tokens'][kind]:.1f} tokens"

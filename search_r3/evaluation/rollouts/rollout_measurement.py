@@ -1,6 +1,6 @@
 """Measure what a model's sampled reasoning traces earn on a data set, before and after training; nothing is done twice.
 
-`results/rollouts/DATASET.SPLIT/` holds for each model NAME.json (figures, histograms, a number for each query) and
+`results/rollouts/DATASET.SPLIT/` holds for each model NAME.json (metrics, histograms, a number for each query) and
 NAME.rollouts.jsonl.gz (every trace with its rewards), and for two models BEFORE--AFTER.json, made from these files.
 The corpus is encoded in full by the model itself, so nothing is stale; its embeddings are those that evaluations cache.
 """
@@ -30,7 +30,7 @@ from search_r3.evaluation.json_format import as_json
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.rollouts.reasoning_rewards import (
     EDGES,
-    FIGURES,
+    METRICS,
     REWARDS,
     EmbeddingRewards,
     compare,
@@ -47,7 +47,7 @@ from search_r3.retrievers.dense import BUNDLED
 FORMAT = 1
 EXAMPLES = 5
 HEADLINE = "penalized.dcg_scaled"
-"""The figure that examples are chosen by: what stage 2 is trained on by default."""
+"""The metric that examples are chosen by: what stage 2 is trained on by default."""
 BETWEEN = "--"
 """Stands between two models' names in a file's name."""
 
@@ -145,7 +145,7 @@ def measure_rollouts(
         there = side is not None
         if side is None:
             side = _measure(data, place, system, name, config, settings, folder, cache or EmbeddingCache(), say)
-        means = ", ".join(f"{figure} {side['figures'][figure]['mean']:.4f}" for figure in FIGURES[::2])
+        means = ", ".join(f"{metric} {side['figures'][metric]['mean']:.4f}" for metric in METRICS[::2])
         say(f"{place} {name}: {means}" + (" (already there)" if there else ""))
         sides.append(side)
         del system
@@ -241,7 +241,7 @@ def _measure(
     by_greedy, by_direct = score(np.stack([r.embedding for r in greedy]), 1), score(direct_QD, 1)
     emitted = [not r.forced for r in sampled]
     tokens = [r.num_tokens for r in sampled]
-    figures, counts = spread(by_sample, emitted, by_greedy, by_direct)
+    metrics, counts = spread(by_sample, emitted, by_greedy, by_direct)
     lines = list(_lines(list(data.queries), sampled, by_sample, greedy, by_greedy, by_direct))
     path = folder / f"{name}.rollouts.jsonl.gz"
     write_jsonl_gzip(path, lines)
@@ -252,7 +252,7 @@ def _measure(
         "num_documents": len(texts),
         "num_empty_documents": len(texts) - len(searchable),
         **_identical(data),
-        "figures": figures,
+        "figures": metrics,
         "emission_rate": {
             "sampled": float(np.mean(emitted)),
             "greedy": float(np.mean([not r.forced for r in greedy])),
@@ -284,7 +284,7 @@ def _comparison(
         "dataset": before["dataset"],
         "num_queries": before["num_queries"],
         "num_documents": before["num_documents"],
-        "comparisons": {figure: comparison.to_dict() for figure, comparison in found.items()},
+        "comparisons": {metric: comparison.to_dict() for metric, comparison in found.items()},
         "queries": before["queries"],
         "differences": differences,
         "examples": _gains_and_losses(data, sides, differences[HEADLINE], folder),
@@ -391,6 +391,6 @@ def _existing(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, An
         record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         digest = hashlib.sha256((folder / record["rollouts"]).read_bytes()).hexdigest()
         same = record["settings"] == settings and record["rollouts_sha256"] == digest
-        return record if same and set(FIGURES) <= record["per_query"].keys() else None
+        return record if same and set(METRICS) <= record["per_query"].keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,7 +1,7 @@
 """How long a query waits for its embedding: median and 95th percentile of timed calls, one query or a batch at a time.
 
 Only the encoding of queries is timed (reasoning included); searching is the same for every mode. What else the machine
-does changes such figures, so the load is kept beside them.
+does changes such timings, so the load is kept beside them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A study of one model on one data set: every control, what it costs, whether it differs, and on which queries.
 
-`results/studies/DATASET/SYSTEM.json` holds it all, made from run files like any figure; the records of the single modes
+`results/studies/DATASET/SYSTEM.json` holds it all, made from run files like any result; the records of the single modes
 stand in a folder beside it. A mode that is done is not done again, so the same command continues after an interruption.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from search_r3.evaluation.markdown_table import markdown_table
 from search_r3.evaluation.measures import NDCG
 
 PARTS = ("modes", "controls", "budgets", "auto")
@@ -31,23 +32,17 @@ def _modes(study: Mapping[str, Any]) -> str:
     against = {
         row["mode"]: row for family in study["families"] if family["against"] == "off" for row in family["comparisons"]
     }
-    lines = [
-        f"| mode | {NDCG} | against off | 95% interval | p (Holm) | wins/ties/losses | |",
-        "|---|---:|---:|---:|---:|---:|---|",
+    head = ["mode", NDCG, "against off", "95% interval", "p (Holm)", "wins/ties/losses", ""]
+    rows = [
+        [mode["mode"], f"{mode['measures'][NDCG]:.4f}", *_cells(against.get(mode["mode"])), mode["description"]]
+        for mode in study["modes"]
     ]
-    for mode in study["modes"]:
-        cells = [mode["mode"], f"{mode['measures'][NDCG]:.4f}", *_cells(against.get(mode["mode"])), mode["description"]]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown_table(head, rows, text_columns=(0, len(head) - 1))
 
 
 def _family(family: Mapping[str, Any]) -> str:
-    lines = [
-        f"| mode | against {family['against']} | 95% interval | p (Holm) | wins/ties/losses |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    lines += ["| " + " | ".join([row["mode"], *_cells(row)]) + " |" for row in family["comparisons"]]
-    return "\n".join(lines)
+    head = ["mode", f"against {family['against']}", "95% interval", "p (Holm)", "wins/ties/losses"]
+    return markdown_table(head, [[row["mode"], *_cells(row)] for row in family["comparisons"]])
 
 
 def _cells(row: Mapping[str, Any] | None) -> list[str]:
@@ -62,10 +57,8 @@ def _cells(row: Mapping[str, Any] | None) -> list[str]:
 
 
 def _budgets(study: Mapping[str, Any]) -> str:
-    lines = [
-        f"| budget | {NDCG} | mean tokens | token emitted | one query: median, p95 ms | 32 queries: median, p95 ms |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    timed = ["one query: median, p95 ms", "32 queries: median, p95 ms"]
+    rows = []
     for point in study["budgets"]:
         emitted = point["emission_rate"]
         cells = [
@@ -75,8 +68,8 @@ def _budgets(study: Mapping[str, Any]) -> str:
             "" if emitted is None else f"{emitted:.0%}",
             *(_timed(point["latency"], f"batch_{size}") for size in (1, 32)),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(["budget", NDCG, "mean tokens", "token emitted", *timed], rows)
 
 
 def _timed(latency: Mapping[str, Any] | None, batch: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from search_r3.config import to_dict
 from search_r3.errors import InputError
 from search_r3.evaluation.publish.model_card import card, keep_run, write_card
-from search_r3.evaluation.rollouts.reasoning_rewards import FIGURES
+from search_r3.evaluation.rollouts.reasoning_rewards import METRICS
 from search_r3.prompts import render
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
 
@@ -116,14 +116,14 @@ def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: P
         assert said in written, said
     assert "without the KL term" not in written
     assert "traces earn" not in written
-    side = {"figures": {name: {"mean": 0.25, "share_above_half": 0.5} for name in FIGURES}, "system": "before"}
+    side = {"figures": {name: {"mean": 0.25, "share_above_half": 0.5} for name in METRICS}, "system": "before"}
     side |= {
         "emission_rate": dict.fromkeys(("sampled", "greedy"), 1.0),
         "mean_tokens": dict.fromkeys(("sampled", "greedy"), 7.0),
     }
     difference = {"difference": 0.125, "low": 0.1, "high": 0.2, "p": 0.01}
     measured = {"dataset": "scifact.dev", "num_queries": 9, "num_documents": 8, "before": side, "after": side}
-    measured["comparisons"] = dict.fromkeys(FIGURES, difference)
+    measured["comparisons"] = dict.fromkeys(METRICS, difference)
     place = tmp_path / "results" / "rollouts" / "scifact.dev" / f"before--{adapter.name}.json"
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(measured))

@@ -20,7 +20,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.measures import MRR, NDCG, RECALL
 from search_r3.evaluation.report.html_page import render, sections, write_report
 from search_r3.evaluation.report.load_results import load_results
-from search_r3.evaluation.rollouts.reasoning_rewards import EDGES, FIGURES
+from search_r3.evaluation.rollouts.reasoning_rewards import EDGES, METRICS
 from search_r3.evaluation.study.study import families
 from search_r3.evaluation.suite import evaluate, evaluate_system, load_dataset, paths
 from search_r3.evaluation.systems import SearchR3System
@@ -84,7 +84,7 @@ def results(root, tmp_path_factory):
     sides = [made_up_rollouts("mine-sft", 0), made_up_rollouts("mine-grpo", 3)]
     for side in sides:
         write_json(output / f"rollouts/topics.dev/{side['system']}.json", side)
-    both = {"comparisons": {name: comparison(0.25, 0.001) for name in FIGURES}, "before": sides[0], "after": sides[1]}
+    both = {"comparisons": {name: comparison(0.25, 0.001) for name in METRICS}, "before": sides[0], "after": sides[1]}
     sizes = {key: sides[0][key] for key in ("dataset", "num_queries", "num_documents")}
     write_json(output / "rollouts/topics.dev/mine-sft--mine-grpo.json", sizes | both)
     log = [{"step": i, "loss": 3 / i, "reward": 0.1, "terms": {"kl_reference": 0.01 * i, "mean_age": i}, "seconds": 1}
@@ -152,8 +152,8 @@ def made_up_rollouts(system: str, shift: int) -> dict:
     counts[10 + shift], counts[20 + shift] = 30, 70
     return {
         "dataset": "topics.dev", "system": system, "num_queries": 20, "num_documents": 40,
-        "figures": {name: {"mean": 0.5, "share_above_half": 0.1 * shift} for name in FIGURES},
-        "histograms": {"edges": list(EDGES), "counts": dict.fromkeys(FIGURES, counts)},
+        "figures": {name: {"mean": 0.5, "share_above_half": 0.1 * shift} for name in METRICS},
+        "histograms": {"edges": list(EDGES), "counts": dict.fromkeys(METRICS, counts)},
         "emission_rate": {"sampled": 0.9, "greedy": 1.0}, "mean_tokens": {"sampled": 8.0, "greedy": 7.0},
     }  # fmt: skip
 

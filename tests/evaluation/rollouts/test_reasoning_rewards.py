@@ -10,7 +10,7 @@ from search_r3.environment.rewards import MISSING_TOKEN_REWARD
 from search_r3.evaluation.rollouts import reasoning_rewards
 from search_r3.evaluation.rollouts.reasoning_rewards import (
     EDGES,
-    FIGURES,
+    METRICS,
     EmbeddingRewards,
     compare,
     per_query,
@@ -84,27 +84,27 @@ def test_every_query_gets_the_mean_of_its_samples_with_and_without_the_penalty()
     assert rows["greedy.dcg_scaled"] == pytest.approx([0.1, 0.9])
     assert rows["sampled.emission"] == [0.5, 1.0]
     assert rows["sampled.tokens"] == [5.5, 5.0]
-    assert set(FIGURES) <= rows.keys()
+    assert set(METRICS) <= rows.keys()
 
 
 def test_shares_above_half_and_histograms_count_every_rollout() -> None:
     sampled = of([0.5, 0.51, 0.9, 0.0], [0.5, 0.6, 1.0, 0.0])
-    figures, counts = spread(sampled, [True, True, False, True], of([0.2, 0.6], [1, 1]), of([0, 1], [0, 1]))
-    assert figures["sampled.dcg_scaled"]["share_above_half"] == 0.5  # 0.5 itself is not above it
-    assert figures["penalized.dcg_scaled"]["share_above_half"] == 0.25
-    assert figures["greedy.dcg"]["share_above_half"] == 1.0
+    metrics, counts = spread(sampled, [True, True, False, True], of([0.2, 0.6], [1, 1]), of([0, 1], [0, 1]))
+    assert metrics["sampled.dcg_scaled"]["share_above_half"] == 0.5  # 0.5 itself is not above it
+    assert metrics["penalized.dcg_scaled"]["share_above_half"] == 0.25
+    assert metrics["greedy.dcg"]["share_above_half"] == 1.0
     assert (EDGES[0], EDGES[10], EDGES[-1]) == (MISSING_TOKEN_REWARD, 0.0, 1.0)
-    for name in FIGURES:
+    for name in METRICS:
         assert sum(counts[name]) == (4 if name.startswith(("sampled", "penalized")) else 2)
     assert counts["penalized.dcg_scaled"][0] == 1  # the missing token
     assert counts["sampled.dcg"][-1] == 1  # 1.0 is in the last bin
 
 
 def test_a_comparison_is_paired_by_query_and_corrected_over_the_figures() -> None:
-    before = {name: RNG.random(30).tolist() for name in FIGURES}
+    before = {name: RNG.random(30).tolist() for name in METRICS}
     after = {name: (np.array(row) + 0.02 + RNG.normal(0, 0.05, 30)).tolist() for name, row in before.items()}
     found, differences = compare(before, after, seed=3)
-    for name in FIGURES:
+    for name in METRICS:
         row = np.array(after[name]) - np.array(before[name])
         assert differences[name] == pytest.approx(row, abs=1e-6)
         assert found[name].difference == pytest.approx(row.mean())
@@ -113,4 +113,4 @@ def test_a_comparison_is_paired_by_query_and_corrected_over_the_figures() -> Non
         assert found[name].p == randomization_test(row, seed=3)
         assert found[name].p_corrected >= found[name].p
         assert found[name].wins == int((row > 1e-9).sum())
-    assert compare(before, before)[0][FIGURES[0]].to_dict()["p"] == 1.0
+    assert compare(before, before)[0][METRICS[0]].to_dict()["p"] == 1.0

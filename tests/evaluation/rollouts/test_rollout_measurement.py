@@ -18,7 +18,7 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.rollouts import rollout_measurement
-from search_r3.evaluation.rollouts.reasoning_rewards import FIGURES, score_embeddings, table
+from search_r3.evaluation.rollouts.reasoning_rewards import METRICS, rewards_markdown, score_embeddings
 from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, load_part, measure_rollouts
 from search_r3.evaluation.suite import evaluate
 from search_r3.model.engines.torch_engine import TorchEngine
@@ -142,7 +142,7 @@ def test_greedy_and_direct_stand_beside_the_samples(whole: tuple[Path, dict], ro
     side = run(place, root, tiny_model, split="test")
     assert side["figures"]["direct.dcg"]["mean"] == pytest.approx(ndcg["x.off"], abs=1e-5)
     assert side["figures"]["greedy.dcg"]["mean"] == pytest.approx(ndcg["x.on"], abs=1e-5)
-    assert found["before"]["per_query"].keys() >= set(FIGURES)
+    assert found["before"]["per_query"].keys() >= set(METRICS)
 
 
 def test_the_comparison_file_holds_both_sides_differences_examples_and_provenance(whole: tuple[Path, dict]) -> None:
@@ -151,7 +151,7 @@ def test_the_comparison_file_holds_both_sides_differences_examples_and_provenanc
     assert json.loads(path.read_text()) == json.loads(json.dumps(found))
     assert {"command", "commit", "seed", "versions", "hardware", "settings"} <= found.keys()
     assert str(place) not in path.read_text()
-    for name in FIGURES:
+    for name in METRICS:
         before, after = (np.array(found[side]["per_query"][name]) for side in ("before", "after"))
         assert found["differences"][name] == pytest.approx(after - before, abs=1e-6)
         assert found["comparisons"][name]["difference"] == pytest.approx((after - before).mean(), abs=1e-5)
@@ -160,7 +160,7 @@ def test_the_comparison_file_holds_both_sides_differences_examples_and_provenanc
     for example in best:
         assert example["query"].startswith("what of")
         assert [line["kind"] for line in example["after"]] == ["sampled"] * 3 + ["greedy", "direct"]
-    shown = table(found)
+    shown = rewards_markdown(found)
     assert "before: mean" in shown
     assert f"{found['comparisons']['sampled.dcg']['difference']:+.4f}" in shown
     single = json.loads((place / "results/rollouts/scifact.dev/before.json").read_text())
@@ -174,7 +174,7 @@ def test_the_comparison_file_holds_both_sides_differences_examples_and_provenanc
 
 def test_a_model_against_itself_differs_nowhere(root: Path, tiny_model: Path, tmp_path: Path) -> None:
     found = run(tmp_path, root, tiny_model, tiny_model)
-    for name in FIGURES:
+    for name in METRICS:
         assert set(found["differences"][name]) == {0.0}
         assert (found["comparisons"][name]["low"], found["comparisons"][name]["p"]) == (0.0, 1.0)
 
