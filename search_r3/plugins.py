@@ -8,7 +8,6 @@ A package adds, say, a reward without touching ours, by three lines in its own p
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import Any
 
 from search_r3.errors import InputError, first_line
@@ -29,6 +28,8 @@ def load_plugins(group: str) -> dict[str, Any]:
     Raises:
         InputError: a plugin cannot be imported, or two packages offer the same name.
     """
+    from importlib.metadata import entry_points  # here, so that `search-r3 --help` need not wait for it
+
     if group not in GROUPS:
         raise ValueError(f"no group of plugins {group!r}: it is one of {', '.join(GROUPS)}")
     found: dict[str, Any] = {}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+PAGES = Path(__file__).parents[1] / "docs" / "write-your-own"
 _NUMBERS = count(1)
 
 
@@ -26,3 +30,26 @@ def install_plugin(
     (metadata / "entry_points.txt").write_text(entries.replace("MODULE", module), encoding="utf-8")
     (folder / f"{module}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
+
+
+def code_of_page(name: str) -> str:
+    """The module that docs/write-your-own/NAME.md shows."""
+    found = re.search(r"```python\n(.*?)```", (PAGES / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def code_of_docstring(owner: type) -> str:
+    """The example in a class's docstring: its indented block that begins with an import."""
+    found = re.search(r"^    (?:import|from) .*\n(?:    .*\n|\n)+", f"{inspect.getdoc(owner)}\n", re.MULTILINE)
+    assert found
+    return inspect.cleandoc(found[0])
+
+
+def without_docstrings(code: str) -> str:
+    """What the code does: equal for two texts that differ in comments, docstrings and blank lines alone."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.unparse(tree)

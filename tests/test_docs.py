@@ -16,7 +16,7 @@ import typer
 from search_r3.cli import commands
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 README_BYTES = 9000
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
@@ -95,7 +95,8 @@ def test_the_readme_is_short() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall(read("docs/README.md")))
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
+    docs = ROOT / "docs"
+    assert {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - {"README.md"} <= linked
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             code = typer.main.get_command(app).main(arguments, prog_name="search-r3", standalone_mode=False)
             sys.stdout.flush()
-        if code == EXIT_INTERRUPTED:  # newer typer's way of telling of Ctrl-C
+        if code == EXIT_INTERRUPTED:  # how newer versions of typer report Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except InputError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command goes on where it stopped", EXIT_INTERRUPTED)
+        return _fail("interrupted; run the same command again to resume", EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno == errno.EPIPE:
             os.dup2(

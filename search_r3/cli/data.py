@@ -321,7 +321,7 @@ def data_synthesize(
         _print_plan(plan(source, settings, budget, data_root=data, count=counter), as_json)
         return
     if (endpoint is None) == (local is None) or (endpoint is None) != (model is None):
-        raise InputError("who writes? give --endpoint URL with --model NAME, or --local NAME")
+        raise InputError("no writer given; pass --endpoint URL with --model NAME, or --local NAME")
     writer: Writer
     if endpoint and model:
         key = None if no_key else key_variable

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from search_r3.cli.process import let_idle_threads_sleep
 from search_r3.files import expand_user
+from search_r3.model.engines.registry import AUTO, ENGINES, engine_spec
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
@@ -82,22 +83,18 @@ DtypeOption = Annotated[
 
 
 def _prepare_for(engine: str) -> str:
-    from search_r3.model.engines.registry import engine_spec
-
     if engine_spec(engine).busy_threads:
         let_idle_threads_sleep()
     return engine
 
 
-AUTO = "auto"
-"""The engine that is taken where none is named."""
 EngineOption = Annotated[
     str,
     typer.Option(
         callback=_prepare_for,
-        metavar="auto|torch|int8|vllm|PLUGIN",
-        help="int8 is quickest on CPUs with VNNI or AMX, at a small distance from float32; vllm (experimental) lets "
-        "vLLM write the reasoning on a GPU; auto is torch. Other packages may add engines.",
+        metavar="|".join([AUTO, *ENGINES, "PLUGIN"]),
+        help="; ".join(f"{engine.name}: {engine.summary}" for engine in ENGINES.values())
+        + "; auto is torch. Other packages may add engines.",
     ),
 ]
 Model = Annotated[

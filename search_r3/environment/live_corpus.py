@@ -227,7 +227,7 @@ class LiveCorpus:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the corpus of `state`, bit for bit; on an error, stay as it was.
+        """Restore the corpus from `state`, bit for bit; on an error, stay as it was.
 
         Raises:
             InputError: the state is of a corpus of another size or dtype, damaged, or of a newer format.

@@ -146,7 +146,7 @@ class NeighborGraph:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the graph of `state`, bit for bit.
+        """Restore the graph from `state`, bit for bit.
 
         Raises:
             InputError: the state is of a graph of another size, width or number of links, or of a newer format.

@@ -66,8 +66,7 @@ class RetrievalEnvironment:
     Over several processes (a `ShardedCorpus`) every method is a collective: each process passes its own rollouts, the
     refresh set is chosen once from all of theirs, and each process encodes its share of it.
 
-    Shaping (gain, length, missing token) is no reward of the list: it changes the weighted sum, in that order, so it
-    cannot be a term of it.
+    Shaping (gain, length, missing token) is not one of the listed rewards: it is applied to their sum, in that order.
     """
 
     def __init__(
@@ -222,7 +221,7 @@ class RetrievalEnvironment:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the environment of `state`.
+        """Restore the environment from `state`.
 
         Raises:
             InputError: it is of another corpus or of other graph settings.

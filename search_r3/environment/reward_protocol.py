@@ -53,12 +53,12 @@ class Reward(Protocol):
 
         @dataclass(frozen=True)
         class Brevity:
-            '''1 for a reasoning trace of at most `limit` tokens, else 0.'''
+            '''1 for a reasoning trace of 1 to `limit` tokens, else 0 (direct embeddings have an empty one).'''
 
             limit: int = 16
 
             def __call__(self, rollouts):
-                return [float(len(ids) <= self.limit) for ids in rollouts.token_ids]
+                return [float(0 < len(ids) <= self.limit) for ids in rollouts.token_ids]
 
     Its pyproject.toml, and a recipe that adds it to the ranking's reward:
 

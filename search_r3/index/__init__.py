@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from search_r3.index.backend_registry import register_backend
     from search_r3.index.build import IndexReport, build_index
     from search_r3.index.chunking import Chunk, chunk_document
+    from search_r3.index.document_reader import DocumentReader, SourceFile, UnreadableFile
     from search_r3.index.encoder_protocol import Encoder
     from search_r3.index.index_backend import IndexBackend
     from search_r3.index.index_info import IndexInfo
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         update_documents,
     )
     from search_r3.index.path_source import open_source, summarize_skipped
+    from search_r3.index.reader_registry import register_reader
     from search_r3.index.run_search import Hit, ReasoningTrace, SearchResult, Timings
     from search_r3.index.search_index import DocumentPage, ListedDocument, SearchIndex
     from search_r3.index.source_document import Skipped, SourceDocument

@@ -72,7 +72,7 @@ def check_fields(schema: pa.Schema, types: Mapping[str, str], documents: PathSou
             return
     for name in missing.values():
         if name.lower().removeprefix("_") in OWN:
-            raise InputError(f'"{name}" is part of every document and no metadata: it has no --type; leave it out')
+            raise InputError(f'"{name}" is part of every document and is not metadata, so it takes no --type; omit it')
         near = nearest(name, sorted(found | known.keys()))
         there = f'did you mean "{near}"?' if near else f"fields: {', '.join(sorted(found | known.keys())) or 'none'}"
         raise InputError(

@@ -1,4 +1,4 @@
-"""The seam for file formats: a document reader turns one file into documents.
+"""Extension point for file formats: a document reader turns one file into documents.
 
 `search_r3.index.reader_registry` finds them; docs/write-your-own/document-reader.md shows how to add one.
 """
@@ -36,7 +36,7 @@ class DocumentReader(ABC):
 
     A complete reader, of subtitles::
 
-        from search_r3.index.document_reader import DocumentReader, SourceFile
+        from search_r3.index import DocumentReader, SourceFile, UnreadableFile
 
         class SubtitleReader(DocumentReader):
             suffixes = (".srt",)
@@ -44,7 +44,12 @@ class DocumentReader(ABC):
             def read(self, file: SourceFile):
                 blocks = [block.splitlines() for block in file.text().split("\\n\\n")]
                 spoken = [" ".join(lines[2:]) for lines in blocks if len(lines) > 2]
+                if not spoken:
+                    raise UnreadableFile("no subtitles")
                 yield file.document("\\n".join(spoken), kind="text", metadata={"lines": len(spoken)})
+
+    Registered by an entry point of the group `search_r3.document_readers`, `subtitles = "my_package:SubtitleReader"`,
+    or by `search_r3.index.register_reader`.
 
     A file of several documents gives each a `part` of its own: `file.document(text, part="2", title="Act two")`.
 

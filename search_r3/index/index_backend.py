@@ -1,4 +1,4 @@
-"""The seam for where an index is stored: what every backend does, and what some can do besides.
+"""Extension point for where an index is stored: what every backend does, and what some can do in addition.
 
 LanceDB (`lance_backend`) is one, a NumPy file (`numpy_backend`) another. `backend_registry` finds those of other
 packages; docs/write-your-own/index-backend.md shows how to write one.
@@ -27,13 +27,13 @@ keys and looks at no other; `search_r3.index.table_rows.make_row` says what they
 Scored = tuple[Row, float]
 """A row and its score: the cosine for a vector search, BM25's for a text search."""
 Capability = Literal["text", "filter", "approximate", "streaming", "maintenance", "distributed", "object_storage"]
-"""What a backend can do besides. "text": search by words. "filter": SQL conditions. The others are LanceDB's alone so
+"""What a backend can do in addition. "text": search by words. "filter": SQL conditions. Only LanceDB has the others so
 far: an approximate index; builds larger than memory, with types of columns and sources inside one another; compaction;
 builds by Ray; places on object storage."""
 
 
 class OptionalFeatures:
-    """What a backend may do besides, and what it means that one does not. `IndexBackend` inherits this."""
+    """Optional backend features and their defaults. `IndexBackend` inherits them."""
 
     name: ClassVar[str]
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
@@ -42,8 +42,9 @@ class OptionalFeatures:
     place: Path
     """Where it is."""
     version: int = 0
-    """Grows with every commit, or with every opening. Place, path and version are set when it is opened."""
+    """Grows with every commit, or every time it is opened. Place, path and version are set from outside when it is."""
     info: IndexInfo
+    """What the index was made with. `create` and `open` must set it."""
     complete: bool = True
     """Whether the last build ran to its end."""
     approximate: ApproximateIndex | None = None
@@ -62,8 +63,8 @@ class OptionalFeatures:
 
     @property
     def full_text(self) -> FullText:
-        """The state of the full-text index."""
-        return "none"
+        """The state of the full-text index; that of a backend with "text" is taken to be always current."""
+        return "current" if "text" in self.capabilities else "none"
 
     def count(self) -> int:
         """The number of rows."""
@@ -143,6 +144,14 @@ class IndexBackend(OptionalFeatures, ABC):
 
     A complete backend, of one JSON file::
 
+        import json
+        from dataclasses import asdict
+
+        import numpy as np
+
+        from search_r3.files import atomic_write_text
+        from search_r3.index import IndexBackend, IndexInfo
+
         class JsonBackend(IndexBackend):
             name = "json"
 
@@ -175,21 +184,40 @@ class IndexBackend(OptionalFeatures, ABC):
 
             def vectors(self, ids):
                 return np.array([self._rows[name][1] for name in ids], dtype=np.float32)
+
+    `info` must be set by `create` and by `open`. Registered by an entry point of the group `search_r3.index_backends`,
+    `json = "my_package.json_index:JsonBackend"`, or by `search_r3.index.register_backend`.
     """
 
     @classmethod
     @abstractmethod
-    def create(cls, path: Path, info: IndexInfo) -> Self: ...  # an empty index in the folder, which is there
+    def create(cls, path: Path, info: IndexInfo) -> Self:
+        """An empty index, made with `info`, in the folder `path`, which exists."""
+
     @classmethod
     @abstractmethod
-    def open(cls, path: Path) -> Self | None: ...  # None where the folder holds none of this backend
+    def open(cls, path: Path) -> Self | None:
+        """The index in the folder `path`, or None if the folder holds none of this backend."""
+
     @abstractmethod
-    def add(self, rows: Sequence[Row], vectors: np.ndarray) -> None: ...  # replaces rows of the same id; durable
+    def add(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
+        """Add rows and their vectors, float32 (rows, dimension), replacing rows of the same ids; on disk on return."""
+
     @abstractmethod
-    def delete(self, ids: Collection[str]) -> None: ...  # unknown ids are passed over
+    def delete(self, ids: Collection[str]) -> None:
+        """Remove the rows of these ids, ignoring unknown ones; on disk on return."""
+
     @abstractmethod
-    def search(self, vector: np.ndarray, k: int, where: str | None = None, exact: bool = False) -> list[Scored]: ...
+    def search(self, vector: np.ndarray, k: int, where: str | None = None, exact: bool = False) -> list[Scored]:
+        """The `k` rows with the highest cosine to `vector`, float32 (dimension,), best first, equal scores by id.
+
+        `where` is a filter from `check_filter`; None for a backend without "filter". `exact` forbids an approximation.
+        """
+
     @abstractmethod
-    def rows(self) -> Iterable[Row]: ...
+    def rows(self) -> Iterable[Row]:
+        """All rows, in any order."""
+
     @abstractmethod
-    def vectors(self, ids: Sequence[str]) -> np.ndarray: ...  # float32 (ids, dimension); KeyError for an unknown id
+    def vectors(self, ids: Sequence[str]) -> np.ndarray:
+        """The vectors of these rows in this order, float32 (ids, dimension). Raises KeyError for an unknown id."""

@@ -81,10 +81,10 @@ class IndexHandle:
         self.every = every if every is not None else EVERY if isinstance(self.path, Path) else EVERY_REMOTE
         self._checking = threading.Lock()
         self._checked = time.monotonic()
-        self._backend = type(self._open().backend)  # says best what is wrong
+        self._backend = type(self._open().backend)  # gives the clearest error
         self._seen = self._fingerprint()
         self._current = self._open()
-        self._newest: SearchIndex | None = None  # goes ahead to see whether there is a newer version
+        self._newest: SearchIndex | None = None  # used to look for a newer version
         self._contract = self._current.info.contract_hash, self._current.info.dimension
         self._refused: tuple[_Fingerprint, str] | None = None  # the place whose index was refused, and why
         self._suspect = False  # a search failed: look again, whatever the place says

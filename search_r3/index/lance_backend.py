@@ -116,7 +116,7 @@ class LanceBackend(IndexBackend):
                 if time.monotonic() - started > LONG:
                     raise  # LanceDB would wait as long again
                 if isinstance(path, Remote) or not has_versions(path):
-                    return cls.open(path)  # which says best what is wrong
+                    return cls.open(path)  # which gives the clearest error
                 raise damaged(path, error) from error
         return cls(path, table, read_info(path, table))
 
@@ -248,8 +248,8 @@ class LanceBackend(IndexBackend):
         self._has_full_text = True
 
     def check_filter(self, where: str) -> str:
-        """The filter as the table understands it: SQL reads the least 64-bit integer as minus a number that is none, so
-        that is written as a difference."""
+        """The filter as the table understands it. SQL cannot parse the smallest 64-bit integer, so write it as a
+        difference."""
         columns = ", ".join(f"{name} ({kind})" for name, kind in self.columns.items())
         help_line = f"columns: {columns}; text goes in single quotes, as in title = 'Guide'"
         if ";" in QUOTED.sub("", where):

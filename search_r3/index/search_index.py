@@ -78,12 +78,12 @@ class SearchIndex:
         return cls(place, open_backend(place, follow=follow))
 
     def with_display_path(self, path: Path | str) -> SearchIndex:
-        """The same, which goes by the name of `path` in messages: a link that leads here."""
+        """Return this index, shown as `path` in messages: a link that leads here."""
         self.path = self.backend.path = path
         return self
 
     def reopened(self) -> SearchIndex:
-        """The newest version of what is now where this index was opened, as an object of its own, which stays at that
+        """The newest version of what is now where this index was opened, as a separate object, which stays at that
         version. What LanceDB has cached is shared.
 
         Raises:
@@ -128,7 +128,7 @@ class SearchIndex:
 
     @property
     def complete(self) -> bool:
-        """Whether the last build ran to its end; if not, run it again: it goes on where it stopped."""
+        """Whether the last build ran to its end; if not, run it again: it resumes where it stopped."""
         return self.backend.complete
 
     def unchanged(self) -> bool:
@@ -248,16 +248,16 @@ class SearchIndex:
                 a direct search; `reasoning` of the result says whether it did.
             max_reasoning_tokens: the most tokens of reasoning.
             where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that
-                `k` hits come back where there are as many. `columns` lists what it may name.
-            exact: compare the query with every vector, though the index has an approximate index.
+                `k` hits are returned if that many match. `columns` lists the columns that it may name.
+            exact: compare the query with every vector, even if there is an approximate index.
             chunks: every chunk is a hit of its own, so a document may come several times.
-            vector_weight: the weight of the vectors in a hybrid search, 0 to 1; the words have the rest.
+            vector_weight: the weight of the vectors in a hybrid search, 0 to 1; the words have the remaining weight.
             fusion: how a hybrid search fuses its lists: "linear" adds weighted, normalized scores (`fuse_scores`),
                 "rrf" is reciprocal rank fusion, which takes no weight.
 
         Raises:
-            InputError: the query is empty or too long, an option is wrong, the model is not the index's, words are to
-                be searched for in an index without full text, or the backend has no text search or no filters.
+            InputError: the query is empty or too long, an option is wrong, the model is not the index's, a text search
+                needs a full-text index that is missing, or the backend has no text search or no filters.
         """
         with explained(self.path):
             return self.following(

@@ -82,7 +82,7 @@ def metadata_columns(metadata: dict[str, Scalar], where: str) -> dict[str, Scala
         if column in columns:
             raise InputError(f'{where}: the metadata field "{name}" and another share the column {column}; rename one')
         if type(value) is float and not math.isfinite(value):
-            raise InputError(f'{where}: the metadata field "{name}" is {value}, no finite number; leave it out')
+            raise InputError(f'{where}: the metadata field "{name}" is {value}, which is not a finite number; omit it')
         columns[column] = value
     return columns
 
@@ -245,7 +245,7 @@ class ColumnTypes:
         """
         return ColumnTypeError(
             f"{place}: {name} is {value}, too large to be exact in a column of numbers, but {self._fractions[name]}, "
-            f"which is no integer; {remove}give the field one kind of number, or",
+            f"which is not an integer; {remove}give the field one kind of number, or",
             name,
         )
 

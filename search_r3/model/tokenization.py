@@ -253,7 +253,7 @@ def check_texts(texts: Sequence[Text]) -> None:
         if isinstance(text, str) and not text.isascii() and (half := _SURROGATE.search(text)):
             raise InputError(
                 f"text {i + 1} of {len(texts)} holds half of a surrogate pair (\\u{ord(half[0]):04x} at character "
-                f"{half.start() + 1}), which is no text; remove it where the text is read"
+                f"{half.start() + 1}), which is not text; remove it where the text is read"
             )
 
 

@@ -61,7 +61,7 @@ def _decoded(body: bytes | bytearray, most: int) -> Any:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise ApiError(
-            400, "the body holds half of a surrogate pair (\\uD800 to \\uDFFF), which is no text", "invalid_text"
+            400, "the body holds half of a surrogate pair (\\uD800 to \\uDFFF), which is not text", "invalid_text"
         ) from error
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, json.JSONDecodeError) else "a value that JSON does not have"

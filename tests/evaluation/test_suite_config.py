@@ -63,7 +63,7 @@ def answered(monkeypatch) -> list[str]:
 def test_an_interrupted_suite_goes_on_and_a_finished_one_repeats_nothing(command, place, answered, capsys):
     answered += ["stop", "nested/en mine.on"]
     assert main(command) == 130
-    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     done = {path.relative_to(place / "results/metrics").as_posix() for path in place.glob("results/metrics/**/*.json")}
     assert done == {
         "tiny/bm25.json",

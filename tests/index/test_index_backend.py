@@ -1,13 +1,14 @@
-"""The seam of index backends: what each promises, and one from another package that is built, searched and changed."""
+"""Index backends: what each promises, and one from another package that is built, searched and changed."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from plugin_package import install_plugin
+from plugin_package import code_of_docstring, code_of_page, install_plugin, without_docstrings
 
 from search_r3.cli import main
 from search_r3.errors import InputError
@@ -37,14 +38,8 @@ INFO = IndexInfo(2, "fake", "a" * 64, 3, "2026-01-01T00:00:00+00:00")
 
 @pytest.fixture
 def json_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The example in the docstring of `IndexBackend`, installed as another package."""
-    example = IndexBackend.__doc__.split("::\n", 1)[1]
-    code = (
-        "import json\nfrom dataclasses import asdict\nimport numpy as np\n"
-        "from search_r3.files import atomic_write_text\nfrom search_r3.index import IndexBackend, IndexInfo\n"
-    )
-    lines = [line.removeprefix("        ") for line in example.splitlines()]
-    install_plugin(tmp_path / "site", monkeypatch, "json-index", ENTRIES, code + "\n".join(lines))
+    """The backend of docs/write-your-own/index-backend.md, installed as another package."""
+    install_plugin(tmp_path / "site", monkeypatch, "json-index", ENTRIES, code_of_page("index-backend"))
     backend_registry.plugin_backends.cache_clear()
     yield backend_registry.backend_named("json")
     backend_registry.plugin_backends.cache_clear()
@@ -68,6 +63,10 @@ def rows_of(*texts: str, year: int = 2020) -> list[Row]:
 def made(kind: type[IndexBackend], path: Path) -> IndexBackend:
     path.mkdir()
     return kind.create(path, INFO) if kind is LanceBackend else create_backend(kind, path, INFO)
+
+
+def test_the_docstring_shows_the_backend_of_the_page():
+    assert without_docstrings(code_of_docstring(IndexBackend)) == without_docstrings(code_of_page("index-backend"))
 
 
 def test_a_backend_adds_replaces_searches_and_deletes(kind: type[IndexBackend], tmp_path: Path):
@@ -134,6 +133,51 @@ def test_what_a_backend_cannot_do_is_one_line(json_backend, name: str, model, pa
     with pytest.raises(InputError, match="does not support object storage"):
         build_index("s3://bucket/x", [SourceDocument("a", "", "text")], model, backend=name)
     assert (index.full_text, index.columns, index.approximate) == ("none", {}, None)
+
+
+def test_a_backend_of_ones_own_may_search_words_and_filter(json_backend, monkeypatch, model, path: Path):
+    class Words(json_backend):
+        name = "words"
+        capabilities = frozenset({"text", "filter"})
+        columns = {"kind": "text"}  # noqa: RUF012
+
+        def check_filter(self, where):
+            if not re.fullmatch(r"kind = '\w+'", where):
+                raise InputError(f"the filter {where!r} cannot be used; write kind = 'NAME'")
+            return where
+
+        def rows(self):
+            return [row for row, _ in self._rows.values()]
+
+        def _fits(self, row, where):
+            return where is None or json.loads(row["r3_metadata"])["kind"] == where.split("'")[1]
+
+        def search(self, vector, k, where=None, exact=False):
+            return [pair for pair in super().search(vector, 10**6, None, exact) if self._fits(pair[0], where)][:k]
+
+        def search_text(self, query, k, where=None):
+            words = set(query.lower().split())
+            counts = [(row, float(len(words & set(row["r3_content"].lower().split())))) for row in self.rows()]
+            found = [(row, count) for row, count in counts if count and self._fits(row, where)]
+            return sorted(found, key=lambda pair: (-pair[1], pair[0]["id"]))[:k]
+
+    monkeypatch.setattr(backend_registry, "_registered", {})
+    backend_registry.register_backend(Words)
+    animals = {"a": ("whales in the sea", "sea"), "b": ("zebras and whales", "land"), "c": ("moss", "land")}
+    documents = [SourceDocument(name, "", text, {"kind": kind}) for name, (text, kind) in animals.items()]
+    build_index(path, documents, model, backend="words")
+    index = SearchIndex.open(path)
+    assert (index.full_text, index.columns) == ("current", {"kind": "text"})
+
+    def found(mode: str, where: str | None = None) -> list[str]:
+        return [hit.document for hit in index.search("whales", model, mode=mode, where=where).hits]
+
+    assert found("text") == ["a", "b"]
+    assert found("text", "kind = 'land'") == ["b"]
+    assert sorted(found("vector", "kind = 'land'")) == ["b", "c"]
+    assert set(found("hybrid")) == {"a", "b", "c"}
+    with pytest.raises(InputError, match="write kind = 'NAME'"):
+        found("text", "year > 1")
 
 
 def test_runs_keep_to_their_sources(make, model, path: Path):

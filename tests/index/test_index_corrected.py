@@ -81,7 +81,7 @@ def test_a_value_that_the_run_replaces_does_not_keep_a_column_from_its_type(path
 
 def test_what_still_has_the_value_is_named_with_its_place(path, write, model):
     build_index(path, write("2020", "unknown"), model)
-    with pytest.raises(InputError, match=r"docs.csv line 3 \(document \"b\"\): year is 'unknown', which is no integer"):
+    with pytest.raises(InputError, match=r"docs.csv line 3 \(document \"b\"\): year is 'unknown', which is not an int"):
         build_index(path, write("2020", "unknown"), model, types={"year": "integer"})
     assert column(path) == ["2020", "unknown"]
 
@@ -94,7 +94,7 @@ def test_a_value_that_the_run_does_not_replace_is_called_the_indexs_and_the_reme
     again = write("2020", "2021") if posted else write("2020")
     with pytest.raises(InputError) as error:
         build_index(path, again, model, types={"year": "integer"})
-    assert str(error.value).startswith("document \"b\" of the index: year is 'unknown', which is no integer; ")
+    assert str(error.value).startswith("document \"b\" of the index: year is 'unknown', which is not an integer; ")
     assert "remove it (search-r3 delete INDEX b) and run this again" in str(error.value)
     assert column(path) == ["2020", "unknown"]
     delete_documents(path, ["b"])

@@ -1,4 +1,4 @@
-"""The seam of encoders: one of another package is tokenized, measured and batched as SearchR3 is."""
+"""An encoder of another package is tokenized, measured and batched as SearchR3 is."""
 
 from __future__ import annotations
 

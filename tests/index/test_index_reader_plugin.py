@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from plugin_package import install_plugin
+from plugin_package import code_of_docstring, code_of_page, install_plugin, without_docstrings
 
 from search_r3.cli import main
 from search_r3.errors import InputError
@@ -14,25 +14,12 @@ from search_r3.index import DocumentReader, SearchIndex, open_source, reader_reg
 from search_r3.index.path_source import summarize_skipped
 
 ENTRIES = "[search_r3.document_readers]\nsubtitles = MODULE:SubtitleReader\n"
-READER = """
-from search_r3.index import DocumentReader, UnreadableFile
-
-class SubtitleReader(DocumentReader):
-    suffixes = (".srt",)
-
-    def read(self, file):
-        blocks = [block.splitlines() for block in file.text().split("\\n\\n")]
-        spoken = [" ".join(lines[2:]) for lines in blocks if len(lines) > 2]
-        if not spoken:
-            raise UnreadableFile("no subtitles")
-        yield file.document("\\n".join(spoken), kind="text", metadata={"lines": len(spoken)})
-"""
 FILM = "1\n00:01 --> 00:02\nThe train to Vienna\n\n2\n00:03 --> 00:04\nleaves at nine.\n"
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    install_plugin(tmp_path / "site", monkeypatch, "subtitles", ENTRIES, READER)
+    install_plugin(tmp_path / "site", monkeypatch, "subtitles", ENTRIES, code_of_page("document-reader"))
     reader_registry.plugin_readers.cache_clear()
     yield
     reader_registry.plugin_readers.cache_clear()
@@ -46,6 +33,10 @@ def films(tmp_path: Path) -> Path:
     (folder / "empty.SRT").write_text("1\n")
     (folder / "notes.md").write_text("Notes about films.\n")
     return folder
+
+
+def test_the_docstring_shows_the_reader_of_the_page():
+    assert without_docstrings(code_of_docstring(DocumentReader)) == without_docstrings(code_of_page("document-reader"))
 
 
 def test_a_folder_is_read_with_it(installed, films: Path):

@@ -91,7 +91,7 @@ def string_field(
         except UnicodeEncodeError as error:
             raise InputError(
                 f'{path}, line {number}: the field "{name}" holds half of a surrogate pair '
-                f"(\\u{ord(text[error.start]):04x} at character {error.start + 1}), which is no text; fix it"
+                f"(\\u{ord(text[error.start]):04x} at character {error.start + 1}), which is not text; fix it"
             ) from error
     if not empty and not text.strip():
         raise InputError(f'{path}, line {number}: the field "{name}" is empty; fill it or remove this line')

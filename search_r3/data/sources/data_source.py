@@ -1,4 +1,4 @@
-"""The seam for training data: a `DataSource` says which files a kind of source reads and how they become pairs."""
+"""Extension point for training data: a `DataSource` says which files a kind of source reads and what pairs it makes."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ class DataSource:
         needed: those without a default.
         check: raises InputError where settings, each of the right type, do not fit together.
 
-    A complete one, in a package of your own:
+    A complete one, in a package of your own::
 
         import json
         from pathlib import Path
+
         from search_r3.data.pairs import TrainingPair
         from search_r3.data.sources.data_source import BuiltPairs, DataSource
 

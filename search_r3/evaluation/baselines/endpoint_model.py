@@ -113,9 +113,9 @@ class EndpointEncoder:
         return PendingTexts(side, units, found, [places[text] for text in sent])
 
     def approve(self, name: str, works: Sequence[PendingTexts]) -> None:
-        """Say what `works` will send and cost, and have a yes where it is more than the limit.
+        """Report what `works` will send and cost, and ask for approval above the limit.
 
-        The limit holds for all that one encoder sends. Without a price, what stays on this machine needs no yes.
+        The limit holds for all that one encoder sends. Without a price, a server on this machine needs no approval.
 
         Raises:
             InputError: it is too much, and was not approved.
@@ -134,7 +134,7 @@ class EndpointEncoder:
         if self._approved + tokens <= limit or self.approval.yes or free:
             self._say(line)
         elif self.approval.ask is None:
-            raise InputError(f"{line}: over the limit of {limit:,} tokens; say --yes to send them")
+            raise InputError(f"{line}: over the limit of {limit:,} tokens; pass --yes to send them")
         elif not self.approval.ask(f"{line}. Send them?"):
             raise InputError(f"{name}: nothing was sent")
         self._approved += tokens

@@ -1,4 +1,4 @@
-"""What an engine is: token ids in, hidden states at the embed token out. One seam, several ways to run the LLM.
+"""Extension point for ways to run the LLM. An engine takes token ids and returns hidden states at the embed token.
 
 An engine knows nothing of prompts, only of a shared prefix and of rows that follow it. Each is tested against the same
 golden vectors. docs/write-your-own/engine.md adds one.
@@ -22,20 +22,62 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """Runs one LLM. Results do not depend on how rows are batched, nor on the thread that asks.
 
-    `dimension` is the width of an embedding. What an engine can do beyond `embed` and `generate` its `EngineSpec` says.
+    `dimension` is the width of an embedding. Its `EngineSpec` lists any further capabilities.
 
-    Example: an engine that compiles the reference engine's model; its package lists COMPILED under the entry point
-    `search_r3.engines`, and `SearchR3.from_pretrained(..., engine="compiled")` finds it:
+    A complete engine, one text at a time. Its package names it under the entry point `search_r3.engines`,
+    `plain = "my_package.plain:PLAIN"`, and `SearchR3.from_pretrained(..., engine="plain")` finds it::
 
-        class CompiledEngine(TorchEngine):
-            def __init__(self, model, **settings):
-                model.compile(dynamic=True)
-                super().__init__(model, **settings)
+        import numpy as np
+        import torch
 
-        def open_compiled(inputs: EngineInputs) -> Engine:
-            return CompiledEngine(inputs.checkpoint.model, **inputs.settings)
+        from search_r3.model.engines.base import EngineSpec, Generation, broadcast_budget
 
-        COMPILED = EngineSpec("compiled", "The torch engine, compiled.", open_compiled, continuous_batching=True)
+        class PlainEngine:
+            def __init__(self, model, embed_id, stop_ids, vocabulary):
+                self.model, self.embed_id, self.stop_ids, self.vocabulary = model, embed_id, stop_ids, vocabulary
+                self.dimension = model.config.get_text_config().hidden_size
+
+            @torch.inference_mode()
+            def _run(self, ids):
+                out = self.model(input_ids=torch.tensor([ids], device=self.model.device), output_hidden_states=True)
+                return out.hidden_states[-1][0, -1].float(), out.logits[0, -1, : self.vocabulary].float()
+
+            def embed(self, prefix, rows, batch_size, progress=None):
+                embeddings = np.empty((len(rows), self.dimension), dtype=np.float32)
+                for i, row in enumerate(rows):
+                    state, _ = self._run([*prefix, *row])
+                    embeddings[i] = torch.nn.functional.normalize(state, dim=-1).cpu().numpy()
+                    if progress:
+                        progress(1)
+                return embeddings
+
+            def generate(
+                self, prefix, rows, *, max_new_tokens, temperature, seed, batch_size, progress=None, samples=1,
+                on_token=None,
+            ):
+                assert temperature == 0, "this engine does not sample"
+                generated = []
+                for row, budget in zip(rows, broadcast_budget(max_new_tokens, len(rows)), strict=True):
+                    written = []
+                    while True:
+                        _, logits = self._run([*prefix, *row, *written])
+                        token = int(logits.argmax())
+                        if token == self.embed_id or token in self.stop_ids or len(written) == budget:
+                            break
+                        written.append(token)
+                        if on_token:
+                            on_token(len(generated), token)
+                    embedding = self.embed(prefix, [[*row, *written, self.embed_id]], 1)[0]
+                    ended = token if token in self.stop_ids else None
+                    generated += [Generation(written, embedding, token != self.embed_id, ended)] * samples
+                    if progress:
+                        progress(1)
+                return generated
+
+        def open_plain(inputs):
+            return PlainEngine(inputs.checkpoint.model, **inputs.settings)
+
+        PLAIN = EngineSpec("plain", "one text at a time, with transformers alone", open_plain)
     """
 
     dimension: int

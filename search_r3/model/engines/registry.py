@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from search_r3.errors import InputError
 from search_r3.hints import did_you_mean
 from search_r3.model.engines.base import EngineInputs, EngineSpec
-from search_r3.model.resolve import cache_dir, optional_cache_dir
 from search_r3.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ def _open_int8(inputs: EngineInputs) -> TorchEngine:
     from search_r3.model.engines.int8 import calibration
     from search_r3.model.engines.int8.int8_engine import Int8Engine
     from search_r3.model.engines.int8.int8_weights import INT8_FILE
+    from search_r3.model.resolve import optional_cache_dir
 
     checkpoint, cache = inputs.checkpoint, optional_cache_dir()
     embed_id = checkpoint.contract.embed_token_id
@@ -42,6 +42,7 @@ def _open_int8(inputs: EngineInputs) -> TorchEngine:
 
 def _open_vllm(inputs: EngineInputs) -> TorchEngine:
     from search_r3.model.engines.vllm.vllm_engine import open_vllm
+    from search_r3.model.resolve import cache_dir
 
     return open_vllm(inputs, cache_dir)
 
@@ -54,14 +55,14 @@ def _check_vllm() -> Any:
 
 TORCH = EngineSpec(
     "torch",
-    "the reference: any causal LM of transformers, on a CPU or a GPU",
+    "the reference, for any causal LM of transformers, on a CPU or a GPU",
     _open_torch,
     continuous_batching=True,
     supports_weight_sync=True,
 )
 INT8 = EngineSpec(
     "int8",
-    "quickest on CPUs with VNNI or AMX, at a small distance from float32",
+    "quickest on CPUs with VNNI or AMX, with embeddings at a small distance from float32's",
     _open_int8,
     device="cpu",
     precision="int8",
@@ -71,7 +72,7 @@ INT8 = EngineSpec(
 )
 VLLM = EngineSpec(
     "vllm",
-    "lets vLLM write the reasoning on a GPU (experimental)",
+    "vLLM writes the reasoning on a GPU (experimental)",
     _open_vllm,
     check=_check_vllm,
     continuous_batching=True,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from plugin_package import install_plugin
+from plugin_package import code_of_docstring, code_of_page, install_plugin, without_docstrings
 
 from search_r3.data.build_cache import module_files
 from search_r3.data.pairs import read_pairs
@@ -19,8 +18,7 @@ from search_r3.data.sources.registry import data_sources
 from search_r3.errors import InputError
 
 ENTRY = "[search_r3.data_sources]\nfaq = MODULE:FAQ\n"
-CODE = inspect.cleandoc((DataSource.__doc__ or "").partition("of your own:\n")[2].partition("It is found")[0])
-"""The example of the class's own docstring."""
+CODE = code_of_page("data-source")
 RECIPE = "sources:\n  - {{kind: faq, path: {place}/faq.json{more}}}\n"
 
 
@@ -32,6 +30,10 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(place=tmp_path, more=""), encoding="utf-8")
     return path
+
+
+def test_the_docstring_shows_the_source_of_the_page() -> None:
+    assert without_docstrings(code_of_docstring(DataSource)) == without_docstrings(CODE)
 
 
 def test_a_recipe_names_a_source_of_another_package(recipe: Path, tmp_path: Path) -> None:

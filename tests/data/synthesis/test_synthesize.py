@@ -629,9 +629,9 @@ def test_a_model_that_writes_nonsense_gives_an_error_that_counts_it(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "who writes?"),
+        ([], "no writer given; pass --endpoint"),
         (["--endpoint", "http://127.0.0.1:9/v1"], "--model NAME"),
-        (["--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--local", "x"], "who writes?"),
+        (["--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--local", "x"], "no writer given; pass --endpoint"),
         (["--endpoint", "http://127.0.0.1:9/v1", "--model", "m"], "OPENAI_API_KEY is not set"),
         (["--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--no-key"], "cannot be reached"),
         (["--endpoint", "x", "--model", "m", "--no-key"], "must be a URL"),
@@ -678,7 +678,7 @@ def test_ctrl_c_keeps_what_is_done(source: Path, capsys: Any, monkeypatch: pytes
     output = source.with_name("out.jsonl")
     code, _, err = run(capsys, str(source), str(output), "--endpoint", "http://127.0.0.1:9/v1", "--model", "m")
     assert code == 130
-    assert "the same command goes on" in err
+    assert "run the same command again to resume" in err
     assert Path(f"{output}.partial/run.json").is_file()
 
 

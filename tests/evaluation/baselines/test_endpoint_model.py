@@ -172,7 +172,7 @@ def test_the_cost_is_told_first_and_too_much_needs_a_yes(monkeypatch):
         assert lines[0] == "m: 2 documents to embed, about 13 tokens (characters / 4), under 0.01 at 100 a million"
         assert lines[1] == "texts: 1 calls, 10 tokens read, under 0.01 at 100 a million"
         sent.requests.clear()
-        with pytest.raises(InputError, match=r"about 697 tokens .* over the limit of 600 tokens; say --yes"):
+        with pytest.raises(InputError, match=r"about 697 tokens .* over the limit of 600 tokens; pass --yes"):
             encode_all(encoder(sent.url, token_limit=600), None)
         with pytest.raises(InputError, match="nothing was sent"):
             encode_all(encoder(sent.url, CostApproval(ask=lambda line: False), token_limit=600), None)
@@ -234,7 +234,7 @@ def test_the_command_line_refuses_what_nobody_said_yes_to_and_takes_a_yes(tmp_pa
         )
         command = ["evaluate", "--dataset", "tiny", "--data", str(data_root), "--system", "words.yaml", "--json"]
         assert main(command) == 2
-        assert "say --yes to send them" in capsys.readouterr().err
+        assert "pass --yes to send them" in capsys.readouterr().err
         assert sent.requests == []
         assert main([*command, "--yes", "--price", "2"]) == 0
         told = capsys.readouterr()

@@ -6,26 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plugin_package import install_plugin
+from plugin_package import code_of_docstring, code_of_page, install_plugin, without_docstrings
 
 from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
+from search_r3.model.engines.base import Engine
 from search_r3.model.engines.registry import engine_spec, training_engine
 
 ENTRIES = "[search_r3.engines]\nplain = MODULE:PLAIN\n"
-DOCS = Path(__file__).parents[3] / "docs" / "write-your-own" / "engine.md"
-
-
-def code_of_the_page() -> str:
-    """The engine that docs/write-your-own/engine.md shows."""
-    return DOCS.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
 
 
 @pytest.fixture
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_plugin(tmp_path / "site", monkeypatch, "plain-engine", ENTRIES, code_of_the_page())
+    install_plugin(tmp_path / "site", monkeypatch, "plain-engine", ENTRIES, code_of_page("engine"))
+
+
+def test_the_docstring_shows_the_engine_of_the_page() -> None:
+    assert without_docstrings(code_of_docstring(Engine)) == without_docstrings(code_of_page("engine"))
 
 
 @pytest.mark.usefixtures("plain")

@@ -297,7 +297,7 @@ class TestRefusals:
             open_model(tiny_model, device_type="")
 
     def test_the_model_is_elsewhere(self, tiny_model: Path, open_model: Any) -> None:
-        with pytest.raises(InputError, match="runs on cuda here, and the model is on cpu; leave device away"):
+        with pytest.raises(InputError, match="runs on cuda here, and the model is on cpu; omit device"):
             open_model(tiny_model, device_type="cuda")
         with pytest.raises(InputError, match="not cuda:1; set CUDA_VISIBLE_DEVICES=1"):
             check_device(StandInVllm(device_type="cuda"), torch.device("cuda:1"))

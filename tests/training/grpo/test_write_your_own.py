@@ -46,7 +46,7 @@ def test_rewards_of_another_package_with_parameters_train(
     task.loss(task.module, 0)
     assert task.rollouts is not None
     for rollout in task.rollouts.rollouts:
-        brief = 0.25 * (len(rollout.token_ids) <= 2)
+        brief = 0.25 * (0 < len(rollout.token_ids) <= 2)
         assert rollout.reward == -0.5 if rollout.forced else rollout.reward - brief >= 0.4 - 1e-6
 
 

@@ -61,13 +61,12 @@ def check_device(vllm: Any, device: Any) -> None:
         raise InputError("engine vllm needs a GPU that vLLM can use, and it finds none; use engine torch, or int8")
     if device.type != runs_on:
         raise InputError(
-            f"engine vllm runs on {runs_on} here, and the model is on {device.type}; leave device away, or use engine "
-            "torch"
+            f"engine vllm runs on {runs_on} here, and the model is on {device.type}; omit device, or use engine torch"
         )
     if device.index:
         raise InputError(
             f"engine vllm takes the first GPU that it sees, not {device}; set CUDA_VISIBLE_DEVICES={device.index} and "
-            "leave device away"
+            "omit device"
         )
 
 
