@@ -28,14 +28,22 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def run(
-    script: ModuleType, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict[str, Any]]:
-    def run(*arguments: str) -> dict[str, Any]:
+def given(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the script's arguments: those for a tiny run, and more."""
+
+    def given(*arguments: str | Path) -> None:
         write_pairs(tmp_path / "pairs.jsonl", docstring_pairs(["json", "logging", "email"])[0])
-        fixed = ["--tiny", "--model", tiny_model, "--pairs", tmp_path / "pairs.jsonl", "--json", tmp_path / "out.json"]
+        fixed = ["--tiny", "--model", tiny_model, "--pairs", tmp_path / "pairs.jsonl"]
         options = ["--dtype", "float32", "--rounds", "2", "--chunk", "3", "--cached-pairs", "8"]
-        monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, fixed), *options, *arguments])
+        monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, fixed), *options, *map(str, arguments)])
+
+    return given
+
+
+@pytest.fixture
+def run(script: ModuleType, given: Callable[..., None], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def run(*arguments: str) -> dict[str, Any]:
+        given("--json", tmp_path / "out.json", *arguments)
         script.main()
         return json.loads((tmp_path / "out.json").read_text())
 
@@ -99,13 +107,11 @@ def test_a_peer_that_is_not_the_same_is_refused(
 
 
 def test_a_tiny_run_writes_nothing_where_real_results_are(
-    script: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    script: ModuleType, given: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run("--only", "cache", "--rounds", "1")
     written: list[Any] = []
     monkeypatch.setattr("common.write_report", lambda *a, **k: written.append(a))
-    at = sys.argv.index("--json")
-    monkeypatch.setattr(sys, "argv", [*sys.argv[:at], *sys.argv[at + 2 :]])
+    given("--only", "cache", "--rounds", "1")
     script.main()
     assert not written
 

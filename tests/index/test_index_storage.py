@@ -82,6 +82,7 @@ def test_a_wrong_bucket_missing_keys_and_a_dead_endpoint_are_one_line_each(s3, c
         port = taken.getsockname()[1]
         with s3.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+            patch.setenv("SEARCH_R3_STORAGE_TIMEOUT", "1")  # fewer retries
             line = one_line(capsys, *search)
     assert f"http://127.0.0.1:{port} cannot be reached; check AWS_ENDPOINT_URL and the network" in line
 
