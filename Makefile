@@ -65,19 +65,20 @@ WORKERS   ?= 4
 # Compiled modules are kept, whatever the environment says: pytest rewrites the assertions of its plugins' modules, hundreds
 # with Hypothesis and Schemathesis, and each process would do that again.
 THREADS   := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
-PYTEST    := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+PYTEST    := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not nightly' $(PYTEST_ARGS)
 
 define FIND_PYTHON
 @command -v $(PYTHON) >/dev/null 2>&1 || { echo "error: no $(PYTHON) found; install Python 3.11, 3.12 or 3.13, or run make PYTHON=/path/to/python" >&2; exit 2; }
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
 endef
 
-.PHONY: demo test test-fast test-latest test-lowest docs figures wheel test-wheel update lint install help
+.PHONY: demo test test-fast test-nightly test-latest test-lowest docs figures wheel test-wheel update lint install help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         install everything, index a real corpus, ask five questions with reasoning off and on"
 	@echo "make test         install everything, in the versions of $(CONSTRAINTS), and run the tests"
+	@echo "make test-nightly the tests that \`make test\` leaves out: a Ray cluster, two processes, benchmark scripts, failing storage"
 	@echo "make test-fast    the same for the core's tests only: under a minute"
 	@echo "make test-latest  the same in the newest versions allowed, in $(LATEST); says which differ and what broke"
 	@echo "make test-lowest  the same in the lowest versions allowed, in $(LOWEST): the tests that touch them"
@@ -95,8 +96,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(THREADS) $(BIN)/python $(PYTEST)
 
+test-nightly: $(STAMP)
+	@$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile -m nightly $(PYTEST_ARGS)
+
 test-fast: $(STAMP)
-	@$(THREADS) $(BIN)/python $(PYTEST) -m 'not real and not slow and not browser' $(FAST_TESTS)
+	@$(THREADS) $(BIN)/python $(PYTEST) -m 'not real and not slow and not browser and not nightly' $(FAST_TESTS)
 
 docs: $(STAMP)
 	@$(BIN)/python .ci/reference.py

@@ -76,28 +76,28 @@ def save_tiny_model(folder: Path, seed: int = 0, *, chat_template: bool = True) 
 
 
 LONGEST = (
-    "training/test_distributed.py",
     "index/test_index_small_writes.py",
-    "index/test_index_ray.py",
-    "index/test_index_storage_faults.py",
-    "server/test_server_storage.py",
-    "index/test_index_lease.py",
     "training/grpo/test_grpo_task.py",
-    "server/test_server_schemathesis.py",
-    "test_benchmarks_sft.py",
-    "index/test_index_columns.py",
-    "test_benchmarks_kill.py",
-    "test_benchmarks_index.py",
-    "model/test_tokenization_long.py",
-    "model/test_real.py",
     "training/sft/test_sft_task.py",
+    "server/test_server_schemathesis.py",
+    "server/test_server_large.py",
+    "index/test_index_columns.py",
+    "server/test_server_write_faults.py",
+    "model/test_tokenization_long.py",
+    "training/grpo/test_grpo_resume.py",
+    "server/test_server_storage.py",
     "evaluation/rollouts/test_rollout_measurement.py",
+    "test_containers.py",
+    "test_bad_input.py",
+    "index/test_index_lease.py",
+    "index/test_index_storage_faults.py",
+    "training/test_plot.py",
+    "training/sft/test_sft_distributed.py",
+    "test_cli.py",
+    "model/test_real.py",
     "index/test_index_storage.py",
     "test_first_steps.py",
-    "training/grpo/test_grpo_resume.py",
-    "training/sft/test_sft_distributed.py",
     "server/test_server_cli.py",
-    "server/test_server_large.py",
 )
 """The files that take longest, about in that order. `make test` hands whole files to its processes and begins with
 these, or one of them would be left with such a file when the others are done."""
@@ -105,8 +105,12 @@ these, or one of them would be left with such a file when the others are done.""
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that use the fixture `browser` get the marker of that name; the files of `LONGEST` come first."""
+    """Tests that use the fixture `browser` get the marker of that name, those marked `nightly` are `slow` too, and the
+    files of `LONGEST` come first.
+    """
     for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.slow)
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}

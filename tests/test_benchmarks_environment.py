@@ -69,6 +69,7 @@ def recorded_frames(world: Any) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_refreshing_everything_has_no_error_and_refreshing_nothing_the_largest(bench: SimpleNamespace) -> None:
     world, budget = world_of(bench, steps=40, batch=4), 80
     found = {}
@@ -103,6 +104,7 @@ def test_a_world_is_the_same_each_time(bench: SimpleNamespace) -> None:
     ]
 
 
+@pytest.mark.nightly
 def test_drift_is_measured_as_it_was_simulated(bench: SimpleNamespace, tmp_path: Path) -> None:
     recording = bench.recording.Recording(write_recording(bench, tmp_path / "recording", 12))
     drift, given = bench.drift.measure(recording), bench.drift.read_drift(bench.drift.ASSUMED)
@@ -136,6 +138,7 @@ def test_rows_between_checkpoints_lie_on_the_way(bench: SimpleNamespace, tmp_pat
     assert [dev is not None for *_, dev in steps] == [True, False, True, False, True]
 
 
+@pytest.mark.nightly
 def test_the_report_has_its_fields_and_a_second_run_computes_nothing_again(
     bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +191,7 @@ def test_a_broken_recording_is_refused_in_one_line(bench: SimpleNamespace, tmp_p
         bench.main(["--tiny", "--recording", str(tmp_path), "--work", str(tmp_path / "work")])
 
 
+@pytest.mark.nightly
 def test_a_run_is_recorded_checkpoint_by_checkpoint(
     bench: SimpleNamespace, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +227,7 @@ def test_a_run_is_recorded_checkpoint_by_checkpoint(
     assert (tmp_path / "recording" / "step-000000.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.nightly
 def test_a_stage_one_run_and_a_row_of_adapters_are_recorded_over_a_beir_set(
     bench: SimpleNamespace, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def run(
     return run
 
 
+@pytest.mark.nightly
 def test_the_report_has_its_parts_and_both_did_the_same(run: Callable[..., dict[str, Any]]) -> None:
     report = run("--steps", "2", "--peer-rows", "3")
     assert {"benchmark", "command", "commit", "seed", "versions", "hardware", "figures"} <= set(report)
@@ -95,6 +96,7 @@ def test_the_report_has_its_parts_and_both_did_the_same(run: Callable[..., dict[
     assert any("prefix" in line for line in figures["not_alike"])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -132,6 +134,7 @@ def test_a_peer_that_is_not_the_same_is_refused(
         run("--steps", "1")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
 def test_a_lighter_peer_in_bfloat16_agrees_too_and_the_report_shows_it(
     precision: str, run: Callable[..., dict[str, Any]]
@@ -143,6 +146,7 @@ def test_a_lighter_peer_in_bfloat16_agrees_too_and_the_report_shows_it(
     assert figures["agreement"]["tolerance"]["loss"] > 1e-3
 
 
+@pytest.mark.nightly
 def test_what_fails_in_the_trainers_thread_fails_here(
     script: ModuleType, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, model: Path, folder
     return json.loads((folder / "out.json").read_text())
 
 
+@pytest.mark.nightly
 def test_ours_reaches_its_recall_and_a_second_run_measures_nothing_again(
     script: ModuleType, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def harness(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run(command, env=os.environ | {"LC_ALL": "C.UTF-8"}, check=False)
 
 
+@pytest.mark.nightly
 def test_a_build_that_is_killed_is_found_sound_and_a_second_run_kills_nobody_again(tmp_path: Path) -> None:
     output = tmp_path / "kill.json"
     done = harness(output, "--kills", "2")
@@ -51,6 +52,7 @@ def test_a_build_that_is_killed_is_found_sound_and_a_second_run_kills_nobody_aga
     assert (tmp_path / "kill.jsonl").read_text() == log
 
 
+@pytest.mark.nightly
 def test_broken_writing_is_found(tmp_path: Path) -> None:
     done = harness(tmp_path / "kill.json", "--kills", "6", "--sabotage")
     assert done.returncode == 1, done.stdout + done.stderr

@@ -129,6 +129,7 @@ def run(
     return run
 
 
+@pytest.mark.nightly
 def test_every_part_is_measured_and_the_report_is_whole(
     run: Callable[..., dict[str, Any]], threads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,7 @@ def test_every_part_is_measured_and_the_report_is_whole(
         assert goal["met"] == wanted
 
 
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_and_other_settings_are_refused(
     run: Callable[..., dict[str, Any]],
     scripts: Callable[[str], ModuleType],
@@ -204,6 +206,7 @@ def test_a_killed_run_goes_on_and_other_settings_are_refused(
         run(*work, "--budget", "5")
 
 
+@pytest.mark.nightly
 def test_answers_out_of_the_cache_are_no_measurement(
     run: Callable[..., dict[str, Any]],
     threads: Any,
@@ -253,6 +256,7 @@ def test_a_tiny_run_writes_nothing_where_real_results_are(
 # --------------------------------------------------------------------------------------------------------- the load
 
 
+@pytest.mark.nightly
 def test_a_crowd_with_rubbish_in_it_is_stood(
     scripts: Callable[[str], ModuleType],
     threads: type,

@@ -50,6 +50,7 @@ def run(script: ModuleType, given: Callable[..., None], tmp_path: Path) -> Calla
     return run
 
 
+@pytest.mark.nightly
 def test_the_report_has_its_fields_and_both_systems_did_the_same(run: Callable[..., dict[str, Any]]) -> None:
     report = run()
     assert {"benchmark", "command", "commit", "seed", "versions", "hardware", "figures"} <= set(report)
@@ -79,6 +80,7 @@ def test_the_report_has_its_fields_and_both_systems_did_the_same(run: Callable[.
     assert large["times_per_pair_min"] <= large["times_per_pair"] <= large["times_per_pair_max"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("fault", ["temperature", "tokens", "adapter", "first weights"])
 def test_a_peer_that_is_not_the_same_is_refused(
     fault: str, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
@@ -106,6 +108,7 @@ def test_a_peer_that_is_not_the_same_is_refused(
         run("--only", "speed", "--peer-attention", "eager")
 
 
+@pytest.mark.nightly
 def test_a_tiny_run_writes_nothing_where_real_results_are(
     script: ModuleType, given: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

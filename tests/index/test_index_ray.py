@@ -160,11 +160,13 @@ def kill_one_midway(log: Path, killed: list[int]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.nightly
 def test_the_cluster_has_a_cpu_more_than_workers(cluster):
     """First, so that the time Ray takes to start on a busy machine is not part of another test's limit."""
     assert ray.cluster_resources()["CPU"] == cluster.workers + 1
 
 
+@pytest.mark.nightly
 def test_long_texts_are_cut_by_the_models_tokens_as_in_a_local_build(one_worker, tiny_model, tmp_path):
     path = tmp_path / "docs.jsonl"
     path.write_text(
@@ -179,6 +181,7 @@ def test_long_texts_are_cut_by_the_models_tokens_as_in_a_local_build(one_worker,
     check_equal(found, rows_of(tmp_path / "one"))
 
 
+@pytest.mark.nightly
 def test_a_worker_killed_midway_costs_nothing(cluster, corpus, tiny_model, tmp_path, monkeypatch):
     """Each id once, everything as the local build has it, in one commit; and the index opens as any other."""
     monkeypatch.setattr("search_r3.index.build_run.forget_versions", lambda *_: None)
@@ -222,6 +225,7 @@ def test_a_worker_killed_midway_costs_nothing(cluster, corpus, tiny_model, tmp_p
         assert hits[0] == hits[1]
 
 
+@pytest.mark.nightly
 def test_an_update_changes_what_the_local_one_would(cluster, corpus, tmp_path, monkeypatch):
     """New and changed rows come, and the rows they stand in for go, in one commit; what is gone is pruned."""
     lines = corpus.read_text().splitlines()
@@ -249,6 +253,7 @@ def test_an_update_changes_what_the_local_one_would(cluster, corpus, tmp_path, m
     assert counts == [48, 49, 48], "one commit with all that came, then the document that is gone"
 
 
+@pytest.mark.nightly
 def test_sources_and_types_are_those_of_the_local_build(cluster, tmp_path):
     """Folders of equal file names, a posted document, records in conflict, a column widened, another made text."""
     for name in ("a/notes", "b/notes"):
@@ -304,6 +309,7 @@ def test_a_fragment_comes_back_from_json_as_it_was(corpus, tmp_path):
     assert [one.files for one in sink.fragments] == [one.metadata.files for one in fragments]
 
 
+@pytest.mark.nightly
 def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tmp_path):
     source = open_source(corpus)
     with pytest.raises(InputError, match=r'NaN or infinite values for "'):
@@ -320,6 +326,7 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tm
         build_distributed(tmp_path / "few", source, Fake, Cluster("local", workers=5))
 
 
+@pytest.mark.nightly
 def test_workers_write_to_object_storage_in_one_commit_too(cluster, corpus, s3_server, tmp_path, monkeypatch):
     """The options reach the workers, whose environment knows nothing of this server."""
     monkeypatch.setattr("search_r3.index.build_run.forget_versions", lambda *_: None)
@@ -363,6 +370,7 @@ def test_only_whole_work_on_an_unchanged_table_is_committed(corpus, tmp_path):
         check_fragments(tmp_path / "index", [lost], 3)
 
 
+@pytest.mark.nightly
 def test_what_a_killed_driver_left_is_in_nobodys_way(cluster, corpus, tmp_path):
     for name, build in (
         ("many", lambda path: build_distributed(path, open_source(corpus), Fake, cluster)),
@@ -392,6 +400,7 @@ def test_settings_that_make_no_sense_are_refused():
         Cluster(gpus_per_worker=-1)
 
 
+@pytest.mark.nightly
 def test_the_command_makes_an_index_that_either_kind_of_build_goes_on_with(
     cluster, corpus, tiny_model, tmp_path, capsys
 ):

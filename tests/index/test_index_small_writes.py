@@ -98,6 +98,7 @@ def test_a_small_write_does_not_rewrite_the_data(tmp_path, make_model):
     assert compact_index(path, keep=NOW).bytes_after < 1.05 * before
 
 
+@pytest.mark.nightly
 def test_bytes_and_files_stay_bounded_and_searches_right(path, model, make_model, tmp_path, eager):
     held = write_some(path, model, 40)
     index = SearchIndex.open(path)
@@ -124,6 +125,7 @@ def test_bytes_and_files_stay_bounded_and_searches_right(path, model, make_model
         assert {hit.id: hit.score for hit in found.hits} == pytest.approx({hit.id: hit.score for hit in right.hits})
 
 
+@pytest.mark.nightly
 def test_large_files_stay_while_small_ones_are_put_together(path, model, eager):
     first = fragments(path)[0].fragment_id
     for i in range(40):
@@ -201,6 +203,7 @@ def test_a_reader_goes_on_when_the_files_under_it_are_removed_at_once(path, mode
     assert readers[2].describe()["documents"] == 299
 
 
+@pytest.mark.nightly
 def test_what_is_left_undone_is_done_by_the_next_maintenance(path, model, eager):
     for i in range(25):
         update_documents(path, [document(f"new{i}", 1000 + i)], model, maintain=False, **AT_ONCE)
@@ -213,6 +216,7 @@ def test_what_is_left_undone_is_done_by_the_next_maintenance(path, model, eager)
     assert (index.complete, len(index)) == (True, 300)
 
 
+@pytest.mark.nightly
 def test_the_approximate_index_stays_right(tmp_path, make_model, eager, monkeypatch):
     monkeypatch.setattr(approximate, "SAMPLES", 20)  # how well its recall is known is not the matter here
     model, path = make_model(), tmp_path / "index"

@@ -43,7 +43,9 @@ def refused(bad_storage, capsys, place: str, *arguments: str) -> None:
     assert bad_storage.url in lines[0] or "the endpoint" in lines[0]
 
 
-@pytest.mark.parametrize("fault", ["silent", "half", "500", "503", "gone"])
+@pytest.mark.parametrize(
+    "fault", ["500", *(pytest.param(fault, marks=pytest.mark.nightly) for fault in ("silent", "half", "503", "gone"))]
+)
 def test_a_search_ends_in_time_with_one_line(bad_storage, place, model, capsys, fault):
     build_index(place, DOCUMENTS, model)
     bad_storage.fault = fault
@@ -64,7 +66,16 @@ def test_every_command_ends_in_time_with_one_line(bad_storage, place, model, cap
         refused(bad_storage, capsys, place, *command)
 
 
-@pytest.mark.parametrize(("after", "fault"), [(2, "503"), (6, "gone"), (12, "silent"), (20, "gone"), (35, "503")])
+@pytest.mark.parametrize(
+    ("after", "fault"),
+    [
+        (6, "gone"),
+        *(
+            pytest.param(*one, marks=pytest.mark.nightly)
+            for one in ((2, "503"), (12, "silent"), (20, "gone"), (35, "503"))
+        ),
+    ],
+)
 def test_a_build_during_which_storage_fails_is_one_line_and_can_be_repeated(bad_storage, place, model, fault, after):
     bad_storage.fault, bad_storage.after = fault, after
     with pytest.raises(StorageError, match=f"^{place}: [^\n]+$"):
@@ -79,7 +90,11 @@ def test_a_build_during_which_storage_fails_is_one_line_and_can_be_repeated(bad_
 
 @pytest.mark.parametrize(
     ("after", "change"),
-    [(1, compact_index), (9, compact_index), (14, lambda place: delete_documents(place, ["d1"]))],
+    [
+        pytest.param(1, compact_index, marks=pytest.mark.nightly),
+        (9, compact_index),
+        (14, lambda place: delete_documents(place, ["d1"])),
+    ],
     ids=["compact-1", "compact-9", "delete-14"],
 )
 def test_a_change_during_which_storage_fails_is_one_line_and_can_be_repeated(bad_storage, place, model, change, after):

@@ -1,4 +1,7 @@
-"""An agent's program starts `search-r3 mcp`, speaks the Model Context Protocol with it, and searches."""
+"""An agent's program starts `search-r3 mcp`, speaks the Model Context Protocol with it, and searches.
+
+The tests import `mcp` themselves: it takes two seconds, which each of `make test`'s processes would spend.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mcp import Client, StdioServerParameters, stdio_client
 from processes import run
 
 from search_r3 import SearchR3
@@ -27,6 +29,8 @@ def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
     environment = {"HF_HUB_OFFLINE": "1"} | ({"SEARCH_R3_CACHE": cache} if cache else {})
 
     async def talk() -> None:
+        from mcp import Client, StdioServerParameters, stdio_client
+
         server = StdioServerParameters(command=sys.executable, args=command, env=environment)
         async with Client(stdio_client(server)) as client:
             (tool,) = (await client.list_tools()).tools
@@ -63,6 +67,8 @@ def test_the_tool_finds_what_the_index_finds(tiny_index: Path, tiny: SearchR3):
     server = build_server(searcher, reasoning=False)
 
     async def ask() -> list[str]:
+        from mcp import Client
+
         async with Client(server) as client:
             done = await client.call_tool("search", {"query": "a file, line by line", "k": 3})
             assert done.structured_content["reasoning"] is None
@@ -127,6 +133,8 @@ def test_a_damaged_index_is_reported_to_the_agent(tmp_path: Path):
     server = build_server(LazySearcher(tmp_path / "empty"))
 
     async def ask() -> str:
+        from mcp import Client
+
         async with Client(server) as client:
             done = await client.call_tool("search", {"query": "a file"})
             assert done.is_error
@@ -145,6 +153,8 @@ def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_
         return tiny
 
     async def talk(server: IndexServer) -> None:
+        from mcp import Client
+
         async with Client(server) as client:
             assert len((await client.list_tools()).tools) == 1
             done = await client.call_tool("search", {"query": "train", "mode": "text"})

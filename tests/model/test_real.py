@@ -45,6 +45,7 @@ def test_a_text_alone_is_the_same_as_in_a_batch_of_32(real: SearchR3, texts: lis
         assert distance(encode([texts[i]])[0], together[i]) < LIMIT
 
 
+@pytest.mark.nightly
 def test_reasoned_queries_equal_a_separate_forward_pass_at_batch_1_and_32(real: SearchR3, texts: list[str]) -> None:
     together = real.reason(texts, max_reasoning_tokens=BUDGET)
     for i in (0, 5, 12, 31):

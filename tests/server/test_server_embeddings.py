@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import openai
 import pytest
 from serving_tools import Running, running
 
 from search_r3 import SearchR3
 from search_r3.model.tokenization import encode_as_text, special_ids
 from search_r3.server.service import Loaded
+
+if TYPE_CHECKING:  # a second to import, in each of `make test`'s processes
+    import openai
 
 TEXTS = [
     "Paris is the capital.",
@@ -28,6 +31,8 @@ NAME = "tiny-llama-base"
 
 @pytest.fixture(scope="module")
 def client(served: Running) -> openai.OpenAI:
+    import openai
+
     return openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0, timeout=60)
 
 
@@ -83,6 +88,8 @@ def test_token_ids_are_the_text_that_they_are(served: Running, tiny: SearchR3) -
 
 
 def test_models(client: openai.OpenAI, served: Running, tiny: SearchR3) -> None:
+    import openai
+
     assert [m.id for m in client.models.list()] == [NAME]
     record = client.models.retrieve(NAME).to_dict()
     assert (record["dimension"], record["contract_hash"]) == (32, tiny.contract_hash)

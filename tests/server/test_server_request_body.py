@@ -78,7 +78,10 @@ REJECTED = {
 }
 
 
-@pytest.mark.parametrize("kind", REJECTED)
+@pytest.mark.parametrize(
+    "kind",
+    ["another shape", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in REJECTED if kind != "another shape")],
+)
 def test_a_rejected_request_is_freed_at_once(
     served: Running, monkeypatch: pytest.MonkeyPatch, no_garbage_collection: None, kind: str
 ) -> None:

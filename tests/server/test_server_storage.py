@@ -19,6 +19,7 @@ from search_r3.index.storage import Remote
 from search_r3.server.service import Loaded
 
 pytestmark = pytest.mark.slow
+FAULTS = ["500", *(pytest.param(fault, marks=pytest.mark.nightly) for fault in ("silent", "gone"))]
 
 UNAVAILABLE = ("storage_unavailable", "index_unavailable")  # whoever notices first: the request, or the index's handle
 
@@ -74,7 +75,7 @@ def test_a_server_waits_for_another_writer_and_then_says_when_to_come_back(tiny,
         assert server.ask("GET", "/v1/documents").json["total"] == 2
 
 
-@pytest.mark.parametrize("fault", ["silent", "500", "gone"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_readiness_sees_storage_that_fails_though_nobody_searches(tiny, place, s3_server, s3, fault):
     with storage(s3_server) as bad:
         s3.setenv("AWS_ENDPOINT_URL", bad.url)
@@ -92,7 +93,7 @@ def test_readiness_sees_storage_that_fails_though_nobody_searches(tiny, place, s
             eventually(lambda: server.ask("GET", "/readyz").status == 200)
 
 
-@pytest.mark.parametrize("fault", ["silent", "500", "gone"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_storage_that_fails_is_503_and_what_follows_works(tiny, place, s3_server, s3, fault):
     s3.setattr(lease, "SECONDS", 2.0)
     with storage(s3_server) as bad:

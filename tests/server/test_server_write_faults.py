@@ -168,7 +168,9 @@ def test_no_index_is_made_where_the_servers_is_gone(tiny: SearchR3, tmp_path: Pa
         assert server.post("/v1/documents", NEW).status == 201
 
 
-@pytest.mark.parametrize("fault", ["500", "gone", "half"])
+@pytest.mark.parametrize(
+    "fault", ["500", *(pytest.param(fault, marks=pytest.mark.nightly) for fault in ("gone", "half"))]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_whoever_notices_first_that_storage_fails_is_told_so(
     tiny: SearchR3, s3_server: str, s3: pytest.MonkeyPatch, fault: Any, method: str

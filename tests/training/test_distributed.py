@@ -164,6 +164,7 @@ def alone(tiny_model: Path, stage_one: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("stage", NAMES)
 @pytest.mark.parametrize("how", STRATEGIES)
 def test_two_processes_follow_one_and_go_on_after_a_kill(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,8 +17,13 @@ from search_r3.evaluation.suite import evaluate_system
 from search_r3.evaluation.systems import SearchR3System
 from search_r3.model.searchr3 import SearchR3
 
-mteb = pytest.importorskip("mteb")
 TOPICS = ["file", "line", "Python", "mean", "values", "capital", "France", "Paris", "aspirin", "heart", "bread", "sea"]
+
+
+@pytest.fixture(scope="module")
+def mteb() -> ModuleType:
+    """Imported where it is used: it takes six seconds, which each of `make test`'s processes would spend."""
+    return pytest.importorskip("mteb")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,7 @@ def ours(model: SearchR3, mode: str, dataset: BeirDataset, **settings) -> dict[s
 
 
 @pytest.mark.parametrize(("reasoning", "budget"), [(False, 0), (True, 0), (True, 4)])
-def test_mteb_and_we_agree_on_the_figures(model, dataset, reasoning, budget):
+def test_mteb_and_we_agree_on_the_figures(mteb, model, dataset, reasoning, budget):
     encoder = SearchR3Encoder(model, reasoning=reasoning, max_reasoning_tokens=budget, max_length=16)
     result = mteb.evaluate(encoder, as_task(dataset), cache=None, co2_tracker=False, show_progress_bar=False)
     (theirs,) = result.task_results[0].scores["test"]
@@ -90,7 +96,7 @@ def test_mteb_and_we_agree_on_the_figures(model, dataset, reasoning, budget):
 
 
 @pytest.mark.parametrize("ignore", [False, True])
-def test_mteb_and_we_agree_on_queries_that_are_documents(model, dataset, ignore, tmp_path):
+def test_mteb_and_we_agree_on_queries_that_are_documents(mteb, model, dataset, ignore, tmp_path):
     texts = {f"d{n}": dataset.corpus[f"d{n}"].full_text for n in range(12)}
     qrels = {f"d{n}": grades for n, grades in enumerate(dataset.qrels.values())}
     qrels["d0"] = {**qrels["d0"], "d0": 2}  # judged its own answer: MTEB still leaves it out
@@ -105,14 +111,16 @@ def test_mteb_and_we_agree_on_queries_that_are_documents(model, dataset, ignore,
     assert 0.02 < record["measures"][NDCG] < 0.98
 
 
-def test_a_task_of_mteb_that_ignores_identical_ids_says_so_beside_the_fetched_data(dataset, tmp_path, monkeypatch):
+def test_a_task_of_mteb_that_ignores_identical_ids_says_so_beside_the_fetched_data(
+    mteb, dataset, tmp_path, monkeypatch
+):
     from search_r3.data.io.find_dataset import find_dataset
 
     monkeypatch.setattr(mteb, "get_task", lambda name: as_task(dataset, ignore=True))
     assert "--ignore-identical-ids" in (find_dataset("mteb:Made", tmp_path) / "SOURCE.txt").read_text()
 
 
-def test_a_task_fetched_by_its_name_is_the_same_data_set(dataset, tmp_path, monkeypatch):
+def test_a_task_fetched_by_its_name_is_the_same_data_set(mteb, dataset, tmp_path, monkeypatch):
     from search_r3.data.beir import load_beir
     from search_r3.data.io.find_dataset import find_dataset
 
@@ -122,7 +130,7 @@ def test_a_task_fetched_by_its_name_is_the_same_data_set(dataset, tmp_path, monk
     assert (found.corpus, found.queries, found.qrels) == (dataset.corpus, dataset.queries, dataset.qrels)
 
 
-def test_each_side_has_its_own_prompt_and_only_queries_are_reasoned_about(model):
+def test_each_side_has_its_own_prompt_and_only_queries_are_reasoned_about(mteb, model):
     texts = ["How do I read a file?", "the mean of values", "Paris"]
     batches = [{"text": texts[:2]}, {"text": texts[2:]}]
     encoder = SearchR3Encoder(model, reasoning=True, max_reasoning_tokens=3, max_length=4)
@@ -161,7 +169,7 @@ def test_the_metadata_say_what_is_known_and_no_more(model, tmp_path):
     assert off.experiment_name != meta.experiment_name  # mteb keeps the results of both
 
 
-def test_a_documented_training_names_its_data_sets_and_its_teachers(model, tmp_path):
+def test_a_documented_training_names_its_data_sets_and_its_teachers(mteb, model, tmp_path):
     with pytest.raises(InputError, match=r"pairs\.manifest\.json does not say"):
         trained_on(tmp_path)
     sources = [{"kind": "man"}, {"kind": "titles", "dataset": "scifact"}, {"kind": "queries", "dataset": "mkqa/en"}]

@@ -172,6 +172,7 @@ def test_the_comparison_file_holds_both_sides_differences_examples_and_provenanc
         assert len({line["qid"] for line in single["examples"][name]}) == 3
 
 
+@pytest.mark.nightly
 def test_a_model_against_itself_differs_nowhere(root: Path, tiny_model: Path, tmp_path: Path) -> None:
     found = run(tmp_path, root, tiny_model, tiny_model)
     for name in METRICS:
@@ -179,6 +180,7 @@ def test_a_model_against_itself_differs_nowhere(root: Path, tiny_model: Path, tm
         assert (found["comparisons"][name]["low"], found["comparisons"][name]["p"]) == (0.0, 1.0)
 
 
+@pytest.mark.nightly
 def test_a_finished_side_is_not_done_again_after_an_interruption(
     root: Path, tiny_model: Path, other_tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

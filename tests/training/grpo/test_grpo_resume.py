@@ -56,7 +56,7 @@ def whole(request: pytest.FixtureRequest, stage_one: Path, tmp_path_factory: pyt
     return changes, folder / "run"
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.nightly) for step in (1, 4, 5))])
 def test_a_killed_run_goes_on_with_the_same_curve(
     step: int, whole: Any, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +109,14 @@ def _limited(recipe: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "refresh", [{"policy": "random", "budget": 5}, {"policy": "full", "every": 2}, {"policy": "none"}]
+    "refresh",
+    [
+        {"policy": "random", "budget": 5},
+        *(
+            pytest.param(other, marks=pytest.mark.nightly)
+            for other in ({"policy": "full", "every": 2}, {"policy": "none"})
+        ),
+    ],
 )
 def test_other_refresh_policies_train_and_resume_too(refresh: Any, stage_one: Path, tmp_path: Path) -> None:
     environment = {"refresh": refresh}
@@ -162,6 +169,7 @@ LOOP = {
 }  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_processes_resume_inside_of_a_round(stage_one: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
