@@ -60,8 +60,9 @@ ifneq ($(wildcard ../shared/data),)
 export SEARCH_R3_DATA ?= $(abspath ../shared/data)
 endif
 
-# Processes that run the tests side by side, each with one thread: twice as many as two cores, as many tests wait.
-WORKERS   ?= 4
+# Processes that run the tests side by side, each with one thread: one more than two cores, as some tests wait. Each
+# imports every test module first, which takes it half a minute.
+WORKERS   ?= 3
 # Compiled modules are kept, whatever the environment says: pytest rewrites the assertions of its plugins' modules, hundreds
 # with Hypothesis and Schemathesis, and each process would do that again.
 THREADS   := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}

@@ -142,6 +142,7 @@ def test_who_loads_it_as_a_model_is_told_what_it_is(exported: Path, capsys: pyte
     assert f"error: {exported} is an ONNX export" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_a_sliding_window_and_weights_beside_the_graph(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ import uuid
 
 import pyarrow as pa
 import pytest
+from nightly import nightly
 
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source
@@ -283,7 +284,7 @@ def test_text_that_reads_like_numbers_becomes_numbers(path, model):
         ("true/false", (True, False), "text", ["true", "false"]),
     ],
 )
-@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("remote", [False, *nightly(True)])
 def test_what_can_be_converted_is_converted(path, model, request, before, values, kind, after, remote):
     if remote:
         request.getfixturevalue("s3")

@@ -12,6 +12,7 @@ import uuid
 
 import pytest
 from google_storage import google_storage
+from nightly import nightly
 from processes import start
 
 from search_r3.cli import main
@@ -226,7 +227,7 @@ def duplicate(index: SearchIndex, count: int, equal: bool) -> None:
     index.table.add(rows)
 
 
-@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("remote", [False, *nightly(True)])
 @pytest.mark.parametrize("by", ["build", "compact"])
 def test_duplicate_ids_are_reported_and_the_next_run_removes_them(place, tmp_path, model, capsys, remote, by):
     where = place if remote else tmp_path / "index"

@@ -269,6 +269,7 @@ WRITER = """
 """
 
 
+@pytest.mark.nightly
 def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(path, model):
     rng, there, first = random.Random(0), {}, 0
     for _ in range(6):

@@ -6,6 +6,7 @@ import time
 import uuid
 
 import pytest
+from nightly import nightly
 from storage_faults import storage
 
 from search_r3.cli import main
@@ -43,9 +44,7 @@ def refused(bad_storage, capsys, place: str, *arguments: str) -> None:
     assert bad_storage.url in lines[0] or "the endpoint" in lines[0]
 
 
-@pytest.mark.parametrize(
-    "fault", ["500", *(pytest.param(fault, marks=pytest.mark.nightly) for fault in ("silent", "half", "503", "gone"))]
-)
+@pytest.mark.parametrize("fault", ["500", *nightly("silent", "half", "503", "gone")])
 def test_a_search_ends_in_time_with_one_line(bad_storage, place, model, capsys, fault):
     build_index(place, DOCUMENTS, model)
     bad_storage.fault = fault
@@ -70,10 +69,7 @@ def test_every_command_ends_in_time_with_one_line(bad_storage, place, model, cap
     ("after", "fault"),
     [
         (6, "gone"),
-        *(
-            pytest.param(*one, marks=pytest.mark.nightly)
-            for one in ((2, "503"), (12, "silent"), (20, "gone"), (35, "503"))
-        ),
+        *nightly((2, "503"), (12, "silent"), (20, "gone"), (35, "503")),
     ],
 )
 def test_a_build_during_which_storage_fails_is_one_line_and_can_be_repeated(bad_storage, place, model, fault, after):
@@ -91,7 +87,7 @@ def test_a_build_during_which_storage_fails_is_one_line_and_can_be_repeated(bad_
 @pytest.mark.parametrize(
     ("after", "change"),
     [
-        pytest.param(1, compact_index, marks=pytest.mark.nightly),
+        *nightly((1, compact_index)),
         (9, compact_index),
         (14, lambda place: delete_documents(place, ["d1"])),
     ],

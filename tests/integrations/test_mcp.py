@@ -19,7 +19,6 @@ from processes import run
 from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.integrations.index_searcher import LazySearcher, Searcher
-from search_r3.integrations.mcp_server import IndexServer, build_server
 
 
 def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
@@ -63,6 +62,8 @@ def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
 
 
 def test_the_tool_finds_what_the_index_finds(tiny_index: Path, tiny: SearchR3):
+    from search_r3.integrations.mcp_server import build_server
+
     searcher = Searcher(tiny_index, tiny)
     server = build_server(searcher, reasoning=False)
 
@@ -129,6 +130,8 @@ def test_a_text_search_does_not_wait_for_the_model(tiny_index: Path, tiny: Searc
 
 
 def test_a_damaged_index_is_reported_to_the_agent(tmp_path: Path):
+    from search_r3.integrations.mcp_server import build_server
+
     (tmp_path / "empty").mkdir()
     server = build_server(LazySearcher(tmp_path / "empty"))
 
@@ -152,7 +155,7 @@ def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_
         assert go.wait(60)
         return tiny
 
-    async def talk(server: IndexServer) -> None:
+    async def talk(server: Any) -> None:
         from mcp import Client
 
         async with Client(server) as client:
@@ -166,6 +169,8 @@ def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_
                 assert "has none; choose on or off" in done.content[0].text
 
     def serve(searcher: Searcher, **settings: Any) -> None:
+        from search_r3.integrations.mcp_server import IndexServer
+
         asyncio.run(asyncio.wait_for(talk(IndexServer(searcher, load=True, **settings)), timeout=60))
 
     monkeypatch.setattr(SearchR3, "from_pretrained", slow)

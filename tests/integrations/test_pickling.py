@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from haystack import Document
+from nightly import nightly
 from processes import run
 
 from search_r3 import InputError, SearchR3
@@ -54,7 +55,7 @@ def encoder_of(made: Any) -> Any:
     return made._encoder if isinstance(made, SearchR3Embedding) else made.encoder
 
 
-@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("used", [True, *nightly(False)])
 @pytest.mark.parametrize("again", [through_pickle, copy.deepcopy, copy.copy])
 @pytest.mark.parametrize("make", [langchain, llama_index, haystack])
 def test_it_comes_back_with_its_settings_and_gives_the_same(

@@ -7,6 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from nightly import nightly
 
 from search_r3 import SearchR3
 from search_r3.model.checkpoint import GOLDEN_TEXTS
@@ -35,7 +36,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float((1 - (a.astype(np.float64) * b).sum(-1)).max())
 
 
-@pytest.mark.parametrize("side", ["document", "query"])
+@pytest.mark.parametrize("side", ["document", *nightly("query")])
 def test_a_text_alone_is_the_same_as_in_a_batch_of_32(real: SearchR3, texts: list[str], side: str) -> None:
     def encode(some: list[str]) -> np.ndarray:
         return real.encode_document(some) if side == "document" else real.encode_query(some, reasoning=False)

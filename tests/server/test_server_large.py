@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nightly import nightly
 from processes import start
 from serving_tools import Running, eventually, running
 
@@ -41,7 +42,7 @@ HUGE = {
 
 def some_now(kinds: dict[str, Any], *now: str) -> list[Any]:
     """`now` in every run of the tests, the other kinds in those of the night."""
-    return [*now, *(pytest.param(kind, marks=pytest.mark.nightly) for kind in kinds if kind not in now)]
+    return [*now, *nightly(*(kind for kind in kinds if kind not in now))]
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,7 @@ def test_memory_is_given_back_after_large_requests(tiny: SearchR3) -> None:
     return_memory()
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"),
     reason="needs Linux and glibc",

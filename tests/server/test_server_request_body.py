@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nightly import nightly
 from processes import run
 from serving_tools import Running, eventually, running
 
@@ -80,7 +81,7 @@ REJECTED = {
 
 @pytest.mark.parametrize(
     "kind",
-    ["another shape", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in REJECTED if kind != "another shape")],
+    ["another shape", *nightly(*(kind for kind in REJECTED if kind != "another shape"))],
 )
 def test_a_rejected_request_is_freed_at_once(
     served: Running, monkeypatch: pytest.MonkeyPatch, no_garbage_collection: None, kind: str

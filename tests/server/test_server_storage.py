@@ -7,6 +7,7 @@ import time
 import uuid
 
 import pytest
+from nightly import nightly
 from processes import eventually
 from serving_tools import running
 from storage_faults import storage
@@ -19,7 +20,7 @@ from search_r3.index.storage import Remote
 from search_r3.server.service import Loaded
 
 pytestmark = pytest.mark.slow
-FAULTS = ["500", *(pytest.param(fault, marks=pytest.mark.nightly) for fault in ("silent", "gone"))]
+FAULTS = ["500", *nightly("silent", "gone")]
 
 UNAVAILABLE = ("storage_unavailable", "index_unavailable")  # whoever notices first: the request, or the index's handle
 
@@ -29,6 +30,7 @@ def place(s3):
     return f"s3://bucket/served/{uuid.uuid4().hex}"
 
 
+@pytest.mark.nightly
 def test_two_servers_store_each_document_once_or_refuse_it(tiny, place):
     build_index(place, [SourceDocument("first", "", "the first text")], tiny, progress=False)
     answers: dict[str, int] = {}

@@ -87,6 +87,7 @@ def test_every_figure_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -
     assert {axis.get_xlim() for axis in shown.values()} == {(-1.0, 51.0)}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_no_word_lies_on_another_or_outside_the_page(tmp_path: Path, drawn: list[Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from nightly import nightly
 from processes import run_processes
 from tiny_grpo import task_of, write_recipe
 
@@ -56,7 +57,7 @@ def whole(request: pytest.FixtureRequest, stage_one: Path, tmp_path_factory: pyt
     return changes, folder / "run"
 
 
-@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.nightly) for step in (1, 4, 5))])
+@pytest.mark.parametrize("step", [3, *nightly(1, 4, 5)])
 def test_a_killed_run_goes_on_with_the_same_curve(
     step: int, whole: Any, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,10 +113,7 @@ def _limited(recipe: Path) -> list[dict[str, Any]]:
     "refresh",
     [
         {"policy": "random", "budget": 5},
-        *(
-            pytest.param(other, marks=pytest.mark.nightly)
-            for other in ({"policy": "full", "every": 2}, {"policy": "none"})
-        ),
+        *nightly({"policy": "full", "every": 2}, {"policy": "none"}),
     ],
 )
 def test_other_refresh_policies_train_and_resume_too(refresh: Any, stage_one: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def task(stage_one: Path, tmp_path: Path) -> GRPOTask:
     return task_of(stage_one, tmp_path)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=0.0, beta=0.0, queries_per_step=4, num_generations=8)
@@ -499,6 +500,7 @@ def work(rank: int, stage_one: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_process_with_nothing_to_learn_from_joins_in(stage_one: Path, tmp_path: Path) -> None:
     run_processes(work, str(stage_one), str(tmp_path))

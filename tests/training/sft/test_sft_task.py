@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nightly import nightly
 
 from search_r3 import SearchR3
 from search_r3.data.mining.teacher import write_teacher_rows
@@ -105,7 +106,7 @@ def test_training_lowers_the_terms_and_gives_an_adapter_that_loads(recipe: Calla
     assert not model.reason(["what is beta 0"])[0].forced  # it has learned to end with the token
 
 
-@pytest.mark.parametrize("killed_at", [3, *(pytest.param(step, marks=pytest.mark.nightly) for step in (1, 2, 5))])
+@pytest.mark.parametrize("killed_at", [3, *nightly(1, 2, 5)])
 def test_a_killed_run_goes_on_with_the_same_curve(
     killed_at: int, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +288,7 @@ def test_self_generated_reasoning_is_that_of_the_model_at_the_start_of_its_block
     assert [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)] != said
 
 
-@pytest.mark.parametrize("killed_at", [3, pytest.param(5, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("killed_at", [3, *nightly(5)])
 def test_a_run_with_self_generated_reasoning_and_a_memory_resumes_exactly(
     killed_at: int, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
