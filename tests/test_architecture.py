@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from search_r3.plugins import GROUPS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "search_r3"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -26,6 +28,7 @@ def package_of(file: Path) -> str:
 
 
 PACKAGES = {package_of(file) for file in FILES} - {""}
+FILE_ENDINGS = {"json", "jsonl", "npz", "css", "html", "png", "txt", "py", "safetensors"}
 
 
 def allowed_imports() -> dict[str, set[str]]:
@@ -75,6 +78,27 @@ def _at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
             yield from _at_import(getattr(node, block, []))
         for handler in getattr(node, "handlers", []):
             yield from _at_import(handler.body)
+
+
+def docstrings(file: Path) -> list[str]:
+    """The docstrings of a file, those below a field or a constant too."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    values = [node.value.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    return [value for value in values if isinstance(value, str)]
+
+
+def names_of(file: Path) -> set[str]:
+    """Every name that a file defines, imports or uses: functions, classes, constants, parameters, attributes."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    return {value for node in nodes for key in ("name", "id", "attr", "arg") if (value := getattr(node, key, None))}
+
+
+def assigned(node: ast.stmt) -> set[str]:
+    """What a statement at the top of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def test_every_package_is_in_the_table_and_every_row_is_a_package():
@@ -149,3 +173,33 @@ def test_architecture_names_every_module_and_no_other():
     assert {stem for stem in stems if not re.search(rf"(?<!\w){stem}(?!\w)", text)} == set()
     named = set(re.findall(r"`(?:[\w/]+/)?(\w+)\.py`", text))
     assert named - stems - {"__init__", "test_architecture"} == set(), "files that are gone"
+
+
+def test_what_a_docstring_names_is_there():
+    """`module.name` in a docstring is a name in that module, and "see `name`" is one of its file or of the package."""
+    modules = {tuple(file.relative_to(ROOT).with_suffix("").parts): file for file in FILES}
+    modules = {parts[:-1] if parts[-1] == "__init__" else parts: file for parts, file in modules.items()}
+    defined = {parts: names_of(file) for parts, file in modules.items()}
+    everywhere = {part for parts in modules for part in parts} | {
+        name for file in FILES for node in ast.parse(file.read_text()).body for name in assigned(node)
+    }
+
+    def resolves(words: list[str], own: set[str]) -> bool:
+        if words[0] == "search_r3" and words[1] in (*GROUPS, "GROUP"):  # entry points
+            return True
+        for at in range(len(words), 0, -1):
+            found = [parts for parts in modules if list(parts[-at:]) == words[:at]]
+            if any(len(words) == at or words[at] in defined[parts] for parts in found):
+                return True
+        return words[0] in own  # an attribute of a parameter or of a name of this file
+
+    wrong = []
+    for parts, file in modules.items():
+        for text in docstrings(file):
+            named = re.findall(r"`([a-z]\w*(?:\.\w+)+)`", text)
+            internal = [name.split(".") for name in named if name.split(".")[0] in everywhere]
+            dotted = [words for words in internal if words[-1] not in FILE_ENDINGS]
+            wrong += [f"{file.name}: {'.'.join(words)}" for words in dotted if not resolves(words, defined[parts])]
+            single = re.findall(r"[Ss]ee `(\w+)`", text)
+            wrong += [f"{file.name}: {name}" for name in single if name not in everywhere | defined[parts]]
+    assert wrong == []

@@ -2,7 +2,7 @@
 
 A document is a tree of sections over its lines (`outline`). A section that fits the target size stays whole; a larger
 one is cut into its own text and its children. A heading goes with the text below it, and what is too long for the model
-is split (`splitting`). Sections lie end to end, so by construction no text is lost.
+is split (`text_splitting`). Sections lie end to end, so by construction no text is lost.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ MAX_METADATA_COLUMNS = 200  # more distinct field names than this are data, not 
 # Ours. The user's metadata gets columns of its own names beside them, hence the prefix on what is not for filtering.
 VECTOR, CONTENT, METADATA = "r3_vector", "r3_content", "r3_metadata"
 TEXT_HASH, ROW_HASH = "r3_text_hash", "r3_row_hash"
-SOURCE = "r3_source"  # the name of the row's source, see `sources`; null in indexes of format 1: unknown
+SOURCE = "r3_source"  # the name of the row's source, see `index_sources`; null in indexes of format 1: unknown
 COLUMNS = "r3_columns"  # not a column: where a row in the making keeps its metadata's columns
 PLACE = "r3_place"  # not a column either: where a row's text stands, for messages
 VISIBLE = dict.fromkeys(["id", "document", "title", "path"], "text") | dict.fromkeys(

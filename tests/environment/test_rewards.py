@@ -52,7 +52,7 @@ def test_dcg_is_ir_measures_ndcg(case, k):
 
 
 def by_hand(cos: list[float], rel: list[int], k: int, delta: float) -> tuple[float, float]:
-    """(dcg_scaled, margin_rank) of one row, as method.md writes them."""
+    """(dcg_scaled, margin_rank) of one row, as in the paper (arXiv:2510.07048)."""
     order = sorted(range(len(cos)), key=lambda n: (-np.float32(cos[n]), max(rel[n], 0), n))[:k]
     ideal = sum(max(g, 0) / math.log2(i + 2) for i, g in enumerate(sorted(rel, reverse=True)[:k]))
     scaled = sum(max(rel[n], 0) * max(cos[n], 0) / math.log2(i + 2) for i, n in enumerate(order))

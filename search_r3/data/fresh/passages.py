@@ -40,7 +40,7 @@ class Passage:
     Attributes:
         id: unique, without white space: PACKAGE:FILE#NUMBER of a section, PACKAGE:MODULE.NAME of code.
         package: the distribution's name.
-        kind: one of `config.KINDS`.
+        kind: one of `fresh_config.KINDS`.
         title: the package and the headings above, or the module.
         text: the document, without `asked`.
         asked: the heading, or the docstring whose first sentence is asked; None where there is none.

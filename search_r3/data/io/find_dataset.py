@@ -22,7 +22,7 @@ def available_datasets(root: str | Path | None = None) -> list[str]:
 
 def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
     """The folder of a data set: an existing path as it is, else `name` below the data root; "ir_datasets:NAME" and
-    "mteb:TASK" are fetched into it the first time (see `remote`).
+    "mteb:TASK" are fetched into it the first time (see `remote_datasets`).
 
     Raises:
         InputError: there is none of that name; the message lists those there are and names the nearest.

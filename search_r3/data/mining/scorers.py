@@ -124,7 +124,7 @@ def open_scorer(
 
     Args:
         spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; a file of rows that
-            `data embed-teacher` wrote (NAME.rows.safetensors, see `data.teacher`); else a SearchR3 model:
+            `data embed-teacher` wrote (NAME.rows.safetensors, see `teacher`); else a SearchR3 model:
             a bundled name, a folder or a hub id. It embeds queries directly, without reasoning.
         max_length: cut documents at this many tokens (512 by default for SearchR3; another encoder's own limit).
 

@@ -77,7 +77,7 @@ def write_teacher_rows(
 
 
 class TeacherRows:
-    """Rows read from a file that `write_teacher_rows` made; also a `Scorer` (see `data.scorers`).
+    """Rows read from a file that `write_teacher_rows` made; also a `Scorer` (see `data.mining.scorers`).
 
     Raises:
         InputError: the file is missing or not such a file.

@@ -1,6 +1,6 @@
 """A researcher's own pairs out of one JSONL, CSV or TSV file: a query, its positive and, where given, negatives.
 
-Tables are read as `data.delimited` reads them. Lines that are damaged or hold no pair are refused or skipped and
+Tables are read as `data.io.delimited` reads them. Lines that are damaged or hold no pair are refused or skipped and
 counted, as the recipe's `damaged` says.
 """
 

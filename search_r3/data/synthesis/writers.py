@@ -1,7 +1,7 @@
 """Who writes synthetic training data, and what may be spent on it: the protocol, and a local causal language model.
 
 A writer answers prompts in order and never raises for a single bad answer, only where going on is of no use. The other
-writer, an LLM behind an endpoint, is in `endpoint`.
+writer, an LLM behind an endpoint, is in `endpoint_writer`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tables inside Markdown files, made again from the results: what stands between two markers is never typed.
 
 A block begins with a line `<!-- table: KIND key=value ... -->` and ends with `<!-- /table -->`; KIND is one of KINDS.
-Model cards are made whole. `remake_all` makes both, from the run files where the data are here (see `rebuild`).
+Model cards are made whole. `remake_all` makes both, from the run files where the data are here (see `recompute`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Remade:
 
 @dataclass
 class Remaking:
-    """What `remake_all` made: every file, and what was found on the way (see `rebuild.Check`)."""
+    """What `remake_all` made: every file, and what was found on the way (see `recompute.Check`)."""
 
     files: list[Remade] = field(default_factory=list)
     check: Check = field(default_factory=Check)

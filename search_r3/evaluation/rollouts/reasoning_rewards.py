@@ -203,7 +203,7 @@ def compare(
 
 
 def rewards_markdown(record: Mapping[str, Any]) -> str:
-    """A record of `rollouts.measure_rollouts` as a Markdown table: one model, or before, after and their difference."""
+    """A record of `measure_rollouts` as a Markdown table: one model, or before, after and their difference."""
     sides = [record["before"], record["after"]] if "comparisons" in record else [record]
     head = ["reward", *(f"{side['system']}: mean" for side in sides), *("above 0.5" for _ in sides)]
     if len(sides) > 1:
