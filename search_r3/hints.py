@@ -18,8 +18,8 @@ def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | No
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """A question about the nearest name of `known`, to put into a message; "" if none is near.
 
-    >>> f"unknown engine 'int9': {did_you_mean('int9', ['torch', 'int8'])}choose torch or int8"
-    "unknown engine 'int9': did you mean 'int8'? choose torch or int8"
+    >>> f"there is no engine 'int9'; {did_you_mean('int9', ['torch', 'int8'])}choose torch or int8"
+    "there is no engine 'int9'; did you mean 'int8'? choose torch or int8"
     """
     near = nearest(name, known)
     return f"did you mean {near!r}? " if near else ""

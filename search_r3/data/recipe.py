@@ -27,7 +27,7 @@ from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.data.sources.data_source import BuiltPairs, DataRoot, DataSource
 from search_r3.data.sources.pair_files import default_name
 from search_r3.data.sources.records import DAMAGED
-from search_r3.data.sources.registry import COMMON, RENAMED_KEYS, data_sources
+from search_r3.data.sources.registry import COMMON, REGISTRY, RENAMED_KEYS
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.yaml_file import read_yaml, where_recipes_are
@@ -62,7 +62,7 @@ def build_pairs(
             missing, input is damaged and to be refused, a source gives no pair at all, another process builds this
             output, or it cannot be written.
     """
-    kinds = data_sources()
+    kinds = REGISTRY.entries()
     recipe = _read_recipe(Path(recipe_path), kinds)
     seed = recipe.get("seed", 0) if seed is None else seed
     output = Path(output)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from search_r3.environment.live_corpus import Corpus, check_rows
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.registry import Registry
+from search_r3.environment.registry import RecipeRegistry
 from search_r3.errors import InputError
 
 DEFAULT_POLICY = "selective"
@@ -213,7 +213,7 @@ POLICIES: dict[str, type[RefreshPolicy]] = {
     "none": Never,
 }
 """Name -> policy. Installed packages add theirs."""
-REGISTRY = Registry("refresh policy", "refresh_policies", POLICIES)
+REGISTRY = RecipeRegistry("refresh policy", "refresh_policies", POLICIES)
 """The policies that a recipe may name."""
 
 

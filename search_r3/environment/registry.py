@@ -11,33 +11,13 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.hints import did_you_mean
-from search_r3.plugins import load_plugins
+from search_r3.plugins import Registry
 
 
-class Registry:
-    """Names, and the class or function that each stands for.
-
-    A class is called with the recipe's parameters; of a function, the parameters after the first are bound.
-
-    Args:
-        kind: the word for an entry in messages, such as "reward".
-        group: the entry-point group (`search_r3.plugins`) that adds to it.
-        builtin: the entries of Search-R3 itself.
+class RecipeRegistry(Registry[Callable[..., Any]]):
+    """Classes and functions that a recipe names. A class is called with the recipe's parameters; of a function, the
+    parameters after the first are bound.
     """
-
-    def __init__(self, kind: str, group: str, builtin: Mapping[str, Callable[..., Any]]) -> None:
-        self.kind, self.group, self.builtin = kind, group, builtin
-
-    def entries(self) -> dict[str, Callable[..., Any]]:
-        """All entries by name.
-
-        Raises:
-            InputError: a plugin cannot be loaded, or has the name of a built-in entry.
-        """
-        added = load_plugins(self.group)
-        for name in sorted(self.builtin.keys() & added.keys()):
-            raise InputError(f"an installed package adds a {self.kind} {name!r}, which is built in already; rename it")
-        return {**self.builtin, **added}
 
     def create(self, name: str, parameters: Mapping[str, Any]) -> Any:
         """The entry `name` with these parameters; see `parameters_of`."""
@@ -61,17 +41,15 @@ class Registry:
         return defaults | values
 
     def _resolve(self, name: str, parameters: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-        entries = self.builtin if name in self.builtin else self.entries()
-        if name not in entries:
-            raise InputError(f"there is no {self.kind} {name!r}{_hint(name, entries)} (there are {', '.join(entries)})")
-        entry = entries[name]
+        entry = self.get(name)
         known = _signature(entry)
         hints = _type_hints(entry)
         values = {}
         for key, value in parameters.items():
             if key not in known:
                 has = f"it has {', '.join(known)}" if known else "it has none"
-                raise InputError(f"{self.kind} {name} has no parameter {key!r}{_hint(key, known)} ({has})")
+                near = did_you_mean(key, known).rstrip()
+                raise InputError(f"{self.kind} {name} has no parameter {key!r}{near and f'; {near}'} ({has})")
             values[key] = self._converted(f"{self.kind} {name}: {key}", value, hints.get(key))
         for key, parameter in known.items():
             if parameter.default is parameter.empty and key not in values:
@@ -101,7 +79,3 @@ def _type_hints(entry: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(getattr(entry, "__init__") if isinstance(entry, type) else entry)  # noqa: B009
     except (NameError, TypeError):  # of another package: names that are not imported, or a callable object
         return {}
-
-
-def _hint(name: str, known: Mapping[str, Any]) -> str:
-    return f"; {question.rstrip()}" if (question := did_you_mean(name, known)) else ""

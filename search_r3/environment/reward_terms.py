@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_r3.environment.registry import Registry
+from search_r3.environment.registry import RecipeRegistry
 from search_r3.environment.reward_protocol import RankedRollouts, Reward
 from search_r3.environment.rewards import REWARDS
 from search_r3.errors import InputError
 
-REGISTRY = Registry("reward", "rewards", REWARDS)
+REGISTRY = RecipeRegistry("reward", "rewards", REWARDS)
 """The rewards that a recipe may name."""
 
 

@@ -19,9 +19,10 @@ from search_r3.index.lance_backend import LanceBackend
 from search_r3.index.lance_table import check_there, has_versions
 from search_r3.index.numpy_backend import NumpyBackend
 from search_r3.index.storage import Place
-from search_r3.plugins import load_plugins
+from search_r3.plugins import Registry, pick
 
 DEFAULT = LanceBackend
+BUILTIN: dict[str, type[IndexBackend]] = {backend.name: backend for backend in (LanceBackend, NumpyBackend)}
 MARKER = "backend.txt"
 """The file in an index's folder that names its backend; there is none in a folder of LanceDB's."""
 PORTABLE = frozenset[Capability]({"text", "filter"})
@@ -35,20 +36,13 @@ def register_backend(backend: type[IndexBackend]) -> None:
     Raises:
         InputError: it is not an `IndexBackend`, or its name or a capability cannot be used.
     """
-    checked = _checked(backend, "the index backend")
+    checked = _checked(None, backend)
     _registered[checked.name] = checked
 
 
-def backends() -> dict[str, type[IndexBackend]]:
-    """All backends by name: ours, those of packages, registered ones."""
-    return {DEFAULT.name: DEFAULT, NumpyBackend.name: NumpyBackend, **plugin_backends(), **_registered}
-
-
 def backend_named(name: str) -> type[IndexBackend]:
-    """The backend of this name. Raises InputError if there is none."""
-    if name not in (known := backends()):
-        raise InputError(f"there is no index backend {name!r}; choose one of: {', '.join(known)}")
-    return known[name]
+    """The backend of this name: ours, of an installed package, or registered. Raises InputError if there is none."""
+    return pick("index backend", name, {**BUILTIN, **plugin_backends(), **_registered})
 
 
 def choose_backend(place: Place, name: str | None = None) -> type[IndexBackend]:
@@ -128,15 +122,15 @@ def _placed(backend: IndexBackend, place: Path) -> IndexBackend:
 @cache
 def plugin_backends() -> dict[str, type[IndexBackend]]:
     """The backends of installed packages. Raises InputError if one cannot be used."""
-    offered = load_plugins("index_backends")
-    return {name: _checked(backend, f"the index backend {name!r}", name) for name, backend in offered.items()}
+    return Registry("index backend", "index_backends", BUILTIN, _checked).added()
 
 
-def _checked(backend: Any, what: str, name: str | None = None) -> type[IndexBackend]:
+def _checked(name: str | None, backend: Any) -> type[IndexBackend]:
+    what = "the index backend" if name is None else f"the index backend {name!r}"
     if not (isinstance(backend, type) and issubclass(backend, IndexBackend)):
         raise InputError(f"{what} is {backend!r}; expected a subclass of search_r3.index.IndexBackend")
     given = getattr(backend, "name", "")
-    if not given or given in (DEFAULT.name, NumpyBackend.name) or name not in (None, given):
+    if not given or given in BUILTIN or name not in (None, given):
         raise InputError(f"{what} is named {given!r}; give it a name of its own, which its entry point has too")
     if strange := sorted(backend.capabilities - PORTABLE):
         known = ", ".join(sorted(PORTABLE))

@@ -12,7 +12,7 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.index import record_readers, text_readers
 from search_r3.index.document_reader import DocumentReader
-from search_r3.plugins import load_plugins
+from search_r3.plugins import Registry
 
 _registered: list[DocumentReader] = []
 
@@ -23,7 +23,7 @@ def register_reader(reader: DocumentReader) -> None:
     Raises:
         InputError: it is not a `DocumentReader`, or reads nothing.
     """
-    _registered.insert(0, _checked(reader, "the reader"))
+    _registered.insert(0, _checked(None, reader))
 
 
 def readers() -> list[DocumentReader]:
@@ -39,26 +39,27 @@ def reader_of(path: Path) -> DocumentReader | None:
 
 @cache
 def plugin_readers() -> tuple[DocumentReader, ...]:
-    found: list[DocumentReader] = []
+    """The readers of installed packages. Raises InputError if one cannot be used, or two read the same files."""
+    found = Registry("document reader", "document_readers", {}, _checked).added()
     name_of: dict[str, str] = {}
-    for name, offered in load_plugins("document_readers").items():
-        reader = _checked(offered() if isinstance(offered, type) else offered, f"the document reader {name!r}")
+    for name, reader in found.items():
         for suffix in (*reader.suffixes, *reader.names, *filter(None, [reader.folder_file])):
             if suffix in name_of:
                 raise InputError(
                     f"the document readers {name_of[suffix]!r} and {name!r} both read {suffix}; uninstall one"
                 )
             name_of[suffix] = name
-        found.append(reader)
-    return tuple(found)
+    return tuple(found.values())
 
 
-def _checked(reader: Any, name: str) -> DocumentReader:
+def _checked(name: str | None, offered: Any) -> DocumentReader:
+    what = "the reader" if name is None else f"the document reader {name!r}"
+    reader = offered() if name is not None and isinstance(offered, type) else offered
     if not isinstance(reader, DocumentReader):
-        raise InputError(f"{name} is a {type(reader).__name__}; expected a search_r3.index.DocumentReader")
+        raise InputError(f"{what} is a {type(reader).__name__}; expected a search_r3.index.DocumentReader")
     wrong = [suffix for suffix in reader.suffixes if not suffix.startswith(".") or suffix != suffix.lower()]
     if wrong or not (reader.suffixes or reader.names or reader.folder_file):
         raise InputError(
-            f"{name} reads the suffixes {list(reader.suffixes)}; give at least one, in lower case, with the dot"
+            f"{what} reads the suffixes {list(reader.suffixes)}; give at least one, in lower case, with the dot"
         )
     return reader

@@ -243,5 +243,5 @@ def test_rewards_are_found_by_name():
     assert REGISTRY.create("dcg_scaled", {}) is rewards.REWARDS["dcg_scaled"]
     with pytest.raises(InputError, match="did you mean 'margin_rank'"):
         REGISTRY.create("margin_rnk", {})
-    with pytest.raises(InputError, match="there are dcg_scaled, dcg, margin_rank"):
+    with pytest.raises(InputError, match="choose one of: dcg_scaled, dcg, margin_rank"):
         REGISTRY.create("zzz", {})

@@ -215,7 +215,7 @@ def test_a_checkpoints_rule_is_found_beside_it_and_another_models_is_refused(tin
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"engine": "onnx"}, "unknown engine 'onnx'"),
+        ({"engine": "onnx"}, "there is no engine 'onnx'"),
         ({"dtype": "int3"}, "unknown dtype 'int3'"),
         ({"device": "abacus"}, "cannot use device 'abacus'"),
     ],

@@ -27,7 +27,7 @@ from search_r3.data.sources.manuals import man_files, man_pairs, pydoc_files, py
 from search_r3.data.sources.pair_files import own_pairs
 from search_r3.data.sources.records import Records
 from search_r3.errors import InputError
-from search_r3.plugins import load_plugins
+from search_r3.plugins import Registry
 
 PYTHON_LICENSE = "PSF-2.0"
 COMMON: dict[str, type] = {"kind": str, "limit": int, "optional": bool, "damaged": str}
@@ -219,24 +219,14 @@ SOURCES: dict[str, DataSource] = {
 }
 
 
-def data_sources() -> dict[str, DataSource]:
-    """All kinds of source by name: ours and, after them, those of installed packages.
+def _checked(name: str, source: Any) -> DataSource:
+    plugin = f"the plugin {name!r} in search_r3.data_sources"
+    if not isinstance(source, DataSource):
+        raise InputError(f"{plugin} is a {type(source).__name__}; expected a DataSource")
+    if shared := COMMON.keys() & source.keys.keys():
+        raise InputError(f"{plugin} takes the key {min(shared)!r}, which every source has")
+    return source
 
-    Raises:
-        InputError: a plugin cannot be loaded, is no `DataSource`, or has the name of one of ours.
-    """
-    added = load_plugins("data_sources")
-    for name, source in added.items():
-        if name in SOURCES:
-            raise InputError(
-                f"the plugin {name!r} in search_r3.data_sources has the name of a built-in source; rename it"
-            )
-        if not isinstance(source, DataSource):
-            raise InputError(
-                f"the plugin {name!r} in search_r3.data_sources is a {type(source).__name__}; expected a DataSource"
-            )
-        if shared := COMMON.keys() & source.keys.keys():
-            raise InputError(
-                f"the plugin {name!r} in search_r3.data_sources takes the key {min(shared)!r}, which every source has"
-            )
-    return {**SOURCES, **added}
+
+REGISTRY = Registry("source", "data_sources", SOURCES, _checked)
+"""All kinds of source by name: ours and, after them, those of installed packages."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
-from search_r3.hints import did_you_mean
 from search_r3.model.engines.base import EngineInputs, EngineSpec
-from search_r3.plugins import load_plugins
+from search_r3.plugins import Registry
 
 if TYPE_CHECKING:
     from search_r3.model.engines.torch_engine import TorchEngine
@@ -78,8 +77,18 @@ VLLM = EngineSpec(
     continuous_batching=True,
     supports_weight_sync=True,
 )
-ENGINES = {spec.name: spec for spec in (TORCH, INT8, VLLM)}
-"""The engines of this package; `torch` is what "auto" stands for."""
+
+
+def _checked(name: str, spec: Any) -> EngineSpec:
+    if not isinstance(spec, EngineSpec) or spec.name != name:
+        raise InputError(
+            f"the entry point {name!r} of search_r3.engines must be an EngineSpec called {name!r}, not {spec!r}; "
+            "fix or uninstall the package that adds it"
+        )
+    return spec
+
+
+REGISTRY = Registry("engine", "engines", {AUTO: TORCH} | {spec.name: spec for spec in (TORCH, INT8, VLLM)}, _checked)
 
 
 def engine_spec(name: str) -> EngineSpec:
@@ -88,21 +97,7 @@ def engine_spec(name: str) -> EngineSpec:
     Raises:
         InputError: no engine of that name, with the nearest one; or a plugin that is broken.
     """
-    if name in ENGINES or name == AUTO:
-        return ENGINES.get(name, TORCH)
-    added = load_plugins("engines")
-    if name not in added:
-        names = [AUTO, *ENGINES, *added]
-        raise InputError(
-            f"unknown engine {name!r}: {did_you_mean(name, names)}choose {', '.join(names[:-1])} or {names[-1]}"
-        )
-    spec = added[name]
-    if not isinstance(spec, EngineSpec) or spec.name != name:
-        raise InputError(
-            f"the entry point {name!r} of search_r3.engines must be an EngineSpec called {name!r}, not {spec!r}; "
-            "fix or uninstall the package that adds it"
-        )
-    return spec
+    return REGISTRY.get(name)
 
 
 def training_engine(name: str) -> EngineSpec:

@@ -14,7 +14,7 @@ from search_r3.data.build_cache import module_files
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import build_pairs
 from search_r3.data.sources.data_source import DataSource
-from search_r3.data.sources.registry import data_sources
+from search_r3.data.sources.registry import REGISTRY
 from search_r3.errors import InputError
 
 ENTRY = "[search_r3.data_sources]\nfaq = MODULE:FAQ\n"
@@ -113,4 +113,4 @@ def test_a_plugin_that_is_no_source_is_refused(
 ) -> None:
     install_plugin(tmp_path, monkeypatch, "faq-pairs", entries, code)
     with pytest.raises(InputError, match=message):
-        data_sources()
+        REGISTRY.entries()

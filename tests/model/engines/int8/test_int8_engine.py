@@ -342,7 +342,7 @@ class TestRefusals:
             SearchR3.from_pretrained(tiny_model, engine="int8")
 
     def test_an_unknown_engine(self, tiny_model: Path) -> None:
-        with pytest.raises(InputError, match=r"unknown engine 'int9': did you mean 'int8'\? choose auto, torch"):
+        with pytest.raises(InputError, match=r"no engine 'int9'; did you mean 'int8'\? choose one of: auto, torch"):
             SearchR3.from_pretrained(tiny_model, engine="int9")
 
 
