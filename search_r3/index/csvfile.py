@@ -38,7 +38,7 @@ def read_csv(
     """Yield (line, row) for each row; a row holds `id`, `text`, perhaps `title`, and every other filled cell, typed.
 
     Args:
-        delimiter: as `data.io.delimited.parse_delimiter` takes it; None finds it out from the header and the first rows.
+        delimiter: as `data.io.delimited.parse_delimiter` takes it; None finds it from the header and the first rows.
         text: columns that are left as they are, by their names as `plain_name` makes them.
         misfits: is filled before the first row comes.
 

@@ -1,6 +1,7 @@
 """The page's sections of training (curves from the kept logs) and of the environment's benchmark.
 
-Logs are those of `training.training_log`; what was not logged gets no plot. Running means are drawn over the raw values.
+Logs are those of `training.training_log`; what was not logged gets no plot. Running means are drawn over the raw
+values.
 """
 
 from __future__ import annotations
