@@ -30,11 +30,12 @@ from common import RESULTS, finish, rounded, say
 from serve_bench import tiny_model
 
 from search_r3 import SearchR3
-from search_r3.data.beir import BeirDataset, choose_pool, load_beir, refuse_unknown, stable_order
+from search_r3.data.beir import BeirDataset, choose_pool, load_beir, stable_order
 from search_r3.data.dev_pools import SCIFACT_DEV_MODULUS
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.sources.beir_pairs import is_held_out
 from search_r3.evaluation.runs import read_run
+from search_r3.hints import refuse_unknown
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.metrics import run_ndcg
 from search_r3.rank_fusion import DEPTH, VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion

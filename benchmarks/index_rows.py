@@ -50,7 +50,7 @@ def short_texts(tokenizer: Any, data: Path | None, packages: Sequence[str], long
 
 
 def _fields(file: Path) -> Iterator[str]:
-    from search_r3.data.beir import read_jsonl
+    from search_r3.data.io.jsonl import read_jsonl
 
     for _, value in read_jsonl(file):
         for name in ("title", "text"):

@@ -123,7 +123,7 @@ class DataBuild(Victim):
     name = "data"
 
     def prepare(self) -> None:
-        from search_r3.data.beir import write_jsonl
+        from search_r3.data.io.jsonl import write_jsonl
 
         write_dataset(self.root / "data/toy", 700)
         texts = sentences(900, 2)

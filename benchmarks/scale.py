@@ -38,9 +38,9 @@ from scale_plan import (
     vectors,
 )
 
-from search_r3.data.beir import refuse_unknown
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
+from search_r3.hints import refuse_unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "benchmarks"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from search_r3.errors import InputError
 
 
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -23,3 +25,16 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """
     near = nearest(name, known)
     return f"did you mean {near!r}? " if near else ""
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str, what: str = "key") -> None:
+    """Refuse the first of `given` that is not `known`, naming the nearest that is.
+
+    Raises:
+        InputError: there is one; `where` begins the message.
+    """
+    for name in given:
+        if name not in known:
+            near = nearest(name, known, cutoff=0.5)
+            hint = f'did you mean "{near}"? ' if near else ""
+            raise InputError(f'{where}: unknown {what} "{name}"; {hint}known: {", ".join(known)}')

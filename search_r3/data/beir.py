@@ -10,18 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.io.jsonl import OnFault, id_field, tell, text_lines
-from search_r3.data.io.jsonl import read_jsonl as read_jsonl  # these three for readers of a data set's parts
-from search_r3.data.io.jsonl import string_field as string_field
-from search_r3.data.io.jsonl import write_jsonl as write_jsonl
+from search_r3.data.io.jsonl import OnFault, id_field, read_jsonl, string_field, tell, text_lines, write_jsonl
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
-from search_r3.hints import nearest
 from search_r3.model.resolve import cache_dir
 
 DATA_VARIABLE = "SEARCH_R3_DATA"
@@ -72,19 +68,6 @@ class BeirDataset:
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
-
-
-def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str, what: str = "key") -> None:
-    """Refuse the first of `given` that is not `known`, naming the nearest that is.
-
-    Raises:
-        InputError: there is one; `where` begins the message.
-    """
-    for name in given:
-        if name not in known:
-            near = nearest(name, known, cutoff=0.5)
-            hint = f'did you mean "{near}"? ' if near else ""
-            raise InputError(f'{where}: unknown {what} "{name}"; {hint}known: {", ".join(known)}')
 
 
 def load_beir(

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from search_r3.data.beir import BeirDataset, choose_pool, load_beir, refuse_unknown
+from search_r3.data.beir import BeirDataset, choose_pool, load_beir
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.sources.beir_pairs import is_held_out
 from search_r3.errors import InputError
+from search_r3.hints import refuse_unknown
 
 SCIFACT_DEV_MODULUS = 8  # the data's README: train claims with int(_id) % 8 == 0 are dev
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import read_jsonl, refuse_unknown, string_field, write_jsonl
-from search_r3.data.io.jsonl import id_field
+from search_r3.data.io.jsonl import id_field, read_jsonl, string_field, write_jsonl
 from search_r3.errors import InputError
+from search_r3.hints import refuse_unknown
 
 FIELDS = ("id", "query", "positive", "negatives", "reasoning", "source")
 

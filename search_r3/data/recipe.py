@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from search_r3.data.beir import refuse_unknown, stable_order
+from search_r3.data.beir import stable_order
 from search_r3.data.build_cache import SUFFIX, BuildCache, added_code, key_of
 from search_r3.data.io.input_stamps import described, stamps
 from search_r3.data.io.line_reader import MissingSource
@@ -30,6 +30,7 @@ from search_r3.data.sources.records import DAMAGED
 from search_r3.data.sources.registry import COMMON, REGISTRY, RENAMED_KEYS
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
+from search_r3.hints import refuse_unknown
 from search_r3.yaml_file import read_yaml, where_recipes_are
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from search_r3.data.beir import read_jsonl
+from search_r3.data.io.jsonl import read_jsonl
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import BeirDataset, available_splits, dataset_name, load_beir, refuse_unknown, small
+from search_r3.data.beir import BeirDataset, available_splits, dataset_name, load_beir, small
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import CostApproval
@@ -26,6 +26,7 @@ from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems
 from search_r3.files import atomic_write_text
+from search_r3.hints import refuse_unknown
 
 DEPTH = 100
 """Documents kept for each query: as many as the deepest measure, recall@100, looks at."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from search_r3.data.beir import refuse_unknown
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import FILE_ENDINGS
 from search_r3.evaluation.embedding_cache import EmbeddingCache
@@ -24,6 +23,7 @@ from search_r3.evaluation.study.study import study
 from search_r3.evaluation.study.study_table import study_markdown
 from search_r3.evaluation.suite import Failure, evaluate
 from search_r3.evaluation.systems import MODES, split_label
+from search_r3.hints import refuse_unknown
 from search_r3.retrievers.dense import BUNDLED
 
 

@@ -28,7 +28,11 @@ class NumpyBackend(IndexBackend):
     name: ClassVar[str] = "numpy"
 
     def __init__(self, path: Path, info: IndexInfo, rows: list[Row], vectors_ND: np.ndarray) -> None:
-        self._file, self.info, self._rows, self._vectors_ND = path / FILE, info, rows, vectors_ND
+        self._file, self.info = path / FILE, info
+        self._hold(rows, vectors_ND)
+
+    def _hold(self, rows: list[Row], vectors_ND: np.ndarray) -> None:
+        self._rows, self._vectors_ND = rows, vectors_ND
         self._place_of = {row["id"]: place for place, row in enumerate(rows)}
 
     @classmethod
@@ -88,4 +92,4 @@ class NumpyBackend(IndexBackend):
             np.savez(
                 scratch, vectors=vectors_ND, rows=np.frombuffer(lines, np.uint8), info=np.frombuffer(info, np.uint8)
             )
-        self.__init__(self._file.parent, self.info, rows, vectors_ND)  # type: ignore[misc]
+        self._hold(rows, vectors_ND)

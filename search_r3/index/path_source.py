@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from search_r3.data.beir import read_jsonl
 from search_r3.data.io.delimited import parse_delimiter
+from search_r3.data.io.jsonl import read_jsonl
 from search_r3.errors import InputError
 from search_r3.files import why_missing
 from search_r3.index.csvfile import Misfits

@@ -9,8 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from search_r3.data.beir import read_jsonl, string_field
-from search_r3.data.io.jsonl import id_field
+from search_r3.data.io.jsonl import id_field, read_jsonl, string_field
 from search_r3.errors import InputError
 from search_r3.index.csvfile import read_csv
 from search_r3.index.document_reader import DocumentReader, SourceFile

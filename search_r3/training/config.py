@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from search_r3 import config
 from search_r3.config import Config
-from search_r3.config import to_dict as to_dict  # for readers of recipes
 from search_r3.errors import InputError
 
 RENAMED_KEYS: dict[str, dict[str, str]] = {

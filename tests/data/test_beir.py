@@ -8,14 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from search_r3.data.beir import (
-    BeirDataset,
-    Document,
-    load_beir,
-    read_jsonl,
-    small,
-    write_beir,
-)
+from search_r3.data.beir import BeirDataset, Document, load_beir, small, write_beir
+from search_r3.data.io.jsonl import read_jsonl
 from search_r3.errors import InputError
 
 CORPUS = [

@@ -13,8 +13,8 @@ from datetime import date
 from typing import Any
 
 from search_r3.config import Config, from_mapping, read_mapping
-from search_r3.data.beir import refuse_unknown
 from search_r3.errors import InputError
+from search_r3.hints import refuse_unknown
 
 KINDS = ("section", "module", "class", "function")
 """What a document may be: a section of a README or of the documentation, or a module, class or function."""

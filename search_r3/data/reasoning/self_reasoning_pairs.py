@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import read_jsonl
+from search_r3.data.io.jsonl import read_jsonl
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.errors import InputError
 

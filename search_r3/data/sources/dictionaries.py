@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from search_r3.data.beir import refuse_unknown
 from search_r3.data.io.line_reader import BrokenFile, MissingSource, TooLong, read_lines, read_up_to
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.sources.records import MAX_RECORD, BuiltPairs, Records, clip, without_generic
 from search_r3.errors import InputError
+from search_r3.hints import refuse_unknown
 
 WORDNET = Path("/usr/share/wordnet")
 PARTS = ("noun", "verb", "adj", "adv")

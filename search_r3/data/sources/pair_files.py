@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import refuse_unknown
 from search_r3.data.io.delimited import describe_delimiter, find_delimiter, parse_delimiter, read_rows, split_start
 from search_r3.data.io.jsonl import parse_object
 from search_r3.data.io.line_reader import BOM, BrokenFile, defect, read_lines
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.sources.records import BuiltPairs, Records
 from search_r3.errors import InputError
+from search_r3.hints import refuse_unknown
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv")
 PACKED = (".gz", ".bz2", ".xz")

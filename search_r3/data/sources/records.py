@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import refuse_unknown
 from search_r3.data.io.line_reader import BrokenFile, TooLong, read_whole
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.sources.data_source import BuiltPairs
 from search_r3.errors import InputError
 from search_r3.files import BOM, encoding_problem
+from search_r3.hints import refuse_unknown
 
 DAMAGED = ("refuse", "skip")
 MAX_RECORD = 1_000_000

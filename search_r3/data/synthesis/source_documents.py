@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_r3.data.beir import Document, load_beir, read_jsonl, string_field
+from search_r3.data.beir import Document, load_beir
 from search_r3.data.io.find_dataset import find_dataset
-from search_r3.data.io.jsonl import id_field
+from search_r3.data.io.jsonl import id_field, read_jsonl, string_field
 from search_r3.data.mining.word_overlap import normalize
 from search_r3.data.pairs import read_pairs
 from search_r3.errors import InputError

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import Document, refuse_unknown, stable_order
+from search_r3.data.beir import Document, stable_order
 from search_r3.data.synthesis import instructions
 from search_r3.data.synthesis.instructions import KINDS
 from search_r3.data.synthesis.source_documents import Collection, read_collection
 from search_r3.data.synthesis.writers import Budget, Prompt, count_characters
 from search_r3.errors import InputError
+from search_r3.hints import refuse_unknown
 
 NO_BUDGET = Budget()
 

@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import refuse_unknown
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MEASURES, NDCG
 from search_r3.evaluation.publish.model_card import card, study_files
@@ -22,6 +21,7 @@ from search_r3.evaluation.publish.recompute import Check, Rebuilder
 from search_r3.evaluation.publish.tables import results_markdown, summary_markdown
 from search_r3.evaluation.study.study_table import PARTS, study_markdown
 from search_r3.files import atomic_write_text
+from search_r3.hints import refuse_unknown
 from search_r3.model.checkpoint import CONTRACT_FILE
 
 BEGIN = re.compile(r"^<!-- table: (.*?) *-->$", re.MULTILINE)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from search_r3.config import to_dict
 from search_r3.data.dev_pools import dev_pool
 from search_r3.environment.live_corpus import DTYPES, LiveCorpus
 from search_r3.environment.neighbor_graph import NeighborGraph
@@ -24,7 +25,7 @@ from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.resolve import resolve
 from search_r3.model.searchr3 import SearchR3
 from search_r3.prompts import render
-from search_r3.training.config import load_config, to_dict
+from search_r3.training.config import load_config
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
 from search_r3.training.grpo.collector import RolloutCollector, encode_rows, is_due, rank_of_positive
