@@ -7,6 +7,7 @@ full becomes one line, whichever library met it.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -129,6 +130,12 @@ def atomic_write_text(target: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `target` in one rename."""
     with atomic_path(target) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def why_missing(path: str | Path) -> str:

@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 
 from search_r3 import __version__
-from search_r3.cli import data_fresh, data_teacher  # noqa: F401  # their commands join data_app
 from search_r3.cli.data import data_app
+from search_r3.cli.data_fresh import data_fresh
+from search_r3.cli.data_teacher import data_embed_teacher, data_select
 from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, mcp, pull, push
 from search_r3.cli.index import index
@@ -63,6 +64,9 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
+data_app.command("fresh")(data_fresh)
+data_app.command("embed-teacher")(data_embed_teacher)
+data_app.command("select")(data_select)
 app.command()(plot)
 app.command()(study)
 app.command()(serve)

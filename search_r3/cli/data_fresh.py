@@ -7,12 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from search_r3.cli.data import data_app
 from search_r3.cli.options import BatchSize, Device, Json, print_json, print_progress, silence_transformers
 from search_r3.errors import InputError
 
 
-@data_app.command("fresh")
 def data_fresh(
     inputs: Annotated[
         list[str],

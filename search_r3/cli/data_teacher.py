@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from search_r3.cli.data import data_app
 from search_r3.cli.options import (
     BatchSize,
     Device,
@@ -22,7 +21,6 @@ from search_r3.cli.options import (
 from search_r3.errors import InputError
 
 
-@data_app.command("embed-teacher")
 def data_embed_teacher(
     pairs: Annotated[list[Path], typer.Argument(readable=False, help="Files of training pairs (JSONL).")],
     output: Annotated[Path, typer.Option("--into", help="The file to write; its name ends in .rows.safetensors.")],
@@ -59,7 +57,6 @@ def data_embed_teacher(
         print(f"{output}: {counts['queries']:,} queries and {counts['documents']:,} documents by {teacher.name}")
 
 
-@data_app.command("select")
 def data_select(
     pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
     output: Annotated[Path, typer.Argument(help="The JSONL file to write.")],

@@ -7,7 +7,6 @@ model, settings and data, so an interrupted evaluation is resumed by repeating i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -25,7 +24,7 @@ from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems
-from search_r3.files import atomic_write_text
+from search_r3.files import atomic_write_text, sha256_of
 from search_r3.hints import refuse_unknown
 
 DEPTH = 100
@@ -248,7 +247,7 @@ def evaluate_system(
         **_reasoning(answers, system, files),
         **provenance(seed, system.device),
         "settings": settings,
-        "run_sha256": hashlib.sha256(files.run.read_bytes()).hexdigest(),
+        "run_sha256": sha256_of(files.run),
     }
     atomic_write_text(files.metrics, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record, True
@@ -362,7 +361,7 @@ def _existing(files: ResultPaths, settings: dict[str, Any]) -> dict[str, Any] | 
         record = read_record(files.metrics)
     except InputError:
         return None
-    same_run = record.get("run_sha256") == hashlib.sha256(files.run.read_bytes()).hexdigest()
+    same_run = record.get("run_sha256") == sha256_of(files.run)
     return record if same_run and record["settings"] == settings else None
 
 

@@ -35,7 +35,7 @@ from search_r3.index.index_sources import (
     read_sources,
     source_condition,
 )
-from search_r3.index.lance_backend import IDS_AT_ONCE, in_parts, merge_rows
+from search_r3.index.lance_backend import merge_rows
 from search_r3.index.lance_table import (
     COMPLETE,
     TABLE,
@@ -52,7 +52,9 @@ from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import Place, brief
 from search_r3.index.table_columns import (
+    IDS_AT_ONCE,
     ColumnTypes,
+    in_parts,
     new_columns,
     parse_types,
     quoted,

@@ -20,11 +20,21 @@ from search_r3.index.conversion import delete_command, first_inexact
 from search_r3.index.index_sources import API, Scope, source_condition
 from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
-from search_r3.index.table_columns import CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR, ColumnTypes, quoted
+from search_r3.index.table_columns import (
+    CONTENT,
+    METADATA,
+    ROW_HASH,
+    SOURCE,
+    TEXT_HASH,
+    VECTOR,
+    ColumnTypes,
+    in_parts,
+    quoted,
+)
 from search_r3.index.table_rows import make_row
 from search_r3.index.token_limit import TokenLimit
 
-AT_ONCE = 1000  # ids in one SQL condition
+AT_ONCE = 1000  # values in one SQL condition
 SAME = ("title", CONTENT, METADATA)
 """Columns in which the chunks of two sources' documents of one id may not differ."""
 
@@ -205,7 +215,7 @@ class Changes:
         if SOURCE not in self._before.schema.names:  # an index of format 1, looked at before it is written
             columns.remove(SOURCE)
         for column, values in (("document", {row["document"] for row in rows.values()}), ("id", set(rows))):
-            for some in _parts(values - held.keys() if column == "id" else values):
+            for some in in_parts(sorted(values - held.keys() if column == "id" else values), AT_ONCE):
                 found = self._before.search().where(f"{column} IN ({quoted(some)})").select(columns).to_arrow()
                 for identifier, *rest in zip(*(found[name].to_pylist() for name in columns), strict=True):
                     row = _Held(*rest)
@@ -246,7 +256,7 @@ class Changes:
     def _contents(self, documents: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
         """What the index has of these documents: document -> chunk -> its values of `SAME`."""
         found: dict[str, dict[str, tuple[str, ...]]] = {}
-        for some in _parts(set(documents)):
+        for some in in_parts(sorted(set(documents)), AT_ONCE):
             assert self._before is not None  # else nothing is held
             rows = self._before.search().where(f"document IN ({quoted(some)})").select(["id", "document", *SAME])
             for row in rows.to_list():
@@ -268,7 +278,7 @@ class Changes:
         held: dict[str, np.ndarray] = {}
         if self._before is None:
             return held
-        for some in _parts({row[TEXT_HASH] for row in rows}):
+        for some in in_parts(sorted({row[TEXT_HASH] for row in rows}), AT_ONCE):
             found = (
                 self._before.search()
                 .where(f"{TEXT_HASH} IN ({quoted(some)})")
@@ -296,9 +306,3 @@ def _conflict(source: str | None) -> str:
     """Why a document is left out whose id the source has."""
     reason = f'the source "{source}" has a document of this id; --take-over replaces it'
     return reason if source == API else f'{reason}, --source "{source}" says that this is the same source'
-
-
-def _parts(values: set[str]) -> Iterator[list[str]]:
-    ordered = sorted(values)
-    for start in range(0, len(ordered), AT_ONCE):
-        yield ordered[start : start + AT_ONCE]

@@ -47,6 +47,7 @@ from search_r3.index.table_columns import (
     VECTOR,
     VISIBLE,
     ColumnTypes,
+    in_parts,
     metadata_columns,
     new_columns,
     quoted,
@@ -55,7 +56,6 @@ from search_r3.index.table_rows import as_arrow
 
 TIES = 50  # fetched beyond the cut, so that among equals there the ids decide, not the order on disk
 EXACT_MATCHES = 20_000  # rows; where a filter leaves fewer, they are all compared: a few milliseconds
-IDS_AT_ONCE = 5000  # in one SQL condition
 LONG = 10.0  # seconds; what failed after as many is not tried in another way
 PROBE_CHARACTERS = 200  # of the text whose words are searched for to see whether the full-text index can be read
 FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
@@ -329,12 +329,6 @@ def merge_rows(
     if stale:
         merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted(stale)})")
     merge.execute(batch)
-
-
-def in_parts(ids: Collection[str]) -> Iterator[list[str]]:
-    """`ids` in lists that one SQL condition can hold."""
-    listed = list(ids)
-    return (listed[start : start + IDS_AT_ONCE] for start in range(0, len(listed), IDS_AT_ONCE))
 
 
 def _scored(

@@ -24,7 +24,6 @@ from search_r3.index.durable import flush
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sources, source_condition
-from search_r3.index.lance_backend import in_parts
 from search_r3.index.lance_table import ensure_complete, mark_complete, migrate_rows
 from search_r3.index.locking import WriteLock, writing
 from search_r3.index.path_source import PathSource
@@ -32,7 +31,7 @@ from search_r3.index.portable_build import delete_rows
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import Place, explained, for_writing, place_of
-from search_r3.index.table_columns import SOURCE, quoted
+from search_r3.index.table_columns import SOURCE, in_parts, quoted
 
 
 class UnknownDocument(InputError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from search_r3.errors import InputError
 from search_r3.index.csvfile import Misfits, plain_name
 from search_r3.index.source_document import Scalar
 
+IDS_AT_ONCE = 5000  # in one SQL condition
 MAX_METADATA_COLUMNS = 200  # more distinct field names than this are data, not fields
 # Ours. The user's metadata gets columns of its own names beside them, hence the prefix on what is not for filtering.
 VECTOR, CONTENT, METADATA = "r3_vector", "r3_content", "r3_metadata"
@@ -274,3 +275,9 @@ def _place(row: dict[str, Any]) -> str:
 def quoted(identifiers: Iterable[str]) -> str:
     """Ids as the inside of an SQL `IN (...)`."""
     return ", ".join("'" + identifier.replace("'", "''") + "'" for identifier in identifiers)
+
+
+def in_parts(ids: Iterable[str], size: int = IDS_AT_ONCE) -> Iterator[list[str]]:
+    """`ids` in lists that one SQL condition can hold."""
+    listed = list(ids)
+    return (listed[start : start + size] for start in range(0, len(listed), size))

@@ -1,4 +1,4 @@
-"""Mixed precision: what "auto" means on this hardware, and the autocast region of a step."""
+"""What "auto" means on this hardware for mixed precision and attention, and the autocast region of a step."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def resolve_mixed_precision(setting: str, device: torch.device) -> str:
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
     """bf16 autocast, or nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def resolve_attention(setting: str) -> str:
+    """ "auto" -> "sdpa" where there is a GPU, else "eager"."""
+    return setting if setting != "auto" else ("sdpa" if torch.cuda.is_available() else "eager")

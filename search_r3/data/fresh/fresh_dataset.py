@@ -31,7 +31,7 @@ from search_r3.data.pairs import TrainingPair
 from search_r3.data.synthesis.roundtrip import RoundTrip
 from search_r3.data.synthesis.writers import Budget, Writer
 from search_r3.errors import InputError
-from search_r3.files import atomic_path, atomic_write_text
+from search_r3.files import atomic_path, atomic_write_text, sha256_of
 
 FORMAT = "search-r3 data fresh, 1"
 """In every manifest; raised when the same inputs would give another set."""
@@ -284,7 +284,7 @@ def _write(into: Path, dataset: BeirDataset, manifest: dict[str, Any], note: str
     with atomic_path(into) as folder:
         write_beir(folder, dataset, SPLIT)
         names = ("corpus.jsonl", "queries.jsonl", f"qrels/{SPLIT}.tsv")
-        sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+        sums = {name: sha256_of(folder / name) for name in names}
         atomic_write_text(folder / "SOURCE.txt", note)
         full = {**manifest, "sha256": sums}
         atomic_write_text(folder / "manifest.json", json.dumps(full, indent=2, ensure_ascii=False) + "\n")

@@ -26,7 +26,7 @@ from search_r3.data.mining.word_overlap import near_identical, normalize, word_s
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.data.shard_checkpoints import ShardCheckpoints
 from search_r3.errors import InputError
-from search_r3.files import atomic_write_text
+from search_r3.files import atomic_write_text, sha256_of
 from search_r3.ranking import rank_of_best_positive, top_k
 
 BLOCK = 128
@@ -123,7 +123,7 @@ def mine_negatives(
     pairs = read_pairs(source)
     candidates = gather(pairs, corpora, data_root)
     record = {
-        "pairs_sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+        "pairs_sha256": sha256_of(source),
         "candidates_sha256": hashlib.sha256("\0".join(candidates.texts).encode()).hexdigest(),
         "retriever": {"name": scorer.name, **scorer.identity},
         "teacher": {"name": teacher.name, **teacher.identity} if teacher else None,
@@ -148,7 +148,7 @@ def mine_negatives(
         )
         manifest = {
             "output": Path(output).name,
-            "sha256": hashlib.sha256(Path(output).read_bytes()).hexdigest(),
+            "sha256": sha256_of(output),
             **counts,
             "candidates": len(texts),
             **record,

@@ -19,7 +19,7 @@ import numpy as np
 from search_r3.data.beir import stable_order
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.errors import InputError
-from search_r3.files import atomic_write_text
+from search_r3.files import atomic_write_text, sha256_of
 
 BLOCK = 256
 
@@ -79,8 +79,8 @@ def select_pairs(
     write_pairs(output, (by_id[identity] for identity in stable_order(by_id, seed)))
     manifest = {
         "output": Path(output).name,
-        "sha256": hashlib.sha256(Path(output).read_bytes()).hexdigest(),
-        "pairs_sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+        "sha256": sha256_of(output),
+        "pairs_sha256": sha256_of(source),
         "count": len(kept),
         "by_kind": dict(sorted(Counter(pair.source.partition(":")[0] for pair in kept).items())),
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},

@@ -6,7 +6,6 @@ For each document a query (InPars, Bonifacio et al. 2022, arXiv 2202.05144), kep
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -36,7 +35,7 @@ from search_r3.data.synthesis.synthesis_plan import (
 )
 from search_r3.data.synthesis.writers import Budget, Failure, Prompt, Reply, Usage, Writer
 from search_r3.errors import InputError
-from search_r3.files import atomic_write_text
+from search_r3.files import atomic_write_text, sha256_of
 
 WIDER = 1.2
 """Room left for the estimate of what a document costs, when the budget is near."""
@@ -318,7 +317,7 @@ def _write(output: Path, work: _Work, record: dict[str, Any], budget: Budget, st
     cost = budget.cost_of(used.input, used.output)
     manifest = {
         "output": output.name,
-        "sha256": hashlib.sha256(output.read_bytes()).hexdigest(),
+        "sha256": sha256_of(output),
         "source": work.collection.name,
         "pairs": len(pairs),
         "by_kind": {kind: kinds[kind] for kind in KINDS if kinds[kind]},

@@ -8,7 +8,6 @@ The corpus is encoded in full by the model itself, so nothing is stale; its embe
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import math
 import sys
@@ -41,7 +40,7 @@ from search_r3.evaluation.rollouts.reasoning_rewards import (
 from search_r3.evaluation.runs import read_gzip_lines, write_jsonl_gzip
 from search_r3.evaluation.suite import SMALL, dataset_hash, load_dataset
 from search_r3.evaluation.systems import SearchR3System, check_spec, model_name, open_systems, split_label
-from search_r3.files import atomic_write_text
+from search_r3.files import atomic_write_text, sha256_of
 from search_r3.retrievers.dense import BUNDLED
 
 FORMAT = 1
@@ -269,7 +268,7 @@ def _measure(
         **provenance(config.seed, system.device),
         "settings": settings,
         "rollouts": path.name,
-        "rollouts_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "rollouts_sha256": sha256_of(path),
     }
     atomic_write_text(folder / f"{name}.json", as_json(record))
     return record
@@ -389,7 +388,7 @@ def _existing(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, An
     """The record of a model that is done with these settings, and whose rollouts stand beside it; or None."""
     try:
         record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        digest = hashlib.sha256((folder / record["rollouts"]).read_bytes()).hexdigest()
+        digest = sha256_of(folder / record["rollouts"])
         same = record["settings"] == settings and record["rollouts_sha256"] == digest
         return record if same and set(METRICS) <= record["per_query"].keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -21,14 +21,13 @@ from lance_ray.fragment import write_fragment
 from search_r3.errors import InputError
 from search_r3.index.lance_table import TABLE
 from search_r3.index.storage import Place, options_of
-from search_r3.index.table_columns import quoted
+from search_r3.index.table_columns import in_parts, quoted
 
 FILE_BYTES = 512_000_000
 """Of vectors and text in one file, about; as many rows are collected before a file is written."""
 TEXT_BYTES = 4_000
 """Of a row beside its vector, taken as it comes: text of at most 320 words, hashes, metadata."""
-IDS_AT_ONCE = 5_000
-"""Ids in one SQL condition."""
+CHANGED = "{} was changed by someone else meanwhile; nothing was committed; run it again"
 
 
 def rows_per_file(dimension: int) -> int:
@@ -105,7 +104,7 @@ def commit_fragments(place: Place, fragments: list[Any], replaced: list[str], si
     """
     dataset = lance.dataset(table_uri(place), storage_options=options_of(place))
     if any(not _harmless(dataset, version) for version in range(since + 1, dataset.version + 1)):
-        raise InputError(_CHANGED.format(place))
+        raise InputError(CHANGED.format(place))
     removed, updated = _without(dataset, replaced)
     change: Any = lance.LanceOperation.Append(fragments)
     if removed or updated:
@@ -121,12 +120,7 @@ def commit_fragments(place: Place, fragments: list[Any], replaced: list[str], si
     except OSError as error:
         if "conflict" not in str(error).lower():
             raise
-        raise InputError(
-            f"{place} was changed by someone else meanwhile; nothing was committed; run it again"
-        ) from error
-
-
-_CHANGED = "{} was changed by someone else meanwhile; nothing was committed; run it again"
+        raise InputError(CHANGED.format(place)) from error
 
 
 def _harmless(dataset: Any, version: int) -> bool:
@@ -141,9 +135,8 @@ def _harmless(dataset: Any, version: int) -> bool:
 def _without(dataset: Any, ids: list[str]) -> tuple[list[int], list[Any]]:
     """Fragments of which nothing is left without the rows called `ids`, and what others become."""
     places: dict[int, list[str]] = defaultdict(list)
-    for start in range(0, len(ids), IDS_AT_ONCE):
-        some = f"id IN ({quoted(ids[start : start + IDS_AT_ONCE])})"
-        found = dataset.scanner(columns=["id"], filter=some, with_row_address=True).to_table()
+    for some in in_parts(ids):
+        found = dataset.scanner(columns=["id"], filter=f"id IN ({quoted(some)})", with_row_address=True).to_table()
         for identifier, address in zip(found["id"].to_pylist(), found["_rowaddr"].to_pylist(), strict=True):
             places[address >> 32].append(identifier)  # a row's address is its fragment's number and its place there
     removed, updated = [], []

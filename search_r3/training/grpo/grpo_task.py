@@ -39,6 +39,7 @@ from search_r3.training.loop import run_training
 from search_r3.training.lora.concatenation import ConcatenatedAdapter
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, add_lora
+from search_r3.training.precision import resolve_attention
 from search_r3.training.sft.validation import dev_figures
 from search_r3.training.training_log import truncate_log
 
@@ -299,9 +300,7 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
     checkpoint, first = load_stage_one(config.adapter)
     pools = [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
     dataset = load_rl_dataset(config, {text for pool in pools for text in pool.queries.values()})
-    on_gpu = torch.cuda.is_available()
-    attention = config.attention if config.attention != "auto" else ("sdpa" if on_gpu else "eager")
-    checkpoint.model.set_attn_implementation(attention)
+    checkpoint.model.set_attn_implementation(resolve_attention(config.attention))
     torch.manual_seed(config.loop.seed)  # the adapter's own initialization
     task = GRPOTask(config, checkpoint, first, dataset)
     free = ("output", "data_root", "queries", "corpus", "loop", "activation_checkpointing", "mini_batch_size",

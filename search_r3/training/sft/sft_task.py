@@ -6,7 +6,6 @@ direct one, and one with reasoning before the embed token, for the pairs that ha
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from search_r3.data.dev_pools import dev_pool
 from search_r3.data.mining.teacher import TeacherRows
 from search_r3.data.pairs import TrainingPair, read_pairs
 from search_r3.errors import InputError
+from search_r3.files import sha256_of
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3, encode_as_text
@@ -33,6 +33,7 @@ from search_r3.training.loop import run_training
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Encoded, Policy, Rows, add_lora
 from search_r3.training.losses import kl_to_base, sft_cross_entropy
+from search_r3.training.precision import resolve_attention
 from search_r3.training.sft.batch_sampler import BatchSampler
 from search_r3.training.sft.contrastive import (
     Candidates,
@@ -351,15 +352,13 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
         checkpoint = checkpoints.load(config.init_adapter, dtype=getattr(torch, config.base_dtype), merge=False)
     else:
         checkpoint = checkpoints.load_base(config.base, dtype=getattr(torch, config.base_dtype))
-    on_gpu = torch.cuda.is_available()
-    attention = config.attention if config.attention != "auto" else ("sdpa" if on_gpu else "eager")
-    checkpoint.model.set_attn_implementation(attention)
+    checkpoint.model.set_attn_implementation(resolve_attention(config.attention))
     torch.manual_seed(config.loop.seed)  # for the initialization of the adapter
     task = SFTTask(config, checkpoint, pairs)
     # What the figures depend on. Paths and the use of memory are left out: a run may be moved and resumed.
     free = ("output", "data_root", "pairs", "teacher", "loop", "activation_checkpointing", "mini_batch_size")
     describe = {key: value for key, value in to_dict(config).items() if key not in free} | {
-        "pairs_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in config.pairs],
+        "pairs_sha256": [sha256_of(path) for path in config.pairs],
         "base_contract": checkpoint.contract.hash,
     }
     folder = run_training(
