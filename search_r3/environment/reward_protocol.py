@@ -24,7 +24,7 @@ class RankedRollouts:
         cosines_RN: float32, of each embedding with every document that is judged for a query of the batch or stands in
             some top k, in the corpus's order.
         grades_RN: float32, the documents' relevance to each rollout's query; 0 where not judged.
-        k: the ranks that count (`environment.k`).
+        k: the ranks that count (`k` of the recipe's section `environment`).
     """
 
     queries: Sequence[str]
