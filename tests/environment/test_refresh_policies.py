@@ -124,7 +124,7 @@ def test_full_takes_everything_at_its_steps_and_none_never(corpus):
 def test_wrong_settings_are_refused_with_the_nearest_name(corpus):
     with pytest.raises(InputError, match="did you mean 'selective'"):
         complete_settings({"policy": "selectiv"})
-    with pytest.raises(InputError, match="there are selective, random, full, none"):
+    with pytest.raises(InputError, match="choose one of: selective, random, full, none"):
         complete_settings({"policy": "x"})
     with pytest.raises(InputError, match=r"policy full has no parameter 'budget' \(it has every\)"):
         complete_settings({"policy": "full", "budget": 3})
