@@ -88,7 +88,9 @@ def _checked(name: str, spec: Any) -> EngineSpec:
     return spec
 
 
-REGISTRY = Registry("engine", "engines", {AUTO: TORCH} | {spec.name: spec for spec in (TORCH, INT8, VLLM)}, _checked)
+ENGINES = {spec.name: spec for spec in (TORCH, INT8, VLLM)}
+"""The engines of this package; `torch` is what "auto" stands for."""
+REGISTRY = Registry("engine", "engines", {AUTO: TORCH} | ENGINES, _checked)
 
 
 def engine_spec(name: str) -> EngineSpec:
