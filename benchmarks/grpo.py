@@ -23,7 +23,7 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from common import (
     finish,
     give_memory_back,
     in_turns,
+    peak_memory,
     ratio_cell,
     ratio_figures,
     rounded,
@@ -44,7 +45,7 @@ from common import (
     serve,
     shrunk,
 )
-from grpo_systems import PARTS, SEED, Spec, config_of, load
+from grpo_systems import PARTS, SEED, Ours, Spec, config_of
 from sft import distinct
 
 from search_r3.data.pairs import write_pairs
@@ -88,6 +89,43 @@ def main() -> None:
         base, figures = prepare(options, Path(scratch))
         figures |= speed(base, options)
     finish("grpo", figures, options, SEED)
+
+
+def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
+    """Load a system; returns what it says of itself, and the function that answers "compare", "step N", "peak".
+
+    The peer's "compare" is followed by what ours gave to compare with, as JSON.
+    """
+    import torch
+
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    system: Any
+    if spec.system == "ours":
+        system = Ours(spec)
+    else:
+        from grpo_peer import Peer
+
+        system = Peer(spec)
+
+    def answer(line: str) -> dict[str, Any]:
+        command, _, rest = line.partition(" ")
+        if command == "peak":
+            return {"peak_bytes": peak_memory(spec.device)}
+        given = json.loads(rest) if rest else None
+        found = system.compare(given) if command == "compare" else system.step(given)
+        give_memory_back(spec.device)
+        return found
+
+    trained = {name: p.numel() for name, p in system.model.named_parameters() if p.requires_grad}
+    lora = sum(size for name, size in trained.items() if "lora_" in name)
+    about = system.about | {
+        "lora_parameters": lora,
+        "other_parameters": sum(trained.values()) - lora,
+        "threads": torch.get_num_threads(),
+        "loaded_peak_bytes": peak_memory(spec.device),
+    }
+    return about, answer
 
 
 def parse() -> argparse.Namespace:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from common import give_memory_back, peak_memory
 
 from search_r3.data.pairs import read_pairs
 
@@ -306,40 +305,3 @@ def lengths_of(traces: Any) -> dict[str, int]:
     """How many rollouts a step had, and how many tokens they have together, the embed token left out."""
     lengths = [len(ids) for ids in traces]
     return {"rollouts": len(lengths), "rollout_tokens": sum(lengths)}
-
-
-def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
-    """Load a system; returns what it says of itself, and the function that answers "compare", "step N", "peak".
-
-    The peer's "compare" is followed by what ours gave to compare with, as JSON.
-    """
-    import torch
-
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
-    system: Any
-    if spec.system == "ours":
-        system = Ours(spec)
-    else:
-        from grpo_peer import Peer
-
-        system = Peer(spec)
-
-    def answer(line: str) -> dict[str, Any]:
-        command, _, rest = line.partition(" ")
-        if command == "peak":
-            return {"peak_bytes": peak_memory(spec.device)}
-        given = json.loads(rest) if rest else None
-        found = system.compare(given) if command == "compare" else system.step(given)
-        give_memory_back(spec.device)
-        return found
-
-    trained = {name: p.numel() for name, p in system.model.named_parameters() if p.requires_grad}
-    lora = sum(size for name, size in trained.items() if "lora_" in name)
-    about = system.about | {
-        "lora_parameters": lora,
-        "other_parameters": sum(trained.values()) - lora,
-        "threads": torch.get_num_threads(),
-        "loaded_peak_bytes": peak_memory(spec.device),
-    }
-    return about, answer

@@ -21,7 +21,7 @@ import atheris
 with atheris.instrument_imports(include=["search_r3"]):
     from search_r3.data.beir import load_beir
     from search_r3.data.pairs import read_pairs
-    from search_r3.data.recipe import _read_recipe
+    from search_r3.data.recipe import read_recipe
     from search_r3.data.sources.registry import SOURCES
     from search_r3.errors import InputError
     from search_r3.evaluation.runs import read_run
@@ -70,7 +70,7 @@ def chunks(data: bytes, name: str) -> Any:
 
 READERS: list[Callable[[bytes], Any]] = [
     lambda data: read_pairs(written("pairs.jsonl", data)),
-    lambda data: _read_recipe(written("recipe.yaml", data), SOURCES),
+    lambda data: read_recipe(written("recipe.yaml", data), SOURCES),
     lambda data: load_config(written("sft.yaml", data), SFTConfig, []),
     lambda data: load_config(written("suite.yaml", data), SuitePlan, []),
     lambda data: read_run(written("a.run.gz", data)),

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from search_r3.data.beir import load_beir
 from search_r3.data.io.jsonl import read_jsonl
 from search_r3.data.pairs import read_pairs
-from search_r3.data.recipe import _read_recipe
+from search_r3.data.recipe import read_recipe
 from search_r3.data.sources.registry import SOURCES
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import parse_external_model
@@ -188,7 +188,7 @@ def test_overrides_of_a_recipe(override):
 def test_data_recipes(data):
     with folder() as place:
         (place / "a.yaml").write_bytes(data)
-        answers(lambda: _read_recipe(place / "a.yaml", SOURCES))
+        answers(lambda: read_recipe(place / "a.yaml", SOURCES))
 
 
 @fuzzed

@@ -16,8 +16,7 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from search_r3.config import read_mapping
 from search_r3.data.beir import stable_order
 from search_r3.data.build_cache import SUFFIX, BuildCache, added_code, key_of
 from search_r3.data.io.input_stamps import described, stamps
@@ -31,7 +30,6 @@ from search_r3.data.sources.registry import COMMON, REGISTRY, RENAMED_KEYS
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.hints import refuse_unknown
-from search_r3.yaml_file import read_yaml, where_recipes_are
 
 
 def build_pairs(
@@ -64,7 +62,7 @@ def build_pairs(
             output, or it cannot be written.
     """
     kinds = REGISTRY.entries()
-    recipe = _read_recipe(Path(recipe_path), kinds)
+    recipe = read_recipe(Path(recipe_path), kinds)
     seed = recipe.get("seed", 0) if seed is None else seed
     output = Path(output)
     if output.is_dir():
@@ -211,19 +209,13 @@ def _finished_before(again: bool, built: BuiltPairs) -> str:
 # ---------------------------------------------------------------------------------------------------- reading a recipe
 
 
-def _read_recipe(path: Path, kinds: Mapping[str, DataSource]) -> dict[str, Any]:
-    try:
-        recipe = read_yaml(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; {where_recipes_are(path)}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f'{path}: expected a mapping with "sources", found {type(recipe).__name__}')
+def read_recipe(path: Path, kinds: Mapping[str, DataSource]) -> dict[str, Any]:
+    """A recipe whose keys and values are checked; `kinds` are the sources that it may name.
+
+    Raises:
+        InputError: the file cannot be read, or a key or value is wrong (the source's number is named).
+    """
+    recipe = read_mapping(path)
     refuse_unknown(recipe, ("seed", "damaged", "sources", *decontamination.KEYS), str(path))
     if "damaged" in recipe:
         refuse_unknown([recipe["damaged"]], DAMAGED, f"{path}, damaged", what="value")

@@ -132,10 +132,6 @@ class NeighborGraph:
             reached.append(frontier)
         return np.concatenate(reached) if reached else np.zeros(0, dtype=np.int64)
 
-    def degrees(self) -> np.ndarray:
-        """The number of neighbors of every row, (N,) int64: it shows how much re-linking has thinned the graph."""
-        return (self.ids_NM >= 0).sum(axis=1)
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors (not copied) and JSON values: a task's state for `training.run_checkpoint`."""
         return {

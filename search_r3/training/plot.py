@@ -149,11 +149,6 @@ def read_log(run: str | Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     return steps, dev
 
 
-def plot_run(run: str | Path, output: str | Path | None = None) -> Path:
-    """Draw one run; see `plot_runs`."""
-    return plot_runs([run], output)
-
-
 def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Draw one run with all its figures, or several compared (a line a run, a panel a figure), to an image.
 

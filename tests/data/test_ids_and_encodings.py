@@ -12,7 +12,7 @@ import pytest
 from search_r3.data.beir import load_beir
 from search_r3.data.io.jsonl import read_jsonl
 from search_r3.data.pairs import read_pairs
-from search_r3.data.recipe import _read_recipe
+from search_r3.data.recipe import read_recipe
 from search_r3.data.sources.pair_files import own_pairs
 from search_r3.data.sources.registry import SOURCES
 from search_r3.data.synthesis.source_documents import read_collection
@@ -128,7 +128,7 @@ READERS: dict[str, tuple[str, Any, Any]] = {
     ),
     "recipe.yaml": (
         "seed: 3\nsources: [{kind: titles, dataset: scifact}]\n",
-        lambda path: _read_recipe(path, SOURCES)["seed"],
+        lambda path: read_recipe(path, SOURCES)["seed"],
         3,
     ),
     "system.yaml": ("model: m\nquery_prompt: q\n", lambda path: parse_external_model(str(path)).model, "m"),

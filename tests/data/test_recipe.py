@@ -11,7 +11,7 @@ import pytest
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.data.mining.decontamination import read_cleaning
 from search_r3.data.pairs import read_pairs
-from search_r3.data.recipe import _read_recipe, build_pairs
+from search_r3.data.recipe import build_pairs, read_recipe
 from search_r3.data.sources.registry import SOURCES
 from search_r3.errors import InputError
 
@@ -103,7 +103,7 @@ def test_a_wrong_source_is_refused_by_its_number(root, source, expected):
     ("recipe", "expected"),
     [
         ("sources: [", "not valid YAML"),
-        ("- a", "expected a mapping"),
+        ("- a", "must hold a mapping"),
         ("sources: []", "at least one source"),
         ("source: []", 'unknown key "source"; did you mean "sources"?'),
         ("seed: x\nsources: [{kind: titles, dataset: toy}]", '"seed" must be a whole number'),
@@ -116,7 +116,7 @@ def test_a_wrong_recipe_is_refused(root, recipe, expected):
 
 
 def test_a_missing_recipe_is_named(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="no configuration file at"):
         build_pairs(tmp_path / "none.yaml", tmp_path / "out.jsonl")
 
 
@@ -124,11 +124,11 @@ def test_a_missing_recipe_is_named(tmp_path):
     "path", sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("fresh-*.yaml"))), ids=lambda path: path.stem
 )
 def test_the_recipes_that_we_ship_are_valid(path):
-    assert _read_recipe(path, SOURCES)["sources"]
+    assert read_recipe(path, SOURCES)["sources"]
 
 
 def test_stage_1_is_cleaned_of_every_set_that_we_evaluate_on():
-    against, copies = read_cleaning(_read_recipe(CONFIGS / "stage1.yaml", SOURCES), "stage1")
+    against, copies = read_cleaning(read_recipe(CONFIGS / "stage1.yaml", SOURCES), "stage1")
     assert against is not None
     assert copies is not None
     assert {(one.dataset, one.split) for one in against.against} == {

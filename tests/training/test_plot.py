@@ -8,7 +8,7 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.training import plot
-from search_r3.training.plot import PANELS, Run, plot_run, plot_runs, read_log
+from search_r3.training.plot import PANELS, Run, plot_runs, read_log
 
 TERMS = ("infonce", "triplet", "sft", "kl", "distillation", "infonce_query", "infonce_reasoning", "accuracy_query",
          "accuracy_reasoning", "rows_reasoning", "reward", "dcg_scaled", "dcg", "direct", "dcg_scaled_high", "dcg_high",
@@ -60,14 +60,14 @@ def test_a_run_is_drawn_while_it_has_little_to_show(tmp_path: Path, drawn: list[
     run = write_log(
         tmp_path / "run", [{"step": 1, "loss": 2.0, "terms": {"infonce": 2.0}, "lr": 0.1, "grad_norm": 1.0}]
     )
-    assert plot_run(run) == run / "curves.png"
+    assert plot_runs([run]) == run / "curves.png"
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list(panels(drawn[0])) == ["loss and its terms", "gradient norm", "learning rate"]  # no empty panel
 
 
 @pytest.mark.slow
 def test_every_figure_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -> None:
-    plot_run(write_log(tmp_path / "run", full_log()))
+    plot_runs([write_log(tmp_path / "run", full_log())])
     shown = panels(drawn[0])
     assert len(shown) == len(PANELS)
     assert labels(shown["loss and its terms"]) == [
@@ -92,7 +92,7 @@ def test_every_figure_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -
 def test_no_word_lies_on_another_or_outside_the_page(tmp_path: Path, drawn: list[Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    plot_run(write_log(tmp_path / "run", full_log(pools=("cosqa", "scifact", "hotpotqa", "cranfield"))))
+    plot_runs([write_log(tmp_path / "run", full_log(pools=("cosqa", "scifact", "hotpotqa", "cranfield")))])
     plot_runs([write_log(tmp_path / f"a-longer-name-{i}", full_log()) for i in range(9)])
     for figure in drawn:
         canvas = FigureCanvasAgg(figure)
@@ -169,7 +169,7 @@ def test_steps_and_dev_records_are_told_apart(tmp_path: Path) -> None:
 def test_a_broken_log_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
-        plot_run(tmp_path)
+        plot_runs([tmp_path])
 
 
 def test_a_last_line_that_is_still_being_written_is_left_out_and_only_that(tmp_path: Path) -> None:
@@ -183,9 +183,9 @@ def test_a_last_line_that_is_still_being_written_is_left_out_and_only_that(tmp_p
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        plot_run(tmp_path / "nothing")
+        plot_runs([tmp_path / "nothing"])
     run = write_log(tmp_path / "run", [step_record(1)])
     with pytest.raises(InputError, match=r"'\.txt' is no image format; try \.png"):
-        plot_run(run, tmp_path / "curves.txt")
+        plot_runs([run], tmp_path / "curves.txt")
     with pytest.raises(InputError, match="0 runs"):
         plot_runs([])

@@ -22,7 +22,7 @@ from torch.nn import functional
 from search_r3.model.engines.chunked_prefill import SessionInput, feed_together
 
 FAMILY = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
-"""Architectures that `LlamaSession` computes exactly."""
+"""Architectures that `LlamaSession` computes exactly; training has a list of its own, `fused_llama.FAMILY`."""
 Prefix = list[tuple[Tensor, Tensor]]
 """Keys and values (1, K, P, E) of the shared prefix, a pair for each layer."""
 

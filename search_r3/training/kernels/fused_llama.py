@@ -22,7 +22,7 @@ from torch.nn import functional
 from search_r3.training.kernels.merged_linear import Projection
 
 FAMILY = ("LlamaForCausalLM", "Qwen2ForCausalLM")
-"""Architectures whose layers are computed exactly."""
+"""Architectures whose layers are computed exactly, as tested; `llama_forward.FAMILY` has Mistral too, for inference."""
 ROWS_TOGETHER = 8
 """Rows of similar length that are padded to one length: fewer need less padding, more need fewer calls."""
 KEYS_MULTIPLE = 32
