@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3 import InputError
-from search_r3.integrations.index_searcher import Searcher
+from search_r3.integrations.index_searcher import IndexSearcher
 from search_r3.prompts import Conversation, render
 
 SYSTEM = (
@@ -102,7 +102,9 @@ def contains(text: str, answer: str) -> bool:
     return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
 
 
-def ask(searcher: Searcher, chat: Chat, question: str, *, reasoning: bool, budget: int, k: int) -> tuple[Answer, Any]:
+def ask(
+    searcher: IndexSearcher, chat: Chat, question: str, *, reasoning: bool, budget: int, k: int
+) -> tuple[Answer, Any]:
     """Search, then answer from what was found; returns the answer and the search's result."""
     found = searcher.search(question, k=k, reasoning=reasoning, max_reasoning_tokens=budget)
     return chat.answer(question, [f"{hit.title}: {hit.text}" if hit.title else hit.text for hit in found.hits]), found
@@ -142,7 +144,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     documents = [dataset.corpus[key] for key in chosen if key in dataset.corpus]
     index = options.index or Path(f"{options.dataset}-rag.index")
     build_index(index, [SourceDocument(id=d.id, title=d.title, text=d.text) for d in documents], model)
-    searcher, chat = Searcher(index, model), Chat(options.chat or model.contract.base, device=options.device)
+    searcher, chat = IndexSearcher(index, model), Chat(options.chat or model.contract.base, device=options.device)
     result: dict[str, Any] = {
         "dataset": options.dataset,
         "split": options.split,
@@ -204,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
             if options.json:
                 options.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         elif options.index and options.question:
-            searcher = Searcher(options.index, options.model, device=options.device)
+            searcher = IndexSearcher(options.index, options.model, device=options.device)
             chat = Chat(options.chat or searcher.load().contract.base, device=options.device)
             answer, found = ask(
                 searcher, chat, options.question, reasoning=not options.no_reasoning, budget=options.budget, k=options.k

@@ -156,7 +156,7 @@ def mcp(
     Next:     {"mcpServers": {"notes": {"command": "search-r3", "args": ["mcp", "/path/to/notes-index"]}}}
     """
     silence_transformers()
-    from search_r3.integrations.index_searcher import LazySearcher
+    from search_r3.integrations.index_searcher import LazyIndexSearcher
     from search_r3.integrations.mcp_server import serve_stdio
 
     if sys.stdin.isatty():
@@ -168,5 +168,5 @@ def mcp(
             f"standard input is a terminal, but an agent's program must start this; tell it to run "
             f"search-r3 mcp {shlex.quote(shown)}"
         )
-    searcher = LazySearcher(index, model, device=device, dtype=dtype.value)
+    searcher = LazyIndexSearcher(index, model, device=device, dtype=dtype.value)
     serve_stdio(searcher, reasoning=reasoning.chosen(None), max_reasoning_tokens=budget)

@@ -68,7 +68,7 @@ class TextEncoder:
         self._given = loaded is not None
         self._engine = "auto"
         self._contract_hash: str | None = None
-        self._lost: list[float] | None = None
+        self._unfindable: list[float] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -95,23 +95,23 @@ class TextEncoder:
                 self._model = model
             return self._model
 
-    def query(self, text: str) -> list[float]:
+    def embed_query(self, text: str) -> list[float]:
         """The unit vector of a query, as a list of `dimension` floats.
 
         Raises:
             InputError: it holds no visible character, or is no string.
         """
-        if isinstance(text, str) and not has_visible(text):
+        if isinstance(text, str) and not has_visible_character(text):
             raise InputError("the query is empty: it holds no visible character")
         (row,) = self._encode(
-            [repaired(text)],
+            [replace_lone_surrogates(text)],
             "encode_query",
             reasoning=self.config.reasoning,
             max_reasoning_tokens=self.config.max_reasoning_tokens,
         )
         return row
 
-    def documents(self, texts: Sequence[str]) -> list[list[float]]:
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """One unit vector a document, as a list of `dimension` floats.
 
         A text without any visible character gets a vector that no search finds: the opposite of a full stop's, as all
@@ -121,29 +121,29 @@ class TextEncoder:
         Raises:
             InputError: a text is no string; the place is named.
         """
-        rows = self.documents_or_none(texts)
+        rows = self.embed_documents_or_none(texts)
         empty = [place for place, row in enumerate(rows) if row is None]
         if not empty:
             return [row for row in rows if row is not None]
-        if self._lost is None:
-            self._lost = [-value for value in self._encode(["."], "encode_document")[0]]
+        if self._unfindable is None:
+            self._unfindable = [-value for value in self._encode(["."], "encode_document")[0]]
         named = ", ".join(str(place + 1) for place in empty[:MAX_NAMED]) + (", ..." if len(empty) > MAX_NAMED else "")
         warnings.warn(
             f"{len(empty)} of {len(rows)} texts hold no visible character (number {named}): they get a vector that no "
             "search finds",
             stacklevel=3,
         )
-        return [row or list(self._lost) for row in rows]
+        return [row or list(self._unfindable) for row in rows]
 
-    def documents_or_none(self, texts: Sequence[str]) -> list[list[float] | None]:
-        """`documents`, with None for a text without any visible character, and no warning."""
-        filled = [i for i, text in enumerate(texts) if not isinstance(text, str) or has_visible(text)]
+    def embed_documents_or_none(self, texts: Sequence[str]) -> list[list[float] | None]:
+        """`embed_documents`, with None for a text without any visible character, and no warning."""
+        filled = [i for i, text in enumerate(texts) if not isinstance(text, str) or has_visible_character(text)]
         rows: list[list[float] | None] = [None] * len(texts)
         for i in filled:
             if not isinstance(texts[i], str):
                 raise InputError(f"text {i + 1} of {len(texts)} is a {type(texts[i]).__name__}, not a string")
         if filled:
-            chosen = [repaired(texts[i]) for i in filled]
+            chosen = [replace_lone_surrogates(texts[i]) for i in filled]
             for i, row in zip(filled, self._encode(chosen, "encode_document"), strict=True):
                 rows[i] = row
         return rows
@@ -175,7 +175,7 @@ class TextEncoder:
             state["engine"] = model.engine_spec.name if own_precision else "auto"
             device = str(model.checkpoint.model.device)
             config = replace(config, device=device, dtype="auto" if own_precision else model.dtype)
-        config = replace(config, model=named_everywhere(config.model))
+        config = replace(config, model=absolute_model_name(config.model))
         return state | {"config": config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -183,25 +183,25 @@ class TextEncoder:
         self._engine, self._contract_hash = state["engine"], state["contract_hash"]
 
 
-def named_everywhere(model: str) -> str:
+def absolute_model_name(model: str) -> str:
     """What a model is called in another process, which may work in another folder; "" stays the default model."""
     folder = expand_user(model)
     return str(folder.resolve()) if model and folder.is_dir() else model
 
 
-def has_visible(text: str) -> bool:
+def has_visible_character(text: str) -> bool:
     """Whether a text has a character that can be seen: no space, control or format character, nor half of a pair."""
     return any(not (char.isspace() or unicodedata.category(char) in UNSEEN) for char in text)
 
 
-def repaired(text: str) -> str:
+def replace_lone_surrogates(text: str) -> str:
     """The text with U+FFFD in place of halves of surrogate pairs, which no tokenizer takes; two that fit are joined."""
     if not isinstance(text, str) or text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def split_model(model: Any) -> tuple[str, Any]:
+def name_and_model(model: Any) -> tuple[str, Any]:
     """What a framework's user gave as the model -> (name, loaded model or None).
 
     Raises:

@@ -76,7 +76,7 @@ class SearchR3TextEmbedder(_Embedder):
                 f"SearchR3TextEmbedder takes one string, not a {type(text).__name__}; documents go to "
                 "SearchR3DocumentEmbedder"
             )
-        return {"embedding": self.encoder.query(text), "meta": _meta(self.encoder)}
+        return {"embedding": self.encoder.embed_query(text), "meta": _meta(self.encoder)}
 
 
 @component
@@ -127,7 +127,7 @@ class SearchR3DocumentEmbedder(_Embedder):
         """
         if not isinstance(documents, list) or any(not isinstance(document, Document) for document in documents):
             raise InputError("SearchR3DocumentEmbedder takes a list of Documents; a query goes to SearchR3TextEmbedder")
-        rows = self.encoder.documents_or_none([self._text(document) for document in documents])
+        rows = self.encoder.embed_documents_or_none([self._text(document) for document in documents])
         if empty := [document.id for document, row in zip(documents, rows, strict=True) if row is None]:
             named = ", ".join(empty[:MAX_NAMED]) + (", ..." if len(empty) > MAX_NAMED else "")
             warnings.warn(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from search_r3.index.storage import Place
 
 
-class Searcher:
+class IndexSearcher:
     """Searches one index. It can be pickled; index and model are opened again where it is unpickled. A copy is itself.
 
     Args:
@@ -34,10 +34,10 @@ class Searcher:
 
     def __init__(self, index: str | Path, model: Any = None, *, device: str | None = None, dtype: str = "auto") -> None:
         from search_r3.index.storage import place_of
-        from search_r3.integrations.framework_encoder import split_model
+        from search_r3.integrations.framework_encoder import name_and_model
 
         self.path: Place = place_of(index)
-        self._name, self._model = split_model(model)
+        self._name, self._model = name_and_model(model)
         self._device, self._dtype = device, dtype
         self._opening, self._loading = threading.Lock(), threading.Lock()
         self._index: IndexHandle | None = None
@@ -58,16 +58,16 @@ class Searcher:
             return self._index
 
     def __getstate__(self) -> dict[str, Any]:
-        from search_r3.integrations.framework_encoder import named_everywhere
+        from search_r3.integrations.framework_encoder import absolute_model_name
 
         place = self.path.resolve() if isinstance(self.path, Path) else self.path
-        model = named_everywhere(self._name) or None
+        model = absolute_model_name(self._name) or None
         return {"index": place, "model": model, "device": self._device, "dtype": self._dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def __deepcopy__(self, memo: Any) -> Searcher:
+    def __deepcopy__(self, memo: Any) -> IndexSearcher:
         return self
 
     @property
@@ -133,8 +133,8 @@ class Searcher:
             )
 
 
-class LazySearcher(Searcher):
-    """A `Searcher` that opens its index when it is first asked for something: what a program starts with is cheap.
+class LazyIndexSearcher(IndexSearcher):
+    """An `IndexSearcher` that opens its index when it is first asked for something: what a program starts with is cheap.
 
     Raises:
         InputError: there is no folder of that name; whether it is an index is found out when it is opened.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, split_model
-from search_r3.integrations.index_searcher import Searcher
+from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, name_and_model
+from search_r3.integrations.index_searcher import IndexSearcher
 from search_r3.optional import optional_imports
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
@@ -40,17 +40,17 @@ class SearchR3Embeddings(Embeddings):
     """
 
     def __init__(self, model: Any = None, **settings: Any) -> None:
-        name, loaded = split_model(model)
+        name, loaded = name_and_model(model)
         self.encoder = TextEncoder(EncodingConfig(model=name, **settings), loaded)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One unit vector a text; one without a visible character gets a vector that no search finds, and a warning
         names it."""
-        return self.encoder.documents(texts)
+        return self.encoder.embed_documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
         """The unit vector of a query. Raises InputError for one without a visible character."""
-        return self.encoder.query(text)
+        return self.encoder.embed_query(text)
 
 
 class SearchR3Retriever(BaseRetriever):
@@ -86,19 +86,19 @@ class SearchR3Retriever(BaseRetriever):
     dtype: str = "auto"
     """See `SearchR3.from_pretrained`."""
 
-    _searcher: Searcher = PrivateAttr()
+    _searcher: IndexSearcher = PrivateAttr()
 
     def __init__(self, **settings: Any) -> None:
         """Open the index; raises InputError if it is not there. The model is loaded at the first search."""
         super().__init__(**settings)
         index = settings["index"]  # as it was given: pydantic makes a place with storage options a plain string
-        self._searcher = Searcher(index, self.model, device=self.device, dtype=self.dtype)
+        self._searcher = IndexSearcher(index, self.model, device=self.device, dtype=self.dtype)
 
     def __getstate__(self) -> dict[Any, Any]:
         """A loaded model is found again by its name in the process that unpickles."""
         state = super().__getstate__()
         fields = dict(state["__dict__"])
-        fields["model"] = split_model(fields["model"])[0] or None
+        fields["model"] = name_and_model(fields["model"])[0] or None
         return state | {"__dict__": fields}
 
     def __deepcopy__(self, memo: Any = None) -> SearchR3Retriever:

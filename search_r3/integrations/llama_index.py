@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, split_model
+from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, name_and_model
 from search_r3.optional import optional_imports
 
 with optional_imports("llama-index", "the LlamaIndex adapter"):
@@ -45,7 +45,7 @@ class SearchR3Embedding(BaseEmbedding):
         if unknown := sorted(settings.keys() - type(self).model_fields.keys()):
             known = ", ".join(type(self).model_fields)
             raise InputError(f"unknown setting {unknown[0]!r} of {type(self).__name__}; known are model, {known}")
-        name, loaded = split_model(settings.pop("model_name", None) if model is None else model)
+        name, loaded = name_and_model(settings.pop("model_name", None) if model is None else model)
         super().__init__(**{"embed_batch_size": 32, **settings, "model_name": name})
         config = EncodingConfig(
             model=name,
@@ -71,16 +71,16 @@ class SearchR3Embedding(BaseEmbedding):
         return "SearchR3Embedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return self._encoder.query(query)
+        return self._encoder.embed_query(query)
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self._encoder.documents([text])[0]
+        return self._encoder.embed_documents([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return self._encoder.documents(texts)
+        return self._encoder.embed_documents(texts)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from search_r3 import __version__
 from search_r3.errors import InputError
-from search_r3.integrations.index_searcher import Searcher
+from search_r3.integrations.index_searcher import IndexSearcher
 from search_r3.optional import optional_imports
 
 with optional_imports("mcp", "agents' access by MCP"):
@@ -39,7 +39,7 @@ class Passage(BaseModel):
     metadata: dict[str, Any]
 
 
-class Found(BaseModel):
+class SearchResults(BaseModel):
     """What a search gives back."""
 
     query: str
@@ -60,7 +60,7 @@ class IndexServer(MCPServer):
 
     def __init__(
         self,
-        searcher: Searcher,
+        searcher: IndexSearcher,
         *,
         reasoning: bool | Literal["auto"] = True,
         max_reasoning_tokens: int = 32,
@@ -72,7 +72,7 @@ class IndexServer(MCPServer):
         self._adding = threading.Lock()
 
     async def list_tools(self) -> list[Any]:
-        await anyio.to_thread.run_sync(self._add_search)
+        await anyio.to_thread.run_sync(self._ensure_search_tool)
         tools = await super().list_tools()
         if self._load:
             self._load = False
@@ -81,19 +81,19 @@ class IndexServer(MCPServer):
         return tools
 
     async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
-        await anyio.to_thread.run_sync(self._add_search)
+        await anyio.to_thread.run_sync(self._ensure_search_tool)
         return await super().call_tool(name, arguments, context)
 
-    def _add_search(self) -> None:
+    def _ensure_search_tool(self) -> None:
         with self._adding:
             if not self._ready:
                 try:
-                    self._add(self._searcher.index)
+                    self._add_search_tool(self._searcher.index)
                 except InputError as error:
                     raise ToolError(str(error)) from error
                 self._ready = True
 
-    def _add(self, index: Any) -> None:
+    def _add_search_tool(self, index: Any) -> None:
         searcher = self._searcher
         about = f"{len(index):,} passages, embedded by {index.info.model_name}"
 
@@ -110,14 +110,14 @@ class IndexServer(MCPServer):
                 str | None,
                 Field(description=f"SQL condition on the fields {', '.join(index.columns)}; leave out for none."),
             ] = None,
-        ) -> Found:
+        ) -> SearchResults:
             try:
                 found = searcher.search(
                     query, k=k, mode=mode, where=where, reasoning=self._reasoning, max_reasoning_tokens=self._budget
                 )
             except InputError as error:  # the agent can fix it: any other error is ours and hidden from it
                 raise ToolError(str(error)) from error
-            return Found(
+            return SearchResults(
                 query=found.query,
                 reasoning=found.reasoning.text if found.reasoning else None,
                 passages=[_passage(rank, hit) for rank, hit in enumerate(found.hits, start=1)],
@@ -134,7 +134,7 @@ class IndexServer(MCPServer):
 
 
 def build_server(
-    searcher: Searcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
+    searcher: IndexSearcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
 ) -> MCPServer:
     """An `IndexServer`; `server.run()` serves standard input and output.
 
@@ -146,14 +146,14 @@ def build_server(
 
 
 def serve_stdio(
-    searcher: Searcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
+    searcher: IndexSearcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
 ) -> None:
     """Serve until the client hangs up. The model is loaded meanwhile, so that the client need not wait to connect."""
     server = IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, load=True)
     server.run("stdio")
 
 
-def _load(searcher: Searcher, reasoning: bool | Literal["auto"]) -> None:
+def _load(searcher: IndexSearcher, reasoning: bool | Literal["auto"]) -> None:
     try:
         searcher.load(reasoning)
     except InputError as error:  # the first search raises it again, where the agent can read it

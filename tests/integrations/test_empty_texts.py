@@ -15,7 +15,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
 from search_r3 import InputError, SearchR3
-from search_r3.integrations.framework_encoder import has_visible, repaired
+from search_r3.integrations.framework_encoder import has_visible_character, replace_lone_surrogates
 from search_r3.integrations.haystack import SearchR3DocumentEmbedder, SearchR3TextEmbedder
 from search_r3.integrations.langchain import SearchR3Embeddings
 from search_r3.integrations.llama_index import SearchR3Embedding
@@ -26,18 +26,18 @@ VISIBLE = ["x", ".", "\u200bx", "\ufffd", "é", "😀", "\u0301", "\u4e00", "\ud
 
 @pytest.mark.parametrize("text", BLANK)
 def test_nothing_can_be_seen(text: str) -> None:
-    assert not has_visible(text)
+    assert not has_visible_character(text)
 
 
 @pytest.mark.parametrize("text", VISIBLE)
 def test_something_can_be_seen(text: str) -> None:
-    assert has_visible(text)
+    assert has_visible_character(text)
 
 
 def test_halves_of_surrogate_pairs_are_joined_or_replaced() -> None:
-    assert repaired("a \ud83d\ude00 b") == "a 😀 b"
-    assert repaired("\ud83d alone, \udc00 too") == "\ufffd alone, \ufffd too"
-    assert repaired("plain é 😀") == "plain é 😀"
+    assert replace_lone_surrogates("a \ud83d\ude00 b") == "a 😀 b"
+    assert replace_lone_surrogates("\ud83d alone, \udc00 too") == "\ufffd alone, \ufffd too"
+    assert replace_lone_surrogates("plain é 😀") == "plain é 😀"
 
 
 @pytest.mark.parametrize("framework", ["langchain", "llama_index"])
@@ -133,7 +133,7 @@ def test_haystack_passes_a_document_without_text_on_without_an_embedding(
     assert [document.id for document in done] == [document.id for document in given]
     assert done[1].embedding is None
     assert np.allclose(done[0].embedding, tiny.encode_document(["It needs flour."])[0], atol=1e-6)
-    expected = repaired(f"Bread {content or ''}")
+    expected = replace_lone_surrogates(f"Bread {content or ''}")
     assert np.allclose(done[2].embedding, tiny.encode_document([expected])[0], atol=1e-6)
     if content is None or content.isprintable():
         store = InMemoryDocumentStore()

@@ -18,7 +18,7 @@ from processes import run
 
 from search_r3 import SearchR3
 from search_r3.cli import main
-from search_r3.integrations.index_searcher import LazySearcher, Searcher
+from search_r3.integrations.index_searcher import IndexSearcher, LazyIndexSearcher
 
 
 def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
@@ -64,7 +64,7 @@ def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
 def test_the_tool_finds_what_the_index_finds(tiny_index: Path, tiny: SearchR3):
     from search_r3.integrations.mcp_server import build_server
 
-    searcher = Searcher(tiny_index, tiny)
+    searcher = IndexSearcher(tiny_index, tiny)
     server = build_server(searcher, reasoning=False)
 
     async def ask() -> list[str]:
@@ -93,10 +93,10 @@ def test_connecting_opens_no_index_and_listing_tools_needs_no_model(tiny_index: 
 import asyncio, sys
 from mcp import Client
 from search_r3.integrations.mcp_server import build_server
-from search_r3.integrations.index_searcher import LazySearcher
+from search_r3.integrations.index_searcher import LazyIndexSearcher
 heavy = lambda: sorted(set(sys.modules) & {{"lancedb", "lance", "torch", "transformers", "pyarrow"}})
 async def talk():
-    async with Client(build_server(LazySearcher({str(tiny_index)!r}))) as client:
+    async with Client(build_server(LazyIndexSearcher({str(tiny_index)!r}))) as client:
         assert heavy() == [], heavy()
         assert len((await client.list_tools()).tools) == 1
         done = await client.call_tool("search", {{"query": "train", "mode": "text"}})
@@ -116,7 +116,7 @@ def test_a_text_search_does_not_wait_for_the_model(tiny_index: Path, tiny: Searc
         return tiny
 
     monkeypatch.setattr(SearchR3, "from_pretrained", slow)
-    searcher = Searcher(tiny_index, "a model")
+    searcher = IndexSearcher(tiny_index, "a model")
     loading = threading.Thread(target=searcher.load, daemon=True)
     loading.start()
     try:
@@ -133,7 +133,7 @@ def test_a_damaged_index_is_reported_to_the_agent(tmp_path: Path):
     from search_r3.integrations.mcp_server import build_server
 
     (tmp_path / "empty").mkdir()
-    server = build_server(LazySearcher(tmp_path / "empty"))
+    server = build_server(LazyIndexSearcher(tmp_path / "empty"))
 
     async def ask() -> str:
         from mcp import Client
@@ -168,7 +168,7 @@ def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_
                 assert done.is_error
                 assert "has none; choose on or off" in done.content[0].text
 
-    def serve(searcher: Searcher, **settings: Any) -> None:
+    def serve(searcher: IndexSearcher, **settings: Any) -> None:
         from search_r3.integrations.mcp_server import IndexServer
 
         asyncio.run(asyncio.wait_for(talk(IndexServer(searcher, load=True, **settings)), timeout=60))

@@ -19,7 +19,7 @@ from search_r3 import InputError, SearchR3
 from search_r3.index import SourceDocument, build_index
 from search_r3.index.storage import Remote
 from search_r3.integrations.haystack import SearchR3DocumentEmbedder, SearchR3TextEmbedder
-from search_r3.integrations.index_searcher import Searcher
+from search_r3.integrations.index_searcher import IndexSearcher
 from search_r3.integrations.langchain import SearchR3Embeddings, SearchR3Retriever
 from search_r3.integrations.llama_index import SearchR3Embedding
 
@@ -145,7 +145,7 @@ def test_a_retriever_of_an_index_on_object_storage_comes_back(
     build_index(place, [SourceDocument("train", "", "The train to Vienna leaves at nine.")], tiny, progress=False)
     made = SearchR3Retriever(index=place, mode="text")
     assert [hit.id for hit in through_pickle(made).invoke("Vienna")] == ["train"]
-    assert through_pickle(Searcher(Path(place))).path == place  # a Path keeps one slash of the two
+    assert through_pickle(IndexSearcher(Path(place))).path == place  # a Path keeps one slash of the two
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         s3.delenv(name)
     options = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_endpoint": s3_server}
@@ -159,7 +159,7 @@ def test_a_searcher_finds_index_and_model_from_another_folder(
     (tmp_path / "model").symlink_to(tiny_model)
     (tmp_path / "index").symlink_to(tiny_index)
     monkeypatch.chdir(tmp_path)
-    kept = pickle.dumps(Searcher("index", "model", device="cpu"))
+    kept = pickle.dumps(IndexSearcher("index", "model", device="cpu"))
     monkeypatch.chdir(tiny_index)
     assert pickle.loads(kept).search("train to Vienna", k=1, reasoning=False).hits
 

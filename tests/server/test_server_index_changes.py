@@ -21,7 +21,7 @@ from search_r3.index.build import build_index
 from search_r3.index.index_handle import IndexHandle
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.integrations.index_searcher import Searcher
+from search_r3.integrations.index_searcher import IndexSearcher
 from search_r3.server.logs import LOGGER, JsonFormatter
 from search_r3.server.service import Loaded
 
@@ -240,7 +240,7 @@ def test_what_is_written_is_found_at_once(tiny: SearchR3, make: Any) -> None:
 
 def test_agents_and_chains_follow_an_index_too(tiny: SearchR3, other: SearchR3, make: Any) -> None:
     live, new, foreign = make("live", "old", tiny), make("new", "fresh", tiny), make("foreign", "wrong", other)
-    searcher = Searcher(live, tiny)
+    searcher = IndexSearcher(live, tiny)
     searcher.index.every, searcher.index.patience = 0.05, 0.3
     assert searcher.search("bread", reasoning=False).hits[0].id.startswith("old")
     rename(live, new)
