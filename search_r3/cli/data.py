@@ -13,15 +13,20 @@ from typing import Annotated, Any
 import typer
 
 from search_r3.cli.options import (
+    API_KEY_VARIABLE,
     SETTINGS,
     BatchSize,
     Budget,
+    BudgetTokens,
     DataRoot,
     Device,
     Dtype,
     DtypeOption,
     Json,
+    KeyVariable,
     MaxLength,
+    NoKey,
+    TrainingPairs,
     load,
     print_json,
     print_progress,
@@ -80,7 +85,7 @@ def data_build(
 
 @data_app.command("mine")
 def data_mine(
-    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    pairs: TrainingPairs,
     output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with negatives.")],
     by: Annotated[
         str, typer.Option(help="bm25, all-minilm-l6-v2, st:NAME (sentence-transformers), or a SearchR3 model.")
@@ -166,7 +171,7 @@ def data_mine(
 
 @data_app.command("reason")
 def data_reason(
-    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    pairs: TrainingPairs,
     output: Annotated[Path, typer.Argument(help="The JSONL file to write: the same pairs, with reasoning traces.")],
     by: Annotated[
         ReasoningWriter,
@@ -260,14 +265,12 @@ def data_synthesize(
         int, typer.Option(min=0, help="Tokens on top of an answer's own, for models that think first.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Draws the documents, their order and the kinds of query.")] = 0,
-    key_variable: Annotated[
-        str, typer.Option(help="The environment variable that holds the endpoint's key.")
-    ] = "OPENAI_API_KEY",
-    no_key: Annotated[bool, typer.Option("--no-key", help="The endpoint wants no key.")] = False,
+    key_variable: KeyVariable = API_KEY_VARIABLE,
+    no_key: NoKey = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls under way at once.")] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds that a call may take.")] = 120.0,
     retries: Annotated[int, typer.Option(min=0, help="Further tries where the endpoint is busy.")] = 5,
-    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop before so many tokens are spent.")] = None,
+    budget_tokens: BudgetTokens = None,
     budget_cost: Annotated[
         float | None, typer.Option(min=0, help="Stop before so much is spent; needs prices.")
     ] = None,

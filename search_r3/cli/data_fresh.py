@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from search_r3.cli.options import BatchSize, Device, Json, print_json, print_progress, silence_transformers
+from search_r3.cli.options import (
+    API_KEY_VARIABLE,
+    BatchSize,
+    BudgetTokens,
+    Device,
+    Json,
+    KeyVariable,
+    NoKey,
+    print_json,
+    print_progress,
+    silence_transformers,
+)
 from search_r3.errors import InputError
 
 
@@ -42,11 +53,9 @@ def data_fresh(
         str | None, typer.Option(help="Let an LLM write the questions: an OpenAI-compatible endpoint's base URL.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The LLM's name at the endpoint.")] = None,
-    key_variable: Annotated[
-        str, typer.Option(help="The environment variable that holds the endpoint's key.")
-    ] = "OPENAI_API_KEY",
-    no_key: Annotated[bool, typer.Option("--no-key", help="The endpoint wants no key.")] = False,
-    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop before so many tokens are spent.")] = None,
+    key_variable: KeyVariable = API_KEY_VARIABLE,
+    no_key: NoKey = False,
+    budget_tokens: BudgetTokens = None,
     batch_size: BatchSize = 32,
     device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a set that was made from other inputs.")] = False,

@@ -15,6 +15,7 @@ from search_r3.cli.options import (
     DtypeOption,
     Json,
     MaxLength,
+    TrainingPairs,
     print_json,
     silence_transformers,
 )
@@ -58,7 +59,7 @@ def data_embed_teacher(
 
 
 def data_select(
-    pairs: Annotated[Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")],
+    pairs: TrainingPairs,
     output: Annotated[Path, typer.Argument(help="The JSONL file to write.")],
     take: Annotated[
         list[str] | None,

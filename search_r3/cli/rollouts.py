@@ -11,6 +11,7 @@ from search_r3.cli.options import (
     BatchSize,
     Budget,
     DataRoot,
+    Dataset,
     Device,
     Dtype,
     DtypeOption,
@@ -27,7 +28,7 @@ def rollouts(
     before: Annotated[
         str, typer.Option(help="A model of ours: a name, a folder or a hub id; LABEL=SPEC names it in the results.")
     ],
-    dataset: Annotated[str, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part.")],
+    dataset: Dataset,
     after: Annotated[str | None, typer.Option(help="The model to compare with it, query by query.")] = None,
     split: Annotated[str, typer.Option(help="Which queries; scifact's dev are the train claims held out.")] = "dev",
     samples: Annotated[int, typer.Option(min=1, help="Sampled reasoning traces for each query.")] = 6,

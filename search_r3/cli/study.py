@@ -12,6 +12,7 @@ from search_r3.cli.options import (
     BatchSize,
     Budget,
     DataRoot,
+    Dataset,
     Device,
     Dtype,
     DtypeOption,
@@ -19,6 +20,7 @@ from search_r3.cli.options import (
     Json,
     MaxLength,
     Model,
+    Split,
     print_json,
     print_progress,
     silence_transformers,
@@ -27,7 +29,7 @@ from search_r3.errors import InputError
 
 
 def study(
-    dataset: Annotated[str, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part.")],
+    dataset: Dataset,
     system: Model = None,
     control: Annotated[
         list[str] | None,
@@ -51,7 +53,7 @@ def study(
         int, typer.Option(min=0, help="Dev queries at most that the rule of mode auto is fitted on (cosqa, scifact).")
     ] = 200,
     adaptive: Annotated[bool, typer.Option(help="Fit that rule and run mode auto.")] = True,
-    split: Annotated[str | None, typer.Option(help="Which judgments; by default the data set's test split.")] = None,
+    split: Split = None,
     max_length: MaxLength = None,
     batch_size: BatchSize = 32,
     device: Device = None,

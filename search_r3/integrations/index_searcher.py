@@ -134,7 +134,7 @@ class IndexSearcher:
 
 
 class LazyIndexSearcher(IndexSearcher):
-    """An `IndexSearcher` that opens its index when it is first asked for something: what a program starts with is cheap.
+    """An `IndexSearcher` that opens its index when it is first asked for something, so that a program starts quickly.
 
     Raises:
         InputError: there is no folder of that name; whether it is an index is found out when it is opened.
