@@ -12,18 +12,14 @@ is *fresh* at step s if its vector was made with the weights of step s.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from search_r3.environment.topk import MAX_ROWS, best_keys, keys_of_best, unpack
 from search_r3.errors import InputError
-from search_r3.files import atomic_path
 
 CHUNK_CELLS = 2**22
 """Scores held at once while searching, and values upcast at once: 16 MiB of float32 and 32 MiB of keys."""
@@ -251,39 +247,6 @@ class LiveCorpus:
         self._matrix_ND.copy_(vectors)
         self.versions_N.copy_(versions)
         self.steps_N.copy_(steps)
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, in one rename.
-
-        Raises:
-            InputError: the disk is full or the path cannot be written.
-        """
-        tensors = {
-            name: value.cpu().contiguous() for name, value in self.state_dict().items() if isinstance(value, Tensor)
-        }
-        with atomic_path(path) as scratch:
-            save_file(tensors, scratch, metadata={"format": str(FORMAT), "kind": "search-r3 live corpus"})
-
-    @classmethod
-    def load(
-        cls, path: str | Path, *, device: torch.device | str = "cpu", chunk_cells: int = CHUNK_CELLS
-    ) -> LiveCorpus:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file is missing, damaged or not a saved corpus.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                state: dict[str, Any] = {name: file.get_tensor(name) for name in ("vectors", "versions", "steps")}
-            state["format"] = int(facts["format"])
-            rows, dimension = state["vectors"].shape
-            corpus = cls(rows, dimension, dtype=state["vectors"].dtype, device=device, chunk_cells=chunk_cells)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as a saved corpus ({type(error).__name__}: {error})") from error
-        corpus.load_state_dict(state)
-        return corpus
 
     def _blocks(self, rows: int, queries: int = 1) -> list[tuple[int, int]]:
         """(start, stop) over `rows`, so that neither the scores nor the upcast rows exceed `chunk_cells` values."""
