@@ -1,5 +1,5 @@
-"""The command line. What is wrong with the user's input becomes one line on stderr and exit code 2; our own bugs keep
-their traceback."""
+"""The command line. An error in the user's input becomes one line on stderr with exit code 2; bugs of ours keep their
+traceback."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line on `argv` (by default the process's own); returns the exit code, prints no traceback for
-    what the user can fix."""
+    """Run the command line on `argv` (by default the process's own); returns the exit code, and prints no traceback for
+    errors that the user can fix."""
     keep_freed_memory()
     allow_no_temporary_folder()
     collect_garbage_rarely()
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(_usage(error, arguments))
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the GPU is out of memory: lower --batch-size, or use --device cpu")
-        if disk_is_full(error):  # met by a library that has errors of its own, such as LanceDB
+        if disk_is_full(error):  # raised inside a library with error types of its own, such as LanceDB
             return _fail(_explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
         raise
 
@@ -78,7 +78,7 @@ def _usage(error: Any, arguments: Sequence[str]) -> str:
 
 
 def _dashed_text(message: str, arguments: Sequence[str]) -> str | None:
-    """The argument that was taken for an option and may be a text: it holds white space, or is an unknown -letter."""
+    """The argument that was parsed as an option but may be a text: it holds white space, or is an unknown -letter."""
     if "--" in arguments:
         return None
     dashed = [word for word in arguments if word.startswith("-") and word != "-"]

@@ -100,7 +100,7 @@ def demo(model: Model = None) -> None:
     """Index Python's standard library, ask five questions with and without reasoning, and show it all.
 
     The index is kept in the cache folder (SEARCH_R3_CACHE, by default ~/.cache/search-r3): the first run takes a few
-    minutes on two CPU cores, the next starts at once, and an interrupted one goes on where it stopped.
+    minutes on two CPU cores, the next starts at once, and an interrupted one resumes where it stopped.
 
     \b
     Example:  search-r3 demo --model smollm2-135m
@@ -131,7 +131,7 @@ def search(
     mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
     vector_weight: Annotated[
         float,
-        typer.Option(min=0, max=1, help="How much the vectors count in a hybrid search; the words count the rest."),
+        typer.Option(min=0, max=1, help="Weight of the vectors in a hybrid search; the words get the rest."),
     ] = VECTOR_WEIGHT,
     where: Annotated[
         str | None,
@@ -140,22 +140,20 @@ def search(
     reasoning: ReasoningOption = Reasoning.on,
     budget: Budget = 32,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compare with every vector, though there is an approximate index.")
+        bool, typer.Option("--exact", help="Compare with every vector, even if there is an approximate index.")
     ] = False,
     chunks: Annotated[
-        bool, typer.Option("--chunks", help="Every chunk by itself, not only the best of each document.")
+        bool, typer.Option("--chunks", help="List every chunk, not only the best of each document.")
     ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="The index's model, where it has no name that is known here.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="The index's model, if its name is not known here.")] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Search an index. Shows what the model thought, then the results with the place where they stand.
+    """Search an index. Shows the model's reasoning, then the results and where they were found.
 
-    The query must be embedded by the model that made the index; another one is refused. Mode text needs no model.
+    The query must be embedded by the model that made the index; other models are refused. Mode text needs no model.
 
     \b
     Example:  search-r3 search notes-index "which license did we choose" --where "path LIKE '%.md'"
@@ -214,7 +212,10 @@ app.command()(tables)
 @app.command()
 def card(
     adapter: Annotated[Path, typer.Argument(readable=False, help="An adapter's folder; its README.md is written.")],
-    run: Annotated[Path, typer.Option(help="What documents its training; with --keep, the run's folder goes there.")],
+    run: Annotated[
+        Path,
+        typer.Option(help="The folder that documents its training; with --keep, files of the run are copied there."),
+    ],
     keep: Annotated[Path | None, typer.Option(help="First copy this run's config, log and curves to --run.")] = None,
     manifest: Annotated[
         list[Path] | None,
@@ -251,7 +252,7 @@ def models(
     """List the base models and adapters that can be used by name, with size, license and contract hash.
 
     Two embeddings can be compared only if their models' contract hashes are equal. With --check, exit code 1 means that
-    the model does not give the embeddings it gave when it was saved.
+    the model no longer gives the embeddings it had when it was saved.
 
     \b
     Example:  search-r3 models --check smollm2-135m

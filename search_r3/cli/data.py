@@ -1,4 +1,4 @@
-"""Making training pairs on the command line: `data build`, `data mine`, `data reason`, `data synthesize`.
+"""Training pairs on the command line: `data build`, `data mine`, `data reason`, `data synthesize`.
 
 Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
 """
@@ -40,7 +40,7 @@ data_app = typer.Typer(
 
 
 class ReasoningWriter(StrEnum):
-    """What writes the reasoning traces that a model is trained with."""
+    """How the reasoning traces for training are made."""
 
     words = "words"
     opening = "opening"
@@ -91,23 +91,28 @@ def data_mine(
         str, typer.Option(help="bm25, all-minilm-l6-v2, st:NAME (sentence-transformers), or a SearchR3 model.")
     ] = "bm25",
     teacher: Annotated[
-        str | None, typer.Option(help="A second opinion, named like --by: what it finds too good is dropped.")
+        str | None,
+        typer.Option(help="A second scorer, named like --by: candidates that it scores too high are dropped."),
     ] = None,
     corpus: Annotated[
         list[str] | None, typer.Option(help="A data set whose documents are candidates too. Repeatable.")
     ] = None,
     per_pair: Annotated[int, typer.Option(min=1, help="New negatives for each pair, at most.")] = 4,
     range_max: Annotated[int, typer.Option(min=1, help="The deepest rank that negatives are taken from.")] = 100,
-    range_min: Annotated[int, typer.Option(min=0, help="Pass over so many of the best ranks.")] = 0,
+    range_min: Annotated[int, typer.Option(min=0, help="Skip this many of the best ranks.")] = 0,
     margin: Annotated[
         float | None, typer.Option(min=0, help="Keep only scores this much below the positive's, or more.")
     ] = None,
     share: Annotated[
-        float, typer.Option(min=0, max=1, help="Keep only scores up to this share of the positive's; 0: no such guard.")
+        float,
+        typer.Option(min=0, max=1, help="Keep only scores up to this fraction of the positive's; 0 turns this off."),
     ] = 0.95,
     teacher_share: Annotated[float, typer.Option(min=0, max=1, help="The same for the teacher's scores.")] = 0.95,
     near: Annotated[
-        float, typer.Option(min=0, max=1, help="From this share of words in common, a text is a copy of the positive.")
+        float,
+        typer.Option(
+            min=0, max=1, help="A text that shares at least this fraction of words is a copy of the positive."
+        ),
     ] = 0.85,
     same_source: Annotated[
         bool,
@@ -182,7 +187,7 @@ def data_reason(
         typer.Option(help="By words: keep only what raises the answer's rank with this scorer: bm25, or a model."),
     ] = "bm25",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many pairs; the rest are copied as they are.")
+        int | None, typer.Option(min=1, help="At most this many pairs; the rest are copied unchanged.")
     ] = None,
     samples: Annotated[
         int, typer.Option(min=1, help="Traces sampled for each query; the most useful one is kept.")
@@ -254,15 +259,15 @@ def data_synthesize(
     reasoning: Annotated[
         bool, typer.Option("--reasoning", help="Also ask for reasoning traces, to be trained with.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents, drawn by the seed.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents, drawn by the seed.")] = None,
     by: Annotated[
         str, typer.Option(help="The retriever that checks: bm25, all-minilm-l6-v2, st:NAME, or a SearchR3 model.")
     ] = "bm25",
-    top_k: Annotated[int, typer.Option(min=1, help="Keep a query whose document is among the first so many.")] = 3,
+    top_k: Annotated[int, typer.Option(min=1, help="Keep a query if its document is among the first this many.")] = 3,
     max_chars: Annotated[int, typer.Option(min=100, help="Characters of a document that the writer sees.")] = 4000,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of the writing; 0 takes the likeliest.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Sampling temperature; 0 is greedy.")] = 0.7,
     thinking_tokens: Annotated[
-        int, typer.Option(min=0, help="Tokens on top of an answer's own, for models that think first.")
+        int, typer.Option(min=0, help="Extra tokens for each answer, for models that think first.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Draws the documents, their order and the kinds of query.")] = 0,
     key_variable: KeyVariable = API_KEY_VARIABLE,
@@ -272,15 +277,15 @@ def data_synthesize(
     retries: Annotated[int, typer.Option(min=0, help="Further tries where the endpoint is busy.")] = 5,
     budget_tokens: BudgetTokens = None,
     budget_cost: Annotated[
-        float | None, typer.Option(min=0, help="Stop before so much is spent; needs prices.")
+        float | None, typer.Option(min=0, help="Stop before this much is spent; needs prices.")
     ] = None,
-    price_in: Annotated[float | None, typer.Option(min=0, help="Of a million tokens read.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="Of a million tokens written.")] = None,
+    price_in: Annotated[float | None, typer.Option(min=0, help="Price of a million input tokens.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million output tokens.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Call no model, write nothing: show prompts, calls, tokens and cost.")
     ] = False,
     tokenizer: Annotated[
-        str | None, typer.Option(help="For --dry-run: count by this model's tokenizer, not by characters / 4.")
+        str | None, typer.Option(help="For --dry-run: count with this model's tokenizer, not as characters / 4.")
     ] = None,
     data: DataRoot = None,
     batch_size: BatchSize = 16,
@@ -367,7 +372,7 @@ def _print_plan(planned: dict[str, Any], as_json: bool) -> None:
     print(f"{planned['documents']:,} of {planned['of']:,} documents, at most {planned['calls']:,} calls")
     print(f"about {tokens['input']:,} tokens in (by {planned['counted_by']}), at most {tokens['output']:,} out")
     cost = planned["cost"]
-    print("cost: give --price-in and --price-out" if cost is None else f"cost: about {cost:,.4f} at most")
+    print("cost: unknown; give --price-in and --price-out" if cost is None else f"cost: about {cost:,.4f} at most")
     if not planned["within_budget"]:
         print("that is more than the budget: the run may stop before all documents are done")
     print("nothing was asked and nothing written")
@@ -385,4 +390,4 @@ def _print_written(manifest: dict[str, Any], output: Path, as_json: bool) -> Non
     print(f"  {usage['calls']:,} calls, {usage['input']:,} tokens in, {usage['output']:,} out{cost}")
     if manifest["stopped"]:
         done, wanted = manifest["documents"], manifest["documents_asked_for"]
-        print(f"the budget ended after {done:,} of {wanted:,} documents; the same command with a greater one continues")
+        print(f"the budget ended after {done:,} of {wanted:,} documents; the same command with a larger one continues")

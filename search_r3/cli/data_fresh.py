@@ -1,4 +1,4 @@
-"""`search-r3 data fresh`: a test set out of documents that no model has seen."""
+"""`search-r3 data fresh`: a test set of documents that no model has seen."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def data_fresh(
     ],
     into: Annotated[Path, typer.Option(help="The BEIR folder to write.")],
     released_after: Annotated[
-        str | None, typer.Option(metavar="YYYY-MM-DD", help="Refuse what was released before; 2026-01-01 by default.")
+        str | None, typer.Option(metavar="YYYY-MM-DD", help="Refuse earlier releases; 2026-01-01 by default.")
     ] = None,
     allow_unknown_date: Annotated[
         bool | None,
-        typer.Option("--allow-unknown-date", help="Take packages whose release date is not known."),
+        typer.Option("--allow-unknown-date", help="Accept packages whose release date is not known."),
     ] = None,
     index: Annotated[
         bool, typer.Option(help="Ask the package index that pip is set up with when each file was uploaded.")
@@ -45,10 +45,12 @@ def data_fresh(
         list[str] | None,
         typer.Option(help="A retriever of the round trip, named as in evaluate --system. Repeatable."),
     ] = None,
-    top: Annotated[int | None, typer.Option(help="A question stays if any of them ranks its document so high.")] = None,
+    top: Annotated[
+        int | None, typer.Option(help="A question stays if any of them ranks its document within this.")
+    ] = None,
     questions: Annotated[int | None, typer.Option(help="Questions for each package, at most.")] = None,
     documents: Annotated[int | None, typer.Option(help="Documents of each package, at most.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides everything that is drawn.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Let an LLM write the questions: an OpenAI-compatible endpoint's base URL.")
     ] = None,
@@ -61,7 +63,7 @@ def data_fresh(
     force: Annotated[bool, typer.Option("--force", help="Replace a set that was made from other inputs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a test set out of packages released lately, so that no model can have learnt its documents.
+    """Make a test set from recently released packages, so that no model can have learned its documents.
 
     Documents are sections of READMEs and documentation, and modules, classes and functions without the words that are
     asked. Questions come from headings and docstrings, or from an LLM. One stays if any retriever of the committee

@@ -1,4 +1,4 @@
-"""What prepares pairs before training with another model's help: `data embed-teacher` and `data select`."""
+"""Preparing pairs with the help of another model: `data embed-teacher` and `data select`."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ def data_select(
         str | None,
         typer.Option(help="Keep only what this scorer finds again: a file of teacher rows, bm25, or a model's name."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="The positive must be among so many of its kind.")] = 3,
-    seed: Annotated[int, typer.Option(help="Which of those that pass are taken.")] = 0,
+    top: Annotated[int, typer.Option(min=1, help="The positive must be among this many of its kind.")] = 3,
+    seed: Annotated[int, typer.Option(help="Which of those that pass are selected.")] = 0,
     max_length: MaxLength = None,
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     as_json: Json = False,
 ) -> None:
-    """Take the best of many pairs: so many of each kind, only those whose positive can be found again.
+    """Select the best pairs: a number of each kind, and only those whose positive is found again.
 
     \b
     Example:  search-r3 data select pairs.jsonl best.jsonl --by pairs.rows.safetensors --take docstrings=6000

@@ -76,16 +76,16 @@ def evaluate(
     dtype: DtypeOption = Dtype.auto,
     data: DataRoot = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where runs/ and metrics/ go: results, or what the suite says.")
+        Path | None, typer.Option(help="Where runs/ and metrics/ go: results, or the suite's own setting.")
     ] = None,
     allow_missing: AllowMissing = False,
     ignore_identical_ids: IgnoreIdenticalIds = False,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key of the suite: dtype=float32. Repeatable.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Evaluate again what is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Evaluate again even if results exist.")] = False,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of a million tokens at an endpoint, to show what a run costs.")
+        float | None, typer.Option(min=0, help="Price of a million tokens at an endpoint, to show what a run costs.")
     ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Send an endpoint over a million tokens, or a file's token_limit, unasked.")
@@ -97,7 +97,7 @@ def evaluate(
 ) -> None:
     """Measure nDCG@10, MRR@10 and recall@100 on judged data, beside BM25 and all-MiniLM-L6-v2.
 
-    Each pair of data set and system gets a TREC run and a metrics file; what is already there is not computed again, so
+    Each pair of data set and system gets a TREC run and a metrics file; existing ones are not computed again, so
     an interrupted evaluation continues with the same command. Embeddings are cached. An endpoint's key comes from the
     variable OPENAI_API_KEY, and what will be sent is reported first (docs/evaluation.md). A suite runs many
     systems, data sets and studies; what fails in it is reported at the end, with exit code 1, and the rest is done.
@@ -191,7 +191,7 @@ def tables(
         print(f"problem: {problem}", file=sys.stderr)
     if made.check.unchecked:
         listed = ", ".join(made.check.unchecked)
-        print(f"not measured again, for want of the data: {listed}", file=sys.stderr)
+        print(f"not measured again, as the data are missing: {listed}", file=sys.stderr)
     if as_json:
         print_json(
             {
@@ -241,7 +241,7 @@ def _run_suite(
 
 
 def _refuse_options(context: typer.Context, suite: Path) -> None:
-    """What a suite's file decides cannot be given beside it."""
+    """Raise InputError for options that the suite's file decides."""
     for name, key in IN_THE_SUITE.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":

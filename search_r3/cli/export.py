@@ -85,8 +85,10 @@ def export(
 
 def push(
     folder: Annotated[Path, typer.Argument(readable=False, help="An adapter's folder, or one that `export` wrote.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub; made if it is new.")],
-    public: Annotated[bool, typer.Option("--public", help="A new repository is open to everybody.")] = False,
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub; created if it does not exist.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent.")] = False,
     as_json: Json = False,
@@ -119,7 +121,9 @@ def push(
 
 def pull(
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
-    out: Annotated[Path | None, typer.Argument(readable=False, help="The new folder; by default NAME, here.")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(readable=False, help="The new folder; by default NAME in the current folder.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit; by default the newest.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -149,7 +153,7 @@ def mcp(
     """Give agents the tool `search` over an index: a server of the Model Context Protocol on standard input and output.
 
     The agent's program starts it, so give that program this command, most often in a JSON file as below. It ends when
-    the program hangs up.
+    the program closes the connection.
 
     \b
     Example:  search-r3 mcp notes-index

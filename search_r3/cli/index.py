@@ -1,4 +1,4 @@
-"""`search-r3 index`: a corpus made searchable or brought up to date, and what it asks and says about sources."""
+"""`search-r3 index`: makes a corpus searchable or updates its index; questions and messages about sources."""
 
 from __future__ import annotations
 
@@ -67,13 +67,15 @@ def index(
     ] = None,
     delimiter: Annotated[
         str | None,
-        typer.Option(help="What a CSV file is split at, where it is not found out: a character, tab or semicolon."),
+        typer.Option(
+            help="The delimiter of a CSV file, if it is not detected correctly: a character, tab or semicolon."
+        ),
     ] = None,
     source: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The name of the source that PATH is, wherever it lies; by default its absolute path. A run replaces "
+            help="The source's name, independent of where PATH is; by default its absolute path. A run replaces "
             "and removes only documents of its own source.",
         ),
     ] = None,
@@ -83,7 +85,7 @@ def index(
         typer.Option(
             "--prune",
             help="Remove the documents that PATH no longer has, however many; without it, more than a tenth of the "
-            "source are removed only if you say yes on a terminal.",
+            "source are removed only if you confirm on a terminal.",
         ),
     ] = False,
     take_over: Annotated[
@@ -108,7 +110,7 @@ def index(
     ] = None,
     ray: Ray = None,
     workers: Workers = 2,
-    info: Annotated[bool, typer.Option("--info", help="Only show what the index PATH is, and its recall.")] = False,
+    info: Annotated[bool, typer.Option("--info", help="Only describe the index PATH, with its recall.")] = False,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     engine: EngineOption = AUTO,
@@ -116,10 +118,10 @@ def index(
 ) -> None:
     """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
 
-    Only what changed is embedded again, and only what came from PATH before is removed. It may be stopped at any time:
-    the same command goes on where it stopped. A JSONL line, or a CSV header, needs "id" and "text", may have a "title";
-    every other field can be filtered on in a search. The corpus may be larger than memory. From 100,000 chunks on, an
-    approximate index is built and its recall measured.
+    Only changes are embedded again, and of what is gone, only documents from PATH are removed. It may be stopped at any
+    time: the same command resumes where it stopped. A JSONL line, or a CSV header, needs "id" and "text", may have
+    a "title"; every other field can be filtered on in a search. The corpus may be larger than memory. From 100,000
+    chunks on, an approximate index is built and its recall measured.
 
     An index may hold several sources. Exit code 1 means that documents were left out, as another source has their ids.
 
@@ -137,7 +139,7 @@ def index(
         show_info(SearchIndex.open(path), as_json)
         return
     if keep and prune:
-        raise InputError("--keep and --prune say the opposite; give one of them")
+        raise InputError("--keep and --prune contradict each other; give one of them")
     if ray is not None and backend is not None:
         raise InputError("--ray builds only indexes of the backend lance; leave --backend out")
     documents = open_source(path, delimiter=delimiter)
@@ -230,7 +232,7 @@ def parse_type_options(given: list[str] | None) -> dict[str, str]:
 
 
 def ask_to_prune(removal: Removal) -> bool:
-    """Whether to remove what the source no longer has: a few always, many only if the user says so on a terminal."""
+    """Whether to remove what the source no longer has: a few always, many only if the user agrees on a terminal."""
     if not removal.large:
         return True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -239,7 +241,7 @@ def ask_to_prune(removal: Removal) -> bool:
 
 
 def report_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
-    """Say on stderr what a run left out or left in the index; ends the command where the user has to do something.
+    """Report on stderr what a run left out or kept in the index; ends the command where the user has to do something.
 
     Raises:
         InputError: documents were kept that the source no longer has (exit code 2).

@@ -33,17 +33,17 @@ FULL_TEXT_REBUILT = "full text: rebuilt; every word can be found now, also stop 
 def delete(
     index: Index,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents, as the search shows them.")
+        list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents, as search results show them.")
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Remove all documents of this source, as `index --info` shows them."),
+        typer.Option(metavar="NAME", help="Remove all documents of this source; `index --info` lists sources."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Remove documents from an index: by their ids, each with all of its chunks, or all that came from one source.
 
-    If one of the ids is not there, nothing is removed. The space on disk comes back with `search-r3 compact`.
+    If one of the ids does not exist, nothing is removed. `search-r3 compact` frees the space on disk.
 
     \b
     Example:  search-r3 delete notes-index 2023/plans.md drafts/old.md
@@ -75,17 +75,15 @@ def compact(
     index: Index,
     now: Annotated[
         bool,
-        typer.Option("--now", help="Give the space of old versions back at once."),
+        typer.Option("--now", help="Free the space of old versions at once."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Put an index's files together, drop what was deleted, and fold new rows into its indices.
-
-    Nothing is embedded and nothing that a search finds changes; it may be done while others search. Small changes
-    compact an index by themselves, in parts; this does all of it. What it replaces stays on disk for two minutes, for
-    those who read it now: the next change or `compact` removes it then, `--now` removes it at once. Servers and
-    `search-r3 search` go on to the new version by themselves; other programs that read the table with LanceDB open it
-    again where a file is not found.
+    """Merge an index's files, drop deleted rows, and add new rows to its indices. Nothing is embedded and search
+    results do not change; others may search meanwhile. Small changes compact an index by themselves, in parts; this
+    does all of it. What it replaces stays on disk for two minutes, for those who read it now: the next change or
+    `compact` removes it then, `--now` removes it at once. Servers and `search-r3 search` go on to the new version by
+    themselves; other programs that read the table with LanceDB open it again where a file is not found.
 
     \b
     Example:  search-r3 compact notes-index --now
@@ -147,7 +145,7 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
 
 
 def warn_of_differing_rows(index: str, differing: Differing | None) -> None:
-    """Say on stderr which rows of one id differ, and what removes the wrong ones."""
+    """Report on stderr which rows of one id differ, and how to remove the wrong ones."""
     if differing is None:
         return
     from search_r3.index.conversion import delete_command

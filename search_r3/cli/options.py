@@ -43,7 +43,7 @@ class Reasoning(StrEnum):
     auto = "auto"
 
     def chosen(self, model: SearchR3 | None) -> bool | Literal["auto"]:
-        """As the library takes it. Raises InputError where `model` keeps no rule to decide by."""
+        """The value that the library takes. Raises InputError for auto if `model` has no rule to decide by."""
         if self is Reasoning.auto and model is not None:
             from search_r3.model.adaptive_reasoning import rule_of
 
@@ -67,7 +67,7 @@ class ReasoningCommand(TyperCommand):
 
 
 def expand_home(value: Any) -> Any:
-    """A callback for paths: what begins with `~` is under the user's home folder, also where no shell has seen it.
+    """A callback for paths: `~` at the beginning is the user's home folder, even if no shell expanded it.
 
     Raises:
         InputError: the user has no home folder.
@@ -107,7 +107,8 @@ Model = Annotated[
 ReasoningOption = Annotated[
     Reasoning,
     typer.Option(
-        help="Let the model reason about the query before it embeds it; auto: where its own rule expects that to help. "
+        help="Let the model reason about the query before it embeds it; auto: only where its rule expects that "
+        "to help. "
         "--no-reasoning is off."
     ),
 ]
@@ -122,7 +123,7 @@ IgnoreIdenticalIds = Annotated[
     bool,
     typer.Option(
         "--ignore-identical-ids",
-        help="A document with a query's own id is no answer to it, as MTEB has it for ArguAna and Quora.",
+        help="A document with the query's own id does not count as an answer, as in MTEB for ArguAna and Quora.",
     ),
 ]
 Dataset = Annotated[str, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part.")]
@@ -137,7 +138,7 @@ BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before so ma
 AllowMissing = Annotated[
     bool,
     typer.Option(
-        "--allow-missing", help="Measure though judged documents are missing from the corpus; every table says so."
+        "--allow-missing", help="Evaluate even if judged documents are missing from the corpus; every table notes it."
     ),
 ]
 
@@ -149,7 +150,7 @@ def load(name: str, device: str | None, dtype: Dtype, engine: str = AUTO) -> Sea
 
 
 def silence_transformers() -> None:
-    """Keep transformers' remarks from the user. It is not imported for that: not every command needs it."""
+    """Silence transformers' remarks, without importing it: not every command needs it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if "transformers" in sys.modules:
         from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""What has to be said before torch is loaded: to the allocator of glibc, and to the threads of OpenMP.
+"""Settings that must be made before torch is loaded: of glibc's allocator, and of OpenMP's threads.
 
 Torch asks for the same buffers at every step. By default what is larger than a few MB goes back to the system when it
 is freed, and the next first touch of each page is a fault: little in serving, much in training on a CPU (LOG.md).
@@ -52,7 +52,7 @@ def collect_garbage_as_usual() -> None:
 
 
 def let_idle_threads_sleep() -> None:
-    """Have OpenMP's threads sleep between two of torch's operations, unless the user has said what they do.
+    """Have OpenMP's threads sleep between two of torch's operations, unless the user has set this.
 
     By default they spin for a millisecond, on the cores that the int8 engine's own threads need (LOG.md). OpenMP asks
     once, when torch is loaded: later this changes nothing.

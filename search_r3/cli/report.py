@@ -29,7 +29,7 @@ def report(
     """Write one HTML page of all results: tables with tests, controls, curves, rewards, training, examples.
 
     The page is one file that loads nothing; it can be mailed or published as it is. Differences are tested query by
-    query from the run files wherever the data sets are here. What is not there yet says which command makes it. The
+    query from the run files wherever the data sets are here. Missing parts name the command that makes them. The
     same results give the same bytes.
 
     \b

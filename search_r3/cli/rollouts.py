@@ -1,4 +1,4 @@
-"""`search-r3 rollouts`: what a model's sampled reasoning earns, before and after training, each in its own corpus."""
+"""`search-r3 rollouts`: rewards of a model's sampled reasoning before and after training, each in its own corpus."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def rollouts(
     samples: Annotated[int, typer.Option(min=1, help="Sampled reasoning traces for each query.")] = 6,
     budget: Budget = 24,
     temperature: Annotated[float, typer.Option(help="Of the samples; above 0.")] = 1.0,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Ranks that the rewards look at.")] = 10,
-    queries: Annotated[int | None, typer.Option(min=1, help="At most so many queries, a fixed choice.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Ranks that count for the rewards.")] = 10,
+    queries: Annotated[int | None, typer.Option(min=1, help="At most this many queries, a fixed choice.")] = None,
     documents: Annotated[
-        str, typer.Option(help="At most so many documents, those judged among them; all is the whole corpus.")
+        str, typer.Option(help="At most this many documents, including the judged ones; all is the whole corpus.")
     ] = "all",
     max_length: Annotated[int, typer.Option(min=1, help="Tokens kept of each document.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples and of the bootstrap.")] = 0,
@@ -47,13 +47,13 @@ def rollouts(
     data: DataRoot = None,
     output: Annotated[Path, typer.Option(help="Where rollouts/ goes.")] = Path("results"),
     ignore_identical_ids: IgnoreIdenticalIds = False,
-    force: Annotated[bool, typer.Option("--force", help="Measure again what is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure again even if results exist.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the rewards of a model's sampled reasoning traces, in a corpus that this model encoded in full.
 
     Beside them stand the greedy trace and the direct embedding. With --after, the difference on the same queries,
-    its bootstrap interval and a paired randomization test. A model that is done is not done again; embeddings are those
+    its bootstrap interval and a paired randomization test. Models with results are skipped; embeddings are those
     that `search-r3 evaluate` keeps.
 
     \b

@@ -40,7 +40,9 @@ class Batching(StrEnum):
 def serve(
     index: Annotated[
         str | None,
-        typer.Argument(callback=expand_home, help="An index's folder to search; without it, only embeddings."),
+        typer.Argument(
+            callback=expand_home, help="The index's folder to search; without it, only embeddings are served."
+        ),
     ] = None,
     model: Model = None,
     host: Annotated[
@@ -68,12 +70,12 @@ def serve(
     batching: Annotated[
         Batching, typer.Option(help="continuous: reasoned queries join and leave token by token; static: in batches.")
     ] = Batching.continuous,
-    slots: Annotated[int, typer.Option(min=1, help="Reasoned queries that are written side by side.")] = 32,
+    slots: Annotated[int, typer.Option(min=1, help="Reasoned queries that are decoded together.")] = 32,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     engine: EngineOption = AUTO,
 ) -> None:
-    """Serve embeddings as OpenAI's clients ask for them, and search on an index, over HTTP.
+    """Serve OpenAI-compatible embeddings, and search on an index, over HTTP.
 
     It listens at once; /health answers 200 while it is ready. /docs describes the API, /metrics is for Prometheus.
     Ctrl-C or SIGTERM finishes the requests in flight and stops. The log on standard error is JSON without users' texts.

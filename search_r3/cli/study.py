@@ -35,7 +35,7 @@ def study(
         list[str] | None,
         typer.Option(
             help="Only this mode, beside off and on: empty, shuffled, repeat, bm25+reasoning, off+bm25, on-8, ... "
-            "Repeatable; all by default. What is already there stays part of the study."
+            "Repeatable; all by default. Existing results stay part of the study."
         ),
     ] = None,
     budget: Budget = 32,
@@ -48,7 +48,7 @@ def study(
     sample: Annotated[
         bool, typer.Option("--sample", help="On the data set's fixed part of 50 queries and 500 documents.")
     ] = False,
-    latency: Annotated[int, typer.Option(min=0, help="Queries timed for each budget; 0 times none.")] = 32,
+    latency: Annotated[int, typer.Option(min=0, help="Queries timed for each budget; 0 skips timing.")] = 32,
     dev: Annotated[
         int, typer.Option(min=0, help="Dev queries at most that the rule of mode auto is fitted on (cosqa, scifact).")
     ] = 200,
@@ -62,13 +62,13 @@ def study(
     output: Annotated[Path, typer.Option(help="Where runs/, metrics/ and studies/ go.")] = Path("results"),
     allow_missing: AllowMissing = False,
     ignore_identical_ids: IgnoreIdenticalIds = False,
-    force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again even if results exist.")] = False,
     as_json: Json = False,
 ) -> None:
     """Ask whether it is the reasoning that helps: run the controls, test the differences, show wins and losses.
 
     Each control gets a TREC run beside those of off and on. Reasoning traces are written once and kept in
-    the cache folder; what is done is not done again, so an interrupted study continues with the same command.
+    the cache folder; finished parts are skipped, so an interrupted study continues with the same command.
 
     \b
     Example:  search-r3 study --dataset cosqa --system models/NAME --max-length 128

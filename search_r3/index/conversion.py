@@ -185,7 +185,8 @@ def _check_values(table: Any, name: str, kind: pa.DataType, replacing: Replacing
             for field, value in given.metadata.items():
                 if column_name(field) == name and as_type(value, kind) is None:
                     raise InputError(
-                        f'{given.place} (document "{given.id}"): {name} is {value!r}, which is no {TYPE_NAMES[kind]}; '
+                        f'{given.place} (document "{given.id}"): {name} is {value!r}, which is not of type '
+                        f"{TYPE_NAMES[kind]}; "
                         f"correct it, or give the column another type (--type {name}=text)"
                     )
             del outdated[given.id]
@@ -196,7 +197,8 @@ def _check_values(table: Any, name: str, kind: pa.DataType, replacing: Replacing
 
 def _held_misfit(document: str, name: str, value: Any, kind: pa.DataType) -> str:
     return (
-        f'document "{document}" of the index: {name} is {value!r}, which is no {TYPE_NAMES[kind]}; if that is out of '
+        f'document "{document}" of the index: {name} is {value!r}, which is not of type {TYPE_NAMES[kind]}; if that is '
+        "out of "
         f"date, remove it ({delete_command(document)}) and run this again, or give the column another type "
         f"(--type {name}=text)"
     )

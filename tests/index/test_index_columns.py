@@ -261,7 +261,7 @@ def test_a_column_is_converted_in_place_as_the_user_wrote_it(path, model):
 
 def test_text_that_reads_like_numbers_becomes_numbers(path, model):
     build_index(path, docs("12", " 7 ", "-3", "1, 2", field="n"), model)
-    with pytest.raises(InputError, match="document \"d3\" of the index: n is '1, 2', which is not an integer"):
+    with pytest.raises(InputError, match="document \"d3\" of the index: n is '1, 2', which is not of type integer"):
         build_index(path, docs("12", " 7 ", "-3"), model, types={"n": "integer"})
     assert SearchIndex.open(path).columns["n"] == "text"
     build_index(path, docs("12", " 7 ", "-3"), model)

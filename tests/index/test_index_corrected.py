@@ -81,7 +81,9 @@ def test_a_value_that_the_run_replaces_does_not_keep_a_column_from_its_type(path
 
 def test_what_still_has_the_value_is_named_with_its_place(path, write, model):
     build_index(path, write("2020", "unknown"), model)
-    with pytest.raises(InputError, match=r"docs.csv line 3 \(document \"b\"\): year is 'unknown', which is not an int"):
+    with pytest.raises(
+        InputError, match=r"docs.csv line 3 \(document \"b\"\): year is 'unknown', which is not of type int"
+    ):
         build_index(path, write("2020", "unknown"), model, types={"year": "integer"})
     assert column(path) == ["2020", "unknown"]
 
@@ -94,7 +96,7 @@ def test_a_value_that_the_run_does_not_replace_is_called_the_indexs_and_the_reme
     again = write("2020", "2021") if posted else write("2020")
     with pytest.raises(InputError) as error:
         build_index(path, again, model, types={"year": "integer"})
-    assert str(error.value).startswith("document \"b\" of the index: year is 'unknown', which is not an integer; ")
+    assert str(error.value).startswith("document \"b\" of the index: year is 'unknown', which is not of type integer; ")
     assert "remove it (search-r3 delete INDEX b) and run this again" in str(error.value)
     assert column(path) == ["2020", "unknown"]
     delete_documents(path, ["b"])
@@ -151,9 +153,9 @@ def test_a_type_for_a_field_that_nobody_has_is_refused(path, write, model, name,
     for types, expected in (
         ({"yaer": "text"}, 'metadata field of that name; did you mean "year"?'),
         ({"year": "text", "colour": "text"}, "metadata field of that name; fields: year"),
-        ({"text": "integer"}, '"text" is part of every document and no metadata'),
-        ({"_id": "integer"}, '"_id" is part of every document and no metadata'),
-        ({"Title": "integer"}, '"Title" is part of every document and no metadata'),
+        ({"text": "integer"}, '"text" is part of every document and is not metadata'),
+        ({"_id": "integer"}, '"_id" is part of every document and is not metadata'),
+        ({"Title": "integer"}, '"Title" is part of every document and is not metadata'),
     ):
         with pytest.raises(InputError) as error:
             build_index(path, source, model, types=types)
