@@ -272,9 +272,9 @@ def data_synthesize(
     seed: Annotated[int, typer.Option(help="Draws the documents, their order and the kinds of query.")] = 0,
     key_variable: KeyVariable = API_KEY_VARIABLE,
     no_key: NoKey = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls under way at once.")] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds that a call may take.")] = 120.0,
-    retries: Annotated[int, typer.Option(min=0, help="Further tries where the endpoint is busy.")] = 5,
+    concurrency: Annotated[int, typer.Option(min=1, help="Concurrent calls.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Time limit of a call in seconds.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="Retries when the endpoint is busy.")] = 5,
     budget_tokens: BudgetTokens = None,
     budget_cost: Annotated[
         float | None, typer.Option(min=0, help="Stop before this much is spent; needs prices.")

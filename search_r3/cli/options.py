@@ -127,14 +127,14 @@ IgnoreIdenticalIds = Annotated[
     ),
 ]
 Dataset = Annotated[str, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part.")]
-Split = Annotated[str | None, typer.Option(help="Which judgments; by default the data set's test split.")]
+Split = Annotated[str | None, typer.Option(help="The split of the judgments; by default the data set's test split.")]
 TrainingPairs = Annotated[
     Path, typer.Argument(readable=False, help="Training pairs (JSONL), as `data build` writes them.")
 ]
 KeyVariable = Annotated[str, typer.Option(help="The environment variable that holds the endpoint's key.")]
 API_KEY_VARIABLE = "OPENAI_API_KEY"
-NoKey = Annotated[bool, typer.Option("--no-key", help="The endpoint wants no key.")]
-BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before so many tokens are spent.")]
+NoKey = Annotated[bool, typer.Option("--no-key", help="The endpoint needs no key.")]
+BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before this many tokens are spent.")]
 AllowMissing = Annotated[
     bool,
     typer.Option(
