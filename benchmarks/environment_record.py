@@ -221,7 +221,7 @@ def _models(config: Any, paths: dict[int, Path], device: str) -> Iterator[Any]:
         loaded = checkpoints.load_base(config.base, dtype=torch.float32)
     torch.manual_seed(config.loop.seed)  # as the trainers do, before the adapter's own initialization
     model = loaded.model if hasattr(loaded.model, "peft_config") else add_lora(loaded, config.lora)
-    policy = Policy(model, loaded.contract.embed_token_id, vocabulary=len(loaded.tokenizer)).to(device)
+    policy = Policy(model, loaded.contract.embed_token_id, vocab_size=len(loaded.tokenizer)).to(device)
     bf16 = resolve_mixed_precision(config.loop.mixed_precision, torch.device(device)) == "bf16"
     live = LiveEncoder(policy, loaded, torch.bfloat16 if bf16 else torch.float32)
     untrained = {name: p.detach().clone() for name, p in trainable(policy).items()}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from search_r3.environment.live_corpus import LiveCorpus
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.rewards import dcg
+from search_r3.environment.rewards import ndcg
 from search_r3.errors import InputError
 from search_r3.training.grpo.dataset import QueryOrder
 
@@ -310,7 +310,7 @@ def _first_ndcg(frame: Frame, grades: list[dict[int, float]]) -> float:
     grade_QN = torch.zeros(len(grades), len(frame.documents_ND))
     for number, judged in enumerate(grades):
         grade_QN[number, list(judged)] = torch.tensor(list(judged.values()))
-    return float(dcg((frame.queries_QD @ frame.documents_ND.T).clamp(-1, 1), grade_QN).mean())
+    return float(ndcg((frame.queries_QD @ frame.documents_ND.T).clamp(-1, 1), grade_QN).mean())
 
 
 def _asked(frame: Frame) -> tuple[int, int]:

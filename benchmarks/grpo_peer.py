@@ -86,7 +86,7 @@ class Peer:
         if spec.peer_row and not hasattr(head, "bias"):
             head.bias = None  # TRL asks for it, and PEFT's wrapper of a head with trained rows has none: it would fail
         # The reward function encodes with what our stage 2 encodes with: a merged copy, the prefix run once.
-        copied = Policy(self.model, self.embed_id, vocabulary=len(tokenizer), fused=False)
+        copied = Policy(self.model, self.embed_id, vocab_size=len(tokenizer), fused=False)
         self.live = LiveEncoder(copied, checkpoint, torch.float32 if spec.precision == "float32" else torch.bfloat16)
         self.encoder: Any = None
         self.given: tuple[list[list[int]], list[float]] | None = None
@@ -163,7 +163,7 @@ class Peer:
         """The reward function: encode the rollouts, refresh the corpus where they look, score them."""
         import torch
 
-        from search_r3.training.grpo.collector import encode_rows
+        from search_r3.training.lora.live_encoder import encode_rows
 
         if self.given is not None:
             return self.given[1]

@@ -137,8 +137,8 @@ class Ours:
         )
         environment = environment_of(spec, config)
         environment.score = self.parts.scoring(environment.score)  # type: ignore[method-assign]
-        self.task.environment = environment
-        engine, live = self.task.collector.engine, self.task.live
+        self.task.live.environment = environment
+        engine, live = self.task.engine, self.task.live.encoder
         self.rollouts: list[Any] = []
         sample = self.parts.timed("sample", engine.sample)
 
@@ -150,13 +150,20 @@ class Ours:
         live.sync = self.parts.timed("sync", live.sync)  # type: ignore[method-assign]
         self.about = {"fused_decoder": bool(self.task.policy._runs_fused(torch.device(spec.device)))}
 
-    def loss(self, number: int) -> tuple[Any, dict[str, float]]:
-        """The loss of a step, with its graph, and its figures."""
+    def training_step(self, number: int, learn: bool = True) -> tuple[Any, dict[str, float]]:
+        """The loss of a step and its figures; with its gradients if it is to `learn`."""
         import torch
 
-        autocast = torch.autocast(torch.device(self.spec.device).type, torch.bfloat16)
+        device = torch.device(self.spec.device).type
+
+        def backward(loss: Any) -> None:
+            if learn:
+                with torch.autocast(device, enabled=False):
+                    loss.backward()
+
+        autocast = torch.autocast(device, torch.bfloat16)
         with autocast if self.spec.precision != "float32" else nullcontext():
-            return self.task.loss(self.module, number)
+            return self.task.training_step(self.module, number, backward)
 
     def step(self, number: int) -> dict[str, Any]:
         """From the step's number to new weights, as `run_training` does it."""
@@ -172,8 +179,7 @@ class Ours:
         self.module.train()
         begun: list[float] = []  # the forward pass comes after sampling and scoring
         hook = self.module.register_forward_pre_hook(lambda *_: begun.append(self.parts.now()))
-        loss, _ = self.loss(number)
-        loss.backward()
+        loss, _ = self.training_step(number)
         hook.remove()
         self.parts.seconds["forward_backward"] += self.parts.now() - begun[0]
         torch.nn.utils.clip_grad_norm_(self.trained, loop.max_grad_norm).item()
@@ -191,7 +197,7 @@ class Ours:
 
         config, embed = self.config, self.task.checkpoint.contract.embed_token_id
         self.module.train()
-        self.loss(0)
+        self.training_step(0, learn=False)
         rollouts = self.task.rollouts.rollouts
         rewards = np.random.default_rng(SEED).normal(size=len(rollouts)).round(4)
         groups = torch.arange(len(rewards)) // config.num_generations
@@ -202,8 +208,7 @@ class Ours:
             ids, sampled = rollout.sampled_ids(embed)
             completions.append([token for token, one in zip(ids, sampled, strict=True) if one])
         with shaken(self.model):
-            loss, figures = self.loss(0)  # of the same rollouts
-            loss.backward()
+            loss, figures = self.training_step(0)  # of the same rollouts
             norms = gradient_norms(self.model)
         return {
             "loss": loss.item(),

@@ -88,7 +88,7 @@ class Ours:
         batch = self.task.batch(number)
         autocast = torch.autocast(torch.device(self.spec.device).type, torch.bfloat16)
         with autocast if self.spec.bf16 else nullcontext():
-            return self.task.loss(self.module, batch)[0]
+            return self.task.compute_loss(self.module, batch)[0]
 
     def tokens(self, number: int) -> list[list[int]]:
         """The token ids of batch `number`, queries then documents, each with its prefix."""

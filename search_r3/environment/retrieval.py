@@ -80,8 +80,8 @@ class RetrievalEnvironment:
         self.corpus = corpus
         self.config = config
         self.seed = seed
-        self.policy = refresh_policy(config.refresh)
-        if graph is None and self.policy.needs_graph:
+        self.refresh_policy = refresh_policy(config.refresh)
+        if graph is None and self.refresh_policy.needs_graph:
             graph = NeighborGraph.build(corpus, width=config.graph_width, links=config.graph_links, seed=seed)
         if graph is not None and len(graph) != len(corpus):
             raise ValueError(f"the corpus has {len(corpus)} rows, the graph {len(graph)}")
@@ -168,7 +168,7 @@ class RetrievalEnvironment:
         batch = RewardBatch(
             rewards_R=self._shaped(unshaped_P, query_R, emitted_R, token_ids, token_budget),
             unshaped_R=unshaped_P[:rollouts],
-            ndcg_R=rewards.dcg(cosines_PN[:rollouts], grades_PN[:rollouts], k=self.config.k),
+            ndcg_R=rewards.ndcg(cosines_PN[:rollouts], grades_PN[:rollouts], k=self.config.k),
             scaled_R=rewards.dcg_scaled(cosines_PN[:rollouts], grades_PN[:rollouts], k=self.config.k),
             direct_B=None if direct_BD is None else unshaped_P[rollouts:],
             rows_RK=columns_N.to(places_RK.device)[places_RK],
@@ -240,7 +240,7 @@ class RetrievalEnvironment:
     ) -> np.ndarray:
         all_positives = self.corpus.all_gather_rows(torch.tensor(positives, dtype=torch.int64))
         candidates = self.corpus.all_gather_rows(candidates_RC)
-        chosen = self.policy.choose(all_positives, candidates, step, self.corpus, self.graph, self._rng(step))
+        chosen = self.refresh_policy.choose(all_positives, candidates, step, self.corpus, self.graph, self._rng(step))
         clock.lap("choose")
         mine = self.corpus.local_rows(chosen)
         vectors = self._encoded(encode, mine)

@@ -1,7 +1,7 @@
 """The built-in rewards as pure functions: how well an embedding ranks the corpus, and the shaping of that number.
 
 Source: Search-R3 (arXiv 2510.07048), stage 2: a DCG of the cosine ranking, "DCG_scaled". How the paper scales it is not
-known; the formulas here are ours, and `dcg` is nDCG@k as trec_eval computes it (linear gain). `REWARDS` lists those
+known; the formulas here are ours, and `ndcg` is nDCG@k as trec_eval computes it (linear gain). `REWARDS` lists those
 that a recipe can name; `reward_protocol.Reward` explains how to write another.
 
 Shape suffixes: R rollouts, N documents. One row is one rollout, one column one document; the columns of a row must hold
@@ -59,7 +59,7 @@ def dcg_scaled(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
     return _ndcg(cos_RN, rel_RN, k, scaled=True).to(torch.float32)
 
 
-def dcg(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
+def ndcg(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
     """nDCG@k: `dcg_scaled` without the cosines. Equal to `search_r3.metrics.ndcg` and to ir_measures' nDCG@k.
 
     Arguments, errors and the case of no positive: see `dcg_scaled`. Returns (R,) float32 in [0, 1].
@@ -71,7 +71,7 @@ def dcg(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
 def margin_rank(cos_RN: Any, rel_RN: Any, k: int = 10, delta: float = 0.0) -> Tensor:
     """nDCG@k plus the margin by which the positive beats the best negative: it still rises once the ranks are right.
 
-        dcg + clip(cos+ - cos- - delta, 0, 1)
+        nDCG@k + clip(cos+ - cos- - delta, 0, 1)
 
     cos+ is the highest cosine among the documents of the row's *highest* grade, cos- the highest among those without
     a positive grade; lower-graded positives are neither.
@@ -194,7 +194,7 @@ class MarginRank:
 
 REWARDS: dict[str, Callable[..., Any]] = {
     "dcg_scaled": lambda rollouts: dcg_scaled(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k),
-    "dcg": lambda rollouts: dcg(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k),
+    "dcg": lambda rollouts: ndcg(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k),
     "margin_rank": MarginRank,
 }
 """Name -> the reward, or the class that makes it from a recipe's parameters. Installed packages add theirs."""

@@ -1,8 +1,8 @@
-"""The training loop of both stages: a task defines batches, loss and validation, the loop does the rest on accelerate.
+"""The training loop of both stages: a task defines batches, training step and validation; the loop does the rest.
 
-It reads from top to bottom: `run_training` prepares a run, takes its steps, and finishes it. It leaves out on purpose:
-callbacks, data loaders (a task's batch is a function of the step), gradient scalers (bf16 needs none) and DeepSpeed.
-Over several processes it trains with DDP, or with FSDP2 if the launcher requests it.
+It reads from top to bottom: `run_training` prepares a run, takes its steps, and finishes it. It runs on accelerate;
+over several processes with DDP, or with FSDP2 if the launcher requests it. It leaves out on purpose: callbacks, data
+loaders (a task's batch is a function of the step), gradient scalers (bf16 needs none) and DeepSpeed.
 
 A run that is killed at any moment and started again with the same command resumes from its last checkpoint and writes
 the same log as a run that was never killed, because everything is a function of the checkpoint and of (seed, step,
@@ -17,6 +17,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.training.config import LoopConfig
 from search_r3.training.distributed.sharding import fsdp_plugin, full_tensor, shard, start_processes
-from search_r3.training.grpo.learning_signal import LearningSignal
+from search_r3.training.learning_signal import LearningSignal
 from search_r3.training.precision import autocast, resolve_mixed_precision
 from search_r3.training.run_checkpoint import (
     TrainingState,
@@ -64,10 +65,13 @@ class Task(Protocol):
         With gradient accumulation, the numbers count micro-batches. Tensors in it are moved to the device.
         """
 
-    def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimize and figures to log, the same keys at every step and on every process.
+    def training_step(
+        self, module: nn.Module, batch: Any, backward: Callable[[Tensor], None]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Compute the loss of a batch and call `backward(loss)`, once; the loop then takes the optimizer step.
 
-        `module` is the wrapped module: run the forward pass through it. bf16 autocast is on if configured.
+        `module` is the wrapped module: run the forward pass through it. bf16 autocast is on if configured, but for the
+        backward pass. Returns the loss, a scalar, and figures to log, the same keys at every step and on every process.
         A figure called "tokens" is summed (and gives tokens per second); the others are averaged.
         """
 
@@ -265,14 +269,17 @@ def optimizer_step(run: Run) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.module.train()
+
+    def backward(loss: Tensor) -> None:
+        with torch.autocast(accelerator.device.type, enabled=False):
+            accelerator.backward(loss / config.gradient_accumulation)
+
     figures = {"loss": 0.0}
     for micro in range(config.gradient_accumulation):
         batch = send_to_device(task.batch(run.step * config.gradient_accumulation + micro), accelerator.device)
         last = micro == config.gradient_accumulation - 1
-        with nullcontext() if last else accelerator.no_sync(run.module):
-            with autocast(accelerator.device, run.bf16):
-                loss, metrics = task.loss(run.module, batch)
-            accelerator.backward(loss / config.gradient_accumulation)
+        with nullcontext() if last else accelerator.no_sync(run.module), autocast(accelerator.device, run.bf16):
+            loss, metrics = task.training_step(run.module, batch, backward)
         figures["loss"] += loss.item() / config.gradient_accumulation
         for name, value in metrics.items():
             share = 1 if name == "tokens" else config.gradient_accumulation

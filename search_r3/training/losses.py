@@ -20,11 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from search_r3.training.grpo.policy_gradient import (
-    advantages as advantages,  # stage 2's, for those who look for losses here
-)
-from search_r3.training.grpo.policy_gradient import grpo_loss as grpo_loss
-
 
 def info_nce(q_BD: Tensor, d_ND: Tensor, target_B: Tensor, temperature: float, mask_BN: Tensor | None = None) -> Tensor:
     """The contrastive loss of every query against all documents of the batch.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from search_r3.environment.live_corpus import LiveCorpus
 from search_r3.environment.neighbor_graph import NeighborGraph
 from search_r3.environment.refresh_policies import complete_settings, refresh_policy
-from search_r3.environment.rewards import dcg
+from search_r3.environment.rewards import ndcg
 from search_r3.environment.staleness import staleness, staleness_pool
 from search_r3.errors import InputError
 
@@ -147,7 +147,7 @@ def test_the_gauge_sees_what_staleness_costs():
     assert found.pooled_recall == pytest.approx((0.5 + 1.0) / 2)
     assert found.pooled_reward_error == pytest.approx(0.8 / math.log2(3) / 2)
     assert found.mean_age == 2.0
-    assert staleness(stale, fresh, rel, [0], k=2, reward=dcg).pooled_reward_error == pytest.approx(0.5 / math.log2(3))
+    assert staleness(stale, fresh, rel, [0], k=2, reward=ndcg).pooled_reward_error == pytest.approx(0.5 / math.log2(3))
     same = staleness(fresh, fresh, rel, torch.zeros(5, dtype=torch.int64))
     assert (same.pooled_recall, same.pooled_reward_error, same.mean_age) == (1.0, 0.0, 0.0)
     # The error is of each query: gains and losses must not cancel.

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from search_r3 import metrics
 from search_r3.environment import rewards
 from search_r3.environment.reward_terms import REGISTRY
-from search_r3.environment.rewards import dcg, dcg_scaled, margin_rank
+from search_r3.environment.rewards import dcg_scaled, margin_rank, ndcg
 from search_r3.errors import InputError
 
 # Few distinct cosines, so that most rankings hold ties; two of them differ in float64 only, one is minus zero.
 COSINES = st.sampled_from([0.0, -0.0, 0.25, 0.25 + 1e-12, 0.5, -0.5, 0.9, 1.0, -1.0])
-ALL = (dcg_scaled, dcg, margin_rank)
+ALL = (dcg_scaled, ndcg, margin_rank)
 
 
 @st.composite
@@ -47,7 +47,7 @@ def test_dcg_is_ir_measures_ndcg(case, k):
         qrels[str(r)] = {ids[n]: grade for n, grade in enumerate(row)}
     found = {m.query_id: m.value for m in provider.iter_calc([ir_measures.nDCG @ k], qrels, run)}
     expected = [found.get(str(r), 0.0) for r in range(len(cos))]
-    assert dcg(cos, rel, k).tolist() == pytest.approx(expected, abs=1e-6)
+    assert ndcg(cos, rel, k).tolist() == pytest.approx(expected, abs=1e-6)
     assert metrics.ndcg(cos.numpy(), rel.numpy(), k).tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -77,12 +77,12 @@ def test_rewards_follow_their_formulas(case, k, delta):
 @settings(max_examples=100, deadline=None)
 @given(case=judged(st.floats(-1.0, 1.0) | COSINES), k=st.integers(1, 16))
 def test_rewards_are_bounded_and_scaled_is_never_above_plain(case, k):
-    for reward, top in ((dcg_scaled, 1.0), (dcg, 1.0), (margin_rank, 2.0)):
+    for reward, top in ((dcg_scaled, 1.0), (ndcg, 1.0), (margin_rank, 2.0)):
         values = reward(*case, k=k)
         assert values.dtype == torch.float32
         assert values.shape == (len(case[0]),)
         assert bool(((values >= 0) & (values <= top)).all())
-    assert bool((dcg_scaled(*case, k=k) <= dcg(*case, k=k) + 1e-6).all())
+    assert bool((dcg_scaled(*case, k=k) <= ndcg(*case, k=k) + 1e-6).all())
 
 
 @settings(max_examples=100, deadline=None)
@@ -120,35 +120,35 @@ def test_each_rank_earns_less_than_the_one_above_it_and_nothing_beyond_k():
         values = reward(cos, rel, k=k)
         assert bool((values[:k].diff() < 0).all())
         assert values[k:].tolist() == [0.0, 0.0]
-    assert dcg(cos, rel)[:3].tolist() == pytest.approx([1.0, 1 / math.log2(3), 0.5])
+    assert ndcg(cos, rel)[:3].tolist() == pytest.approx([1.0, 1 / math.log2(3), 0.5])
 
 
 def test_dcg_scaled_scales_with_the_cosines_and_dcg_does_not():
     cos = torch.tensor([[0.8, 0.6, 0.4]])
     rel = torch.tensor([[0, 2, 1]])
     assert dcg_scaled(cos / 2, rel).item() == pytest.approx(dcg_scaled(cos, rel).item() / 2)
-    assert dcg(cos / 2, rel).item() == pytest.approx(dcg(cos, rel).item())
-    assert dcg(cos, rel * 7).item() == pytest.approx(dcg(cos, rel).item())
+    assert ndcg(cos / 2, rel).item() == pytest.approx(ndcg(cos, rel).item())
+    assert ndcg(cos, rel * 7).item() == pytest.approx(ndcg(cos, rel).item())
 
 
 def test_negative_cosines_gain_nothing_even_at_rank_one():
     cos, rel = torch.tensor([[-0.1, -0.5]]), torch.tensor([[1, 0]])
     assert dcg_scaled(cos, rel).item() == 0.0
-    assert dcg(cos, rel).item() == 1.0
+    assert ndcg(cos, rel).item() == 1.0
     assert margin_rank(cos, rel).item() == pytest.approx(1.4)
 
 
 def test_margin_rank_goes_on_rising_when_the_ranks_are_right():
     cos = torch.tensor([[0.6, 0.5], [0.7, 0.5], [0.9, 0.1]])
     rel = torch.tensor([[1, 0]] * 3)
-    assert dcg(cos, rel).tolist() == [1.0, 1.0, 1.0]
+    assert ndcg(cos, rel).tolist() == [1.0, 1.0, 1.0]
     assert margin_rank(cos, rel).tolist() == pytest.approx([1.1, 1.2, 1.8])
     assert margin_rank(cos, rel, delta=0.15).tolist() == pytest.approx([1.0, 1.05, 1.65])
 
 
 def test_margin_is_of_the_highest_grade_against_the_unjudged_only():
     cos, rel = [[0.5, 0.9, 0.3]], [[2, 1, 0]]
-    assert margin_rank(cos, rel).item() == pytest.approx(dcg(cos, rel).item() + 0.2)
+    assert margin_rank(cos, rel).item() == pytest.approx(ndcg(cos, rel).item() + 0.2)
 
 
 def test_no_tie_is_a_gain_so_a_collapsed_space_earns_nothing():
@@ -156,7 +156,7 @@ def test_no_tie_is_a_gain_so_a_collapsed_space_earns_nothing():
     rel = torch.zeros(2, 20)
     rel[0, 0] = 1
     rel[1, 19] = 1
-    assert dcg(cos, rel).tolist() == [0.0, 0.0]
+    assert ndcg(cos, rel).tolist() == [0.0, 0.0]
 
 
 def test_no_positive_no_document_and_k_beyond_the_documents():
@@ -171,10 +171,10 @@ def test_no_positive_no_document_and_k_beyond_the_documents():
 
 def test_positives_beyond_rank_k_count_in_the_ideal_only_up_to_k():
     cos = torch.linspace(0.9, 0.1, 12)[None]
-    assert dcg(cos, torch.ones(1, 12), k=10).item() == 1.0
+    assert ndcg(cos, torch.ones(1, 12), k=10).item() == 1.0
     two = torch.zeros(1, 12)
     two[0, 0] = two[0, 11] = 1
-    assert dcg(cos, two).item() == pytest.approx(1 / (1 + 1 / math.log2(3)))
+    assert ndcg(cos, two).item() == pytest.approx(1 / (1 + 1 / math.log2(3)))
 
 
 @pytest.mark.parametrize("reward", ALL)

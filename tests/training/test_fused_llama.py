@@ -60,7 +60,7 @@ def assert_same_step(policy: Policy) -> None:
     for run_fused in (False, True):
         policy.fused = run_fused
         policy.zero_grad()
-        out = policy(parts(policy), with_base=["query"])
+        out = policy(parts(policy), return_base_logits=["query"])
         loss_of(out).backward()
         found.append((out, gradients(policy)))
     (plain, expected), (ours, got) = found

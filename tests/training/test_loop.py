@@ -15,7 +15,7 @@ import tiny_task
 import torch
 from processes import start
 from safetensors.torch import load_file
-from tiny_task import STEPS, HalfTask, TinyTask, config, log, losses, quiet_environment, train
+from tiny_task import STEPS, Batch, HalfTask, TinyTask, config, log, losses, quiet_environment, train
 from torch import nn
 
 from search_r3.errors import InputError
@@ -35,7 +35,7 @@ def test_the_curve_is_the_one_plain_adamw_gives(whole):
     for step in range(STEPS):
         seed_step(0, step, 0)
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, config())
-        loss, _ = task.loss(task.module, task.batch(step))
+        loss, _ = task.compute_loss(task.module, task.batch(step))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -120,7 +120,7 @@ def test_accumulating_two_batches_is_one_step_on_their_mean_gradient(tmp_path):
             a, b = super().batch(2 * step), super().batch(2 * step + 1)
             return {name: torch.cat([a[name], b[name]]) for name in a}
 
-        def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        def compute_loss(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
             return (module(batch["x"]) - batch["y"]).square().mean(), {"tokens": float(len(batch["x"])), "one": 1.0}
 
     task = Plain(merged=False)
@@ -152,9 +152,9 @@ def test_bf16_runs_the_forward_pass_under_autocast_and_keeps_weights_in_fp32(tmp
     seen = []
 
     class Watching(TinyTask):
-        def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        def compute_loss(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
             seen.append(module(batch["x"]).dtype)
-            return super().loss(module, batch)
+            return super().compute_loss(module, batch)
 
     train(tmp_path, Watching(), steps=2, mixed_precision="bf16")
     assert set(seen) == {torch.bfloat16}
@@ -218,8 +218,8 @@ class Constant(TinyTask):
 
     useful: tuple[int, ...] = ()
 
-    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        loss, figures = super().loss(module, batch)
+    def compute_loss(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, figures = super().compute_loss(module, batch)
         return (loss if int(self.steps_seen) in self.useful else 0.0 * loss), figures
 
 

@@ -112,14 +112,14 @@ def test_starting_over_removes_the_old_run_and_nothing_else(tmp_path):
 def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(whole, tmp_path, bad):
     task = TinyTask(bad_step=6 if bad == "loss" else -1)
     if bad == "gradient":
-        plain = task.loss
+        plain = task.compute_loss
 
         def loss(module: nn.Module, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
             value, metrics = plain(module, batch)
             zero = module[0].weight.sum() * 0  # type: ignore[index]
             return value + (zero.abs().sqrt() if int(task.steps_seen) == 7 else 0), metrics  # d sqrt(0) = inf * 0
 
-        task.loss = loss  # type: ignore[method-assign]
+        task.compute_loss = loss  # type: ignore[method-assign]
     with pytest.raises(InputError, match=f"the {bad}.* is nan at step 7; .*learning_rate"):
         train(tmp_path, task)
     assert [step for step, _ in checkpoints.list_checkpoints(tmp_path)] == [4]

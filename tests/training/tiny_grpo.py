@@ -96,3 +96,7 @@ def task_of(adapter: Path, output: Path, engine: Any = None, **changes: Any) -> 
 
 def optimizer_of(task: GRPOTask, rate: float = 0.01) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=rate)
+
+
+def no_backward(loss: torch.Tensor) -> None:
+    """In place of the backward pass, where only a step's loss and figures matter."""

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from search_r3.training.config import LoopConfig
 from search_r3.training.distributed.sharding import end_processes
 from search_r3.training.loop import run_training
 
+Batch = dict[str, torch.Tensor]
 STEPS = 12
 KILLS = (("batch", 2), ("batch", 7), ("evaluate", 8), ("checkpoint", 8), ("rename", 8), ("save", STEPS))
 """Where a victim dies: (the moment, the step). Checkpoints are made after 4, 8 and 12 steps, evaluations also at 0."""
@@ -54,7 +56,14 @@ class TinyTask:
         x = torch.randn(6, 4, generator=generator)
         return {"x": x, "y": x.sum(1, keepdim=True) + (math.nan if step == self.bad_step else 0)}
 
-    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    def training_step(
+        self, module: nn.Module, batch: Batch, backward: Callable[[torch.Tensor], None]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, figures = self.compute_loss(module, batch)
+        backward(loss)
+        return loss, figures
+
+    def compute_loss(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         noise = random.random() + float(np.random.rand())
         loss = (module(batch["x"]).float() - batch["y"] - 0.01 * noise).square().mean()
         self.steps_seen += 1
@@ -95,7 +104,7 @@ class HalfTask(TinyTask):
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         return {name: value.chunk(world)[rank] for name, value in super().batch(step).items()}
 
-    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    def compute_loss(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         return (module(batch["x"]) - batch["y"]).square().mean(), {"tokens": float(len(batch["x"]))}
 
 

@@ -33,14 +33,14 @@ class Engine(Protocol):
         from search_r3.model.engines.base import EngineSpec, Generation, broadcast_budget
 
         class PlainEngine:
-            def __init__(self, model, embed_id, stop_ids, vocabulary):
-                self.model, self.embed_id, self.stop_ids, self.vocabulary = model, embed_id, stop_ids, vocabulary
+            def __init__(self, model, embed_id, stop_ids, vocab_size):
+                self.model, self.embed_id, self.stop_ids, self.vocab_size = model, embed_id, stop_ids, vocab_size
                 self.dimension = model.config.get_text_config().hidden_size
 
             @torch.inference_mode()
             def _run(self, ids):
                 out = self.model(input_ids=torch.tensor([ids], device=self.model.device), output_hidden_states=True)
-                return out.hidden_states[-1][0, -1].float(), out.logits[0, -1, : self.vocabulary].float()
+                return out.hidden_states[-1][0, -1].float(), out.logits[0, -1, : self.vocab_size].float()
 
             def embed(self, prefix, rows, batch_size, progress=None):
                 embeddings = np.empty((len(rows), self.dimension), dtype=np.float32)
@@ -140,7 +140,7 @@ class EngineInputs:
         checkpoint: the loaded model (adapter merged), its tokenizer and its contract.
         templates: the conversations as token ids, under "document", "query" and "reasoning".
         stop_ids: the end-of-turn tokens.
-        vocabulary: ids from here on are padding rows, which must never be sampled.
+        vocab_size: ids from here on are padding rows, which must never be sampled.
         training_folder: set if the engine samples rollouts while the model is trained: `load_weights` is called after
             each update, the rest of the device's memory is training's, and this folder is for the engine's files.
     """
@@ -148,14 +148,14 @@ class EngineInputs:
     checkpoint: Checkpoint
     templates: Mapping[str, PromptTemplate]
     stop_ids: list[int]
-    vocabulary: int
+    vocab_size: int
     training_folder: Path | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The tokens that every engine must know: `embed_id`, `stop_ids` and `vocabulary`."""
+        """The tokens that every engine must know: `embed_id`, `stop_ids` and `vocab_size`."""
         embed_id = self.checkpoint.contract.embed_token_id
-        return {"embed_id": embed_id, "stop_ids": self.stop_ids, "vocabulary": self.vocabulary}
+        return {"embed_id": embed_id, "stop_ids": self.stop_ids, "vocab_size": self.vocab_size}
 
 
 @dataclass(frozen=True)

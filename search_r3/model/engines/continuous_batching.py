@@ -72,7 +72,7 @@ class ContinuousBatch:
         device: of the model.
         embed_id: the token whose state is the embedding.
         stop_ids: end-of-turn tokens (S,); a row that writes one is forced to end.
-        vocabulary: ids from here on are never written.
+        vocab_size: ids from here on are never written.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class ContinuousBatch:
         device: Any,
         embed_id: int,
         stop_ids: Tensor,
-        vocabulary: int,
+        vocab_size: int,
     ) -> None:
         self.prefix = tuple(prefix)
         self._begin_session, self._open_session, self._head, self._device = start, open_session, head, device
-        self._embed_id, self._stop_ids, self._vocabulary = embed_id, stop_ids, vocabulary
+        self._embed_id, self._stop_ids, self._vocab_size = embed_id, stop_ids, vocab_size
         self._handles = 0
         self.clear()
 
@@ -194,7 +194,7 @@ class ContinuousBatch:
         if not rows or self._state_BD is None:
             return []
         self._reserve(self._held, len(rows), self._columns + 1)
-        logits_BV = self._head(self._state_BD)[:, : self._vocabulary].float()
+        logits_BV = self._head(self._state_BD)[:, : self._vocab_size].float()
         chosen_B = logits_BV.argmax(-1)
         out_B = torch.tensor([len(row.written) == row.budget for row in rows], device=self._device)
         ended_B = torch.isin(chosen_B, self._stop_ids) & (chosen_B != self._embed_id)

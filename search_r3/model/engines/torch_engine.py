@@ -37,14 +37,14 @@ class TorchEngine:
         model: a transformers causal LM whose vocabulary holds the embed token. Its weights may change between calls.
         embed_id: the token whose state is the embedding.
         stop_ids: end-of-turn tokens; a row that ends its turn without the embed token is given it.
-        vocabulary: ids from here on are padding rows, never sampled.
+        vocab_size: ids from here on are padding rows, never sampled.
     """
 
-    def __init__(self, model: Any, *, embed_id: int, stop_ids: Sequence[int], vocabulary: int) -> None:
+    def __init__(self, model: Any, *, embed_id: int, stop_ids: Sequence[int], vocab_size: int) -> None:
         TorchEngine.load_weights(self, model)
         self.embed_id = embed_id
         self.stop_ids = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=model.device)
-        self.vocabulary = vocabulary
+        self.vocab_size = vocab_size
         self.dimension = model.config.get_text_config().hidden_size
         self._lock = threading.Lock()
         self._weights: list[tuple[int, int]] = []
@@ -127,7 +127,7 @@ class TorchEngine:
             device=self.model.device,
             embed_id=self.embed_id,
             stop_ids=self.stop_ids,
-            vocabulary=self.vocabulary,
+            vocab_size=self.vocab_size,
         )
 
     def _continue(
@@ -203,7 +203,7 @@ class TorchEngine:
 
     def _choose(self, state_BD: Tensor, temperature: float, random: torch.Generator | Tensor) -> Tensor:
         """The next token of each line; `random` may be a number in [0, 1) for each line."""
-        logits_BV = self.head(state_BD)[:, : self.vocabulary].float()
+        logits_BV = self.head(state_BD)[:, : self.vocab_size].float()
         if temperature == 0:
             return logits_BV.argmax(-1)
         probabilities_BV = torch.softmax(logits_BV / temperature, -1)
@@ -211,7 +211,7 @@ class TorchEngine:
             return torch.multinomial(probabilities_BV, 1, generator=random)[:, 0]
         reached_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)  # inverse transform sampling
         place_B1 = (random * reached_BV[:, -1])[:, None]
-        return torch.searchsorted(reached_BV, place_B1, right=True)[:, 0].clamp_max(self.vocabulary - 1)
+        return torch.searchsorted(reached_BV, place_B1, right=True)[:, 0].clamp_max(self.vocab_size - 1)
 
     def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
         """A session that holds the prefix's keys and values for `size` rows; they are computed once per prefix.

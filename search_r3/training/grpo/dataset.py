@@ -7,7 +7,7 @@ and those of the dev pools are never trained on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,34 @@ def load_rl_dataset(config: GRPOConfig, never: Collection[str] = ()) -> RLDatase
     by_id = {query.id: query for query in held_out}
     mixed = [by_id[key] for key in stable_order(by_id, config.loop.seed)]  # the first few are of every set
     return RLDataset(documents, numbered(sets["train"]), mixed)
+
+
+class TrainingQueries:
+    """The queries that are trained on, all or those that `keep` has chosen, and which of them make which batch.
+
+    Args:
+        every: the data set's training queries.
+        batch_size: queries of a batch, over all processes.
+
+    Attributes:
+        kept: numbers of the chosen ones among them all; None if none were chosen yet, so that all are trained on.
+        queries: those that are trained on.
+        order: which of these make which batch.
+    """
+
+    def __init__(self, every: Sequence[Query], batch_size: int, seed: int) -> None:
+        self._every, self._batch_size, self._seed = every, batch_size, seed
+        self.keep(None)
+
+    def keep(self, numbers: list[int] | None) -> None:
+        """Train on these only, or on all.
+
+        Raises:
+            InputError: too few for a batch.
+        """
+        self.kept = numbers
+        self.queries = list(self._every) if numbers is None else [self._every[number] for number in numbers]
+        self.order = QueryOrder(len(self.queries), self._batch_size, self._seed)
 
 
 class QueryOrder:

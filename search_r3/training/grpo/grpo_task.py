@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,6 @@ from torch import Tensor, nn
 
 from search_r3.config import to_dict
 from search_r3.data.dev_pools import dev_pool
-from search_r3.environment.live_corpus import DTYPES, LiveCorpus
-from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.replicated_corpus import ReplicatedCorpus
-from search_r3.environment.retrieval import RetrievalEnvironment
-from search_r3.environment.sharded_corpus import ShardedCorpus
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
@@ -26,12 +19,14 @@ from search_r3.model.resolve import resolve
 from search_r3.model.searchr3 import SearchR3
 from search_r3.prompts import render
 from search_r3.training.config import load_config
+from search_r3.training.dev_evaluation import dev_figures
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
-from search_r3.training.grpo.collector import RolloutCollector, encode_rows, is_due, rank_of_positive
-from search_r3.training.grpo.dataset import Query, QueryOrder, RLDataset, load_rl_dataset
+from search_r3.training.grpo.collector import RolloutCollector
+from search_r3.training.grpo.dataset import RLDataset, TrainingQueries, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
-from search_r3.training.grpo.live_validation import live_figures, staleness_figures
+from search_r3.training.grpo.live_environment import ROLLOUTS_FILE, LiveEnvironment
+from search_r3.training.grpo.live_validation import live_figures
 from search_r3.training.grpo.rollout import RolloutBatch
 from search_r3.training.grpo.rollout_engines import EngineRollouts, RolloutEngine
 from search_r3.training.grpo.step import grpo_step
@@ -40,13 +35,9 @@ from search_r3.training.lora.concatenation import ConcatenatedAdapter
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, add_lora
 from search_r3.training.precision import resolve_attention
-from search_r3.training.sft.validation import dev_figures
 from search_r3.training.training_log import truncate_log
 
-ROLLOUTS_FILE = "rollouts.jsonl"
 FORMAT = 2
-ENCODE_BLOCK = 2048
-"""Documents encoded between two lines of progress, the first time."""
 
 
 class GRPOTask:
@@ -85,7 +76,7 @@ class GRPOTask:
         self.policy = Policy(
             model,
             self.embed_id,
-            vocabulary=len(checkpoint.tokenizer),
+            vocab_size=len(checkpoint.tokenizer),
             mini_batch_size=config.mini_batch_size,
             activation_checkpointing=config.activation_checkpointing,
         )
@@ -97,44 +88,29 @@ class GRPOTask:
         if engine is None:
             merged = Path(config.output) / f"merged-{self.rank}"
             engine = EngineRollouts(config.engine, config.generation_batch_size, merged)
-        self.kept: list[int] | None = None  # numbers of the training queries that min/max_positive_rank leave
-        self.collector = RolloutCollector(config, dataset.train, dataset.documents, self._order(dataset.train), engine)
-        self.environment: RetrievalEnvironment | None = None
+        self.engine = engine
+        self.training_queries = TrainingQueries(dataset.train, config.queries_per_step, config.loop.seed)
+        self.collector = RolloutCollector(config, self.training_queries, dataset.documents)
+        encoder = LiveEncoder(self.policy, checkpoint, config.loop.mixed_precision)
+        self.live = LiveEnvironment(config, dataset, self.training_queries, encoder)
         self.rollouts: RolloutBatch | None = None
         self.rollouts_of_all: list[dict[str, Any]] = []
-        self.staleness = {"staleness_recall": 1.0, "staleness_error": 0.0}
         self.steps_done = 0
-        self.live = LiveEncoder(self.policy, checkpoint, config.loop.mixed_precision)
         self.pools = [
             dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev
         ]
 
     def batch(self, step: int) -> int:
-        """The step's number: `loss` samples the rollouts itself, with the weights of then."""
+        """The step's number: the step samples its rollouts itself, with the weights of then."""
         return step
 
-    def loss(self, module: nn.Module, batch: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of step `batch`, and its figures: see `step.grpo_step`."""
-        loss, figures = grpo_step(self, module, batch)
+    def training_step(
+        self, module: nn.Module, batch: int, backward: Callable[[Tensor], None]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The gradients of step `batch`, its loss and its figures: see `step.grpo_step`."""
+        loss, figures = grpo_step(self, module, batch, backward)
         self.steps_done = batch + 1
-        return loss, figures | self.staleness
-
-    def synchronize(self, step: int) -> tuple[SearchR3, RetrievalEnvironment]:
-        """The encoder and the sampling engine with the policy's current weights; the environment, its staleness
-        evaluated if that is due. A collective.
-        """
-        config, encoder = self.config, self.live.sync()
-        environment = self._environment(encoder)
-        if is_due(step, config.staleness_eval_every, config.steps_per_generation):
-            self.staleness = staleness_figures(
-                encoder, environment, self._dev_queries(), self.dataset.documents, step, config
-            )
-        self.collector.engine.sync(encoder)
-        return encoder, environment
-
-    def log_completions(self, step: int, records: list[dict[str, Any]]) -> None:
-        """Append rollouts of a step to the run's `rollouts.jsonl`."""
-        self._write([{"step": step + 1} | record for record in records])
+        return loss, figures
 
     def nothing_to_learn(self, figures: dict[str, float]) -> str | None:
         """See `learning_signal`: whether no query's rollouts earned different rewards."""
@@ -151,8 +127,8 @@ class GRPOTask:
             return self._evaluate(step)
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        config, encoder = self.config, self.live.sync()
-        environment = self._environment(encoder)
+        config, encoder = self.config, self.live.encoder.sync()
+        environment = self.live.open(encoder)
         figures: dict[str, float] = {}
         for pool in self.pools:
             found = dev_figures(encoder, pool, config.max_document_tokens, config.max_reasoning_tokens)
@@ -160,10 +136,10 @@ class GRPOTask:
         for mode in ("off", "on"):
             if self.pools:
                 figures[f"ndcg@10.{mode}"] = float(np.mean([figures[f"{pool.name}.{mode}"] for pool in self.pools]))
-        if queries := self._dev_queries():
+        if queries := self.live.held_out:
             live, records = live_figures(encoder, environment, queries, config)
             figures |= live
-            self._write([{"step": step, "dev": True} | record for record in records])
+            self.live.write_rollouts({"step": step, "dev": True} | record for record in records)
         return figures
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,9 +148,8 @@ class GRPOTask:
         return {
             "format": FORMAT,
             "step": self.steps_done,
-            "environment": None if self.environment is None else self.environment.state_dict(),
-            "staleness": self.staleness,
-            "kept": self.kept,
+            **self.live.state_dict(),
+            "kept": self.training_queries.kept,
             "rollouts": self.rollouts_of_all if within else [],
         }
 
@@ -189,19 +164,11 @@ class GRPOTask:
                 f"the run's state has format {state['format']}, this version reads {FORMAT}: continue the run with the "
                 "version that began it, or start over without resuming"
             )
-        self.steps_done, self.staleness = int(state["step"]), dict(state["staleness"])
-        self._train_on(state["kept"])
+        self.steps_done = int(state["step"])
+        self.training_queries.keep(state["kept"])
         self.rollouts_of_all = state["rollouts"]
         self.rollouts = RolloutBatch.from_state(state["rollouts"][self.rank]) if state["rollouts"] else None
-        if state["environment"] is not None:
-            settings, graph = self.config.environment, None
-            if state["environment"]["graph"] is not None:  # an empty one, as the unwritten corpus cannot be linked
-                size = len(self.dataset.documents)
-                graph = NeighborGraph(size, width=settings.graph_width, links=settings.graph_links)
-            self.environment = RetrievalEnvironment(
-                self._empty_corpus(), settings, graph=graph, seed=self.config.loop.seed
-            )
-            self.environment.load_state_dict(state["environment"])
+        self.live.load_state_dict(state)
         if self.rank == 0:
             truncate_log(Path(self.config.output) / ROLLOUTS_FILE, self.steps_done)
 
@@ -209,66 +176,6 @@ class GRPOTask:
         """Write stage 1's adapter and this one as one adapter of the original base, and its contract."""
         self.saved.model = self.policy.saved_model
         checkpoints.save_adapter(self.saved, self.checkpoint.contract, folder)
-
-    def _empty_corpus(self) -> Any:
-        device = next(self.policy.parameters()).device
-        kind = self.config.corpus_dtype
-        if kind == "auto":
-            kind = "float32" if device.type == "cpu" else "bfloat16"
-        cls: type[Any] = LiveCorpus
-        if self.processes > 1:
-            cls = ShardedCorpus if self.config.shard_corpus else ReplicatedCorpus
-        return cls(len(self.dataset.documents), self.checkpoint.contract.dimension, dtype=DTYPES[kind], device=device)
-
-    def _environment(self, encoder: SearchR3) -> RetrievalEnvironment:
-        """The environment; the first time in a run, every document is encoded by the stage 1 model."""
-        if self.environment is None:
-            if self.rank == 0:
-                (Path(self.config.output) / ROLLOUTS_FILE).unlink(missing_ok=True)
-            corpus = self._empty_corpus()
-            encode = encode_rows(encoder, self.dataset.documents, self.config.max_document_tokens)
-            for start in range(0, len(corpus), ENCODE_BLOCK):
-                rows = corpus.local_rows(np.arange(start, min(start + ENCODE_BLOCK, len(corpus))))
-                vectors = encode(rows) if len(rows) else np.zeros((0, corpus.dimension), dtype=np.float32)
-                corpus.update(rows, vectors, 0)
-                if self.rank == 0 and len(corpus) > ENCODE_BLOCK:
-                    done = min(start + ENCODE_BLOCK, len(corpus))
-                    print(f"{done:,} of {len(corpus):,} documents encoded", file=sys.stderr, flush=True)
-            self.environment = RetrievalEnvironment(corpus, self.config.environment, seed=self.config.loop.seed)
-            if self.config.min_positive_rank > 1 or self.config.max_positive_rank is not None:
-                self._train_on(self._of_wanted_ranks(encoder, self.environment))
-        return self.environment
-
-    def _order(self, queries: Sequence[Query]) -> QueryOrder:
-        return QueryOrder(len(queries), self.config.queries_per_step, self.config.loop.seed)
-
-    def _train_on(self, kept: list[int] | None) -> None:
-        self.kept = kept
-        if kept is not None:
-            queries = [self.dataset.train[number] for number in kept]
-            self.collector.queries, self.collector.order = queries, self._order(queries)
-
-    def _of_wanted_ranks(self, encoder: SearchR3, environment: RetrievalEnvironment) -> list[int]:
-        """The training queries whose direct embedding ranks a positive as the recipe asks; equal on all processes."""
-        queries, config = self.dataset.train, self.config
-        direct = encoder.encode_query([query.text for query in queries], reasoning=False, show_progress_bar=False)
-        deepest = config.max_positive_rank or len(environment.corpus)
-        ranks = rank_of_positive(environment, direct, queries)
-        mine = [number for number, rank in enumerate(ranks) if config.min_positive_rank <= rank <= deepest]
-        found = collectives.all_gather_object(mine)[0]
-        if self.rank == 0:
-            print(f"{len(found):,} of {len(queries):,} queries are at the ranks to train on", file=sys.stderr)
-        return found
-
-    def _dev_queries(self) -> list[Query]:
-        return self.dataset.held_out[: self.config.staleness_eval_queries]
-
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        if self.rank == 0 and records:
-            path = Path(self.config.output) / ROLLOUTS_FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def load_stage_one(name: str) -> tuple[Checkpoint, Path]:

@@ -1,6 +1,6 @@
-"""Figures of stage 2 on held-out queries: their rewards in the live corpus, and how stale that corpus has become.
+"""Validation of stage 2 on held-out queries: the rewards of their reasoning in the live corpus.
 
-Both use the corpus as it is, refreshed in part. Exact figures need all of it re-encoded: see benchmarks/environment.py.
+The corpus is used as it is, refreshed in part. Exact figures need all of it re-encoded: see benchmarks/environment.py.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import torch
 
 from search_r3.environment import rewards
 from search_r3.environment.retrieval import RetrievalEnvironment
+from search_r3.environment.reward_protocol import RankedRollouts
 from search_r3.model.searchr3 import SearchR3
-from search_r3.training.grpo.collector import encode_rows, rank_of_positive
 from search_r3.training.grpo.dataset import Query
 from search_r3.training.grpo.grpo_config import GRPOConfig
+from search_r3.training.grpo.live_environment import rank_of_positive
 
 
 def live_figures(
     encoder: SearchR3, environment: RetrievalEnvironment, queries: Sequence[Query], config: GRPOConfig
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean rewards of greedy reasoning traces and of direct embeddings, and the first few traces to log.
+
+    The reward is the recipe's (`environment.reward`) before shaping: a forced embed token is not penalized.
 
     Returns:
         "live.reward" and "live.dcg" (nDCG@k) with reasoning, "live.reward_direct" without; and records with query,
@@ -42,35 +45,26 @@ def live_figures(
     for line, query in enumerate(queries):
         grade_QN[line, list(query.grades)] = torch.tensor(list(query.grades.values())).to(grade_QN)
     k = config.environment.k
-    scaled_Q = rewards.dcg_scaled(cosine_QN, grade_QN, k)
-    figures = {"live.reward": float(scaled_Q.mean()), "live.dcg": float(rewards.dcg(cosine_QN, grade_QN, k).mean())}
+    reward_Q = environment.reward(
+        RankedRollouts(
+            queries=texts,
+            texts=[r.text for r in reasoned],
+            token_ids=[r.reasoning_ids for r in reasoned],
+            emitted_R=torch.tensor([not r.forced and r.num_tokens >= config.min_reasoning_tokens for r in reasoned]),
+            cosines_RN=cosine_QN,
+            grades_RN=grade_QN,
+            k=k,
+        )
+    )
+    figures = {"live.reward": float(reward_Q.mean()), "live.dcg": float(rewards.ndcg(cosine_QN, grade_QN, k).mean())}
     cosine_QN = environment.corpus.scores(direct_QD, torch.arange(len(environment.corpus)))
-    figures["live.reward_direct"] = float(rewards.dcg_scaled(cosine_QN, grade_QN, k).mean())
+    direct_Q = environment.reward(RankedRollouts.without_text(cosine_QN, grade_QN, k, texts))
+    figures["live.reward_direct"] = float(direct_Q.mean())
     ranks = rank_of_positive(
         environment, reasoned_QD[: config.num_completions_to_log], queries[: config.num_completions_to_log]
     )
     records = [
         {"query": query.text, "text": r.text, "reward": round(value, 4), "rank": rank, "forced": r.forced}
-        for query, r, value, rank in zip(queries, reasoned, scaled_Q.tolist(), ranks, strict=False)
+        for query, r, value, rank in zip(queries, reasoned, reward_Q.tolist(), ranks, strict=False)
     ]
     return figures, records
-
-
-def staleness_figures(
-    encoder: SearchR3,
-    environment: RetrievalEnvironment,
-    queries: Sequence[Query],
-    documents: Sequence[str],
-    step: int,
-    config: GRPOConfig,
-) -> dict[str, float]:
-    """ "staleness_recall" and "staleness_error" of the queries' direct embeddings. A collective."""
-    found = environment.evaluate_staleness(
-        encoder.encode_query([query.text for query in queries], reasoning=False, show_progress_bar=False),
-        [query.grades for query in queries],
-        encode_rows(encoder, documents, config.max_document_tokens),
-        step,
-        queries=[query.text for query in queries],
-        random_rows=config.staleness_eval_rows,
-    )
-    return {"staleness_recall": found.pooled_recall, "staleness_error": found.pooled_reward_error}

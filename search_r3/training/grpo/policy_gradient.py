@@ -160,45 +160,6 @@ def grpo_loss(
     }
 
 
-def token_log_probs(logits_NV: Tensor, ids_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of sampled tokens, and the entropies of the distributions that they were sampled from.
-
-    Args:
-        logits_NV: without padding ids: they are never sampled, so they take no part in the softmax either.
-        ids_N: the sampled tokens, integers in [0, V).
-        temperature: that of the sampling: the policy is softmax(logits / temperature).
-
-    Returns:
-        (N,) float32 at least, with gradient; and (N,) entropies in nats, without.
-
-    Raises:
-        ValueError: a temperature that is not above 0.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    with torch.autocast(device_type=logits_NV.device.type, enabled=False):
-        scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        if temperature != 1.0:
-            scaled_NV = scaled_NV / temperature
-        total_N = torch.logsumexp(scaled_NV, dim=1)
-        chosen_N = scaled_NV.gather(1, ids_N[:, None])[:, 0] - total_N
-        with torch.no_grad():  # a block at a time: a whole softmax beside the logits would double the memory
-            blocks = zip(scaled_NV.split(128), total_N.split(128), strict=True)
-            entropy = [total - (torch.softmax(block, 1) * block).sum(1) for block, total in blocks]
-    return chosen_N, torch.cat(entropy) if entropy else chosen_N.detach()
-
-
-def padded(values_N: Tensor, lengths: list[int], fill: float = 0.0) -> Tensor:
-    """Concatenated values of rollouts, (N,), as a matrix (R, longest) padded on the right; keeps gradients.
-
-    Raises:
-        ValueError: the lengths do not add up to N.
-    """
-    if sum(lengths) != len(values_N):
-        raise ValueError(f"{len(values_N)} values cannot be rollouts of {sum(lengths)} tokens together")
-    return torch.nn.utils.rnn.pad_sequence(list(values_N.split(lengths)), batch_first=True, padding_value=fill)
-
-
 def _grouped(rewards_R: Any, groups_R: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards in float64, each rollout's group as an index from 0, and the groups' sizes in float64."""
     rewards_R = torch.as_tensor(rewards_R).detach().to(torch.float64)

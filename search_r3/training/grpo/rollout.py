@@ -1,4 +1,4 @@
-"""A rollout: one sampled reasoning trace, and everything that a step learns about it; and the batch that is trained on.
+"""A rollout: one sampled reasoning trace, and everything that a step learns about it; groups of them, and the batch.
 
 Shape suffixes: C candidates of the contrastive term, D dimensions, T tokens that the assistant writes in a rollout (the
 last one, the embed token, included).
@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from search_r3.environment.retrieval import RewardBatch
+from search_r3.training.grpo.dataset import Query
+from search_r3.training.grpo.policy_gradient import ZERO_STD
 
 IGNORE_INDEX = -1
 """As a rollout's target: it takes no part in the contrastive term."""
@@ -65,6 +69,10 @@ class Rollout:
         """Whether some term of the loss depends on it."""
         return self.in_policy_loss or self.target != IGNORE_INDEX
 
+    def reasoned(self, min_tokens: int) -> bool:
+        """Whether it emitted the embed token, after `min_tokens` tokens or more."""
+        return not self.forced and len(self.token_ids) >= min_tokens
+
     def input_ids(self, embed_id: int) -> list[int]:
         """What the model reads after the shared prefix: the query, the reasoning, and the embed token."""
         return [*self.prompt_ids, *self.token_ids, embed_id]
@@ -73,6 +81,42 @@ class Rollout:
         """The T tokens that were sampled, and whether each one was: out of budget, no token was sampled at the end."""
         last = embed_id if not self.forced or self.ended is None else self.ended
         return [*self.token_ids, last], [True] * len(self.token_ids) + [not self.forced or self.ended is not None]
+
+
+@dataclass
+class Group:
+    """A query's rollouts.
+
+    Attributes:
+        direct_embedding: float32 (dim,), of the query without reasoning.
+        drawn: in which round of sampling, and in which place of that round's queries.
+        reward_std: of its rewards, with ddof 1; 0 until they are scored.
+    """
+
+    query: Query
+    rollouts: list[Rollout]
+    direct_embedding: np.ndarray
+    drawn: tuple[int, int]
+    reward_std: float = 0.0
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether its rewards differ, so that its advantages are not all 0."""
+        return self.reward_std > ZERO_STD
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """Groups without variance come last."""
+        return (not self.has_variance, *self.drawn)
+
+
+@dataclass
+class ScoredGroups:
+    """This process's groups of one round of sampling, what the environment said of them, and how long sampling took."""
+
+    groups: list[Group]
+    rewards: RewardBatch
+    seconds_sample: float
 
 
 _LISTS = ("prompt_ids", "token_ids", "false_negatives")
@@ -87,30 +131,28 @@ class RolloutBatch:
     It is part of a run's state: the weights that sampled it are gone after the first of those steps.
 
     Attributes:
-        number: of the generation, from 0.
+        generation_index: from 0.
         rollouts: this process's, groups one after another.
         candidate_CD: float32 embeddings of the documents of the contrastive term, detached.
         total: rollouts of all processes.
         figures: of all processes' rollouts as first sampled, before any were replaced.
-        completions: some rollouts to log; not part of the state.
     """
 
-    number: int
+    generation_index: int
     rollouts: list[Rollout]
     candidate_CD: Tensor
     total: int
     figures: dict[str, float]
-    completions: list[dict[str, Any]] = field(default_factory=list)
 
-    def mini_batch(self, position: int, num_mini_batches: int, seed: int) -> tuple[list[Rollout], bool]:
-        """This process's rollouts of the step at `position` with some signal; one of them and False if none has any.
+    def mini_batch(self, step_in_generation: int, num_mini_batches: int, seed: int) -> tuple[list[Rollout], bool]:
+        """This process's rollouts of a step that have some signal, and True; one of them and False if none has any.
 
         Which rollouts of all processes make a step does not depend on the number of processes.
         """
-        iteration, part = divmod(position, num_mini_batches)
+        iteration, part = divmod(step_in_generation, num_mini_batches)
         mine = self.rollouts
         if num_mini_batches > 1:
-            rng = np.random.default_rng([seed, self.number, 0, iteration])
+            rng = np.random.default_rng([seed, self.generation_index, 0, iteration])
             chosen = np.array_split(rng.permutation(np.arange(self.total)), num_mini_batches)[part]
             mine = [rollout for rollout in mine if rollout.index in chosen]
         useful = [rollout for rollout in mine if rollout.has_signal]
@@ -118,7 +160,7 @@ class RolloutBatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON values."""
-        state: dict[str, Any] = {"number": self.number, "total": self.total, "figures": self.figures}
+        state: dict[str, Any] = {"number": self.generation_index, "total": self.total, "figures": self.figures}
         state["candidates"] = self.candidate_CD
         for name in _SCALARS:
             state[name] = [getattr(rollout, name) for rollout in self.rollouts]

@@ -9,22 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from search_r3.environment.retrieval import RewardBatch
 from search_r3.training.distributed import collectives
 from search_r3.training.grpo.policy_gradient import ZERO_STD
-from search_r3.training.grpo.rollout import Rollout
+from search_r3.training.grpo.rollout import Rollout, ScoredGroups
 
 HIGH_REWARD = 0.5
 """The paper reports the share of outputs whose reward is above this."""
 
 
-def rollout_figures(rollouts: Sequence[Rollout], scores: RewardBatch, std_B: Tensor) -> dict[str, float]:
-    """Means, quantiles and shares over all processes' rollouts. A collective.
-
-    Args:
-        scores: of these rollouts.
-        std_B: the standard deviation of each group's rewards.
-    """
+def round_figures(scored: ScoredGroups) -> dict[str, float]:
+    """Means, quantiles and shares over all processes' rollouts of a round of sampling, and seconds. A collective."""
+    rollouts, scores = [rollout for group in scored.groups for rollout in group.rollouts], scored.rewards
+    std_B = torch.tensor([group.reward_std for group in scored.groups])
     assert scores.direct_B is not None  # the collector always passes direct embeddings
     mine = {
         "reward": scores.rewards_R, "scaled": scores.scaled_R, "dcg": scores.ndcg_R, "unshaped": scores.unshaped_R,
@@ -54,6 +50,8 @@ def rollout_figures(rollouts: Sequence[Rollout], scores: RewardBatch, std_B: Ten
         "emission": float(np.mean([emitted for _, emitted, _, _ in traces])),
         "ended": float(np.mean([ended for _, _, ended, _ in traces])),
         "distinct": len({text for *_, text in traces}) / len(traces),
+        **{f"seconds_{part}": seconds for part, seconds in scores.seconds.items()},
+        "seconds_sample": scored.seconds_sample,
     }
 
 

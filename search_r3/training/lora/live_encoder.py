@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -84,6 +86,17 @@ class LiveEncoder:
         if isinstance(self.dtype, torch.dtype):
             return self.dtype
         return torch.bfloat16 if resolve_mixed_precision(self.dtype, device) == "bf16" else torch.float32
+
+
+def encode_rows(encoder: SearchR3, documents: Sequence[str], max_tokens: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Row numbers -> embeddings of these documents by the encoder's current weights."""
+
+    def encode(rows: np.ndarray) -> np.ndarray:
+        return encoder.encode_document(
+            [documents[row] for row in rows], max_length=max_tokens, show_progress_bar=False, batch_size=64
+        )
+
+    return encode
 
 
 @torch.no_grad()

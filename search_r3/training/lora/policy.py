@@ -35,13 +35,13 @@ class Rows:
     Attributes:
         prefix: token ids shared by all rows.
         rows: what follows the prefix, one list a row, the embed token last.
-        answers: how many of a row's last tokens are the assistant's (the embed token included); the positions that
-            predict them have logits. 0: no logits.
+        num_target_tokens: of each row, how many of its last tokens are the assistant's (the embed token included); the
+            positions that predict them have logits. 0: no logits.
     """
 
     prefix: Sequence[int]
     rows: list[list[int]]
-    answers: list[int]
+    num_target_tokens: list[int]
 
     @property
     def tokens(self) -> int:
@@ -77,7 +77,7 @@ class Policy(nn.Module):
         self,
         model: Any,
         embed_id: int,
-        vocabulary: int,
+        vocab_size: int,
         mini_batch_size: int = 32,
         activation_checkpointing: bool = False,
         fused: bool | None = None,
@@ -86,7 +86,7 @@ class Policy(nn.Module):
 
         Args:
             embed_id: the embed token.
-            vocabulary: ids from this one on are padding rows; they have no logits.
+            vocab_size: ids from this one on are padding rows; they have no logits.
             mini_batch_size: rows of one forward pass through the backbone.
             activation_checkpointing: keep only each mini-batch's embeddings and each prefix's keys and values, and
                 recompute activations in the backward pass: memory for one mini-batch instead of all, for a third more
@@ -101,7 +101,7 @@ class Policy(nn.Module):
         self.model = model
         self.embed_id = embed_id
         self.tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-        self.vocabulary = vocabulary
+        self.vocab_size = vocab_size
         self.mini_batch_size = mini_batch_size
         self.activation_checkpointing = activation_checkpointing
         self.fused = fused
@@ -113,15 +113,15 @@ class Policy(nn.Module):
         self._decoder = FusedDecoder(model)
         self._placeholder: list[Any] = []  # in a list, so that its weights are not this module's
 
-    def forward(self, parts: dict[str, Rows], with_base: Sequence[str] = ()) -> dict[str, Encoded]:
-        """Encode each part; those named in `with_base` also get the base model's logits."""
+    def forward(self, parts: dict[str, Rows], return_base_logits: Sequence[str] = ()) -> dict[str, Encoded]:
+        """Encode each part; those named in `return_base_logits` also get the base model's logits."""
         out = {}
         for name, rows in parts.items():
             embedding_BD, hidden_TD, target_T = self._encode(rows)
             out[name] = Encoded(embedding_BD, target_T=target_T)
             if hidden_TD is not None:
                 out[name].logits_TV = self._logits(hidden_TD)
-            if name in with_base and (
+            if name in return_base_logits and (
                 hidden_TD is not None or self._placeholder
             ):  # if sharded, all processes take part
                 with torch.no_grad(), self.model.disable_adapter():
@@ -183,7 +183,7 @@ class Policy(nn.Module):
 
     def _logits(self, hidden_TD: Tensor) -> Tensor:
         layer = self.causal_lm.get_output_embeddings()
-        logits_TV = nn.functional.linear(hidden_TD, _frozen(layer)[: self.vocabulary])
+        logits_TV = nn.functional.linear(hidden_TD, _frozen(layer)[: self.vocab_size])
         row_1D = self._trained_row(self.causal_lm.get_input_embeddings() if self.tied else layer)
         if row_1D is None:
             return logits_TV
@@ -206,10 +206,10 @@ class Policy(nn.Module):
         hidden: list[Tensor] = [torch.empty(0)] * len(order)
         for start in range(0, len(order), self.mini_batch_size):
             chosen = order[start : start + self.mini_batch_size]
-            rows, answers = [part.rows[i] for i in chosen], [part.answers[i] for i in chosen]
-            state_BD, answers_TD = self._checkpointed(self._mini_batch, rows, answers, layers, *shared)
-            for i, state_D, answer_TD in zip(chosen, state_BD, answers_TD.split(answers), strict=True):
-                embedding[i], hidden[i] = state_D, answer_TD
+            rows, counts = [part.rows[i] for i in chosen], [part.num_target_tokens[i] for i in chosen]
+            state_BD, target_TD = self._checkpointed(self._mini_batch, rows, counts, layers, *shared)
+            for i, state_D, states_TD in zip(chosen, state_BD, target_TD.split(counts), strict=True):
+                embedding[i], hidden[i] = state_D, states_TD
         if order:
             embedding_BD = nn.functional.normalize(torch.stack(embedding).float(), dim=-1)
         else:
@@ -217,9 +217,10 @@ class Policy(nn.Module):
         for _ in range(idle):
             idle_1D, _ = self._checkpointed(self._mini_batch, [[self.embed_id]], [0], layers, *shared)
             embedding_BD = embedding_BD + 0.0 * idle_1D.sum()
-        if not any(part.answers):
+        if not any(part.num_target_tokens):
             return embedding_BD, None, None
-        target = [token for row, n in zip(part.rows, part.answers, strict=True) for token in row[len(row) - n :]]
+        lengths = zip(part.rows, part.num_target_tokens, strict=True)
+        target = [token for row, n in lengths for token in row[len(row) - n :]]
         return embedding_BD, torch.cat(hidden), torch.tensor(target, device=device)
 
     def _checkpointed(self, compute: Any, *inputs: Any) -> Any:
@@ -245,9 +246,9 @@ class Policy(nn.Module):
         return shared
 
     def _mini_batch(
-        self, rows: list[list[int]], answers: list[int], layers: list[Layer] | None, *shared: Tensor
+        self, rows: list[list[int]], num_target_tokens: list[int], layers: list[Layer] | None, *shared: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states at the rows' last tokens (B, D), and at the positions that predict their answers (T, D)."""
+        """Hidden states at the rows' last tokens (B, D), and at the positions that predict their targets (T, D)."""
         if layers is not None:
             plan = self._decoder.plan(rows, shared[0].shape[1], layers)
             hidden_ND = self._decoder.rows(self._inputs(plan.ids_N), plan, layers, shared)
@@ -257,8 +258,8 @@ class Policy(nn.Module):
             longest = max(map(len, rows))
             starts = [longest * line for line in range(len(rows))]
         ends = [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)]
-        answered = [end - back for end, n in zip(ends, answers, strict=True) for back in range(n, 0, -1)]
-        picked_TD = hidden_ND[torch.tensor(ends + answered, device=hidden_ND.device)]
+        predicting = [end - back for end, n in zip(ends, num_target_tokens, strict=True) for back in range(n, 0, -1)]
+        picked_TD = hidden_ND[torch.tensor(ends + predicting, device=hidden_ND.device)]
         if layers is not None:
             picked_TD = self._decoder.final_norm(picked_TD)
         return picked_TD[: len(ends)], picked_TD[len(ends) :]

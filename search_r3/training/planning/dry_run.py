@@ -127,8 +127,8 @@ def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict
         # after one step of random weights, all rollouts may have the same reward
         task.must_learn = False  # type: ignore[union-attr]
         losses: list[float] = []
-        inner = task.loss
-        task.loss = lambda module, batch: _record_loss(inner(module, batch), losses)  # type: ignore[method-assign]
+        inner = task.training_step
+        task.training_step = lambda *given: _record_loss(inner(*given), losses)  # type: ignore[method-assign]
         shape = shape_of(replace_model(checkpoint, task.policy.model), None)
         parts, how = parts_of(small, checkpoint), conditions_of(small)
         started = time.perf_counter()

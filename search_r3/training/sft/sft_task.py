@@ -7,7 +7,7 @@ direct one, and one with reasoning before the embed token, for the pairs that ha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3, encode_as_text
 from search_r3.prompts import render
 from search_r3.training.config import load_config
+from search_r3.training.dev_evaluation import dev_figures
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
 from search_r3.training.loop import run_training
@@ -45,7 +46,6 @@ from search_r3.training.sft.contrastive import (
 from search_r3.training.sft.self_reasoning import SelfReasoning
 from search_r3.training.sft.sft_config import SFTConfig
 from search_r3.training.sft.topics import halve_into_topics
-from search_r3.training.sft.validation import dev_figures
 
 
 @dataclass
@@ -85,7 +85,7 @@ class SFTTask:
         self.policy = Policy(
             model,
             checkpoint.contract.embed_token_id,
-            vocabulary=len(checkpoint.tokenizer),
+            vocab_size=len(checkpoint.tokenizer),
             mini_batch_size=config.mini_batch_size,
             activation_checkpointing=config.activation_checkpointing,
         )
@@ -155,10 +155,18 @@ class SFTTask:
             parts["reasoning"] = self._reasoning_rows(pairs, with_reasoning, self_generated)
         if not (config.weights.sft or config.weights.kl):  # no logits: they take 200 kB a token
             for rows in parts.values():
-                rows.answers = [0] * len(rows.rows)
+                rows.num_target_tokens = [0] * len(rows.rows)
         return Batch(parts, pairs, documents, with_reasoning, self_generated)
 
-    def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def training_step(
+        self, module: nn.Module, batch: Batch, backward: Callable[[Tensor], None]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """`compute_loss`, whose tensors are freed before the backward pass."""
+        loss, figures = self.compute_loss(module, batch)
+        backward(loss)
+        return loss, figures
+
+    def compute_loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the terms; its mean over the processes is the whole batch's, and so is its gradient.
 
         The contrastive terms are averaged over the rows of both conversations. Cross-entropy and KL are averaged over
@@ -166,7 +174,7 @@ class SFTTask:
         """
         weights = self.config.weights
         conversations = [part for part in ("query", "reasoning") if part in batch.parts]
-        encoded: dict[str, Encoded] = module(batch.parts, with_base=conversations if weights.kl else ())
+        encoded: dict[str, Encoded] = module(batch.parts, return_base_logits=conversations if weights.kl else ())
         rows_of = {
             "document": range(len(batch.documents)),
             "query": range(len(batch.pairs)),
@@ -275,7 +283,7 @@ class SFTTask:
         return terms
 
     def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
-        """`validation.dev_figures` of each pool, and the mean nDCG@10 over the pools."""
+        """`dev_evaluation.dev_figures` of each pool, and the mean nDCG@10 over the pools."""
         if not self.pools:
             return {}
         encoder, config = self._encoder(), self.config

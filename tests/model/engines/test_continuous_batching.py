@@ -215,7 +215,7 @@ def test_the_prefix_is_run_once(engine: TorchEngine, rows, monkeypatch) -> None:
     monkeypatch.setattr(engine, "_session", lambda *given, **more: opened.append(given[1]) or real(*given, **more))
     slots = ContinuousBatch(
         PREFIX, start=engine._start, open_session=real, head=engine.head, device=engine.model.device,
-        embed_id=engine.embed_id, stop_ids=engine.stop_ids, vocabulary=engine.vocabulary,
+        embed_id=engine.embed_id, stop_ids=engine.stop_ids, vocab_size=engine.vocab_size,
     )  # fmt: skip
     slots.join(rows[:3], [3] * 3)
     slots.join(rows[3:5], [3] * 2)

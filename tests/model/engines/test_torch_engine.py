@@ -190,14 +190,14 @@ class TestGenerate:
 
         def tempting(state_BD: torch.Tensor) -> torch.Tensor:
             logits_BV = plain(state_BD).clone()
-            logits_BV[:, engine.vocabulary :] = 1e4
+            logits_BV[:, engine.vocab_size :] = 1e4
             return logits_BV
 
         monkeypatch.setattr(engine, "head", tempting)
-        assert plain.weight.shape[0] > engine.vocabulary
+        assert plain.weight.shape[0] > engine.vocab_size
         found = generate(engine, rows, temperature=temperature)
         assert any(g.token_ids for g in found)
-        assert max(t for g in found for t in g.token_ids) < engine.vocabulary
+        assert max(t for g in found for t in g.token_ids) < engine.vocab_size
 
     def test_sampling_is_decided_by_the_seed(self, engine: TorchEngine, rows: list[list[int]]) -> None:
         first = [g.token_ids for g in generate(engine, rows, temperature=1.0, seed=3)]
@@ -207,12 +207,12 @@ class TestGenerate:
     def test_sampling_follows_the_models_own_distribution(self, engine: TorchEngine) -> None:
         row = [30, 31, 32]
         found = generate(engine, [row] * 4000, max_new_tokens=1, temperature=1.0, batch_size=4000)
-        counts = np.zeros(engine.vocabulary)
+        counts = np.zeros(engine.vocab_size)
         for g in found:
             first = g.token_ids[0] if g.token_ids else engine.embed_id if not g.forced else int(engine.stop_ids[0])
             counts[first] += 1 / len(found)
         with torch.inference_mode():
-            logits_V = engine.model(input_ids=torch.tensor([PREFIX + row])).logits[0, -1, : engine.vocabulary]
+            logits_V = engine.model(input_ids=torch.tensor([PREFIX + row])).logits[0, -1, : engine.vocab_size]
         expected = torch.softmax(logits_V, -1).numpy()
         # The expected total variation of 4,000 draws over 401 outcomes is below 0.5 sqrt(401 / 4000) = 0.16.
         assert 0.5 * np.abs(counts - expected).sum() < 0.16

@@ -102,7 +102,7 @@ class TestAgainstTheTorchEngine:
 
     def test_padding_ids_are_never_written(self, tiny_model: Path, open_model: Any, rows: Any, tmp_path: Path) -> None:
         tempting = SearchR3.from_pretrained(tiny_model, device="cpu")
-        first, padding = generate(tempting.engine, rows)[0].token_ids[0], tempting.engine.vocabulary
+        first, padding = generate(tempting.engine, rows)[0].token_ids[0], tempting.engine.vocab_size
         with torch.no_grad():
             weight = tempting.checkpoint.model.get_input_embeddings().weight
             weight[padding:] = 1.5 * weight[first]  # likelier than what is likeliest now

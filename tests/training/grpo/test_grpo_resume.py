@@ -32,16 +32,16 @@ def curve(run: Path) -> list[Any]:
 
 
 def dying_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    original = GRPOTask.loss
+    original = GRPOTask.training_step
 
-    def loss(self: GRPOTask, module: Any, asked: int) -> Any:
-        found = original(self, module, asked)  # killed after sampling, so that what it wrote must be taken back
+    def training_step(self: GRPOTask, module: Any, asked: int, backward: Any) -> Any:
+        found = original(self, module, asked, backward)  # killed after sampling: what it wrote must be taken back
         if asked == step:
             raise RuntimeError("killed")
         return found
 
-    monkeypatch.setattr(GRPOTask, "loss", loss)
-    return lambda: monkeypatch.setattr(GRPOTask, "loss", original)
+    monkeypatch.setattr(GRPOTask, "training_step", training_step)
+    return lambda: monkeypatch.setattr(GRPOTask, "training_step", original)
 
 
 PLAIN: dict[str, Any] = {}
@@ -78,22 +78,22 @@ def test_the_environment_comes_back_with_its_versions_and_its_graph(stage_one: P
     task = task_of(stage_one, tmp_path)
     optimizer = torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=0.01)
     for step in range(3):
-        task.loss(task.module, task.batch(step))[0].backward()
+        task.training_step(task.module, task.batch(step), torch.Tensor.backward)
         optimizer.step()
         optimizer.zero_grad()
-    assert task.environment is not None
-    assert int(task.environment.corpus.versions_N.max()) > 1
+    assert task.live.environment is not None
+    assert int(task.live.environment.corpus.versions_N.max()) > 1
     again = task_of(stage_one, tmp_path)
     again.load_state_dict(task.state_dict())
-    assert again.environment is not None
-    rows = torch.arange(len(task.environment.corpus))
-    assert torch.equal(again.environment.corpus.vectors(rows), task.environment.corpus.vectors(rows))
-    assert torch.equal(again.environment.corpus.versions_N, task.environment.corpus.versions_N)
-    assert torch.equal(again.environment.corpus.steps_N, task.environment.corpus.steps_N)
-    assert task.environment.graph is not None
-    assert again.environment.graph is not None
-    assert (again.environment.graph.ids_NM == task.environment.graph.ids_NM).all()
-    assert again.staleness == task.staleness
+    assert again.live.environment is not None
+    rows = torch.arange(len(task.live.environment.corpus))
+    assert torch.equal(again.live.environment.corpus.vectors(rows), task.live.environment.corpus.vectors(rows))
+    assert torch.equal(again.live.environment.corpus.versions_N, task.live.environment.corpus.versions_N)
+    assert torch.equal(again.live.environment.corpus.steps_N, task.live.environment.corpus.steps_N)
+    assert task.live.environment.graph is not None
+    assert again.live.environment.graph is not None
+    assert (again.live.environment.graph.ids_NM == task.live.environment.graph.ids_NM).all()
+    assert again.live.staleness == task.live.staleness
 
 
 def test_another_corpus_or_recipe_is_not_gone_on_with(stage_one: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_processes
-from tiny_grpo import optimizer_of, some_pairs, task_of, write_recipe
+from tiny_grpo import no_backward, optimizer_of, some_pairs, task_of, write_recipe
 
 from search_r3 import SearchR3
 from search_r3.cli import main
@@ -43,7 +43,7 @@ class AlwaysEmitting(EngineRollouts):
 
 def rewarded(task: GRPOTask, reward: Reward) -> None:
     """Let the task's rollouts earn `reward` in place of what the recipe says."""
-    _, environment = task.synchronize(0)
+    environment = task.live.open(task.live.encoder.sync())
     environment.reward = WeightedRewards([("of the test", 1.0, reward)])
 
 
@@ -54,14 +54,14 @@ def by_number(reward: Callable[[int], float]) -> Reward:
 
 def sampled(task: GRPOTask, step: int = 0) -> RolloutBatch:
     """The rollouts that a step trains on."""
-    task.loss(task.module, step)
+    task.training_step(task.module, step, no_backward)
     assert task.rollouts is not None
     return task.rollouts
 
 
 def gradients(task: GRPOTask, step: int = 0) -> dict[str, torch.Tensor]:
     task.module.zero_grad()
-    task.loss(task.module, step)[0].backward()
+    task.training_step(task.module, step, torch.Tensor.backward)
     return {name: p.grad.clone() for name, p in task.module.named_parameters() if p.requires_grad}
 
 
@@ -77,8 +77,7 @@ def test_a_learnable_reward_is_learned(stage_one: Path, tmp_path: Path) -> None:
     rewarded(task, lambda rollouts: [sum(token % 2 for token in ids) / 6 for ids in rollouts.token_ids])
     optimizer, curve = optimizer_of(task, 0.01), []
     for step in range(50):
-        loss, figures = task.loss(task.module, task.batch(step))
-        loss.backward()
+        _, figures = task.training_step(task.module, task.batch(step), torch.Tensor.backward)
         optimizer.step()
         optimizer.zero_grad()
         curve.append(figures["reward"])
@@ -92,8 +91,7 @@ def test_training_in_the_corpus_raises_the_reward(stage_one: Path, tmp_path: Pat
     before = task.evaluate(task.module, 0)["live.reward"]
     optimizer, curve = optimizer_of(task, 0.01), []
     for step in range(64):
-        loss, figures = task.loss(task.module, task.batch(step))
-        loss.backward()
+        _, figures = task.training_step(task.module, task.batch(step), torch.Tensor.backward)
         optimizer.step()
         optimizer.zero_grad()
         curve.append(figures["reward"])
@@ -103,14 +101,14 @@ def test_training_in_the_corpus_raises_the_reward(stage_one: Path, tmp_path: Pat
 
 
 def test_the_untrained_adapter_is_the_reference_and_the_first_ratio_is_one(task: GRPOTask) -> None:
-    _, figures = task.loss(task.module, 0)
+    _, figures = task.training_step(task.module, 0, no_backward)
     assert figures["kl_reference"] == pytest.approx(0, abs=1e-6)
     assert figures["ratio"] == 1.0
     with torch.no_grad():
         for parameter in task.module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    assert task.loss(task.module, 0)[1]["kl_reference"] > 1e-3  # of the same rollouts
+    assert task.training_step(task.module, 0, no_backward)[1]["kl_reference"] > 1e-3  # of the same rollouts
 
 
 def test_the_policy_loss_is_of_what_was_sampled_and_only_of_that(task: GRPOTask) -> None:
@@ -151,8 +149,8 @@ def test_the_policy_learns_that_an_end_of_turn_misses_the_token(stage_one: Path,
                 rollout.token_ids, rollout.forced, rollout.ended = rollout.token_ids[:1], True, eos
             return found
 
-    task.collector.engine = Ending()
-    task.loss(task.module, 0)[0].backward()
+    task.engine = Ending()
+    task.training_step(task.module, 0, torch.Tensor.backward)
     assert task.rollouts is not None
     ended = task.rollouts.rollouts[1::2]
     assert [rollout.sampled_ids(task.embed_id)[0][-1] for rollout in ended] == [eos] * 6
@@ -167,7 +165,7 @@ def _log_prob_of_end(task: GRPOTask, rollouts: list[Rollout]) -> float:
     worse = [rollout for rollout in rollouts if rollout.advantage < 0]
     with torch.no_grad():
         found = compute_log_probs(task.policy, task.prefix, task.embed_id, worse, task.config, first=True)
-    return float(torch.stack([part[-1] for part in found.new_N.split(found.lengths)]).mean())
+    return float(torch.stack([row[one.length - 1] for row, one in zip(found.new_RT, worse, strict=True)]).mean())
 
 
 def test_padding_ids_are_no_part_of_the_policy(task: GRPOTask) -> None:
@@ -189,20 +187,20 @@ def test_log_probabilities_are_divided_by_the_sampling_temperature(stage_one: Pa
     entropies = {}
     for temperature in (0.5, 1.0):
         task = task_of(stage_one, tmp_path, temperature=temperature)
-        entropies[temperature] = task.loss(task.module, task.batch(0))[1]["entropy"]
+        entropies[temperature] = task.training_step(task.module, task.batch(0), no_backward)[1]["entropy"]
     assert entropies[0.5] < 0.7 * entropies[1.0]
 
 
 def test_the_contrastive_term_is_infonce_against_the_refreshed_documents(stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, contrastive_weight=0.5, beta=0.0)
-    loss, figures = task.loss(task.module, 0)
+    loss, figures = task.training_step(task.module, 0, no_backward)
     batch = sampled(task)
     assert loss.item() == pytest.approx(figures["policy"] + 0.5 * figures["contrastive"], rel=1e-5)
     assert not batch.candidate_CD.requires_grad
-    assert task.environment is not None
-    queries = [task.dataset.train[i] for i in task.collector.order.batch(0)]
+    assert task.live.environment is not None
+    queries = [task.dataset.train[i] for i in task.training_queries.order.batch(0)]
     rows = sorted({row for query in queries for row in query.grades} | set(range(len(task.dataset.documents))))
-    vectors = task.environment.corpus.vectors(rows)
+    vectors = task.live.environment.corpus.vectors(rows)
     for line, rollout in enumerate(batch.rollouts):
         if rollout.target != IGNORE_INDEX:
             positive = queries[line // 4].positive
@@ -235,7 +233,7 @@ def test_a_second_positive_is_no_negative(stage_one: Path, tmp_path: Path) -> No
 def test_groups_without_variance(kind: str, stage_one: Path, tmp_path: Path) -> None:
     task = task_of(stage_one, tmp_path, AlwaysEmitting(), zero_variance=kind, contrastive_weight=0.0, beta=0.04)
     rewarded(task, by_number(lambda i: 0.5 if i < 8 else i % 2))  # the first two groups
-    found = task.loss(task.module, 0)[1]
+    found = task.training_step(task.module, 0, no_backward)[1]
     batch = sampled(task)
     assert batch.figures["zero_variance"] == pytest.approx(2 / 3)
     trained = [rollout.in_policy_loss for rollout in batch.rollouts]
@@ -279,12 +277,11 @@ def test_several_steps_of_a_batch_move_the_ratio_and_see_each_rollout_once_an_it
     rewarded(task, by_number(lambda i: i % 2))
     optimizer, ratios, numbers = optimizer_of(task, 0.02), [], []
     for step in range(8):
-        loss, figures = task.loss(task.module, step)
-        loss.backward()
+        _, figures = task.training_step(task.module, step, torch.Tensor.backward)
         optimizer.step()
         optimizer.zero_grad()
         assert task.rollouts is not None
-        numbers.append(task.rollouts.number)
+        numbers.append(task.rollouts.generation_index)
         ratios.append(figures["ratio"])
     assert numbers == [0] * 4 + [1] * 4
     assert ratios[0] == ratios[4] == 1.0
@@ -294,7 +291,7 @@ def test_several_steps_of_a_batch_move_the_ratio_and_see_each_rollout_once_an_it
         parts = [task.rollouts.mini_batch(2 * iteration + part, 2, task.config.loop.seed)[0] for part in (0, 1)]
         assert sorted(rollout.index for part in parts for rollout in part) == list(range(12))
     with pytest.raises(RuntimeError, match="never sampled"):
-        task.loss(task.module, 9 + 4)
+        task.training_step(task.module, 9 + 4, no_backward)
 
 
 def test_the_saved_adapter_is_the_trained_policy_on_the_original_base(stage_one: Path, tmp_path: Path) -> None:
@@ -345,9 +342,9 @@ def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps
         queries_per_step=2,
         loop=LoopConfig(seed=3, mixed_precision="no"),
     )
-    task.synchronize(0)
-    assert task.kept
-    assert len(task.kept) < len(task.dataset.train)
+    task.live.open(task.live.encoder.sync())
+    assert task.training_queries.kept
+    assert len(task.training_queries.kept) < len(task.dataset.train)
     queries = task.dataset.train
     encoder = SearchR3.from_pretrained(stage_one, dtype="float32")  # before its first step, stage 2 is stage 1
     cosine_QN = torch.from_numpy(
@@ -363,9 +360,11 @@ def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps
     surely = {number for number, rank in enumerate(ranks) if min(rank) >= 2 and max(rank) <= 6}
     perhaps = {number for number, rank in enumerate(ranks) if max(rank) >= 2 and min(rank) <= 6}
     assert surely
-    assert surely <= set(task.kept) <= perhaps
+    assert surely <= set(task.training_queries.kept) <= perhaps
     assert len(perhaps) < len(queries)
-    assert {query.id for query in task.collector.queries} == {queries[number].id for number in task.kept}
+    assert {query.id for query in task.training_queries.queries} == {
+        queries[number].id for number in task.training_queries.kept
+    }
     again = task_of(
         stage_one,
         tmp_path,
@@ -375,8 +374,8 @@ def test_only_queries_of_the_wanted_ranks_are_trained_on_and_a_resumed_run_keeps
         loop=LoopConfig(seed=3, mixed_precision="no"),
     )
     again.load_state_dict(task.state_dict())
-    assert [q.id for q in again.collector.queries] == [q.id for q in task.collector.queries]
-    assert again.collector.order.batch(7) == task.collector.order.batch(7)
+    assert [q.id for q in again.training_queries.queries] == [q.id for q in task.training_queries.queries]
+    assert again.training_queries.order.batch(7) == task.training_queries.order.batch(7)
 
 
 def test_the_order_of_queries_is_a_function_of_the_seed_and_the_number() -> None:
@@ -477,15 +476,14 @@ def work(rank: int, stage_one: str, folder: str) -> None:
         module = torch.nn.parallel.DistributedDataParallel(task.module, broadcast_buffers=False)
         optimizer = optimizer_of(task)
         for step in range(3):
-            loss, figures = task.loss(module, step)
+            _, figures = task.training_step(module, step, torch.Tensor.backward)
             assert task.rollouts is not None
             assert any(rollout.in_policy_loss for rollout in task.rollouts.rollouts) == (rank == 0)
-            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert task.environment is not None
+        assert task.live.environment is not None
         rows, weight = (
-            task.environment.corpus.vectors(torch.arange(40)),
+            task.live.environment.corpus.vectors(torch.arange(40)),
             next(iter(p for p in optimizer.param_groups[0]["params"])),
         )
         for value in (rows, weight.detach()):

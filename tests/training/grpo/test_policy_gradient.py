@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from search_r3.training.grpo.policy_gradient import LOSS_TYPES, group_std, padded, token_log_probs
-from search_r3.training.losses import advantages, grpo_loss
+from search_r3.training.grpo.log_probs import padded, token_log_probs
+from search_r3.training.grpo.policy_gradient import LOSS_TYPES, advantages, group_std, grpo_loss
 
 MAX_TOKENS = 11
 

@@ -14,7 +14,7 @@ from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoraSettings
-from search_r3.training.grpo.policy_gradient import token_log_probs
+from search_r3.training.grpo.log_probs import token_log_probs
 from search_r3.training.grpo.rollout_engines import EngineRollouts
 from search_r3.training.lora.concatenation import ConcatenatedAdapter, concatenate
 from search_r3.training.lora.live_encoder import LiveEncoder

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from plugin_package import install_plugin
-from tiny_grpo import task_of, write_recipe
+from tiny_grpo import no_backward, task_of, write_recipe
 
+from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.training.grpo.grpo_task import train_grpo
 
@@ -43,11 +44,36 @@ def test_rewards_of_another_package_with_parameters_train(
     assert len({record["reward"] for record in shown}) > 2
 
     task = task_of(stage_one, tmp_path, environment=SMALL | {"rewards": terms})
-    task.loss(task.module, 0)
+    task.training_step(task.module, 0, no_backward)
     assert task.rollouts is not None
     for rollout in task.rollouts.rollouts:
         brief = 0.25 * (0 < len(rollout.token_ids) <= 2)
         assert rollout.reward == -0.5 if rollout.forced else rollout.reward - brief >= 0.4 - 1e-6
+
+
+def test_held_out_queries_are_validated_with_the_reward_of_another_package(
+    stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_page("reward", tmp_path, monkeypatch)
+    terms = [{"name": "brevity", "limit": 2}]
+    changes = {"environment": SMALL | {"rewards": terms}, "staleness_eval_queries": 6, "num_completions_to_log": 6}
+    train_grpo(write_recipe(stage_one, tmp_path / "recipe.yaml", **changes), ["loop.steps=3"])
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    shown = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    dev = {record["step"]: record["dev"] for record in records if "dev" in record}
+    assert dev.keys() == {0, 3}
+    held_out = task_of(stage_one, tmp_path, **changes).live.held_out
+    for step, figures in dev.items():
+        rewards = [record["reward"] for record in shown if record.get("dev") and record["step"] == step]
+        assert len(rewards) == len(held_out)
+        assert set(rewards) <= {0.0, 1.0}
+        assert figures["live.reward"] == pytest.approx(sum(rewards) / len(rewards))
+        assert figures["live.reward_direct"] == 0.0  # there is no reasoning to be brief
+    encoder = SearchR3.from_pretrained(stage_one, device="cpu", dtype="float32")  # the model before the first step
+    brief = [0 < r.num_tokens <= 2 for r in encoder.reason([query.text for query in held_out], max_reasoning_tokens=6)]
+    assert dev[0]["live.reward"] == pytest.approx(sum(brief) / len(brief))
+    finished = json.loads((tmp_path / "run" / "finished.json").read_text())
+    assert finished["best"] == max(figures["live.reward"] for figures in dev.values())  # it chooses the best adapter
 
 
 def test_a_wrong_reward_of_another_package_is_one_line(
@@ -83,5 +109,5 @@ def test_a_refresh_policy_of_another_package_trains(
     described = json.loads((tmp_path / "run" / "config.json").read_text())["environment"]["refresh"]
     assert described == {"policy": "oldest", "budget": 7}
     task = task_of(stage_one, tmp_path, **changes)
-    _, environment = task.synchronize(0)
+    environment = task.live.open(task.live.encoder.sync())
     assert environment.graph is None  # it needs none

@@ -25,7 +25,7 @@ def make_policy(folder: Path, dtype: torch.dtype = torch.float32, **settings: An
     for name, weight in model.named_parameters():
         if weight.requires_grad and ("lora_B" in name or "trainable_tokens" in name):
             nn.init.normal_(weight, std=0.3)  # an adapter that does something
-    return Policy(model, checkpoint.contract.embed_token_id, vocabulary=len(checkpoint.tokenizer))
+    return Policy(model, checkpoint.contract.embed_token_id, vocab_size=len(checkpoint.tokenizer))
 
 
 def rows(policy: Policy) -> Rows:
@@ -38,13 +38,13 @@ def test_embeddings_and_logits_are_those_of_the_plain_adapted_model(policy: Poli
     encoded = policy({"query": part})["query"]
     assert encoded.logits_TV is not None
     line = 0
-    for row, answers, embedding in zip(part.rows, part.answers, encoded.embedding_BD, strict=True):
+    for row, answers, embedding in zip(part.rows, part.num_target_tokens, encoded.embedding_BD, strict=True):
         ids = torch.tensor([[*part.prefix, *row]])
         plain = policy.model(ids, output_hidden_states=True)
         hidden = policy.causal_lm.get_decoder()(ids).last_hidden_state[0, -1]
         torch.testing.assert_close(embedding, hidden / hidden.norm(), atol=1e-5, rtol=1e-5)
         for back in range(answers, 0, -1):
-            expected = plain.logits[0, -1 - back, : policy.vocabulary]
+            expected = plain.logits[0, -1 - back, : policy.vocab_size]
             torch.testing.assert_close(encoded.logits_TV[line], expected, atol=1e-4, rtol=1e-4)
             line += 1
     assert encoded.target_T is not None
@@ -59,12 +59,12 @@ def test_gradients_are_those_of_the_plain_adapted_model(policy: Policy) -> None:
     ours = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
     total = torch.zeros(())
-    for row, answers in zip(part.rows, part.answers, strict=True):
+    for row, answers in zip(part.rows, part.num_target_tokens, strict=True):
         ids = torch.tensor([[*part.prefix, *row]])
         hidden = policy.causal_lm.get_decoder()(ids).last_hidden_state[0, -1]
         total = total + (hidden / hidden.norm()).sum()
         if answers:
-            total = total + policy.model(ids).logits[0, -1 - answers : -1, : policy.vocabulary].logsumexp(-1).sum()
+            total = total + policy.model(ids).logits[0, -1 - answers : -1, : policy.vocab_size].logsumexp(-1).sum()
     total.backward()
     plain = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     assert ours.keys() == plain.keys()
@@ -75,9 +75,9 @@ def test_gradients_are_those_of_the_plain_adapted_model(policy: Policy) -> None:
 
 def test_base_logits_are_the_untouched_model_s(policy: Policy, tiny_model: Path) -> None:
     part = rows(policy)
-    encoded = policy({"query": part}, with_base=["query"])["query"]
+    encoded = policy({"query": part}, return_base_logits=["query"])["query"]
     base = checkpoints.load_base(tiny_model, dtype=torch.float32).model
-    expected = base(torch.tensor([[*part.prefix, *part.rows[0]]])).logits[0, -3:-1, : policy.vocabulary]
+    expected = base(torch.tensor([[*part.prefix, *part.rows[0]]])).logits[0, -3:-1, : policy.vocab_size]
     assert encoded.base_logits_TV is not None
     assert not encoded.base_logits_TV.requires_grad
     torch.testing.assert_close(encoded.base_logits_TV[:2], expected, atol=1e-4, rtol=1e-4)
@@ -153,7 +153,7 @@ def test_a_bfloat16_base_trains_float32_weights_and_is_near_the_float32_one(fuse
         policy.fused = fused
         assert policy.causal_lm.get_decoder().norm.weight.dtype == dtype
         with torch.autocast("cpu", torch.bfloat16):
-            encoded = policy({"query": rows(policy)}, with_base=["query"])["query"]
+            encoded = policy({"query": rows(policy)}, return_base_logits=["query"])["query"]
         assert encoded.logits_TV is not None
         assert encoded.base_logits_TV is not None
         (encoded.embedding_BD.sum() + encoded.logits_TV.float().logsumexp(-1).sum()).backward()

@@ -51,8 +51,8 @@ def gradients(model: str, behind: list[int]) -> tuple[float, list[torch.Tensor]]
                 parameter.add_(0.1)
     plan: Any = lambda step: (PAIRS, behind, [False] * len(behind))  # noqa: E731
     task._plan = plan  # type: ignore[method-assign]
-    task.loss(task.module, task.batch(0))
-    loss, _ = task.loss(task.module, task.batch(1))
+    task.compute_loss(task.module, task.batch(0))
+    loss, _ = task.compute_loss(task.module, task.batch(1))
     loss.backward()
     found = [parameter.grad for parameter in task.module.parameters() if parameter.grad is not None]
     return loss.item(), found

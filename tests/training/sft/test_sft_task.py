@@ -187,7 +187,8 @@ def test_rows_end_with_the_embed_token_and_reasoning_stands_before_it(tiny_model
     assert all(row[-1] == embed and row.count(embed) == 1 for part in batch.parts.values() for row in part.rows)
     written = task.tokenizer.decode(batch.parts["reasoning"].rows[0])
     assert f"{batch.pairs[batch.with_reasoning[0]].reasoning}<|embed_token|>" in written
-    said = [row[len(row) - n :] for row, n in zip(batch.parts["query"].rows, batch.parts["query"].answers, strict=True)]
+    part = batch.parts["query"]
+    said = [row[len(row) - n :] for row, n in zip(part.rows, part.num_target_tokens, strict=True)]
     assert all(task.tokenizer.decode(tokens) == "The embedding is<|embed_token|>" for tokens in said)
 
 
@@ -216,7 +217,7 @@ def test_explicit_negatives_join_the_documents(tiny_model: Path) -> None:
 def test_the_loss_is_the_weighted_sum_of_its_terms(tiny_model: Path) -> None:
     weights = LossWeights(sft=0.3, kl=0.2, infonce=0.7, triplet=0.5)
     task = task_of(tiny_model, some_pairs(), weights=weights)
-    loss, figures = task.loss(task.module, task.batch(0))
+    loss, figures = task.compute_loss(task.module, task.batch(0))
     expected = sum(getattr(weights, name) * figures[name] for name in ("sft", "kl", "infonce", "triplet"))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert figures["kl"] == pytest.approx(0, abs=1e-5)  # an untrained adapter is the base
@@ -246,7 +247,7 @@ def test_a_teacher_pulls_the_scores_to_its_own(tiny_model: Path, tmp_path: Path)
     optimizer = torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=0.01)
     curve = []
     for step in range(30):
-        loss, figures = task.loss(task.module, task.batch(step))
+        loss, figures = task.compute_loss(task.module, task.batch(step))
         assert loss.item() == pytest.approx(figures["distillation"])
         loss.backward()
         optimizer.step()
@@ -273,10 +274,11 @@ def test_self_generated_reasoning_is_that_of_the_model_at_the_start_of_its_block
     said = [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)]
     assert [task.self_reasoning.texts[batch.pairs[i].id] for i in batch.with_reasoning] == said
     cut = [int(batch.pairs[i].id in task.self_reasoning.cut) for i in batch.with_reasoning]
-    assert batch.parts["reasoning"].answers == cut  # of its own words only the end is taught, where the budget cut them
+    # Of its own words only the end is taught, where the budget cut them.
+    assert batch.parts["reasoning"].num_target_tokens == cut
     assert any(cut)
     task.self_reasoning.cut.clear()
-    assert task.batch(2).parts["reasoning"].answers == [0] * 4
+    assert task.batch(2).parts["reasoning"].num_target_tokens == [0] * 4
     with torch.no_grad():
         for parameter in task.module.parameters():
             if parameter.requires_grad:
@@ -324,7 +326,7 @@ def test_a_run_with_self_generated_reasoning_and_a_memory_resumes_exactly(
 def test_remembered_documents_are_negatives_unless_they_answer(tiny_model: Path) -> None:
     task = task_of(tiny_model, some_pairs(), cross_batch_memory_size=6, reasoning_ratio=0.0)
     for step in range(3):
-        task.loss(task.module, task.batch(step))
+        task.compute_loss(task.module, task.batch(step))
     assert [len(part.key_M) for part in task.memory.steps] == [4, 4]  # 8 are more than 6, 4 would be fewer
     batch = task.batch(3)
     own = Candidates(torch.zeros(4, task.checkpoint.contract.dimension), np.zeros(4, dtype=np.int64))
@@ -339,7 +341,10 @@ def test_remembered_documents_are_negatives_unless_they_answer(tiny_model: Path)
 def test_figures_have_the_same_names_with_and_without_reasoning(tiny_model: Path) -> None:
     task = task_of(tiny_model, some_pairs())
     quiet = task_of(tiny_model, some_pairs(), reasoning_ratio=0.0)
-    assert task.loss(task.module, task.batch(0))[1].keys() == quiet.loss(quiet.module, quiet.batch(0))[1].keys()
+    assert (
+        task.compute_loss(task.module, task.batch(0))[1].keys()
+        == quiet.compute_loss(quiet.module, quiet.batch(0))[1].keys()
+    )
 
 
 def test_a_run_from_an_adapter_starts_where_that_ended(recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -360,7 +365,7 @@ def test_dev_figures_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypa
     assert set(before) == {f"greek.{n}" for n in DEV_FIGURES} | {"ndcg@10.off", "ndcg@10.on"}
     optimizer = torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=0.01)
     for step in range(30):
-        task.loss(task.module, task.batch(step))[0].backward()
+        task.compute_loss(task.module, task.batch(step))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
     assert task.evaluate(task.module, 30)["ndcg@10.off"] > before["ndcg@10.off"] + 0.1

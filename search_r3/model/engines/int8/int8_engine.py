@@ -37,7 +37,7 @@ class Int8Engine(TorchEngine):
 
     Args:
         model: a float32 causal LM of the Llama family. If its weights change between calls, they are rounded again.
-        embed_id, stop_ids, vocabulary: see `TorchEngine`.
+        embed_id, stop_ids, vocab_size: see `TorchEngine`.
         contract_hash: of the checkpoint; files of another contract are not used.
         samples: returns the calibration rows; called whenever the weights are rounded.
         places: files that may hold the int8 matrices (an export's).
@@ -53,7 +53,7 @@ class Int8Engine(TorchEngine):
         *,
         embed_id: int,
         stop_ids: Sequence[int],
-        vocabulary: int,
+        vocab_size: int,
         contract_hash: str,
         cache_dir: Path | None,
         samples: Callable[[], Sequence[CalibrationRow]] = tuple,
@@ -67,7 +67,7 @@ class Int8Engine(TorchEngine):
                 f"engine int8 takes float32 weights on a cpu, not {str(model.dtype).removeprefix('torch.')} on "
                 f"{model.device}; leave device and dtype away, or use engine torch"
             )
-        super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocabulary=vocabulary)
+        super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocab_size=vocab_size)
         self._float_head = self.head
         self._samples = samples
         self._merge()

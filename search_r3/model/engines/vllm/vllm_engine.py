@@ -42,7 +42,7 @@ class VllmEngine(TorchEngine):
 
     Args:
         model: the merged causal LM, on the device that vLLM runs on.
-        embed_id, stop_ids, vocabulary: see `TorchEngine`.
+        embed_id, stop_ids, vocab_size: see `TorchEngine`.
         folder: the same model, as vLLM reads it.
         vllm: the package, or a stand-in for it.
         gpu_memory: the share of the GPU's memory that vLLM may take.
@@ -57,19 +57,19 @@ class VllmEngine(TorchEngine):
         *,
         embed_id: int,
         stop_ids: Sequence[int],
-        vocabulary: int,
+        vocab_size: int,
         folder: Path,
         vllm: Any,
         gpu_memory: float,
     ) -> None:
-        super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocabulary=vocabulary)
+        super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocab_size=vocab_size)
         self.writer = VllmWriter(
             folder,
             vllm,
             dtype=str(model.dtype).removeprefix("torch."),
             embed_id=embed_id,
             stop_ids=stop_ids,
-            padding=range(vocabulary, self.head.weight.shape[0]),
+            padding=range(vocab_size, self.head.weight.shape[0]),
             gpu_memory=gpu_memory,
         )
         self._generating = threading.Lock()

@@ -1,0 +1,188 @@
+"""What stage 2 keeps current with the policy's weights: the encoder, and the environment with its corpus.
+
+`LiveEnvironment` makes the environment at first use, when every document is encoded; chooses the training queries by
+their rank in it; evaluates how stale it has become; and logs rollouts with their ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from search_r3.environment.live_corpus import DTYPES, LiveCorpus
+from search_r3.environment.neighbor_graph import NeighborGraph
+from search_r3.environment.replicated_corpus import ReplicatedCorpus
+from search_r3.environment.retrieval import RetrievalEnvironment
+from search_r3.environment.sharded_corpus import ShardedCorpus
+from search_r3.model.searchr3 import SearchR3
+from search_r3.ranking import rank_of_best_positive
+from search_r3.training.distributed import collectives
+from search_r3.training.grpo.dataset import Query, RLDataset, TrainingQueries
+from search_r3.training.grpo.grpo_config import GRPOConfig
+from search_r3.training.grpo.rollout import ScoredGroups
+from search_r3.training.grpo.rollout_metrics import completions_to_log
+from search_r3.training.lora.live_encoder import LiveEncoder, encode_rows
+
+ROLLOUTS_FILE = "rollouts.jsonl"
+ENCODE_BLOCK = 2048
+"""Documents encoded between two lines of progress, the first time."""
+
+
+class LiveEnvironment:
+    """The policy as an encoder, and the environment.
+
+    Args:
+        dataset: its documents are the corpus, its held-out queries those of the staleness evaluation.
+        training_queries: are reduced to those of the wanted ranks when the environment is made.
+        encoder: the policy as an encoder.
+
+    Attributes:
+        environment: None before the first `open`.
+        staleness: figures of the last staleness evaluation.
+    """
+
+    def __init__(
+        self, config: GRPOConfig, dataset: RLDataset, training_queries: TrainingQueries, encoder: LiveEncoder
+    ) -> None:
+        self.config, self.dataset, self.training_queries, self.encoder = config, dataset, training_queries, encoder
+        self.environment: RetrievalEnvironment | None = None
+        self.staleness = {"staleness_recall": 1.0, "staleness_error": 0.0}
+
+    @property
+    def held_out(self) -> list[Query]:
+        """The queries that the corpus is evaluated with, and the policy's reasoning in it."""
+        return self.dataset.held_out[: self.config.staleness_eval_queries]
+
+    def open(self, encoder: SearchR3) -> RetrievalEnvironment:
+        """The environment; the first time in a run, every document is encoded by the stage 1 model. A collective."""
+        if self.environment is None:
+            if collectives.rank() == 0:
+                (Path(self.config.output) / ROLLOUTS_FILE).unlink(missing_ok=True)
+            corpus = self._empty_corpus()
+            encode = encode_rows(encoder, self.dataset.documents, self.config.max_document_tokens)
+            for start in range(0, len(corpus), ENCODE_BLOCK):
+                rows = corpus.local_rows(np.arange(start, min(start + ENCODE_BLOCK, len(corpus))))
+                vectors = encode(rows) if len(rows) else np.zeros((0, corpus.dimension), dtype=np.float32)
+                corpus.update(rows, vectors, 0)
+                if collectives.rank() == 0 and len(corpus) > ENCODE_BLOCK:
+                    done = min(start + ENCODE_BLOCK, len(corpus))
+                    print(f"{done:,} of {len(corpus):,} documents encoded", file=sys.stderr, flush=True)
+            self.environment = RetrievalEnvironment(corpus, self.config.environment, seed=self.config.loop.seed)
+            if self.config.min_positive_rank > 1 or self.config.max_positive_rank is not None:
+                self.training_queries.keep(self._of_wanted_ranks(encoder, self.environment))
+        return self.environment
+
+    def evaluate_staleness(self, encoder: SearchR3, step: int) -> None:
+        """Set `staleness` by the held-out queries' direct embeddings, if that is due at `step`. A collective."""
+        config, queries = self.config, self.held_out
+        if not is_due(step, config.staleness_eval_every, config.steps_per_generation):
+            return
+        texts = [query.text for query in queries]
+        found = self.open(encoder).evaluate_staleness(
+            encoder.encode_query(texts, reasoning=False, show_progress_bar=False),
+            [query.grades for query in queries],
+            encode_rows(encoder, self.dataset.documents, config.max_document_tokens),
+            step,
+            queries=texts,
+            random_rows=config.staleness_eval_rows,
+        )
+        self.staleness = {"staleness_recall": found.pooled_recall, "staleness_error": found.pooled_reward_error}
+
+    def log_completions(self, rounds: Sequence[ScoredGroups], step: int) -> None:
+        """Append some rollouts of a step's first round to the log, if they are due. A collective.
+
+        It is called after every round: what a later one refreshes would change the ranks.
+        """
+        config = self.config
+        if len(rounds) > 1 or not is_due(step, config.log_completions_every, config.steps_per_generation):
+            return
+        assert self.environment is not None  # it has scored them
+        groups = rounds[0].groups
+        shown = completions_to_log(
+            [group.rollouts for group in groups], rounds[0].rewards.scaled_R, config.num_completions_to_log
+        )
+        embeddings = np.array([rollout.embedding for _, rollout, _ in shown], dtype=np.float32)
+        queries = [groups[number].query for number, _, _ in shown]
+        ranks = rank_of_positive(self.environment, embeddings, queries)
+        self.write_rollouts(
+            {"step": step + 1, "query": query.text, **record, "rank": rank, "forced": rollout.forced}
+            for (_, rollout, record), query, rank in zip(shown, queries, ranks, strict=True)
+        )
+
+    def write_rollouts(self, records: Iterable[dict[str, Any]]) -> None:
+        """Append records to the run's `rollouts.jsonl`; only the first process writes."""
+        records = list(records)
+        if collectives.rank() == 0 and records:
+            path = Path(self.config.output) / ROLLOUTS_FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environment (vectors, versions, graph; None before the first `open`) and the last staleness figures."""
+        environment = None if self.environment is None else self.environment.state_dict()
+        return {"environment": environment, "staleness": self.staleness}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave.
+
+        Raises:
+            InputError: it is of another corpus.
+        """
+        self.staleness = dict(state["staleness"])
+        if state["environment"] is not None:
+            settings, graph = self.config.environment, None
+            if state["environment"]["graph"] is not None:  # an empty one, as the unwritten corpus cannot be linked
+                size = len(self.dataset.documents)
+                graph = NeighborGraph(size, width=settings.graph_width, links=settings.graph_links)
+            self.environment = RetrievalEnvironment(
+                self._empty_corpus(), settings, graph=graph, seed=self.config.loop.seed
+            )
+            self.environment.load_state_dict(state["environment"])
+
+    def _empty_corpus(self) -> Any:
+        device = next(self.encoder.policy.parameters()).device
+        kind = self.config.corpus_dtype
+        if kind == "auto":
+            kind = "float32" if device.type == "cpu" else "bfloat16"
+        cls: type[Any] = LiveCorpus
+        if collectives.world_size() > 1:
+            cls = ShardedCorpus if self.config.shard_corpus else ReplicatedCorpus
+        dimension = self.encoder.checkpoint.contract.dimension
+        return cls(len(self.dataset.documents), dimension, dtype=DTYPES[kind], device=device)
+
+    def _of_wanted_ranks(self, encoder: SearchR3, environment: RetrievalEnvironment) -> list[int]:
+        """The training queries whose direct embedding ranks a positive as the recipe asks; equal on all processes."""
+        queries, config = self.dataset.train, self.config
+        direct = encoder.encode_query([query.text for query in queries], reasoning=False, show_progress_bar=False)
+        deepest = config.max_positive_rank or len(environment.corpus)
+        ranks = rank_of_positive(environment, direct, queries)
+        mine = [number for number, rank in enumerate(ranks) if config.min_positive_rank <= rank <= deepest]
+        found = collectives.all_gather_object(mine)[0]
+        if collectives.rank() == 0:
+            print(f"{len(found):,} of {len(queries):,} queries are at the ranks to train on", file=sys.stderr)
+        return found
+
+
+def rank_of_positive(environment: RetrievalEnvironment, embeddings: np.ndarray, queries: Sequence[Query]) -> list[int]:
+    """The rank of each query's best positive in the live corpus, from 1.
+
+    A collective if the corpus is sharded; a process may pass no query.
+    """
+    embeddings = embeddings.reshape(-1, environment.corpus.dimension)
+    cosine_QN = environment.corpus.scores(embeddings, torch.arange(len(environment.corpus))).cpu().numpy()
+    positive_QN = np.zeros(cosine_QN.shape, dtype=bool)
+    for line, query in enumerate(queries):
+        positive_QN[line, [row for row, grade in query.grades.items() if grade > 0]] = True
+    return rank_of_best_positive(cosine_QN, positive_QN).tolist()
+
+
+def is_due(step: int, every: int, stride: int) -> bool:
+    """Whether something that happens every `every` steps is due in the `stride` steps from `step`; 0 is never."""
+    return every > 0 and step % every < stride
