@@ -105,7 +105,7 @@ def data_fresh(
         writer=_writer(endpoint, model, None if no_key else key_variable),
         budget=Budget(budget_tokens),
         force=force,
-        say=print_progress,
+        report=print_progress,
     )
     if as_json:
         print_json(manifest)

@@ -2,7 +2,7 @@
 
 The layout is BEIR's (Thakur et al. 2021, https://arxiv.org/abs/2104.08663), which `mteb` and most public collections
 can write. It is read strictly, since a silently skipped line would change every score after it; only a
-build of training data may leave broken lines out (`on_fault`).
+build of training data may skip broken lines (`on_fault`).
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Document:
 
     @property
     def full_text(self) -> str:
-        """What every system is given: "title text", or the text alone when there is no title."""
+        """The text that is encoded and indexed: "title text", or the text alone when there is no title."""
         return f"{self.title} {self.text}".strip()
 
 
 @dataclass
 class BeirDataset:
-    """A corpus, its queries and the judgments that tie them: `qrels[query id][document id] = grade`.
+    """A corpus, its queries and the relevance judgments: `qrels[query id][document id] = grade`.
 
     A grade above 0 means relevant; 0 and below mean judged and not relevant. All three keep the files' order.
-    `ignore_identical_ids`, as MTEB's, says that a document with a query's own id is no answer to it: in some data sets
-    (ArguAna, Quora) the queries are documents of the corpus.
+    With `ignore_identical_ids`, as in MTEB, a document with the query's own id is not counted as a result: in some data
+    sets (ArguAna, Quora) the queries are documents of the corpus.
     """
 
     name: str
@@ -58,7 +58,7 @@ class BeirDataset:
         return [qid for qid in self.qrels if qid in self.queries and qid in self.corpus]
 
     def queries_in_corpus(self) -> list[str]:
-        """Those of `identical_ids` whose text, apart from white space, is the document's too, with or without title."""
+        """The `identical_ids` whose query text equals the document's, with or without title, ignoring white space."""
 
         def same(qid: str) -> bool:
             query, document = self.queries[qid].split(), self.corpus[qid]
@@ -81,15 +81,16 @@ def load_beir(
 
     Args:
         folder: holds `corpus.jsonl`, `queries.jsonl` and, if there are judgments, `qrels/SPLIT.tsv`.
-        split: keep only the queries judged in this split. Without it, all queries and the judgments of all splits.
-        name: what to call the data set; by default its place below the data root ("mkqa/en"), else the folder's name.
-        on_fault: called with every broken line, which is then left out, and for an empty file. Never for measuring.
-        allow_missing: keep judgments of documents that the corpus lacks, which nothing can find. Only where
-            this is said beside every figure, as an evaluation does.
+        split: keep only the queries judged in this split; None loads all queries and the judgments of all splits.
+        name: the data set's name; by default its path relative to the data root ("mkqa/en"), else the folder's name.
+        on_fault: called for every broken line, which is then skipped, and for an empty file. Do not use it for
+            evaluation.
+        allow_missing: keep judgments of documents that are not in the corpus and so cannot be retrieved. Use it only if
+            this is reported with every figure, as `evaluate` does.
 
     Raises:
         InputError: a file is missing or cannot be read; a line is broken (file, line and field are named); an id
-            comes twice; a judgment names a query that is not there, or a document (without `allow_missing`); the
+            comes twice; a judgment names a query or (without `allow_missing`) a document that does not exist; the
             split is unknown.
     """
     folder = Path(folder)
@@ -118,8 +119,8 @@ def available_splits(folder: str | Path) -> list[str]:
 
 
 def beir_files(folder: Path, split: str | None) -> dict[str, Path]:
-    """The files that loading a split of a BEIR folder reads (None: all splits), by their names in it; and the note on
-    its origin, SOURCE.txt, which may stand one folder higher.
+    """The files read when a split of a BEIR folder is loaded (None: all splits), by their name in the folder; includes
+    SOURCE.txt, which documents the origin and may be in the parent folder.
     """
     files = {name: folder / name for name in ("corpus.jsonl", "queries.jsonl")}
     for part in available_splits(folder) if split is None else [split]:
@@ -131,7 +132,8 @@ def beir_files(folder: Path, split: str | None) -> dict[str, Path]:
 
 
 def _read_corpus(path: Path, on_fault: OnFault | None) -> dict[str, Document]:
-    """Empty documents are kept with a warning: real collections hold them, even judged relevant (Cranfield's 995)."""
+    """Empty documents are kept with a warning: real collections contain them, even judged relevant (995 in
+    Cranfield)."""
     corpus: dict[str, Document] = {}
     empty: list[str] = []
     seen: dict[str, int] = {}
@@ -157,7 +159,7 @@ def _read_corpus(path: Path, on_fault: OnFault | None) -> dict[str, Document]:
     if empty:
         warnings.warn(
             f'{path}: {len(empty)} of {len(corpus)} documents have an empty "title" and an empty "text" (first: '
-            f"{empty[0]}); they are kept, since judgments may name them, but nothing can find them",
+            f"{empty[0]}); they are kept, since judgments may name them, but cannot be retrieved",
             stacklevel=3,
         )
     return corpus
@@ -191,7 +193,7 @@ def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int
     key, name = id_field(value, path, number)
     if name.split() != [name]:
         raise InputError(
-            f'{path}, line {number}: the field "{key}" is {name!r}, which holds white space; '
+            f'{path}, line {number}: the field "{key}" is {name!r}, which contains white space; '
             "ids are columns of qrels and run files, so use none"
         )
     if name in seen:
@@ -204,7 +206,7 @@ def _read_id(value: dict[str, Any], path: Path, number: int, seen: dict[str, int
 def _read_qrels(
     path: Path, queries: dict[str, str], corpus: dict[str, Document] | None, on_fault: OnFault | None
 ) -> dict[str, dict[str, int]]:
-    """The judgments of a file; without a `corpus`, of documents that need not be there."""
+    """The judgments in a file; with `corpus` None, the documents need not exist."""
     qrels: dict[str, dict[str, int]] = {}
     seen: dict[tuple[str, str], int] = {}
     for number, line in text_lines(path, on_fault):
@@ -247,8 +249,8 @@ def _judgment(
         raise InputError(f'{where}: the query-id "{query_id}" is not in queries.jsonl')
     if corpus is not None and document_id not in corpus:
         raise InputError(
-            f'{where}: the corpus-id "{document_id}" is not in corpus.jsonl; fix one of the two (to measure all the '
-            "same, with the document counted as not found: --allow-missing)"
+            f'{where}: the corpus-id "{document_id}" is not in corpus.jsonl; fix one of the two (to evaluate '
+            "anyway, counting the document as not found: --allow-missing)"
         )
     return query_id, document_id, grade
 
@@ -257,7 +259,7 @@ def _judgment(
 
 
 def write_beir(folder: str | Path, dataset: BeirDataset, split: str) -> None:
-    """Write a data set as a BEIR folder, each file in one rename; other splits already there are left alone.
+    """Write a data set as a BEIR folder, each file atomically; other splits already there are kept.
 
     Raises:
         InputError: the folder cannot be written.
@@ -278,21 +280,21 @@ def write_beir(folder: str | Path, dataset: BeirDataset, split: str) -> None:
 
 
 def resolve_root(root: str | Path | None = None) -> Path:
-    """The folder of data sets: `root`, else the variable SEARCH_R3_DATA, else `data` in the cache folder.
+    """The data root: `root`, else the environment variable SEARCH_R3_DATA, else `data` in the cache folder.
 
     Raises:
-        InputError: neither is given, and there is no cache folder.
+        InputError: neither is set, and there is no cache folder.
     """
     given = root or os.environ.get(DATA_VARIABLE)
     return Path(given) if given else cache_dir() / "data"
 
 
 def dataset_name(folder: Path, root: str | Path | None = None) -> str:
-    """A data set's name: its place below the data root ("mkqa/en"), else its folder's name."""
+    """A data set's name: its path relative to the data root ("mkqa/en"), else its folder's name."""
     place = folder.resolve()
     try:
         base = resolve_root(root).resolve()
-    except InputError:  # a user without a home folder has no default root, and may still read a folder of their own
+    except InputError:  # without a home folder there is no default root, but an explicit folder still works
         return place.name
     return place.relative_to(base).as_posix() if place != base and place.is_relative_to(base) else place.name
 
@@ -306,8 +308,8 @@ def stable_order(ids: Iterable[str], seed: int) -> list[str]:
 
 
 def choose_pool(dataset: BeirDataset, queries: int, documents: int, seed: int = 0) -> BeirDataset:
-    """A fixed part of a data set: at most `queries` queries with a relevant document, all documents judged for them,
-    and random others up to `documents` in all. Where the judged ones alone are more, all of them are kept.
+    """A fixed subset of a data set: at most `queries` queries with a relevant document, all documents judged for them,
+    and random others up to `documents` in total. All judged documents are kept, even if there are more.
     """
     answerable = [q for q in dataset.queries if any(grade > 0 for grade in dataset.qrels.get(q, {}).values())]
     chosen = set(stable_order(answerable, seed)[:queries])

@@ -1,7 +1,8 @@
-"""The finished parts of a build, kept beside its output, so that a build that was killed continues after them.
+"""The finished parts of a build, kept next to its output, so that an interrupted build can resume.
 
-A part is found by a key over everything that it was made from (settings, seed, sizes and times of the files read, the
-program's own text), so another recipe or a changed file never gets a stale one; each ends with its own hash.
+A part's key covers everything it was made from (settings, seed, sizes and modification times of the input files, this
+package's source code), so a different recipe or a changed file never reuses a stale part. Each part ends with its own
+hash.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SUFFIX = ".part.jsonl"
 
 
 class BuildCache:
-    """The folder OUTPUT.partial, locked against a second build of the same output for as long as it is open.
+    """The folder OUTPUT.partial, locked against a second build of the same output while it is open.
 
     Raises:
         InputError: another process builds this output, or the folder cannot be written.
@@ -45,12 +46,12 @@ class BuildCache:
         except OSError as error:
             problem = error.strerror or str(error)
             raise InputError(f"cannot write {self.folder}: {problem}; choose a folder you may write to") from error
-        for left in self.folder.glob(".*.tmp*"):  # by a process that was killed while it wrote
+        for left in self.folder.glob(".*.tmp*"):  # left by a process that was killed while writing
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         remove_leftovers(output, f"{output}.manifest.json")
 
     def load(self, name: str, key: str) -> tuple[dict[str, Any], list[Any]] | None:
-        """(head, rows) of a part, or None where there is none of that key, or it is not whole."""
+        """(head, rows) of a part, or None if there is no complete part with that key."""
         digest = hashlib.sha256()
         rows: list[Any] = []
         try:
@@ -68,7 +69,7 @@ class BuildCache:
         return head, rows[1:]
 
     def save(self, name: str, key: str, head: dict[str, Any], rows: Iterable[Any]) -> None:
-        """Write a part in one rename; `head` and each of `rows` are JSON, rows are no objects.
+        """Write a part atomically; `head` and each of `rows` are JSON values, and rows must not be objects.
 
         Raises:
             InputError: the folder cannot be written.
@@ -82,7 +83,7 @@ class BuildCache:
             handle.write(json.dumps({"end": digest.hexdigest()}).encode() + b"\n")
 
     def remove(self) -> None:
-        """Remove what a build wrote here: it is finished."""
+        """Remove the parts of a finished build."""
         for file in self.folder.glob(f"*{SUFFIX}"):
             file.unlink(missing_ok=True)
 
@@ -90,7 +91,7 @@ class BuildCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let another process build this output; parts that are left stay for it, and so does what is not ours."""
+        """Release the lock; remaining parts are kept for the next build, and files of others are left alone."""
         (self.folder / "lock").unlink(missing_ok=True)
         self._lock.release()
         with suppress(OSError):  # it is not empty
@@ -101,13 +102,13 @@ class BuildCache:
 
 
 def key_of(*values: Any) -> str:
-    """SHA-256 over JSON values, the program's own text and Python's version: 64 hex digits."""
+    """SHA-256 over JSON values, this package's source code and the Python version: 64 hex digits."""
     text = json.dumps([_program(), platform.python_version(), *values], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def added_code(*functions: Callable[..., Any]) -> list[str]:
-    """SHA-256 of the source files of functions that other packages added, for `key_of`; ours are always in a key."""
+    """SHA-256 of the source files of functions from other packages, for `key_of`, which always covers our own."""
     modules = {_module_of(function) for function in functions}
     return [_digest(module_files(module)) for module in sorted(modules) if module.partition(".")[0] != "search_r3"]
 
@@ -119,17 +120,17 @@ def _program() -> str:
 
 @cache
 def source_files() -> list[Path]:
-    """The modules of `search_r3.data` that make pairs, `recipe` and whatever it imports: when one of them changes, what
-    was made by it is stale."""
+    """The modules of `search_r3.data` that build pairs: `recipe` and everything it imports. If one changes, cached
+    parts are stale."""
     return module_files("search_r3.data.recipe", within="search_r3.data")
 
 
 def module_files(module: str, within: str | None = None) -> list[Path]:
-    """The source files of a module and of what it imports, directly or not, sorted.
+    """The source files of a module and of everything it imports, directly or indirectly, sorted.
 
     Args:
-        module: a full name; the module need not be imported yet. One without a source file has none.
-        within: only modules of this package are followed; None takes the module's own top-level package.
+        module: a full name; the module need not be imported yet. A module without a source file contributes none.
+        within: only imports inside this package are followed; None means the module's own top-level package.
     """
     within = within or module.partition(".")[0]
     found: set[Path] = set()
@@ -148,7 +149,7 @@ def module_files(module: str, within: str | None = None) -> list[Path]:
 
 
 def _imports(file: Path, package: str) -> set[str]:
-    """The full names of all that a file imports; a name taken from a package may be a module of it."""
+    """The full names of everything a file imports; a name imported from a package may be a submodule."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
@@ -161,10 +162,10 @@ def _imports(file: Path, package: str) -> set[str]:
 
 
 def _source_of(module: str) -> tuple[Path | None, str]:
-    """A module's source file, None where it has none, and the package that its relative imports begin from."""
+    """A module's source file (None if it has none), and the package its relative imports are resolved against."""
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError):  # a name inside a module, not a module
+    except (ImportError, ValueError, AttributeError):  # an attribute of a module, not a module
         spec = None
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None, ""

@@ -1,7 +1,7 @@
-"""The fixed pools that checkpoints are compared on during training: small enough to encode often, never trained on.
+"""Fixed pools for comparing checkpoints during training: small enough to encode often, never trained on.
 
-A pool is a part of a data set, chosen by a seeded hash of the ids, so two runs anywhere are compared on the same texts.
-No pool touches a test split. Scores on a pool are higher than on the whole corpus: it has fewer documents to confuse.
+A pool is a subset of a data set, chosen by a seeded hash of the ids, so all runs are compared on the same texts. No
+pool uses a test split. Scores on a pool are higher than on the whole corpus, since it has fewer distractors.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def dev_pool(
         kind: "cosqa" (its split dev) or "scifact" (the train claims with int(_id) % 8 == 0, which recipes leave out
             with `hold_out_modulus: 8`).
         data_root: where the data sets are (see `find_dataset`).
-        max_queries, max_documents: limits; fewer queries are taken where their judged documents would be too many.
-        seed: another seed gives another pool.
+        max_queries, max_documents: limits; fewer queries are used if their judged documents would be too many.
+        seed: selects the pool.
 
     Returns:
-        A data set named "KIND.dev".
+        The data set, named "KIND.dev".
 
     Raises:
         InputError: the kind is unknown, a limit is below 1, or the data set is missing or broken.

@@ -1,6 +1,6 @@
 """Training pairs: a query, the document that answers it, and optionally hard negatives and a reasoning trace.
 
-On disk one JSON object a line. `build_pairs` makes such files, `mine` adds negatives, `train sft` reads them.
+On disk, one JSON object per line. `build_pairs` creates such files, `mine` adds negatives, `train sft` reads them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FIELDS = ("id", "query", "positive", "negatives", "reasoning", "source")
 class TrainingPair:
     """One example for stage 1.
 
-    `positive` and `negatives` are documents' full texts; `reasoning` is the trace to put before the embed token,
-    where there is one; `source` says where the pair is from ("docstrings:torch", "titles:scifact").
+    `positive` and `negatives` are documents' full texts; `reasoning` is the trace before the embed token, if any;
+    `source` names the pair's origin ("docstrings:torch", "titles:scifact").
     """
 
     id: str
@@ -34,20 +34,21 @@ class TrainingPair:
 
 
 def read_pairs(path: str | Path) -> list[TrainingPair]:
-    """Read a JSONL file of training pairs; `id`, `query` and `positive` are needed, the other fields may be left out.
+    """Read a JSONL file of training pairs; `id`, `query` and `positive` are required, the other fields are optional.
 
-    An id that is a whole number stands for its digits.
+    An id that is a whole number is converted to its digits.
 
     Raises:
-        InputError: the file cannot be read or is empty; a line is broken, has a field of the wrong type or an unknown
-            one, an empty text, a negative that is the positive, or an id used before (file, line and field are named).
+        InputError: the file cannot be read or is empty; a line is broken, has an unknown field or one of the wrong
+            type, an empty text, a negative equal to the positive, or an id used before (file, line and field are
+            named).
     """
     pairs: list[TrainingPair] = []
     seen: dict[str, int] = {}
     for number, value in read_jsonl(path):
         where = f"{path}, line {number}"
         if "analysis" in value:
-            raise InputError(f'{where}: the field "analysis" is called "reasoning" now; rename the key')
+            raise InputError(f'{where}: the field "analysis" is now called "reasoning"; rename the key')
         refuse_unknown(value, FIELDS, where, what="field")
         _, identity = id_field(value, path, number, ("id",))
         if identity in seen:
@@ -66,12 +67,12 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
             )
         )
     if not pairs:
-        raise InputError(f"{path} holds no training pair; expected one JSON object a line with id, query and positive")
+        raise InputError(f"{path} holds no training pair; expected JSON lines with id, query and positive")
     return pairs
 
 
 def write_pairs(path: str | Path, pairs: Iterable[TrainingPair]) -> None:
-    """Write pairs as JSONL in one rename; fields that are empty are left out, so a line stays readable.
+    """Write pairs as JSONL atomically; empty fields are omitted.
 
     Raises:
         InputError: the file cannot be written.
@@ -87,5 +88,5 @@ def _negatives(value: Any, positive: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
         raise InputError(f'{where}: the field "negatives" must be a list of texts, none empty, found {str(value)[:80]}')
     if positive in value:
-        raise InputError(f'{where}: the field "negatives" holds the positive itself; remove it there')
+        raise InputError(f'{where}: the field "negatives" contains the positive itself; remove it')
     return tuple(value)

@@ -36,7 +36,7 @@ if event == "sync":      # everything is written to the scratch file, nothing re
 elif event == "replace":  # the rename is done, what follows is not
     replace = os.replace
     os.replace = lambda *names: (replace(*names), die_at())
-build_pairs("recipe.yaml", output, "data", progress=die_at if event == "progress" else None)
+build_pairs("recipe.yaml", output, "data", report=die_at if event == "progress" else None)
 """
 
 
@@ -63,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
 def build(output: str = "out.jsonl", **options) -> list[str]:
     """Build, and return what the progress said."""
     said: list[str] = []
-    build_pairs("recipe.yaml", output, "data", progress=said.append, **options)
+    build_pairs("recipe.yaml", output, "data", report=said.append, **options)
     return said
 
 

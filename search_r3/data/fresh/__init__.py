@@ -1,1 +1,1 @@
-"""A test set out of documents that no model has seen: what packages released lately say about themselves."""
+"""A test set of documents that no model has seen: the documentation of recently released packages."""

@@ -1,7 +1,7 @@
 """The files inside a wheel, a source archive or a folder, read into memory: nothing is unpacked, imported or run.
 
-Archives come from strangers. A member that would escape its folder, or more than the bounds below once decompressed,
-makes the whole archive refused; links and devices are passed over and counted.
+Archives are untrusted. An archive with a member outside its own folder, or beyond the limits below once decompressed,
+is refused; links and devices are skipped and counted.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import IO, Any
 from search_r3.errors import InputError
 
 MAX_FILE = 2_000_000
-"""Bytes of one file that is read: no README and no module that people wrote is longer."""
+"""Largest file read, in bytes; no handwritten README or module is longer."""
 MAX_FILES = 50_000
 MAX_UNPACKED = 300_000_000
-"""Bytes that an archive may say, or turn out, to hold."""
+"""Largest unpacked size of an archive in bytes, declared or actual."""
 MAX_READ = 200_000_000
-"""Bytes of text that is kept in memory for one package."""
+"""Bytes of text kept in memory for one package."""
 TEXTS = (".py", ".md", ".markdown", ".rst")
-"""What is read, beside the metadata; everything else is only counted."""
+"""Suffixes of the files that are read, besides the metadata; all others are only counted."""
 METADATA = ("METADATA", "PKG-INFO")
 ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, ValueError)
@@ -40,13 +40,13 @@ _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, ta
 
 @dataclass
 class Contents:
-    """What was read of one package.
+    """The files read from one package.
 
     Attributes:
-        files: path inside the package, with "/" -> bytes; in the paths' order.
-        sha256: of the archive, or over the paths and contents read where there is no archive.
-        newest: the newest date that the archive gives one of its files, or None for a folder: copying changes those.
-        passed_over: what was not read, by reason.
+        files: path inside the package, with "/" -> bytes; sorted by path.
+        sha256: of the archive, or over the paths and contents read if there is no archive.
+        newest: the newest date of a file in the archive; None for a folder, where copying changes the dates.
+        passed_over: number of files not read, by reason.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -56,11 +56,11 @@ class Contents:
 
 
 class _TooMuch(ValueError):
-    """More than an archive may hold."""
+    """An archive exceeds a limit."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name is that of a wheel or a source archive."""
+    """Whether a file name is that of a wheel or source archive."""
     return path.name.lower().endswith(ARCHIVES)
 
 
@@ -68,8 +68,8 @@ def read_archive(path: Path) -> Contents:
     """The texts inside a wheel or source archive.
 
     Raises:
-        InputError: it is no archive, is cut off or encrypted, has a member outside its own folder, or holds more than
-            the bounds of this module.
+        InputError: it is not an archive, is truncated or encrypted, has a member outside its own folder, or exceeds the
+            limits of this module.
     """
     contents = Contents()
     try:
@@ -82,18 +82,18 @@ def read_archive(path: Path) -> Contents:
     except InputError:
         raise
     except _TooMuch as error:
-        raise InputError(f"{path} {error}; it is no ordinary package and is refused") from error
-    except (*_BROKEN, NotImplementedError, RuntimeError) as error:  # the last two: zip's odd compressions, passwords
+        raise InputError(f"{path} {error}; it is not an ordinary package, so it is refused") from error
+    except (*_BROKEN, NotImplementedError, RuntimeError) as error:  # the last two: zip compression, passwords
         said = str(error).rstrip(".") or type(error).__name__
-        raise InputError(f"{path} cannot be read as an archive ({said}); fetch it again") from error
+        raise InputError(f"{path} cannot be read as an archive ({said}); download it again") from error
     return contents
 
 
 def read_folder(folder: Path, only: list[str] | None = None) -> Contents:
-    """The texts below a folder, or only those of its files that are named; links are not followed.
+    """The texts in a folder and its subfolders, or only the named files; links are not followed.
 
     Raises:
-        InputError: a file cannot be read, or they are more than the bounds of this module.
+        InputError: a file cannot be read, or the limits of this module are exceeded.
     """
     contents = Contents()
     names = only if only is not None else [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))]
@@ -113,7 +113,7 @@ def read_folder(folder: Path, only: list[str] | None = None) -> Contents:
 
 
 def safe_name(name: str) -> str | None:
-    """A member's name in its plain form; None where it would leave the folder that it is unpacked in."""
+    """A member's normalized name; None if it would escape the folder it is unpacked into."""
     plain = name.replace("\\", "/")
     path = PurePosixPath(plain)
     if path.is_absolute() or ".." in path.parts or "\0" in name or (len(plain) > 1 and plain[1] == ":"):
@@ -127,7 +127,7 @@ class _Member:
     size: int
     kind: str  # "file", "link" or "other"
     date: datetime | None
-    handle: Any  # () -> a file that can be read
+    handle: Any  # () -> a readable file
 
 
 def _gather(members: Iterator[_Member], where: str, contents: Contents) -> None:
@@ -171,7 +171,7 @@ def _zip_members(path: Path) -> Iterator[_Member]:
                     yield _Member(info.filename, 0, "other", None, None)
                 continue
             mode = info.external_attr >> 16
-            # A wheel made on Windows has no mode at all; then it is an ordinary file.
+            # Wheels built on Windows carry no mode; such a member is an ordinary file.
             kind = "link" if stat.S_ISLNK(mode) else "file" if not stat.S_IFMT(mode) or stat.S_ISREG(mode) else "other"
             yield _Member(info.filename, info.file_size, kind, _date(info.date_time), _opener(archive, info))
 
@@ -189,7 +189,7 @@ def _date(parts: tuple[int, ...]) -> datetime | None:
 
 def _tar_members(path: Path) -> Iterator[_Member]:
     opens: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    # Streaming, through a reader that stops: a header may claim any size, and so may what pads it.
+    # Streamed through a reader with a limit: headers and padding may claim any size.
     with (
         opens[path.suffix.lower()](path, "rb") as packed,
         tarfile.open(fileobj=_Bounded(packed), mode="r|", errorlevel=1) as archive,
@@ -206,7 +206,7 @@ def _tar_members(path: Path) -> Iterator[_Member]:
 
 
 class _Bounded(io.RawIOBase):
-    """A decompressed stream that ends in an error once more than `MAX_UNPACKED` bytes came out of it."""
+    """A decompressed stream that raises once more than `MAX_UNPACKED` bytes have been read from it."""
 
     def __init__(self, source: IO[bytes]) -> None:
         self._source, self._left = source, MAX_UNPACKED

@@ -1,4 +1,4 @@
-"""What `search-r3 data fresh` is asked for: packages, the date after which they must have appeared, and the filters.
+"""Settings of `search-r3 data fresh`: packages, the earliest release date, and the filters.
 
 A recipe is YAML with the fields below; `configs/data/fresh-2026.yaml` is one.
 """
@@ -17,7 +17,7 @@ from search_r3.errors import InputError
 from search_r3.hints import refuse_unknown
 
 KINDS = ("section", "module", "class", "function")
-"""What a document may be: a section of a README or of the documentation, or a module, class or function."""
+"""Kinds of document: a section of a README or of the documentation, or a module, class or function."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Source:
     path: str
     """A wheel, a source archive (.tar.gz, .zip, ...), a folder, or the name of an installed distribution."""
     sha256: str | None = None
-    """Of the archive; another is refused, so that a recipe means the same everywhere."""
+    """Expected SHA-256 of the archive; any other is refused, so that a recipe is reproducible."""
     released: str | None = None
-    """YYYY-MM-DD, where no package index can be asked; where one can, the two must agree."""
+    """Release date, YYYY-MM-DD, for when no package index is available; otherwise the two must agree."""
     license: str | None = None
-    """Where the package's own metadata say nothing."""
+    """License, if the package's own metadata do not give one."""
     older: tuple[str, ...] = ()
-    """Earlier releases of it, or packages that it took texts from: what stands in them too is left out as old."""
+    """Earlier releases, or packages it copied texts from: documents that also occur in these are dropped as old."""
     skip: tuple[str, ...] = ()
-    """Folders or files in it that are left out, such as copies of other packages under another name than "vendor"."""
+    """Folders or files to skip, such as copies of other packages in a folder not named "vendor"."""
 
     def __post_init__(self) -> None:
         if not self.path.strip():
@@ -48,34 +48,34 @@ class Source:
 
 @dataclass(frozen=True)
 class FreshConfig:
-    """A whole data set; every field but `packages` has a default."""
+    """A whole data set; every field except `packages` has a default."""
 
     packages: tuple[Source, ...]
-    """In this order they are read."""
+    """Read in this order."""
     released_after: str = "2026-01-01"
-    """YYYY-MM-DD: a package released before this day is refused."""
+    """YYYY-MM-DD: packages released before this day are refused."""
     allow_unknown_date: bool = False
-    """Take packages whose release date is not known; the manifest and SOURCE.txt then say so."""
+    """Accept packages of unknown release date; the manifest and SOURCE.txt then say so."""
     kinds: tuple[str, ...] = KINDS
-    """What becomes a document."""
+    """Kinds of document to extract."""
     committee: tuple[str, ...] = ("bm25", "all-minilm-l6-v2")
     """Retrievers, named as in `evaluate --system`; a question is kept if any of them finds its document."""
     top: int = 50
-    """... among so many. Generous, since a strict filter flatters the retriever that did the filtering."""
+    """... at this rank or better. Generous, since a strict filter favors the retriever that filters."""
     questions_per_package: int = 15
-    """At most; the rest of a package's documents stay as distractors."""
+    """Maximum number of questions of each package; its other documents remain as distractors."""
     documents_per_package: int = 250
-    """At most, drawn by the seed, so that one package does not make up the corpus."""
+    """Maximum number of documents of each package, sampled by the seed, so that no package dominates the corpus."""
     named_share: float = 0.5
-    """Share of the headings' questions that name the package; short headings always do."""
+    """Share of the questions made from headings that name the package; short headings always do."""
     min_words: int = 25
-    """Words of a document, at least."""
+    """Minimum number of words in a document."""
     max_chars: int = 2000
-    """Characters of a document, at most; it is cut at a space or a line end."""
+    """Maximum number of characters in a document, which is cut at a space or line end."""
     near: float = 0.8
-    """Documents with this share of their word triples in common are one; the first stays."""
+    """Documents that share this fraction of their word triples are duplicates; the first is kept."""
     seed: int = 0
-    """Decides everything that is drawn."""
+    """Seed of all random choices."""
 
     def __post_init__(self) -> None:
         if not self.packages:
@@ -98,7 +98,7 @@ def parse_date(text: str, where: str) -> date:
     """A day written YYYY-MM-DD.
 
     Raises:
-        InputError: it is none; `where` begins the message.
+        InputError: it is not a date; the message starts with `where`.
     """
     try:
         return date.fromisoformat(text)
@@ -107,11 +107,11 @@ def parse_date(text: str, where: str) -> date:
 
 
 def read_config(inputs: Sequence[str], changes: dict[str, Any] | None = None) -> FreshConfig:
-    """The configuration out of one YAML recipe, or out of packages named one by one.
+    """The configuration from one YAML recipe, or from packages named individually.
 
     Args:
-        inputs: one file that ends in .yaml or .yml, or what `Source.path` may be.
-        changes: fields to put in the place of the recipe's; None values change nothing.
+        inputs: one file ending in .yaml or .yml, or any values allowed for `Source.path`.
+        changes: fields that override the recipe's; None values are ignored.
 
     Raises:
         InputError: the recipe cannot be read, a key is unknown, or a value is wrong.
@@ -137,9 +137,9 @@ def read_config(inputs: Sequence[str], changes: dict[str, Any] | None = None) ->
 
 
 def _built(cls: type[Config], values: dict[str, Any], where: str) -> Config:
-    """`cls` out of `values`, where one name may stand for a list of one."""
+    """`cls` from `values`, where a single name is accepted for a list of one."""
     lists = {name for name, hint in typing.get_type_hints(cls).items() if hint == tuple[str, ...]}
     given = {key: [value] if key in lists and isinstance(value, str) else value for key, value in values.items()}
     if "licence" in given:
-        raise InputError(f'{where}: the key "licence" is called license now; rename it')
+        raise InputError(f'{where}: the key "licence" is now called "license"; rename it')
     return from_mapping(cls, given, where)

@@ -1,7 +1,8 @@
-"""`search-r3 data fresh`: packages released lately into a BEIR folder with questions, a manifest and a note on origin.
+"""`search-r3 data fresh`: turn recently released packages into a BEIR folder with questions, a manifest and a
+SOURCE.txt.
 
-Round trip as in Promptagator (Dai et al. 2022, arXiv 2209.11755), but by a committee: one retriever's filter would
-flatter that retriever. Documents whose question was refused stay as distractors.
+Questions pass a round-trip filter as in Promptagator (Dai et al. 2022, arXiv 2209.11755), but by a committee, since a
+single retriever's filter would favor that retriever. Documents whose question was dropped remain as distractors.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text, sha256_of
 
 FORMAT = "search-r3 data fresh, 1"
-"""In every manifest; raised when the same inputs would give another set."""
+"""Written to every manifest; increased when the same inputs would give a different set."""
 PROGRAM = (
     "mining/decontamination",
     "mining/word_overlap",
@@ -43,14 +44,14 @@ PROGRAM = (
     "sources/records",
     "synthesis/roundtrip",
 )
-"""Of the other modules of `search_r3.data`, those that do; when one changes, a finished set counts as outdated."""
+"""Other modules of `search_r3.data` that determine the set; when one changes, a finished set is outdated."""
 SPLIT = "test"
 BLOCK = 128
-"""Questions ranked at once."""
-Say = Callable[[str], None]
+"""Questions ranked in one batch."""
+ReportLine = Callable[[str], None]
 OpenScorer = Callable[[str], Scorer]
 Ranks = dict[str, list[int | None]]
-"""Retriever -> the rank of each question's own document, from 1; None where they have nothing in common."""
+"""Retriever -> rank (from 1) of each question's own document; None if the two have nothing in common."""
 
 
 def build_fresh(
@@ -62,35 +63,35 @@ def build_fresh(
     writer: Writer | None = None,
     budget: Budget | None = None,
     force: bool = False,
-    say: Say | None = None,
+    report: ReportLine | None = None,
 ) -> dict[str, Any]:
     """Make the data set `into`: corpus.jsonl, queries.jsonl, qrels/test.tsv, SOURCE.txt and manifest.json.
 
-    The folder appears in one rename. What the retrievers and the writer made until then is kept in INTO.partial, so an
-    interrupted run continues; a finished one with the same inputs is not made again. The same inputs and seed give the
-    same bytes, except for questions that an LLM wrote.
+    The folder is written atomically. Intermediate results of the retrievers and the writer are kept in INTO.partial, so
+    an interrupted run resumes; a finished data set with the same inputs is not built again. The same inputs and seed
+    give the same bytes, except for questions written by an LLM.
 
     Args:
-        lookup: asks the package index (see `release.index_lookup`).
+        lookup: queries the package index (see `release.index_lookup`).
         open_scorer: opens a retriever of the committee by its name.
-        writer: an LLM that writes the questions; without one they are made from headings and docstrings.
-        budget: of the writer.
+        writer: an LLM that writes the questions; None makes them from headings and docstrings.
+        budget: spending limit of the writer.
         force: replace a data set that was made with other settings.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: a package is missing, broken, hostile, too old or of unknown date; `into` is something else; the
-            writer fails; or no question is left.
+        InputError: a package is missing, damaged, unsafe, too old or of unknown date; `into` exists and is not such a
+            data set; the writer fails; or no question is left.
     """
-    say = say or (lambda line: None)
+    report = report or (lambda line: None)
     into = Path(into)
     _check_place(into)
-    releases = _read_releases(config, lookup, say)
+    releases = _read_releases(config, lookup, report)
     run = _run_key(config, releases, writer)
     finished = _finished(into)
-    # Newer Pythons parse newer code, so the version may decide which documents there are.
+    # Newer Python versions parse newer syntax, so the version can change which documents there are.
     made = {"format": FORMAT, "program": program(), "python": ".".join(platform.python_version_tuple()[:2]), "run": run}
     if finished is not None and all(finished.get(key) == value for key, value in made.items()):
         return finished
@@ -101,20 +102,20 @@ def build_fresh(
         )
     dropped: dict[str, Counter[str]] = defaultdict(Counter)
     passages = _corpus(config, releases, dropped)
-    say(f"{len(passages):,} documents of {len(releases)} packages")
+    report(f"{len(passages):,} documents of {len(releases)} packages")
     with BuildCache(into) as cache:
         scratch = cache.folder / run[:16]
         if writer is None:
             questions = draft_questions(passages, config.seed, config.named_share, dropped)
         else:
-            questions = written_questions(passages, config, writer, budget, scratch, dropped, say)
-        say(f"{len(questions):,} questions to be checked by {', '.join(config.committee)}")
-        ranks, members = _ranks(config, passages, questions, open_scorer, scratch, say)
+            questions = written_questions(passages, config, writer, budget, scratch, dropped, report)
+        report(f"{len(questions):,} questions to be checked by {', '.join(config.committee)}")
+        ranks, members = _ranks(config, passages, questions, open_scorer, scratch, report)
         kept = _chosen(config, passages, questions, ranks, dropped)
         if not kept:
             reasons = sum(dropped.values(), Counter())
             common = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(4))
-            raise InputError(f"no question is left ({common}); give packages with more documentation, or a greater top")
+            raise InputError(f"no question is left ({common}); give packages with more documentation, or increase top")
         dataset = BeirDataset(
             into.name,
             {one.id: Document(one.id, one.title, one.text) for one in passages},
@@ -130,7 +131,7 @@ def build_fresh(
 # ------------------------------------------------------------------------------------------------------------ releases
 
 
-def _read_releases(config: FreshConfig, lookup: Lookup, say: Say) -> list[Release]:
+def _read_releases(config: FreshConfig, lookup: Lookup, report: ReportLine) -> list[Release]:
     after = parse_date(config.released_after, "released_after")
     releases: list[Release] = []
     for source in config.packages:
@@ -144,11 +145,11 @@ def _read_releases(config: FreshConfig, lookup: Lookup, say: Say) -> list[Releas
         if release.released is not None and release.released < after:
             raise InputError(
                 f"{source.path} was released on {release.released} ({release.evidence}), before {after}; a model may "
-                "have seen it: take a newer release, or change --released-after"
+                "have seen it: use a newer release, or change --released-after"
             )
         if any(other.name == release.name for other in releases):
-            raise InputError(f"{source.path}: the package {release.name} is there twice; leave one out")
-        say(f"{called}: released {release.released or 'at an unknown time'} ({release.evidence})")
+            raise InputError(f"{source.path}: the package {release.name} is listed twice; remove one")
+        report(f"{called}: released {release.released or 'at an unknown time'} ({release.evidence})")
         releases.append(release)
     return releases
 
@@ -162,7 +163,7 @@ def _run_key(config: FreshConfig, releases: Sequence[Release], writer: Writer | 
 
 
 def program() -> str:
-    """SHA-256 of the modules that decide which documents and questions there are, 16 hex digits."""
+    """SHA-256 of the modules that determine the documents and questions, 16 hex digits."""
     here = Path(__file__).parent
     files = [*sorted(here.glob("*.py")), *(here.parent / f"{name}.py" for name in PROGRAM)]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
@@ -172,7 +173,7 @@ def program() -> str:
 
 
 def _corpus(config: FreshConfig, releases: Sequence[Release], dropped: dict[str, Counter[str]]) -> list[Passage]:
-    """The documents of all packages without old ones and copies, at most so many of each package."""
+    """The documents of all packages without old ones and duplicates, at most `documents_per_package` of each."""
     found: list[Passage] = []
     for source, release in zip(config.packages, releases, strict=True):
         passages = read_passages(release, config, dropped[release.name], source.skip)
@@ -181,7 +182,7 @@ def _corpus(config: FreshConfig, releases: Sequence[Release], dropped: dict[str,
         dropped[release.name]["document that an older package has"] += len(passages) - len(fresh)
         found += fresh
     if not found:
-        raise InputError("the packages hold no document of enough words; give others, or lower min_words")
+        raise InputError("no document of the packages has enough words; give others, or lower min_words")
     pairs = [TrainingPair(one.id, "", one.text, source=one.package) for one in found]
     copies = Dropped()
     unique = {pair.id for pair in deduplicate(pairs, DeduplicateSettings(config.near, "positive"), copies)}
@@ -209,9 +210,9 @@ def _ranks(
     questions: dict[str, str],
     open_scorer: OpenScorer,
     scratch: Path,
-    say: Say,
+    report: ReportLine,
 ) -> tuple[Ranks, dict[str, Any]]:
-    """Where each member of the committee finds each question's document, and who the members are."""
+    """The rank of each question's document by each member of the committee, and the members' identities."""
     row = {one.id: number for number, one in enumerate(passages)}
     texts = [Document(one.id, one.title, one.text).full_text for one in passages]
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
@@ -222,7 +223,7 @@ def _ranks(
         scorer = open_scorer(name)
         folder = scratch / hashlib.sha256(f"{name} {digest}".encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        trip = RoundTrip(scorer, texts, folder, lambda what, done, total: say(f"{done:,} of {total:,} {what}"))
+        trip = RoundTrip(scorer, texts, folder, lambda what, done, total: report(f"{done:,} of {total:,} {what}"))
         found: list[int | None] = []
         for start in range(0, len(asked), BLOCK):
             block = asked[start : start + BLOCK]
@@ -239,8 +240,8 @@ def _chosen(
     ranks: Ranks,
     dropped: dict[str, Counter[str]],
 ) -> list[str]:
-    """The documents whose question is kept, in the corpus' order: found by any of the committee, and so many of each
-    package, its kinds by turns."""
+    """Ids of the documents whose question is kept, in corpus order: those found by any member of the committee, at most
+    `questions_per_package` of each package, alternating between kinds."""
     by_id = {one.id: one for one in passages}
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for number, identity in enumerate(questions):

@@ -1,6 +1,6 @@
-"""Questions of a fresh set by an LLM, through `data/synthesis`: its prompts, strict reading, budget and resuming.
+"""Questions of a fresh set written by an LLM, with the prompts, parsing, budget and resuming of `data/synthesis`.
 
-The committee checks what it wrote afterwards, so the check that synthesis does itself is left open.
+The committee checks the questions afterwards, so the check of `synthesize` itself is disabled.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from search_r3.data.synthesis.synthesis_plan import NO_BUDGET, SynthesisSettings
 from search_r3.data.synthesis.writers import Budget, Writer
 
 KINDS = ("question", "keywords")
-"""Of `synthesis.instructions.KINDS`: how people search documentation."""
+"""The kinds of `synthesis.instructions.KINDS` that resemble searches in documentation."""
 SPARE = 2
-"""Documents asked about for each question wanted, since some replies are dropped."""
+"""Documents prompted for each question needed, since some replies are dropped."""
 
 
 class _Anything:
-    """A scorer to which every document is as good as every other."""
+    """A scorer that gives every document the same score."""
 
     name = "none"
     zero_is_no_match = False
@@ -51,14 +51,14 @@ def written_questions(
     budget: Budget | None,
     scratch: Path,
     dropped: dict[str, Counter[str]],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, str]:
     """{document id: question} for at most `SPARE` times the wanted number of each package's documents.
 
-    An interrupted call finds what was written in `scratch`; the same documents are never paid for twice.
+    An interrupted call resumes from `scratch`, so no document is paid for twice.
 
     Raises:
-        InputError: the writer cannot be had, or the budget is too small for one document.
+        InputError: the writer is not available, or the budget is too small for one document.
     """
     by_id = {one.id: one for one in passages}
     wanted: list[str] = []
@@ -76,7 +76,7 @@ def written_questions(
         _Anything(),
         settings,
         budget=budget or NO_BUDGET,
-        report=lambda what, done, total: say(f"{done:,} of {total:,} {what}"),
+        report=lambda what, done, total: report(f"{done:,} of {total:,} {what}"),
     )
     dropped["(an LLM's replies)"].update(manifest["dropped"])
     texts = {_text(one): one for one in passages}

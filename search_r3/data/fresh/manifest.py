@@ -1,6 +1,6 @@
-"""What a fresh set says about itself: every package with its date and license, and what each filter took.
+"""The manifest of a fresh set: every package with its date and license, and what each filter dropped.
 
-A filter by a retriever favors what that retriever finds, so the counts are given for each member of the committee.
+Filtering by a retriever favors that retriever, so the counts are given for each member of the committee.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from search_r3.data.fresh.release import EVIDENCE, Release
 from search_r3.data.synthesis.writers import Writer
 
 DEPTHS = (1, 10)
-"""Ranks at which the committee's hits are reported, beside the recipe's own `top`."""
+"""Ranks at which the committee's hits are reported, besides the recipe's own `top`."""
 BY_RULE = "headings and docstrings, by rule"
 
 
@@ -32,13 +32,13 @@ def describe(
     dropped: Mapping[str, Counter[str]],
     writer: Writer | None,
 ) -> tuple[dict[str, Any], str]:
-    """(manifest.json, SOURCE.txt). No path of this machine and no time of day is in them.
+    """The contents of (manifest.json, SOURCE.txt), without local paths or times of day.
 
     Args:
         head: comes first in the manifest.
-        questions: document id -> question, of all that the committee looked at; `kept`: those of the set.
-        ranks: retriever -> place of each question's document, in the order of `questions`.
-        members: what decides each retriever's scores.
+        questions: document id -> question, all that the committee checked; `kept`: ids of those in the set.
+        ranks: retriever -> rank of each question's document, in the order of `questions`.
+        members: retriever -> everything that determines its scores.
         dropped: package -> reason -> count.
     """
     by_id = {one.id: one for one in passages}
@@ -93,7 +93,7 @@ def _round_trip(
     ranks: Mapping[str, Sequence[int | None]],
     members: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """How many questions each member finds, and which of them only one finds: those are where the filter flatters."""
+    """How many questions each member finds, and how many only it finds: those show how much the filter favors it."""
     found = {
         name: {one for one, place in zip(asked, places, strict=True) if place is not None and place <= config.top}
         for name, places in ranks.items()

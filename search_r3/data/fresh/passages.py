@@ -1,7 +1,7 @@
 """A package's texts as documents: sections of its README and documentation, and its modules, classes and functions.
 
-What a question will be made from (the heading, the docstring's first paragraph) is taken out of the document. Python is
-parsed, never imported.
+The text that a question is made from (the heading, the docstring's first paragraph) is removed from the document.
+Python code is parsed, never imported.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from search_r3.data.sources.docstrings import SKIPPED_DECORATORS, SKIPPED_FILES,
 from search_r3.data.sources.records import clip
 
 MIN_PROSE = 10
-"""Words of a section outside its code, at least."""
+"""Minimum number of words in a section outside its code."""
 MAX_FIRST_PARAGRAPH = 60
-"""Words: of a longer first paragraph only the first sentence is taken out."""
+"""In words; of a longer first paragraph only the first sentence is removed."""
 DOCUMENTS = (".md", ".markdown", ".rst")
 _NOT_DOCUMENTS = re.compile(
     r"change(s|log)|history|news$|release|licen[cs]e|copying|notice|contribut|code.of.conduct|security|authors?$|"
@@ -35,15 +35,15 @@ _HIDDEN = re.compile(r"\.|.*\.(dist-info|egg-info)$|(node_modules|licenses|build
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One document, and the words that a question may be made from.
+    """One document, and the text that a question may be made from.
 
     Attributes:
-        id: unique, without white space: PACKAGE:FILE#NUMBER of a section, PACKAGE:MODULE.NAME of code.
+        id: unique, without white space: PACKAGE:FILE#NUMBER for a section, PACKAGE:MODULE.NAME for code.
         package: the distribution's name.
         kind: one of `fresh_config.KINDS`.
         title: the package and the headings above, or the module.
         text: the document, without `asked`.
-        asked: the heading, or the docstring whose first sentence is asked; None where there is none.
+        asked: the heading, or the docstring whose first sentence becomes the question; None if there is none.
     """
 
     id: str
@@ -66,9 +66,9 @@ class Section:
 def read_passages(
     release: Release, config: FreshConfig, dropped: Counter[str], skip: tuple[str, ...] = ()
 ) -> list[Passage]:
-    """The documents of a package, in the order of its files, without what lies below one of the paths in `skip`.
+    """The documents of a package, in the order of its files, without those below a path in `skip`.
 
-    `dropped` counts why other texts are not among them.
+    `dropped` counts the other texts by reason.
     """
     texts, codes = _readable(release, dropped, skip)
     found: list[Passage] = []
@@ -79,7 +79,7 @@ def read_passages(
         found += _code(release, name, text, config, dropped)
     unique: dict[str, Passage] = {}
     for passage in found:
-        unique.setdefault(passage.id, passage)  # a name that is defined twice: the first counts
+        unique.setdefault(passage.id, passage)  # if a name is defined twice, the first definition is used
     return list(unique.values())
 
 
@@ -124,7 +124,7 @@ def _decoded(raw: bytes, dropped: Counter[str]) -> str | None:
 
 
 def _common_root(release: Release) -> PurePosixPath:
-    """A source archive's one folder, NAME-VERSION; anything else has none."""
+    """The single top folder of a source archive, NAME-VERSION; empty for anything else."""
     tops = {PurePosixPath(name).parts[0] for name in release.contents.files}
     return PurePosixPath(tops.pop()) if release.kind == "sdist" and len(tops) == 1 else PurePosixPath()
 
@@ -149,7 +149,7 @@ def _sections(
 
 
 def markdown_sections(text: str) -> list[Section]:
-    """The sections of CommonMark text: headings with # or underlined, not those inside fenced code."""
+    """The sections of CommonMark text, by ATX (#) and underlined headings outside fenced code."""
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # front matter
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     headings: list[tuple[int, int, int, str]] = []
@@ -177,7 +177,8 @@ def _may_be_title(lines: list[str], number: int) -> bool:
 
 
 def rest_sections(text: str) -> list[Section]:
-    """The sections of reStructuredText; the level is by the order in which the ways of underlining come."""
+    """The sections of reStructuredText; a heading's level follows from the order in which the adornments first
+    occur."""
     lines = text.split("\n")
     ways: list[tuple[str, bool]] = []
     headings: list[tuple[int, int, int, str]] = []
@@ -197,7 +198,7 @@ def rest_sections(text: str) -> list[Section]:
 
 
 def _cut(lines: list[str], headings: list[tuple[int, int, int, str]]) -> list[Section]:
-    """Sections out of headings given as (first line, line behind, level, text)."""
+    """Sections from headings given as (first line, line after, level, text)."""
     first = headings[0][0] if headings else len(lines)
     sections = [Section((), "", "\n".join(lines[:first]))]
     above: list[tuple[int, str]] = []
@@ -210,7 +211,7 @@ def _cut(lines: list[str], headings: list[tuple[int, int, int, str]]) -> list[Se
 
 
 def plain_heading(heading: str) -> str:
-    """A heading without numbering, markup, links, pictures and emoji."""
+    """A heading without numbering, markup, links, images and emoji."""
     text = re.sub(r"!\[[^\]]*\](\([^)]*\))?|\{#[^}]*\}|</?\w[^>]*>", "", heading)
     text = re.sub(r"\[([^\]]+)\](\([^)]*\)|\[[^\]]*\])", r"\1", text)
     text = re.sub(r"(:\w+)+:(?=`)|[`*]|(?<!\w)_+|_+(?!\w)", "", text)
@@ -228,7 +229,7 @@ def plain_heading(heading: str) -> str:
 def _cleaned(body: str, markdown: bool) -> tuple[str, str]:
     """(the text as a document, its prose alone)."""
     if markdown:
-        body = re.sub(r"\[?!\[[^\]]*\]\([^)]*\)(\]\([^)]*\))?", "", body)  # pictures and badges
+        body = re.sub(r"\[?!\[[^\]]*\]\([^)]*\)(\]\([^)]*\))?", "", body)  # images and badges
         body = re.sub(r"\[([^\]]+)\]\([^)\s]*(\s\"[^\"]*\")?\)", r"\1", body)
         body = re.sub(r"^\s*\[[^\]]+\]:\s*\S+.*$", "", body, flags=re.MULTILINE)
         body = re.sub(
@@ -295,7 +296,7 @@ def _passage(
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         first = node.body[0]
         if first.lineno == node.lineno or first.end_lineno is None:
-            return None  # all in one line
+            return None  # a one-line function
         start = min([node.lineno, *(one.lineno for one in node.decorator_list)]) - 1
         head, body = lines[start : first.lineno - 1], lines[first.end_lineno : node.end_lineno]
         text = "\n".join(part for part in (_dedent(head), _indented(rest), _dedent(head[:1], body)) if part.strip())
@@ -307,12 +308,13 @@ def _passage(
         return None
     key = f"{normalized_name(release.name)}:{where}" + (":module" if kind == "module" else "")
     title = f"{release.name} {module}"
-    whole = kind == "module" and "." not in where  # it says what the README says: nothing to ask it alone
+    whole = kind == "module" and "." not in where  # it repeats the README, so no question fits it alone
     return Passage(key, release.name, kind, title, clip(text, config.max_chars), None if whole else docstring)
 
 
 def without_first_paragraph(docstring: str) -> str:
-    """A docstring without the paragraph whose sentence is asked; of a long one only the first sentence goes."""
+    """A docstring without the paragraph that the question is made from; of a long paragraph only the first sentence is
+    removed."""
     clean = inspect.cleandoc(docstring)
     first, _, rest = clean.partition("\n\n")
     if len(first.split()) > MAX_FIRST_PARAGRAPH and (end := re.search(r"[.!?]\s", first)):
@@ -328,7 +330,7 @@ def _heading_of(node: ast.Module | ast.ClassDef) -> str:
 
 
 def _members(node: ast.Module | ast.ClassDef) -> list[str]:
-    """One line for each public function, class and annotated field, so that there is something to find it by."""
+    """One line for each public function, class and annotated field, which give a search something to match."""
     found = []
     indent = "    " if isinstance(node, ast.ClassDef) else ""
     for child in node.body:
@@ -349,7 +351,8 @@ def _named(node: ast.AST) -> str:
 
 
 def _dedent(head: list[str], body: list[str] | None = None) -> str:
-    """Lines without the indent of the first line of `head` (textwrap would be stopped by a string that has less)."""
+    """Lines without the indent of the first line of `head` (textwrap.dedent fails if a string literal is indented
+    less)."""
     indent = head[0][: len(head[0]) - len(head[0].lstrip())] if head else ""
     return "\n".join(line.removeprefix(indent).rstrip() for line in (head if body is None else body)).strip("\n")
 

@@ -1,7 +1,7 @@
-"""Questions out of headings and docstrings by rule and a seeded draw, and which of them are no good for a test.
+"""Questions made from headings and docstrings by rules and a seeded random choice, and a filter for unsuitable ones.
 
-A question must mean something to who has not seen its document, fit no other document, and not stand in its document:
-else the test measures luck or the copying of words. Every refusal has a reason, which the manifest counts.
+A question must make sense without its document, fit no other document, and not be contained in its document; otherwise
+the test would measure luck or exact matching. Every refusal has a reason, which the manifest counts.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from search_r3.data.sources.querystyle import (
 )
 
 WEB_SHARE = 0.6
-"""Of docstrings' sentences that are put as people type them; the rest stay sentences (as `data build` does)."""
+"""Share of docstring sentences rewritten as typed queries; the rest stay sentences (as in `data build`)."""
 MIN_TELLING = 3
-"""Telling words that a docstring's sentence needs."""
+"""Minimum number of content words in a docstring's sentence."""
 MIN_NAMED = 2
-"""... and a heading."""
+"""... and in a heading."""
 TELLING_ALONE = 5
-"""Telling words with which a question may stand without the name of its package."""
+"""Number of content words from which a question need not name its package."""
 MAX_WORDS = 20
-"""Of a question: people rarely type more, and a longer sentence cut short often loses its sense."""
+"""Maximum number of words in a question: people rarely type more, and a truncated sentence often loses its meaning."""
 COPIED = 4
-"""So many words of a heading or sentence, in a row in the document, and the document gives its question away."""
+"""A question of which this many consecutive words occur in its own document is dropped."""
 ALIKE = 0.6
-"""Share of telling words in common from which two questions are one."""
+"""Share of common content words from which two questions are duplicates."""
 ELSEWHERE = 5
-"""So many words in a row in another document, and that one may be an answer too."""
+"""A question of which this many consecutive words occur in another document is dropped, since that may answer it
+too."""
 STOP = frozenset(
     """a an the and or of to in on at by for from with without into as is are be was were can could do does did how
     what when where which who why it its this that these those you your we our i my if not no than then so all any
@@ -68,25 +69,25 @@ COMMON = frozenset(
     property optional required specific simple generic custom valid empty size length count caller process existing
     small large full plain raw id ids""".split()  # noqa: SIM905
 )
-"""Words that fit a section, or a function, of nearly every package."""
+"""Words that occur in sections or functions of nearly every package."""
 _VERSION = re.compile(r"\bv?\d+\.\d+(\.\d+)?\b|\b(19|20)\d\d-\d\d|\bunreleased\b", re.IGNORECASE)
 _POINTS = re.compile(
     r"\b(this|these|those|above|below|here|former|latter|following|previous|said|see|phase|ticket|issue|PR)\b", re.I
 )
 _CODE = re.compile(r"[(){}\[\]=<>/\\|@$]|\w_\w|\.\w+\b(?<!\.\d)|--\w|::")
 _SYMBOLS = re.compile(r"\w_\w|\bADR\b|\?.|[\[\]{}=<>|@$]|\(\s*\w*\s*,|\w\(|^(\w+\s){0,2}\w+:")
-"""Of a sentence: brackets of code, or a label before a colon."""
+"""Code brackets in a sentence, or a label before a colon."""
 _ARGUMENT = re.compile(r"(?<!`)`{1,2}[a-z]{1,12}`{1,2}|(?<![*\w])\*[a-z]+\*(?![*\w])")
-"""A lower-case name in code type: an argument, which means nothing to who has not seen the function."""
+"""A lower-case name in code markup: an argument, which is meaningless without the function."""
 _QUESTION = re.compile(r"(how|what|why|when|where|which|who|can|does|do|is|are|should)\b.*", re.IGNORECASE)
 
 
 def draft_questions(
     passages: Sequence[Passage], seed: int, named_share: float, dropped: dict[str, Counter[str]]
 ) -> dict[str, str]:
-    """At most one question for each passage: {id: question}; `dropped[package]` counts why others have none.
+    """At most one question for each passage: {id: question}; `dropped[package]` counts the reasons for dropping others.
 
-    The draw depends on the seed and the passage's id alone.
+    The random choices depend only on the seed and the passage's id.
     """
     drafts: dict[str, tuple[Passage, str, str]] = {}
     for passage in passages:
@@ -128,7 +129,7 @@ def draft_questions(
 def heading_question(
     heading: str, package: str, draw: random.Random, named_share: float, may_be_verb: bool = True
 ) -> tuple[str, str]:
-    """(a question, "") from a plain heading, or ("", why there is none)."""
+    """(question, "") from a plain heading, or ("", reason)."""
     words = words_of(heading)
     telling = telling_words(heading, package)
     if _VERSION.search(heading):
@@ -158,9 +159,9 @@ def heading_question(
 
 
 def docstring_question(sentence: str, package: str, draw: random.Random, named_share: float) -> tuple[str, str]:
-    """(a question, "") from a docstring's first sentence, "" where it has none that is fit; or ("", why not).
+    """(question, "") from a docstring's first sentence, or ("", reason) if there is no suitable one.
 
-    A sentence of few telling words names its package: "replace rule matches" alone could be any package's.
+    A sentence of few content words names its package: "replace rule matches" alone could be any package's.
     """
     if not sentence:
         return "", "docstring without a sentence fit for a question"
@@ -175,7 +176,7 @@ def docstring_question(sentence: str, package: str, draw: random.Random, named_s
         return "", "sentence of too many words"
     named = draw.random() < named_share or len(telling_words(sentence, package)) < TELLING_ALONE
     question = plain.rstrip(".")
-    if draw.random() < WEB_SHARE and len(plain.split()) <= MAX_WEB_WORDS:  # a longer one would be cut
+    if draw.random() < WEB_SHARE and len(plain.split()) <= MAX_WEB_WORDS:  # a longer one would be truncated
         question = as_web_query(plain, draw)
     if question.count("(") != question.count(")") or len(telling_words(question, package)) < MIN_TELLING:
         return "", "no question once it is shortened"
@@ -190,7 +191,7 @@ def docstring_question(sentence: str, package: str, draw: random.Random, named_s
 
 
 def leak(passage: Passage, question: str, core: str) -> str:
-    """Why a question may not be asked of its own document, or "": its words stand there in a row."""
+    """The reason for dropping a question whose words occur consecutively in its own document, else ""."""
     text = _run(f"{passage.title} {passage.text}")
     if _run(question) in text:
         return "stands in its own document"
@@ -198,8 +199,8 @@ def leak(passage: Passage, question: str, core: str) -> str:
 
 
 def telling_words(text: str, package: str) -> set[str]:
-    """The words of a text that say what it is about: not stop words, not headings' common words, not the package,
-    and not the verb that it begins with."""
+    """The content words of a text: without stop words, common words of headings, the package's name, and the leading
+    verb."""
     own = set(words_of(package)) | {re.sub(r"\W+", "", package.lower())}
     first = next(iter(text.split()), "")
     own |= {first.lower()} if base_verb(first) else set()
@@ -212,8 +213,8 @@ def telling_words(text: str, package: str) -> set[str]:
 
 
 def _subject(sentence: str) -> str:
-    """A sentence without "name - " before it, its first article, and what stands behind a semicolon, a dash, "or None"
-    or in brackets at its end."""
+    """A sentence without a leading "name - ", its first article, and the text after a semicolon, a dash, "or None" or
+    in trailing brackets."""
     text = re.sub(r"^([\w.-]+\s+(—|–|--|-)\s+)", "", sentence)
     text = re.split(r";|\s(?:—|–|--)\s|,? or None\b|, else \w+$", text.rstrip("."))[0]
     text = re.sub(r"\s*\([^()]*\)\W*$", "", text)
@@ -221,8 +222,8 @@ def _subject(sentence: str) -> str:
 
 
 def _alike(questions: dict[str, str], package: dict[str, str]) -> set[str]:
-    """Those of which another question of the same package has nearly the same telling words: either document may be an
-    answer to both."""
+    """The questions that share nearly all content words with another question of the same package: either document may
+    answer both."""
     words = {one: frozenset(telling_words(text, package[one])) for one, text in questions.items()}
     found: set[str] = set()
     for one, other in itertools.combinations(questions, 2):
@@ -237,7 +238,7 @@ def _elsewhere(identity: str, core: str, texts: dict[str, str]) -> bool:
 
 
 def _run(text: str) -> str:
-    """The words of a text with single spaces around, so that runs of whole words are found in it."""
+    """The words of a text joined and surrounded by single spaces, so that whole words can be matched."""
     return f" {' '.join(words_of(text))} "
 
 
@@ -246,7 +247,7 @@ def _key(text: str) -> str:
 
 
 def _plain_case(text: str) -> str:
-    """Without capitals that only begin a heading's words; names such as MLB, iCal or Blu-ray keep theirs."""
+    """A heading without title case; names such as MLB, iCal or Blu-ray keep their capitals."""
     words = text.split()
     title_case = sum(word[:1].isupper() and word[1:].islower() for word in words) > len(words) / 2
     return " ".join(

@@ -1,7 +1,7 @@
-"""Which release of which package a source is, under which license, and when it appeared, with how we know.
+"""The release of a package that a source contains: name, version, license, release date and the evidence for it.
 
-The package index keeps the time of every upload beside the file's SHA-256, and pip's own configuration says where the
-index is (PEP 691, PEP 700). Without it there is only what the archive says of itself, which its maker could choose.
+The package index records the upload time and SHA-256 of every file (PEP 691, PEP 700); pip's configuration gives its
+URL. Without an index only the archive's own dates are available, which its author could choose.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from search_r3.errors import InputError
 
 INDEX_TYPE = "application/vnd.pypi.simple.v1+json"
 MAX_ANSWER = 30_000_000
-"""Bytes: the index's answer about one package."""
+"""Maximum size in bytes of the index's response about one package."""
 TIMEOUT = 20.0
-"""Seconds that the index may take to answer."""
+"""Timeout of a request to the index, in seconds."""
 EVIDENCE = {
-    "index": "the package index lists this very file with its time of upload",
+    "index": "the package index lists this exact file with its upload time",
     "index, by version": "the package index lists this version's upload; the files at hand were not compared with it",
-    "declared": "the recipe says so, for the file with this SHA-256 where one is given",
-    "archive": "the newest date of a file in the archive, which its maker could choose",
+    "declared": "stated in the recipe, for the file with this SHA-256 if one is given",
+    "archive": "the newest date of a file in the archive, which its author could choose",
     "unknown": "not known",
 }
-"""How a date is known, the strongest first."""
+"""Evidence for a date, strongest first."""
 Lookup = Callable[[str], "dict[str, Any] | None"]
-"""A package's name -> the index's answer (PEP 691's JSON), or None where it cannot be had."""
+"""Package name -> the index's response (PEP 691 JSON), or None if it is not available."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """One package as it was read.
+    """One package as read.
 
     Attributes:
-        name, version, license, summary: by its metadata; a folder without any has its own name, no version and an
-            "unknown" license.
-        description: the README as the metadata carry it; `markdown` or reStructuredText.
+        name, version, license, summary: from its metadata; a folder without metadata has its own name, no version and
+            the license "unknown".
+        description: the README in the metadata; Markdown if `markdown`, else reStructuredText.
         kind: "wheel", "sdist", "folder" or "installed".
         file: the archive's name, without its folder.
         released: the day on which this version appeared, or None.
         evidence: a key of `EVIDENCE`.
-        first_released: the day of the package's first upload of all, or None where the index was not asked.
+        first_released: the day of the package's first upload, or None if the index was not queried.
         contents: its files.
     """
 
@@ -79,13 +79,13 @@ def read_release(source: Source, lookup: Lookup) -> Release:
     """Read a package and find out when it was released.
 
     Raises:
-        InputError: there is no such archive, folder or installed package; the archive is broken or hostile, or not
-            the one of the SHA-256 given; or the date given is not the one that the index knows.
+        InputError: there is no such archive, folder or installed package; the archive is damaged or unsafe, or its
+            SHA-256 is not the expected one; or the date given differs from the index's.
     """
     release = read_source(source.path)
     found = release.contents.sha256
     if source.sha256 is not None and source.sha256 != found:
-        raise InputError(f"{source.path} has the SHA-256 {found}, expected {source.sha256}; fetch the right file")
+        raise InputError(f"{source.path} has the SHA-256 {found}, expected {source.sha256}; download the right file")
     if source.license:
         release = replace(release, license=source.license)
     return _dated(release, source, lookup(release.name) if release.version else None)
@@ -105,7 +105,7 @@ def read_source(path: str) -> Release:
     if place.is_dir():
         return _described(read_folder(place), "folder", place.resolve().name, place.resolve().name)
     if place.exists() or not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", path):
-        raise InputError(f"{path} is no wheel, no source archive (.tar.gz, .zip), no folder and no installed package")
+        raise InputError(f"{path} is not a wheel, source archive (.tar.gz, .zip), folder or installed package")
     try:
         distribution = importlib.metadata.distribution(path)
     except importlib.metadata.PackageNotFoundError as error:
@@ -133,7 +133,7 @@ def _described(contents: Contents, kind: str, file: str, fallback: str) -> Relea
 
 
 def _metadata(contents: Contents) -> Message:
-    """Of the file of metadata nearest to the root: a package may carry others' below."""
+    """The metadata file nearest to the root; a package may contain those of others further down."""
     files = [name for name in contents.files if PurePosixPath(name).name in METADATA]
     if not files:
         return Message()
@@ -165,7 +165,7 @@ def _dated(release: Release, source: Source, answer: dict[str, Any] | None) -> R
     elif declared:
         return replace(release, released=declared, evidence="declared", first_released=first)
     elif release.contents.newest and datetime(1981, 1, 1, tzinfo=UTC) < release.contents.newest <= datetime.now(UTC):
-        # 1980 is what a zip without dates says, and a day to come is no evidence of anything
+        # 1980 is the date in a zip without dates, and a date in the future proves nothing
         found, evidence = release.contents.newest.date(), "archive"
     else:
         return replace(release, first_released=first)
@@ -182,12 +182,12 @@ def _uploads(answer: dict[str, Any] | None) -> list[tuple[str, str, date]]:
             when = datetime.fromisoformat(one["upload-time"].replace("Z", "+00:00")).date()
             found.append((one["filename"], one["hashes"].get("sha256", ""), when))
         except (KeyError, TypeError, ValueError, AttributeError):
-            continue  # an index need not give times
+            continue  # upload times are optional
     return found
 
 
 def normalized_name(name: str) -> str:
-    """A distribution's name as indexes compare it (PEP 503)."""
+    """A distribution's normalized name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -199,7 +199,7 @@ def _is_version(file: str, release: Release) -> bool:
 
 
 def index_lookup(report: Callable[[str], None] | None = None) -> Lookup:
-    """Asks the package index that pip is set up with, once a package; after its first failure it asks no more."""
+    """Queries the package index that pip is configured with, once for each package, until the first failure."""
     base: list[str | None] = []
     known: dict[str, dict[str, Any] | None] = {}
 
@@ -225,12 +225,12 @@ def index_lookup(report: Callable[[str], None] | None = None) -> Lookup:
 
 def _tell_unreachable(why: str, report: Callable[[str], None] | None) -> None:
     if report:
-        report(f"the package index cannot be asked ({why}): dates are taken from the recipe and the archives")
+        report(f"the package index cannot be reached ({why}); using the dates of the recipe and the archives")
 
 
 def index_url() -> str | None:
-    """The index that pip would use: by the environment, by pip's configuration, else pip's own default; None where
-    pip cannot be asked."""
+    """The index that pip would use, from the environment, pip's configuration or its default; None if pip is not
+    available."""
     if os.environ.get("PIP_INDEX_URL"):
         return os.environ["PIP_INDEX_URL"]
     command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
@@ -241,7 +241,7 @@ def index_url() -> str | None:
     if said.returncode == 0 and said.stdout.strip():
         return said.stdout.strip().splitlines()[-1]
     try:
-        from pip._internal.models.index import PyPI  # the only place where pip says what its default is
+        from pip._internal.models.index import PyPI  # the only place where pip defines its default
     except ImportError:
         return None
     return str(PyPI.simple_url)
@@ -250,12 +250,12 @@ def index_url() -> str | None:
 def _ask(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise ValueError("it is no https address")
+        raise ValueError("it is not an https URL")
     context = ssl.create_default_context(cafile=os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE"))
     request = urllib.request.Request(url, headers={"Accept": INDEX_TYPE})
     with urllib.request.urlopen(request, timeout=TIMEOUT, context=context) as answer:
         raw = answer.read(MAX_ANSWER + 1)
     value = json.loads(raw) if len(raw) <= MAX_ANSWER else None
     if not isinstance(value, dict):
-        raise ValueError("its answer is not the JSON of PEP 691")
+        raise ValueError("its response is not the JSON of PEP 691")
     return value

@@ -1,1 +1,1 @@
-"""Files and data sets in and out."""
+"""Reading and writing files and data sets."""

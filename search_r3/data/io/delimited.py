@@ -1,8 +1,8 @@
-"""Rows of cells out of text with a delimiter (CSV, TSV, semicolons, pipes): the one reader of `index` and `data build`.
+"""Rows of delimited text (CSV, TSV, semicolons, pipes): the reader shared by `index` and `data build`.
 
-A cell in quotes may hold the delimiter, line ends and doubled quotes (RFC 4180). Between tabs, a quote is a character
-like any other, as in MS MARCO's files, unless it encloses a whole cell, as spreadsheets and pandas write one. Which
-delimiter a file has is found out from its header and first rows, where it is not given.
+A quoted cell may contain the delimiter, line ends and doubled quotes (RFC 4180). In tab-separated text a quote is an
+ordinary character, as in MS MARCO's files, unless it encloses a whole cell, as spreadsheets and pandas write it. If the
+delimiter is not given, it is detected from the header and first rows.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from search_r3.errors import InputError
 
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
-"""The delimiters that are tried, and the words that may be given for them."""
+"""The delimiters that are tried, and the names accepted for them."""
 SAMPLE_LINES, SAMPLE_CHARACTERS = 50, 1_000_000
 MAX_CELL = 2**31 - 1
-"""Characters; csv's own default of 131,072 is less than many a document."""
+"""Maximum number of characters in a cell; many documents exceed csv's default of 131,072."""
 MAX_JOINED = 1_000
-"""Lines that one cell between tabs may run over."""
+"""Maximum number of lines in one cell of tab-separated text."""
 _ENCLOSED = re.compile(r'"(?:[^"]|"")*"')
 _SEP_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 _AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
 
 Lines = Iterable[tuple[int, str]]
-"""(number from 1, line with its end)."""
+"""(line number from 1, line with its line end)."""
 Broken = Callable[[int, str], None]
-"""Called with the number of the line where a row that cannot be read begins, and what is wrong with it."""
+"""Called with the number of the line on which an unreadable row begins, and what is wrong with it."""
 
 
 def parse_delimiter(given: str | None) -> str | None:
-    """The delimiter that a user names: one character, or "comma", "semicolon", "tab" or "pipe"; None stays None.
+    """The delimiter a user gives: one character, or "comma", "semicolon", "tab" or "pipe"; None stays None.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither a usable character nor one of these names.
     """
     if given is None:
         return None
     found = {"\\t": "\t", **{name: mark for mark, name in NAMES.items()}}.get(given.strip(" ").lower(), given)
     if len(found) != 1 or found in '"\r\n\0' or found.isalnum():
         raise InputError(
-            f"the delimiter {given!r} cannot be used; give one character that is no letter, digit or quote, or one of: "
+            f"the delimiter {given!r} cannot be used; give one character (not a letter, digit or quote) or one of: "
             f"{', '.join(NAMES.values())}"
         )
     return found
 
 
 def describe_delimiter(delimiter: str) -> str:
-    """As a message names it: "commas", "tabs", "'^'"."""
+    """The delimiter as named in messages: "commas", "tabs", "'^'"."""
     return f"{NAMES[delimiter]}s" if delimiter in NAMES else repr(delimiter)
 
 
 def split_start(lines: Lines) -> tuple[list[tuple[int, str]], Iterator[tuple[int, str]]]:
-    """The first lines, enough to find the delimiter by, and all lines."""
+    """The first lines, enough to detect the delimiter, and all lines."""
     rest = iter(lines)
     start: list[tuple[int, str]] = []
     size = 0
@@ -68,15 +68,15 @@ def split_start(lines: Lines) -> tuple[list[tuple[int, str]], Iterator[tuple[int
 
 
 def find_delimiter(start: Sequence[tuple[int, str]], usual: str, fits: Callable[[list[str]], bool]) -> str:
-    """The delimiter of a file that begins with the lines `start`.
+    """The delimiter of a file whose first lines are `start`.
 
     Args:
-        usual: taken where nothing speaks for another.
+        usual: the default if no other fits better.
         fits: whether the first row's cells are what the reader needs, such as a header that names its columns.
 
     Returns:
-        The delimiter whose first row fits, has most rows as wide as itself, and most cells, in this order. A first
-        line `sep=;`, which spreadsheets write, decides by itself.
+        The delimiter whose first row fits, that gives most rows of the same width, and that gives most cells, in this
+        order. A first line `sep=;`, which spreadsheets write, takes precedence.
     """
     if start and (said := _SEP_LINE.fullmatch(start[0][1])):
         return said[1]
@@ -93,17 +93,17 @@ def find_delimiter(start: Sequence[tuple[int, str]], usual: str, fits: Callable[
 def read_rows(
     lines: Lines, delimiter: str, broken: Broken, max_cell: int = MAX_CELL
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line where it begins, cells) for each row that is not blank, whatever their number.
+    """Yield (first line number, cells) for each row that is not blank, with any number of cells.
 
-    `broken` is called for a row that cannot be read, or that has a cell of more than `max_cell` characters; where it
-    does not raise, reading continues with the line after the one where that row began.
+    `broken` is called for a row that cannot be read, or that has a cell of more than `max_cell` characters; if it does
+    not raise, reading continues after the first line of that row.
     """
     read = _between_tabs if delimiter == "\t" else _quoted
     yield from read(_Lines(_rows_lines(lines)), delimiter, broken, max_cell)
 
 
 class _Lines:
-    """Lines that can be given back."""
+    """Lines that can be pushed back."""
 
     def __init__(self, lines: Lines) -> None:
         self._rest = iter(lines)
@@ -117,7 +117,7 @@ class _Lines:
 
 
 def _rows_lines(lines: Lines) -> Iterator[tuple[int, str]]:
-    """The lines without a `sep=` line, split at carriage returns where those alone end the first, as on old Macs."""
+    """The lines without a `sep=` line, split at carriage returns if only those end the first line, as on old Macs."""
     rest = iter(lines)
     first = next(rest, None)
     if first is None:
@@ -160,7 +160,7 @@ def _quoted(lines: _Lines, delimiter: str, broken: Broken, max_cell: int) -> Ite
 
 
 def _between_tabs(lines: _Lines, delimiter: str, broken: Broken, max_cell: int) -> Iterator[tuple[int, list[str]]]:
-    """Rows split at tabs, quotes taken off only where they enclose a cell; the first tells how wide a row is."""
+    """Rows split at tabs, with quotes removed only if they enclose a cell; the first row gives the width."""
     width = 0
     while (found := lines.next()) is not None:
         number, line = found
@@ -177,9 +177,9 @@ def _between_tabs(lines: _Lines, delimiter: str, broken: Broken, max_cell: int) 
 
 
 def _enclosed(lines: _Lines, line: str, split: list[str], width: int, delimiter: str) -> list[str]:
-    """The cells of a row some of which begin with a quote; `split` is the line split at its tabs.
+    """The cells of a row in which some cells begin with a quote; `split` is the line split at its tabs.
 
-    A quote that its own line does not close runs on only if the next line is no row by itself, so that a bare quote
+    A quote that is not closed on its line continues only if the next line is not a row by itself, so that a stray quote
     never swallows a row.
     """
     cells, is_open = _one_row(line, delimiter)
@@ -203,7 +203,7 @@ def _enclosed(lines: _Lines, line: str, split: list[str], width: int, delimiter:
 
 
 def _one_row(text: str, delimiter: str) -> tuple[list[str] | None, bool]:
-    """The cells of a row by RFC 4180, or None where it is none; and whether all that it lacks is a closing quote."""
+    """The cells of a row by RFC 4180, or None if it is invalid; and whether only a closing quote is missing."""
     csv.field_size_limit(MAX_CELL)
     try:
         return next(csv.reader([text], delimiter=delimiter, strict=True), []), False

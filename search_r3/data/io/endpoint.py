@@ -1,7 +1,8 @@
-"""An OpenAI-compatible endpoint asked by several threads: what is tried again, how long is waited, when it is given up.
+"""A client for OpenAI-compatible endpoints, shared by several threads: retries, waits and error messages.
 
-A call is tried again after a timeout, a lost connection or a status that passes (408, 409, 429, 5xx), with a doubling
-wait that honors Retry-After (RFC 9110, 10.2.3). The key comes from the environment and goes into no file and no line.
+A call is retried after a timeout, a lost connection or a transient status (408, 409, 429, 5xx), with exponential
+backoff that honors Retry-After (RFC 9110, section 10.2.3). The API key comes from the environment and is never written
+to a file or shown in a message.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ from search_r3.errors import InputError
 from search_r3.optional import require
 
 MAX_WAIT = 120.0
-"""Seconds that a wait between two tries may take; a longer wait ends the run, to be continued later."""
+"""Maximum wait between two attempts in seconds; if a longer one is required, the run stops and can be resumed later."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
-"""Capitals only: a key that is given by mistake is not taken for a name, and so never shown."""
+"""Capitals only, so that a key given by mistake is not accepted as a name and never shown."""
+_INVALID_RESPONSE = (ValueError, TypeError, AttributeError, KeyError, IndexError)
+"""What reading a response raises that has another form than expected."""
 Answer = TypeVar("Answer")
 
 
 class AskDifferentlyError(Exception):
-    """The call is to be made again at once, in another form."""
+    """The call must be repeated at once in another form."""
 
 
 class NoAnswerError(Exception):
-    """Every try failed: how many there were, and what the last one met."""
+    """Every attempt failed; holds their number and the last error."""
 
     def __init__(self, tries: int, detail: str) -> None:
         super().__init__(detail)
@@ -42,7 +45,7 @@ class NoAnswerError(Exception):
 
 
 class RefusedError(Exception):
-    """The endpoint will not do this one call, whatever is waited: the status, and what it said."""
+    """The endpoint rejected this call permanently; holds the status and the message."""
 
     def __init__(self, status: int, said: str) -> None:
         super().__init__(f"status {status}: {said}")
@@ -50,7 +53,7 @@ class RefusedError(Exception):
 
 
 class ErrorAnswerError(Exception):
-    """The endpoint answered with status 200 and an error in the body: what it said, and its code if it gave one."""
+    """The endpoint answered with status 200 but an error in the body; holds the message and the code, if any."""
 
     def __init__(self, said: str, code: int | None = None) -> None:
         super().__init__(said)
@@ -58,36 +61,38 @@ class ErrorAnswerError(Exception):
 
 
 class StoppedError(Exception):
-    """Another thread failed, or a person stopped the run."""
+    """Another thread failed, or the user stopped the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
-    """Where the model is, and how patiently it is asked."""
+    """Address and model of an endpoint, and how calls are made and retried."""
 
     url: str
     """The base URL, which usually ends in /v1."""
     model: str
-    """The model's name there."""
+    """The model's name at the endpoint."""
     key_variable: str | None = "OPENAI_API_KEY"
-    """The environment variable that holds the key; None where the endpoint wants none."""
+    """The environment variable that holds the API key; None if the endpoint requires none."""
     concurrency: int = 8
-    """Calls under way at once."""
+    """Maximum number of concurrent calls."""
     timeout: float = 120.0
-    """Seconds that one call may take."""
+    """Timeout of a call in seconds."""
     retries: int = 5
-    """Further tries after a timeout, a lost connection, or an answer of 408, 409, 429 or 5xx."""
+    """Retries after a timeout, a lost connection, or a status of 408, 409, 429 or 5xx."""
     backoff: float = 1.0
-    """Seconds before the second try; doubled each time, and never less than the endpoint's Retry-After."""
+    """Seconds before the first retry; doubled each time, and never less than the endpoint's Retry-After."""
     temperature: float | None = 0.7
-    """For an LLM that writes. None leaves it to the endpoint."""
+    """Sampling temperature of a generating model; None uses the endpoint's default."""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError("the endpoint must be a URL such as https://api.openai.com/v1 or http://localhost:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise InputError("the endpoint's URL must hold no user, password or query; the key goes into a variable")
+            raise InputError(
+                "the endpoint's URL must not contain a user, password or query; pass the key in a variable"
+            )
         if not self.model.strip():
             raise InputError("the model's name is empty; name one that the endpoint serves")
         if self.key_variable is not None and not _VARIABLE.fullmatch(self.key_variable):
@@ -101,39 +106,39 @@ class EndpointSettings:
             raise InputError(f"temperature must be between 0 and 2, not {self.temperature}")
 
     def read_key(self) -> str:
-        """The key, as `key_from` reads it."""
+        """The API key, as `key_from` reads it."""
         return key_from(
             self.key_variable,
             f"no key: the variable {self.key_variable} is not set; set it, name another with --key-variable, or "
-            "give --no-key if the endpoint wants none",
+            "use --no-key if the endpoint requires none",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """Parts of error messages that depend on the caller."""
+    """The parts of error messages that depend on the caller."""
 
     slow: str
-    """What can be done about calls that time out."""
+    """What to do about calls that time out."""
     unusable: str
-    """What an answer that is none may mean; "{reason}" stands for what is wrong with it."""
+    """The likely cause of an invalid response; "{reason}" is replaced by what is wrong with it."""
     no_credit: str
-    """That the account is empty; "{code}" stands for the status."""
+    """The message for an account without credit; "{code}" is replaced by the status."""
 
 
 class Endpoint:
-    """One endpoint, shared by the threads that ask it: a wait that it asks of one of them is kept by all.
+    """One endpoint, shared by several threads: a wait requested in one response delays all of them.
 
     Args:
-        settings: where it is, and how patiently it is asked.
-        key: what is sent to it, and hidden in everything that it says.
+        settings: address, model and retries.
+        key: the API key; it is masked in all messages.
 
     Attributes:
-        client: OpenAI's own client, which tries nothing again by itself.
-        answered: to be set once a call was answered; who never answered is sooner given up.
+        client: the OpenAI client, with its own retries disabled.
+        answered: set it to True once a call has succeeded; until then, calls are given up sooner.
 
     Raises:
-        InputError: the package openai is missing.
+        InputError: the package openai is not installed.
     """
 
     def __init__(self, settings: EndpointSettings, key: str, wording: Wording) -> None:
@@ -143,26 +148,26 @@ class Endpoint:
         self.answered = False
         self._openai, self._key = openai, key
         self._lock = threading.Lock()
-        self._not_before = 0.0  # time.monotonic(); a Retry-After holds for every thread
+        self._not_before = 0.0  # time.monotonic(); Retry-After applies to all threads
 
     def __str__(self) -> str:
         return f"the endpoint {self.settings.url}"
 
     def ask(self, call: Callable[[], Answer], stop: threading.Event) -> Answer:
-        """What `call` returns, which uses `client` and is made again while there is hope.
+        """Return the result of `call`, which uses `client` and is retried after transient errors.
 
-        An endpoint that never answered is more likely a wrong address than a busy one, so it has two tries only.
+        An endpoint that has never answered is more likely a wrong address than busy, so it gets only two attempts.
 
         Args:
-            call: may raise the client's errors, `AskDifferentlyError`, or ValueError and its like for an answer that
-                is none.
+            call: may raise the client's errors, `AskDifferentlyError`, or ValueError and similar for an invalid
+                response.
             stop: ends the waiting.
 
         Raises:
-            NoAnswerError: there were `retries` further tries.
-            RefusedError: this call is refused.
+            NoAnswerError: all `retries` failed.
+            RefusedError: the endpoint rejected this call.
             StoppedError: `stop` is set.
-            InputError: no call can succeed, or the endpoint wants a very long wait.
+            InputError: no call can succeed, or the endpoint requires a wait of more than `MAX_WAIT`.
         """
         tries = 0
         while True:
@@ -173,16 +178,13 @@ class Endpoint:
                 raise
             except AskDifferentlyError:
                 continue
-            except (
-                self._openai.APIError,
-                *(ErrorAnswerError, ValueError, TypeError, AttributeError, KeyError, IndexError),
-            ) as error:
+            except (self._openai.APIError, ErrorAnswerError, *_INVALID_RESPONSE) as error:
                 detail, asked_to_wait = self._detail(error, tries)
             if tries >= self.settings.retries:
                 raise NoAnswerError(tries + 1, detail)
             if asked_to_wait > MAX_WAIT:
                 raise InputError(
-                    f"{self} asks to wait {asked_to_wait:,.0f} seconds ({detail}); run the same command then"
+                    f"{self} requires a wait of {asked_to_wait:,.0f} seconds ({detail}); then run the command again"
                 )
             if asked_to_wait:
                 with self._lock:
@@ -192,10 +194,10 @@ class Endpoint:
             tries += 1
 
     def _detail(self, error: Exception, tries: int) -> tuple[str, float]:
-        """What went wrong, and the seconds that the endpoint asks to wait.
+        """What went wrong, and the seconds to wait that the endpoint requests.
 
         Raises:
-            RefusedError, InputError: another try cannot succeed.
+            RefusedError, InputError: a retry cannot succeed.
         """
         if isinstance(error, self._openai.APITimeoutError):
             return f"no answer within {self.settings.timeout:g} seconds; {self.wording.slow}", 0.0
@@ -205,7 +207,7 @@ class Endpoint:
         said, colon = self.reason(error), ":"
         if isinstance(error, self._openai.APIConnectionError):
             said, colon = self.reason(error.__cause__ or error), ""
-            detail = f"cannot be reached ({said}); does it run, is the URL right?"
+            detail = f"cannot be reached ({said}); check that it is running and that the URL is right"
         elif isinstance(error, ErrorAnswerError):
             if error.code is not None:
                 self._give_up_on(error.code, said, said)
@@ -217,7 +219,7 @@ class Endpoint:
         return detail, 0.0
 
     def reason(self, error: BaseException) -> str:
-        """One short line of what went wrong, in which the key cannot stand."""
+        """One short line on what went wrong, with the key masked."""
         if isinstance(error, json.JSONDecodeError):
             error = ValueError(_no_json(error.doc))
         body = getattr(error, "body", None)
@@ -226,11 +228,11 @@ class Endpoint:
         return (text.replace(self._key, "***") if len(self._key) > 4 else text)[:200]
 
     def _give_up_on(self, code: int, said: str, whole: str) -> None:
-        """Raise for a status that no waiting helps; return for one that passes (408, 409, 429, 5xx)."""
+        """Raise for a permanent error; return for a transient status (408, 409, 429, 5xx)."""
         settings = self.settings
         if code in (401, 403):
             source = f"the key in {settings.key_variable}" if settings.key_variable else "a call without a key"
-            raise InputError(f"{self} refused {source} (status {code}); check the key and what it may use")
+            raise InputError(f"{self} refused {source} (status {code}); check the key and its permissions")
         if code == 404:
             raise InputError(f'{self} has no model "{settings.model}", or is not the base URL (status 404): {said}')
         if code == 402 or "insufficient_quota" in whole:
@@ -246,10 +248,11 @@ class Endpoint:
 
 
 class Threads(Generic[Answer]):
-    """`ask(number, stop)` for each of `numbers`, at most `count` at once; iterate for (number, answer) as they come.
+    """Run `ask(number, stop)` for each of `numbers` in at most `count` threads; iterate to get (number, answer) as
+    completed.
 
-    The first error of a thread is raised where it is iterated. The threads are daemons, so that a process can end
-    without waiting for them; `stop` must be called in any case, since it is what ends them.
+    The first error of a thread is raised during iteration. The threads are daemons, so a process can exit without
+    waiting for them; `stop` must always be called to end them.
     """
 
     def __init__(self, ask: Callable[[int, threading.Event], Answer], numbers: Sequence[int], count: int) -> None:
@@ -273,7 +276,7 @@ class Threads(Generic[Answer]):
             yield number, answer  # type: ignore[misc]  # there is an answer where there is no error
 
     def stop(self, wait: bool) -> None:
-        """Begin nothing more; with `wait`, return when the calls under way have ended."""
+        """Start no further calls; with `wait`, return when the current ones have ended."""
         self._stop.set()
         for thread in self._threads if wait else ():
             thread.join()
@@ -291,11 +294,11 @@ class Threads(Generic[Answer]):
 
 
 def listed(answer: Any, part: str) -> list[Any]:
-    """The list `part` of a client's answer ("data", "choices"), which is not empty.
+    """The non-empty list `part` ("data", "choices") of a client's response.
 
     Raises:
-        ErrorAnswerError: the answer holds an error in its place, in one of the forms that servers use.
-        ValueError: it is no such answer; the message says what it is instead.
+        ErrorAnswerError: the response holds an error instead, in one of the forms that servers use.
+        ValueError: the response has another form; the message describes it.
     """
     if isinstance(answer, str):
         raise ValueError(_no_json(answer))
@@ -309,11 +312,11 @@ def listed(answer: Any, part: str) -> list[Any]:
 
 
 def _no_json(text: str) -> str:
-    return f"it is no JSON but begins {' '.join(text.split())[:60]!r}"
+    return f"it is not JSON but begins {' '.join(text.split())[:60]!r}"
 
 
 def said_by(error: Any, code: Any = None) -> ErrorAnswerError:
-    """An error as a server puts it into an answer, a text or an object with `message` and perhaps `code`."""
+    """The error in a server's response, a text or an object with `message` and optionally `code`."""
     if isinstance(error, dict):
         code = error.get("code") or error.get("status") or code
         error = error.get("message") or error.get("detail") or error
@@ -322,11 +325,11 @@ def said_by(error: Any, code: Any = None) -> ErrorAnswerError:
 
 
 def key_from(variable: str | None, missing: str) -> str:
-    """The key that stands in an environment variable; "none" where none is wanted.
+    """The API key in an environment variable; "none" if `variable` is None.
 
     Raises:
-        InputError: the variable is not set (`missing` is the message), or holds what cannot be sent; its value is
-            never shown.
+        InputError: the variable is not set (`missing` is the message), or contains characters that cannot be sent; its
+            value is never shown.
     """
     if variable is None:
         return "none"
@@ -334,12 +337,13 @@ def key_from(variable: str | None, missing: str) -> str:
     if not key:
         raise InputError(missing)
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"the variable {variable} holds characters that no key has; set it again")
+        raise InputError(f"the variable {variable} contains characters that no key has; set it again")
     return key
 
 
 def retry_after(headers: Any) -> float:
-    """Seconds that an answer asks to wait: "retry-after-ms", or "retry-after" as seconds or as a date; 0 if none."""
+    """Seconds to wait according to "retry-after-ms", or "retry-after" in seconds or as a date; 0 if neither is
+    given."""
     try:
         if headers.get("retry-after-ms"):
             return max(0.0, float(headers["retry-after-ms"]) / 1000)

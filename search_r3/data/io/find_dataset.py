@@ -1,6 +1,6 @@
-"""Finding a data set by its name: a BEIR folder below the data root, or one that is fetched into it the first time.
+"""Finding a data set by name: a BEIR folder below the data root, or one that is downloaded there on first use.
 
-It stands above `beir`, which reads such folders, and `remote`, which fetches them.
+It builds on `beir`, which reads such folders, and `remote_datasets`, which downloads them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def available_datasets(root: str | Path | None = None) -> list[str]:
 
 
 def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
-    """The folder of a data set: an existing path as it is, else `name` below the data root; "ir_datasets:NAME" and
-    "mteb:TASK" are fetched into it the first time (see `remote_datasets`).
+    """The folder of a data set: an existing path as given, else `name` below the data root; "ir_datasets:NAME" and
+    "mteb:TASK" are downloaded there on first use (see `remote_datasets`).
 
     Raises:
-        InputError: there is none of that name; the message lists those there are and names the nearest.
+        InputError: there is no data set of that name; the message lists the available ones and suggests the nearest.
     """
     if is_remote(name):
         return fetch(str(name), data_root)

@@ -1,6 +1,6 @@
-"""What a source reads: stamps that tell whether a file has changed, and hashes for the manifest.
+"""Stamps of a source's input files, which tell whether a file has changed, and their hashes for the manifest.
 
-Names are below the source's own folder, so neither says where on a machine the files lie.
+Names are relative to the source's own folder, so neither contains local paths.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Files = Mapping[str, Path]
 
 
 def below(folder: Path, files: list[Path], prefix: str = "") -> dict[str, Path]:
-    """The files by their names below `folder`, behind `prefix`."""
+    """The files by their path relative to `folder`, prefixed with `prefix`."""
     return {prefix + file.relative_to(folder).as_posix(): file for file in files}
 
 
 def stamps(files: Files) -> list[list[Any]]:
-    """[name, place, bytes, time of change in ns] of each file, in the names' order; a file that is gone has no size."""
+    """[name, path, bytes, modification time in ns] of each file, sorted by name; a missing file has no size."""
     found: list[list[Any]] = []
     for name in sorted(files):
         try:
@@ -34,8 +34,8 @@ def stamps(files: Files) -> list[list[Any]]:
 
 
 def described(files: Files) -> dict[str, Any]:
-    """How many files, their bytes, and a SHA-256: of the one file, else of the lines that `sha256sum` prints for them
-    in the order of their names.
+    """Number of files, their bytes, and a SHA-256: of a single file itself, else of the lines that `sha256sum` prints
+    for the files sorted by name.
 
     Raises:
         InputError: a file cannot be read.
@@ -48,7 +48,7 @@ def described(files: Files) -> dict[str, Any]:
                 digests[name] = hashlib.file_digest(handle, "sha256").hexdigest()
                 size += handle.tell()
         except PermissionError:
-            digests[name] = "unreadable"  # whoever reads the source has refused or skipped it
+            digests[name] = "unreadable"  # the source's reader has refused or skipped it
         except OSError as error:
             raise InputError(f"{files[name]} cannot be read: {error.strerror or error}") from error
     lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())

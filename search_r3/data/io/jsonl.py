@@ -1,7 +1,7 @@
-"""JSON lines (one object a line), read with errors that name the line, and written in one rename.
+"""JSON lines (one object per line), read with errors that name the line, and written atomically.
 
-A reader is strict, since a silently skipped line would change every score after it; who builds training data may give
-`on_fault`, which is called with each broken line and decides.
+Reading is strict, since a silently skipped line would change every score after it; code that builds training data may
+pass `on_fault`, which is called for each broken line and decides.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from search_r3.errors import InputError
 from search_r3.files import BOM, atomic_path, text_problem, why_missing
 
 OnFault = Callable[[InputError, str, str], None]
-"""Told of a line that is broken: the error, its kind in a few words, and the line's place below the folder."""
+"""Called for a broken line with the error, its kind in a few words, and the line's location within the folder."""
 
 
 def read_jsonl(path: str | Path, on_fault: OnFault | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) for each line of a JSONL file, one line in memory at a time.
 
-    Blank lines are skipped, a byte order mark at the start is allowed. With `on_fault`, a broken line is given to it
-    and left out, and so is one of more than `MAX_LINE` bytes, which is never read whole.
+    Blank lines are skipped, and a byte order mark at the start is allowed. With `on_fault`, broken lines are passed to
+    it and skipped, including those of more than `MAX_LINE` bytes, which are never read into memory.
 
     Raises:
         InputError: the file cannot be read, or a line is not UTF-8, not JSON, not an object, or holds NaN, Infinity or
@@ -43,11 +43,11 @@ def read_jsonl(path: str | Path, on_fault: OnFault | None = None) -> Iterator[tu
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object that a line holds.
+    """The JSON object on a line.
 
     Raises:
-        InputError: it is not JSON, not an object, or holds NaN, Infinity or a number beyond 64-bit floats; `where`
-            begins the message.
+        InputError: it is not JSON, not an object, or holds NaN, Infinity or a number beyond 64-bit floats; the message
+            starts with `where`.
     """
     try:
         value = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
@@ -69,11 +69,11 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
 def string_field(
     value: dict[str, Any], name: str, path: str | Path, number: int, default: str | None = None, empty: bool = True
 ) -> str:
-    """The string under `name` in a line's object; `default` stands in where the field is missing or null.
+    """The string under `name` in a line's object; `default` is used if the field is missing or null.
 
     Raises:
-        InputError: the field is missing without a default, not a string, not encodable text, or empty though
-            `empty` is false.
+        InputError: the field is missing without a default, not a string, not encodable text, or empty while `empty` is
+            false.
     """
     if value.get(name) is None and default is not None:
         return default
@@ -91,7 +91,7 @@ def string_field(
         except UnicodeEncodeError as error:
             raise InputError(
                 f'{path}, line {number}: the field "{name}" holds half of a surrogate pair '
-                f"(\\u{ord(text[error.start]):04x} at character {error.start + 1}), which is not text; fix it"
+                f"(\\u{ord(text[error.start]):04x} at character {error.start + 1}), which is not valid text; fix it"
             ) from error
     if not empty and not text.strip():
         raise InputError(f'{path}, line {number}: the field "{name}" is empty; fill it or remove this line')
@@ -101,8 +101,8 @@ def string_field(
 def id_field(
     value: dict[str, Any], path: str | Path, number: int, names: tuple[str, ...] = ("_id", "id")
 ) -> tuple[str, str]:
-    """(name, id) of a line's object: the first of `names` that it has. A whole number stands for its digits, as the ids
-    of qrels and run files are text.
+    """(name, id) of a line's object, for the first of `names` that it has. A whole number is converted to its digits,
+    as the ids in qrels and run files are text.
 
     Raises:
         InputError: none of `names` is there, or the id is neither a string nor a whole number, or empty.
@@ -121,7 +121,7 @@ def id_field(
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line (UTF-8, not escaped), in one rename."""
+    """Write one JSON object per line (UTF-8, not escaped), atomically."""
     with atomic_path(path) as scratch, open(scratch, "w", encoding="utf-8", newline="\n") as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
@@ -149,7 +149,7 @@ def text_lines(path: Path, on_fault: OnFault | None = None) -> Iterator[tuple[in
 
 
 def tell(on_fault: OnFault | None, error: InputError, reason: str, path: Path, number: int | None = None) -> None:
-    """Hand an error to `on_fault` with its place, or raise it where there is none."""
+    """Pass an error to `on_fault` with its location, or raise it if there is none."""
     if on_fault is None:
         raise error
     on_fault(error, reason, _place(path, number))
@@ -168,7 +168,7 @@ def _open(path: Path) -> BinaryIO:
     except IsADirectoryError as error:
         raise InputError(f"{path} is a folder; expected a file") from error
     except PermissionError as error:
-        raise InputError(f"{path} may not be read (no permission); change its permissions") from error
+        raise InputError(f"{path} cannot be read (no permission); change its permissions") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -178,7 +178,7 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 class _TooLarge(ValueError):
-    """A number that no 64-bit float holds; the message is the number as it is written."""
+    """A number beyond 64-bit floats; the message is the number as written."""
 
 
 def _finite(written: str) -> float:

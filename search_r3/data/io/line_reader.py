@@ -1,7 +1,7 @@
-"""Files that other people made, read in bounded memory: a line or a file of any length, plain or compressed.
+"""Untrusted files read in bounded memory: lines and files of any length, plain or compressed.
 
-What is beyond the limit is passed over in chunks and reported by its size, so a line of 100 MB costs its time and not
-its memory; a compressed file that ends too early gives what stands before its end.
+Data beyond the limit is skipped in chunks and reported by its size, so a line of 100 MB takes time but no memory; a
+truncated compressed file yields everything before the break.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ from pathlib import Path
 from typing import IO, Any
 
 from search_r3.errors import InputError
-from search_r3.files import BOM as BOM  # for those who read lines
+from search_r3.files import BOM as BOM  # re-exported for readers of lines
 from search_r3.files import encoding_problem, why_missing
 
 MAX_LINE = 10_000_000
-"""Bytes: no document of a collection is longer, so a longer line is something else."""
+"""Maximum length of a line in bytes; no document of a collection is longer."""
 CHUNK = 1 << 20
 MAX_COUNTED = 1_000_000_000
-"""Bytes: a small file may blow up to more, and is not unpacked beyond this to say how much."""
+"""Bytes up to which an oversized file's length is counted; a small compressed file may expand to far more."""
 _HTML_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>]|<head[\s>])", re.IGNORECASE)
 _OPEN: dict[str, Any] = {".gz": gzip.open, ".dz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 class MissingSource(InputError):
-    """The files are not there: with `optional: true` the source is left out, and the manifest says so."""
+    """The files do not exist; with `optional: true` the source is skipped, and the manifest says so."""
 
 
 class BrokenFile(InputError):
-    """The file is there, but cannot be read to its end: a compressed one was cut off, or it may not be read.
+    """The file exists but cannot be read to its end: it is compressed and truncated, or not readable.
 
     Attributes:
-        problem: what is wrong, without the file's name.
+        problem: what is wrong, without the file name.
     """
 
     def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"{path} cannot be read to its end ({problem}); fetch it again")
+        super().__init__(f"{path} cannot be read to its end ({problem}); download it again")
         self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
 class TooLong:
-    """Stands for a line or file beyond the limit; `size` is its length in bytes."""
+    """Represents a line or file beyond the limit; `size` is its length in bytes."""
 
     size: int
 
 
 def bounded_lines(handle: IO[bytes] | BufferedIOBase, limit: int = MAX_LINE) -> Iterator[tuple[int, bytes | TooLong]]:
-    """Yield (number from 1, line with its line end) for each line; one of more than `limit` bytes as its size."""
+    """Yield (number from 1, line with its line end) for each line; a line of more than `limit` bytes as a `TooLong`."""
     number = 0
     while raw := handle.readline(limit + 1):
         number += 1
@@ -89,7 +89,7 @@ def read_lines(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[int, bytes |
 
 
 def read_whole(path: Path, limit: int) -> bytes | TooLong:
-    """A file's content, decompressed by its suffix; one of more than `limit` bytes as its size.
+    """A file's content, decompressed by its suffix; a `TooLong` if it has more than `limit` bytes.
 
     Raises:
         MissingSource: there is no such file.
@@ -109,17 +109,17 @@ def read_whole(path: Path, limit: int) -> bytes | TooLong:
 
 
 def read_up_to(path: Path, limit: int) -> tuple[bytes, str | None]:
-    """At most `limit` bytes of a file, decompressed by its suffix, and what kept it from being read to its end.
+    """At most `limit` bytes of a file, decompressed by its suffix, and why it was not read to its end (None if it was).
 
     Raises:
         MissingSource: there is no such file.
-        BrokenFile: it cannot even be opened.
+        BrokenFile: it cannot be opened.
     """
     parts: list[bytes] = []
     left, problem = limit, None
     with _opened(path) as handle:
         try:
-            while left and (part := handle.read1(min(left, CHUNK))):  # what stands before a break counts
+            while left and (part := handle.read1(min(left, CHUNK))):  # data before a break is kept
                 parts.append(part)
                 left -= len(part)
             if not left and handle.read(1):
@@ -130,7 +130,7 @@ def read_up_to(path: Path, limit: int) -> tuple[bytes, str | None]:
 
 
 def defect(raw: bytes | TooLong) -> tuple[str, str] | None:
-    """What keeps bytes from being a line of text: (a few words to count by, what to tell); None where it is text."""
+    """Why bytes are not a line of text: (short label to count by, message); None if they are text."""
     if isinstance(raw, TooLong):
         return "line too long", f"a line of {raw.size:,} bytes, expected at most {MAX_LINE:,}"
     if (problem := encoding_problem(raw)) is not None:
@@ -143,7 +143,7 @@ def defect(raw: bytes | TooLong) -> tuple[str, str] | None:
 
 
 def is_html_page(raw: bytes) -> bool:
-    """Whether bytes begin as a web page does: often an error page that was saved in place of the file."""
+    """Whether bytes begin like a web page, often an error page that was saved instead of the file."""
     return bool(_HTML_PAGE.match(raw.removeprefix(BOM)))
 
 

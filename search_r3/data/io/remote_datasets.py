@@ -1,7 +1,7 @@
-"""Data sets by the names of ir_datasets and MTEB, fetched once and kept below the data root as BEIR folders.
+"""Data sets of ir_datasets and MTEB by name, downloaded once and kept below the data root as BEIR folders.
 
 `ir_datasets:beir/scifact/test` (https://ir-datasets.com) has judgments for one split, here called "test";
-`mteb:SciFact` has those that MTEB evaluates on. Both need their package, and a network the first time.
+`mteb:SciFact` has those that MTEB evaluates on. Both require their package, and a network on first use.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from search_r3.files import atomic_path
 from search_r3.optional import require
 
 SPLIT = "test"
-"""The split of an ir_datasets name, which itself says which judgments are meant."""
+"""The split used for ir_datasets, whose names already select the judgments."""
 MAX_LISTED = 20
 
 
 @dataclass
 class Fetched:
-    """A data set as its package gives it: one BEIR data set a split, and what is to be known of its origin."""
+    """A data set as its package provides it: one BEIR data set per split, and notes on its origin."""
 
     splits: dict[str, BeirDataset]
     origin: list[str]
     left_out: dict[str, int] = field(default_factory=dict)
-    """What could not be kept, and how often."""
+    """What was left out -> how often."""
 
     def drop(self, why: str) -> None:
         self.left_out[why] = self.left_out.get(why, 0) + 1
 
 
 def is_remote(name: str | Path) -> bool:
-    """Whether a data set's name is one that `fetch` knows how to get."""
+    """Whether `fetch` can download a data set of this name."""
     return str(name).partition(":")[0] in _PACKAGES and ":" in str(name)
 
 
 def fetch(name: str, data_root: str | Path | None = None) -> Path:
-    """The BEIR folder of `name`, fetched if it is not there: `ROOT/ir_datasets/...` or `ROOT/mteb/...`.
+    """The BEIR folder of `name`, downloaded if it does not exist: `ROOT/ir_datasets/...` or `ROOT/mteb/...`.
 
-    Written aside and renamed, so an interrupted fetch leaves nothing half; two processes fetch once. SOURCE.txt says
-    where it comes from and what was left out.
+    The folder is written atomically, so an interrupted download leaves nothing behind, and two processes download only
+    once. SOURCE.txt documents the origin and what was left out.
 
     Raises:
-        InputError: the package is missing, it has no such data set, there is no network, or the data are of a kind
-            that a BEIR folder cannot hold; or the data root that was given does not exist.
+        InputError: the package is not installed, it has no such data set, there is no network, the data do not fit into
+            a BEIR folder, or the data root that was given does not exist.
     """
     from filelock import FileLock
 
@@ -58,18 +58,18 @@ def fetch(name: str, data_root: str | Path | None = None) -> Path:
     root = resolve_root(data_root)
     slug = re.sub(r"[^\w.-]+", "_", rest.strip("/")).strip("._")
     if not slug:
-        raise InputError(f"{name} names no data set; expected a name such as {_EXAMPLES[package]}")
+        raise InputError(f"{name} is not the name of a data set; expected a name such as {_EXAMPLES[package]}")
     target = root / package / slug
     if _complete(target):
         return target
     if not root.is_dir() and (data_root or os.environ.get(DATA_VARIABLE)):
         raise InputError(
-            f"there is no folder {root} to fetch {name} into; make it, or point --data or {DATA_VARIABLE} at another"
+            f"there is no folder {root} to download {name} into; create it, or change --data or {DATA_VARIABLE}"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(target) + ".lock"):
-            if not _complete(target):  # another process may have fetched it while we waited
+            if not _complete(target):  # another process may have downloaded it meanwhile
                 _write(target, name, _PACKAGES[package](rest))
     except PermissionError as error:
         raise InputError(
@@ -87,7 +87,7 @@ def _write(target: Path, name: str, fetched: Fetched) -> None:
     with atomic_path(target) as scratch:
         for split, dataset in fetched.splits.items():
             if not dataset.qrels:
-                raise InputError(f"{name} judges no query in {split}; there is nothing to measure")
+                raise InputError(f"{name} has no judged query in {split}; there is nothing to evaluate")
             write_beir(scratch, dataset, split)
         (scratch / "SOURCE.txt").write_text("\n".join([name, *fetched.origin, *left_out]) + "\n", encoding="utf-8")
 
@@ -104,7 +104,7 @@ def _from_ir_datasets(name: str) -> Fetched:
     lacking = [part for part in ("docs", "queries", "qrels") if not getattr(dataset, f"has_{part}")()]
     if lacking:
         raise InputError(
-            f"ir_datasets:{name} has no {' and no '.join(lacking)}; name a part that has, often NAME/test or NAME/dev"
+            f"ir_datasets:{name} has no {' and no '.join(lacking)}; name a subset that has, often NAME/test or NAME/dev"
         )
     fetched = Fetched({}, [f"https://ir-datasets.com, version {getattr(ir_datasets, '__version__', 'unknown')}"])
 
@@ -142,11 +142,11 @@ def _from_mteb(name: str) -> Fetched:
         raise InputError(f"mteb:{name}: {str(error).strip(chr(34))}") from error
     metadata = task.metadata
     if metadata.type != "Retrieval":
-        raise InputError(f"mteb:{name} is a task of type {metadata.type}; only Retrieval can be used here")
+        raise InputError(f"mteb:{name} is a task of type {metadata.type}; only Retrieval tasks can be used")
     subsets = list(task.hf_subsets)
     if len(subsets) > 1:
         listed = ", ".join(subsets[:MAX_LISTED]) + (", ..." if len(subsets) > MAX_LISTED else "")
-        raise InputError(f"mteb:{name} has several parts; name one, mteb:{task_name}/PART: {listed}")
+        raise InputError(f"mteb:{name} has several subsets; name one, mteb:{task_name}/SUBSET: {listed}")
     with _told(f"mteb:{name}"):
         task.load_data()
         task.convert_v1_dataset_format_to_v2(num_proc=None)
@@ -158,9 +158,7 @@ def _from_mteb(name: str) -> Fetched:
     fetched = Fetched({}, [line for line in origin if line])
     for split, part in parts.items():
         if part.get("top_ranked"):
-            raise InputError(
-                f"mteb:{name} ranks given candidates again; only tasks that search a whole corpus fit here"
-            )
+            raise InputError(f"mteb:{name} reranks given candidates; only tasks that search a whole corpus can be used")
         documents = (Document(row["id"], row.get("title") or "", _mteb_text(row, name)) for row in part["corpus"])
         queries = ((row["id"], _mteb_text(row, name)) for row in part["queries"])
         judgments = ((q, d, grade) for q, grades in part["relevant_docs"].items() for d, grade in grades.items())
@@ -169,7 +167,8 @@ def _from_mteb(name: str) -> Fetched:
 
 
 def _mteb_text(row: Mapping[str, Any], name: str) -> str:
-    """As MTEB gives it to a model: a query's instruction behind it; its documents' titles are kept apart here."""
+    """The text as MTEB gives it to a model, a query followed by its instruction; documents' titles are kept
+    separate."""
     text, instruction = row.get("text"), row.get("instruction")
     if not isinstance(text, str):
         raise InputError(f"mteb:{name} holds conversations or images, not texts; it cannot be used here")
@@ -186,7 +185,7 @@ def _one_corpus(fetched: Fetched, name: str) -> Fetched:
             clash = clash or next((i for i, q in dataset.queries.items() if queries.setdefault(i, q) != q), None)
             if clash is not None:
                 raise InputError(
-                    f"mteb:{name}: its splits mean different texts by the id {clash!r}; it cannot be used here"
+                    f"mteb:{name}: its splits use the id {clash!r} for different texts; it cannot be used here"
                 )
         for dataset in fetched.splits.values():
             dataset.corpus, dataset.queries = corpus, queries
@@ -205,13 +204,13 @@ def _dataset(
 ) -> BeirDataset:
     """A data set that `load_beir` reads: no white space in ids, no blank query, whole grades, each pair judged once.
 
-    A judged document that the corpus lacks stays judged: an evaluation reports it.
+    Judgments of documents missing from the corpus are kept; an evaluation reports them.
     """
     corpus: dict[str, Document] = {}
     for document in documents:
         document = replace(document, id=_id(document.id))
         if corpus.setdefault(document.id, document) != document:
-            fetched.drop("further documents of an id that was there already")
+            fetched.drop("documents with an id already used")
     kept: dict[str, str] = {}
     for query_id, text in queries:
         if text.strip():
@@ -222,13 +221,13 @@ def _dataset(
     for query_id, document_id, grade in judgments:
         query, judged = _id(query_id), _id(document_id)
         if query not in kept:
-            fetched.drop("judgments of queries that are blank or not there")
+            fetched.drop("judgments of blank or missing queries")
             continue
         if grade != int(grade):
             raise InputError(f"{name} judges {query_id} and {document_id} by {grade}; expected whole numbers")
         grades = qrels.setdefault(query, {})
         if grades.get(judged, grade) != grade:
-            fetched.drop("judgments beside a higher one of the same query and document")
+            fetched.drop("judgments below a higher one of the same query and document")
         grades[judged] = max(int(grade), grades.get(judged, int(grade)))
     return BeirDataset(name, corpus, kept, qrels)
 
@@ -240,7 +239,7 @@ def _id(name: Any) -> str:
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """What a package raises while it fetches (network, disk, format) as one InputError that says what to do."""
+    """Convert a package's errors while downloading (network, disk, format) into one InputError that says what to do."""
     try:
         yield
     except InputError:
@@ -248,7 +247,7 @@ def _told(name: str) -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"cannot fetch {name}: {said}. The first time needs a network; the folder that it makes can be copied to "
+            f"cannot download {name}: {said}. The first use requires a network; the resulting folder can be copied to "
             "another machine's data root"
         ) from error
 

@@ -1,1 +1,1 @@
-"""Hard negatives, selection, a teacher, and decontamination."""
+"""Mining hard negatives, selecting pairs, teacher embeddings, and decontamination."""

@@ -1,9 +1,10 @@
-"""Cleaning pairs: what overlaps an evaluation set goes (word n-grams), then exact and near duplicates (MinHash).
+"""Cleaning pairs: removes overlap with evaluation sets (word n-grams), then exact and near duplicates (MinHash).
 
-Near duplicates are found as in Broder (1997): MinHash signatures of word shingles in bands (LSH), and every hit is
-checked by its true Jaccard similarity, so none is dropped by a chance collision. The overlap rule follows GPT-3's
-(Brown et al. 2020, appendix C). Few lines on numpy instead of the library datasketch, so that the same bytes come out
-under any version, and since the check behind it needs the shingles anyway.
+Near duplicates are found as in Broder (1997): MinHash signatures of word shingles in bands (LSH), and every candidate
+    is verified by its exact Jaccard similarity, so none is dropped by a hash collision. The overlap rule follows
+    GPT-3's
+(Brown et al. 2020, appendix C). A few lines of NumPy replace the library datasketch, so that the output is the same
+under any version, and because the check needs the shingles anyway.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ BANDS, ROWS = 20, 6
 MIN_CONTAINED = 4
 """A test query of fewer words counts as overlap only if it is the whole training query."""
 EXAMPLES = 3
-"""How many of each kind of drop a report shows."""
+"""Number of examples per reason in a report."""
 KEYS = ("decontaminate", "deduplicate")
-"""What a recipe may hold."""
+"""The keys of a recipe that this module reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class DeduplicateSettings:
     """`deduplicate:` of a recipe."""
 
     near: float = 0.8
-    """Jaccard similarity (positives: of word triples; queries: of words) from which two texts are copies."""
+    """Jaccard similarity (positives: of word triples; queries: of words) from which two texts are duplicates."""
     by: Literal["pair", "positive"] = "pair"
-    """pair: query and positive are both copies of an earlier pair's. positive: the positive alone is."""
+    """pair: query and positive must both duplicate an earlier pair's. positive: only the positive must."""
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.near <= 1:
@@ -55,14 +56,14 @@ class DeduplicateSettings:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
-    """One entry under `against:`: a data set and what of it must not be trained on."""
+    """One entry under `against:`: a data set and the parts of it that must not be trained on."""
 
     dataset: str
     """A name below the data root, or a BEIR folder."""
     split: str = "test"
-    """Whose queries must not be trained on."""
+    """The split whose queries must not be trained on."""
     documents: bool = False
-    """Whether its judged documents must not be trained on either, beside its queries."""
+    """Whether its judged documents must not be trained on either."""
     hold_out_modulus: int | None = None
     """Only queries with int(_id) % this == 0, as for SciFact's dev claims."""
 
@@ -76,11 +77,11 @@ class DecontaminateSettings:
     """`decontaminate:` of a recipe."""
 
     against: tuple[EvaluationSet, ...] = ()
-    """What must not be trained on; at least one."""
+    """The evaluation sets that must not be trained on; at least one."""
     ngram: int = 8
-    """A training query that shares so many words in a row with a test query is dropped."""
+    """A training query that shares this many consecutive words with a test query is dropped."""
     document_share: float = 0.5
-    """Share of the shorter text's n-grams from which a positive is taken for a judged test document."""
+    """Share of the shorter text's n-grams from which a positive counts as a judged test document."""
 
     def __post_init__(self) -> None:
         if not self.against:
@@ -106,7 +107,7 @@ class Dropped:
             self.examples[reason].append({"id": pair.id, "query": pair.query[:200], "because": because[:200]})
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Become what `as_record` described."""
+        """Restore the state described by `as_record`."""
         self.counts = Counter(record["dropped"])
         self.by_source = defaultdict(Counter, {name: Counter(found) for name, found in record["by_source"].items()})
         self.examples = defaultdict(list, record["examples"])
@@ -126,12 +127,14 @@ def clean_pairs(
     data_root: str | Path | None = None,
     cache: BuildCache | None = None,
 ) -> tuple[list[TrainingPair], dict[str, Any] | None]:
-    """The pairs cleaned as a recipe's `decontaminate` and `deduplicate` say, and the manifest's report, None without.
+    """The pairs cleaned by a recipe's `decontaminate` and `deduplicate`, and the report for the manifest (None without
+    either).
 
-    With `cache`, each of the two steps is kept there when it is done, and taken from there if it was done before.
+    With `cache`, the result of each step is stored there, and reused if it was computed before.
 
     Raises:
-        InputError: a setting is wrong, an evaluation set is missing, or no pair is left; `where` begins the message.
+        InputError: a setting is wrong, an evaluation set is missing, or no pair is left; the message starts with
+            `where`.
     """
     if not any(key in recipe for key in KEYS):
         return pairs, None
@@ -168,7 +171,7 @@ def _step(
     dropped: Dropped,
     run: Callable[[], list[TrainingPair]],
 ) -> list[TrainingPair]:
-    """What `run` keeps of the pairs, or what it kept of the same ones before a build was killed."""
+    """The pairs that `run` keeps, or those it kept of the same pairs in an interrupted build."""
     if cache is None:
         return run()
     digest = hashlib.sha256()
@@ -189,10 +192,10 @@ def _step(
 def read_cleaning(
     recipe: dict[str, Any], where: str
 ) -> tuple[DecontaminateSettings | None, DeduplicateSettings | None]:
-    """The settings under `decontaminate:` and `deduplicate:` (which may be `true`: the defaults); None where absent.
+    """The settings under `decontaminate:` and `deduplicate:` (`true` means the defaults); None if absent.
 
     Raises:
-        InputError: an unknown key or a wrong value; `where` begins the message.
+        InputError: a key is unknown or a value is wrong; the message starts with `where`.
     """
     against = copies = None
     if "decontaminate" in recipe:
@@ -215,9 +218,10 @@ def read_cleaning(
 
 
 def deduplicate(pairs: Sequence[TrainingPair], settings: DeduplicateSettings, dropped: Dropped) -> list[TrainingPair]:
-    """The pairs without copies of earlier ones, in their order; `dropped` records what went and of what it was a copy.
+    """The pairs without duplicates of earlier ones, in order; `dropped` records the removed pairs and what they
+    duplicate.
 
-    A pair is compared with those kept before it, so a chain of small changes does not eat up all its links.
+    A pair is compared only with the pairs kept before it, so a chain of small changes is not removed entirely.
     """
     exact: dict[tuple[str, str], TrainingPair] = {}
     rest: list[TrainingPair] = []
@@ -249,14 +253,14 @@ def deduplicate(pairs: Sequence[TrainingPair], settings: DeduplicateSettings, dr
 
 
 def shingles(text: str) -> np.ndarray:
-    """Sorted distinct 64-bit hashes of the text's word triples, uint64; a text of fewer words is one shingle."""
+    """Sorted distinct 64-bit hashes of the text's word triples, uint64; a text with fewer words is one shingle."""
     words = words_of(text)
     grams = set(ngrams(words, SHINGLE)) or {" ".join(words) or normalize(text)}
     return np.sort(np.array([_hash(gram) for gram in grams], dtype=np.uint64))
 
 
 def signature(hashes: np.ndarray) -> np.ndarray:
-    """MinHash: (BANDS * ROWS,) uint32, each the least of the hashes under another permutation.
+    """MinHash: (BANDS * ROWS,) uint32, each the minimum of the hashes under a different permutation.
 
     The permutations are multiply-shift hashing (Dietzfelbinger et al. 1997): the upper half of a * x + b modulo 2^64.
     """
@@ -265,7 +269,7 @@ def signature(hashes: np.ndarray) -> np.ndarray:
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """|a and b| / |a or b|; two empty sets are alike."""
+    """|a and b| / |a or b|; 1 for two empty sets."""
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
@@ -276,7 +280,7 @@ def jaccard_of_hashes(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _buckets(signatures: Sequence[np.ndarray]) -> list[list[int]]:
-    """For each text the numbers of the buckets that it shares with another text."""
+    """For each text, the numbers of the buckets that it shares with another text."""
     buckets: list[list[int]] = [[] for _ in signatures]
     if not signatures:
         return buckets
@@ -308,7 +312,7 @@ def decontaminate(
     dropped: Dropped,
     data_root: str | Path | None = None,
 ) -> list[TrainingPair]:
-    """The pairs that overlap no evaluation set, in their order; `dropped` records what went and what it overlaps.
+    """The pairs that overlap no evaluation set, in order; `dropped` records the removed pairs and what they overlap.
 
     Raises:
         InputError: an evaluation set is missing or broken, or has no query left to compare with.
@@ -350,7 +354,7 @@ def decontaminate(
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterable[str]:
-    """All runs of n words; none where there are fewer, or where n is 0."""
+    """All runs of n consecutive words; none if there are fewer, or if n is 0."""
     return (" ".join(words[i : i + n]) for i in range(len(words) - n + 1)) if n else ()
 
 

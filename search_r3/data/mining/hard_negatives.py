@@ -1,8 +1,8 @@
 """Hard negatives for training pairs: texts that a retriever ranks high for a query and that do not answer it.
 
-Candidates are the pairs' own positives and, if asked, a corpus. What keeps answers out of them: known positives and
-near copies of them, a margin and a share of the positive's own score (the positive-aware mining of NV-Retriever,
-Moreira et al. 2024, arXiv 2407.15831, section 3), a window of ranks, and a teacher's opinion.
+Candidates are the pairs' own positives and, optionally, a corpus. Answers are kept out by excluding known positives and
+near copies of them, by a margin and a share of the positive's own score (the positive-aware mining of NV-Retriever,
+Moreira et al. 2024, arXiv 2407.15831, section 3), by a window of ranks, and by a teacher's scores.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ GUARDS = ("known positive", "near copy", "no match", "other source", "margin", "
 
 @dataclass(frozen=True, slots=True)
 class MineSettings:
-    """How many negatives, from which ranks, and what is taken for an answer in disguise."""
+    """How many negatives to mine, from which ranks, and which candidates count as false negatives."""
 
     per_pair: int = 4
-    """New negatives for each pair, at most."""
+    """Maximum number of new negatives for each pair."""
     range_max: int = 100
-    """Candidates are taken down to this rank, known positives not counted."""
+    """The last rank from which candidates are taken, known positives not counted."""
     range_min: int = 0
-    """So many of the best ranks are passed over."""
+    """Number of top ranks that are skipped."""
     margin: float | None = None
-    """Keep a candidate only if score <= score(positive) - margin. In the retriever's own units."""
+    """Keep a candidate only if score <= score(positive) - margin, in the retriever's own units."""
     share: float | None = 0.95
     """Keep a candidate only if score <= share * score(positive)."""
     teacher_share: float = 0.95
-    """The same by the teacher's scores, where there is a teacher."""
+    """The same for the teacher's scores, if there is a teacher."""
     near: float = 0.85
-    """Share of its words that a candidate may have in common with a known positive of the query."""
+    """Maximum share of its words that a candidate may have in common with a known positive of the query."""
     same_source: bool = False
     """Only candidates of the pair's own kind or data set: functions for docstrings, abstracts for scifact's claims."""
     sample: bool = False
-    """Choose among the candidates that pass at random, not the highest first."""
+    """Choose at random among the candidates that pass, instead of the highest first."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,11 +76,11 @@ class MineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What negatives are taken from, and which of them answer which query.
+    """The texts that negatives are taken from, and which of them answer which query.
 
     Attributes:
-        texts: distinct texts, in the order in which they were met.
-        tags: for each text, the kinds of source and the data sets that it belongs to ("titles", "scifact").
+        texts: distinct texts, in order of first occurrence.
+        tags: for each text, the source kinds and data sets that it belongs to ("titles", "scifact").
         positive_of: for each pair, the index of its positive.
         answers: normalized query -> indices of all its known positives.
     """
@@ -105,19 +105,19 @@ def mine_negatives(
     """Write the pairs of `source` to `output` with new negatives after those they have; OUTPUT.manifest.json reports.
 
     The same input, scorer and settings give the same file. An interrupted run leaves OUTPUT.partial, from which the
-    same call continues.
+    same call resumes.
 
     Args:
         corpora: BEIR data sets whose documents are candidates too (see `find_dataset` for `data_root`).
-        teacher: a second opinion; what it scores above `teacher_share` of the positive is dropped.
+        teacher: a second scorer; candidates it scores above `teacher_share` of the positive's score are dropped.
 
     Returns:
-        The manifest: counts of pairs and negatives, and of the candidates that each guard dropped. Guards are asked
-        in the order of `GUARDS`, and a pair's candidates only until it has enough (with `sample`, all of them).
+        The manifest: counts of pairs and negatives, and of the candidates that each guard dropped. Guards are applied
+            in the order of `GUARDS`, and only until a pair has enough negatives (with `sample`, to all candidates).
 
     Raises:
         InputError: `source` or a corpus cannot be read, `output` cannot be written, OUTPUT.partial belongs to another
-            run, or not a single negative passes.
+            run, or no negative passes.
     """
     settings = settings or MineSettings()
     pairs = read_pairs(source)
@@ -167,7 +167,7 @@ def _mine(
     checkpoints: ShardCheckpoints,
     report: Report | None,
 ) -> list[dict[str, Any]]:
-    """A line for each pair: the candidates that are its negatives, its positive's rank, how many each guard dropped."""
+    """One record per pair: its negatives, its positive's rank, and how many candidates each guard dropped."""
     found = checkpoints.finished([pair.id for pair in pairs], "pairs")
     if len(found) < len(pairs):
         for role, one in (("retriever", scorer), ("teacher", teacher)):
@@ -194,7 +194,7 @@ def _mine(
 def gather(
     pairs: Sequence[TrainingPair], corpora: Sequence[str | Path] = (), data_root: str | Path | None = None
 ) -> Candidates:
-    """All positives, then the documents of `corpora`; a text that comes twice is one candidate."""
+    """All positives, then the documents of `corpora`; duplicate texts are one candidate."""
     index: dict[str, int] = {}
     tags: list[set[str]] = []
     answers: dict[str, set[int]] = defaultdict(set)
@@ -257,7 +257,7 @@ def choose(
 
 
 class _Guards:
-    """What keeps answers out of the negatives of pair number `i`; arguments as those of `choose`."""
+    """Keeps answers out of the negatives of pair number `i`; arguments as for `choose`."""
 
     def __init__(
         self,
@@ -278,7 +278,7 @@ class _Guards:
         self.zero_is_no_match = scorer.zero_is_no_match
 
     def reason_to_drop(self, j: int) -> str | None:
-        """The first of `GUARDS` that candidate `j` does not pass; None where it passes all."""
+        """The first of `GUARDS` that candidate `j` fails; None if it passes all."""
         settings, score, text = self.settings, float(self.scores_N[j]), self.candidates.texts[j]
         if self.zero_is_no_match and score <= 0:
             return "no match"
@@ -297,7 +297,7 @@ class _Guards:
 
 
 def part_of(score: float, share: float) -> float:
-    """`share` of a score. Below 0 a share would lie *above* the score, so there it lies as far under it instead."""
+    """`share` of a score. For a negative score, which a share would raise, the score is lowered by as much instead."""
     return score - (1 - share) * abs(score)
 
 

@@ -1,7 +1,8 @@
-"""What hard negatives are mined with: BM25, a sentence-transformers model, or a SearchR3 checkpoint, as full scores.
+"""Scorers for mining hard negatives: BM25, a sentence-transformers model, or a SearchR3 checkpoint, as full score
+matrices.
 
-Mining needs the positive's own score beside its rivals', so a scorer gives a query's score for *every* document. Dense
-rows are kept in files of `CHUNK` documents while they are made, so that an interrupted run does not encode them twice.
+Mining compares candidates with the positive's own score, so a scorer scores *every* document for a query. Dense rows
+are written to files of `CHUNK` documents as they are computed, so that an interrupted run does not encode them twice.
 """
 
 from __future__ import annotations
@@ -20,37 +21,37 @@ CHUNK = 1024
 """Documents whose rows are written to disk together."""
 
 Report = Callable[[str, int, int], None]
-"""Called with (what is being done, how many are done, of how many)."""
+"""Called with (what is being done, number done, total)."""
 
 
 class Scorer(Protocol):
-    """Take documents once, then score all of them for each query."""
+    """Prepares the documents once, then scores all of them for each query."""
 
     name: str
     zero_is_no_match: bool
-    """Whether a score of 0 means that query and document have nothing in common."""
+    """Whether a score of 0 means that query and document share nothing."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides a score."""
+        """Everything that determines a score."""
         ...
 
     def prepare(self, documents: list[str], folder: Path, report: Report | None = None) -> None:
-        """Take `documents`; what is costly to make is kept in `folder` and found there again."""
+        """Prepare `documents`; expensive results are stored in `folder` and reused."""
         ...
 
     def score(self, queries: list[str]) -> np.ndarray:
-        """(Q, N) float32, greater is nearer."""
+        """(Q, N) float32; higher is more similar."""
         ...
 
 
 def bm25_scorer() -> Scorer:
-    """BM25 scores of all documents; 0 where no word is shared.
+    """BM25 scores of all documents; 0 if no word is shared.
 
     Raises:
         InputError: the package bm25s is missing.
     """
-    from search_r3.retrievers.bm25 import BM25Retriever  # here, since training may run without the retrievers
+    from search_r3.retrievers.bm25 import BM25Retriever  # imported here, since training may run without the retrievers
 
     class BM25Scorer(BM25Retriever):
         zero_is_no_match = True
@@ -70,7 +71,7 @@ class DenseScorer:
 
     Args:
         name: for the record.
-        identity: everything that decides a row.
+        identity: everything that determines a row.
         encode_document, encode_query: texts -> (n, dim) float32 unit rows.
     """
 
@@ -129,7 +130,7 @@ def open_scorer(
         max_length: cut documents at this many tokens (512 by default for SearchR3; another encoder's own limit).
 
     Raises:
-        InputError: an unknown name, or a missing package.
+        InputError: the name is unknown, or a package is missing.
     """
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length is {max_length}; expected at least 1 token")

@@ -1,7 +1,8 @@
-"""The best of many training pairs: so many of each kind, and only those whose positive a scorer can find again.
+"""Selecting the best training pairs: a number of each kind, and only those whose positive a scorer retrieves for the
+query.
 
-A query whose own document is not among the first few that a good retriever finds is more often vague or wrong than
-hard: round-trip consistency (Alberti et al. 2019, arXiv 1906.05416; Promptagator, Dai et al. 2022, arXiv 2209.11755).
+A query for which a good retriever does not rank its own document near the top is more often vague or wrong than hard:
+    round-trip consistency (Alberti et al. 2019, arXiv 1906.05416; Promptagator, Dai et al. 2022, arXiv 2209.11755).
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ def select_pairs(
 
     Args:
         counts: how many of each source kind ("docstrings") or source ("queries:scifact/train"); the longer name wins.
-            A kind that is not named is left out; without any counts, every pair is looked at.
-        scorer: keep a pair only if its positive is among the `top` candidates, which are all positives of its kind
-            in the file; None keeps all.
+            Kinds that are not named are left out; without any counts, all pairs are considered.
+        scorer: keep a pair only if its positive is among the `top` candidates, where the candidates are all positives
+            of its kind in the file; None keeps all.
         report: called with (what, done, total).
 
-    What the scorer makes of the documents is kept in OUTPUT.partial until all is done.
+    The scorer's document representations are kept in OUTPUT.partial until the end.
 
     Returns:
         The manifest, also written to OUTPUT.manifest.json: counts by kind, and what was dropped.
 
     Raises:
-        InputError: a kind that the file does not hold, fewer than 1 wanted, or nothing is left.
+        InputError: a kind does not occur in the file, a count is below 1, or no pair is left.
     """
     pairs = read_pairs(source)
     groups: dict[str, list[TrainingPair]] = defaultdict(list)
@@ -95,7 +96,7 @@ def select_pairs(
 
 
 def _group(pair: TrainingPair, counts: Mapping[str, int]) -> str:
-    """The name in `counts` that a pair falls under; "" if none does."""
+    """The name in `counts` that applies to a pair; "" if none does."""
     kind = pair.source.partition(":")[0]
     if not counts:
         return kind or "pairs"
@@ -120,5 +121,5 @@ def _consistent(
         floor = 0.0 if scorer.zero_is_no_match else -np.inf
         kept += [pair for pair, above, own in zip(block, above_Q, own_Q, strict=True) if above < top and own > floor]
         if report:
-            report(f"{name} pairs looked at", min(start + BLOCK, len(group)), len(group))
+            report(f"{name} pairs checked", min(start + BLOCK, len(group)), len(group))
     return kept

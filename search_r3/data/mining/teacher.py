@@ -1,7 +1,7 @@
-"""A teacher's rows: every query and document of a pairs file embedded once by another model, kept beside the pairs.
+"""Teacher rows: every query and document of a pairs file embedded once by another model, stored next to the pairs.
 
-Training reads them for soft labels (a teacher's scores as targets, Hinton et al. 2015, arXiv 1503.02531), mining and
-selecting read them as a scorer, and none of these has to load the teacher again.
+Training uses them for soft labels (Hinton et al. 2015, arXiv 1503.02531), mining and selection use them as a scorer,
+and none of these has to load the teacher.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path
 
 CHUNK = 1024
-"""Texts whose rows are written to disk together while they are made."""
+"""Texts whose rows are written to disk together."""
 SUFFIX = ".rows.safetensors"
-"""How a file of rows is named, so that it can stand where a scorer's name is asked for."""
+"""Suffix of a file of rows, so that its path can be used as the name of a scorer."""
 
 
 def write_teacher_rows(
@@ -32,7 +32,7 @@ def write_teacher_rows(
     """Embed all queries, positives and negatives of the pairs files `sources`, and write them to `output`.
 
     Args:
-        output: NAME.rows.safetensors: "rows" (N, D) float16, and "keys" (N,) int64, which name the texts.
+        output: NAME.rows.safetensors: "rows" (N, D) float16, and "keys" (N,) int64, which identify the texts.
         teacher: a `DenseScorer`, or anything with `name`, `identity`, `encode_query` and `encode_document`
             (lists of texts -> (n, D) float32 unit rows).
         report: called with (what, done, total).
@@ -41,13 +41,13 @@ def write_teacher_rows(
         counts: queries, documents, dimensions. An interrupted run leaves OUTPUT.partial and continues from it.
 
     Raises:
-        InputError: the name does not end in `SUFFIX`, a source cannot be read, the disk is full, or OUTPUT.partial is
-            from other texts or another teacher.
+        InputError: the name does not end in `SUFFIX`, a source cannot be read, the disk is full, or OUTPUT.partial
+            belongs to other texts or another teacher.
     """
     from safetensors.numpy import save_file
 
     if not str(output).endswith(SUFFIX):
-        raise InputError(f"{output} must end in {SUFFIX}, so that other commands know what it is")
+        raise InputError(f"{output} must end in {SUFFIX}, so that other commands recognize it")
     pairs = [pair for path in sources for pair in read_pairs(path)]
     texts = {
         "query": list(dict.fromkeys(pair.query for pair in pairs)),
@@ -96,7 +96,7 @@ class TeacherRows:
                 keys = handle.get_tensor("keys")
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise InputError(
-                f"{path} is no file of teacher rows ({error}); make one with search-r3 data embed-teacher"
+                f"{path} is not a file of teacher rows ({error}); create one with search-r3 data embed-teacher"
             ) from error
         self.place = {int(key): i for i, key in enumerate(keys)}
         self.name = str(self.record["teacher"])
@@ -104,7 +104,7 @@ class TeacherRows:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the rows come from."""
+        """The teacher that the rows come from."""
         return self.record
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
@@ -116,7 +116,7 @@ class TeacherRows:
         return self._find("document", texts)
 
     def prepare(self, documents: list[str], folder: Path, report: Any = None) -> None:
-        """Take `documents` as the candidates."""
+        """Use `documents` as the candidates."""
         self._documents_ND = self.documents(documents)
 
     def score(self, queries: list[str]) -> np.ndarray:
@@ -131,12 +131,13 @@ class TeacherRows:
             missing = next(text for text in texts if key_of(kind, text) not in self.place)
             raise InputError(
                 f"{self.path} has no row for the {kind} {missing[:60]!r}: it was made from other pairs; "
-                "run search-r3 data embed-teacher on the pairs that you use now"
+                "run search-r3 data embed-teacher on the current pairs"
             ) from None
         rows = self.rows_ND[places].astype(np.float32)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
 def key_of(kind: str, text: str) -> int:
-    """A text's name in the file: 63 bits of SHA-256, queries and documents apart: models may embed them differently."""
+    """A text's key in the file: 63 bits of SHA-256, different for queries and documents, which models may embed
+    differently."""
     return int.from_bytes(hashlib.sha256(f"{kind}\0{text}".encode()).digest()[:8], "big") >> 1

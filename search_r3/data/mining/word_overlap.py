@@ -1,4 +1,4 @@
-"""When two texts count as the same: normal form, words, and the share of words that they have in common."""
+"""When two texts count as the same: normalization, words, and the share of common words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _WORD = re.compile(r"\w+")
 
 
 def normalize(text: str) -> str:
-    """Lower case with single spaces: what is equal after this is the same text."""
+    """Lower case with single spaces; texts that are equal after this count as the same."""
     return " ".join(text.casefold().split())
 
 
 def words_of(text: str) -> list[str]:
-    """The lower-case words of a text, in order; an identifier such as read_text is one word."""
+    """The lower-case words of a text in order; an identifier such as read_text is one word."""
     return _WORD.findall(text.casefold())
 
 
@@ -25,7 +25,8 @@ def word_set(text: str) -> frozenset[str]:
 
 
 def near_identical(a: frozenset[str], b: frozenset[str], share: float) -> bool:
-    """Whether the smaller set of words lies in the larger one, up to 1 - `share`, and the larger is no other text.
+    """Whether at least `share` of the smaller set of words is in the larger one, and the larger one is not a different
+    text.
 
     An abstract without its last sentence is a near copy of the abstract; one sentence of it is not.
     """

@@ -63,7 +63,7 @@ def test_a_finished_part_is_stale_when_the_package_has_changed(recipe: Path, tmp
     def lines() -> list[str]:
         told: list[str] = []
         with pytest.raises(InputError, match=r"gone\.jsonl"):
-            build_pairs(recipe, tmp_path / "pairs.jsonl", progress=told.append)
+            build_pairs(recipe, tmp_path / "pairs.jsonl", report=told.append)
         return told
 
     assert "  3 pairs" in lines()
