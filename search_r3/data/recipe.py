@@ -1,8 +1,7 @@
-"""A YAML recipe into one file of training pairs: `search-r3 data build RECIPE`.
+"""Build one file of training pairs from a YAML recipe: `search-r3 data build RECIPE`.
 
-The same recipe, seed and package versions give the same bytes; the manifest beside the output says what went in, what
-was dropped and why, under which licenses, and the output's SHA-256. A build that was killed is continued (see
-`build_cache`).
+The same recipe, seed and package versions give the same bytes; the manifest next to the output lists the inputs with
+their licenses, what was dropped and why, and the output's SHA-256. An interrupted build resumes (see `build_cache`).
 """
 
 from __future__ import annotations
@@ -37,29 +36,29 @@ def build_pairs(
     output: str | Path,
     data_root: DataRoot = None,
     seed: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Build the pairs of a recipe, shuffle them, write OUTPUT (JSONL) and OUTPUT.manifest.json.
+    """Build the pairs of a recipe, shuffle them, and write OUTPUT (JSONL) and OUTPUT.manifest.json.
 
-    What is finished is kept in OUTPUT.partial until the end, so the same call continues a build that was killed or that
-    refused something; its result is byte for byte that of an uninterrupted one.
+    Finished parts are kept in OUTPUT.partial until the end, so the same call resumes a build that was killed or that
+    failed; its result is byte for byte that of an uninterrupted one.
 
     Args:
         recipe_path: a YAML file with `sources`, a list (see `configs/data/first.yaml`), and optionally `seed`,
-            `damaged` ("refuse" or "skip", for sources that say nothing of their own), `decontaminate` and
+            `damaged` ("refuse" or "skip", for sources without a setting of their own), `decontaminate` and
             `deduplicate` (see `decontamination.DecontaminateSettings` and `decontamination.DeduplicateSettings`).
         output: the JSONL file to write.
         data_root: where data sets named in the recipe are (see `find_dataset`).
-        seed: instead of the recipe's; 0 where neither gives one.
-        progress: called with one line a step.
+        seed: overrides the recipe's seed; 0 if neither is given.
+        report: called with one line per step.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: the recipe is no valid one (the source's number and key are named), a package or data set is
-            missing, input is damaged and to be refused, a source gives no pair at all, another process builds this
-            output, or it cannot be written.
+        InputError: the recipe is invalid (the source's number and key are named), a package or data set is missing,
+            input is damaged and `damaged` is "refuse", a source yields no pair, another process builds this output, or
+            it cannot be written.
     """
     kinds = REGISTRY.entries()
     recipe = read_recipe(Path(recipe_path), kinds)
@@ -67,24 +66,24 @@ def build_pairs(
     output = Path(output)
     if output.is_dir():
         raise InputError(f"{output} is a folder; name the file to write, such as {output / 'pairs.jsonl'}")
-    tell = progress or (lambda line: None)
+    report = report or (lambda line: None)
     with BuildCache(output) as cache:
         collected = _Collected(seed)
         for number, source in enumerate(recipe["sources"], start=1):
             where = f"{recipe_path}, source {number} ({source['kind']})"
             settings = {"damaged": recipe.get("damaged", "refuse")} | source
-            tell(f"source {number} of {len(recipe['sources'])}: {_title(source)}")
+            report(f"source {number} of {len(recipe['sources'])}: {_title(source)}")
             built, inputs, again = _built_or_missing(settings, kinds[source["kind"]], seed, data_root, cache, where)
             new = collected.add(source, built, inputs, where)
-            tell(f"  {new:,} pairs{_finished_before(again, built)}")
+            report(f"  {new:,} pairs{_finished_before(again, built)}")
         if any(key in recipe for key in decontamination.KEYS):
-            tell(f"cleaning {len(collected.pairs):,} pairs")
+            report(f"cleaning {len(collected.pairs):,} pairs")
         cleaned, cleaning = decontamination.clean_pairs(
             list(collected.pairs.values()), recipe, str(recipe_path), data_root, cache
         )
         collected.pairs.clear()
         by_id = {pair.id: pair for pair in cleaned}
-        tell(f"writing {len(by_id):,} pairs")
+        report(f"writing {len(by_id):,} pairs")
         written = cache.folder / f"output{SUFFIX}"
         write_pairs(written, (by_id[name] for name in stable_order(by_id, seed)))
         manifest = {
@@ -106,7 +105,7 @@ def build_pairs(
 
 @dataclass
 class _Collected:
-    """The pairs of all sources so far, none twice, and what the manifest says of each source."""
+    """The distinct pairs of all sources so far, and each source's entry in the manifest."""
 
     seed: int
     pairs: dict[tuple[str, str], TrainingPair] = field(default_factory=dict)
@@ -114,10 +113,10 @@ class _Collected:
     _ids: set[str] = field(default_factory=set)
 
     def add(self, source: dict[str, Any], built: BuiltPairs, inputs: dict[str, Any] | None, where: str) -> int:
-        """Take what a source gave, at most its limit; returns how many pairs are new.
+        """Add the pairs of a source, at most its limit; returns how many are new.
 
         Raises:
-            InputError: none is, and the source is not optional.
+            InputError: none is new, and the source is not optional.
         """
         chosen = built.pairs
         if "limit" in source and len(chosen) > source["limit"]:
@@ -133,7 +132,7 @@ class _Collected:
                 self._ids.add(pair.id)
                 counts[pair.source] += 1
         if not counts and not source.get("optional"):
-            raise InputError(f"{where}: it gives no pair ({_reasons(built)}); loosen its settings or remove it")
+            raise InputError(f"{where}: it yields no pair ({_reasons(built)}); loosen its settings or remove it")
         self.reports.append(
             {
                 **source,
@@ -151,8 +150,8 @@ class _Collected:
 def _built_or_missing(
     source: dict[str, Any], kind: DataSource, seed: int, data_root: DataRoot, cache: BuildCache, where: str
 ) -> tuple[BuiltPairs, dict[str, Any] | None, bool]:
-    """What a source gives, what it read, and whether it was finished before; nothing for an optional one that is not
-    there. `where` begins the message of an error."""
+    """A source's pairs, its inputs, and whether they came from the cache; no pairs for a missing optional source. Error
+    messages start with `where`."""
     try:
         return _built(source, kind, seed, data_root, cache)
     except MissingSource as error:
@@ -232,14 +231,16 @@ def read_recipe(path: Path, kinds: Mapping[str, DataSource]) -> dict[str, Any]:
 
 
 def _check_names(sources: list[dict[str, Any]], path: Path) -> None:
-    """The ids of pairs out of a user's own files begin with a name, which must be another for each file."""
+    """Check that each of a user's own files has a different name, since the ids of its pairs begin with it."""
     named: dict[str, int] = {}
     for number, source in enumerate(sources, start=1):
         if source["kind"] == "pairs":
             name = source.get("name") or default_name(source["path"])
             if name in named:
-                both = f'source {named[name]} is called "{name}" too'
-                raise InputError(f'{path}, source {number} (pairs): {both}; give one another "name", ids begin with it')
+                both = f'source {named[name]} is also called "{name}"'
+                raise InputError(
+                    f'{path}, source {number} (pairs): {both}; give one another "name", since ids begin with it'
+                )
             named[name] = number
 
 
@@ -251,7 +252,7 @@ def _check_source(source: Any, where: str, kinds: Mapping[str, DataSource]) -> N
     types = COMMON | kind.keys
     for old, new in RENAMED_KEYS.items():
         if old in source and new in types:
-            raise InputError(f'{where}: the key "{old}" is called {new} now; rename it')
+            raise InputError(f'{where}: the key "{old}" is now called "{new}"; rename it')
     refuse_unknown(source, tuple(types), where)
     for key, value in source.items():
         _check_type(value, types[key], key, where)

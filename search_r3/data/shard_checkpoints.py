@@ -1,6 +1,6 @@
-"""A folder in which a long run keeps what it has finished, so that a killed process loses at most one block of work.
+"""A folder in which a long run saves finished work, so that a killed process loses at most one block.
 
-`run.json` says which run it belongs to, `finished.jsonl` holds whole blocks of lines, `spent.json` what was paid for.
+`run.json` identifies the run, `finished.jsonl` holds complete blocks of lines, `spent.json` the amounts spent so far.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _LAST = "last of its block"
 
 
 class ShardCheckpoints:
-    """The unfinished work of one run, locked against a second process for as long as this object is open.
+    """The finished blocks of one run, locked against other processes while this object is open.
 
     Args:
-        folder: made if it does not stand; kept until `remove`.
-        record: everything that decides the result, as JSON; a folder with another record is refused.
+        folder: created if it does not exist; kept until `remove`.
+        record: everything that determines the result, as JSON; a folder with a different record is refused.
 
     Raises:
         InputError: the folder belongs to another run, is in use by another process, or cannot be written.
@@ -39,29 +39,29 @@ class ShardCheckpoints:
         before = read_json(folder / "run.json")
         if before is None:
             if folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder} is a file, and unfinished work is kept there in a folder; move it away")
+                raise InputError(f"{folder} is a file, but a folder is needed there for unfinished work; move it away")
             atomic_write_text(folder / "run.json", written)
         else:
             other = differing(before, json.loads(written))
             if other:
                 raise InputError(
-                    f"{folder} belongs to another run ({', '.join(other)} differ); remove it to start anew"
+                    f"{folder} belongs to another run ({', '.join(other)} differ); remove it to start over"
                 )
         self._lock = FileLock(str(folder / "lock"))
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise InputError(f"{folder} is in use by another process; wait for it, or end it") from None
+            raise InputError(f"{folder} is in use by another process; wait for it, or stop it") from None
 
     def finished(self, ids: Sequence[str], of: str = "documents") -> list[dict[str, Any]]:
-        """The lines of whole blocks; a line that was cut off, and the rest of its block, are dropped.
+        """The lines of complete blocks; a truncated line and the rest of its block are dropped.
 
         Args:
-            ids: what the lines must begin with, in order: each line's "id".
-            of: what has these ids.
+            ids: the expected ids, in order; the lines must be a prefix of them.
+            of: what the ids identify, for the message.
 
         Raises:
-            InputError: the lines are of other ids.
+            InputError: the lines have other ids.
         """
         if not self._lines.is_file():
             return []
@@ -71,37 +71,37 @@ class ShardCheckpoints:
         while lines and not lines[-1].get(_LAST):
             lines.pop()
         if [line["id"] for line in lines] != list(ids[: len(lines)]):
-            raise InputError(f"{self.folder} belongs to other {of}; remove it to start anew")
+            raise InputError(f"{self.folder} belongs to other {of}; remove it to start over")
         self._lines.write_text("".join(map(_dump, lines)), encoding="utf-8")
         return lines
 
     def add_block(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Write a block's lines, each with an "id", and wait until they are on the disk."""
+        """Write a block's lines, each with an "id", and sync them to disk."""
         with open(self._lines, "a", encoding="utf-8") as handle:
             handle.write("".join(_dump({**line, _LAST: line is lines[-1]}) for line in lines))
             handle.flush()
             os.fsync(handle.fileno())
 
     def spent(self) -> dict[str, int]:
-        """What `spend` last recorded; {} at first."""
+        """The amounts last recorded by `spend`; {} at first."""
         return read_json(self.folder / "spent.json") or {}
 
     def spend(self, amounts: dict[str, int]) -> None:
-        """Remember what was paid for until now, work included that a kill may lose."""
+        """Record the amounts spent so far, including work that a kill may lose."""
         atomic_write_text(self.folder / "spent.json", json.dumps(amounts) + "\n")
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder's lock."""
         self._lock.release()
 
     def remove(self) -> None:
-        """The work is finished and stands elsewhere."""
+        """Remove the folder once the result is written elsewhere."""
         self.close()
         shutil.rmtree(self.folder)
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys of `now` that `before` has not, or has otherwise; what is in a mapping is named "settings.seed"."""
+    """The keys of `now` that are missing or different in `before`; nested keys are given as "settings.seed"."""
     names = []
     for key, value in now.items():
         old = before.get(key)
@@ -113,7 +113,7 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file that this module or a run wrote; None where there is no such file.
+    """The JSON in a file written by this module or a run; None if there is no such file.
 
     Raises:
         InputError: it is damaged.
@@ -123,7 +123,7 @@ def read_json(path: Path) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); remove it to start anew") from error
+        raise InputError(f"{path} is damaged ({error}); remove it to start over") from error
 
 
 def _dump(line: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ from search_r3.files import atomic_write_text, sha256_of
 from search_r3.ranking import rank_of_best_positive, top_k
 
 BLOCK = 128
-"""Queries whose negatives are written to disk together; an interrupted run continues after the last whole block."""
+"""Queries whose negatives are written to disk together; an interrupted run resumes after the last complete block."""
 GUARDS = ("known positive", "near copy", "no match", "other source", "margin", "share", "teacher", "had it already")
 
 

@@ -1,7 +1,7 @@
-"""Reasoning traces that say how the answer begins: the signature of a function, the first sentence of a text.
+"""Reasoning traces made of the answer's opening: the signature of a function, the first sentence of a text.
 
-A language model can learn to guess an answer's first words, and they read like what is searched for (HyDE, arXiv
-2212.10496, cut to a line); terms alone have no order that a small model could follow.
+A language model can learn to predict an answer's first words, and they resemble the text to retrieve (HyDE, arXiv
+2212.10496, reduced to one line); bare terms have no order that a small model could learn.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.data.reasoning.salient_terms import MAX_CHARS
 
 MIN_WORDS = 2
-"""Shorter openings say too little to be searched with."""
+"""Minimum length; shorter openings carry too little information."""
 _CODE = re.compile(r"^\s*(?:@[^\n]*\n\s*)*(?:async\s+)?(def|class)\s+(\w+)\s*(?:\(([^)]*)\))?", re.MULTILINE)
 _ANNOTATION = re.compile(r"\s*[:=][^,]*")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+(?=[A-Z0-9\"'(])")
 
 
 def add_openings(source: str | Path, output: str | Path, *, limit: int | None = None) -> dict[str, int]:
-    """Write the pairs of `source` to `output`, the first `limit` with the `opening` of their positive as reasoning.
+    """Write the pairs of `source` to `output`, the first `limit` of them with the `opening` of their positive as
+    reasoning.
 
-    A pair that has reasoning keeps it.
+    Existing reasoning is kept.
 
     Returns:
         counts: pairs, asked, kept.
@@ -39,10 +40,10 @@ def add_openings(source: str | Path, output: str | Path, *, limit: int | None = 
 
 
 def opening(document: str, query: str = "", max_chars: int = MAX_CHARS) -> str | None:
-    """How a document begins, on one line, cut at a word's end.
+    """A document's opening on one line, cut at a word boundary.
 
-    Code gives "def name(a, b)" without annotations, defaults and decorators; prose its first sentence that is not the
-    query itself. None if nothing of two words or more is left, or nothing but the query's own words.
+    For code it is "def name(a, b)" without annotations, defaults and decorators; for prose the first sentence that is
+    not the query itself. None if fewer than two words are left, or only the query's own words.
     """
     code = _CODE.match(document)
     if code:
@@ -50,7 +51,7 @@ def opening(document: str, query: str = "", max_chars: int = MAX_CHARS) -> str |
         names = [_ANNOTATION.sub("", part).strip() for part in (arguments or "").split(",")]
         kept = ", ".join(part for part in names if part and part not in ("self", "cls", "*", "/"))
         found = _cut(f"{kind} {name}({kept}" if kept else f"{kind} {name}", max_chars)
-        # A list that was cut stays open; a model that learns to close it would learn to name too few.
+        # A truncated list stays open: closing it would teach the model to name too few items.
         return f"{found})" if kept and found.endswith(kept.rsplit(", ", 1)[-1]) and len(found) < max_chars else found
     asked = _words(query)
     for sentence in _SENTENCE.split(" ".join(document.split())):

@@ -1,8 +1,9 @@
-"""Reasoning traces written from words alone: the terms that reasoning about this query should name.
+"""Reasoning traces built from word statistics: the terms that reasoning about a query should name.
 
-A term scores by its rarity in the pair's own document, and by how many of the query's BM25 neighbors use it: what only
-the answer could know is mixed with what the query makes likely, so that a model can learn to say it, and an embedding
-trained with it does not learn to trust it blindly. (Relevance-model feedback, Lavrenko & Croft 2001, cut to a line.)
+A term is scored by its weight in the pair's own document and in the query's BM25 neighbors. This mixes terms that only
+the answer contains with terms that the query makes likely, so that a model can learn to generate them, and an embedding
+trained with them does not learn to trust them blindly (relevance-model feedback, Lavrenko & Croft 2001, reduced to one
+line).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from search_r3.data.sources.thesaurus import Thesaurus
 NEIGHBORS = 4
 BLOCK = 128
 MAX_CHARS = 72
-"""A trace must end well within its budget of tokens, or a model learns to be cut off."""
+"""Maximum length; a trace must end well within its token budget, or a model learns traces that are cut off."""
 OWN_WEIGHT = 0.5
-"""How much the pair's own document counts against the mean of its query's neighbors."""
+"""Weight of the pair's own document relative to the mean of its query's neighbors."""
 _TERM = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*")
 _PLAIN = frozenset(
     re.findall(
@@ -41,7 +42,7 @@ _PLAIN = frozenset(
     """,
     )
 )
-"""Words of prose and of Python that say nothing of a topic."""
+"""Common words of prose and Python that indicate no topic."""
 
 
 def add_salient(
@@ -76,14 +77,14 @@ def write_salient(
 ) -> list[TrainingPair]:
     """The pairs, the first ones with reasoning such as "migraine comorbidity: headache, panic; related: anxiety".
 
-    Before the colon stand the query's own rarest words, after it terms of its document and its neighbors. Where
-    WordNet is installed, synonyms of the query's words and a definition of one are tried as well. With a scorer, the
-    draft that helps most is taken; without, the first.
+    The query's rarest words come before the colon, terms of its document and neighbors after it. If WordNet is
+    installed, synonyms of the query's words and a definition of one are tried as well. With a scorer the most helpful
+    draft is used, without one the first.
 
     Args:
-        pairs: in the order in which they will be read.
-        first: how many get reasoning (None: all); a pair that has some keeps it.
-        terms: how many terms to name at most.
+        pairs: in the order in which they will be used for training.
+        first: how many get reasoning (None: all); existing reasoning is kept.
+        terms: maximum number of terms.
         scorer: see `add_salient`.
         report: called with (what, done, total).
     """
@@ -112,11 +113,11 @@ def write_salient(
 def best_drafts(
     pairs: Sequence[TrainingPair], drafts: Mapping[int, Sequence[str]], scorer: Any, report: Any = None
 ) -> dict[int, str]:
-    """Of each pair's drafts the one that helps the scorer most, if it helps: pair index -> reasoning.
+    """For each pair, the draft that helps the scorer most, if any helps: pair index -> reasoning.
 
-    The scorer ranks all positives by the query, and by the query followed by a draft. A draft helps if the pair's
-    own document rises, or if it was first, stays so, and leads by a larger share of its score (O1-Embedder too
-    keeps reasoning by its retrievers' scores, arXiv 2502.07555).
+    The scorer ranks all positives for the query, and for the query followed by a draft. A draft helps if the rank of
+    the pair's own document improves, or if it stays first with a larger relative lead (O1-Embedder also selects
+    reasoning by its retrievers' scores, arXiv 2502.07555).
     """
     documents = list(dict.fromkeys(pair.positive for pair in pairs))
     column = {text: i for i, text in enumerate(documents)}
@@ -133,7 +134,7 @@ def best_drafts(
                 standing[i, text] = _standing(scores_N, column[pairs[i].positive])
             for i in block:
                 helpful = [text for text in drafts[i] if standing[i, text] < standing[i, ""]]
-                if helpful:  # the first of those that raise it highest: plain terms before synonyms and definitions
+                if helpful:  # the first of the drafts with the best rank: plain terms before synonyms and definitions
                     best[i] = min(helpful, key=lambda text, i=i: standing[i, text][0])  # type: ignore[misc]
             if report:
                 report("queries scored", min(start + BLOCK, len(asked)), len(asked))
@@ -141,7 +142,7 @@ def best_drafts(
 
 
 def _standing(scores_N: np.ndarray, own: int) -> tuple[int, float]:
-    """(rank of `own`, minus its lead over the best other as a share of its score): lower is better."""
+    """(rank of `own`, negative lead over the best other document relative to its score): lower is better."""
     score = float(scores_N[own])
     rank = 1 + int((scores_N > score).sum())
     others_N = np.delete(scores_N, own)
@@ -152,7 +153,7 @@ def _standing(scores_N: np.ndarray, own: int) -> tuple[int, float]:
 def salient(
     query: str, own: Counter[str], neighbors: Sequence[Counter[str]], weight: Mapping[str, float], terms: int
 ) -> list[str]:
-    """The terms that reasoning should name, the best first; [] when the documents hold none that the query lacks."""
+    """The terms that reasoning should name, best first; [] if the documents have none that the query lacks."""
     said = set(_terms(query))
     score: dict[str, float] = defaultdict(float)
     for term in own:
@@ -163,7 +164,7 @@ def salient(
     ranked = sorted(score.items(), key=lambda item: (-item[1], item[0]))
     found: list[str] = []
     for term, _ in ranked:
-        # "protein" and "proteins" in one trace are a habit of repeating that the model would pick up.
+        # "protein" and "proteins" in one trace would teach the model to repeat itself.
         if not any(_stem(term) == _stem(other) for other in (*said, *found)):
             found.append(term)
         if len(found) == terms:
@@ -174,7 +175,7 @@ def salient(
 def write_drafts(
     query: str, named: Sequence[str], weight: Mapping[str, float], thesaurus: Thesaurus | None
 ) -> list[str]:
-    """One line or several, each at most `MAX_CHARS` long: terms alone, with synonyms, with a definition."""
+    """One or more lines of at most `MAX_CHARS` characters: terms alone, with synonyms, with a definition."""
     if not named:
         return []
     asked = list(dict.fromkeys(_terms(query)))
@@ -213,7 +214,7 @@ def _terms(text: str) -> list[str]:
 
 
 def _stem(word: str) -> str:
-    """Enough to see that "protein" and "proteins", "store" and "storing" are one word."""
+    """A crude stem, which maps "protein" and "proteins", "store" and "storing" to the same string."""
     return word[:5] if len(word) > 5 else word.rstrip("s")
 
 

@@ -1,8 +1,9 @@
-"""Reasoning traces to train with: the model's own samples, the one kept per query that says most about its document.
+"""Reasoning traces for training, sampled from the model itself; per query, the sample that says most about its
+document.
 
-Several short traces are sampled for a query; the one that names most of the positive's rarer words which the query
-does not hold is kept, and none if all miss. A cheap stand-in for O1-Embedder's committee of retrievers
-(arXiv 2502.07555): a sample is worth learning if it brings the query nearer to what answers it.
+Several short traces are sampled for a query; the one with most of the positive's rare words that the query lacks is
+kept, and none if no trace has any. This is a cheap substitute for O1-Embedder's committee of retrievers (arXiv
+2502.07555): a sample is worth learning if it brings the query closer to its answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.errors import InputError
 
 BLOCK = 128
-"""Queries whose traces are written to disk together; an interrupted run continues after the last whole block."""
+"""Queries whose traces are written to disk together; an interrupted run resumes after the last complete block."""
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]{2,}")
 
 
@@ -38,7 +39,8 @@ def add_self_reasoning(
     batch_size: int = 128,
     report: Any = None,
 ) -> dict[str, int]:
-    """Write the pairs of `source` to `output`, the first `limit` with a reasoning trace where a useful one was found.
+    """Write the pairs of `source` to `output`, the first `limit` of them with a reasoning trace if a useful one was
+    found.
 
     Args:
         model: a SearchR3 model, usually the base.
@@ -99,7 +101,7 @@ def rarity(texts: Iterable[str]) -> dict[str, float]:
 
 
 def best(pair: TrainingPair, drafts: Sequence[str], weight: dict[str, float]) -> str | None:
-    """The draft that says most of the positive's rare words that the query lacks, for its length; else None."""
+    """The draft with most of the positive's rare words that the query lacks, relative to its length; else None."""
     wanted = words(pair.positive) - words(pair.query)
 
     def gain(draft: str) -> float:
@@ -111,7 +113,8 @@ def best(pair: TrainingPair, drafts: Sequence[str], weight: dict[str, float]) ->
 
 
 def tidy(text: str, cut_off: bool) -> str:
-    """One line; a trace that ran out of budget ends at its last whole sentence, if that leaves half of it."""
+    """The trace on one line; one that exceeded its budget is cut at its last complete sentence, if that keeps half of
+    it."""
     line = " ".join(text.split())
     if cut_off:
         end = max(line.rfind(mark) for mark in (". ", "; ", ": "))
@@ -121,7 +124,7 @@ def tidy(text: str, cut_off: bool) -> str:
 
 
 def _finished(partial: Path, asked: Sequence[TrainingPair]) -> dict[str, str | None]:
-    """Traces of an earlier, interrupted run; a last line that was cut off is dropped, and only whole blocks count."""
+    """Traces of an interrupted run; a truncated last line and incomplete blocks are dropped."""
     if not partial.is_file():
         return {}
     whole = partial.read_bytes().rpartition(b"\n")[0]
@@ -130,6 +133,6 @@ def _finished(partial: Path, asked: Sequence[TrainingPair]) -> dict[str, str | N
     keep = len(found) // BLOCK * BLOCK if len(found) < len(asked) else len(asked)
     expected = [pair.id for pair in asked[:keep]]
     if list(found)[:keep] != expected or "" in found.values():  # a chosen trace is never empty
-        raise InputError(f"{partial} belongs to other pairs or to an earlier version; remove it to start afresh")
+        raise InputError(f"{partial} belongs to other pairs or to an earlier version; remove it to start over")
     partial.write_text("".join(json.dumps({"id": i, "reasoning": found[i]}) + "\n" for i in expected), encoding="utf-8")
     return {i: found[i] for i in expected}

@@ -1,1 +1,1 @@
-"""Where training pairs come from: one module a kind of source, each a function that returns `BuiltPairs`."""
+"""Sources of training pairs: one module per kind of source, each with a function that returns `BuiltPairs`."""

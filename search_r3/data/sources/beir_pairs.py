@@ -1,7 +1,7 @@
-"""Training pairs out of a BEIR folder: title -> text, a sentence -> its abstract, and judged queries -> documents.
+"""Training pairs from a BEIR folder: title -> text, a sentence -> its abstract, and judged queries -> documents.
 
-The sentence task is the inverse cloze task (Lee et al. 2019, https://arxiv.org/abs/1906.00300); the sentence is chosen
-to be a claim, since that is what a claim-checking query looks like.
+The sentence task is the inverse cloze task (Lee et al. 2019, https://arxiv.org/abs/1906.00300); claim-like sentences
+are chosen, since they resemble claim-checking queries.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
 
 MIN_TITLE_WORDS, MIN_TEXT_WORDS = 3, 20
-NEAR_COPY = 0.6  # share of words two queries have in common (Jaccard) from which they are taken for copies
+NEAR_COPY = 0.6  # share of words two queries have in common (Jaccard) from which they count as near copies
 MIN_CLAIM_WORDS, MAX_CLAIM_WORDS = 6, 32
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
@@ -65,7 +65,7 @@ def title_pairs(dataset: BeirDataset) -> tuple[list[TrainingPair], Counter[str]]
     """Title -> text of every document that has both.
 
     Returns:
-        The pairs, and how many were dropped for which reason.
+        The pairs, and the number dropped by reason.
     """
     pairs, dropped = [], Counter[str]()
     seen: set[str] = set()
@@ -88,18 +88,18 @@ def title_pairs(dataset: BeirDataset) -> tuple[list[TrainingPair], Counter[str]]
 def cloze_pairs(
     dataset: BeirDataset, *, per_document: int = 1, seed: int = 0
 ) -> tuple[list[TrainingPair], Counter[str]]:
-    """A claim-like sentence -> the title and the rest of its text, at most `per_document` of each document.
+    """A claim-like sentence -> the title and the rest of its text, at most `per_document` for each document.
 
-    Sentences in which the authors conclude something go first ("We found that X" gives the query "X"), then others by
-    a seeded hash.
+    Sentences in which the authors conclude something come first ("We found that X" gives the query "X"), then others in
+    the order of a seeded hash.
 
     Args:
-        dataset: its documents.
-        per_document: sentences taken of each document, at most.
-        seed: of the hash.
+        dataset: the data set whose documents are used.
+        per_document: maximum number of sentences for each document.
+        seed: seed of the hash.
 
     Returns:
-        The pairs, and how many documents gave none, or too few.
+        The pairs, and the number of documents without a sentence and of duplicates.
     """
     if per_document < 1:
         raise InputError(f"per_document must be at least 1, found {per_document}")
@@ -132,17 +132,17 @@ def cloze_pairs(
 def query_pairs(
     dataset: BeirDataset, *, split: str, hold_out_modulus: int | None = None
 ) -> tuple[list[TrainingPair], Counter[str]]:
-    """The queries of a split -> each document judged relevant, a pair each.
+    """One pair for each query of a split and each document judged relevant for it.
 
     Args:
-        dataset: loaded with that split, so that it holds its queries only.
-        split: for the ids and the source's name.
-        hold_out_modulus: leave out queries whose id is a whole number divisible by this: they are the dev set. Left
-            out too are near copies of them: SciFact negates claims ("increases" for "lowers"), and a twin with the
-            same abstract among the training pairs would flatter the dev score.
+        dataset: loaded with that split, so that it contains only its queries.
+        split: used in the ids and the source's name.
+        hold_out_modulus: leave out queries whose id is divisible by this number: they are the dev set. Near copies of
+            them are left out too: SciFact negates claims ("increases" for "lowers"), and a twin with the same abstract
+            among the training pairs would inflate the dev score.
 
     Raises:
-        InputError: queries are to be held out, and an id is not a whole number.
+        InputError: `hold_out_modulus` is given, and an id is not a whole number.
     """
     pairs, dropped = [], Counter[str]()
     held: list[set[str]] = []
@@ -177,7 +177,7 @@ def is_held_out(query_id: str, modulus: int) -> bool:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of running English text; abbreviations and initials do not end one."""
+    """The sentences of English prose; abbreviations and initials do not end one."""
     sentences: list[str] = []
     for part in _SENTENCE_END.split(" ".join(text.split())):
         if sentences and _NOT_AN_END.search(sentences[-1]):

@@ -1,7 +1,7 @@
 """Debian's package descriptions: synopsis -> description, from apt's list of English descriptions (Translation-en).
 
-Each record names a package, a one-line synopsis and paragraphs of text (Debian Policy, section 5.6.13). To get the
-file: `apt-get -o Acquire::Languages=en update`; it then lies in apt's lists.
+Each record names a package, a one-line synopsis and paragraphs of text (Debian Policy, section 5.6.13). To download the
+file into apt's lists: `apt-get -o Acquire::Languages=en update`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from search_r3.data.sources.records import MAX_RECORD, BuiltPairs, Records, clip
 
 LISTS = Path("/var/lib/apt/lists")
 APT_HELPER = Path("/usr/lib/apt/apt-helper")
-"""apt's own reader of its lists, which containers keep as .lz4."""
+"""apt's own reader of its lists, which containers store as .lz4."""
 LICENSE = "each description under its package's own license (Debian main: free by the DFSG)"
 MIN_SYNOPSIS_WORDS, MIN_TEXT_WORDS = 2, 12
 _EMPTY_SHELL = re.compile(r"\b(transitional|dummy|debug(ging)? symbols|metapackage|meta-package)\b", re.IGNORECASE)
 
 
 def debian_pairs(path: str | None = None, *, damaged: str = "refuse", max_chars: int = 1200) -> BuiltPairs:
-    """The descriptions of a Translation-en file, in its order; a text that comes twice counts once.
+    """The descriptions in a Translation-en file, in order and without duplicates.
 
     Args:
-        path: the file, plain or compressed (.gz, .bz2, .xz; .lz4 where apt is); None: the one in apt's lists.
-        damaged: "refuse" or "skip" records that are no text.
-        max_chars: where descriptions are cut.
+        path: the file, plain or compressed (.gz, .bz2, .xz; .lz4 if apt is installed); None uses the one in apt's
+            lists.
+        damaged: "refuse" or "skip" records that are not text.
+        max_chars: maximum length of a description, which is cut there.
 
     Raises:
         MissingSource: there is no such file.
-        InputError: it is no list of descriptions, or a record is damaged and not to be skipped.
+        InputError: it is not a list of descriptions, or a record is damaged and `damaged` is "refuse".
     """
     file = descriptions_file(path)
     records = Records(damaged, file.parent)
@@ -69,13 +70,13 @@ def descriptions_file(path: str | None = None) -> Path:
     """The file that `debian_pairs` reads.
 
     Raises:
-        MissingSource: none is given, and apt's lists hold none.
+        MissingSource: no path is given, and apt's lists contain no such file.
     """
     return Path(path) if path else _find(LISTS)
 
 
 def _raw_records(file: Path, records: Records) -> Iterator[tuple[int, bytes | TooLong]]:
-    """(line, record) for each run of lines between empty ones; one that is too long is never held whole."""
+    """(line, record) for each block between empty lines; an oversized one is never held in memory."""
     lines = _lines_by_apt(file) if file.suffix == ".lz4" and APT_HELPER.is_file() else read_lines(file, MAX_RECORD)
     begin, size, number = 1, 0, 0
     held: list[bytes] = []
@@ -83,7 +84,7 @@ def _raw_records(file: Path, records: Records) -> Iterator[tuple[int, bytes | To
         for number, raw in lines:
             if number == 1 and not (isinstance(raw, bytes) and raw.startswith(b"Package:")):
                 start = raw[:40] if isinstance(raw, bytes) else b"a line without end"
-                problem = f'no Translation-en file: it must begin with "Package:", found {start!r}'
+                problem = f'not a Translation-en file: it must begin with "Package:", found {start!r}'
                 records.fault(file.name, "HTML" if isinstance(raw, bytes) and is_html_page(raw) else "no list", problem)
                 return
             if raw == b"\n":
@@ -98,7 +99,7 @@ def _raw_records(file: Path, records: Records) -> Iterator[tuple[int, bytes | To
                 held.append(raw)
     except BrokenFile as error:
         where = f"{file.name}, line {number + 1}"
-        records.fault(where, "broken file", f"it cannot be read to its end ({error.problem}); fetch it again")
+        records.fault(where, "broken file", f"it cannot be read to its end ({error.problem}); download it again")
         return
     if not number:
         records.fault(file.name, "empty file", "an empty file")
@@ -107,7 +108,7 @@ def _raw_records(file: Path, records: Records) -> Iterator[tuple[int, bytes | To
 
 
 def parse_record(record: str) -> tuple[str, str, str]:
-    """(package, synopsis, description) of one record; paragraphs stay apart, their lines are joined."""
+    """(package, synopsis, description) of one record; the lines of each paragraph are joined."""
     package = synopsis = ""
     lines: list[str] = []
     inside = False
@@ -125,7 +126,7 @@ def parse_record(record: str) -> tuple[str, str, str]:
     for line in lines:
         if line.strip() == ".":
             paragraphs.append([])
-        elif line.startswith("  "):  # two spaces: shown as it stands, such as an item of a list
+        elif line.startswith("  "):  # two spaces: verbatim, such as a list item
             paragraphs[-1].append("\n" + " ".join(line.split()))
         else:
             paragraphs[-1].append(" ".join(line.split()))
@@ -137,9 +138,9 @@ def _find(lists: Path) -> Path:
     found = sorted(path for path in lists.glob("*Translation-en*") if path.suffix in ("", ".gz", ".bz2", ".xz", ".lz4"))
     if not found:
         raise MissingSource(
-            f"no Translation-en in {lists}; run apt-get -o Acquire::Languages=en update, or give a file with path"
+            f"no Translation-en in {lists}; run apt-get -o Acquire::Languages=en update, or set path to a file"
         )
-    return max(found, key=lambda path: (path.stat().st_size, path.name))  # main, not its updates
+    return max(found, key=lambda path: (path.stat().st_size, path.name))  # the main list, not that of updates
 
 
 def _lines_by_apt(file: Path) -> Iterator[tuple[int, bytes | TooLong]]:

@@ -1,6 +1,6 @@
 """Dictionaries: WordNet's synsets (words <-> gloss) and any dictd dictionary (headword -> article), such as FOLDOC.
 
-WordNet's files are read as wndb(5WN) describes them; a dictd dictionary is NAME.index (headword, offset and length in
+WordNet's files are read as described in wndb(5WN); a dictd dictionary is NAME.index (headword, offset and length in
 base 64) beside NAME.dict or NAME.dict.dz (RFC 2229's DICT; the format is dictd's).
 """
 
@@ -22,7 +22,7 @@ WORDNET = Path("/usr/share/wordnet")
 PARTS = ("noun", "verb", "adj", "adv")
 DIRECTIONS = ("both", "words", "gloss")
 MAX_DICTIONARY = 1_000_000_000
-"""Bytes after decompression: a dictionary is held in memory, since its index points into it."""
+"""Maximum size in bytes after decompression; a dictionary is held in memory, since its index points into it."""
 MIN_GLOSS_WORDS, MIN_ARTICLE_WORDS = 4, 12
 LICENSES = {
     "foldoc": "GFDL-1.1-or-later (The Free On-line Dictionary of Computing, https://foldoc.org, editor Denis Howe)",
@@ -31,7 +31,7 @@ LICENSES = {
 MAX_DIGITS = 11
 """64 bits in base 64."""
 _BASE64 = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
-_MARKER = re.compile(r"\((a|p|ip)\)$")  # where an adjective may stand: wndb(5WN)
+_MARKER = re.compile(r"\((a|p|ip)\)$")  # an adjective's syntactic position: wndb(5WN)
 _DATE_LINE = re.compile(r"^\(\d{4}-\d{2}-\d{2}\)$")
 _CATEGORY = re.compile(r"^(\s*)<[a-z][a-z ,/-]*>\s*")
 
@@ -39,17 +39,17 @@ _CATEGORY = re.compile(r"^(\s*)<[a-z][a-z ,/-]*>\s*")
 def wordnet_pairs(
     path: str | None = None, *, direction: str = "both", damaged: str = "refuse", max_chars: int = 1200
 ) -> BuiltPairs:
-    """Synsets as pairs: their words -> the gloss with its examples, and the definition -> the words.
+    """Synsets as pairs: words -> gloss with examples, and definition -> words.
 
     Args:
         path: the folder with data.noun, data.verb, data.adj and data.adv.
-        direction: "words" asks for the gloss, "gloss" for the words, "both" gives two pairs a synset.
-        damaged: "refuse" or "skip" lines that are not as wndb(5WN) says.
-        max_chars: where glosses are cut.
+        direction: "words" uses the words as query, "gloss" the definition, "both" gives two pairs per synset.
+        damaged: "refuse" or "skip" lines that do not conform to wndb(5WN).
+        max_chars: maximum length of a gloss, which is cut there.
 
     Raises:
         MissingSource: a file is missing.
-        InputError: an unknown direction, or a damaged line that is not to be skipped.
+        InputError: the direction is unknown, or a line is damaged and `damaged` is "refuse".
     """
     refuse_unknown([direction], DIRECTIONS, "direction", what="value")
     files = wordnet_files(path)
@@ -57,7 +57,7 @@ def wordnet_pairs(
     pairs: list[TrainingPair] = []
     for part, file in zip(PARTS, files, strict=True):
         for number, raw in _lines(file, records):
-            if isinstance(raw, bytes) and raw.startswith(b"  "):  # the license stands first, indented
+            if isinstance(raw, bytes) and raw.startswith(b"  "):  # the license comes first, indented
                 continue
             where = f"{file.name}, line {number}"
             line = records.text(raw, where)
@@ -79,7 +79,7 @@ def wordnet_files(path: str | None = None) -> list[Path]:
     files = [folder / f"data.{part}" for part in PARTS]
     for file in files:
         if not file.is_file():
-            raise MissingSource(f"{file} does not exist; install wordnet-base, or give its folder with path")
+            raise MissingSource(f"{file} does not exist; install wordnet-base, or set path to its folder")
     return files
 
 
@@ -123,27 +123,27 @@ def _synset_pairs(
 
 
 def dictd_pairs(path: str, *, license: str | None = None, damaged: str = "refuse", max_chars: int = 1200) -> BuiltPairs:
-    """The articles of a dictd dictionary: headword -> article without its headword. Aliases of an article count once.
+    """The articles of a dictd dictionary: headword -> article without its headword, once per article.
 
     Args:
-        path: of the dictionary without its suffix, such as /usr/share/dictd/foldoc.
-        license: for the manifest; FOLDOC's and the Jargon File's are known.
-        damaged: "refuse" or "skip" broken lines of the index and articles that are no text.
-        max_chars: where articles are cut.
+        path: the dictionary's path without suffix, such as /usr/share/dictd/foldoc.
+        license: for the manifest; not required for FOLDOC and the Jargon File.
+        damaged: "refuse" or "skip" broken lines of the index and articles that are not text.
+        max_chars: maximum length of an article, which is cut there.
 
     Raises:
         MissingSource: a file is missing.
-        InputError: the license of another dictionary is not given, or something damaged is not to be skipped.
+        InputError: the license of another dictionary is missing, or an entry is damaged and `damaged` is "refuse".
     """
     base = Path(path)
     known = license or LICENSES.get(base.name)
     if not known:
-        raise InputError(f'the license of the dictionary "{base.name}" is not known here; give it with license')
+        raise InputError(f'the license of the dictionary "{base.name}" is not known; set license')
     index, dictionary = dictd_files(path)
     records = Records(damaged, base.parent)
     content, problem = read_up_to(dictionary, MAX_DICTIONARY)
     if problem:
-        records.fault(dictionary.name, "broken file", f"it cannot be read to its end ({problem}); fetch it again")
+        records.fault(dictionary.name, "broken file", f"it cannot be read to its end ({problem}); download it again")
     elif not content:
         records.fault(dictionary.name, "empty file", "an empty file")
     pairs: list[TrainingPair] = []
@@ -190,7 +190,7 @@ def dictd_files(path: str) -> tuple[Path, Path]:
 
 
 def parse_article(text: str) -> tuple[str, str]:
-    """(headword, article): the first line, and what follows the first blank line, in plain paragraphs."""
+    """(headword, article): the first line, and the text after the first blank line in plain paragraphs."""
     head, _, body = html.unescape(text).partition("\n\n")
     paragraphs = []
     for block in re.split(r"\n\s*\n", body):
@@ -201,7 +201,7 @@ def parse_article(text: str) -> tuple[str, str]:
 
 
 def _lines(file: Path, records: Records) -> Iterator[tuple[int, bytes | TooLong]]:
-    """The lines of a file that are not blank, without their ends; where it breaks off, `records` counts it."""
+    """The non-blank lines of a file without line ends; if the file is truncated, `records` counts it."""
     number = 0
     try:
         for number, raw in read_lines(file, MAX_RECORD):
@@ -210,7 +210,7 @@ def _lines(file: Path, records: Records) -> Iterator[tuple[int, bytes | TooLong]
                 yield number, line
     except BrokenFile as error:
         where = f"{file.name}, line {number + 1}"
-        records.fault(where, "broken file", f"it cannot be read to its end ({error.problem}); fetch it again")
+        records.fault(where, "broken file", f"it cannot be read to its end ({error.problem}); download it again")
     if not number:
         records.fault(file.name, "empty file", "an empty file")
 

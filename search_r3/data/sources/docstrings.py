@@ -1,4 +1,4 @@
-"""Docstring -> function pairs from Python source trees: a CodeSearchNet out of what is already installed.
+"""Docstring -> function pairs from Python source trees, in the manner of CodeSearchNet but from installed packages.
 
 Files are only parsed (`ast`), never imported or run. After CodeSearchNet (Husain et al. 2019,
 https://arxiv.org/abs/1909.09436): the query is the docstring's first sentence, the document is the function.
@@ -25,10 +25,10 @@ from search_r3.data.sources.records import Records
 from search_r3.errors import InputError
 
 STDLIB = "stdlib"
-MAX_SOURCE = MAX_LINE  # bytes of a file: no code that people wrote is longer
+MAX_SOURCE = MAX_LINE  # maximum size of a file in bytes; handwritten code is shorter
 DECLARED = re.compile(rb"[ \t\f]*#.*?coding[:=][ \t]*(?!utf-?8)[-\w.]+", re.IGNORECASE)  # PEP 263
-MAX_DOCSTRING_CHARS = 320  # of a docstring left in, so that code is still seen in the first hundred tokens
-GENERIC_AFTER = 3  # a sentence that more functions than this share says too little about any of them
+MAX_DOCSTRING_CHARS = 320  # of a kept docstring, so that the first hundred tokens still contain code
+GENERIC_AFTER = 3  # a sentence shared by more functions is too generic
 SKIPPED_FOLDERS = re.compile(
     r"tests?$|testing$|test-examples$|site-packages$|__pycache__$|_?vendor(ed)?$|externals$|third_party$|idlelib$|"
     r"lib2to3$|turtledemo$|benchmarks$|ensurepip$|lib-dynload$"
@@ -40,7 +40,7 @@ SKIPPED_DECORATORS = frozenset({"overload", "abstractmethod", "deprecated", "set
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A documented function as it stands in the source: `code` has no docstring, `documented` has a short one."""
+    """A documented function's source: `code` without its docstring, `documented` with a shortened one."""
 
     id: str
     name: str
@@ -69,7 +69,7 @@ def find_package(name: str) -> Path:
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The Python files below a package's folder that are worth reading (no tests, no copies of others), sorted."""
+    """The Python files below a package's folder without tests and vendored packages, sorted."""
     found = []
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
@@ -79,17 +79,16 @@ def source_files(folder: Path) -> list[Path]:
 
 
 def read_functions(folder: Path, label: str, records: Records | None = None) -> Iterator[Function]:
-    """Every documented function and method below `folder`, in the order of the files' paths. Functions inside functions
-    are left to the outer one.
+    """Every documented function and method below `folder`, in the order of the files' paths. Nested functions are part
+    of the outer one.
 
     Args:
-        folder: of a package.
-        label: its name, with which ids begin.
-        records: checks the files; files that are sound and do not parse, or that declare another encoding, are counted
-            there too.
+        folder: a package's folder.
+        label: the package's name, which ids begin with.
+        records: checks the files; also counts intact files that do not parse or that declare another encoding.
 
     Raises:
-        InputError: a file is damaged, and such files are refused.
+        InputError: a file is damaged and `damaged` is "refuse".
     """
     records = records or Records("skip")
     records.folder = folder
@@ -111,7 +110,8 @@ def read_functions(folder: Path, label: str, records: Records | None = None) -> 
 
 
 def _source_of(path: Path, where: str, records: Records) -> str | None:
-    """A Python file's text with its line ends as \\n; None where it is damaged, or in an encoding that it declares."""
+    """A Python file's text with \
+ line ends; None if it is damaged or declares another encoding."""
     try:
         raw = read_whole(path, MAX_SOURCE)
     except BrokenFile as error:
@@ -136,7 +136,7 @@ def _source_of(path: Path, where: str, records: Records) -> str | None:
 
 
 def functions_of(tree: ast.AST, source: str, module: str) -> Iterator[Function]:
-    """The documented functions of one parsed file; where a name is defined twice, the first counts."""
+    """The documented functions of one parsed file; if a name is defined twice, the first is used."""
     lines = source.splitlines()
     seen: set[str] = set()
     waiting: list[tuple[ast.AST, str]] = [(tree, module)]
@@ -163,7 +163,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, name: str, lines: li
         return None
     start, doc_start, doc_end = node.lineno - 1, first.lineno - 1, first.end_lineno
     if lines[doc_start].strip()[:1] not in "\"'rRuU" or node.body[1].lineno <= doc_end:
-        return None  # something else stands in the docstring's line
+        return None  # other code on the docstring's line
     head, body = lines[start:doc_start], lines[doc_end : node.end_lineno]
     while body and not body[0].strip():
         body = body[1:]
@@ -196,7 +196,7 @@ def _short_docstring(lines: list[str]) -> list[str]:
     if not end or quotes not in lines[0]:
         return lines
     kept = lines[:end]
-    # A heading such as "Parameters" with its rule is no use without what follows it.
+    # An underlined heading such as "Parameters" is useless without its content.
     while len(kept) > 1 and (not kept[-1].strip() or re.match(r"\s*([-=]{3,}|\w+:?)\s*$", kept[-1])):
         kept.pop()
     indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
@@ -204,7 +204,7 @@ def _short_docstring(lines: list[str]) -> list[str]:
 
 
 def _dedent(lines: list[str]) -> str:
-    """Dedent by the first line's indent (textwrap would be stopped by a string that is less indented)."""
+    """Dedent by the first line's indent (textwrap.dedent fails if a string literal is indented less)."""
     indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
     return "\n".join(line.removeprefix(indent).rstrip() for line in lines).strip()
 
@@ -223,7 +223,7 @@ def _cut(text: str, max_chars: int) -> str:
 
 
 def fingerprint(code: str) -> str:
-    """A hash of a function without its docstring, comments, white space and case, to find copies of it."""
+    """A hash of a function that ignores docstring, comments, white space and case, to detect copies."""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError):
@@ -252,21 +252,21 @@ def docstring_pairs(
     """Docstring -> function pairs of installed packages.
 
     Args:
-        packages: names of top-level packages; "stdlib" is Python's own library.
-        seed: with the function's id it decides everything that is drawn.
+        packages: names of top-level packages; "stdlib" is the standard library.
+        seed: determines, with the function's id, all random choices.
         documented_share: share of positives that keep their docstring (shortened to a few lines).
         web_share: share of queries rewritten as people type them.
-        name_share: share of queries made from the function's name; the rest stay as the sentence stands.
-        min_body_lines: lines of code below the signature, not counting docstring, comments and blank lines.
+        name_share: share of queries made from the function's name; the rest are unchanged sentences.
+        min_body_lines: minimum lines of code below the signature, not counting docstring, comments and blank lines.
         max_chars: a positive is cut at a line end before this many characters.
         excluded: texts of functions that must not appear (an evaluation corpus); compared without docstrings.
-        records: checks the files and counts what is dropped; by default damaged files are passed over.
+        records: checks the files and counts what is dropped; by default damaged files are skipped.
 
     Returns:
-        The pairs, and how many functions were dropped for which reason.
+        The pairs, and the number of functions dropped by reason.
 
     Raises:
-        InputError: a package is not installed, or a file is damaged and such files are refused.
+        InputError: a package is not installed, or a file is damaged and `damaged` is "refuse".
     """
     records = records or Records("skip")
     dropped = records.dropped

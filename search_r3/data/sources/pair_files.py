@@ -1,7 +1,7 @@
-"""A researcher's own pairs out of one JSONL, CSV or TSV file: a query, its positive and, where given, negatives.
+"""A user's own pairs from one JSONL, CSV or TSV file: a query, its positive and optionally negatives.
 
-Tables are read as `data.io.delimited` reads them. Lines that are damaged or hold no pair are refused or skipped and
-counted, as the recipe's `damaged` says.
+Tables are read by `data.io.delimited`. Lines that are damaged or contain no pair are refused, or skipped and counted,
+depending on the recipe's `damaged`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from search_r3.hints import refuse_unknown
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv")
 PACKED = (".gz", ".bz2", ".xz")
 MAX_CELL = 1_000_000
-"""Characters: an open quote swallows the lines behind it, and no cell is longer than this."""
+"""Maximum number of characters in a cell, since an unclosed quote swallows the lines after it."""
 
 
 def own_pairs(
@@ -37,30 +37,30 @@ def own_pairs(
     name: str | None = None,
     damaged: str = "refuse",
 ) -> BuiltPairs:
-    """The pairs of a file, in its order; the same query and positive count once.
+    """The pairs of a file, in order and without duplicates.
 
     Args:
-        path: a .jsonl, .csv or .tsv file, perhaps packed (.gz, .bz2, .xz).
+        path: a .jsonl, .csv or .tsv file, optionally compressed (.gz, .bz2, .xz).
         license: for the manifest.
         query, positive: names of the columns (or fields).
         negatives: names of columns with a negative each, or with a list of them (in CSV and TSV written as JSON).
-        header: whether a CSV or TSV file names its columns in its first line; without, they are "1", "2", ...
-        delimiter: what a CSV or TSV file is split at, a character or "comma", "semicolon", "tab" or "pipe"; None finds
-            it out from the first rows.
-        name: of the source in the pairs ("pairs:NAME"); by default the file's without its suffixes.
-        damaged: "refuse" or "skip" lines that are no text or hold no pair.
+        header: whether a CSV or TSV file names its columns in its first line; otherwise they are "1", "2", ...
+        delimiter: of a CSV or TSV file, a character or "comma", "semicolon", "tab" or "pipe"; None detects it from the
+            first rows.
+        name: the source's name in the pairs ("pairs:NAME"); by default the file name without its suffixes.
+        damaged: "refuse" or "skip" lines that are not text or contain no pair.
 
     Raises:
         MissingSource: there is no such file.
-        InputError: the suffix is unknown, the delimiter is none, the header lacks a column, or a line is damaged and
-            not to be skipped.
+        InputError: the suffix is unknown, the delimiter is invalid, the header lacks a column, or a line is damaged and
+            `damaged` is "refuse".
     """
     file = Path(path)
     kind = Path(file.stem).suffix if file.suffix in PACKED else file.suffix
     if kind.lower() not in FORMATS:
-        raise InputError(f"{file}: expected a file that ends in {', '.join(FORMATS)}, perhaps packed with .gz")
+        raise InputError(f"{file}: expected a file ending in {', '.join(FORMATS)}, optionally compressed (.gz)")
     if not isinstance(license, str) or not license.strip():
-        raise InputError('"license" is empty; say under which license the pairs are, or "unknown"')
+        raise InputError('"license" is empty; give the license of the pairs, or "unknown"')
     name = name or default_name(path)
     records = Records(damaged, file.parent, html_allowed=True)
     if kind.lower() in FORMATS[:2]:
@@ -76,7 +76,7 @@ def own_pairs(
             asked, answer = (_text(row, column) for column in (query, positive))
             others = tuple(dict.fromkeys(text for column in negatives for text in _texts(row, column)))
             if answer in others:
-                raise InputError("the positive stands among the negatives")
+                raise InputError("the positive is among the negatives")
         except InputError as error:
             records.fault(where, "no pair", str(error))
             continue
@@ -89,7 +89,7 @@ def own_pairs(
 
 
 def default_name(path: str) -> str:
-    """A file's name without its suffixes: what its pairs are called by."""
+    """A file name without its suffixes, the default name of the source."""
     return Path(path).name.split(".")[0]
 
 
@@ -139,12 +139,12 @@ def _table(
 
 
 def _columns(cells: list[str], header: bool) -> list[str]:
-    """The columns' names by the first row: its cells, or "1", "2", ..."""
+    """The columns' names: the first row's cells, or "1", "2", ..."""
     return [cell.strip() for cell in cells] if header else [str(i) for i in range(1, len(cells) + 1)]
 
 
 def _sound_lines(file: Path, records: Records) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are text; `records` counts the others."""
+    """The text lines of a file; `records` counts the others."""
     number = 0
     try:
         for number, raw in read_lines(file):
@@ -155,7 +155,7 @@ def _sound_lines(file: Path, records: Records) -> Iterator[tuple[int, str]]:
                 yield number, (raw.removeprefix(BOM) if number == 1 else raw).decode("utf-8")
     except BrokenFile as error:
         where = f"{file.name}, line {number + 1}"
-        records.fault(where, "broken file", f"it cannot be read to its end ({error.problem}); fetch it again")
+        records.fault(where, "broken file", f"it cannot be read to its end ({error.problem}); download it again")
     if not number:
         records.fault(file.name, "empty file", "an empty file")
 
@@ -165,7 +165,7 @@ def _text(row: dict[str, Any], column: str) -> str:
     if column not in row:
         raise InputError(f'no column "{column}" (found: {", ".join(row) or "none"}); name yours in the recipe')
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f'the column "{column}" must hold a text, found {str(value)[:80]!r}')
+        raise InputError(f'the column "{column}" must contain a text, found {str(value)[:80]!r}')
     _check(value, column)
     return value.strip()
 
@@ -179,13 +179,13 @@ def _texts(row: dict[str, Any], column: str) -> list[str]:
             listed = json.loads(value)
             value = listed if isinstance(listed, list) else value
         except (ValueError, RecursionError):
-            pass  # a text that begins with a bracket
+            pass  # a text that starts with a bracket
     if value is None or value == "":
         return []
     texts = value if isinstance(value, list) else [value]
     for text in texts:
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f'the column "{column}" must hold texts, none empty, found {str(value)[:80]!r}')
+            raise InputError(f'the column "{column}" must contain texts, none empty, found {str(value)[:80]!r}')
         _check(text, column)
     return [text.strip() for text in texts]
 
@@ -194,6 +194,6 @@ def _check(text: str, column: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f'the column "{column}" holds half of a surrogate pair; fix it') from error
+        raise InputError(f'the column "{column}" contains half of a surrogate pair; fix it') from error
     if "\0" in text:
-        raise InputError(f'the column "{column}" holds a NUL character; fix it')
+        raise InputError(f'the column "{column}" contains a NUL character; fix it')

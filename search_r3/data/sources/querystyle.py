@@ -1,7 +1,7 @@
-"""Docstrings into search queries: the first sentence without its markup, and the way people would have typed it.
+"""Turning docstrings into search queries: the first sentence without markup, and the query that people would type.
 
 People do not type "Return True if the path is absolute." but "python check if path is absolute" (see the questions of
-CoSQA, https://arxiv.org/abs/2105.13239). The rewriting is by rule and by a seeded draw, so it is the same every time.
+CoSQA, https://arxiv.org/abs/2105.13239). The rewriting uses rules and seeded random choices, so it is reproducible.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import random
 import re
 
 MIN_WORDS, MAX_WORDS = 3, 40
-MAX_WEB_WORDS = 12  # of CoSQA's dev questions, 97 of 100 have at most this many words
-MIN_LETTERS = 0.75  # of a query's characters that are ASCII letters or spaces
+MAX_WEB_WORDS = 12  # 97% of CoSQA's dev questions have at most this many words
+MIN_LETTERS = 0.75  # minimum share of a query's characters that are ASCII letters or spaces
 
 VERBS = frozenset(
     """
@@ -89,10 +89,11 @@ _ARTICLES = re.compile(r"(\b(?:the|a|an)|(?<=\s)(?:given|specified|provided))\s+
 
 
 def first_sentence(docstring: str) -> str | None:
-    """The first sentence of a docstring without reStructuredText, Google or NumPy markup; None if it is no query.
+    """The first sentence of a docstring without reStructuredText, Google or NumPy markup; None if it is not usable as a
+    query.
 
-    Refused are signatures, lists of arguments, deprecated or purely internal functions, sentences of fewer than 3 or
-    more than 40 words, and those that are mostly symbols or not in the Latin script.
+    Signatures, lists of arguments, deprecated or purely internal functions, sentences of fewer than 3 or more than 40
+    words, and sentences that are mostly symbols or not in Latin script are rejected.
     """
     if re.search(r"deprecat", docstring[:400], re.IGNORECASE):
         return None
@@ -120,7 +121,7 @@ def first_sentence(docstring: str) -> str | None:
 
 
 def without_markup(text: str) -> str | None:
-    """Prose without roles, back quotes, links and emphasis; None where formulas make it unreadable."""
+    """Prose without roles, backquotes, links and emphasis; None if formulas make it unreadable."""
     text = re.sub(r"\[(`[^`\]]+`)\](\([^)]*\))?", r"\1", text)  # transformers: [`~a.B`]
     text = re.sub(r":math:`([^`\\{}^_]*)`", r"\1", text)
     if ":math:" in text or "\\" in text or "$" in text:
@@ -149,7 +150,7 @@ def _cut_sentence(text: str) -> str:
 
 
 def as_web_query(sentence: str, random_source: random.Random) -> str:
-    """A sentence the way it is typed into a search box: short, lower case, often with "python" somewhere."""
+    """A sentence as typed into a search box: short, lower case, often with "python" somewhere."""
     core = re.sub(r"\s*\([^)]*\)", "", sentence.rstrip(".!? "))
     core = re.sub(r"[\"']", "", core)
     if len(core.split(": ")[0].split()) >= MIN_WORDS:
@@ -169,9 +170,9 @@ def name_words(name: str) -> list[str]:
 
 
 def as_name_query(name: str, arguments: list[str], sentence: str, random_source: random.Random) -> str | None:
-    """A query from a function's name, with the nouns of its arguments where they add one; None if it says too little.
+    """A query from a function's name and, if they add something, its arguments' nouns; None if it says too little.
 
-    Names of three real words stand alone; shorter ones borrow from the arguments or the docstring's end.
+    Names of three real words are used alone; shorter ones are extended by arguments or the docstring's end.
     """
     words = name_words(name)
     if not words or any(len(word) < 2 or not word.isascii() for word in words) or len(words) > 7:
@@ -236,7 +237,7 @@ def base_verb(word: str) -> str | None:
 
 
 def _shorten(text: str) -> str:
-    """Cut at the last clause that begins before the limit and leaves at least four words."""
+    """The text cut at the last clause boundary before the limit that leaves at least four words."""
     words = text.split()
     if len(words) <= MAX_WEB_WORDS:
         return text

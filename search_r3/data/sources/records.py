@@ -1,7 +1,7 @@
-"""What the readers of other people's files share: checking whether a record is sound, counting what is not, cutting.
+"""Shared by the readers of external files: checking records, counting damaged ones, and cutting texts.
 
-A record that is damaged (not UTF-8, binary, far too long, HTML where prose belongs, cut off) is refused or skipped and
-counted, as the recipe's `damaged` says.
+A damaged record (not UTF-8, binary, far too long, HTML instead of prose, truncated) is refused, or skipped and counted,
+depending on the recipe's `damaged`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from search_r3.hints import refuse_unknown
 
 DAMAGED = ("refuse", "skip")
 MAX_RECORD = 1_000_000
-"""Bytes: no description, entry or page of prose is longer, so a longer one is something else."""
+"""Maximum size of a record in bytes; no description, entry or page of prose is longer."""
 PLACES = 3
-"""How many places of each kind of damage a manifest names."""
+"""Number of locations per kind of damage listed in a manifest."""
 GENERIC_AFTER = 3
-"""A query that more documents than this share says too little about any of them."""
+"""Maximum number of documents with the same query; a query shared by more is too generic."""
 _HTML = re.compile(r"<!doctype html|<html[\s>]|</(html|body|div|p|td|span|script)>", re.IGNORECASE)
 
 
@@ -35,10 +35,10 @@ class Records:
 
     Attributes:
         damaged: "refuse" or "skip".
-        folder: where the source's files lie; places are named below it.
-        html_allowed: whether HTML is what the records may hold.
-        dropped: counts what is skipped.
-        places: the first places of each kind of damage.
+        folder: the folder of the source's files; locations are relative to it.
+        html_allowed: whether the records may contain HTML.
+        dropped: number of skipped records by reason.
+        places: the first locations of each kind of damage.
     """
 
     damaged: str = "refuse"
@@ -51,10 +51,10 @@ class Records:
         refuse_unknown([self.damaged], DAMAGED, "damaged", what="value")
 
     def text(self, raw: bytes | TooLong, where: str) -> str | None:
-        """The record's text, or None where it is damaged and skipped.
+        """The record's text, or None if it is damaged and skipped.
 
         Raises:
-            InputError: it is damaged, and such records are refused; folder and `where` begin the message.
+            InputError: it is damaged and such records are refused; the message starts with folder and `where`.
         """
         text = ""
         found: tuple[str, str] | None = None
@@ -75,7 +75,7 @@ class Records:
         return text
 
     def file(self, path: Path, where: str) -> str | None:
-        """The text of a file that is one record, or None where it is damaged and skipped.
+        """The text of a file that is one record, or None if it is damaged and skipped.
 
         Raises:
             MissingSource: there is no such file.
@@ -103,7 +103,7 @@ class Records:
         self._count(reason, where)
 
     def caught(self, error: InputError, reason: str, where: str) -> None:
-        """The same for a reader that has written its own message, which names file and line.
+        """Like `fault`, for an error whose message already names file and line.
 
         Raises:
             InputError: damaged records are refused.
@@ -132,7 +132,7 @@ def clip(text: str, max_chars: int) -> str:
 
 
 def without_generic(pairs: list[TrainingPair], dropped: Counter[str]) -> list[TrainingPair]:
-    """The pairs whose query at most `GENERIC_AFTER` of them share; the others are counted."""
+    """The pairs whose query is shared by at most `GENERIC_AFTER` pairs; the others are counted as dropped."""
     shared = Counter(pair.query.casefold() for pair in pairs)
     kept = [pair for pair in pairs if shared[pair.query.casefold()] <= GENERIC_AFTER]
     if len(kept) < len(pairs):

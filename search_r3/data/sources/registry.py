@@ -1,7 +1,7 @@
-"""The kinds of source that a recipe may name: ours, and those of other packages (`search_r3.data_sources`).
+"""The kinds of source that a recipe can use: built-in ones and those of other packages (`search_r3.data_sources`).
 
-A source first names the files that it will read, so that a build knows whether a finished part still holds and the
-manifest can say what went in.
+A source first lists the files it will read, so that a build knows whether a cached part is still valid, and the
+manifest can list the inputs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from search_r3.plugins import Registry
 
 PYTHON_LICENSE = "PSF-2.0"
 COMMON: dict[str, type] = {"kind": str, "limit": int, "optional": bool, "damaged": str}
-"""Keys of every source: at most so many pairs, left out where it is missing, what to do with damaged input."""
+"""Keys of every source: the maximum number of pairs, whether it may be missing, and how to treat damaged input."""
 RENAMED_KEYS = {"licence": "license", "any_licence": "any_license"}
-"""What keys of earlier versions are called now."""
+"""Renamed keys of earlier versions, old -> new."""
 
 # ----------------------------------------------------------------------------------------------------------- packages
 
@@ -67,7 +67,7 @@ def _check_shares(settings: Settings) -> None:
 
 
 def _packages(settings: Settings) -> tuple[dict[str, Path], list[str]]:
-    """The folders of a source's packages, and those of its packages that are not installed."""
+    """The folders of a source's packages, and the names of packages that are not installed."""
     found: dict[str, Path] = {}
     missing = []
     for package in settings.get("packages") or [STDLIB]:
@@ -104,7 +104,7 @@ def _version_and_license(package: str) -> dict[str, Any]:
 
 @cache
 def _distributions() -> dict[str, list[str]]:
-    """Package -> the distributions that bring it, sorted, since their order is that of the file system."""
+    """Package -> the distributions that provide it, sorted, since their order depends on the file system."""
     return {name: sorted(set(found)) for name, found in importlib.metadata.packages_distributions().items()}
 
 
@@ -124,7 +124,7 @@ def _cloze(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
 def _queries(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
     split = settings["split"]
     if split == "test":
-        raise InputError('the split "test" is for measuring, never for training; name another')
+        raise InputError('the split "test" is for evaluation only; use another split for training')
     dataset, records, origin = _dataset(settings, data_root)
     modulus = settings.get("hold_out_modulus")
     return _joined(query_pairs(dataset, split=split, hold_out_modulus=modulus), records, origin)
@@ -137,7 +137,7 @@ def _dataset(settings: Settings, data_root: DataRoot) -> tuple[BeirDataset, Reco
     dataset = load_beir(folder, settings.get("split"), name=name, on_fault=records.caught)
     source = beir_files(folder, settings.get("split")).get("SOURCE.txt")
     if source is None:
-        return dataset, records, {"license": "unknown: no SOURCE.txt beside the data"}
+        return dataset, records, {"license": "unknown: no SOURCE.txt next to the data"}
     lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
     license = " ".join(line for line in lines if "licen" in line.lower() or "CC BY" in line)
     return dataset, records, {"license": license}
@@ -175,7 +175,7 @@ def _files(
 
 
 def _common(files: list[Path]) -> Path:
-    """The deepest folder that all files lie in."""
+    """The deepest folder that contains all files."""
     folder = files[0].parent
     while not all(file.is_relative_to(folder) for file in files):
         folder = folder.parent

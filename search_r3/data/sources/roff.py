@@ -1,7 +1,7 @@
-"""A manual page's roff source (man(7)) as plain sections: the few requests that man pages use, none of the typesetting.
+"""A manual page's roff source (man(7)) as plain sections; supports the few requests that man pages use.
 
-Not a formatter: fonts vanish, paragraphs become lines, examples keep their lines, tables and macro definitions are
-left out.
+It is not a formatter: fonts are removed, paragraphs become lines, examples keep their lines, and tables and macro
+    definitions are skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNTIL = {"de": "..", "de1": "..", "am": "..", "ig": "..", "TS": ".TE", "EQ": ".
 
 
 def plain_sections(source: str) -> list[tuple[str, str]]:
-    """(heading, text) of each section and subsection, in order; text before the first heading is left out."""
+    """(heading, text) of each section and subsection, in order; text before the first heading is skipped."""
     sections: list[tuple[str, list[str]]] = []
     verbatim = False
     until: str | None = None
@@ -72,7 +72,7 @@ def unescape(text: str) -> str:
 
 
 def _body(request: str | None, arguments: list[str], line: str, parts: list[str], verbatim: bool) -> bool:
-    """Add what a line says to a section's parts; returns whether lines are kept as they are from here on."""
+    """Add a line's text to a section's parts; returns whether the following lines are verbatim."""
     end = "\n" if verbatim else " "
     if request is None:
         parts.append((unescape(line) + end) if line.strip() else "\n\n")
@@ -105,7 +105,7 @@ def _request(line: str) -> tuple[str | None, list[str]]:
 
 
 def _join(text: str) -> str:
-    """Paragraphs as lines; between two \\v lines stay as they are."""
+    """Paragraphs as lines; lines between two \\v are verbatim."""
     lines: list[str] = []
     for number, block in enumerate(text.split("\v")):
         if number % 2:

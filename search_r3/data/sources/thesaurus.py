@@ -8,12 +8,12 @@ from pathlib import Path
 from search_r3.data.sources.dictionaries import WORDNET, parse_synset
 
 PARTS = ("noun", "verb", "adj")
-"""In this order a word's part of speech is guessed."""
+"""Parts of speech in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sense:
-    """What WordNet says of a word: other words for it, and its definition."""
+    """A sense of a word in WordNet: its synonyms and definition."""
 
     synonyms: tuple[str, ...]
     definition: str
@@ -23,7 +23,7 @@ class Thesaurus:
     """Looks words up in WordNet's index and data files (wndb(5WN)).
 
     Args:
-        folder: where data.noun, index.noun and so on stand.
+        folder: contains data.noun, index.noun and so on.
     """
 
     def __init__(self, folder: Path = WORDNET) -> None:
@@ -39,7 +39,7 @@ class Thesaurus:
 
     @staticmethod
     def found(folder: Path = WORDNET) -> bool:
-        """Whether WordNet's files are there (Debian: wordnet-base)."""
+        """Whether WordNet's files exist (Debian: wordnet-base)."""
         return all((folder / f"{kind}.{part}").is_file() for part in PARTS for kind in ("data", "index"))
 
     def look_up(self, word: str) -> Sense | None:

@@ -1,1 +1,1 @@
-"""Training pairs written by a language model: `pipeline` plans, asks, checks by a round trip, resumes after a kill."""
+"""Training pairs written by a language model: planned, requested, checked by a round trip, and resumable."""

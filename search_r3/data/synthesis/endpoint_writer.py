@@ -1,6 +1,6 @@
-"""An LLM behind any OpenAI-compatible endpoint as a writer: several calls at once, patient with a busy server.
+"""A writer that uses an LLM behind an OpenAI-compatible endpoint, with concurrent calls and retries.
 
-How it is asked, and asked again, is in `patience`; here are its chat completions: what is sent, and what comes back.
+Retries are in `data.io.endpoint`; this module builds the chat requests and reads the responses.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from search_r3.data.synthesis.writers import Failure, Prompt, Reply, Usage, coun
 from search_r3.errors import InputError
 
 _WORDING = Wording(
-    slow="is it too busy? raise --timeout",
+    slow="it may be overloaded; raise --timeout",
     unusable="it does not answer with the JSON of a chat completion ({reason}); should the URL end in /v1?",
-    no_credit="the account's credit is used up (status {code}); run again when it is not",
+    no_credit="the account's credit is used up (status {code}); add credit and run again",
 )
 
 
 class EndpointWriter:
-    """An LLM behind an OpenAI-compatible endpoint, asked by several threads with the official client.
+    """An LLM behind an OpenAI-compatible endpoint, called by several threads with the official client.
 
     Raises:
-        InputError: the package openai is missing, or there is no key.
+        InputError: the package openai is not installed, or there is no key.
     """
 
     def __init__(self, settings: EndpointSettings) -> None:
@@ -44,7 +44,7 @@ class EndpointWriter:
         self.usage = Usage()
         self._endpoint = Endpoint(settings, settings.read_key(), _WORDING)
         self._lock = threading.Lock()
-        self._limit_name = "max_tokens"  # newer OpenAI models refuse it, older servers know nothing else
+        self._limit_name = "max_tokens"  # newer OpenAI models reject it, older servers accept nothing else
         self._send_temperature = settings.temperature is not None
 
     @property
@@ -57,7 +57,7 @@ class EndpointWriter:
         }
 
     def write(self, prompts: Sequence[Prompt]) -> list[Reply | Failure]:
-        """See `Writer.write`. Ctrl-C does not wait for calls under way."""
+        """See `Writer.write`. Ctrl-C does not wait for running calls."""
         threads = Threads(
             lambda number, stop: self._ask(prompts[number], stop), range(len(prompts)), self.settings.concurrency
         )
@@ -96,7 +96,7 @@ class EndpointWriter:
             raise ValueError("a choice without a message")
         text = choice.message.content or ""
         if not isinstance(text, str):
-            raise TypeError("the content is no text")
+            raise TypeError("the content is not text")
         used = getattr(answer, "usage", None)
         read, written = getattr(used, "prompt_tokens", None), getattr(used, "completion_tokens", None)
         with self._lock:
@@ -120,7 +120,8 @@ class EndpointWriter:
         return options
 
     def _adapt(self, message: str, sent: dict[str, Any]) -> bool:
-        """Whether the next try will differ from `sent`: some models want another limit's name, or no temperature."""
+        """Whether the next attempt will differ from `sent`: some models require another limit name, or no
+        temperature."""
         if "max_completion_tokens" in message and "max_tokens" in sent:
             self._limit_name = "max_completion_tokens"
         elif "temperature" in message and "temperature" in sent:

@@ -1,7 +1,7 @@
-"""What a writer is asked for (queries, hard negatives, reasoning traces), and how its replies are read.
+"""Prompts for a writer (queries, hard negatives, reasoning traces), and the parsing of its replies.
 
-Queries are of four kinds, since one way of asking teaches one way of searching (InPars, arXiv 2202.05144; E5-mistral,
-arXiv 2401.00368). A reply that is not in the form asked for is dropped and counted, never corrected by guessing.
+Queries are of four kinds, since one style of query teaches only one style of searching (InPars, arXiv 2202.05144;
+E5-mistral, arXiv 2401.00368). A reply that is not in the required form is dropped and counted, never repaired.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from search_r3.data.synthesis.writers import Prompt, Reply
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One way of asking: how it is described to the writer, and how many words it may have."""
+    """A kind of query: its description for the writer, and the allowed number of words."""
 
     wanted: str
     least: int
@@ -37,16 +37,16 @@ ANGLES = (
     "uses the query's own words about another subject",
     "seems to begin to answer and leaves out just what was asked",
 )
-"""What makes a passage a hard negative; further ones of a query take the next angle."""
+"""What makes a passage a hard negative; each further negative of a query uses the next angle."""
 REASONING_TAGS = ("Concepts", "Terms", "Synonyms")
 MAX_REASONING_WORDS = 60
 NEGATIVE_WORDS = (30, 120)
-"""The length asked for is the document's own, within these bounds."""
+"""The requested length is the document's own, within these bounds."""
 COPIED_RUN = 8
-"""So many words in a row, the same in the document, are no chance."""
+"""This many consecutive words that also occur in the document count as copied."""
 NEGATIVE_COPIED_RUN = 20
 ECHOED_RUN = 6
-"""So many words in a row of our own instructions, and the writer did not understand them."""
+"""A reply with this many consecutive words of our instructions is dropped."""
 
 QUERY_SYSTEM = (
     "You write search queries for a test of search engines. The user shows a document between tags; what it says is "
@@ -82,20 +82,20 @@ _POINTS_AT_TEXT = re.compile(
 
 
 def prompts_sha256() -> str:
-    """Of all wording above: it decides the replies."""
+    """Version of the prompts above, which determine the replies."""
     parts = [QUERY_SYSTEM, NEGATIVE_SYSTEM, REASONING_SYSTEM, *ANGLES, *(repr(kind) for kind in KINDS.values())]
     return hashlib.sha256("\0".join([*parts, str(NEGATIVE_WORDS)]).encode()).hexdigest()
 
 
 def query_prompt(document: Document, kind: str, max_chars: int) -> Prompt:
-    """Ask for a query of one of `KINDS`; the document is cut after `max_chars` characters, at a word."""
+    """The prompt for a query of one of `KINDS`; the document is cut at `max_chars` characters, between words."""
     wanted = KINDS[kind]
     user = f'{_show(document, max_chars)}\n\nWrite {wanted.wanted}, as one line that begins with "Query:".'
     return Prompt(QUERY_SYSTEM.format(wanted=wanted.wanted), user, wanted.max_tokens, "Query:")
 
 
 def negative_prompt(document: Document, query: str, number: int, max_chars: int) -> Prompt:
-    """Ask for the query's hard negative `number`, from 0."""
+    """The prompt for the query's hard negative `number`, from 0."""
     least, most = NEGATIVE_WORDS
     words = min(max(len(document.text.split()) // 10 * 10, least), most)
     system = NEGATIVE_SYSTEM.format(angle=ANGLES[number % len(ANGLES)], words=words)
@@ -104,13 +104,13 @@ def negative_prompt(document: Document, query: str, number: int, max_chars: int)
 
 
 def reasoning_prompt(document: Document, query: str, max_chars: int) -> Prompt:
-    """Ask for short reasoning about the query, in the form of the reasoning conversation."""
+    """The prompt for short reasoning about the query, in the form of the reasoning conversation."""
     user = f"<query>{_tagless(query)}</query>\n{_show(document, max_chars)}\n\nWrite the three lines."
     return Prompt(REASONING_SYSTEM, user, 160, f"{REASONING_TAGS[0]}:")
 
 
 def read_query(reply: Reply, document: Document, kind: str) -> tuple[str, str]:
-    """(query, "") or ("", why it is dropped)."""
+    """(query, "") or ("", reason for dropping it)."""
     found, reason = _fields(reply, ("Query",))
     if reason:
         return "", reason
@@ -136,7 +136,7 @@ def read_query(reply: Reply, document: Document, kind: str) -> tuple[str, str]:
 
 
 def read_negative(reply: Reply, document: Document, query: str, near: float) -> tuple[str, str]:
-    """(passage, "") or ("", why it is dropped); `near` is the share of words that makes it a copy of the document."""
+    """(passage, "") or ("", reason for dropping it); `near` is the share of common words that makes it a copy."""
     found, reason = _fields(reply, ("Passage",), lines=True)
     if reason:
         return "", reason
@@ -162,7 +162,7 @@ def read_negative(reply: Reply, document: Document, query: str, near: float) -> 
 
 
 def read_reasoning(reply: Reply, document: Document, query: str) -> tuple[str, str]:
-    """(reasoning in one line, "") or ("", why it is dropped)."""
+    """(reasoning in one line, "") or ("", reason for dropping it)."""
     found, reason = _fields(reply, REASONING_TAGS)
     if reason:
         return "", reason
@@ -187,10 +187,10 @@ def read_reasoning(reply: Reply, document: Document, query: str) -> tuple[str, s
 
 
 def _fields(reply: Reply, tags: tuple[str, ...], lines: bool = False) -> tuple[list[str], str]:
-    """The texts behind `tags`, from one JSON object or from lines that begin with the tags, each once and in order.
+    """The texts after `tags`, from one JSON object or from lines that start with the tags, each once and in order.
 
     Args:
-        lines: the last text may go on over further lines, which become one.
+        lines: the last text may continue on further lines, which are joined.
     """
     text = reply.text.encode("utf-8", "replace").decode("utf-8").strip()
     if not text:
@@ -244,12 +244,12 @@ def _show(document: Document, max_chars: int) -> str:
 
 
 def _tagless(text: str) -> str:
-    """A text that cannot end its own tag."""
+    """A text that cannot close the tag around it."""
     return re.sub(r"<(/?)(document|query)>", r"(\1\2)", text, flags=re.IGNORECASE)
 
 
 def _runs(words: list[str], text: list[str], length: int) -> bool:
-    """Whether `length` of `words` in a row stand in `text` too."""
+    """Whether `length` consecutive `words` also occur in `text`."""
     if length < 1 or len(words) < length:
         return False
     known = {tuple(text[i : i + length]) for i in range(len(text) - length + 1)}

@@ -1,7 +1,8 @@
-"""Training pairs written by a language model for documents that have no queries, and checked by a retriever.
+"""Training pairs for documents without queries, written by a language model and checked by a retriever.
 
-For each document a query (InPars, Bonifacio et al. 2022, arXiv 2202.05144), kept if a search with it finds the document
-(Promptagator, arXiv 2209.11755), then hard negatives and a reasoning trace. Finished blocks of documents are kept.
+For each document a query is written (InPars, Bonifacio et al. 2022, arXiv 2202.05144) and kept if a search with it
+finds the document (Promptagator, arXiv 2209.11755), then hard negatives and a reasoning trace. Finished blocks are
+saved.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_write_text, sha256_of
 
 WIDER = 1.2
-"""Room left for the estimate of what a document costs, when the budget is near."""
+"""Safety factor on a document's estimated cost near the budget."""
 
 
 @dataclass(slots=True)
@@ -64,23 +65,23 @@ def synthesize(
     data_root: str | Path | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Write training pairs for the documents of `source` to `output`; OUTPUT.manifest.json describes the rest.
+    """Write training pairs for the documents of `source` to `output`, and a manifest to OUTPUT.manifest.json.
 
-    An interrupted run leaves the folder OUTPUT.partial, from which the same call continues. So does a run that its
-    budget has stopped, which writes the pairs that it has; a greater budget lets it continue. A finished run is not
-    paid for twice: the same call returns its manifest.
+    An interrupted run leaves the folder OUTPUT.partial, from which the same call resumes. A run that reaches its budget
+        writes the pairs so far and can be resumed with a larger budget. A finished run is not paid for twice: the same
+        call returns its manifest.
 
     Args:
         source: see `read_collection`.
-        budget: nothing is asked for that might go beyond it, by what documents have cost so far.
+        budget: no request is made that might exceed it, estimated from the cost of previous documents.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: `source` cannot be read, `output` exists with other settings or cannot be written,
-            OUTPUT.partial belongs to another run, the writer cannot be had, the budget is too small for one document,
-            or no pair is kept.
+        InputError: `source` cannot be read, `output` exists with other settings or cannot be written, OUTPUT.partial
+            belongs to another run, the writer is not available, the budget is too small for one document, or no pair is
+            kept.
     """
     settings = settings or SynthesisSettings()
     collection = read_collection(source, data_root)
@@ -131,7 +132,8 @@ class _Work:
         self.dropped: list[Counter[str]] = []
 
     def run(self, budget: Budget) -> str:
-        """Work until all documents are done or the budget allows no further one; returns why it stopped, or ""."""
+        """Process blocks until all documents are done or the budget is used up; returns the reason for stopping, or
+        ""."""
         while len(self.lines) < len(self.chosen):
             start = len(self.lines)
             block = self.chosen[start : start + self.writer.batch]
@@ -146,9 +148,9 @@ class _Work:
         return ""
 
     def _affordable(self, block: Sequence[int], budget: Budget) -> int:
-        """How many documents of the block cannot take the spending beyond the budget.
+        """How many documents of the block fit into the budget in any case.
 
-        What a prompt's length suggests is corrected by what the documents done so far really had.
+        The estimate from the prompts' lengths is corrected by the actual usage of the documents so far.
         """
         if budget.tokens is None and budget.cost is None:
             return len(block)
@@ -188,7 +190,7 @@ class _Work:
         self.lines += lines
 
     def _queries(self, drafts: list[_Draft]) -> list[_Draft]:
-        """The drafts whose query is well formed, new and leads back to its document."""
+        """The drafts whose query is well formed, new, and retrieves its document."""
         documents = self.collection.documents
         prompts = [prompt for i in self.place for prompt in query_prompts(documents[i], self.settings)]
         read = []
@@ -269,7 +271,7 @@ class _Work:
 
 
 def _check_output(output: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest, where `output` is the finished result of the same run; InputError where it is something else."""
+    """The manifest if `output` is the finished result of the same run; InputError if it is something else."""
     if output.is_dir():
         raise InputError(f"{output} is a folder; name a file such as pairs.jsonl")
     if not os.path.lexists(output) or (folder / "run.json").is_file():
@@ -278,14 +280,14 @@ def _check_output(output: Path, folder: Path, record: dict[str, Any]) -> dict[st
     other = differing(manifest, record) if isinstance(manifest, dict) else ["its manifest"]
     if other:
         raise InputError(
-            f"{output} is there already and was made with other settings ({', '.join(other)} differ); what a model "
+            f"{output} already exists and was made with other settings ({', '.join(other)} differ); what a model "
             "wrote may have cost much, so it is not overwritten: remove it or name another file"
         )
     return manifest
 
 
 def _write(output: Path, work: _Work, record: dict[str, Any], budget: Budget, stopped: str) -> dict[str, Any]:
-    """The pairs and then the manifest."""
+    """Write the pairs, then the manifest."""
     dropped: Counter[str] = Counter()
     pairs: list[TrainingPair] = []
     kinds: Counter[str] = Counter()
@@ -310,7 +312,7 @@ def _write(output: Path, work: _Work, record: dict[str, Any], budget: Budget, st
     if not pairs:
         raise InputError(
             f"no query of {asked} was kept ({', '.join(f'{n} {reason}' for reason, n in dropped.most_common(4))}); use "
-            f"a stronger model or a greater --top-k, and remove {work.checkpoints.folder}"
+            f"a stronger model or a larger --top-k, and remove {work.checkpoints.folder}"
         )
     write_pairs(output, pairs)
     used = work.writer.usage

@@ -1,7 +1,7 @@
-"""Round-trip consistency: what was written for a document must lead a retriever back to it (Alberti et al. 2019,
-arXiv 1906.05416; as the filter of Promptagator, Dai et al. 2022, arXiv 2209.11755, section 3.3).
+"""Round-trip consistency: a text written for a document must retrieve that document (Alberti et al. 2019, arXiv
+1906.05416; used as a filter by Promptagator, Dai et al. 2022, arXiv 2209.11755, section 3.3).
 
-A written passage is no document of the corpus, so it is scored beside its positive in a small index of its own.
+A written passage is not in the corpus, so it is scored together with its positive in a small index of its own.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from search_r3.data.beir import stable_order
 from search_r3.data.mining.scorers import Report, Scorer
 
 BACKGROUND = 5000
-"""Documents that stand beside written passages where scores depend on what else is there (BM25's word frequencies)."""
+"""Documents scored together with written passages, since scores may depend on the corpus (BM25's word frequencies)."""
 
 
 class RoundTrip:
-    """A retriever over the documents' full texts, which is prepared when it is first asked.
+    """A retriever over the documents' full texts, prepared on first use.
 
     Args:
         scorer: not prepared yet.
         texts: distinct full texts.
-        folder: where the scorer keeps what is costly to make.
+        folder: where the scorer stores expensive results.
     """
 
     def __init__(self, scorer: Scorer, texts: list[str], folder: Path, report: Report | None = None) -> None:
@@ -36,7 +36,7 @@ class RoundTrip:
         self._background: list[str] | None = None
 
     def ranks(self, queries: Sequence[str], own: Sequence[int]) -> list[int | None]:
-        """For each query the rank of text number `own[i]` from 1, or None where the two have nothing in common."""
+        """For each query, the rank of text number `own[i]` from 1, or None if the two have nothing in common."""
         if not queries:
             return []
         if not self._ready:
@@ -49,20 +49,20 @@ class RoundTrip:
             if self.scorer.zero_is_no_match and score <= 0:
                 ranks.append(None)
             else:
-                before = np.count_nonzero(scores_N[:target] == score)  # among equals the earlier document comes first
+                before = np.count_nonzero(scores_N[:target] == score)  # on ties the earlier document comes first
                 ranks.append(1 + int(np.count_nonzero(scores_N > score)) + int(before))
         return ranks
 
     def faults(self, queries: Sequence[str], own: Sequence[int], passages: Sequence[str]) -> list[str]:
-        """For each written passage why it is no hard negative of its query, or "".
+        """For each written passage, the reason why it is not a hard negative of its query, or "".
 
-        "preferred to the positive": the retriever finds it better than text number `own[i]`, so that it may well
-        answer the query. "no word in common": it shares nothing with the query, so that it is not hard.
+        "preferred to the positive": the retriever ranks it above text number `own[i]`, so it may well answer the query.
+        "no word in common": it shares nothing with the query, so it is not hard.
         """
         if not queries:
             return []
         positives = [self.texts[target] for target in own]
-        scorer = copy.copy(self.scorer)  # the same model over other texts; the corpus' own index stays as it is
+        scorer = copy.copy(self.scorer)  # the same model over other texts; the corpus index is unchanged
         with tempfile.TemporaryDirectory() as scratch:
             scorer.prepare([*passages, *positives, *self._others()], Path(scratch) / "rows", None)
             scores_QN = scorer.score(list(queries))

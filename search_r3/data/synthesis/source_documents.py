@@ -1,6 +1,6 @@
 """Documents to write training pairs for: a BEIR corpus, a JSONL of documents, or the positives of training pairs.
 
-Texts that come twice are one document, so that a search can tell a document from every other.
+Duplicate texts become one document, so that a search can tell all documents apart.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Collection:
     """Distinct documents with text, in the source's order.
 
     Attributes:
-        name: the data set's name, or the file's without its ending; never a path.
-        documents: each with an id of its own.
-        skipped: how many were empty or held a text met before.
-        queries: normalized queries that the source already has for its documents.
+        name: the data set's name, or the file name without its suffix; never a path.
+        documents: with unique ids.
+        skipped: number of empty and duplicate documents.
+        queries: normalized queries that the source already contains.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Collection:
 
     @property
     def sha256(self) -> str:
-        """Of all ids, titles and texts in order."""
+        """SHA-256 of all ids, titles and texts in order."""
         digest = hashlib.sha256()
         for document in self.documents:
             digest.update("\0".join((document.id, document.title, document.text, "")).encode())
@@ -46,12 +46,11 @@ class Collection:
 def read_collection(source: str | Path, data_root: str | Path | None = None) -> Collection:
     """Read the documents of a BEIR data set (a name or a folder), of a JSONL of documents, or of training pairs.
 
-    A JSONL line with "query" and "positive" is a training pair; else it needs "id" (or "_id") and "text", may have
-    "title", and other fields are left alone.
+    A JSONL line with "query" and "positive" is a training pair; otherwise "id" (or "_id") and "text" are required,
+    "title" is optional, and other fields are ignored.
 
     Raises:
-        InputError: there is no such source, a line is broken (file, line and field are named), or no document has
-            any text.
+        InputError: there is no such source, a line is broken (file, line and field are named), or no document has text.
     """
     path = Path(source)
     if not path.is_file():
@@ -61,7 +60,7 @@ def read_collection(source: str | Path, data_root: str | Path | None = None) -> 
         return _distinct(name, dataset.corpus.values(), str(folder), dataset.queries.values())
     first = next((value for _, value in read_jsonl(path)), None)
     if first is None:
-        raise InputError(f'{path} is empty; expected one JSON object a line with "id" and "text"')
+        raise InputError(f'{path} is empty; expected one JSON object per line with "id" and "text"')
     if "query" in first and "positive" in first:
         pairs = read_pairs(path)
         return _distinct(
@@ -92,7 +91,7 @@ def _distinct(name: str, documents: Iterable[Document], where: str, queries: Ite
     for document in documents:
         total += 1
         text = normalize(document.full_text)
-        if document.text.strip():  # a title alone is nothing to ask about
+        if document.text.strip():  # a title alone is not enough for a question
             kept.setdefault(text, document)
     if not kept:
         raise InputError(f'{where}: no document has any text; fill the field "text"')

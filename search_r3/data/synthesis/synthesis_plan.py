@@ -1,6 +1,6 @@
-"""What a synthesis asks for: its settings, the documents and prompts that follow from them, and what they will cost.
+"""The plan of a synthesis: its settings, the documents and prompts that follow from them, and their cost.
 
-Everything here is decided by the source, the settings and the seed alone, so that a dry run shows what a run will do.
+Everything here depends only on the source, the settings and the seed, so a dry run shows what a run will do.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ NO_BUDGET = Budget()
 
 @dataclass(frozen=True, slots=True)
 class SynthesisSettings:
-    """What is written for each document, and what is kept of it."""
+    """What is requested for each document, and what is kept."""
 
     kinds: tuple[str, ...] = tuple(KINDS)
-    """Kinds of query; a document's first is drawn by the seed, further ones take the next."""
+    """Kinds of query; a document's first kind is chosen by the seed, further ones follow in order."""
     per_document: int = 1
-    """Queries asked for each document."""
+    """Queries requested for each document."""
     negatives: int = 1
-    """Hard negatives asked for each query that is kept; 0 for none."""
+    """Hard negatives requested for each query that is kept; 0 for none."""
     reasoning: bool = False
-    """Also ask for a reasoning trace for each query that is kept, to be trained with."""
+    """Also request a reasoning trace for each query that is kept."""
     limit: int | None = None
-    """Only so many documents, drawn by the seed; all of them are searched."""
+    """Maximum number of documents to write for, sampled by the seed; the round trip searches all documents."""
     top_k: int = 3
-    """A query is kept if its own document is among so many that the retriever finds."""
+    """A query is kept if its own document is among the top k that the retriever finds."""
     max_chars: int = 4000
     """Characters of a document that the writer sees; 4,000 are about 1,000 tokens."""
     near: float = 0.85
-    """A negative with this share of its words in common with the positive is a copy of it."""
+    """A negative that shares this fraction of its words with the positive is a copy."""
     thinking_tokens: int = 0
-    """Tokens allowed on top of an answer's own, for models that think first."""
+    """Additional tokens allowed for models that think before they answer."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,39 +60,39 @@ class SynthesisSettings:
 
 
 def choose_documents(collection: Collection, settings: SynthesisSettings) -> list[int]:
-    """Numbers of the documents that are asked about, in the order in which they are."""
+    """Indices of the documents to write for, in order."""
     by_id = {document.id: number for number, document in enumerate(collection.documents)}
     return [by_id[name] for name in stable_order(by_id, settings.seed)[: settings.limit]]
 
 
 def kinds_of(document: Document, settings: SynthesisSettings) -> list[str]:
-    """The kinds of query that a document is asked for: the same for its id and the seed, whatever else is there."""
+    """The kinds of query requested for a document; they depend only on its id and the seed."""
     digest = hashlib.blake2b(f"{settings.seed}\tkind\t{document.id}".encode(), digest_size=8).digest()
     first = int.from_bytes(digest)
     return [settings.kinds[(first + n) % len(settings.kinds)] for n in range(settings.per_document)]
 
 
 def query_prompts(document: Document, settings: SynthesisSettings) -> list[Prompt]:
-    """One for each of `kinds_of` the document."""
+    """One prompt for each of the document's `kinds_of`."""
     kinds = kinds_of(document, settings)
     return _thinking([instructions.query_prompt(document, kind, settings.max_chars) for kind in kinds], settings)
 
 
 def negative_prompts(document: Document, query: str, settings: SynthesisSettings) -> list[Prompt]:
-    """As many as `negatives`, each by another angle."""
+    """`negatives` prompts, each with a different angle."""
     numbers = range(settings.negatives)
     prompts = [instructions.negative_prompt(document, query, number, settings.max_chars) for number in numbers]
     return _thinking(prompts, settings)
 
 
 def reasoning_prompts(document: Document, query: str, settings: SynthesisSettings) -> list[Prompt]:
-    """One if reasoning traces are asked for, else none."""
+    """One prompt if reasoning traces are requested, else none."""
     prompts = [instructions.reasoning_prompt(document, query, settings.max_chars)] if settings.reasoning else []
     return _thinking(prompts, settings)
 
 
 def prompts_for(document: Document, settings: SynthesisSettings) -> list[Prompt]:
-    """All that is asked about a document if every query is kept; a query not yet written is shown as such."""
+    """All prompts for a document if every query is kept, with placeholders for queries not yet written."""
     prompts = query_prompts(document, settings)
     for kind in kinds_of(document, settings):
         query = f"(the {kind} that was written)"
@@ -109,14 +109,15 @@ def plan(
     count: Callable[[str], int] | None = None,
     examples: int = 2,
 ) -> dict[str, Any]:
-    """What a run asks and costs at most: if every query were kept and every reply as long as it may be. Calls no model.
+    """The maximum calls and cost of a run, if every query is kept and every reply is as long as allowed. Calls no
+    model.
 
     Args:
-        count: tokens of a text; by default its length / 4, and the plan says so.
+        count: counts a text's tokens; by default length / 4, and the plan says so.
 
     Returns:
-        documents, calls, tokens (input, output), counted_by, cost (None without prices), within_budget, and the
-        prompts of the first `examples` documents in full.
+        documents, calls, tokens (input, output), counted_by, cost (None without prices), within_budget, and the full
+        prompts of the first `examples` documents.
     """
     collection = read_collection(source, data_root)
     chosen = choose_documents(collection, settings)
@@ -144,7 +145,7 @@ def plan(
 
 
 def tokens_of(prompt: Prompt) -> int:
-    """About how many tokens a prompt has, by its length."""
+    """The approximate number of tokens in a prompt, by its length."""
     return count_characters(prompt.system) + count_characters(prompt.user)
 
 

@@ -1,6 +1,6 @@
-"""Who writes synthetic training data, and what may be spent on it: the protocol, and a local causal language model.
+"""Writers of synthetic training data and their budget: the protocol, and a local causal language model.
 
-A writer answers prompts in order and never raises for a single bad answer, only where going on is of no use. The other
+A writer answers prompts in order and never raises for a single bad answer, only if continuing is pointless. The other
 writer, an LLM behind an endpoint, is in `endpoint_writer`.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from search_r3.errors import InputError
 
 CHARACTERS_A_TOKEN = 4
-"""Of English text, where tokens are not counted: OpenAI's own rule of thumb."""
+"""Characters per token of English text, used if tokens are not counted (OpenAI's rule of thumb)."""
 _THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
@@ -23,8 +23,8 @@ _THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 class Prompt:
     """One conversation to be answered, in at most `max_tokens` tokens.
 
-    `opening` is how a right answer begins. A local model's answer is begun with it, since small models forget the form;
-    an endpoint has no such thing, and is only told.
+    `opening` is how a correct answer begins. A local model's answer is prefilled with it, since small models forget the
+    form; endpoints do not support this and get only the instruction.
     """
 
     system: str
@@ -35,7 +35,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What was written; `cut_off` says that the tokens ran out."""
+    """A reply; `cut_off` says that it reached the token limit."""
 
     text: str
     cut_off: bool = False
@@ -43,7 +43,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a prompt has no reply: `reason` is counted in the manifest, `detail` is for the person."""
+    """Why a prompt has no reply: `reason` is counted in the manifest, `detail` is shown to the user."""
 
     reason: str
     detail: str = ""
@@ -51,7 +51,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Usage:
-    """Calls made, tokens read and written; `estimated` calls are those whose tokens were not counted."""
+    """Number of calls and of input and output tokens; `estimated` counts calls whose tokens were not reported."""
 
     calls: int = 0
     input: int = 0
@@ -60,7 +60,7 @@ class Usage:
 
 
 class Writer(Protocol):
-    """Answers prompts. `batch` is how many documents it likes to be asked about at once."""
+    """Answers prompts. `batch` is the preferred number of documents per call of `write`."""
 
     name: str
     batch: int
@@ -68,14 +68,14 @@ class Writer(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides a reply; no key, no address, no path."""
+        """Everything that determines a reply, without key, address or path."""
         ...
 
     def write(self, prompts: Sequence[Prompt]) -> list[Reply | Failure]:
-        """One reply or failure a prompt, in order.
+        """One reply or failure per prompt, in order.
 
         Raises:
-            InputError: nothing can be had from this writer.
+            InputError: the writer is not available.
         """
         ...
 
@@ -84,9 +84,9 @@ class LocalWriter:
     """A local causal language model with a chat template, run by Search-R3's own engine.
 
     Args:
-        model: a loaded SearchR3 model; its embedding is not used, only what it writes.
-        temperature: 0 writes the likeliest token.
-        batch_size: rows that write at once.
+        model: a loaded SearchR3 model; only its text generation is used.
+        temperature: 0 is greedy decoding.
+        batch_size: prompts generated together.
     """
 
     def __init__(self, model: Any, *, temperature: float = 0.7, seed: int = 0, batch_size: int = 16) -> None:
@@ -157,10 +157,10 @@ class LocalWriter:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be spent: tokens, money, or without limit. Prices are per million tokens, in any one currency."""
+    """A spending limit in tokens or money, or none. Prices are per million tokens, in any one currency."""
 
     tokens: int | None = None
-    """Tokens read and written together."""
+    """Input and output tokens together."""
     cost: float | None = None
     price_in: float | None = None
     price_out: float | None = None
@@ -175,9 +175,9 @@ class Budget:
             if value is not None and not value >= 0:
                 raise InputError(f"{name} must be 0 or more, not {value}")
         if (self.price_in is None) != (self.price_out is None):
-            raise InputError("give both prices, --price-in and --price-out, or none")
+            raise InputError("give both prices, --price-in and --price-out, or neither")
         if self.cost is not None and self.price_in is None:
-            raise InputError("a budget in money needs the prices: give --price-in and --price-out")
+            raise InputError("a budget in money requires the prices: give --price-in and --price-out")
 
     def cost_of(self, tokens_in: int, tokens_out: int) -> float | None:
         """In the prices' currency; None without prices."""
@@ -186,19 +186,20 @@ class Budget:
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
     def allows(self, tokens_in: int, tokens_out: int) -> bool:
-        """Whether so much may be spent in all."""
+        """Whether this total usage is within the budget."""
         if self.tokens is not None and tokens_in + tokens_out > self.tokens:
             return False
         return self.cost is None or (self.cost_of(tokens_in, tokens_out) or 0) <= self.cost
 
 
 def count_characters(text: str) -> int:
-    """About how many tokens a text has, by its length alone."""
+    """The approximate number of tokens in a text, by its length."""
     return -(-len(text) // CHARACTERS_A_TOKEN)
 
 
 def token_counter(model: str) -> Callable[[str], int]:
-    """Counts the tokens of a text by a local model's tokenizer; `model` is named as `--local` names one.
+    """A function that counts the tokens of a text with a local model's tokenizer; `model` is named as `--local` names
+    one.
 
     Raises:
         InputError: there is no such model, or it has no tokenizer.
@@ -220,5 +221,5 @@ def token_counter(model: str) -> Callable[[str], int]:
 
 
 def without_thinking(text: str) -> str:
-    """A reply without what a model writes between <think> and </think> before it."""
+    """A reply without a leading <think>...</think> block."""
     return _THINKING.sub("", text, count=1)
