@@ -1,4 +1,4 @@
-"""Corpus embeddings on disk, in shards: an interrupted encoding continues after the last finished shard.
+"""Corpus embeddings on disk, in shards: an interrupted encoding resumes after the last finished shard.
 
 Texts are sorted by length and cut into shards (`shard_cache`). The key holds the encoder's identity (contract hash,
 dtype, length limit, side) and a hash of all ids and texts.
@@ -41,7 +41,7 @@ class EmbeddingCache:
 
     Args:
         folder: where the shards go.
-        shard_size: texts in one shard: what an interruption can cost.
+        shard_size: texts in one shard, the most that an interruption can lose.
     """
 
     def __init__(self, folder: str | Path | None = None, shard_size: int = SHARD_SIZE) -> None:
@@ -61,13 +61,13 @@ class EmbeddingCache:
         step: int = 64,
         show_progress: bool | None = None,
     ) -> Encoded:
-        """Embeddings of `texts`, from the disk where they are there and from `encode` where they are not.
+        """Embeddings of `texts`, from disk if cached, else from `encode`.
 
         Args:
             encode: texts to float rows; one text's row must not depend on the other texts of the call.
-            identity: everything that decides an embedding, JSON-serializable.
+            identity: everything that determines an embedding, JSON-serializable.
             label: what the progress bar says is being encoded.
-            step: texts handed to `encode` at once; the progress bar moves after each.
+            step: texts passed to `encode` at once; the progress bar is updated after each call.
             show_progress: None shows a bar when standard error is a terminal.
 
         Raises:
@@ -98,7 +98,7 @@ class EmbeddingCache:
         return _put_together(shards, done, len(shards) - made)
 
     def stored(self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]) -> Encoded | None:
-        """What `encode` would return from the disk alone; None if any of it would have to be encoded."""
+        """The embeddings of `texts` from disk; None unless all are cached."""
         shards, cache = self._shards(ids, texts, identity)
         done: list[Shard] = []
         for number in range(len(shards)):
@@ -127,7 +127,7 @@ def _put_together(shards: Sequence[Sequence[int]], done: Sequence[Shard], from_d
 
 
 def default_folder() -> Path:
-    """`embeddings` in the cache folder. Raises InputError where the user has none."""
+    """`embeddings` in the cache folder. Raises InputError if the user has none."""
     return cache_dir() / "embeddings"
 
 

@@ -1,4 +1,4 @@
-"""A record as JSON that people read in a diff: a line a field, but a row of numbers or texts on one line."""
+"""JSON that is readable in a diff: one line per field, but a row of numbers or texts on one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_json(record: Any) -> str:
-    """`record`, anything that JSON can hold, indented by two blanks a level, with a newline at the end."""
+    """`record`, anything that JSON can hold, indented by two spaces per level, with a newline at the end."""
     return _text(json.loads(json.dumps(record)), "") + "\n"  # read again: keys are texts then, tuples lists
 
 

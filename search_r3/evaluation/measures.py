@@ -3,8 +3,8 @@
 MRR@10 is pytrec_eval's reciprocal rank, set to 0 beyond rank 10: ir_measures' own `RR@10` comes from another provider
 that breaks ties differently, and one ranking must not have two orders. `search_r3.metrics` gives the same numbers.
 
-Grades below 0, TREC's junk, are handed on as 0: none of these measures tells them apart, and pytrec_eval 0.5.11 ends
-the whole process on some sets that hold them.
+Grades below 0 (TREC's junk) are passed on as 0: none of these measures distinguishes them, and pytrec_eval 0.5.11
+crashes the process on some data sets that contain them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MAX_GRADE = 1_000_000
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run scored.
+    """The metrics of a run.
 
     Attributes:
         mean: measure -> mean over all queries of the qrels.
         per_query: measure -> query id -> value, in the order of the qrels.
         missing_queries: judged queries that the run lacks; each counts as 0.
-        missing_documents: judged relevant documents that the corpus lacks; nothing can find them.
+        missing_documents: judged relevant documents that are not in the corpus and so cannot be retrieved.
     """
 
     mean: dict[str, float]
@@ -40,7 +40,7 @@ class Measured:
 
 
 def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = None) -> Measured:
-    """Measure `run` against `qrels`; queries of the run without judgments are left out.
+    """Evaluate `run` against `qrels`; queries of the run without judgments are ignored.
 
     Args:
         corpus_ids: ids of the corpus, to report relevant documents that are not in it.
@@ -49,7 +49,7 @@ def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = Non
         InputError: there are no judgments, a grade is above MAX_GRADE, or ir_measures is not installed.
     """
     if not qrels:
-        raise InputError("there are no judgments to measure with; check the split's qrels file")
+        raise InputError("there are no judgments to evaluate with; check the split's qrels file")
     ir_measures = require("ir_measures", "evaluation", "measuring")
     measures = {ir_measures.nDCG @ 10: NDCG, ir_measures.RR: MRR, ir_measures.R @ 100: RECALL}
     per_query = {name: dict.fromkeys(qrels, 0.0) for name in MEASURES}
@@ -69,7 +69,7 @@ def measure_run(run: Run, qrels: Qrels, corpus_ids: Collection[str] | None = Non
 
 
 def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
-    """The judgments as pytrec_eval can take them."""
+    """The judgments in the form that pytrec_eval requires."""
     for qid, documents in qrels.items():
         for did, grade in documents.items():
             if grade > MAX_GRADE:

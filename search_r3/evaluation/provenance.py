@@ -1,7 +1,4 @@
-"""Where a result comes from: command, commit, versions and the class of machine, without anything private.
-
-Paths of the machine stay out: results are published.
-"""
+"""The provenance of a result: command, commit, versions and hardware. Results are published, so paths are left out."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def provenance(seed: int = 0, device: str = "cpu") -> dict[str, object]:
 
 
 def command_line(arguments: list[str]) -> str:
-    """The command as one would type it again: absolute paths are cut to those below the working folder, or the name."""
+    """The command as typed; absolute paths are shortened to those relative to the working folder, or to the name."""
     if arguments and arguments[0] in ("-c", "-m"):  # `python -c CODE`: only the interpreter's own arguments hold CODE
         arguments = ["python", *sys.orig_argv[1:]]
     if not arguments or not arguments[0]:
@@ -39,7 +36,7 @@ def command_line(arguments: list[str]) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the source this module was imported from, or None where it is not a git checkout."""
+    """The commit of the source this module was imported from, or None if it is not a git checkout."""
     source = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
@@ -67,8 +64,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str = "cpu") -> str:
-    """The class of the machine: "NVIDIA H100 80GB HBM3" for a GPU, else the processor's model and how many cores; what
-    runs at an "endpoint" cannot be known."""
+    """The class of the machine: "NVIDIA H100 80GB HBM3" for a GPU, else the processor's model and number of cores; the
+    hardware of an "endpoint" is unknown."""
     if device == "endpoint":
         return "behind an endpoint, not known"
     if device.startswith("cuda"):

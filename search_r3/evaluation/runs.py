@@ -1,8 +1,8 @@
 """TREC run files: six columns `qid Q0 did rank score system`, gzipped, the same bytes for the same run.
 
-Scores are written as float32 with nine digits, enough to read the very same number back. Documents stand in trec_eval's
-order (score, then id, both descending), so rank and score never contradict each other and any tool that ranks the file
-again, by either column, gets the same list.
+Scores are written as float32 with nine digits, enough to restore the exact number. Documents are in trec_eval's order
+(score, then id, both descending), so rank and score never contradict each other and any tool that ranks the file again,
+by either column, gets the same list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_run(path: str | Path, run: Run, system: str, k: int = 100) -> None:
     """Write the top k of every query to `path` (gzip), atomically; queries in the run's order.
 
     Raises:
-        InputError: an id or the system's name is empty or holds white space, or a score is not finite.
+        InputError: an id or the system's name is empty or contains white space, or a score is not finite.
     """
     _check_id("system name", system)
     lines: list[str] = []
@@ -65,7 +65,7 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
             raise InputError(f"{where}: the score {text!r} is not a finite number")
         documents = run.setdefault(qid, {})
         if did in documents:
-            raise InputError(f"{where}: document {did} stands twice under query {qid}; remove one")
+            raise InputError(f"{where}: document {did} is listed twice for query {qid}; remove one")
         documents[did] = score
     return run
 
@@ -110,10 +110,10 @@ def read_gzip_lines(path: str | Path) -> list[str]:
 
 
 def write_jsonl_gzip(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line, gzipped, with the same bytes for the same records."""
+    """One JSON object per line, gzipped, with the same bytes for the same records."""
     write_gzip(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def _check_id(what: str, value: str) -> None:
     if not value or value.split() != [value]:
-        raise InputError(f"the {what} {value!r} is empty or holds white space; a TREC run cannot hold it")
+        raise InputError(f"the {what} {value!r} is empty or contains white space, which a TREC run does not allow")

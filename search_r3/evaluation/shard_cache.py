@@ -1,7 +1,7 @@
-"""A long computation on disk in shards: an interrupted one continues after the last finished shard.
+"""Caching a long computation on disk in shards: an interrupted one resumes after the last finished shard.
 
-Each shard is written atomically as safetensors, under a key of everything that decides its contents, with a checksum
-and the seconds that it took. One that is broken, truncated or of another key is made again, so nothing stale is read.
+Each shard is written atomically as safetensors, under a key of everything that determines its contents, with a checksum
+and its computation time in seconds. A shard that is damaged or has another key is recomputed, so nothing stale is read.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from search_r3.files import atomic_path
 
 Tensors = dict[str, np.ndarray]
 ProgressBar = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""How much is left -> a context whose value is called with how much was done."""
+"""Number of remaining items -> a context manager whose value is called with the number done."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The arrays of a shard, and the seconds that they took to make, whenever that was."""
+    """The arrays of a shard, and the seconds that computing them took, possibly in an earlier run."""
 
     tensors: Tensors
     seconds: float
@@ -36,9 +36,9 @@ class ShardCache:
     """The shards of one computation.
 
     Args:
-        folder: of the cache; this computation's shards go into a folder of its own there.
-        key: 64 hex digits over everything that decides the contents.
-        sizes: how many items each shard has: the length of its array "rows".
+        folder: the cache folder; this computation's shards are in their own subfolder.
+        key: 64 hex digits over everything that determines the contents.
+        sizes: number of items in each shard, the length of its array "rows".
     """
 
     def __init__(self, folder: Path, key: str, sizes: Sequence[int]) -> None:
@@ -47,7 +47,7 @@ class ShardCache:
         self.paths = [self.folder / f"shard-{n:05d}-of-{count:05d}.safetensors" for n in range(count)]
 
     def stored(self, number: int) -> Shard | None:
-        """A shard from the disk; None if it is missing, damaged, of another key or of another size."""
+        """A shard from disk; None if it is missing, damaged, or has another key or size."""
         try:
             with safe_open(self.paths[number], framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -59,7 +59,7 @@ class ShardCache:
             return None
 
     def complete(self, make: Callable[[int, Callable[[int], None]], Tensors], progress: ProgressBar) -> list[Shard]:
-        """All shards: those from the disk, and the others made by `make(number, advance)` and written at once.
+        """All shards: those from disk, and the others computed by `make(number, advance)` and written immediately.
 
         Raises:
             InputError: the disk is full, or the folder cannot be written.

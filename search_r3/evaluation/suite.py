@@ -1,8 +1,8 @@
-"""Evaluate systems on data sets: a TREC run and a metrics file for each pair, and nothing done twice.
+"""Evaluate systems on data sets: a TREC run and a metrics file for each pair, and finished work is reused.
 
 For every pair `results/runs/DATASET/SYSTEM.trec.gz` holds the exact top 100 and `results/metrics/DATASET/SYSTEM.json`
-what it scored and everything needed to get the metrics again. A pair is skipped when both stand there for the same
-model, settings and data, so an interrupted evaluation is resumed by repeating its command.
+its metrics and everything needed to reproduce them. A pair is skipped if both exist for the
+same model, settings and data, so an interrupted evaluation is resumed by repeating its command.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from search_r3.files import atomic_write_text, sha256_of
 from search_r3.hints import refuse_unknown
 
 DEPTH = 100
-"""Documents kept for each query: as many as the deepest measure, recall@100, looks at."""
+"""Documents kept for each query: the depth of recall@100."""
 SPLITS = {"hotpotqa": "dev"}
 """Data sets whose test split has another name (HotpotQA's test labels are not public); all others use "test"."""
 SMALL = ".small"
@@ -38,7 +38,7 @@ MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class ResultPaths:
-    """Where the files of one data set and system stand."""
+    """The paths of the files of one data set and system."""
 
     run: Path
     reasoning: Path
@@ -47,7 +47,7 @@ class ResultPaths:
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be evaluated: a system, a data set, or the pair of both; and why."""
+    """A system, a data set, or a pair of both that could not be evaluated, and why."""
 
     system: str | None
     dataset: str | None
@@ -94,27 +94,27 @@ def evaluate(
         split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
         modes: reasoning "off", "on" or both, for SearchR3 models.
         max_length: cut documents at this many tokens, for SearchR3 models (512 by default).
-        cache: where document embeddings are kept; None is the default folder. `use_cache=False` keeps none.
-        force: evaluate again what is already there.
-        seed: recorded, and given to torch; decoding is greedy.
-        allow_missing: measure on a data set whose judgments name documents that its corpus lacks; every record, table
-            and card says so.
+        cache: where document embeddings are stored; None uses the default folder. `use_cache=False` disables it.
+        force: evaluate again even if results exist.
+        seed: recorded, and passed to torch; decoding is greedy.
+        allow_missing: evaluate on a data set whose judgments include documents that are not in its corpus; every
+            record, table and card says so.
         ignore_identical_ids: as MTEB's: no document with a query's own id is an answer to it, on all data sets or on
             those that are named. Where it is not set and queries find themselves, every record, table and card says so.
         approval: who approves what endpoints cost; by default, nothing above a system's limit is sent.
-        report: called with one line a pair, and before and after texts are sent to an endpoint.
-        failed: called with what failed, a data set, a system or one pair; the others are evaluated all the same.
-            Without it the first failure is raised.
+        report: called with one line per pair, and before and after texts are sent to an endpoint.
+        failed: called for each failed data set, system or pair; the others are still evaluated. Without it the first
+            failure is raised.
 
     Raises:
-        InputError: an unknown data set, split, system or mode, before anything is computed where that can be known.
+        InputError: a data set, split, system or mode is unknown; raised before any computation if possible.
     """
     check_modes(modes)
     if not datasets or not systems:
         raise InputError("nothing to evaluate: give at least one data set and one system")
     found = [spec for spec in systems if _attempt(failed, spec, None, check_spec, spec)]
     here = [name for name in datasets if _attempt(failed, None, name, _locate, name, data_root, split)]
-    say = report or (lambda line: None)
+    report = report or (lambda line: None)
     store = None if not use_cache else cache or EmbeddingCache()
     named = () if isinstance(ignore_identical_ids, bool) else tuple(ignore_identical_ids)
     refuse_unknown(named, datasets, "ignore_identical_ids", "data set")
@@ -132,7 +132,7 @@ def evaluate(
             device=device,
             dtype=dtype,
             show_progress=show_progress,
-            approval=approval or CostApproval(say=say),
+            approval=approval or CostApproval(report=report),
         )
         for system in into:
             if names.setdefault(system.name, spec) != spec:
@@ -150,7 +150,7 @@ def evaluate(
         records.append(record)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
         noted = "".join(f"; {remark}" for remark in remarks(record))
-        say(f"{dataset.name} {system.name}: {shown}" + ("" if fresh else " (already there)") + noted)
+        report(f"{dataset.name} {system.name}: {shown}" + ("" if fresh else " (already there)") + noted)
 
     for spec in found:
         opened: list[System] = []
@@ -279,7 +279,7 @@ def load_dataset(
 
 
 def dataset_hash(dataset: BeirDataset) -> str:
-    """A hash of everything that decides the metrics on the data's side: documents, judged queries, judgments."""
+    """A hash of all data that determine the metrics: documents, judged queries, judgments."""
     texts = [document.full_text for document in dataset.corpus.values()]
     judged = [qid for qid in dataset.qrels if qid in dataset.queries]
     lines = [f"{qid}\t{did}\t{grade}" for qid, grades in dataset.qrels.items() for did, grade in grades.items()]
@@ -302,7 +302,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["dataset"], record["system"], record["measures"], record["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no metrics file ({error}); delete it and evaluate again") from error
+        raise InputError(f"{path} is not a metrics file ({error}); delete it and evaluate again") from error
     return record
 
 

@@ -1,7 +1,7 @@
 """A suite: one YAML file that names systems, data sets, modes and studies, run by one command that can be repeated.
 
-What is done is not done again, and what fails is reported and loses nothing else: every pair and every mode of a study
-has files of its own (see `suite` and `study`), so an interrupted suite continues where it stopped.
+Finished work is not repeated, and a failure is reported without affecting the rest: every pair and every mode of a
+    study has its own files (see `suite` and `study`), so an interrupted suite resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -73,24 +73,24 @@ class SuitePlan:
     split: str | None = None
     """Which judgments; each data set's test split by default."""
     budget: int = 32
-    """Most tokens of a reasoning trace, in mode on."""
+    """Maximum number of tokens in a reasoning trace, in mode on."""
     max_length: int | None = None
     """Tokens kept of a document by SearchR3 models (512 by default); others keep their own length."""
     batch_size: int = 32
-    """Texts in one pass."""
+    """Texts per forward pass."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of SearchR3 models: auto is float32 on a CPU, bfloat16 on a GPU."""
+    """Data type of SearchR3 models: auto is float32 on a CPU, bfloat16 on a GPU."""
     seed: int = 0
-    """Of samples, and of which query gets which other query's reasoning."""
+    """Seed of the samples and of the assignment of other queries' reasoning."""
     output: Path = Path("results")
-    """Where runs/, metrics/ and studies/ go."""
+    """Output folder for runs/, metrics/ and studies/."""
     allow_missing: bool = False
-    """Measure on data sets whose judgments name documents that they lack; every table then says so."""
+    """Evaluate on data sets whose judgments include missing documents; every table then says so."""
     ignore_identical_ids: bool | list[str] = False
     """As MTEB's: no document with a query's own id is an answer to it (ArguAna, Quora). true for all data sets, or a
     list of those that are meant."""
     studies: StudyPlan | None = None
-    """Which of it is studied; nothing by default."""
+    """The studies to run; none by default."""
 
     def __post_init__(self) -> None:
         for name in ("systems", "datasets", "modes"):
@@ -127,7 +127,7 @@ class SuitePlan:
 
 @dataclass
 class Outcome:
-    """What a suite gave.
+    """The results of a suite.
 
     Attributes:
         records: the metrics records, system by system.
@@ -178,15 +178,15 @@ def run_suite(
     Args:
         cache, reasoning_cache: where embeddings and reasoning traces are kept; None is the default folder.
         force: run again what is already there.
-        report: called with one line a pair, a mode and a failure, as they come.
+        report: called with one line per pair, mode and failure.
     """
     started = time.perf_counter()
-    say = report or (lambda line: None)
+    report = report or (lambda line: None)
     outcome = Outcome()
 
     def failed(failure: Failure) -> None:
         outcome.failures.append(failure)
-        say(f"failed: {failure.line}")
+        report(f"failed: {failure.line}")
 
     shared: dict[str, Any] = {
         "split": plan.split,

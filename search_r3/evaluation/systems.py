@@ -1,8 +1,7 @@
-"""From a name on the command line to something that answers queries: BM25, a sentence-transformers model, an endpoint's
-model, or SearchR3.
+"""Systems by their names on the command line: BM25, a sentence-transformers model, an endpoint's model, or SearchR3.
 
 A SearchR3 model is one system per mode: `NAME.off` embeds the query directly, `NAME.on` reasons first. A length limit
-cuts the documents of SearchR3 only; the others read documents in full, so a cut never favors us.
+cuts the documents of SearchR3 only; the others read documents in full, so truncation never favors SearchR3.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, ex
 
 MODES = ("off", "on")
 BASELINES = ("bm25", "all-minilm-l6-v2")
-"""The two systems that ours are measured beside."""
+"""The two baseline systems."""
 
 
 @dataclass
 class Answers:
-    """What a system found.
+    """The results of a system.
 
     Attributes:
         run: query id -> document id -> score.
-        document_seconds: time to index or encode the documents, whenever that was (embeddings may be cached).
+        document_seconds: time to index or encode the documents, possibly in an earlier run (embeddings may be cached).
         query_seconds: time to encode all queries, reasoning included; for BM25, to search them.
         reasoning: for mode on, one record a query: qid, text, num_tokens, forced.
     """
@@ -59,7 +58,7 @@ class System(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the ranking apart from the data; holds `max_length` (None: nothing is cut)."""
+        """Everything except the data that determines the ranking; contains `max_length` (None: no limit)."""
         ...
 
     def answer(
@@ -179,7 +178,7 @@ class SearchR3System:
 
     @property
     def document_identity(self) -> dict[str, Any]:
-        """Everything that decides a document's embedding."""
+        """Everything that determines a document's embedding."""
         return {
             "contract_hash": self.model.contract_hash,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -235,7 +234,7 @@ def open_systems(
     show_progress: bool | None = None,
     approval: CostApproval | None = None,
 ) -> list[System]:
-    """The systems that a name stands for, its model loaded once.
+    """The systems of a name, with the model loaded once.
 
     Args:
         spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; "endpoint:MODEL@URL"
@@ -246,7 +245,7 @@ def open_systems(
         approval: who approves what an endpoint costs; without it, nothing above the limit is sent.
 
     Raises:
-        InputError: an unknown name or mode, or a missing package.
+        InputError: a name or mode is unknown, or a package is not installed.
     """
     check_modes(modes)
     if max_length is not None and max_length < 1:

@@ -1,1 +1,1 @@
-"""Other people's models, and ours for MTEB."""
+"""External models, and SearchR3 as an encoder for MTEB."""

@@ -1,7 +1,7 @@
-"""Embeddings from any OpenAI-compatible endpoint (POST /embeddings), batched, retried, and never paid for twice.
+"""Embeddings from any OpenAI-compatible endpoint (POST /embeddings), with batching, retries and a cache.
 
-Each answered call of up to 32 texts goes into the embedding cache at once, by its texts and not by their data set, so
-an interrupted run sends only what is missing. What will be sent is reported first; more than a limit needs approval.
+Each finished call of up to 32 texts is cached at once, keyed by its texts rather than their data set, so an interrupted
+run sends only what is missing. The texts to send are reported first; above a limit, approval is required.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,50 +23,50 @@ from search_r3.evaluation.embedding_cache import EmbeddingCache, Encoded
 from search_r3.progress import progress_bar
 
 UNIT = 32
-"""Texts that are sent together and kept together; a smaller batch size splits a unit into several calls."""
+"""Texts sent and cached together; a smaller batch size splits a unit into several calls."""
 _WORDING = Wording(
     slow="raise timeout in the system's YAML file",
     unusable="it does not answer with embeddings ({reason}); should the URL end in /v1?",
-    no_credit="the account has no credit left (status {code}); run again when it has",
+    no_credit="the account has no credit left (status {code}); add credit and run again",
 )
 
 
 @dataclass
 class PendingTexts:
-    """Texts of one side, as they are sent (prompt in front, cut), each once: in units, those from the disk found."""
+    """The distinct texts of one side as sent (with prompt, truncated), in units, and the cached units."""
 
     side: str
     units: list[list[str]]
     found: dict[int, Encoded]
     rows_of: list[int]
-    """For each text that was asked for, its place among the distinct ones."""
+    """For each requested text, its index among the distinct ones."""
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the units that must be sent."""
+        """Indices of the units that must be sent."""
         return [number for number in range(len(self.units)) if number not in self.found]
 
     @property
     def texts(self) -> int:
-        """Texts that must be sent."""
+        """Number of texts that must be sent."""
         return sum(len(self.units[number]) for number in self.missing)
 
     @property
     def tokens(self) -> int:
-        """About how many tokens these have, by their length."""
+        """Their approximate number of tokens, by length."""
         return sum(count_characters(text) for number in self.missing for text in self.units[number])
 
 
 class EndpointEncoder:
-    """A model at an endpoint, asked with OpenAI's client by several threads; rows are unit vectors.
+    """A model behind an endpoint, called with the OpenAI client from several threads; rows are unit vectors.
 
     Args:
-        config: where and what it is; `config.endpoint` is set.
+        config: the model and its address; `config.endpoint` is set.
         approval: who approves the cost.
         batch_size: texts in one call, at most 32.
 
     Raises:
-        InputError: the package openai is missing, there is no key, or batch_size is below 1.
+        InputError: the package openai is not installed, there is no key, or batch_size is below 1.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class EndpointEncoder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides a ranking, as far as it can be known: no key, and the address only as a hash."""
+        """Everything known that determines a ranking, without the key, and with the address only as a hash."""
         return {
             "retriever": "endpoint",
             "model": self.config.model,
@@ -99,7 +99,7 @@ class EndpointEncoder:
         }
 
     def plan(self, texts: Sequence[str], side: str, cache: EmbeddingCache | None) -> PendingTexts:
-        """What embedding `texts` as `side` ("query" or "document") needs; sends nothing."""
+        """The work needed to embed `texts` as `side` ("query" or "document"); sends nothing."""
         prompt = (self.config.query_prompt if side == "query" else self.config.document_prompt) or ""
         sent = [f"{prompt}{text}"[: self.config.max_characters] for text in texts]
         places = {text: place for place, text in enumerate(dict.fromkeys(sent))}
@@ -118,7 +118,7 @@ class EndpointEncoder:
         The limit holds for all that one encoder sends. Without a price, a server on this machine needs no approval.
 
         Raises:
-            InputError: it is too much, and was not approved.
+            InputError: the limit is exceeded, and it was not approved.
         """
         tokens = sum(work.tokens for work in works)
         if not tokens:
@@ -132,7 +132,7 @@ class EndpointEncoder:
         limit = self.config.token_limit
         free = self._price is None and is_local(self.url)
         if self._approved + tokens <= limit or self.approval.yes or free:
-            self._say(line)
+            self._report(line)
         elif self.approval.ask is None:
             raise InputError(f"{line}: over the limit of {limit:,} tokens; pass --yes to send them")
         elif not self.approval.ask(f"{line}. Send them?"):
@@ -147,10 +147,11 @@ class EndpointEncoder:
         label: str = "texts",
         show_progress: bool | None = None,
     ) -> tuple[np.ndarray, float]:
-        """Embed what `work` lacks; returns unit rows for all its texts, float32 (n, dim), and the seconds of its calls.
+        """Embed the missing texts of `work`; returns unit rows for all its texts, float32 (n, dim), and the seconds of
+        its calls.
 
-        The seconds are those of every call after another, whenever it was made; several are under way at once. After
-        an error or Ctrl-C the calls under way are waited for and kept, since they are paid for.
+        The seconds are summed over all calls, including cached ones, although calls run concurrently. After an error or
+        Ctrl-C, running calls are awaited and cached, since they are paid for.
 
         Raises:
             InputError: the endpoint refuses, does not answer, or answers with NaN or with another dimension.
@@ -166,17 +167,17 @@ class EndpointEncoder:
                     done[number] = answer
                     advance(len(work.units[number]))
         except KeyboardInterrupt:
-            self._say("waiting for the calls under way, which are paid for; Ctrl-C again leaves them")
+            self._report("waiting for running calls, which are paid for; press Ctrl-C again to abandon them")
             raise
         finally:
             threads.stop(wait=True)
             calls, tokens = self.calls - sent_before[0], self.tokens - sent_before[1]
             if calls:
-                self._say(f"{label}: {calls:,} calls, {tokens:,} tokens read{self._cost(tokens)}")
+                self._report(f"{label}: {calls:,} calls, {tokens:,} tokens read{self._cost(tokens)}")
         return self._put_together(work, done, cache)
 
     def encode(self, texts: Sequence[str], side: str) -> np.ndarray:
-        """Embed `texts` as they come, without a cache: unit rows, float32 (n, dim)."""
+        """Embed `texts` without a cache: unit rows, float32 (n, dim)."""
         work = self.plan(texts, side, None)
         self.approve(self.config.model, [work])
         return self.run(work, None, show_progress=False)[0]
@@ -185,7 +186,8 @@ class EndpointEncoder:
 
     @property
     def _text_identity(self) -> dict[str, Any]:
-        """What decides the embedding of a text that is sent: prompts and cuts are part of the text by then."""
+        """Everything that determines the embedding of a sent text; prompts and truncation are already part of the
+        text."""
         return {name: self.identity[name] for name in ("retriever", "model", "endpoint", "dtype")}
 
     def _unit(self, texts: list[str], cache: EmbeddingCache | None, stop: threading.Event) -> Encoded:
@@ -207,19 +209,19 @@ class EndpointEncoder:
             return np.zeros((0, self._dimension or 0), dtype=np.float32), 0.0
         widths = sorted({part.shape[1] for part in parts})
         if len(widths) > 1:
-            where = f"; what is kept in {cache.folder} may be another model's, move it away" if cache else ""
+            where = f"; the cache in {cache.folder} may be from another model; move it away" if cache else ""
             raise InputError(f"{self._endpoint}: embeddings of {widths[0]} and of {widths[-1]} numbers{where}")
         self._check_dimension(widths[0])
         return np.concatenate(parts)[work.rows_of], sum(encoded.seconds for encoded in done.values())
 
     def _ask(self, texts: list[str], stop: threading.Event) -> np.ndarray:
-        """Unit rows of one call, tried again while there is hope."""
+        """Unit rows of one call, retried after transient errors."""
         try:
             return self._endpoint.ask(lambda: self._call(texts), stop)
         except NoAnswerError as error:
             raise InputError(
-                f"{self._endpoint} fails after {error.tries} tries, {error.detail}; embeddings that came are kept, so "
-                "the same command continues from here"
+                f"{self._endpoint} failed after {error.tries} tries, {error.detail}; finished embeddings are kept, so "
+                "the same command resumes from here"
             ) from None
         except RefusedError as error:
             raise InputError(
@@ -228,7 +230,7 @@ class EndpointEncoder:
             ) from None
 
     def _call(self, texts: list[str]) -> np.ndarray:
-        # Floats, not base64, which is smaller but not known to every server.
+        # Floats, not base64, which is smaller but not supported by every server.
         answer = self._endpoint.client.embeddings.create(model=self.config.model, input=texts, encoding_format="float")
         rows = _rows_of(answer, len(texts))
         used = getattr(answer, "usage", None)
@@ -254,7 +256,7 @@ class EndpointEncoder:
         if width != self._dimension:
             raise InputError(
                 f"{self._endpoint} answered with {width} numbers a text, and before with {self._dimension}; "
-                "is it one model that answers there?"
+                "check that it serves a single model"
             )
 
     @property
@@ -262,20 +264,19 @@ class EndpointEncoder:
         return self.config.price if self.approval.price is None else self.approval.price
 
     def _cost(self, tokens: int) -> str:
-        """What so many tokens cost, as the end of a line; nothing without a price."""
+        """The cost of `tokens` as a message suffix; empty without a price."""
         if self._price is None:
             return ""
         cost = tokens * self._price / 1e6
         return f", {f'{cost:,.2f}' if cost >= 0.005 or not cost else 'under 0.01'} at {self._price:g} a million"
 
-    def _say(self, line: str) -> None:
-        say: Callable[[str], None] | None = self.approval.say
-        if say is not None:
-            say(line)
+    def _report(self, line: str) -> None:
+        if self.approval.report is not None:
+            self.approval.report(line)
 
 
 def _rows_of(answer: Any, expected: int) -> np.ndarray:
-    """The embeddings of an answer in the order of its texts, float32 (n, dim); raises ValueError and its like."""
+    """The embeddings of a response in the order of its texts, float32 (n, dim); raises ValueError or similar."""
     data = listed(answer, "data")
     if len(data) != expected:
         raise ValueError(f"{len(data)} embeddings for {expected} texts")
@@ -293,5 +294,5 @@ def _rows_of(answer: Any, expected: int) -> np.ndarray:
 
 
 def _ids(unit: Sequence[str]) -> list[str]:
-    """The cache wants ids; a unit is known by its texts alone, so that any data set with these texts finds it."""
+    """Cache ids: a unit is identified by its texts alone, so that any data set with these texts finds it."""
     return [str(place) for place in range(len(unit))]

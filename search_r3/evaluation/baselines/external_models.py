@@ -1,7 +1,7 @@
-"""How systems that are not ours are named: `st:MODEL`, `endpoint:MODEL@URL`, or a YAML file with its options.
+"""External models as systems: `st:MODEL`, `endpoint:MODEL@URL`, or a YAML file with options.
 
-A file also gives what the model expects in front of a query (Qwen3-Embedding: "Instruct: ...\\nQuery: "), what its
-tokens cost, and which environment variable holds the key; the key itself stands in no file and on no command line.
+A file also gives the prompt before a query (Qwen3-Embedding: "Instruct: ...\\nQuery: "), the price of tokens, and the
+environment variable that holds the key; the key itself is never in a file or on the command line.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from search_r3.files import expand_user
 FILE_ENDINGS = (".yaml", ".yml")
 OPENAI_URL = "https://api.openai.com/v1"
 URL_VARIABLE = "OPENAI_BASE_URL"
-"""Where an endpoint is whose address is not given; the variable that OpenAI's own client reads."""
+"""The address of an endpoint if none is given; the variable that the OpenAI client reads."""
 KEY_VARIABLE = "OPENAI_API_KEY"
 TOKEN_LIMIT = 1_000_000
-"""Estimated tokens that are sent to an endpoint without asking: about four million characters of English."""
+"""Estimated tokens that are sent to an endpoint without approval: about four million characters of English."""
 _PREFIX = "endpoint:"
 
 
 @dataclass(frozen=True)
 class ExternalModelConfig:
-    """A system that is not ours, as its YAML file describes it."""
+    """An external model, as described in its YAML file."""
 
     model: str
-    """The model: a sentence-transformers name or folder, or what the endpoint calls it."""
+    """The model: a sentence-transformers name or folder, or its name at the endpoint."""
     endpoint: str | None = None
     """The base URL of an OpenAI-compatible endpoint, usually ending in /v1; without one, sentence-transformers runs."""
     query_prompt: str | None = None
-    """Put in front of every query. None: a sentence-transformers model's own prompt, nothing for an endpoint."""
+    """Prompt before every query. None: the sentence-transformers model's own prompt, or nothing for an endpoint."""
     document_prompt: str | None = None
-    """Put in front of every document; None as above."""
+    """Prompt before every document; None as above."""
     key_variable: str | None = KEY_VARIABLE
-    """The environment variable that holds the endpoint's key; null where it wants none."""
+    """The environment variable that holds the endpoint's key; null if it requires none."""
     max_characters: int | None = None
-    """Texts are cut here, for endpoints that refuse long ones (after the prompt is put in front). None cuts nothing."""
+    """Texts are truncated to this length, including the prompt, for endpoints that reject long ones. None: no limit."""
     price: float | None = None
-    """Of a million tokens, in any currency, to show what a run costs."""
+    """Price of a million tokens, in any currency, used to show the cost of a run."""
     token_limit: int = TOKEN_LIMIT
-    """More estimated tokens than these are only sent after a yes."""
+    """Sending more estimated tokens than this requires approval."""
     concurrency: int = 4
-    """Calls under way at once."""
+    """Maximum number of concurrent calls."""
     timeout: float = 120.0
-    """Seconds that one call may take."""
+    """Timeout of a call in seconds."""
     retries: int = 5
-    """Further tries after a timeout, a lost connection, an answer that is none, or a status of 408, 409, 429 or 5xx."""
+    """Retries after a timeout, a lost connection, an invalid response, or a status of 408, 409, 429 or 5xx."""
     backoff: float = 1.0
-    """Seconds before the second try; doubled each time, and never less than the endpoint's Retry-After."""
+    """Seconds before the first retry; doubled each time, and never less than the endpoint's Retry-After."""
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -71,7 +71,7 @@ class ExternalModelConfig:
             raise InputError(f"price must be 0 or more, not {self.price}")
 
     def settings(self) -> EndpointSettings:
-        """How the endpoint is called. Raises InputError for an address or a number that cannot be."""
+        """The settings of the endpoint. Raises InputError for an invalid address or number."""
         return EndpointSettings(
             url=self.endpoint or "",
             model=self.model,
@@ -84,15 +84,15 @@ class ExternalModelConfig:
         )
 
     def read_key(self) -> str:
-        """The key, from the environment; "none" where none is wanted.
+        """The API key from the environment; "none" if none is required.
 
         Raises:
-            InputError: the variable is not set, or holds what cannot be sent. Its value is never shown.
+            InputError: the variable is not set, or contains characters that cannot be sent. Its value is never shown.
         """
         return key_from(
             self.key_variable,
             f"no key for {self.model}: the variable {self.key_variable} is not set; set it, or describe the system in "
-            "a YAML file that names another (key_variable: NAME) or wants none (key_variable: null)",
+            "a YAML file that names another (key_variable: NAME) or requires none (key_variable: null)",
         )
 
 
@@ -101,13 +101,13 @@ class CostApproval:
     """Who approves what an endpoint costs, and where it is reported."""
 
     yes: bool = False
-    """Send whatever is needed without asking."""
+    """Send everything without asking."""
     price: float | None = None
-    """Of a million tokens, in place of a file's."""
+    """Price of a million tokens; overrides that of a YAML file."""
     ask: Callable[[str], bool] | None = None
-    """Asks the user; None where there is no terminal to ask on: then too much is refused."""
-    say: Callable[[str], None] | None = None
-    """Called with a line for what will be sent, and for what was."""
+    """Asks the user; None without a terminal, so that anything above the limit is refused."""
+    report: Callable[[str], None] | None = None
+    """Called with one line before and after texts are sent."""
 
     def __post_init__(self) -> None:
         if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
@@ -115,10 +115,10 @@ class CostApproval:
 
 
 def parse_external_model(source: str) -> ExternalModelConfig | None:
-    """What `source` (a spec without its label) says of a system that is not ours; None if it names one of ours.
+    """The external model that `source` (a spec without its label) describes; None if it is a built-in system.
 
     Raises:
-        InputError: an address that is none, or a file that cannot be read, has unknown keys or wrong values.
+        InputError: an address is invalid, or a file cannot be read, has unknown keys or wrong values.
     """
     if source.startswith("st:"):
         return ExternalModelConfig(model=source.removeprefix("st:"))
@@ -130,7 +130,7 @@ def parse_external_model(source: str) -> ExternalModelConfig | None:
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is this machine's own (localhost, 127.*, ::1), which costs nothing."""
+    """Whether an address is local (localhost, 127.*, ::1) and so costs nothing."""
     host = (urlsplit(url).hostname or "").lower()
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
 

@@ -1,7 +1,7 @@
-"""SearchR3 as an encoder for MTEB 2 (Muennighoff et al. 2023, https://arxiv.org/abs/2210.07316), with honest metadata.
+"""SearchR3 as an encoder for MTEB 2 (Muennighoff et al. 2023, https://arxiv.org/abs/2210.07316), with metadata.
 
-MTEB tells queries from documents; each goes to its own side of the model, and only queries are reasoned about. Texts of
-tasks that know no sides (similarity, clustering, classification) are embedded as documents.
+Queries and documents are encoded by their own side of the model, and only queries are reasoned about. Texts of
+tasks without this distinction (similarity, clustering, classification) are embedded as documents.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from search_r3.errors import InputError
 from search_r3.optional import optional_imports
 
 MTEB_NAMES = {"scifact": "SciFact", "hotpotqa": "HotpotQA", "cosqa": "CosQA", "mkqa": "MKQARetrieval"}
-"""What MTEB calls the data sets that our recipes know."""
+"""MTEB's names of the data sets used in our recipes."""
 TEACHERS = {"all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 ORGANIZATION = "search-r3"
-"""MTEB wants names of the form owner/name."""
+"""MTEB requires names of the form owner/name."""
 NO_EMBEDDING = -1.0
 """The similarity of an empty text, which has no embedding: the lowest cosine there is, so that nothing ranks below."""
 
 
 class SearchR3Encoder:
-    """What `mteb.evaluate` wants of a model (mteb's EncoderProtocol), over a SearchR3 model.
+    """A SearchR3 model that implements mteb's EncoderProtocol, for `mteb.evaluate`.
 
     Example:
         >>> import mteb  # doctest: +SKIP
@@ -36,14 +36,14 @@ class SearchR3Encoder:
         >>> mteb.evaluate(encoder, mteb.get_tasks(tasks=["SciFact"]))
 
     Args:
-        model_name: a loaded SearchR3 model, or what `SearchR3.from_pretrained` takes.
-        revision: nothing, or the contract hash that the model must have (or how it begins).
-        device: see `SearchR3.from_pretrained`; for a loaded model, leave it out.
+        model_name: a loaded SearchR3 model, or any name accepted by `SearchR3.from_pretrained`.
+        revision: the contract hash (or a prefix of it) that the model must have; None accepts any.
+        device: see `SearchR3.from_pretrained`; do not set it for a loaded model.
         reasoning: reason about queries before they are embedded.
-        max_reasoning_tokens: the budget of that.
+        max_reasoning_tokens: the budget of the reasoning.
         max_length: tokens kept of each document; 512 by default.
         dtype: see `SearchR3.from_pretrained`.
-        batch_size: texts a pass; None takes MTEB's.
+        batch_size: texts per forward pass; None uses MTEB's.
         training: the folder that documents the model's training (as `search-r3 card --run` fills it), for the training
             data in the metadata. Without it they say that the training data is not known.
 
@@ -140,7 +140,7 @@ class SearchR3Encoder:
 
     @cached_property
     def mteb_model_meta(self) -> Any:
-        """mteb's ModelMeta: what is known of this model, and None for what is not.
+        """mteb's ModelMeta of this model, with None for unknown fields.
 
         Raises:
             InputError: mteb is not installed, or `training` documents no training.
@@ -175,7 +175,7 @@ class SearchR3Encoder:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """What tells two runs of one model apart; mteb keeps their results under different names."""
+        """The settings that distinguish two runs of one model; mteb stores their results under different names."""
         reasoning = self.max_reasoning_tokens if self.reasoning else "off"
         return {"reasoning": reasoning, "dtype": str(self.model.dtype)}
 
@@ -217,7 +217,7 @@ def _teachers_data(teacher: str) -> set[str]:
     import mteb
 
     if teacher not in TEACHERS:
-        raise InputError(f"what the teacher {teacher} was trained on is not known; known: {', '.join(TEACHERS)}")
+        raise InputError(f"the training data of the teacher {teacher} is not known; known: {', '.join(TEACHERS)}")
     return set(mteb.get_model_meta(TEACHERS[teacher]).training_datasets or ())
 
 

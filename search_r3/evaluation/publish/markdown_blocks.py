@@ -1,7 +1,8 @@
-"""Tables inside Markdown files, made again from the results: what stands between two markers is never typed.
+"""Tables in Markdown files, regenerated from the results: the text between two markers is never edited by hand.
 
 A block begins with a line `<!-- table: KIND key=value ... -->` and ends with `<!-- /table -->`; KIND is one of KINDS.
-Model cards are made whole. `remake_all` makes both, from the run files where the data are here (see `recompute`).
+Model cards are generated as a whole. `remake_all` generates both, from the run files if the data are available (see
+`recompute`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PAGES = ("README.md", "docs/results.md")
 
 @dataclass(frozen=True)
 class Remade:
-    """A file, as it is and as the results say that it should be."""
+    """A file's current text, and the text generated from the results."""
 
     path: Path
     old: str
@@ -44,25 +45,25 @@ class Remade:
         return self.old != self.new
 
     def diff(self) -> str:
-        """From the file to what it should be, as a unified diff; "" where they are the same."""
+        """A unified diff from the current to the generated text; "" if they are equal."""
         lines = self.old.splitlines(), self.new.splitlines()
         return "\n".join(difflib.unified_diff(*lines, str(self.path), "from the results", lineterm="", n=1))
 
 
 @dataclass
 class Remaking:
-    """What `remake_all` made: every file, and what was found on the way (see `recompute.Check`)."""
+    """The result of `remake_all`: every file, and the problems found (see `recompute.Check`)."""
 
     files: list[Remade] = field(default_factory=list)
     check: Check = field(default_factory=Check)
 
     @property
     def changed(self) -> list[Remade]:
-        """The files that are not what the results say."""
+        """The files that differ from the results."""
         return [file for file in self.files if file.changed]
 
     def write(self) -> None:
-        """Write the files that differ, each in one rename."""
+        """Write the files that differ, each atomically."""
         for file in self.changed:
             atomic_write_text(file.path, file.new)
 
@@ -73,10 +74,10 @@ def remake_all(
     models: str | Path | None = "models",
     data_root: str | Path | None = None,
 ) -> Remaking:
-    """The blocks of `files` and the cards of all adapters, made again; nothing is written.
+    """Regenerate the blocks of `files` and the cards of all adapters, without writing them.
 
     Args:
-        files: Markdown files with blocks; by default those of PAGES that are in the folder worked in.
+        files: Markdown files with blocks; by default those of PAGES that exist in the working folder.
         output: the folder of results.
         models: the folder of adapters; the run that trained NAME is kept in `output`/training/NAME. None: no cards.
         data_root: where the data sets are.
@@ -106,7 +107,7 @@ def remake_all(
 
 
 def remake(file: str | Path, results: Rebuilder) -> Remade:
-    """One Markdown file with its blocks made again.
+    """One Markdown file with its blocks regenerated.
 
     Raises:
         InputError: it cannot be read, has no block, or a block is unknown or never ends.
@@ -193,7 +194,7 @@ KINDS: dict[str, tuple[Callable[[Mapping[str, str], Rebuilder], str], tuple[str,
     "summary": (_summary, ("datasets", "systems", "measure")),
     "study": (_study, ("dataset", "system", "parts", "modes")),
 }
-"""Kind of table -> what makes it, and the keys that its marker may hold."""
+"""Kind of table -> the function that generates it, and the keys allowed in its marker."""
 
 
 def _read(path: Path) -> str:

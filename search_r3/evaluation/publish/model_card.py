@@ -1,7 +1,7 @@
-"""The model card of an adapter, written from the run that trained it and the metrics files that measured it.
+"""The model card of an adapter, generated from its training run and its metrics files.
 
-The card is made again whenever either changes; nothing in it is typed by hand. What a run leaves for it
-(`config.json`, `log.jsonl`, `curves.png`, and the manifest of its pairs) is kept by `keep_run` beside the results.
+The card is regenerated whenever either changes; nothing in it is written by hand. The files of a run that it needs
+(`config.json`, `log.jsonl`, `curves.png`, and the manifest of its pairs) are saved next to the results by `keep_run`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def keep_run(
     command: str,
     adapter: str | Path | None = None,
 ) -> None:
-    """Copy what documents a training run to `target`: config, log, curves, the pairs' manifests, and `about.json`.
+    """Copy the files that document a training run to `target`: config, log, curves, the pairs' manifests, and
+    `about.json`.
 
     Args:
-        manifests: how the pairs came to be: of `data build` first, then of `data select` if they were chosen.
+        manifests: of the training pairs: that of `data build` first, then that of `data select` if they were selected.
         adapter: the folder that its weights went to; if they are those of the run's `best/`, the step is kept too.
 
     Raises:
@@ -89,9 +90,9 @@ def card(
 
     Args:
         adapter: the adapter's folder; its name is the model's.
-        kept: what `keep_run` wrote.
-        results: the folder that holds `metrics/` and `studies/`.
-        records, studies: the metrics records and this model's studies, where they were computed again from the runs;
+        kept: the folder written by `keep_run`.
+        results: the folder that contains `metrics/` and `studies/`.
+        records, studies: the metrics records and this model's studies, if they were recomputed from the runs;
             None reads them from `results`.
 
     Raises:
@@ -232,7 +233,7 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: 
 
 
 def _stage_1(config: dict[str, Any]) -> str:
-    """Stage 1's settings: what is contrasted with what, and how strongly."""
+    """Stage 1's settings: loss weights, temperature and candidates."""
     terms = ", ".join(f"{term} {weight:g}" for term, weight in config["weights"].items())
     return (
         f"loss weights: {terms}; temperature {config['temperature']:g}; {config['reasoning_ratio']:.0%} of the pairs "
@@ -241,7 +242,7 @@ def _stage_1(config: dict[str, Any]) -> str:
 
 
 def _stage_2(config: dict[str, Any]) -> str:
-    """Stage 2's settings: from which adapter, which queries, the reward, the loss, and how the corpus moved."""
+    """Stage 2's settings: the starting adapter, the queries, the reward, the loss, and the corpus refresh."""
     environment, refresh = config["environment"], config["environment"]["refresh"]
     first, last = config.get("min_positive_rank", 1), config.get("max_positive_rank")
     asked = f"queries whose answer a direct search finds at rank {first} or deeper" if first > 1 else "all queries"
@@ -262,7 +263,7 @@ def _stage_2(config: dict[str, Any]) -> str:
 
 
 def _reward(environment: dict[str, Any]) -> str:
-    """The names of the rewards, with their weights where there are several."""
+    """The names of the rewards, with their weights if there are several."""
     terms = environment.get("rewards") or [{"name": environment["reward"]}]
     return " + ".join(
         term["name"] if len(terms) == 1 else f"{term.get('weight', 1):g} {term['name']}" for term in terms
@@ -270,7 +271,7 @@ def _reward(environment: dict[str, Any]) -> str:
 
 
 def _also(config: dict[str, Any]) -> str:
-    """The settings beyond the paper's terms, where a recipe has them."""
+    """The settings beyond the paper's terms, if a recipe uses any."""
     parts = []
     if config.get("self_reasoning_ratio"):
         parts.append(
@@ -313,7 +314,7 @@ def _ablation(config: dict[str, Any], results: Path) -> list[str]:
 
 
 def _reasoning_rewards(name: str, results: Path) -> list[str]:
-    """What sampled reasoning traces of held-out queries earn, before and after training, if that was measured."""
+    """The rewards of sampled reasoning traces for held-out queries, before and after training, if measured."""
     records = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"rollouts/*/*--{name}.json"))
     ]
@@ -363,7 +364,7 @@ def _records(results: str | Path) -> list[dict[str, Any]]:
 
 
 def _shown(kept: Path, results: Path) -> str:
-    """The kept run's place as a reader of the repository finds it: "results/training/NAME", wherever that lies here."""
+    """The kept run's path within the repository, "results/training/NAME", independent of its local location."""
     place, root = kept.resolve(), results.resolve()
     return f"{root.name}/{place.relative_to(root).as_posix()}" if place.is_relative_to(root) else kept.as_posix()
 

@@ -1,7 +1,7 @@
-"""Metrics computed again from the run files: what metrics files and studies say is compared with what the runs give.
+"""Recompute metrics from the run files, and compare them with the metrics files and studies.
 
-Where a data set is here and is the one that a run was made on, its measures, missing documents and comparisons come
-from the run and the judgments; elsewhere the file that was written beside the run is taken at its word, and named.
+If a run's data set is available and unchanged, its measures, missing documents and comparisons are computed from the
+run and the judgments; otherwise the file written next to the run is trusted, and listed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Check:
 
 
 class Rebuilder:
-    """Records and studies under one folder of results, each computed again once, when it is first asked for.
+    """Records and studies in one folder of results, each recomputed once, on first use.
 
     Args:
         output: the folder that holds `runs/`, `metrics/` and `studies/`.
@@ -47,7 +47,8 @@ class Rebuilder:
         self._studies: dict[tuple[str, str], dict[str, Any]] = {}
 
     def records(self) -> list[dict[str, Any]]:
-        """All metrics files in the order of the tables, those left out whose run file is missing (a problem).
+        """All metrics files in the order of the tables, without those whose run file is missing (reported as a
+        problem).
 
         Raises:
             InputError: there are none, or one is damaged.
@@ -58,7 +59,7 @@ class Rebuilder:
         return self._records
 
     def study(self, dataset: str, system: str) -> dict[str, Any]:
-        """A study with its measures and comparisons computed again; its latencies and its rule are as it was written.
+        """A study with its measures and comparisons recomputed; its latencies and rule are kept as written.
 
         Raises:
             InputError: there is no such study, or it is damaged.

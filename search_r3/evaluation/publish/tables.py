@@ -1,7 +1,8 @@
-"""Tables of results in Markdown, made from metrics records: the metrics, then what they were measured on.
+"""Tables of results in Markdown, generated from metrics records: the metrics, then what they were measured on.
 
 What a reader must know of a data set stands below its metrics: documents that are missing or empty, and queries without
-an answer. `rebuild` computes the records again from the run files, `blocks` puts the tables into Markdown files.
+an answer. `recompute` recomputes the records from the run files, `markdown_blocks`
+puts the tables into Markdown files.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MEANING = {
 }
 FIRST_DATASETS = ("scifact", "cosqa", "hotpotqa", "mkqa/en", "s2_search", "cranfield", "cisi")
 INCOMPLETE = "†"
-"""Beside the name of a data set whose judgments name documents that its corpus lacks."""
+"""Marks a data set whose judgments include documents that are not in its corpus."""
 STAGES = ("base", "sft", "grpo")
 LABELS = {"bm25": "BM25", "all-minilm-l6-v2": "all-MiniLM-L6-v2"}
 STAGE_LABELS = {"base": "base", "sft": "stage 1", "grpo": "stage 2"}
@@ -134,7 +135,7 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _identical_ids(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Where documents of a query's own id are left out, and where queries find themselves since they are not."""
+    """Notes on data sets where documents with the query's own id are ignored, or where queries retrieve themselves."""
     ignored = {r["dataset"]: r["num_identical_ids"] for r in records if r.get("ignore_identical_ids")}
     inside = {r["dataset"]: r["num_queries_in_corpus"] for r in records if r.get("num_queries_in_corpus")}
     lines = []
@@ -162,7 +163,7 @@ def _reasoning(record: dict[str, Any]) -> str:
 
 
 def _grouped(records: Sequence[dict[str, Any]], describe: Callable[[dict[str, Any]], str], word: str = "for") -> str:
-    """Each thing that `describe` says, once, with the systems it holds for (and on which data sets, if not on all)."""
+    """Each description once, with the systems it applies to (and the data sets, if not all)."""
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     of_system: dict[str, set[str]] = defaultdict(set)
     for record in sorted(records, key=lambda r: _system_order(r["system"])):

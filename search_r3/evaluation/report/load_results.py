@@ -69,7 +69,7 @@ def load_results(
     Raises:
         InputError: there is no such folder, a file in it is damaged, or the baseline was never measured.
     """
-    folder, say = Path(results), report or (lambda line: None)
+    folder, report = Path(results), report or (lambda line: None)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of results; make one: search-r3 evaluate --help")
     records = load_records(folder) if any((folder / "metrics").rglob("*.json")) else []
@@ -81,10 +81,10 @@ def load_results(
     chosen = baseline or next((name for name in (*BASELINES, *systems) if name in systems), "")
     found = Results(records, chosen)
     for name in dict.fromkeys(record["dataset"] for record in records):
-        say(f"measuring the runs on {name} again")
+        report(f"measuring the runs on {name} again")
         found.by_dataset[name] = measure_dataset(name, [r for r in records if r["dataset"] == name], folder, data_root)
     if found.by_dataset:
-        say("testing the differences")
+        report("testing the differences")
         found.tests = against_baseline(found.by_dataset, chosen)
         found.pairs = on_against_off(found.by_dataset)
     # a study's own records stand in a folder of its name beside it

@@ -1,1 +1,1 @@
-"""What sampled reasoning earns before and after training."""
+"""Rewards of sampled reasoning before and after training."""

@@ -1,7 +1,8 @@
-"""What a model's reasoning earns in a corpus that it encoded itself, whole and fresh; whether one model's earns more.
+"""Rewards of a model's reasoning in a corpus freshly encoded by the model itself, and comparisons of two models.
 
 Pure functions over embeddings and rewards. Source: Search-R3 (arXiv 2510.07048), stage 2, whose metric is the share of
-rollouts above 0.5; it is taken of `dcg_scaled` and of `dcg`, as a space whose cosines are all high flatters the former.
+rollouts above 0.5; it is taken of `dcg_scaled` and of `dcg`, since a space in which all cosines are high inflates the
+former.
 
 A metric is called KIND.REWARD. Kinds: "sampled", the mean of a query's sampled traces, each by its own embedding;
 "penalized", the same with the penalty where the embed token had to be forced, as in training; "greedy", the trace that
@@ -40,13 +41,13 @@ REWARDS = ("dcg_scaled", "dcg")
 KINDS = ("sampled", "penalized", "greedy", "direct")
 METRICS = tuple(f"{kind}.{reward}" for kind in KINDS for reward in REWARDS)
 HALF = 0.5
-"""The paper's bar: 69% of its rollouts stand above it after stage 2."""
+"""The paper's threshold: 69% of its rollouts are above it after stage 2."""
 EDGES = tuple(round(MISSING_TOKEN_REWARD + i / 20, 2) for i in range(31))
 """Of the histograms' bins, from the missing token's reward to 1. The last bin holds both of its edges."""
 DIGITS = 6
-"""After the point, of what is kept for each query: comparisons are made from the kept values."""
+"""Decimal places of the values stored for each query, which comparisons are computed from."""
 _CELLS = 4_000_000
-"""Cosines held at once (float32), so that memory does not grow with the number of rollouts."""
+"""Number of cosines (float32) computed at once, so that memory does not grow with the number of rollouts."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class EmbeddingRewards:
 
     Attributes:
         rewards: reward's name -> float32 (R,).
-        rank_R: int64, from 1: the rank of each one's best positive in a search of the whole corpus, where the smaller
-            row wins a tie (in the rewards the lower grade does); 0 where none can be found.
+        rank_R: int64, from 1: the rank of each one's best positive in a search of the whole corpus, where ties go to
+            the smaller row (in the rewards, to the lower grade); 0 if none can be retrieved.
     """
 
     rewards: dict[str, np.ndarray]
@@ -79,11 +80,11 @@ def score_embeddings(
         embeddings_RD, documents_ND: unit rows of one model, float32.
         query_R: for each embedding the number of its query.
         grades_Q: for each query its judged documents: row -> grade.
-        k: ranks that the rewards look at.
+        k: number of ranks that the rewards consider.
         unfindable_Q: for each query the grades of judged documents that have no embedding (they are empty). They count
-            in the ideal ranking and are never found.
-        ignored_Q: for each query the row of a document that is no answer to it, or None; where it is judged, that
-            counts in the ideal ranking.
+            in the ideal ranking but are never retrieved.
+        ignored_Q: for each query the row of a document to ignore, or None; if it is judged, it counts in the ideal
+            ranking.
 
     Raises:
         ValueError: shapes that do not fit, or embeddings that are not finite unit rows.
@@ -158,7 +159,7 @@ def per_query(
 
 
 def penalized(sampled: EmbeddingRewards, emitted_R: npt.ArrayLike) -> dict[str, np.ndarray]:
-    """The samples' rewards as training pays them: the penalty where the embed token was not emitted."""
+    """The samples' rewards as in training: the penalty if the embed token was not emitted."""
     emitted = torch.as_tensor(np.asarray(emitted_R))
     return {name: missing_token_penalty(row, emitted).numpy() for name, row in sampled.rewards.items()}
 

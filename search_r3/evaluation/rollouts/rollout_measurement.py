@@ -1,4 +1,5 @@
-"""Measure what a model's sampled reasoning traces earn on a data set, before and after training; nothing is done twice.
+"""Measure the rewards of a model's sampled reasoning traces on a data set, before and after training; finished work is
+reused.
 
 `results/rollouts/DATASET.SPLIT/` holds for each model NAME.json (metrics, histograms, a number for each query) and
 NAME.rollouts.jsonl.gz (every trace with its rewards), and for two models BEFORE--AFTER.json, made from these files.
@@ -48,7 +49,7 @@ EXAMPLES = 5
 HEADLINE = "penalized.dcg_scaled"
 """The metric that examples are chosen by: what stage 2 is trained on by default."""
 BETWEEN = "--"
-"""Stands between two models' names in a file's name."""
+"""Separates two models' names in a file name."""
 
 
 @dataclass
@@ -56,24 +57,24 @@ class RolloutConfig:
     """How rollouts are sampled and scored."""
 
     samples: int = 6
-    """Sampled reasoning traces for each query."""
+    """Number of sampled reasoning traces for each query."""
     budget: int = 24
-    """Most tokens of a trace, without the embed token."""
+    """Maximum number of tokens in a trace, without the embed token."""
     temperature: float = 1.0
-    """Of the samples; the greedy trace is measured beside them anyway."""
+    """Sampling temperature; the greedy trace is always measured as well."""
     k: int = 10
-    """Ranks that the rewards look at."""
+    """Number of ranks that the rewards consider."""
     seed: int = 0
-    """Of the samples and of the bootstrap."""
+    """Seed of the samples and of the bootstrap."""
     batch_size: int = 32
-    """Texts in one pass. A sample is decided by the seed and its batch, so this is one of the settings."""
+    """Texts per forward pass. A sample depends on the seed and its batch, so this affects the results."""
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("budget", 0), ("k", 1), ("seed", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {least} or more")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError(f"temperature is {self.temperature}; expected a number above 0, such as 1.0, to sample at")
+            raise InputError(f"temperature is {self.temperature}; expected a sampling temperature above 0, such as 1.0")
 
 
 def measure_rollouts(
@@ -98,25 +99,26 @@ def measure_rollouts(
 ) -> dict[str, Any]:
     """Measure one model or two, and compare them; returns the contents of the file that was written last.
 
-    A model that is done with these settings and data is not measured again; of two, one is loaded at a time.
+    A model already measured with these settings and data is not measured again; only one model is loaded at a time.
 
     Args:
         dataset: a data set's name or BEIR folder; "NAME.small" is its fixed part.
         split: one of its splits. scifact's "dev" are the train claims that are never trained on.
         before, after: SearchR3 models; "LABEL=SPEC" names one. Without `after`, only `before` is measured.
         output: the folder that holds `rollouts/`.
-        queries, documents: a fixed part of the set, of at most so many (judged documents always stay); None takes all.
+        queries, documents: size limits of a fixed part of the data set (judged documents are always kept); None means
+            all.
         max_length: tokens kept of each document (512 by default).
-        ignore_identical_ids: as MTEB's: no document with a query's own id is an answer to it.
-        cache: where documents' embeddings are kept; None is the default folder.
-        force: measure again what is already there.
+        ignore_identical_ids: as in MTEB, ignore documents with the query's own id.
+        cache: where documents' embeddings are stored; None uses the default folder.
+        force: measure again even if results exist.
         report: called with one line at each stage.
 
     Raises:
-        InputError: an unknown data set, split or model, one that does not reason, two models of one name, or a bad
-            number; before anything is computed where that can be known.
+        InputError: a data set, split or model is unknown, a model does not reason, two models have the same name, or a
+            number is invalid; raised before any computation if possible.
     """
-    config, say = config or RolloutConfig(), report or (lambda line: None)
+    config, report = config or RolloutConfig(), report or (lambda line: None)
     for what, value in (("queries", queries), ("documents", documents)):
         if value is not None and value < 1:
             raise InputError(f"{what} is {value}; expected 1 or more, or all of them")
@@ -143,9 +145,9 @@ def measure_rollouts(
         side = None if force else _existing(folder, name, settings)
         there = side is not None
         if side is None:
-            side = _measure(data, place, system, name, config, settings, folder, cache or EmbeddingCache(), say)
+            side = _measure(data, place, system, name, config, settings, folder, cache or EmbeddingCache(), report)
         means = ", ".join(f"{metric} {side['figures'][metric]['mean']:.4f}" for metric in METRICS[::2])
-        say(f"{place} {name}: {means}" + (" (already there)" if there else ""))
+        report(f"{place} {name}: {means}" + (" (already there)" if there else ""))
         sides.append(side)
         del system
         gc.collect()  # the model, before the next one is loaded
@@ -191,15 +193,15 @@ def _measure(
     settings: dict[str, Any],
     folder: Path,
     cache: EmbeddingCache,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Encode, sample, score and write one model's side."""
     texts = {did: document.full_text for did, document in data.corpus.items()}
     searchable = {did: text for did, text in texts.items() if text.strip()}
     if not searchable:
         raise InputError(f"{data.name}: every document of this part is empty; raise --documents")
-    system.name = name  # what the progress bar says: no mode is meant here
-    say(f"{place} {name}: {len(searchable):,} documents, encoded or taken from the cache")
+    system.name = name  # for the progress bar: the mode is irrelevant here
+    report(f"{place} {name}: {len(searchable):,} documents, encoded or from the cache")
     documents_ND, document_seconds = system.document_rows(searchable, cache)
 
     model, asked = system.model, list(data.queries.values())
@@ -212,7 +214,7 @@ def _measure(
     started = time.perf_counter()
     greedy = model.reason(asked, max_reasoning_tokens=config.budget, **every)
     seconds["greedy"] = time.perf_counter() - started
-    say(f"{place} {name}: {config.samples * len(asked):,} reasoning traces are sampled")
+    report(f"{place} {name}: {config.samples * len(asked):,} reasoning traces are sampled")
     started = time.perf_counter()
     sampled = model.reason(
         asked,
@@ -302,7 +304,7 @@ def _lines(
     by_greedy: EmbeddingRewards,
     by_direct: EmbeddingRewards,
 ) -> Any:
-    """One record a rollout, query by query: its samples, then the greedy trace, then the direct embedding."""
+    """One record per rollout, query by query: its samples, then the greedy trace, then the direct embedding."""
     each = len(sampled) // len(qids)
     for number, qid in enumerate(qids):
         groups = [("sampled", by_sample, i, sampled[i]) for i in range(number * each, (number + 1) * each)]
@@ -318,7 +320,7 @@ def _rewards_of(scored: EmbeddingRewards, i: int) -> dict[str, Any]:
 
 
 def _best_and_worst(data: BeirDataset, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The sampled rollouts that earned most and least, one of a query."""
+    """The sampled rollouts with the highest and lowest rewards, at most one per query."""
     paid = [(_paid(line), i) for i, line in enumerate(lines) if line["kind"] == "sampled"]
     found = {}
     for name, order in (("best", sorted(paid, key=lambda one: (-one[0], one[1]))), ("worst", sorted(paid))):
@@ -356,7 +358,7 @@ def _paid(line: Mapping[str, Any]) -> float:
 
 
 def _name(spec: str) -> str:
-    """The model's name in results. Raises InputError for one that is not there or does not reason."""
+    """The model's name in results. Raises InputError for a model that does not exist or does not reason."""
     label, source = split_label(spec)
     if source == "bm25" or source in BUNDLED or source.startswith("st:"):
         raise InputError(f"{spec} writes no reasoning, so it has no rollouts; give a SearchR3 model")
@@ -385,7 +387,7 @@ def _identical(data: BeirDataset) -> dict[str, Any]:
 
 
 def _existing(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a model that is done with these settings, and whose rollouts stand beside it; or None."""
+    """The record of a model already measured with these settings, with its rollouts next to it; or None."""
     try:
         record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         digest = sha256_of(folder / record["rollouts"])

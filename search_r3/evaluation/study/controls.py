@@ -46,18 +46,18 @@ MODE_DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """How the modes of a study are run."""
+    """Settings of a study's modes."""
 
     budget: int = 32
-    """Most tokens of a reasoning trace, for `on` and every control that uses its reasoning."""
+    """Maximum number of tokens in a reasoning trace, for `on` and every control that uses its reasoning."""
     budgets: tuple[int, ...] = BUDGETS
     """The points of the budget curve; 0 is `empty` and `budget` is `on`, the others are modes `on-4`, `on-8`, ..."""
     samples: int = 4
     """Reasoning traces for each query in `samples-mean` and `samples-rrf`."""
     temperature: float = 1.0
-    """Of those samples; 1 is the model's own distribution."""
+    """Sampling temperature; 1 is the model's own distribution."""
     seed: int = 0
-    """Of the samples and of which query gets which other query's reasoning."""
+    """Seed of the samples and of the assignment of other queries' reasoning."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("budget", self.budget, 1), ("samples", self.samples, 2)):
@@ -180,7 +180,7 @@ class StudyContext:
         return self._answers[mode]
 
     def identity(self, mode: str) -> dict[str, Any]:
-        """Everything that decides a mode's ranking apart from the data."""
+        """Everything except the data that determines a mode's ranking."""
         config = self.config
         identity: dict[str, Any] = {**self.system.document_identity, "mode": mode}
         if mode not in ("off", "empty", "off+bm25"):

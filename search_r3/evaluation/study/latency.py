@@ -1,7 +1,7 @@
-"""How long a query waits for its embedding: median and 95th percentile of timed calls, one query or a batch at a time.
+"""Latency of query embeddings: median and 95th percentile of timed calls, one query or a batch at a time.
 
-Only the encoding of queries is timed (reasoning included); searching is the same for every mode. What else the machine
-does changes such timings, so the load is kept beside them.
+Only the encoding of queries is timed (reasoning included); searching is the same for every mode. Other
+processes affect such timings, so the system load is recorded with them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 BATCHES = (1, 32)
 MIN_CALLS = 4
-"""Calls timed at least: the percentiles of fewer say nothing."""
+"""Minimum number of timed calls; percentiles of fewer are meaningless."""
 
 
 def time_queries(encode: Callable[[list[str], int], Any], queries: Sequence[str], batch_size: int) -> dict[str, float]:

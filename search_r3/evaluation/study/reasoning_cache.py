@@ -1,8 +1,8 @@
 """A model's reasoning traces for a data set's queries on disk: written once, used by every control that needs them.
 
-Like embeddings (`embedding_cache`), they are kept in shards with a checksum, under a key of everything that decides
-them: contract, dtype, budget, temperature, seed and the queries themselves. An interrupted run continues after the last
-finished shard.
+Like embeddings (`embedding_cache`), they are kept in shards with a checksum, under a key of everything that determines
+    them: contract, dtype, budget, temperature, seed and the queries themselves. An interrupted run resumes after the
+        last finished shard.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from search_r3.files import expand_user
 from search_r3.progress import progress_bar
 
 SHARD_SIZE = 64
-"""Queries in one shard: what an interruption can cost."""
+"""Queries in one shard, the most that an interruption can lose."""
 FORMAT = "search-r3-reasoning-1"
 
 
@@ -72,7 +72,7 @@ class ReasoningCache:
         batch_size: int = 32,
         show_progress: bool | None = None,
     ) -> ReasoningTraces:
-        """The reasoning traces of `queries`: from the disk where they are there, by `model.reason` where they are not.
+        """The reasoning traces of `queries`: from disk if cached, else by `model.reason`.
 
         Args:
             temperature: 0 is greedy. A sample depends on its batch, so `batch_size` is then part of the key, and each

@@ -1,7 +1,7 @@
 """A study of one model on one data set: every control, what it costs, whether it differs, and on which queries.
 
 `results/studies/DATASET/SYSTEM.json` holds it all, made from run files like any result; the records of the single modes
-stand in a folder beside it. A mode that is done is not done again, so the same command continues after an interruption.
+stand in a folder beside it. Finished modes are not repeated, so the same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def study(
         dev_queries: how many of them at most.
         latency_queries: how many queries are timed for each budget; 0 times none.
         cache, reasoning_cache: where embeddings and reasoning traces are kept; None is the default folder.
-        force: run again what is already there.
+        force: run again even if results exist.
         allow_missing, ignore_identical_ids: as for `suite.evaluate`; the study's remarks say what is left out.
-        report: called with one line a mode.
+        report: called with one line per mode.
 
     Raises:
         InputError: an unknown data set, split, mode or model, or a system that does not reason.
@@ -101,7 +101,7 @@ def study(
     wanted = ["off", "on", *(controls if controls is not None else config.modes)]
     _check(wanted, config, latency_queries, dev_queries)
     check_spec(system)
-    say = report or (lambda line: None)
+    report = report or (lambda line: None)
     data = load_dataset(dataset, split, data_root, allow_missing, ignore_identical_ids)
     used_split = split or SPLITS.get(data.name.removesuffix(SMALL), "test")
     opened = open_systems(
@@ -129,7 +129,9 @@ def study(
         )
         finished[mode] = record
         shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
-        say("; ".join([f"{data.name} {one.name}: {shown}" + ("" if fresh else " (already there)"), *remarks(record)]))
+        report(
+            "; ".join([f"{data.name} {one.name}: {shown}" + ("" if fresh else " (already there)"), *remarks(record)])
+        )
 
     for mode in config.modes:
         needed = [baseline for baseline in BASELINES if baseline in mode.split("+")]
@@ -145,8 +147,8 @@ def study(
         )
         if record is not None:
             finished["auto"] = record
-        say(f"{data.name} {context.name}.auto: {extra['adaptive']['summary']}")
-    latency = _latency(data.name, context, finished, output, latency_queries, say)
+        report(f"{data.name} {context.name}.auto: {extra['adaptive']['summary']}")
+    latency = _latency(data.name, context, finished, output, latency_queries, report)
     found = summarize(data, context, finished, output) | extra
     found["budgets"] = _budget_curve(config, finished, latency)
     found["latency"] = latency
@@ -206,7 +208,7 @@ def read_study(path: str | Path) -> dict[str, Any]:
         if found["settings"]["format"] != FORMAT:
             raise InputError(f"{path} is a study of format {found['settings']['format']}, not {FORMAT}; run it again")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no study ({error}); run search-r3 study again") from error
+        raise InputError(f"{path} is not a study ({error}); run search-r3 study again") from error
     return found
 
 
@@ -352,7 +354,7 @@ def _latency(
     finished: Mapping[str, Any],
     output: str | Path,
     count: int,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Timings of `off` and each finished budget, kept in a file of their own so that none is measured twice."""
     path = study_path(output, dataset, context.name).with_suffix("") / "latency.json"
@@ -375,5 +377,7 @@ def _latency(
             found["modes"][mode] = time_mode(context.model, [context.queries[qid] for qid in chosen], budget)
             atomic_write_text(path, json.dumps(found, indent=2) + "\n")
             timed = found["modes"][mode]["batch_1"]
-            say(f"{dataset} {context.name}.{mode}: {timed['median_ms']:.0f} ms a query, p95 {timed['p95_ms']:.0f} ms")
+            report(
+                f"{dataset} {context.name}.{mode}: {timed['median_ms']:.0f} ms a query, p95 {timed['p95_ms']:.0f} ms"
+            )
     return found

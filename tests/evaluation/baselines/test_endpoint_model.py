@@ -168,7 +168,7 @@ def test_the_cost_is_told_first_and_too_much_needs_a_yes(monkeypatch):
     monkeypatch.setattr("search_r3.evaluation.baselines.endpoint_model.is_local", lambda url: False)
     lines: list[str] = []
     with EndpointServer() as sent:
-        encode_all(encoder(sent.url, CostApproval(price=100.0, say=lines.append)), None, TEXTS[:2])
+        encode_all(encoder(sent.url, CostApproval(price=100.0, report=lines.append)), None, TEXTS[:2])
         assert lines[0] == "m: 2 documents to embed, about 13 tokens (characters / 4), under 0.01 at 100 a million"
         assert lines[1] == "texts: 1 calls, 10 tokens read, under 0.01 at 100 a million"
         sent.requests.clear()
@@ -270,7 +270,7 @@ def test_after_ctrl_c_the_calls_under_way_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr("search_r3.evaluation.baselines.endpoint_model.progress_bar", lambda *_: Interrupting())
     with EndpointServer(slow) as sent:
-        asked = encoder(sent.url, CostApproval(say=lines.append), concurrency=2)
+        asked = encoder(sent.url, CostApproval(report=lines.append), concurrency=2)
         with pytest.raises(KeyboardInterrupt):
             asked.run(asked.plan(TEXTS, "document", cache), cache)
         assert "waiting for the calls under way" in lines[0]
