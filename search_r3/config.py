@@ -1,4 +1,4 @@
-"""A YAML file into a dataclass: every key and type is checked, and what is wrong is one line.
+"""Load a YAML file into a dataclass; every key and type is checked, and errors are one line.
 
 One configuration is one YAML file; `--set loop.steps=10` overrides a key of it. A wrong key or value is reported before
 anything is loaded, with the file, the key, what was expected and the nearest valid name.
@@ -70,10 +70,10 @@ def load_config(
 
 
 def from_mapping(cls: type[Config], values: Any, where: str) -> Config:
-    """The dataclass `cls` out of a mapping that was read already, with the checks of `load_config`.
+    """The dataclass `cls` from a mapping, with the checks of `load_config`.
 
     Raises:
-        InputError: as `load_config`; `where` begins the message.
+        InputError: as `load_config`; the message starts with `where`.
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{where} must be a mapping (key: value), got {values!r}")
@@ -114,7 +114,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; an empty file is an empty one.
+    """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
         InputError: the file is missing, unreadable, not YAML (with the line) or no mapping; a key is given twice.
@@ -130,12 +130,12 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise InputError(f"{path} must hold a mapping (key: value), but holds a {type(raw).__name__}")
+        raise InputError(f"{path} must contain a mapping (key: value), but contains a {type(raw).__name__}")
     return raw
 
 
 class _Mismatch(Exception):
-    """A value that is not what its field's type wants; the message says what was expected."""
+    """A value does not match its field's type; the message says what was expected."""
 
 
 @dataclass
@@ -233,7 +233,7 @@ class _Builder:
 
 
 def _default_section(field: dataclasses.Field[Any]) -> Any:
-    """A nested section as its recipe has it when the file says nothing of it; None for other fields."""
+    """A nested section's default in its recipe; None for other fields."""
     value = field.default
     if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()

@@ -1,7 +1,7 @@
 """The tour behind `search-r3 demo`: index this machine's Python standard library, ask five questions, show everything.
 
-The corpus is real, is on every machine that can run this program, and is read with `ast`, never imported. The index is
-kept in the cache folder, so a second run starts at once and an interrupted one goes on where it stopped.
+The corpus is real, is available on every machine that can run this program, and is read with `ast`, never imported. The
+index is kept in the cache folder, so a second run starts immediately and an interrupted one resumes.
 """
 
 from __future__ import annotations
@@ -50,34 +50,23 @@ BUDGET = 32
 TOP = 3
 MAX_PASSAGES = 1500
 MAX_TOKENS = 55_000
-"""Tokens that the model reads while indexing: under three minutes at 400 tokens a second (two CPU cores, float32)."""
+"""Number of tokens to index: under three minutes at 400 tokens per second (two CPU cores, float32)."""
 TOKENS_AROUND = 10
-"""What the chat template puts behind each passage; what stands before it is run once for all."""
+"""Tokens that the chat template adds after each passage; the prefix is computed once for all."""
 MIN_WORDS = 8
 MAX_SIGNATURE = 36
 MAX_DOCSTRING = 108
 COMMIT_EVERY = 128
 MAX_WIDTH = 110
-SKIPPED = {
-    *("test", "tests", "site-packages", "dist-packages", "ensurepip", "encodings", "pydoc_data", "lib2to3", "idlelib"),
-    *("tkinter", "turtle", "turtledemo", "pickletools"),
-    *(
-        "aifc",
-        "asynchat",
-        "asyncore",
-        "cgi",
-        "cgitb",
-        "chunk",
-        "crypt",
-        "distutils",
-        "imghdr",
-        "imp",
-        "mailcap",
-        "msilib",
-    ),
-    *("nntplib", "pipes", "smtpd", "sndhdr", "sunau", "telnetlib", "uu", "xdrlib"),
-}
-"""Folders and modules left out: tests, what Debian splits off, and what newer Pythons no longer have."""
+SKIPPED = set(
+    """
+    test tests site-packages dist-packages ensurepip encodings pydoc_data lib2to3 idlelib tkinter turtle
+    turtledemo pickletools aifc asynchat asyncore cgi cgitb chunk crypt distutils imghdr imp mailcap msilib
+    nntplib pipes smtpd sndhdr sunau telnetlib uu xdrlib
+    """.split()  # noqa: SIM905 (a list of literals would be 40 lines)
+)
+"""Folders and modules to skip: tests, packages that Debian splits off, and modules removed in newer versions of
+Python."""
 
 
 # --------------------------------------------------------------------------------------------------------- the corpus
@@ -136,7 +125,7 @@ def beginning(docstring: str, limit: int = MAX_DOCSTRING) -> str:
 
 
 def choose(documents: list[SourceDocument], num_tokens: Callable[[str], int], seed: int = 0) -> list[SourceDocument]:
-    """As many of `documents` as fit into 1,500 passages and 55,000 tokens, the same ones every time, shortest first."""
+    """The shortest of `documents` that fit into 1,500 passages and 55,000 tokens; deterministic."""
     order = sorted(documents, key=lambda d: hashlib.blake2b(f"{seed}\t{d.id}".encode()).digest())
     chosen, left = [], MAX_TOKENS
     for document in order[:MAX_PASSAGES]:
@@ -180,7 +169,7 @@ def run_demo(model_name: str | None = None, *, console: Console | None = None) -
     folder = cache_dir() / "demo" / f"{model.name}-{model.contract_hash[:12]}"
     with cache_written():
         index = _index(folder, model, console)
-    index.search("warm up", model, mode="vector", max_reasoning_tokens=1)  # the first pass pays for set-up
+    index.search("warm up", model, mode="vector", max_reasoning_tokens=1)  # the first pass includes set-up
     answers = []
     for number, question in enumerate(QUESTIONS, start=1):
         off = index.search(question, model, mode="vector", k=TOP, reasoning=False)
@@ -232,7 +221,7 @@ def _is_complete(folder: Path) -> bool:
 
 @contextmanager
 def _progress(documents: list[SourceDocument], doing: str) -> Iterator[Iterator[SourceDocument]]:
-    """Yields `documents`; as they are taken, a bar moves on a terminal's stderr, elsewhere lines are written."""
+    """Yield `documents` while showing progress on stderr: a bar on a terminal, lines elsewhere."""
     if not on_terminal():
         yield _reporting(documents, doing)
         return

@@ -12,6 +12,6 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, for one of ours; its type's name if it has no text."""
+    """The first line of another library's error, for use in our messages; its type's name if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""Writing files so that a crash never leaves half of one: write aside, flush to disk, rename. And what is UTF-8 text.
+"""Atomic file writes (write to a temporary file, flush, rename), and decoding of UTF-8 text.
 
-Everything the project writes (checkpoints, runs, caches, logs' final form) goes through `atomic_path`; a disk that is
-full becomes one line, whichever library met it.
+Everything the project writes (checkpoints, runs, caches, logs' final form) goes through `atomic_path`; a full disk
+becomes a one-line error, whichever library reports it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 from search_r3.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
-"""UTF-8's byte order mark, which Windows programs put in front of a text; it is no part of it."""
+"""UTF-8's byte order mark, which Windows programs prepend to a text; it is not part of the text."""
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""What the system answers where a place may not be written."""
+"""Error numbers of paths that cannot be written."""
 _WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def expand_user(path: str | Path) -> Path:
-    """`path` with a `~` at its beginning replaced by the user's home folder.
+    """`path` with a leading `~` replaced by the user's home folder.
 
     Raises:
         InputError: there is no home folder, as in a container whose user has no entry in /etc/passwd.
@@ -39,14 +39,14 @@ def expand_user(path: str | Path) -> Path:
 
 
 def allow_no_temporary_folder() -> None:
-    """Let libraries be imported where no temporary folder can be written, as in a container with a read-only root.
+    """Allow libraries to be imported without a writable temporary folder, as in a container with a read-only root.
 
-    torch (by dill, if that is installed, and by its compiler) and others ask where temporary files go as they are
-    imported, and fail though they would write none. Who then does write one meets the system's own error, see
+    torch (through dill, if installed, and its compiler) and others look up the temporary folder on import, and fail
+    although they write nothing. Code that then does write a file gets the system's own error, see
     `no_temporary_folder`.
     """
     try:
-        if tempfile.gettempdir() != "/tmp":  # a folder that Python found to be better; libraries in Rust take /tmp
+        if tempfile.gettempdir() != "/tmp":  # Python found a better folder; libraries in Rust use /tmp
             os.environ.setdefault("TMPDIR", tempfile.gettempdir())
     except FileNotFoundError:
         named = (os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP"))
@@ -55,7 +55,7 @@ def allow_no_temporary_folder() -> None:
 
 
 def check_temporary_folder(purpose: str) -> None:
-    """Raise InputError where no temporary file can be written; `purpose` begins the message."""
+    """Raise InputError if no temporary file can be written; the message starts with `purpose`."""
     try:
         with tempfile.TemporaryFile():
             return
@@ -65,7 +65,7 @@ def check_temporary_folder(purpose: str) -> None:
 
 
 def no_temporary_folder(error: BaseException) -> str | None:
-    """A line that says what to set where `error` came about because no temporary file could be written; else None."""
+    """What to do, in one line, if `error` was caused by an unwritable temporary folder; else None."""
     if not isinstance(error, OSError) or error.errno not in (*UNWRITABLE, errno.ENOENT):
         return None
     if "No usable temporary directory" in str(error.strerror):
@@ -79,14 +79,14 @@ def no_temporary_folder(error: BaseException) -> str | None:
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """Yield a scratch path beside `target`; on a clean exit it replaces `target` in one rename, else it is removed.
+    """Yield a temporary path next to `target`; on success it replaces `target` atomically, otherwise it is removed.
 
-    Works for a file or a folder: whichever the block creates at the scratch path. A folder that already stands at
-    `target` changes places with the scratch one at once; only where the system cannot do that (Linux can) is it moved
-    away first, and for an instant neither name exists.
+    Works for files and folders, whichever the block creates there. An existing folder at `target` is exchanged
+    atomically with the new one; if the system does not support that (Linux does), it is moved away first, and for an
+    instant neither exists.
 
     Raises:
-        InputError: the disk is full or the place cannot be written; `target` is as it was before.
+        InputError: the disk is full or the path cannot be written; `target` is unchanged.
     """
     target = Path(target)
     try:
@@ -122,12 +122,12 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
         else:
-            with suppress(OSError):  # a read-only file system says so even of a file that is not there
+            with suppress(OSError):  # a read-only file system reports this even for a missing file
                 scratch.unlink(missing_ok=True)
 
 
 def atomic_write_text(target: str | Path, text: str) -> None:
-    """Write `text` (UTF-8) to `target` in one rename."""
+    """Write `text` (UTF-8) to `target` atomically."""
     with atomic_path(target) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
@@ -139,7 +139,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def why_missing(path: str | Path) -> str:
-    """What is to be said of a path where nothing is: that it does not exist, or that it is a link to such a place."""
+    """Why there is nothing at a path: it does not exist, or it is a dangling link."""
     try:
         return f"is a link to {os.readlink(path)}, which does not exist"
     except OSError:
@@ -147,10 +147,10 @@ def why_missing(path: str | Path) -> str:
 
 
 def decode_text(data: bytes, name: str | Path) -> str:
-    """The text that a file's bytes hold: UTF-8, without the byte order mark that may stand in front.
+    """A file's bytes decoded as UTF-8, without a leading byte order mark.
 
     Raises:
-        InputError: they are not UTF-8 text; `name` begins the message.
+        InputError: they are not UTF-8 text; the message starts with `name`.
     """
     if (problem := text_problem(data)) is not None:
         raise InputError(f"{name}: {problem}; save the file as UTF-8")
@@ -158,15 +158,15 @@ def decode_text(data: bytes, name: str | Path) -> str:
 
 
 def text_problem(data: bytes, at: str = "at") -> str | None:
-    """What keeps bytes from being UTF-8 text: another encoding (see `encoding_problem`), or a NUL byte; else None."""
+    """Why bytes are not UTF-8 text: another encoding (see `encoding_problem`), or a NUL byte; else None."""
     nul = "binary data or UTF-16 (a NUL byte), expected UTF-8 text" if b"\0" in data else None
     return encoding_problem(data, at) or nul
 
 
 def encoding_problem(data: bytes, at: str = "at") -> str | None:
-    """What keeps bytes from being UTF-8, in a few words ("UTF-16 text, expected UTF-8"); None where they are.
+    """Why bytes are not UTF-8, in a few words ("UTF-16 text, expected UTF-8"); None if they are.
 
-    `at` stands before the number, from 1, of the first byte that does not fit ("at column").
+    `at` precedes the number (from 1) of the first invalid byte ("at column").
     """
     if (encoding := wide_encoding(data)) is not None:
         return f"{encoding} text, expected UTF-8"
@@ -178,14 +178,14 @@ def encoding_problem(data: bytes, at: str = "at") -> str | None:
 
 
 def wide_encoding(data: bytes) -> str | None:
-    """ "UTF-16" or "UTF-32" where the bytes begin with its byte order mark, else None."""
+    """ "UTF-16" or "UTF-32" if the bytes begin with its byte order mark, else None."""
     return next((encoding for mark, encoding in _WIDE.items() if data.startswith(mark)), None)
 
 
 def remove_leftovers(*targets: str | Path) -> None:
-    """Remove what killed writers of `targets` left beside them, and put back a folder that one had moved away.
+    """Remove temporary files of killed writers of `targets`, and restore a folder that one had moved away.
 
-    Only for who holds the lock of the place: a writer that is alive would lose its file.
+    Call this only while holding the lock of `targets`: a running writer would lose its file.
     """
     for target in map(Path, targets):
         scratch = rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(?:tmp{re.escape(target.suffix)}|old)"
@@ -201,7 +201,7 @@ def remove_leftovers(*targets: str | Path) -> None:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether `error` came about because there is no space (or quota) left.
+    """Whether `error` was caused by a full disk or quota.
 
     Libraries in Rust (safetensors, Lance) raise errors of their own, with the system's words in their text.
     """
@@ -216,7 +216,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step (Linux's renameat2); False where that cannot be had."""
+    """Exchange two paths atomically (Linux's renameat2); False if not supported."""
     import ctypes
 
     try:

@@ -12,13 +12,13 @@ def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | No
     """The name of `known` that is nearest to `name`; None if none is near.
 
     Args:
-        cutoff: similarity, from 0 to 1 (difflib's ratio), that a near name has at least.
+        cutoff: minimum similarity, from 0 to 1 (difflib's ratio).
     """
     return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """A question about the nearest name of `known`, to put into a message; "" if none is near.
+    """A question suggesting the nearest name of `known`, for a message; "" if none is near.
 
     >>> f"there is no engine 'int9'; {did_you_mean('int9', ['torch', 'int8'])}choose torch or int8"
     "there is no engine 'int9'; did you mean 'int8'? choose torch or int8"

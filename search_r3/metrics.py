@@ -26,7 +26,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 
 def dcg(relevance_QN: npt.ArrayLike, k: int | None = None) -> np.ndarray:
-    """Discounted cumulative gain of grades that already stand in ranked order, (Q,) float64; `k=None` takes all ranks.
+    """Discounted cumulative gain of grades in ranked order, (Q,) float64; `k=None` uses all ranks.
 
     A single row, (N,), gives a 0-d array.
     """
@@ -35,7 +35,7 @@ def dcg(relevance_QN: npt.ArrayLike, k: int | None = None) -> np.ndarray:
 
 
 def ndcg(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike, k: int = 10) -> np.ndarray:
-    """nDCG@k of each query, (Q,) float64: DCG of the ranking over DCG of the ideal one; 0 where nothing is relevant.
+    """nDCG@k of each query, (Q,) float64: DCG of the ranking over DCG of the ideal one; 0 if nothing is relevant.
 
     `relevance_QN` holds the grades of all N documents, so relevant documents beyond rank k count in the ideal.
     """
@@ -51,14 +51,15 @@ def rank_documents(scores: Mapping[str, float], k: int | None = None) -> list[st
 
 
 def run_ndcg(run: Run, qrels: Qrels, k: int = 10) -> dict[str, float]:
-    """nDCG@k of every query in the qrels; a query that the run lacks gets 0, one that the qrels lack is left out."""
+    """nDCG@k of every query in the qrels; a query missing from the run gets 0, one missing from the qrels is
+    ignored."""
     ideal = {qid: float(dcg(sorted(grades.values(), reverse=True), _cut(k))) for qid, grades in qrels.items()}
     got = {qid: float(dcg(grades, k)) for qid, grades in _ranked_grades(run, qrels).items()}
     return {qid: got[qid] / best if best > 0 else 0.0 for qid, best in ideal.items()}
 
 
 def run_recall(run: Run, qrels: Qrels, k: int = 100) -> dict[str, float]:
-    """Recall at k of every query in the qrels; 0 for a query that the run lacks or that has nothing relevant."""
+    """Recall at k of every query in the qrels; 0 for a query missing from the run or without relevant documents."""
     _cut(k)
     totals = {qid: sum(grade > 0 for grade in grades.values()) for qid, grades in qrels.items()}
     ranked = _ranked_grades(run, qrels)
@@ -66,7 +67,7 @@ def run_recall(run: Run, qrels: Qrels, k: int = 100) -> dict[str, float]:
 
 
 def mean(values: Mapping[str, float] | Sequence[float] | np.ndarray) -> float:
-    """Mean over queries; 0.0 for none, so that an empty dev set does not become NaN in a log."""
+    """Mean over queries; 0.0 for none, so that an empty dev set does not give NaN in a log."""
     numbers = list(values.values()) if isinstance(values, Mapping) else list(values)
     return float(np.mean(numbers)) if numbers else 0.0
 

@@ -1,4 +1,4 @@
-"""Packages that only some features need: imported where used, and named in one clear line if they are missing."""
+"""Optional packages: imported where they are used, with a clear one-line error if they are missing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from search_r3.errors import InputError, first_line
 
 @contextmanager
 def optional_imports(extra: str, purpose: str) -> Iterator[None]:
-    """A context for imports from packages that the extra `extra` installs.
+    """A context for imports from packages of the extra `extra`.
 
     Args:
-        extra: of this package, in pyproject.toml.
-        purpose: what needs it, as the beginning of the message: "BM25", "the LangChain adapter".
+        extra: an extra of this package in pyproject.toml.
+        purpose: what needs it, used at the start of the message: "BM25", "the LangChain adapter".
 
     Raises:
         InputError: a package is missing, or cannot be imported.
@@ -34,6 +34,6 @@ def optional_imports(extra: str, purpose: str) -> Iterator[None]:
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Import `module`, which the extra `extra` installs; see `optional_imports`."""
+    """Import `module` of the extra `extra`; see `optional_imports`."""
     with optional_imports(extra, purpose):
         return importlib.import_module(module)

@@ -1,6 +1,6 @@
-"""Additions from other packages: what is installed beside Search-R3 and names itself in an entry-point group of ours.
+"""Plugins: extensions from other installed packages, registered in Search-R3's entry-point groups.
 
-A package adds, say, a reward without touching ours, by three lines in its own pyproject.toml (see docs/write-your-own):
+A package adds, for example, a reward by two lines in its own pyproject.toml (see docs/write-your-own):
 
     [project.entry-points."search_r3.rewards"]
     reciprocal_rank = "my_package.rewards:reciprocal_rank"
@@ -21,10 +21,10 @@ GROUPS = ("rewards", "refresh_policies", "engines", "data_sources", "index_backe
 
 
 def load_plugins(group: str) -> dict[str, Any]:
-    """What the installed packages offer in the entry-point group `search_r3.GROUP`, by name, in the order of the names.
+    """The plugins of installed packages in the entry-point group `search_r3.GROUP`, by name, sorted.
 
-    Only the packages that name something in this group are imported. Nothing is cached: a registry that is asked often
-    keeps the answer.
+    Only packages registered in this group are imported. Nothing is cached; registries that are used often should cache
+    the result.
 
     Args:
         group: one of `GROUPS`.

@@ -1,4 +1,4 @@
-"""Progress bars on standard error: one look for all that takes long, and only where someone sees it."""
+"""Progress bars on standard error, with a uniform look, shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def on_terminal() -> bool:
 def progress_bar(
     label: str, total: int, show: bool | None = None, *, transient: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """A bar with the count and the time left; yields a function that advances it by a number.
+    """A bar with the count and the remaining time; yields a function that advances it by a number.
 
     Args:
         label: what is counted, such as "encoding".
-        total: how many there are; without any, nothing is shown.
+        total: the number of items; if it is 0, nothing is shown.
         show: None shows the bar on a terminal only.
         transient: remove the bar at the end.
     """

@@ -1,8 +1,8 @@
 """The three conversations (document, query, query with reasoning) and the token whose hidden state is the embedding.
 
 The wording of the direct conversation is the paper's stage 1 (arXiv 2510.07048, section 3); that of the other two is
-ours. They are saved in every checkpoint and hashed into its embedding contract: another word gives another embedding
-space.
+ours. They are saved in every checkpoint and hashed into its embedding contract: a different wording gives a different
+    embedding space.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ EMBED_TOKEN = "<|embed_token|>"
 
 @dataclass(frozen=True)
 class Conversation:
-    """One way of asking for an embedding.
+    """The conversation that requests an embedding.
 
     Attributes:
         system: the system message.
-        answer: what the assistant says right before the embed token when the turn is given rather than written by
-            the model ("" where the model reasons).
+        answer: the assistant's text before the embed token if the turn is given rather than generated ("" if the model
+            reasons).
 
-    In the paper the turn ends with a full stop after the token. Nothing after the token is ever fed in, so it is left
-    out: the state that is the embedding should not be trained to predict a full stop.
+    In the paper the turn ends with a full stop after the token. Nothing after the token is ever fed in, so it is
+        omitted: the embedding state should not be trained to predict a full stop.
     """
 
     system: str

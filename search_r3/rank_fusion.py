@@ -14,22 +14,23 @@ from dataclasses import dataclass
 
 RRF_K = 60
 DEPTH = 100
-"""How many of each list set its scale: a score does not depend on how much further a list goes."""
+"""Number of top results that determine a list's scale, so that scores do not depend on the list's length."""
 VECTOR_WEIGHT = 0.65
 """Chosen on dev queries of six data sets: docs/indexing.md, "Hybrid search"."""
 DEVIATIONS = 10.0
-"""No score of a hundred is further from their mean: the only text with a word is 1, the others are 0."""
+"""No score of a hundred is more standard deviations from their mean: a single text with a word gets 1, the others 0."""
 LEAST_DEVIATION = 0.01
-"""Of cosines. The hundred best of a query deviate by 0.02 to 0.06; less, among a few chunks, is no evidence."""
+"""Minimum standard deviation of cosines. The top hundred of a query have 0.02 to 0.06; less, among a few chunks, is no
+evidence."""
 LEAST_SHARE = 0.02
-"""Of the best BM25 score: the least deviation of BM25 scores."""
+"""Minimum standard deviation of BM25 scores, as a share of the best score."""
 
 Scores = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What normalizes the scores of a list: its best becomes 1, `lowest` and what is below or absent the least."""
+    """Normalizes the scores of a list: the best becomes 1, `lowest` and anything below or absent the minimum."""
 
     best: float
     lowest: float
@@ -43,7 +44,8 @@ class Scale:
         return cls(best_scores[0], best_scores[-1], max(math.sqrt(variance), least_deviation))
 
     def normalize(self, score: float | None) -> float:
-        """1 less the distance from the best in DEVIATIONS standard deviations, 0 to 1; `score` is None if absent."""
+        """1 minus the distance from the best in units of DEVIATIONS standard deviations, 0 to 1; `score` is None if
+        absent."""
         below = self.best - max(self.lowest if score is None else score, self.lowest)
         return max(1.0 - below / (DEVIATIONS * self.deviation), 0.0) if below > 0.0 else 1.0
 
@@ -53,18 +55,18 @@ def fuse_scores(
 ) -> list[tuple[str, float]]:
     """Fuse two lists of one query: weight * cosine + (1 - weight) * BM25 score, both normalized.
 
-    The best of a list becomes 1; the `depth` best set its scale. What a list does not hold counts as much as the last
-    of these. Where fewer texts share a word with the query, the others have a BM25 score of 0; if none does, the words
-    count 0 for all.
+    The best of a list becomes 1; the top `depth` determine its scale. Ids missing from a list get the score of the last
+    of these. If fewer texts share a word with the query, the others have a BM25 score of 0; if none does, the words
+    contribute 0 for all.
 
     Args:
         cosines: id -> cosine, of the nearest.
         bm25: id -> BM25 score above 0, of the best.
-        weight: of the vectors, 0 to 1.
-        depth: how many of each list set its scale.
+        weight: weight of the vectors, 0 to 1.
+        depth: number of top results that determine a list's scale.
 
     Returns:
-        (id, fused score from 0 to 1), best first; among equals the larger cosine, then BM25 score, then by id.
+        (id, fused score from 0 to 1), best first; ties by larger cosine, then BM25 score, then id.
     """
     near = sorted(cosines.values(), reverse=True)[:depth]
     words = sorted(bm25.values(), reverse=True)[:depth]

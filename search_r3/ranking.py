@@ -1,8 +1,9 @@
-"""The one order of a search: score descending, compared in float32, and of equal scores the smaller row number first.
+"""The common order of all searches: score descending, compared in float32, ties by smaller row number.
 
 Every search over a matrix ranks so: the baselines, the live corpus (`environment.topk` is this order in PyTorch, for
 a GPU and for shards), mining, and the metrics of a matrix. So a search, a merge of shards, a reward and a metric never
-disagree about who stands at rank k. Run files have ids instead of row numbers: `metrics.rank_documents` is their order.
+    disagree about the document at rank k. Run files have ids instead of row numbers: `metrics.rank_documents` is their
+    order.
 
 Shape suffixes: Q queries or R rollouts (rows of a matrix), N documents (columns), K results.
 """
@@ -17,7 +18,7 @@ def top_k(scores_QN: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The best k columns of every row, best first: scores (Q, K) float32 and columns (Q, K) int64, K = min(k, N).
 
     Selection by partition, then a sort of the candidates only; every column tied with the k-th score is a candidate,
-    so that the result does not depend on how a partition happens to break ties. NaN is the caller's to refuse.
+    so that the result does not depend on how a partition happens to break ties. The caller must reject NaN.
     """
     rows, columns = scores_QN.shape
     k = min(k, columns)
@@ -47,10 +48,10 @@ def full_ranking(scores_QN: npt.ArrayLike) -> np.ndarray:
 
 
 def graded_ranking(scores_QN: npt.ArrayLike, grades_QN: npt.ArrayLike) -> np.ndarray:
-    """`full_ranking` for whoever measures a ranking: of equal scores the lower grade comes first, (Q, N) int64.
+    """`full_ranking` for metrics: ties go to the lower grade, (Q, N) int64.
 
-    So a measure never profits from a tie. In any other order an embedding space that has collapsed to one point would
-    look perfect as soon as the positives happen to come first.
+    So a metric never benefits from a tie. In any other order a collapsed embedding space would look perfect if the
+    positives happen to come first.
 
     Raises:
         ValueError: as `full_ranking`.
@@ -61,7 +62,7 @@ def graded_ranking(scores_QN: npt.ArrayLike, grades_QN: npt.ArrayLike) -> np.nda
 
 
 def rank_of_best_positive(scores_RN: npt.ArrayLike, positive_RN: npt.ArrayLike) -> np.ndarray:
-    """At which rank, from 1, the first positive column of every row stands, (R,) int64; 0 where a row has none.
+    """The rank, from 1, of the first positive column of every row, (R,) int64; 0 if a row has none.
 
     Args:
         scores_RN: scores without NaN, compared in float32.

@@ -1,4 +1,4 @@
-"""YAML as users write it: whatever is wrong with it is a `yaml.YAMLError`, which every reader turns into one line.
+"""Reading users' YAML files: all errors become a `yaml.YAMLError`, which callers turn into one line.
 
 PyYAML lets other exceptions through from values that look like a date or carry a tag: `2001-99-99` is a ValueError,
 `!!bool x` a KeyError, `!!timestamp x` an AttributeError, and deep nesting a RecursionError.
@@ -14,17 +14,17 @@ import yaml
 from search_r3.files import decode_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-"""The recipes that the source checkout brings; an installed package has none."""
+"""The recipes in a source checkout; an installed package has none."""
 
 
 def where_recipes_are(path: str | Path) -> str:
-    """What to tell a user whose recipe is not at `path`: where it is, or where recipes are."""
+    """A hint for a user whose recipe is not at `path`: where it is, or where recipes are."""
     here = CONFIGS.parent / path
     if not Path(path).is_absolute() and here.is_file():
-        return f"it is in the source checkout, and paths are taken from the folder you work in; give {here}"
+        return f"it is in the source checkout, but paths are relative to the working folder; give {here}"
     if CONFIGS.is_dir():
-        return f"recipes to begin with are in {CONFIGS}"
-    return "recipes to begin with are in configs/ of the source repository, which an installed package does not bring"
+        return f"example recipes are in {CONFIGS}"
+    return "example recipes are in configs/ of the source repository, which is not part of an installed package"
 
 
 def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:

@@ -261,9 +261,8 @@ class RetrievalEnvironment:
         Every probe's k best are among them, and its best negative too, as at most all its positives rank above it.
         """
         judged_most = max((len(grades) for grades in grades_B), default=0)
-        deep = self.config.k + int(
-            self.corpus.all_gather_rows(torch.tensor([judged_most])).max()
-        )  # one k for all processes
+        deepest = self.corpus.all_gather_rows(torch.tensor([judged_most])).max()  # one k for all processes
+        deep = self.config.k + int(deepest)
         found = self.corpus.search(probes, deep)[1]
         judged = check_rows([row for grades in grades_B for row in grades], len(self.corpus))
         columns_N = torch.cat([found.flatten().cpu(), judged]).unique()

@@ -1,1 +1,1 @@
-"""A checkpoint for others: merged, ONNX, sentence-transformers, the Hugging Face Hub."""
+"""Exporting checkpoints: merged, ONNX, sentence-transformers, the Hugging Face Hub."""

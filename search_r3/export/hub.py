@@ -1,7 +1,7 @@
 """Checkpoints to and from the Hugging Face Hub: safetensors, JSON and Markdown, and nothing else.
 
-What is pushed is listed first and checked against its contract; what is pulled is checked against the contract that it
-comes with before it gets its name here. The client is huggingface_hub's `HfApi`.
+Files are listed and checked against their contract before a push; a pulled checkpoint is verified against its contract
+before it is moved into place. The client is huggingface_hub's `HfApi`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEEDED = {"merged": ("config.json", "tokenizer.json", "tokenizer_config.json"), 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a push sends: `files` (relative paths, with sizes in bytes); it does not send `left_out`."""
+    """The contents of a push: `files` (relative paths, with sizes in bytes), without `left_out`."""
 
     folder: Path
     repo: str
@@ -70,11 +70,11 @@ def push(plan: Upload, *, private: bool = True, message: str | None = None, api:
 
     Args:
         private: make the repository private if it is a new one.
-        message: of the commit.
+        message: the commit message.
         api: a huggingface_hub `HfApi`; made here by default.
 
     Raises:
-        InputError: no network, no or a wrong token, no right to write there.
+        InputError: there is no network, the token is missing or invalid, or it does not permit writing there.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -99,8 +99,8 @@ def pull(repo: str, out: str | Path | None = None, *, revision: str | None = Non
     """Fetch a checkpoint into the new folder `out` (by default the repository's name, here); returns the folder.
 
     Raises:
-        InputError: no network, nothing there, no right to read it, it is not a Search-R3 checkpoint, or its weights
-            are not its contract's. Then nothing is left behind.
+        InputError: there is no network, the repository does not exist or cannot be read, it is not a Search-R3
+            checkpoint, or its weights do not match its contract. Nothing is left behind then.
     """
     from huggingface_hub import HfApi
 
@@ -141,7 +141,7 @@ def _checked(folder: Path) -> tuple[str, Contract]:
     adapter = kind == "adapter"
     found = weights_sha256(folder, ADAPTER_FILE) if adapter else weights_sha256(folder)
     if found != (contract.adapter_weights if adapter else record.get("weights")):
-        raise InputError(f"{folder}: the weights are not those of its contract; fetch or export it again")
+        raise InputError(f"{folder}: the weights do not match its contract; download or export it again")
     return kind, contract
 
 

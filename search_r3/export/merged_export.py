@@ -21,7 +21,7 @@ Format = Literal["safetensors", "sentence-transformers", "int8", "onnx"]
 
 @dataclass(frozen=True)
 class Export:
-    """What was written: `files` are relative to `folder`, `bytes` is their sum."""
+    """The exported files: `files` are relative to `folder`, `bytes` is their total size."""
 
     folder: Path
     format: Format
@@ -33,13 +33,13 @@ class Export:
 
 
 def export_model(model: Any, out: str | Path, format: Format = "safetensors") -> Export:
-    """Write a loaded SearchR3 model, merged, to the new folder `out`, in one rename.
+    """Write a loaded SearchR3 model, merged, to the new folder `out`, atomically.
 
     The folder holds safetensors (or model.onnx), the tokenizer, the contract, golden vectors and a model card.
 
     Raises:
         InputError: `out` is not empty, the format is unknown, the disk is full, sentence-transformers' prompts cannot
-            stand for the model's conversations, the int8 engine does not run this model, or see `write_onnx`.
+            express the model's conversations, the int8 engine does not run this model, or see `write_onnx`.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}; choose one of: {', '.join(get_args(Format))}")
@@ -109,7 +109,7 @@ def card(model: Any, format: Format) -> str:
 
 
 def _loading(model: Any, format: Format) -> list[str]:
-    """The lines of a card that say how safetensors are loaded."""
+    """The section of a card on loading safetensors."""
     lines = [
         f"A Search-R3 model, its adapter merged into its base ({model.dtype}, {model.dimension} dimensions). Contract "
         f"`{model.contract_hash[:12]}`: embeddings of any model of this contract can be compared.",
@@ -146,7 +146,7 @@ def _loading(model: Any, format: Format) -> list[str]:
 
 
 def _public(base: str) -> str:
-    """The base's name without its path on this machine; it is for information, and not hashed."""
+    """The base's name without local path; informational only, not hashed."""
     return Path(base).name if expand_user(base).is_dir() else base
 
 

@@ -25,17 +25,18 @@ from search_r3.model.tokenization import encode_as_text
 from search_r3.prompts import EMBED_TOKEN, PromptTemplate
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-"""What the extra `onnx` installs."""
+"""The packages of the extra `onnx`."""
 GRAPH_FILE = "model.onnx"
 SETTINGS_FILE = "onnx.json"
 OUTPUT = "embedding"
 SIDES = ("document", "query")
 OPSET = 18
-"""ONNX operators of December 2022: servers that are some years old support them, and the decoder needs none newer."""
+"""The ONNX opset of December 2022, which older servers support; the decoder needs nothing newer."""
 ONE_FILE = 1_800_000_000
-"""Bytes of weights that fit model.onnx itself: protobuf ends at 2 GiB, so larger ones go into a file beside it."""
+"""Largest weights in bytes stored in model.onnx itself; protobuf is limited to 2 GiB, so larger ones go into a separate
+file."""
 TOLERANCE = 1e-4
-"""The largest difference of any component, of unit rows in float32, between onnxruntime and SearchR3."""
+"""Largest allowed difference of a component between onnxruntime's and SearchR3's float32 unit rows."""
 
 
 def check_installed() -> None:
@@ -179,7 +180,7 @@ def _write_graph(file: Path, model: Any) -> None:
 
     decoder = decoder_of(model.checkpoint.model)
     device = next(decoder.parameters()).device
-    # Two rows of unequal length: sizes of 0 and 1 would be taken for constants. It is traced here, and not by
+    # Two rows of unequal length, since sizes of 0 and 1 are treated as constants. It is traced here, and not by
     # torch.onnx.export, because that one would trace twice.
     example = (torch.ones(2, 5, dtype=torch.long, device=device), torch.tensor([[1] * 5, [1] * 3 + [0] * 2]).to(device))
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
@@ -223,7 +224,7 @@ def _embedder(decoder: Any) -> Any:
                 position_ids=(attention_mask.cumsum(1) - 1).clamp_min(0),
                 use_cache=False,
             ).last_hidden_state
-            last_B = (attention_mask * columns).amax(1)  # wherever the padding stands
+            last_B = (attention_mask * columns).amax(1)  # independent of the padding side
             return torch.nn.functional.normalize(states_BLD[rows, last_B].float(), dim=-1)
 
     return Embedder().eval()
@@ -233,7 +234,7 @@ def _embedder(decoder: Any) -> Any:
 def _traceable(decoder: Any) -> Iterator[None]:
     """Attention as plain products and a softmax, which every runtime supports, and weights without gradients.
 
-    Those that an engine laid out anew in inference mode cannot be traced with one.
+    Weights that an engine rearranged in inference mode cannot be traced with gradients.
     """
     import torch
 

@@ -1,4 +1,5 @@
-"""Makes a merged export loadable by `SentenceTransformer(path)`, for direct embedding, with that library's own modules.
+"""Make a merged export loadable by `SentenceTransformer(path)`, for direct embedding, using only that library's
+modules.
 
 A conversation is the prompt ("document" or "query"), the text, and the given answer with the embed token, which the
 tokenizer appends to every text; the last token's state, normalized, is the embedding (https://sbert.net).
@@ -15,7 +16,7 @@ from search_r3.files import atomic_write_text
 from search_r3.prompts import PromptTemplate
 
 TEXT_TOKENS = 512
-"""What `SearchR3.encode_document` keeps of a text by default."""
+"""Tokens that `SearchR3.encode_document` keeps of a text by default."""
 SIDES = ("document", "query")
 # sentence-transformers reads each module's class from modules.json: 5 knows these names, 6 still does.
 MODULES = [
@@ -26,10 +27,10 @@ MODULES = [
 
 
 def write_modules(folder: Path, model: Any) -> None:
-    """Write what sentence-transformers needs beside a merged model that `SearchR3.save_pretrained` wrote to `folder`.
+    """Add the files that sentence-transformers needs to a merged model saved to `folder` by `SearchR3.save_pretrained`.
 
     The tokenizer there is changed: with special tokens it appends the end of the conversation to the text. SearchR3
-    never asks for special tokens, so it loads the folder as before.
+        never adds special tokens, so it still loads the folder.
 
     Args:
         model: the SearchR3 model that was saved.
@@ -72,7 +73,7 @@ def write_modules(folder: Path, model: Any) -> None:
 
 
 def _append_ending(folder: Path, suffix: tuple[int, ...]) -> None:
-    """Make the tokenizer append `suffix` to what it is asked to add special tokens to."""
+    """Make the tokenizer append `suffix` whenever special tokens are added."""
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 

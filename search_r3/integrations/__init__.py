@@ -1,1 +1,1 @@
-"""SearchR3 in other people's frameworks: thin adapters, each in a module that only those who use it import."""
+"""Adapters for other frameworks, each in a module that is imported only where it is used."""

@@ -1,7 +1,7 @@
-"""What every framework's embedder shares: settings, a model that is loaded on first use, lists of floats out.
+"""The encoder shared by all framework adapters: settings, a model loaded on first use, and lists of floats as output.
 
-Frameworks call from several threads and know queries from documents; the model does one thing at a time, and only
-queries are reasoned about.
+Frameworks call it from several threads and distinguish queries and documents; calls to the model are serialized, and
+only queries are reasoned about.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from search_r3.files import expand_user
 UNSEEN = frozenset({"Cc", "Cf", "Cs"})
 """Unicode's categories of control and format characters and of halves of surrogate pairs."""
 MAX_NAMED = 5
-"""Places or ids that a warning names."""
+"""Number of texts that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class EncodingConfig:
     """How texts are embedded."""
 
     model: str = ""
-    """What `SearchR3.from_pretrained` takes; "" is the newest adapter, else the untrained base."""
+    """Name of the model, as for `SearchR3.from_pretrained`; "" is the package's default adapter."""
     reasoning: bool = True
     """Let the model reason about a query before it embeds it. Documents are embedded directly."""
     max_reasoning_tokens: int = 32
-    """Tokens that it may reason at most."""
+    """Maximum number of reasoning tokens."""
     batch_size: int = 32
-    """Texts in one pass; it does not change the result."""
+    """Texts per forward pass; it does not change the result."""
     max_length: int | None = None
     """Tokens kept of each document; 512 by default."""
     device: str | None = None
-    """ "cpu", "cuda", ...; None takes a GPU where there is one."""
+    """ "cpu", "cuda", ...; None uses a GPU if there is one."""
     dtype: str = "auto"
     """ "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16"."""
 
@@ -59,7 +59,7 @@ class TextEncoder:
 
     Args:
         config: the settings.
-        loaded: a model that is loaded already; `config.model`, `device` and `dtype` are not looked at then.
+        loaded: an already loaded model; `config.model`, `device` and `dtype` are then ignored.
     """
 
     def __init__(self, config: EncodingConfig, loaded: Any = None) -> None:
@@ -73,7 +73,7 @@ class TextEncoder:
 
     @property
     def model(self) -> Any:
-        """The SearchR3 model, loaded now if it was not yet.
+        """The SearchR3 model, loaded on first use.
 
         Raises:
             InputError: an unknown or damaged model, an unknown device or dtype; or another model than the one that was
@@ -99,10 +99,10 @@ class TextEncoder:
         """The unit vector of a query, as a list of `dimension` floats.
 
         Raises:
-            InputError: it holds no visible character, or is no string.
+            InputError: it contains no visible character, or is not a string.
         """
-        if isinstance(text, str) and not has_visible_character(text):
-            raise InputError("the query is empty: it holds no visible character")
+        if isinstance(text, str) and not has_visible(text):
+            raise InputError("the query is empty: it contains no visible character")
         (row,) = self._encode(
             [replace_lone_surrogates(text)],
             "encode_query",
@@ -114,12 +114,12 @@ class TextEncoder:
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """One unit vector a document, as a list of `dimension` floats.
 
-        A text without any visible character gets a vector that no search finds: the opposite of a full stop's, as all
-        embeddings lie on one side (a zero vector would be nearer than half of them by Euclidean distance). A warning
-        names such texts.
+        A text without any visible character gets a vector that no search retrieves: the negative of a full stop's, as
+            all embeddings lie in one half-space (a zero vector would be closer than most by Euclidean distance). A
+            warning names such texts.
 
         Raises:
-            InputError: a text is no string; the place is named.
+            InputError: a text is not a string; its position is named.
         """
         rows = self.embed_documents_or_none(texts)
         empty = [place for place, row in enumerate(rows) if row is None]
@@ -129,8 +129,8 @@ class TextEncoder:
             self._unfindable = [-value for value in self._encode(["."], "encode_document")[0]]
         named = ", ".join(str(place + 1) for place in empty[:MAX_NAMED]) + (", ..." if len(empty) > MAX_NAMED else "")
         warnings.warn(
-            f"{len(empty)} of {len(rows)} texts hold no visible character (number {named}): they get a vector that no "
-            "search finds",
+            f"{len(empty)} of {len(rows)} texts contain no visible character (number {named}): they get a vector "
+            "that no search finds",
             stacklevel=3,
         )
         return [row or list(self._unfindable) for row in rows]
@@ -205,7 +205,7 @@ def name_and_model(model: Any) -> tuple[str, Any]:
     """What a framework's user gave as the model -> (name, loaded model or None).
 
     Raises:
-        InputError: it is neither a name, nor a path, nor a model.
+        InputError: it is not a name, path or model.
     """
     from os import PathLike, fspath
 

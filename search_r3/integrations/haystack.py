@@ -1,7 +1,6 @@
 """SearchR3 as Haystack 2 components: `SearchR3TextEmbedder` for queries, `SearchR3DocumentEmbedder` for documents.
 
-Both can be written to and read from a pipeline's YAML, so they are made from plain values; the model is loaded by
-`warm_up`.
+Both can be serialized to a pipeline's YAML, so their arguments are plain values; `warm_up` loads the model.
 """
 
 # No "from __future__ import annotations" here: Haystack reads the annotations of `run` as objects.
@@ -19,14 +18,14 @@ with optional_imports("haystack", "Haystack's components"):
 
 
 class _Embedder:
-    """What both components are to a pipeline: written to its YAML, read from it, and warmed up."""
+    """The serialization and warm-up of both components."""
 
     SETTINGS: ClassVar[tuple[str, ...]]
-    """What it is made from: attributes of its own, or of the encoder's configuration."""
+    """The init parameters: attributes of the component or of the encoder's configuration."""
     encoder: TextEncoder
 
     def to_dict(self) -> dict[str, Any]:
-        """As a pipeline's YAML holds it: what the component was made from."""
+        """The component's init parameters, for a pipeline's YAML."""
         holders = {name: self if hasattr(self, name) else self.encoder.config for name in self.SETTINGS}
         return default_to_dict(self, **{name: getattr(holder, name) for name, holder in holders.items()})
 
@@ -36,7 +35,7 @@ class _Embedder:
         return default_from_dict(cls, data)
 
     def warm_up(self) -> None:
-        """Load the model. Raises InputError if there is none by that name, or it is damaged."""
+        """Load the model. Raises InputError if it does not exist or is damaged."""
         _ = self.encoder.model
 
 
@@ -45,7 +44,7 @@ class SearchR3TextEmbedder(_Embedder):
     """Embeds a query, after reasoning about it.
 
     Args:
-        model: a name, a folder or a hub id; "" is the newest adapter.
+        model: a name, a folder or a hub id; "" is the package's default adapter.
         reasoning, max_reasoning_tokens, device, dtype: see `search_r3.integrations.framework_encoder.EncodingConfig`.
 
     Raises:
@@ -69,7 +68,7 @@ class SearchR3TextEmbedder(_Embedder):
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     def run(self, text: str) -> dict[str, Any]:
-        """Embed a query; `meta` names the model and its contract. Raises InputError for one that holds no visible
+        """Embed a query; `meta` names the model and its contract. Raises InputError for a query without a visible
         character."""
         if not isinstance(text, str):
             raise InputError(
@@ -84,18 +83,23 @@ class SearchR3DocumentEmbedder(_Embedder):
     """Embeds documents, without reasoning.
 
     Args:
-        model: a name, a folder or a hub id; "" is the newest adapter.
+        model: a name, a folder or a hub id; "" is the package's default adapter.
         batch_size, max_length, device, dtype: see `search_r3.integrations.framework_encoder.EncodingConfig`.
-        meta_fields_to_embed: fields of `meta` that are put before the content, such as "title".
-        embedding_separator: what stands between them; a blank, as in the model's training and in our own index.
+        meta_fields_to_embed: fields of `meta` prepended to the content, such as "title".
+        embedding_separator: their separator; a space, as in the model's training and in Search-R3's own index.
 
     Raises:
         InputError: a setting is wrong.
     """
 
     SETTINGS = (
-        *("model", "batch_size", "max_length", "meta_fields_to_embed", "embedding_separator"),
-        *("device", "dtype"),
+        "model",
+        "batch_size",
+        "max_length",
+        "meta_fields_to_embed",
+        "embedding_separator",
+        "device",
+        "dtype",
     )
 
     def __init__(
@@ -117,13 +121,13 @@ class SearchR3DocumentEmbedder(_Embedder):
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     def run(self, documents: list[Document]) -> dict[str, Any]:
-        """Copies of the documents with their embeddings; the given ones stay as they are.
+        """Copies of the documents with their embeddings; the originals are unchanged.
 
         A document that has no text to embed (its content is None or has no visible character) is passed on without an
         embedding, and a warning names it.
 
         Raises:
-            InputError: what is given is no list of documents.
+            InputError: `documents` is not a list of documents.
         """
         if not isinstance(documents, list) or any(not isinstance(document, Document) for document in documents):
             raise InputError("SearchR3DocumentEmbedder takes a list of Documents; a query goes to SearchR3TextEmbedder")

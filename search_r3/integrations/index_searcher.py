@@ -1,7 +1,7 @@
-"""An index with its model, opened once and asked by several threads: what the retriever, agents and RAG search with.
+"""An index with its model, opened once and searched from several threads, by the retriever, agents and RAG.
 
-The model is loaded at the first search that needs one; it is the one that the index was made with. Searches by words
-need none, and do not wait for one that is being loaded.
+The model that the index was built with is loaded at the first search that needs it. Searches by words need no model,
+and do not wait while it is loaded.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class IndexSearcher:
 
     @property
     def index(self) -> IndexHandle:
-        """The opened index, which is followed where it changes."""
+        """The opened index, which follows changes on disk."""
         with self._opening:
             if self._index is None:
                 from search_r3.index.index_handle import IndexHandle
@@ -72,7 +72,7 @@ class IndexSearcher:
 
     @property
     def name(self) -> str:
-        """The last part of where the index is."""
+        """The last component of the index's path."""
         return Path(self.path).name
 
     @property
@@ -84,7 +84,7 @@ class IndexSearcher:
         return self._name or model_of_index(info.model_name, info.model_source, self.path)
 
     def load(self, reasoning: bool | Literal["auto"] = True) -> Any:
-        """The index's model, loaded now if it was not yet.
+        """The index's model, loaded on first use.
 
         Raises:
             InputError: it is not found or another one, or `reasoning` is "auto" and it keeps no rule for that.
@@ -137,10 +137,10 @@ class LazyIndexSearcher(IndexSearcher):
     """An `IndexSearcher` that opens its index when it is first asked for something, so that a program starts quickly.
 
     Raises:
-        InputError: there is no folder of that name; whether it is an index is found out when it is opened.
+        InputError: there is no folder of that name; whether it is an index is checked when it is opened.
     """
 
     def open(self) -> None:
-        """Only see that there is something to open; LanceDB is not imported for that."""
+        """Only check that there is something to open, without importing LanceDB."""
         if isinstance(self.path, Path) and not self.path.exists():
             super().open()

@@ -1,4 +1,4 @@
-"""SearchR3 for LangChain: `SearchR3Embeddings` for any vector store, `SearchR3Retriever` over an index of ours.
+"""SearchR3 for LangChain: `SearchR3Embeddings` for any vector store, `SearchR3Retriever` for a Search-R3 index.
 
 Both pass `langchain-tests`' standard suites (https://docs.langchain.com/oss/python/contributing/standard-tests-langchain).
 """
@@ -31,7 +31,7 @@ class SearchR3Embeddings(Embeddings):
         >>> embeddings.embed_query("how do I delete a folder")
 
     Args:
-        model: a name, a folder, a hub id or a loaded SearchR3; None is the newest adapter.
+        model: a name, a folder, a hub id or a loaded SearchR3; None is the package's default adapter.
         settings: the fields of `search_r3.integrations.framework_encoder.EncodingConfig`: reasoning,
             max_reasoning_tokens, batch_size, max_length, device, dtype.
 
@@ -44,9 +44,9 @@ class SearchR3Embeddings(Embeddings):
         self.encoder = TextEncoder(EncodingConfig(model=name, **settings), loaded)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One unit vector a text; one without a visible character gets a vector that no search finds, and a warning
-        names it."""
-        return self.encoder.embed_documents(texts)
+        """One unit vector per text; a text without a visible character gets a vector that no search retrieves, and a
+        warning names it."""
+        return self.encoder.documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
         """The unit vector of a query. Raises InputError for one without a visible character."""
@@ -54,7 +54,7 @@ class SearchR3Embeddings(Embeddings):
 
 
 class SearchR3Retriever(BaseRetriever):
-    """A `search-r3` index as a LangChain retriever. What it finds are chunks; `metadata` says where they stand.
+    """A `search-r3` index as a LangChain retriever. Its documents are chunks; `metadata` gives their locations.
 
     `metadata` holds the document's own fields and, over them, document, title, path, start_line, end_line and score.
 
@@ -70,19 +70,19 @@ class SearchR3Retriever(BaseRetriever):
     model: Any = None
     """The index's model, where it is not found by the name that the index keeps; or a loaded SearchR3."""
     k: int = 5
-    """How many chunks; `invoke(query, k=...)` may ask for another number."""
+    """Number of chunks; `invoke(query, k=...)` overrides it."""
     mode: Literal["hybrid", "vector", "text"] = "hybrid"
-    """By meaning and by words, by meaning, or by words."""
+    """Search by vectors and words, by vectors, or by words."""
     vector_weight: float = VECTOR_WEIGHT
-    """How much the vectors count in a hybrid search, 0 to 1; the words count the rest."""
+    """Weight of the vectors in a hybrid search, 0 to 1; the rest is the weight of the words."""
     reasoning: bool | Literal["auto"] = True
-    """Let the model reason about the query first; "auto": where its rule expects that to help."""
+    """Whether the model reasons about the query first; "auto" does so if its rule expects that to help."""
     max_reasoning_tokens: int = 32
-    """Tokens that it may reason at most."""
+    """Maximum number of reasoning tokens."""
     where: str | None = None
     """An SQL condition on the metadata, see `search-r3 search --help`."""
     device: str | None = None
-    """ "cpu", "cuda", ...; None takes a GPU where there is one."""
+    """ "cpu", "cuda", ...; None uses a GPU if there is one."""
     dtype: str = "auto"
     """See `SearchR3.from_pretrained`."""
 

@@ -24,7 +24,7 @@ class SearchR3Embedding(BaseEmbedding):
         >>> Settings.embed_model = SearchR3Embedding("search-r3-smollm2-135m-sft")  # doctest: +SKIP
 
     Args:
-        model: a name, a folder, a hub id or a loaded SearchR3; None is the newest adapter.
+        model: a name, a folder, a hub id or a loaded SearchR3; None is the package's default adapter.
         reasoning, max_reasoning_tokens, max_length, device, dtype: see
             `search_r3.integrations.framework_encoder.EncodingConfig`.
         others: LlamaIndex's own, such as embed_batch_size.
@@ -34,9 +34,9 @@ class SearchR3Embedding(BaseEmbedding):
     """
 
     reasoning: bool = Field(default=True, description="Reason about a query before it is embedded.")
-    max_reasoning_tokens: int = Field(default=32, description="Tokens that it may reason at most.")
+    max_reasoning_tokens: int = Field(default=32, description="Maximum number of reasoning tokens.")
     max_length: int | None = Field(default=None, description="Tokens kept of each text.")
-    device: str | None = Field(default=None, description="cpu, cuda, ...; a GPU where there is one.")
+    device: str | None = Field(default=None, description="cpu, cuda, ...; a GPU if there is one.")
     dtype: str = Field(default="auto", description="auto, float32 or bfloat16.")
 
     _encoder: TextEncoder = PrivateAttr()
@@ -59,7 +59,7 @@ class SearchR3Embedding(BaseEmbedding):
         self._encoder = TextEncoder(config, loaded)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """LlamaIndex makes it anew from its fields; the encoder knows the model, device and number format that were."""
+        """LlamaIndex recreates the object from its fields; the encoder keeps the model, device and dtype."""
         super().__setstate__(state)
         encoder = (state.get("__pydantic_private__") or {}).get("_encoder")
         if encoder is not None:

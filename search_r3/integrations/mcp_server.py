@@ -22,7 +22,7 @@ with optional_imports("mcp", "agents' access by MCP"):
     from pydantic import BaseModel, Field
 
 MAX_PASSAGES = 50
-"""What an agent may ask for at once; its context is small."""
+"""Maximum number of results per call, since an agent's context is limited."""
 
 
 class Passage(BaseModel):
@@ -32,7 +32,7 @@ class Passage(BaseModel):
     id: str
     title: str
     text: str
-    path: str = Field(description="The file that it stands in; empty where the source was no file.")
+    path: str = Field(description="The file it is from; empty if the source is not a file.")
     start_line: int
     end_line: int
     score: float
@@ -115,7 +115,7 @@ class IndexServer(MCPServer):
                 found = searcher.search(
                     query, k=k, mode=mode, where=where, reasoning=self._reasoning, max_reasoning_tokens=self._budget
                 )
-            except InputError as error:  # the agent can fix it: any other error is ours and hidden from it
+            except InputError as error:  # the agent can fix it; all other errors are internal and hidden from it
                 raise ToolError(str(error)) from error
             return SearchResults(
                 query=found.query,
@@ -126,7 +126,7 @@ class IndexServer(MCPServer):
         self.add_tool(
             search,
             description=f"Search {searcher.name} ({about}) and return the passages that answer the query, best "
-            "first, with the places where they stand.",
+            "first, with their locations.",
             annotations=ToolAnnotations(
                 title="Search", read_only_hint=True, idempotent_hint=True, open_world_hint=False
             ),
@@ -148,7 +148,7 @@ def build_server(
 def serve_stdio(
     searcher: IndexSearcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
 ) -> None:
-    """Serve until the client hangs up. The model is loaded meanwhile, so that the client need not wait to connect."""
+    """Serve until the client disconnects. The model is loaded in the background, so that connecting is fast."""
     server = IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, load=True)
     server.run("stdio")
 

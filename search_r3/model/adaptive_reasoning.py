@@ -1,8 +1,9 @@
 """Adaptive reasoning, `reasoning="auto"`: whether to reason about a query is predicted from its direct search's scores.
 
 A logistic regression on four features of the best cosines (how high, how far apart, how even), fitted to where
-reasoning helped on dev queries and kept as JSON beside the adapter. Reasoning only where the query needs it is AdaQR's
-idea (arXiv 2510.21727); the spread of scores as a sign of a query's difficulty is older (Shtok et al. 2012).
+reasoning helped on dev queries and stored as JSON next to the adapter. The idea of reasoning only about queries that
+need it is from AdaQR (arXiv 2510.21727); the spread of scores as an indicator of query difficulty is older (Shtok et
+al. 2012).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ BIAS_FEATURE = 10.0
 """Divides the penalty on the bias by its square: it is small, as all queries may be of one class, but not 0."""
 FOLDS = 5
 MIN_DIFFERENT = 8
-"""Queries on which the two modes must differ, at least: with fewer than two a feature, anything fits."""
+"""Minimum number of queries on which the two modes differ; fewer than two per feature would overfit."""
 ALWAYS, NEVER = -1e9, 1e9
 
 
@@ -43,8 +44,8 @@ class AdaptiveRule:
         contract_hash: of the model whose cosines it was fitted on; they mean nothing for another.
         weights, mean, scale: one number for each of FEATURES.
         bias: of the regression: at threshold 0 the rule reasons where it expects a gain.
-        threshold: chosen for the share of the gain that was wanted; ALWAYS or NEVER where that is best.
-        depth: how many of the best scores it looks at.
+        threshold: chosen for the desired share of the gain; ALWAYS or NEVER if that is best.
+        depth: number of top scores that are used.
         temperature: of the softmax behind the entropy.
         about: where it was fitted and what it reached there, for information.
     """
@@ -84,7 +85,7 @@ class AdaptiveRule:
             target: share of the gain of reasoning everywhere, over 0 and at most 1.
 
         Raises:
-            InputError: too few queries that differ, shapes or a target that do not fit, or no scikit-learn.
+            InputError: too few queries differ, shapes or the target are invalid, or scikit-learn is not installed.
         """
         features_QF = score_features(scores_QK, depth, TEMPERATURE)
         gains_Q = np.asarray(differences_Q, dtype=np.float64)
@@ -139,7 +140,7 @@ class AdaptiveRule:
         return self.priority(scores_QK) >= self.threshold
 
     def save(self, path: str | Path) -> None:
-        """Write the rule as JSON, in one rename; into an adapter's folder under ADAPTIVE_FILE `SearchR3` finds it."""
+        """Write the rule as JSON, atomically; `SearchR3` finds it in an adapter's folder under ADAPTIVE_FILE."""
         record = {"format": FORMAT, "features": FEATURES, **asdict(self)}
         atomic_write_text(path, json.dumps(record, indent=2) + "\n")
 
@@ -148,7 +149,7 @@ class AdaptiveRule:
         """Read a rule.
 
         Args:
-            contract_hash: of the model that it is to be used with; None does not check.
+            contract_hash: that of the model it is used with; None skips the check.
 
         Raises:
             InputError: no such file, a damaged one, one of another version, or a rule for another model.

@@ -59,7 +59,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads(file.read_text(encoding="utf-8"))
         record["kind"], record["contract"]["base_weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged, get it again") from error
+        raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged, download it again") from error
     return record
 
 
@@ -195,7 +195,7 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
                 f"{contract.base} now give {str(found)[:12]}; get the base it was trained on"
             )
     if weights_sha256(folder, ADAPTER_FILE) != contract.adapter_weights:
-        raise InputError(f"{folder}: the adapter's weights are not the contract's; fetch or train it again")
+        raise InputError(f"{folder}: the adapter's weights do not match the contract; download or train it again")
     try:
         with quiet_transformers():
             model: Any = PeftModel.from_pretrained(base.model, str(folder), is_trainable=not merge)

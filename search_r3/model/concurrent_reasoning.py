@@ -1,4 +1,4 @@
-"""Queries that are reasoned about concurrently, each begun and ended at its own time: `SearchR3.reason` for a server.
+"""Concurrent reasoning about queries that join and finish independently: `SearchR3.reason` for a server.
 
 The rows are the engine's continuous batch; here are the conversation and the text around them.
 """

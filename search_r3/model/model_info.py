@@ -1,4 +1,4 @@
-"""Which models have a name here and what they are, which one an index needs, and the check of golden vectors."""
+"""Information on named models, the model that an index needs, and the check of golden vectors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def model_of_index(name: str, source: str, index: Path | str) -> str:
     """What to load for an index that was made with the model called `name`, loaded from `source`.
 
     Raises:
-        InputError: it is not where it was, so the user must say where it is.
+        InputError: it is not found, so the user must give its path.
     """
     for known in (source, name, name.removesuffix("-base")):
         if known in known_names() or (known and Path(known).is_dir()) or known.count("/") == 1:
             return known
-    raise InputError(f"{index} was made with {name}, which has no name here; give its folder with --model FOLDER")
+    raise InputError(f"{index} was made with {name}, which is not a known name; give its folder with --model FOLDER")
 
 
 def known_models() -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
     assert record is not None  # known_names lists only folders that have one
     file = folder / ADAPTER_FILE
     if not file.is_file():
-        raise InputError(f"{file} is missing; fetch or train the adapter again, or remove its folder")
+        raise InputError(f"{file} is missing; download or train the adapter again, or remove its folder")
     card = folder / "README.md"
     declared = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
     return {

@@ -138,7 +138,7 @@ def default_model() -> str:
 def resolve(name_or_path: str | Path) -> Path:
     """The folder (config, safetensors, tokenizer, maybe an adapter) that `name_or_path` stands for.
 
-    A local folder is taken as it is; then come adapters that have names here, bundled bases (converted on first use),
+    A local folder is used as given; then come named adapters, bundled bases (converted on first use),
     and names with a slash, which are downloaded from the hub (safetensors and tokenizer only).
 
     Raises:
@@ -224,7 +224,7 @@ def _from_hub(name: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         no_home = isinstance(error, RuntimeError) and "home directory" in reason
         if no_home or (isinstance(error, OSError) and error.errno in UNWRITABLE):
-            raise InputError(f"{name} cannot be kept ({reason}); set HF_HOME to a folder you may write to") from error
+            raise InputError(f"{name} cannot be stored ({reason}); set HF_HOME to a folder you may write to") from error
         raise InputError(f"no model {name!r}: no such folder, and the hub answered: {reason}") from error
 
 
@@ -251,7 +251,7 @@ def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the weights in {folder} are damaged ({error}); fetch or train them again") from error
+        raise InputError(f"the weights in {folder} are damaged ({error}); download or train them again") from error
     if note is not None:
         with contextlib.suppress(InputError):  # without a cache it is computed each time
             atomic_write_text(note, digest + "\n")
@@ -264,7 +264,7 @@ def _hash_tensors(files: list[Path]) -> str:
         with open(file, "rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
             if size > file.stat().st_size:
-                raise InputError(f"{file} is no safetensors file; fetch or train it again")
+                raise InputError(f"{file} is not a safetensors file; download or train it again")
             header = json.loads(handle.read(size))
         for name, entry in header.items():
             if name != "__metadata__":
@@ -279,7 +279,7 @@ def _hash_tensors(files: list[Path]) -> str:
             while length > 0:
                 piece = handle.read(min(length, 1 << 24))
                 if not piece:
-                    raise InputError(f"{file} ends in the middle of tensor {name}; fetch the model again")
+                    raise InputError(f"{file} ends in the middle of tensor {name}; download the model again")
                 digest.update(piece)
                 length -= len(piece)
     return digest.hexdigest()

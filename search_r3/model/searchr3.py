@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +111,7 @@ class SearchR3:
 
         Args:
             name_or_path: a name that `search-r3 models` lists, a folder, or a hub id; None loads the default adapter.
-            device: "cpu", "cuda", ...; None takes a GPU where there is one.
+            device: "cpu", "cuda", ...; None uses a GPU if there is one.
             engine: "auto" or "torch"; "int8" runs the Llama family on a CPU faster than float32, at a small cosine
                 distance from it; it is made on first use and kept in the cache folder (docs/engines.md). "vllm" lets
                 vLLM write the reasoning on a GPU. Or an engine that an installed package adds.
@@ -193,7 +193,7 @@ class SearchR3:
 
         Args:
             texts: non-empty texts; here and wherever texts are taken, each may also be `Tokens`.
-            batch_size: rows a pass; it does not change the result. Texts of similar length share a pass.
+            batch_size: rows per forward pass; it does not change the result. Texts of similar length share a pass.
             show_progress_bar: None shows one on a terminal for more than 200 texts.
             max_length: tokens of each text that are kept; 512 by default.
 
@@ -232,7 +232,7 @@ class SearchR3:
         self,
         texts: Sequence[Text],
         *,
-        reasoning: bool | Literal["auto"] = True,
+        reasoning: bool = True,
         max_reasoning_tokens: int = 32,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -241,8 +241,8 @@ class SearchR3:
 
         Args:
             reasoning: True reasons in at most `max_reasoning_tokens` tokens before the embed token (greedily, so the
-                result is the same every time); False embeds directly. "auto" is for searches: it decides by the scores
-                of a direct search, which an encoder does not have, so it is refused here (see `SearchIndex.search`).
+                result is the same every time); False embeds directly. "auto" is available only in searches, since it
+                depends on the scores of a direct search (see `SearchIndex.search`).
 
         Returns:
             float32 (len(texts), dimension), unit rows.

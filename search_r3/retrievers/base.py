@@ -1,4 +1,4 @@
-"""What a retriever is, for mining negatives and for evaluation: something that indexes texts and ranks them.
+"""The retriever protocol, for mining negatives and for evaluation: index texts, then rank them.
 
 Search-R3's baselines (BM25, any sentence-transformers model) implement this protocol, so that every comparison searches
 the same texts for the same queries and breaks ties in the same way.
@@ -21,15 +21,15 @@ class Retriever(Protocol):
     name: str
 
     def index(self, documents: list[str]) -> None:
-        """Take `documents` (each one's full text) as the corpus, in place of any earlier one."""
+        """Index `documents` (full texts), replacing any previous corpus."""
         ...
 
     def search(self, queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best `min(k, len(documents))` documents of every query.
 
         Returns:
-            scores (Q, k) float32, descending, and indices (Q, k) int64 into the indexed list; the smaller index comes
-            first among equal scores.
+            scores (Q, k) float32, descending, and indices (Q, k) int64 into the indexed list; ties go to the smaller
+            index.
 
         Raises:
             InputError: nothing is indexed, or k is below 1.
@@ -46,7 +46,7 @@ def require_searchable(name: str, indexed: bool, k: int) -> None:
 
 
 def require_texts(what: str, texts: Sequence[str]) -> None:
-    """Raise InputError if `texts` is a single string or holds anything but strings."""
+    """Raise InputError if `texts` is a single string or contains anything but strings."""
     if isinstance(texts, str):
         raise InputError(f"{what} is a single string; pass a list of strings")
     for position, text in enumerate(texts):

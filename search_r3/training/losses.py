@@ -168,7 +168,7 @@ def kl_to_base(
 
     Args:
         logits_TV: of the tuned model, any float dtype.
-        base_logits_TV: of the base model at the same positions; taken as a constant (no gradient flows into it).
+        base_logits_TV: of the base model at the same positions; treated as a constant (no gradient flows into it).
         keep_T: boolean, True where the position counts; None keeps all. The caller leaves out the positions whose
             target is the embed token: there the term would fight L_SFT.
         exclude_ids: vocabulary ids to remove (embed token, padding rows).
@@ -219,7 +219,7 @@ def score_distillation(
         mean_b  sum_n p_b(n) (log p_b(n) - log s_b(n)),   p = softmax(teacher / tau_t), s = softmax(student / tau)
 
     KL of two distributions needs no common scale, only a temperature each: a shift of a row, which is what most
-    separates two encoders' cosines, changes nothing. A constant teacher asks for equal scores of all candidates.
+    separates two encoders' cosines, changes nothing. A constant teacher implies equal scores of all candidates.
 
     Args:
         student_BN: the student's cosines, a row per query and a column per candidate document, any float dtype.

@@ -198,7 +198,7 @@ def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None) -> P
         target = folders[0].parent / "compare.png"
     kind = target.suffix.lstrip(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"cannot draw {target}: {target.suffix!r} is no image format; try .png, .svg or .pdf")
+        raise InputError(f"cannot draw {target}: {target.suffix!r} is not an image format; try .png, .svg or .pdf")
     with atomic_path(target) as scratch:
         figure.savefig(scratch, format=kind, dpi=DPI)
     return target

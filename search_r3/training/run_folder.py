@@ -22,8 +22,13 @@ from search_r3.training.training_log import truncate_log
 FREE_KEYS = frozenset(
     f"loop.{name}"
     for name in (
-        *("checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_first", "log_every"),
-        *("patience", "time_limit_minutes"),
+        "checkpoint_every",
+        "keep_checkpoints",
+        "evaluate_every",
+        "evaluate_first",
+        "log_every",
+        "patience",
+        "time_limit_minutes",
     )
 ) | {"trained_on"}
 """What may change between two starts of a run: nothing that alters a weight (what it was trained on has a hash)."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Runs one LLM. Results do not depend on how rows are batched, nor on the thread that asks.
+    """Runs one LLM. Results do not depend on batching or on the calling thread.
 
     `dimension` is the width of an embedding. Its `EngineSpec` lists any further capabilities.
 
@@ -167,7 +167,7 @@ class EngineSpec:
         summary: one line for the command line's help.
         open: makes the engine; raises InputError if it cannot run this model, or not on this machine.
         check: raises InputError if it cannot run here at all; called before any weights are read.
-        device: where it runs if no device is named; None takes a GPU where there is one.
+        device: where it runs if no device is named; None uses a GPU if there is one.
         precision: what its embeddings are computed in, such as "int8"; None: in the weights' own dtype.
         golden_tolerance: cosine distance allowed between its golden vectors and the stored ones; None: the dtype's.
         continuous_batching: it has `continuous_batch(prefix)`, as `TorchEngine` does, whose rows join and leave between

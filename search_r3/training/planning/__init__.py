@@ -1,1 +1,1 @@
-"""What a run will need: memory, a dry run."""
+"""Planning a run: memory estimate and dry run."""

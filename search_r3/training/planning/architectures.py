@@ -172,7 +172,7 @@ def stand_in(architecture: Architecture, layers: int | None, device: str | torch
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except ValueError as error:
-        raise InputError(f"{architecture.name} is no causal language model: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{architecture.name} is not a causal language model: {str(error).splitlines()[0]}") from error
     embed_id = add_embed_token(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     padded = padded_rows(rows, embed_id)

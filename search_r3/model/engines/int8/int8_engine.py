@@ -41,7 +41,7 @@ class Int8Engine(TorchEngine):
         contract_hash: of the checkpoint; files of another contract are not used.
         samples: returns the calibration rows; called whenever the weights are rounded.
         places: files that may hold the int8 matrices (an export's).
-        cache_dir: the folder where they are kept once they are made; None keeps them nowhere.
+        cache_dir: the folder where they are cached; None disables caching.
 
     Raises:
         InputError: another architecture, dtype or device, no numba, or a processor without int8 products.
@@ -65,7 +65,7 @@ class Int8Engine(TorchEngine):
         if model.device.type != "cpu" or model.dtype != torch.float32:
             raise InputError(
                 f"engine int8 takes float32 weights on a cpu, not {str(model.dtype).removeprefix('torch.')} on "
-                f"{model.device}; leave device and dtype away, or use engine torch"
+                f"{model.device}; do not set device and dtype, or use engine torch"
             )
         super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocab_size=vocab_size)
         self._float_head = self.head

@@ -44,11 +44,11 @@ class VllmEngine(TorchEngine):
         model: the merged causal LM, on the device that vLLM runs on.
         embed_id, stop_ids, vocab_size: see `TorchEngine`.
         folder: the same model, as vLLM reads it.
-        vllm: the package, or a stand-in for it.
+        vllm: the package, or a substitute in tests.
         gpu_memory: the share of the GPU's memory that vLLM may take.
 
     Raises:
-        InputError: the model is not where vLLM runs, vLLM does not start on it, or the variable makes no sense.
+        InputError: the model is not where vLLM runs, vLLM does not start on it, or the variable's value is invalid.
     """
 
     def __init__(

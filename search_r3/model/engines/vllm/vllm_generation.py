@@ -94,7 +94,7 @@ class VllmWriter:
 
     Args:
         folder: the merged model with its tokenizer, as transformers saves them.
-        vllm: the package, or a stand-in for it.
+        vllm: the package, or a substitute in tests.
         dtype: "float32" or "bfloat16".
         embed_id: the token that ends a row.
         stop_ids: end-of-turn tokens, which end a row too.
@@ -102,7 +102,7 @@ class VllmWriter:
         gpu_memory: the share of the GPU's memory that vLLM may take, for weights, keys and values.
 
     Raises:
-        InputError: vLLM cannot run this model, or has not enough memory.
+        InputError: vLLM cannot run this model, or does not have enough memory.
     """
 
     def __init__(
