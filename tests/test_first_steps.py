@@ -70,15 +70,13 @@ def test_a_recipe_that_is_named_outside_of_the_checkout_is_pointed_at(
     assert main(command) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert (
-        f"it is in the source checkout, and paths are taken from the folder you work in; give {ROOT / recipe}" in said
-    )
+    assert f"it is in the source checkout, but paths are relative to the working folder; give {ROOT / recipe}" in said
     other = [word.replace(recipe, "configs/mine.yaml") for word in command]
     assert main(other) == 2
-    assert f"recipes to begin with are in {ROOT / 'configs'}" in capsys.readouterr().err
+    assert f"example recipes are in {ROOT / 'configs'}" in capsys.readouterr().err
     monkeypatch.setattr(yaml_file, "CONFIGS", tmp_path / "site-packages" / "configs")  # as in an installed package
     assert main(command) == 2
-    assert "in configs/ of the source repository, which an installed package does not bring" in capsys.readouterr().err
+    assert "in configs/ of the source repository, which is not part of an installed package" in capsys.readouterr().err
 
 
 def test_every_recipe_that_the_documents_name_is_there() -> None:

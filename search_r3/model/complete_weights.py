@@ -48,7 +48,7 @@ def load_causal_lm(folder: Path, dtype: Any, **settings: Any) -> Any:
     for name, stored, expected in sorted(found["mismatched_keys"]):
         raise InputError(
             f"{folder}: {name} is {tuple(stored)} in the files, and {tuple(expected)} by config.json; the checkpoint "
-            "is damaged, get it again"
+            "is damaged, download it again"
         )
     refuse_missing(folder, found["missing_keys"])  # an output matrix that is tied to the embeddings is not among them
     return model
@@ -68,7 +68,7 @@ def refuse_missing(folder: str | Path, names: Collection[str]) -> None:
     """Raise InputError if there are any `names`, of weights that the files of `folder` lack."""
     if names:
         named = ", ".join(sorted(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
-        raise InputError(f"{folder} is incomplete: its files lack weights of the model ({named}); get it again")
+        raise InputError(f"{folder} is incomplete: its files lack weights of the model ({named}); download it again")
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def migrate(record: dict[str, Any], where: str) -> dict[str, Any]:
             "upgrade it: pip install -U search-r3"
         )
     if found < 0:
-        raise InputError(f"{where}: format is {found}; the checkpoint is damaged, get it again")
+        raise InputError(f"{where}: format is {found}; the checkpoint is damaged, download it again")
     for older in range(found, FORMAT):
         record = _STEPS[older](record) | {"format": older + 1}
     return record

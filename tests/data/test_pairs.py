@@ -30,9 +30,9 @@ def test_what_is_written_reads_back_the_same(tmp_path):
         ({"id": "first"}, 'id "first" was already used in line 1'),
         ({"negatives": "text"}, '"negatives" must be a list'),
         ({"negatives": ["x", ""]}, '"negatives" must be a list of texts, none empty'),
-        ({"negatives": ["that"]}, "holds the positive itself"),
+        ({"negatives": ["that"]}, "contains the positive itself"),
         ({"reasoning": 4}, '"reasoning" must be a string'),
-        ({"analysis": "a"}, '"analysis" is called "reasoning" now; rename the key'),
+        ({"analysis": "a"}, '"analysis" is now called "reasoning"; rename the key'),
         ({"postive": "x"}, 'unknown field "postive"; did you mean "positive"?'),
     ],
 )

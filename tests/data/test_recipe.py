@@ -85,9 +85,9 @@ def test_the_manifest_says_what_went_in_and_what_did_not(root):
         ("{kind: titles, dataset: toy, limit: 0}", '"limit" must be a whole number from 1, found 0'),
         ("{kind: docstrings, packages: [no_such_package_here]}", "is not installed"),
         ("{kind: docstrings, web_share: 0.7, name_share: 0.6}", "shares must be between 0 and 1"),
-        ("{kind: queries, dataset: toy, split: test}", "never for training"),
+        ("{kind: queries, dataset: toy, split: test}", "for evaluation only"),
         ("{kind: queries, dataset: toy, split: dev}", 'no split "dev"'),
-        ("{kind: queries, dataset: toy, split: train, hold_out_modulus: 1}", "it gives no pair"),
+        ("{kind: queries, dataset: toy, split: train, hold_out_modulus: 1}", "it yields no pair"),
         ("titles", 'expected a mapping with "kind"'),
     ],
 )

@@ -133,7 +133,7 @@ def test_an_empty_file_is_damage_and_with_nothing_left_so_says_the_build(root: P
     if name in WHOLE_FILE or name == "wordnet":
         assert build(SOURCES[name], "skip")["sources"][0]["dropped"]["damaged: empty file"] == 1
         return
-    with pytest.raises(InputError, match=r"it gives no pair \(.*damaged: (empty file|nothing in it): \d"):
+    with pytest.raises(InputError, match=r"it yields no pair \(.*damaged: (empty file|nothing in it): \d"):
         build(SOURCES[name], "skip")
     optional = SOURCES[name].replace("}", ", optional: true}")
     Path("r.yaml").write_text(f"sources: [{optional}, {{kind: cloze, dataset: toy, optional: true}}]\ndamaged: skip")

@@ -60,7 +60,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
         ("q1 Q0 d1 2 0.5", "line 2: expected 6 columns"),
         ("q1 Q0 d1 2 high bm25", "line 2: the score 'high'"),
         ("q1 Q0 d1 2 nan bm25", "line 2: the score 'nan'"),
-        ("q1 Q0 d0 2 0.5 bm25", "line 2: document d0 stands twice"),
+        ("q1 Q0 d0 2 0.5 bm25", "line 2: document d0 is listed twice"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, said):

@@ -141,7 +141,7 @@ def test_damaged_weights_are_not_pulled(exported: Path, api: StandIn):
     shutil.copytree(exported, api.root / REPO)
     file = api.root / REPO / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"oops")
-    with pytest.raises(InputError, match=f"{REPO}: the weights are not those of its contract"):
+    with pytest.raises(InputError, match=f"{REPO}: the weights do not match its contract"):
         hub.pull(REPO, api=api)
     assert not Path("tiny-search").exists()
 

@@ -50,7 +50,7 @@ def test_where_every_text_must_have_a_vector_an_empty_one_has_one_that_no_search
     else:
         embed = SearchR3Embedding(tiny, reasoning=False).get_text_embedding_batch
     texts = ["Bread needs flour.", empty, "The train leaves at nine."]
-    with pytest.warns(UserWarning, match=r"1 of 3 texts hold no visible character \(number 2\)"):
+    with pytest.warns(UserWarning, match=r"1 of 3 texts contain no visible character \(number 2\)"):
         rows = np.array(embed(texts))
     filled = tiny.encode_document([texts[0], texts[2]])
     assert np.allclose(rows[[0, 2]], filled, atol=1e-6)
@@ -83,7 +83,7 @@ def test_a_query_that_is_empty_is_refused(tiny: SearchR3, tiny_model: Path, empt
         SearchR3TextEmbedder(str(tiny_model), device="cpu").run,
     )
     for one in embed:
-        with pytest.raises(InputError, match="the query is empty: it holds no visible character"):
+        with pytest.raises(InputError, match="the query is empty: it contains no visible character"):
             one(empty)
 
 

@@ -100,7 +100,7 @@ class TestAdapter:
     def test_altered_weights_are_refused(self, tiny_adapter: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(tiny_adapter, tmp_path / "adapter")
         _alter(folder / checkpoint.ADAPTER_FILE)
-        with pytest.raises(InputError, match="the adapter's weights are not the contract's"):
+        with pytest.raises(InputError, match="the adapter's weights do not match the contract"):
             SearchR3.from_pretrained(folder, device="cpu")
 
     def test_saving_an_adapter_that_is_bfloat16_already(

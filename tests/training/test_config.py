@@ -130,7 +130,7 @@ def test_on_and_off_are_words_too(tmp_path):
         ("data: a\nloop: {steps: 0}", r"recipe\.yaml: in loop, steps must be 1 or more, got 0"),
         ("data: a\ndata: b", r"not valid YAML: data is given twice \(line 2, column 1\)"),
         ("data: a\nloop: [1", r"recipe\.yaml is not valid YAML: .*line 2"),
-        ("- a\n- b", "must hold a mapping"),
+        ("- a\n- b", "must contain a mapping"),
     ],
 )  # fmt: skip
 def test_a_wrong_recipe_is_refused_by_name(tmp_path, text, message):
@@ -144,11 +144,11 @@ def test_a_renamed_key_is_refused_with_its_present_name(tmp_path, cls, old):
     file.write_text(f"inner: {{{old}: 3}}\n", encoding="utf-8")
     inner = make_dataclass(cls, [(new, Any, None)])
     outer = make_dataclass("Outer", [("inner", inner, field(default_factory=inner))])
-    line = f'recipe.yaml: the key "inner.{old}" is called inner.{new} now; rename it'
+    line = f'recipe.yaml: the key "inner.{old}" is now called inner.{new}; rename it'
     with pytest.raises(InputError, match=re.escape(line)):
         load_config(file, outer)
     file.write_text("", encoding="utf-8")
-    with pytest.raises(InputError, match=re.escape(f'--set inner.{old}=4: the key "inner.{old}" is called')):
+    with pytest.raises(InputError, match=re.escape(f'--set inner.{old}=4: the key "inner.{old}" is now called')):
         load_config(file, outer, [f"inner.{old}=4"])
 
 
@@ -164,7 +164,7 @@ def test_a_key_that_was_split_is_refused_with_what_to_write(tmp_path, value, wor
     file = tmp_path / "recipe.yaml"
     file.write_text(f"advantage: {value}\n", encoding="utf-8")
     settings = make_dataclass("GRPOConfig", [("advantage_estimator", str, "grpo"), ("scale_rewards", str, "group")])
-    with pytest.raises(InputError, match=f"is split into advantage_estimator and scale_rewards now; write {words}"):
+    with pytest.raises(InputError, match=f"is now split into advantage_estimator and scale_rewards; write {words}"):
         load_config(file, settings)
 
 

@@ -120,7 +120,7 @@ def test_a_broken_archive_is_one_line(tmp_path, name):
     whole = made.sdist(tmp_path) if ".tar." in name else made.wheel(tmp_path)
     cut = tmp_path / f"cut{''.join(Path(whole).suffixes[-2:]) if '.tar.' in name else '.whl'}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(InputError, match="fetch it again"):
+    with pytest.raises(InputError, match="download it again"):
         read_archive(cut)
 
 

@@ -121,8 +121,8 @@ def test_a_name_of_ir_datasets_becomes_a_folder_that_is_fetched_once(root, ir_da
     source = (folder / "SOURCE.txt").read_text()
     assert source.startswith("ir_datasets:made/test\n")
     assert "left out: 1 blank queries" in source
-    assert "left out: 1 judgments of queries that are blank or not there" in source
-    assert "left out: 1 judgments beside a higher one" in source
+    assert "left out: 1 judgments of blank or missing queries" in source
+    assert "left out: 1 judgments below a higher one" in source
     find_dataset("ir_datasets:made/test", root)
     assert ir_dataset.read == 1
 
@@ -140,7 +140,7 @@ def test_a_fetch_that_fails_leaves_nothing_and_says_so(root, ir_dataset, monkeyp
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr(ir_dataset, "docs_iter", broken)
-    with pytest.raises(InputError, match=r"cannot fetch ir_datasets:made/test: Name or service.*needs a network"):
+    with pytest.raises(InputError, match=r"cannot download ir_datasets:made/test: Name or service.*requires a network"):
         fetch("ir_datasets:made/test", root)
     assert not (root / "ir_datasets" / "made_test").exists()
     assert not list(root.rglob("*.tmp*"))
@@ -152,12 +152,12 @@ def test_names_that_nothing_answers_to_are_refused(root, ir_dataset, monkeypatch
     assert not is_remote("c:/data")
     with pytest.raises(InputError, match="ir_datasets has no data set 'made'"):
         fetch("ir_datasets:made", root)
-    with pytest.raises(InputError, match="names no data set"):
+    with pytest.raises(InputError, match="is not the name of a data set"):
         fetch("ir_datasets:", root)
     monkeypatch.delenv("SEARCH_R3_DATA", raising=False)
     monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))  # the default folder is made
     assert fetch("ir_datasets:made/test") == tmp_path / "cache" / "data" / "ir_datasets" / "made_test"
-    with pytest.raises(InputError, match=r"no folder .* to fetch"):
+    with pytest.raises(InputError, match=r"no folder .* to download"):
         fetch("ir_datasets:made/test", tmp_path / "elsewhere")
     ir_dataset.qrels = []
     with pytest.raises(InputError, match="has no qrels"):
@@ -200,7 +200,7 @@ def test_tasks_of_mteb_that_do_not_fit_are_refused(root, monkeypatch):
     with pytest.raises(InputError, match="of type STS"):
         fetch("mteb:Made", root)
     for changes, message in (
-        ({"top_ranked": {"q1": ["d1"]}}, "ranks given candidates again"),
+        ({"top_ranked": {"q1": ["d1"]}}, "reranks given candidates"),
         ({"queries": [{"id": "q1", "text": [{"role": "user", "content": "x"}]}]}, "conversations or images"),
         ({"relevant_docs": {}}, "judges no query in test"),
     ):

@@ -180,7 +180,7 @@ def test_a_list_that_was_cut_off_gives_what_stands_before_the_cut(descriptions: 
     noise = "".join(f"Package: p{i}\nDescription-en: number {i * 7919}{LONG}\n {i}{LONG}.\n\n" for i in range(500))
     whole = gzip.compress((DESCRIPTIONS + noise).encode())
     packed.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"cannot be read to its end .*fetch it again"):
+    with pytest.raises(InputError, match=r"cannot be read to its end .*download it again"):
         debian_pairs(str(packed))
     built = debian_pairs(str(packed), damaged="skip")
     assert 0 < len(built.pairs) < 500
@@ -282,7 +282,7 @@ def test_what_is_known_of_a_word_s_kind_and_sound_is_not_its_article() -> None:
 
 def test_another_dictionary_needs_its_license_told(tmp_path: Path) -> None:
     base = dictd(tmp_path, ARTICLES, "mine")
-    with pytest.raises(InputError, match="give it with license"):
+    with pytest.raises(InputError, match="set license"):
         dictd_pairs(str(base))
     assert dictd_pairs(str(base), license="CC0").origin["license"] == "CC0"
 

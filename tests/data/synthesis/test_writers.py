@@ -91,7 +91,7 @@ def test_a_busy_endpoint_is_asked_again_no_sooner_than_it_says() -> None:
 def test_a_wait_that_is_too_long_stops_instead() -> None:
     with (
         EndpointServer(lambda *_: error(429, "come back later", **{"Retry-After": "3600"})) as server,
-        pytest.raises(InputError, match=r"asks to wait 3,600 seconds.*same command"),
+        pytest.raises(InputError, match=r"requires a wait of 3,600 seconds.*run the command again"),
     ):
         writer(server.url).write(PROMPTS)
 
@@ -238,8 +238,8 @@ def test_the_key_comes_from_the_variable_and_nowhere_else(monkeypatch: pytest.Mo
     ("changes", "expected"),
     [
         ({"url": "localhost:8000"}, "must be a URL"),
-        ({"url": f"http://me:{KEY}@host/v1"}, "no user, password or query"),
-        ({"url": f"http://host/v1?key={KEY}"}, "no user, password or query"),
+        ({"url": f"http://me:{KEY}@host/v1"}, "not contain a user, password or query"),
+        ({"url": f"http://host/v1?key={KEY}"}, "not contain a user, password or query"),
         ({"key_variable": KEY}, "a name such as OPENAI_API_KEY"),
         ({"key_variable": "abcdef0123"}, "a name such as OPENAI_API_KEY"),
         ({"model": " "}, "model's name is empty"),
@@ -347,7 +347,7 @@ def test_a_budget_is_of_tokens_or_money() -> None:
     ("values", "expected"),
     [
         ({"tokens": 0}, "above 0"),
-        ({"cost": 1.0}, "needs the prices"),
+        ({"cost": 1.0}, "requires the prices"),
         ({"price_in": 1.0}, "both prices"),
         ({"price_in": -1.0, "price_out": 1.0}, "price_in must be 0 or more"),
     ],

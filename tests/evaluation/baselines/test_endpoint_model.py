@@ -109,7 +109,7 @@ def test_a_retry_after_is_waited_for_and_a_very_long_one_is_told(monkeypatch):
         assert max(waits) >= 0.29
     with (
         EndpointServer(lambda r, n: error(429, **{"Retry-After": "3600"})) as sent,
-        pytest.raises(InputError, match="asks to wait 3,600 seconds"),
+        pytest.raises(InputError, match="requires a wait of 3,600 seconds"),
     ):
         encode_all(encoder(sent.url), None, TEXTS[:2])
 
@@ -138,7 +138,7 @@ def test_what_does_not_pass_is_told_in_one_line(answer, message):
 def test_a_server_that_stays_down_ends_the_run_and_what_came_is_kept(tmp_path):
     cache = EmbeddingCache(tmp_path)
     with EndpointServer(lambda r, n: good(r) if n == 0 else error(500)) as sent:
-        with pytest.raises(InputError, match=r"fails after 3 tries, status 500.*same command continues"):
+        with pytest.raises(InputError, match=r"failed after 3 tries, status 500.*same command resumes"):
             encode_all(encoder(sent.url, retries=2), cache)
         assert len(sent.requests) == 4
         assert encoder(sent.url).plan(TEXTS, "document", cache).texts == len(TEXTS) - UNIT
@@ -273,7 +273,7 @@ def test_after_ctrl_c_the_calls_under_way_are_kept(tmp_path, monkeypatch):
         asked = encoder(sent.url, CostApproval(report=lines.append), concurrency=2)
         with pytest.raises(KeyboardInterrupt):
             asked.run(asked.plan(TEXTS, "document", cache), cache)
-        assert "waiting for the calls under way" in lines[0]
+        assert "waiting for running calls" in lines[0]
         kept = len(TEXTS) - asked.plan(TEXTS, "document", cache).texts
         assert kept == len(sent.texts) < len(TEXTS)
 
@@ -344,7 +344,7 @@ def test_such_an_error_that_stays_is_not_asked_again(code, said):
 
 
 NONE = {
-    "a page": (body("<html>hello</html>"), "no JSON but begins '<html>hello</html>'"),
+    "a page": (body("<html>hello</html>"), "not JSON but begins '<html>hello</html>'"),
     "null": (body({"data": None}), 'it has no "data"'),
     "nothing": (body({}), 'it has no "data"'),
     "a number": (body({"data": 7}), "its \"data\" is '7'"),

@@ -52,8 +52,8 @@ def test_only_this_machine_is_local():
     [
         ("endpoint:", "expected endpoint:MODEL@URL"),
         ("endpoint:m@api.openai.com", "must be a URL"),
-        ("endpoint:m@https://me:secret@example.com/v1", r"expected endpoint:MODEL@URL|no user, password"),
-        ("endpoint:m@https://example.com/v1?key=secret", "no user, password or query"),
+        ("endpoint:m@https://me:secret@example.com/v1", r"expected endpoint:MODEL@URL|not contain a user, password"),
+        ("endpoint:m@https://example.com/v1?key=secret", "not contain a user, password or query"),
         ("none.yaml", "no configuration file at none.yaml"),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_bad_spec_is_refused_before_anything_runs(spec, message):
     [
         ("model: m\nquery_promt: x", "unknown key query_promt; did you mean query_prompt"),
         ("endpoint: https://example.com/v1", "model is missing"),
-        ("- m", "must hold a mapping"),
+        ("- m", "must contain a mapping"),
         ("model: [", "is not valid YAML"),
         ("model: 3", "model must be text .*got 3"),
         ("model: m\nconcurrency: many", "concurrency must be a whole number, got 'many'"),

@@ -138,7 +138,7 @@ def test_the_pages_that_are_there_are_made_again(results, data_root, tmp_path, m
         (f"<!-- table: results measures=NDCG -->\n{END}\n", 'unknown measure "NDCG"; did you mean "nDCG@10"'),
         (f"<!-- table: summary measure=NDCG -->\n{END}\n", 'unknown measure "NDCG"; did you mean "nDCG@10"'),
         (f"<!-- table: study dataset=tiny -->\n{END}\n", "needs system=NAME"),
-        (f"<!-- table: study dataset=tiny system=x -->\n{END}\n", "is no study"),
+        (f"<!-- table: study dataset=tiny system=x -->\n{END}\n", "is not a study"),
     ],
 )
 def test_a_wrong_marker_is_named_with_its_line(text, said, readme, results, data_root):

@@ -340,7 +340,7 @@ def test_bad_requests_are_one_line(results, root, tmp_path, capsys):
     shutil.copytree(results, tmp_path / "r")
     (tmp_path / "r/studies/topics/mine.json").write_text("{")
     assert main(["report", page, "--output", str(tmp_path / "r"), "--data", str(root)]) == 2
-    assert "mine.json is no study" in capsys.readouterr().err
+    assert "mine.json is not a study" in capsys.readouterr().err
     (tmp_path / "r/studies/topics/mine.json").unlink()
     shutil.rmtree(tmp_path / "r/studies/topics/mine")
     log = tmp_path / "r/training/mine/log.jsonl"

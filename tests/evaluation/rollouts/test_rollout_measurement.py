@@ -250,7 +250,7 @@ def test_the_command_prints_a_table_or_json(
         (["--split", "validation"], "no split 'validation'; it has: test, train"),
         (["--dataset", "scifcat"], 'did you mean "scifact"?'),
         (["--documents", "many"], "--documents many: expected a whole number from 1, or all"),
-        (["--temperature", "0"], "temperature is 0.0; expected a number above 0"),
+        (["--temperature", "0"], "temperature is 0.0; expected a sampling temperature above 0"),
         (["--samples", "0"], "--samples"),
     ],
 )

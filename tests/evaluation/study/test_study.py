@@ -268,7 +268,7 @@ def test_bad_requests_are_refused_before_a_model_is_loaded(tmp_path, root, tiny_
     with pytest.raises(InputError, match="bm25 does not reason"):
         study("topics", "bm25", tmp_path, data_root=root)
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(InputError, match="is no study"):
+    with pytest.raises(InputError, match="is not a study"):
         read_study(tmp_path / "x.json")
 
 

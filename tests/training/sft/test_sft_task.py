@@ -380,7 +380,7 @@ def test_dev_figures_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypa
         ({"attention": "flash"}, "attention"),
         ({"pairs": []}, "pairs is empty"),
         ({"weights": {"distillation": 1}}, "needs a teacher"),
-        ({"teacher": "none.rows.safetensors", "weights": {"distillation": 1}}, "no file of teacher rows"),
+        ({"teacher": "none.rows.safetensors", "weights": {"distillation": 1}}, "not a file of teacher rows"),
         ({"matryoshka": [4096]}, "dimensions, not more"),
         ({"self_reasoning_ratio": 2}, "self_reasoning_ratio"),
         ({"global_batch_size": 64}, "too few for a batch of 64"),
