@@ -19,7 +19,7 @@ Ray = Annotated[
     ),
 ]
 Workers = Annotated[
-    int, typer.Option(min=1, help="With --ray: processes that hold the model, each with a GPU where there are any.")
+    int, typer.Option(min=1, help="With --ray: processes that hold the model, each with a GPU if available.")
 ]
 
 

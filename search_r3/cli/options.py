@@ -76,7 +76,7 @@ def expand_home(value: Any) -> Any:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU where there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 DtypeOption = Annotated[
     Dtype, typer.Option(help="auto is float32 on a CPU, bfloat16 on a GPU. bfloat16 is quick on CPUs with AMX.")
 ]
@@ -112,7 +112,7 @@ ReasoningOption = Annotated[
         "--no-reasoning is off."
     ),
 ]
-Budget = Annotated[int, typer.Option(min=0, help="Tokens that it may reason at most, without the embed token.")]
+Budget = Annotated[int, typer.Option(min=0, help="At most N reasoning tokens, without the embed token.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts in one pass; lower it if memory runs out.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens kept of each document (512 by default).")]
 DataRoot = Annotated[

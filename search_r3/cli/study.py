@@ -50,7 +50,7 @@ def study(
     ] = False,
     latency: Annotated[int, typer.Option(min=0, help="Queries timed for each budget; 0 skips timing.")] = 32,
     dev: Annotated[
-        int, typer.Option(min=0, help="Dev queries at most that the rule of mode auto is fitted on (cosqa, scifact).")
+        int, typer.Option(min=0, help="Fit the rule of mode auto on at most N dev queries (cosqa, scifact).")
     ] = 200,
     adaptive: Annotated[bool, typer.Option(help="Fit that rule and run mode auto.")] = True,
     split: Split = None,

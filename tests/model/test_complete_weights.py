@@ -42,14 +42,14 @@ def base(tiny_model: Path, tmp_path: Path) -> Path:
 
 def test_weights_that_the_files_lack_are_named(base: Path) -> None:
     changed(base, lambda tensors: tensors.pop(UP))
-    assert refusal(base) == f"{base} is incomplete: its files lack weights of the model ({UP}); get it again"
+    assert refusal(base) == f"{base} is incomplete: its files lack weights of the model ({UP}); download it again"
 
 
 def test_of_many_the_first_are_named(base: Path) -> None:
     changed(base, lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.0" in name])
     line = refusal(base)
     assert "lack weights of the model (model.layers.0.input_layernorm.weight, model.layers.0.mlp.down_proj" in line
-    assert line.endswith(", ...); get it again")
+    assert line.endswith(", ...); download it again")
 
 
 def test_embeddings_may_be_missing_only_where_they_are_tied(base: Path) -> None:
