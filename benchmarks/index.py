@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--texts", type=int, default=20_000, help="real texts that are encoded")
     parser.add_argument("--queries", type=int, default=500, help="of held-out texts, and of real questions: each")
-    parser.add_argument("--model", default=None, help="whose vectors; by default the newest adapter")
+    parser.add_argument("--model", default=None, help="whose vectors; by default the default adapter")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--data", type=Path, default=None, help="BEIR folders; by default SEARCH_R3_DATA")
     parser.add_argument("--packages", nargs="*", default=PACKAGES, help="whose docstrings' first sentences are texts")

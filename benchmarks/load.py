@@ -1,6 +1,6 @@
 """Whether the server stands a crowd: 200 clients for a minute, a quarter of them sending rubbish or hanging up midway.
 
-    python benchmarks/load.py                       # the newest model
+    python benchmarks/load.py                       # the default model
     python benchmarks/load.py --tiny                # the server alone: random weights, which take no time
     python benchmarks/load.py --tiny --clients 10 --seconds 3
 
@@ -74,7 +74,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="bundled name, adapter, folder or hub id (default: the newest adapter)")
+    parser.add_argument("--model", help="bundled name, adapter, folder or hub id (default: the default adapter)")
     parser.add_argument("--engine", type=Engine.of, default=Engine("torch"), metavar="ENGINE[:DTYPE]")
     parser.add_argument("--batching", help="of the server (default: its own)")
     parser.add_argument("--device", default="cpu")

@@ -62,7 +62,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line, with the defaults that depend on the device filled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="bundled name, adapter, folder or hub id (default: the newest adapter)")
+    parser.add_argument("--model", help="bundled name, adapter, folder or hub id (default: the default adapter)")
     parser.add_argument(
         "--engines", nargs="+", type=Engine.of, metavar="ENGINE[:DTYPE]",
         help="the first is held against the last (default: int8 torch:float32; on a GPU torch)",

@@ -58,7 +58,7 @@ def main() -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, help="another checkout, measured in turns with this one")
-    parser.add_argument("--model", help="bundled name, adapter or folder (default: the newest adapter)")
+    parser.add_argument("--model", help="bundled name, adapter or folder (default: the default adapter)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true", help="a random two-layer model")

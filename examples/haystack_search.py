@@ -27,7 +27,7 @@ DOCUMENTS = [
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question")
-    parser.add_argument("--model", default="", help="by default the newest adapter")
+    parser.add_argument("--model", default="", help="by default the default adapter")
     options = parser.parse_args(arguments)
 
     store = InMemoryDocumentStore(embedding_similarity_function="cosine")

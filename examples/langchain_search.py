@@ -26,7 +26,7 @@ TEXTS = [
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question")
-    parser.add_argument("--model", help="by default the newest adapter")
+    parser.add_argument("--model", help="by default the default adapter")
     parser.add_argument("--index", type=Path, help="an index that `search-r3 index` made")
     options = parser.parse_args(arguments)
 

@@ -22,7 +22,7 @@ TEXTS = [
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question")
-    parser.add_argument("--model", help="by default the newest adapter")
+    parser.add_argument("--model", help="by default the default adapter")
     options = parser.parse_args(arguments)
 
     embedding = SearchR3Embedding(options.model, max_reasoning_tokens=16)

@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", type=Path, nargs="?", help="an index; with --dataset, where to make it")
     parser.add_argument("question", nargs="?")
-    parser.add_argument("--model", help="by default the index's own; with --dataset, the newest adapter")
+    parser.add_argument("--model", help="by default the index's own; with --dataset, the default adapter")
     parser.add_argument("--chat", help="the LLM that answers; by default the base of the model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-k", type=int, default=5, help="passages an answer")
