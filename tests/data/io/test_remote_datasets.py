@@ -191,7 +191,7 @@ def test_a_task_of_mteb_keeps_its_splits_and_what_it_lacks(root, monkeypatch):
 
 def test_tasks_of_mteb_that_do_not_fit_are_refused(root, monkeypatch):
     install_mteb(monkeypatch, {"en": {"test": part()}, "de": {"test": part()}})
-    with pytest.raises(InputError, match="several parts; name one, mteb:Made/PART: en, de"):
+    with pytest.raises(InputError, match="several subsets; name one, mteb:Made/SUBSET: en, de"):
         fetch("mteb:Made", root)
     assert fetch("mteb:Made/de", root) == root / "mteb" / "Made_de"
     with pytest.raises(InputError, match=r"mteb:Mad: KeyError: 'Mad' not found\. Did you mean: 'Made'\?"):

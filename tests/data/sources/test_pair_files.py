@@ -57,8 +57,8 @@ def test_tsv_knows_no_quotes_and_may_have_no_header(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ('{"query": "a"}', 'no column "positive" \\(found: query\\)'),
-        ('{"query": "a", "positive": " "}', '"positive" must hold a text'),
-        ('{"query": 7, "positive": "b"}', "\"query\" must hold a text, found '7'"),
+        ('{"query": "a", "positive": " "}', '"positive" must contain a text'),
+        ('{"query": 7, "positive": "b"}', "\"query\" must contain a text, found '7'"),
         ('{"query": "a", "positive": "b", "no": ["b"]}', "the positive is among the negatives"),
         ('{"query": "a", "positive": "b", "no": [""]}', "texts, none empty"),
         ('{"query": "a \\ud800", "positive": "b", "no": []}', "surrogate"),
@@ -88,7 +88,7 @@ def test_a_quote_that_is_never_closed_costs_its_own_line_only(tmp_path: Path) ->
 
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ends in \.jsonl"):
+    with pytest.raises(InputError, match=r"ending in \.jsonl"):
         read(tmp_path / "mine.parquet", "x")
     with pytest.raises(InputError, match=r'line 1: unknown column "query"; .*known: question, positive'):
         read(tmp_path / "mine.csv", "question,positive\na,b\n", damaged="skip")
@@ -104,7 +104,7 @@ def test_two_sources_of_one_name_are_refused_since_their_ids_would_meet(tmp_path
     (tmp_path / "r.yaml").write_text(
         "sources: [{kind: pairs, path: a/x.csv, license: CC0}, {kind: pairs, path: b/x.tsv, license: CC0}]"
     )
-    with pytest.raises(InputError, match=r'source 2 .*source 1 is called "x" too; give one another "name"'):
+    with pytest.raises(InputError, match=r'source 2 .*source 1 is also called "x"; give one another "name"'):
         build_pairs(tmp_path / "r.yaml", tmp_path / "out.jsonl")
     (tmp_path / "r.yaml").write_text("sources: [{kind: pairs, path: a/x.csv}]")
     with pytest.raises(InputError, match='"license" is missing'):
