@@ -101,7 +101,7 @@ class TextEncoder:
         Raises:
             InputError: it contains no visible character, or is not a string.
         """
-        if isinstance(text, str) and not has_visible(text):
+        if isinstance(text, str) and not has_visible_character(text):
             raise InputError("the query is empty: it contains no visible character")
         (row,) = self._encode(
             [replace_lone_surrogates(text)],
@@ -112,7 +112,7 @@ class TextEncoder:
         return row
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit vector a document, as a list of `dimension` floats.
+        """One unit vector per document, as a list of `dimension` floats.
 
         A text without any visible character gets a vector that no search retrieves: the negative of a full stop's, as
             all embeddings lie in one half-space (a zero vector would be closer than most by Euclidean distance). A
@@ -184,7 +184,7 @@ class TextEncoder:
 
 
 def absolute_model_name(model: str) -> str:
-    """What a model is called in another process, which may work in another folder; "" stays the default model."""
+    """The model's name in another process, which may have another working folder; "" remains the default model."""
     folder = expand_user(model)
     return str(folder.resolve()) if model and folder.is_dir() else model
 
@@ -195,14 +195,14 @@ def has_visible_character(text: str) -> bool:
 
 
 def replace_lone_surrogates(text: str) -> str:
-    """The text with U+FFFD in place of halves of surrogate pairs, which no tokenizer takes; two that fit are joined."""
+    """The text with lone surrogates, which no tokenizer accepts, replaced by U+FFFD; matching pairs are joined."""
     if not isinstance(text, str) or text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def name_and_model(model: Any) -> tuple[str, Any]:
-    """What a framework's user gave as the model -> (name, loaded model or None).
+    """The model argument of an adapter as (name, loaded model or None).
 
     Raises:
         InputError: it is not a name, path or model.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class IndexSearcher:
-    """Searches one index. It can be pickled; index and model are opened again where it is unpickled. A copy is itself.
+    """Searches one index. It can be pickled; index and model are reopened after unpickling. Copying returns the same
+    object.
 
     Args:
         index: the index's folder, or a place on object storage ("s3://bucket/name").

@@ -46,7 +46,7 @@ class SearchR3Embeddings(Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One unit vector per text; a text without a visible character gets a vector that no search retrieves, and a
         warning names it."""
-        return self.encoder.documents(texts)
+        return self.encoder.embed_documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
         """The unit vector of a query. Raises InputError for one without a visible character."""

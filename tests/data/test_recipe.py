@@ -103,7 +103,7 @@ def test_a_wrong_source_is_refused_by_its_number(root, source, expected):
     ("recipe", "expected"),
     [
         ("sources: [", "not valid YAML"),
-        ("- a", "must hold a mapping"),
+        ("- a", "must contain a mapping"),
         ("sources: []", "at least one source"),
         ("source: []", 'unknown key "source"; did you mean "sources"?'),
         ("seed: x\nsources: [{kind: titles, dataset: toy}]", '"seed" must be a whole number'),
