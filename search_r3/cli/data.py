@@ -97,7 +97,7 @@ def data_mine(
     corpus: Annotated[
         list[str] | None, typer.Option(help="A data set whose documents are candidates too. Repeatable.")
     ] = None,
-    per_pair: Annotated[int, typer.Option(min=1, help="New negatives for each pair, at most.")] = 4,
+    per_pair: Annotated[int, typer.Option(min=1, help="At most N new negatives for each pair.")] = 4,
     range_max: Annotated[int, typer.Option(min=1, help="The deepest rank that negatives are taken from.")] = 100,
     range_min: Annotated[int, typer.Option(min=0, help="Skip this many of the best ranks.")] = 0,
     margin: Annotated[

@@ -48,8 +48,8 @@ def data_fresh(
     top: Annotated[
         int | None, typer.Option(help="A question stays if any of them ranks its document within this.")
     ] = None,
-    questions: Annotated[int | None, typer.Option(help="Questions for each package, at most.")] = None,
-    documents: Annotated[int | None, typer.Option(help="Documents of each package, at most.")] = None,
+    questions: Annotated[int | None, typer.Option(help="At most N questions for each package.")] = None,
+    documents: Annotated[int | None, typer.Option(help="At most N documents of each package.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Let an LLM write the questions: an OpenAI-compatible endpoint's base URL.")
