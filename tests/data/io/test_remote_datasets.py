@@ -202,7 +202,7 @@ def test_tasks_of_mteb_that_do_not_fit_are_refused(root, monkeypatch):
     for changes, message in (
         ({"top_ranked": {"q1": ["d1"]}}, "reranks given candidates"),
         ({"queries": [{"id": "q1", "text": [{"role": "user", "content": "x"}]}]}, "conversations or images"),
-        ({"relevant_docs": {}}, "judges no query in test"),
+        ({"relevant_docs": {}}, "has no judged query in test"),
     ):
         install_mteb(monkeypatch, {"default": {"test": part(**changes)}})
         with pytest.raises(InputError, match=message):

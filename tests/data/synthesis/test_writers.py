@@ -227,7 +227,7 @@ def test_the_key_comes_from_the_variable_and_nowhere_else(monkeypatch: pytest.Mo
     with pytest.raises(InputError, match=r"OPENAI_API_KEY is not set.*--no-key"):
         writer("http://localhost:1/v1")
     monkeypatch.setenv("MY_KEY", "\u00e9\n\u00e9")
-    with pytest.raises(InputError, match=r"MY_KEY holds characters that no key has") as caught:
+    with pytest.raises(InputError, match=r"MY_KEY contains characters that no key has") as caught:
         writer("http://localhost:1/v1", key_variable="MY_KEY")
     assert "\u00e9" not in str(caught.value)
     with EndpointServer(echo) as server:

@@ -158,7 +158,7 @@ def test_a_run_folder_with_the_keys_of_an_earlier_version_resumes(
     train_sft(path)
     assert losses(run) == losses(tmp_path / "whole")
     assert "batch_sampler" in json.loads((run / "config.json").read_text())
-    with pytest.raises(InputError, match='the key "memory" is called cross_batch_memory_size now; rename it'):
+    with pytest.raises(InputError, match='the key "memory" is now called cross_batch_memory_size; rename it'):
         train_sft(path, ["memory=7"])
 
 
