@@ -209,6 +209,6 @@ def test_tasks_of_mteb_that_do_not_fit_are_refused(root, monkeypatch):
             fetch("mteb:Made", root)
     other = part(corpus=[{"id": "d1", "text": "another text"}])
     install_mteb(monkeypatch, {"default": {"test": part(), "dev": other}})
-    with pytest.raises(InputError, match="different texts by the id 'd1'"):
+    with pytest.raises(InputError, match="the id 'd1' for different texts"):
         fetch("mteb:Made", root)
     assert not (root / "mteb" / "Made").exists()
