@@ -112,12 +112,12 @@ class Ours:
         """Commit the rows, fold and compact, build the approximate index: seconds of each."""
         from datetime import timedelta
 
-        from search_r3.index.approximate import keep_approximate
-        from search_r3.index.compaction import forget_versions, tidy
         from search_r3.index.index_info import IndexInfo
-        from search_r3.index.lance_table import create_table, mark_complete
-        from search_r3.index.table_columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
-        from search_r3.index.table_rows import as_arrow
+        from search_r3.index.table.approximate import keep_approximate
+        from search_r3.index.table.compaction import forget_versions, tidy
+        from search_r3.index.table.lance_table import create_table, mark_complete
+        from search_r3.index.table.table_columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
+        from search_r3.index.table.table_rows import as_arrow
 
         texts = json.loads((self.data / "texts.json").read_text(encoding="utf-8"))
         clock = time.perf_counter

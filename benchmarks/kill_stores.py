@@ -232,7 +232,7 @@ Row = tuple[str, str, str, bytes]
 
 
 def has_table(path: Path) -> bool:
-    from search_r3.index.lance_table import open_table
+    from search_r3.index.table.lance_table import open_table
 
     return path.is_dir() and open_table(path) is not None
 
@@ -246,7 +246,7 @@ def version_of(path: Path) -> int:
 def rows_of(path: Path) -> dict[str, Row]:
     """Every chunk by its id, read whole."""
     from search_r3.index.search_index import SearchIndex
-    from search_r3.index.table_columns import CONTENT, ROW_HASH, VECTOR
+    from search_r3.index.table.table_columns import CONTENT, ROW_HASH, VECTOR
 
     held = SearchIndex.open(path).table.to_arrow()
     size = held.schema.field(VECTOR).type.list_size

@@ -264,7 +264,7 @@ def measure(rows: int = 4_000) -> dict[str, float]:
     from search_r3.index import SourceDocument, build_index
     from search_r3.index.changes import Changes
     from search_r3.index.search_index import SearchIndex
-    from search_r3.index.table_columns import table_schema
+    from search_r3.index.table.table_columns import table_schema
 
     class Random:
         name, contract_hash, dimension, source = "random", "0" * 64, 576, "random"

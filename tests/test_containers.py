@@ -24,7 +24,7 @@ from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.index import build_index
-from search_r3.index.path_source import open_source
+from search_r3.index.readers.path_source import open_source
 from search_r3.index.seen_ids import SeenIds
 from search_r3.model import resolve
 

@@ -29,9 +29,9 @@ from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import parse_external_model
 from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.suite_config import SuitePlan
-from search_r3.index.chunking import chunk_document
-from search_r3.index.csvfile import read_csv
-from search_r3.index.path_source import open_source
+from search_r3.index.chunking.chunker import chunk_document
+from search_r3.index.readers.csv_file import read_csv
+from search_r3.index.readers.path_source import open_source
 from search_r3.model.checkpoint import CONTRACT_FILE, read_record
 from search_r3.model.contract import Contract
 from search_r3.model.resolve import weights_sha256

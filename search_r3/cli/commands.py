@@ -162,9 +162,9 @@ def search(
     silence_transformers()
     let_idle_threads_sleep()
     from search_r3.index.index_handle import damage_explained
+    from search_r3.index.results.terminal_page import print_result
     from search_r3.index.run_search import check_where
     from search_r3.index.search_index import SearchIndex
-    from search_r3.index.terminal_page import print_result
     from search_r3.model.model_info import model_of_index
 
     opened = SearchIndex.open_snapshot(index)

@@ -164,7 +164,7 @@ def mcp(
     from search_r3.integrations.mcp_server import serve_stdio
 
     if sys.stdin.isatty():
-        from search_r3.index.storage import place_of
+        from search_r3.index.storage.location import place_of
 
         place = place_of(index)
         shown = os.path.abspath(place) if isinstance(place, Path) else place

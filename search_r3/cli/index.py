@@ -34,7 +34,7 @@ from search_r3.errors import InputError
 
 if TYPE_CHECKING:
     from search_r3.index.build_report import IndexReport, Removal
-    from search_r3.index.path_source import PathSource
+    from search_r3.index.readers.path_source import PathSource
     from search_r3.index.search_index import SearchIndex
 
 EXIT_CONFLICTS = 1
@@ -131,7 +131,7 @@ def index(
     """
     silence_transformers()
     from search_r3.index.build import build_index
-    from search_r3.index.path_source import open_source, sample_queries
+    from search_r3.index.readers.path_source import open_source, sample_queries
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.resolve import default_model
 
@@ -198,8 +198,8 @@ def check_target(
     """
     from search_r3.index.backend_registry import choose_backend
     from search_r3.index.index_sources import Sources, root_of
-    from search_r3.index.lance_table import open_table
-    from search_r3.index.storage import place_of
+    from search_r3.index.storage.location import place_of
+    from search_r3.index.table.lance_table import open_table
 
     place = place_of(target)
     kind = choose_backend(place, backend)
@@ -248,7 +248,7 @@ def report_what_was_left(index: str, report: IndexReport, as_json: bool) -> None
         typer.Exit: another source has the ids of some documents (exit code 1).
     """
     from search_r3.index.index_sources import UNKNOWN
-    from search_r3.index.path_source import summarize_skipped
+    from search_r3.index.readers.path_source import summarize_skipped
 
     quoted = shlex.quote(index)
     for line in summarize_skipped([*([] if as_json else report.skipped), *report.conflicts]):

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
-    from search_r3.index.approximate import ApproximateIndex
     from search_r3.index.backend_registry import register_backend
     from search_r3.index.build import IndexReport, build_index
-    from search_r3.index.chunking import Chunk, chunk_document
-    from search_r3.index.document_reader import DocumentReader, SourceFile, UnreadableFile
+    from search_r3.index.chunking.chunker import Chunk, chunk_document
     from search_r3.index.encoder_protocol import Encoder
     from search_r3.index.index_backend import IndexBackend
     from search_r3.index.index_info import IndexInfo
@@ -29,11 +27,13 @@ if TYPE_CHECKING:
         maintain_index,
         update_documents,
     )
-    from search_r3.index.path_source import open_source, summarize_skipped
-    from search_r3.index.reader_registry import register_reader
+    from search_r3.index.readers.document_reader import DocumentReader, SourceFile, UnreadableFile
+    from search_r3.index.readers.path_source import open_source, summarize_skipped
+    from search_r3.index.readers.reader_registry import register_reader
     from search_r3.index.run_search import Hit, ReasoningTrace, SearchResult, Timings
     from search_r3.index.search_index import DocumentPage, ListedDocument, SearchIndex
     from search_r3.index.source_document import Skipped, SourceDocument
+    from search_r3.index.table.approximate import ApproximateIndex
 
 if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(name) is None]:
     raise InputError(
@@ -41,15 +41,15 @@ if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(nam
     )
 
 _MODULES = {
-    "approximate": "ApproximateIndex",
+    "table.approximate": "ApproximateIndex",
     "build": "IndexReport build_index",
-    "chunking": "Chunk chunk_document",
-    "document_reader": "DocumentReader SourceFile UnreadableFile",
+    "chunking.chunker": "Chunk chunk_document",
+    "readers.document_reader": "DocumentReader SourceFile UnreadableFile",
     "encoder_protocol": "Encoder",
     "maintenance": "Deleted UnknownDocument compact_index delete_documents delete_source maintain_index "
     "update_documents",
-    "reader_registry": "register_reader",
-    "path_source": "open_source summarize_skipped",
+    "readers.reader_registry": "register_reader",
+    "readers.path_source": "open_source summarize_skipped",
     "run_search": "Hit ReasoningTrace SearchResult Timings",
     "source_document": "Skipped SourceDocument",
     "index_backend": "IndexBackend",

@@ -15,10 +15,10 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.index.index_backend import Capability, IndexBackend
 from search_r3.index.index_info import IndexInfo
-from search_r3.index.lance_backend import LanceBackend
-from search_r3.index.lance_table import check_there, has_versions
 from search_r3.index.numpy_backend import NumpyBackend
-from search_r3.index.storage import Place
+from search_r3.index.storage.location import Place
+from search_r3.index.table.lance_backend import LanceBackend
+from search_r3.index.table.lance_table import check_there, has_versions
 from search_r3.plugins import Registry, pick
 
 DEFAULT = LanceBackend

@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import APPROXIMATE_FROM
 from search_r3.index.backend_registry import choose_backend
 from search_r3.index.build_report import IndexReport, Removal, progress_line
 from search_r3.index.build_run import BuildRun
 from search_r3.index.changes import Changes, Window
 from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.locking import writing
 from search_r3.index.pipeline import Pipe, run_stage, start_stage
 from search_r3.index.portable_build import build_portable
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage import explained, for_writing, place_of
-from search_r3.index.table_columns import TEXT_HASH
+from search_r3.index.storage.location import explained, for_writing, place_of
+from search_r3.index.storage.locking import writing
+from search_r3.index.table.approximate import APPROXIMATE_FROM
+from search_r3.index.table.table_columns import TEXT_HASH
 
 COMMIT_CHUNKS = 256  # on two CPU cores some ten seconds of embedding
 COMMIT_SECONDS = 10.0  # the most that an interruption costs; a fast GPU must not make a version for every 256 chunks
@@ -81,12 +81,12 @@ def build_index(
         commit_every: chunks per commit; a document is never in two. None commits every ten seconds, 256 to 8,192
             chunks, and what is ready when a build is interrupted. With `ONE_COMMIT` and without `prune` an index that
             was whole is whole at every moment.
-        approximate_from: rows from which on the index gets an approximate one (`search_r3.index.approximate`); None
-            builds none.
+        approximate_from: rows from which on the index gets an approximate one (see `table/approximate.py`);
+            None builds none.
         queries: real queries, at most 200 of which the approximate index's recall is measured with, besides rows.
         wait: seconds to wait for another writer to end.
         maintain: compact files, fold new rows into the indexes and remove old versions where that is due
-            (`search_r3.index.compaction`). With False, call `maintain_index` now and then; only for
+            (`search_r3.index.table.compaction`). With False, call `maintain_index` now and then; only for
             an index that is whole, written with `ONE_COMMIT`.
         source: a name for the source, which stays the same wherever the documents are read from.
         take_over: replace documents of other sources that have the same ids. Otherwise such documents are left out and

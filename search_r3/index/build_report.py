@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from search_r3.index.duplicates import Differing
 from search_r3.index.source_document import Skipped
+from search_r3.index.table.duplicates import Differing
 
 LARGE_SHARE, FEW_DOCUMENTS = 0.1, 3
 
@@ -40,7 +40,7 @@ class IndexReport:
         duplicates_removed: rows that were removed as another of the same id and source is equal, or became equal when
             the run wrote the document again.
         differing: what is left of ids whose rows differ: of documents that the run did not bring or had to leave out.
-        approximate: what `search_r3.index.approximate.ApproximateIndex` says of the approximate index, if there is one.
+        approximate: what `ApproximateIndex` says of the approximate index, if there is one.
         full_text_rebuilt: an earlier version had left words out of the full-text index, so it was built again.
         source: the name of the source that the documents belong to.
         conflicts: documents left out because another source has their ids, with what can be done.

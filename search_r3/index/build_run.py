@@ -13,17 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import encoder_of, keep_approximate
 from search_r3.index.build_report import IndexReport, Removal
 from search_r3.index.changes import Changes, Window
-from search_r3.index.chunk_ids import rename_old_ids
-from search_r3.index.compaction import Tidied, forget_is_due, forget_versions, tidy
-from search_r3.index.conversion import Replacing, check_fields, give_types, widen
-from search_r3.index.duplicates import remove_equal_copies
-from search_r3.index.durable import DiskError, flush
+from search_r3.index.chunking.chunk_ids import rename_old_ids
 from search_r3.index.embedding import token_limit
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.full_text import ensure_full_text, full_text_state
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import (
     DOCUMENTS,
@@ -35,8 +29,19 @@ from search_r3.index.index_sources import (
     read_sources,
     source_condition,
 )
-from search_r3.index.lance_backend import merge_rows
-from search_r3.index.lance_table import (
+from search_r3.index.readers.path_source import PathSource
+from search_r3.index.search_index import SearchIndex
+from search_r3.index.source_document import SourceDocument
+from search_r3.index.storage.location import Place, brief
+from search_r3.index.storage.locking import OURS, WriteLock
+from search_r3.index.table.approximate import encoder_of, keep_approximate
+from search_r3.index.table.compaction import Tidied, forget_is_due, forget_versions, tidy
+from search_r3.index.table.conversion import Replacing, check_fields, give_types, widen
+from search_r3.index.table.duplicates import remove_equal_copies
+from search_r3.index.table.durable import DiskError, flush
+from search_r3.index.table.full_text import ensure_full_text, full_text_state
+from search_r3.index.table.lance_backend import merge_rows
+from search_r3.index.table.lance_table import (
     COMPLETE,
     TABLE,
     create_table,
@@ -46,12 +51,7 @@ from search_r3.index.lance_table import (
     migrate_rows,
     open_table,
 )
-from search_r3.index.locking import OURS, WriteLock
-from search_r3.index.path_source import PathSource
-from search_r3.index.search_index import SearchIndex
-from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage import Place, brief
-from search_r3.index.table_columns import (
+from search_r3.index.table.table_columns import (
     IDS_AT_ONCE,
     ColumnTypes,
     in_parts,

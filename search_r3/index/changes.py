@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.build_report import Removal
-from search_r3.index.chunking import Chunk, chunk_document
-from search_r3.index.conversion import delete_command, first_inexact
+from search_r3.index.chunking.chunker import Chunk, chunk_document
+from search_r3.index.chunking.token_limit import TokenLimit
 from search_r3.index.index_sources import API, Scope, source_condition
 from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
-from search_r3.index.table_columns import (
+from search_r3.index.table.conversion import delete_command, first_inexact
+from search_r3.index.table.table_columns import (
     CONTENT,
     METADATA,
     ROW_HASH,
@@ -31,8 +32,7 @@ from search_r3.index.table_columns import (
     in_parts,
     quoted,
 )
-from search_r3.index.table_rows import make_row
-from search_r3.index.token_limit import TokenLimit
+from search_r3.index.table.table_rows import make_row
 
 AT_ONCE = 1000  # values in one SQL condition
 SAME = ("title", CONTENT, METADATA)

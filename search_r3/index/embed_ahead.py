@@ -18,7 +18,7 @@ from search_r3.index.index_sources import API, Scope, SourceRecord
 from search_r3.index.portable_build import missing_vectors
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table_columns import ColumnTypes
+from search_r3.index.table.table_columns import ColumnTypes
 
 
 class CachedEncoder:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from search_r3.index.chunking.token_limit import TokenLimit, estimated_tokens
 from search_r3.index.encoder_protocol import DOCUMENT_TOKENS, CountTokens, Encoder
-from search_r3.index.table_rows import checked_vectors
-from search_r3.index.token_limit import TokenLimit, estimated_tokens
+from search_r3.index.table.table_rows import checked_vectors
 
 BATCH_TOKENS = 16_384  # 32 chunks of the 512 tokens that a document is cut to
 CHARACTERS_PER_TOKEN = 4  # of English; for encoders that do not tokenize ahead

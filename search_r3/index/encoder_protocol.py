@@ -56,7 +56,7 @@ class Encoder(Protocol):
 
 class CountsTokens(Protocol):
     """An encoder that counts tokens. Chunks are measured with it, so that none is too long to be embedded whole;
-    without it their tokens are estimated (`search_r3.index.token_limit`)."""
+    without it their tokens are estimated (`search_r3.index.chunking.token_limit`)."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
 

@@ -15,15 +15,15 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import ApproximateIndex
-from search_r3.index.full_text import FullText
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import SourceCount
-from search_r3.index.table_columns import SOURCE
+from search_r3.index.table.approximate import ApproximateIndex
+from search_r3.index.table.full_text import FullText
+from search_r3.index.table.table_columns import SOURCE
 
 Row = dict[str, Any]
 """A chunk as it is stored, ready for JSON. "id" is unique; "document" is the id of its document. A backend keeps all
-keys and looks at no other; `search_r3.index.table_rows.make_row` says what they are."""
+keys and looks at no other; `search_r3.index.table.table_rows.make_row` says what they are."""
 Scored = tuple[Row, float]
 """A row and its score: the cosine for a vector search, BM25's for a text search."""
 Capability = Literal["text", "filter", "approximate", "streaming", "maintenance", "distributed", "object_storage"]

@@ -20,7 +20,7 @@ from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.run_search import SearchOptions, SearchResult
 from search_r3.index.search_index import DocumentPage, SearchIndex
-from search_r3.index.storage import Place, StorageError, brief, files_lost, place_of
+from search_r3.index.storage.location import Place, StorageError, brief, files_lost, place_of
 
 Event = Literal["exchanged", "refused", "unavailable", "available"]
 T = TypeVar("T")

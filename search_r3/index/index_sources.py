@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from search_r3.errors import InputError
-from search_r3.index.conversion import annotate
-from search_r3.index.path_source import PathSource, would_read
+from search_r3.index.readers.path_source import PathSource, would_read
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table_columns import SOURCE, quoted
+from search_r3.index.table.conversion import annotate
+from search_r3.index.table.table_columns import SOURCE, quoted
 
 API = "api"
 """The source of documents that were posted to a server, or given to `update_documents` without another one."""

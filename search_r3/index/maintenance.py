@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import keep_approximate
 from search_r3.index.backend_registry import choose_backend
 from search_r3.index.build import IndexReport, build_index
-from search_r3.index.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
-from search_r3.index.duplicates import Differing, remove_equal_copies
-from search_r3.index.durable import flush
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sources, source_condition
-from search_r3.index.lance_table import ensure_complete, mark_complete, migrate_rows
-from search_r3.index.locking import WriteLock, writing
-from search_r3.index.path_source import PathSource
 from search_r3.index.portable_build import delete_rows
+from search_r3.index.readers.path_source import PathSource
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage import Place, explained, for_writing, place_of
-from search_r3.index.table_columns import SOURCE, in_parts, quoted
+from search_r3.index.storage.location import Place, explained, for_writing, place_of
+from search_r3.index.storage.locking import WriteLock, writing
+from search_r3.index.table.approximate import keep_approximate
+from search_r3.index.table.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
+from search_r3.index.table.duplicates import Differing, remove_equal_copies
+from search_r3.index.table.durable import flush
+from search_r3.index.table.lance_table import ensure_complete, mark_complete, migrate_rows
+from search_r3.index.table.table_columns import SOURCE, in_parts, quoted
 
 
 class UnknownDocument(InputError):

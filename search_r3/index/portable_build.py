@@ -18,18 +18,18 @@ from search_r3.errors import InputError
 from search_r3.index.backend_registry import MARKER, create_backend, open_portable
 from search_r3.index.build_report import IndexReport, Removal, progress_line
 from search_r3.index.changes import lies_in
-from search_r3.index.chunking import chunk_document
-from search_r3.index.durable import flush
+from search_r3.index.chunking.chunker import chunk_document
 from search_r3.index.embedding import BATCH_TOKENS, embed, prepare, token_limit
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_backend import IndexBackend, Row
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API, Sources
-from search_r3.index.locking import OURS, writing
-from search_r3.index.path_source import PathSource
+from search_r3.index.readers.path_source import PathSource
 from search_r3.index.source_document import Skipped, SourceDocument
-from search_r3.index.table_columns import COLUMNS, CONTENT, PLACE, ROW_HASH, SOURCE, TEXT_HASH
-from search_r3.index.table_rows import make_row
+from search_r3.index.storage.locking import OURS, writing
+from search_r3.index.table.durable import flush
+from search_r3.index.table.table_columns import COLUMNS, CONTENT, PLACE, ROW_HASH, SOURCE, TEXT_HASH
+from search_r3.index.table.table_rows import make_row
 
 COMMIT_ROWS = 8192  # rows that are embedded and written together
 

@@ -12,17 +12,17 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import ApproximateIndex
 from search_r3.index.backend_registry import open_backend
-from search_r3.index.duplicates import count_duplicate_ids
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.full_text import FullText
 from search_r3.index.index_backend import IndexBackend
 from search_r3.index.index_info import IndexInfo, ModelMismatch
 from search_r3.index.index_sources import SourceCount
-from search_r3.index.lance_backend import LanceBackend
 from search_r3.index.run_search import Fusion, Mode, SearchResult, run_search
-from search_r3.index.storage import explained, place_of
+from search_r3.index.storage.location import explained, place_of
+from search_r3.index.table.approximate import ApproximateIndex
+from search_r3.index.table.duplicates import count_duplicate_ids
+from search_r3.index.table.full_text import FullText
+from search_r3.index.table.lance_backend import LanceBackend
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 T = TypeVar("T")

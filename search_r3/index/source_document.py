@@ -7,7 +7,7 @@ from typing import Literal
 
 Scalar = str | int | float | bool
 Kind = Literal["record", "markdown", "rst", "python", "code", "text"]
-"""How a document is cut into chunks (`search_r3.index.chunking`): a record stays whole up to 320 words, the others are
+"""How a document is cut into chunks (`index/chunking`): a record stays whole up to 320 words, the others are
 cut at headings, functions or paragraphs."""
 
 

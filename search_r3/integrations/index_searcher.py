@@ -16,7 +16,7 @@ from search_r3.rank_fusion import VECTOR_WEIGHT
 if TYPE_CHECKING:
     from search_r3.index.index_handle import IndexHandle
     from search_r3.index.run_search import SearchResult
-    from search_r3.index.storage import Place
+    from search_r3.index.storage.location import Place
 
 
 class IndexSearcher:
@@ -34,7 +34,7 @@ class IndexSearcher:
     """
 
     def __init__(self, index: str | Path, model: Any = None, *, device: str | None = None, dtype: str = "auto") -> None:
-        from search_r3.index.storage import place_of
+        from search_r3.index.storage.location import place_of
         from search_r3.integrations.framework_encoder import name_and_model
 
         self.path: Place = place_of(index)

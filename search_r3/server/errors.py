@@ -14,7 +14,7 @@ from starlette.responses import Response
 from search_r3.errors import InputError
 from search_r3.index.index_handle import IndexUnavailable
 from search_r3.index.index_info import ModelMismatch
-from search_r3.index.storage import IndexBusy, StorageError
+from search_r3.index.storage.location import IndexBusy, StorageError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_STATUSES = (429, 503)

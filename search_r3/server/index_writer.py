@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from search_r3.index.build import ONE_COMMIT
-from search_r3.index.compaction import KEEP_VERSIONS
 from search_r3.index.embed_ahead import CachedEncoder, embed_ahead
 from search_r3.index.index_handle import IndexHandle, IndexUnavailable
 from search_r3.index.index_info import ModelMismatch
 from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index, update_documents
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage import IndexBusy, Place, StorageError, explained
+from search_r3.index.storage.location import IndexBusy, Place, StorageError, explained
+from search_r3.index.table.compaction import KEEP_VERSIONS
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.logs import log
 

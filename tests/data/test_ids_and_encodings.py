@@ -20,7 +20,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import parse_external_model
 from search_r3.evaluation.runs import read_gzip_lines, read_run, write_jsonl_gzip
 from search_r3.evaluation.suite_config import SuitePlan
-from search_r3.index.path_source import open_source
+from search_r3.index.readers.path_source import open_source
 from search_r3.server.keys import read_keys
 from search_r3.training.config import load_config
 

@@ -28,9 +28,9 @@ from search_r3.index.backend_registry import create_backend, open_backend
 from search_r3.index.index_backend import Row
 from search_r3.index.index_handle import IndexHandle
 from search_r3.index.index_info import IndexInfo, ModelMismatch
-from search_r3.index.lance_backend import LanceBackend
 from search_r3.index.numpy_backend import NumpyBackend
-from search_r3.index.table_rows import make_row
+from search_r3.index.table.lance_backend import LanceBackend
+from search_r3.index.table.table_rows import make_row
 
 ENTRIES = "[search_r3.index_backends]\njson = MODULE:JsonBackend\n"
 INFO = IndexInfo(2, "fake", "a" * 64, 3, "2026-01-01T00:00:00+00:00")

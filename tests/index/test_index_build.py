@@ -248,7 +248,7 @@ def test_two_builds_at_once_are_refused(path, model):
 def test_an_open_index_sees_later_commits(path, model, monkeypatch):
     from datetime import timedelta
 
-    monkeypatch.setattr("search_r3.index.lance_table.FOLLOW_WRITES", timedelta(0))
+    monkeypatch.setattr("search_r3.index.table.lance_table.FOLLOW_WRITES", timedelta(0))
     build_index(path, docs("one"), model)
     index = SearchIndex.open(path)
     build_index(path, docs("one", "two"), model)

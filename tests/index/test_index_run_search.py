@@ -8,8 +8,8 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
+from search_r3.index.results.snippets import make_snippet
 from search_r3.index.run_search import SearchOptions, run_search
-from search_r3.index.snippets import make_snippet
 from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
 ODD_QUERIES = [

@@ -17,18 +17,16 @@ from search_r3.errors import InputError
 from search_r3.index import (
     SearchIndex,
     SourceDocument,
-    approximate,
     build_index,
     compact_index,
-    compaction,
     delete_documents,
     delete_source,
-    durable,
     maintain_index,
     update_documents,
 )
-from search_r3.index.approximate import read_approximate
 from search_r3.index.build import ONE_COMMIT
+from search_r3.index.table import approximate, compaction, durable
+from search_r3.index.table.approximate import read_approximate
 
 pytestmark = pytest.mark.slow
 
@@ -256,7 +254,8 @@ WRITER = """
     sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
     from conftest import FakeEncoder
     from test_index_small_writes import AT_ONCE, document
-    from search_r3.index import compaction, delete_documents, update_documents
+    from search_r3.index import delete_documents, update_documents
+    from search_r3.index.table import compaction
     compaction.TIERS, compaction.MANY, compaction.UNINDEXED_TEXT = (4, 16, 64, 1_048_576), 4, 6
     compaction.SEGMENTS, compaction.EVERY, compaction.KEEP_VERSIONS = 3, 3, timedelta(0)
     path, model, start = sys.argv[1], FakeEncoder(), int(sys.argv[3])

@@ -17,7 +17,7 @@ from processes import run
 
 from search_r3 import InputError, SearchR3
 from search_r3.index import SourceDocument, build_index
-from search_r3.index.storage import Remote
+from search_r3.index.storage.location import Remote
 from search_r3.integrations.haystack import SearchR3DocumentEmbedder, SearchR3TextEmbedder
 from search_r3.integrations.index_searcher import IndexSearcher
 from search_r3.integrations.langchain import SearchR3Embeddings, SearchR3Retriever

@@ -12,11 +12,11 @@ from processes import eventually
 from serving_tools import running
 from storage_faults import storage
 
-from search_r3.index import lease
 from search_r3.index.build import build_index
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage import Remote
+from search_r3.index.storage import lease
+from search_r3.index.storage.location import Remote
 from search_r3.server.service import Loaded
 
 pytestmark = pytest.mark.slow

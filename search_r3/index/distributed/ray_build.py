@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from search_r3.errors import InputError
-from search_r3.index.approximate import APPROXIMATE_FROM
 from search_r3.index.backend_registry import choose_backend
 from search_r3.index.build_report import IndexReport, Removal
 from search_r3.index.build_run import BuildRun
@@ -23,9 +22,10 @@ from search_r3.index.distributed.ray_worker import Described, EncodeRows, Job, d
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
 from search_r3.index.embedding import BATCH_TOKENS
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.locking import WriteLock, writing
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage import Place, explained, for_writing, options_of, place_of
+from search_r3.index.storage.location import Place, explained, for_writing, options_of, place_of
+from search_r3.index.storage.locking import WriteLock, writing
+from search_r3.index.table.approximate import APPROXIMATE_FROM
 
 TASK_ROWS = 65_536
 """Rows of one task, the most that is encoded again when a worker dies; fewer where the corpus is small."""
@@ -58,7 +58,7 @@ def build_distributed(
     removed after it.
 
     Args:
-        path: a folder that all machines share, or a place on object storage (`storage.Remote`, or its URI).
+        path: a folder that all machines share, or a place on object storage (`location.Remote`, or its URI).
         documents: what to index; only this process reads it.
         load: gives a worker its model; `ModelSource("name")`, or any picklable function.
         cluster: where the workers are.

@@ -14,7 +14,7 @@ from search_r3.data.io.delimited import MAX_JOINED, parse_delimiter
 from search_r3.data.recipe import build_pairs
 from search_r3.data.sources.pair_files import own_pairs
 from search_r3.errors import InputError
-from search_r3.index.path_source import open_source
+from search_r3.index.readers.path_source import open_source
 
 ROWS = [
     ["a", "Bread needs flour, water; and yeast | salt.", "2020"],

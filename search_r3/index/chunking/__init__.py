@@ -1,0 +1,1 @@
+"""Documents into chunks: by their structure, within the model's limit of tokens."""

@@ -1,0 +1,357 @@
+"""Documents cut into chunks where their structure allows: headings, functions, paragraphs, and only then sentences.
+
+A document is a tree of sections over its lines (`outline`). A section that fits the target size stays whole; a larger
+one is cut into its own text and its children. A heading goes with the text below it, and what is too long for the model
+is split (`text_splitting`). Sections lie end to end, so by construction no text is lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from search_r3.index.chunking.chunk_ids import chunk_id
+from search_r3.index.chunking.chunk_titles import short_path, split_title
+from search_r3.index.chunking.outline import Section, outline
+from search_r3.index.chunking.text_splitting import (
+    CLOSING_WORDS,
+    CODE,
+    PROSE,
+    Piece,
+    Separators,
+    closes,
+    size,
+    split_by_tokens,
+    split_by_words,
+    trimmed,
+)
+from search_r3.index.chunking.token_limit import TokenLimit
+from search_r3.index.results.query_words import composed
+from search_r3.index.source_document import Scalar, SourceDocument
+
+TARGET_WORDS = 160
+MAX_WORDS = 320
+SHORT = 1 / 4  # of the target size: a shorter text stays with its neighbor, as beside its title it would outrank it
+HEADING_WORDS = 12  # a line of so few words that does not end like a sentence introduces what follows
+COMMENT_WORDS = 40  # a longer comment is text of its own
+UNMARKED_WEIGHT = 4  # lines that only look like headings are soon too many: they may be a list
+OPENINGS = (":", "{", "(", "[", "：")
+
+FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+COMMENT = re.compile(r"\s*(#[^\w\[]|#$|//|--|;|%|/\*|\*|<!--)")
+ANCHOR = re.compile(r"\s*(<a\s[^<>]*>(</a>)?|<!--[^>]*-->|@\w+(\([^()]*\))?|#?\[[\[\w][^\[\]]*\]{1,2})\s*")
+OPENING = re.compile(r"\s*(<\w[^<>]{,60}>\s*$|(`{3,}|~{3,})[^`]{,60}$)")
+ITEM = re.compile(r"\s*[-*+>|•](\s|$)")
+SENTENCE_END = re.compile(r"[.!…。！;,；，]['\")\]*_]*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document, the unit that is embedded and found. Lines count from 1 and include both ends."""
+
+    id: str
+    document: str
+    title: str
+    text: str
+    metadata: dict[str, Scalar]
+    path: str
+    start_line: int
+    end_line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A document's lines, which of them are headings, and whether it is code; `target` words may stay together."""
+
+    lines: list[str]
+    headings: set[int]
+    code: bool
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Lines that are not cut unless they must be.
+
+    Attributes:
+        heads: it only introduces what follows; `heading`: by markup, not only by its looks.
+        tails: it only closes or separates.
+    """
+
+    section: Section
+    piece: Piece
+    heads: bool = False
+    tails: bool = False
+    heading: bool = False
+
+
+def chunk_document(
+    document: SourceDocument,
+    *,
+    target_words: int = TARGET_WORDS,
+    max_words: int = MAX_WORDS,
+    tokens: TokenLimit | None = None,
+) -> list[Chunk]:
+    """Cut one document; the chunks' texts, in order, hold all of its text but blank lines, in composed form (NFC).
+
+    Every chunk has an id of its own, whatever the documents' ids are (see `chunk_ids`). Records (JSONL, CSV,
+    BEIR) are kept whole up to `max_words` and the limit of tokens, since there the user has decided what one
+    document is.
+
+    A chunk's title is the path of headings down to it. In a document of several chunks a title may have half of the
+    limit of tokens: of a record's title the rest becomes the beginning of its text; a path of headings that would make
+    its chunk too long loses the outer ones.
+
+    Args:
+        target_words: sections and paragraphs are put together up to this size.
+        max_words: nothing is larger than this; a longer paragraph is cut between sentences, code between lines.
+        tokens: what "title text" of a chunk may have; None does not look at tokens.
+    """
+    if "\r" in document.text:
+        document = replace(document, text=document.text.replace("\r\n", "\n").replace("\r", "\n"))
+    document = replace(document, title=composed(document.title), text=composed(document.text))
+    pieces = list(_pieces(document, target_words, max_words, tokens))
+    chunks: list[Chunk] = []
+    for number, (title, piece) in enumerate(pieces, start=1):
+        text, above, below = trimmed(piece.text)
+        start, end = document.line + piece.start + above, document.line + piece.end - 1 - below
+        if document.kind == "record":  # lines inside a JSON string or a CSV cell are not lines of the file
+            start = end = document.line
+        name = chunk_id(document.id, number, len(pieces))
+        chunks.append(Chunk(name, document.id, title, text, document.metadata, document.path, start, end))
+    return chunks
+
+
+def content_of(title: str, text: str) -> str:
+    """What is embedded of a chunk."""
+    return f"{title} {text}" if title else text
+
+
+def _pieces(
+    document: SourceDocument, target: int, limit: int, tokens: TokenLimit | None
+) -> Iterator[tuple[str, Piece]]:
+    """The document's pieces in order, each with its title."""
+    title, text = document.title.strip(), document.text
+    record = document.kind == "record"
+    whole = size(text) <= (limit if record else target)
+    if whole and tokens:
+        whole = not tokens.exceeded([content_of(title, text.strip("\n"))])[0]
+    if tokens and record and not whole:
+        title, rest = split_title(title, tokens)
+        text = f"{rest}\n{text}" if rest else text
+    lines = text.split("\n")
+    if whole:
+        yield title, Piece(text, 0, len(lines))
+        return
+    separators = CODE if document.kind in {"python", "code"} else PROSE
+    root = outline(replace(document, title=title, text=text), lines)
+    source = Lines(lines, _heading_lines(root), separators is CODE, target)
+    blocks = itertools.groupby(_glued(_blocks(root, source), target), lambda block: block.section)
+    cut = [
+        (section.title.strip(), piece) for section, group in blocks for piece in _pack(group, separators, target, limit)
+    ]
+    if tokens is None:
+        yield from cut
+        return
+    over = tokens.exceeded([content_of(name, trimmed(piece.text)[0]) for name, piece in cut])
+    for (name, piece), too_long in zip(cut, over, strict=True):
+        if too_long:
+            name = short_path(name, tokens)
+            for part in split_by_tokens(piece, content_of(name, ""), separators, tokens):
+                yield name, part
+        else:
+            yield name, piece
+
+
+# ------------------------------------------------------------------------------------------------------------- blocks
+
+
+def _blocks(section: Section, source: Lines) -> Iterator[Block]:
+    """The lines of a section: all of them if they are few, else its own between blank lines, then its children's."""
+    whole = _piece(section.start, section.end, source)
+    if not whole.text.strip():
+        return
+    if size(whole.text) <= source.target:
+        only = _only_headings(_filled(section.start, section.end, source), source)
+        yield Block(section, whole, heads=only, heading=only)
+        return
+    own_end = section.children[0].start if section.children else section.end
+    for start, end in _runs(source.lines, section.start, own_end):
+        filled = _filled(start, end, source)
+        if _only_headings(filled, source):
+            yield Block(section, _piece(start, end, source), heads=True, heading=True)
+        else:
+            lines = [source.lines[number] for number in filled]
+            tails = all(map(closes, lines)) and size("\n".join(lines)) <= CLOSING_WORDS
+            heads = not tails and not source.headings.intersection(filled) and _introduces(lines, source.code)
+            yield Block(section, _piece(start, end, source), heads, tails)
+    for child in section.children:
+        yield from _blocks(child, source)
+
+
+def _runs(lines: list[str], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Runs of lines between blank lines, as [start, end); fenced code is in one."""
+    first, fence = start, ""
+    for number in range(start, end):
+        mark = FENCE.match(lines[number])
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and mark[1].startswith(fence):
+            fence = ""
+        if not fence and not lines[number].strip():
+            if number > first:
+                yield first, number
+            first = number + 1
+    if any(line.strip() for line in lines[first:end]):
+        yield first, end
+
+
+def _only_headings(filled: list[int], source: Lines) -> bool:
+    bare = all(number in source.headings or closes(source.lines[number]) for number in filled)
+    return bare and not source.headings.isdisjoint(filled)
+
+
+def _introduces(lines: list[str], code: bool) -> bool:
+    """Whether lines only announce what follows: a heading that no markup shows, an anchor, a comment above code."""
+    if all(ANCHOR.fullmatch(line) for line in lines):
+        return True
+    if code and all(COMMENT.match(line) for line in lines):
+        return size("\n".join(lines)) <= COMMENT_WORDS
+    words = [line.rstrip() for line in lines if not closes(line)]
+    if len(words) != 1 or size(words[0]) > HEADING_WORDS:
+        return False
+    return words[0].endswith(OPENINGS) or not (code or ITEM.match(words[0]) or SENTENCE_END.search(words[0]))
+
+
+def _piece(start: int, end: int, source: Lines) -> Piece:
+    body = start
+    while body < end and (body in source.headings or _opens(source.lines[body])):
+        body += 1
+    text = "\n".join(source.lines[start:end])
+    return Piece(text, start, end, _lead(text, len("\n".join(source.lines[start:body])) + 1, source.target))
+
+
+def _opens(line: str) -> bool:
+    return closes(line) or OPENING.match(line) is not None or line.rstrip().endswith(OPENINGS)
+
+
+def _lead(text: str, length: int, target: int) -> int:
+    """`length` as the length of a heading at an end of `text`; 0 where that is all, or text of its own."""
+    return length if 1 < length < len(text) and size(text[:length]) <= target // 2 else 0
+
+
+def _filled(start: int, end: int, source: Lines) -> list[int]:
+    return [number for number in range(start, end) if source.lines[number].strip()]
+
+
+def _heading_lines(section: Section) -> set[int]:
+    found = set(range(section.start, section.body))
+    return found.union(*map(_heading_lines, section.children))
+
+
+# ------------------------------------------------------------------------------------------------------------ joining
+
+
+def _glued(blocks: Iterable[Block], target: int) -> Iterator[Block]:
+    """Blocks with the headings above them and the closing marks below them, so that these are never alone."""
+    group: list[Block] = []
+    heads: list[Block] = []
+    for block in blocks:
+        if block.heads:
+            heads.append(block)
+        elif block.tails and (group or heads):
+            (heads or group).append(block)
+        else:
+            if group:
+                yield _merged(group, target)
+            free, kept = _nearest(heads, target)
+            yield from free
+            group, heads = [*kept, block], []
+    if group and heads and _words(heads) <= target:  # at the document's end nothing follows
+        last = _merged(group, target)
+        both = _joined([last.piece, *(head.piece for head in heads)])
+        tail = _lead(both.text[::-1], len(both.text) - len(last.piece.text), target)
+        yield Block(last.section, replace(both, tail=tail))
+        return
+    if group:
+        yield _merged(group, target)
+    yield from _evenly(heads, target)
+
+
+def _nearest(heads: list[Block], target: int) -> tuple[list[Block], list[Block]]:
+    """The headings that are too many to go with what follows, and those that do: at least the last one."""
+    count, weight = 0, 0
+    for head in reversed(heads):
+        weight += size(head.piece.text) * (1 if head.heading else UNMARKED_WEIGHT)
+        if count and weight > target:
+            break
+        count += 1
+    free, kept = heads[: len(heads) - count], heads[len(heads) - count :]
+    if all(head.heading for head in free) and _words(free) <= target // 2:
+        return [], heads
+    return _evenly(free, target), kept
+
+
+def _evenly(heads: list[Block], target: int) -> list[Block]:
+    """Headings with no text between them, of several sections, as few blocks of about equal size."""
+    if len({id(head.section) for head in heads}) < 2:
+        return heads
+    total = _words(heads)
+    goal = total / max(1, -(-total // target))
+    out: list[Block] = []
+    group: list[Block] = []
+    done = 0
+    for head in heads:
+        group.append(head)
+        done += size(head.piece.text)
+        if done >= goal * (len(out) + 1):
+            out.append(_merged(group, target))
+            group = []
+    return [*out, _merged(group, target)] if group else out
+
+
+def _words(blocks: list[Block]) -> int:
+    return sum(size(block.piece.text) for block in blocks)
+
+
+def _merged(group: list[Block], target: int) -> Block:
+    """Neighbors as one block of the section of the one that has text."""
+    if len(group) == 1:
+        return group[0]
+    place = next((i for i, block in enumerate(group) if not block.heads and not block.tails), 0)
+    main = group[place]
+    piece = _joined([block.piece for block in group])
+    before = len(_joined([block.piece for block in group[: place + 1]]).text) - len(main.piece.text)
+    return Block(main.section, replace(piece, lead=_lead(piece.text, before + main.piece.lead, target)))
+
+
+def _pack(blocks: Iterable[Block], separators: Separators, target: int, limit: int) -> Iterator[Piece]:
+    """Blocks put together up to `target`, or up to `limit` where one would be short; those over `limit` split."""
+    short = target * SHORT if separators is PROSE else 0
+    held: list[Piece] = []
+    done: list[Piece] = []  # at most one, which a short rest may join
+    for block in blocks:
+        words, more = size(_joined(held).text) if held else 0, size(block.piece.text)
+        if held and words >= short and words + more > target:
+            yield from done
+            done, held, words = [_joined(held)], [], 0
+        held.append(block.piece)
+        if words + more > limit:
+            yield from done
+            yield from split_by_words(_joined(held), separators, target, limit)
+            done, held = [], []
+    if done and held and size(_joined(held).text) < short and size(_joined(done + held).text) <= limit:
+        done, held = [_joined(done + held)], []
+    yield from done
+    if held:
+        yield _joined(held)
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    """Pieces as one, with as many line breaks between two as the file has, so that lines can be counted."""
+    texts = [pieces[0].text]
+    for before, after in itertools.pairwise(pieces):
+        texts += ["\n" * (after.start - before.end + 1), after.text]
+    return Piece("".join(texts), pieces[0].start, pieces[-1].end, pieces[0].lead, pieces[-1].tail)

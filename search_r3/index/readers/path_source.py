@@ -1,0 +1,277 @@
+"""What a user points at, turned into documents: a BEIR folder, a file of records, a folder of files, or one file.
+
+A file is read by its reader (`document_reader`). A folder is taken as it is: what no reader reads, or what
+cannot be read, is skipped, and every skip is kept with its reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from search_r3.data.io.delimited import parse_delimiter
+from search_r3.data.io.jsonl import read_jsonl
+from search_r3.errors import InputError
+from search_r3.files import why_missing
+from search_r3.index.readers.csv_file import Misfits
+from search_r3.index.readers.document_reader import MAX_FILE_BYTES, DocumentReader, SourceFile, UnreadableFile
+from search_r3.index.readers.reader_registry import reader_of, readers
+from search_r3.index.readers.record_readers import TABLE
+from search_r3.index.readers.text_readers import ANY_TEXT
+from search_r3.index.seen_ids import SeenIds
+from search_r3.index.source_document import Skipped, SourceDocument
+
+MAX_QUERIES = 10_000
+SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # hidden folders are skipped besides
+
+
+class PathSource:
+    """The documents under one path, read anew on each iteration; `skipped` fills up as one goes.
+
+    Of a table, `text_columns` are left as they are, by their names as the index writes them, and `misfits` say why
+    others are text. With `may_be_empty` there need be no document, else `if_empty` is added to the error.
+
+    Iterating raises InputError where a record is broken, where an id comes twice, or at the end if there was nothing.
+    """
+
+    def __init__(self, path: Path, kind: str, read: Callable[[PathSource], Iterator[SourceDocument]]) -> None:
+        self.path = path
+        self.kind = kind
+        self.skipped: list[Skipped] = []
+        self.text_columns: set[str] = set()
+        self.misfits: Misfits = {}
+        self.may_be_empty = False
+        self.if_empty = ""
+        self._read = read
+
+    def __iter__(self) -> Iterator[SourceDocument]:
+        self.skipped.clear()
+        seen = SeenIds()
+        for document in self._read(self):
+            line = document.record or document.line
+            if (first := seen.add(document.id, str(line))) is not None:
+                raise InputError(
+                    f'{self.path}, line {line}: the id "{document.id}" was already used on line '
+                    f"{first}; every document needs an id of its own"
+                )
+            yield document
+        if not seen and not self.may_be_empty:
+            nothing = (
+                "it holds no text, Markdown, rst or source files" if self.kind == "folder" else "it has no records"
+            )
+            why = "; ".join(summarize_skipped(self.skipped)) or nothing
+            raise InputError(f"{self.path}: nothing to index ({why}){self.if_empty}")
+
+
+def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delimiter: str | None = None) -> PathSource:
+    """Find out what is at `path` and how to read it: "folder", "file", "jsonl", "csv", "beir", or the kind of another
+    package's reader of records.
+
+    Args:
+        path: a folder with `corpus.jsonl` (BEIR); a `.jsonl` file whose objects have `id` (or `_id`), `text` and
+            perhaps `title`, everything else being metadata; a `.csv` or `.tsv` file with the same names in its header;
+            a folder of text files; or one text file.
+        max_file_bytes: larger files of a folder are skipped. Files of records may have any size.
+        delimiter: of a table, a character or "comma", "semicolon", "tab" or "pipe"; None detects it. With it, a file of
+            any name is read as a table.
+
+    Raises:
+        InputError: there is no such path, it may not be read, or it is neither a file nor a folder; a delimiter is
+            given for something that is not a table; or another package's reader cannot be loaded.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        why = why_missing(path) if path.is_symlink() else (error.strerror or str(error))
+        raise InputError(f"{path}: {why}; give a folder, or a .jsonl, .csv or text file") from error
+    if stat.S_ISDIR(mode):
+        _refuse_delimiter(path, delimiter)
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(f"{path}: you may not read this folder; change its permissions")
+        for reader in readers():
+            if reader.folder_file and (path / reader.folder_file).is_file():
+                return _records(path / reader.folder_file, reader)
+        return PathSource(path, "folder", lambda source: _folder(source, max_file_bytes))
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is neither a file nor a folder; give one of these")
+    reader = reader_of(path) or ANY_TEXT
+    if delimiter is not None and (reader.kind == "file" or reader.kind == TABLE.kind):
+        return _records(path, TABLE, parse_delimiter(delimiter))
+    _refuse_delimiter(path, delimiter)
+    if reader.kind != "file":
+        return _records(path, reader)
+    return PathSource(path, "file", lambda source: _one_file(source, reader, max_file_bytes))
+
+
+def _refuse_delimiter(path: Path, delimiter: str | None) -> None:
+    if delimiter is not None:
+        raise InputError(f"{path}: a delimiter is given ({delimiter!r}), but only a table such as a .csv file has one")
+
+
+def sample_queries(source: PathSource, most: int = MAX_QUERIES) -> list[str]:
+    """The first `most` queries that stand beside a BEIR corpus; none for other sources, or where they are broken.
+
+    They only serve to measure an index with, so nothing that is wrong with them is worth an error.
+    """
+    path = source.path.parent / "queries.jsonl"
+    if source.kind != "beir" or not path.is_file():
+        return []
+    try:
+        found = (value.get("text") for _, value in itertools.islice(read_jsonl(path), most))
+        return [text for text in found if isinstance(text, str) and text.strip()]
+    except InputError:
+        return []
+
+
+def summarize_skipped(skipped: list[Skipped], examples: int = 3) -> list[str]:
+    """One line a reason, most frequent first: "12 skipped: larger than 10 MB (a.txt, b.txt, c.txt, ...)"."""
+    lines = []
+    for reason, count in Counter(item.reason for item in skipped).most_common():
+        paths = [item.path for item in skipped if item.reason == reason]
+        more = ", ..." if count > examples else ""
+        lines.append(f"{count:,} skipped: {reason} ({', '.join(paths[:examples])}{more})")
+    return lines
+
+
+def _records(path: Path, reader: DocumentReader, delimiter: str | None = None) -> PathSource:
+    """A file of records, one in memory at a time."""
+
+    def read(source: PathSource) -> Iterator[SourceDocument]:
+        file = SourceFile(path, path.name, delimiter=delimiter, may_be_empty=source.may_be_empty)
+        file.text_columns, file.misfits, file.skipped = source.text_columns, source.misfits, source.skipped
+        yield from reader.read(file)
+
+    return PathSource(path, reader.kind, read)
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def _folder(source: PathSource, max_file_bytes: int) -> Iterator[SourceDocument]:
+    root = source.path
+    for path in _walk(root, source.skipped):
+        name = _printable(path.relative_to(root).as_posix())
+        reader = reader_of(path)
+        if reader is None or reader.kind != "file":
+            source.skipped.append(Skipped(name, _why_not(path, reader)))
+            continue
+        found = _documents_of(SourceFile(path, name, max_file_bytes), reader)
+        if isinstance(found, Skipped):
+            source.skipped.append(found)
+        else:
+            yield from found
+
+
+def _one_file(source: PathSource, reader: DocumentReader, max_file_bytes: int) -> Iterator[SourceDocument]:
+    found = _documents_of(SourceFile(source.path, _printable(source.path.name), max_file_bytes), reader)
+    if isinstance(found, Skipped):
+        raise InputError(f"{source.path} cannot be indexed: {found.reason}")
+    yield from found
+
+
+def _documents_of(file: SourceFile, reader: DocumentReader) -> list[SourceDocument] | Skipped:
+    """The documents of one file, or why there are none.
+
+    Raises:
+        InputError: the file is broken, as its reader says; or the reader's ids do not begin with the file's name, so
+            that documents of two files could share one.
+    """
+    try:
+        documents = list(reader.read(file))
+    except UnreadableFile as error:
+        return Skipped(file.name, str(error), error.unread)
+    except OSError as error:
+        return _unread(file.name, error)
+    for document in documents:
+        if document.id != file.name and not document.id.startswith(f"{file.name}/"):
+            raise InputError(
+                f'{file.path}: {type(reader).__name__} gave the id "{document.id}"; ids of a file\'s documents are its '
+                f'name, "{file.name}", or begin with it and "/": use SourceFile.document'
+            )
+    return documents or Skipped(file.name, "it holds no documents")
+
+
+def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        skipped.append(_unread(_relative(Path(error.filename), root), error))
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
+        keep = []
+        for name in sorted(folders):
+            if _is_passed_over(name):
+                continue
+            if os.path.islink(os.path.join(folder, name)):
+                skipped.append(Skipped(_relative(Path(folder, name), root), "a link to a folder"))
+                continue
+            keep.append(name)
+        folders[:] = keep
+        for name in sorted(files):
+            file = Path(folder, name)
+            if name.startswith("."):
+                continue
+            if file.is_symlink():
+                skipped.append(Skipped(_relative(file, root), _about_link(file, root)))
+                continue
+            yield file
+
+
+def _about_link(file: Path, root: Path) -> str:
+    """Why a link in a folder is not followed."""
+    try:
+        target = file.resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
+        return "a broken link"
+    if not target.is_relative_to(root.resolve()):
+        return "a link that leads out of the folder"
+    *folders, name = target.relative_to(root.resolve()).parts
+    if name.startswith(".") or any(_is_passed_over(folder) for folder in folders) or not _is_read(target):
+        return "a link to a file that is not read"
+    return "a link to a file read under its own name"
+
+
+def would_read(root: Path, place: Path, folder: bool | None = None) -> bool:
+    """Whether the folder `root`, read as a source, comes by `place` inside it: a folder, or a file."""
+    folder = place.is_dir() if folder is None else folder
+    parts = place.relative_to(root).parts
+    folders, file = (parts, None) if folder else (parts[:-1], place)
+    if not parts or any(_is_passed_over(name) for name in folders):
+        return False
+    if any((root / Path(*parts[:length])).is_symlink() for length in range(1, len(parts) + 1)):
+        return False
+    return file is None or (not file.name.startswith(".") and _is_read(file))
+
+
+def _is_passed_over(folder: str) -> bool:
+    return folder.startswith(".") or folder in SKIPPED_FOLDERS or folder.endswith((".lance", ".egg-info"))
+
+
+def _is_read(file: Path) -> bool:
+    """Whether a folder's file is read, by its name."""
+    reader = reader_of(file)
+    return reader is not None and reader.kind == "file"
+
+
+def _why_not(file: Path, reader: DocumentReader | None) -> str:
+    if reader is not None:
+        return "a file of records inside a folder; index it by its own path"
+    return f"not a text or source file ({file.suffix.lower()})" if file.suffix else "a file with no extension"
+
+
+def _unread(name: str, error: OSError) -> Skipped:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Skipped(name, "removed while the folder was read")
+    return Skipped(name, f"cannot be read ({error.strerror or error}); what was indexed of it before is kept", True)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return _printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path))
+
+
+def _printable(name: str) -> str:
+    """File names are bytes; those that are not UTF-8 would break every later print and write."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,96 @@
+"""Readers of files of records: JSONL, CSV and the like, and the corpus of a BEIR folder.
+
+They are strict: a broken line is an error that names it, since the user wrote that file for us.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from search_r3.data.io.jsonl import id_field, read_jsonl, string_field
+from search_r3.errors import InputError
+from search_r3.index.readers.csv_file import read_csv
+from search_r3.index.readers.document_reader import DocumentReader, SourceFile
+from search_r3.index.source_document import Scalar, Skipped, SourceDocument
+
+
+class JsonLinesReader(DocumentReader):
+    """An object a line with an id, `text`, and perhaps `title`; everything else is metadata."""
+
+    def read(self, file: SourceFile) -> Iterator[SourceDocument]:
+        for number, value in read_jsonl(file.path):
+            key, identifier = id_field(value, file.path, number, self._id_fields())
+            title = string_field(value, "title", file.path, number, default="")
+            text = string_field(value, "text", file.path, number)
+            if not text.strip() and not title.strip():
+                self._without_text(file, number)
+                continue
+            rest = {name: item for name, item in value.items() if name not in {key, "title", "text"}}
+            yield SourceDocument(identifier, title, text, flat_metadata(rest), file.name, 0, record=number)
+
+    def _id_fields(self) -> tuple[str, str]:
+        """Where the id is looked for, in this order."""
+        return ("id", "_id")
+
+    def _without_text(self, file: SourceFile, number: int) -> None:
+        raise InputError(f'{file.path}, line {number}: the field "text" is empty; fill it or remove this line')
+
+
+class JsonlReader(JsonLinesReader):
+    """JSONL files of the user's own."""
+
+    suffixes = (".jsonl", ".ndjson")
+    kind = "jsonl"
+
+
+class BeirReader(JsonLinesReader):
+    """The corpus of a BEIR folder (corpus.jsonl). Documents without text are skipped: public corpora have some."""
+
+    kind = "beir"
+    folder_file = "corpus.jsonl"
+
+    def _id_fields(self) -> tuple[str, str]:
+        return ("_id", "id")
+
+    def _without_text(self, file: SourceFile, number: int) -> None:
+        file.skipped.append(Skipped(f"{file.name} line {number}", "no text"))
+
+
+class CsvReader(DocumentReader):
+    """A table with a header that names `id`, `text`, and perhaps `title`; every other column is metadata, typed."""
+
+    suffixes = (".csv", ".tsv")
+    kind = "csv"
+
+    def read(self, file: SourceFile) -> Iterator[SourceDocument]:
+        path = file.path
+        if file.may_be_empty and not path.stat().st_size:
+            return
+        for line, row in read_csv(path, file.delimiter, file.text_columns, file.misfits):
+            identifier, title, text = str(row.pop("id")), str(row.pop("title", "")), str(row.pop("text"))
+            if not identifier.strip():
+                raise InputError(f'{path}, line {line}: the field "id" is empty; fill it or remove this row')
+            if not text.strip() and not title.strip():
+                raise InputError(f'{path}, line {line}: the field "text" is empty; fill it or remove this row')
+            yield SourceDocument(identifier, title, text, row, file.name, 0, record=line)
+
+
+def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
+    """Metadata as name -> scalar: nulls are left out, an object named "metadata" is opened (BEIR keeps a document's
+    fields there), any other list or object becomes its JSON text, so that `tags LIKE '%"rust"%'` still finds it."""
+    flat: dict[str, Scalar] = {}
+    for name, item in value.items():
+        if name == "metadata" and isinstance(item, dict):
+            flat.update(flat_metadata(item))
+        elif isinstance(item, list | dict):
+            flat[name] = json.dumps(item, ensure_ascii=False, sort_keys=True)
+        elif item is not None:
+            flat[name] = item
+    return flat
+
+
+TABLE = CsvReader()
+"""Also reads a file of any name that a delimiter is given for."""
+READERS = (JsonlReader(), TABLE, BeirReader())

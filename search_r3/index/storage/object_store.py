@@ -1,0 +1,130 @@
+"""The bucket behind a place on object storage, as an `obstore` store: single objects with conditional writes.
+
+LanceDB reads and writes tables, not objects, so the lease needs another client. obstore binds the Rust crate that Lance
+itself is built on (object_store: the same options, S3, Google Cloud and Azure alike, no dependencies, 6 MB), and it has
+conditional writes; boto3 speaks S3 only. Unlike Lance it reads no AWS profiles: here their keys come from the
+shared files, or from boto3 where a profile needs more than keys (SSO, a role) and boto3 is installed.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from search_r3.errors import InputError
+from search_r3.index.storage.location import Remote
+from search_r3.optional import optional_imports
+
+CLIENT_OPTIONS = {
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "proxy_ca_certificate",
+    "proxy_excludes",
+    "proxy_url",
+    "read_timeout",
+    "timeout",
+}
+"""Storage options that are settings of the HTTP client."""
+RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=6)}
+REGION_SECONDS = 5.0
+
+
+def open_objects(place: Remote) -> Any:
+    """The objects under `place`, as an `obstore.store.ObjectStore`.
+
+    Raises:
+        InputError: obstore is not installed, or the credentials are of a kind that needs boto3.
+        obstore.exceptions.BaseError: the options do not make a store; see `location.explained`.
+    """
+    with optional_imports("search", "changing an index on object storage"):
+        from obstore.exceptions import UnknownConfigurationKeyError
+        from obstore.store import from_url
+
+    given = {key.lower(): value for key, value in place.options.items()}
+    client: dict[str, Any] = {key: value for key, value in given.items() if key in CLIENT_OPTIONS}
+    client["timeout"] = given["connect_timeout"]  # of a whole request: the objects here have a few hundred bytes
+    client |= {"allow_http": _true(given.get("allow_http") or given.get("aws_allow_http"))}
+    settings = {key: value for key, value in given.items() if key not in CLIENT_OPTIONS and "allow_http" not in key}
+    others: Any = {"config": settings, "client_options": client, "retry_config": RETRIES}
+    if place.scheme == "s3":
+        others |= _aws(place, settings)
+    while True:
+        try:
+            return from_url(str(place), **others)
+        except UnknownConfigurationKeyError as error:  # an option of Lance's own
+            unknown = re.search(r"key: '([^']+)'", str(error))
+            if unknown is None or settings.pop(unknown[1], None) is None:
+                raise
+
+
+def _true(value: str | None) -> bool:
+    text = value if value is not None else os.environ.get("AWS_ALLOW_HTTP", "")
+    return text.strip().lower() in ("true", "1", "yes", "on", "y", "t")
+
+
+def _setting(settings: dict[str, str], name: str) -> str | None:
+    return settings.get(name) or settings.get(f"aws_{name}") or os.environ.get(f"AWS_{name.upper()}")
+
+
+def _aws(place: Remote, settings: dict[str, str]) -> dict[str, Any]:
+    """Add the keys and region of the user's profile to `settings`; returns a credential provider if one is needed."""
+    extra: dict[str, Any] = {}
+    profile = _profile()
+    if not (_setting(settings, "access_key_id") or _true(_setting(settings, "skip_signature") or "")):
+        if "aws_access_key_id" in profile:
+            names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+            settings.update({name: profile[name] for name in names if name in profile})
+        elif profile.keys() & {"sso_session", "sso_start_url", "role_arn", "credential_process"}:
+            extra["credential_provider"] = _boto3_credentials()
+    elsewhere = _setting(settings, "endpoint") or _setting(settings, "endpoint_url")
+    if not (_setting(settings, "region") or _setting(settings, "default_region")):
+        region = profile.get("region") or (None if elsewhere else _region_of(place.bucket))
+        if region:
+            settings["aws_region"] = region
+    return extra
+
+
+def _profile() -> dict[str, str]:
+    """What the AWS configuration files say of the profile AWS_PROFILE, or of the one called "default"."""
+    name = os.environ.get("AWS_PROFILE", "default")
+    found: dict[str, str] = {}
+    with suppress(OSError, configparser.Error):  # no files: no profile
+        for variable, file, section in (
+            ("AWS_CONFIG_FILE", "config", name if name == "default" else f"profile {name}"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "credentials", name),
+        ):
+            parser = configparser.RawConfigParser()
+            parser.read(os.path.expanduser(os.environ.get(variable) or f"~/.aws/{file}"))
+            if parser.has_section(section):
+                found.update(parser.items(section))
+    return found
+
+
+def _boto3_credentials() -> Any:
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise InputError(
+            "this AWS profile has no keys of its own (it uses SSO or a role); pip install boto3, or set "
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
+        ) from error
+    return Boto3CredentialProvider()
+
+
+def _region_of(bucket: str) -> str | None:
+    """The region of an Amazon bucket, which S3 gives without credentials; None if there is no answer."""
+    request = urllib.request.Request(f"https://s3.amazonaws.com/{bucket}", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=REGION_SECONDS) as answer:
+            return str(answer.headers.get("x-amz-bucket-region") or "") or None
+    except urllib.error.HTTPError as error:
+        return error.headers.get("x-amz-bucket-region")
+    except OSError:
+        return None

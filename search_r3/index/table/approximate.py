@@ -1,0 +1,288 @@
+"""The approximate index of a large table: built, compared with exact search on sampled queries, and used only if good.
+
+Partitions by k-means, and in them RaBitQ's one bit a dimension (Gao & Long 2024, arXiv 2405.12497), whose best are
+scored again with the exact vectors. How many partitions and how many candidates is decided by the recall measured here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from search_r3.files import check_temporary_folder
+from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.table.table_columns import VECTOR
+
+APPROXIMATE_FROM = 100_000  # rows; exact search reads every vector, some 30 ms for so many of 576 dimensions
+GOAL = 0.98
+DEPTH = 10  # recall@10
+SAMPLES = 200  # of rows, and of real queries: a standard error of about 0.004 at a recall of 0.98
+SAME = 1e-5  # cosine; a hit counts if it is as near as the tenth, whichever of two equals was taken
+TIES = 10  # fetched beyond the cut of an approximate search, so that among equals there the ids decide
+GROWN = 2.0  # so many times the rows it was trained on, and it is trained again
+CHANGED = 0.1  # so much of the rows, and its recall is measured again
+SAMPLE_BYTES = 400_000_000  # vectors that k-means is trained on, at most
+K_MEANS_ROUNDS = 20
+HALVINGS = 2  # of the interval in which the number of partitions that reaches the goal must lie
+FIRST_REFINE, LAST_REFINE = 4, 32  # candidates scored exactly, for each result asked for
+BLOCK = 4096  # rows read at a time
+FIELD = "r3_approximate"
+
+
+@dataclass(frozen=True)
+class ApproximateIndex:
+    """An approximate index as it was built and measured; kept in the metadata of the table's vector column.
+
+    Attributes:
+        kind: LanceDB's name for it.
+        used: whether search uses it. False: it missed the goal whatever was tried, so search is exact.
+        recall_at_10: share of the ten nearest that it finds; the lower of `recall_of`, by where the queries are from.
+        recall_of: "rows": rows of the table, searched for their neighbors; "queries": real queries.
+        sampled: how many queries of each.
+        goal: the recall that it must reach.
+        nprobes: partitions searched; all where those hold too few results, or there is a filter.
+        refine: candidates scored exactly, as a multiple of the results asked for.
+        rows: rows it was trained on.
+        measured_rows: rows when its recall was measured.
+        built: when, UTC in ISO 8601.
+        build_seconds, measure_seconds: what that took.
+    """
+
+    kind: str
+    used: bool
+    recall_at_10: float
+    recall_of: dict[str, float]
+    sampled: dict[str, int]
+    goal: float
+    partitions: int
+    nprobes: int
+    refine: int
+    rows: int
+    measured_rows: int
+    built: str
+    build_seconds: float
+    measure_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        of = ", ".join(f"{value:.4f} of {self.sampled[name]} {name}" for name, value in self.recall_of.items())
+        what = f"{self.kind}, {self.partitions:,} partitions of {self.rows:,} rows"
+        if not self.used:
+            return f"{what}: recall@10 {of}, under the goal of {self.goal}, so search is exact"
+        return f"{what}: recall@10 {of}, searching {self.nprobes:,} partitions, {self.refine} candidates a result"
+
+
+def read_approximate(table: Any) -> ApproximateIndex | None:
+    """What the table keeps of its approximate index, or None if it has none."""
+    kept = (table.schema.field(VECTOR).metadata or {}).get(FIELD.encode())
+    if not kept:
+        return None
+    try:
+        return ApproximateIndex(**json.loads(kept))
+    except (ValueError, TypeError):
+        return None  # a later version's; search is exact
+
+
+def keep_approximate(
+    table: Any,
+    start: int | None = APPROXIMATE_FROM,
+    queries: Callable[[], np.ndarray] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> ApproximateIndex | None:
+    """Build the table's approximate index where it is due, train it again where the table outgrew it, measure it again
+    where rows changed. New rows must have been folded in before (`tidy`).
+
+    Args:
+        table: an open table; unit vectors.
+        start: rows from which on there is to be one; None never begins one.
+        queries: gives embeddings of real queries, (n, dimension) float32; only called if something is measured.
+        check: called after the measuring, before its outcome is written; raises if the right to write was lost.
+    """
+    held = read_approximate(table)
+    rows = table.count_rows()
+    if not any(VECTOR in index.columns for index in table.list_indices()):
+        held = None
+    if held is None or rows >= GROWN * held.rows:
+        if rows < DEPTH or (held is None and (start is None or rows < start)):
+            return None
+        found = _build(table, rows)
+    elif abs(rows - held.measured_rows) > CHANGED * held.measured_rows:
+        found = replace(held, measured_rows=rows)
+    else:
+        return held
+    found = tuned(table, found, None if queries is None else queries())
+    check()
+    _write(table, found)
+    return found
+
+
+def encoder_of(model: Encoder, queries: Sequence[str]) -> Callable[[], np.ndarray] | None:
+    """Embeds at most SAMPLES of `queries`, spread over all of them, without reasoning."""
+    if not queries:
+        return None
+    step = max(1, len(queries) // SAMPLES)
+    chosen = [query for query in queries[::step] if query.strip()][:SAMPLES]
+    return lambda: np.asarray(model.encode_query(chosen, reasoning=False), dtype=np.float32)
+
+
+def probing(search: Any, settings: ApproximateIndex | None, beyond: bool = False) -> Any:
+    """A vector search that goes through the approximate index as it was measured, or exactly with None.
+
+    Rows that are not in the index yet are looked at one by one. `beyond`: go on to the other partitions, as where a
+    filter leaves too few rows in the nearest; LanceDB then looks into all of them, whether it must or not.
+    """
+    if settings is None or not settings.used:
+        return search.bypass_vector_index()
+    most = settings.partitions if beyond else settings.nprobes
+    search = search.minimum_nprobes(settings.nprobes).maximum_nprobes(most)
+    return search.refine_factor(settings.refine)
+
+
+def tuned(table: Any, start: ApproximateIndex, queries: np.ndarray | None = None, seed: int = 0) -> ApproximateIndex:
+    """`start` with the least work that reaches its goal, measured; `used` is False if none does.
+
+    Each step doubles the partitions or the candidates, whichever gives the better recall; of what the last doubling of
+    the partitions added, as many quarters are taken back as the goal allows.
+    """
+    begun = time.perf_counter()
+    samples = Samples.of(table, queries, seed)
+
+    def tried(nprobes: int, refine: int) -> ApproximateIndex:
+        given = replace(start, used=True, nprobes=nprobes, refine=refine)
+        recall = samples.recall(table, given)
+        sampled = {name: len(rows) for name, rows in samples.queries.items()}
+        return replace(given, recall_of=recall, sampled=sampled, recall_at_10=min(recall.values()))
+
+    now, short = tried(max(1, start.partitions // 64), FIRST_REFINE), 0
+    while now.recall_at_10 < now.goal:
+        steps = []
+        if now.nprobes < now.partitions:
+            steps.append(tried(min(2 * now.nprobes, now.partitions), now.refine))
+        if now.refine < LAST_REFINE:
+            steps.append(tried(now.nprobes, 2 * now.refine))
+        if not steps:
+            now = replace(now, used=False)
+            break
+        short, now = now.nprobes, max(steps, key=lambda step: step.recall_at_10)
+    for _ in range(HALVINGS if now.used else 0):
+        if (middle := (short + now.nprobes) // 2) in (short, now.nprobes):
+            break
+        less = tried(middle, now.refine)
+        short, now = (short, less) if less.recall_at_10 >= now.goal else (middle, now)
+    return replace(now, measure_seconds=round(time.perf_counter() - begun, 1))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Queries by origin, (Q, dimension), with the cosine of each one's tenth neighbor, (Q,).
+
+    A row that is searched for does not count as its own neighbor: `own` are such rows' ids.
+    """
+
+    queries: dict[str, np.ndarray]
+    own: dict[str, list[str]]
+    tenth: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, table: Any, queries: np.ndarray | None, seed: int) -> Samples:
+        """Draw rows, and search for all queries exactly, in one pass over the vectors."""
+        count = table.count_rows()
+        drawn = np.random.default_rng(seed).choice(count, size=min(SAMPLES, count), replace=False)
+        held = table.take_offsets([int(place) for place in drawn]).select(["id", VECTOR]).to_arrow()
+        ids = held["id"].to_pylist()
+        by_source = {"rows": _matrix(held[VECTOR].combine_chunks(), len(held))}
+        own = {"rows": ids}
+        if queries is not None and len(queries):
+            by_source["queries"] = np.asarray(queries, dtype=np.float32)
+            own["queries"] = [""] * len(queries)
+        together = np.concatenate(list(by_source.values()))
+        best = nearest_cosines(table, together, [name for names in own.values() for name in names], DEPTH)
+        ends = np.cumsum([len(rows) for rows in by_source.values()])[:-1]
+        return cls(by_source, own, dict(zip(by_source, np.split(best[:, -1], ends), strict=True)))
+
+    def recall(self, table: Any, settings: ApproximateIndex) -> dict[str, float]:
+        """Recall@10 of `settings` by source, searching as a user's search does."""
+        return {name: float(np.mean(list(self._each(table, settings, name)))) for name in self.queries}
+
+    def _each(self, table: Any, settings: ApproximateIndex, name: str) -> Iterator[float]:
+        for vector, own, tenth in zip(self.queries[name], self.own[name], self.tenth[name], strict=True):
+            search = table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
+            found = probing(search, settings).select(["id", "_distance"]).limit(DEPTH + TIES).to_arrow()
+            pairs = zip(found["id"].to_pylist(), found["_distance"].to_pylist(), strict=True)
+            near = [1.0 - distance for identifier, distance in pairs if identifier != own][:DEPTH]
+            yield sum(cosine >= tenth - SAME for cosine in near) / DEPTH
+
+
+def nearest_cosines(table: Any, queries: np.ndarray, own: Sequence[str], k: int) -> np.ndarray:
+    """The `k` largest cosines of each query over the whole table, best first, (Q, k), reading it block by block.
+
+    Args:
+        queries: (Q, dimension) float32, unit rows.
+        own: for each query the id of a row that does not count; "" for none.
+    """
+    place = {identifier: number for number, identifier in enumerate(own) if identifier}
+    best = np.full((len(queries), k), -1.0, dtype=np.float32)
+    for batch in table.search().select(["id", VECTOR]).to_batches(BLOCK):
+        block = _matrix(batch[VECTOR], batch.num_rows)
+        cosines = queries @ block.T
+        for column, identifier in enumerate(batch["id"].to_pylist()):
+            if identifier in place:
+                cosines[place[identifier], column] = -1.0
+        if cosines.shape[1] > k:
+            cosines = np.partition(cosines, -k, axis=1)[:, -k:]
+        best = np.sort(np.concatenate([best, cosines], axis=1), axis=1)[:, -k:]
+    return best[:, ::-1]
+
+
+def _matrix(column: Any, rows: int) -> np.ndarray:
+    """Unit rows of a column of vectors."""
+    if hasattr(column, "combine_chunks"):
+        column = column.combine_chunks()
+    matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
+    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True).clip(1e-12)
+
+
+def _build(table: Any, rows: int) -> ApproximateIndex:
+    from lancedb.index import IvfFlat, IvfRq
+
+    dimension = table.schema.field(VECTOR).type.list_size
+    partitions = max(1, round(rows**0.5))
+    sample = max(8, min(64, SAMPLE_BYTES // (4 * dimension * partitions)))
+    kind = IvfFlat if dimension % 8 else IvfRq  # the one bit a dimension fills whole bytes
+    config = kind(distance_type="cosine", num_partitions=partitions, sample_rate=sample, max_iterations=K_MEANS_ROUNDS)
+    begun = time.perf_counter()
+    check_temporary_folder("building the approximate index")  # LanceDB would panic
+    table.create_index(VECTOR, config=config)
+    return ApproximateIndex(
+        kind="IVF_FLAT" if kind is IvfFlat else "IVF_RQ",
+        used=False,
+        recall_at_10=0.0,
+        recall_of={},
+        sampled={},
+        goal=GOAL,
+        partitions=partitions,
+        nprobes=1,
+        refine=FIRST_REFINE,
+        rows=rows,
+        measured_rows=rows,
+        built=datetime.now(UTC).isoformat(timespec="seconds"),
+        build_seconds=round(time.perf_counter() - begun, 1),
+        measure_seconds=0.0,
+    )
+
+
+def _write(table: Any, found: ApproximateIndex) -> None:
+    kept = {FIELD: json.dumps(found.to_dict())}
+    if hasattr(table, "update_field_metadata"):
+        table.update_field_metadata({"path": VECTOR, "metadata": kept})
+    else:  # before LanceDB 0.33.1
+        table.replace_field_metadata(VECTOR, kept)

@@ -1,0 +1,41 @@
+"""The full-text index: LanceDB's BM25 over every word of title and text, whatever its language.
+
+ICU's dictionaries also find words in Chinese, Japanese or Thai. LanceDB's defaults would leave out the stop words of
+many languages at once (the German "war" and "die", the Danish "man"), and words of 40 bytes or more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from search_r3.index.table.table_columns import CONTENT
+
+FullText = Literal["current", "outdated", "missing", "none"]
+"""Whether words are found: see `SearchIndex.full_text`."""
+
+TOKENIZER: dict[str, Any] = {"base_tokenizer": "icu/split", "remove_stop_words": False, "max_token_length": None}
+"""Of LanceDB's `FTS`. A word is never longer than a chunk, so no limit is needed to bound memory."""
+
+
+def full_text_state(table: Any) -> FullText:
+    """Whether a table has its full-text index; "outdated" is one made with other parameters than `TOKENIZER`."""
+    for index in table.list_indices():
+        if CONTENT in index.columns:
+            held = getattr(index, "index_details", None) or {}
+            same = all(held[name] == value for name, value in TOKENIZER.items() if name in held)
+            return "current" if same else "outdated"
+    return "missing"
+
+
+def ensure_full_text(table: Any, rebuild: bool = True) -> bool:
+    """Make the full-text index where there is none; with `rebuild`, make an outdated one again, in one commit.
+
+    Returns:
+        Whether an outdated index was rebuilt.
+    """
+    state = full_text_state(table)
+    if state == "missing" or (state == "outdated" and rebuild):
+        from lancedb.index import FTS
+
+        table.create_index(CONTENT, config=FTS(**TOKENIZER), replace=True)
+    return state == "outdated" and rebuild

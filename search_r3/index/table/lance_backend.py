@@ -1,0 +1,346 @@
+"""The index backend that search-r3 uses by default: a LanceDB table, with every capability.
+
+Vectors are searched exactly, or by the table's approximate index if it has one that was measured good; words by BM25.
+A build (`search_r3.index.build`) writes the table window by window; `add` and `delete` are for callers that have rows
+and vectors already.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.index.index_backend import Capability, IndexBackend, Row, Scored
+from search_r3.index.index_info import IndexInfo
+from search_r3.index.index_sources import SourceCount, count_sources
+from search_r3.index.storage.location import Place, Remote, brief, explained, failed_storage, files_lost
+from search_r3.index.table.approximate import TIES as FEW_TIES
+from search_r3.index.table.approximate import ApproximateIndex, probing, read_approximate
+from search_r3.index.table.conversion import widen
+from search_r3.index.table.full_text import FullText, full_text_state
+from search_r3.index.table.lance_table import (
+    COMPLETE,
+    TABLE,
+    check_there,
+    create_table,
+    damaged,
+    has_versions,
+    open_table,
+    read_info,
+)
+from search_r3.index.table.table_columns import (
+    COLUMNS,
+    CONTENT,
+    METADATA,
+    ROW_HASH,
+    SOURCE,
+    TEXT_HASH,
+    TYPE_NAMES,
+    VECTOR,
+    VISIBLE,
+    ColumnTypes,
+    in_parts,
+    metadata_columns,
+    new_columns,
+    quoted,
+)
+from search_r3.index.table.table_rows import as_arrow
+
+TIES = 50  # fetched beyond the cut, so that among equals there the ids decide, not the order on disk
+EXACT_MATCHES = 20_000  # rows; where a filter leaves fewer, they are all compared: a few milliseconds
+LONG = 10.0  # seconds; what failed after as many is not tried in another way
+PROBE_CHARACTERS = 200  # of the text whose words are searched for to see whether the full-text index can be read
+FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
+STORED = [*FIELDS, TEXT_HASH, ROW_HASH, SOURCE]
+QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|`[^`]*`")
+LEAST = re.compile(QUOTED.pattern + rf"|(?P<least>(?<![\w.])-\s*{2**63}(?![\w.]))")
+NO_INTEGER = re.compile(r"Received literal \w+\((.*)\) and could not convert to literal of type 'Int64'")
+
+
+class LanceBackend(IndexBackend):
+    """An index in a LanceDB table, in a folder or on object storage.
+
+    Args:
+        place: where it is.
+        table: LanceDB's, or a `LanceSnapshot`.
+        info: what it was made with.
+        follow: whether the table sees by itself what others commit.
+        session: LanceDB's caches, which are shared with what is reopened.
+    """
+
+    name: ClassVar[str] = "lance"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(get_args(Capability))
+
+    def __init__(self, place: Place, table: Any, info: IndexInfo, *, follow: bool = False, session: Any = None) -> None:
+        self.path: Path | str = place
+        self.place: Place = place  # type: ignore[assignment]  # of the backends, only this one has remote places
+        self.table, self.info = table, info
+        self._follow, self._session = follow, session
+        self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and what was opened when it had it
+        self._has_full_text = False
+
+    # ------------------------------------------------------------------------------------------------------- opening
+
+    @classmethod
+    def create(cls, path: Path, info: IndexInfo) -> LanceBackend:
+        return cls(path, create_table(path, info), info)
+
+    @classmethod
+    def open(cls, path: Place, *, follow: bool = True, session: Any = None) -> LanceBackend | None:
+        check_there(path, path)
+        import lancedb
+
+        session = session or lancedb.Session()
+        table = open_table(path, follow, session)
+        return None if table is None else cls(path, table, read_info(path, table), follow=follow, session=session)
+
+    @classmethod
+    def open_snapshot(cls, path: Place) -> LanceBackend | None:
+        """The newest version, for a few searches, opened sooner than by `open`: without LanceDB."""
+        from search_r3.index.table.snapshot import LanceSnapshot
+
+        check_there(path, path)
+        started = time.monotonic()
+        with explained(path):
+            try:
+                table = LanceSnapshot(path, TABLE)
+            except (ValueError, OSError) as error:
+                if time.monotonic() - started > LONG:
+                    raise  # LanceDB would wait as long again
+                if isinstance(path, Remote) or not has_versions(path):
+                    return cls.open(path)  # which gives the clearest error
+                raise damaged(path, error) from error
+        return cls(path, table, read_info(path, table))
+
+    def reopened(self) -> LanceBackend | None:
+        if self._session is None:
+            return LanceBackend.open_snapshot(self.place)
+        return LanceBackend.open(self.place, follow=False, session=self._session)
+
+    def pinned(self) -> LanceBackend:
+        if not self._follow:
+            return self
+        version, held = self.table.version, self._pinned
+        if held is None or held[0] != version:
+            opened = self.reopened()
+            if opened is None:
+                raise InputError(f"{self.path} is not a search-r3 index any more; put back the folder that held it")
+            with suppress(OSError, RuntimeError, ValueError):  # that version is gone; the newest is as good
+                if opened.table.version != version:
+                    opened.table.checkout(version)
+            opened.path = self.path
+            self._pinned = held = version, opened
+        return held[1]
+
+    def latest(self) -> LanceBackend:
+        self.table.checkout_latest()
+        return self
+
+    @property
+    def version(self) -> int:  # type: ignore[override]
+        return int(self.table.version)
+
+    def current_info(self) -> IndexInfo:  # LanceDB follows the path: it may be another index by now
+        return read_info(self.path, self.table)
+
+    def files_replaced(self, error: Exception) -> bool:
+        return f"{TABLE}.lance/" in str(error) and "Not found" in str(error)
+
+    def probe(self, thorough: bool = True) -> None:
+        """Read the vectors and the full-text index for all rows, or one row's vector; raises what LanceDB raises."""
+        if thorough:
+            query = np.ones(self.info.dimension, dtype=np.float32)
+            search = self.table.search(query, vector_column_name=VECTOR).select(["id", "_distance"])
+        else:
+            search = self.table.search().select([VECTOR])
+        search.limit(1).to_arrow()
+        if thorough and self.full_text != "missing":  # with words that are there, or not all of its files would be read
+            words = " ".join(self.table.search().select([CONTENT]).limit(1).to_arrow()[CONTENT].to_pylist())
+            query = self._match_query(words[:PROBE_CHARACTERS])
+            self.table.search(query, query_type="fts").select(["id", "_score"]).limit(1).to_arrow()
+
+    @classmethod
+    def fingerprint(cls, path: Path) -> tuple[tuple[Any, ...], int]:
+        table = path / f"{TABLE}.lance"
+        folder, versions = table.stat(), (table / "_versions").stat()
+        return (str(table), folder.st_dev, folder.st_ino, versions.st_ino), versions.st_mtime_ns
+
+    # ------------------------------------------------------------------------------------------------------ what it is
+
+    @property
+    def complete(self) -> bool:  # type: ignore[override]
+        with explained(self.path):
+            return COMPLETE in self.table.tags.list()
+
+    @property
+    def columns(self) -> dict[str, str]:
+        shown = dict(VISIBLE)
+        with explained(self.path):
+            schema = self.table.schema
+        for column in schema:
+            if column.name not in shown and not column.name.startswith("r3_"):
+                shown[column.name] = TYPE_NAMES.get(column.type, str(column.type))
+        return shown
+
+    @property
+    def approximate(self) -> ApproximateIndex | None:  # type: ignore[override]
+        with explained(self.path):
+            return read_approximate(self.table)
+
+    @property
+    def full_text(self) -> FullText:
+        with explained(self.path):
+            return full_text_state(self.table)
+
+    def count(self) -> int:
+        with explained(self.path):
+            return int(self.table.count_rows())
+
+    def sources(self) -> list[SourceCount]:
+        return count_sources(self.table)
+
+    def listed(self) -> Iterator[tuple[str, str, str]]:
+        columns = ["document", "title", "path"]
+        rows = self.table.search().select(columns).to_arrow()
+        return zip(*(rows[name].to_pylist() for name in columns), strict=True)
+
+    def ids(self) -> Any:
+        """The column of the rows' ids, as Arrow has it."""
+        return self.table.search().select(["id"]).to_arrow()["id"]
+
+    # ------------------------------------------------------------------------------------------------------- searching
+
+    def search(self, vector: np.ndarray, k: int, where: str | None = None, exact: bool = False) -> list[Scored]:
+        """By cosine: exactly, or through the approximate index, whose candidates are scored exactly."""
+        nearest = None if exact else self.approximate
+        if nearest is not None and where is not None and self._few(where):
+            nearest = None
+        ties = TIES if nearest is None else FEW_TIES
+
+        def found(beyond: bool) -> list[Scored]:
+            search = self.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
+            probed = probing(search, nearest, beyond)
+            return _scored(probed, k, ties, where, "_distance", lambda distance: 1.0 - distance)
+
+        rows = found(beyond=where is not None)
+        if len(rows) < k and where is None and nearest is not None and nearest.used:  # those partitions hold no more
+            rows = found(beyond=True)
+        return rows
+
+    def search_text(self, query: str, k: int, where: str | None = None) -> list[Scored]:
+        search = self.table.search(self._match_query(query), query_type="fts")
+        return _scored(search, k, TIES, where, "_score", lambda score: score)
+
+    def check_text(self) -> None:
+        if not self._has_full_text and self.full_text == "missing":
+            raise InputError(
+                f"{self.path} has no full-text index, as its first build was interrupted: run `search-r3 index` again, "
+                'or search with mode "vector"'
+            )
+        self._has_full_text = True
+
+    def check_filter(self, where: str) -> str:
+        """The filter as the table understands it. SQL cannot parse the smallest 64-bit integer, so write it as a
+        difference."""
+        columns = ", ".join(f"{name} ({kind})" for name, kind in self.columns.items())
+        help_line = f"columns: {columns}; text goes in single quotes, as in title = 'Guide'"
+        if ";" in QUOTED.sub("", where):
+            raise InputError(f"the filter {where!r} holds a semicolon: give one condition; {help_line}")
+        given = where
+        where = LEAST.sub(lambda found: f"({1 - 2**63} - 1)" if found["least"] else found[0], given)
+        try:
+            self.table.search().where(where).select(["id"]).limit(1).to_arrow()
+        except (ValueError, RuntimeError, OSError) as error:
+            if failed_storage(error) or files_lost(error):
+                raise
+            reason = brief(error).split(". Valid fields")[0].replace("SELECT 1 FROM t WHERE ", "")
+            if (found := NO_INTEGER.search(reason)) is not None:
+                reason = f"a column of 64-bit integers is compared with {found[1]}"
+            raise InputError(f"the filter {given!r} cannot be used ({reason}); {help_line}") from error
+        return where
+
+    def _match_query(self, words: str) -> Any:
+        """A full-text query that any of `words` may match. It has no syntax, unlike a string given to LanceDB."""
+        if hasattr(self.table, "match_query"):
+            return self.table.match_query(words, CONTENT)
+        from lancedb.query import MatchQuery
+
+        return MatchQuery(words, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
+
+    def _few(self, where: str) -> bool:
+        """Whether the filter leaves so few rows that all can be compared; or fails, as the search will say."""
+        try:
+            return bool(self.table.count_rows(where) <= EXACT_MATCHES)
+        except (ValueError, RuntimeError, OSError):
+            return True
+
+    # ----------------------------------------------------------------------------------------------------------- rows
+
+    def add(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
+        columned = [row | {COLUMNS: metadata_columns(json.loads(row[METADATA]), row["id"])} for row in rows]
+        new, widened = ColumnTypes(self.table.schema).fit(columned)
+        for name in sorted(widened):
+            widen(self.table, name)
+        if new:
+            self.table.add_columns(new_columns(new, ()))
+        merge_rows(self.table, columned, vectors)
+
+    def delete(self, ids: Collection[str]) -> None:
+        for some in in_parts(ids):
+            self.table.delete(f"id IN ({quoted(some)})")
+
+    def rows(self) -> Iterator[Row]:
+        columns = [name for name in STORED if name in self.table.schema.names]  # format 1 has no source
+        yield from self.table.search().select(columns).to_list()
+
+    def vectors(self, ids: Sequence[str]) -> np.ndarray:
+        held: dict[str, np.ndarray] = {}
+        for some in in_parts(ids):
+            found = self.table.search().where(f"id IN ({quoted(some)})").select(["id", VECTOR]).to_arrow()
+            matrix = found[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(found), self.info.dimension)
+            held.update(zip(found["id"].to_pylist(), matrix, strict=True))
+        if not len(ids):
+            return np.empty((0, self.info.dimension), dtype=np.float32)
+        return np.stack([held[identifier] for identifier in ids])
+
+
+def merge_rows(
+    table: Any, rows: list[Row], vectors: np.ndarray, stale: Sequence[str] = (), fresh: bool = False
+) -> None:
+    """Write rows, with their metadata columns, and remove those of the ids `stale`, in one commit.
+
+    Args:
+        fresh: none of the rows' ids is in the table. What is there is then not looked at: a first build's commits all
+            cost the same.
+    """
+    batch = as_arrow(rows, vectors, table.schema)
+    if fresh and not stale:
+        table.add(batch)
+        return
+    merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+    if stale:
+        merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted(stale)})")
+    merge.execute(batch)
+
+
+def _scored(
+    search: Any, count: int, ties: int, where: str | None, column: str, score: Callable[[float], float]
+) -> list[Scored]:
+    if where is not None:
+        search = search.where(where, prefilter=True)
+    try:
+        rows = search.select([*FIELDS, column]).limit(count + ties).to_list()
+    except (ValueError, RuntimeError, OSError) as error:
+        if where is None or failed_storage(error) or files_lost(error):
+            raise
+        raise InputError(f"the filter {where!r} fails on some rows ({brief(error)}); change it") from error
+    scored = [(row, score(row[column])) for row in rows]
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]["id"]))[:count]

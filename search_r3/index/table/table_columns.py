@@ -1,0 +1,283 @@
+"""The columns of an index's table: ours, and those that the documents' metadata gets beside them.
+
+Only names, types and values: no table is opened here. A metadata column is text, a 64-bit integer, a number (float64)
+or true/false, by the first value that it gets; `ColumnTypes` keeps to that, or widens integers to numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from search_r3.errors import InputError
+from search_r3.index.readers.csv_file import Misfits, plain_name
+from search_r3.index.source_document import Scalar
+
+IDS_AT_ONCE = 5000  # in one SQL condition
+MAX_METADATA_COLUMNS = 200  # more distinct field names than this are data, not fields
+# Ours. The user's metadata gets columns of its own names beside them, hence the prefix on what is not for filtering.
+VECTOR, CONTENT, METADATA = "r3_vector", "r3_content", "r3_metadata"
+TEXT_HASH, ROW_HASH = "r3_text_hash", "r3_row_hash"
+SOURCE = "r3_source"  # the name of the row's source, see `index_sources`; null in indexes of format 1: unknown
+COLUMNS = "r3_columns"  # not a column: where a row in the making keeps its metadata's columns
+PLACE = "r3_place"  # not a column either: where a row's text stands, for messages
+VISIBLE = dict.fromkeys(["id", "document", "title", "path"], "text") | dict.fromkeys(
+    ["start_line", "end_line"], "integer"
+)
+TYPE_NAMES = {pa.string(): "text", pa.int64(): "integer", pa.float64(): "number", pa.bool_(): "true/false"}
+TYPES = {name: kind for kind, name in TYPE_NAMES.items()}
+DECLARED = "r3_type"  # in a column's own metadata: the type that the user gave it, which values are brought to
+LONGEST_SHOWN = 60  # characters of a value in a message
+EXACT = 2**53  # a float64 holds every whole number up to here
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_OF_PYTHON = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+
+def table_schema(dimension: int) -> pa.Schema:
+    """The columns that every index has; the user's metadata adds others."""
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("document", pa.string()),
+            ("title", pa.string()),
+            ("path", pa.string()),
+            ("start_line", pa.int64()),
+            ("end_line", pa.int64()),
+            (CONTENT, pa.string()),
+            (METADATA, pa.string()),
+            (TEXT_HASH, pa.string()),
+            (ROW_HASH, pa.string()),
+            (SOURCE, pa.string()),
+            (VECTOR, pa.list_(pa.float32(), dimension)),
+        ]
+    )
+
+
+def column_name(field_name: str) -> str:
+    """The column for a metadata field: its own name where SQL allows, other characters becoming "_".
+
+    SQL ignores case, so columns are in lower case; a field called like a column of
+    ours gets "meta_" in front.
+    """
+    name = plain_name(field_name)
+    if name in VISIBLE or name.startswith(("r3_", "_")) or not name or name[0].isdigit():
+        name = f"meta_{name}"
+    return name
+
+
+def metadata_columns(metadata: dict[str, Scalar], where: str) -> dict[str, Scalar]:
+    """A chunk's metadata by column name. `where` names the chunk in errors.
+
+    Raises:
+        InputError: two fields fall on one column, or a number is NaN or infinite.
+    """
+    columns: dict[str, Scalar] = {}
+    for name, value in metadata.items():
+        column = column_name(name)
+        if column in columns:
+            raise InputError(f'{where}: the metadata field "{name}" and another share the column {column}; rename one')
+        if type(value) is float and not math.isfinite(value):
+            raise InputError(f'{where}: the metadata field "{name}" is {value}, which is not a finite number; omit it')
+        columns[column] = value
+    return columns
+
+
+def as_text(value: Scalar) -> str:
+    """A value as a text column holds it: text as it is, numbers and truth values as JSON writes them."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_type(value: Scalar, kind: pa.DataType) -> Scalar | None:
+    """`value` as a column of type `kind` holds it, or None where that would be another value."""
+    if kind == pa.string():
+        return as_text(value)
+    if type(value) is str:
+        if kind == pa.bool_():
+            return {"true": True, "false": False}.get(value.strip().lower())
+        if WHOLE.fullmatch(value.strip()):
+            value = int(value)
+        elif NUMBER.fullmatch(value.strip()):
+            value = float(value)
+    if type(value) is int:
+        if kind == pa.int64():
+            return value if -(2**63) <= value < 2**63 else None
+        return float(value) if kind == pa.float64() and is_exact(value) else None
+    if type(value) is float:
+        if kind == pa.int64():
+            return int(value) if value.is_integer() and abs(value) <= EXACT else None
+        return value if kind == pa.float64() and math.isfinite(value) else None
+    return value if type(value) is bool and kind == pa.bool_() else None
+
+
+def is_exact(value: int) -> bool:
+    """Whether a float64 holds this whole number."""
+    if abs(value) <= EXACT:
+        return True
+    try:
+        return int(float(value)) == value
+    except OverflowError:
+        return False
+
+
+def parse_types(types: Mapping[str, str] | None) -> dict[str, pa.DataType]:
+    """Types that a user gives to metadata fields ({"year": "text"}), by column.
+
+    Raises:
+        InputError: no such type.
+    """
+    for name, kind in (types or {}).items():
+        if kind not in TYPES:
+            raise InputError(f'the type of "{name}" is "{kind}"; choose one of: {", ".join(TYPES)}')
+    return {column_name(name): TYPES[kind] for name, kind in (types or {}).items()}
+
+
+def declared_types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """The types that the user gave to columns of a table."""
+    return {column.name: column.type for column in schema if DECLARED.encode() in (column.metadata or {})}
+
+
+def new_columns(types: Mapping[str, pa.DataType], declared: Container[str]) -> pa.Schema:
+    """Columns to be added to a table; those that are `declared` keep the type that the user gave."""
+    kept = {name: {DECLARED: TYPE_NAMES[kind]} for name, kind in types.items() if name in declared}
+    return pa.schema([pa.field(name, kind, metadata=kept.get(name)) for name, kind in types.items()])
+
+
+def user_columns(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """The columns of a table that are of metadata, with their types."""
+    ours = set(table_schema(1).names)
+    return {column.name: column.type for column in schema if column.name not in ours}
+
+
+def text_fields(schema: pa.Schema, declared: Mapping[str, pa.DataType]) -> set[str]:
+    """Fields whose columns are text, in the table or as the user says now, by every name that `plain_name` may give
+    them."""
+    types = user_columns(schema) | dict(declared)
+    columns = {name for name, kind in types.items() if kind == pa.string()}
+    inner = {name.removeprefix("meta_") for name in columns}
+    return columns | {name for name in inner if column_name(name) in columns}
+
+
+class ColumnTypeError(InputError):
+    """A value does not fit its column. The message ends with a remedy on the command line of `search-r3 index`.
+
+    Attributes:
+        problem: the message without that remedy.
+        remedy: what to give to `search-r3 index`.
+    """
+
+    def __init__(self, problem: str, column: str) -> None:
+        super().__init__(problem, column)
+        self.problem, self.remedy = problem, f"--type {column}=text"
+
+    def __str__(self) -> str:
+        return f"{self.problem} make the column text: {self.remedy}"
+
+
+class ColumnTypes:
+    """The types of a table's columns while rows are added to it: what is new, what must be widened, what does not fit.
+
+    Args:
+        schema: the table's; columns whose type the user gave say so in their metadata.
+        declared: types that the user gives now, by column.
+    """
+
+    def __init__(self, schema: pa.Schema, declared: Mapping[str, pa.DataType] | None = None) -> None:
+        self.known = user_columns(schema)
+        self.declared = declared_types(schema) | dict(declared or {})
+        self.misfits: Misfits = {}  # what makes the columns of a CSV file text
+        self._fractions: dict[str, str] = {}  # column -> what it has that is no integer
+        self.large: dict[str, tuple[str, int]] = {}  # column -> (place, value): met, and more than a float64 holds
+
+    def fit(self, rows: list[dict[str, Any]]) -> tuple[dict[str, pa.DataType], set[str]]:
+        """The columns that the table lacks for `rows`, and those of integers that must become numbers.
+
+        Raises:
+            ColumnTypeError: a value does not fit its column; the row is named.
+            InputError: there are too many fields.
+        """
+        new: dict[str, pa.DataType] = {}
+        widened: set[str] = set()
+        for row in rows:
+            for name, value in row[COLUMNS].items():
+                held = self.known.get(name)
+                if held is None:
+                    held = self.declared.get(name) or _OF_PYTHON.get(type(value), pa.string())
+                    new[name] = self.known[name] = held
+                if held == pa.int64() and type(value) is float and name not in self.declared:
+                    self._widen(name, row, new, widened)
+                elif not self._fits(name, value, held):
+                    raise self._misfit(row, name, value, held)
+                elif type(value) is int and held == pa.int64() and name not in self.large and not is_exact(value):
+                    self.large[name] = (_place(row), value)
+        if len(self.known) > MAX_METADATA_COLUMNS:
+            raise InputError(
+                f"{len(self.known)} different metadata fields (among them {', '.join(sorted(new)[:3])}), at most "
+                f"{MAX_METADATA_COLUMNS} can be columns; put fields that few documents have into one text field"
+            )
+        return new, widened
+
+    def _fits(self, name: str, value: Scalar, held: pa.DataType) -> bool:
+        if as_type(value, held) is None:
+            return False
+        plain = _OF_PYTHON.get(type(value), pa.string())
+        return name in self.declared or plain == held or (plain == pa.int64() and held == pa.float64())
+
+    def _widen(self, name: str, row: dict[str, Any], new: dict[str, pa.DataType], widened: set[str]) -> None:
+        self._fractions[name] = f"{_place(row)} has {row[COLUMNS][name]!r}"
+        if name in self.large:
+            raise self.not_widened(name, *self.large[name])
+        self.known[name] = pa.float64()
+        if name in new:
+            new[name] = pa.float64()
+        else:
+            widened.add(name)
+
+    def not_widened(self, name: str, place: str, value: int, remove: str = "") -> ColumnTypeError:
+        """The error for an integer that keeps its column from becoming one of numbers.
+
+        Args:
+            remove: how to remove it, where it is only in the index.
+        """
+        return ColumnTypeError(
+            f"{place}: {name} is {value}, too large to be exact in a column of numbers, but {self._fractions[name]}, "
+            f"which is not an integer; {remove}give the field one kind of number, or",
+            name,
+        )
+
+    def _misfit(self, row: dict[str, Any], name: str, value: Scalar, held: pa.DataType) -> ColumnTypeError:
+        place = _place(row)
+        for field, misfits in self.misfits.items():
+            if type(value) is str and column_name(field) == name:
+                place, value = misfits.get(TYPE_NAMES.get(held, ""), (place, value))
+        shown = repr(value) if len(repr(value)) <= LONGEST_SHOWN else repr(value)[:LONGEST_SHOWN] + "..."
+        if type(value) is int and held in (pa.int64(), pa.float64()):
+            why = "beyond 64-bit integers" if held == pa.int64() else "too large to be exact in a column of numbers"
+            return ColumnTypeError(f"{place}: the metadata field {name} is {shown}, {why};", name)
+        kind = TYPE_NAMES[_OF_PYTHON.get(type(value), pa.string())]
+        elsewhere = TYPE_NAMES.get(held, str(held))
+        return ColumnTypeError(
+            f"{place}: the metadata field {name} is {kind} ({shown}), but elsewhere it is {elsewhere}; correct it, or",
+            name,
+        )
+
+
+def _place(row: dict[str, Any]) -> str:
+    named = f'document "{row["document"]}"'
+    return f"{row[PLACE]} ({named})" if row.get(PLACE) and row[PLACE] != named else named
+
+
+def quoted(identifiers: Iterable[str]) -> str:
+    """Ids as the inside of an SQL `IN (...)`."""
+    return ", ".join("'" + identifier.replace("'", "''") + "'" for identifier in identifiers)
+
+
+def in_parts(ids: Iterable[str], size: int = IDS_AT_ONCE) -> Iterator[list[str]]:
+    """`ids` in lists that one SQL condition can hold."""
+    listed = list(ids)
+    return (listed[start : start + size] for start in range(0, len(listed), size))
