@@ -39,8 +39,8 @@ def code_of_page(name: str) -> str:
     return found[1]
 
 
-def code_of_docstring(owner: type) -> str:
-    """The example in a class's docstring: its indented block that begins with an import."""
+def code_of_docstring(owner: object) -> str:
+    """The example in the docstring of a class or module: its indented block that begins with an import."""
     found = re.search(r"^    (?:import|from) .*\n(?:    .*\n|\n)+", f"{inspect.getdoc(owner)}\n", re.MULTILINE)
     assert found
     return inspect.cleandoc(found[0])

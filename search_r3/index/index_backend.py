@@ -2,6 +2,52 @@
 
 LanceDB (`lance_backend`) is one, a NumPy file (`numpy_backend`) another. `backend_registry` finds those of other
 packages; docs/write-your-own/index-backend.md shows how to write one.
+
+A complete backend, of one JSON file::
+
+    import json
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from search_r3.files import atomic_write_text
+    from search_r3.index import IndexBackend, IndexInfo
+
+    class JsonBackend(IndexBackend):
+        name = "json"
+
+        def __init__(self, path, info, rows):
+            self.file, self.info, self._rows = path / "index.json", IndexInfo(**info), rows
+
+        @classmethod
+        def create(cls, path, info):
+            return cls(path, asdict(info), {})
+
+        @classmethod
+        def open(cls, path):
+            file = path / "index.json"
+            return cls(path, **json.loads(file.read_text())) if file.exists() else None
+
+        def add(self, rows, vectors):
+            self._rows |= {row["id"]: [row, vector.tolist()] for row, vector in zip(rows, vectors)}
+            atomic_write_text(self.file, json.dumps({"info": asdict(self.info), "rows": self._rows}))
+
+        def delete(self, ids):
+            self._rows = {name: held for name, held in self._rows.items() if name not in ids}
+            self.add([], [])
+
+        def search(self, vector, k, where=None, exact=False):
+            found = [(row, float(np.dot(vector, held))) for row, held in self._rows.values()]
+            return sorted(found, key=lambda pair: (-pair[1], pair[0]["id"]))[:k]
+
+        def rows(self):
+            return [row for row, _ in self._rows.values()]
+
+        def vectors(self, ids):
+            return np.array([self._rows[name][1] for name in ids], dtype=np.float32)
+
+Registered by an entry point of the group `search_r3.index_backends`,
+`json = "my_package.json_index:JsonBackend"`, or by `search_r3.index.register_backend`.
 """
 
 from __future__ import annotations
@@ -142,51 +188,7 @@ class OptionalFeatures:
 class IndexBackend(OptionalFeatures, ABC):
     """One index in a folder: rows, each with a vector. Only one process writes at a time; the caller holds a lock.
 
-    A complete backend, of one JSON file::
-
-        import json
-        from dataclasses import asdict
-
-        import numpy as np
-
-        from search_r3.files import atomic_write_text
-        from search_r3.index import IndexBackend, IndexInfo
-
-        class JsonBackend(IndexBackend):
-            name = "json"
-
-            def __init__(self, path, info, rows):
-                self.file, self.info, self._rows = path / "index.json", IndexInfo(**info), rows
-
-            @classmethod
-            def create(cls, path, info):
-                return cls(path, asdict(info), {})
-
-            @classmethod
-            def open(cls, path):
-                file = path / "index.json"
-                return cls(path, **json.loads(file.read_text())) if file.exists() else None
-
-            def add(self, rows, vectors):
-                self._rows |= {row["id"]: [row, vector.tolist()] for row, vector in zip(rows, vectors)}
-                atomic_write_text(self.file, json.dumps({"info": asdict(self.info), "rows": self._rows}))
-
-            def delete(self, ids):
-                self._rows = {name: held for name, held in self._rows.items() if name not in ids}
-                self.add([], [])
-
-            def search(self, vector, k, where=None, exact=False):
-                found = [(row, float(np.dot(vector, held))) for row, held in self._rows.values()]
-                return sorted(found, key=lambda pair: (-pair[1], pair[0]["id"]))[:k]
-
-            def rows(self):
-                return [row for row, _ in self._rows.values()]
-
-            def vectors(self, ids):
-                return np.array([self._rows[name][1] for name in ids], dtype=np.float32)
-
-    `info` must be set by `create` and by `open`. Registered by an entry point of the group `search_r3.index_backends`,
-    `json = "my_package.json_index:JsonBackend"`, or by `search_r3.index.register_backend`.
+    `info` must be set by `create` and by `open`. The module's docstring shows a complete backend.
     """
 
     @classmethod

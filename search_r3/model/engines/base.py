@@ -2,6 +2,61 @@
 
 An engine knows nothing of prompts, only of a shared prefix and of rows that follow it. Each is tested against the same
 golden vectors. docs/write-your-own/engine.md adds one.
+
+A complete engine, one text at a time. Its package names it under the entry point `search_r3.engines`,
+`plain = "my_package.plain:PLAIN"`, and `SearchR3.from_pretrained(..., engine="plain")` finds it::
+
+    import numpy as np
+    import torch
+
+    from search_r3.model.engines.base import EngineSpec, Generation, broadcast_budget
+
+    class PlainEngine:
+        def __init__(self, model, embed_id, stop_ids, vocab_size):
+            self.model, self.embed_id, self.stop_ids, self.vocab_size = model, embed_id, stop_ids, vocab_size
+            self.dimension = model.config.get_text_config().hidden_size
+
+        @torch.inference_mode()
+        def _run(self, ids):
+            out = self.model(input_ids=torch.tensor([ids], device=self.model.device), output_hidden_states=True)
+            return out.hidden_states[-1][0, -1].float(), out.logits[0, -1, : self.vocab_size].float()
+
+        def embed(self, prefix, rows, batch_size, progress=None):
+            embeddings = np.empty((len(rows), self.dimension), dtype=np.float32)
+            for i, row in enumerate(rows):
+                state, _ = self._run([*prefix, *row])
+                embeddings[i] = torch.nn.functional.normalize(state, dim=-1).cpu().numpy()
+                if progress:
+                    progress(1)
+            return embeddings
+
+        def generate(
+            self, prefix, rows, *, max_new_tokens, temperature, seed, batch_size, progress=None, samples=1,
+            on_token=None,
+        ):
+            assert temperature == 0, "this engine does not sample"
+            generated = []
+            for row, budget in zip(rows, broadcast_budget(max_new_tokens, len(rows)), strict=True):
+                written = []
+                while True:
+                    _, logits = self._run([*prefix, *row, *written])
+                    token = int(logits.argmax())
+                    if token == self.embed_id or token in self.stop_ids or len(written) == budget:
+                        break
+                    written.append(token)
+                    if on_token:
+                        on_token(len(generated), token)
+                embedding = self.embed(prefix, [[*row, *written, self.embed_id]], 1)[0]
+                ended = token if token in self.stop_ids else None
+                generated += [Generation(written, embedding, token != self.embed_id, ended)] * samples
+                if progress:
+                    progress(1)
+            return generated
+
+    def open_plain(inputs):
+        return PlainEngine(inputs.checkpoint.model, **inputs.settings)
+
+    PLAIN = EngineSpec("plain", "one text at a time, with transformers alone", open_plain)
 """
 
 from __future__ import annotations
@@ -22,62 +77,8 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """Runs one LLM. Results do not depend on batching or on the calling thread.
 
-    `dimension` is the width of an embedding. Its `EngineSpec` lists any further capabilities.
-
-    A complete engine, one text at a time. Its package names it under the entry point `search_r3.engines`,
-    `plain = "my_package.plain:PLAIN"`, and `SearchR3.from_pretrained(..., engine="plain")` finds it::
-
-        import numpy as np
-        import torch
-
-        from search_r3.model.engines.base import EngineSpec, Generation, broadcast_budget
-
-        class PlainEngine:
-            def __init__(self, model, embed_id, stop_ids, vocab_size):
-                self.model, self.embed_id, self.stop_ids, self.vocab_size = model, embed_id, stop_ids, vocab_size
-                self.dimension = model.config.get_text_config().hidden_size
-
-            @torch.inference_mode()
-            def _run(self, ids):
-                out = self.model(input_ids=torch.tensor([ids], device=self.model.device), output_hidden_states=True)
-                return out.hidden_states[-1][0, -1].float(), out.logits[0, -1, : self.vocab_size].float()
-
-            def embed(self, prefix, rows, batch_size, progress=None):
-                embeddings = np.empty((len(rows), self.dimension), dtype=np.float32)
-                for i, row in enumerate(rows):
-                    state, _ = self._run([*prefix, *row])
-                    embeddings[i] = torch.nn.functional.normalize(state, dim=-1).cpu().numpy()
-                    if progress:
-                        progress(1)
-                return embeddings
-
-            def generate(
-                self, prefix, rows, *, max_new_tokens, temperature, seed, batch_size, progress=None, samples=1,
-                on_token=None,
-            ):
-                assert temperature == 0, "this engine does not sample"
-                generated = []
-                for row, budget in zip(rows, broadcast_budget(max_new_tokens, len(rows)), strict=True):
-                    written = []
-                    while True:
-                        _, logits = self._run([*prefix, *row, *written])
-                        token = int(logits.argmax())
-                        if token == self.embed_id or token in self.stop_ids or len(written) == budget:
-                            break
-                        written.append(token)
-                        if on_token:
-                            on_token(len(generated), token)
-                    embedding = self.embed(prefix, [[*row, *written, self.embed_id]], 1)[0]
-                    ended = token if token in self.stop_ids else None
-                    generated += [Generation(written, embedding, token != self.embed_id, ended)] * samples
-                    if progress:
-                        progress(1)
-                return generated
-
-        def open_plain(inputs):
-            return PlainEngine(inputs.checkpoint.model, **inputs.settings)
-
-        PLAIN = EngineSpec("plain", "one text at a time, with transformers alone", open_plain)
+    `dimension` is the width of an embedding. Its `EngineSpec` lists any further capabilities. The docstring of the module
+    shows a complete engine.
     """
 
     dimension: int

@@ -12,7 +12,7 @@ from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
-from search_r3.model.engines.base import Engine
+from search_r3.model.engines import base
 from search_r3.model.engines.registry import engine_spec, training_engine
 
 ENTRIES = "[search_r3.engines]\nplain = MODULE:PLAIN\n"
@@ -24,7 +24,7 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_docstring_shows_the_engine_of_the_page() -> None:
-    assert without_docstrings(code_of_docstring(Engine)) == without_docstrings(code_of_page("engine"))
+    assert without_docstrings(code_of_docstring(base)) == without_docstrings(code_of_page("engine"))
 
 
 @pytest.mark.usefixtures("plain")
