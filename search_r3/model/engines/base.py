@@ -77,8 +77,8 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """Runs one LLM. Results do not depend on batching or on the calling thread.
 
-    `dimension` is the width of an embedding. Its `EngineSpec` lists any further capabilities. The docstring of the module
-    shows a complete engine.
+    `dimension` is the width of an embedding. Its `EngineSpec` lists any further capabilities. The docstring of the
+    module shows a complete engine.
     """
 
     dimension: int
