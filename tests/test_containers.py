@@ -43,7 +43,7 @@ exec setpriv --reuid 54321 --regid 54321 --clear-groups --inh-caps=-all --boundi
 @pytest.fixture
 def no_home(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No HOME, and nobody in /etc/passwd."""
-    for name in ("HOME", "SEARCH_R3_CACHE", "HF_HOME"):
+    for name in ("HOME", "SEARCH_R3_CACHE", "XDG_CACHE_HOME", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(RuntimeError):

@@ -185,7 +185,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         plot_runs([tmp_path / "nothing"])
     run = write_log(tmp_path / "run", [step_record(1)])
-    with pytest.raises(InputError, match=r"'\.txt' is no image format; try \.png"):
+    with pytest.raises(InputError, match=r"'\.txt' is not an image format; try \.png"):
         plot_runs([run], tmp_path / "curves.txt")
     with pytest.raises(InputError, match="0 runs"):
         plot_runs([])
