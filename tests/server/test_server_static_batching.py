@@ -208,3 +208,18 @@ def test_the_cache_forgets_what_was_not_asked_for_longest() -> None:
     none = QueryCache(0)
     none.put(keys[0], answers[0])
     assert len(none) == 0
+
+
+def test_oversized_jobs_have_a_tenth_of_the_tokens_while_others_wait(model: FakeModel, batcher: StaticBatcher) -> None:
+    """And all of them when nobody else waits; one text at a time, so that who comes then waits for one only."""
+    blocked(model, batcher)
+    oversized = [work("document", 90 + i, length=10, oversized=True) for i in range(3)]
+    others = work("document", *range(10, 34), length=10)
+    for one in (*oversized, others):
+        batcher.submit(one)
+    model.gate.set()
+    assert firsts(others) == [*range(10, 34)]
+    assert [firsts(one) for one in oversized] == [[90], [91], [92]]
+    passes = [texts for _, texts in model.passes[1:]]
+    four = [[*range(first, first + 4)] for first in range(10, 34, 4)]
+    assert passes == [*four[:3], [90], *four[3:5], [91], four[5], [92]]  # 4 of 40 tokens a pass are theirs

@@ -39,6 +39,7 @@ class EmbeddingJob:
         texts: what, as tokens that are cut to length already.
         budget: tokens of reasoning for each query, at most.
         on_text: called with each piece of the first text's reasoning, from the batcher's thread.
+        oversized: a text is far longer than what is read of it. Beside others such jobs get a small share of the model.
         future: becomes the answers, in the order of `texts`. Cancel it, and what has not begun is dropped.
         begun: whether a batch with a text of it was started.
     """
@@ -47,6 +48,7 @@ class EmbeddingJob:
     texts: Sequence[Tokens]
     budget: int = 0
     on_text: Callable[[str], None] | None = None
+    oversized: bool = False
     future: Future[list[Embedded]] = field(default_factory=Future)
     begun: bool = False
     submitted: float = field(default_factory=time.monotonic)

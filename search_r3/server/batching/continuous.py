@@ -139,6 +139,9 @@ class ContinuousBatcher(StaticBatcher):
                 self._changed.wait()
             return bool(self._rows or self._queues) and not self._giving_up
 
+    def _others_wait(self) -> bool:
+        return bool(self._rows) or super()._others_wait()
+
     def _admit(self) -> None:
         """Waiting queries into free slots; one whose answer is cached or being written needs none."""
         free = self.config.slots - len(self._rows)

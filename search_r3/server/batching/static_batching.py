@@ -2,7 +2,9 @@
 
 Within a kind, requests share by tokens (self-clocked fair queueing: Golestani, 1994): the next text is the one that
 would end first if all requests that wait advanced at the same rate. So a request of a thousand documents is run in
-many passes, a short text that arrives meanwhile goes before the long ones, and no text waits for ever. The thread never
+many passes, a short text that arrives meanwhile goes before the long ones, and no text waits for ever. Oversized jobs
+(a client that posts megabytes, of which 512 tokens are read) run one text at a time, when nothing else waits or as a
+tenth of the tokens that the others have had. The thread never
 waits for a batch to fill: it takes what has gathered during the last one. A batch of reasoned queries ends when the
 longest does; `continuous` builds on this module to avoid that.
 """
@@ -29,6 +31,10 @@ from search_r3.server.server_config import ServerConfig
 
 SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of seconds a text."""
+OVERSIZED_SHARE = 0.1
+"""Tokens that oversized jobs may have for each token of the others, while these wait."""
+OVERSIZED_CREDIT = 1024
+"""Tokens of that share that are kept for later, at most."""
 
 
 class Model(Protocol):
@@ -77,6 +83,11 @@ QueuedText = tuple[QueuedJob, int]
 """A text of a job: its job, and its place there."""
 
 
+def tokens_of(batch: Sequence[QueuedText]) -> int:
+    """Tokens of a batch, with those that may be written."""
+    return sum(len(queued.job.texts[place].ids) + queued.job.budget for queued, place in batch)
+
+
 class _JobsCancelled(Exception):
     """No job of the running batch is wanted any more."""
 
@@ -88,6 +99,7 @@ class StaticBatcher:
         self.model, self.config, self.cache, self.metrics = model, config, cache, metrics
         self._queues: OrderedDict[Kind, list[QueuedJob]] = OrderedDict()
         self._virtual_time: dict[Kind, int] = {}
+        self._oversized_credit = 0.0  # tokens
         self._seconds: dict[Kind, float] = {}
         self._changed = threading.Condition()
         self._closing = self._giving_up = False
@@ -165,14 +177,26 @@ class StaticBatcher:
         """The next batch: of the kind whose turn it is, requests sharing it by tokens, until it is full."""
         most_texts = min(most_texts or self.config.batch_texts, self.config.batch_texts)
         most_tokens = most_tokens or self.config.batch_tokens
+        busy = self._others_wait()
         for kind in [key for key in self._queues if key in kinds]:
             waiting = [q for q in self._queues.pop(kind) if not (q.job.future.done() or self._giving_up)]
-            batch = self._fair_share(kind, waiting, most_texts, most_tokens)
+            oversized = [q for q in waiting if q.job.oversized]
+            if oversized and not (busy and self._oversized_credit < oversized[0].next_tokens):
+                batch = self._fair_share(kind, oversized, 1, most_tokens)
+                self._oversized_credit = max(0.0, self._oversized_credit - tokens_of(batch))
+            else:
+                batch = self._fair_share(kind, [q for q in waiting if not q.job.oversized], most_texts, most_tokens)
+                credit = self._oversized_credit + OVERSIZED_SHARE * tokens_of(batch)
+                self._oversized_credit = min(credit, OVERSIZED_CREDIT)
             if waiting := [queued for queued in waiting if queued.todo]:
                 self._queues[kind] = waiting  # at the end: the other kinds' turn
             if batch:
                 return kind, batch
         return None
+
+    def _others_wait(self) -> bool:
+        """Whether a job waits that is not oversized."""
+        return any(not (q.job.oversized or q.job.future.done()) for queue in self._queues.values() for q in queue)
 
     def _fair_share(self, kind: Kind, waiting: list[QueuedJob], most_texts: int, most_tokens: int) -> list[QueuedText]:
         """Texts in the order in which they would end if all jobs advanced at the same rate, until the batch is full."""

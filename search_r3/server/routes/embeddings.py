@@ -26,6 +26,8 @@ from search_r3.server.schemas import EMBEDDINGS, DocumentEmbeddings, Embeddings,
 from search_r3.server.service import Loaded, Service
 
 router = v1_router()
+OVERSIZED = 20_000
+"""Characters, or token ids, of one text from which on a request is oversized: see `EmbeddingJob`."""
 EXAMPLES = {
     "documents": {"value": {"model": "MODEL", "input": ["Paris is the capital of France."]}},
     "query with reasoning": {
@@ -56,18 +58,19 @@ async def create_embeddings(request: Request) -> Response:
         loaded.check_name(body.model)
         dimensions = _dimensions(body.dimensions, loaded)
         budget = service.reasoning_budget(body.reasoning)
+        oversized = max(map(len, body.input), default=0) > OVERSIZED
         texts, cut = await _tokens(request, cast(list[str] | list[list[int]], body.input), service)
         body.input = []  # the texts may be large, and are needed no more
         service.bodies.release(request.scope)
         request.state.items = len(texts)
         if body.input_type != "query":
-            embedded = await _embed(request, service, "document", texts)
+            embedded = await _embed(request, service, "document", texts, oversized=oversized)
         elif budget is None:
-            embedded = await _embed(request, service, "query", texts)
+            embedded = await _embed(request, service, "query", texts, oversized=oversized)
         elif body.reasoning == "auto":
             embedded = await _embed_by_rule(request, service, texts, budget)
         else:
-            embedded = await _embed(request, service, "reasoned", texts, budget)
+            embedded = await _embed(request, service, "reasoned", texts, budget, oversized=oversized)
         prompt, written = sum(len(text.ids) for text in texts), sum(one.num_tokens for one in embedded)
         data = _vectors(embedded, dimensions, as_base64=body.encoding_format == "base64")
         usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
@@ -76,9 +79,9 @@ async def create_embeddings(request: Request) -> Response:
 
 
 async def _embed(
-    request: Request, service: Service, kind: Kind, texts: list[Tokens], budget: int = 0
+    request: Request, service: Service, kind: Kind, texts: list[Tokens], budget: int = 0, oversized: bool = False
 ) -> list[Embedded]:
-    job = EmbeddingJob(kind, texts, budget)
+    job = EmbeddingJob(kind, texts, budget, oversized=oversized)
     try:
         service.batcher.submit(job)
     except BatcherClosed as error:
