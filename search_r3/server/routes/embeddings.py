@@ -58,8 +58,10 @@ async def create_embeddings(request: Request) -> Response:
         loaded.check_name(body.model)
         dimensions = _dimensions(body.dimensions, loaded)
         budget = service.reasoning_budget(body.reasoning)
-        oversized = max(map(len, body.input), default=0) > OVERSIZED
-        texts, cut = await _tokens(request, cast(list[str] | list[list[int]], body.input), service)
+        items = cast(list[str] | list[list[int]], body.input)
+        oversized = max((len(item) for item in items), default=0) > OVERSIZED
+        texts, cut = await _tokens(request, items, service)
+        del items
         body.input = []  # the texts may be large, and are needed no more
         service.bodies.release(request.scope)
         request.state.items = len(texts)
