@@ -223,3 +223,17 @@ def test_oversized_jobs_have_a_tenth_of_the_tokens_while_others_wait(model: Fake
     passes = [texts for _, texts in model.passes[1:]]
     four = [[*range(first, first + 4)] for first in range(10, 34, 4)]
     assert passes == [*four[:3], [90], *four[3:5], [91], four[5], [92]]  # 4 of 40 tokens a pass are theirs
+
+
+def test_an_oversized_text_longer_than_its_jobs_share_can_grow_does_not_wait_for_ever(
+    model: FakeModel, batcher: StaticBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search_r3.server.batching.static_batching.OVERSIZED_CREDIT", 8)
+    blocked(model, batcher)
+    oversized, others = work("document", 90, length=10, oversized=True), work("document", *range(10, 26), length=10)
+    for one in (oversized, others):
+        batcher.submit(one)
+    model.gate.set()
+    assert (firsts(oversized), firsts(others)) == ([90], [*range(10, 26)])
+    passes = [texts for _, texts in model.passes[1:]]
+    assert passes.index([90]) == 2  # after two passes of 4 tokens of credit each

@@ -181,7 +181,8 @@ class StaticBatcher:
         for kind in [key for key in self._queues if key in kinds]:
             waiting = [q for q in self._queues.pop(kind) if not (q.job.future.done() or self._giving_up)]
             oversized = [q for q in waiting if q.job.oversized]
-            if oversized and not (busy and self._oversized_credit < oversized[0].next_tokens):
+            # A text longer than the credit that can be kept waits for all of that, not for ever.
+            if oversized and not (busy and self._oversized_credit < min(oversized[0].next_tokens, OVERSIZED_CREDIT)):
                 batch = self._fair_share(kind, oversized, 1, most_tokens)
                 self._oversized_credit = max(0.0, self._oversized_credit - tokens_of(batch))
             else:
