@@ -38,7 +38,7 @@ def main() -> None:
     options = parse()
     if options.worker:
         job = json.loads(options.worker)
-        serve(lambda: load(job["benchmark"], options_of(job["arguments"]), Path(job["scratch"])))
+        serve(lambda: load(job["benchmark"], argparse.Namespace(**job["arguments"]), Path(job["scratch"])))
         return
     figures: dict[str, Any] = {"against": options.against.name, "rounds": options.rounds, "goal": GOAL, "ratios": {}}
     table = Table(
@@ -71,11 +71,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.worker is None and options.against is None:
         parser.error("--against CHECKOUT is needed")
     return options
-
-
-def options_of(arguments: dict[str, Any]) -> argparse.Namespace:
-    """What a worker was given."""
-    return argparse.Namespace(**arguments)
 
 
 def side_by_side(benchmark: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nightly import nightly
+from nightly import now
 from processes import start
 from serving_tools import Running, eventually, running
 
@@ -40,11 +40,6 @@ HUGE = {
 }
 
 
-def some_now(kinds: dict[str, Any], *now: str) -> list[Any]:
-    """`now` in every run of the tests, the other kinds in those of the night."""
-    return [*now, *nightly(*(kind for kind in kinds if kind not in now))]
-
-
 @pytest.fixture(scope="module")
 def alone(tiny: SearchR3) -> Any:
     with running(lambda: Loaded.of(tiny)) as server:
@@ -62,7 +57,7 @@ def check_waits(server: Running, during: threading.Thread) -> None:
     assert answered >= 2 or time.perf_counter() - begun < 2, "small requests waited for the large one"
 
 
-@pytest.mark.parametrize("kind", some_now(HUGE, "words", "white space"))
+@pytest.mark.parametrize("kind", now(HUGE, "words", "white space"))
 def test_a_huge_text_is_answered_and_nobody_waits_for_it(alone: Running, tiny: SearchR3, kind: str) -> None:
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(alone.embed(HUGE[kind])), daemon=True)
@@ -88,7 +83,7 @@ MANY = {
 }
 
 
-@pytest.mark.parametrize("kind", some_now(MANY, "texts", "an unknown id", "lists"))
+@pytest.mark.parametrize("kind", now(MANY, "texts", "an unknown id", "lists"))
 def test_many_small_things_hold_nobody_up(alone: Running, kind: str) -> None:
     more, status, code = MANY[kind]
     body = json.dumps({"model": alone.service.loaded.model.name, **more}).encode()

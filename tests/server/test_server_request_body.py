@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from nightly import nightly
+from nightly import now
 from processes import run
 from serving_tools import Running, eventually, running
 
@@ -79,10 +79,7 @@ REJECTED = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["another shape", *nightly(*(kind for kind in REJECTED if kind != "another shape"))],
-)
+@pytest.mark.parametrize("kind", now(REJECTED, "another shape"))
 def test_a_rejected_request_is_freed_at_once(
     served: Running, monkeypatch: pytest.MonkeyPatch, no_garbage_collection: None, kind: str
 ) -> None:
