@@ -62,6 +62,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="search-r3-smollm2-135m-sft", help="adapter that both have")
     parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then the cache folder)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--engine", default="int8", help="of `serve`")
     parser.add_argument("--tiny", action="store_true", help="random weights, two layers, few texts: tries the script")
     parser.add_argument(
         "--json", dest="output", type=Path, help="where it goes (default: results/benchmarks/versions.json)"
@@ -75,7 +76,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def side_by_side(benchmark: str, options: argparse.Namespace) -> dict[str, Any]:
     """What was timed -> ours and the other's seconds, compared turn by turn."""
-    arguments = {name: getattr(options, name) for name in ("model", "data", "device", "tiny")}
+    arguments = {name: getattr(options, name) for name in ("model", "data", "device", "engine", "tiny")}
     workers: dict[str, Worker] = {}
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -185,12 +186,15 @@ def sft(options: argparse.Namespace, scratch: Path) -> dict[str, Step]:
 def grpo(options: argparse.Namespace, scratch: Path) -> dict[str, Step]:
     """A step of stage 2, as grpo.py runs ours."""
     import grpo as script
-    import grpo_systems
 
+    if not hasattr(script, "load"):  # older checkouts have it in a module of its own
+        import grpo_systems
+
+        script.load = grpo_systems.load
     few = ["--steps", "8", "--adapter", options.model, "--device", options.device]
     sys.argv = ["grpo.py", *few, *(["--tiny"] if options.tiny else [])]
     spec, _ = script.prepare(script.parse(), scratch)
-    _, answer = grpo_systems.load(replace(spec, system="ours"))
+    _, answer = script.load(replace(spec, system="ours"))
     return {"step": lambda turn: float(answer(f"step {turn}")["seconds"])}
 
 
@@ -201,7 +205,7 @@ def serving(options: argparse.Namespace, scratch: Path) -> dict[str, Step]:
     from common import shrunk
     from serve_client import ServerProcess, closed_loop, embedding_body
 
-    engine = "torch" if options.tiny else "int8"
+    engine = "torch" if options.tiny else options.engine
     base = str(shrunk("smollm2-135m", scratch / "tiny")) if options.tiny else options.model
     server = ServerProcess(model=base, device=options.device, engine=engine).ready()
     atexit.register(server.stop)

@@ -184,11 +184,10 @@ def run_demo(model_name: str | None = None, *, console: Console | None = None) -
 def _load(name: str) -> SearchR3:
     import torch
 
+    from search_r3.model.processor import has_fast_bfloat16
     from search_r3.model.searchr3 import SearchR3
 
-    # AMX (Intel since 2023) makes bfloat16 some four times as fast; elsewhere on a CPU it is slower than float32.
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    fast = amx and not torch.cuda.is_available()
+    fast = has_fast_bfloat16() and not torch.cuda.is_available()  # on a GPU, auto is bfloat16 already
     return SearchR3.from_pretrained(name, dtype="bfloat16" if fast else "auto")
 
 

@@ -78,7 +78,10 @@ def expand_home(value: Any) -> Any:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 DtypeOption = Annotated[
-    Dtype, typer.Option(help="auto is float32 on a CPU, bfloat16 on a GPU. bfloat16 is quick on CPUs with AMX.")
+    Dtype,
+    typer.Option(
+        help="auto is float32 on a CPU, bfloat16 on a GPU. bfloat16 is faster on CPUs with AMX or AVX-512 BF16."
+    ),
 ]
 
 

@@ -85,7 +85,7 @@ class LoopConfig:
     seed: int = 0
     """Everything random in step s is a function of (seed, s, process)."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """"auto" is bf16 where the hardware is fast at it (a GPU with bf16, a CPU with AMX), else no."""
+    """"auto" is bf16 where the hardware is fast at it (a GPU with bf16, a CPU with AMX or AVX-512 BF16), else no."""
     gradient_accumulation: int = 1
     """Batches whose gradients are averaged before one optimizer step."""
     checkpoint_every: int = 100

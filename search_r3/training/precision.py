@@ -6,15 +6,16 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from search_r3.model.processor import has_fast_bfloat16
+
 
 def resolve_mixed_precision(setting: str, device: torch.device) -> str:
-    """ "auto" -> "bf16" where the hardware is fast at it: a GPU with bf16, a CPU with AMX tiles; else "no"."""
+    """ "auto" -> "bf16" where the hardware is fast at it: a GPU with bf16, a CPU with AMX or AVX-512 BF16; else "no"."""
     if setting != "auto":
         return setting
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return "bf16" if device.type == "cpu" and amx is not None and amx() else "no"
+    return "bf16" if device.type == "cpu" and has_fast_bfloat16() else "no"
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:

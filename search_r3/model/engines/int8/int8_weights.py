@@ -21,12 +21,15 @@ from search_r3.files import atomic_path
 from search_r3.model.engines.int8.calibration import CalibrationRow
 from search_r3.model.engines.int8.quantization import CONSUMERS, quantize_layers, round_to_nearest
 from search_r3.model.engines.llama_forward import FAMILY, Layer, merge_projections
+from search_r3.model.processor import has_amx
 
 INT8_FILE = "int8.safetensors"
 """Beside an export's weights, and under the contract's hash in the cache."""
 FORMAT = "2"
 """Increased when the file's meaning changes, so that older ones are made again."""
 MATRICES = tuple(CONSUMERS)
+UNSIGNED_ZERO = 128
+"""The zero point of int8 values that are shifted to be unsigned; for bytes in two's complement, `x + 128` is `x ^ 128`."""
 
 
 @dataclass
@@ -53,8 +56,13 @@ class Int8Matrix:
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         """int8 (N, I) -> float32 (N, O), still to be multiplied by the scales of the input's rows."""
+        zero = 0
+        # AVX-512 VNNI multiplies unsigned by signed bytes only; oneDNN computes signed by signed without AMX in its
+        # reference code, a thousand times slower (findings/onednn-signed-inputs.sh).
+        if not has_amx():
+            x_NI, zero = x_NI.view(torch.uint8) ^ UNSIGNED_ZERO, UNSIGNED_ZERO
         return torch.ops.onednn.qlinear_pointwise(
-            x_NI, 1.0, 0, self.packed, self.scale_O, self.zero_O, None, 1.0, 0, torch.float32, "none", [], ""
+            x_NI, 1.0, zero, self.packed, self.scale_O, self.zero_O, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
 
