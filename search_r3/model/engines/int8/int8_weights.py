@@ -29,7 +29,7 @@ FORMAT = "2"
 """Increased when the file's meaning changes, so that older ones are made again."""
 MATRICES = tuple(CONSUMERS)
 UNSIGNED_ZERO = 128
-"""The zero point of int8 values that are shifted to be unsigned; for bytes in two's complement, `x + 128` is `x ^ 128`."""
+"""The zero point of int8 values shifted to be unsigned; for the same bytes, `x + 128` is `x ^ 128`."""
 
 
 @dataclass
