@@ -10,7 +10,7 @@ from search_r3.model.processor import has_fast_bfloat16
 
 
 def resolve_mixed_precision(setting: str, device: torch.device) -> str:
-    """ "auto" -> "bf16" where the hardware is fast at it (a GPU with bf16, a CPU with AMX or AVX-512 BF16), else "no"."""
+    """ "auto" -> "bf16" where it is fast (a GPU with bf16, a CPU with AMX or AVX-512 BF16), else "no"."""
     if setting != "auto":
         return setting
     if device.type == "cuda":
