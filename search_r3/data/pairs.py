@@ -1,12 +1,13 @@
-"""Training pairs: a query, the document that answers it, and optionally hard negatives and a reasoning trace.
+"""Training pairs: a query, the document that answers it, and optionally more of them, hard negatives and reasoning.
 
 On disk, one JSON object per line. `build_pairs` creates such files, `mine` adds negatives, `train sft` reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from search_r3.data.io.jsonl import id_field, read_jsonl, string_field, write_js
 from search_r3.errors import InputError
 from search_r3.hints import refuse_unknown
 
-FIELDS = ("id", "query", "positive", "negatives", "reasoning", "source")
+FIELDS = ("id", "query", "positive", "negatives", "reasoning", "source", "positives", "grade")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class TrainingPair:
     """One example for stage 1.
 
     `positive` and `negatives` are documents' full texts; `reasoning` is the trace before the embed token, if any;
-    `source` names the pair's origin ("docstrings:torch", "titles:scifact").
+    `source` names the pair's origin ("docstrings:torch", "titles:scifact"). `positives` are further relevant documents
+    with their grades, and `grade` is that of `positive`; grades are above 0, larger means more relevant.
     """
 
     id: str
@@ -31,6 +33,24 @@ class TrainingPair:
     negatives: tuple[str, ...] = ()
     reasoning: str | None = None
     source: str = ""
+    positives: tuple[tuple[str, float], ...] = ()
+    grade: float = 1.0
+
+    @property
+    def relevant(self) -> dict[str, float]:
+        """All documents that answer the query, `positive` first: text -> grade."""
+        return {self.positive: self.grade} | dict(self.positives)
+
+    def as_row(self) -> list[Any]:
+        """The fields' values in their order, as JSON keeps them; `from_row` reads them back."""
+        return list(astuple(self))
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> TrainingPair:
+        """The pair that `as_row` described."""
+        identity, query, positive, negatives, reasoning, source, positives, grade = row
+        further = tuple((text, float(value)) for text, value in positives)
+        return cls(identity, query, positive, tuple(negatives), reasoning, source, further, grade)
 
 
 def read_pairs(path: str | Path) -> list[TrainingPair]:
@@ -40,10 +60,11 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
 
     Raises:
         InputError: the file cannot be read or is empty; a line is broken, has an unknown field or one of the wrong
-            type, an empty text, a negative equal to the positive, or an id used before (file, line and field are
-            named).
+            type, an empty text, a grade not above 0, a positive given twice or among the negatives, or an id used
+            before (file, line and field are named).
     """
     pairs: list[TrainingPair] = []
+    shared: dict[str, str] = {}  # a document of many queries is kept once
     seen: dict[str, int] = {}
     for number, value in read_jsonl(path):
         where = f"{path}, line {number}"
@@ -56,14 +77,20 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
         seen[identity] = number
         positive = string_field(value, "positive", path, number, empty=False)
         reasoning = value.get("reasoning")
+        positives = tuple(
+            (shared.setdefault(text, text), grade)
+            for text, grade in _positives(value.get("positives"), positive, where)
+        )
         pairs.append(
             TrainingPair(
                 identity,
                 string_field(value, "query", path, number, empty=False),
                 positive,
-                _negatives(value.get("negatives"), positive, where),
+                _negatives(value.get("negatives"), (positive, *(text for text, _ in positives)), where),
                 None if reasoning is None else string_field(value, "reasoning", path, number),
                 string_field(value, "source", path, number, default=""),
+                positives,
+                _grade(value.get("grade", 1), where),
             )
         )
     if not pairs:
@@ -72,21 +99,56 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
 
 
 def write_pairs(path: str | Path, pairs: Iterable[TrainingPair]) -> None:
-    """Write pairs as JSONL atomically; empty fields are omitted.
+    """Write pairs as JSONL atomically; empty fields and a grade of 1 are omitted.
 
     Raises:
         InputError: the file cannot be written.
     """
+    write_jsonl(path, map(_record, pairs))
+
+
+def _record(pair: TrainingPair) -> dict[str, Any]:
     needed = ("id", "query", "positive")
-    rows = (asdict(pair) for pair in pairs)
-    write_jsonl(path, ({key: value for key, value in row.items() if value or key in needed} for row in rows))
+    record: dict[str, Any] = dict(zip(FIELDS, pair.as_row(), strict=True))
+    record["positives"] = [{"text": text, "grade": grade} for text, grade in pair.positives]
+    if pair.grade == 1:
+        del record["grade"]
+    return {key: value for key, value in record.items() if value or key in needed}
 
 
-def _negatives(value: Any, positive: str, where: str) -> tuple[str, ...]:
+def _positives(value: Any, positive: str, where: str) -> list[tuple[str, float]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise InputError(
+            f'{where}: the field "positives" must be a list of {{"text": ..., "grade": ...}}, found {str(value)[:80]}'
+        )
+    found: dict[str, float] = {}
+    for entry in value:
+        refuse_unknown(entry, ("text", "grade"), f"{where}, positives", what="field")
+        text = entry.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f'{where}: the field "positives" must hold texts, none empty, found {str(text)[:80]}')
+        if text == positive or text in found:
+            raise InputError(f'{where}: the field "positives" names {text[:60]!r} a second time; remove it')
+        found[text] = _grade(entry.get("grade", 1), f"{where}, positives")
+    return list(found.items())
+
+
+def _grade(value: Any, where: str) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (math.isfinite(value) and value > 0):
+        raise InputError(f'{where}: the field "grade" must be a number above 0, found {str(value)[:80]}')
+    return float(value)
+
+
+def _negatives(value: Any, positives: Sequence[str], where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
         raise InputError(f'{where}: the field "negatives" must be a list of texts, none empty, found {str(value)[:80]}')
-    if positive in value:
+    if positives[0] in value:
         raise InputError(f'{where}: the field "negatives" contains the positive itself; remove it')
+    if further := set(positives) & set(value):
+        raise InputError(f'{where}: the field "negatives" contains {min(further)[:60]!r}, a positive; remove it')
     return tuple(value)

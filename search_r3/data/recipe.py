@@ -11,7 +11,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ def _built(
     found = cache.load(source["kind"], key)
     if found:
         head, rows = found
-        pairs = [replace(pair, negatives=tuple(pair.negatives)) for pair in (TrainingPair(*row) for row in rows)]
+        pairs = [TrainingPair.from_row(row) for row in rows]
         return BuiltPairs(pairs, Counter(head["dropped"]), head["origin"], head["damaged_places"]), head["inputs"], True
     built = kind.build(settings, seed, data_root)
     inputs = described(files)
@@ -184,7 +184,7 @@ def _built(
         "damaged_places": built.damaged_places,
         "inputs": inputs,
     }
-    cache.save(source["kind"], key, head, map(astuple, built.pairs))
+    cache.save(source["kind"], key, head, (pair.as_row() for pair in built.pairs))
     return built, inputs, False
 
 

@@ -16,9 +16,25 @@ def test_what_is_written_reads_back_the_same(tmp_path):
     pairs = [
         TrainingPair("a", "what?", "that"),
         TrainingPair("b", "où?", "là", ("ici", "ailleurs"), "think of places", "hand"),
+        TrainingPair("c", "who?", "she", ("nobody",), positives=(("he", 1.0), ("they", 0.5)), grade=2.0),
     ]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     assert read_pairs(tmp_path / "pairs.jsonl") == pairs
+
+
+def test_a_pair_of_one_positive_is_written_as_before_and_further_ones_with_their_grades(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(path, [TrainingPair("a", "q", "p", source="x"), TrainingPair("b", "q", "p", positives=(("r", 2.0),))])
+    plain, graded = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert plain == {"id": "a", "query": "q", "positive": "p", "source": "x"}
+    assert graded == {"id": "b", "query": "q", "positive": "p", "positives": [{"text": "r", "grade": 2.0}]}
+    assert read_pairs(path)[1].relevant == {"p": 1.0, "r": 2.0}
+
+
+def test_a_grade_that_is_not_given_is_one(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({**GOOD, "positives": [{"text": "this"}]}), encoding="utf-8")
+    assert read_pairs(path)[0].relevant == {"that": 1.0, "this": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +49,14 @@ def test_what_is_written_reads_back_the_same(tmp_path):
         ({"negatives": ["that"]}, "contains the positive itself"),
         ({"reasoning": 4}, '"reasoning" must be a string'),
         ({"analysis": "a"}, '"analysis" is now called "reasoning"; rename the key'),
+        ({"grade": 0}, '"grade" must be a number above 0, found 0'),
+        ({"grade": True}, '"grade" must be a number above 0, found True'),
+        ({"positives": ["x"]}, '"positives" must be a list of {"text": ..., "grade": ...}'),
+        ({"positives": [{"text": ""}]}, '"positives" must hold texts, none empty'),
+        ({"positives": [{"text": "x", "grade": "2"}]}, 'positives: the field "grade" must be a number above 0'),
+        ({"positives": [{"text": "x", "score": 2}]}, 'positives: unknown field "score"'),
+        ({"positives": [{"text": "that"}]}, "\"positives\" names 'that' a second time"),
+        ({"positives": [{"text": "x"}], "negatives": ["x"]}, "\"negatives\" contains 'x', a positive"),
         ({"postive": "x"}, 'unknown field "postive"; did you mean "positive"?'),
     ],
 )

@@ -208,8 +208,9 @@ def gather(
 
     positive_of = []
     for pair in pairs:
-        positive_of.append(add(pair.positive, tags_of(pair.source)))
-        answers[normalize(pair.query)].add(positive_of[-1])
+        places = [add(text, tags_of(pair.source)) for text in pair.relevant]
+        positive_of.append(places[0])
+        answers[normalize(pair.query)].update(places)
     for name in corpora:
         dataset = load_beir(find_dataset(name, data_root))
         tags_of_corpus = tags_of(f"corpus:{Path(name).name if Path(name).is_dir() else name}")

@@ -40,8 +40,8 @@ def select_pairs(
     Args:
         counts: how many of each source kind ("docstrings") or source ("queries:scifact/train"); the longer name wins.
             Kinds that are not named are left out; without any counts, all pairs are considered.
-        scorer: keep a pair only if its positive is among the `top` candidates, where the candidates are all positives
-            of its kind in the file; None keeps all.
+        scorer: keep a pair only if one of its positives is among the `top` candidates, where the candidates are all
+            positives of its kind in the file; None keeps all.
         report: called with (what, done, total).
 
     The scorer's document representations are kept in OUTPUT.partial until the end.
@@ -106,7 +106,7 @@ def _group(pair: TrainingPair, counts: Mapping[str, int]) -> str:
 def _consistent(
     group: Sequence[TrainingPair], name: str, scorer: Any, top: int, folder: Path, report: Any
 ) -> list[TrainingPair]:
-    documents = list(dict.fromkeys(pair.positive for pair in group))
+    documents = list(dict.fromkeys(text for pair in group for text in pair.relevant))
     column = {text: i for i, text in enumerate(documents)}
     digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:16]
     scratch = folder / digest
@@ -116,10 +116,12 @@ def _consistent(
     for start in range(0, len(group), BLOCK):
         block = group[start : start + BLOCK]
         scores_QN = scorer.score([pair.query for pair in block])
-        own_Q = scores_QN[np.arange(len(block)), [column[pair.positive] for pair in block]]
+        own = [[column[text] for text in pair.relevant] for pair in block]
+        own_Q = np.array([scores_N[places].max() for scores_N, places in zip(scores_QN, own, strict=True)])
         above_Q = (scores_QN > own_Q[:, None]).sum(1)
         floor = 0.0 if scorer.zero_is_no_match else -np.inf
-        kept += [pair for pair, above, own in zip(block, above_Q, own_Q, strict=True) if above < top and own > floor]
+        found = (above_Q < top) & (own_Q > floor)
+        kept += [pair for pair, is_found in zip(block, found, strict=True) if is_found]
         if report:
             report(f"{name} pairs checked", min(start + BLOCK, len(group)), len(group))
     return kept

@@ -51,7 +51,7 @@ def write_teacher_rows(
     pairs = [pair for path in sources for pair in read_pairs(path)]
     texts = {
         "query": list(dict.fromkeys(pair.query for pair in pairs)),
-        "document": list(dict.fromkeys(text for pair in pairs for text in (pair.positive, *pair.negatives))),
+        "document": list(dict.fromkeys(text for pair in pairs for text in (*pair.relevant, *pair.negatives))),
     }
     digest = hashlib.sha256("\0".join([*texts["query"], "", *texts["document"]]).encode()).hexdigest()
     record = {"teacher": teacher.name, **teacher.identity, "texts_sha256": digest}

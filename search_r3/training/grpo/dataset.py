@@ -164,7 +164,7 @@ class QueryOrder:
 def _documents(config: GRPOConfig, source: Any) -> Iterator[str]:
     if source.pairs:
         for pair in read_pairs(source.pairs):
-            yield from (pair.positive, *pair.negatives)
+            yield from (*pair.relevant, *pair.negatives)
     else:
         folder = find_dataset(source.beir, config.data_root)
         yield from (document.full_text for document in load_beir(folder).corpus.values())
@@ -195,7 +195,7 @@ def _queries(config: GRPOConfig, source: QuerySet, held_out: bool) -> dict[str, 
         for pair in read_pairs(source.pairs):
             digest = hashlib.blake2b(pair.query.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
             if not modulus or (int.from_bytes(digest, "little") % modulus == 0) == held_out:
-                found[pair.id] = (pair.query, {pair.positive: 1.0})
+                found[pair.id] = (pair.query, pair.relevant)
         return found
     dataset = load_beir(find_dataset(str(source.beir), config.data_root), source.split)
     for key, text in dataset.queries.items():

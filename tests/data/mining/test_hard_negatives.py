@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,18 @@ def chosen(scores: list[float], teacher: list[float] | None = None, pairs: Any =
 def source(tmp_path: Path) -> Path:
     write_pairs(tmp_path / "pairs.jsonl", PAIRS)
     return tmp_path / "pairs.jsonl"
+
+
+def test_a_further_positive_is_a_candidate_for_others_and_never_a_negative_of_its_query(tmp_path: Path) -> None:
+    graded = replace(
+        PAIRS[0], positives=(("A heart attack is rarer with aspirin.", 1.0),), grade=2.0, reasoning="think of medicine"
+    )
+    write_pairs(tmp_path / "pairs.jsonl", [graded, PAIRS[1], PAIRS[2], PAIRS[4]])
+    mine_negatives(tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", bm25_scorer(), MineSettings(share=None))
+    mined = {pair.id: pair for pair in read_pairs(tmp_path / "out.jsonl")}
+    assert set(mined["a"].negatives) == {PAIRS[1].positive, PAIRS[2].positive}
+    assert replace(mined["a"], negatives=()) == graded
+    assert graded.positives[0][0] in mined["b"].negatives
 
 
 def test_bm25_finds_rivals_and_spares_every_answer_of_the_same_query(source: Path) -> None:

@@ -53,6 +53,23 @@ def test_a_query_that_does_not_find_its_document_is_dropped(source: Path, tmp_pa
     assert written == json.loads(json.dumps(manifest))
 
 
+def test_one_of_several_positives_is_enough(tmp_path: Path) -> None:
+    """A pair whose further positive is found again is kept, with all its fields."""
+    found = TrainingPair(
+        "g", "where lives the hyena", "it is in Africa", positives=(("hyena is at home", 2.0),), grade=3.0,
+        reasoning="think of an animal", source="graded:zoo",
+    )  # fmt: skip
+    others = [
+        TrainingPair(f"o{i}", f"{name} food", f"{name} eats", source="graded:zoo") for i, name in enumerate(ANIMALS)
+    ]
+    lost = TrainingPair("l", "fossa food", "nothing of it", positives=(("nor here", 1.0),), source="graded:zoo")
+    write_pairs(tmp_path / "in.jsonl", [found, *others, lost])
+    select_pairs(tmp_path / "in.jsonl", tmp_path / "out.jsonl", {}, scorer=open_scorer("bm25"), top=1)
+    kept = {pair.id: pair for pair in read_pairs(tmp_path / "out.jsonl")}
+    assert kept["g"] == found
+    assert "l" not in kept
+
+
 @pytest.mark.parametrize(("counts", "message"), [({"cars": 1}, "cars=1"), ({"code": 0}, "code=0")])
 def test_wrong_counts_are_named(counts: dict[str, int], message: str, source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):

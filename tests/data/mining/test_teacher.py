@@ -55,6 +55,14 @@ def test_every_text_gets_the_teacher_s_row_and_is_encoded_once(source: Path, tmp
     assert np.allclose(np.linalg.norm(negative, axis=1), 1, atol=1e-6)
 
 
+def test_further_positives_get_a_row(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", [TrainingPair("a", "q", "first", positives=(("second", 1.0),))])
+    counts = write_teacher_rows([tmp_path / "pairs.jsonl"], tmp_path / "x.rows.safetensors", Letters())
+    assert counts["documents"] == 2
+    rows = TeacherRows(tmp_path / "x.rows.safetensors")
+    assert np.allclose(rows.documents(["second"]), Letters().encode_document(["second"]), atol=1e-3)
+
+
 def test_rows_stand_where_a_scorer_is_asked_for(source: Path, tmp_path: Path) -> None:
     write_teacher_rows([source], tmp_path / "x.rows.safetensors", Letters())
     scorer = open_scorer(str(tmp_path / "x.rows.safetensors"))
