@@ -236,6 +236,7 @@ BESIDE = {
     "dataset": DATASET,
     "exclude": "Data sets whose documents must not appear among the functions.",
     "split": "The split whose queries are taken; `test` is refused.",
+    "reasoning": "Take the reasoning of `reasoning.jsonl` in the data set's folder, of this split's queries only.",
 }
 """Keys of sources that their functions take in another form."""
 

@@ -131,6 +131,35 @@ def beir_files(folder: Path, split: str | None) -> dict[str, Path]:
     return files
 
 
+def read_reasoning(path: Path, split: str, on_fault: OnFault | None = None) -> dict[str, str]:
+    """Query id -> reasoning written for it, from `reasoning.jsonl` of a data set (`_id`, `split`, `reasoning`); only
+    the lines of `split`, and of these only those whose reasoning is not empty.
+
+    Raises:
+        InputError: the file cannot be read, a line is broken or an id comes twice (without `on_fault`), or no line is
+            of this split.
+    """
+    found: dict[str, str] = {}
+    seen: dict[str, int] = {}
+    lines = 0
+    for number, value in read_jsonl(path, on_fault):
+        try:
+            if string_field(value, "split", path, number) != split:
+                continue
+            lines += 1
+            query_id = _read_id(value, path, number, seen)
+            text = " ".join(string_field(value, "reasoning", path, number).split())
+        except InputError as error:
+            tell(on_fault, error, "broken field", path, number)
+            continue
+        seen[query_id] = number
+        if text:
+            found[query_id] = text
+    if not lines:
+        raise InputError(f'{path} has no reasoning for the split "{split}"; name another, or remove "reasoning"')
+    return found
+
+
 def _read_corpus(path: Path, on_fault: OnFault | None) -> dict[str, Document]:
     """Empty documents are kept with a warning: real collections contain them, even judged relevant (995 in
     Cranfield)."""

@@ -1,12 +1,12 @@
 """Fixed pools for comparing checkpoints during training: small enough to encode often, never trained on.
 
 A pool is a subset of a data set, chosen by a seeded hash of the ids, so all runs are compared on the same texts. No
-pool uses a test split. Scores on a pool are higher than on the whole corpus, since it has fewer distractors.
+pool uses a test split. Scores on a pool are higher than on the whole corpus, since it has fewer distractors; `dev_set`
+gives the same queries over the whole corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from search_r3.data.beir import BeirDataset, choose_pool, load_beir
@@ -16,6 +16,9 @@ from search_r3.errors import InputError
 from search_r3.hints import refuse_unknown
 
 SCIFACT_DEV_MODULUS = 8  # the data's README: train claims with int(_id) % 8 == 0 are dev
+CRC32_DEV_MODULUS = 8  # and of three further sets, the train queries with zlib.crc32(_id) % 8 == 0
+MAX_JUDGED = 20
+"""Judged documents of a query from which a pool leaves it out: half of NFCorpus's queries, which have up to 900."""
 
 
 def dev_pool(
@@ -28,10 +31,12 @@ def dev_pool(
     """A fixed dev pool: at most `max_queries` queries, every document judged for them, and random others.
 
     Args:
-        kind: "cosqa" (its split dev) or "scifact" (the train claims with int(_id) % 8 == 0, which recipes leave out
-            with `hold_out_modulus: 8`).
+        kind: "cosqa" or "nfcorpus" (their split dev), "scifact" (the train claims with int(_id) % 8 == 0, which recipes
+            leave out with `hold_out_modulus: 8`), or "hotpotqa_more", "entailmentbank" or "strategyqa" (the train
+            queries with zlib.crc32(_id) % 8 == 0, left out with `hold_out: crc32` as well; their split dev is a test).
         data_root: where the data sets are (see `find_dataset`).
-        max_queries, max_documents: limits; fewer queries are used if their judged documents would be too many.
+        max_queries, max_documents: limits; fewer queries are used if their judged documents would be too many. A query
+            with more than `MAX_JUDGED` of them is never used.
         seed: selects the pool.
 
     Returns:
@@ -40,11 +45,11 @@ def dev_pool(
     Raises:
         InputError: the kind is unknown, a limit is below 1, or the data set is missing or broken.
     """
-    refuse_unknown([kind], tuple(POOLS), "dev pool", what="kind")
+    whole = dev_set(kind, data_root)
+    whole.qrels = {q: judged for q, judged in whole.qrels.items() if len(judged) <= MAX_JUDGED}
     for name, value in (("max_queries", max_queries), ("max_documents", max_documents)):
         if value < 1:
             raise InputError(f"dev pool {kind}: {name} must be at least 1, found {value}")
-    whole = POOLS[kind](data_root)
     pool = choose_pool(whole, max_queries, max_documents, seed)
     while len(pool.corpus) > max_documents and len(pool.queries) > 1:
         pool = choose_pool(whole, len(pool.queries) - 1, max_documents, seed)
@@ -59,15 +64,27 @@ def dev_pool(
     return pool
 
 
-def _cosqa(data_root: str | Path | None) -> BeirDataset:
-    return load_beir(find_dataset("cosqa", data_root), "dev", name="cosqa")
+def dev_set(kind: str, data_root: str | Path | None = None) -> BeirDataset:
+    """All dev queries of a kind over the whole corpus; see `dev_pool` for the kinds.
 
-
-def _scifact(data_root: str | Path | None) -> BeirDataset:
-    dataset = load_beir(find_dataset("scifact", data_root), "train", name="scifact")
-    dataset.queries = {q: text for q, text in dataset.queries.items() if is_held_out(q, SCIFACT_DEV_MODULUS)}
-    dataset.qrels = {q: judged for q, judged in dataset.qrels.items() if q in dataset.queries}
+    Raises:
+        InputError: the kind is unknown, or the data set is missing or broken.
+    """
+    refuse_unknown([kind], tuple(POOLS), "dev pool", what="kind")
+    split, modulus, rule = POOLS[kind]
+    dataset = load_beir(find_dataset(kind, data_root), split, name=kind)
+    if modulus is not None:
+        dataset.queries = {q: text for q, text in dataset.queries.items() if is_held_out(q, modulus, rule)}
+        dataset.qrels = {q: judged for q, judged in dataset.qrels.items() if q in dataset.queries}
     return dataset
 
 
-POOLS: dict[str, Callable[[str | Path | None], BeirDataset]] = {"cosqa": _cosqa, "scifact": _scifact}
+POOLS: dict[str, tuple[str, int | None, str]] = {
+    "cosqa": ("dev", None, ""),
+    "scifact": ("train", SCIFACT_DEV_MODULUS, "number"),
+    "nfcorpus": ("dev", None, ""),
+    "hotpotqa_more": ("train", CRC32_DEV_MODULUS, "crc32"),
+    "entailmentbank": ("train", CRC32_DEV_MODULUS, "crc32"),
+    "strategyqa": ("train", CRC32_DEV_MODULUS, "crc32"),
+}
+"""Kind -> the split, and of its queries those that are held out: modulus and rule of `is_held_out`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 
 from search_r3.data.beir import BeirDataset, Document, load_beir, write_beir
-from search_r3.data.dev_pools import dev_pool
+from search_r3.data.dev_pools import MAX_JUDGED, dev_pool, dev_set
 from search_r3.data.sources.beir_pairs import query_pairs
 from search_r3.errors import InputError
 
@@ -18,6 +20,12 @@ def root(tmp_path):
     write_beir(tmp_path / "scifact", BeirDataset("scifact", corpus, queries, qrels), "train")
     half = {q: judged for q, judged in qrels.items() if int(q) < 40}
     write_beir(tmp_path / "cosqa", BeirDataset("cosqa", corpus, queries, half), "dev")
+    for name in ("hotpotqa_more", "entailmentbank", "strategyqa"):
+        named = {f"q-{q}": text for q, text in queries.items()}
+        train = {f"q-{q}": judged for q, judged in half.items()}
+        write_beir(tmp_path / name, BeirDataset(name, corpus, named, train), "train")
+        rest = {f"q-{q}": judged for q, judged in qrels.items() if int(q) >= 40}
+        write_beir(tmp_path / name, BeirDataset(name, corpus, named, rest), "dev")
     rest = {q: judged for q, judged in qrels.items() if int(q) >= 40}
     write_beir(tmp_path / "cosqa", BeirDataset("cosqa", corpus, queries, rest), "test")
     return tmp_path
@@ -52,6 +60,26 @@ def test_queries_give_way_where_their_judged_documents_are_too_many(root):
     pool = dev_pool("cosqa", root, max_queries=40, max_documents=12)
     assert len(pool.corpus) <= 12
     assert 5 <= len(pool.queries) < 12
+
+
+@pytest.mark.parametrize("kind", ["hotpotqa_more", "entailmentbank", "strategyqa"])
+def test_where_the_dev_split_is_a_test_the_pool_is_of_train_queries_that_no_pair_has(root, kind):
+    pool = dev_pool(kind, root)
+    assert set(pool.queries) == {f"q-{i}" for i in range(40) if zlib.crc32(f"q-{i}".encode()) % 8 == 0}
+    dataset = load_beir(root / kind, "train")
+    pairs, dropped = query_pairs(dataset, split="train", hold_out_modulus=8, hold_out="crc32", graded=True)
+    assert not {pair.query for pair in pairs} & set(pool.queries.values())
+    assert dropped["held out for dev"] == len(pool.queries)
+
+
+def test_a_pool_leaves_out_queries_with_too_many_judged_documents_and_the_whole_set_does_not(root):
+    corpus = {f"d{i}": Document(f"d{i}", "", f"text {i}") for i in range(60)}
+    qrels = {"few": {f"d{i}": 1 for i in range(MAX_JUDGED)}, "many": {f"d{i}": 1 for i in range(MAX_JUDGED + 1)}}
+    queries = {name: f"query {name}" for name in qrels}
+    write_beir(root / "nfcorpus", BeirDataset("nfcorpus", corpus, queries, qrels), "dev")
+    assert set(dev_pool("nfcorpus", root).queries) == {"few"}
+    whole = dev_set("nfcorpus", root)
+    assert (set(whole.queries), len(whole.corpus), whole.name) == ({"few", "many"}, 60, "nfcorpus")
 
 
 @pytest.mark.parametrize(

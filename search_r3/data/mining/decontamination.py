@@ -13,6 +13,8 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache as cached
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +68,8 @@ class EvaluationSet:
     """Whether its judged documents must not be trained on either."""
     hold_out_modulus: int | None = None
     """Only queries with int(_id) % this == 0, as for SciFact's dev claims."""
+    hold_out: Literal["number", "crc32"] = "number"
+    """What is divided by `hold_out_modulus`: an id that is a whole number, or the CRC-32 of any id."""
 
     def __post_init__(self) -> None:
         if self.hold_out_modulus is not None and self.hold_out_modulus < 1:
@@ -81,7 +85,8 @@ class DecontaminateSettings:
     ngram: int = 8
     """A training query that shares this many consecutive words with a test query is dropped."""
     document_share: float = 0.5
-    """Share of the shorter text's n-grams from which a positive counts as a judged test document."""
+    """Share of the shorter text's n-grams from which a positive counts as a judged test document; a pair with one such
+    positive is dropped."""
 
     def __post_init__(self) -> None:
         if not self.against:
@@ -176,7 +181,7 @@ def _step(
         return run()
     digest = hashlib.sha256()
     for pair in pairs:
-        digest.update(repr((pair.id, pair.query, pair.positive, pair.source)).encode())
+        digest.update(repr((pair.id, pair.query, pair.relevant, pair.source)).encode())
     key = key_of(name, settings, digest.hexdigest(), dropped.as_record())
     found = cache.load(name, key)
     if found:
@@ -327,7 +332,7 @@ def decontaminate(
         asked = {
             identity: text
             for identity, text in dataset.queries.items()
-            if one.hold_out_modulus is None or is_held_out(identity, one.hold_out_modulus)
+            if one.hold_out_modulus is None or is_held_out(identity, one.hold_out_modulus, one.hold_out)
         }
         if not asked:
             raise InputError(f"decontaminate: {label} has no query left; check hold_out_modulus")
@@ -341,13 +346,14 @@ def decontaminate(
                 for gram in grams:
                     documents[gram].append(len(described))
                 described.append((label, len(grams)))
+    judged = cached(partial(_judged_before, documents=documents, described=described, settings=settings))
     kept = []
     for pair in pairs:
         if found := _asked_before(words_of(pair.query), queries):
             gram, label = found
             dropped.add(pair, f"query of {label}", gram)
-        elif described and (judged := _judged_before(pair.positive, documents, described, settings)):
-            dropped.add(pair, f"judged document of {judged}", pair.positive)
+        elif described and (text := next(filter(judged, pair.relevant), None)) is not None:
+            dropped.add(pair, f"judged document of {judged(text)}", text)
         else:
             kept.append(pair)
     return kept

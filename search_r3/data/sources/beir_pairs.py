@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 
 from search_r3.data.beir import BeirDataset, stable_order
 from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
+from search_r3.hints import refuse_unknown
 
+HOLD_OUT = ("number", "crc32")
+"""What of a query's id decides whether it is held out for dev."""
 MIN_TITLE_WORDS, MIN_TEXT_WORDS = 3, 20
 NEAR_COPY = 0.6  # share of words two queries have in common (Jaccard) from which they count as near copies
 MIN_CLAIM_WORDS, MAX_CLAIM_WORDS = 6, 32
@@ -130,9 +136,16 @@ def cloze_pairs(
 
 
 def query_pairs(
-    dataset: BeirDataset, *, split: str, hold_out_modulus: int | None = None
+    dataset: BeirDataset,
+    *,
+    split: str,
+    hold_out_modulus: int | None = None,
+    hold_out: str = "number",
+    graded: bool = False,
+    max_positives: int = 8,
+    reasoning: Mapping[str, str] | None = None,
 ) -> tuple[list[TrainingPair], Counter[str]]:
-    """One pair for each query of a split and each document judged relevant for it.
+    """One pair for each query of a split and each document judged relevant for it, or one for each query (`graded`).
 
     Args:
         dataset: loaded with that split, so that it contains only its queries.
@@ -140,39 +153,71 @@ def query_pairs(
         hold_out_modulus: leave out queries whose id is divisible by this number: they are the dev set. Near copies of
             them are left out too: SciFact negates claims ("increases" for "lowers"), and a twin with the same abstract
             among the training pairs would inflate the dev score.
+        hold_out: what is divided: "number", an id that is a whole number, or "crc32", the CRC-32 of any id.
+        graded: one pair for each query, with all relevant documents and their grades: one of the highest grade as its
+            positive, the others in `positives`.
+        max_positives: with `graded`, the most documents of a pair: those of the highest grades, among equals by a hash
+            of query and document. Documents left out count as negatives of the query, so choose it large.
+        reasoning: query id -> the reasoning of its pairs.
+
+    Returns:
+        The pairs, and the number dropped by reason.
 
     Raises:
-        InputError: `hold_out_modulus` is given, and an id is not a whole number.
+        InputError: `hold_out_modulus` is given with "number", and an id is not a whole number; or `hold_out` is
+            unknown.
     """
     pairs, dropped = [], Counter[str]()
     held: list[set[str]] = []
+    refuse_unknown([hold_out], HOLD_OUT, "hold_out", what="value")
     if hold_out_modulus is not None:
-        held = [_words(text) for query_id, text in dataset.queries.items() if is_held_out(query_id, hold_out_modulus)]
+        dev = [query_id for query_id in dataset.queries if is_held_out(query_id, hold_out_modulus, hold_out)]
+        held = [_words(dataset.queries[query_id]) for query_id in dev]
+        dropped["held out for dev"] += len(dev)
+    traces, text_of = reasoning or {}, dict[str, str]()
     for query_id, query in dataset.queries.items():
-        if hold_out_modulus is not None and is_held_out(query_id, hold_out_modulus):
-            dropped["held out for dev"] += 1
+        if hold_out_modulus is not None and is_held_out(query_id, hold_out_modulus, hold_out):
             continue
-        if any(len(words & _words(query)) >= NEAR_COPY * len(words | _words(query)) for words in held):
+        asked = _words(query)
+        if any(len(words & asked) >= NEAR_COPY * len(words | asked) for words in held):
             dropped["near copy of a held-out query"] += 1
             continue
+        relevant: dict[str, int] = {}
         for document_id, grade in dataset.qrels.get(query_id, {}).items():
-            text = dataset.corpus[document_id].full_text
-            if grade <= 0 or not text:
+            text_of.setdefault(document_id, dataset.corpus[document_id].full_text)
+            if grade <= 0 or not text_of[document_id]:
                 dropped["judged not relevant"] += 1
-                continue
-            identity = f"query:{dataset.name}:{split}:{query_id}:{document_id}"
-            pairs.append(TrainingPair(identity, query.strip(), text, source=f"queries:{dataset.name}/{split}"))
-    return pairs, dropped
+            else:
+                relevant[document_id] = grade
+        identity, source = f"query:{dataset.name}:{split}:{query_id}", f"queries:{dataset.name}/{split}"
+        pair = TrainingPair(identity, query.strip(), "", reasoning=traces.get(query_id) or None, source=source)
+        if not graded:
+            pairs += [replace(pair, id=f"{identity}:{d}", positive=text_of[d]) for d in relevant]
+        elif relevant:
+            order = stable_order(relevant, _seed_of(0, query_id))
+            texts: dict[str, int] = {}
+            for document_id in sorted(order, key=relevant.__getitem__, reverse=True):
+                texts.setdefault(text_of[document_id], relevant[document_id])
+            (positive, grade), *further = list(texts.items())[:max_positives]
+            dropped["over max_positives"] += max(0, len(texts) - max_positives)
+            others = tuple((text, float(value)) for text, value in further)
+            pairs.append(replace(pair, positive=positive, positives=others, grade=float(grade)))
+    return pairs, +dropped
 
 
-def is_held_out(query_id: str, modulus: int) -> bool:
-    """Whether int(query_id) % modulus == 0: the rule that keeps SciFact's dev claims out of training.
+def is_held_out(query_id: str, modulus: int, rule: str = "number") -> bool:
+    """Whether a query belongs to the dev set: int(query_id) % modulus == 0 for the rule "number", which is SciFact's,
+    and zlib.crc32(query_id) % modulus == 0 for "crc32".
 
     Raises:
-        InputError: the id is not a whole number.
+        InputError: the id is not a whole number, for "number".
     """
+    if rule == "crc32":
+        return zlib.crc32(query_id.encode("utf-8", "surrogatepass")) % modulus == 0
     if not query_id.isdecimal():
-        raise InputError(f'cannot hold out queries by number: the id "{query_id}" is not a whole number')
+        raise InputError(
+            f'cannot hold out queries by number: the id "{query_id}" is not a whole number; set hold_out: crc32'
+        )
     return int(query_id) % modulus == 0
 
 

@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import BeirDataset, beir_files, load_beir
+from search_r3.data.beir import BeirDataset, beir_files, load_beir, read_reasoning
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.io.input_stamps import below, described
 from search_r3.data.pairs import TrainingPair
-from search_r3.data.sources.beir_pairs import cloze_pairs, query_pairs, title_pairs
+from search_r3.data.sources.beir_pairs import HOLD_OUT, cloze_pairs, query_pairs, title_pairs
 from search_r3.data.sources.data_source import BuiltPairs, DataRoot, DataSource, Settings
 from search_r3.data.sources.debian import debian_pairs, descriptions_file
 from search_r3.data.sources.dictionaries import dictd_files, dictd_pairs, wordnet_files, wordnet_pairs
@@ -27,6 +27,7 @@ from search_r3.data.sources.manuals import man_files, man_pairs, pydoc_files, py
 from search_r3.data.sources.pair_files import own_pairs
 from search_r3.data.sources.records import Records
 from search_r3.errors import InputError
+from search_r3.hints import refuse_unknown
 from search_r3.plugins import Registry
 
 PYTHON_LICENSE = "PSF-2.0"
@@ -126,8 +127,19 @@ def _queries(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
     if split == "test":
         raise InputError('the split "test" is for evaluation only; use another split for training')
     dataset, records, origin = _dataset(settings, data_root)
-    modulus = settings.get("hold_out_modulus")
-    return _joined(query_pairs(dataset, split=split, hold_out_modulus=modulus), records, origin)
+    options = {key: settings[key] for key in QUERY_OPTIONS if key in settings}
+    if settings.get("reasoning"):
+        path = find_dataset(settings["dataset"], data_root) / REASONING
+        options["reasoning"] = read_reasoning(path, split, records.caught)
+    return _joined(query_pairs(dataset, split=split, **options), records, origin)
+
+
+def _check_queries(settings: Settings) -> None:
+    refuse_unknown([settings.get("hold_out", HOLD_OUT[0])], HOLD_OUT, "hold_out", what="value")
+    if "hold_out" in settings and "hold_out_modulus" not in settings:
+        raise InputError('"hold_out" needs "hold_out_modulus"; add it, such as hold_out_modulus: 8')
+    if "max_positives" in settings and not settings.get("graded"):
+        raise InputError('"max_positives" needs "graded: true"; without it, every relevant document is a pair')
 
 
 def _dataset(settings: Settings, data_root: DataRoot) -> tuple[BeirDataset, Records, dict[str, Any]]:
@@ -150,7 +162,9 @@ def _joined(made: tuple[list[TrainingPair], Counter[str]], records: Records, ori
 
 
 def _read_by_dataset(settings: Settings, data_root: DataRoot) -> dict[str, Path]:
-    return beir_files(find_dataset(settings["dataset"], data_root), settings.get("split"))
+    folder = find_dataset(settings["dataset"], data_root)
+    files = beir_files(folder, settings.get("split"))
+    return files | {REASONING: folder / REASONING} if settings.get("reasoning") else files
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -184,6 +198,9 @@ def _common(files: list[Path]) -> Path:
 
 DATASET: dict[str, type] = {"dataset": str}
 CUT: dict[str, type] = {"max_chars": int}
+QUERY_OPTIONS: dict[str, type] = {"hold_out_modulus": int, "hold_out": str, "graded": bool, "max_positives": int}
+REASONING = "reasoning.jsonl"
+"""People's reasoning for the queries of a data set."""
 SOURCES: dict[str, DataSource] = {
     "docstrings": DataSource(
         _docstrings,
@@ -202,7 +219,11 @@ SOURCES: dict[str, DataSource] = {
     "titles": DataSource(_titles, _read_by_dataset, DATASET, ("dataset",)),
     "cloze": DataSource(_cloze, _read_by_dataset, DATASET | {"per_document": int}, ("dataset",)),
     "queries": DataSource(
-        _queries, _read_by_dataset, DATASET | {"split": str, "hold_out_modulus": int}, ("dataset", "split")
+        _queries,
+        _read_by_dataset,
+        DATASET | {"split": str} | QUERY_OPTIONS | {"reasoning": bool},
+        ("dataset", "split"),
+        check=_check_queries,
     ),
     "debian": _files(debian_pairs, lambda path=None: [descriptions_file(path)], CUT),
     "wordnet": _files(wordnet_pairs, wordnet_files, CUT | {"direction": str}),

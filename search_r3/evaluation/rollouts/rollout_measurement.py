@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.data.beir import BeirDataset, choose_pool
+from search_r3.data.beir import BeirDataset, available_splits, choose_pool
 from search_r3.data.beir import small as small_part
-from search_r3.data.dev_pools import POOLS
+from search_r3.data.dev_pools import POOLS, dev_set
+from search_r3.data.io.find_dataset import find_dataset
 from search_r3.environment.rewards import MISSING_TOKEN_REWARD
 from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
@@ -170,8 +171,8 @@ def load_part(
         InputError: no such data set or split, or no query with a relevant document.
     """
     base = dataset.removesuffix(SMALL)
-    if split == "dev" and base in POOLS:  # scifact has no file of that name
-        data = POOLS[base](data_root)
+    if split == "dev" and base in POOLS and split not in available_splits(find_dataset(base, data_root)):
+        data = dev_set(base, data_root)  # as for scifact, which has no file of that name
         data = small_part(data) if base != dataset else data
     else:
         data = load_dataset(dataset, split, data_root)

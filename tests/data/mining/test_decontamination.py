@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,19 @@ def test_judged_documents_count_where_the_rule_says_so(root: Path) -> None:
     assert names == "cd"
     assert dropped.counts == {"judged document of toy/test": 3}
     assert clean_of(root, pairs, documents=True, document_share=0.2)[0] == "d"
+
+
+def test_a_further_positive_counts_as_the_positive_does(root: Path) -> None:
+    graded = replace(pair("a", "q", "Short."), positives=(("Other.", 1.0), ("Aspirin " + ABSTRACT, 1.0)))
+    names, dropped = clean_of(root, [graded, pair("b", "q", "Short.")], documents=True)
+    assert names == "b"
+    assert dropped.counts == {"judged document of toy/test": 1}
+
+
+def test_queries_held_out_by_their_checksum_count(root: Path) -> None:
+    pairs = [pair("a", QUERY, "x"), pair("b", "sleep", "x"), pair("c", "sort a list python", "x")]
+    held = (EvaluationSet("toy", hold_out_modulus=3, hold_out="crc32"),)
+    assert clean_of(root, pairs, against=held)[0] == "a"  # of the ids 1, 2 and 3, CRC-32 divides 2's and 3's by 3
 
 
 # ------------------------------------------------------------------------------------------------------- in a recipe

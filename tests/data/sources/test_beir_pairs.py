@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from search_r3.data.beir import BeirDataset, Document
-from search_r3.data.sources.beir_pairs import as_claim, cloze_pairs, query_pairs, split_sentences, title_pairs
+from search_r3.data.sources.beir_pairs import (
+    as_claim,
+    cloze_pairs,
+    is_held_out,
+    query_pairs,
+    split_sentences,
+    title_pairs,
+)
 from search_r3.errors import InputError
 
 ABSTRACT = (
@@ -90,3 +97,45 @@ def test_a_negated_twin_of_a_dev_query_is_not_trained_on():
     pairs, dropped = query_pairs(dataset, split="train", hold_out_modulus=8)
     assert [pair.query for pair in pairs] == ["Mice run."]
     assert dropped == {"held out for dev": 1, "near copy of a held-out query": 1}
+
+
+GRADED = BeirDataset(
+    "toy",
+    {str(i): Document(str(i), "", f"text {i}") for i in range(9)} | {"9": Document("9", "", "text 8")},
+    {"a": "which texts?", "b": "one text"},
+    {"a": {"1": 1, "2": 2, "3": 0, "4": 1, "5": 2, "8": 1, "9": 1}, "b": {"7": 1}},
+)
+
+
+def test_a_graded_pair_has_every_relevant_document_the_best_first():
+    pairs, dropped = query_pairs(GRADED, split="train", graded=True)
+    assert [pair.id for pair in pairs] == ["query:toy:train:a", "query:toy:train:b"]
+    first = pairs[0]
+    assert first.relevant == {f"text {i}": grade for i, grade in ((1, 1), (2, 2), (4, 1), (5, 2), (8, 1))}
+    assert [first.grade, *(grade for _, grade in first.positives)] == [2, 2, 1, 1, 1]
+    assert (pairs[1].positive, pairs[1].positives, pairs[1].grade) == ("text 7", (), 1)
+    assert dropped == {"judged not relevant": 1}
+
+
+def test_the_highest_grades_stay_where_there_are_too_many_documents():
+    pairs, dropped = query_pairs(GRADED, split="train", graded=True, max_positives=3)
+    assert sorted(pairs[0].relevant.values()) == [1, 2, 2]
+    assert dropped["over max_positives"] == 2
+    judged = dict(reversed(GRADED.qrels["a"].items()))
+    other = BeirDataset("toy", GRADED.corpus, GRADED.queries, {"a": judged, "b": {}})
+    assert query_pairs(other, split="train", graded=True, max_positives=3)[0] == pairs[:1]  # whatever the files' order
+
+
+def test_a_query_s_reasoning_is_that_of_its_pairs():
+    pairs, _ = query_pairs(GRADED, split="train", reasoning={"a": "look at the numbers"})
+    assert {pair.reasoning for pair in pairs if pair.query == "which texts?"} == {"look at the numbers"}
+    assert [pair.reasoning for pair in pairs if pair.query == "one text"] == [None]
+
+
+def test_any_id_can_be_held_out_by_its_checksum():
+    held = {name for name in ("2bc9c4f9c19c167187f2", "Mercury_SC_401371", "7") if is_held_out(name, 3, "crc32")}
+    assert held == {"2bc9c4f9c19c167187f2", "7"}  # zlib.crc32: 2024836080, 2437578647, 1790921346
+    pairs, dropped = query_pairs(GRADED, split="train", hold_out_modulus=1, hold_out="crc32")
+    assert (pairs, dropped) == ([], {"held out for dev": 2})
+    with pytest.raises(InputError, match='unknown value "crc"'):
+        query_pairs(GRADED, split="train", hold_out_modulus=8, hold_out="crc")
