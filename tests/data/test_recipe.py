@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
+import yaml
 
-from search_r3.data.beir import BeirDataset, Document, write_beir
+from search_r3.data.beir import BeirDataset, Document, load_beir, write_beir
+from search_r3.data.dev_pools import POOLS
 from search_r3.data.mining.decontamination import read_cleaning
+from search_r3.data.mining.word_overlap import normalize
 from search_r3.data.pairs import read_pairs
 from search_r3.data.recipe import build_pairs, read_recipe
+from search_r3.data.sources.beir_pairs import is_held_out
 from search_r3.data.sources.registry import SOURCES
 from search_r3.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/data"
+DATA = Path(os.environ.get("SEARCH_R3_DATA", "no data sets"))
 
 RECIPE = """
 seed: 5
@@ -88,6 +94,11 @@ def test_the_manifest_says_what_went_in_and_what_did_not(root):
         ("{kind: queries, dataset: toy, split: test}", "for evaluation only"),
         ("{kind: queries, dataset: toy, split: dev}", 'no split "dev"'),
         ("{kind: queries, dataset: toy, split: train, hold_out_modulus: 1}", "it yields no pair"),
+        ("{kind: queries, dataset: toy, split: train, hold_out: crc32}", '"hold_out" needs "hold_out_modulus"'),
+        ("{kind: queries, dataset: toy, split: train, hold_out: crc, hold_out_modulus: 8}", 'did you mean "crc32"?'),
+        ("{kind: queries, dataset: toy, split: train, max_positives: 2}", '"max_positives" needs "graded: true"'),
+        ("{kind: queries, dataset: toy, split: train, graded: 1}", '"graded" must be true or false, found 1'),
+        ("{kind: queries, dataset: toy, split: train, reasoning: true}", "reasoning.jsonl"),
         ("titles", 'expected a mapping with "kind"'),
     ],
 )
@@ -115,6 +126,51 @@ def test_a_wrong_recipe_is_refused(root, recipe, expected):
     assert expected in str(caught.value)
 
 
+REASONING = [
+    {"_id": "0", "split": "train", "reasoning": "first  think", "answer": "yes"},
+    {"_id": "1", "split": "train", "reasoning": "", "answer": "no"},
+    {"_id": "2", "split": "dev", "reasoning": "never to be learned", "answer": "no"},
+]
+GRADED = "{kind: queries, dataset: toy, split: train, graded: true, max_positives: 2, reasoning: true}"
+
+
+def test_graded_queries_bring_their_documents_and_the_reasoning_of_their_own_split(root):
+    (root / "data/toy/qrels/train.tsv").write_text("0\t0\t1\n0\t1\t2\n0\t2\t1\n1\t1\t1\n2\t2\t1\n")
+    (root / "data/toy/reasoning.jsonl").write_text("\n".join(map(json.dumps, REASONING)), encoding="utf-8")
+    manifest = build(root, f"sources: [{GRADED}]")
+    pairs = {pair.query: pair for pair in read_pairs(root / "out.jsonl")}
+    assert {query: pair.reasoning for query, pair in pairs.items()} == {
+        "question 0": "first think", "question 1": None, "question 2": None,
+    }  # fmt: skip
+    assert sorted(pairs["question 0"].relevant.values()) == [1, 2]
+    assert pairs["question 0"].positive.endswith("Number 1.")
+    assert manifest["sources"][0]["dropped"] == {"over max_positives": 1}
+    assert "reasoning.jsonl" in manifest["sources"][0]["inputs"]["files"]
+
+
+def test_an_interrupted_build_keeps_grades_and_further_positives(root):
+    (root / "data/toy/qrels/train.tsv").write_text("0\t0\t1\n0\t1\t2\n1\t1\t1\n")
+    recipe = "sources: [{kind: queries, dataset: toy, split: train, graded: true}]\ndeduplicate: true"
+    build(root, recipe, "whole.jsonl")
+
+    def stop(line):
+        if line.startswith("writing"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(root, recipe, report=stop)
+    said = []
+    build(root, recipe, report=said.append)
+    assert any("finished before" in line for line in said)
+    assert (root / "out.jsonl").read_bytes() == (root / "whole.jsonl").read_bytes()
+
+
+def test_a_data_set_without_reasoning_for_the_split_is_refused(root):
+    (root / "data/toy/reasoning.jsonl").write_text(json.dumps(REASONING[2]), encoding="utf-8")
+    with pytest.raises(InputError, match='has no reasoning for the split "train"'):
+        build(root, f"sources: [{GRADED}]")
+
+
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(InputError, match="no configuration file at"):
         build_pairs(tmp_path / "none.yaml", tmp_path / "out.jsonl")
@@ -127,11 +183,61 @@ def test_the_recipes_that_we_ship_are_valid(path):
     assert read_recipe(path, SOURCES)["sources"]
 
 
-def test_stage_1_is_cleaned_of_every_set_that_we_evaluate_on():
-    against, copies = read_cleaning(read_recipe(CONFIGS / "stage1.yaml", SOURCES), "stage1")
+def cleaned_of(recipe):
+    against, copies = read_cleaning(read_recipe(CONFIGS / f"{recipe}.yaml", SOURCES), recipe)
     assert against is not None
     assert copies is not None
-    assert {(one.dataset, one.split) for one in against.against} == {
+    return against.against
+
+
+def test_stage_1_is_cleaned_of_every_set_that_we_evaluate_on():
+    assert {(one.dataset, one.split) for one in cleaned_of("stage1")} == {
         *((name, "test") for name in ("scifact", "cosqa", "mkqa/en", "s2_search", "cranfield", "cisi")),
         *(("hotpotqa", "dev"), ("cosqa", "dev"), ("scifact", "train")),
     }
+
+
+def test_the_direct_embedder_is_cleaned_of_every_test_and_of_every_dev_set():
+    """Also of the dev splits that count as test, and of the train queries that choose a checkpoint."""
+    sets = {(one.dataset, one.split): one for one in cleaned_of("direct")}
+    assert set(sets) == {
+        *((name, "test") for name in ("scifact", "cosqa", "mkqa/en", "s2_search", "cranfield", "cisi", "nfcorpus")),
+        *((name, "dev") for name in ("hotpotqa", "hotpotqa_more", "entailmentbank", "strategyqa")),
+        *((kind, split) for kind, (split, _, _) in POOLS.items()),
+    }
+    sources = read_recipe(CONFIGS / "direct.yaml", SOURCES)["sources"]
+    for kind, (split, modulus, rule) in POOLS.items():
+        held = sets[kind, split]
+        assert (held.hold_out_modulus, held.hold_out if modulus else "") == (modulus, rule)
+        for source in sources:
+            if source["kind"] == "queries" and source["dataset"] == kind:
+                assert source["split"] == "train"
+                assert (source.get("hold_out_modulus"), source.get("hold_out", "number" if modulus else "")) == (
+                    modulus, rule,
+                )  # fmt: skip
+
+
+@pytest.mark.skipif(not (DATA / "strategyqa").is_dir(), reason="needs the real data sets, in SEARCH_R3_DATA")
+def test_no_query_of_a_test_or_dev_set_is_left_among_the_real_ones(tmp_path):
+    """Sources of real questions, cleaned as direct.yaml is: nothing that is evaluated on is trained on."""
+    recipe = read_recipe(CONFIGS / "direct.yaml", SOURCES)
+    recipe["sources"] = [
+        source for source in recipe["sources"] if source["kind"] == "queries" and source["dataset"] != "medquad"
+    ]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    manifest = build_pairs(tmp_path / "recipe.yaml", tmp_path / "out.jsonl", DATA)
+    pairs = read_pairs(tmp_path / "out.jsonl")
+    asked = {normalize(pair.query) for pair in pairs}
+    for one in cleaned_of("direct"):
+        dataset = load_beir(DATA / one.dataset, one.split)
+        for identity, text in dataset.queries.items():
+            if one.hold_out_modulus is None or is_held_out(identity, one.hold_out_modulus, one.hold_out):
+                assert normalize(text) not in asked, (one.dataset, one.split, text)
+    of = {
+        name: [pair for pair in pairs if name in pair.source] for name in ("strategyqa", "entailmentbank", "nfcorpus")
+    }
+    assert all(len(found) > 500 for found in of.values())
+    assert sum(len(pair.relevant) for pair in of["nfcorpus"]) > 20 * len(of["nfcorpus"])
+    assert all(pair.reasoning for pair in of["strategyqa"][:50])
+    held = next(source for source in manifest["sources"] if source["dataset"] == "strategyqa")
+    assert held["dropped"]["held out for dev"] > 200
