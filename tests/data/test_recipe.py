@@ -145,7 +145,7 @@ def test_graded_queries_bring_their_documents_and_the_reasoning_of_their_own_spl
     assert sorted(pairs["question 0"].relevant.values()) == [1, 2]
     assert pairs["question 0"].positive.endswith("Number 1.")
     assert manifest["sources"][0]["dropped"] == {"over max_positives": 1}
-    assert "reasoning.jsonl" in manifest["sources"][0]["inputs"]["files"]
+    assert manifest["sources"][0]["inputs"]["files"] == 5  # corpus, queries, qrels, SOURCE.txt, reasoning
 
 
 def test_an_interrupted_build_keeps_grades_and_further_positives(root):

@@ -181,8 +181,10 @@ def test_a_further_positive_counts_as_the_positive_does(root: Path) -> None:
 
 def test_queries_held_out_by_their_checksum_count(root: Path) -> None:
     pairs = [pair("a", QUERY, "x"), pair("b", "sleep", "x"), pair("c", "sort a list python", "x")]
-    held = (EvaluationSet("toy", hold_out_modulus=3, hold_out="crc32"),)
-    assert clean_of(root, pairs, against=held)[0] == "a"  # of the ids 1, 2 and 3, CRC-32 divides 2's and 3's by 3
+    held = (EvaluationSet("toy", hold_out_modulus=7, hold_out="crc32"),)
+    assert (
+        clean_of(root, pairs, against=held)[0] == "ab"
+    )  # of the ids 1, 2 and 3, only the checksum of 2 is divisible by 7
 
 
 # ------------------------------------------------------------------------------------------------------- in a recipe

@@ -56,7 +56,7 @@ def test_a_query_that_does_not_find_its_document_is_dropped(source: Path, tmp_pa
 def test_one_of_several_positives_is_enough(tmp_path: Path) -> None:
     """A pair whose further positive is found again is kept, with all its fields."""
     found = TrainingPair(
-        "g", "where lives the hyena", "it is in Africa", positives=(("hyena is at home", 2.0),), grade=3.0,
+        "g", "where lives the hyena", "it is in Africa", positives=(("where the hyena lives", 2.0),), grade=3.0,
         reasoning="think of an animal", source="graded:zoo",
     )  # fmt: skip
     others = [
