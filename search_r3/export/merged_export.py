@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text, expand_user
+from search_r3.model.capitals import capitals_note
 
 Format = Literal["safetensors", "sentence-transformers", "int8", "onnx"]
 
@@ -141,6 +142,7 @@ def _loading(model: Any, format: Format) -> list[str]:
             'queries = model.encode_query(["how do I delete a folder"])',
             "```",
             "",
+            *capitals_note(model),
         ]
     return lines
 

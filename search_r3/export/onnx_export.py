@@ -19,6 +19,7 @@ import numpy as np
 
 from search_r3.errors import InputError, first_line
 from search_r3.files import atomic_write_text
+from search_r3.model.capitals import capitals_note
 from search_r3.model.checkpoint import GOLDEN_TEXTS, write_record
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
 from search_r3.model.tokenization import encode_as_text
@@ -72,6 +73,8 @@ def write_onnx(folder: Path, model: Any) -> None:
         "max_text_tokens": DEFAULT_DOCUMENT_TOKENS,
         "templates": templates,
     }
+    if model.contract.fold_capitals:
+        settings["fold_capitals"] = True
     atomic_write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     _write_graph(folder / GRAPH_FILE, model)
     _check_graph(folder / GRAPH_FILE, model)
@@ -105,6 +108,7 @@ def usage(model: Any) -> list[str]:
         f"{DEFAULT_DOCUMENT_TOKENS} tokens. Joined with the templates into one string, a text that begins with white "
         "space or spells a special token would be read as other tokens.",
         "",
+        *capitals_note(model),
         "```python",
         *_CODE.strip().splitlines(),
         "```",

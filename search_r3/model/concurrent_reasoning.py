@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
 from search_r3.model.searchr3 import DEFAULT_QUERY_TOKENS, Reasoned
-from search_r3.model.tokenization import Text, check_queries, token_rows
+from search_r3.model.tokenization import Text, check_queries
 
 if TYPE_CHECKING:
     from search_r3.model.engines.continuous_batching import ContinuousBatch
@@ -53,7 +53,7 @@ class ConcurrentReasoning:
         for budget in budgets:
             if budget < 0:
                 raise InputError(f"max_reasoning_tokens must be 0 or more, not {budget}")
-        ids = token_rows(self._model.tokenizer, texts, DEFAULT_QUERY_TOKENS)
+        ids = self._model.token_rows(texts, DEFAULT_QUERY_TOKENS)
         rows = [[*row, *self._template.suffix] for row in ids]
         handles = self._slots.join(rows, budgets)
         self._rows.update(zip(handles, rows, strict=True))

@@ -14,7 +14,7 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.prompts import EMBED_TOKEN, Prompts
 
-FORMAT = 1
+FORMAT = 2
 HASHED_FORMAT = 1
 """The format whose fields are hashed. It stays the same: a contract that `migrate` brought to a newer format keeps its
 hash, and so its indexes. A field of a newer format may enter the hash only if older formats could not express it."""
@@ -34,6 +34,8 @@ class Contract:
         prompts: the conversations.
         chat_template: SHA-256 of the tokenizer's chat template.
         pooling: how the hidden states become one vector.
+        fold_capitals: texts all in capitals are brought to ordinary case before they are tokenized, see
+            `search_r3.model.capitals`. From format 2 on; a record without it means False.
         format: the version of this record.
     """
 
@@ -45,6 +47,7 @@ class Contract:
     prompts: Prompts = field(default_factory=Prompts)
     chat_template: str = ""
     pooling: str = POOLING
+    fold_capitals: bool = False
     format: int = FORMAT
 
     @property
@@ -55,9 +58,18 @@ class Contract:
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able record; `from_dict` reads it back."""
-        record = {k: v for k, v in self.__dict__.items() if k != "prompts"}
+        """A JSON-able record; `from_dict` reads it back.
+
+        What has a default in every older format is left out, and the format is the oldest that expresses the rest: so
+        contracts of today keep their hash, and older versions read them.
+        """
+        record = {k: v for k, v in self.__dict__.items() if k != "prompts"} | {"format": self._oldest_format()}
+        if not self.fold_capitals:
+            del record["fold_capitals"]
         return record | {"prompts": self.prompts.to_dict(), "embed_token": EMBED_TOKEN}
+
+    def _oldest_format(self) -> int:
+        return 2 if self.fold_capitals else 1
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
@@ -67,6 +79,8 @@ class Contract:
             value = record.get(name, kind())
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise InputError(f"{where}: {name} is {value!r}, not {_NAMES[kind]}; the checkpoint is damaged")
+        if not isinstance(folds := record.get("fold_capitals", False), bool):
+            raise InputError(f"{where}: fold_capitals is {folds!r}, not true or false; the checkpoint is damaged")
         record = migrate(record, where)
         if record.pop("embed_token", EMBED_TOKEN) != EMBED_TOKEN:
             raise InputError(f"{where}: the embed token must be {EMBED_TOKEN}")
@@ -100,7 +114,7 @@ def _from_0(record: dict[str, Any]) -> dict[str, Any]:
     return {"pooling": POOLING, "chat_template": ""} | record
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0}
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: dict}
 """Format -> the step to the next one."""
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("base", "base_weights", "adapter_weights", "chat_template", "pooling"), str),

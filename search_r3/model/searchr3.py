@@ -207,8 +207,23 @@ class SearchR3:
         return self._embed("document", texts, batch_size, show_progress_bar, limit)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has, as `max_length` counts them: without prompt and special tokens."""
+        """How many tokens each text has, as `max_length` counts them: without prompt and special tokens.
+
+        A text whose capitals the contract folds has fewer when it is embedded.
+        """
         return count_tokens(self.tokenizer, texts)
+
+    def token_rows(
+        self,
+        texts: Sequence[Text],
+        limit: int | None = None,
+        between: Callable[[Sequence[list[int]]], None] = lambda rows: None,
+    ) -> list[list[int]]:
+        """The ids of users' texts, folded where the contract says so; see `search_r3.model.tokenization.token_rows`.
+
+        Every text that is embedded goes through here, whichever way it came.
+        """
+        return token_rows(self.tokenizer, texts, limit, between, fold=self.contract.fold_capitals)
 
     @property
     def token_counter(self) -> Callable[[Sequence[str]], list[int]]:
@@ -225,7 +240,7 @@ class SearchR3:
         Raises:
             InputError: a text is empty or not a string.
         """
-        rows = token_rows(self.tokenizer, texts, limit + 1)
+        rows = self.token_rows(texts, limit + 1)
         return [Tokens(tuple(row[:limit])) for row in rows], [len(row) for row in rows]
 
     def encode_query(
@@ -419,7 +434,7 @@ class SearchR3:
             return self.engine.embed(template.prefix, rows, batch_size, progress)
 
     def _rows(self, template: PromptTemplate, texts: Sequence[Text], max_length: int) -> list[list[int]]:
-        return [[*ids, *template.suffix] for ids in token_rows(self.tokenizer, texts, max_length)]
+        return [[*ids, *template.suffix] for ids in self.token_rows(texts, max_length)]
 
     def _nothing(self) -> np.ndarray:
         return np.empty((0, self.dimension), dtype=np.float32)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_r3.errors import InputError
+from search_r3.model.capitals import fold_capitals
 
 MAX_CHARACTERS = 100_000
 """A longer query is refused: it is probably a document given by mistake."""
@@ -57,7 +58,10 @@ def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has, 0 for an empty one; the number of its ids in `encode_as_text`."""
+    """How many tokens each text has, 0 for an empty one; the number of its ids in `encode_as_text`.
+
+    Capitals are not folded here: the parts of a text are counted, and only the whole can be folded, to fewer tokens.
+    """
     if not texts:
         return []
     encode, _ = _encoder(tokenizer)
@@ -69,6 +73,8 @@ def token_rows(
     texts: Sequence[Text],
     limit: int | None = None,
     between: Callable[[Sequence[list[int]]], None] = lambda rows: None,
+    *,
+    fold: bool = False,
 ) -> list[list[int]]:
     """The ids of each text; those of `Tokens` as they are.
 
@@ -78,6 +84,7 @@ def token_rows(
         limit: return only the first `limit` ids of each text. They are those of the whole text, but of a long text no
             more is tokenized than needed.
         between: called with the rows so far after about every 250,000 characters; what it raises ends the call.
+        fold: bring strings all in capitals to ordinary case first, as the contract says (`SearchR3.token_rows`).
 
     Raises:
         InputError: a text is empty or neither a string nor Tokens, or an id is unknown or a special token's.
@@ -89,7 +96,8 @@ def token_rows(
         if start:
             between(rows)
             time.sleep(0.001)  # a waiting thread would not get the lock if it were taken again at once
-        found = iter(_string_rows(tokenizer, [text for text in texts[start:end] if isinstance(text, str)], limit))
+        strings = fold_texts([text for text in texts[start:end] if isinstance(text, str)], fold)
+        found = iter(_string_rows(tokenizer, strings, limit))
         for i, text in enumerate(texts[start:end], start + 1):
             if isinstance(text, Tokens):
                 _check_ids(tokenizer, special, text.ids, f"text {i} of {len(texts)}")
@@ -97,6 +105,11 @@ def token_rows(
             else:
                 rows.append(next(found))
     return rows
+
+
+def fold_texts(texts: Sequence[str], fold: bool) -> list[str]:
+    """`fold_capitals` of each text where `fold`, a contract's `fold_capitals`, says so; else the texts as they are."""
+    return [fold_capitals(text) for text in texts] if fold else list(texts)
 
 
 def _groups(texts: Sequence[Text], limit: int | None) -> Iterator[tuple[int, int]]:

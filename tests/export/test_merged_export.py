@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,17 @@ def test_it_is_safetensors_json_and_markdown_and_names_no_place_of_this_machine(
     assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
     for path in files:
         assert str(tiny_model.parent).encode() not in path.read_bytes(), path.name
+
+
+def test_its_card_says_that_sentence_transformers_does_not_fold_capitals_where_the_contract_does(
+    tiny_adapter: Path, tmp_path: Path, exported: Path
+):
+    assert "capitals" not in (exported / "README.md").read_text(encoding="utf-8")
+    model = SearchR3.from_pretrained(tiny_adapter, device="cpu")
+    model.contract = replace(model.contract, fold_capitals=True)
+    export_model(model, tmp_path / "folds", "sentence-transformers")
+    assert "folds texts that are all in capitals" in (tmp_path / "folds" / "README.md").read_text(encoding="utf-8")
+    assert SearchR3.from_pretrained(tmp_path / "folds", device="cpu").contract.fold_capitals
 
 
 def test_its_card_keeps_the_licence_and_the_card_of_the_adapter(exported: Path):

@@ -28,6 +28,7 @@ class TestContract:
             {"dimension": 64},
             {"chat_template": "other"},
             {"pooling": "mean"},
+            {"fold_capitals": True},
             {"prompts": Prompts(query=Conversation("Please represent a user's queries.", "The embedding is "))},
         ],
     )
@@ -37,15 +38,22 @@ class TestContract:
     def test_the_hash_does_not_change_with_the_display_name(self) -> None:
         assert replace(CONTRACT, base="another name").hash == CONTRACT.hash
 
-    def test_it_comes_back_from_json_the_same(self) -> None:
-        record = json.loads(json.dumps(CONTRACT.to_dict()))
-        assert Contract.from_dict(record, "here") == CONTRACT
+    @pytest.mark.parametrize("given", [CONTRACT, replace(CONTRACT, fold_capitals=True)])
+    def test_it_comes_back_from_json_the_same(self, given: Contract) -> None:
+        record = json.loads(json.dumps(given.to_dict()))
+        assert Contract.from_dict(record, "here") == given
+
+    def test_one_that_does_not_fold_capitals_is_written_as_before_and_one_that_does_says_that_it_is_newer(self) -> None:
+        assert CONTRACT.to_dict()["format"] == 1
+        assert "fold_capitals" not in CONTRACT.to_dict()
+        assert replace(CONTRACT, fold_capitals=True).to_dict()["format"] == 2
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             ({"format": 99}, "newer Search-R3"),
             ({"embed_token": "<other>"}, "the embed token must be"),
+            ({"fold_capitals": "yes"}, "fold_capitals is 'yes', not true or false"),
             ({"surprise": 1}, "is not an embedding contract"),
             ({"prompts": {"query": {}}}, "prompts must hold document, query, reasoning"),
         ],
@@ -78,13 +86,14 @@ class TestFormats:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert sorted(contract._STEPS) == list(range(contract.FORMAT))
-        monkeypatch.setattr(contract, "FORMAT", 2)
-        monkeypatch.setitem(contract._STEPS, 1, lambda record: record)
+        newest = contract.FORMAT
+        monkeypatch.setattr(contract, "FORMAT", newest + 1)
+        monkeypatch.setitem(contract._STEPS, newest, lambda record: record)
         found = Contract.from_dict(CONTRACT.to_dict(), "here")
-        assert found.format == 2
+        assert found.format == newest + 1
         assert found.hash == CONTRACT.hash
 
-    @pytest.mark.parametrize(("format", "message"), [(2, r"here .* newer .*reads up to 1.*upgrade"), (-1, "damaged")])
+    @pytest.mark.parametrize(("format", "message"), [(3, r"here .* newer .*reads up to 2.*upgrade"), (-1, "damaged")])
     def test_a_format_that_is_not_known_is_refused_in_a_line(self, format: int, message: str) -> None:
         with pytest.raises(InputError, match=message):
             Contract.from_dict(CONTRACT.to_dict() | {"format": format}, "here")

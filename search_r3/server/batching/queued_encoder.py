@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.model.tokenization import Text, Tokens, count_tokens, token_rows
+from search_r3.model.tokenization import Text, Tokens, count_tokens
 from search_r3.server.batching.batcher import Batcher, Embedded, EmbeddingJob, Kind
 
 
@@ -108,7 +108,7 @@ class QueuedEncoder:
         key = kind, tuple(texts), budget
         if key in self._known:  # a search that is repeated on an exchanged index
             return self._known[key]
-        rows = cut_tokens(self._model.tokenizer, texts, self._max_length, self._check_cancelled)[0]
+        rows = cut_tokens(self._model, texts, self._max_length, self._check_cancelled)[0]
         job = EmbeddingJob(kind, rows, budget, self._on_text if kind == "reasoned" else None)
         with self._lock:
             if self._cancelled:
@@ -128,20 +128,21 @@ class QueuedEncoder:
 
 
 def cut_tokens(
-    tokenizer: Any, texts: Sequence[Text], limit: int, between: Callable[[int], None] = lambda tokens: None
+    model: Any, texts: Sequence[Text], limit: int, between: Callable[[int], None] = lambda tokens: None
 ) -> tuple[list[Tokens], int]:
     """Each text's first `limit` tokens, and how many texts were longer.
 
     Args:
+        model: the SearchR3 model, by whose contract the texts become tokens.
         between: called between texts and at the end with the number of tokens so far; what it raises ends the call.
 
     Raises:
-        InputError: see `search_r3.model.tokenization.token_rows`.
+        InputError: see `SearchR3.token_rows`.
     """
 
     def count(rows: Sequence[list[int]]) -> None:
         between(sum(min(len(row), limit) for row in rows))
 
-    rows = token_rows(tokenizer, texts, limit + 1, count)
+    rows = model.token_rows(texts, limit + 1, count)
     count(rows)
     return [Tokens(tuple(row[:limit])) for row in rows], sum(len(row) > limit for row in rows)

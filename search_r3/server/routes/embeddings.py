@@ -135,7 +135,7 @@ async def _tokens(request: Request, items: list[str] | list[list[int]], service:
         message = f"the input has {len(items):,} items, the limit is {config.max_items:,}; send several requests"
         raise ApiError(400, message, "too_many_items", param="input")
     texts: list[Text] = [item if isinstance(item, str) else Tokens(tuple(item)) for item in items]
-    tokenizer = service.loaded.model.tokenizer
+    model = service.loaded.model
 
     def tokenize(check: Callable[[], None]) -> tuple[list[Tokens], int]:
         def between(tokens: int) -> None:
@@ -144,7 +144,7 @@ async def _tokens(request: Request, items: list[str] | list[list[int]], service:
                 message = f"the input has over {config.max_tokens:,} tokens, the limit; send several requests"
                 raise ApiError(413, message, "too_many_tokens", param="input")
 
-        return cut_tokens(tokenizer, texts, service.max_length, between)
+        return cut_tokens(model, texts, service.max_length, between)
 
     size = sum(len(item) for item in items)
     try:

@@ -15,6 +15,7 @@ import numpy as np
 from search_r3.model.engines.base import Generation
 from search_r3.model.engines.registry import training_engine
 from search_r3.model.searchr3 import SearchR3, encode_as_text
+from search_r3.model.tokenization import fold_texts
 from search_r3.training.grpo.rollout import Rollout
 
 
@@ -128,4 +129,5 @@ def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:
 def query_rows(encoder: SearchR3, queries: Sequence[str], max_query_tokens: int) -> list[list[int]]:
     """Token ids of the reasoning conversation between its shared prefix and the assistant's turn, for each query."""
     suffix = encoder.templates["reasoning"].suffix
-    return [[*ids[:max_query_tokens], *suffix] for ids in encode_as_text(encoder.tokenizer, list(queries))]
+    texts = fold_texts(queries, encoder.contract.fold_capitals)
+    return [[*ids[:max_query_tokens], *suffix] for ids in encode_as_text(encoder.tokenizer, texts)]
