@@ -33,6 +33,7 @@ IN_THE_SUITE = {
     "dataset": "datasets",
     "system": "systems",
     "mode": "modes",
+    "queries": "queries",
     "split": "split",
     "budget": "budget",
     "max_length": "max_length",
@@ -68,6 +69,13 @@ def evaluate(
         ),
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Reasoning off or on; both by default. Repeatable.")] = None,
+    queries: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How queries are written: original (the default), upper, lower, title, typos, keywords or "
+            "no_punctuation. Repeatable."
+        ),
+    ] = None,
     split: Split = None,
     budget: Budget = 32,
     max_length: MaxLength = None,
@@ -109,8 +117,9 @@ def evaluate(
     """
     silence_transformers()
     from search_r3.data.io.find_dataset import available_datasets
+    from search_r3.data.query_variants import ORIGINAL
     from search_r3.evaluation.baselines.external_models import CostApproval
-    from search_r3.evaluation.publish.tables import results_markdown
+    from search_r3.evaluation.publish.tables import records_markdown
     from search_r3.evaluation.suite import MODES
     from search_r3.evaluation.suite import evaluate as run
     from search_r3.model.resolve import default_model
@@ -135,6 +144,7 @@ def evaluate(
             place,
             split,
             modes=mode or MODES,
+            queries=queries or (ORIGINAL,),
             max_length=max_length,
             max_reasoning_tokens=budget,
             batch_size=batch_size,
@@ -154,7 +164,7 @@ def evaluate(
     if as_json:
         print_json(records)
     elif records:
-        print(results_markdown(records))
+        print(records_markdown(records))
 
 
 def tables(
@@ -174,8 +184,9 @@ def tables(
     """Make every table of results in the documentation and every model card again, from the run files.
 
     A table stands between a line such as `<!-- table: results -->` and a line `<!-- /table -->`; whatever is between
-    them is replaced. Kinds of table: results, summary (one measure) and study (with dataset=NAME system=NAME). Measures
-    are computed again from the runs where the data sets are; elsewhere those in results/metrics are taken, and named.
+    them is replaced. Kinds of table: results, summary (one measure), queries (written otherwise) and study (with
+    dataset=NAME system=NAME). Measures are computed again from the runs where the data sets are; elsewhere those in
+    results/metrics are taken, and named.
 
     \b
     Example:  search-r3 tables --check

@@ -17,6 +17,7 @@ from typing import Any
 
 from search_r3.data.beir import BeirDataset, available_splits, dataset_name, load_beir, small
 from search_r3.data.io.find_dataset import find_dataset
+from search_r3.data.query_variants import ORIGINAL, check_kinds
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import CostApproval
 from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
@@ -24,6 +25,7 @@ from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems
+from search_r3.evaluation.variant_system import VariantSystem, refuse_variant_name
 from search_r3.files import atomic_write_text, sha256_of
 from search_r3.hints import refuse_unknown
 
@@ -32,6 +34,8 @@ DEPTH = 100
 SPLITS = {"hotpotqa": "dev"}
 """Data sets whose test split has another name (HotpotQA's test labels are not public); all others use "test"."""
 SMALL = ".small"
+VARIANT_RECORDS = "query_variants"
+"""The folder of the records of queries written otherwise: results of the same data sets that no table may mix in."""
 FORMAT = 1
 MAX_LISTED = 20
 
@@ -68,6 +72,7 @@ def evaluate(
     split: str | None = None,
     *,
     modes: Sequence[str] = MODES,
+    queries: Sequence[str] = (ORIGINAL,),
     max_length: int | None = None,
     max_reasoning_tokens: int = 32,
     batch_size: int = 32,
@@ -93,6 +98,8 @@ def evaluate(
         output: the folder that holds `runs/` and `metrics/`.
         split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
         modes: reasoning "off", "on" or both, for SearchR3 models.
+        queries: how they are written, for every system: "original", or otherwise (`query_variants.VARIANTS`), which
+            gives runs called SYSTEM.KIND and records under `query_variants/`, out of the tables of results.
         max_length: cut documents at this many tokens, for SearchR3 models (512 by default).
         cache: where document embeddings are stored; None uses the default folder. `use_cache=False` disables it.
         force: evaluate again even if results exist.
@@ -107,9 +114,11 @@ def evaluate(
             failure is raised.
 
     Raises:
-        InputError: a data set, split, system or mode is unknown; raised before any computation if possible.
+        InputError: a data set, split, system, mode or kind of query is unknown; raised before any computation if
+            possible.
     """
     check_modes(modes)
+    check_kinds(queries)
     if not datasets or not systems:
         raise InputError("nothing to evaluate: give at least one data set and one system")
     found = [spec for spec in systems if _attempt(failed, spec, None, check_spec, spec)]
@@ -135,6 +144,7 @@ def evaluate(
             approval=approval or CostApproval(report=report),
         )
         for system in into:
+            refuse_variant_name(system.name)
             if names.setdefault(system.name, spec) != spec:
                 raise InputError(
                     f"{names[system.name]} and {spec} are both called {system.name}; give one a name: LABEL={spec}"
@@ -156,11 +166,14 @@ def evaluate(
         opened: list[System] = []
         if not _attempt(failed, spec, None, open_all, spec, opened):
             continue
+        asked: list[System] = [
+            each if kind == ORIGINAL else VariantSystem(each, kind) for each in opened for kind in queries
+        ]
         for given in list(here):
             if given not in loaded and not _attempt(failed, None, given, read, given):
                 here.remove(given)  # reported once, not for every system
                 continue
-            for system in opened:
+            for system in asked:
                 _attempt(failed, system.name, given, one, given, system)
     return records
 
@@ -204,9 +217,9 @@ def evaluate_system(
 ) -> tuple[dict[str, Any], bool]:
     """Evaluate one system on one data set; returns its metrics record and whether it was computed just now.
 
-    Its files stand where `paths` says, unless `files` names other places.
+    Its files stand where `paths` and, for changed queries, `variant_path` say, unless `files` names other places.
     """
-    files = files or paths(output, dataset.name, system.name)
+    files = files or _usual_paths(output, dataset.name, system)
     settings = _settings(dataset, split, system)
     existing = None if force else _existing(files, settings)
     if existing is not None:
@@ -227,6 +240,7 @@ def evaluate_system(
     record: dict[str, Any] = {
         "dataset": dataset.name,
         "system": system.name,
+        **({"queries": system.kind, "queries_of": system.of} if isinstance(system, VariantSystem) else {}),
         "measures": measured.mean,
         "num_queries": len(dataset.qrels),
         "num_documents": len(documents),
@@ -294,6 +308,18 @@ def paths(output: str | Path, dataset: str, system: str) -> ResultPaths:
         reasoning=runs / f"{system}.reasoning.jsonl.gz",
         metrics=Path(output) / "metrics" / dataset / f"{system}.json",
     )
+
+
+def variant_path(output: str | Path, dataset: str, system: str, kind: str) -> Path:
+    """The record of a system that was asked the queries written as `kind`."""
+    return Path(output) / VARIANT_RECORDS / dataset / system / f"{kind}.json"
+
+
+def _usual_paths(output: str | Path, dataset: str, system: System) -> ResultPaths:
+    usual = paths(output, dataset, system.name)
+    if not isinstance(system, VariantSystem):
+        return usual
+    return ResultPaths(usual.run, usual.reasoning, variant_path(output, dataset, system.of, system.kind))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from search_r3.data.query_variants import ORIGINAL, check_kinds
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import FILE_ENDINGS
 from search_r3.evaluation.embedding_cache import EmbeddingCache
-from search_r3.evaluation.publish.tables import results_markdown
+from search_r3.evaluation.publish.tables import records_markdown
 from search_r3.evaluation.study.controls import BUDGETS, ControlConfig
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 from search_r3.evaluation.study.study import study
@@ -70,6 +71,8 @@ class SuitePlan:
     """Names below the data root, or BEIR folders; NAME.small is the fixed part of 50 queries and 500 documents."""
     modes: list[Literal["off", "on"]] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
     """Reasoning off, on or both."""
+    queries: list[str] = field(default_factory=lambda: [ORIGINAL])
+    """How queries are written: original, upper, lower, title, typos, keywords, no_punctuation; for every system."""
     split: str | None = None
     """Which judgments; each data set's test split by default."""
     budget: int = 32
@@ -93,7 +96,8 @@ class SuitePlan:
     """The studies to run; none by default."""
 
     def __post_init__(self) -> None:
-        for name in ("systems", "datasets", "modes"):
+        check_kinds(self.queries)
+        for name in ("systems", "datasets", "modes", "queries"):
             given = getattr(self, name)
             twice = [item for i, item in enumerate(given) if item in given[:i]]
             if not given or twice:
@@ -156,7 +160,7 @@ class Outcome:
     def summary(self) -> str:
         """All tables, then one line of counts and one for each failure."""
         counts = f"{len(self.records)} results, {len(self.studies)} studies, {len(self.failures)} failed"
-        pages = [results_markdown(self.records)] if self.records else []
+        pages = [records_markdown(self.records)] if self.records else []
         pages += [study_markdown(found) for found in self.studies]
         last = [f"{counts}; {self.seconds:.0f} s", *(f"failed: {failure.line}" for failure in self.failures)]
         return "\n\n".join([*pages, "\n".join(last)])
@@ -206,6 +210,7 @@ def run_suite(
         plan.systems,
         plan.output,
         modes=plan.modes,
+        queries=plan.queries,
         max_reasoning_tokens=plan.budget,
         seed=plan.seed,
         ignore_identical_ids=plan.ignore_identical_ids,

@@ -21,6 +21,7 @@ from search_r3.evaluation.publish.model_card import card, study_files
 from search_r3.evaluation.publish.recompute import Check, Rebuilder
 from search_r3.evaluation.publish.tables import results_markdown, summary_markdown
 from search_r3.evaluation.study.study_table import PARTS, study_markdown
+from search_r3.evaluation.variant_system import variants_markdown
 from search_r3.files import atomic_write_text
 from search_r3.hints import refuse_unknown
 from search_r3.model.checkpoint import CONTRACT_FILE
@@ -151,18 +152,25 @@ def _results(given: Mapping[str, str], results: Rebuilder) -> str:
     """The tables of measures, of all systems and data sets or those that a pattern names (`systems=bm25,*-sft.*`)."""
     measures = given["measures"].split(",") if "measures" in given else list(MEASURES)
     refuse_unknown(measures, MEASURES, "measures", "measure")
-    return results_markdown(_chosen(given, results), measures)
+    return results_markdown(_chosen(given, results.records()), measures)
 
 
 def _summary(given: Mapping[str, str], results: Rebuilder) -> str:
     """One small table of one measure, nDCG@10 by default."""
     measure = given.get("measure", NDCG)
     refuse_unknown([measure], MEASURES, "measure", "measure")
-    return summary_markdown(_chosen(given, results), measure)
+    return summary_markdown(_chosen(given, results.records()), measure)
 
 
-def _chosen(given: Mapping[str, str], results: Rebuilder) -> list[dict[str, Any]]:
-    records = results.records()
+def _variants(given: Mapping[str, str], results: Rebuilder) -> str:
+    """One table of nDCG@10 with the queries written otherwise, those as they are first; a row a data set and system."""
+    systems = [{**record, "system": record["queries_of"]} for record in results.variants()]
+    if not systems:
+        raise InputError("no results of changed queries; run: search-r3 evaluate --queries upper ...")
+    return variants_markdown([*results.records(), *_chosen(given, systems)])
+
+
+def _chosen(given: Mapping[str, str], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for key, name in (("datasets", "dataset"), ("systems", "system")):
         if key in given:
             patterns = given[key].split(",")
@@ -192,6 +200,7 @@ def _study(given: Mapping[str, str], results: Rebuilder) -> str:
 KINDS: dict[str, tuple[Callable[[Mapping[str, str], Rebuilder], str], tuple[str, ...]]] = {
     "results": (_results, ("datasets", "systems", "measures")),
     "summary": (_summary, ("datasets", "systems", "measure")),
+    "queries": (_variants, ("datasets", "systems")),
     "study": (_study, ("dataset", "system", "parts", "modes")),
 }
 """Kind of table -> the function that generates it, and the keys allowed in its marker."""

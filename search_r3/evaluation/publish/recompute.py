@@ -18,7 +18,7 @@ from search_r3.evaluation.publish.tables import TOLERANCE, load_records
 from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.study.controls import study_path
 from search_r3.evaluation.study.study import families, read_study
-from search_r3.evaluation.suite import dataset_hash, load_dataset, paths
+from search_r3.evaluation.suite import VARIANT_RECORDS, dataset_hash, load_dataset, paths, read_record
 
 
 @dataclass
@@ -44,6 +44,7 @@ class Rebuilder:
         self._datasets: dict[tuple[str, str], tuple[BeirDataset, str] | None] = {}
         self._measured: dict[Path, Measured] = {}
         self._records: list[dict[str, Any]] | None = None
+        self._variants: list[dict[str, Any]] | None = None
         self._studies: dict[tuple[str, str], dict[str, Any]] = {}
 
     def records(self) -> list[dict[str, Any]]:
@@ -57,6 +58,14 @@ class Rebuilder:
             rebuilt = (self._rebuild(record) for record in load_records(self.output))
             self._records = [record for record in rebuilt if record is not None]
         return self._records
+
+    def variants(self) -> list[dict[str, Any]]:
+        """The records of queries written otherwise, in the order of their files; see `records`."""
+        if self._variants is None:
+            files = sorted((self.output / VARIANT_RECORDS).rglob("*.json"))
+            rebuilt = (self._rebuild(read_record(path)) for path in files)
+            self._variants = [record for record in rebuilt if record is not None]
+        return self._variants
 
     def study(self, dataset: str, system: str) -> dict[str, Any]:
         """A study with its measures and comparisons recomputed; its latencies and rule are kept as written.

@@ -18,6 +18,7 @@ from search_r3.evaluation.markdown_table import markdown_table
 from search_r3.evaluation.measures import MEASURES, MRR, NDCG, RECALL
 from search_r3.evaluation.suite import SMALL, read_record
 from search_r3.evaluation.systems import BASELINES
+from search_r3.evaluation.variant_system import is_variant, variants_markdown
 
 MEANING = {
     NDCG: "nDCG@10 (linear gain)",
@@ -58,6 +59,15 @@ def results_markdown(records: Sequence[dict[str, Any]], measures: Sequence[str] 
         names = " and ".join(MEANING.get(measure, measure) for measure in measures[1:])
         folded = ["\n\n".join([f"<details><summary>{names}</summary>", *others, "</details>"])]
     return "\n\n".join([first, *folded, _caption(records)])
+
+
+def records_markdown(records: Sequence[dict[str, Any]]) -> str:
+    """`results_markdown` of the records of queries as they are, then `variants_markdown` of the changed ones."""
+    plain = [record for record in records if not is_variant(record)]
+    pages = [results_markdown(plain)] if plain else []
+    if len(plain) < len(records):
+        pages.append(f"**{MEANING[NDCG]}**, queries written otherwise\n\n{variants_markdown(records)}")
+    return "\n\n".join(pages)
 
 
 def summary_markdown(records: Sequence[dict[str, Any]], measure: str = NDCG) -> str:
