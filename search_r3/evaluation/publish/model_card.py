@@ -286,7 +286,19 @@ def _also(config: dict[str, Any]) -> str:
         parts.append(f"{config['cross_batch_memory_size']} documents of earlier steps as further negatives")
     if config["weights"].get("distillation"):
         parts.append(f"a teacher's scores as soft labels (temperature {config['teacher_temperature']:g})")
+    parts += _written_otherwise(config)
     return "".join(f"; {part}" for part in parts)
+
+
+def _written_otherwise(config: dict[str, Any]) -> list[str]:
+    """What a recipe says of queries as people type them."""
+    taught = " for self-teaching" if config["weights"].get("self_teaching") else ""
+    parts = []
+    for key, what in (("query_variants", f"queries written otherwise{taught}"), ("document_variants", "documents")):
+        if config.get(key):
+            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in config[key].items())
+            parts.append(f"{what}: {shares}")
+    return parts + (["texts all in capitals folded"] if config.get("fold_capitals") else [])
 
 
 def _ablation(config: dict[str, Any], results: Path) -> list[str]:

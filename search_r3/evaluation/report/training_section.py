@@ -36,7 +36,8 @@ class Panel:
 
 PANELS = (
     Panel("loss", "Loss and its terms", {"loss": "loss", "infonce": "InfoNCE", "sft": "cross-entropy",
-          "distillation": "KL to the teacher", "triplet": "triplet", "kl": "KL to the base"}, log=True),
+          "distillation": "KL to the teacher", "self_teaching": "KL of changed queries",
+          "triplet": "triplet", "kl": "KL to the base"}, log=True),
     Panel("dev", "Dev nDCG@10", {"off": "off", "on": "on"}, dev=True),
     Panel("reward", "Reward of rollouts", {"reward": "as trained on", "dcg_scaled": "DCG scaled", "dcg": "nDCG",
           "direct": "direct"}),

@@ -200,6 +200,9 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
     if with_reasoning:
         length = config.max_query_tokens + len(reasoning.suffix) + answer
         parts["reasoning"] = Part(with_reasoning, length, len(reasoning.prefix), logits * with_reasoning * answer)
+    if config.weights.self_teaching:
+        changed = math.ceil(min(1.0, sum(config.query_variants.values())) * pairs)
+        parts["changed"] = Part(changed, config.max_query_tokens + len(query.suffix), len(query.prefix))
     return parts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from search_r3.data.query_variants import CASE_VARIANTS, check_shares
 from search_r3.errors import InputError
 from search_r3.training.config import LoopConfig, LoraSettings
 
@@ -12,7 +13,7 @@ from search_r3.training.config import LoopConfig, LoraSettings
 @dataclass
 class LossWeights:
     """How much each term counts. The paper's loss is the unweighted sum of the first four (arXiv 2510.07048, section
-    3); these weights, and the fifth term, are our choice.
+    3); these weights, and the further terms, are our choice.
     """
 
     sft: float = 0.1
@@ -25,6 +26,9 @@ class LossWeights:
     """Margin loss against the hardest candidate."""
     distillation: float = 0.0
     """KL to a teacher's distribution over the candidates (needs `teacher`)."""
+    self_teaching: float = 0.0
+    """KL from the distribution over the candidates of a query as `query_variants` writes it to that of the query as it
+    is, which gets no gradient from this term (arXiv 2204.00716)."""
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
@@ -80,6 +84,15 @@ class SFTConfig:
     """Steps after which the reasoning is generated again."""
     self_reasoning_temperature: float = 0.7
     """0 decodes greedily, as searching does."""
+    query_variants: dict[str, float] = field(default_factory=dict)
+    """Shares of a batch's queries that are written otherwise, as people type them: {lower: 0.1, upper: 0.05, title:
+    0.02, typos: 0.15, keywords: 0.05, no_punctuation: 0.05}; none by default. They take the originals' places, unless
+    `weights.self_teaching` is above 0: then they are embedded beside the originals, for that term alone."""
+    document_variants: dict[str, float] = field(default_factory=dict)
+    """The same of a batch's documents, in other case alone: {upper: 0.02}. They take the originals' places."""
+    fold_capitals: bool | None = None
+    """Bring queries and documents that are all in capitals to ordinary case before they are embedded, in training and
+    ever after: part of the adapter's contract. null: as `init_adapter` does, and a new adapter does not."""
     temperature: float = 0.03
     """InfoNCE's tau."""
     symmetric: bool = True
@@ -95,7 +108,7 @@ class SFTConfig:
     matryoshka: list[int] = field(default_factory=list)
     """Dimensions at which InfoNCE is computed too, so that embeddings may be truncated there: [576, 256, 128]."""
     weights: LossWeights = field(default_factory=LossWeights)
-    """The weights of the five terms."""
+    """The weights of the terms."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass, one mini-batch at a time: less memory, a third more computation."""
     mini_batch_size: int = 32
@@ -120,6 +133,10 @@ class SFTConfig:
             raise InputError("pairs is empty: name at least one JSONL file of training pairs")
         self._check_numbers()
         self._check_teacher()
+        check_shares(self.query_variants, "query_variants")
+        check_shares(self.document_variants, "document_variants", CASE_VARIANTS)
+        if self.weights.self_teaching and not any(self.query_variants.values()):
+            raise InputError("weights.self_teaching needs changed queries: set query_variants, such as {typos: 0.3}")
         if self.base_dtype == "bfloat16" and self.loop.mixed_precision != "bf16":
             if self.loop.mixed_precision == "no":
                 raise InputError("base_dtype: bfloat16 needs loop.mixed_precision bf16 (or auto), not no")

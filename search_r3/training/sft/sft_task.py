@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from search_r3.files import sha256_of
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3, encode_as_text
+from search_r3.model.tokenization import fold_texts
 from search_r3.prompts import render
 from search_r3.training.config import load_config
 from search_r3.training.dev_evaluation import dev_figures
@@ -43,6 +44,7 @@ from search_r3.training.sft.contrastive import (
     contrastive_terms,
     document_key,
 )
+from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
 from search_r3.training.sft.self_reasoning import SelfReasoning
 from search_r3.training.sft.sft_config import SFTConfig
 from search_r3.training.sft.topics import halve_into_topics
@@ -58,6 +60,9 @@ class Batch:
         documents: the pairs' positives, then their explicit negatives.
         with_reasoning: indices of the pairs that are also trained with reasoning.
         self_generated: which of `with_reasoning` have reasoning that the model generated.
+        changed_of: for self-teaching, the pairs whose query is also embedded as it was written otherwise.
+
+    `pairs` and `documents` are the original texts, by which answers are known, even where others are embedded.
     """
 
     parts: dict[str, Rows]
@@ -65,12 +70,16 @@ class Batch:
     documents: list[str]
     with_reasoning: list[int]
     self_generated: list[bool]
+    changed_of: list[int] = field(default_factory=list)
 
 
 class SFTTask:
     """Stage 1 as the loop sees it: batches, a loss, validation, and an adapter to save."""
 
     def __init__(self, config: SFTConfig, checkpoint: Checkpoint, pairs: Sequence[TrainingPair]) -> None:
+        if config.fold_capitals is not None:
+            contract = replace(checkpoint.contract, fold_capitals=config.fold_capitals)
+            checkpoint = replace(checkpoint, contract=contract)
         self.config = config
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
@@ -141,22 +150,20 @@ class SFTTask:
         documents = [pair.positive for pair in pairs]
         for pair in pairs:
             documents.extend(pair.negatives[: config.negatives_per_pair])
-        queries = [pairs[i].query for i in collectives.strided_indices(len(pairs))]
+        texts = draw_texts(config, step, [pair.query for pair in pairs], documents)
         parts = {
-            "document": self._rows(
-                self.document,
-                [documents[i] for i in collectives.strided_indices(len(documents))],
-                config.max_document_tokens,
-                0,
-            ),
-            "query": self._rows(self.query, queries, config.max_query_tokens, self.query_answer),
+            "document": self._rows(self.document, _mine(texts.documents), config.max_document_tokens, 0),
+            "query": self._rows(self.query, _mine(texts.queries), config.max_query_tokens, self.query_answer),
         }
         if with_reasoning:
-            parts["reasoning"] = self._reasoning_rows(pairs, with_reasoning, self_generated)
+            shown = [replace(pair, query=text) for pair, text in zip(pairs, texts.queries, strict=True)]
+            parts["reasoning"] = self._reasoning_rows(shown, with_reasoning, self_generated)
+        if texts.changed_of:
+            parts["changed"] = self._rows(self.query, _mine(texts.changed), config.max_query_tokens, 0)
         if not (config.weights.sft or config.weights.kl):  # no logits: they take 200 kB a token
             for rows in parts.values():
                 rows.num_target_tokens = [0] * len(rows.rows)
-        return Batch(parts, pairs, documents, with_reasoning, self_generated)
+        return Batch(parts, pairs, documents, with_reasoning, self_generated, texts.changed_of)
 
     def training_step(
         self, module: nn.Module, batch: Batch, backward: Callable[[Tensor], None]
@@ -179,8 +186,9 @@ class SFTTask:
             "document": range(len(batch.documents)),
             "query": range(len(batch.pairs)),
             "reasoning": batch.with_reasoning,
+            "changed": batch.changed_of,
         }
-        names = ["document", *conversations]
+        names = ["document", *conversations, *(["changed"] if batch.changed_of else [])]
         gathered = collectives.all_gather_rows(
             [encoded[name].embedding_BD for name in names], [len(rows_of[n]) for n in names]
         )
@@ -213,6 +221,12 @@ class SFTTask:
             figures[f"infonce_{part}"] = found["infonce"].item()
             near_BM = (query_BD.detach() @ candidates.embedding_MD.detach().T).cpu().masked_fill(mask_BM, -2)
             figures[f"accuracy_{part}"] = (near_BM.argmax(1) == torch.tensor(target_B)).float().mean().item()
+        if weights.self_teaching:
+            original_BD, document_MD = embedding["query"], candidates.embedding_MD
+            changed_KD = embedding.get("changed", original_BD[:0])
+            terms["self_teaching"] = self_teaching(
+                changed_KD, original_BD[batch.changed_of], document_MD, self.config.temperature
+            )
         self.memory.add(documents)
         loss = candidates.embedding_MD.new_zeros(())
         for name, value in terms.items():
@@ -238,7 +252,7 @@ class SFTTask:
         return [(pairs[i].id, pairs[i].query) for i in chosen]
 
     def _rows(self, template: Any, texts: list[str], limit: int, answers: int) -> Rows:
-        rows = [[*ids, *template.suffix] for ids in self._ids(texts, limit)]
+        rows = [[*ids, *template.suffix] for ids in self._ids(self._folded(texts), limit)]
         return Rows(template.prefix, rows, [answers] * len(rows))
 
     def _reasoning_rows(self, pairs: Sequence[TrainingPair], chosen: Sequence[int], generated: Sequence[bool]) -> Rows:
@@ -247,7 +261,7 @@ class SFTTask:
         mine = [(pairs[chosen[i]], generated[i]) for i in collectives.strided_indices(len(chosen))]
         texts = [self.self_reasoning.texts[pair.id] if is_own else pair.reasoning or "" for pair, is_own in mine]
         traces = self._ids(texts, self.config.max_reasoning_tokens)
-        queries = self._ids([pair.query for pair, _ in mine], self.config.max_query_tokens)
+        queries = self._ids(self._folded([pair.query for pair, _ in mine]), self.config.max_query_tokens)
         embed = self.checkpoint.contract.embed_token_id
         for (pair, is_own), query, trace in zip(mine, queries, traces, strict=True):
             rows.append([*query, *self.reasoning.suffix, *trace, embed])
@@ -314,8 +328,16 @@ class SFTTask:
         """A SearchR3 with the current weights, merged, in the precision of training."""
         return self._live.sync()
 
+    def _folded(self, texts: list[str]) -> list[str]:
+        return fold_texts(texts, self.checkpoint.contract.fold_capitals)
+
     def _ids(self, texts: list[str], limit: int) -> list[list[int]]:
         return [ids[:limit] for ids in encode_as_text(self.tokenizer, texts)]
+
+
+def _mine(texts: Sequence[str]) -> list[str]:
+    """This process's share of a batch's texts."""
+    return [texts[i] for i in collectives.strided_indices(len(texts))]
 
 
 def make_sampler(pairs: Sequence[TrainingPair], config: SFTConfig, teacher: TeacherRows | None) -> BatchSampler:

@@ -40,7 +40,8 @@ def gradients(model: str, behind: list[int]) -> tuple[float, list[torch.Tensor]]
         cross_batch_memory_size=16,
         matryoshka=[32, 16],
         dev=[],
-        weights=LossWeights(sft=0.1, kl=0.1, infonce=1.0, triplet=0.5),
+        weights=LossWeights(sft=0.1, kl=0.1, infonce=1.0, triplet=0.5, self_teaching=0.5),
+        query_variants={"upper": 0.3, "typos": 0.2},
         lora=LoraSettings(rank=4),
         loop=LoopConfig(mixed_precision="no"),
     )
