@@ -113,10 +113,10 @@ class Ours:
         from datetime import timedelta
 
         from search_r3.index.index_info import IndexInfo
+        from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
         from search_r3.index.table.approximate import keep_approximate
         from search_r3.index.table.compaction import forget_versions, tidy
         from search_r3.index.table.lance_table import create_table, mark_complete
-        from search_r3.index.table.table_columns import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
         from search_r3.index.table.table_rows import as_arrow
 
         texts = json.loads((self.data / "texts.json").read_text(encoding="utf-8"))

@@ -245,8 +245,8 @@ def version_of(path: Path) -> int:
 
 def rows_of(path: Path) -> dict[str, Row]:
     """Every chunk by its id, read whole."""
+    from search_r3.index.row_keys import CONTENT, ROW_HASH, VECTOR
     from search_r3.index.search_index import SearchIndex
-    from search_r3.index.table.table_columns import CONTENT, ROW_HASH, VECTOR
 
     held = SearchIndex.open(path).table.to_arrow()
     size = held.schema.field(VECTOR).type.list_size

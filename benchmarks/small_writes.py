@@ -199,7 +199,7 @@ def size_of(path: Path) -> tuple[int, int]:
 def held_in(path: Path) -> dict[str, str]:
     """Each document's text, read from the files."""
     from search_r3.index import SearchIndex
-    from search_r3.index.table.table_columns import CONTENT
+    from search_r3.index.row_keys import CONTENT
 
     rows = SearchIndex.open(path).table.search().select(["document", CONTENT]).to_arrow()
     names = rows["document"].to_pylist()

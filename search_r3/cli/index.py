@@ -199,13 +199,13 @@ def check_target(
     from search_r3.index.backend_registry import choose_backend
     from search_r3.index.index_sources import Sources, root_of
     from search_r3.index.storage.location import place_of
-    from search_r3.index.table.lance_table import open_table
+    from search_r3.index.table.lance_backend import LanceBackend
 
     place = place_of(target)
     kind = choose_backend(place, backend)
     if "streaming" not in kind.capabilities or (isinstance(place, Path) and not place.is_dir()):
         return
-    sources = Sources.of(open_table(place))
+    sources = Sources.of(LanceBackend.open(place))
     scope = sources.scope(documents, name, target)
     if sources.records and not scope.known and not named:
         root = root_of(documents)

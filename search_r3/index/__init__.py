@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from search_r3.index.chunking.chunker import Chunk, chunk_document
     from search_r3.index.encoder_protocol import Encoder
     from search_r3.index.index_backend import IndexBackend
-    from search_r3.index.index_info import IndexInfo
+    from search_r3.index.index_info import ApproximateIndex, IndexInfo
     from search_r3.index.maintenance import (
         Deleted,
         UnknownDocument,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from search_r3.index.run_search import Hit, ReasoningTrace, SearchResult, Timings
     from search_r3.index.search_index import DocumentPage, ListedDocument, SearchIndex
     from search_r3.index.source_document import Skipped, SourceDocument
-    from search_r3.index.table.approximate import ApproximateIndex
 
 if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(name) is None]:
     raise InputError(
@@ -41,7 +40,6 @@ if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(nam
     )
 
 _MODULES = {
-    "table.approximate": "ApproximateIndex",
     "build": "IndexReport build_index",
     "chunking.chunker": "Chunk chunk_document",
     "readers.document_reader": "DocumentReader SourceFile UnreadableFile",
@@ -53,7 +51,7 @@ _MODULES = {
     "run_search": "Hit ReasoningTrace SearchResult Timings",
     "source_document": "Skipped SourceDocument",
     "index_backend": "IndexBackend",
-    "index_info": "IndexInfo",
+    "index_info": "ApproximateIndex IndexInfo",
     "search_index": "DocumentPage ListedDocument SearchIndex",
     "backend_registry": "register_backend",
 }

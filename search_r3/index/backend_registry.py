@@ -27,6 +27,7 @@ MARKER = "backend.txt"
 """The file in an index's folder that names its backend; there is none in a folder of LanceDB's."""
 PORTABLE = frozenset[Capability]({"text", "filter"})
 """Capabilities that any backend may have; the others are used through LanceDB's own table."""
+NOT_AN_INDEX = "{} is not a search-r3 index; give the folder that build_index wrote"
 _registered: dict[str, type[IndexBackend]] = {}
 
 
@@ -94,15 +95,22 @@ def open_backend(place: Place, *, follow: bool = True, snapshot: bool = False) -
     """
     check_there(place, place)
     backend = choose_backend(place)
-    if issubclass(backend, LanceBackend):
-        opened = backend.open_snapshot(place) if snapshot else backend.open(place, follow=follow)
-        if opened is None:
-            raise InputError(f"{place} is not a search-r3 index; give the folder that build_index wrote")
-        return opened
-    assert isinstance(place, Path)  # `choose_backend` refuses others
-    if (found := open_portable(backend, place)) is None:
-        raise InputError(f"{place} is not a search-r3 index; give the folder that build_index wrote")
-    return found
+    opened: IndexBackend | None
+    if backend is LanceBackend:
+        opened = LanceBackend.open_snapshot(place) if snapshot else LanceBackend.open(place, follow=follow)
+    else:
+        assert isinstance(place, Path)  # `choose_backend` refuses others
+        opened = open_portable(backend, place)
+    if opened is None:
+        raise InputError(NOT_AN_INDEX.format(place))
+    return opened
+
+
+def open_lance(place: Place) -> LanceBackend:
+    """The LanceDB index at `place`, opened to be changed. Raises InputError if there is none, or it is damaged."""
+    if (opened := LanceBackend.open(place)) is None:
+        raise InputError(NOT_AN_INDEX.format(place))
+    return opened
 
 
 def open_portable(backend: type[IndexBackend], place: Path) -> IndexBackend | None:

@@ -24,11 +24,11 @@ from search_r3.index.embedding import BATCH_TOKENS, Prepared, embed, prepare
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.pipeline import Pipe, run_stage, start_stage
 from search_r3.index.portable_build import build_portable
+from search_r3.index.row_keys import TEXT_HASH
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage.location import explained, for_writing, place_of
 from search_r3.index.storage.locking import writing
 from search_r3.index.table.approximate import APPROXIMATE_FROM
-from search_r3.index.table.table_columns import TEXT_HASH
 
 COMMIT_CHUNKS = 256  # on two CPU cores some ten seconds of embedding
 COMMIT_SECONDS = 10.0  # the most that an interruption costs; a fast GPU must not make a version for every 256 chunks

@@ -19,18 +19,8 @@ from search_r3.index.chunking.chunk_ids import rename_old_ids
 from search_r3.index.embedding import token_limit
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
-from search_r3.index.index_sources import (
-    DOCUMENTS,
-    Scope,
-    SourceRecord,
-    Sources,
-    count_unknown,
-    keep_sources,
-    read_sources,
-    source_condition,
-)
+from search_r3.index.index_sources import DOCUMENTS, Scope, SourceRecord, Sources
 from search_r3.index.readers.path_source import PathSource
-from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage.location import Place, brief
 from search_r3.index.storage.locking import OURS, WriteLock
@@ -40,16 +30,14 @@ from search_r3.index.table.conversion import Replacing, check_fields, give_types
 from search_r3.index.table.duplicates import remove_equal_copies
 from search_r3.index.table.durable import DiskError, flush
 from search_r3.index.table.full_text import ensure_full_text, full_text_state
-from search_r3.index.table.lance_backend import merge_rows
+from search_r3.index.table.lance_backend import LanceBackend
 from search_r3.index.table.lance_table import (
-    COMPLETE,
     TABLE,
-    create_table,
     ensure_complete,
     ensure_lookups,
     mark_complete,
+    mark_incomplete,
     migrate_rows,
-    open_table,
 )
 from search_r3.index.table.table_columns import (
     IDS_AT_ONCE,
@@ -57,10 +45,10 @@ from search_r3.index.table.table_columns import (
     in_parts,
     new_columns,
     parse_types,
-    quoted,
     table_schema,
     text_fields,
 )
+from search_r3.index.table.table_sources import count_unknown, read_sources, write_sources
 
 
 class BuildRun:
@@ -85,9 +73,9 @@ class BuildRun:
         self.model, self.path, self.commit_every, self.report = model, path, commit_every, report
         self.lock, self.began = lock, time.time()
         self.at_once = at_once
-        self.table: Any = open_table(path)
+        self.index: LanceBackend | None = LanceBackend.open(path)
         self.schema = table_schema(model.dimension)
-        self.before: Any = None
+        self.before: LanceBackend | None = None
         self.sources = Sources()
         self.scope = Scope(SourceRecord(DOCUMENTS))
         self.declared: dict[str, pa.DataType] = {}
@@ -95,7 +83,7 @@ class BuildRun:
         self.first = self.was_complete = True
         self.brings_all = False  # of its source, so an earlier run that was interrupted does not count any more
         self.brought = False
-        if self.table is None:
+        if self.index is None:
             if isinstance(path, Path):
                 strangers = [item.name for item in path.iterdir() if item.name not in {*OURS, f"{TABLE}.lance"}]
                 if strangers:
@@ -103,10 +91,9 @@ class BuildRun:
                         f"{path} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder"
                     )
             return
-        index = SearchIndex.open(path)
-        index.check_model(model)
+        self.index.info.check_model(model, path)
         migrate_rows(self.table)
-        self.was_complete = index.complete
+        self.was_complete = self.index.complete
         self.touched = not self.was_complete
         if self.touched:  # the crash may have come between the table and its full-text index
             ensure_full_text(self.table, rebuild=False)
@@ -115,8 +102,14 @@ class BuildRun:
         if rename_old_ids(self.table) and not self.touched:
             mark_complete(self.table)
         ensure_lookups(self.table)
-        self.first = len(index) == 0
+        self.first = self.index.count() == 0
         self.was_complete |= self.first
+
+    @property
+    def table(self) -> Any:
+        """The LanceDB table, once there is one."""
+        assert self.index is not None
+        return self.index.table
 
     def begin(
         self,
@@ -129,23 +122,22 @@ class BuildRun:
     ) -> Changes:
         """Find out what the documents are to the index, and convert the columns whose types are given."""
         self.declared = parse_types(types)
-        self.sources = Sources.of(self.table)
+        self.sources = Sources.of(self.index)
         self.scope = self.sources.scope(documents, source, self.path, take_over)
         self.report.source = self.scope.record.name
         self.brings_all = not self.at_once and self.scope.whole and (prune or isinstance(documents, PathSource))
-        self.schema = self.schema if self.table is None else self.table.schema
+        self.schema = self.schema if self.index is None else self.table.schema
         replacing = None
         if isinstance(documents, PathSource):
             documents.text_columns = text_fields(self.schema, self.declared)
             self.may_be_empty = self.scope.allow_empty(documents, self.path)
             check_fields(self.schema, types or {}, documents)
             replacing = Replacing(lambda: self.scope.documents(documents), self.scope.own, take_over)
-        if self.table is not None:
+        if self.index is not None:
             self.touched |= give_types(self.table, self.declared, replacing)
             self.schema = self.table.schema
-        if self.table is not None and not self.first:
-            self.before = open_table(self.path)  # a second handle, held at the version the run starts from
-            self.before.checkout(self.table.version)
+        if self.index is not None and not self.first:
+            self.before = self.index.pinned()
         limit = token_limit(self.model, max_length)
         return Changes(self.before, ColumnTypes(self.schema, self.declared), max_length, self.scope, limit)
 
@@ -156,12 +148,12 @@ class BuildRun:
         stale = [identifier for window in windows for identifier in window.stale if identifier not in given]
         try:
             if rows:
-                self.touch()
+                index = self.touch()
                 for window in windows:
                     self.add_columns(window.columns, window.widened)
                 vectors = np.concatenate([window.vectors for window in windows if window.vectors is not None])
                 together = stale if len(stale) <= IDS_AT_ONCE else []
-                merge_rows(self.table, rows, vectors, together, fresh=all(window.fresh for window in windows))
+                index.merge(rows, vectors, together, fresh=all(window.fresh for window in windows))
                 stale = [] if together else stale
             self._delete(stale)
         except (OSError, RuntimeError) as error:
@@ -209,7 +201,7 @@ class BuildRun:
         flush(self.path, self.began)
 
     def _maintain(self, approximate_from: int | None, queries: Sequence[str]) -> None:
-        if self.table is not None and full_text_state(self.table) != "current":
+        if self.index is not None and full_text_state(self.table) != "current":
             self.touch()  # it is rebuilt, though no document changed
         self.lock.check()
         tidied = tidy(self.table, self.path, everything=self.first) if self.touched else Tidied()
@@ -246,11 +238,11 @@ class BuildRun:
                 self._delete(gone)
                 gone = []
         self._delete(gone)
-        if self.table is not None:
-            left = [held.name for held in self.scope.absorbed if self.table.count_rows(source_condition([held.name]))]
+        if self.index is not None:
+            left = [held.name for held in self.scope.absorbed if self.index.count_of_sources([held.name])]
             self.brought = True
             self.lock.check()
-            keep_sources(self.table, self._records(left))
+            write_sources(self.table, self._records(left))
         if prune and self.before is not None:
             self.report.unknown = count_unknown(self.table)
 
@@ -263,15 +255,15 @@ class BuildRun:
 
     def _delete(self, ids: list[str]) -> None:
         for some in in_parts(ids):
-            self.touch()
-            self.table.delete(f"id IN ({quoted(some)})")
+            self.touch().delete(some)
 
-    def touch(self) -> None:
-        """Before the first change: the table exists, and does not say that it is complete while it is not."""
+    def touch(self) -> LanceBackend:
+        """Prepare for a change: the index exists, and is not marked complete while it is not. Returns the index."""
         self.lock.check()
-        if self.table is None:
-            self.table = create_table(self.path, IndexInfo.of(self.model), self._records())
-        if not self.at_once and COMPLETE in self.table.tags.list():
-            self.table.tags.delete(COMPLETE)
-        keep_sources(self.table, self._records())
+        if self.index is None:
+            self.index = LanceBackend.create(self.path, IndexInfo.of(self.model), self._records())
+        if not self.at_once:
+            mark_incomplete(self.table)
+        write_sources(self.table, self._records())
         self.touched = True
+        return self.index

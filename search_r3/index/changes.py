@@ -17,24 +17,15 @@ from search_r3.errors import InputError
 from search_r3.index.build_report import Removal
 from search_r3.index.chunking.chunker import Chunk, chunk_document
 from search_r3.index.chunking.token_limit import TokenLimit
-from search_r3.index.index_sources import API, Scope, source_condition
+from search_r3.index.index_sources import API, Scope
+from search_r3.index.row_keys import CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
 from search_r3.index.table.conversion import delete_command, first_inexact
-from search_r3.index.table.table_columns import (
-    CONTENT,
-    METADATA,
-    ROW_HASH,
-    SOURCE,
-    TEXT_HASH,
-    VECTOR,
-    ColumnTypes,
-    in_parts,
-    quoted,
-)
+from search_r3.index.table.lance_backend import LanceBackend
+from search_r3.index.table.table_columns import ColumnTypes
 from search_r3.index.table.table_rows import make_row
 
-AT_ONCE = 1000  # values in one SQL condition
 SAME = ("title", CONTENT, METADATA)
 """Columns in which the chunks of two sources' documents of one id may not differ."""
 
@@ -81,7 +72,7 @@ class Changes:
     """Finds the changes of one run, against the index as it was when the run began.
 
     Args:
-        before: the table, held at that version; None where there is none.
+        before: the index, pinned at that version; None if there is none yet.
         types: of its metadata columns; brought up to date with what is new.
         max_length: tokens a text is cut to; part of what makes a text the same.
         scope: the source of the documents, and what belongs to it.
@@ -93,7 +84,7 @@ class Changes:
 
     def __init__(
         self,
-        before: Any | None,
+        before: LanceBackend | None,
         types: ColumnTypes,
         max_length: int | None,
         scope: Scope,
@@ -146,7 +137,7 @@ class Changes:
                 if not moved:
                     chunks += 1
                     documents.add(document)
-        had = self._before.count_rows(source_condition(self._scope.own)) if self._before is not None and chunks else 0
+        had = self._before.count_of_sources(self._scope.own) if self._before is not None and chunks else 0
         removal = Removal(chunks, len(documents), had)
         documents.close()
         return removal
@@ -158,16 +149,13 @@ class Changes:
         """
         if self._before is None or self._scope.part is None:
             return
-        columns = ["id", "document", SOURCE]
         unread = {self._scope.start + skipped.path for skipped in self._skipped if skipped.unread}
         left_out = {conflict.path for conflict in self.conflicts}
-        condition = source_condition(self._scope.own, self._scope.part)
-        for batch in self._before.search().where(condition).select(columns).to_batches():
-            ids, documents, sources = (batch[name].to_pylist() for name in columns)
-            row_of = dict(zip(ids, zip(documents, sources, strict=True), strict=True))
+        for rows in self._before.rows_of_sources(self._scope.own, self._scope.part, ["id", "document", SOURCE]):
+            row_of = {identifier: (document, source) for identifier, document, source in rows}
             now = {
                 identifier: self._scope.moved_to(source=row_of[identifier][1], document=row_of[identifier][0])
-                for identifier in self.removed.missing(self.seen.missing(ids))
+                for identifier in self.removed.missing(self.seen.missing(identifier for identifier, _, _ in rows))
             }
             if left_out:  # their new ids are another source's: what they are called now is not in the index
                 now = {one: name for one, name in now.items() if name not in left_out}
@@ -199,7 +187,8 @@ class Changes:
         window.unchanged += len(rows) - len(window.rows)
         window.fresh = not window.updated
         self._fit(window)
-        window.held = self._held_vectors(window.rows)
+        if self._before is not None:
+            window.held = self._before.vectors_where(TEXT_HASH, sorted({row[TEXT_HASH] for row in window.rows}))
         for row in window.rows:
             if row[TEXT_HASH] not in window.held and row[TEXT_HASH] not in window.texts:
                 window.texts[row[TEXT_HASH]] = row[CONTENT].strip()
@@ -212,14 +201,11 @@ class Changes:
         if self._before is None:
             return held
         columns = ["id", "document", ROW_HASH, SOURCE]
-        if SOURCE not in self._before.schema.names:  # an index of format 1, looked at before it is written
-            columns.remove(SOURCE)
         for column, values in (("document", {row["document"] for row in rows.values()}), ("id", set(rows))):
-            for some in in_parts(sorted(values - held.keys() if column == "id" else values), AT_ONCE):
-                found = self._before.search().where(f"{column} IN ({quoted(some)})").select(columns).to_arrow()
-                for identifier, *rest in zip(*(found[name].to_pylist() for name in columns), strict=True):
-                    row = _Held(*rest)
-                    held[identifier] = self._one_of(held.get(identifier, row), row)
+            wanted = sorted(values - held.keys() if column == "id" else values)
+            for identifier, *rest in self._before.rows_where(column, wanted, columns):
+                row = _Held(*rest)
+                held[identifier] = self._one_of(held.get(identifier, row), row)
         return held
 
     def _one_of(self, one: _Held, other: _Held) -> _Held:
@@ -255,41 +241,26 @@ class Changes:
 
     def _contents(self, documents: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
         """What the index has of these documents: document -> chunk -> its values of `SAME`."""
-        found: dict[str, dict[str, tuple[str, ...]]] = {}
-        for some in in_parts(sorted(set(documents)), AT_ONCE):
-            assert self._before is not None  # else nothing is held
-            rows = self._before.search().where(f"document IN ({quoted(some)})").select(["id", "document", *SAME])
-            for row in rows.to_list():
-                found.setdefault(row["document"], {})[row["id"]] = tuple(row[column] for column in SAME)
-        return found
+        contents: dict[str, dict[str, tuple[str, ...]]] = {}
+        if self._before is None:
+            return contents
+        for identifier, document, *values in self._before.rows_where(
+            "document", sorted(set(documents)), ["id", "document", *SAME]
+        ):
+            contents.setdefault(document, {})[identifier] = tuple(values)
+        return contents
 
     def _fit(self, window: Window) -> None:
         """Find the columns that the table lacks for the window's rows, and those that must be widened."""
         window.columns, window.widened = self._types.fit(window.rows)
-        known = self._before.schema.names if self._before is not None else []
-        for name in window.widened.intersection(known):
+        if self._before is None:
+            return
+        for name in window.widened.intersection(self._before.table.schema.names):
             replaced = {row["id"] for row in window.rows}.union(window.stale)
-            if (found := first_inexact(self._before, name, replaced)) is not None:
-                document, value = found
+            if (inexact := first_inexact(self._before.table, name, replaced)) is not None:
+                document, value = inexact
                 remove = f"remove it if the index's value is out of date ({delete_command(document)}), "
                 raise self._types.not_widened(name, f'document "{document}" of the index', value, remove)
-
-    def _held_vectors(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        held: dict[str, np.ndarray] = {}
-        if self._before is None:
-            return held
-        for some in in_parts(sorted({row[TEXT_HASH] for row in rows}), AT_ONCE):
-            found = (
-                self._before.search()
-                .where(f"{TEXT_HASH} IN ({quoted(some)})")
-                .select([TEXT_HASH, VECTOR])
-                .to_arrow()
-                .combine_chunks()
-            )
-            if len(found):
-                vectors = found[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(found), -1)
-                held.update(zip(found[TEXT_HASH].to_pylist(), vectors, strict=True))
-        return held
 
 
 def lies_in(document: str, places: Container[str]) -> bool:

@@ -7,7 +7,7 @@ and embeds what it still lacks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from search_r3.index.index_sources import API, Scope, SourceRecord
 from search_r3.index.portable_build import missing_vectors
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
+from search_r3.index.table.lance_backend import LanceBackend
 from search_r3.index.table.table_columns import ColumnTypes
 
 
@@ -69,11 +70,11 @@ def embed_ahead(
     """
     if "streaming" not in index.backend.capabilities:
         return missing_vectors(index.backend, documents, model)
-    table = index.table
+    backend = cast(LanceBackend, index.backend)  # the only backend with that capability
     vectors: dict[str, np.ndarray] = {}
     chunks = 0
     scope = Scope(SourceRecord(API), take_over=True)
-    changes = Changes(table, ColumnTypes(table.schema), None, scope, token_limit(model, None))
+    changes = Changes(backend, ColumnTypes(backend.table.schema), None, scope, token_limit(model, None))
     try:
         for window in changes.windows(documents, len(documents) or 1):
             texts = list(window.texts.values())

@@ -61,11 +61,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.index_info import IndexInfo
+from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount
-from search_r3.index.table.approximate import ApproximateIndex
-from search_r3.index.table.full_text import FullText
-from search_r3.index.table.table_columns import SOURCE
+from search_r3.index.row_keys import SOURCE
 
 Row = dict[str, Any]
 """A chunk as it is stored, ready for JSON. "id" is unique; "document" is the id of its document. A backend keeps all
@@ -93,6 +91,8 @@ class OptionalFeatures:
     """What the index was made with. `create` and `open` must set it."""
     complete: bool = True
     """Whether the last build ran to its end."""
+    table: Any
+    """The LanceDB table; only a backend with the capability "streaming" has one."""
     approximate: ApproximateIndex | None = None
     """The approximate index with its measured recall, or None where vectors are searched exactly."""
 
@@ -123,6 +123,10 @@ class OptionalFeatures:
             documents.setdefault(row[SOURCE], []).append(row["document"])
         counts = (SourceCount(name, documents=len(set(ids)), chunks=len(ids)) for name, ids in documents.items())
         return sorted(counts, key=lambda source: source.name)
+
+    def count_duplicate_ids(self) -> int:
+        """How many ids more than one row has; 0 for a backend in which ids are unique."""
+        return 0
 
     def listed(self) -> Iterator[tuple[str, str, str]]:
         """(document, title, path) of every row."""

@@ -1,17 +1,19 @@
-"""What an index was made with: the model, its contract, the dimension and the format of the index."""
+"""What an index says of itself: the model it was made with, its format, and the state of its search structures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from search_r3.errors import InputError
 from search_r3.index.encoder_protocol import Encoder
 
 FORMAT_VERSION = 2
+FullText = Literal["current", "outdated", "missing", "none"]
+"""Whether words are found: see `SearchIndex.full_text`."""
 
 
 class ModelMismatch(InputError):
@@ -56,6 +58,64 @@ class IndexInfo:
                 f"model is {model.name} (contract {model.contract_hash[:12]}): their embeddings cannot be compared. "
                 f"Use the index's model, or build a new index with {model.name} in another folder"
             )
+
+    def check_expected(self, expected: IndexInfo, path: Path | str) -> None:
+        """Refuse to change the index at `path` if it was not made with the same model as the `expected` one.
+
+        Raises:
+            ModelMismatch: the contract hashes differ.
+        """
+        if expected.contract_hash != self.contract_hash:
+            raise ModelMismatch(
+                f"{path} holds an index that was made with {self.model_name} (contract {self.contract_hash[:12]}), "
+                f"not with {expected.model_name} (contract {expected.contract_hash[:12]}); nothing was changed"
+            )
+
+
+@dataclass(frozen=True)
+class ApproximateIndex:
+    """An approximate index as it was built and measured; kept in the metadata of the table's vector column.
+
+    Attributes:
+        kind: LanceDB's name for it.
+        used: whether search uses it. False: it missed the goal whatever was tried, so search is exact.
+        recall_at_10: share of the ten nearest that it finds; the lower of `recall_of`, by where the queries are from.
+        recall_of: "rows": rows of the table, searched for their neighbors; "queries": real queries.
+        sampled: how many queries of each.
+        goal: the recall that it must reach.
+        nprobes: partitions searched; all where those hold too few results, or there is a filter.
+        refine: candidates scored exactly, as a multiple of the results asked for.
+        rows: rows it was trained on.
+        measured_rows: rows when its recall was measured.
+        built: when, UTC in ISO 8601.
+        build_seconds, measure_seconds: what that took.
+    """
+
+    kind: str
+    used: bool
+    recall_at_10: float
+    recall_of: dict[str, float]
+    sampled: dict[str, int]
+    goal: float
+    partitions: int
+    nprobes: int
+    refine: int
+    rows: int
+    measured_rows: int
+    built: str
+    build_seconds: float
+    measure_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        of = ", ".join(f"{value:.4f} of {self.sampled[name]} {name}" for name, value in self.recall_of.items())
+        what = f"{self.kind}, {self.partitions:,} partitions of {self.rows:,} rows"
+        if not self.used:
+            return f"{what}: recall@10 {of}, under the goal of {self.goal}, so search is exact"
+        return f"{what}: recall@10 {of}, searching {self.nprobes:,} partitions, {self.refine} candidates a result"
 
 
 def migrate(held: dict[str, Any], path: Path | str) -> dict[str, Any]:

@@ -6,22 +6,17 @@ its sources (where each was read, what stands in front of its ids) is kept in th
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import Any, Protocol
 
 from search_r3.errors import InputError
 from search_r3.index.readers.path_source import PathSource, would_read
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table.conversion import annotate
-from search_r3.index.table.table_columns import SOURCE, quoted
 
 API = "api"
 """The source of documents that were posted to a server, or given to `update_documents` without another one."""
@@ -29,8 +24,6 @@ DOCUMENTS = "documents"
 """The source of documents that were given to `build_index` as objects, without another one."""
 UNKNOWN = "unknown"
 """What rows are called that an index of format 1 had: it did not keep their source."""
-FIELD = "r3_sources"
-HOLDER = "document"
 SAMPLE = 20
 """Files of a new folder that are looked up in a source that is gone: whether it is the same one at another place."""
 FOLDERS = {"folder", "file"}
@@ -135,17 +128,33 @@ class Scope:
         return None
 
 
+class DocumentLookup(Protocol):
+    """What `Sources` asks of an index about its documents."""
+
+    def has_document(self, document: str, source: str | None = None) -> bool:
+        """Whether a document has this id; with `source`, whether it also belongs to that source."""
+        ...
+
+    def has_prefix(self, prefix: str) -> bool:
+        """Whether a document's id begins with `prefix`."""
+        ...
+
+    def read_sources(self) -> dict[str, SourceRecord]:
+        """The sources that the index has recorded, by name."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sources:
-    """The sources of an index, by name. `count` counts the rows for which an SQL condition holds."""
+    """The sources of an index, by name. `lookup` is that index, or None for a new one."""
 
     records: dict[str, SourceRecord] = field(default_factory=dict)
-    count: Callable[[str], int] = lambda condition: 0
+    lookup: DocumentLookup | None = None
 
     @classmethod
-    def of(cls, table: Any | None) -> Sources:
-        """Those of `table`; none where there is none."""
-        return cls() if table is None else cls(read_sources(table.schema), table.count_rows)
+    def of(cls, index: DocumentLookup | None) -> Sources:
+        """The sources of `index`; none for a new one."""
+        return cls() if index is None else cls(index.read_sources(), index)
 
     def scope(self, documents: Any, name: str | None, where: Path | str, take_over: bool = False) -> Scope:
         """What `documents`, usually a `PathSource`, are to the index in `where` under the name `name`, if one is given.
@@ -210,7 +219,7 @@ class Sources:
         walk = (Path(folder, name) for folder, _, names in os.walk(root) for name in sorted(names))
         first = islice((file for file in walk if would_read(root, file, folder=False)), SAMPLE)
         ids = [held.prefix + file.relative_to(root).as_posix() for file in first]
-        known = sum(self.count(f"{source_condition([held.name])} AND document IN ({quoted([i])})") > 0 for i in ids)
+        known = 0 if self.lookup is None else sum(self.lookup.has_document(one, held.name) for one in ids)
         return known > 0 and 2 * known >= len(ids)
 
     def _around(self, root: Path) -> SourceRecord | None:
@@ -236,7 +245,7 @@ class Sources:
         others = [held for held in self.records.values() if held.name not in inside]
         root = Path(record.root)
         if record.kind == "file":
-            if not self.count(f"document = {quoted([root.name])}"):
+            if self.lookup is None or not self.lookup.has_document(root.name):
                 return ""
             root = root.parent
         elif not any(held.kind == "folder" for held in others):
@@ -247,7 +256,8 @@ class Sources:
         candidates = ["/".join(parts[-length:]) + "/" for length in range(1, len(parts) + 1)]
         candidates += [f"{parts[-1]}-{number}/" for number in range(2, 1000)]
         taken = {held.prefix for held in others}
-        return next(start for start in candidates if start not in taken and not self.count(_starts_with(start)))
+        free = (start for start in candidates if start not in taken)
+        return next(start for start in free if self.lookup is None or not self.lookup.has_prefix(start))
 
 
 def root_of(source: PathSource) -> Path:
@@ -270,68 +280,3 @@ def _absorbed(held: SourceRecord, record: SourceRecord) -> Absorbed:
     inner = Path(held.root).relative_to(record.root)
     inner = inner if held.kind == "folder" else inner.parent
     return Absorbed(held.name, held.prefix, record.prefix + (f"{inner.as_posix()}/" if inner.parts else ""))
-
-
-# ------------------------------------------------------------------------------------------------------- in the table
-
-
-def read_sources(schema: Any) -> dict[str, SourceRecord]:
-    """The sources that are recorded in an index's schema, by name."""
-    kept = (schema.field(HOLDER).metadata or {}).get(FIELD.encode())
-    records = [SourceRecord(**held) for held in json.loads(kept or "[]")]
-    return {record.name: record for record in records}
-
-
-def with_sources(schema: pa.Schema, records: Iterable[SourceRecord]) -> pa.Schema:
-    """`schema` with the sources recorded in it."""
-    place = schema.get_field_index(HOLDER)
-    return schema.set(place, schema.field(place).with_metadata(_metadata(records)))
-
-
-def keep_sources(table: Any, records: Iterable[SourceRecord]) -> None:
-    """Record the sources in the table, in a commit of its own, if they are not the recorded ones."""
-    records = list(records)
-    if list(read_sources(table.schema).values()) != records:
-        annotate(table, HOLDER, _metadata(records))
-
-
-def _metadata(records: Iterable[SourceRecord]) -> dict[str, str]:
-    kept = [asdict(record) for record in records]
-    for record in kept:
-        if not record["unfinished"]:
-            del record["unfinished"]
-    return {FIELD: json.dumps(kept, ensure_ascii=False)}
-
-
-def count_sources(table: Any) -> list[SourceCount]:
-    """The sources of the table's rows and those that are recorded in it, by name."""
-    columns = [name for name in ("document", SOURCE) if name in table.schema.names]
-    rows = table.search().select(columns).to_arrow()
-    if SOURCE not in columns:
-        rows = rows.append_column(SOURCE, pa.nulls(len(rows), pa.string()))
-    counts = rows.group_by(SOURCE).aggregate([("document", "count"), ("document", "count_distinct")]).to_pylist()
-    records = read_sources(table.schema)
-    found = {name: SourceCount(**asdict(record)) for name, record in records.items()}
-    for row in counts:
-        name = row[SOURCE] or UNKNOWN
-        held = found.get(name, SourceCount(name, UNKNOWN))
-        found[name] = replace(held, documents=row["document_count_distinct"], chunks=row["document_count"])
-    return sorted(found.values(), key=lambda source: source.name)
-
-
-def count_unknown(table: Any) -> int:
-    """The number of documents of unknown source: an index of format 1 had them, and no run has brought them since."""
-    unknown = f"{SOURCE} IS NULL"
-    if SOURCE not in table.schema.names or not table.count_rows(unknown):
-        return 0
-    return len(table.search().where(unknown).select(["document"]).to_arrow()["document"].unique())
-
-
-def source_condition(names: Iterable[str], part: str = "") -> str:
-    """SQL: the rows of these sources whose documents' ids begin with `part`."""
-    condition = f"{SOURCE} IN ({quoted(names)})"
-    return f"{condition} AND {_starts_with(part)}" if part else condition
-
-
-def _starts_with(text: str) -> str:
-    return f"starts_with(document, {quoted([text])})"

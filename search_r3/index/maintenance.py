@@ -15,23 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.index.backend_registry import choose_backend
+from search_r3.index.backend_registry import choose_backend, open_backend, open_lance
 from search_r3.index.build import IndexReport, build_index
 from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.index_backend import IndexBackend
 from search_r3.index.index_info import IndexInfo
-from search_r3.index.index_sources import API, UNKNOWN, keep_sources, read_sources, source_condition
+from search_r3.index.index_sources import API
 from search_r3.index.portable_build import delete_rows
 from search_r3.index.readers.path_source import PathSource
+from search_r3.index.row_keys import SOURCE
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage.location import Place, explained, for_writing, place_of
 from search_r3.index.storage.locking import WriteLock, writing
 from search_r3.index.table.approximate import keep_approximate
-from search_r3.index.table.compaction import KEEP_VERSIONS, forget_is_due, forget_versions, live_bytes, tidy
+from search_r3.index.table.compaction import (
+    KEEP_VERSIONS,
+    count_files,
+    forget_is_due,
+    forget_versions,
+    live_bytes,
+    tidy,
+)
 from search_r3.index.table.duplicates import Differing, remove_equal_copies
 from search_r3.index.table.durable import flush
+from search_r3.index.table.lance_backend import LanceBackend
 from search_r3.index.table.lance_table import ensure_complete, mark_complete, migrate_rows
-from search_r3.index.table.table_columns import SOURCE, in_parts, quoted
+from search_r3.index.table.table_columns import in_parts
+from search_r3.index.table.table_sources import write_sources
 
 
 class UnknownDocument(InputError):
@@ -99,55 +110,54 @@ def delete_each(
     *,
     wait: float = 0.0,
     maintain: bool = True,
-    made_with: IndexInfo | None = None,
+    expected_info: IndexInfo | None = None,
 ) -> dict[str, int]:
     """`delete_documents`, but ids that are not there are passed over; returns the chunks of those that were.
 
     Args:
-        made_with: of the index that is meant; one of another model in its place is left as it is.
+        expected_info: info of the expected index; an index of another model at this path is left untouched.
 
     Raises:
-        ModelMismatch: it was not made with the model of `made_with`.
+        ModelMismatch: it was not made with the model of `expected_info`.
         InputError: as `delete_documents`.
     """
-    return _delete(path, list(dict.fromkeys(ids)), wait, maintain, made_with, every=False)[0]
+    return _delete(path, list(dict.fromkeys(ids)), wait, maintain, expected_info, every=False)[0]
 
 
 def _delete(
-    path: str | Path, wanted: list[str], wait: float, maintain: bool, made_with: IndexInfo | None, every: bool
+    path: str | Path, wanted: list[str], wait: float, maintain: bool, expected_info: IndexInfo | None, every: bool
 ) -> tuple[dict[str, int], bool]:
     """The chunks removed of each document, and whether the full-text index was rebuilt."""
     place = for_writing(place_of(path))
     if "streaming" not in choose_backend(place).capabilities:
-        return _delete_portable(place, path, wanted, wait, made_with, every), False
+        return _delete_portable(place, path, wanted, wait, expected_info, every), False
     began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
-        index = _open(place, made_with)
+        index = _open(place, expected_info)
         complete = index.complete
-        held: Counter[str] = Counter()
-        for some in in_parts(wanted):
-            rows = index.table.search().where(f"document IN ({quoted(some)})").select(["document"]).to_arrow()
-            held.update(rows["document"].to_pylist())
+        held = Counter(document for (document,) in index.rows_where("document", wanted, ["document"]))
         if every:
             _refuse_unknown(path, wanted, held)
         for some in in_parts(sorted(held)):
             lease.check()
-            index.table.delete(f"document IN ({quoted(some)})")
+            index.delete_where("document", some)
         rebuilt = complete and maintain and _maintain(index.table, place, lease)
         flush(place, began)
         return dict(held), rebuilt
 
 
 def _delete_portable(
-    place: Place, path: str | Path, wanted: list[str], wait: float, made_with: IndexInfo | None, every: bool
+    place: Place, path: str | Path, wanted: list[str], wait: float, expected_info: IndexInfo | None, every: bool
 ) -> dict[str, int]:
     """`_delete` from an index of a backend that has nothing to maintain."""
-    index = _open(place, made_with)
+    backend = open_backend(place)
+    if expected_info is not None:
+        backend.info.check_expected(expected_info, place)
     if every:
-        _refuse_unknown(path, wanted, {document for document, _, _ in index.backend.listed()})
+        _refuse_unknown(path, wanted, {document for document, _, _ in backend.listed()})
     ids = set(wanted)
     assert isinstance(place, Path)  # such backends are not on object storage
-    gone = delete_rows(place, type(index.backend), lambda row: row["document"] in ids, wait)
+    gone = delete_rows(place, type(backend), lambda row: row["document"] in ids, wait)
     return dict(Counter(row["document"] for row in gone))
 
 
@@ -163,7 +173,7 @@ def maintain_index(
     start: int | None = None,
     wait: float = 0.0,
     always: bool = False,
-    made_with: IndexInfo | None = None,
+    expected_info: IndexInfo | None = None,
 ) -> bool:
     """Do the maintenance that is due in an index that is whole: after writes that left it undone.
 
@@ -173,12 +183,12 @@ def maintain_index(
         start: rows from which on the index gets an approximate one; None begins none.
         wait: seconds to wait for another writer to end.
         always: look for old versions though few writes were made since they were last removed.
-        made_with: of the index that is meant; one of another model in its place is left as it is.
+        expected_info: info of the expected index; an index of another model at this path is left untouched.
 
     Raises:
         IndexBusy: another process is writing.
         StorageError: object storage failed or did not answer.
-        ModelMismatch: the index was not made with the model of `made_with`.
+        ModelMismatch: the index was not made with the model of `expected_info`.
         InputError: there is no index.
     """
     place = for_writing(place_of(path))
@@ -186,7 +196,7 @@ def maintain_index(
         return False
     began = time.time()
     with explained(place), writing(place, wait=wait) as lease:
-        index = _open(place, made_with)
+        index = _open(place, expected_info)
         if not index.complete:
             return False
         rebuilt = _maintain(index.table, place, lease, start, always)
@@ -194,10 +204,10 @@ def maintain_index(
         return rebuilt
 
 
-def _open(place: Place, made_with: IndexInfo | None) -> SearchIndex:
-    index = SearchIndex.open(place)
-    if made_with is not None:
-        index.check_made_with(made_with)
+def _open(place: Place, expected_info: IndexInfo | None = None) -> LanceBackend:
+    index = open_lance(place)
+    if expected_info is not None:
+        index.info.check_expected(expected_info, place)
     return index
 
 
@@ -268,21 +278,21 @@ def delete_source(path: str | Path, name: str) -> Deleted:
     """
     place = for_writing(place_of(path))
     if "streaming" not in (kind := choose_backend(place)).capabilities:
-        name = _source_named(SearchIndex.open(place), name)
+        name = _source_named(open_backend(place), name)
         assert isinstance(place, Path)  # such backends are not on object storage
         return Deleted(len(delete_rows(place, kind, lambda row: row[SOURCE] == name)), source=name)
     began = time.time()
     with explained(place), writing(place) as lease:
-        index = SearchIndex.open(place)
-        complete, before = index.complete, len(index)
+        index = _open(place)
+        complete, before = index.complete, index.count()
         name = _source_named(index, name)
         lease.check()
         migrate_rows(index.table)
-        index.table.delete(f"{SOURCE} IS NULL" if name == UNKNOWN else source_condition([name]))
-        others = read_sources(index.table.schema)
+        index.delete_source(name)
+        others = index.read_sources()
         unfinished = (was := others.pop(name, None)) is not None and was.unfinished
-        keep_sources(index.table, others.values())
-        deleted = before - len(index)
+        write_sources(index.table, others.values())
+        deleted = before - index.count()
         if unfinished and not any(other.unfinished for other in others.values()):
             ensure_complete(index.table)  # nothing is missing any more
             complete = True
@@ -291,9 +301,9 @@ def delete_source(path: str | Path, name: str) -> Deleted:
         return Deleted(deleted, rebuilt, name)
 
 
-def _source_named(index: SearchIndex, name: str) -> str:
-    """The name of the source that is called so, or that was read from this path."""
-    names = {source.name: source.root for source in index.sources}
+def _source_named(index: IndexBackend, name: str) -> str:
+    """The name of the source that has this name, or that was read from this path."""
+    names = {source.name: source.root for source in index.sources()}
     if name in names:
         return name
     for path in (os.path.realpath(os.path.expanduser(name)), os.path.abspath(os.path.expanduser(name))):
@@ -323,9 +333,9 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
     choose_backend(place).require("maintenance", "compaction")
     began = time.time()
     with explained(place), writing(place) as lease:
-        index = SearchIndex.open(place)
+        index = _open(place)
         complete = index.complete
-        files, size = _files(index.table), _bytes(place)
+        files, size = count_files(index.table), _bytes(place)
         removed, differing = remove_equal_copies(index.table)
         lease.check()
         tidied = tidy(index.table, place, everything=True)
@@ -340,11 +350,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         old = max(0, after - live_bytes(place)) if after else 0
         approximate = found.to_dict() if found else None
         rebuilt = tidied.full_text_rebuilt
-        return Compacted(files, _files(index.table), size, after, old, approximate, rebuilt, removed, differing)
-
-
-def _files(table: Any) -> int:
-    return int(table.stats()["fragment_stats"]["num_fragments"])
+        return Compacted(files, count_files(index.table), size, after, old, approximate, rebuilt, removed, differing)
 
 
 def _bytes(path: Path | str) -> int:

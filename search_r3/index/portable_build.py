@@ -25,10 +25,10 @@ from search_r3.index.index_backend import IndexBackend, Row
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API, Sources
 from search_r3.index.readers.path_source import PathSource
+from search_r3.index.row_keys import COLUMNS, CONTENT, PLACE, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.source_document import Skipped, SourceDocument
 from search_r3.index.storage.locking import OURS, writing
 from search_r3.index.table.durable import flush
-from search_r3.index.table.table_columns import COLUMNS, CONTENT, PLACE, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.table.table_rows import make_row
 
 COMMIT_ROWS = 8192  # rows that are embedded and written together

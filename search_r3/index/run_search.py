@@ -18,8 +18,8 @@ from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_backend import IndexBackend, Row, Scored
 from search_r3.index.results.query_words import composed, without_stop_words
 from search_r3.index.results.snippets import make_snippet
+from search_r3.index.row_keys import CONTENT, METADATA
 from search_r3.index.source_document import Scalar
-from search_r3.index.table.table_columns import CONTENT, METADATA
 from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
 Mode = Literal["hybrid", "vector", "text"]

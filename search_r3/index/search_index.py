@@ -15,14 +15,10 @@ from search_r3.errors import InputError
 from search_r3.index.backend_registry import open_backend
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_backend import IndexBackend
-from search_r3.index.index_info import IndexInfo, ModelMismatch
+from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount
 from search_r3.index.run_search import Fusion, Mode, SearchResult, run_search
 from search_r3.index.storage.location import explained, place_of
-from search_r3.index.table.approximate import ApproximateIndex
-from search_r3.index.table.duplicates import count_duplicate_ids
-from search_r3.index.table.full_text import FullText
-from search_r3.index.table.lance_backend import LanceBackend
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 T = TypeVar("T")
@@ -122,7 +118,7 @@ class SearchIndex:
     @property
     def table(self) -> Any:
         """The LanceDB table. Raises InputError for an index of another backend."""
-        if not isinstance(self.backend, LanceBackend):
+        if "streaming" not in self.backend.capabilities:
             raise InputError(f"{self.path} is an index of the backend {self.backend.name!r}: it has no LanceDB table")
         return self.backend.table
 
@@ -163,7 +159,7 @@ class SearchIndex:
     def describe(self) -> dict[str, Any]:
         """What the index is, as JSON-ready values; `duplicate_ids` counts the ids of more than one row."""
         with explained(self.path):
-            duplicates = self.following(_count_duplicates)
+            duplicates = self.following(lambda index: index.backend.count_duplicate_ids())
             sources = self.following(lambda index: index.sources)
         return {
             "path": str(self.path),
@@ -207,19 +203,6 @@ class SearchIndex:
             ModelMismatch: the contract hashes differ; both models are named.
         """
         self.backend.current_info().check_model(model, self.path)
-
-    def check_made_with(self, info: IndexInfo) -> None:
-        """Refuse an index that was not made with the model that `info` names.
-
-        Raises:
-            ModelMismatch: the contract hashes differ.
-        """
-        if info.contract_hash != self.info.contract_hash:
-            raise ModelMismatch(
-                f"{self.path} holds an index that was made with {self.info.model_name} (contract "
-                f"{self.info.contract_hash[:12]}), not with {info.model_name} (contract {info.contract_hash[:12]}); "
-                "nothing was changed"
-            )
 
     def search(
         self,
@@ -294,8 +277,3 @@ class SearchIndex:
             if newest is None or newest.info.identity != index.info.identity:  # another index was put in its place
                 raise
             return read(newest)
-
-
-def _count_duplicates(index: SearchIndex) -> int:
-    """How many ids come more than once: only LanceDB's tables can have such."""
-    return count_duplicate_ids(index.backend.ids()) if isinstance(index.backend, LanceBackend) else 0

@@ -202,7 +202,7 @@ class IndexWriter:
 
     def _delete(self, index: IndexHandle, place: Place, changes: list[Change]) -> list[Answer]:
         ids = [change.deleted for change in changes]
-        chunks = delete_each(place, ids, wait=self._wait, maintain=False, made_with=index.info)
+        chunks = delete_each(place, ids, wait=self._wait, maintain=False, expected_info=index.info)
         unknown = UnknownDocument("there is no such document")
         return [chunks.get(change.deleted, unknown) for change in changes]
 
@@ -234,7 +234,7 @@ def _answer(group: Sequence[Waiting], answers: Sequence[Answer]) -> None:
 
 def _maintain(index: IndexHandle, always: bool) -> None:
     try:
-        if maintain_index(index.writable(), wait=0.0, always=always, made_with=index.info):
+        if maintain_index(index.writable(), wait=0.0, always=always, expected_info=index.info):
             log("full text rebuilt")
     except (IndexBusy, IndexUnavailable, ModelMismatch):
         pass  # done by the other writer, or with the next change

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source, update_documents
-from search_r3.index.table.table_columns import SOURCE
+from search_r3.index.row_keys import SOURCE
 
 
 def held(path):

@@ -28,8 +28,8 @@ from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source, update_documents
+from search_r3.index.row_keys import ROW_HASH, VECTOR
 from search_r3.index.storage.location import Remote, options_of
-from search_r3.index.table.table_columns import ROW_HASH, VECTOR
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'search-r3[ray]'")
 lance = pytest.importorskip("lance", reason="Lance is not installed: pip install 'search-r3[ray]'")

@@ -17,7 +17,7 @@ from search_r3.index import (
     open_source,
     update_documents,
 )
-from search_r3.index.table.table_columns import SOURCE
+from search_r3.index.row_keys import SOURCE
 
 
 def jsonl(path, *ids, **fields):

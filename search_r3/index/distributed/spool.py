@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from search_r3.index.changes import Changes, Window
 from search_r3.index.distributed.ray_worker import HELD
+from search_r3.index.row_keys import TEXT_HASH, VECTOR
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage.location import Place, connect, options_of
 from search_r3.index.table.lance_table import FOLLOW_WRITES
-from search_r3.index.table.table_columns import TEXT_HASH, VECTOR, table_schema
+from search_r3.index.table.table_columns import table_schema
 
 SPOOL = "spool"
 WINDOW = 256

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from search_r3.files import check_temporary_folder
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.table.table_columns import VECTOR
+from search_r3.index.index_info import ApproximateIndex
+from search_r3.index.row_keys import VECTOR
 
 APPROXIMATE_FROM = 100_000  # rows; exact search reads every vector, some 30 ms for so many of 576 dimensions
 GOAL = 0.98
@@ -33,52 +34,6 @@ HALVINGS = 2  # of the interval in which the number of partitions that reaches t
 FIRST_REFINE, LAST_REFINE = 4, 32  # candidates scored exactly, for each result asked for
 BLOCK = 4096  # rows read at a time
 FIELD = "r3_approximate"
-
-
-@dataclass(frozen=True)
-class ApproximateIndex:
-    """An approximate index as it was built and measured; kept in the metadata of the table's vector column.
-
-    Attributes:
-        kind: LanceDB's name for it.
-        used: whether search uses it. False: it missed the goal whatever was tried, so search is exact.
-        recall_at_10: share of the ten nearest that it finds; the lower of `recall_of`, by where the queries are from.
-        recall_of: "rows": rows of the table, searched for their neighbors; "queries": real queries.
-        sampled: how many queries of each.
-        goal: the recall that it must reach.
-        nprobes: partitions searched; all where those hold too few results, or there is a filter.
-        refine: candidates scored exactly, as a multiple of the results asked for.
-        rows: rows it was trained on.
-        measured_rows: rows when its recall was measured.
-        built: when, UTC in ISO 8601.
-        build_seconds, measure_seconds: what that took.
-    """
-
-    kind: str
-    used: bool
-    recall_at_10: float
-    recall_of: dict[str, float]
-    sampled: dict[str, int]
-    goal: float
-    partitions: int
-    nprobes: int
-    refine: int
-    rows: int
-    measured_rows: int
-    built: str
-    build_seconds: float
-    measure_seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        of = ", ".join(f"{value:.4f} of {self.sampled[name]} {name}" for name, value in self.recall_of.items())
-        what = f"{self.kind}, {self.partitions:,} partitions of {self.rows:,} rows"
-        if not self.used:
-            return f"{what}: recall@10 {of}, under the goal of {self.goal}, so search is exact"
-        return f"{what}: recall@10 {of}, searching {self.nprobes:,} partitions, {self.refine} candidates a result"
 
 
 def read_approximate(table: Any) -> ApproximateIndex | None:

@@ -101,6 +101,11 @@ def forget_versions(place: Place, keep: timedelta | None = None) -> None:
         )
 
 
+def count_files(table: Any) -> int:
+    """The number of files of rows (Lance's fragments)."""
+    return int(table.stats()["fragment_stats"]["num_fragments"])
+
+
 def live_bytes(place: Place) -> int:
     """Bytes of the files that the latest version needs, as far as Lance knows them: data, deletions' files excepted."""
     dataset = open_dataset(place)

@@ -18,17 +18,9 @@ from search_r3.errors import InputError
 from search_r3.hints import nearest
 from search_r3.index.readers.csv_file import OWN
 from search_r3.index.readers.path_source import PathSource
+from search_r3.index.row_keys import METADATA, SOURCE
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table.table_columns import (
-    DECLARED,
-    METADATA,
-    SOURCE,
-    TYPE_NAMES,
-    as_type,
-    column_name,
-    is_exact,
-    user_columns,
-)
+from search_r3.index.table.table_columns import DECLARED, TYPE_NAMES, as_type, column_name, is_exact, user_columns
 
 NEW, OLD = "r3_new_", "r3_old_"
 MOST_REPLACED = 100_000  # documents whose values are looked up in what a run brings: their ids are kept in memory

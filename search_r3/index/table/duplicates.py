@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from search_r3.index.index_sources import UNKNOWN
-from search_r3.index.table.table_columns import ROW_HASH, SOURCE
+from search_r3.index.row_keys import ROW_HASH, SOURCE
 
 MOST_NAMED = 3  # sources in a message
 AT_ONCE = 50_000  # rows in one SQL condition
@@ -35,9 +35,9 @@ class Differing:
         return f'{have} rows that differ (one is of the document "{self.document}"; {sources}: {names}{more})'
 
 
-def count_duplicate_ids(ids: pa.ChunkedArray) -> int:
-    """How many ids come more than once in a column of ids."""
-    return len(_repeated(ids))
+def count_duplicate_ids(table: Any) -> int:
+    """The number of ids that more than one row has."""
+    return len(_repeated(table.search().select(["id"]).to_arrow()["id"]))
 
 
 def remove_equal_copies(table: Any) -> tuple[int, Differing | None]:

@@ -6,12 +6,10 @@ many languages at once (the German "war" and "die", the Danish "man"), and words
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from search_r3.index.table.table_columns import CONTENT
-
-FullText = Literal["current", "outdated", "missing", "none"]
-"""Whether words are found: see `SearchIndex.full_text`."""
+from search_r3.index.index_info import FullText
+from search_r3.index.row_keys import CONTENT
 
 TOKENIZER: dict[str, Any] = {"base_tokenizer": "icu/split", "remove_stop_words": False, "max_token_length": None}
 """Of LanceDB's `FTS`. A word is never longer than a chunk, so no limit is needed to bound memory."""

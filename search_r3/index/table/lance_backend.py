@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -19,13 +19,15 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.index_backend import Capability, IndexBackend, Row, Scored
-from search_r3.index.index_info import IndexInfo
-from search_r3.index.index_sources import SourceCount, count_sources
+from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
+from search_r3.index.index_sources import UNKNOWN, SourceCount, SourceRecord
+from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR
 from search_r3.index.storage.location import Place, Remote, brief, explained, failed_storage, files_lost
 from search_r3.index.table.approximate import TIES as FEW_TIES
-from search_r3.index.table.approximate import ApproximateIndex, probing, read_approximate
+from search_r3.index.table.approximate import probing, read_approximate
 from search_r3.index.table.conversion import widen
-from search_r3.index.table.full_text import FullText, full_text_state
+from search_r3.index.table.duplicates import count_duplicate_ids
+from search_r3.index.table.full_text import full_text_state
 from search_r3.index.table.lance_table import (
     COMPLETE,
     TABLE,
@@ -37,14 +39,7 @@ from search_r3.index.table.lance_table import (
     read_info,
 )
 from search_r3.index.table.table_columns import (
-    COLUMNS,
-    CONTENT,
-    METADATA,
-    ROW_HASH,
-    SOURCE,
-    TEXT_HASH,
     TYPE_NAMES,
-    VECTOR,
     VISIBLE,
     ColumnTypes,
     in_parts,
@@ -53,10 +48,12 @@ from search_r3.index.table.table_columns import (
     quoted,
 )
 from search_r3.index.table.table_rows import as_arrow
+from search_r3.index.table.table_sources import count_sources, prefix_condition, read_sources, source_condition
 
 TIES = 50  # fetched beyond the cut, so that among equals there the ids decide, not the order on disk
 EXACT_MATCHES = 20_000  # rows; where a filter leaves fewer, they are all compared: a few milliseconds
 LONG = 10.0  # seconds; what failed after as many is not tried in another way
+LOOKED_UP_AT_ONCE = 1000  # values in one SQL condition
 PROBE_CHARACTERS = 200  # of the text whose words are searched for to see whether the full-text index can be read
 FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
 STORED = [*FIELDS, TEXT_HASH, ROW_HASH, SOURCE]
@@ -90,8 +87,8 @@ class LanceBackend(IndexBackend):
     # ------------------------------------------------------------------------------------------------------- opening
 
     @classmethod
-    def create(cls, path: Path, info: IndexInfo) -> LanceBackend:
-        return cls(path, create_table(path, info), info)
+    def create(cls, path: Place, info: IndexInfo, sources: Iterable[SourceRecord] = ()) -> LanceBackend:
+        return cls(path, create_table(path, info, sources), info)
 
     @classmethod
     def open(cls, path: Place, *, follow: bool = True, session: Any = None) -> LanceBackend | None:
@@ -212,9 +209,8 @@ class LanceBackend(IndexBackend):
         rows = self.table.search().select(columns).to_arrow()
         return zip(*(rows[name].to_pylist() for name in columns), strict=True)
 
-    def ids(self) -> Any:
-        """The column of the rows' ids, as Arrow has it."""
-        return self.table.search().select(["id"]).to_arrow()["id"]
+    def count_duplicate_ids(self) -> int:
+        return count_duplicate_ids(self.table)
 
     # ------------------------------------------------------------------------------------------------------- searching
 
@@ -291,44 +287,88 @@ class LanceBackend(IndexBackend):
             widen(self.table, name)
         if new:
             self.table.add_columns(new_columns(new, ()))
-        merge_rows(self.table, columned, vectors)
+        self.merge(columned, vectors)
 
     def delete(self, ids: Collection[str]) -> None:
-        for some in in_parts(ids):
-            self.table.delete(f"id IN ({quoted(some)})")
+        self.delete_where("id", ids)
 
     def rows(self) -> Iterator[Row]:
         columns = [name for name in STORED if name in self.table.schema.names]  # format 1 has no source
         yield from self.table.search().select(columns).to_list()
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
-        held: dict[str, np.ndarray] = {}
-        for some in in_parts(ids):
-            found = self.table.search().where(f"id IN ({quoted(some)})").select(["id", VECTOR]).to_arrow()
-            matrix = found[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(found), self.info.dimension)
-            held.update(zip(found["id"].to_pylist(), matrix, strict=True))
+        vector_of = self.vectors_where("id", ids)
         if not len(ids):
             return np.empty((0, self.info.dimension), dtype=np.float32)
-        return np.stack([held[identifier] for identifier in ids])
+        return np.stack([vector_of[identifier] for identifier in ids])
 
+    # -------------------------------------------------------------------------------------- for builds and maintenance
 
-def merge_rows(
-    table: Any, rows: list[Row], vectors: np.ndarray, stale: Sequence[str] = (), fresh: bool = False
-) -> None:
-    """Write rows, with their metadata columns, and remove those of the ids `stale`, in one commit.
+    def rows_where(self, column: str, values: Iterable[str], columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """`columns` of the rows that have one of `values` in `column`; None for a column that the table lacks."""
+        there = [name for name in columns if name in self.table.schema.names]
+        for some in in_parts(values, LOOKED_UP_AT_ONCE):
+            rows = self.table.search().where(f"{column} IN ({quoted(some)})").select(there).to_arrow()
+            known = {name: rows[name].to_pylist() for name in there}
+            yield from zip(*(known.get(name, [None] * len(rows)) for name in columns), strict=True)
 
-    Args:
-        fresh: none of the rows' ids is in the table. What is there is then not looked at: a first build's commits all
-            cost the same.
-    """
-    batch = as_arrow(rows, vectors, table.schema)
-    if fresh and not stale:
-        table.add(batch)
-        return
-    merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-    if stale:
-        merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted(stale)})")
-    merge.execute(batch)
+    def vectors_where(self, column: str, values: Iterable[str]) -> dict[str, np.ndarray]:
+        """The vectors of the rows that have one of `values` in `column`, each float32 (dimension,), by that value."""
+        vectors: dict[str, np.ndarray] = {}
+        for some in in_parts(values, LOOKED_UP_AT_ONCE):
+            rows = self.table.search().where(f"{column} IN ({quoted(some)})").select([column, VECTOR]).to_arrow()
+            matrix = rows[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(rows), self.info.dimension)
+            vectors.update(zip(rows[column].to_pylist(), matrix, strict=True))
+        return vectors
+
+    def delete_where(self, column: str, values: Iterable[str]) -> None:
+        """Remove the rows that have one of `values` in `column`, in one commit per 5,000 values."""
+        for some in in_parts(values):
+            self.table.delete(f"{column} IN ({quoted(some)})")
+
+    def merge(self, rows: list[Row], vectors: np.ndarray, stale: Sequence[str] = (), fresh: bool = False) -> None:
+        """Write rows, with their metadata columns, and remove those of the ids `stale`, in one commit.
+
+        Args:
+            fresh: none of the rows' ids is in the table, so they are not looked up: every commit of a first build then
+                costs the same.
+        """
+        batch = as_arrow(rows, vectors, self.table.schema)
+        if fresh and not stale:
+            self.table.add(batch)
+            return
+        merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        if stale:
+            merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted(stale)})")
+        merge.execute(batch)
+
+    def has_document(self, document: str, source: str | None = None) -> bool:
+        condition = f"document = {quoted([document])}"
+        if source is not None:
+            condition = f"{source_condition([source])} AND {condition}"
+        return bool(self.table.count_rows(condition))
+
+    def has_prefix(self, prefix: str) -> bool:
+        return bool(self.table.count_rows(prefix_condition(prefix)))
+
+    def read_sources(self) -> dict[str, SourceRecord]:
+        return read_sources(self.table.schema)
+
+    def count_of_sources(self, names: Iterable[str]) -> int:
+        """The number of rows that belong to these sources."""
+        return int(self.table.count_rows(source_condition(names)))
+
+    def rows_of_sources(
+        self, names: Iterable[str], prefix: str, columns: Sequence[str]
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """`columns` of the rows of these sources whose documents' ids begin with `prefix`, a batch at a time."""
+        condition = source_condition(names, prefix)
+        for batch in self.table.search().where(condition).select(list(columns)).to_batches():
+            yield list(zip(*(batch[name].to_pylist() for name in columns), strict=True))
+
+    def delete_source(self, name: str) -> None:
+        """Remove the rows of a source."""
+        self.table.delete(f"{SOURCE} IS NULL" if name == UNKNOWN else source_condition([name]))
 
 
 def _scored(

@@ -19,11 +19,13 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.index_info import IndexInfo, migrate
-from search_r3.index.index_sources import SourceRecord, with_sources
+from search_r3.index.index_sources import SourceRecord
+from search_r3.index.row_keys import SOURCE, TEXT_HASH
 from search_r3.index.storage.location import Place, Remote, brief, connect, explained, open_remote, place_of
 from search_r3.index.table.conversion import clear_unfinished
 from search_r3.index.table.full_text import ensure_full_text
-from search_r3.index.table.table_columns import SOURCE, TEXT_HASH, table_schema
+from search_r3.index.table.table_columns import table_schema
+from search_r3.index.table.table_sources import with_sources
 
 TABLE = "chunks"
 METADATA_KEY = b"search_r3"
@@ -110,6 +112,12 @@ def mark_complete(table: Any) -> None:
         table.tags.create(COMPLETE, table.version)
     elif tags[COMPLETE]["version"] != table.version:
         table.tags.update(COMPLETE, table.version)
+
+
+def mark_incomplete(table: Any) -> None:
+    """Remove the mark that the index is whole, if it has one."""
+    if COMPLETE in table.tags.list():
+        table.tags.delete(COMPLETE)
 
 
 def migrate_rows(table: Any) -> None:

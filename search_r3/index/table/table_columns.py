@@ -16,16 +16,11 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.index.readers.csv_file import Misfits, plain_name
+from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, PLACE, ROW_HASH, SOURCE, TEXT_HASH, VECTOR
 from search_r3.index.source_document import Scalar
 
 IDS_AT_ONCE = 5000  # in one SQL condition
 MAX_METADATA_COLUMNS = 200  # more distinct field names than this are data, not fields
-# Ours. The user's metadata gets columns of its own names beside them, hence the prefix on what is not for filtering.
-VECTOR, CONTENT, METADATA = "r3_vector", "r3_content", "r3_metadata"
-TEXT_HASH, ROW_HASH = "r3_text_hash", "r3_row_hash"
-SOURCE = "r3_source"  # the name of the row's source, see `index_sources`; null in indexes of format 1: unknown
-COLUMNS = "r3_columns"  # not a column: where a row in the making keeps its metadata's columns
-PLACE = "r3_place"  # not a column either: where a row's text stands, for messages
 VISIBLE = dict.fromkeys(["id", "document", "title", "path"], "text") | dict.fromkeys(
     ["start_line", "end_line"], "integer"
 )

@@ -15,18 +15,8 @@ import pyarrow as pa
 from search_r3.errors import InputError
 from search_r3.index.chunking.chunker import Chunk
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.table.table_columns import (
-    COLUMNS,
-    CONTENT,
-    METADATA,
-    PLACE,
-    ROW_HASH,
-    SOURCE,
-    TEXT_HASH,
-    VECTOR,
-    as_type,
-    metadata_columns,
-)
+from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, PLACE, ROW_HASH, SOURCE, TEXT_HASH, VECTOR
+from search_r3.index.table.table_columns import as_type, metadata_columns
 
 
 def make_row(chunk: Chunk, max_length: int | None, source: str, place: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.maintenance import compact_index, maintain_index
 from search_r3.index.results.query_words import WORD, composed, without_stop_words
 from search_r3.index.results.snippets import make_snippet
-from search_r3.index.table.table_columns import CONTENT
+from search_r3.index.row_keys import CONTENT
 
 HASH = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 CLASS = "AbstractSingletonProxyFactoryBean" * 6 + "Of"  # 200 characters

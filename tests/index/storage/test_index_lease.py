@@ -20,11 +20,11 @@ from search_r3.index import SearchIndex, SourceDocument, build_index, open_sourc
 from search_r3.index.build import ONE_COMMIT
 from search_r3.index.changes import Changes
 from search_r3.index.maintenance import compact_index, delete_documents, maintain_index
+from search_r3.index.row_keys import ROW_HASH, VECTOR
 from search_r3.index.storage import lease as leases
 from search_r3.index.storage.lease import Lease
 from search_r3.index.storage.location import IndexBusy, Remote
 from search_r3.index.table.approximate import tuned
-from search_r3.index.table.table_columns import ROW_HASH, VECTOR
 
 pytestmark = pytest.mark.slow
 

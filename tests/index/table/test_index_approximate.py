@@ -9,9 +9,9 @@ import pytest
 
 from search_r3.cli import main
 from search_r3.index import SearchIndex, SourceDocument, build_index, compact_index, delete_documents, update_documents
+from search_r3.index.row_keys import VECTOR
 from search_r3.index.table import approximate as approximate_module
 from search_r3.index.table.approximate import Samples, encoder_of, keep_approximate, nearest_cosines, probing, tuned
-from search_r3.index.table.table_columns import VECTOR
 
 COUNT = 700
 WORDS = "red green blue gold pink grey teal plum lime rust sand mint oak elm ash fir yew bay".split()  # noqa: SIM905

@@ -9,7 +9,8 @@ from nightly import nightly
 
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source
-from search_r3.index.table.table_columns import VECTOR, as_type
+from search_r3.index.row_keys import VECTOR
+from search_r3.index.table.table_columns import as_type
 
 
 @pytest.fixture

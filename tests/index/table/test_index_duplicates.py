@@ -11,8 +11,8 @@ import pytest
 from search_r3.cli import main
 from search_r3.index import SearchIndex, SourceDocument, build_index, compact_index, update_documents
 from search_r3.index.build import ONE_COMMIT
+from search_r3.index.row_keys import CONTENT, ROW_HASH, SOURCE
 from search_r3.index.table.duplicates import Differing, remove_equal_copies
-from search_r3.index.table.table_columns import CONTENT, ROW_HASH, SOURCE
 
 DOCUMENTS = [SourceDocument(f"d{number}", "", f"text number {number} of water") for number in range(10)]
 
