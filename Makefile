@@ -43,7 +43,7 @@ FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/mod
   tests/training/test_collectives.py tests/training/test_losses.py tests/training/test_loop.py \
   tests/training/lora/test_policy.py tests/training/grpo/test_policy_gradient.py tests/training/grpo/test_rollout_engines.py \
   tests/training/test_run_checkpoint.py tests/training/sft/test_batch_sampler.py tests/training/sft/test_sft_task.py \
-  tests/index/test_index_build.py tests/index/chunking/test_index_chunking.py tests/index/test_index_run_search.py \
+  tests/index/build/test_index_build.py tests/index/chunking/test_index_chunking.py tests/index/test_index_run_search.py \
   tests/data/test_beir.py tests/data/mining/test_decontamination.py tests/data/mining/test_hard_negatives.py \
   tests/data/test_pairs.py tests/evaluation/publish/test_markdown_blocks.py tests/evaluation/test_runs.py \
   tests/evaluation/test_significance.py tests/evaluation/test_suite.py tests/evaluation/publish/test_tables.py \

@@ -112,12 +112,12 @@ class Ours:
         """Commit the rows, fold and compact, build the approximate index: seconds of each."""
         from datetime import timedelta
 
+        from search_r3.index.backends.lance.approximate import keep_approximate
+        from search_r3.index.backends.lance.compaction import cleanup_old_versions, compact
+        from search_r3.index.backends.lance.lance_table import create_table, mark_complete
+        from search_r3.index.backends.lance.table_rows import as_arrow
         from search_r3.index.index_info import IndexInfo
         from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, ROW_HASH, TEXT_HASH
-        from search_r3.index.table.approximate import keep_approximate
-        from search_r3.index.table.compaction import forget_versions, tidy
-        from search_r3.index.table.lance_table import create_table, mark_complete
-        from search_r3.index.table.table_rows import as_arrow
 
         texts = json.loads((self.data / "texts.json").read_text(encoding="utf-8"))
         clock = time.perf_counter
@@ -133,15 +133,15 @@ class Ours:
                 rows.append(row | {TEXT_HASH: name, ROW_HASH: name})
             table.add(as_arrow(rows, block, table.schema))
         written = clock()
-        tidy(table, Path(self.spec.folder), everything=True)
-        forget_versions(Path(self.spec.folder), timedelta(0))
-        tidied = clock()
+        compact(table, Path(self.spec.folder), everything=True)
+        cleanup_old_versions(Path(self.spec.folder), timedelta(0))
+        compaction = clock()
         queries = np.load(self.data / "queries.npy")
         found = keep_approximate(table, self.spec.start, lambda: queries[: len(queries) // 2][-200:])
         mark_complete(table)
         return {
             "write_seconds": written - begun,
-            "full_text_and_compaction_seconds": tidied - written,
+            "full_text_and_compaction_seconds": compaction - written,
             "approximate": found.to_dict() if found else None,
         }
 

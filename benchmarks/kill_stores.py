@@ -83,9 +83,11 @@ class Index(Victim):
         return f"{report['unchanged']} kept, {report['embedded']} embedded", wrong
 
     def _index(self, source: str, into: Path) -> int:
-        from search_r3.index import build
+        from search_r3.index.build import build_index
 
-        build.COMMIT_SECONDS = 0.0  # commit every 256 chunks: a model of the usual size is not done within seconds
+        build_index.COMMIT_SECONDS = (
+            0.0  # commit every 256 chunks: a model of the usual size is not done within seconds
+        )
         return command_line(
             "index", self.root / f"{source}.jsonl", "--into", into, "--model", self.root / "tiny", "--device", "cpu",
             "--json",
@@ -232,7 +234,7 @@ Row = tuple[str, str, str, bytes]
 
 
 def has_table(path: Path) -> bool:
-    from search_r3.index.table.lance_table import open_table
+    from search_r3.index.backends.lance.lance_table import open_table
 
     return path.is_dir() and open_table(path) is not None
 

@@ -66,7 +66,7 @@ def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
 def make_truth(model: Any, spec: Spec) -> dict[str, Any]:
     """Each text alone: as a document, as a query, reasoned about, and searched in an index of all of them."""
     from search_r3.data.sources.docstrings import docstring_pairs
-    from search_r3.index.build import build_index
+    from search_r3.index.build.build_index import build_index
     from search_r3.index.search_index import SearchIndex
     from search_r3.index.source_document import SourceDocument
 

@@ -262,9 +262,9 @@ def measure(rows: int = 4_000) -> dict[str, float]:
 
     from search_r3.data.sources.docstrings import STDLIB, find_package, read_functions
     from search_r3.index import SourceDocument, build_index
-    from search_r3.index.changes import Changes
+    from search_r3.index.backends.lance.table_columns import table_schema
+    from search_r3.index.build.index_diff import IndexDiff
     from search_r3.index.search_index import SearchIndex
-    from search_r3.index.table.table_columns import table_schema
 
     class Random:
         name, contract_hash, dimension, source = "random", "0" * 64, 576, "random"
@@ -276,10 +276,10 @@ def measure(rows: int = 4_000) -> dict[str, float]:
     functions = itertools.islice(read_functions(find_package(STDLIB), STDLIB), rows)
     documents = [SourceDocument(held.id, held.name, held.documented) for held in functions]
     begun = time.process_time()
-    changes = Changes(None, table_schema(576), None)
-    chunks = sum(len(window.rows) for window in changes.windows(documents, 256))
+    diff = IndexDiff(None, table_schema(576), None)
+    chunks = sum(len(batch.rows) for batch in diff.batches(documents, 256))
     seconds = time.process_time() - begun
-    changes.close()
+    diff.close()
     with tempfile.TemporaryDirectory() as folder:
         build_index(Path(folder, "index"), documents, Random(), progress=False)
         held = SearchIndex.open(Path(folder, "index")).table

@@ -112,7 +112,7 @@ def _quality(spec: Spec, model: Any, pool: dict[str, list[str]], folder: Path) -
 def _index(spec: Spec, model: Any, folder: Path) -> dict[str, Any]:
     """The index of `search-r3 demo`, in the demo's own folder unless this run is tiny; made only where it is not."""
     from search_r3.demo import COMMIT_EVERY, choose, standard_library
-    from search_r3.index.build import build_index
+    from search_r3.index.build.build_index import build_index
     from search_r3.model.resolve import cache_dir
 
     def num_tokens(text: str) -> int:

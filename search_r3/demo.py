@@ -29,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search_r3.errors import InputError
-from search_r3.index.build import build_index
+from search_r3.index.build.build_index import build_index
 from search_r3.index.run_search import Hit, SearchResult
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument

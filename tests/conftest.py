@@ -81,7 +81,7 @@ LONGEST = (
     "training/sft/test_sft_task.py",
     "server/test_server_schemathesis.py",
     "server/test_server_large.py",
-    "index/table/test_index_columns.py",
+    "index/backends/lance/test_index_columns.py",
     "server/test_server_write_faults.py",
     "model/test_tokenization_long.py",
     "training/grpo/test_grpo_resume.py",

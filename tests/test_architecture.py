@@ -22,7 +22,7 @@ FRONT_DOOR = {"SearchR3": "model", "Reasoned": "model", "InputError": "errors"}
 
 
 def package_of(file: Path) -> str:
-    """`search_r3/index/build.py` -> "index"; `cli.py` and `__main__.py` -> "cli"; the package's `__init__.py` -> ""."""
+    """`search_r3/index/build/pipeline.py` -> "index"; `__main__.py` -> "cli"; the package's `__init__.py` -> ""."""
     parts = file.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else {"__init__": "", "__main__": "cli"}.get(file.stem, file.stem)
 

@@ -33,7 +33,7 @@ from search_r3.cli.options import (
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
-    from search_r3.index.build_report import IndexReport, Removal
+    from search_r3.index.build.build_report import IndexReport, Removal
     from search_r3.index.readers.path_source import PathSource
     from search_r3.index.search_index import SearchIndex
 
@@ -130,7 +130,7 @@ def index(
     Next:     search-r3 search notes-index "your question"
     """
     silence_transformers()
-    from search_r3.index.build import build_index
+    from search_r3.index.build.build_index import build_index
     from search_r3.index.readers.path_source import open_source, sample_queries
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.resolve import default_model
@@ -196,10 +196,10 @@ def check_target(
         InputError: it has another backend; the source's name does not go together with those that the index has; or
             the user did not name the index (`named`), and there is one of the default name that has other sources.
     """
-    from search_r3.index.backend_registry import choose_backend
+    from search_r3.index.backends.backend_registry import choose_backend
+    from search_r3.index.backends.lance.lance_backend import LanceBackend
     from search_r3.index.index_sources import Sources, root_of
     from search_r3.index.storage.location import place_of
-    from search_r3.index.table.lance_backend import LanceBackend
 
     place = place_of(target)
     kind = choose_backend(place, backend)

@@ -13,8 +13,8 @@ from search_r3.cli.options import Json, expand_home, print_json, silence_transfo
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
+    from search_r3.index.backends.lance.duplicates import Differing
     from search_r3.index.search_index import SearchIndex
-    from search_r3.index.table.duplicates import Differing
 
 WORTH_A_LINE = 1_000_000  # bytes
 Index = Annotated[str, typer.Argument(callback=expand_home, help="An index's folder, made by `search-r3 index`.")]
@@ -92,8 +92,8 @@ def compact(
     silence_transformers()
     from datetime import timedelta
 
+    from search_r3.index.backends.lance.compaction import KEEP_VERSIONS
     from search_r3.index.maintenance import compact_index
-    from search_r3.index.table.compaction import KEEP_VERSIONS
 
     done = compact_index(index, keep=timedelta(0) if now else KEEP_VERSIONS)
     warn_of_differing_rows(index, done.differing)
@@ -148,7 +148,7 @@ def warn_of_differing_rows(index: str, differing: Differing | None) -> None:
     """Report on stderr which rows of one id differ, and how to remove the wrong ones."""
     if differing is None:
         return
-    from search_r3.index.table.conversion import delete_command
+    from search_r3.index.backends.lance.conversion import delete_command
 
     print(
         f"warning: {differing}; all were kept: index that source again (with --take-over if one id has rows of "

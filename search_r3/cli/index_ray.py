@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from search_r3.index.build import IndexReport
+    from search_r3.index.build.build_index import IndexReport
 
 Ray = Annotated[
     str | None,

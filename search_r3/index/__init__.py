@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
-    from search_r3.index.backend_registry import register_backend
-    from search_r3.index.build import IndexReport, build_index
+    from search_r3.index.backends.backend_registry import register_backend
+    from search_r3.index.backends.index_backend import IndexBackend
+    from search_r3.index.build.build_index import IndexReport, build_index
     from search_r3.index.chunking.chunker import Chunk, chunk_document
     from search_r3.index.encoder_protocol import Encoder
-    from search_r3.index.index_backend import IndexBackend
     from search_r3.index.index_info import ApproximateIndex, IndexInfo
     from search_r3.index.maintenance import (
         Deleted,
@@ -40,7 +40,8 @@ if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(nam
     )
 
 _MODULES = {
-    "build": "IndexReport build_index",
+    "build.build_index": "build_index",
+    "build.build_report": "IndexReport",
     "chunking.chunker": "Chunk chunk_document",
     "readers.document_reader": "DocumentReader SourceFile UnreadableFile",
     "encoder_protocol": "Encoder",
@@ -50,10 +51,10 @@ _MODULES = {
     "readers.path_source": "open_source summarize_skipped",
     "run_search": "Hit ReasoningTrace SearchResult Timings",
     "source_document": "Skipped SourceDocument",
-    "index_backend": "IndexBackend",
+    "backends.index_backend": "IndexBackend",
     "index_info": "ApproximateIndex IndexInfo",
     "search_index": "DocumentPage ListedDocument SearchIndex",
-    "backend_registry": "register_backend",
+    "backends.backend_registry": "register_backend",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

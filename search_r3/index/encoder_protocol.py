@@ -1,7 +1,7 @@
-"""What the index asks of a model: to build, to measure and to search it. No module of the index knows a model's class.
+"""What the index requires of a model for building and searching. No module of the index depends on a model's class.
 
-`SearchR3` is one encoder. A model of another kind needs the methods of `Encoder`; with `Tokenizes` or `CountsTokens` it
-is measured and batched by its own tokens, as SearchR3 is.
+`SearchR3` is one encoder. Another model needs the methods of `Encoder`; if it also has those of `Tokenizes` or
+`CountsTokens`, its own tokens are used for chunk limits and batches, as for SearchR3.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 DOCUMENT_TOKENS = 512
-"""Tokens that a chunk may have with its title, unless the caller says otherwise: what a document is cut to."""
+"""Default maximum of tokens of a chunk with its title; longer documents are truncated to this."""
 CountTokens = Callable[[Sequence[str]], list[int]]
 """The number of tokens of each text, as `max_length` counts them."""
 
@@ -35,9 +35,9 @@ class Encoder(Protocol):
             def reason(self, texts, *, max_reasoning_tokens=0):
                 raise InputError("this model does not reason; search with reasoning=False")
 
-    All arrays are float32, one row a text. Encoders of the same `contract_hash` give comparable vectors; an index
-    refuses the others. Besides, an encoder may have `source` (where it was loaded from, which an index keeps),
-    `adaptive_rule` (when to reason, for `reasoning="auto"`), and `token_counter` (a picklable `CountTokens`, by which
+    All arrays are float32, one row per text. Encoders with the same `contract_hash` produce comparable vectors; an index
+    refuses all others. An encoder may also have `source` (where it was loaded from, recorded in the index),
+    `adaptive_rule` (when to reason, for `reasoning="auto"`), and `token_counter` (a picklable `CountTokens` with which
     the driver of a Ray build measures chunks without the model).
     """
 
@@ -55,16 +55,16 @@ class Encoder(Protocol):
 
 
 class CountsTokens(Protocol):
-    """An encoder that counts tokens. Chunks are measured with it, so that none is too long to be embedded whole;
-    without it their tokens are estimated (`search_r3.index.chunking.token_limit`)."""
+    """An encoder that counts tokens, so that no chunk is too long to be embedded whole. For other encoders, tokens are
+    estimated (`search_r3.index.chunking.token_limit`)."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
 
 
 class Tokenizes(Protocol):
-    """An encoder that tokenizes documents ahead, in another thread than embeds them, and is batched by their tokens."""
+    """An encoder that tokenizes documents ahead, in a separate thread from embedding; its token counts shape batches."""
 
     def tokenize_documents(self, texts: Sequence[str], limit: int) -> tuple[list[Any], list[int]]:
-        """What `encode_document` takes in place of each text, cut to `limit` tokens; and the number of tokens of each
-        text, where `limit` + 1 stands for any larger number."""
+        """Tokenize each text, cut to `limit` tokens, as input for `encode_document`; also returns each text's number of
+        tokens, where `limit` + 1 stands for any larger number."""
         ...

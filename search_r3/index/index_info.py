@@ -13,11 +13,11 @@ from search_r3.index.encoder_protocol import Encoder
 
 FORMAT_VERSION = 2
 FullText = Literal["current", "outdated", "missing", "none"]
-"""Whether words are found: see `SearchIndex.full_text`."""
+"""The state of the full-text index: see `SearchIndex.full_text`."""
 
 
 class ModelMismatch(InputError):
-    """The index was made with another model: embeddings of the two cannot be compared."""
+    """The index was made with another model, whose embeddings cannot be compared with this model's."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,18 @@ class IndexInfo:
 
     @classmethod
     def of(cls, model: Encoder) -> IndexInfo:
-        """What an index is that is made now with `model`."""
+        """The description of an index made now with `model`."""
         from search_r3 import __version__
 
-        created = datetime.now(UTC).isoformat(timespec="milliseconds")  # tells apart what is made within a second
+        created = datetime.now(UTC).isoformat(
+            timespec="milliseconds"
+        )  # distinguishes indexes made within the same second
         source = getattr(model, "source", "")
         return cls(FORMAT_VERSION, model.name, model.contract_hash, model.dimension, created, __version__, source)
 
     @property
     def identity(self) -> tuple[str, str, int]:
-        """What distinguishes one index from another: when it was made, its contract and its dimension."""
+        """What identifies an index: its creation time, contract and dimension."""
         return self.created, self.contract_hash, self.dimension
 
     def check_model(self, model: Encoder, path: Path | str) -> None:
@@ -74,21 +76,22 @@ class IndexInfo:
 
 @dataclass(frozen=True)
 class ApproximateIndex:
-    """An approximate index as it was built and measured; kept in the metadata of the table's vector column.
+    """An approximate index as it was built and measured; stored in the metadata of the table's vector column.
 
     Attributes:
-        kind: LanceDB's name for it.
-        used: whether search uses it. False: it missed the goal whatever was tried, so search is exact.
-        recall_at_10: share of the ten nearest that it finds; the lower of `recall_of`, by where the queries are from.
-        recall_of: "rows": rows of the table, searched for their neighbors; "queries": real queries.
-        sampled: how many queries of each.
+        kind: LanceDB's name for its type.
+        used: whether searches use it. False means that no settings reached the goal, so search is exact.
+        recall_at_10: share of the ten nearest neighbors that it finds; the lowest value of `recall_of`.
+        recall_of: recall by origin of the queries: "rows" of the table, or real "queries".
+        sampled: number of queries of each origin.
         goal: the recall that it must reach.
-        nprobes: partitions searched; all where those hold too few results, or there is a filter.
-        refine: candidates scored exactly, as a multiple of the results asked for.
-        rows: rows it was trained on.
-        measured_rows: rows when its recall was measured.
-        built: when, UTC in ISO 8601.
-        build_seconds, measure_seconds: what that took.
+        partitions: number of partitions.
+        nprobes: partitions searched; all of them if those have too few results, or with a filter.
+        refine: candidates scored exactly, as a multiple of the number of results.
+        rows: number of rows it was trained on.
+        measured_rows: number of rows when its recall was measured.
+        built: time of building, UTC in ISO 8601.
+        build_seconds, measure_seconds: durations.
     """
 
     kind: str
@@ -114,28 +117,30 @@ class ApproximateIndex:
         of = ", ".join(f"{value:.4f} of {self.sampled[name]} {name}" for name, value in self.recall_of.items())
         what = f"{self.kind}, {self.partitions:,} partitions of {self.rows:,} rows"
         if not self.used:
-            return f"{what}: recall@10 {of}, under the goal of {self.goal}, so search is exact"
-        return f"{what}: recall@10 {of}, searching {self.nprobes:,} partitions, {self.refine} candidates a result"
+            return f"{what}: recall@10 {of}, below the goal of {self.goal}, so search is exact"
+        return f"{what}: recall@10 {of}, searching {self.nprobes:,} partitions, {self.refine} candidates per result"
 
 
-def migrate(held: dict[str, Any], path: Path | str) -> dict[str, Any]:
-    """An index's description of any format up to this one as one of `FORMAT_VERSION`, a step at a time.
+def migrate(description: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """Convert an index's description from any older format to `FORMAT_VERSION`, one step at a time.
 
     Raises:
-        InputError: a newer format; `path` is named in it.
+        InputError: the format is newer; the message names `path`.
     """
-    version = int(held["format_version"])
+    version = int(description["format_version"])
     if version > FORMAT_VERSION:
         raise InputError(
             f"{path} has index format {version}, this search-r3 reads up to {FORMAT_VERSION}; upgrade search-r3"
         )
     for older in range(version, FORMAT_VERSION):
-        held = _STEPS[older](held) | {"format_version": older + 1}
-    return held
+        description = _STEPS[older](description) | {"format_version": older + 1}
+    return description
 
 
 _STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    0: lambda held: {"created": ""} | held,  # before the first release: not all said when they were made
-    1: lambda held: held,  # the rows have no source: see `lance_table.migrate_rows`
+    0: lambda description: (
+        {"created": ""} | description
+    ),  # before the first release, not all recorded their creation time
+    1: lambda description: description,  # the rows have no source, see `lance_table.migrate_rows`
 }
 """Format -> the step to the next one; a step changes the description, not the rows."""

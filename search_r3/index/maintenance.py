@@ -15,34 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.index.backend_registry import choose_backend, open_backend, open_lance
-from search_r3.index.build import IndexReport, build_index
+from search_r3.index.backends.backend_registry import choose_backend, open_backend, open_lance
+from search_r3.index.backends.index_backend import IndexBackend
+from search_r3.index.backends.lance.approximate import keep_approximate
+from search_r3.index.backends.lance.compaction import (
+    KEEP_VERSIONS,
+    cleanup_is_due,
+    cleanup_old_versions,
+    compact,
+    count_files,
+    live_bytes,
+)
+from search_r3.index.backends.lance.duplicates import Differing, remove_equal_copies
+from search_r3.index.backends.lance.durable import flush
+from search_r3.index.backends.lance.lance_backend import LanceBackend
+from search_r3.index.backends.lance.lance_table import ensure_complete, mark_complete, migrate_rows
+from search_r3.index.backends.lance.table_columns import in_parts
+from search_r3.index.backends.lance.table_sources import write_sources
+from search_r3.index.build.build_index import IndexReport, build_index
+from search_r3.index.build.portable_build import delete_rows
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.index_backend import IndexBackend
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API
-from search_r3.index.portable_build import delete_rows
 from search_r3.index.readers.path_source import PathSource
 from search_r3.index.row_keys import SOURCE
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import Place, explained, for_writing, place_of
+from search_r3.index.storage.location import Place, for_writing, place_of, storage_errors
 from search_r3.index.storage.locking import WriteLock, writing
-from search_r3.index.table.approximate import keep_approximate
-from search_r3.index.table.compaction import (
-    KEEP_VERSIONS,
-    count_files,
-    forget_is_due,
-    forget_versions,
-    live_bytes,
-    tidy,
-)
-from search_r3.index.table.duplicates import Differing, remove_equal_copies
-from search_r3.index.table.durable import flush
-from search_r3.index.table.lance_backend import LanceBackend
-from search_r3.index.table.lance_table import ensure_complete, mark_complete, migrate_rows
-from search_r3.index.table.table_columns import in_parts
-from search_r3.index.table.table_sources import write_sources
 
 
 class UnknownDocument(InputError):
@@ -132,7 +132,7 @@ def _delete(
     if "streaming" not in choose_backend(place).capabilities:
         return _delete_portable(place, path, wanted, wait, expected_info, every), False
     began = time.time()
-    with explained(place), writing(place, wait=wait) as lease:
+    with storage_errors(place), writing(place, wait=wait) as lease:
         index = _open(place, expected_info)
         complete = index.complete
         held = Counter(document for (document,) in index.rows_where("document", wanted, ["document"]))
@@ -195,7 +195,7 @@ def maintain_index(
     if "maintenance" not in choose_backend(place).capabilities:
         return False
     began = time.time()
-    with explained(place), writing(place, wait=wait) as lease:
+    with storage_errors(place), writing(place, wait=wait) as lease:
         index = _open(place, expected_info)
         if not index.complete:
             return False
@@ -213,14 +213,14 @@ def _open(place: Place, expected_info: IndexInfo | None = None) -> LanceBackend:
 
 def _maintain(table: Any, place: Place, lease: WriteLock, start: int | None = None, always: bool = False) -> bool:
     lease.check()
-    tidied = tidy(table, place)
-    if tidied.changed or always or forget_is_due(table):
+    compaction = compact(table, place)
+    if compaction.changed or always or cleanup_is_due(table):
         lease.check()
         keep_approximate(table, start, check=lease.check)
         lease.check()
         mark_complete(table)
-        forget_versions(place)
-    return tidied.full_text_rebuilt
+        cleanup_old_versions(place)
+    return compaction.full_text_rebuilt
 
 
 def update_documents(
@@ -282,7 +282,7 @@ def delete_source(path: str | Path, name: str) -> Deleted:
         assert isinstance(place, Path)  # such backends are not on object storage
         return Deleted(len(delete_rows(place, kind, lambda row: row[SOURCE] == name)), source=name)
     began = time.time()
-    with explained(place), writing(place) as lease:
+    with storage_errors(place), writing(place) as lease:
         index = _open(place)
         complete, before = index.complete, index.count()
         name = _source_named(index, name)
@@ -332,24 +332,24 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
     place = for_writing(place_of(path))
     choose_backend(place).require("maintenance", "compaction")
     began = time.time()
-    with explained(place), writing(place) as lease:
+    with storage_errors(place), writing(place) as lease:
         index = _open(place)
         complete = index.complete
         files, size = count_files(index.table), _bytes(place)
         removed, differing = remove_equal_copies(index.table)
         lease.check()
-        tidied = tidy(index.table, place, everything=True)
+        compaction = compact(index.table, place, everything=True)
         lease.check()
         found = keep_approximate(index.table, check=lease.check)
         lease.check()
         if complete:
             mark_complete(index.table)
-        forget_versions(place, keep)
+        cleanup_old_versions(place, keep)
         flush(place, began)
         after = _bytes(place)
         old = max(0, after - live_bytes(place)) if after else 0
         approximate = found.to_dict() if found else None
-        rebuilt = tidied.full_text_rebuilt
+        rebuilt = compaction.full_text_rebuilt
         return Compacted(files, count_files(index.table), size, after, old, approximate, rebuilt, removed, differing)
 
 

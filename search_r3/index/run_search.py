@@ -1,7 +1,7 @@
 """Searching an index: cosine over the vectors, BM25 over the words, and the two fused (`search_r3.rank_fusion`).
 
-The lists are the backend's (`search_r3.index.index_backend`). Equal scores are ordered by id, so the same search gives
-the same list. A document's chunks are one hit, the best of them, unless one asks for chunks.
+The backend provides the ranked lists (`search_r3.index.backends.index_backend`). Equal scores are ordered by id, so a
+repeated search gives the same list. A document is one hit, represented by its best chunk, unless chunks are asked for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, TypedDict, get_args
 import numpy as np
 
 from search_r3.errors import InputError
+from search_r3.index.backends.index_backend import IndexBackend, Row, Scored
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.index_backend import IndexBackend, Row, Scored
 from search_r3.index.results.query_words import composed, without_stop_words
 from search_r3.index.results.snippets import make_snippet
 from search_r3.index.row_keys import CONTENT, METADATA
@@ -25,9 +25,9 @@ from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 Mode = Literal["hybrid", "vector", "text"]
 Fusion = Literal["linear", "rrf"]
 
-POOL = 100  # a hybrid search fuses at least this many of each list
+POOL = 100  # a hybrid search fuses at least this many rows of each list
 MAX_HITS = 1_000
-MAX_POOL = 20_000  # chunks looked through for k documents; then a few of very many chunks may be all that is found
+MAX_POOL = 20_000  # most chunks fetched to find k documents; if a few documents have that many, fewer than k are found
 MAX_QUERY_CHARACTERS = 100_000
 
 
@@ -46,7 +46,7 @@ class SearchOptions(TypedDict, total=False):
 
 
 class Searched(Protocol):
-    """What a search asks of an index; `SearchIndex` has it."""
+    """The part of `SearchIndex` that a search uses."""
 
     @property
     def backend(self) -> IndexBackend: ...
@@ -55,12 +55,14 @@ class Searched(Protocol):
 
 @dataclass(frozen=True)
 class Hit:
-    """One chunk found. `score` is what the list is ordered by: cosine (vector), BM25 (text) or both fused (hybrid).
+    """One chunk found.
 
-    Fused by scores (`fusion="linear"`) it is between 0 and 1, which is the best of both lists.
-
-    `ranks` and `scores` hold the chunk's place (from 1) and score in each list it was in: "vector", "text".
-    `highlights` are (start, end) within `snippet`; `snippet_line` is the line of the file where the snippet begins.
+    Attributes:
+        score: what the hits are ordered by: cosine (vector), BM25 (text), or both fused (hybrid). With
+            `fusion="linear"` it lies between 0 and 1; 1 is the best row of both lists.
+        ranks, scores: the chunk's rank (from 1) and score in each list that contains it: "vector", "text".
+        highlights: (start, end) positions within `snippet`.
+        snippet_line: the line of the file where the snippet begins.
     """
 
     id: str
@@ -81,7 +83,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class ReasoningTrace:
-    """What the model wrote before it embedded the query; `forced` if it was cut off at the budget."""
+    """What the model wrote before it embedded the query; `forced` means that it was cut off at the budget."""
 
     text: str
     num_tokens: int
@@ -90,7 +92,7 @@ class ReasoningTrace:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds: `reason_ms` for reasoning and embedding the query, `search_ms` for everything after."""
+    """Milliseconds: `reason_ms` for reasoning and embedding the query, `search_ms` for everything after that."""
 
     reason_ms: float
     search_ms: float
@@ -98,7 +100,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Hits, best first, and how they came about."""
+    """The hits, best first, and how they were found."""
 
     query: str
     mode: Mode
@@ -129,7 +131,7 @@ def run_search(
     """Find the `k` best documents for `query`, each by its best chunk; `SearchIndex.search` describes the options.
 
     Args:
-        index: an opened index that stays at its version: the search reads it several times.
+        index: an opened index pinned at its version, as the search reads it several times.
     """
     query = _checked_query(query)
     _check_options(k, mode, vector_weight, fusion)
@@ -160,9 +162,9 @@ def run_search(
             lists["text"] = backend.search_text(without_stop_words(query), pool, where)
         order = _order(lists, fusion, vector_weight)
         order = order if chunks else _first_of_each_document(order)
-        if len(order) >= k or pool >= MAX_POOL or all(len(found) < pool for found in lists.values()):
+        if len(order) >= k or pool >= MAX_POOL or all(len(ranking) < pool for ranking in lists.values()):
             break
-        pool *= 4  # a few documents had all the places
+        pool *= 4  # a few documents filled the lists
     hits = [_hit(row, query, score, ranks, scores) for row, score, ranks, scores in order[:k]]
     done = time.perf_counter()
     timings = Timings(round((embedded - started) * 1e3, 2), round((done - embedded) * 1e3, 2))
@@ -170,11 +172,11 @@ def run_search(
 
 
 def check_where(index: Searched, where: str | None) -> str | None:
-    """The filter as the index understands it; None where it is blank.
+    """The filter in the form that the index understands; None if it is blank.
 
     Raises:
-        InputError: it does not parse, names an unknown column, or is no condition. The message lists the columns. Or
-            the index takes no filters.
+        InputError: it does not parse, names an unknown column or is not a condition (the message lists the columns), or
+            the index does not support filters.
     """
     return None if where is None or not where.strip() else index.backend.check_filter(where)
 
@@ -210,7 +212,7 @@ def _embed(
         rows = model.encode_query([query], reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens)
         vector = np.asarray(rows, dtype=np.float32).reshape(-1)
     if vector.shape != (model.dimension,) or not np.isfinite(vector).all() or not vector.any():
-        raise InputError(f"the model {model.name} gave no usable embedding for this query; check the checkpoint")
+        raise InputError(f"the model {model.name} returned no usable embedding for this query; check the checkpoint")
     return vector, trace
 
 

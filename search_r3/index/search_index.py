@@ -12,13 +12,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.backend_registry import open_backend
+from search_r3.index.backends.backend_registry import open_backend
+from search_r3.index.backends.index_backend import IndexBackend
 from search_r3.index.encoder_protocol import Encoder
-from search_r3.index.index_backend import IndexBackend
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount
 from search_r3.index.run_search import Fusion, Mode, SearchResult, run_search
-from search_r3.index.storage.location import explained, place_of
+from search_r3.index.storage.location import place_of, storage_errors
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ class SearchIndex:
 
     def describe(self) -> dict[str, Any]:
         """What the index is, as JSON-ready values; `duplicate_ids` counts the ids of more than one row."""
-        with explained(self.path):
+        with storage_errors(self.path):
             duplicates = self.following(lambda index: index.backend.count_duplicate_ids())
             sources = self.following(lambda index: index.sources)
         return {
@@ -185,7 +185,7 @@ class SearchIndex:
                     first[identifier] = ListedDocument(identifier, title, path)
             return first
 
-        with explained(self.path):
+        with storage_errors(self.path):
             found = self.following(read)
         following = [identifier for identifier in found if identifier > after] if after else list(found)
         shown = nsmallest(limit, following)
@@ -193,7 +193,7 @@ class SearchIndex:
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """The vectors of the chunks of these ids, float32 (ids, dimension). Raises KeyError for an unknown id."""
-        with explained(self.path):
+        with storage_errors(self.path):
             return self.following(lambda index: index.backend.vectors(ids))
 
     def check_model(self, model: Encoder) -> None:
@@ -242,7 +242,7 @@ class SearchIndex:
             InputError: the query is empty or too long, an option is wrong, the model is not the index's, a text search
                 needs a full-text index that is missing, or the backend has no text search or no filters.
         """
-        with explained(self.path):
+        with storage_errors(self.path):
             return self.following(
                 lambda index: run_search(
                     index,

@@ -1,7 +1,7 @@
-"""Which ids a run has seen, and where: on disk once they are many, so that a corpus of any size fits.
+"""Which ids a run has seen, and where: on disk once there are many, so that a corpus of any size fits.
 
-A private SQLite database without a name lives in SQLite's page cache and spills into a temporary file when that is
-full; it goes away with the process, however that ends (https://sqlite.org/inmemorydb.html, "Temporary Databases").
+An unnamed SQLite database lives in SQLite's page cache and spills into a temporary file when that is full; it vanishes
+with the process, however that ends (https://sqlite.org/inmemorydb.html, "Temporary Databases").
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from search_r3.errors import InputError
 
 CACHE_KIB = 32 * 1024
-AT_ONCE = 500  # SQLite allows so many parameters of one statement everywhere
+AT_ONCE = 500  # every SQLite build allows this many parameters in a statement
 
 
 class SeenIds:
-    """Ids with the place where each was seen first. One thread at a time."""
+    """Ids, each with the place where it was first seen. Not safe for concurrent use."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
@@ -31,26 +31,26 @@ class SeenIds:
         return self._count
 
     def add(self, identifier: str, place: str = "") -> str | None:
-        """Add `identifier`; None if it is new, else the place where it was seen first.
+        """Add `identifier`; returns None if it is new, else the place where it was first seen.
 
         Raises:
-            InputError: the ids need a temporary file, and none can be written.
+            InputError: the ids need a temporary file, but none can be written.
         """
         key = _key(identifier)
         try:
-            done = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place))
+            inserted = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place))
         except sqlite3.OperationalError as error:
             raise InputError(
                 f"over {self._count:,} ids need a temporary file, which cannot be written ({error}); set TMPDIR to a "
                 "folder with space that you may write to"
             ) from error
-        if done.rowcount:
+        if inserted.rowcount:
             self._count += 1
             return None
         return self._db.execute("SELECT place FROM seen WHERE id = ?", (key,)).fetchone()[0]
 
     def missing(self, identifiers: Iterable[str]) -> list[str]:
-        """Those of `identifiers` that were never added, in their order."""
+        """The `identifiers` that were never added, in order."""
         wanted = list(identifiers)
         out: list[str] = []
         for start in range(0, len(wanted), AT_ONCE):
@@ -61,7 +61,7 @@ class SeenIds:
         return out
 
     def close(self) -> None:
-        """Let go of the memory and the file."""
+        """Release the memory and the temporary file."""
         self._db.close()
 
 

@@ -1,4 +1,4 @@
-"""One document as the user has it, and what a reader left out: what every document reader gives and the index takes."""
+"""The output of document readers, which the index takes: a document as the user has it, and what was skipped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class SourceDocument:
         id: unique within its source.
         title: embedded in front of the text of its chunks; may be empty.
         metadata: fields to filter on in a search.
-        path: of its file, relative to the source.
-        line: where in the file the text starts, from 1; 0 for a record of JSONL or CSV, whose text is a string on one
-            line.
-        record: the line of the file on which such a record is. For messages only: it is not part of what is indexed,
-            as a line that is inserted above changes it.
+        path: its file, relative to the source.
+        line: line of the file where the text starts, from 1; 0 for a record of JSONL or CSV, whose text is a single
+            string.
+        record: line of the file that has such a record. Only for messages: it is not indexed, as inserting a line above
+            would change it.
     """
 
     id: str
@@ -37,16 +37,18 @@ class SourceDocument:
 
     @property
     def place(self) -> str:
-        """Its file and line, for messages: "docs.jsonl line 7"; or its id if it did not come from a file."""
+        """Its file and line, for messages ("docs.jsonl line 7"), or its id if it did not come from a file."""
         return f"{self.path} line {self.record or self.line}" if self.path else f'document "{self.id}"'
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something that a reader left out: `path` (with the line, for records) and why.
+    """Something that a reader left out.
 
-    `unread`: it exists but could not be read now, or is a folder that could not be listed. What was indexed of it
-    before is kept.
+    Attributes:
+        path: what was left out, with the line for records.
+        reason: why.
+        unread: it exists but could not be read or listed now, so what was indexed of it before is kept.
     """
 
     path: str

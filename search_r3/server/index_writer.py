@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from search_r3.index.build import ONE_COMMIT
-from search_r3.index.embed_ahead import CachedEncoder, embed_ahead
+from search_r3.index.backends.lance.compaction import KEEP_VERSIONS
+from search_r3.index.build.build_index import ONE_COMMIT
+from search_r3.index.build.precompute_embeddings import CachedEncoder, precompute_embeddings
 from search_r3.index.index_handle import IndexHandle, IndexUnavailable
 from search_r3.index.index_info import ModelMismatch
 from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index, update_documents
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import IndexBusy, Place, StorageError, explained
-from search_r3.index.table.compaction import KEEP_VERSIONS
+from search_r3.index.storage.location import IndexBusy, Place, StorageError, storage_errors
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.logs import log
 
@@ -216,8 +216,8 @@ def _embed(index: IndexHandle, change: Change) -> None:
     ahead = CachedEncoder(encoder, change.vectors)  # keeps what is embedded if the index is exchanged meanwhile
 
     def embed(now: SearchIndex) -> int:
-        with explained(now.path):
-            return embed_ahead(now, change.documents, ahead)[1]
+        with storage_errors(now.path):
+            return precompute_embeddings(now, change.documents, ahead)[1]
 
     change.chunks = index.run(embed)
 

@@ -17,13 +17,13 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.index import run_search
-from search_r3.index.build import ONE_COMMIT, build_index
+from search_r3.index.backends.lance import lance_table
+from search_r3.index.backends.lance.lance_backend import LanceBackend
+from search_r3.index.build.build_index import ONE_COMMIT, build_index
 from search_r3.index.index_handle import IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import delete_documents, update_documents
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table import lance_table
-from search_r3.index.table.lance_backend import LanceBackend
 
 pytestmark = pytest.mark.timeout(120)
 OLD, NEW = "an old text about whales", "a new text about whales"
@@ -405,7 +405,7 @@ def test_both_lists_of_a_search_are_of_one_version(
     if kind == "remote":
         request.getfixturevalue("s3")
         live = f"s3://bucket/pinned/{uuid.uuid4().hex}"
-    monkeypatch.setattr("search_r3.index.table.lance_table.FOLLOW_WRITES", timedelta(0))
+    monkeypatch.setattr("search_r3.index.backends.lance.lance_table.FOLLOW_WRITES", timedelta(0))
     documents = [SourceDocument(f"d{i}", "", f"whales number{i} old", {}) for i in range(40)]
     build_index(live, documents, model, progress=False)
     index: Any = SearchIndex.open(live) if kind == "following" else IndexHandle(live, every=0.0)
@@ -429,7 +429,7 @@ def test_both_lists_of_a_search_are_of_one_version(
 
 
 def test_all_rounds_of_a_search_are_of_one_version(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search_r3.index.table.lance_table.FOLLOW_WRITES", timedelta(0))
+    monkeypatch.setattr("search_r3.index.backends.lance.lance_table.FOLLOW_WRITES", timedelta(0))
     monkeypatch.setattr(run_search, "POOL", 4)
     long = "\n\n".join(f"{'whales ' * 200}{i}" for i in range(30))
     documents = [SourceDocument("d0", "", long, kind="text"), SourceDocument("d1", "", "whales and other fish")]

@@ -22,7 +22,7 @@ from search_r3.index import (
     maintain_index,
     update_documents,
 )
-from search_r3.index.build import ONE_COMMIT
+from search_r3.index.build.build_index import ONE_COMMIT
 from search_r3.index.index_info import ModelMismatch
 from search_r3.index.maintenance import delete_each
 
@@ -72,7 +72,7 @@ def test_what_is_changed_at_once_is_whole_though_the_end_never_came(path, model,
     added = [SourceDocument(f"new{i}", "", f"newcomer{i}") for i in range(600)]  # more than one window
     for at_once in (True, False):
         with monkeypatch.context() as patch:
-            patch.setattr("search_r3.index.build_run.tidy", killed)  # behind the commit, before the end
+            patch.setattr("search_r3.index.build.build_run.compact", killed)  # behind the commit, before the end
             with pytest.raises(RuntimeError, match="killed"):
                 build_index(path, added, model, prune=False, commit_every=ONE_COMMIT if at_once else None)
         index = SearchIndex.open(path)

@@ -184,7 +184,7 @@ def test_long_texts_are_cut_by_the_models_tokens_as_in_a_local_build(one_worker,
 @pytest.mark.nightly
 def test_a_worker_killed_midway_costs_nothing(cluster, corpus, tiny_model, tmp_path, monkeypatch):
     """Each id once, everything as the local build has it, in one commit; and the index opens as any other."""
-    monkeypatch.setattr("search_r3.index.build_run.forget_versions", lambda *_: None)
+    monkeypatch.setattr("search_r3.index.build.build_run.cleanup_old_versions", lambda *_: None)
     log = tmp_path / "calls"
     log.mkdir()
     killed: list[int] = []
@@ -242,7 +242,7 @@ def test_an_update_changes_what_the_local_one_would(cluster, corpus, tmp_path, m
         ("one", lambda path, source: build_index(path, source, Fake(), progress=False, source="docs")),
     ):
         make(tmp_path / name, open_source(corpus))
-        monkeypatch.setattr("search_r3.index.build_run.forget_versions", lambda *_: None)
+        monkeypatch.setattr("search_r3.index.build.build_run.cleanup_old_versions", lambda *_: None)
         reports.append(make(tmp_path / name, open_source(later)))
         monkeypatch.undo()
     for field in ("documents", "added", "updated", "unchanged", "removed", "embedded"):
@@ -329,7 +329,7 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tm
 @pytest.mark.nightly
 def test_workers_write_to_object_storage_in_one_commit_too(cluster, corpus, s3_server, tmp_path, monkeypatch):
     """The options reach the workers, whose environment knows nothing of this server."""
-    monkeypatch.setattr("search_r3.index.build_run.forget_versions", lambda *_: None)
+    monkeypatch.setattr("search_r3.index.build.build_run.cleanup_old_versions", lambda *_: None)
     options = {
         "aws_access_key_id": "key",
         "aws_secret_access_key": "secret",

@@ -24,9 +24,9 @@ from search_r3.index import (
     maintain_index,
     update_documents,
 )
-from search_r3.index.build import ONE_COMMIT
-from search_r3.index.table import approximate, compaction, durable
-from search_r3.index.table.approximate import read_approximate
+from search_r3.index.backends.lance import approximate, compaction, durable
+from search_r3.index.backends.lance.approximate import read_approximate
+from search_r3.index.build.build_index import ONE_COMMIT
 
 pytestmark = pytest.mark.slow
 
@@ -255,7 +255,7 @@ WRITER = """
     from conftest import FakeEncoder
     from test_index_small_writes import AT_ONCE, document
     from search_r3.index import delete_documents, update_documents
-    from search_r3.index.table import compaction
+    from search_r3.index.backends.lance import compaction
     compaction.TIERS, compaction.MANY, compaction.UNINDEXED_TEXT = (4, 16, 64, 1_048_576), 4, 6
     compaction.SEGMENTS, compaction.EVERY, compaction.KEEP_VERSIONS = 3, 3, timedelta(0)
     path, model, start = sys.argv[1], FakeEncoder(), int(sys.argv[3])
@@ -354,7 +354,7 @@ def test_every_file_of_the_newest_version_is_on_the_disk_when_a_change_returns(
     with monkeypatch.context() as patch:
         if killed:  # each after its commit, before it saw that on the disk; what it wrote stays as it is
             monkeypatch.setattr(compaction, "MANY", 1000)
-            patch.setattr("search_r3.index.build_run.flush", lambda *_: None)
+            patch.setattr("search_r3.index.build.build_run.flush", lambda *_: None)
         for i in range(8):
             update_documents(path, [document(f"new{i}", 1000 + i)], model, maintain=False, **AT_ONCE)
     time.sleep(0.1)

@@ -10,7 +10,7 @@ import pytest
 from serving_tools import Held, Running, running
 
 from search_r3 import SearchR3
-from search_r3.index.build import build_index
+from search_r3.index.build.build_index import build_index
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.server.logs import LOGGER

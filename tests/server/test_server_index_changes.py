@@ -17,7 +17,7 @@ from serving_tools import Running, eventually, running
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
-from search_r3.index.build import build_index
+from search_r3.index.build.build_index import build_index
 from search_r3.index.index_handle import IndexHandle
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument

@@ -22,8 +22,8 @@ from serving_tools import Running, eventually, running
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
-from search_r3.index.table import durable
-from search_r3.index.table.durable import DiskError
+from search_r3.index.backends.lance import durable
+from search_r3.index.backends.lance.durable import DiskError
 from search_r3.server import parsing, request_body
 from search_r3.server.routes import documents, embeddings
 from search_r3.server.service import Loaded

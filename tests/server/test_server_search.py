@@ -13,7 +13,7 @@ from serving_tools import Held, Running, eventually, pausing, running
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
-from search_r3.index.build import build_index
+from search_r3.index.build.build_index import build_index
 from search_r3.index.readers.path_source import open_source
 from search_r3.index.run_search import check_where
 from search_r3.index.search_index import SearchIndex

@@ -12,7 +12,7 @@ from processes import eventually
 from serving_tools import running
 from storage_faults import storage
 
-from search_r3.index.build import build_index
+from search_r3.index.build.build_index import build_index
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage import lease

@@ -18,13 +18,13 @@ from serving_tools import Answer, Held, Running, eventually, running
 from storage_faults import storage
 
 from search_r3 import SearchR3
-from search_r3.index.build import build_index
+from search_r3.index.backends.lance import durable
+from search_r3.index.backends.lance.durable import DiskError
+from search_r3.index.build.build_index import build_index
 from search_r3.index.index_handle import IndexHandle
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage.locking import writing as locked
-from search_r3.index.table import durable
-from search_r3.index.table.durable import DiskError
 from search_r3.server import index_writer
 from search_r3.server.service import Loaded
 

@@ -14,9 +14,9 @@ from serving_tools import running
 
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, UnknownDocument, build_index
+from search_r3.index.backends.lance import compaction, durable
+from search_r3.index.backends.lance.durable import DiskError
 from search_r3.index.index_handle import IndexHandle
-from search_r3.index.table import compaction, durable
-from search_r3.index.table.durable import DiskError
 from search_r3.server import index_writer
 from search_r3.server.index_writer import Change, IndexWriter
 from search_r3.server.service import Loaded

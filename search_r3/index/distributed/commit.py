@@ -19,9 +19,9 @@ from lance_ray.datasink import LanceDatasink
 from lance_ray.fragment import write_fragment
 
 from search_r3.errors import InputError
+from search_r3.index.backends.lance.lance_table import TABLE
+from search_r3.index.backends.lance.table_columns import in_parts, quoted
 from search_r3.index.storage.location import Place, options_of
-from search_r3.index.table.lance_table import TABLE
-from search_r3.index.table.table_columns import in_parts, quoted
 
 FILE_BYTES = 512_000_000
 """Of vectors and text in one file, about; as many rows are collected before a file is written."""

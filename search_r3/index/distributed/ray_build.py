@@ -1,4 +1,4 @@
-"""`build_index` with its embedding done by many processes: spool the changes, encode them with Ray Data, commit once.
+"""`build_index` with its embedding done by many processes: spool the diff, encode them with Ray Data, commit once.
 
 Reading, comparing with what is there, hashing, checking and finishing are the local build's own functions; only what
 lies between (its stages) is another. A worker that dies is replaced, and its parts are done again.
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from search_r3.errors import InputError
-from search_r3.index.backend_registry import choose_backend
-from search_r3.index.build_report import IndexReport, Removal
-from search_r3.index.build_run import BuildRun
+from search_r3.index.backends.backend_registry import choose_backend
+from search_r3.index.backends.lance.approximate import APPROXIMATE_FROM
+from search_r3.index.build.build_report import IndexReport, Removal
+from search_r3.index.build.build_run import BuildRun
+from search_r3.index.build.embedding import BATCH_TOKENS
 from search_r3.index.distributed.cluster import Cluster, cause_of, joined
 from search_r3.index.distributed.ray_worker import Described, EncodeRows, Job, describe
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
-from search_r3.index.embedding import BATCH_TOKENS
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import Place, explained, for_writing, options_of, place_of
+from search_r3.index.storage.location import Place, for_writing, options_of, place_of, storage_errors
 from search_r3.index.storage.locking import WriteLock, writing
-from search_r3.index.table.approximate import APPROXIMATE_FROM
 
 TASK_ROWS = 65_536
 """Rows of one task, the most that is encoded again when a worker dies; fewer where the corpus is small."""
@@ -78,14 +78,14 @@ def build_distributed(
     report = IndexReport()
     place = for_writing(place_of(path))
     choose_backend(place).require("distributed", "builds by Ray")
-    with explained(place), writing(place, make=True) as lock, joined(cluster) as each:
+    with storage_errors(place), writing(place, make=True) as lock, joined(cluster) as each:
         model = _described(load, each)
         build = BuildRun(
             place, lock, cast(Encoder, model), None, report
         )  # it asks what the model is, and embeds nothing
-        changes = build.begin(documents, source, take_over, types, max_length, prune)
+        diff = build.begin(documents, source, take_over, types, max_length, prune)
         try:
-            spooled = write_spool(place, changes, documents, part_rows)
+            spooled = write_spool(place, diff, documents, part_rows)
             if spooled.rows or spooled.replaced:
                 build.touch()
                 build.add_columns(spooled.columns, spooled.widened)
@@ -97,9 +97,9 @@ def build_distributed(
                 _encode_and_commit(place, lock, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
             _tell(report, spooled)
-            build.finish(changes, prune, may_prune, approximate_from, ())
+            build.finish(diff, prune, may_prune, approximate_from, ())
         finally:
-            changes.close()
+            diff.close()
             with suppress(OSError, RuntimeError, ValueError):  # if it stays, the next run removes it
                 drop_spool(place_of(path))
     report.skipped = list(getattr(documents, "skipped", []))

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from search_r3.errors import InputError
 from search_r3.files import expand_user
-from search_r3.index.embedding import embed, prepare
+from search_r3.index.backends.lance.table_columns import metadata_columns
+from search_r3.index.backends.lance.table_rows import as_arrow
+from search_r3.index.build.embedding import embed, prepare
 from search_r3.index.encoder_protocol import CountTokens, Encoder
 from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA
-from search_r3.index.table.table_columns import metadata_columns
-from search_r3.index.table.table_rows import as_arrow
 
 HELD = "r3_held"
 """Of a spooled row: its vector, float32 (dimension,), where the index had its text already; else null."""

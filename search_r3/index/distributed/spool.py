@@ -1,4 +1,4 @@
-"""The changes of a corpus, written down beside the index before a worker starts: read once, on the driver.
+"""The diff of a corpus, written down beside the index before a worker starts: read once, on the driver.
 
 So a broken line is met before a GPU is paid for, workers need not see the corpus, and any part of the work can be done
 again from its own file. The spool is a Lance table itself, in many small fragments, removed when the build ends.
@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from search_r3.index.changes import Changes, Window
+from search_r3.index.backends.lance.lance_table import FOLLOW_WRITES
+from search_r3.index.backends.lance.table_columns import table_schema
+from search_r3.index.build.index_diff import ChangeBatch, IndexDiff
 from search_r3.index.distributed.ray_worker import HELD
 from search_r3.index.row_keys import TEXT_HASH, VECTOR
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage.location import Place, connect, options_of
-from search_r3.index.table.lance_table import FOLLOW_WRITES
-from search_r3.index.table.table_columns import table_schema
 
 SPOOL = "spool"
-WINDOW = 256
+BATCH_CHUNKS = 256
 """Chunks that are compared with the table at once."""
 FIRST_ROWS, FIRST_FRAGMENT, FRAGMENT = 65_536, 1_024, 16_384
 """Rows that are put into small fragments, and the size of small and of later fragments."""
@@ -55,7 +55,7 @@ def spool_schema() -> pa.Schema:
 
 
 def write_spool(
-    place: Place, changes: Changes, documents: Iterable[SourceDocument], part_rows: int | None = None
+    place: Place, diff: IndexDiff, documents: Iterable[SourceDocument], part_rows: int | None = None
 ) -> Spooled:
     """Write what `documents` change to the spool in `place`.
 
@@ -68,7 +68,7 @@ def write_spool(
     """
     drop_spool(place)  # of a driver that was killed
     found = Spooled()
-    batches = _Batches(changes.windows(documents, WINDOW), found)
+    batches = _Batches(diff.batches(documents, BATCH_CHUNKS), found)
     if part_rows is not None:
         _write(place, batches, "create", part_rows)
     else:
@@ -84,8 +84,8 @@ class _Batches:
     """Windows as record batches, to be taken in one or two goes; keeps the error that ended them, of which Lance
     gives back only the text."""
 
-    def __init__(self, windows: Iterator[Window], found: Spooled) -> None:
-        self.windows, self.found = windows, found
+    def __init__(self, batches: Iterator[ChangeBatch], found: Spooled) -> None:
+        self.batches, self.found = batches, found
         self.most: int | None = None
         self.done = False
         self.error: BaseException | None = None
@@ -93,12 +93,12 @@ class _Batches:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         try:
             while self.most is None or self.found.rows < self.most:
-                window = next(self.windows, None)
-                if window is None:
+                batch = next(self.batches, None)
+                if batch is None:
                     self.done = True
                     return
-                _count(self.found, window)
-                if rows := [row | {HELD: window.held.get(row[TEXT_HASH])} for row in window.rows]:
+                _count(self.found, batch)
+                if rows := [row | {HELD: batch.stored_vectors.get(row[TEXT_HASH])} for row in batch.rows]:
                     yield pa.RecordBatch.from_pylist(rows, schema=spool_schema())
         except BaseException as error:
             self.error = error
@@ -129,16 +129,16 @@ def drop_spool(place: Place) -> None:
     connect(place, FOLLOW_WRITES).drop_table(SPOOL, ignore_missing=True)
 
 
-def _count(found: Spooled, window: Window) -> None:
-    given = {row["id"] for row in window.rows}
-    if not window.fresh:
+def _count(found: Spooled, batch: ChangeBatch) -> None:
+    given = {row["id"] for row in batch.rows}
+    if not batch.fresh:
         found.replaced.extend(given)
-    found.replaced.extend(identifier for identifier in window.stale if identifier not in given)
-    found.columns.update(window.columns | {name: pa.float64() for name in window.widened & found.columns.keys()})
-    found.widened |= window.widened - found.columns.keys()
-    found.rows += len(window.rows)
-    found.documents += window.documents
-    found.unchanged += window.unchanged
-    found.updated += window.updated
-    found.stale += len(window.stale)
-    found.embedded += sum(row[TEXT_HASH] not in window.held for row in window.rows)
+    found.replaced.extend(identifier for identifier in batch.stale if identifier not in given)
+    found.columns.update(batch.columns | {name: pa.float64() for name in batch.widened & found.columns.keys()})
+    found.widened |= batch.widened - found.columns.keys()
+    found.rows += len(batch.rows)
+    found.documents += batch.documents
+    found.unchanged += batch.unchanged
+    found.updated += batch.updated
+    found.stale += len(batch.stale)
+    found.embedded += sum(row[TEXT_HASH] not in batch.stored_vectors for row in batch.rows)

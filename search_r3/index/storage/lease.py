@@ -1,14 +1,13 @@
 """One writer at a time on object storage: a lease, which is a small object that only conditional writes change.
 
-Who takes it writes down who it is and until when; while it works, a thread renews the lease three times per `SECONDS`.
-A writer that was killed stops renewing, and the next one takes the lease over. One that was paused finds, before its
-next commit, that its lease is gone, and stops. Clocks of different machines need not agree: a lease that looks expired
-is watched first: a holder that still renews it keeps it. (The pattern is that of Kubernetes' leader election:
+The holder records its identity and the expiry time, and a thread renews the lease three times per `SECONDS`. A killed
+writer stops renewing, and the next one takes the lease over. A paused writer notices before its next commit that it lost
+the lease, and stops. Clocks of different machines need not agree: a lease that looks expired is watched first, and a
+holder that still renews it keeps it. (This is the pattern of Kubernetes' leader election:
 https://kubernetes.io/docs/concepts/architecture/leases/.)
 
-What a lease cannot prevent: a process that is frozen in the middle of a commit for longer than the lease lasts, and
-goes on with that commit. Duplicate rows that are left so are reported by `search-r3 index --info`; the next run removes
-them.
+A lease cannot stop a process that is frozen in the middle of a commit for longer than the lease lasts and then continues.
+Duplicate rows left that way are reported by `search-r3 index --info` and removed by the next run.
 """
 
 from __future__ import annotations
@@ -26,37 +25,37 @@ from datetime import datetime
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.index.storage.location import IndexBusy, Remote, explained
+from search_r3.index.storage.location import IndexBusy, Remote, storage_errors
 from search_r3.index.storage.object_store import open_objects
 
 SECONDS = 30.0
 """How long a lease lasts; a killed writer blocks the next for at most one and a half times that."""
 RENEW = 1 / 3
-"""Of its time, after which a lease is renewed."""
+"""Fraction of the lease duration after which it is renewed."""
 WATCH = 1 / 2
-"""Of its time, for which a lease that looks expired is watched before it is taken over."""
+"""Fraction of the lease duration for which a lease that looks expired is watched before it is taken over."""
 FRESH_SECONDS = 1.0
-"""A lease that was renewed this recently needs no check."""
+"""A lease renewed within this time is not checked again."""
 POLL_SECONDS = 0.2
 COURTESY_SECONDS = 0.5
-"""How long a process that writes again at once stands back where another one is waiting."""
+"""How long a process that wants to write again backs off if another process is waiting."""
 NAME, WAITING = ".writer.json", ".writer-waiting"
 
 Version = dict[str, str]
-"""What distinguishes the versions of an object (obstore's UpdateVersion): S3 and Azure compare the `e_tag`, Google
-Cloud the `version`."""
+"""Identifies a version of an object (obstore's UpdateVersion): S3 and Azure compare the `e_tag`, Google Cloud the
+`version`."""
 
 _watched: dict[str, tuple[Version, float]] = {}
-"""Place -> the lease's version when it was last seen, and when it was first seen like that (monotonic seconds)."""
-_stand_back: dict[str, float] = {}
-"""Place -> the moment (monotonic seconds) until which this process leaves the lease to others."""
+"""Place -> the last seen version of the lease, and when that version was first seen (monotonic seconds)."""
+_back_off_until: dict[str, float] = {}
+"""Place -> time (monotonic seconds) until which this process leaves the lease to others."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What a lease says: who holds it, since when, and until when (seconds since 1970), unless it is renewed.
+    """The content of a lease: who holds it, since when, and when it expires unless renewed (seconds since 1970).
 
-    `seconds` is how long it lasts, `token` is random.
+    `seconds` is its duration, `token` is random.
     """
 
     host: str = "an unknown host"
@@ -73,10 +72,10 @@ class Holder:
 
 
 class WriteLock:
-    """The right to change an index. In a folder the operating system keeps it while the process lives."""
+    """The right to change an index. In a folder, the operating system keeps it as long as the process lives."""
 
     def check(self) -> None:
-        """Make sure, before a commit, that it is still held: a lease can be lost."""
+        """Verify before a commit that the lock is still held: a lease can be lost."""
 
 
 class Lease(WriteLock):
@@ -84,12 +83,12 @@ class Lease(WriteLock):
 
     Args:
         place: the index.
-        seconds: how long the lease lasts if it is not renewed.
+        seconds: duration of the lease unless it is renewed; `SECONDS` by default.
     """
 
     def __init__(self, place: Remote, seconds: float = 0.0) -> None:
         self.place, self.seconds = place, seconds or SECONDS
-        with explained(place):
+        with storage_errors(place):
             self.store = open_objects(place)
         now = time.time()
         self.mine = Holder(socket.gethostname(), os.getpid(), now, now + self.seconds, self.seconds, uuid.uuid4().hex)
@@ -102,17 +101,17 @@ class Lease(WriteLock):
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def acquire(self, wait: float = 0.0) -> None:
-        """Take the lease, and renew it from now on.
+        """Take the lease, and keep renewing it.
 
         Args:
-            wait: seconds to wait for another writer that is alive. One that seems dead is watched for half a
-                lease in any case.
+            wait: seconds to wait for another writer that is alive. One that seems dead is watched for half the lease
+                duration in any case.
 
         Raises:
-            IndexBusy: another writer holds it; the message names it.
+            IndexBusy: another writer holds it; the message names that writer.
             StorageError: the storage cannot be reached, or refuses.
         """
-        time.sleep(max(0.0, _stand_back.pop(str(self.place), 0.0) - time.monotonic()))
+        time.sleep(max(0.0, _back_off_until.pop(str(self.place), 0.0) - time.monotonic()))
         started = time.monotonic()
         announced = False
         while (holder := self._take()) is not None:
@@ -121,13 +120,13 @@ class Lease(WriteLock):
                 raise IndexBusy(f"another writer is using {self.place} ({holder}); wait until it is done")
             if wait and not announced:
                 announced = True
-                with explained(self.place):
+                with storage_errors(self.place):
                     self._obstore.put(self.store, WAITING, self.mine.token.encode())
             time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure that the lease is still held; to be called before each commit.
+        """Verify that the lease is still held; call this before each commit.
 
         Raises:
             IndexBusy: another writer has taken it over.
@@ -144,18 +143,18 @@ class Lease(WriteLock):
                 )
 
     def release(self) -> None:
-        """Let the next one in. Does not fail: a lease that cannot be given back expires."""
+        """Let the next writer in. Never fails: a lease that cannot be released expires."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(self.seconds)
         with suppress(InputError, *self._errors), self._lock:
-            if self._failed:  # the storage is away; trying again would only keep the user waiting
+            if self._failed:  # the storage is unavailable; trying again would only keep the user waiting
                 return
             if self._lost is None:
                 self._put(self._content(released=True), self._version)
             if self._obstore.get(self.store, WAITING).bytes():
                 self._obstore.delete(self.store, WAITING)
-                _stand_back[str(self.place)] = time.monotonic() + COURTESY_SECONDS
+                _back_off_until[str(self.place)] = time.monotonic() + COURTESY_SECONDS
 
     @property
     def _obstore(self) -> Any:
@@ -170,20 +169,20 @@ class Lease(WriteLock):
         return BaseError, FileNotFoundError, OSError
 
     def _content(self, released: bool = False) -> bytes:
-        """The lease as it is written; the e_tag is often a hash of it, so no two are the same."""
+        """The lease as stored. The e_tag is often a hash of the content, so a nonce makes each one unique."""
         record = asdict(self.mine) | {"expires": time.time() + self.seconds, "released": released}
         return json.dumps(record | {"nonce": uuid.uuid4().hex}).encode()
 
     def _put(self, content: bytes, mode: Any) -> bool:
-        """One conditional write; False if its condition does not hold."""
+        """Write conditionally; False if the condition is not met."""
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         self._failed = True
-        with explained(self.place):
+        with storage_errors(self.place):
             try:
                 self._version = _version(self._obstore.put(self.store, NAME, content, mode=mode))
             except (AlreadyExistsError, PreconditionError):
-                # A retry after a lost answer is refused because of the first try's success.
+                # If the answer to a successful write was lost, its retry is refused.
                 holder, version = self._read()
                 if holder is None or holder.token != self.mine.token or holder.released:
                     self._failed = False
@@ -194,21 +193,21 @@ class Lease(WriteLock):
         return True
 
     def _read(self) -> tuple[Holder | None, Version]:
-        """Who holds the lease, and the object's version; None and {} if there is no such object."""
-        with explained(self.place):
+        """The holder of the lease and the object's version; None and {} if there is no such object."""
+        with storage_errors(self.place):
             try:
-                found = self._obstore.get(self.store, NAME)
-                content, version = bytes(found.bytes()), _version(found.meta)
+                lease = self._obstore.get(self.store, NAME)
+                content, version = bytes(lease.bytes()), _version(lease.meta)
             except FileNotFoundError:
                 return None, {}
         try:
             record = json.loads(content)
             return Holder(**{name: record[name] for name in Holder.__dataclass_fields__}), version
-        except (ValueError, KeyError, TypeError):  # nothing that this program wrote; taken over if it does not change
+        except (ValueError, KeyError, TypeError):  # not written by this program; taken over if it does not change
             return Holder(), version
 
     def _take(self) -> Holder | None:
-        """Try to take the lease; returns the holder if another one has it."""
+        """Try to take the lease; returns the holder if another writer has it."""
         holder, version = self._read()
         if holder is None:
             return None if self._put(self._content(), "create") else Holder()
@@ -220,16 +219,16 @@ class Lease(WriteLock):
         return holder
 
     def _is_alive(self, holder: Holder) -> bool:
-        """Whether the lease is valid by this machine's clock. A time far ahead says only that the clocks disagree."""
+        """Whether the lease is valid by this machine's clock. An expiry far ahead only means that clocks disagree."""
         return not holder.released and 0.0 < holder.expires - time.time() < 2 * holder.seconds
 
     def _fresh(self) -> bool:
-        """Whether it was renewed just now. A suspended machine stops one of the two clocks."""
+        """Whether it was renewed just now by both clocks, as one of them stops while a machine is suspended."""
         monotonic, clock = self._renewed
         return max(time.monotonic() - monotonic, abs(time.time() - clock)) < FRESH_SECONDS
 
     def _renew(self) -> None:
-        """Under the lock: renew, or find the present holder."""
+        """Renew, or record who took the lease over. The caller holds the lock."""
         if not self._put(self._content(), self._version):
             self._lost = self._read()[0] or Holder()
 
@@ -242,7 +241,7 @@ class Lease(WriteLock):
 
 
 def _version(meta: Any) -> Version:
-    """The version in what a write or a read returns; a store gives what it has, and obstore takes no None."""
+    """The version in the result of a write or a read, without missing values, which obstore does not accept."""
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
 
 

@@ -1,12 +1,13 @@
-"""Where an index lives: a folder, or a place on object storage (`s3://bucket/name`) that LanceDB reaches by itself.
+"""Where an index is stored: in a folder, or on object storage (`s3://bucket/name`), which LanceDB accesses directly.
 
 Credentials are the usual ones: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_PROFILE or the machine's role,
-AWS_ENDPOINT_URL for what is not Amazon's; or LanceDB's storage options (https://docs.lancedb.com/storage/configuration).
+and AWS_ENDPOINT_URL for other providers; or LanceDB's storage options
+(https://docs.lancedb.com/storage/configuration).
 
-Every request has a deadline and a bounded number of retries. Tried with lancedb 0.40 against sockets that accept and
-never answer: `timeout` (the whole request), `connect_timeout`, `read_timeout` (between two pieces of an answer),
-`client_max_retries` and `client_retry_timeout` (whole seconds, without a unit) are honored, `request_timeout` is not;
-a listing is tried six times whatever the options say, so an endpoint that never answers costs six times `read_timeout`.
+Every request has a deadline and a bounded number of retries. Tested with lancedb 0.40 against sockets that accept and
+never answer: `timeout` (the whole request), `connect_timeout`, `read_timeout` (between two parts of an answer),
+`client_max_retries` and `client_retry_timeout` (whole seconds, without a unit) are honored; `request_timeout` is not.
+A listing is tried six times whatever the options say, so an endpoint that never answers costs six times `read_timeout`.
 """
 
 from __future__ import annotations
@@ -30,44 +31,44 @@ PATIENCE = {
     "client_max_retries": "3",
     "client_retry_timeout": "4",
 }
-"""Deadlines of one request, unless the user's options or SEARCH_R3_STORAGE_TIMEOUT (seconds) say otherwise. With these
+"""Deadlines of one request, unless the user's options or SEARCH_R3_STORAGE_TIMEOUT (seconds) override them. With these,
 a search at an endpoint that never answers ends within half a minute."""
 WRITING_PATIENCE = PATIENCE | {"read_timeout": "30s", "timeout": "120s"}
-"""Deadlines where files are uploaded: `read_timeout` then also covers the time that sending takes."""
+"""Deadlines for uploads, in which `read_timeout` also covers the time that sending takes."""
 FAILED = re.compile(
     r'store: "|Generic (S3|GCS|MicrosoftAzure)|RetryError|HttpError|Error performing [A-Z]+ |LanceError\(IO\)'
 )
-"""What LanceDB's and obstore's messages contain when the storage failed, not the caller."""
+"""Matches LanceDB's and obstore's messages for failures of the storage rather than the caller."""
 SILENT = re.compile(r"kind: Timeout|TimedOut|timed out| in [1-9]\d*(\.\d+)?s - HTTP error: error sending request")
-"""What their messages contain when a deadline passed; Lance's gives only how long one request took that got none."""
+"""Matches their messages for a passed deadline; Lance reports only how long an unanswered request took."""
 MISTAKE = re.compile(r"(lance error: )?(Invalid (user )?input|Query Execution error: Error applying)")
-"""How LanceDB's messages begin where the caller was wrong. They quote what was given, which may be anything."""
+"""Matches the beginning of LanceDB's messages for mistakes of the caller, which quote arbitrary input."""
 LOST = re.compile(
     r"Not found: \S*\.lance|\.lance\S*: .*[Nn]o such file|os error \d+|Object at location \S+ not found|NoSuchKey"
     r"|LanceError\(IO\)|not appear to be a Lance file|column metadata range"
 )
-"""What LanceDB's messages contain where files are gone, damaged, or cannot be read."""
+"""Matches LanceDB's messages for missing, damaged or unreadable files."""
 CONFLICT = re.compile(r"commit conflict|concurrent (writers|commit|transaction)", re.IGNORECASE)
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
-"""The variables that a message names."""
+"""The environment variables that an error suggests."""
 
 
 class StorageError(InputError):
-    """Object storage failed, refused or did not answer. Nothing is wrong with the request: a server answers 503."""
+    """Object storage failed, refused or did not answer. The request was valid, so a server answers 503."""
 
 
 class IndexBusy(InputError):
-    """Another writer holds the index, or committed in between. Nothing was lost; the same call succeeds later."""
+    """Another writer has the index locked, or committed in between. Nothing was lost; repeat the call later."""
 
 
 class Remote(str):
-    """A place on object storage: the URI as a string, with LanceDB's storage options beside it.
+    """A location on object storage: the URI as a string, together with LanceDB's storage options.
 
-    What the options lack is taken from the environment. They are never printed: they may hold secrets.
+    Options that are not given are taken from the environment. They are never printed, as they may contain secrets.
 
     Args:
         uri: "s3://bucket/name" ("gs://" and "az://" are LanceDB's too; only S3 is tested here).
@@ -84,7 +85,7 @@ class Remote(str):
         scheme, _, rest = uri.partition("://")
         if scheme not in SCHEMES:
             known = ", ".join(f"{name}://" for name in SCHEMES)
-            raise InputError(f"{uri}: unknown kind of storage; give a folder, or a place that begins with {known}")
+            raise InputError(f"{uri}: unknown kind of storage; give a folder, or a URI that begins with {known}")
         bucket, _, name = rest.partition("/")
         if not bucket or not name.strip("/"):
             raise InputError(f"{uri}: give a bucket and a name in it, as in {scheme}://bucket/name")
@@ -94,7 +95,7 @@ class Remote(str):
         return place
 
     def for_writing(self) -> Remote:
-        """The same place with the deadlines of uploads, `WRITING_PATIENCE`."""
+        """The same location with the deadlines for uploads, `WRITING_PATIENCE`."""
         place = Remote(str(self), self.given)
         place.options = _patience(WRITING_PATIENCE) | self.given
         return place
@@ -114,16 +115,16 @@ class Remote(str):
 
 
 Place = Path | Remote
-"""A folder or a place on object storage."""
+"""A folder or a location on object storage."""
 
 
 def place_of(path: str | Path) -> Place:
-    """`path` as a folder or as a place on object storage, whichever it names.
+    """`path` as a folder or as a location on object storage, whichever it names.
 
-    A URI that went through `Path` and lost a slash on the way ("s3:/bucket/name") is taken for what it was.
+    A URI that lost a slash by passing through `Path` ("s3:/bucket/name") is recognized too.
 
     Raises:
-        InputError: a URI of another kind, or without a bucket and a name.
+        InputError: a URI with another scheme, or without a bucket and a name.
     """
     if isinstance(path, Remote):
         return path
@@ -135,12 +136,12 @@ def place_of(path: str | Path) -> Place:
 
 
 def for_writing(place: Place) -> Place:
-    """`place` as it is opened to be changed: object storage with the deadlines of uploads, a folder as it is."""
+    """`place` for opening an index to change it: object storage gets the deadlines for uploads."""
     return place.for_writing() if isinstance(place, Remote) else place
 
 
 def _patience(defaults: dict[str, str]) -> dict[str, str]:
-    """`defaults`, with the seconds that the user's environment gives."""
+    """`defaults`, or what SEARCH_R3_STORAGE_TIMEOUT says instead."""
     given = os.environ.get(TIMEOUT_VARIABLE, "").strip().removesuffix("s")
     if not given:
         return defaults
@@ -160,33 +161,36 @@ def _patience(defaults: dict[str, str]) -> dict[str, str]:
 
 
 def options_of(place: Place) -> dict[str, str] | None:
-    """The storage options that Lance is given for `place`; None for a folder."""
+    """The storage options to pass to Lance for `place`; None for a folder."""
     return place.options if isinstance(place, Remote) else None
 
 
 def connect(place: Place, follow: timedelta | None, session: Any = None) -> Any:
-    """A LanceDB connection to `place`; `follow` is how soon its tables see what other processes commit. Connections of
-    one `session` (`lancedb.Session`) share what they have cached.
+    """A LanceDB connection to `place`.
+
+    Args:
+        follow: how soon its tables see other processes' commits; None for never.
+        session: caches (`lancedb.Session`) to share with other connections.
 
     Raises:
         InputError: the storage cannot be reached, or refuses.
     """
     import lancedb
 
-    with explained(place):
+    with storage_errors(place):
         return lancedb.connect(
             str(place), read_consistency_interval=follow, storage_options=options_of(place), session=session
         )
 
 
 def open_remote(place: Remote, table: str, follow: timedelta | None, session: Any = None) -> Any | None:
-    """The LanceDB table called `table` in `place`, or None where none was ever committed.
+    """The LanceDB table called `table` at `place`, or None if it was never committed.
 
     Raises:
         InputError: the storage cannot be reached or refuses.
     """
     connection = connect(place, follow, session)
-    with explained(place):
+    with storage_errors(place):
         try:
             return connection.open_table(table)
         except ValueError as error:
@@ -196,8 +200,8 @@ def open_remote(place: Remote, table: str, follow: timedelta | None, session: An
 
 
 @contextmanager
-def explained(place: Path | str) -> Iterator[None]:
-    """Turn what object storage says into one line; other errors, and those of folders, pass.
+def storage_errors(place: Path | str) -> Iterator[None]:
+    """Turn errors of object storage into StorageError or IndexBusy with a one-line message; other errors pass.
 
     Raises:
         StorageError: the storage failed, refused or did not answer.
@@ -215,15 +219,15 @@ def explained(place: Path | str) -> Iterator[None]:
             raise IndexBusy(
                 f"{place} was changed by another writer at the same moment; nothing is lost: run the same command again"
             ) from error
-        if (line := explain(place, message)) is not None:
+        if (line := describe_failure(place, message)) is not None:
             raise StorageError(line) from error
         raise
 
 
 def files_lost(error: BaseException | None) -> bool:
-    """Whether files were gone or could not be read, by what LanceDB said.
+    """Whether files were missing or unreadable, judging by LanceDB's message.
 
-    An InputError says it by its cause: its own message quotes what the user gave, such as a filter.
+    Of an InputError only the cause counts: its own message quotes user input, such as a filter.
     """
     while error is not None:
         message = "" if isinstance(error, InputError) else str(error)
@@ -234,25 +238,25 @@ def files_lost(error: BaseException | None) -> bool:
 
 
 def failed_storage(error: BaseException) -> bool:
-    """Whether `error` comes from object storage and not from what was asked, as a filter that does not parse would."""
+    """Whether `error` comes from object storage rather than from the request, such as a malformed filter."""
     message = str(error)
     return not MISTAKE.match(message) and FAILED.search(message) is not None
 
 
-def explain(place: Remote, message: str) -> str | None:
-    """One line for what object storage answered: what is wrong and what to do; None if it is nothing that we know."""
-    found = re.search(r"(?:uri: Some\(|Error performing [A-Z]+ )\s*(https?://[^/)\s]+)", message)
-    where = found[1] if found else "the endpoint"
+def describe_failure(place: Remote, message: str) -> str | None:
+    """One line that says what is wrong with object storage and what to do; None for an unknown message."""
+    address = re.search(r"(?:uri: Some\(|Error performing [A-Z]+ )\s*(https?://[^/)\s]+)", message)
+    where = address[1] if address else "the endpoint"
     variable = "AWS_ENDPOINT_URL and the network" if place.scheme == "s3" else "the network"
     status = re.search(r"(?:status: |status code: )(\d{3})\b", message)
     code = status[1] if status else ""
     if "NoSuchBucket" in message or "specified bucket does not exist" in message:
-        return f"{place}: there is no bucket {place.bucket}; check the name, or make the bucket first"
+        return f"{place}: there is no bucket {place.bucket}; check the name, or create the bucket first"
     if re.search(r"CredentialsNotLoaded|Failed to get AWS credentials|MissingAccount|169\.254\.169\.254", message):
         return f"{place}: no credentials found; set {CREDENTIALS[place.scheme]}"
     refusals = r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"
     if code in ("401", "403") or re.search(refusals, message):
-        return f"{place}: {where} refuses these credentials; check the keys and what they may read and write"
+        return f"{place}: {where} refuses these credentials; check the keys and their read and write permissions"
     if "BadScheme" in message:
         return f"{place}: {where} is plain http; set AWS_ALLOW_HTTP=true if that is meant"
     if code == "301" or "PermanentRedirect" in message:
@@ -270,6 +274,6 @@ def explain(place: Remote, message: str) -> str | None:
 
 
 def brief(error: BaseException | str) -> str:
-    """LanceDB's message without its places in Rust sources and its repeated prefixes."""
+    """LanceDB's message without locations in Rust sources and repeated prefixes."""
     text = re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error).split("\n")[0])
     return re.sub(r"^(Invalid input, |lance error: )+", "", text).strip().rstrip(".")[:300]

@@ -1,7 +1,7 @@
-"""One writer of an index at a time: the operating system's lock on a file, and beside it who holds it.
+"""One writer of an index at a time: the operating system's lock on a file, and a second file that names the holder.
 
-The lock ends with its process, so a killed process blocks no other. Readers need no lock: they see LanceDB's commits.
-On object storage, where there are no locks, a lease takes its place (`lease`).
+The lock ends with its process, so a killed process does not block others. Readers need no lock: they see LanceDB's
+commits. On object storage, which has no locks, a lease replaces it (`lease`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from search_r3.index.storage.lease import Lease, WriteLock
 from search_r3.index.storage.location import IndexBusy, Remote
 
 LOCK, HOLDER = ".build.lock", ".build.pid"
-SPOOL = "spool.lance"  # of a build by many processes, see `distributed`; there only if its driver was killed
+SPOOL = "spool.lance"  # left by a distributed build whose driver was killed
 OURS = {LOCK, HOLDER, SPOOL}
 
 
 @contextmanager
 def writing(path: Path | str, *, make: bool = False, wait: float = 0.0) -> Iterator[WriteLock]:
-    """Hold the index in the folder `path`, or at the URI, for writing.
+    """Lock the index in the folder `path`, or at the URI, for writing.
 
     Args:
-        make: make the folder if there is none; one that was made and is left without a table is removed again.
-        wait: seconds to wait for another writer to end.
+        make: create the folder if it does not exist; it is removed again if it is still empty at the end.
+        wait: seconds to wait for another writer to finish.
 
     Yields:
-        What to `check()` before each commit.
+        The lock, whose `check()` is to be called before each commit.
 
     Raises:
-        IndexBusy: another process is writing (it is named).
+        IndexBusy: another process is writing; the message names it.
         StorageError: object storage cannot be reached, or refuses.
-        InputError: `path` is a file, or it may not be written.
+        InputError: `path` is a file, or is not writable.
     """
     if isinstance(path, Remote):
         lease = Lease(path)
@@ -62,7 +62,7 @@ def writing(path: Path | str, *, make: bool = False, wait: float = 0.0) -> Itera
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror}; choose a folder you may write to") from error
     try:
-        _sign(path)
+        _record_holder(path)
         yield WriteLock()
     finally:
         (path / HOLDER).unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def writing(path: Path | str, *, make: bool = False, wait: float = 0.0) -> Itera
             path.rmdir()
 
 
-def _sign(path: Path) -> None:
+def _record_holder(path: Path) -> None:
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
     try:
         (path / HOLDER).write_text(f"{os.getpid()} {since}", encoding="ascii")
@@ -83,7 +83,7 @@ def _sign(path: Path) -> None:
 
 
 def _holder(path: Path) -> str:
-    """ " (process 123, since ...)" where the other one has signed already."""
+    """ " (process 123, since ...)" if the holder has recorded itself already."""
     try:
         number, _, since = (path / HOLDER).read_text(encoding="ascii").partition(" ")
     except (OSError, UnicodeDecodeError):

@@ -1,9 +1,9 @@
-"""The bucket behind a place on object storage, as an `obstore` store: single objects with conditional writes.
+"""A location on object storage as an `obstore` store: single objects with conditional writes.
 
 LanceDB reads and writes tables, not objects, so the lease needs another client. obstore binds the Rust crate that Lance
-itself is built on (object_store: the same options, S3, Google Cloud and Azure alike, no dependencies, 6 MB), and it has
-conditional writes; boto3 speaks S3 only. Unlike Lance it reads no AWS profiles: here their keys come from the
-shared files, or from boto3 where a profile needs more than keys (SSO, a role) and boto3 is installed.
+itself is built on (object_store: the same options for S3, Google Cloud and Azure, no dependencies, 6 MB) and has
+conditional writes; boto3 supports only S3. Unlike Lance, obstore does not read AWS profiles: their keys are read here
+from the shared files, or by boto3 if a profile needs more than keys (SSO, a role) and boto3 is installed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def open_objects(place: Remote) -> Any:
     """The objects under `place`, as an `obstore.store.ObjectStore`.
 
     Raises:
-        InputError: obstore is not installed, or the credentials are of a kind that needs boto3.
-        obstore.exceptions.BaseError: the options do not make a store; see `location.explained`.
+        InputError: obstore is not installed, or the credentials need boto3.
+        obstore.exceptions.BaseError: the options are invalid; see `location.storage_errors`.
     """
     with optional_imports("search", "changing an index on object storage"):
         from obstore.exceptions import UnknownConfigurationKeyError
@@ -49,7 +49,7 @@ def open_objects(place: Remote) -> Any:
 
     given = {key.lower(): value for key, value in place.options.items()}
     client: dict[str, Any] = {key: value for key, value in given.items() if key in CLIENT_OPTIONS}
-    client["timeout"] = given["connect_timeout"]  # of a whole request: the objects here have a few hundred bytes
+    client["timeout"] = given["connect_timeout"]  # for a whole request, as these objects have only a few hundred bytes
     client |= {"allow_http": _true(given.get("allow_http") or given.get("aws_allow_http"))}
     settings = {key: value for key, value in given.items() if key not in CLIENT_OPTIONS and "allow_http" not in key}
     others: Any = {"config": settings, "client_options": client, "retry_config": RETRIES}
@@ -58,7 +58,7 @@ def open_objects(place: Remote) -> Any:
     while True:
         try:
             return from_url(str(place), **others)
-        except UnknownConfigurationKeyError as error:  # an option of Lance's own
+        except UnknownConfigurationKeyError as error:  # an option that only Lance knows
             unknown = re.search(r"key: '([^']+)'", str(error))
             if unknown is None or settings.pop(unknown[1], None) is None:
                 raise
@@ -74,7 +74,7 @@ def _setting(settings: dict[str, str], name: str) -> str | None:
 
 
 def _aws(place: Remote, settings: dict[str, str]) -> dict[str, Any]:
-    """Add the keys and region of the user's profile to `settings`; returns a credential provider if one is needed."""
+    """Add the keys and region of the user's profile to `settings`; returns arguments for a credential provider."""
     extra: dict[str, Any] = {}
     profile = _profile()
     if not (_setting(settings, "access_key_id") or _true(_setting(settings, "skip_signature") or "")):
@@ -92,9 +92,9 @@ def _aws(place: Remote, settings: dict[str, str]) -> dict[str, Any]:
 
 
 def _profile() -> dict[str, str]:
-    """What the AWS configuration files say of the profile AWS_PROFILE, or of the one called "default"."""
+    """The settings of the profile AWS_PROFILE, or "default", in the AWS configuration files."""
     name = os.environ.get("AWS_PROFILE", "default")
-    found: dict[str, str] = {}
+    profile: dict[str, str] = {}
     with suppress(OSError, configparser.Error):  # no files: no profile
         for variable, file, section in (
             ("AWS_CONFIG_FILE", "config", name if name == "default" else f"profile {name}"),
@@ -103,8 +103,8 @@ def _profile() -> dict[str, str]:
             parser = configparser.RawConfigParser()
             parser.read(os.path.expanduser(os.environ.get(variable) or f"~/.aws/{file}"))
             if parser.has_section(section):
-                found.update(parser.items(section))
-    return found
+                profile.update(parser.items(section))
+    return profile
 
 
 def _boto3_credentials() -> Any:
@@ -112,14 +112,14 @@ def _boto3_credentials() -> Any:
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError as error:
         raise InputError(
-            "this AWS profile has no keys of its own (it uses SSO or a role); pip install boto3, or set "
+            "this AWS profile has no keys (it uses SSO or a role); pip install boto3, or set "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
         ) from error
     return Boto3CredentialProvider()
 
 
 def _region_of(bucket: str) -> str | None:
-    """The region of an Amazon bucket, which S3 gives without credentials; None if there is no answer."""
+    """The region of an Amazon bucket, which S3 reveals without credentials; None if there is no answer."""
     request = urllib.request.Request(f"https://s3.amazonaws.com/{bucket}", method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=REGION_SECONDS) as answer:

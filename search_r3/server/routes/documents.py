@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from search_r3.errors import InputError
+from search_r3.index.backends.lance.table_columns import ColumnTypeError
 from search_r3.index.index_handle import FAILURES, IndexHandle
 from search_r3.index.maintenance import UnknownDocument
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.table.table_columns import ColumnTypeError
 from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.index_writer import Change

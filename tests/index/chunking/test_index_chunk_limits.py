@@ -13,10 +13,10 @@ from search_r3 import SearchR3
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index, update_documents
+from search_r3.index.build.embedding import prepare
 from search_r3.index.chunking.chunk_ids import chunk_id
 from search_r3.index.chunking.chunker import chunk_document, content_of
 from search_r3.index.chunking.token_limit import TokenLimit
-from search_r3.index.embedding import prepare
 from search_r3.index.results.query_words import composed
 
 KINDS = ["record", "markdown", "rst", "python", "code", "text"]
@@ -172,13 +172,13 @@ def test_ordinary_texts_are_not_tokenized_to_be_measured(tiny):
 def test_a_model_that_cannot_count_is_estimated_and_what_it_cuts_is_reported(model, tmp_path, capsys, monkeypatch):
     report = build_index(tmp_path / "a", [SourceDocument("a", "", FIGURES * 3)], model, progress=False)
     assert report.truncated == 0
-    monkeypatch.setattr("search_r3.index.build_run.token_limit", lambda *_: None)
+    monkeypatch.setattr("search_r3.index.build.build_run.token_limit", lambda *_: None)
     report = build_index(tmp_path / "b", [SourceDocument("a", "", FIGURES * 2)], model, progress=False)
     assert report.truncated == report.embedded > 0
 
 
 def test_the_command_warns_of_what_was_cut(tiny_model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("search_r3.index.build_run.token_limit", lambda *_: None)
+    monkeypatch.setattr("search_r3.index.build.build_run.token_limit", lambda *_: None)
     path = tmp_path / "notes.jsonl"
     path.write_text(json.dumps({"id": "a", "text": FIGURES}) + "\n")
     into = str(tmp_path / "index")

@@ -17,14 +17,14 @@ from processes import start
 
 from search_r3.cli import main
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source, update_documents
-from search_r3.index.build import ONE_COMMIT
-from search_r3.index.changes import Changes
+from search_r3.index.backends.lance.approximate import tuned
+from search_r3.index.build.build_index import ONE_COMMIT
+from search_r3.index.build.index_diff import Changes
 from search_r3.index.maintenance import compact_index, delete_documents, maintain_index
 from search_r3.index.row_keys import ROW_HASH, VECTOR
 from search_r3.index.storage import lease as leases
 from search_r3.index.storage.lease import Lease
 from search_r3.index.storage.location import IndexBusy, Remote
-from search_r3.index.table.approximate import tuned
 
 pytestmark = pytest.mark.slow
 
@@ -268,7 +268,7 @@ def test_a_lease_that_is_lost_while_the_approximate_index_is_measured_ends_the_r
     tmp_path, model, monkeypatch, change
 ):
     path, versions = tmp_path / "index", []
-    monkeypatch.setattr("search_r3.index.table.approximate.SAMPLES", 10)
+    monkeypatch.setattr("search_r3.index.backends.lance.approximate.SAMPLES", 10)
     build_index(path, DOCUMENTS, model, approximate_from=20)
     tags = SearchIndex.open(path).table.tags.list()
 
@@ -282,8 +282,8 @@ def test_a_lease_that_is_lost_while_the_approximate_index_is_measured_ends_the_r
         return found
 
     monkeypatch.setattr("search_r3.index.storage.lease.WriteLock.check", check)
-    monkeypatch.setattr("search_r3.index.table.approximate.tuned", measure)
-    monkeypatch.setattr("search_r3.index.table.approximate.GROWN", 0.5)  # it is due again
+    monkeypatch.setattr("search_r3.index.backends.lance.approximate.tuned", measure)
+    monkeypatch.setattr("search_r3.index.backends.lance.approximate.GROWN", 0.5)  # it is due again
     with pytest.raises(IndexBusy):
         CHANGES[change](path, model)
     assert len(versions) == 1

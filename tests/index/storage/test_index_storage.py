@@ -11,7 +11,7 @@ import pytest
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
-from search_r3.index.storage.location import PATIENCE, Remote, explain, place_of
+from search_r3.index.storage.location import PATIENCE, Remote, describe_failure, place_of
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def test_a_wrong_bucket_missing_keys_and_a_dead_endpoint_are_one_line_each(s3, c
     ],
 )
 def test_what_a_server_answers_is_told_in_the_users_words(answer, line):
-    told = explain(Remote("s3://bucket/index"), answer)
+    told = describe_failure(Remote("s3://bucket/index"), answer)
     assert told is None if line is None else line in told
 
 

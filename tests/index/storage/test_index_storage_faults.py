@@ -14,7 +14,7 @@ from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.maintenance import compact_index, delete_documents
 from search_r3.index.storage import lease
-from search_r3.index.storage.location import PATIENCE, WRITING_PATIENCE, Remote, StorageError, explain
+from search_r3.index.storage.location import PATIENCE, WRITING_PATIENCE, Remote, StorageError, describe_failure
 
 pytestmark = pytest.mark.slow
 
@@ -123,5 +123,5 @@ def test_deadlines_are_the_users_where_given(s3):
 
 @pytest.mark.parametrize(("uri", "variable"), [("gs://bucket/x", "GOOGLE_"), ("az://bucket/x", "AZURE_STORAGE_")])
 def test_the_variables_that_are_named_are_those_of_the_storage(uri, variable):
-    line = explain(Remote(uri), "Generic MicrosoftAzure error: MissingAccount")
+    line = describe_failure(Remote(uri), "Generic MicrosoftAzure error: MissingAccount")
     assert variable in line

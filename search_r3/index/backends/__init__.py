@@ -1,0 +1,1 @@
+"""Where an index is stored: the backends, ours and those of other packages."""

@@ -1,0 +1,146 @@
+"""Which backend stores an index: the one named, else the one that made the existing index, else LanceDB.
+
+A package adds a backend by an entry point of the group `search_r3.index_backends`, a program by `register_backend`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+from search_r3.errors import InputError
+from search_r3.files import atomic_write_text
+from search_r3.index.backends.index_backend import Capability, IndexBackend
+from search_r3.index.backends.lance.lance_backend import LanceBackend
+from search_r3.index.backends.lance.lance_table import check_there, has_versions
+from search_r3.index.backends.numpy_backend import NumpyBackend
+from search_r3.index.index_info import IndexInfo
+from search_r3.index.storage.location import Place
+from search_r3.plugins import Registry, pick
+
+DEFAULT = LanceBackend
+BUILTIN: dict[str, type[IndexBackend]] = {backend.name: backend for backend in (LanceBackend, NumpyBackend)}
+MARKER = "backend.txt"
+"""The file in an index's folder that names its backend; LanceDB's folders do not have one."""
+PORTABLE = frozenset[Capability]({"text", "filter"})
+"""Capabilities that any backend may have; the others are used through the LanceDB table."""
+NOT_AN_INDEX = "{} is not a search-r3 index; give the folder that build_index wrote"
+_registered: dict[str, type[IndexBackend]] = {}
+
+
+def register_backend(backend: type[IndexBackend]) -> None:
+    """Make this backend available in this process.
+
+    Raises:
+        InputError: it is not an `IndexBackend`, or its name or a capability is not allowed.
+    """
+    checked = _checked(None, backend)
+    _registered[checked.name] = checked
+
+
+def backend_named(name: str) -> type[IndexBackend]:
+    """The backend of this name: built in, from an installed package, or registered. Raises InputError if unknown."""
+    return pick("index backend", name, {**BUILTIN, **plugin_backends(), **_registered})
+
+
+def choose_backend(place: Place, name: str | None = None) -> type[IndexBackend]:
+    """The backend of the index at `place`, or for a new index there: the one called `name`, by default LanceDB.
+
+    Raises:
+        InputError: there is no such backend, `place` has an index of another backend, or it is on object storage, which
+            only LanceDB supports.
+    """
+    chosen = None if name is None else backend_named(name)
+    if not isinstance(place, Path):
+        (chosen or DEFAULT).require("object_storage", "object storage")
+        return chosen or DEFAULT
+    existing = _backend_at(place)
+    if existing is not None and chosen is not None and existing is not chosen:
+        raise InputError(
+            f"{place} holds an index of the backend {existing.name!r}, not {chosen.name!r}; give another folder"
+        )
+    return existing or chosen or DEFAULT
+
+
+def _backend_at(place: Path) -> type[IndexBackend] | None:
+    """The backend of the index in the folder; None if there is no index."""
+    try:
+        return backend_named((place / MARKER).read_text(encoding="utf-8").strip())
+    except InputError as error:
+        raise InputError(f"the index {place} cannot be opened: {error}; install its package") from error
+    except (OSError, UnicodeDecodeError):  # LanceDB's folders have no such file
+        with suppress(OSError):  # opening it will report what is wrong
+            return DEFAULT if has_versions(place) else None
+    return None
+
+
+def create_backend(backend: type[IndexBackend], place: Path, info: IndexInfo) -> IndexBackend:
+    """Create an empty index of any backend but LanceDB, and record the backend's name in the folder."""
+    atomic_write_text(place / MARKER, f"{backend.name}\n")
+    return _placed(backend.create(place, info), place)
+
+
+def open_backend(place: Place, *, follow: bool = True, snapshot: bool = False) -> IndexBackend:
+    """The index at `place`, opened.
+
+    Args:
+        follow: pick up other writers' commits, if the backend can; otherwise it stays at the version that was opened.
+        snapshot: open it for only a few searches, faster if the backend can.
+
+    Raises:
+        InputError: there is no index, or it is damaged.
+    """
+    check_there(place, place)
+    backend = choose_backend(place)
+    opened: IndexBackend | None
+    if backend is LanceBackend:
+        opened = LanceBackend.open_snapshot(place) if snapshot else LanceBackend.open(place, follow=follow)
+    else:
+        assert isinstance(place, Path)  # `choose_backend` refuses others
+        opened = open_portable(backend, place)
+    if opened is None:
+        raise InputError(NOT_AN_INDEX.format(place))
+    return opened
+
+
+def open_lance(place: Place) -> LanceBackend:
+    """The LanceDB index at `place`, opened to be changed. Raises InputError if there is none, or it is damaged."""
+    if (opened := LanceBackend.open(place)) is None:
+        raise InputError(NOT_AN_INDEX.format(place))
+    return opened
+
+
+def open_portable(backend: type[IndexBackend], place: Path) -> IndexBackend | None:
+    """Open the index of any backend but LanceDB in the folder; None if there is none yet."""
+    version = time.monotonic_ns()
+    opened = backend.open(place)
+    if opened is not None:
+        _placed(opened, place).version = version
+    return opened
+
+
+def _placed(backend: IndexBackend, place: Path) -> IndexBackend:
+    backend.place = backend.path = place
+    return backend
+
+
+@cache
+def plugin_backends() -> dict[str, type[IndexBackend]]:
+    """The backends of installed packages. Raises InputError if one is not usable."""
+    return Registry("index backend", "index_backends", BUILTIN, _checked).added()
+
+
+def _checked(name: str | None, backend: Any) -> type[IndexBackend]:
+    what = "the index backend" if name is None else f"the index backend {name!r}"
+    if not (isinstance(backend, type) and issubclass(backend, IndexBackend)):
+        raise InputError(f"{what} is {backend!r}; expected a subclass of search_r3.index.IndexBackend")
+    given = getattr(backend, "name", "")
+    if not given or given in BUILTIN or name not in (None, given):
+        raise InputError(f"{what} is named {given!r}; give it a unique name, the same as its entry point's")
+    if strange := sorted(backend.capabilities - PORTABLE):
+        known = ", ".join(sorted(PORTABLE))
+        raise InputError(f"{what} has the capability {strange[0]!r}; it may have: {known} (of {get_args(Capability)})")
+    return backend

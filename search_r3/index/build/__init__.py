@@ -1,0 +1,1 @@
+"""Building an index: what changed is found, embedded and written."""
