@@ -35,8 +35,8 @@ class Encoder(Protocol):
             def reason(self, texts, *, max_reasoning_tokens=0):
                 raise InputError("this model does not reason; search with reasoning=False")
 
-    All arrays are float32, one row per text. Encoders with the same `contract_hash` produce comparable vectors; an index
-    refuses all others. An encoder may also have `source` (where it was loaded from, recorded in the index),
+    All arrays are float32, one row per text. Encoders with the same `contract_hash` produce comparable vectors; an
+    index refuses all others. An encoder may also have `source` (where it was loaded from, recorded in the index),
     `adaptive_rule` (when to reason, for `reasoning="auto"`), and `token_counter` (a picklable `CountTokens` with which
     the driver of a Ray build measures chunks without the model).
     """
@@ -62,7 +62,7 @@ class CountsTokens(Protocol):
 
 
 class Tokenizes(Protocol):
-    """An encoder that tokenizes documents ahead, in a separate thread from embedding; its token counts shape batches."""
+    """An encoder that tokenizes documents ahead, in another thread than embedding; batches use its token counts."""
 
     def tokenize_documents(self, texts: Sequence[str], limit: int) -> tuple[list[Any], list[int]]:
         """Tokenize each text, cut to `limit` tokens, as input for `encode_document`; also returns each text's number of

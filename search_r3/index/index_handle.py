@@ -1,8 +1,8 @@
-"""An index that is searched for a long time, by a server or an agent, while it is written to, moved, or exchanged.
+"""An index that a server or an agent searches for a long time, while it is written to, moved, or replaced.
 
-LanceDB opens a table by its path and follows whatever is there, so another index that is moved into the place would be
-read with the wrong model. An `IndexHandle` holds what it has opened at its version and moves on by itself: to the next
-version of the same index, or to another index in its place if that was made with the same model.
+LanceDB opens a table by its path and follows whatever is there, so an index that replaces it could be read with the
+wrong model. An `IndexHandle` keeps the version it opened and decides itself when to move on: to the next version of the
+same index, or to a replacement made with the same model.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from search_r3.index.storage.location import Place, StorageError, brief, files_l
 Event = Literal["exchanged", "refused", "unavailable", "available"]
 T = TypeVar("T")
 EVERY = 1.0
-"""Seconds between two looks at a folder."""
+"""Seconds between checks of a folder."""
 EVERY_REMOTE = 2.0
-"""Seconds between two looks at object storage, each of which is a request."""
+"""Seconds between checks of object storage, each of which is a request."""
 PATIENCE = 2.0
-"""Seconds that a search waits for an index that is being exchanged, before it is called unavailable."""
+"""Seconds that a search waits for an index that is being replaced before the index is reported unavailable."""
 STEP = 0.05
-"""Seconds between two looks while a search waits."""
+"""Seconds between checks while a search waits."""
 UNSETTLED = 200_000_000
-"""Nanoseconds after a commit in which another one is looked for anyway."""
+"""Nanoseconds after a commit during which another one might have the same timestamp."""
 FAILURES = (RuntimeError, OSError, ValueError)
-"""What LanceDB raises."""
+"""Errors that LanceDB raises."""
 
 
 class IndexUnavailable(StorageError):
-    """The index cannot be searched now, though nothing is wrong with the query: a server answers 503."""
+    """The index cannot be searched at the moment. The query was valid, so a server answers 503."""
 
 
 class _RefusedError(InputError):
-    """What is in the index's place is not an index of the same model."""
+    """What replaced the index was not made with the same model."""
 
 
 class _Fingerprint(NamedTuple):
-    """What distinguishes folders, commits, and a commit from one an instant later."""
+    """Identifies a folder, a commit, and for a very recent commit the time of the check."""
 
     folder: tuple[Any, ...]
     commit: int
@@ -55,17 +55,17 @@ class _Fingerprint(NamedTuple):
 
 
 class IndexHandle:
-    """The index at a path, whatever happens there. Safe between threads.
+    """The index at a path, whatever happens there. Thread-safe.
 
     Args:
-        path: the folder, or a place on object storage.
-        every: seconds between two looks at whether it has changed; by default 1 for a folder and 2 for object storage.
-        patience: seconds that a search waits while the index is being exchanged.
-        on_event: called with "exchanged", "refused", "unavailable" or "available" and one line that says more, once for
-            each change.
+        path: the folder, or a location on object storage.
+        every: seconds between checks for changes; by default 1 for a folder and 2 for object storage.
+        patience: seconds that a search waits while the index is being replaced.
+        on_event: called once for each change with "exchanged", "refused", "unavailable" or "available" and a line of
+            explanation.
 
     Raises:
-        InputError: as `SearchIndex.open`.
+        InputError: as for `SearchIndex.open`.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class IndexHandle:
         self.every = every if every is not None else EVERY if isinstance(self.path, Path) else EVERY_REMOTE
         self._checking = threading.Lock()
         self._checked = time.monotonic()
-        self._backend = type(self._open().backend)  # gives the clearest error
+        self._backend = type(self._open().backend)  # raises the clearest error
         self._seen = self._fingerprint()
         self._current = self._open()
         self._newest: SearchIndex | None = None  # used to look for a newer version
         self._contract = self._current.info.contract_hash, self._current.info.dimension
-        self._refused: tuple[_Fingerprint, str] | None = None  # the place whose index was refused, and why
-        self._suspect = False  # a search failed: look again, whatever the place says
-        self._problem: tuple[str, float] | None = None  # what is wrong, and from when on it counts
+        self._refused: tuple[_Fingerprint, str] | None = None  # the refused index, and why it was refused
+        self._suspect = False  # a search failed: reopen even if the fingerprint is unchanged
+        self._problem: tuple[str, float] | None = None  # what is wrong, and the time from which it is reported
         self._reported = False
 
     def __len__(self) -> int:
@@ -96,33 +96,33 @@ class IndexHandle:
 
     @property
     def info(self) -> IndexInfo:
-        """What the index was made with, as it was last seen."""
+        """What the index was made with, as of the last check."""
         return self._current.info
 
     @property
     def columns(self) -> dict[str, str]:
-        """See `SearchIndex.columns`; as they were last seen."""
+        """See `SearchIndex.columns`; as of the last check."""
         return self._current.columns
 
     @property
     def table(self) -> Any:
-        """The LanceDB table, as it was last opened; what is read from it by itself is not read again (see `run`)."""
+        """The LanceDB table, as last opened; unlike with `run`, direct reads from it are not retried."""
         return self._current.table
 
     @property
     def problem(self) -> str | None:
-        """Why the index cannot be searched, in one line; None if it can. As it was at the last look."""
+        """Why the index cannot be searched, in one line; None if it can. As of the last check."""
         problem = self._problem
         return problem[0] if problem is not None and self._reported else None
 
     @property
     def refusal(self) -> str | None:
-        """Why what is at the path now is not read, though the index that was there before still is; or None."""
+        """Why the index that is now at the path is not used while its predecessor still is; else None."""
         return self._refused[1] if self._refused is not None and self._problem is None else None
 
     @property
     def index(self) -> SearchIndex:
-        """The index as it is now, looked at again if that was not done lately. Raises IndexUnavailable."""
+        """The current index, checked again if the last check is too old. Raises IndexUnavailable."""
         if time.monotonic() - self._checked >= self.every and self._checking.acquire(blocking=False):
             try:
                 self._check()
@@ -137,25 +137,25 @@ class IndexHandle:
         self._current.check_model(model)
 
     def search(self, query: str, model: Encoder | None, **options: Unpack[SearchOptions]) -> SearchResult:
-        """`SearchIndex.search` by `run`."""
+        """`SearchIndex.search`, retried as `run` does."""
         return self.run(lambda index: index.search(query, model, **options))
 
     def list_documents(self, limit: int = 100, after: str = "") -> DocumentPage:
-        """`SearchIndex.list_documents` by `run`."""
+        """`SearchIndex.list_documents`, retried as `run` does."""
         return self.run(lambda index: index.list_documents(limit, after))
 
     def check(self) -> None:
-        """Look now whether the index has changed, and open it again where it has. Never raises."""
+        """Check now whether the index has changed, and reopen it if so. Never raises."""
         asked = time.monotonic()
         with self._checking:
-            if self._checked < asked:  # else another thread has looked while this one waited for it
+            if self._checked < asked:  # else another thread has checked while this one waited
                 self._check()
 
     def run(self, read: Callable[[SearchIndex], T]) -> T:
-        """`read(index)`; again if the index was exchanged meanwhile.
+        """Return `read(index)`, repeated if the index was replaced meanwhile.
 
         Raises:
-            IndexUnavailable: it is not there or cannot be read, and has not come back within `patience` seconds.
+            IndexUnavailable: the index is missing or unreadable, and did not come back within `patience` seconds.
         """
         end: float | None = None
         again = False
@@ -164,26 +164,28 @@ class IndexHandle:
             while True:
                 index, error = self.index, None
                 try:
-                    found = read(index)
+                    answer = read(index)
                 except (InputError, *FAILURES) as caught:
                     error = caught
-                    if isinstance(caught, StorageError) and not files_lost(caught):  # tried for long enough already
+                    if isinstance(caught, StorageError) and not files_lost(
+                        caught
+                    ):  # LanceDB has already tried for long enough
                         self._suspect = True
                         self._fail(str(caught))
                         raise
                 exchanged = not index.unchanged()
                 if error is None and not exchanged:
-                    return found
+                    return answer
                 end = time.monotonic() + self.patience if end is None else end
                 broken = exchanged or files_lost(error) or not (isinstance(error, InputError) or _answers(index))
                 self._suspect = self._suspect or broken
                 self.check()
                 another = broken or self._current.info.identity != index.info.identity
                 if self._current is not index and (another or not again) and time.monotonic() < end + self.patience:
-                    again = True  # once if it is only newer: what the user did wrong stays wrong
+                    again = True  # only once for a newer version: mistakes of the user stay mistakes
                     continue
                 if error is not None and not broken:
-                    raise error  # nothing has happened to the index
+                    raise error  # nothing happened to the index
                 if time.monotonic() >= end:
                     reason = brief(error) if error is not None else "it keeps being replaced"
                     line = self._problem[0] if self._problem else self._unreadable(reason)
@@ -191,17 +193,17 @@ class IndexHandle:
                     raise IndexUnavailable(line)
                 time.sleep(STEP)
         finally:
-            error = None  # its traceback holds this frame, and with it what `read` was given
+            error = None  # its traceback would keep this frame alive, and with it the arguments of `read`
 
     def writable(self) -> Place:
-        """Where a change is to be written now: a folder by its own name, whatever becomes of a link meanwhile.
+        """Where to write a change now: for a folder its real path, even if a symbolic link to it changes meanwhile.
 
         Raises:
-            IndexUnavailable: what is at the path is an index of another model; or it is not there or cannot be read,
-                and has not come back within `patience` seconds.
+            IndexUnavailable: the path has an index of another model; or the index is missing or unreadable, and did not
+                come back within `patience` seconds.
         """
         self.check()
-        while self._problem is not None and self.problem is None:  # it may be being exchanged
+        while self._problem is not None and self.problem is None:  # it may be in the middle of a replacement
             time.sleep(STEP)
             self.check()
         if (line := self.problem or self.refusal) is not None:
@@ -209,7 +211,7 @@ class IndexHandle:
         return Path(os.path.realpath(self.path)) if isinstance(self.path, Path) else self.path
 
     def unavailable(self, error: BaseException) -> IndexUnavailable | None:
-        """What to raise for an error of LanceDB that says that files are gone; None for any other."""
+        """The error to raise if LanceDB reported missing files; None for any other error."""
         if not files_lost(error):
             return None
         self._suspect = True
@@ -219,17 +221,17 @@ class IndexHandle:
 
     def _check(self) -> None:
         self._checked = time.monotonic()
-        found = None
+        fingerprint = None
         try:
-            found = self._fingerprint()
-            self._follow(found)
+            fingerprint = self._fingerprint()
+            self._follow(fingerprint)
         except _RefusedError as error:
             line = str(error)
             if self._refused is None or self._refused[1] != line:
                 self.on_event("refused", line)
-            assert found is not None  # it was looked at before it was refused
-            self._refused = found, line
-            if _answers(self._current, thorough=False):  # it is elsewhere now, and read on
+            assert fingerprint is not None  # `_follow` raised
+            self._refused = fingerprint, line
+            if _answers(self._current, thorough=False):  # the old index was moved, and can still be read
                 self._recover()
             else:
                 self._fail(line, at_once=True)
@@ -238,53 +240,59 @@ class IndexHandle:
         except FAILURES as error:
             self._fail(self._unreadable(brief(error)))
 
-    def _follow(self, found: _Fingerprint) -> None:
-        """Move on to what is at the path."""
-        same = found.folder == self._seen.folder
-        if same and found == self._seen and isinstance(self.path, Path) and not self._suspect and not self._problem:
-            self._refused = None  # a link that led elsewhere leads back
+    def _follow(self, fingerprint: _Fingerprint) -> None:
+        """Move on to the index that is now at the path."""
+        same = fingerprint.folder == self._seen.folder
+        if (
+            same
+            and fingerprint == self._seen
+            and isinstance(self.path, Path)
+            and not self._suspect
+            and not self._problem
+        ):
+            self._refused = None  # a link that was changed leads back to this index
             return
-        if self._refused is not None and found == self._refused[0] and isinstance(self.path, Path):
+        if self._refused is not None and fingerprint == self._refused[0] and isinstance(self.path, Path):
             raise _RefusedError(self._refused[1])
         if same and not self._suspect:
             newest = (self._current.reopened() if self._newest is None else self._newest).latest()
             commits = newest.backend.version - self._current.backend.version
             of_the_same = newest.info.identity == self._current.info.identity and newest.unchanged() and commits >= 0
             if of_the_same and (self._problem is None or _answers(newest)):
-                if commits or self._problem is not None:  # searches that have begun stay at their version
+                if commits or self._problem is not None:  # running searches stay at their version
                     self._current, self._newest = newest, None
                 else:
                     self._newest = newest
-                self._seen, self._refused = found, None
+                self._seen, self._refused = fingerprint, None
                 self._recover()
                 return
         opened = self._open()
         if (opened.info.contract_hash, opened.info.dimension) != self._contract:
             raise _RefusedError(
-                f"{self.path} now holds an index that was made with {opened.info.model_name} (contract "
+                f"{self.path} now has an index that was made with {opened.info.model_name} (contract "
                 f"{opened.info.contract_hash[:12]}), not with {self._current.info.model_name} (contract "
-                f"{self._contract[0][:12]}); put an index of the same model there, or start again with this one"
+                f"{self._contract[0][:12]}); put an index of the same model there, or restart with this one"
             )
         opened.backend.probe()
         if opened.info.identity != self._current.info.identity and not opened.complete and self._waits_for_a_build():
             raise InputError(f"the index {self.path} is being built")  # it may lack its rows, or its full-text index
-        if self._fingerprint()[:2] != found[:2]:
-            raise InputError(f"the index {self.path} is being replaced")  # the next look will see
-        before, self._current, self._newest, self._seen = self._current, opened, None, found
+        if self._fingerprint()[:2] != fingerprint[:2]:
+            raise InputError(f"the index {self.path} is being replaced")  # the next check will pick it up
+        before, self._current, self._newest, self._seen = self._current, opened, None, fingerprint
         self._suspect, self._refused = False, None
         self._recover()
         if not same or before.info.identity != opened.info.identity:
             self.on_event("exchanged", f"{self.path} holds another index of the same model, made {opened.info.created}")
 
     def _waits_for_a_build(self) -> bool:
-        """Whether an index in the place of another is given more time to be built: half of `patience`, from when the
-        other one was first missed; then it is searched as it is."""
+        """Whether to wait for an incomplete replacement to be built: for half of `patience` since the old index was
+        first missing. After that it is searched as it is."""
         now = time.monotonic()
         missed = self._problem[1] - self.patience if self._problem is not None else now
         return now < missed + self.patience / 2
 
     def _open(self) -> SearchIndex:
-        """The index where the path leads now; it stays readable there if a symbolic link changes."""
+        """Open the index that the path leads to now. It stays readable if a symbolic link changes."""
         place = self.path if not isinstance(self.path, Path) else Path(os.path.realpath(self.path))
         try:
             opened = SearchIndex.open(place, follow=False)
@@ -293,10 +301,10 @@ class IndexHandle:
         return opened.with_display_path(self.path)
 
     def _fingerprint(self) -> _Fingerprint:
-        """What is there now; cheap, as no file is read.
+        """Identify what is at the path now. Cheap, as no file is read.
 
         Raises:
-            InputError: there is nothing.
+            InputError: there is nothing at the path.
         """
         if not isinstance(self.path, Path):
             return _Fingerprint((), 0, 0)
@@ -304,14 +312,14 @@ class IndexHandle:
             known, commit = self._backend.fingerprint(Path(os.path.realpath(self.path)))
         except OSError as error:
             if not self.path.exists():
-                raise InputError(f"the index {self.path} is not there any more") from error
+                raise InputError(f"the index {self.path} is missing") from error
             reason = error.strerror or error
             raise InputError(f"the index {self.path} cannot be read ({reason})") from error
-        settled = abs(time.time_ns() - commit) >= UNSETTLED  # else, as clocks of files are coarse, look again next time
+        settled = abs(time.time_ns() - commit) >= UNSETTLED  # if not, look again next time: timestamps are coarse
         return _Fingerprint(known, commit, 0 if settled else time.monotonic_ns())
 
     def _unreadable(self, reason: str) -> str:
-        return f"the index {self.path} cannot be read ({reason}); if that lasts, put back a copy of it or index again"
+        return f"the index {self.path} cannot be read ({reason}); if this persists, restore a copy or index again"
 
     def _fail(self, line: str, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -340,7 +348,7 @@ def _answers(index: SearchIndex, thorough: bool = True) -> bool:
 
 @contextmanager
 def damage_explained(path: str | Path) -> Iterator[None]:
-    """Turn what LanceDB raises for files that are gone or damaged into one line; other errors pass.
+    """Turn LanceDB's errors about missing or damaged files into an InputError with a one-line message; others pass.
 
     Raises:
         InputError: files of the index at `path` cannot be read.
@@ -351,5 +359,5 @@ def damage_explained(path: str | Path) -> Iterator[None]:
         if isinstance(error, InputError) or not files_lost(error):
             raise
         raise InputError(
-            f"{path}: files of the index are gone or damaged ({brief(error)}); put back a copy of it, or index again"
+            f"{path}: files of the index are missing or damaged ({brief(error)}); restore a copy or index again"
         ) from error

@@ -37,9 +37,7 @@ class IndexInfo:
         """The description of an index made now with `model`."""
         from search_r3 import __version__
 
-        created = datetime.now(UTC).isoformat(
-            timespec="milliseconds"
-        )  # distinguishes indexes made within the same second
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")  # indexes may be made within the same second
         source = getattr(model, "source", "")
         return cls(FORMAT_VERSION, model.name, model.contract_hash, model.dimension, created, __version__, source)
 
@@ -138,9 +136,7 @@ def migrate(description: dict[str, Any], path: Path | str) -> dict[str, Any]:
 
 
 _STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    0: lambda description: (
-        {"created": ""} | description
-    ),  # before the first release, not all recorded their creation time
+    0: lambda description: {"created": ""} | description,  # before the first release, `created` was optional
     1: lambda description: description,  # the rows have no source, see `lance_table.migrate_rows`
 }
 """Format -> the step to the next one; a step changes the description, not the rows."""

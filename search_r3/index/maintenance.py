@@ -1,6 +1,6 @@
-"""Changing an index without its corpus: documents deleted or replaced by their ids, files put together.
+"""Changing an index without its corpus: delete or replace documents by id, delete a source, compact files.
 
-Each is one LanceDB commit or none: an id that is not there refuses the whole deletion.
+Each deletion is all or nothing: an unknown id refuses the whole deletion.
 """
 
 from __future__ import annotations
@@ -46,16 +46,22 @@ from search_r3.index.storage.locking import WriteLock, writing
 
 
 class UnknownDocument(InputError):
-    """The index has no document of that id; a server makes it a 404."""
+    """The index has no document with that id; a server answers 404."""
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """What a compaction did: files of rows and bytes on disk, before and after; bytes are 0 at a URI.
+    """What a compaction did.
 
-    `bytes_old` of `bytes_after` belong to versions that a reader may still use; they go with the next write or
-    compaction that comes when those versions are old enough. `duplicates_removed` counts rows that were removed as
-    another of the same id and source is equal; `differing` are ids whose rows differ, all of which were kept.
+    Attributes:
+        files_before, files_after: number of files of rows.
+        bytes_before, bytes_after: bytes on disk; 0 on object storage.
+        bytes_old: the part of `bytes_after` that belongs to versions which readers may still use. The first write or
+            compaction after those versions are old enough removes them.
+        approximate: the approximate index as `ApproximateIndex` describes it, if there is one.
+        full_text_rebuilt: the full-text index of an earlier version, which left out words, was rebuilt.
+        duplicates_removed: rows removed because an equal row has the same id and source.
+        differing: ids whose rows differ; all of those rows were kept.
     """
 
     files_before: int
@@ -74,9 +80,9 @@ class Deleted:
     """What a deletion did.
 
     Attributes:
-        chunks: how many were removed.
-        full_text_rebuilt: an earlier version had left words out of the full-text index, so it was built again.
-        source: the name of the source that was removed, if one was.
+        chunks: number of chunks removed.
+        full_text_rebuilt: the full-text index of an earlier version, which left out words, was rebuilt.
+        source: name of the removed source, if one was removed.
     """
 
     chunks: int
@@ -88,14 +94,14 @@ def delete_documents(path: str | Path, ids: Sequence[str], *, wait: float = 0.0,
     """Remove documents, with all of their chunks, from the index in the folder `path`.
 
     Args:
-        wait: seconds to wait for another writer to end.
-        maintain: do the maintenance that is due; with False, `maintain_index` must be called now and then.
+        wait: seconds to wait for another writer to finish.
+        maintain: do the maintenance that is due; with False, call `maintain_index` from time to time.
 
     Raises:
-        UnknownDocument: one of `ids` is not there; nothing is deleted.
+        UnknownDocument: the index lacks one of `ids`; nothing is deleted.
         IndexBusy: another process is writing.
         StorageError: object storage failed or did not answer.
-        InputError: no ids, or no index.
+        InputError: there are no ids, or there is no index.
     """
     wanted = list(dict.fromkeys(ids))
     if not wanted:
@@ -112,14 +118,14 @@ def delete_each(
     maintain: bool = True,
     expected_info: IndexInfo | None = None,
 ) -> dict[str, int]:
-    """`delete_documents`, but ids that are not there are passed over; returns the chunks of those that were.
+    """`delete_documents` that ignores unknown ids; returns the number of removed chunks of each document.
 
     Args:
         expected_info: info of the expected index; an index of another model at this path is left untouched.
 
     Raises:
-        ModelMismatch: it was not made with the model of `expected_info`.
-        InputError: as `delete_documents`.
+        ModelMismatch: the index was not made with the model of `expected_info`.
+        InputError: as for `delete_documents`.
     """
     return _delete(path, list(dict.fromkeys(ids)), wait, maintain, expected_info, every=False)[0]
 
@@ -127,7 +133,7 @@ def delete_each(
 def _delete(
     path: str | Path, wanted: list[str], wait: float, maintain: bool, expected_info: IndexInfo | None, every: bool
 ) -> tuple[dict[str, int], bool]:
-    """The chunks removed of each document, and whether the full-text index was rebuilt."""
+    """Delete documents; returns the number of removed chunks of each, and whether the full-text index was rebuilt."""
     place = for_writing(place_of(path))
     if "streaming" not in choose_backend(place).capabilities:
         return _delete_portable(place, path, wanted, wait, expected_info, every), False
@@ -135,21 +141,21 @@ def _delete(
     with storage_errors(place), writing(place, wait=wait) as lease:
         index = _open(place, expected_info)
         complete = index.complete
-        held = Counter(document for (document,) in index.rows_where("document", wanted, ["document"]))
+        chunks = Counter(document for (document,) in index.rows_where("document", wanted, ["document"]))
         if every:
-            _refuse_unknown(path, wanted, held)
-        for some in in_parts(sorted(held)):
+            _refuse_unknown(path, wanted, chunks)
+        for some in in_parts(sorted(chunks)):
             lease.check()
             index.delete_where("document", some)
         rebuilt = complete and maintain and _maintain(index.table, place, lease)
         flush(place, began)
-        return dict(held), rebuilt
+        return dict(chunks), rebuilt
 
 
 def _delete_portable(
     place: Place, path: str | Path, wanted: list[str], wait: float, expected_info: IndexInfo | None, every: bool
 ) -> dict[str, int]:
-    """`_delete` from an index of a backend that has nothing to maintain."""
+    """`_delete` for backends that need no maintenance."""
     backend = open_backend(place)
     if expected_info is not None:
         backend.info.check_expected(expected_info, place)
@@ -161,8 +167,8 @@ def _delete_portable(
     return dict(Counter(row["document"] for row in gone))
 
 
-def _refuse_unknown(path: str | Path, wanted: list[str], held: Container[str]) -> None:
-    if unknown := [identifier for identifier in wanted if identifier not in held]:
+def _refuse_unknown(path: str | Path, wanted: list[str], known: Container[str]) -> None:
+    if unknown := [identifier for identifier in wanted if identifier not in known]:
         more = f" and {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
         raise UnknownDocument(f'{path} has no document "{unknown[0][:200]}"{more}; nothing was deleted')
 
@@ -175,14 +181,15 @@ def maintain_index(
     always: bool = False,
     expected_info: IndexInfo | None = None,
 ) -> bool:
-    """Do the maintenance that is due in an index that is whole: after writes that left it undone.
+    """Do the maintenance that is due in a complete index, after writes that postponed it.
 
-    Returns whether that rebuilt a full-text index that an earlier version had made.
+    Returns:
+        Whether that rebuilt an outdated full-text index.
 
     Args:
-        start: rows from which on the index gets an approximate one; None begins none.
-        wait: seconds to wait for another writer to end.
-        always: look for old versions though few writes were made since they were last removed.
+        start: number of rows from which an approximate index is built; None never builds one.
+        wait: seconds to wait for another writer to finish.
+        always: remove old versions even if there were few writes since the last time.
         expected_info: info of the expected index; an index of another model at this path is left untouched.
 
     Raises:
@@ -238,16 +245,16 @@ def update_documents(
     maintain: bool = True,
     types: Mapping[str, str] | None = None,
 ) -> IndexReport:
-    """Add documents, or replace those whose id the index has: `build_index` that removes no other document.
+    """Add documents, or replace those whose ids the index has: `build_index` without removing other documents.
 
-    They belong to the source "api" from then on, unless they are read from a folder or a file, or `source` is given:
-    what was indexed from elsewhere before does not replace them again.
+    The documents then belong to the source "api", unless they are read from a folder or a file, or `source` is given.
+    Indexing their former source again does not replace them.
 
     Args:
-        path, documents, model: as in `build_index`, and so are the options. The index must exist.
+        path, documents, model: as for `build_index`, like the options. The index must exist.
 
     Raises:
-        InputError: there is no index, or as `build_index`.
+        InputError: there is no index, or as for `build_index`.
     """
     SearchIndex.open(path)
     return build_index(
@@ -270,11 +277,12 @@ def delete_source(path: str | Path, name: str) -> Deleted:
     """Remove a source with all of its documents.
 
     Args:
-        name: as `SearchIndex.sources` has it, or the path of its folder or file. "unknown" are the documents of an
-            index of format 1 that no run has brought again.
+        name: the source's name, as in `SearchIndex.sources`, or the path of its folder or file. "unknown" are documents
+            of an index of format 1 that no run has read since.
 
     Raises:
-        InputError: the index has no such source (its own are named), no index, or another process is writing.
+        IndexBusy: another process is writing.
+        InputError: there is no index, or it has no such source (the message lists its sources).
     """
     place = for_writing(place_of(path))
     if "streaming" not in (kind := choose_backend(place)).capabilities:
@@ -294,7 +302,7 @@ def delete_source(path: str | Path, name: str) -> Deleted:
         write_sources(index.table, others.values())
         deleted = before - index.count()
         if unfinished and not any(other.unfinished for other in others.values()):
-            ensure_complete(index.table)  # nothing is missing any more
+            ensure_complete(index.table)  # nothing is missing now
             complete = True
         rebuilt = complete and _maintain(index.table, place, lease)
         flush(place, began)
@@ -307,22 +315,22 @@ def _source_named(index: IndexBackend, name: str) -> str:
     if name in names:
         return name
     for path in (os.path.realpath(os.path.expanduser(name)), os.path.abspath(os.path.expanduser(name))):
-        for held, root in names.items():
-            if path in (root, held):
-                return held
+        for known, root in names.items():
+            if path in (root, known):
+                return known
     listed = ", ".join(f'"{known}"' for known in names) or "none"
     raise InputError(f'{index.path} has no source "{name}"; its sources are: {listed}')
 
 
 def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compacted:
-    """Put small files together, drop deleted rows, fold new rows into the indices, and remove old versions.
+    """Merge small files, drop deleted rows, index new rows, and remove old versions.
 
-    The approximate index is built, trained again or measured again where that is due (`keep_approximate`).
+    The approximate index is built, retrained or measured again if that is due (`keep_approximate`).
 
     Args:
-        keep: versions replaced within this time stay, for processes that read them now. With `timedelta(0)` all the
-            space is given back at once; a search that is running then may fail once and has to be repeated, which
-            `SearchIndex.search` does by itself.
+        keep: versions replaced within this time stay, for processes that are reading them. With `timedelta(0)` all
+            space is freed at once; a search that is running then may fail once, which `SearchIndex.search` repeats
+            automatically.
 
     Raises:
         IndexBusy: another process is writing.
@@ -340,7 +348,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         lease.check()
         compaction = compact(index.table, place, everything=True)
         lease.check()
-        found = keep_approximate(index.table, check=lease.check)
+        renewed = keep_approximate(index.table, check=lease.check)
         lease.check()
         if complete:
             mark_complete(index.table)
@@ -348,7 +356,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         flush(place, began)
         after = _bytes(place)
         old = max(0, after - live_bytes(place)) if after else 0
-        approximate = found.to_dict() if found else None
+        approximate = renewed.to_dict() if renewed else None
         rebuilt = compaction.full_text_rebuilt
         return Compacted(files, count_files(index.table), size, after, old, approximate, rebuilt, removed, differing)
 

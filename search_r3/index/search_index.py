@@ -35,7 +35,7 @@ class ListedDocument:
 
 @dataclass(frozen=True)
 class DocumentPage:
-    """Some of an index's documents, by id; `total` is the number of all, `has_more` whether others follow."""
+    """Some of an index's documents, by id; `total` is the number of all documents, `has_more` whether others follow."""
 
     documents: list[ListedDocument]
     total: int
@@ -43,7 +43,7 @@ class DocumentPage:
 
 
 class SearchIndex:
-    """An index, opened for reading: `SearchIndex.open(path)`. `build_index` makes and updates it."""
+    """An index opened for reading: `SearchIndex.open(path)`. `build_index` creates and updates it."""
 
     def __init__(self, path: Path | str, backend: IndexBackend) -> None:
         self.path = path
@@ -51,10 +51,10 @@ class SearchIndex:
 
     @classmethod
     def open_snapshot(cls, path: str | Path) -> SearchIndex:
-        """Open the newest version of the index at `path` for a few searches, sooner than `open` does: without LanceDB.
+        """Open the newest version of the index at `path` for a few searches, faster than `open`: without LanceDB.
 
         Raises:
-            InputError: as `open`.
+            InputError: as for `open`.
         """
         place = place_of(path)
         return cls(place, open_backend(place, snapshot=True))
@@ -64,8 +64,8 @@ class SearchIndex:
         """Open the index in the folder `path`, or at a URI such as "s3://bucket/index", with the backend that made it.
 
         Args:
-            follow: see what others commit, after two seconds; if not, it stays at the version that it was opened at.
-                Of the backends, only LanceDB follows.
+            follow: pick up other writers' commits within two seconds; otherwise the index stays at the version that was
+                opened. Only LanceDB follows.
 
         Raises:
             InputError: there is no such folder, it is not an index, the index is damaged, or a newer search-r3 made it.
@@ -74,21 +74,21 @@ class SearchIndex:
         return cls(place, open_backend(place, follow=follow))
 
     def with_display_path(self, path: Path | str) -> SearchIndex:
-        """Return this index, shown as `path` in messages: a link that leads here."""
+        """Return this index, called `path` in messages, such as a symbolic link to it."""
         self.path = self.backend.path = path
         return self
 
     def reopened(self) -> SearchIndex:
-        """The newest version of what is now where this index was opened, as a separate object, which stays at that
-        version. What LanceDB has cached is shared.
+        """The newest version of whatever is now at this index's path, as a separate object that stays at that version
+        and shares LanceDB's caches.
 
         Raises:
-            InputError: as `open`.
+            InputError: as for `open`.
         """
         return self._again(self.backend.reopened())
 
     def latest(self) -> SearchIndex:
-        """This index at its newest version; perhaps the same object. Raises InputError as `open`."""
+        """This index at its newest version; may be the same object. Raises InputError as `open` does."""
         latest = self.backend.latest()
         return self if latest is self.backend else self._again(latest)
 
@@ -98,8 +98,8 @@ class SearchIndex:
         return SearchIndex(self.path, backend).with_display_path(self.path)
 
     def pinned(self) -> SearchIndex:
-        """The index at the version that it has now, for reads that go together: it sees nothing that is committed
-        meanwhile. It is itself if it was opened without following."""
+        """The index fixed at its current version, for reads that belong together: it does not see later commits. An
+        index that was opened without following is returned as it is."""
         pinned = self.backend.pinned()
         return self if pinned is self.backend else SearchIndex(self.path, pinned)
 
@@ -124,11 +124,11 @@ class SearchIndex:
 
     @property
     def complete(self) -> bool:
-        """Whether the last build ran to its end; if not, run it again: it resumes where it stopped."""
+        """Whether the last build ran to its end; if not, run it again, and it resumes where it stopped."""
         return self.backend.complete
 
     def unchanged(self) -> bool:
-        """Whether the index still is what was opened, and not another one that LanceDB found in its place."""
+        """Whether the index is still the one that was opened, rather than another one that replaced it."""
         try:
             return self.backend.current_info().identity == self.info.identity
         except InputError:
@@ -141,23 +141,23 @@ class SearchIndex:
 
     @property
     def sources(self) -> list[SourceCount]:
-        """Where the documents come from, by name; those of an index of format 1 are of the source "unknown"."""
+        """The sources of the documents, by name; in an index of format 1 the source is "unknown"."""
         return self.backend.sources()
 
     @property
     def approximate(self) -> ApproximateIndex | None:
-        """The approximate index with its measured recall, or None where vectors are searched exactly."""
+        """The approximate index with its measured recall, or None if vectors are searched exactly."""
         return self.backend.approximate
 
     @property
     def full_text(self) -> FullText:
-        """Whether words are found: "current"; "outdated" (made before every word was indexed: searching works, and the
-        next build or compaction rebuilds it); "missing" (the first build was interrupted); or "none" (the backend has
-        no text search)."""
+        """The state of the full-text index: "current"; "outdated" (by a version that left out words: searches work, and
+        the next build or compaction rebuilds it); "missing" (the first build was interrupted); or "none" (the backend
+        has no text search)."""
         return self.backend.full_text
 
     def describe(self) -> dict[str, Any]:
-        """What the index is, as JSON-ready values; `duplicate_ids` counts the ids of more than one row."""
+        """A description of the index as JSON-ready values; `duplicate_ids` counts ids that more than one row has."""
         with storage_errors(self.path):
             duplicates = self.following(lambda index: index.backend.count_duplicate_ids())
             sources = self.following(lambda index: index.sources)
@@ -169,7 +169,7 @@ class SearchIndex:
             "complete": self.complete,
             "columns": self.columns,
             "sources": [asdict(source) for source in sources],
-            "approximate": found.to_dict() if (found := self.approximate) else None,
+            "approximate": approximate.to_dict() if (approximate := self.approximate) else None,
             "full_text": self.full_text,
             "backend": self.backend.name,
             **asdict(self.info),
@@ -186,10 +186,10 @@ class SearchIndex:
             return first
 
         with storage_errors(self.path):
-            found = self.following(read)
-        following = [identifier for identifier in found if identifier > after] if after else list(found)
-        shown = nsmallest(limit, following)
-        return DocumentPage([found[identifier] for identifier in shown], len(found), len(following) > len(shown))
+            documents = self.following(read)
+        later = [identifier for identifier in documents if identifier > after] if after else list(documents)
+        shown = nsmallest(limit, later)
+        return DocumentPage([documents[identifier] for identifier in shown], len(documents), len(later) > len(shown))
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """The vectors of the chunks of these ids, float32 (ids, dimension). Raises KeyError for an unknown id."""
@@ -226,21 +226,22 @@ class SearchIndex:
             model: a model of the index's contract; may be None for mode "text", which needs none.
             k: how many hits, 1 to 1,000.
             mode: "vector" (meaning), "text" (words) or "hybrid" (both).
-            reasoning: let the model reason before it embeds the query. With "auto" it reasons where its rule
-                (`model.adaptive_rule`, see search_r3.model.adaptive_reasoning) expects that to help, by the cosines of
-                a direct search; `reasoning` of the result says whether it did.
-            max_reasoning_tokens: the most tokens of reasoning.
+            reasoning: let the model reason before it embeds the query. With "auto" it reasons if its rule
+                (`model.adaptive_rule`, see search_r3.model.adaptive_reasoning) predicts from the cosines of a direct
+                search that this helps; the result's `reasoning` says whether it did.
+            max_reasoning_tokens: maximum number of reasoning tokens.
             where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that
                 `k` hits are returned if that many match. `columns` lists the columns that it may name.
             exact: compare the query with every vector, even if there is an approximate index.
-            chunks: every chunk is a hit of its own, so a document may come several times.
+            chunks: make every chunk a separate hit, so a document may occur several times.
             vector_weight: the weight of the vectors in a hybrid search, 0 to 1; the words have the remaining weight.
             fusion: how a hybrid search fuses its lists: "linear" adds weighted, normalized scores (`fuse_scores`),
-                "rrf" is reciprocal rank fusion, which takes no weight.
+                "rrf" is reciprocal rank fusion, which has no weights.
 
         Raises:
-            InputError: the query is empty or too long, an option is wrong, the model is not the index's, a text search
-                needs a full-text index that is missing, or the backend has no text search or no filters.
+            InputError: the query is empty or too long, an option is invalid, the model is not the index's, the
+                full-text index that a text search needs is missing, or the backend does not support text search or
+                filters.
         """
         with storage_errors(self.path):
             return self.following(
@@ -261,9 +262,9 @@ class SearchIndex:
             )
 
     def following(self, read: Callable[[SearchIndex], T]) -> T:
-        """`read(self.pinned())`; once more, at the latest version, if files of an older one were removed under it.
+        """Return `read(self.pinned())`; if files of its version were removed meanwhile, read the latest version.
 
-        `compact_index` with `keep=timedelta(0)` does that to a reader that has not seen the latest version yet.
+        `compact_index` with `keep=timedelta(0)` removes files of readers that have not seen the latest version yet.
         """
         index = self.pinned()
         try:
@@ -272,8 +273,8 @@ class SearchIndex:
             if not self.backend.files_replaced(error):
                 raise
             newest = None
-            with suppress(InputError):  # it is not there, or cannot be read
+            with suppress(InputError):  # it is missing or unreadable
                 newest = index.reopened()
-            if newest is None or newest.info.identity != index.info.identity:  # another index was put in its place
+            if newest is None or newest.info.identity != index.info.identity:  # another index replaced it
                 raise
             return read(newest)

@@ -1,1 +1,1 @@
-"""Documents into chunks: by their structure, within the model's limit of tokens."""
+"""Cutting documents into chunks: by their structure, within the model's token limit."""

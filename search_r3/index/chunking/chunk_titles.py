@@ -1,15 +1,15 @@
-"""Titles of chunks that are too long to stand before a text: of the limit of tokens they get half."""
+"""Shortening titles of chunks: a title gets at most half of the token limit."""
 
 from __future__ import annotations
 
 from search_r3.index.chunking.token_limit import TokenLimit
 
-LONGEST_TOKEN = 20  # characters, on average over a text; only to keep very long titles away from the tokenizer
+LONGEST_TOKEN = 20  # characters, as an average; only keeps very long titles away from the tokenizer
 MORE = "…"
 
 
 def split_title(title: str, tokens: TokenLimit) -> tuple[str, str]:
-    """As many whole words of a title as half the limit holds, and the rest; characters of a word that is too long."""
+    """As many whole words of a title as fit into half the limit, and the rest; a word that is too long is split."""
     half = tokens.limit // 2
     start = title[: half * LONGEST_TOKEN]
     while start and tokens.count([start])[0] > half:
@@ -21,7 +21,7 @@ def split_title(title: str, tokens: TokenLimit) -> tuple[str, str]:
 
 
 def short_path(title: str, tokens: TokenLimit) -> str:
-    """A path of headings, or of folders, within half the limit: the outer parts go first, then the end of the last."""
+    """Shorten a path of headings or folders to half the limit: drop outer parts first, then the end of the last one."""
     half = tokens.limit // 2
     for separator in (" > ", "/"):
         while separator in title and tokens.count([title])[0] > half:

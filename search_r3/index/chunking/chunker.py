@@ -1,8 +1,8 @@
-"""Documents cut into chunks where their structure allows: headings, functions, paragraphs, and only then sentences.
+"""Cutting documents into chunks where their structure allows: headings, functions, paragraphs, and only then sentences.
 
 A document is a tree of sections over its lines (`outline`). A section that fits the target size stays whole; a larger
-one is cut into its own text and its children. A heading goes with the text below it, and what is too long for the model
-is split (`text_splitting`). Sections lie end to end, so by construction no text is lost.
+one is cut into its own text and its children. A heading stays with the text below it, and text that is too long for the
+model is split (`text_splitting`). Sections are contiguous, so by construction no text is lost.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from search_r3.index.source_document import Scalar, SourceDocument
 
 TARGET_WORDS = 160
 MAX_WORDS = 320
-SHORT = 1 / 4  # of the target size: a shorter text stays with its neighbor, as beside its title it would outrank it
-HEADING_WORDS = 12  # a line of so few words that does not end like a sentence introduces what follows
-COMMENT_WORDS = 40  # a longer comment is text of its own
-UNMARKED_WEIGHT = 4  # lines that only look like headings are soon too many: they may be a list
+SHORT = 1 / 4  # of the target size; a shorter text joins its neighbor, which it would otherwise outrank by its title
+HEADING_WORDS = 12  # a line with at most this many words that does not end like a sentence introduces what follows
+COMMENT_WORDS = 40  # a longer comment is separate text
+UNMARKED_WEIGHT = 4  # lines that only look like headings count more, as they may be a list
 OPENINGS = (":", "{", "(", "[", "：")
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -49,7 +49,7 @@ SENTENCE_END = re.compile(r"[.!…。！;,；，]['\")\]*_]*$")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a document, the unit that is embedded and found. Lines count from 1 and include both ends."""
+    """A piece of a document: the unit that is embedded and found. Lines count from 1, both ends included."""
 
     id: str
     document: str
@@ -63,7 +63,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """A document's lines, which of them are headings, and whether it is code; `target` words may stay together."""
+    """A document's lines, the numbers of its heading lines, whether it is code, and the `target` size in words."""
 
     lines: list[str]
     headings: set[int]
@@ -73,11 +73,12 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Lines that are not cut unless they must be.
+    """Lines that stay together if possible.
 
     Attributes:
-        heads: it only introduces what follows; `heading`: by markup, not only by its looks.
-        tails: it only closes or separates.
+        heads: whether they only introduce what follows.
+        heading: whether they do so by markup rather than by appearance.
+        tails: whether they only close or separate.
     """
 
     section: Section
@@ -94,20 +95,19 @@ def chunk_document(
     max_words: int = MAX_WORDS,
     tokens: TokenLimit | None = None,
 ) -> list[Chunk]:
-    """Cut one document; the chunks' texts, in order, hold all of its text but blank lines, in composed form (NFC).
+    """Cut one document into chunks. In order, they contain all of its text except blank lines, in composed form (NFC).
 
-    Every chunk has an id of its own, whatever the documents' ids are (see `chunk_ids`). Records (JSONL, CSV,
-    BEIR) are kept whole up to `max_words` and the limit of tokens, since there the user has decided what one
-    document is.
+    Chunk ids are unique whatever the documents' ids are (see `chunk_ids`). Records (JSONL, CSV, BEIR) stay whole up to
+    `max_words` and the token limit, since the user has decided there what one document is.
 
-    A chunk's title is the path of headings down to it. In a document of several chunks a title may have half of the
-    limit of tokens: of a record's title the rest becomes the beginning of its text; a path of headings that would make
-    its chunk too long loses the outer ones.
+    A chunk's title is the path of headings down to it. In a document with several chunks, a title may have half of the
+    token limit: the rest of a record's title becomes the beginning of its text, and a path of headings that would make
+    its chunk too long loses its outer headings.
 
     Args:
-        target_words: sections and paragraphs are put together up to this size.
-        max_words: nothing is larger than this; a longer paragraph is cut between sentences, code between lines.
-        tokens: what "title text" of a chunk may have; None does not look at tokens.
+        target_words: sections and paragraphs are merged up to this size.
+        max_words: maximum size; a longer paragraph is cut between sentences, code between lines.
+        tokens: the limit for a chunk's "title text"; None ignores tokens.
     """
     if "\r" in document.text:
         document = replace(document, text=document.text.replace("\r\n", "\n").replace("\r", "\n"))
@@ -125,7 +125,7 @@ def chunk_document(
 
 
 def content_of(title: str, text: str) -> str:
-    """What is embedded of a chunk."""
+    """The text of a chunk that is embedded."""
     return f"{title} {text}" if title else text
 
 
@@ -169,7 +169,7 @@ def _pieces(
 
 
 def _blocks(section: Section, source: Lines) -> Iterator[Block]:
-    """The lines of a section: all of them if they are few, else its own between blank lines, then its children's."""
+    """The blocks of a section: one if it is small, else its own paragraphs followed by its children's blocks."""
     whole = _piece(section.start, section.end, source)
     if not whole.text.strip():
         return
@@ -192,7 +192,7 @@ def _blocks(section: Section, source: Lines) -> Iterator[Block]:
 
 
 def _runs(lines: list[str], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Runs of lines between blank lines, as [start, end); fenced code is in one."""
+    """Runs of lines between blank lines, as [start, end); fenced code stays in one run."""
     first, fence = start, ""
     for number in range(start, end):
         mark = FENCE.match(lines[number])
@@ -214,7 +214,7 @@ def _only_headings(filled: list[int], source: Lines) -> bool:
 
 
 def _introduces(lines: list[str], code: bool) -> bool:
-    """Whether lines only announce what follows: a heading that no markup shows, an anchor, a comment above code."""
+    """Whether lines only introduce what follows: a heading without markup, an anchor, a comment above code."""
     if all(ANCHOR.fullmatch(line) for line in lines):
         return True
     if code and all(COMMENT.match(line) for line in lines):
@@ -238,7 +238,7 @@ def _opens(line: str) -> bool:
 
 
 def _lead(text: str, length: int, target: int) -> int:
-    """`length` as the length of a heading at an end of `text`; 0 where that is all, or text of its own."""
+    """`length` if that many characters are a heading at one end of `text`; 0 if they are all of it or too long."""
     return length if 1 < length < len(text) and size(text[:length]) <= target // 2 else 0
 
 
@@ -247,15 +247,15 @@ def _filled(start: int, end: int, source: Lines) -> list[int]:
 
 
 def _heading_lines(section: Section) -> set[int]:
-    found = set(range(section.start, section.body))
-    return found.union(*map(_heading_lines, section.children))
+    own = set(range(section.start, section.body))
+    return own.union(*map(_heading_lines, section.children))
 
 
 # ------------------------------------------------------------------------------------------------------------ joining
 
 
 def _glued(blocks: Iterable[Block], target: int) -> Iterator[Block]:
-    """Blocks with the headings above them and the closing marks below them, so that these are never alone."""
+    """Merge blocks with the headings above and the closing marks below them, so that those are never alone."""
     group: list[Block] = []
     heads: list[Block] = []
     for block in blocks:
@@ -269,7 +269,7 @@ def _glued(blocks: Iterable[Block], target: int) -> Iterator[Block]:
             free, kept = _nearest(heads, target)
             yield from free
             group, heads = [*kept, block], []
-    if group and heads and _words(heads) <= target:  # at the document's end nothing follows
+    if group and heads and _words(heads) <= target:  # at the end of the document, headings join the text above
         last = _merged(group, target)
         both = _joined([last.piece, *(head.piece for head in heads)])
         tail = _lead(both.text[::-1], len(both.text) - len(last.piece.text), target)
@@ -281,7 +281,7 @@ def _glued(blocks: Iterable[Block], target: int) -> Iterator[Block]:
 
 
 def _nearest(heads: list[Block], target: int) -> tuple[list[Block], list[Block]]:
-    """The headings that are too many to go with what follows, and those that do: at least the last one."""
+    """Split headings into those too far from the text that follows, and those merged with it: at least the last."""
     count, weight = 0, 0
     for head in reversed(heads):
         weight += size(head.piece.text) * (1 if head.heading else UNMARKED_WEIGHT)
@@ -295,7 +295,7 @@ def _nearest(heads: list[Block], target: int) -> tuple[list[Block], list[Block]]
 
 
 def _evenly(heads: list[Block], target: int) -> list[Block]:
-    """Headings with no text between them, of several sections, as few blocks of about equal size."""
+    """Merge headings of several sections without text between them into a few blocks of about equal size."""
     if len({id(head.section) for head in heads}) < 2:
         return heads
     total = _words(heads)
@@ -317,40 +317,40 @@ def _words(blocks: list[Block]) -> int:
 
 
 def _merged(group: list[Block], target: int) -> Block:
-    """Neighbors as one block of the section of the one that has text."""
+    """Merge neighbors into one block, in the section of the block that has text."""
     if len(group) == 1:
         return group[0]
-    place = next((i for i, block in enumerate(group) if not block.heads and not block.tails), 0)
-    main = group[place]
+    position = next((i for i, block in enumerate(group) if not block.heads and not block.tails), 0)
+    main = group[position]
     piece = _joined([block.piece for block in group])
-    before = len(_joined([block.piece for block in group[: place + 1]]).text) - len(main.piece.text)
+    before = len(_joined([block.piece for block in group[: position + 1]]).text) - len(main.piece.text)
     return Block(main.section, replace(piece, lead=_lead(piece.text, before + main.piece.lead, target)))
 
 
 def _pack(blocks: Iterable[Block], separators: Separators, target: int, limit: int) -> Iterator[Piece]:
-    """Blocks put together up to `target`, or up to `limit` where one would be short; those over `limit` split."""
+    """Merge blocks up to `target` words, or up to `limit` if one would be short; split blocks larger than `limit`."""
     short = target * SHORT if separators is PROSE else 0
-    held: list[Piece] = []
-    done: list[Piece] = []  # at most one, which a short rest may join
+    pending: list[Piece] = []
+    done: list[Piece] = []  # at most one, which a short remainder may join
     for block in blocks:
-        words, more = size(_joined(held).text) if held else 0, size(block.piece.text)
-        if held and words >= short and words + more > target:
+        words, more = size(_joined(pending).text) if pending else 0, size(block.piece.text)
+        if pending and words >= short and words + more > target:
             yield from done
-            done, held, words = [_joined(held)], [], 0
-        held.append(block.piece)
+            done, pending, words = [_joined(pending)], [], 0
+        pending.append(block.piece)
         if words + more > limit:
             yield from done
-            yield from split_by_words(_joined(held), separators, target, limit)
-            done, held = [], []
-    if done and held and size(_joined(held).text) < short and size(_joined(done + held).text) <= limit:
-        done, held = [_joined(done + held)], []
+            yield from split_by_words(_joined(pending), separators, target, limit)
+            done, pending = [], []
+    if done and pending and size(_joined(pending).text) < short and size(_joined(done + pending).text) <= limit:
+        done, pending = [_joined(done + pending)], []
     yield from done
-    if held:
-        yield _joined(held)
+    if pending:
+        yield _joined(pending)
 
 
 def _joined(pieces: list[Piece]) -> Piece:
-    """Pieces as one, with as many line breaks between two as the file has, so that lines can be counted."""
+    """Join pieces with as many line breaks between them as in the file, so that line numbers stay right."""
     texts = [pieces[0].text]
     for before, after in itertools.pairwise(pieces):
         texts += ["\n" * (after.start - before.end + 1), after.text]

@@ -1,7 +1,7 @@
 """The structure of a document: a tree of sections over its lines, from headings (Markdown, by markdown-it-py;
 reStructuredText) or from functions and classes (Python).
 
-Sections lie end to end, so by construction no line is lost.
+Sections are contiguous, so by construction no line is lost.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from search_r3.index.source_document import SourceDocument
 
-LONGEST_HEADING = 1000  # characters of a title; the text has all of it
-BANNER_LINES = 8  # a longer comment apart from the code below it is text of its own
+LONGEST_HEADING = 1000  # characters of a title; the text keeps the whole heading
+BANNER_LINES = 8  # a longer comment that is set apart from the code below it is separate text
 RST_LINE = re.compile(r"([=\-`:'\"~^_*+#<>.])\1+[ \t]*")
 
 
@@ -28,7 +28,7 @@ class Section:
 
     Attributes:
         title: the path of headings down to it, or "file Class.method".
-        body: the first line below its heading; `start` where it has none.
+        body: the first line below its heading; `start` if it has none.
     """
 
     title: str
@@ -55,7 +55,7 @@ def outline(document: SourceDocument, lines: list[str]) -> Section:
 def _markdown_headings(lines: list[str]) -> Iterator[tuple[int, int, int, str]]:
     """(first line, line below it, level, title) of each heading outside lists, quotations, code, HTML and front matter.
 
-    CommonMark takes the last line of a paragraph, or of a table, above a line of "---" for a heading; here it is none.
+    In CommonMark, the last line of a paragraph or table above a line of "---" is a heading; here it is not.
     """
     start = 0
     if lines and lines[0].strip() == "---" and "---" in (line.strip() for line in lines[1:100]):
@@ -72,14 +72,14 @@ def _markdown_headings(lines: list[str]) -> Iterator[tuple[int, int, int, str]]:
 
 @cache
 def _markdown_parser() -> Any:
-    """CommonMark's blocks; what is inside a paragraph or heading is left as it is written."""
+    """A parser of CommonMark's blocks that does not interpret the text inside paragraphs and headings."""
     from markdown_it import MarkdownIt
 
     return MarkdownIt("commonmark").disable("inline").disable("reference")
 
 
 def _is_rule(text: str, under: str) -> bool:
-    """Whether a line under a line of text is a rule, or the frame of a table, rather than makes the text a heading."""
+    """Whether the line below a line of text is a rule or part of a table rather than the underline of a heading."""
     return under.strip() == "-" or "|" in text
 
 
@@ -95,7 +95,7 @@ def _rst_headings(lines: list[str]) -> Iterator[tuple[int, int, int, str]]:
         above = lines[number - 2] if number >= 2 else ""
         over = bool(RST_LINE.fullmatch(above)) and above[0] == under[1]
         if not over and (above.strip() or title[0].isspace()):
-            continue  # the last line of a paragraph, a table, or a quotation; only between two lines it may be indented
+            continue  # the last line of a paragraph, table or quotation; only a title with an overline may be indented
         level = levels.setdefault((under[1], over), len(levels) + 1)
         yield number - 1 - over, number + 1, level, title.strip()
 
@@ -121,7 +121,7 @@ def _python_tree(title: str, lines: list[str]) -> Section:
     root = Section(title, 0, len(lines), 0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a user's "\d" is none of our business
+            warnings.simplefilter("ignore")  # warnings about the user's code do not concern us
             module = ast.parse("\n".join(lines))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return root

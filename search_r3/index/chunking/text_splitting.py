@@ -1,8 +1,8 @@
-"""Text that is too long for one chunk, cut where it hurts least: between sentences, lines, words, and only then inside
-what has no space at all.
+"""Splitting text that is too long for one chunk: between sentences, lines or words, and only then inside text without
+any spaces.
 
-Two measures limit a piece: words, as people count them, and the tokens of the model. Neither a heading at the beginning
-nor closing marks at the end are cut off from their text.
+Pieces are limited both in words, as people count them, and in the model's tokens. A heading at the beginning and
+closing marks at the end are never cut off from their text.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 
 from search_r3.index.chunking.token_limit import TokenLimit
 
-BYTES_PER_WORD = 6  # an English word with its space
-STEP = 60  # characters; where to cut what has no space at all
-CLOSING_WORDS = 8  # more than that is no longer a mere end of what stands above it
+BYTES_PER_WORD = 6  # of an English word with its space
+STEP = 60  # characters between possible cuts in text without spaces
+CLOSING_WORDS = 8  # longer text does more than close what is above it
 
 SENTENCE = re.compile(r"(?<=[.!?])['\")\]]*\s+|(?<=[。！？])|\n(?=\s*[-*+] |\s*\d+[.)] )")
 LINE = re.compile(r"\n")
 WORD = re.compile(r"\s+")
 MARK = re.compile(r"(?<=[,;|}\])>、，；：])")
 PROSE, CODE = (SENTENCE, LINE, WORD, MARK), (LINE, WORD, MARK)
-SLACK = 1.05  # parts have so much more room than their text needs on average
+SLACK = 1.05  # how much more room parts have than their text needs on average
 CLOSING_CHARACTERS = 80  # of a line
 CLOSING = re.compile(r"(</[^<>]*>\W*|end\w*[;.]?|fi|done|esac|#endif.*|[\W_]*)", re.IGNORECASE)
 JOINING = frozenset("\u200c\u200d\ufe0e\ufe0f")
@@ -33,7 +33,7 @@ JOINING = frozenset("\u200c\u200d\ufe0e\ufe0f")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text with the 0-based lines [start, end) that it came from.
+    """Text, and the 0-based lines [start, end) that it came from.
 
     Its first `lead` and last `tail` characters are headings, which are not cut off from the text between them.
     """
@@ -49,13 +49,13 @@ Separators = Sequence[re.Pattern[str]]
 
 
 def size(text: str) -> int:
-    """Words, or UTF-8 bytes / 6 where that is more: source code and Chinese have few spaces but many tokens."""
+    """Number of words, or UTF-8 bytes / 6 if that is more: source code and Chinese have few spaces but many tokens."""
     words = text.split()
     return max(len(words), len("".join(words).encode("utf-8", "replace")) // BYTES_PER_WORD)
 
 
 def trimmed(text: str) -> tuple[str, int, int]:
-    """The text without the blank lines at its ends, and how many lines there were at the beginning and at the end."""
+    """The text without blank lines at its ends, and how many of those there were at the beginning and at the end."""
     lines = text.split("\n")
     first = next((i for i, line in enumerate(lines) if line.strip()), 0)
     last = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].strip()), 0)
@@ -63,15 +63,15 @@ def trimmed(text: str) -> tuple[str, int, int]:
 
 
 def closes(line: str) -> bool:
-    """Whether a line only ends what stands above it, or separates: a closing tag or brace, a fence, a rule."""
+    """Whether a line only closes what is above it, or separates: a closing tag or brace, a fence, a rule."""
     line = line.strip()
     return len(line) <= CLOSING_CHARACTERS and CLOSING.fullmatch(line) is not None
 
 
 def split_by_words(piece: Piece, separators: Separators, target: int, limit: int) -> Iterator[Piece]:
-    """Cut a piece at the first separator that gives parts of at most `limit` words; characters where none does.
+    """Cut a piece at the first separator that gives parts of at most `limit` words, or between characters if none does.
 
-    Parts are filled up to `target`. The parts in order are the piece's text.
+    Parts are filled up to `target` words. Together, in order, they are the piece's text.
     """
     text = piece.text
     start, position = 0, 0
@@ -93,9 +93,9 @@ def _fitted(piece: Piece, separators: Separators, target: int, limit: int) -> It
 
 
 def split_by_tokens(piece: Piece, prefix: str, separators: Separators, tokens: TokenLimit) -> Iterator[Piece]:
-    """Cut a piece into parts of about equal length that have, with `prefix` before each, no more tokens than the limit.
+    """Cut a piece into parts of about equal length that stay within the token limit, with `prefix` before each.
 
-    A single character that has more stays: nothing can be done about it.
+    A single character that exceeds the limit stays as it is.
     """
     if not piece.text.strip():
         return
@@ -117,29 +117,30 @@ def split_by_tokens(piece: Piece, prefix: str, separators: Separators, tokens: T
 
 
 def _shares(text: str, ends: list[int], prefix: str, tokens: TokenLimit) -> Iterator[tuple[int, int, bool]]:
-    """(start, end) of at least two groups of the segments that end at `ends`, of about equal numbers of tokens.
+    """Group the segments that end at `ends` into at least two groups with about equal numbers of tokens.
 
-    The third value is False for a segment that is too long by itself.
+    Yields:
+        (start, end, whether the group has several segments); a single segment may be too long.
     """
     bounds = [0, *ends, len(text)]
     counts = tokens.count([text[a:b] for a, b in itertools.pairwise(bounds)])
     room = max(1, tokens.limit - tokens.count([prefix])[0])
     goal = sum(counts) / max(2, math.ceil(sum(counts) / room * SLACK))
-    starts, held, done = [0], 0, 0
+    starts, filled, done = [0], 0, 0
     for number, count in enumerate(counts):
-        if number > starts[-1] and (held + count > room or done + count / 2 > goal * len(starts)):
+        if number > starts[-1] and (filled + count > room or done + count / 2 > goal * len(starts)):
             starts.append(number)
-            held = 0
-        held += count
+            filled = 0
+        filled += count
         done += count
-    if len(starts) == 1:  # tokens do not quite add up
+    if len(starts) == 1:  # parts may have fewer tokens than the whole
         starts.append(len(counts) - 1)
     for start, end in itertools.pairwise([*starts, len(counts)]):
         yield bounds[start], bounds[end], end > start + 1
 
 
 def _cuts(piece: Piece, separators: Separators, step: int) -> list[int]:
-    """Where the piece may be cut, at the first of the separators or, where there is none, every `step` characters."""
+    """Where the piece may be cut: at the first separator or, without separators, every `step` characters."""
     text, last = piece.text, min(_closing(piece.text), len(piece.text) - piece.tail)
     if separators:
         return [match.end() for match in separators[0].finditer(text) if piece.lead < match.end() < last]
@@ -148,7 +149,7 @@ def _cuts(piece: Piece, separators: Separators, step: int) -> list[int]:
 
 
 def _closing(text: str) -> int:
-    """Where the lines at the end begin that only close what stands above them; the text's length if none do."""
+    """The start of the final lines that only close what is above them; the text's length if there are none."""
     position = len(text)
     while position > 0 and len(text) - position <= CLOSING_WORDS * CLOSING_CHARACTERS:
         start = text.rfind("\n", 0, position - 1) + 1
@@ -159,7 +160,7 @@ def _closing(text: str) -> int:
 
 
 def _whole_character(text: str, end: int) -> int:
-    """`end`, moved back so that no accent, vowel sign or joined emoji is cut off from its character."""
+    """`end`, moved back so that no accent, vowel sign or joined emoji is separated from its character."""
     first = end
     while end > 1 and (_joins(text[end]) or text[end - 1] == "\u200d"):
         end -= 1

@@ -1,7 +1,7 @@
-"""How many tokens of the model a text has, asked often and mostly answered without tokenizing.
+"""Whether texts exceed the model's token limit, mostly decided without tokenizing.
 
-Nearly all chunks are far below the limit. A sum over their words, with the tokens of frequent words remembered, proves
-that at about a twentieth of the cost; only what it cannot decide is tokenized.
+Nearly all chunks are far below the limit. An upper bound summed over their words, with the token counts of frequent
+words cached, proves that at about a twentieth of the cost; only texts that it cannot decide are tokenized.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from search_r3.index.encoder_protocol import CountTokens
 RUN = re.compile(r" ?[^\W\d_]+| ?[^\w\s]+")  # letters or marks, with the space before: tokenizers merge within these
 UNSPACED = re.compile(r"(?:^|[^\S ])([^\s]+)")  # words with no space before them
 PART = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")
-LONGEST_RUN = 24  # characters; longer ones are hardly ever met twice
+LONGEST_RUN = 24  # characters; longer ones hardly ever occur twice
 MOST_WORDS = 200_000
 LETTERS_PER_TOKEN = 4
-TOKENS_PER_CHARACTER = 2  # of other scripts, where the tokenizer is not known
+TOKENS_PER_CHARACTER = 2  # in other scripts, if the tokenizer is unknown
 
 
 class TokenLimit:
-    """The tokens that a chunk may have, and the measure: `count` of a model, or an estimate where it has none.
+    """The token limit of a chunk, and how tokens are counted: by a model, or estimated.
 
     Args:
-        limit: tokens, at least 1.
-        count: the exact number of tokens of each text. None estimates it on the safe side for common tokenizers: four
-            ASCII letters a token, every digit and mark one, every other character two.
+        limit: maximum number of tokens, at least 1.
+        count: returns the exact number of tokens of each text. None estimates it conservatively for common tokenizers:
+            one token per four ASCII letters, one per digit or mark, two per other character.
     """
 
     def __init__(self, limit: int, count: CountTokens | None = None) -> None:
@@ -37,7 +37,7 @@ class TokenLimit:
         self._spaced, self._unspaced = _Bounds(self._runs, " "), _Bounds(self._runs, "")
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text; those of an empty text are 0."""
+        """The number of tokens of each text; 0 for an empty text."""
         filled = [text for text in texts if text]
         counts = iter(self._count(filled) if filled else [])
         return [next(counts) if text else 0 for text in texts]
@@ -51,10 +51,10 @@ class TokenLimit:
         return out
 
     def _surely_fits(self, text: str) -> bool:
-        """True if an upper bound of the text's tokens is within the limit; False says nothing.
+        """Whether an upper bound of the text's tokens is within the limit; if not, the text may still fit.
 
-        The bound adds up the words' bounds, a token for each blank character that is no single space, and what Unicode
-        normalization may add.
+        The bound is the sum of the words' bounds, one token for each blank character other than a single space, and
+        what Unicode normalization may add.
         """
         plain = text.isascii()
         size = len(text) if plain else _bytes(text)
@@ -70,7 +70,7 @@ class TokenLimit:
         bound = self._bound(words, unspaced)
         if bound > room and (new := self._unknown(words)):
             spared = sum(len(run) - 1 - len(run) // LETTERS_PER_TOKEN for run in new)
-            if bound - spared <= room:  # then counting these few runs may decide, and later texts have them too
+            if bound - spared <= room:  # counting these few runs may decide, and later texts will contain them too
                 self._learn(new, words)
                 bound = self._bound(words, unspaced)
         return bound <= room
@@ -96,8 +96,8 @@ class TokenLimit:
 
 
 class _Bounds(dict[str, int]):
-    """Of a word, behind `space`: the most tokens that it can have. A run of letters or of marks that was not counted
-    has as many as bytes, since every token stands for one at least."""
+    """Word -> upper bound of its tokens when it follows `space`. A run of letters or marks that was never counted gets
+    one token per byte, as every token covers at least one."""
 
     def __init__(self, runs: dict[str, int], space: str) -> None:
         self.runs, self.space = runs, space
@@ -112,7 +112,7 @@ class _Bounds(dict[str, int]):
 
 
 def estimated_tokens(texts: Sequence[str]) -> list[int]:
-    """A cautious estimate for a model whose tokenizer is not known: see `TokenLimit`."""
+    """A conservative estimate for a model whose tokenizer is unknown: see `TokenLimit`."""
     return [sum(_tokens_of(part) for part in PART.findall(text)) for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster for one build: started here or joined, held against what the workers need, and left as it was found.
+"""A Ray cluster for one build: started or joined, checked against what the workers need, and left as it was.
 
 Ray is imported only inside functions: without it everything else works.
 """
@@ -25,14 +25,14 @@ KNOCK_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the workers run, and how many."""
+    """Where the workers run, and how many there are."""
 
     address: str = LOCAL
     """ "local" starts a cluster on this machine; else Ray's address: "auto", "HOST:6379", "ray://HOST:10001"."""
     workers: int = 2
-    """Processes that each hold the model."""
+    """Number of processes, each of which loads the model."""
     gpus_per_worker: float | None = None
-    """GPUs of each; None takes one where the cluster has any, none otherwise."""
+    """GPUs per worker; None means one if the cluster has any, else none."""
 
     def __post_init__(self) -> None:
         if not self.address:
@@ -45,12 +45,13 @@ class Cluster:
 
 @contextmanager
 def joined(cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """A connection to the cluster; gives the resources of one worker, as Ray's arguments (num_cpus, num_gpus).
+    """Connect to the cluster; yields the resources of one worker as Ray's arguments (num_cpus, num_gpus).
 
-    A cluster that this process is connected to already is used as it is. One that was started here is stopped again.
+    A cluster that this process is already connected to is used as it is. One that is started here is stopped at the
+    end.
 
     Raises:
-        InputError: Ray is not installed, the cluster cannot be reached, or it is too small.
+        InputError: Ray is not installed, or the cluster cannot be reached or is too small.
     """
     require("lance_ray", "ray", "a build by many workers")
     ray = require("ray", "ray", "a build by many workers")
@@ -66,7 +67,7 @@ def joined(cluster: Cluster) -> Iterator[dict[str, Any]]:
 
 
 def quiet() -> None:
-    """Ray Data without its bars and its log on stderr: what ends a build is raised anyway."""
+    """Silence Ray Data's progress bars and its log on stderr: errors that end a build are raised anyway."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -77,26 +78,26 @@ def quiet() -> None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The InputError that a worker raised, where there is one under Ray's wrapping; else `error` itself.
+    """The InputError that a worker raised, if Ray wrapped one; else `error` itself.
 
-    Ray hands the worker's exception on as the text of its traceback, of which it is the last line.
+    Ray passes on the worker's exception as the text of its traceback, whose last line it is.
     """
-    found = re.findall(r"^\s*search_r3\.errors\.InputError: (.+)$", str(error), re.MULTILINE)
-    return InputError(found[-1]) if found else error
+    messages = re.findall(r"^\s*search_r3\.errors\.InputError: (.+)$", str(error), re.MULTILINE)
+    return InputError(messages[-1]) if messages else error
 
 
 def _start(ray: Any, cluster: Cluster) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ parts write their hints to our stderr
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ parts write hints to our stderr
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster.address == LOCAL:  # one CPU more than the workers hold: what reads and writes beside them
+    if cluster.address == LOCAL:  # one CPU more than workers, for Ray's own reading and writing
         settings |= {"num_cpus": cluster.workers + 1, "include_dashboard": False}
     else:
         settings |= {"address": cluster.address}
     try:
         _knock(cluster.address)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lance warns of any fork; the ones here only start programs
+            warnings.simplefilter("ignore")  # Lance warns about any fork; these only start programs
             ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         if "home directory" in str(error) or (isinstance(error, OSError) and error.errno in UNWRITABLE):
@@ -111,7 +112,7 @@ def _start(ray: Any, cluster: Cluster) -> None:
 
 
 def _knock(address: str) -> None:
-    """Whether anybody listens at HOST:PORT; Ray itself would try for many minutes. Other addresses pass."""
+    """Raise OSError if nothing listens at HOST:PORT, where Ray would try for many minutes. Other addresses pass."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()

@@ -1,7 +1,7 @@
-"""What the workers wrote, made visible in one Lance commit: new rows come and the rows that they stand in for go.
+"""Making the workers' rows visible in one Lance commit, which also removes the rows they replace.
 
-lance-ray writes the files, from any machine and again where a task is repeated; only the files that a task reported as
-its own are committed, so a repeated task leaves no second copy of a row. What a task reports is JSON.
+lance-ray writes the files, on any machine and again if a task is repeated. Only files that a finished task reported (as
+JSON) are committed, so a repeated task leaves no second copy of a row.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from search_r3.index.backends.lance.table_columns import in_parts, quoted
 from search_r3.index.storage.location import Place, options_of
 
 FILE_BYTES = 512_000_000
-"""Of vectors and text in one file, about; as many rows are collected before a file is written."""
+"""Approximate size of vectors and text in one file; rows are collected up to it before a file is written."""
 TEXT_BYTES = 4_000
-"""Of a row beside its vector, taken as it comes: text of at most 320 words, hashes, metadata."""
-CHANGED = "{} was changed by someone else meanwhile; nothing was committed; run it again"
+"""Estimated size of a row without its vector: text of at most 320 words, hashes, metadata."""
+CHANGED = "{} was changed by another writer meanwhile; nothing was committed; run it again"
 
 
 def rows_per_file(dimension: int) -> int:
-    """Rows that make a file of about FILE_BYTES."""
+    """The number of rows in a file of about FILE_BYTES."""
     return max(1_000, FILE_BYTES // (4 * dimension + TEXT_BYTES))
 
 
 class Fragments(LanceDatasink):
-    """Ray Data's sink: files are written by the tasks, and what they are is kept in `fragments`, uncommitted."""
+    """A Ray Data sink: tasks write files, which are collected in `fragments` without being committed."""
 
     def __init__(self, place: Place, schema: pa.Schema, file_rows: int) -> None:
         super().__init__(
@@ -50,7 +50,7 @@ class Fragments(LanceDatasink):
         self.fragments: list[FragmentMetadata] = []
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> list[str]:
-        """In a task: write the rows of `blocks`; returns what the files are, as JSON."""
+        """In a task: write the rows of `blocks`; returns the files' metadata as JSON."""
         written = write_fragment(
             blocks,
             self.uri,
@@ -62,34 +62,34 @@ class Fragments(LanceDatasink):
         return [json.dumps(fragment.to_json()) for fragment, _ in written]
 
     def on_write_complete(self, write_result: Any) -> None:
-        """On the driver, when all tasks are done."""
+        """On the driver, after all tasks: collect the files' metadata."""
         self.fragments = [FragmentMetadata.from_json(kept) for part in write_result.write_returns for kept in part]
 
 
 def table_uri(place: Place) -> str:
-    """Where the table of the index in `place` is."""
+    """The URI of the table of the index at `place`."""
     return f"{place}/{TABLE}.lance"
 
 
 def check_fragments(place: Place, fragments: Iterable[Any], expected: int) -> None:
-    """Nothing is missing, nothing is there twice.
+    """Check that no rows are missing or duplicated, and that the files are where the index is.
 
     Raises:
-        InputError: the files hold another number of rows, or a file is not where the index is.
+        InputError: the files have a different number of rows, or a file is not in the index's folder.
     """
     fragments = list(fragments)
     written = sum(fragment.physical_rows for fragment in fragments)
     if written != expected:
         raise InputError(
-            f"the workers wrote {written:,} rows where {expected:,} were due; nothing was committed; run it again"
+            f"the workers wrote {written:,} rows, expected {expected:,}; nothing was committed; run it again"
         )
     if isinstance(place, Path):
         data = Path(table_uri(place), "data")
         lost = [file.path for fragment in fragments for file in fragment.files if not (data / file.path).is_file()]
         if lost:
             raise InputError(
-                f"{len(lost)} files that workers wrote are not in {place}: that folder is not the same on all machines;"
-                " give one that all share, or s3://BUCKET/NAME; nothing was committed"
+                f"{len(lost)} files that workers wrote are not in {place}: the machines do not share that folder; give "
+                "a shared folder, or s3://BUCKET/NAME; nothing was committed"
             )
 
 
@@ -97,10 +97,10 @@ def commit_fragments(place: Place, fragments: list[Any], replaced: list[str], si
     """Add `fragments` and remove the rows whose ids are in `replaced`, in one commit.
 
     Args:
-        since: the table's version that the corpus was compared with. Files put together since then do no harm.
+        since: the table's version that the corpus was compared with. Compactions since then do no harm.
 
     Raises:
-        InputError: someone else changed rows since then.
+        InputError: another writer changed rows since then.
     """
     dataset = lance.dataset(table_uri(place), storage_options=options_of(place))
     if any(not _harmless(dataset, version) for version in range(since + 1, dataset.version + 1)):
@@ -124,25 +124,25 @@ def commit_fragments(place: Place, fragments: list[Any], replaced: list[str], si
 
 
 def _harmless(dataset: Any, version: int) -> bool:
-    """Whether the commit that made `version` left all rows as they were."""
+    """Whether the commit that made `version` changed no rows."""
     try:
         made = dataset.read_transaction(version)
-    except (OSError, ValueError, RuntimeError):  # removed already: what it was is unknown
+    except (OSError, ValueError, RuntimeError):  # it was removed already, so what it did is unknown
         return False
     return made is not None and type(made.operation).__name__ in {"Rewrite", "CreateIndex", "UpdateConfig"}
 
 
 def _without(dataset: Any, ids: list[str]) -> tuple[list[int], list[Any]]:
-    """Fragments of which nothing is left without the rows called `ids`, and what others become."""
-    places: dict[int, list[str]] = defaultdict(list)
+    """Remove rows by their `ids`: the numbers of the fragments that become empty, and the new state of others."""
+    ids_of: dict[int, list[str]] = defaultdict(list)
     for some in in_parts(ids):
-        found = dataset.scanner(columns=["id"], filter=f"id IN ({quoted(some)})", with_row_address=True).to_table()
-        for identifier, address in zip(found["id"].to_pylist(), found["_rowaddr"].to_pylist(), strict=True):
-            places[address >> 32].append(identifier)  # a row's address is its fragment's number and its place there
+        rows = dataset.scanner(columns=["id"], filter=f"id IN ({quoted(some)})", with_row_address=True).to_table()
+        for identifier, address in zip(rows["id"].to_pylist(), rows["_rowaddr"].to_pylist(), strict=True):
+            ids_of[address >> 32].append(identifier)  # an address is a fragment's number and a position in it
     removed, updated = [], []
     for fragment in dataset.get_fragments():
-        if fragment.fragment_id in places:
-            left = fragment.delete(f"id IN ({quoted(places[fragment.fragment_id])})")
+        if fragment.fragment_id in ids_of:
+            left = fragment.delete(f"id IN ({quoted(ids_of[fragment.fragment_id])})")
             if left is None:
                 removed.append(fragment.fragment_id)
             else:

@@ -1,7 +1,7 @@
-"""`build_index` with its embedding done by many processes: spool the diff, encode them with Ray Data, commit once.
+"""`build_index` with many processes that embed: spool the changes, encode them with Ray Data, commit once.
 
-Reading, comparing with what is there, hashing, checking and finishing are the local build's own functions; only what
-lies between (its stages) is another. A worker that dies is replaced, and its parts are done again.
+Reading, comparing, hashing, checking and finishing use the local build's functions; only its stages are replaced. A
+worker that dies is replaced, and its tasks are repeated.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from search_r3.index.storage.location import Place, for_writing, options_of, pla
 from search_r3.index.storage.locking import WriteLock, writing
 
 TASK_ROWS = 65_536
-"""Rows of one task, the most that is encoded again when a worker dies; fewer where the corpus is small."""
-TASKS_A_WORKER = 4
-"""At least, so that no worker waits long for the last one."""
+"""Maximum number of rows of a task, which is encoded again when a worker dies; fewer if the corpus is small."""
+TASKS_PER_WORKER = 4
+"""At least this many, so that no worker waits long for the last one."""
 
 
 def build_distributed(
@@ -51,25 +51,25 @@ def build_distributed(
     may_prune: Callable[[Removal], bool] | None = None,
     types: Mapping[str, str] | None = None,
 ) -> IndexReport:
-    """Make the index at `path`, or bring it up to date with `documents`, with the workers of a Ray cluster.
+    """Create the index at `path`, or bring it up to date with `documents`, with the workers of a Ray cluster.
 
-    Ids, hashes and vectors are those of `build_index` (vectors to the rounding of another batch), and all new and
-    changed rows become visible in one commit: before it, a reader sees the old index. What the corpus no longer has is
-    removed after it.
+    Ids, hashes and vectors are the same as with `build_index` (vectors up to rounding, as batches differ). All new and
+    changed rows become visible in one commit; before it, readers see the old index. Afterwards, documents that the
+    corpus no longer has are removed.
 
     Args:
-        path: a folder that all machines share, or a place on object storage (`location.Remote`, or its URI).
+        path: a folder that all machines share, or a location on object storage (`location.Remote`, or its URI).
         documents: what to index; only this process reads it.
-        load: gives a worker its model; `ModelSource("name")`, or any picklable function.
+        load: returns the model in a worker; `ModelSource("name")`, or any picklable function.
         cluster: where the workers are.
-        batch_size, batch_tokens, max_length, prune, approximate_from: as in `build_index`.
-        source, take_over, may_prune, types: as in `build_index`.
-        part_rows: rows of one task, the most that is done again when a worker dies; by default at most 65,536.
-        file_rows: rows of one file of the table; by default as many as make half a gigabyte.
+        batch_size, batch_tokens, max_length, prune, approximate_from: as for `build_index`.
+        source, take_over, may_prune, types: as for `build_index`.
+        part_rows: rows of one task, which is repeated when a worker dies; by default at most 65,536.
+        file_rows: rows of one file of the table; by default about half a gigabyte.
 
     Raises:
-        InputError: as `build_index`; besides, the cluster cannot be had, the workers' models differ, or the folder is
-            not the same on all machines. Nothing is committed then.
+        InputError: as for `build_index`; or the cluster is not available, the workers' models differ, or the folder is
+            not shared by all machines. Nothing is committed then.
     """
     started = time.perf_counter()
     for name, value in (("part_rows", part_rows), ("file_rows", file_rows), ("batch_size", batch_size)):
@@ -80,9 +80,7 @@ def build_distributed(
     choose_backend(place).require("distributed", "builds by Ray")
     with storage_errors(place), writing(place, make=True) as lock, joined(cluster) as each:
         model = _described(load, each)
-        build = BuildRun(
-            place, lock, cast(Encoder, model), None, report
-        )  # it asks what the model is, and embeds nothing
+        build = BuildRun(place, lock, cast(Encoder, model), None, report)  # it only needs the model's description
         diff = build.begin(documents, source, take_over, types, max_length, prune)
         try:
             spooled = write_spool(place, diff, documents, part_rows)
@@ -96,11 +94,11 @@ def build_distributed(
                 )
                 _encode_and_commit(place, lock, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
-            _tell(report, spooled)
+            _fill_in(report, spooled)
             build.finish(diff, prune, may_prune, approximate_from, ())
         finally:
             diff.close()
-            with suppress(OSError, RuntimeError, ValueError):  # if it stays, the next run removes it
+            with suppress(OSError, RuntimeError, ValueError):  # if it is left behind, the next run removes it
                 drop_spool(place_of(path))
     report.skipped = list(getattr(documents, "skipped", []))
     report.seconds = time.perf_counter() - started
@@ -108,10 +106,10 @@ def build_distributed(
 
 
 def _described(load: Callable[[], Encoder], each: dict[str, Any]) -> Described:
-    """What a worker says of the model: the driver needs neither its weights nor a GPU."""
+    """The model's description, from a worker: the driver needs neither its weights nor a GPU."""
     import ray
 
-    task = ray.remote(max_calls=1, **each)(describe)  # its process ends, and gives its memory back
+    task = ray.remote(max_calls=1, **each)(describe)  # the process ends and frees its memory
     try:
         return ray.get(task.remote(load))
     except ray.exceptions.RayError as error:
@@ -128,14 +126,19 @@ def _encode_and_commit(
     sizes: tuple[int | None, int | None],
     since: int,
 ) -> None:
-    """`sizes`: rows of a task and of a file, where they are given; `since`: the table's version before."""
+    """Encode the spooled rows and commit them.
+
+    Args:
+        sizes: rows of a task and of a file, if given.
+        since: the table's version before.
+    """
     from search_r3.index.distributed.commit import Fragments, check_fragments, commit_fragments, rows_per_file
 
     fragments: list[Any] = []
     if spooled.rows:
         task_rows, file_rows = sizes
         sink = Fragments(place, job.schema, file_rows or rows_per_file(job.model.dimension))
-        tasks = max(TASKS_A_WORKER * cluster.workers, -(-spooled.rows // (task_rows or TASK_ROWS)))
+        tasks = max(TASKS_PER_WORKER * cluster.workers, -(-spooled.rows // (task_rows or TASK_ROWS)))
         _encode(place, job, cluster, each, sink, tasks)
         fragments = sink.fragments
     check_fragments(place, fragments, spooled.rows)
@@ -144,7 +147,7 @@ def _encode_and_commit(
 
 
 def _encode(place: Place, job: Job, cluster: Cluster, each: dict[str, Any], sink: Any, tasks: int) -> None:
-    """Run the workers over the spool in about `tasks` tasks, each done again where a worker died."""
+    """Encode the spool in about `tasks` tasks; a task is repeated if its worker dies."""
     import lance
     import lance_ray
     import ray
@@ -155,7 +158,7 @@ def _encode(place: Place, job: Job, cluster: Cluster, each: dict[str, Any], sink
     encoded = rows.map_batches(
         EncodeRows,
         fn_constructor_args=(job,),
-        batch_size=None,  # a block as it was read: nothing is collected across tasks
+        batch_size=None,  # whole blocks, so nothing is collected across tasks
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, tasks)),
         **each,
@@ -168,7 +171,7 @@ def _encode(place: Place, job: Job, cluster: Cluster, each: dict[str, Any], sink
         raise cause from None
 
 
-def _tell(report: IndexReport, spooled: Spooled) -> None:
+def _fill_in(report: IndexReport, spooled: Spooled) -> None:
     report.documents, report.unchanged, report.updated = spooled.documents, spooled.unchanged, spooled.updated
     report.added, report.removed = spooled.rows - spooled.updated, spooled.stale
     report.embedded = spooled.embedded

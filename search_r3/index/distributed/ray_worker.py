@@ -1,6 +1,6 @@
-"""What a worker does: it holds the model and turns spooled rows into rows of the table, by the local path's own code.
+"""The workers: each loads the model and turns spooled rows into rows of the table, with the local build's code.
 
-Nothing is kept between two calls, so a batch that a dead worker had can be done again by any other.
+They keep no state between calls, so any other worker can repeat the batch of a dead one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from search_r3.index.build.embedding import embed, prepare
 from search_r3.index.encoder_protocol import CountTokens, Encoder
 from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA
 
-HELD = "r3_held"
-"""Of a spooled row: its vector, float32 (dimension,), where the index had its text already; else null."""
+STORED_VECTOR = "r3_held"
+"""Column of a spooled row: its vector, float32 (dimension,), if the index already had its text; else null."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """How a worker gets a SearchR3 model: by a name, a folder that every worker sees, or a hub id.
+    """Loads a SearchR3 model in a worker: by name, from a folder that every worker can read, or by hub id.
 
     For another encoder, a build takes any picklable function that returns one.
     """
@@ -38,7 +38,7 @@ class ModelSource:
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        if (folder := expand_user(self.name)).is_dir():  # workers run in other folders
+        if (folder := expand_user(self.name)).is_dir():  # workers run in different folders
             object.__setattr__(self, "name", str(folder.resolve()))
 
     def __call__(self) -> Encoder:
@@ -49,10 +49,10 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Described:
-    """What a worker says of its model; the driver itself never loads one.
+    """A worker's description of its model; the driver never loads one.
 
-    `count_tokens` is the model's `token_counter`, so that the driver cuts chunks as a local build does; None where the
-    model has none, and tokens are estimated.
+    `count_tokens` is the model's `token_counter`, so that the driver cuts chunks as a local build does; if the model
+    has none, it is None and tokens are estimated.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Described:
 
 
 def describe(load: Callable[[], Encoder]) -> Described:
-    """Load a model and say what it is."""
+    """Load a model and describe it."""
     model = load()
     source, count = getattr(model, "source", ""), getattr(model, "token_counter", None)
     return Described(model.name, model.contract_hash, model.dimension, source, count)
@@ -74,11 +74,11 @@ class Job:
     """What every worker of a build needs to know.
 
     Attributes:
-        load: gives the model.
-        model: what it must be.
-        schema: of the table.
-        max_length: tokens a text is cut to; None for the model's own limit.
-        batch_tokens, batch_size: of a forward pass, at most, as in `build_index`.
+        load: returns the model.
+        model: description that the model must match.
+        schema: the table's schema.
+        max_length: tokens a text is truncated to; None for the model's limit.
+        batch_tokens, batch_size: maximum sizes of a forward pass, as for `build_index`.
     """
 
     load: Callable[[], Encoder]
@@ -90,22 +90,22 @@ class Job:
 
 
 class EncodeRows:
-    """Spooled rows in, the table's rows out; made once in each worker."""
+    """Turns spooled rows into rows of the table; created once in each worker."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.model = job.load()
         if self.model.contract_hash != job.model.contract_hash:
             raise InputError(
-                f"a worker loaded {self.model.name} with contract {self.model.contract_hash[:12]} where "
-                f"{job.model.contract_hash[:12]} was expected; give all machines the same model"
+                f"a worker loaded {self.model.name} with contract {self.model.contract_hash[:12]}, expected "
+                f"{job.model.contract_hash[:12]}; give all machines the same model"
             )
 
     def __call__(self, spooled: pa.Table) -> pa.Table:
-        """Rows of the spool as rows of the table, with their vectors.
+        """Encode spooled rows; returns rows of the table with their vectors.
 
         Raises:
-            InputError: the model gave NaN, zeros or another shape.
+            InputError: the model returned NaN, zeros or the wrong shape.
         """
         job = self.job
         rows: list[dict[str, Any]] = spooled.to_pylist()
@@ -113,10 +113,10 @@ class EncodeRows:
         new = []
         for number, row in enumerate(rows):
             row[COLUMNS] = metadata_columns(json.loads(row[METADATA]), f'document "{row["document"]}"')
-            if (held := row.pop(HELD)) is None:
+            if (stored := row.pop(STORED_VECTOR)) is None:
                 new.append(number)
             else:
-                vectors[number] = held
+                vectors[number] = stored
         texts = [rows[number][CONTENT].strip() for number in new]
         prepared = prepare(self.model, texts, job.max_length, job.batch_tokens, job.batch_size)
         vectors[new] = embed(self.model, prepared, [rows[number]["id"] for number in new], job.max_length)

@@ -1,7 +1,7 @@
-"""The diff of a corpus, written down beside the index before a worker starts: read once, on the driver.
+"""The changes a corpus makes, written next to the index before any worker starts: the driver reads the corpus once.
 
-So a broken line is met before a GPU is paid for, workers need not see the corpus, and any part of the work can be done
-again from its own file. The spool is a Lance table itself, in many small fragments, removed when the build ends.
+So a malformed line is found before GPUs are paid for, workers need not see the corpus, and any part of the work can be
+repeated from its file. The spool is a Lance table with many small fragments, removed when the build ends.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ import pyarrow as pa
 from search_r3.index.backends.lance.lance_table import FOLLOW_WRITES
 from search_r3.index.backends.lance.table_columns import table_schema
 from search_r3.index.build.index_diff import ChangeBatch, IndexDiff
-from search_r3.index.distributed.ray_worker import HELD
+from search_r3.index.distributed.ray_worker import STORED_VECTOR
 from search_r3.index.row_keys import TEXT_HASH, VECTOR
 from search_r3.index.source_document import SourceDocument
 from search_r3.index.storage.location import Place, connect, options_of
 
 SPOOL = "spool"
 BATCH_CHUNKS = 256
-"""Chunks that are compared with the table at once."""
+"""Chunks that are compared with the table at a time."""
 FIRST_ROWS, FIRST_FRAGMENT, FRAGMENT = 65_536, 1_024, 16_384
-"""Rows that are put into small fragments, and the size of small and of later fragments."""
+"""Number of rows in small fragments, and the sizes of small and of later fragments."""
 
 
 @dataclass
 class Spooled:
-    """What was written down: `rows` for the workers, and what the commit has to take away.
+    """What was spooled for the workers, and what the commit has to remove.
 
     Attributes:
-        replaced: ids of rows that the new ones stand in for, and of chunks that their documents no longer have.
+        rows: number of spooled rows.
+        replaced: ids of rows that the new rows replace, and of chunks that their documents no longer have.
         columns: metadata columns that the table lacks.
-        widened: columns of integers that must hold other numbers.
-        documents, unchanged, updated, stale: counts; `embedded` of rows whose text the index did not have.
+        widened: integer columns that must become columns of numbers.
+        documents, unchanged, updated, stale: counts.
+        embedded: number of rows whose text the index did not have.
     """
 
     rows: int = 0
@@ -49,26 +51,26 @@ class Spooled:
 
 
 def spool_schema() -> pa.Schema:
-    """A row of the table without its vector and metadata columns, and the vector that the index may have held."""
+    """A row of the table without vector and metadata columns, plus the vector if the index already had it."""
     kept = [column for column in table_schema(1) if column.name != VECTOR]
-    return pa.schema([*kept, (HELD, pa.list_(pa.float32()))])
+    return pa.schema([*kept, (STORED_VECTOR, pa.list_(pa.float32()))])
 
 
 def write_spool(
     place: Place, diff: IndexDiff, documents: Iterable[SourceDocument], part_rows: int | None = None
 ) -> Spooled:
-    """Write what `documents` change to the spool in `place`.
+    """Write the changes that `documents` make to the spool at `place`.
 
     Args:
-        part_rows: rows of a fragment; None makes the first few small, so that all workers have some of a small corpus,
-            and the rest larger, so that a large one has no more fragments than it needs.
+        part_rows: rows of a fragment; None makes the first ones small, so that all workers share a small corpus, and
+            the rest larger, so that a large corpus does not have too many.
 
     Raises:
-        InputError: a document is broken, or an id comes twice.
+        InputError: a document is malformed, or an id is used twice.
     """
-    drop_spool(place)  # of a driver that was killed
-    found = Spooled()
-    batches = _Batches(diff.batches(documents, BATCH_CHUNKS), found)
+    drop_spool(place)  # left by a killed driver
+    spooled = Spooled()
+    batches = _RecordBatches(diff.batches(documents, BATCH_CHUNKS), spooled)
     if part_rows is not None:
         _write(place, batches, "create", part_rows)
     else:
@@ -77,35 +79,35 @@ def write_spool(
         batches.most = None
         if not batches.done:
             _write(place, batches, "append", FRAGMENT)
-    return found
+    return spooled
 
 
-class _Batches:
-    """Windows as record batches, to be taken in one or two goes; keeps the error that ended them, of which Lance
-    gives back only the text."""
+class _RecordBatches:
+    """Change batches as Arrow record batches, consumed in one or two passes. Keeps the error that ended them, as Lance
+    passes on only its text."""
 
-    def __init__(self, batches: Iterator[ChangeBatch], found: Spooled) -> None:
-        self.batches, self.found = batches, found
+    def __init__(self, changes: Iterator[ChangeBatch], spooled: Spooled) -> None:
+        self.changes, self.spooled = changes, spooled
         self.most: int | None = None
         self.done = False
         self.error: BaseException | None = None
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         try:
-            while self.most is None or self.found.rows < self.most:
-                batch = next(self.batches, None)
+            while self.most is None or self.spooled.rows < self.most:
+                batch = next(self.changes, None)
                 if batch is None:
                     self.done = True
                     return
-                _count(self.found, batch)
-                if rows := [row | {HELD: batch.stored_vectors.get(row[TEXT_HASH])} for row in batch.rows]:
+                _count(self.spooled, batch)
+                if rows := [row | {STORED_VECTOR: batch.stored_vectors.get(row[TEXT_HASH])} for row in batch.rows]:
                     yield pa.RecordBatch.from_pylist(rows, schema=spool_schema())
         except BaseException as error:
             self.error = error
             raise
 
 
-def _write(place: Place, batches: _Batches, mode: str, fragment_rows: int) -> None:
+def _write(place: Place, batches: _RecordBatches, mode: str, fragment_rows: int) -> None:
     import lance
 
     reader = pa.RecordBatchReader.from_batches(spool_schema(), iter(batches))
@@ -120,7 +122,7 @@ def _write(place: Place, batches: _Batches, mode: str, fragment_rows: int) -> No
 
 
 def spool_uri(place: Place) -> str:
-    """Where the spool of the index in `place` is."""
+    """The URI of the spool of the index at `place`."""
     return f"{place}/{SPOOL}.lance"
 
 
@@ -129,16 +131,16 @@ def drop_spool(place: Place) -> None:
     connect(place, FOLLOW_WRITES).drop_table(SPOOL, ignore_missing=True)
 
 
-def _count(found: Spooled, batch: ChangeBatch) -> None:
+def _count(spooled: Spooled, batch: ChangeBatch) -> None:
     given = {row["id"] for row in batch.rows}
     if not batch.fresh:
-        found.replaced.extend(given)
-    found.replaced.extend(identifier for identifier in batch.stale if identifier not in given)
-    found.columns.update(batch.columns | {name: pa.float64() for name in batch.widened & found.columns.keys()})
-    found.widened |= batch.widened - found.columns.keys()
-    found.rows += len(batch.rows)
-    found.documents += batch.documents
-    found.unchanged += batch.unchanged
-    found.updated += batch.updated
-    found.stale += len(batch.stale)
-    found.embedded += sum(row[TEXT_HASH] not in batch.stored_vectors for row in batch.rows)
+        spooled.replaced.extend(given)
+    spooled.replaced.extend(identifier for identifier in batch.stale if identifier not in given)
+    spooled.columns.update(batch.columns | {name: pa.float64() for name in batch.widened & spooled.columns.keys()})
+    spooled.widened |= batch.widened - spooled.columns.keys()
+    spooled.rows += len(batch.rows)
+    spooled.documents += batch.documents
+    spooled.unchanged += batch.unchanged
+    spooled.updated += batch.updated
+    spooled.stale += len(batch.stale)
+    spooled.embedded += sum(row[TEXT_HASH] not in batch.stored_vectors for row in batch.rows)

@@ -1,8 +1,8 @@
 """A table with a header (CSV, TSV, semicolons, pipes), read into typed rows.
 
-Such a file knows only text, but a filter such as `year > 2020` needs numbers: a column whose every filled cell is a
-whole number, a number, or true/false is given that type, if it holds each exactly. The file is read twice for that, one
-row in memory at a time.
+Such a file contains only text, but a filter such as `year > 2020` needs numbers. So a column gets a type if every
+filled cell is a whole number, a number, or true/false and can be represented exactly. The file is read twice for that,
+with one row in memory at a time.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from search_r3.data.io.jsonl import text_lines
 from search_r3.errors import InputError
 from search_r3.index.source_document import Scalar
 
-# "007" is an identifier, "1e5" a number, and "1_000" neither: stricter than int() and float() are. "3,50" is a text, as
-# a decimal comma cannot be told from one between thousands.
+# "007" is an identifier, "1e5" a number, and "1_000" neither: stricter than int() and float(). "3,50" is text, as a
+# decimal comma cannot be told from a thousands separator.
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
 NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d+)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-LONGEST_WHOLE = 20  # characters of a 64-bit integer, with its sign
+LONGEST_WHOLE = 20  # characters of a 64-bit integer, including its sign
 OWN = ("id", "text", "title")
-"""Columns that a document is made of; the others are metadata."""
+"""Columns that make up a document; all others are metadata."""
 Misfits = dict[str, dict[str, tuple[str, str]]]
-"""Column -> type -> (place, cell): the first cell for which the column is not of that type."""
+"""Column -> type -> (place, cell): the first cell that does not fit that type."""
 
 
 def read_csv(
@@ -38,32 +38,32 @@ def read_csv(
     """Yield (line, row) for each row; a row holds `id`, `text`, perhaps `title`, and every other filled cell, typed.
 
     Args:
-        delimiter: as `data.io.delimited.parse_delimiter` takes it; None finds it from the header and the first rows.
-        text: columns that are left as they are, by their names as `plain_name` makes them.
-        misfits: is filled before the first row comes.
+        delimiter: as for `data.io.delimited.parse_delimiter`; None detects it from the header and the first rows.
+        text: columns to keep as text, by the names that `plain_name` gives them.
+        misfits: filled before the first row is yielded.
 
     The header's `id` may be spelled `_id` or `ID`.
 
     Raises:
         InputError: the file cannot be read or is not UTF-8, the header lacks `id` or `text` or names a column twice,
-            a row has too many or too few cells, or the delimiter is none.
+            a row has too many or too few cells, or the delimiter is invalid.
     """
     path = Path(path)
     given = parse_delimiter(delimiter)
     types: dict[str, Callable[[str], Scalar]] = {}
-    found: Misfits = {}
+    unfit: Misfits = {}
     names: list[str] = []
     for line, row in _rows(path, given):
         names = list(row)
         for name, cell in row.items():
-            held = found.setdefault(name, {})
-            for kind, reader in READERS.items() if cell.strip() and len(held) < len(READERS) else ():
-                if kind not in held and reader(cell.strip()) is None:
-                    held[kind] = (f'{path.name} line {line} (document "{row["id"]}")', cell)
+            ruled_out = unfit.setdefault(name, {})
+            for kind, reader in READERS.items() if cell.strip() and len(ruled_out) < len(READERS) else ():
+                if kind not in ruled_out and reader(cell.strip()) is None:
+                    ruled_out[kind] = (f'{path.name} line {line} (document "{row["id"]}")', cell)
     if misfits is not None:
-        misfits |= found
+        misfits |= unfit
     for name in names:
-        fitting = [reader for kind, reader in READERS.items() if kind not in found[name]]
+        fitting = [reader for kind, reader in READERS.items() if kind not in unfit[name]]
         as_it_is = not fitting or name in OWN or plain_name(name) in text
         types[name] = str if as_it_is else fitting[0]  # type: ignore[assignment]
     for line, row in _rows(path, given):
@@ -78,7 +78,7 @@ def read_csv(
 
 
 def plain_name(name: str) -> str:
-    """A column's name as the index writes it: in small letters, with "_" for what SQL allows in no name."""
+    """A column's name in the index: in lower case, with "_" for characters that SQL does not allow in names."""
     return re.sub(r"\W", "_", name).lower()
 
 
@@ -106,7 +106,7 @@ def _rows(path: Path, given: str | None) -> Iterator[tuple[int, dict[str, str]]]
 
 
 def _named(cells: list[str]) -> list[str]:
-    """The header's names, with `id`, `text` and `title` as we write them."""
+    """The header's names, with `id`, `text` and `title` in their usual spelling."""
     names = [cell.strip() for cell in cells]
     return [name.lower().removeprefix("_") if name.lower() in {*OWN, "_id"} else name for name in names]
 
@@ -120,22 +120,22 @@ def _header(path: Path, cells: list[str], delimiter: str) -> list[str]:
             raise InputError(f'{path}: the header names "{name}" twice; rename one')
     for name in ("id", "text"):
         if name not in names:
-            found = f"columns found, split at {describe_delimiter(delimiter)}: {', '.join(names)}"
+            columns = f"columns found, split at {describe_delimiter(delimiter)}: {', '.join(names)}"
             raise InputError(
-                f'{path}: the header has no "{name}" ({found}); add it, or name another delimiter with --delimiter'
+                f'{path}: the header has no "{name}" ({columns}); add it, or name another delimiter with --delimiter'
             )
     return names
 
 
 def _whole(cell: str) -> int | None:
-    """The cell as an integer of 64 bits."""
+    """The cell as a 64-bit integer, or None."""
     value = int(cell) if WHOLE.fullmatch(cell) and len(cell) <= LONGEST_WHOLE else None
     return value if value is not None and -(2**63) <= value < 2**63 else None
 
 
 def _number(cell: str) -> int | float | None:
-    """The cell as a float of 64 bits, or an integer where it is one, so that it does not depend on the other cells;
-    None for a whole number of more than 64 bits, or one that no float holds."""
+    """The cell as a 64-bit float, or as an integer if it is one, whatever the other cells are; None for whole numbers
+    of more than 64 bits or without an exact float."""
     value = float(cell) if NUMBER.fullmatch(cell) else math.inf
     if not math.isfinite(value):
         return None

@@ -21,7 +21,8 @@ MAX_FILE_BYTES = 10_000_000
 
 
 class UnreadableFile(InputError):
-    """A file that gives no documents; the message is the reason alone. A folder goes on without it and reports it.
+    """A file without documents; the message is just the reason. When a folder is indexed, the file is skipped and
+    reported.
 
     `unread`: it may be readable later, so what was indexed of it before is kept.
     """
@@ -32,9 +33,9 @@ class UnreadableFile(InputError):
 
 
 class DocumentReader(ABC):
-    """Turns one file into documents: text, title, metadata. One object reads all files, and has no state.
+    """Turns one file into documents: text, title, metadata. A single, stateless object reads all files.
 
-    A complete reader, of subtitles::
+    A complete reader, for subtitles::
 
         from search_r3.index import DocumentReader, SourceFile, UnreadableFile
 
@@ -51,14 +52,16 @@ class DocumentReader(ABC):
     Registered by an entry point of the group `search_r3.document_readers`, `subtitles = "my_package:SubtitleReader"`,
     or by `search_r3.index.register_reader`.
 
-    A file of several documents gives each a `part` of its own: `file.document(text, part="2", title="Act two")`.
+    If a file has several documents, each gets a unique `part`: `file.document(text, part="2", title="Act two")`.
 
     Class attributes:
-        suffixes: endings of the files that it reads, in lower case, with the dot.
+        suffixes: suffixes of the files that it reads, in lower case, with the dot.
         names: names of files that it reads, in lower case: "readme".
-        kind: "file", unless it reads files of records, whose documents have ids of their own. Such a file is read if
-            it is indexed by its own path, not inside a folder; `kind` is the format's name there.
-        folder_file: a folder with a file of this name is read as that file alone (BEIR's "corpus.jsonl").
+        kind: "file" for files whose documents are named after the file. A reader of files of records, whose documents
+            have their own ids, sets the format's name instead, such as "csv"; such a file is read only when it is
+            indexed by its own path, not inside a folder. (How documents are cut into chunks is the `kind` of
+            `SourceFile.document`.)
+        folder_file: a folder that has a file of this name is read as just that file (BEIR's "corpus.jsonl").
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
@@ -68,28 +71,28 @@ class DocumentReader(ABC):
 
     @abstractmethod
     def read(self, file: SourceFile) -> Iterable[SourceDocument]:
-        """The file's documents, in order; the same ids whenever the file is the same.
+        """The file's documents, in order; the same file must always give the same ids.
 
         Raises:
-            UnreadableFile: it gives no documents, with the reason: "an encrypted PDF".
+            UnreadableFile: it has no documents; the message is the reason ("an encrypted PDF").
             OSError: it cannot be read now.
-            InputError: it is broken, and indexing must stop: the message names file and line.
+            InputError: it is malformed and indexing must stop; the message names file and line.
         """
 
 
 @dataclass
 class SourceFile:
-    """A file to be read.
+    """A file to read.
 
     Attributes:
-        path: where it is.
-        name: its path below the folder that is indexed, printable; ids of its documents begin with it.
-        max_bytes: `data` and `text` refuse a larger file.
-        delimiter: of a table, if the user gave one.
-        text_columns: of a table, columns whose cells stay text, by their names as the index writes them.
-        misfits: of a table, filled with what keeps a column from being of a type.
-        may_be_empty: a file of records without any is not an error.
-        skipped: filled with the parts that were left out.
+        path: its path.
+        name: its path relative to the indexed folder, made printable; ids of its documents begin with it.
+        max_bytes: `data` and `text` refuse larger files.
+        delimiter: for a table, the delimiter that the user gave, if any.
+        text_columns: for a table, columns whose cells stay text, by their names in the index.
+        misfits: for a table, filled with the cells that rule out a type for a column.
+        may_be_empty: whether a file of records may have none.
+        skipped: filled with the parts that were skipped.
     """
 
     path: Path
@@ -114,10 +117,10 @@ class SourceFile:
         """A document of this file.
 
         Args:
-            part: distinguishes it from the file's other documents; its id is the file's name, "/" and this.
-            title: the file's name where there is none.
-            line: of the file, from 1, where the text begins.
-            kind: how it is cut into chunks.
+            part: distinguishes it from the file's other documents; the id is the file's name, "/" and this.
+            title: the file's name by default.
+            line: line of the file where the text begins, from 1.
+            kind: how the document is cut into chunks.
         """
         identifier = f"{self.name}/{part}" if part else self.name
         return SourceDocument(identifier, title or self.name, text, dict(metadata or {}), self.name, line, kind)
@@ -137,10 +140,10 @@ class SourceFile:
         return self.path.read_bytes()
 
     def text(self) -> str:
-        """The file's text, which is UTF-8, without a byte order mark.
+        """The file's UTF-8 text, without a byte order mark.
 
         Raises:
-            UnreadableFile: as `data`, and what is empty or not UTF-8 text.
+            UnreadableFile: as for `data`, or the file is empty or not UTF-8 text.
             OSError: it cannot be read.
         """
         data = self.data()

@@ -1,7 +1,7 @@
-"""What a user points at, turned into documents: a BEIR folder, a file of records, a folder of files, or one file.
+"""The documents at a path: a BEIR folder, a file of records, a folder of files, or a single file.
 
-A file is read by its reader (`document_reader`). A folder is taken as it is: what no reader reads, or what
-cannot be read, is skipped, and every skip is kept with its reason.
+Each file is read by its reader (`document_reader`). In a folder, files that have no reader or cannot be read are
+skipped, and every skip is recorded with its reason.
 """
 
 from __future__ import annotations
@@ -21,21 +21,26 @@ from search_r3.index.readers.csv_file import Misfits
 from search_r3.index.readers.document_reader import MAX_FILE_BYTES, DocumentReader, SourceFile, UnreadableFile
 from search_r3.index.readers.reader_registry import reader_of, readers
 from search_r3.index.readers.record_readers import TABLE
-from search_r3.index.readers.text_readers import ANY_TEXT
+from search_r3.index.readers.text_readers import PLAIN_TEXT
 from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
 
 MAX_QUERIES = 10_000
-SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # hidden folders are skipped besides
+SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # and hidden folders
 
 
 class PathSource:
-    """The documents under one path, read anew on each iteration; `skipped` fills up as one goes.
+    """The documents at one path, read again on each iteration.
 
-    Of a table, `text_columns` are left as they are, by their names as the index writes them, and `misfits` say why
-    others are text. With `may_be_empty` there need be no document, else `if_empty` is added to the error.
+    Iterating raises InputError for a malformed record, for an id that is used twice, and at the end if there were no
+    documents.
 
-    Iterating raises InputError where a record is broken, where an id comes twice, or at the end if there was nothing.
+    Attributes:
+        skipped: filled during iteration.
+        text_columns: columns of a table to keep as text, by their names in the index.
+        misfits: why other columns of a table are text; filled during iteration.
+        may_be_empty: whether it is no error to have no documents.
+        if_empty: added to the error if there are no documents.
     """
 
     def __init__(self, path: Path, kind: str, read: Callable[[PathSource], Iterator[SourceDocument]]) -> None:
@@ -56,31 +61,29 @@ class PathSource:
             if (first := seen.add(document.id, str(line))) is not None:
                 raise InputError(
                     f'{self.path}, line {line}: the id "{document.id}" was already used on line '
-                    f"{first}; every document needs an id of its own"
+                    f"{first}; make ids unique"
                 )
             yield document
         if not seen and not self.may_be_empty:
-            nothing = (
-                "it holds no text, Markdown, rst or source files" if self.kind == "folder" else "it has no records"
-            )
+            nothing = "it has no text, Markdown, rst or source files" if self.kind == "folder" else "it has no records"
             why = "; ".join(summarize_skipped(self.skipped)) or nothing
             raise InputError(f"{self.path}: nothing to index ({why}){self.if_empty}")
 
 
 def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delimiter: str | None = None) -> PathSource:
-    """Find out what is at `path` and how to read it: "folder", "file", "jsonl", "csv", "beir", or the kind of another
-    package's reader of records.
+    """Determine what is at `path` and how to read it: the kind is "folder", "file", "jsonl", "csv", "beir", or that of
+    another package's reader of records.
 
     Args:
         path: a folder with `corpus.jsonl` (BEIR); a `.jsonl` file whose objects have `id` (or `_id`), `text` and
             perhaps `title`, everything else being metadata; a `.csv` or `.tsv` file with the same names in its header;
             a folder of text files; or one text file.
         max_file_bytes: larger files of a folder are skipped. Files of records may have any size.
-        delimiter: of a table, a character or "comma", "semicolon", "tab" or "pipe"; None detects it. With it, a file of
-            any name is read as a table.
+        delimiter: for a table, a character or "comma", "semicolon", "tab" or "pipe"; None detects it. If given, a file
+            of any name is read as a table.
 
     Raises:
-        InputError: there is no such path, it may not be read, or it is neither a file nor a folder; a delimiter is
+        InputError: there is no such path, it is not readable, or it is neither a file nor a folder; a delimiter is
             given for something that is not a table; or another package's reader cannot be loaded.
     """
     path = Path(path)
@@ -98,8 +101,8 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delim
                 return _records(path / reader.folder_file, reader)
         return PathSource(path, "folder", lambda source: _folder(source, max_file_bytes))
     if not stat.S_ISREG(mode):
-        raise InputError(f"{path} is neither a file nor a folder; give one of these")
-    reader = reader_of(path) or ANY_TEXT
+        raise InputError(f"{path} is neither a file nor a folder; give a file or a folder")
+    reader = reader_of(path) or PLAIN_TEXT
     if delimiter is not None and (reader.kind == "file" or reader.kind == TABLE.kind):
         return _records(path, TABLE, parse_delimiter(delimiter))
     _refuse_delimiter(path, delimiter)
@@ -114,22 +117,22 @@ def _refuse_delimiter(path: Path, delimiter: str | None) -> None:
 
 
 def sample_queries(source: PathSource, most: int = MAX_QUERIES) -> list[str]:
-    """The first `most` queries that stand beside a BEIR corpus; none for other sources, or where they are broken.
+    """The first `most` queries next to a BEIR corpus; none for other sources, or if they are malformed.
 
-    They only serve to measure an index with, so nothing that is wrong with them is worth an error.
+    They are only used to measure an index, so problems with them are not errors.
     """
     path = source.path.parent / "queries.jsonl"
     if source.kind != "beir" or not path.is_file():
         return []
     try:
-        found = (value.get("text") for _, value in itertools.islice(read_jsonl(path), most))
-        return [text for text in found if isinstance(text, str) and text.strip()]
+        texts = (value.get("text") for _, value in itertools.islice(read_jsonl(path), most))
+        return [text for text in texts if isinstance(text, str) and text.strip()]
     except InputError:
         return []
 
 
 def summarize_skipped(skipped: list[Skipped], examples: int = 3) -> list[str]:
-    """One line a reason, most frequent first: "12 skipped: larger than 10 MB (a.txt, b.txt, c.txt, ...)"."""
+    """One line per reason, most frequent first: "12 skipped: larger than 10 MB (a.txt, b.txt, c.txt, ...)"."""
     lines = []
     for reason, count in Counter(item.reason for item in skipped).most_common():
         paths = [item.path for item in skipped if item.reason == reason]
@@ -160,26 +163,26 @@ def _folder(source: PathSource, max_file_bytes: int) -> Iterator[SourceDocument]
         if reader is None or reader.kind != "file":
             source.skipped.append(Skipped(name, _why_not(path, reader)))
             continue
-        found = _documents_of(SourceFile(path, name, max_file_bytes), reader)
-        if isinstance(found, Skipped):
-            source.skipped.append(found)
+        documents = _documents_of(SourceFile(path, name, max_file_bytes), reader)
+        if isinstance(documents, Skipped):
+            source.skipped.append(documents)
         else:
-            yield from found
+            yield from documents
 
 
 def _one_file(source: PathSource, reader: DocumentReader, max_file_bytes: int) -> Iterator[SourceDocument]:
-    found = _documents_of(SourceFile(source.path, _printable(source.path.name), max_file_bytes), reader)
-    if isinstance(found, Skipped):
-        raise InputError(f"{source.path} cannot be indexed: {found.reason}")
-    yield from found
+    documents = _documents_of(SourceFile(source.path, _printable(source.path.name), max_file_bytes), reader)
+    if isinstance(documents, Skipped):
+        raise InputError(f"{source.path} cannot be indexed: {documents.reason}")
+    yield from documents
 
 
 def _documents_of(file: SourceFile, reader: DocumentReader) -> list[SourceDocument] | Skipped:
     """The documents of one file, or why there are none.
 
     Raises:
-        InputError: the file is broken, as its reader says; or the reader's ids do not begin with the file's name, so
-            that documents of two files could share one.
+        InputError: the reader finds the file malformed; or the reader's ids do not begin with the file's name, so
+            documents of two files could share an id.
     """
     try:
         documents = list(reader.read(file))
@@ -193,7 +196,7 @@ def _documents_of(file: SourceFile, reader: DocumentReader) -> list[SourceDocume
                 f'{file.path}: {type(reader).__name__} gave the id "{document.id}"; ids of a file\'s documents are its '
                 f'name, "{file.name}", or begin with it and "/": use SourceFile.document'
             )
-    return documents or Skipped(file.name, "it holds no documents")
+    return documents or Skipped(file.name, "it has no documents")
 
 
 def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
@@ -203,7 +206,7 @@ def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, onerror=unreadable):
         keep = []
         for name in sorted(folders):
-            if _is_passed_over(name):
+            if _is_ignored_folder(name):
                 continue
             if os.path.islink(os.path.join(folder, name)):
                 skipped.append(Skipped(_relative(Path(folder, name), root), "a link to a folder"))
@@ -221,7 +224,7 @@ def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
 
 
 def _about_link(file: Path, root: Path) -> str:
-    """Why a link in a folder is not followed."""
+    """Why a symbolic link in a folder is not followed."""
     try:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
@@ -229,29 +232,33 @@ def _about_link(file: Path, root: Path) -> str:
     if not target.is_relative_to(root.resolve()):
         return "a link that leads out of the folder"
     *folders, name = target.relative_to(root.resolve()).parts
-    if name.startswith(".") or any(_is_passed_over(folder) for folder in folders) or not _is_read(target):
+    if name.startswith(".") or any(_is_ignored_folder(folder) for folder in folders) or not _is_read(target):
         return "a link to a file that is not read"
     return "a link to a file read under its own name"
 
 
-def would_read(root: Path, place: Path, folder: bool | None = None) -> bool:
-    """Whether the folder `root`, read as a source, comes by `place` inside it: a folder, or a file."""
-    folder = place.is_dir() if folder is None else folder
-    parts = place.relative_to(root).parts
-    folders, file = (parts, None) if folder else (parts[:-1], place)
-    if not parts or any(_is_passed_over(name) for name in folders):
+def would_read(root: Path, path: Path, folder: bool | None = None) -> bool:
+    """Whether reading the folder `root` as a source reads `path` inside it, which is a folder or a file.
+
+    Args:
+        folder: whether `path` is a folder; None looks it up.
+    """
+    folder = path.is_dir() if folder is None else folder
+    parts = path.relative_to(root).parts
+    folders, file = (parts, None) if folder else (parts[:-1], path)
+    if not parts or any(_is_ignored_folder(name) for name in folders):
         return False
     if any((root / Path(*parts[:length])).is_symlink() for length in range(1, len(parts) + 1)):
         return False
     return file is None or (not file.name.startswith(".") and _is_read(file))
 
 
-def _is_passed_over(folder: str) -> bool:
+def _is_ignored_folder(folder: str) -> bool:
     return folder.startswith(".") or folder in SKIPPED_FOLDERS or folder.endswith((".lance", ".egg-info"))
 
 
 def _is_read(file: Path) -> bool:
-    """Whether a folder's file is read, by its name."""
+    """Whether a file inside a folder is read, judging by its name."""
     reader = reader_of(file)
     return reader is not None and reader.kind == "file"
 
@@ -273,5 +280,5 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _printable(name: str) -> str:
-    """File names are bytes; those that are not UTF-8 would break every later print and write."""
+    """A file name that can be printed and written: file names are bytes, and need not be UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

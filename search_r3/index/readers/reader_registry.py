@@ -1,4 +1,4 @@
-"""Which document reader reads a file, by its suffix or name: registered ones first, then those of packages, then ours.
+"""Which document reader reads a file, by suffix or name: registered readers first, then other packages', then ours.
 
 A package adds a reader by an entry point of the group `search_r3.document_readers`, a program by `register_reader`.
 """
@@ -18,38 +18,38 @@ _registered: list[DocumentReader] = []
 
 
 def register_reader(reader: DocumentReader) -> None:
-    """Have files of the reader's suffixes and names read by it in this process; it comes before all others.
+    """Register a reader in this process. It takes precedence over all others for its suffixes and names.
 
     Raises:
-        InputError: it is not a `DocumentReader`, or reads nothing.
+        InputError: it is not a `DocumentReader`, or it has no valid suffixes or names.
     """
     _registered.insert(0, _checked(None, reader))
 
 
 def readers() -> list[DocumentReader]:
-    """All readers, the first of which that fits reads a file: registered ones, those of packages, ours."""
+    """All readers in order of precedence: registered ones, other packages', ours."""
     return [*_registered, *plugin_readers(), *record_readers.READERS, *text_readers.READERS]
 
 
 def reader_of(path: Path) -> DocumentReader | None:
-    """The reader of files of this name, or None: nothing is opened."""
+    """The reader for files of this name, or None. The file is not opened."""
     suffix, name = path.suffix.lower(), path.name.lower()
     return next((reader for reader in readers() if suffix in reader.suffixes or name in reader.names), None)
 
 
 @cache
 def plugin_readers() -> tuple[DocumentReader, ...]:
-    """The readers of installed packages. Raises InputError if one cannot be used, or two read the same files."""
-    found = Registry("document reader", "document_readers", {}, _checked).added()
+    """The readers of installed packages. Raises InputError if one is not usable, or two read the same files."""
+    added = Registry("document reader", "document_readers", {}, _checked).added()
     name_of: dict[str, str] = {}
-    for name, reader in found.items():
+    for name, reader in added.items():
         for suffix in (*reader.suffixes, *reader.names, *filter(None, [reader.folder_file])):
             if suffix in name_of:
                 raise InputError(
                     f"the document readers {name_of[suffix]!r} and {name!r} both read {suffix}; uninstall one"
                 )
             name_of[suffix] = name
-    return tuple(found.values())
+    return tuple(added.values())
 
 
 def _checked(name: str | None, offered: Any) -> DocumentReader:

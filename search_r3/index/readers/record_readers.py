@@ -1,6 +1,6 @@
 """Readers of files of records: JSONL, CSV and the like, and the corpus of a BEIR folder.
 
-They are strict: a broken line is an error that names it, since the user wrote that file for us.
+They are strict: a malformed line is an error that names it, since the user wrote the file for this purpose.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from search_r3.index.source_document import Scalar, Skipped, SourceDocument
 
 
 class JsonLinesReader(DocumentReader):
-    """An object a line with an id, `text`, and perhaps `title`; everything else is metadata."""
+    """One object per line with an id, `text`, and perhaps `title`; everything else is metadata."""
 
     def read(self, file: SourceFile) -> Iterator[SourceDocument]:
         for number, value in read_jsonl(file.path):
@@ -31,7 +31,7 @@ class JsonLinesReader(DocumentReader):
             yield SourceDocument(identifier, title, text, flat_metadata(rest), file.name, 0, record=number)
 
     def _id_fields(self) -> tuple[str, str]:
-        """Where the id is looked for, in this order."""
+        """The fields that may have the id, in order of precedence."""
         return ("id", "_id")
 
     def _without_text(self, file: SourceFile, number: int) -> None:
@@ -39,7 +39,7 @@ class JsonLinesReader(DocumentReader):
 
 
 class JsonlReader(JsonLinesReader):
-    """JSONL files of the user's own."""
+    """The user's own JSONL files."""
 
     suffixes = (".jsonl", ".ndjson")
     kind = "jsonl"
@@ -78,8 +78,8 @@ class CsvReader(DocumentReader):
 
 
 def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
-    """Metadata as name -> scalar: nulls are left out, an object named "metadata" is opened (BEIR keeps a document's
-    fields there), any other list or object becomes its JSON text, so that `tags LIKE '%"rust"%'` still finds it."""
+    """Metadata as name -> scalar. Nulls are left out, the fields of an object named "metadata" are included (BEIR keeps
+    a document's fields there), and any other list or object becomes JSON text, so that `tags LIKE '%"rust"%'` works."""
     flat: dict[str, Scalar] = {}
     for name, item in value.items():
         if name == "metadata" and isinstance(item, dict):
@@ -92,5 +92,5 @@ def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
 
 
 TABLE = CsvReader()
-"""Also reads a file of any name that a delimiter is given for."""
+"""Also reads files of any name for which a delimiter is given."""
 READERS = (JsonlReader(), TABLE, BeirReader())

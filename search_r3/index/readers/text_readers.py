@@ -1,4 +1,4 @@
-"""Readers of text files, one document each: plain text, Markdown, reStructuredText, Python and other source code."""
+"""Readers of text files, one document per file: plain text, Markdown, reStructuredText, Python, other source code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODE_SUFFIXES = (
 
 
 class TextFileReader(DocumentReader):
-    """A text file is one document, titled with its name; `cut_as` says how it is cut into chunks."""
+    """Reads a text file as one document, titled with its name; `cut_as` says how it is cut into chunks."""
 
     cut_as: ClassVar[Kind]
 
@@ -62,6 +62,6 @@ class CodeReader(TextFileReader):
     cut_as = "code"
 
 
-READERS: tuple[DocumentReader, ...] = (MarkdownReader(), RstReader(), PythonReader(), CodeReader(), PlainTextReader())
-ANY_TEXT = READERS[-1]
-"""Reads a file of any other name that is indexed by its own path."""
+PLAIN_TEXT = PlainTextReader()
+"""Also reads files of any other name that are indexed by their own path."""
+READERS: tuple[DocumentReader, ...] = (MarkdownReader(), RstReader(), PythonReader(), CodeReader(), PLAIN_TEXT)

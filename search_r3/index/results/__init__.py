@@ -1,1 +1,1 @@
-"""What is shown of a search's hits: snippets, highlighted words, a page for the terminal."""
+"""Presenting hits: snippets, highlighted words, output for the terminal."""

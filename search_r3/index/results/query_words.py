@@ -1,4 +1,4 @@
-"""What a word is for text search and highlights, and which words of a query say nothing about its subject."""
+"""What counts as a word in text search and highlights, and which words of a query are stop words."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import unicodedata
 
 
 def _marks() -> str:
-    """The combining marks as the inside of a character class; Python's \\w leaves them out, but they are parts of words
-    in Hindi or Thai, and of accented letters in decomposed form (NFD)."""
+    """The combining marks, as the content of a character class. Python's \\w leaves them out, but they are parts of
+    words in Hindi and Thai, and of accented letters in decomposed form (NFD)."""
     ranges: list[list[int]] = []
     for code in (*range(0x300, 0x3100), *range(0xA600, 0xAC00), *range(0xFE00, 0xFE30)):
         if unicodedata.category(chr(code))[0] == "M":
@@ -23,7 +23,7 @@ MARKS = _marks()
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
-"""The scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+"""Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 WORD = re.compile(rf"[^\W_{UNSPACED}]+(?:[{MARKS}]+[^\W_{UNSPACED}]*)*|(?:(?=[^\W_]|[{MARKS}])[{UNSPACED}])+")
 """A word, or a run of words without spaces between them; snake_case is several words."""
 _UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
@@ -34,14 +34,14 @@ STOP_WORD_LIST = (
     "where which who why will with would you your"
 )
 STOP_WORDS = frozenset(STOP_WORD_LIST.split())
-SHOUTING_WORDS = 4  # in capitals, "HOW DO I OPEN IT" is a whole query written so, "WHO 2020" is not
+SHOUTING_WORDS = 4  # "HOW DO I OPEN IT" is a query in capitals; "WHO 2020" has a name in capitals
 _SOFT_HYPHEN = re.compile(r"(?<=[^\W_])\u00ad+(?=[^\W_])")
 
 
 def composed(text: str) -> str:
     """`text` in Unicode's composed form (NFC), without soft hyphens inside words; it looks the same.
 
-    Documents and queries are brought to it, as the full-text index would take a decomposed letter for two words.
+    Documents and queries are normalized this way because the full-text index would split words at decomposed letters.
     """
     if text.isascii():
         return text
@@ -49,18 +49,18 @@ def composed(text: str) -> str:
 
 
 def has_no_spaces(word: str) -> bool:
-    """Whether what `WORD` found may be several words of a script without spaces."""
+    """Whether a match of `WORD` may be several words of a script without spaces."""
     return not word.isascii() and bool(_UNSPACED_CHARACTER.match(word))
 
 
 def is_stop_word(word: str, shouting: bool = False) -> bool:
-    """Whether `word` is an English stop word; one in capitals ("IT", "WHO") is a name, unless the whole query is
-    in capitals (`shouting`)."""
+    """Whether `word` is an English stop word. In capitals ("IT", "WHO") it is a name, unless the whole query is in
+    capitals (`shouting`)."""
     return word.lower() in STOP_WORDS and (shouting or len(word) == 1 or not word.isupper())
 
 
 def without_stop_words(query: str) -> str:
-    """The query without its English stop words; as it is where it holds no other word ("where not in", "The Who")."""
+    """The query without English stop words; unchanged if it has no other words ("where not in", "The Who")."""
     shouting = query.isupper() and len(query.split()) >= SHOUTING_WORDS
     kept = WORD.sub(lambda match: " " if is_stop_word(match.group(), shouting) else match.group(), query)
     return kept if WORD.search(kept) else query

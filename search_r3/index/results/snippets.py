@@ -1,4 +1,4 @@
-"""The few sentences of a chunk that a reader should see for a query, and where its words stand in them."""
+"""Snippets: the sentences of a chunk that match a query best, and the positions of its words in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 from search_r3.index.results.query_words import WORD, has_no_spaces, without_stop_words
 
 SNIPPET_CHARACTERS = 240
-MAX_TERMS = 200  # of a very long query, the first so many different words
+MAX_TERMS = 200  # of a very long query, only this many different words are used
 SPAN = re.compile(r"[^\n]*?(?:[.!?](?=\s)|[。！？]|\n|$)")
 
 
@@ -24,10 +24,11 @@ class Snippet:
 
 
 def make_snippet(text: str, query: str, length: int = SNIPPET_CHARACTERS) -> Snippet:
-    """The run of whole sentences or lines, up to `length` characters, with most of the query's words.
+    """The run of whole sentences or lines, up to `length` characters, that has the most of the query's words.
 
-    Words match regardless of case, accents and English endings ("Indexing" finds "indexed"). Among equals the earlier
-    run wins; without any match it is the beginning. A sentence longer than `length` is cut around its first match.
+    Words match regardless of case, accents and English endings ("Indexing" finds "indexed"). Among equally good runs
+    the first wins; without any match, the snippet is the beginning of the text. A sentence longer than `length` is cut
+    around its first match.
     """
     terms = query_terms(query)
     matches = _matches(text, terms)
@@ -52,9 +53,9 @@ def make_snippet(text: str, query: str, length: int = SNIPPET_CHARACTERS) -> Sni
 
 
 def query_terms(query: str) -> set[str]:
-    """The words that a text search looks for, in comparable form: stop words are left out unless there are no others.
+    """The words that a text search looks for, normalized, without stop words unless there are no others.
 
-    Of scripts without spaces it is every two characters, the usual stand-in for words.
+    In scripts without spaces, pairs of characters stand in for words, as usual.
     """
     words: dict[str, None] = {}
     for match in WORD.finditer(without_stop_words(query)):
@@ -72,21 +73,21 @@ def query_terms(query: str) -> set[str]:
 
 def _matches(text: str, terms: set[str]) -> list[tuple[int, int, str]]:
     """(start, end, term) of every match, in order; those in scripts without spaces may overlap."""
-    found: list[tuple[int, int, str]] = []
+    matches: list[tuple[int, int, str]] = []
     unspaced = "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True) if has_no_spaces(term))
     inside = re.compile(f"(?=({unspaced}))") if unspaced else None
     for match in WORD.finditer(text):
         word = match.group()
         if not word.isascii() and has_no_spaces(word):
-            places = inside.finditer(word) if inside else ()
-            found.extend((match.start() + place.start(1), match.start() + place.end(1), place[1]) for place in places)
+            pairs = inside.finditer(word) if inside else ()
+            matches.extend((match.start() + pair.start(1), match.start() + pair.end(1), pair[1]) for pair in pairs)
         elif (stem := _comparable(word)) in terms:
-            found.append((match.start(), match.end(), stem))
-    return found
+            matches.append((match.start(), match.end(), stem))
+    return matches
 
 
 def _joined(matches: list[tuple[int, int, str]], start: int, end: int) -> list[tuple[int, int]]:
-    """What of [start, end) the matches cover, counted from `start`; matches that touch within a word are one."""
+    """The parts of [start, end) that matches cover, relative to `start`; adjacent matches are merged."""
     joined: list[tuple[int, int]] = []
     for first, last, _ in matches:
         first, last = max(first, start) - start, min(last, end) - start
@@ -120,7 +121,7 @@ def _stem(word: str) -> str:
 
 
 def _narrowed(text: str, start: int, end: int, matches: list[tuple[int, int, str]], length: int) -> tuple[int, int]:
-    """Cut a span that is too long to `length` characters, a quarter of them before its first match, at spaces."""
+    """Shorten a span to `length` characters, cut at spaces, with a quarter of them before its first match."""
     if end - start <= length:
         return start, end
     first = next((begin for begin, stop, _ in matches if begin >= start and stop <= end), start)

@@ -1,4 +1,4 @@
-"""A search result as a page on the terminal: the reasoning, then the hits with file and line."""
+"""Printing a search result on the terminal: the reasoning, then the hits with file and line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def print_result(result: SearchResult, console: Console | None = None) -> None:
     for rank, hit in enumerate(result.hits, start=1):
         head = Text(f"{rank}. ").append(_one_line(hit.title or hit.document), style="bold")
         if hit.path:
-            place = f":{hit.snippet_line}" if hit.snippet_line else ""  # a record of JSONL or CSV has no lines
-            head.append(f"  {_one_line(hit.path)}{place}", style="cyan")
+            line_number = f":{hit.snippet_line}" if hit.snippet_line else ""  # records of JSONL and CSV have no lines
+            head.append(f"  {_one_line(hit.path)}{line_number}", style="cyan")
         console.print(head.append(f"  {hit.score:.4f}", style="dim"))
         snippet = Text("".join(c if c.isprintable() or c == "\n" else " " for c in hit.snippet))
         for start, end in hit.highlights:

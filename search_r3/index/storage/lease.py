@@ -1,12 +1,12 @@
 """One writer at a time on object storage: a lease, which is a small object that only conditional writes change.
 
 The holder records its identity and the expiry time, and a thread renews the lease three times per `SECONDS`. A killed
-writer stops renewing, and the next one takes the lease over. A paused writer notices before its next commit that it lost
-the lease, and stops. Clocks of different machines need not agree: a lease that looks expired is watched first, and a
-holder that still renews it keeps it. (This is the pattern of Kubernetes' leader election:
+writer stops renewing, and the next one takes the lease over. A paused writer notices before its next commit that it
+lost the lease, and stops. Clocks of different machines need not agree: a lease that looks expired is watched first, and
+a holder that still renews it keeps it. (This is the pattern of Kubernetes' leader election:
 https://kubernetes.io/docs/concepts/architecture/leases/.)
 
-A lease cannot stop a process that is frozen in the middle of a commit for longer than the lease lasts and then continues.
+A lease cannot stop a process that freezes in the middle of a commit for longer than the lease lasts and then continues.
 Duplicate rows left that way are reported by `search-r3 index --info` and removed by the next run.
 """
 
