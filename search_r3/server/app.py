@@ -1,6 +1,6 @@
 """The application: routes, errors in one form, and a log line and metrics for every request.
 
-Everything unexpected ends here as a 500 that says nothing of the inside; uvicorn never sees an exception.
+Unexpected errors become a 500 that reveals no internals; uvicorn never sees an exception.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that went away; only the log and the metrics see it."""
+"""nginx's status for a client that disconnected; it appears only in the log and the metrics."""
 
 
 def create_app(
@@ -71,7 +71,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    app.openapi = partial(custom_openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to complete it
+    app.openapi = partial(custom_openapi, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(InputError, _input_error)
@@ -92,12 +92,12 @@ async def _input_error(_: Request, error: Exception) -> Response:
 
 
 async def _parameter_error(_: Request, error: Exception) -> Response:
-    """A wrong parameter of the query or the path; bodies are validated by `parsing`."""
+    """An invalid query or path parameter; `parsing` validates bodies."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"][1:]))[:100]  # without "query"
     if first["type"] == "extra_forbidden":
-        message = f"there is no parameter {name!a}; see /docs for those there are"
+        message = f"unknown parameter {name!a}; see /docs for the parameters"
         return ApiError(400, message, "unknown_parameter", param=name).response()
     return validation_error({**first, "loc": (name,)}).response()
 
@@ -108,7 +108,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == 405:
         methods = _methods(request)
-        message = f"{request.method} is not possible on {path[:100]!a}; {', '.join(methods)} is"
+        message = f"{request.method} is not allowed for {path[:100]!a}; allowed: {', '.join(methods)}"
         response = ApiError(405, message, "method_not_allowed").response()
         response.headers["Allow"] = ", ".join(methods)
         return response
@@ -118,18 +118,18 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Every method that some route has for this path."""
-    found: set[str] = set()
+    """All methods that routes allow for this path."""
+    methods: set[str] = set()
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
-            found |= getattr(route, "methods", None) or {"GET", "HEAD"}
-    return sorted(found)
+            methods |= getattr(route, "methods", None) or {"GET", "HEAD"}
+    return sorted(methods)
 
 
 class ObservabilityMiddleware:
-    """Outermost: counts, times and logs every request, and answers what nobody else has caught.
+    """The outermost middleware: counts, times and logs every request, and answers uncaught errors.
 
-    The log has the route, never the query string, the body, or a header.
+    The log contains the route, but never the query string, the body, or a header.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -154,16 +154,16 @@ class ObservabilityMiddleware:
         except Exception as caught:
             error = caught
             if not status:
-                answer = ApiError(500, f"something went wrong here; it was logged as {identifier}", "internal")
+                answer = ApiError(500, f"internal server error, logged as {identifier}", "internal")
                 await answer.response()(scope, receive, watched)
-        except asyncio.CancelledError:  # a shutdown that would wait no longer
+        except asyncio.CancelledError:  # the shutdown grace period ended
             if not status:
                 answer = ApiError(503, "the server is shutting down; try again later", "not_ready_stopping")
                 await answer.response()(scope, receive, watched)
         finally:
             self.service.bodies.release(scope)
             self._note(scope, identifier, status, time.perf_counter() - started, error)
-            del error  # it holds this frame
+            del error  # its traceback refers to this frame
 
     def _note(self, scope: Scope, identifier: str, status: int, seconds: float, error: BaseException | None) -> None:
         route = getattr(scope.get("route"), "path", "other")

@@ -1,7 +1,6 @@
-"""Errors as OpenAI's clients know them: a status and {"error": {"message", "type", "param", "code"}}.
+"""Errors in the form that OpenAI's clients expect: a status and {"error": {"message", "type", "param", "code"}}.
 
-https://platform.openai.com/docs/guides/error-codes. Messages are written so that any text is safe in them: what cannot
-be encoded is escaped.
+https://platform.openai.com/docs/guides/error-codes. Messages may quote any text: what cannot be encoded is escaped.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from search_r3.index.storage.location import IndexBusy, StorageError
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_STATUSES = (429, 503)
 RETRY_STORAGE, RETRY_BUSY, RETRY_INDEX = 10, 5, 2
-"""Seconds after which to try again."""
+"""Seconds to wait before a retry."""
 
 
 class ApiError(Exception):
-    """The error that a client gets instead of an answer.
+    """An error response.
 
     Args:
         status: the HTTP status.
-        message: one line: what was wrong, what was expected.
-        code: a word that programs can compare.
-        param: the field of the request that is wrong.
-        retry_after: seconds after which to try again.
+        message: one line that says what was wrong and what was expected.
+        code: an identifier for programs.
+        param: the invalid field of the request.
+        retry_after: seconds to wait before a retry.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The whole answer."""
+        """The HTTP response."""
         headers = {}
         if self.retry_after is not None or self.status in RETRY_STATUSES:
             headers["Retry-After"] = str(self.retry_after or 1)
@@ -57,8 +56,8 @@ class ApiError(Exception):
 def from_input_error(
     error: InputError, status: int = 400, code: str = "invalid_value", param: str | None = None
 ) -> ApiError:
-    """`error` for a client: 503 where storage fails or an index of another model is in the place of the server's, 409
-    with Retry-After where another process is writing the index; all else is `status`, `code` and `param`.
+    """`error` as an error response: 503 if storage failed or the index was replaced by one of another model, 409 with
+    Retry-After if another process is writing the index; otherwise `status`, `code` and `param`.
     """
     if isinstance(error, IndexUnavailable | ModelMismatch):
         return ApiError(503, str(error), "index_unavailable", retry_after=RETRY_INDEX)

@@ -1,8 +1,8 @@
-"""Writing to a server's index: changes that wait while one is committed go together into the next commit.
+"""Writing to a server's index: changes that arrive during a commit share the next one.
 
-A change is answered once it is committed. One that is wrong fails alone, also among others. Texts are embedded before
-that, in threads of their own; commits and maintenance (compaction, removal of old versions) come one after the other in
-another thread, maintenance after the answers.
+A change is answered once it is committed; an invalid one fails without affecting others. Texts are embedded beforehand,
+in separate threads. Commits and maintenance (compaction, removal of old versions) alternate in another thread, with
+maintenance after the answers.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.logs import log
 
 WAIT_SECONDS = 10.0
-"""How long a change waits for another process that writes the same index."""
+"""How long a change waits for another process that is writing to the same index."""
 MAX_DOCUMENTS_PER_COMMIT = 1000
-"""Documents that go into one commit, at most, unless a single request has more."""
+"""Maximum number of documents in a commit, unless a single request has more."""
 
 
 @dataclass(eq=False)
 class Change:
-    """What one request changes: documents that are added, or replace those with their ids; or one that is deleted.
+    """The change that one request makes: documents to add or replace, or one document to delete.
 
     Attributes:
-        documents: to add; none for a deletion.
-        encoder: embeds them. Once it is cancelled nothing of the change is written, unless its commit has begun.
+        documents: documents to add or replace; empty for a deletion.
+        encoder: embeds them. If it is cancelled before the commit begins, nothing is written.
         deleted: id of the document to delete.
-        vectors: of the documents' texts, once they are embedded.
-        chunks: that the documents have.
+        vectors: embeddings of the documents' texts, by text, once they are known.
+        chunks: number of chunks of the documents.
         committing: whether its commit has begun.
     """
 
@@ -60,24 +60,25 @@ class Change:
 
     @property
     def begun(self) -> bool:
-        """Whether it has begun: embedding, or the commit."""
+        """Whether embedding or the commit has begun."""
         return self.committing or (self.encoder is not None and self.encoder.begun)
 
 
 Answer = int | Exception
 Waiting = tuple[Change, asyncio.Future[int]]
-"""A change, and the future that becomes its answer.
+"""A change, and the future of its answer.
 
-No change holds its own: the error in it would hold itself, through the frames of its traceback, and all they know.
+The change itself does not refer to the future: an error in it would keep itself alive through the frames of its
+traceback, with everything they refer to.
 """
 
 
 class IndexWriter:
-    """Commits changes in the order in which they are ready.
+    """Commits changes in the order in which they become ready.
 
     Args:
-        threads: changes whose documents are embedded side by side; the next one waits for a thread.
-        wait: seconds that a commit waits for another process that writes.
+        threads: number of changes whose documents are embedded concurrently; further ones wait.
+        wait: seconds that a commit waits for another process that is writing.
     """
 
     def __init__(self, threads: int, wait: float = WAIT_SECONDS) -> None:
@@ -89,19 +90,19 @@ class IndexWriter:
         self._idle: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Start nothing more."""
+        """Stop accepting changes."""
         self._embedding.shutdown(wait=False, cancel_futures=True)
         self._committing.shutdown(wait=False, cancel_futures=True)
 
     async def commit(self, index: IndexHandle, change: Change) -> int:
-        """Write `change`; returns the chunks of its documents, or those that the deleted document had.
+        """Write `change`; returns the number of chunks of the added or deleted documents.
 
         If this call is cancelled before the commit begins, nothing is written.
 
         Raises:
-            UnknownDocument: the document to delete is not there.
-            IndexUnavailable, ModelMismatch: the index is not there, or one of another model is in its place.
-            InputError: as `build_index` and `delete_documents`.
+            UnknownDocument: the index does not have the document to delete.
+            IndexUnavailable, ModelMismatch: the index is missing, or was replaced by one of another model.
+            InputError: as for `build_index` and `delete_documents`.
         """
         loop = asyncio.get_running_loop()
         if change.documents:
@@ -119,11 +120,11 @@ class IndexWriter:
             self._task = asyncio.ensure_future(self._run(index, idle))
 
     async def _run(self, index: IndexHandle, idle: bool) -> None:
-        with suppress(RuntimeError):  # the server is shutting down: the threads accept nothing more, and nobody waits
+        with suppress(RuntimeError):  # at shutdown the threads accept no more work, and nobody waits
             await self._commit_all(index, idle)
 
     async def _commit_all(self, index: IndexHandle, idle: bool) -> None:
-        """Commit what waits, and what comes meanwhile. `idle`: begin with the maintenance for when nothing waits."""
+        """Commit waiting changes, including those that arrive meanwhile; if `idle`, first do maintenance."""
         loop = asyncio.get_running_loop()
         if self._idle is not None:
             self._idle.cancel()
@@ -135,15 +136,15 @@ class IndexWriter:
             changes = [change for change, _ in group]
             answers = await loop.run_in_executor(self._committing, self._commit, index, changes)
             _answer(group, answers)
-            for held in (group, changes, answers):  # the frames of an error lead to them: see `Waiting`
-                held.clear()
+            for references in (group, changes, answers):  # the frames of an error refer to them: see `Waiting`
+                references.clear()
             await loop.run_in_executor(self._committing, _maintain, index, False)
         if committed:
             seconds = KEEP_VERSIONS.total_seconds() + 1
             self._idle = loop.call_later(seconds, self._begin, index, True)
 
     def _next(self) -> list[Waiting]:
-        """The changes that are committed together next: additions or deletions, no id twice."""
+        """The changes to commit together next: either additions or deletions, each id only once."""
         group: list[Waiting] = []
         ids: set[str] = set()
         while self._waiting:
@@ -161,7 +162,7 @@ class IndexWriter:
         return group
 
     def _commit(self, index: IndexHandle, changes: list[Change]) -> list[Answer]:
-        """Never raises. A search after the answer finds the change: the index is checked again before the answers."""
+        """Commit changes; never raises. The index is checked before the answers, so later searches see the changes."""
         try:
             place = index.writable()
             return self._add(place, changes) if changes[0].documents else self._delete(index, place, changes)
@@ -173,13 +174,13 @@ class IndexWriter:
     def _add(self, place: Place, changes: list[Change]) -> list[Answer]:
         try:
             return self._build(place, changes)
-        except (IndexBusy, StorageError, ModelMismatch) as error:  # none of them is wrong
+        except (IndexBusy, StorageError, ModelMismatch) as error:  # the changes are valid
             return [error] * len(changes)
         except Exception as error:
             if len(changes) == 1:
                 return [error]
         answers: list[Answer] = []
-        for change in changes:  # one of them is wrong
+        for change in changes:  # find the invalid one
             answers += self._add(place, [change])
         return answers
 
@@ -211,9 +212,9 @@ def _embed(index: IndexHandle, change: Change) -> None:
     """Embed the texts that the index lacks, before it is locked for writing."""
     encoder = change.encoder
     assert encoder is not None
-    if encoder.cancelled:  # while it waited for a thread
+    if encoder.cancelled:  # it was cancelled while waiting for a thread
         raise CancelledError
-    ahead = CachedEncoder(encoder, change.vectors)  # keeps what is embedded if the index is exchanged meanwhile
+    ahead = CachedEncoder(encoder, change.vectors)  # keeps embeddings if the index is replaced meanwhile
 
     def embed(now: SearchIndex) -> int:
         with storage_errors(now.path):
@@ -224,7 +225,7 @@ def _embed(index: IndexHandle, change: Change) -> None:
 
 def _answer(group: Sequence[Waiting], answers: Sequence[Answer]) -> None:
     for (_, done), answer in zip(group, answers, strict=True):
-        if done.done():  # nobody waits any more
+        if done.done():  # nobody is waiting for it
             continue
         if isinstance(answer, Exception):
             done.set_exception(answer)
@@ -237,6 +238,6 @@ def _maintain(index: IndexHandle, always: bool) -> None:
         if maintain_index(index.writable(), wait=0.0, always=always, expected_info=index.info):
             log("full text rebuilt")
     except (IndexBusy, IndexUnavailable, ModelMismatch):
-        pass  # done by the other writer, or with the next change
+        pass  # left to the other writer, or to the next change
     except Exception as error:
         log("maintenance of the index failed", 30, error)

@@ -1,7 +1,6 @@
-"""Logs as one JSON object a line, on standard error, without users' texts, keys, or query strings.
+"""Logs as one JSON object per line, on standard error, without users' texts, keys, or query strings.
 
-An unexpected error is logged by its type and the places in the code that it went through, not by its message: messages
-quote values.
+An unexpected error is logged by its type and stack frames, not by its message, as messages quote values.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ LOGGER = "search_r3.server"
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of JSON for a record: time (UTC), level, event, and what was given as `extra={"fields": ...}`."""
+    """One line of JSON for a record: time (UTC), level, event, and the fields given as `extra={"fields": ...}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
@@ -31,8 +30,8 @@ class JsonFormatter(logging.Formatter):
 def error_fields(error: BaseException) -> dict[str, Any]:
     """An error's type and its innermost stack frames, without its message."""
     frames = traceback.extract_tb(error.__traceback__)[-6:]
-    places = [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
-    return {"error": type(error).__name__, "at": places}
+    locations = [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "at": locations}
 
 
 def log(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
@@ -43,7 +42,7 @@ def log(event: str, level: int = logging.INFO, error: BaseException | None = Non
 
 
 def log_to(stream: TextIO | None = None) -> None:
-    """Send our lines, and uvicorn's own, to `stream`, by default standard error."""
+    """Send our log lines and uvicorn's to `stream`, by default standard error."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     for name in (LOGGER, "uvicorn", "uvicorn.error"):

@@ -1,6 +1,6 @@
 """Metrics for Prometheus: requests, latencies, tokens, queue lengths, batch sizes, cache hits.
 
-A registry for each server, so that two in one process do not mix. No label ever holds a user's text.
+Each server has a separate registry, so that two in one process do not mix. No label ever contains a user's text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Rate:
-    """Events a second, over the last `seconds`. Thread-safe."""
+    """Events per second over the last `seconds`. Thread-safe."""
 
     def __init__(self, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock = seconds, clock
@@ -27,18 +27,18 @@ class Rate:
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """Count events that happen now."""
+        """Count events that happened now."""
         with self._lock:
             self._counted.append((self._clock(), count))
-            self._forget()
+            self._drop_old()
 
     def value(self) -> float:
-        """Events a second."""
+        """Events per second."""
         with self._lock:
-            self._forget()
+            self._drop_old()
             return sum(count for _, count in self._counted) / self._seconds
 
-    def _forget(self) -> None:
+    def _drop_old(self) -> None:
         while self._counted and self._counted[0][0] <= self._clock() - self._seconds:
             self._counted.popleft()
 
@@ -55,7 +55,7 @@ class Metrics:
             "search_r3_request_seconds", "From a request's first byte to its last.", ["route"], buckets=SECONDS, **new
         )
         self.tokens = Counter(
-            "search_r3_tokens", "Tokens: prompt (users' texts), reasoning (written).", ["kind"], **new
+            "search_r3_tokens", "Tokens: prompt (users' texts), reasoning (generated).", ["kind"], **new
         )
         self.batch_texts = Histogram(
             "search_r3_batch_texts", "Texts in one pass of the model.", ["kind"], buckets=SIZES, **new
@@ -64,7 +64,7 @@ class Metrics:
             "search_r3_batch_seconds", "Seconds of one pass of the model.", ["kind"], buckets=SECONDS, **new
         )
         self.cache = Counter(
-            "search_r3_reasoned_cache", "Reasoned queries found in the cache, or not.", ["found"], **new
+            "search_r3_reasoned_cache", "Reasoned queries, by whether they were found in the cache.", ["found"], **new
         )
         self.dropped = Counter("search_r3_dropped", "Requests dropped, by reason.", ["reason"], **new)
         self.in_flight = Gauge("search_r3_requests_in_flight", "Requests waiting or being answered.", **new)
@@ -77,12 +77,12 @@ class Metrics:
         )
         self.reasoning_rate = Rate()
         Gauge(
-            "search_r3_reasoning_tokens_per_second", "Tokens of reasoning a second, over the last ten.", **new
+            "search_r3_reasoning_tokens_per_second", "Reasoning tokens per second, over the last ten seconds.", **new
         ).set_function(self.reasoning_rate.value)
-        self._slots = Gauge("search_r3_slots", "Reasoned queries that can be written side by side.", **new)
-        self._slots_in_use = Gauge("search_r3_slots_in_use", "Reasoned queries that are being written.", **new)
-        self._queue_texts = Gauge("search_r3_queue_texts", "Texts that wait for the model.", **new)
-        self._queue_tokens = Gauge("search_r3_queue_tokens", "Tokens that wait for the model.", **new)
+        self._slots = Gauge("search_r3_slots", "Reasoned queries that can be generated concurrently.", **new)
+        self._slots_in_use = Gauge("search_r3_slots_in_use", "Reasoned queries that are being generated.", **new)
+        self._queue_texts = Gauge("search_r3_queue_texts", "Texts waiting for the model.", **new)
+        self._queue_tokens = Gauge("search_r3_queue_tokens", "Tokens waiting for the model.", **new)
 
     def watch_queue(self, waiting: Callable[[], tuple[int, int]]) -> None:
         """Call `waiting` for texts and tokens at every scrape."""

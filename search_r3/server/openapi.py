@@ -1,8 +1,8 @@
-"""The OpenAPI description: FastAPI's own, completed by what is known only at run time.
+"""The OpenAPI description: FastAPI's, completed with what is known only at run time.
 
-That is the limits of the server, the vocabulary and sizes of its model, the columns of its index, and whether it has
-keys. So what the description allows is accepted. What JSON Schema cannot say (tokens in all, a document's id that
-comes twice) is answered by 409 or 413.
+That is the server's limits, its model's vocabulary and sizes, its index's columns, and whether it has keys. So whatever
+the description allows is accepted, except for rules that JSON Schema cannot express (the total of tokens, repeated ids
+of documents), whose violations are answered by 413 or 409.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ READ_BY_HANDLERS: tuple[tuple[type[BaseModel], JsonSchemaMode], ...] = (
     (schemas.Error, "serialization"),
     (schemas.Event, "serialization"),
 )
-"""Bodies that FastAPI does not see among its own parameters and responses."""
+"""Bodies that are not among FastAPI's parameters and responses."""
 
 
 def custom_openapi(app: FastAPI) -> dict[str, Any]:
-    """The description of the application, for what it serves now."""
+    """The description of the application as it is served now."""
     config, loaded = app.state.service.config, app.state.service.known
     if app.openapi_schema is None:
         app.openapi_schema = _described_by_fastapi(app)
@@ -62,7 +62,7 @@ def _described_by_fastapi(app: FastAPI) -> dict[str, Any]:
     described = get_openapi(title=app.title, version=__version__, description=app.description, routes=app.routes)
     named = described["components"]["schemas"]
     named |= models_json_schema(READ_BY_HANDLERS, ref_template=SCHEMAS + "{model}")[1]["$defs"]
-    for unused in ("HTTPValidationError", "ValidationError"):  # of FastAPI's own 422; `app` answers 400
+    for unused in ("HTTPValidationError", "ValidationError"):  # for FastAPI's status 422; `app` answers 400
         named.pop(unused, None)
     for operations in described["paths"].values():
         for operation in operations.values():
@@ -71,22 +71,22 @@ def _described_by_fastapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _limits(config: ServerConfig, loaded: Loaded | None) -> dict[str, dict[str, Any]]:
-    """What completes the schemas of the types that `schemas` names."""
+    """Additions to the schemas of types that `schemas` names."""
     many = {"maxItems": config.max_items}
-    found: dict[str, dict[str, Any]] = dict.fromkeys(("Texts", "QueryTexts", "TokenLists", "NewDocuments"), many)
-    found["Reasoning"] = _reasoning(config, loaded)
+    limits: dict[str, dict[str, Any]] = dict.fromkeys(("Texts", "QueryTexts", "TokenLists", "NewDocuments"), many)
+    limits["Reasoning"] = _reasoning(config, loaded)
     if loaded is None:
-        return found
+        return limits
     special = special_ids(loaded.model.tokenizer)
     usable = [token for token in range(len(loaded.model.tokenizer)) if token not in special]
-    found["TokenId"] = {"minimum": usable[0], "maximum": usable[-1]}
+    limits["TokenId"] = {"minimum": usable[0], "maximum": usable[-1]}
     if refused := sorted(token for token in special if usable[0] < token < usable[-1]):
-        found["TokenId"]["not"] = {"enum": refused}
-    found["ModelName"] = {"const": loaded.model.name}
-    found["Dimensions"] = {"enum": list(loaded.dimensions)}
+        limits["TokenId"]["not"] = {"enum": refused}
+    limits["ModelName"] = {"const": loaded.model.name}
+    limits["Dimensions"] = {"enum": list(loaded.dimensions)}
     if loaded.index is not None:
-        found["Filter"] = {"pattern": filter_pattern(loaded.index.columns)}
-    return found
+        limits["Filter"] = {"pattern": filter_pattern(loaded.index.columns)}
+    return limits
 
 
 def _reasoning(config: ServerConfig, loaded: Loaded | None) -> dict[str, Any]:
@@ -95,12 +95,12 @@ def _reasoning(config: ServerConfig, loaded: Loaded | None) -> dict[str, Any]:
         {"type": "integer", "minimum": 0, "maximum": config.max_reasoning_tokens, "description": "a budget in tokens"},
     ]
     if loaded is None or loaded.adaptive:
-        choices.append({"const": "auto", "description": "reason where the model's rule expects it to help"})
+        choices.append({"const": "auto", "description": "reason if the model's rule expects it to help"})
     return {"anyOf": choices}
 
 
 def _name_model(paths: dict[str, Any], name: str) -> None:
-    """The name of the model that is served, in the examples."""
+    """Put the served model's name into the examples."""
     for example in paths["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["examples"].values():
         example["value"]["model"] = name
     paths["/v1/models/{model}"]["get"]["parameters"][0]["example"] = name

@@ -1,8 +1,8 @@
-"""A request's body as a value of its type, or an ApiError 400 that names the field that is wrong and what it may be.
+"""Parsing a request's body into its type, or an ApiError 400 that names the invalid field and what is expected.
 
-Python's C parser holds every other thread up while it works: milliseconds for the longest text, but more than a second
-for a body of millions of little values. Such bodies are parsed in Python, some 50 times slower, where other threads get
-their turns, and given up at a limit.
+Python's C parser blocks all other threads while it runs: milliseconds for the longest text, but more than a second for
+a body of millions of small values. Such bodies are parsed in Python, about 50 times slower, so that other threads can
+run, and parsing stops at a limit.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pydantic import TypeAdapter, ValidationError
 from search_r3.server.errors import ApiError
 
 Body = TypeVar("Body")
-EXACT = 2.0**53  # whole numbers up to here are exact as floats
+EXACT = 2.0**53  # whole numbers up to this are exact as floats
 FEW_VALUES = 150_000
-"""A body that can hold no more values, as one of 200 kB, takes the C parser about ten milliseconds."""
+"""The C parser takes about ten milliseconds for a body of at most this many values (such as any of 200 kB)."""
 MOST_VALUES = 500_000
-"""Texts, numbers, lists and objects that a body may hold: more than the limits on texts and tokens let through."""
+"""Maximum number of texts, numbers, lists and objects in a body: more than the limits on texts and tokens allow."""
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse(body: bytes | bytearray, shape: TypeAdapter[Body], most: int = MOST_VALUES) -> Body:
-    """JSON as a `shape`; a bytearray is emptied on the way, as it may be large.
+    """Parse JSON into a `shape`; a bytearray is cleared in the process, as it may be large.
 
     Raises:
-        ApiError: 400, the body is not JSON or not a `shape`; 413, it is long and holds over `most` values.
+        ApiError: 400 if the body is not JSON or not a `shape`; 413 if it is long and has more than `most` values.
     """
     value = _decoded(body, most)
     try:
@@ -40,7 +40,7 @@ def parse(body: bytes | bytearray, shape: TypeAdapter[Body], most: int = MOST_VA
 
 
 def count_marks(body: bytes | bytearray) -> int:
-    """At least as many as the body holds values; quickly."""
+    """An upper bound of the number of values in the body, computed quickly."""
     return sum(body.count(mark) for mark in b",[{")
 
 
@@ -61,10 +61,10 @@ def _decoded(body: bytes | bytearray, most: int) -> Any:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise ApiError(
-            400, "the body holds half of a surrogate pair (\\uD800 to \\uDFFF), which is not text", "invalid_text"
+            400, "the body contains half of a surrogate pair (\\uD800 to \\uDFFF), which is not text", "invalid_text"
         ) from error
     except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "a value that JSON does not have"
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it has a value that is not valid JSON"
         raise ApiError(400, f"the body is not JSON: {reason[:200]}", "invalid_json") from error
     return value
 
@@ -74,7 +74,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _number(written: str) -> int | float:
-    """JSON Schema, and JavaScript, see no difference between 5 and 5.0."""
+    """In JSON Schema and JavaScript, 5 and 5.0 are the same number."""
     value = float(written)
     return int(value) if value.is_integer() and abs(value) < EXACT else value
 
@@ -83,7 +83,7 @@ _PLAIN = json.JSONDecoder(parse_float=_number, parse_constant=_no_constant)
 
 
 class _Counting(json.JSONDecoder):
-    """The standard library's decoder in Python, for one body; raises ApiError 413 beyond `most` values."""
+    """The standard library's pure Python decoder, for one body; raises ApiError 413 beyond `most` values."""
 
     def __init__(self, most: int) -> None:
         super().__init__(parse_float=_number, parse_int=int, parse_constant=_no_constant)
@@ -97,7 +97,7 @@ class _Counting(json.JSONDecoder):
         def counting(*given: Any) -> Any:
             self._seen += 1
             if self._seen > self._most:
-                message = f"the body holds over {self._most:,} values; send several requests"
+                message = f"the body has over {self._most:,} values; send several requests"
                 raise ApiError(413, message, "body_too_large")
             return take(*given)
 
@@ -111,25 +111,23 @@ EXPECTED = {
     "list_type": "expected a list",
     "model_type": "expected an object",
     "dict_type": "expected an object",
-    "string_pattern_mismatch": "empty; give at least one visible character",  # the only pattern there is, `VISIBLE`
+    "string_pattern_mismatch": "empty; give at least one visible character",  # `VISIBLE` is the only pattern
     "string_too_long": "over {max_length:,} characters; shorten it",
     "too_long": "over {max_length:,} entries; give fewer",
     "string_too_short": "empty; give at least one character",
     "too_short": "empty; give at least one entry",
 }
-"""What is said for pydantic's kinds of error, whose own words are about Python."""
+"""Messages for pydantic's error types; pydantic's own messages are about Python."""
 
 
 def validation_error(error: Mapping[str, Any]) -> ApiError:
-    """One of pydantic's errors in OpenAI's form. In brackets in its place are names of alternatives, not of fields."""
-    kind, places = error["type"], list(error["loc"])
-    unknown = [places.pop()] if kind == "extra_forbidden" else []  # by any name: also one with brackets
-    places = [part for part in places if isinstance(part, int) or "[" not in part]
-    param = ".".join(map(str, places + unknown))[:200] or None
+    """One of pydantic's errors in OpenAI's form. Names in brackets in its location are alternatives, not fields."""
+    kind, location = error["type"], list(error["loc"])
+    unknown = [location.pop()] if kind == "extra_forbidden" else []  # any name, even one with brackets
+    location = [part for part in location if isinstance(part, int) or "[" not in part]
+    param = ".".join(map(str, location + unknown))[:200] or None
     if kind == "extra_forbidden":
-        return ApiError(
-            400, f"there is no field {param!a}; see /docs for those there are", "unknown_field", param=param
-        )
+        return ApiError(400, f"unknown field {param!a}; see /docs for the fields", "unknown_field", param=param)
     if kind == "missing":
         return ApiError(400, f"the field {param!a} is missing", "missing_field", param=param)
     known = EXPECTED.get(kind)

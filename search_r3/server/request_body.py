@@ -1,7 +1,7 @@
 """Reading a request's body within the server's limits, and waiting for an answer while the client is connected.
 
-What is wrong with a request becomes an ApiError: 408 too slow, 413 too large, 415 another type, 400 all else. Whatever
-takes long is done in threads, large requests in one of their own so that small ones do not wait behind them.
+Problems with a request become an ApiError: 408 too slow, 413 too large, 415 unsupported type, 400 anything else. Long
+work is done in threads, with a separate one for large requests so that small ones do not wait behind them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from search_r3.server.service import Service
 
 Body = TypeVar("Body")
 T = TypeVar("T")
-LARGE = 200_000  # bytes or characters; parsing more would keep the others waiting for milliseconds
-FEW_MARKS = 5_000  # of values in a body; checking more against a schema would, too
+LARGE = 200_000  # bytes or characters; parsing more would delay other requests by milliseconds
+FEW_MARKS = 5_000  # of values in a body; so would validating more
 
 
 class ClientDisconnected(Exception):
-    """There is no client any more to be answered."""
+    """The client has disconnected."""
 
 
 async def read(request: Request, service: Service, shape: TypeAdapter[Body]) -> Body:
@@ -39,16 +39,16 @@ async def read(request: Request, service: Service, shape: TypeAdapter[Body]) -> 
 
 
 def pool_for(service: Service, size: int) -> Executor:
-    """The threads for a request's body or texts of `size` bytes or characters: large ones one after the other."""
+    """The thread pool for a body or texts of `size` bytes or characters; large ones are processed one at a time."""
     return service.bulk if size > LARGE else service.tokenizing
 
 
 async def in_thread(request: Request, service: Service, pool: Executor, job: Callable[[Callable[[], None]], T]) -> T:
-    """The result of `job`, from a thread; not begun, or ended at its next step, if the client goes away.
+    """Run `job` in a thread and return its result. If the client disconnects, it ends before its next step.
 
     Args:
-        pool: has the thread.
-        job: gets a function that it calls between its steps, and that raises ClientDisconnected when it should end.
+        pool: runs the job.
+        job: gets a function to call between its steps, which raises ClientDisconnected if the job should end.
 
     Raises:
         ApiError, ClientDisconnected: see `until_done`; and whatever `job` raises.
@@ -100,7 +100,7 @@ def _too_large(limit: int) -> ApiError:
 
 
 async def disconnected(request: Request) -> None:
-    """Return when the client is gone."""
+    """Return when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -112,18 +112,18 @@ async def until_done(
     begun: Callable[[], bool],
     cancel: Callable[[], Any] = lambda: None,
 ) -> T:
-    """The result of `future`, as long as the client is connected and the timeout is not over; else it is cancelled.
+    """Wait for the result of `future` until the client disconnects or the timeout passes; then it is cancelled.
 
-    The caller keeps no reference to `future`: an error in it would hold itself, through the frames of its traceback,
-    and with them the whole request.
+    The caller must not keep a reference to `future`: its error would refer to itself through the frames of its
+    traceback, and keep the whole request in memory.
 
     Args:
-        begun: whether its work has begun.
+        begun: returns whether the work has begun.
         cancel: called before `future` is cancelled.
 
     Raises:
         ApiError: 503 (not begun) or 504 (begun) after the server's timeout.
-        ClientDisconnected: the client went away.
+        ClientDisconnected: the client has disconnected.
     """
     gone = asyncio.ensure_future(disconnected(request))
     either: set[asyncio.Future[Any]] = {future, gone}
@@ -140,12 +140,12 @@ async def until_done(
         if not future.done():
             cancel()
             future.cancel()
-            future.add_done_callback(lambda f: f.cancelled() or f.exception())  # or asyncio logs it
+            future.add_done_callback(lambda f: f.cancelled() or f.exception())  # else asyncio logs the error
         del future, either, begun, cancel
 
 
 def timed_out(service: Service, begun: bool) -> ApiError:
-    """The error of a request that has waited too long."""
+    """The error for a request that has waited too long."""
     service.metrics.dropped.labels("timeout").inc()
     seconds = f"{service.config.timeout:g} seconds"
     if begun:

@@ -1,7 +1,7 @@
-"""Memory of large requests: how much of it they may have at once, and its return to the system afterwards.
+"""Memory of large requests: limits how much they may use at once, and returns it to the system afterwards.
 
-The C library keeps what is freed, in an arena for each thread, for later allocations. After bodies of many megabytes
-malloc_trim(3) returns it, where there is one.
+The C library keeps freed memory in one arena per thread for later allocations. After bodies of many megabytes,
+malloc_trim(3) returns it to the system, if available.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ from starlette.types import Scope
 from search_r3.server.errors import ApiError
 
 QUIET = 1.0
-"""Seconds after the last large request until memory is returned, which takes milliseconds."""
+"""Seconds between the last large request and returning memory, which takes milliseconds."""
 
 
 class LargeBodies:
-    """The large bodies of the requests in flight. To be used from the event loop's thread.
+    """The large bodies of the requests in flight. Use it only from the event loop's thread.
 
     Args:
-        most: bytes that they may have together; a single one is always allowed.
-        threads: where memory is returned.
+        most: maximum of their total size in bytes; a single body is always allowed.
+        threads: run `trim`.
+        trim: returns memory to the system.
     """
 
     def __init__(self, most: int, threads: Executor, trim: Callable[[], None] | None = None) -> None:
-        self.most, self.held = most, 0
+        self.most, self.bytes_in_use = most, 0
         self._threads, self._trim = threads, trim or return_memory
         self._timer: asyncio.TimerHandle | None = None
 
     def hold(self, scope: Scope, size: int) -> None:
-        """The body of the request of `scope` has `size` bytes by now. Raises ApiError 429 if there is no room."""
+        """Record that the request's body has `size` bytes so far. Raises ApiError 429 if there is no room."""
         state = scope.setdefault("state", {})
-        others = self.held - state.get("body_bytes", 0)
+        others = self.bytes_in_use - state.get("body_bytes", 0)
         if others and others + size > self.most:
             message = f"large requests of {others:,} bytes are in flight; try again later"
             raise ApiError(429, message, "queue_full", retry_after=2)
-        self.held, state["body_bytes"] = others + size, size
+        self.bytes_in_use, state["body_bytes"] = others + size, size
 
     def release(self, scope: Scope) -> None:
-        """The body of the request of `scope` is needed no more. A second call has no effect."""
+        """Record that the request's body is no longer needed. A second call has no effect."""
         if size := scope.get("state", {}).pop("body_bytes", 0):
-            self.held -= size
+            self.bytes_in_use -= size
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_later(QUIET, self._return_memory)
@@ -60,7 +61,7 @@ class LargeBodies:
 
 
 def return_memory() -> None:
-    """Collect garbage, and return free memory to the system."""
+    """Collect garbage and return free memory to the system."""
     gc.collect()
     trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,7 +1,7 @@
-"""What every route shares: routers, the service, JSON answers, and what FastAPI is told to describe.
+"""What all routes share: routers, the service, JSON responses, and descriptions for FastAPI.
 
-A handler reads its body by `request_body.read` rather than as a FastAPI parameter: FastAPI would read all of it into
-memory, and parse it in the event loop, before the key, the queue or any other limit is looked at.
+A handler reads its body with `request_body.read` rather than as a FastAPI parameter: FastAPI would read all of it into
+memory, and parse it in the event loop, before checking the key, the queue or any other limit.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from search_r3.server.service import Service
 
 SCHEMAS = "#/components/schemas/"
 STATUSES = {
-    400: "Something in the request is wrong; `param` says where.",
-    401: "No API key, or one that is not known.",
-    404: "There is no such model, or no index.",
+    400: "The request is invalid; `param` says where.",
+    401: "Missing or unknown API key.",
+    404: "There is no such model or document, or no index.",
     408: "The body did not arrive in time.",
-    409: "It conflicts with what the index holds, or another build is writing.",
+    409: "It conflicts with the index, or another process is writing to it.",
     413: "The body, or its texts together, are over the server's limit.",
     415: "The body is not application/json, or it is compressed.",
-    429: "Too many requests are in flight; come back after Retry-After seconds.",
-    500: "An error of the server; it was logged.",
-    503: "Loading, shutting down, too busy to begin in time, or the index cannot be searched now.",
-    504: "Begun, but not done in time.",
+    429: "Too many requests are in flight; retry after Retry-After seconds.",
+    500: "Internal server error, which was logged.",
+    503: "Loading, shutting down, too busy to begin in time, or the index is unavailable.",
+    504: "Begun, but not finished in time.",
 }
 WITH_BODY = (400, 408, 413, 415, 429, 500, 503, 504)
 """Statuses of a route that reads a body and runs the model."""
 
 
 def service_of(request: Request) -> Service:
-    """The service of the application that a request came to."""
+    """The service of the application that received the request."""
     return request.app.state.service
 
 
@@ -46,12 +46,12 @@ async def _check_key(request: Request) -> None:
 
 
 def v1_router() -> APIRouter:
-    """A router for routes below /v1, which need an API key where the server has any."""
+    """A router for routes below /v1, which need an API key if the server has any."""
     return APIRouter(prefix="/v1", dependencies=[Depends(_check_key)])
 
 
 def get(router: APIRouter, path: str, **options: Any) -> Callable[[Any], Any]:
-    """`router.get`, and HEAD as well, which is not described."""
+    """`router.get`, which also adds HEAD without describing it."""
 
     def add(handler: Any) -> Any:
         router.head(path, include_in_schema=False)(handler)
@@ -61,7 +61,7 @@ def get(router: APIRouter, path: str, **options: Any) -> Callable[[Any], Any]:
 
 
 def to_json(value: Any, status: int = 200) -> Response:
-    """A JSON answer; numpy's float32 are written so that they are read back exactly."""
+    """A JSON response; NumPy float32 values are written so that they read back exactly."""
     try:
         body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:  # an integer over 64 bits in an index's metadata
@@ -84,18 +84,18 @@ def takes(*models: type[BaseModel], **content: Any) -> dict[str, Any]:
 def answers(
     model: type[BaseModel], description: str, *errors: int, status: int = 200, **more: Any
 ) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route: `model` at `status`, the error form at `errors`. `more` goes with `model`."""
-    found: dict[int | str, dict[str, Any]] = {status: {"model": model, "description": description, **more}}
-    return found | {error: error_response(error) for error in sorted(errors)}
+    """`responses` of a route: `model` for `status`, the error form for `errors`; `more` is added to the former."""
+    success: dict[int | str, dict[str, Any]] = {status: {"model": model, "description": description, **more}}
+    return success | {error: error_response(error) for error in sorted(errors)}
 
 
 def error_response(status: int) -> dict[str, Any]:
     """The description of an error."""
     schema = {"$ref": SCHEMAS + "Error"}
-    found: dict[str, Any] = {"description": STATUSES[status], "content": {"application/json": {"schema": schema}}}
+    response: dict[str, Any] = {"description": STATUSES[status], "content": {"application/json": {"schema": schema}}}
     if status in (409, 429, 503):
-        found["headers"] = retry_after(required=status != 409)  # not every conflict passes by itself
-    return found
+        response["headers"] = retry_after(required=status != 409)  # not every conflict can be solved by waiting
+    return response
 
 
 def retry_after(required: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Running the application: uvicorn, a socket with clear errors, and a graceful shutdown."""
+"""Running the application: uvicorn, a socket with clear errors, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from search_r3.server.service import Loaded, Service
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a service that is notified at once of a signal to stop."""
+    """uvicorn's server, which tells the service immediately when a signal to stop arrives."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Accept nothing new; finish what is in flight."""
+        """Accept no new requests; finish those in flight."""
         self.service.stop_taking()
         super().handle_exit(sig, frame)
 
 
 def make_server(config: ServerConfig, load: Callable[[], Loaded], **uvicorn_options: Any) -> Server:
-    """A server that is not running yet; `run(sockets=[...])` it. If loading fails, it ends."""
+    """A server to be started with `run(sockets=[...])`. It stops if loading fails."""
     holder: list[Server] = []
 
     def end() -> None:
@@ -46,16 +46,16 @@ def make_server(config: ServerConfig, load: Callable[[], Loaded], **uvicorn_opti
         "timeout_graceful_shutdown": max(1, round(config.grace)),
         "timeout_keep_alive": 30,
     }
-    logging.getLogger("uvicorn.access").disabled = True  # it would write query strings
+    logging.getLogger("uvicorn.access").disabled = True  # it would log query strings
     server = Server(uvicorn.Config(app, **options | uvicorn_options), app.state.service)
     holder.append(server)
     return server
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises InputError where the address is unknown, taken, or forbidden."""
+    """A bound socket. Raises InputError if the address is unknown, in use, or forbidden."""
     if not 0 <= port <= 65_535:
-        raise InputError(f"port is {port}; expected 0 (any free one) to 65535")
+        raise InputError(f"port is {port}; expected 0 (any free port) to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         bound = socket.socket(family, socket.SOCK_STREAM)

@@ -1,8 +1,8 @@
-"""The bodies of requests and answers, as pydantic models: requests are validated by them, and FastAPI describes both.
+"""The bodies of requests and responses as pydantic models: they validate requests, and FastAPI describes both.
 
-Types are strict: "1" is not a number, 1 is not a truth value. What is known only at run time (the limits of a server,
-the vocabulary of its model, the columns of its index) is checked where it is used; the types with a name of their own
-(`TokenId`, `Filter`, ...) are those that `openapi` completes by it.
+Types are strict: "1" is not a number, 1 is not a boolean. Rules that are known only at run time (a server's limits, its
+model's vocabulary, its index's columns) are checked where they are used; `openapi` adds them to the named types
+(`TokenId`, `Filter`, ...) of the description.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from search_r3.rank_fusion import VECTOR_WEIGHT
 from search_r3.server.where_filter import MAX_FILTER_CHARACTERS
 
 VISIBLE = "[^\\u0000-\\u0020\\u007f-\\u00a0\\u00ad\\u1680\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u206f\\u3000\\ufeff]"
-"""A text must have such a character: any but spaces, control and zero-width characters."""
+"""A text must contain such a character: not a space, control or zero-width character."""
 FIELD_NAME = "^[a-z][a-z0-9_]{0,63}$"
 MAX_NUMBER = 10**15
 MAX_FIELDS = 50
 MAX_DOCUMENT_CHARACTERS = 1_000_000
 MAX_TITLE_CHARACTERS = 1000
-MAX_ID_CHARACTERS = 4096  # the longest path of a file, which is its id
+MAX_ID_CHARACTERS = 4096  # the longest path of a file, as paths are ids
 PAGE, MAX_PAGE = 100, 1000
 _FIELD_NAME = re.compile(FIELD_NAME.replace("$", "\\Z"))
 
 
 class Strict(BaseModel):
-    """A body of a request: no conversions, no unknown fields, no NaN."""
+    """A request's body: no conversions, no unknown fields, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Answer(BaseModel):
-    """A body of an answer. It is described by its model, but written as a dictionary, since that is quicker."""
+    """A response's body. The model only describes it: it is written as a dictionary, which is faster."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 def _in_one_line(message: str) -> WrapValidator:
-    """The type's own validation, with one message for all of its alternatives."""
+    """The type's validation with a single message for all of its alternatives."""
 
     def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -69,8 +69,8 @@ def _in_one_line(message: str) -> WrapValidator:
 def _field_name(name: str) -> str:
     if not _FIELD_NAME.match(name):
         raise ValueError(
-            f"the field {name[:64]!a} cannot be used; a name is of small letters, digits and _, begins with a letter, "
-            "and has at most 64 characters"
+            f"the field {name[:64]!a} is not allowed; a name consists of lower-case letters, digits and _, begins with a "
+            "letter, and has at most 64 characters"
         )
     return name
 
@@ -83,7 +83,7 @@ def _metadata(value: Any) -> Any:
 
 def _no_reasoning(value: Any) -> Any:
     if value is not None and value is not False:
-        raise ValueError('documents are embedded without reasoning; say "input_type": "query"')
+        raise ValueError('documents are embedded without reasoning; set "input_type": "query"')
     return value
 
 
@@ -181,7 +181,7 @@ class SearchRequest(Strict):
     mode: Mode = "hybrid"
     vector_weight: Annotated[
         float,
-        Field(ge=0, le=1, description="how much the vectors count in a hybrid search; the words count the rest"),
+        Field(ge=0, le=1, description="the weight of the vectors in a hybrid search; the words have the rest"),
     ] = VECTOR_WEIGHT
     reasoning: Reasoning = True
     where: Annotated[Filter | None, Field(description="a condition on columns, as in title = 'Guide'")] = None
@@ -194,13 +194,13 @@ Scalar = Annotated[
     | Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
     | Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)],
     _in_one_line(
-        "expected text, a number, true or false, numbers from -1e15 to 1e15; leave the field out if it has no value"
+        "expected text, a number, true or false, numbers from -1e15 to 1e15; omit the field if it has no value"
     ),
 ]
 
 
 class NewDocument(Strict):
-    """A document to be added."""
+    """A document to add."""
 
     id: Annotated[str, Field(pattern=VISIBLE, max_length=MAX_ID_CHARACTERS)]
     text: Annotated[str, Field(pattern=VISIBLE, max_length=MAX_DOCUMENT_CHARACTERS)]
@@ -237,7 +237,7 @@ class DocumentsPage(Strict):
 
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(_page_size)] = PAGE
     after: Annotated[
-        str, Field(min_length=1, max_length=MAX_ID_CHARACTERS, description="the last id of the page before")
+        str, Field(min_length=1, max_length=MAX_ID_CHARACTERS, description="the last id of the previous page")
     ] = ""
 
 
@@ -248,21 +248,23 @@ class ErrorDetail(Answer):
     message: str
     type: str
     param: str | None
-    code: Annotated[str, Field(description="a word that programs can compare")]
+    code: Annotated[str, Field(description="an identifier for programs")]
 
 
 class Error(Answer):
-    """Every answer that is an error, in OpenAI's form."""
+    """An error in OpenAI's form."""
 
     error: ErrorDetail
 
 
 class Health(Answer):
     status: Literal["ready", "loading", "stopping", "failed", "index_unavailable"]
-    reason: Annotated[str | None, Field(description="why not ready, or a warning; null where a key is needed for it")]
+    reason: Annotated[
+        str | None, Field(description="why not ready, or a warning; null without a key if the server has keys")
+    ]
     model: str | None
     index: bool
-    in_flight: Annotated[Count, Field(description="requests that wait or are being answered")]
+    in_flight: Annotated[Count, Field(description="requests waiting or being answered")]
 
 
 class Alive(Answer):
@@ -270,14 +272,14 @@ class Alive(Answer):
 
 
 class Model(Answer):
-    """OpenAI's fields, and what a vector of the model is."""
+    """OpenAI's fields, and properties of the model's vectors."""
 
     id: str
     object: Literal["model"]
     created: Count
     owned_by: str
     dimension: Count
-    dimensions: Annotated[list[Count], Field(description="what `dimensions` may be")]
+    dimensions: Annotated[list[Count], Field(description="allowed values of `dimensions`")]
     contract_hash: Annotated[str, Field(description="vectors with equal hashes can be compared")]
     adaptive: Annotated[bool, Field(description='whether reasoning may be "auto"')]
 
@@ -311,7 +313,7 @@ class Embeddings(Answer):
 
 
 class Hit(Answer):
-    """A chunk of a document that was found."""
+    """A chunk that was found."""
 
     id: str
     document: str

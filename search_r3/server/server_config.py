@@ -19,13 +19,13 @@ class ServerConfig:
     """The settings of one server; `search-r3 serve --help` has an option for most."""
 
     api_keys: tuple[str, ...] = ()
-    """Who may call /v1: `Authorization: Bearer KEY` with one of these; anyone if there are none."""
+    """Keys that clients of /v1 must send (`Authorization: Bearer KEY`); if empty, no key is needed."""
     writable: bool = False
     """Whether clients may add and delete documents."""
     max_items: int = 2048
-    """Texts a request: OpenAI's own limit, which its clients keep to."""
+    """Texts per request: OpenAI's limit, which its clients respect."""
     max_tokens: int = 300_000
-    """Tokens a request, all texts together, as they are read (each is cut at 512): OpenAI's own limit."""
+    """Tokens per request, over all texts as far as they are read (512 tokens each): OpenAI's limit."""
     max_body: int = 16_000_000
     """Bytes of a request's body."""
     max_bodies: int = 128_000_000
@@ -35,29 +35,29 @@ class ServerConfig:
     timeout: float = 300.0
     """Seconds until a request times out: 503 if it was never begun, else 504."""
     body_timeout: float = 30.0
-    """Seconds in which a request's body must have arrived."""
+    """Seconds within which a request's body must arrive."""
     grace: float = 30.0
-    """Seconds that a shutdown waits for what was accepted."""
+    """Seconds that a shutdown waits for accepted requests."""
     reasoning_tokens: int = 32
     """The budget of `reasoning: true`."""
     max_reasoning_tokens: int = 256
     """The largest budget that a request may ask for."""
     cache: int = 10_000
-    """Reasoned queries that are cached, about 3 kB each; 0 for none."""
+    """Number of reasoned queries to cache, about 3 kB each; 0 disables the cache."""
     batching: Batching = "continuous"
-    """How reasoned queries share the model: each joins and leaves on its own, or in batches of one budget."""
+    """How reasoned queries share the model: each joins and leaves at any token, or in fixed batches."""
     slots: int = 32
-    """Reasoned queries that are written side by side; the next one waits for the first that ends."""
+    """Reasoned queries that are generated concurrently; further ones wait for a free slot."""
     shared_tokens: int = 256
-    """Tokens in one pass over documents or direct queries while queries are being written, which it keeps waiting."""
+    """Tokens in one pass over documents or direct queries while queries are being generated; the pass delays them."""
     batch_texts: int = 32
     """Texts in one pass of the model."""
     batch_tokens: int = 2048
-    """Tokens in one pass over documents or direct queries: on two CPU cores about a second, which others wait."""
+    """Tokens in one pass over documents or direct queries; on two CPU cores it delays others by about a second."""
     search_threads: int = 32
-    """Searches side by side; each waits for the model most of its time."""
+    """Concurrent searches; each waits for the model most of the time."""
     add_threads: int = 32
-    """Requests whose documents are embedded side by side; the next one waits. They keep no search waiting."""
+    """Requests whose documents are embedded concurrently; further ones wait. They do not delay searches."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:

@@ -1,6 +1,6 @@
-"""A server's state: model, index and batcher, from loading to the last answer, and which requests are accepted.
+"""A server's state: model, index and batcher, from loading to shutdown, and which requests are accepted.
 
-The model is loaded in a thread while the socket already listens, so that `/health` can say "loading".
+The model is loaded in a thread while the socket already listens, so that `/health` can answer "loading".
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ NOT_READY: dict[str, str] = {
     "stopping": "the server is shutting down",
     "failed": "the model could not be loaded; see the server's log",
 }
-MAX_RETRY = 60  # seconds: the longest Retry-After
+MAX_RETRY = 60  # seconds; maximum of Retry-After
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is served. `dimensions` are the sizes that embeddings may be cut to, the whole one included."""
+    """What is served: a model, perhaps an index, the sizes that embeddings may have (`dimensions`), and whether
+    reasoning may be "auto" (`adaptive`)."""
 
     model: SearchR3
     index: IndexHandle | None
@@ -51,10 +52,10 @@ class Loaded:
 
     @classmethod
     def of(cls, model: SearchR3, index: SearchIndex | IndexHandle | None = None) -> Loaded:
-        """Read what the checkpoint was trained for, and open the index so that it is followed when it changes.
+        """Read the sizes that the checkpoint was trained for, and open the index so that its changes are followed.
 
         Raises:
-            InputError: the index is another model's, or not there any more.
+            InputError: the index was made with another model, or is missing.
         """
         handle = IndexHandle(index.path) if isinstance(index, SearchIndex) else index
         if handle is not None:
@@ -65,7 +66,7 @@ class Loaded:
         return cls(model, handle, (*sorted(smaller), model.dimension), adaptive)
 
     def check_name(self, name: str) -> None:
-        """Raise ApiError 404 for the name of a model that is not served."""
+        """Raise ApiError 404 if a model of this name is not served."""
         if name != self.model.name:
             message = f"the model {name[:100]!a} is not served here; this server has {self.model.name!a}"
             raise ApiError(404, message, "model_not_found", param="model")
@@ -76,8 +77,8 @@ class Service:
 
     Args:
         config: its limits.
-        load: returns what is served; runs in a thread. What it raises is kept in `failure`.
-        on_failure: called when loading failed.
+        load: returns what to serve; runs in a thread. Its exception is kept in `failure`.
+        on_failure: called if loading fails.
     """
 
     max_length = DEFAULT_DOCUMENT_TOKENS
@@ -102,16 +103,16 @@ class Service:
         self.metrics.ready.set_function(lambda: self.health()[0] == "ready")
 
     def start(self) -> None:
-        """Begin to load."""
+        """Begin loading."""
         threading.Thread(target=self._start, name="load", daemon=True).start()
 
     def stop_taking(self) -> None:
-        """From now on new requests get 503; those in flight go on."""
+        """Answer new requests with 503 from now on; those in flight continue."""
         if self.status != "failed":
             self.status = "stopping"
 
     def close(self, grace: float) -> None:
-        """Finish what was accepted, for at most `grace` seconds, and stop the threads. Blocks."""
+        """Finish accepted requests within `grace` seconds, and stop the threads. Blocks."""
         self.stop_taking()
         self._closed.set()
         if self._batcher is not None and not self._batcher.close(grace):
@@ -123,26 +124,26 @@ class Service:
 
     @property
     def loaded(self) -> Loaded:
-        """What is served. Raises ApiError 503 while there is nothing."""
+        """What is served. Raises ApiError 503 while nothing is loaded."""
         if self._loaded is None:
             raise self._not_ready()
         return self._loaded
 
     @property
     def known(self) -> Loaded | None:
-        """What is served, or None while there is nothing."""
+        """What is served, or None while nothing is loaded."""
         return self._loaded
 
     @property
     def batcher(self) -> Batcher:
-        """The batcher. Raises ApiError 503 while there is none."""
+        """The batcher. Raises ApiError 503 while nothing is loaded."""
         if self._batcher is None:
             raise self._not_ready()
         return self._batcher
 
     @property
     def index(self) -> IndexHandle:
-        """The index. Raises ApiError 404 on a server without one, 503 while it cannot be searched."""
+        """The index. Raises ApiError 404 if the server has none, 503 while it cannot be searched."""
         if (index := self.loaded.index) is None:
             raise ApiError(404, "this server has no index; start it with one: search-r3 serve INDEX", "no_index")
         if (problem := index.problem) is not None:
@@ -151,16 +152,16 @@ class Service:
 
     @property
     def writable_index(self) -> IndexHandle:
-        """The index, to be changed. Raises ApiError as `index`, and 503 while one of another model is in its place."""
+        """The index, for changes. Raises ApiError as `index` does, and 503 if one of another model replaced it."""
         index = self.index
         if (refusal := index.refusal) is not None:
             raise from_input_error(IndexUnavailable(refusal))
         return index
 
     def health(self) -> tuple[Status | Literal["index_unavailable"], str | None]:
-        """Whether requests are accepted and can be answered ("ready"), and why not, or a warning, in one line.
+        """Whether requests are accepted and can be answered ("ready"); and why not, or a warning, in one line.
 
-        Nothing is looked up for it, so it may be called as often as one likes.
+        It does no work, so it may be called as often as needed.
         """
         index = self._loaded.index if self._loaded is not None else None
         if self.status != "ready" or index is None:
@@ -170,14 +171,14 @@ class Service:
         return "ready", index.refusal
 
     def encoder(self, on_text: Callable[[str], None] | None = None) -> QueuedEncoder:
-        """The model as the index uses it, for one request."""
+        """The encoder that the index uses for one request."""
         return QueuedEncoder(self.loaded.model, self.batcher, self.max_length, on_text)
 
     def enter(self) -> None:
         """Accept a request; `leave` must follow.
 
         Raises:
-            ApiError: 503 while loading or stopping, 429 when too many are in flight.
+            ApiError: 503 while loading or stopping, 429 if too many are in flight.
         """
         if self.status != "ready":
             raise self._not_ready()
@@ -193,13 +194,13 @@ class Service:
         self.metrics.in_flight.set(self.in_flight)
 
     def leave(self) -> None:
-        """A request is done."""
+        """Record that a request is done."""
         self.in_flight -= 1
         self.metrics.in_flight.set(self.in_flight)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """`enter` and `leave`."""
+        """A context that calls `enter` and `leave`."""
         self.enter()
         try:
             yield
@@ -207,17 +208,17 @@ class Service:
             self.leave()
 
     def reasoning_budget(self, reasoning: bool | int | str | None) -> int | None:
-        """Tokens to reason at most, None for not at all; for "auto" what it is where it reasons.
+        """The maximum number of reasoning tokens, or None without reasoning; for "auto", the budget if it reasons.
 
         Raises:
-            ApiError: 400, there is no rule for "auto", or the budget is over the limit.
+            ApiError: 400 if there is no rule for "auto", or the budget is over the limit.
         """
         if reasoning == "auto":
             if not self.loaded.adaptive:
                 raise ApiError(
                     400,
                     'reasoning "auto" decides by the cosines of a search: it needs a server with an index, and a model '
-                    "that has a rule (search-r3 study fits it); say true, false or a number of tokens",
+                    "that has a rule (search-r3 study fits it); use true, false or a number of tokens",
                     "no_adaptive_rule",
                     param="reasoning",
                 )
@@ -232,7 +233,7 @@ class Service:
         return int(reasoning)
 
     def retry_after(self) -> int:
-        """Seconds after which the queue should be shorter."""
+        """Seconds after which the queue is expected to be shorter."""
         seconds = self._batcher.seconds_left() if self._batcher is not None else 1.0
         return max(1, min(MAX_RETRY, math.ceil(seconds)))
 
@@ -263,7 +264,7 @@ class Service:
         log("ready", model=loaded.model.name, index=loaded.index is not None, batcher=kind)
 
     def _watch(self, index: IndexHandle) -> None:
-        """Check the index at intervals, so that no search has to, and /health knows."""
+        """Check the index periodically, so that searches need not, and /health is up to date."""
         while not self._closed.wait(index.every):
             index.check()
 
@@ -273,7 +274,7 @@ class Service:
 
 
 def make_batcher(model: Any, config: ServerConfig, cache: QueryCache, metrics: Metrics) -> Batcher:
-    """The batcher that `config.batching` names; the static one where the model's engine has no slots."""
+    """The batcher that `config.batching` names, or the static one if the model's engine has no slots."""
     slots = concurrent_reasoning_of(model) if config.batching == "continuous" else None
     if slots is None:
         return StaticBatcher(model, config, cache, metrics)

@@ -1,4 +1,4 @@
-"""The filters (`where`) that a search over HTTP accepts: SQL conditions that are always valid and call no function."""
+"""The filters (`where`) of a search over HTTP: SQL conditions that are always valid and call no functions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RESERVED = frozenset(_SQL_WORDS.split())
 
 
 def filter_pattern(columns: dict[str, str]) -> str:
-    """The filters that a search accepts over these columns, as one regular expression.
+    """The accepted filters over these columns, as one regular expression.
 
-    Comparisons of a column with a value of its type, IN, LIKE, IS NULL and NOT, joined by AND and OR, in parentheses
-    one deep. Columns whose names have other characters, or are words of SQL, cannot be named.
+    Comparisons of a column with a value of its type, IN, LIKE, IS NULL and NOT, joined by AND and OR, with parentheses
+    at most one level deep. Columns whose names have other characters or are SQL keywords cannot be used.
 
     Args:
-        columns: a column's name -> its type: text, integer, number or true/false.
+        columns: column name -> type: text, integer, number or true/false.
     """
     text, whole, number = "'([^'\\u0000-\\u001f]|'')*'", "-?[0-9]{1,18}", "-?[0-9]{1,15}([.][0-9]{1,10})?"
     comparisons_of = {
@@ -45,11 +45,11 @@ def filter_pattern(columns: dict[str, str]) -> str:
 
 
 def check_filter(where: str, columns: dict[str, str]) -> str:
-    """`where` if `filter_pattern` allows it. Raises InputError that says what is allowed."""
+    """Return `where` if `filter_pattern` allows it; otherwise raise an InputError that says what is allowed."""
     if not re.search(filter_pattern(columns).replace("$", "\\Z"), where):
         names = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
         raise InputError(
-            "the filter is not one that this server accepts: compare columns with values of their type (= != < > <= >= "
+            "this server does not accept the filter: compare columns with values of their type (= != < > <= >= "
             "IN LIKE IS NULL), joined by AND, OR and NOT in capitals, as in title = 'Guide' AND start_line > 10; "
             f"columns: {names}"
         )

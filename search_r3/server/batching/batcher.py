@@ -1,7 +1,7 @@
-"""What the routes ask of the model, an `EmbeddingJob`, and the protocol of what runs it, a `Batcher`.
+"""What the routes submit to the model, an `EmbeddingJob`, and the protocol of what runs it, a `Batcher`.
 
-A job is one request's texts of one kind. Both batchers run the model on one thread of their own: `static_batching`
-batch by batch, `continuous` with queries that are reasoned about and join and leave token by token.
+A job is one request's texts of one kind. Both batchers run the model in one dedicated thread: `static_batching` batch
+by batch, `continuous` with reasoned queries that join and leave at every token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind = Literal["document", "query", "reasoned"]
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """One text's answer: a float32 unit vector, and for a reasoned query what was written before it."""
+    """The result for one text: a float32 unit vector, and for a reasoned query the reasoning."""
 
     vector: np.ndarray
     reasoning: str | None = None
@@ -32,16 +32,18 @@ class Embedded:
 
 @dataclass(eq=False)
 class EmbeddingJob:
-    """Texts of one request, to be embedded.
+    """Texts of one request to embed.
 
     Attributes:
-        kind: how.
-        texts: what, as tokens that are cut to length already.
-        budget: tokens of reasoning for each query, at most.
+        kind: how to embed them.
+        texts: their tokens, already truncated.
+        budget: maximum number of reasoning tokens per query.
         on_text: called with each piece of the first text's reasoning, from the batcher's thread.
-        oversized: a text is far longer than what is read of it. Beside others such jobs get a small share of the model.
-        future: becomes the answers, in the order of `texts`. Cancel it, and what has not begun is dropped.
-        begun: whether a batch with a text of it was started.
+        oversized: whether a text is far longer than the part of it that is read. While other jobs wait, such jobs get
+            only a small share of the model.
+        future: resolves to the answers, in the order of `texts`. Cancelling it drops texts that have not begun.
+        begun: whether a batch with one of its texts was started.
+        submitted: time of submission (monotonic seconds).
     """
 
     kind: Kind
@@ -55,7 +57,7 @@ class EmbeddingJob:
 
     @property
     def tokens(self) -> int:
-        """Of all texts together."""
+        """The number of tokens of all texts."""
         return sum(len(text.ids) for text in self.texts)
 
     def finish(self, answers: list[Embedded]) -> None:
@@ -67,7 +69,7 @@ class EmbeddingJob:
         self._settle(lambda: self.future.set_exception(error))
 
     def _settle(self, change: Callable[[], None]) -> None:
-        with suppress(InvalidStateError):  # cancelled, perhaps this instant
+        with suppress(InvalidStateError):  # it may be cancelled concurrently
             change()
 
 
@@ -76,14 +78,14 @@ class BatcherClosed(Exception):
 
 
 class Batcher(Protocol):
-    """Runs jobs, several at once where it can. Thread-safe."""
+    """Runs jobs, several at once if possible. Thread-safe."""
 
     def submit(self, job: EmbeddingJob) -> None:
-        """Accept `job`; its future gets the answers. Raises BatcherClosed after `close`."""
+        """Accept `job`, whose future will get the answers. Raises BatcherClosed after `close`."""
         ...
 
     def waiting(self) -> tuple[int, int]:
-        """Texts and tokens that were submitted and have not begun."""
+        """The numbers of texts and of tokens that were submitted but have not begun."""
         ...
 
     def seconds_left(self) -> float:
@@ -91,5 +93,5 @@ class Batcher(Protocol):
         ...
 
     def close(self, grace: float) -> bool:
-        """Finish what was submitted within `grace` seconds and stop; False if something had to be dropped."""
+        """Finish submitted jobs within `grace` seconds and stop; returns False if some had to be dropped."""
         ...

@@ -1,8 +1,8 @@
-"""Continuous batching: reasoned queries share one pass a token, and each joins and leaves at a token of its own.
+"""Continuous batching: reasoned queries share one forward pass per token, and each can join and leave at any token.
 
-One thread owns the model. Between two tokens it removes queries whose clients are gone, admits waiting ones to free
-slots, and runs passes over documents and direct queries. Neither side starves: while queries are being written, such a
-pass has at most `shared_tokens` tokens, and the writing gets as much time as it took before the next one.
+One thread owns the model. Between tokens it removes queries whose clients have disconnected, admits waiting queries to
+free slots, and runs passes over documents and direct queries. Neither side starves: while queries are being generated,
+such a pass has at most `shared_tokens` tokens, and before the next one generation gets as much time as the pass took.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from search_r3.server.server_config import ServerConfig
 
 
 class Slots(Protocol):
-    """What of `ConcurrentReasoning` is used here."""
+    """The part of `ConcurrentReasoning` used here."""
 
     def __len__(self) -> int: ...
     def join(self, texts: Sequence[Tokens], budgets: Sequence[int]) -> list[int]: ...
@@ -33,15 +33,15 @@ class Slots(Protocol):
 
 @dataclass(eq=False)
 class _Row:
-    """A query that is being written, and all requests that asked it."""
+    """A query that is being generated, and all requests that asked it."""
 
     key: Key
     text: Tokens
     tokenizer: Any
     asked_by: list[QueuedText] = field(default_factory=list)
     written: list[int] = field(default_factory=list)
-    rewriting: int = 0  # tokens of `written` that are being written a second time
-    seconds: float = 0.0  # its share of the time that its steps took
+    rewriting: int = 0  # tokens of `written` still to be generated a second time
+    seconds: float = 0.0  # its share of the time of its steps
     _stream: TextStream | None = None
     _sent: str = ""
 
@@ -54,7 +54,7 @@ class _Row:
         return any(not queued.job.future.done() for queued, _ in self.asked_by)
 
     def attach(self, text: QueuedText) -> None:
-        """One more request for it; a request that streams gets what is written already."""
+        """Add a request for this query; if it streams, send it what is written so far."""
         self.asked_by.append(text)
         if self._streams(text):
             if self._stream is None:
@@ -63,7 +63,7 @@ class _Row:
             self._send_to([text], self._sent)
 
     def push(self, token: int) -> None:
-        """One more token."""
+        """Add a token."""
         if self.rewriting:
             self.rewriting -= 1
             return
@@ -72,12 +72,12 @@ class _Row:
             self._send(self._stream.push(token))
 
     def finish(self) -> None:
-        """There is no more to come."""
+        """Flush the stream: the trace is complete."""
         if self._stream is not None:
             self._send(self._stream.finish())
 
     def fail(self, error: BaseException) -> None:
-        """An error for all who asked."""
+        """Fail all requests that asked this query."""
         for queued, _ in self.asked_by:
             queued.job.fail(error)
 
@@ -90,22 +90,22 @@ class _Row:
             if piece and queued.job.on_text is not None and not queued.job.future.done():
                 try:
                     queued.job.on_text(piece)
-                except Exception as error:  # of this listener alone
+                except Exception as error:  # only this listener's error
                     queued.job.fail(error)
 
     @staticmethod
     def _streams(text: QueuedText) -> bool:
-        queued, place = text
-        return place == 0 and queued.job.on_text is not None
+        queued, position = text
+        return position == 0 and queued.job.on_text is not None
 
 
 class ContinuousBatcher(StaticBatcher):
-    """A `Batcher` that writes many queries' reasoning side by side, in slots.
+    """A `Batcher` that generates the reasoning of many queries concurrently, in slots.
 
     Args:
-        model: for documents, direct queries and the tokenizer.
-        slots: where queries are reasoned about; used from the batcher's thread alone.
-        clock: seconds, for the sharing of time.
+        model: embeds documents and direct queries; provides the tokenizer.
+        slots: generate the reasoning; used only from the batcher's thread.
+        clock: returns seconds, for sharing time.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class ContinuousBatcher(StaticBatcher):
         metrics: Metrics,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        super().__init__(model, config, cache, metrics)
         self._slots, self._clock = slots, clock
         self._rows: dict[int, _Row] = {}
-        self._owed = 0.0  # seconds that belong to the writing before the next pass
+        self._owed = 0.0  # seconds of generation before the next pass over documents or direct queries
         metrics.watch_slots(config.slots, lambda: len(self._rows))
-        super().__init__(model, config, cache, metrics)
 
     def _run(self) -> None:
         while self._wait():
@@ -133,7 +133,7 @@ class ContinuousBatcher(StaticBatcher):
         self._rows.clear()
 
     def _wait(self) -> bool:
-        """Until there is something to do; False if there will be nothing more."""
+        """Wait until there is something to do; False if the batcher is to stop."""
         with self._changed:
             while not (self._rows or self._queues or self._closing):
                 self._changed.wait()
@@ -143,7 +143,7 @@ class ContinuousBatcher(StaticBatcher):
         return bool(self._rows) or super()._others_wait()
 
     def _admit(self) -> None:
-        """Waiting queries into free slots; one whose answer is cached or being written needs none."""
+        """Admit waiting queries to free slots; a query whose answer is cached or being generated needs none."""
         free = self.config.slots - len(self._rows)
         if free <= 0:
             return
@@ -152,17 +152,17 @@ class ContinuousBatcher(StaticBatcher):
         if batch is None:
             return
         joining: dict[Key, _Row] = {}
-        for queued, place in batch[1]:
-            text = queued.job.texts[place]
+        for queued, position in batch[1]:
+            text = queued.job.texts[position]
             key = self._key(queued.job, text)
             row = joining.get(key) or next((row for row in self._rows.values() if row.key == key), None)
             if row is None and (cached := self.cache.get(key)) is not None:
-                send_reasoning(queued.job, place, cached)
-                queued.set_answer(place, cached)
+                send_reasoning(queued.job, position, cached)
+                queued.set_answer(position, cached)
                 continue
             if row is None:
                 row = joining[key] = _Row(key, text, self.model.tokenizer)
-            row.attach((queued, place))
+            row.attach((queued, position))
         if joining:
             self._join(list(joining.values()))
 
@@ -175,7 +175,7 @@ class ContinuousBatcher(StaticBatcher):
                 log("query failed", 40, error)
                 rows[0].fail(error)
                 return
-            for row in rows:  # each alone, so that only the query that causes the error fails
+            for row in rows:  # separately, so that only the query that causes the error fails
                 self._join([row])
             return
         seconds = self._clock() - started
@@ -186,7 +186,7 @@ class ContinuousBatcher(StaticBatcher):
             self.metrics.tokens.labels("prompt").inc(len(row.text.ids))
 
     def _step(self) -> None:
-        """One token of every query that is still wanted."""
+        """Generate one token of every query that is still wanted."""
         started = self._clock()
         try:
             if gone := [handle for handle, row in self._rows.items() if not row.wanted]:
@@ -195,7 +195,7 @@ class ContinuousBatcher(StaticBatcher):
                     del self._rows[handle]
             steps = self._slots.step() if self._rows else []
         except Exception as error:
-            self._rewrite_each_alone(error)
+            self._regenerate_separately(error)
             return
         if not steps:
             return
@@ -210,7 +210,7 @@ class ContinuousBatcher(StaticBatcher):
                 del self._rows[step.handle]
 
     def _advance(self, row: _Row, step: Any) -> bool:
-        """What a step did for a query; whether it has ended."""
+        """Apply a step's result to a query; returns whether it has finished."""
         if step.reasoned is None:
             self.metrics.tokens.labels("reasoning").inc()
             self.metrics.reasoning_rate.add(1)
@@ -218,13 +218,13 @@ class ContinuousBatcher(StaticBatcher):
             return False
         row.finish()
         self._record_seconds("reasoned", row.seconds)
-        found = step.reasoned
-        answer = Embedded(found.embedding, found.text, int(found.num_tokens), bool(found.forced))
+        reasoned = step.reasoned
+        answer = Embedded(reasoned.embedding, reasoned.text, int(reasoned.num_tokens), bool(reasoned.forced))
         self._set_answer(row.asked_by, answer, row.key)
         return True
 
-    def _rewrite_each_alone(self, error: Exception) -> None:
-        """A step failed: write each query again from its beginning, alone, so that only the cause fails."""
+    def _regenerate_separately(self, error: Exception) -> None:
+        """After a failed step: generate each query again, one by one, so that only the one that caused it fails."""
         rows = list(self._rows.values())
         log("step failed", 40, error, texts=len(rows))
         self._rows.clear()
@@ -247,7 +247,7 @@ class ContinuousBatcher(StaticBatcher):
             self._slots.clear()
 
     def _run_pass(self) -> None:
-        """One pass over documents or direct queries, if it is their turn."""
+        """Run one pass over documents or direct queries if it is their turn."""
         if self._rows and self._owed > 0:
             return
         with self._changed:

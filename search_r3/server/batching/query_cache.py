@@ -1,6 +1,6 @@
-"""A cache of recent queries' embeddings and reasoning, so that the same question is reasoned about once.
+"""A cache of recent queries' embeddings and reasoning, so that a repeated question is not reasoned about again.
 
-Greedy reasoning gives the same answer every time, so an answer stays valid as long as the embedding contract does.
+Greedy reasoning is deterministic, so an answer stays valid as long as the embedding contract is the same.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class QueryCache:
         return len(self._answers)
 
     def get(self, key: Key) -> Embedded | None:
-        """The answer, which is now the most recently used."""
+        """The answer, or None; marks it as the most recently used."""
         with self._lock:
-            if (found := self._answers.get(key)) is not None:
+            if (answer := self._answers.get(key)) is not None:
                 self._answers.move_to_end(key)
-            return found
+            return answer
 
     def put(self, key: Key, answer: Embedded) -> None:
-        """Add an answer; the least recently used one is dropped if there are too many."""
+        """Add an answer, dropping the least recently used one if there are too many."""
         with self._lock:
             if self.size:
                 self._answers[key] = answer

@@ -1,7 +1,7 @@
-"""The model as the index uses it, with every text going through the batcher: one object for one request.
+"""The model as the index uses it, with every text going through the batcher; one object per request.
 
-`SearchIndex.search` and `build_index` are synchronous and ask for embeddings as they need them (mode "auto" asks
-twice). They run in a thread of their own, which waits here, while the batcher puts many requests' texts together.
+`SearchIndex.search` and `build_index` are synchronous and request embeddings as they need them (mode "auto" does so
+twice). They run in a thread that waits here while the batcher combines the texts of many requests.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from search_r3.server.batching.batcher import Batcher, Embedded, EmbeddingJob, K
 
 
 class QueuedEncoder:
-    """The index's encoder protocol over a batcher. `cancel` ends every wait for an embedding, now and later.
+    """Implements the index's encoder protocol with a batcher. `cancel` ends every wait, present and future.
 
     Args:
-        model: a SearchR3, for its name, contract and tokenizer; its own encoding is not used.
+        model: a SearchR3, for its name, contract and tokenizer; its encoding methods are not used.
         batcher: runs the model.
-        max_length: tokens of each text that are read.
-        on_text: called with each piece of a query's reasoning while it is written.
+        max_length: number of tokens of each text that are read.
+        on_text: called with each piece of a query's reasoning while it is generated.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class QueuedEncoder:
 
     @property
     def begun(self) -> bool:
-        """Whether the request has begun: a text of it is in a batch, or `begin` was called."""
+        """Whether the request has begun: one of its texts is in a batch, or `begin` was called."""
         running = self._running
         return self._begun or (running is not None and running.begun)
 
     def begin(self) -> None:
-        """The request has begun, and needs no text embedded."""
+        """Mark the request as begun, although it needs no embeddings."""
         self._begun = True
 
     @property
@@ -94,7 +94,7 @@ class QueuedEncoder:
         return self._cancelled
 
     def cancel(self) -> None:
-        """Drop what has not begun; a call that waits raises CancelledError."""
+        """Drop texts that have not begun; waiting calls raise CancelledError."""
         with self._lock:
             self._cancelled = True
             if self._running is not None:
@@ -106,7 +106,7 @@ class QueuedEncoder:
 
     def _wait(self, kind: Kind, texts: Sequence[str], budget: int = 0) -> list[Embedded]:
         key = kind, tuple(texts), budget
-        if key in self._known:  # a search that is repeated on an exchanged index
+        if key in self._known:  # a search that is repeated because the index was replaced
             return self._known[key]
         rows = cut_tokens(self._model, texts, self._max_length, self._check_cancelled)[0]
         job = EmbeddingJob(kind, rows, budget, self._on_text if kind == "reasoned" else None)
@@ -117,7 +117,7 @@ class QueuedEncoder:
         self._batcher.submit(job)
         try:
             answers = job.future.result()
-            self._begun = True  # also where the answers were known
+            self._begun = True  # also if the answers were cached
         finally:
             self._begun = self._begun or job.begun
         if kind != "document":
@@ -130,11 +130,11 @@ class QueuedEncoder:
 def cut_tokens(
     model: Any, texts: Sequence[Text], limit: int, between: Callable[[int], None] = lambda tokens: None
 ) -> tuple[list[Tokens], int]:
-    """Each text's first `limit` tokens, and how many texts were longer.
+    """Each text's first `limit` tokens, and the number of texts that were longer.
 
     Args:
         model: the SearchR3 model, by whose contract the texts become tokens.
-        between: called between texts and at the end with the number of tokens so far; what it raises ends the call.
+        between: called between texts and at the end with the number of tokens so far; may raise to end the call.
 
     Raises:
         InputError: see `SearchR3.token_rows`.

@@ -1,12 +1,11 @@
-"""Static batching: one thread owns the model and runs what waits in batches of one kind, kinds in turn.
+"""Static batching: one thread owns the model and runs waiting texts in single-kind batches, round-robin over kinds.
 
-Within a kind, requests share by tokens (self-clocked fair queueing: Golestani, 1994): the next text is the one that
-would end first if all requests that wait advanced at the same rate. So a request of a thousand documents is run in
-many passes, a short text that arrives meanwhile goes before the long ones, and no text waits for ever. Oversized jobs
-(a client that posts megabytes, of which 512 tokens are read) run one text at a time, when nothing else waits or as a
-tenth of the tokens that the others have had. The thread never
-waits for a batch to fill: it takes what has gathered during the last one. A batch of reasoned queries ends when the
-longest does; `continuous` builds on this module to avoid that.
+Within a kind, requests share the model by tokens (self-clocked fair queueing: Golestani, 1994): the next text is the
+one that would finish first if all waiting requests advanced equally fast. So a request of a thousand documents takes
+many passes, a short text that arrives meanwhile overtakes the long ones, and no text starves. Oversized jobs (a client
+posts megabytes, of which 512 tokens are read) run one text at a time, when nothing else waits or with a tenth of the
+tokens that other jobs have had. The thread never waits for a batch to fill: it takes what arrived during the previous
+one. A batch of reasoned queries ends when the longest one does; `continuous` extends this module to avoid that.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from search_r3.server.metrics import Metrics
 from search_r3.server.server_config import ServerConfig
 
 SMOOTHING = 0.2
-"""Weight of the newest batch in the running mean of seconds a text."""
+"""Weight of the latest batch in the running mean of seconds per text."""
 OVERSIZED_SHARE = 0.1
-"""Tokens that oversized jobs may have for each token of the others, while these wait."""
+"""Tokens that oversized jobs get per token of other jobs while those wait."""
 OVERSIZED_CREDIT = 1024
-"""Tokens of that share that are kept for later, at most."""
+"""Maximum number of tokens of that share that can be saved up."""
 
 
 class Model(Protocol):
-    """What of `SearchR3` is used here."""
+    """The part of `SearchR3` used here."""
 
     contract_hash: str
     tokenizer: Any
@@ -58,38 +57,38 @@ class Model(Protocol):
 
 @dataclass(eq=False)
 class QueuedJob:
-    """A job in the queue: which of its texts are still to be begun, and the answers so far."""
+    """A job in the queue: the positions of its texts that have not begun (`todo`), and the answers so far."""
 
     job: EmbeddingJob
     todo: deque[int]
     answers: list[Embedded | None]
     started_at: int = 0
-    """Virtual time, in tokens, at which its next text begins."""
+    """Virtual time in tokens at which its next text begins."""
 
     @property
     def next_tokens(self) -> int:
-        """Tokens of its next text."""
+        """The number of tokens of its next text."""
         return len(self.job.texts[self.todo[0]].ids)
 
-    def set_answer(self, place: int, answer: Embedded) -> None:
-        """The answer to the text at `place`; with the last one the job is finished."""
-        self.answers[place] = answer
+    def set_answer(self, position: int, answer: Embedded) -> None:
+        """Set the answer for the text at `position`; the last one finishes the job."""
+        self.answers[position] = answer
         done = [a for a in self.answers if a is not None]
         if len(done) == len(self.answers):
             self.job.finish(done)
 
 
 QueuedText = tuple[QueuedJob, int]
-"""A text of a job: its job, and its place there."""
+"""A text of a job: the job, and the text's position in it."""
 
 
 def tokens_of(batch: Sequence[QueuedText]) -> int:
-    """Tokens of a batch, with those that may be written."""
-    return sum(len(queued.job.texts[place].ids) + queued.job.budget for queued, place in batch)
+    """The number of tokens of a batch, including those that may be generated."""
+    return sum(len(queued.job.texts[position].ids) + queued.job.budget for queued, position in batch)
 
 
 class _JobsCancelled(Exception):
-    """No job of the running batch is wanted any more."""
+    """All jobs of the running batch were cancelled."""
 
 
 class StaticBatcher:
@@ -103,27 +102,28 @@ class StaticBatcher:
         self._seconds: dict[Kind, float] = {}
         self._changed = threading.Condition()
         self._closing = self._giving_up = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)  # started by the first job
 
     def submit(self, job: EmbeddingJob) -> None:
-        """See `Batcher.submit`. What is in the cache is answered at once."""
+        """See `Batcher.submit`. Cached answers are set immediately."""
         queued = QueuedJob(job, deque(), [None] * len(job.texts))
-        for place, text in enumerate(job.texts):
+        for position, text in enumerate(job.texts):
             cached = self.cache.get(self._key(job, text)) if job.kind == "reasoned" else None
             if job.kind == "reasoned":
                 self.metrics.cache.labels("yes" if cached else "no").inc()
             if cached is None:
-                queued.todo.append(place)
+                queued.todo.append(position)
             else:
-                send_reasoning(job, place, cached)
-                queued.set_answer(place, cached)
+                send_reasoning(job, position, cached)
+                queued.set_answer(position, cached)
         with self._changed:
             if self._closing:
                 raise BatcherClosed
             if queued.todo:
                 queued.started_at = self._virtual_time.get(job.kind, 0)
                 self._queues.setdefault(job.kind, []).append(queued)
+                if self._thread.ident is None:
+                    self._thread.start()
                 self._changed.notify()
 
     def waiting(self) -> tuple[int, int]:
@@ -131,10 +131,10 @@ class StaticBatcher:
         with self._changed:
             jobs = [queued for queue in self._queues.values() for queued in queue if not queued.job.future.done()]
             texts = sum(len(queued.todo) for queued in jobs)
-            return texts, sum(len(queued.job.texts[place].ids) for queued in jobs for place in queued.todo)
+            return texts, sum(len(queued.job.texts[position].ids) for queued in jobs for position in queued.todo)
 
     def seconds_left(self) -> float:
-        """See `Batcher.seconds_left`: the texts that wait, times the recent mean of seconds a text of their kind."""
+        """See `Batcher.seconds_left`: waiting texts times the recent mean of seconds per text of their kind."""
         with self._changed:
             return sum(
                 len(queued.todo) * self._seconds.get(kind, 0.0)
@@ -147,6 +147,8 @@ class StaticBatcher:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        if self._thread.ident is None:
+            return True
         self._thread.join(grace)
         if not self._thread.is_alive():
             return True
@@ -174,14 +176,14 @@ class StaticBatcher:
     def _next_batch(
         self, kinds: Sequence[Kind] = get_args(Kind), most_texts: int | None = None, most_tokens: int | None = None
     ) -> tuple[Kind, list[QueuedText]] | None:
-        """The next batch: of the kind whose turn it is, requests sharing it by tokens, until it is full."""
+        """The next batch of the kind whose turn it is, filled with texts of requests that share it by tokens."""
         most_texts = min(most_texts or self.config.batch_texts, self.config.batch_texts)
         most_tokens = most_tokens or self.config.batch_tokens
         busy = self._others_wait()
         for kind in [key for key in self._queues if key in kinds]:
             waiting = [q for q in self._queues.pop(kind) if not (q.job.future.done() or self._giving_up)]
             oversized = [q for q in waiting if q.job.oversized]
-            # A text longer than the credit that can be kept waits for all of that, not for ever.
+            # A text longer than the maximum credit waits for just that much, so that it does not starve.
             if oversized and not (busy and self._oversized_credit < min(oversized[0].next_tokens, OVERSIZED_CREDIT)):
                 batch = self._fair_share(kind, oversized, 1, most_tokens)
                 self._oversized_credit = max(0.0, self._oversized_credit - tokens_of(batch))
@@ -190,23 +192,23 @@ class StaticBatcher:
                 credit = self._oversized_credit + OVERSIZED_SHARE * tokens_of(batch)
                 self._oversized_credit = min(credit, OVERSIZED_CREDIT)
             if waiting := [queued for queued in waiting if queued.todo]:
-                self._queues[kind] = waiting  # at the end: the other kinds' turn
+                self._queues[kind] = waiting  # at the end, so that the other kinds are next
             if batch:
                 return kind, batch
         return None
 
     def _others_wait(self) -> bool:
-        """Whether a job waits that is not oversized."""
+        """Whether any job waits that is not oversized."""
         return any(not (q.job.oversized or q.job.future.done()) for queue in self._queues.values() for q in queue)
 
     def _fair_share(self, kind: Kind, waiting: list[QueuedJob], most_texts: int, most_tokens: int) -> list[QueuedText]:
-        """Texts in the order in which they would end if all jobs advanced at the same rate, until the batch is full."""
-        order = [(queued.started_at + queued.next_tokens, place, queued) for place, queued in enumerate(waiting)]
+        """Texts in the order in which they would finish if all jobs advanced equally fast, until the batch is full."""
+        order = [(queued.started_at + queued.next_tokens, position, queued) for position, queued in enumerate(waiting)]
         heapq.heapify(order)
         batch: list[QueuedText] = []
         tokens = 0
         while order and len(batch) < most_texts:
-            ends_at, place, queued = order[0]
+            ends_at, position, queued = order[0]
             if batch and tokens + queued.next_tokens > most_tokens:
                 break
             heapq.heappop(order)
@@ -215,7 +217,7 @@ class StaticBatcher:
             batch.append((queued, queued.todo.popleft()))
             queued.job.begun = True
             if queued.todo:
-                heapq.heappush(order, (queued.started_at + queued.next_tokens, place, queued))
+                heapq.heappush(order, (queued.started_at + queued.next_tokens, position, queued))
         return batch
 
     def _run_batch(self, kind: Kind, batch: list[QueuedText]) -> None:
@@ -230,7 +232,7 @@ class StaticBatcher:
                 log("batch failed", 40, error, kind=kind, texts=len(batch))
                 jobs[0].job.fail(error)
                 return
-            for failed in jobs:  # each alone, so that only the job that causes the error fails
+            for failed in jobs:  # separately, so that only the job that causes the error fails
                 self._run_batch(kind, [text for text in batch if text[0] is failed])
             return
         seconds = time.perf_counter() - started
@@ -239,14 +241,14 @@ class StaticBatcher:
         self.metrics.batch_seconds.labels(kind).observe(seconds)
 
     def _record_seconds(self, kind: Kind, seconds: float) -> None:
-        """Update the running mean of seconds that one text of this kind takes."""
+        """Update the running mean of seconds per text of this kind."""
         mean = self._seconds.get(kind, seconds)
         self._seconds[kind] = mean + SMOOTHING * (seconds - mean)
 
     def _embed(self, kind: Kind, batch: list[QueuedText]) -> None:
-        rows: dict[tuple[Tokens, int], list[QueuedText]] = {}  # the same text twice is one row
-        for queued, place in batch:
-            rows.setdefault((queued.job.texts[place], queued.job.budget), []).append((queued, place))
+        rows: dict[tuple[Tokens, int], list[QueuedText]] = {}  # a repeated text is embedded once
+        for queued, position in batch:
+            rows.setdefault((queued.job.texts[position], queued.job.budget), []).append((queued, position))
         texts, budgets = [text for text, _ in rows], [budget for _, budget in rows]
         if kind == "reasoned":
             answers = self._reason(texts, list(rows.values()), budgets)
@@ -264,19 +266,21 @@ class StaticBatcher:
             self._set_answer(rows[text, budget], answer, key)
 
     def _set_answer(self, texts: Sequence[QueuedText], answer: Embedded, key: Key | None) -> None:
-        """Answer every text of a row; where it has a key, the answer goes into the cache."""
+        """Answer every text of a row; with a key, also cache the answer."""
         bad = not np.isfinite(answer.vector).all() or not answer.vector.any()
         if key is not None and not bad:
             self.cache.put(key, answer)
-        for queued, place in texts:
+        for queued, position in texts:
             if bad:
-                queued.job.fail(ApiError(500, f"the model gave no usable embedding for text {place}", "bad_embedding"))
+                queued.job.fail(
+                    ApiError(500, f"the model returned no usable embedding for text {position}", "bad_embedding")
+                )
             else:
-                queued.set_answer(place, answer)
+                queued.set_answer(position, answer)
 
     def _reason(self, texts: list[Tokens], rows: list[list[QueuedText]], budgets: list[int]) -> list[Embedded]:
         jobs = [queued.job for row in rows for queued, _ in row]
-        listeners = [[job.on_text for q, place in row if place == 0 and (job := q.job).on_text] for row in rows]
+        listeners = [[job.on_text for q, position in row if position == 0 and (job := q.job).on_text] for row in rows]
         streams = [TextStream(self.model.tokenizer) if row else None for row in listeners]
 
         def on_token(row: int, token: int) -> None:
@@ -285,18 +289,18 @@ class StaticBatcher:
             if (stream := streams[row]) is not None:
                 _send(listeners[row], stream.push(token))
 
-        found = self.model.reason(
+        reasoned = self.model.reason(
             texts, max_reasoning_tokens=budgets, batch_size=len(texts), show_progress_bar=False, on_token=on_token
         )
         for row, stream in enumerate(streams):
             if stream is not None:
                 _send(listeners[row], stream.finish())
-        self.metrics.tokens.labels("reasoning").inc(sum(r.num_tokens for r in found))
-        return [Embedded(r.embedding, r.text, int(r.num_tokens), bool(r.forced)) for r in found]
+        self.metrics.tokens.labels("reasoning").inc(sum(r.num_tokens for r in reasoned))
+        return [Embedded(r.embedding, r.text, int(r.num_tokens), bool(r.forced)) for r in reasoned]
 
 
 def shutting_down() -> ApiError:
-    """The error of jobs that a shutdown drops."""
+    """The error for jobs that a shutdown drops."""
     return ApiError(503, "the server is shutting down; try again", "shutting_down")
 
 
@@ -306,7 +310,7 @@ def _send(listeners: Sequence[Callable[[str], None] | None], piece: str) -> None
             listener(piece)
 
 
-def send_reasoning(job: EmbeddingJob, place: int, answer: Embedded) -> None:
-    """The whole reasoning in one piece, to a job that streams it."""
-    if job.on_text is not None and place == 0:
+def send_reasoning(job: EmbeddingJob, position: int, answer: Embedded) -> None:
+    """Send the whole reasoning in one piece to a job that streams it."""
+    if job.on_text is not None and position == 0:
         _send([job.on_text], answer.reasoning or "")

@@ -1,4 +1,4 @@
-"""/openapi.json, and /docs: the same for people, one page of plain HTML that fetches nothing from elsewhere."""
+"""/openapi.json, and /docs: the same for people, as one page of plain HTML without external resources."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def _section(verb: str, path: str, operation: dict[str, Any], schemas: dict[str,
 
 
 def _resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    """What a reference refers to, with what is said beside the reference."""
+    """A schema with its reference, if it has one, resolved."""
     return schemas[schema["$ref"].rsplit("/", 1)[1]] | schema if "$ref" in schema else schema
 
 
 def _values(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
-    """What a field may be, in a few words."""
+    """A short description of a field's values."""
     schema = _resolved(schema, schemas)
     if constants := schema.get("enum", [schema["const"]] if "const" in schema else []):
         kind = ", ".join(map(json.dumps, constants))

@@ -1,6 +1,6 @@
-"""/v1/documents: what is in the index, and adding, replacing and deleting there while it is searched.
+"""/v1/documents: list, add, replace and delete documents of the index while it is searched.
 
-A document whose id the index has already is replaced, with all of its chunks, in the commit that adds the others.
+A document whose id is already in the index is replaced, with all of its chunks, in the commit that adds the others.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from search_r3.server.schemas import DOCUMENTS, Added, Deleted, Documents, Docum
 from search_r3.server.service import Service
 
 CHARACTERS_PER_TOKEN = 4
-"""A coarse rate, only to turn the limit on tokens into one on characters before anything is cut into chunks."""
+"""A rough rate, only used to turn the token limit into a character limit before documents are chunked."""
 
 
 class AnyText(StringConvertor):
-    """The rest of a path, line ends included: Starlette's own `path` stops at them, but an id may have them."""
+    """The rest of a path, including line breaks, which ids may have and Starlette's `path` does not match."""
 
     regex = r"[\s\S]*"
 
@@ -66,7 +66,7 @@ async def list_documents(request: Request, page: Annotated[DocumentsPage, Query(
     "/documents",
     operation_id="addDocuments",
     summary="Add documents to the index, or replace them",
-    description="All are written, or none. A document whose id is in the index already is replaced.",
+    description="Either all or none are written. A document whose id is already in the index is replaced.",
     status_code=201,
     responses=answers(Added, "Written; a search finds them", *WITH_BODY, 404, 409, status=201),
     openapi_extra=takes(
@@ -104,7 +104,7 @@ async def delete_document(
 
 
 async def _committed(request: Request, service: Service, index: IndexHandle, change: Change) -> int:
-    """The chunks of `change`, once it is committed. If nobody waits for it any more before that begins, it is not."""
+    """Commit `change` and return its number of chunks. If the client leaves before the commit begins, it is dropped."""
     cancel = change.encoder.cancel if change.encoder is not None else lambda: None
     return await until_done(
         request, service, asyncio.ensure_future(_commit(service, index, change)), lambda: change.begun, cancel
@@ -133,9 +133,9 @@ async def _commit(service: Service, index: IndexHandle, change: Change) -> int:
 
 
 def _listed(index: IndexHandle, page: DocumentsPage) -> dict[str, Any]:
-    found = index.list_documents(page.limit, page.after or "")
-    data = [{"object": "document", "id": d.id, "title": d.title, "path": d.path} for d in found.documents]
-    return {"object": "list", "data": data, "total": found.total, "has_more": found.has_more}
+    listed = index.list_documents(page.limit, page.after or "")
+    data = [{"object": "document", "id": d.id, "title": d.title, "path": d.path} for d in listed.documents]
+    return {"object": "list", "data": data, "total": listed.total, "has_more": listed.has_more}
 
 
 def _check_size(body: DocumentsRequest, service: Service) -> None:
@@ -153,6 +153,6 @@ def _check_ids(body: DocumentsRequest) -> None:
     seen: set[str] = set()
     for document in body.documents:
         if document.id in seen:
-            message = f'the id "{document.id}" comes twice; give each document its own'
+            message = f'the id "{document.id}" is used twice; make ids unique'
             raise ApiError(409, message, "conflict", param="documents")
         seen.add(document.id)

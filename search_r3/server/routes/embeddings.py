@@ -1,7 +1,7 @@
 """POST /v1/embeddings, as OpenAI's clients expect it.
 
-https://platform.openai.com/docs/api-reference/embeddings. Beyond it: `input_type` and `reasoning`. A client that gives
-neither gets embeddings of documents, the same every time: what is embedded most, and what an index holds.
+https://platform.openai.com/docs/api-reference/embeddings, extended by `input_type` and `reasoning`. A client that sends
+neither gets deterministic embeddings of documents, which are what clients embed most and what indexes contain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from search_r3.server.service import Loaded, Service
 
 router = v1_router()
 OVERSIZED = 20_000
-"""Characters, or token ids, of one text from which on a request is oversized: see `EmbeddingJob`."""
+"""A request with a text of more characters or token ids than this is oversized: see `EmbeddingJob`."""
 EXAMPLES = {
     "documents": {"value": {"model": "MODEL", "input": ["Paris is the capital of France."]}},
     "query with reasoning": {
@@ -47,7 +47,7 @@ EXAMPLES = {
     summary="Embed documents or queries",
     description="OpenAI's endpoint. Texts are embedded as documents unless `input_type` is `query`; only queries can "
     "be reasoned about. A text is read up to 512 tokens; `usage.truncated_texts` counts those that were longer.",
-    responses=answers(Embeddings, "One unit vector a text", *WITH_BODY, 404),
+    responses=answers(Embeddings, "One unit vector per text", *WITH_BODY, 404),
     openapi_extra=takes(DocumentEmbeddings, QueryEmbeddings, examples=EXAMPLES),
 )
 async def create_embeddings(request: Request) -> Response:
@@ -62,7 +62,7 @@ async def create_embeddings(request: Request) -> Response:
         oversized = max((len(item) for item in items), default=0) > OVERSIZED
         texts, cut = await _tokens(request, items, service)
         del items
-        body.input = []  # the texts may be large, and are needed no more
+        body.input = []  # the texts may be large, and are no longer needed
         service.bodies.release(request.scope)
         request.state.items = len(texts)
         if body.input_type != "query":
@@ -92,7 +92,7 @@ async def _embed(
 
 
 async def _embed_by_rule(request: Request, service: Service, texts: list[Tokens], budget: int) -> list[Embedded]:
-    """Direct embeddings; where the adaptive rule says so by their cosines in the index, reasoned ones instead."""
+    """Direct embeddings, replaced by reasoned ones if the adaptive rule says so, judging by cosines in the index."""
     embedded = await _embed(request, service, "query", texts)
     loop = asyncio.get_running_loop()
     chosen = await loop.run_in_executor(service.threads, _worth_reasoning, service, embedded)
@@ -104,7 +104,7 @@ async def _embed_by_rule(request: Request, service: Service, texts: list[Tokens]
 
 
 class _FixedEncoder:
-    """An encoder whose query is embedded already."""
+    """An encoder that returns a given embedding for any query."""
 
     def __init__(self, model: Any, vector: np.ndarray) -> None:
         self.name, self.dimension, self.contract_hash = model.name, model.dimension, model.contract_hash
@@ -122,14 +122,14 @@ def _worth_reasoning(service: Service, direct: list[Embedded]) -> list[int]:
     chosen = []
     for i, one in enumerate(direct):
         encoder: Any = _FixedEncoder(model, one.vector)
-        found = index.search("auto", encoder, k=rule.depth, mode="vector", reasoning=False)
-        if found.hits and bool(rule.decide([[hit.score for hit in found.hits]])[0]):
+        result = index.search("auto", encoder, k=rule.depth, mode="vector", reasoning=False)
+        if result.hits and bool(rule.decide([[hit.score for hit in result.hits]])[0]):
             chosen.append(i)
     return chosen
 
 
 async def _tokens(request: Request, items: list[str] | list[list[int]], service: Service) -> tuple[list[Tokens], int]:
-    """Each item's tokens, as far as they are read, and how many items were longer."""
+    """Each item's tokens, truncated, and the number of items that were longer."""
     config = service.config
     if len(items) > config.max_items:
         message = f"the input has {len(items):,} items, the limit is {config.max_items:,}; send several requests"
@@ -164,7 +164,7 @@ def _dimensions(asked: int | None, loaded: Loaded) -> int:
 
 
 def _vectors(embedded: list[Embedded], dimensions: int, as_base64: bool) -> list[dict[str, Any]]:
-    """`data` of the answer: unit vectors, cut to `dimensions`."""
+    """The response's `data`: unit vectors, truncated to `dimensions`."""
     data = []
     for i, one in enumerate(embedded):
         vector = np.ascontiguousarray(one.vector[:dimensions], dtype="<f4")

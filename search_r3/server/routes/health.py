@@ -1,4 +1,4 @@
-"""Probes and metrics: /health, /readyz, /livez and /metrics. They need no key and look nothing up."""
+"""Probes and metrics: /health, /readyz, /livez and /metrics. They need no key and do no work."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ router = APIRouter()
 
 
 def _health(summary: str, name: str) -> dict[str, Any]:
-    unready = {"model": Health, "description": "Not yet, no longer, or the index cannot be searched now"}
-    responses = answers(Health, "Requests are taken and can be answered")
+    unready = {"model": Health, "description": "Loading, stopping, or the index is unavailable"}
+    responses = answers(Health, "Requests are accepted and can be answered")
     responses[503] = {**unready, "headers": retry_after(required=True)}
     return {"operation_id": name, "summary": summary, "responses": responses}
 
 
-@get(router, "/health", **_health("Whether requests are taken and can be answered", "health"))
-@get(router, "/readyz", **_health("The same as /health, by Kubernetes' name", "readyz"))
+@get(router, "/health", **_health("Whether requests are accepted and can be answered", "health"))
+@get(router, "/readyz", **_health("The same as /health, under Kubernetes' name", "readyz"))
 async def health(request: Request) -> Response:
     service = service_of(request)
     known = service.known
@@ -43,7 +43,13 @@ async def health(request: Request) -> Response:
     return answer
 
 
-@get(router, "/livez", operation_id="livez", summary="That the process lives", responses=answers(Alive, "It lives"))
+@get(
+    router,
+    "/livez",
+    operation_id="livez",
+    summary="Whether the process is alive",
+    responses=answers(Alive, "It is alive"),
+)
 async def livez() -> Response:
     return to_json({"status": "alive"})
 

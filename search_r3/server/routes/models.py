@@ -1,4 +1,4 @@
-"""GET /v1/models: the model that is served, as OpenAI's clients expect it."""
+"""GET /v1/models: the served model, in the form that OpenAI's clients expect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = v1_router()
     router,
     "/models",
     operation_id="listModels",
-    summary="The model that is served",
+    summary="The served model",
     responses=answers(Models, "OK", 503),
 )
 async def list_models(request: Request) -> Response:

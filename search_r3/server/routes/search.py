@@ -1,7 +1,7 @@
-"""POST /v1/search: an index's hits for a query, and on request the reasoning as server-sent events while it is written.
+"""POST /v1/search: an index's hits for a query, optionally with the reasoning as server-sent events.
 
-Events (https://html.spec.whatwg.org/multipage/server-sent-events.html): `reasoning` {"text": piece}, any number;
-then `result` (what the plain answer is) or `error` (in OpenAI's form). Comments keep the connection open.
+Events (https://html.spec.whatwg.org/multipage/server-sent-events.html): any number of `reasoning` {"text": piece}, then
+`result` (the same as without streaming) or `error` (in OpenAI's form). Comments keep the connection open.
 """
 
 from __future__ import annotations
@@ -66,25 +66,25 @@ async def search(request: Request) -> Response:
             streaming = True
             return EventStream(request, service, run)
         encoder, loop = service.encoder(), asyncio.get_running_loop()
-        found = await until_done(
+        result = await until_done(
             request,
             service,
             loop.run_in_executor(service.threads, run, encoder),
             lambda: encoder.begun,
             encoder.cancel,
         )
-        return to_json(found)
+        return to_json(result)
     finally:
-        if not streaming:  # a stream leaves when it ends
+        if not streaming:  # a stream calls it when it ends
             service.leave()
 
 
 def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder: QueuedEncoder) -> dict[str, Any]:
-    """The answer, with what went wrong as an ApiError."""
+    """Search, and turn errors into ApiError."""
     if body.mode == "text":
         encoder.begin()
     try:
-        found = index.search(
+        result = index.search(
             body.query,
             encoder,
             k=body.k,
@@ -100,7 +100,7 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
         raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
     prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
     usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-    return found.to_dict() | {"model": encoder.name, "usage": usage}
+    return result.to_dict() | {"model": encoder.name, "usage": usage}
 
 
 async def _check_filter(request: Request, service: Service, where: str) -> None:
@@ -114,7 +114,7 @@ async def _check_filter(request: Request, service: Service, where: str) -> None:
 
 
 class EventStream(Response):
-    """A search whose reasoning is sent while it is written. It ends, and the search with it, when the client leaves."""
+    """A search whose reasoning is streamed. If the client disconnects, both the stream and the search end."""
 
     media_type = "text/event-stream"
 
@@ -162,7 +162,7 @@ class EventStream(Response):
             return
         except Exception as error:
             log("search failed", 40, error)
-            await _send(send, "error", ApiError(500, "something went wrong here; it was logged", "internal").record())
+            await _send(send, "error", ApiError(500, "internal server error, which was logged", "internal").record())
         finally:
             gone.cancel()
             encoder.cancel()

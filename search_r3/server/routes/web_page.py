@@ -1,7 +1,7 @@
-"""The web page at /: the files of the folder `page`, sent with headers that let a browser run nothing else.
+"""The web page at /: the files of the folder `page`, with headers that forbid browsers to run anything else.
 
-Content-Security-Policy (https://www.w3.org/TR/CSP3/): scripts, styles and connections are this server's own, and none
-is inline, so that a document that holds markup stays text even if the page had a mistake.
+Content-Security-Policy (https://www.w3.org/TR/CSP3/): scripts, styles and connections may only use this server, and
+none are inline, so that markup in a document stays text even if the page had a bug.
 """
 
 from __future__ import annotations
@@ -44,6 +44,6 @@ def _sender(file: Path) -> Callable[[Request], Awaitable[Response]]:
     return send
 
 
-for _file in sorted(PAGE.iterdir()):  # index.html is at /; no other path is looked up on the disk
+for _file in sorted(PAGE.iterdir()):  # index.html is at /; no other files are served
     if _file.suffix in TYPES:
         get(router, "/" if _file.name == "index.html" else f"/{_file.name}", include_in_schema=False)(_sender(_file))
