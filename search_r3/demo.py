@@ -79,7 +79,7 @@ def standard_library(folder: Path | None = None) -> list[SourceDocument]:
     Sorted by id.
     """
     root = folder or Path(sysconfig.get_paths()["stdlib"])
-    found: dict[str, SourceDocument] = {}
+    passages: dict[str, SourceDocument] = {}
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).with_suffix("").parts
         if SKIPPED.intersection(parts) or any(part.startswith("_") and part != "__init__" for part in parts):
@@ -94,8 +94,8 @@ def standard_library(folder: Path | None = None) -> list[SourceDocument]:
         public = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")]
         for node, name in ((tree, module), *((n, f"{module}.{n.name}") for n in public)):
             if document := _passage(node, name, file.relative_to(root).as_posix()):
-                found.setdefault(name, document)
-    return [found[name] for name in sorted(found)]
+                passages.setdefault(name, document)
+    return [passages[name] for name in sorted(passages)]
 
 
 def _passage(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str, path: str) -> SourceDocument | None:
@@ -203,7 +203,7 @@ def _index(folder: Path, model: SearchR3, console: Console) -> SearchIndex:
     what = f"{len(documents):,} docstrings of Python {platform.python_version()}'s standard library"
     if report.embedded:
         per_second = report.embedded / report.seconds
-        what += f", {report.embedded:,} embedded in {report.seconds:.0f} s ({per_second:.0f} a second)"
+        what += f", {report.embedded:,} embedded in {report.seconds:.0f} s ({per_second:.0f} per second)"
     else:
         what += ", found in the cache"
     _say(console, "corpus", what)
@@ -293,8 +293,8 @@ def _print_summary(console: Console, answers: list[Answer]) -> None:
     console.print()
     console.print(Rule(style="cyan"))
     text = (
-        f"{len(answers)} questions: both ways agree on the best result in {same}; the model ended its reasoning by "
-        f"itself in {ended}. A question takes {off:.0f} ms without reasoning and {on:.0f} ms with it. The numbers are "
+        f"{len(answers)} questions: both ways agree on the best result in {same}; the model ended its reasoning "
+        f"within the budget in {ended}. A question takes {off:.0f} ms without reasoning and {on:.0f} ms with it. The numbers are "
         "cosines; * marks a result that only this side has among its three."
     )
     console.print(Text(text))

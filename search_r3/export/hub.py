@@ -51,8 +51,8 @@ def plan_push(folder: str | Path, repo: str) -> Upload:
             f"the base of {folder.name} is {contract.base!r}, which only this machine knows; export the model merged "
             "(search-r3 export) and push that"
         )
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
-    names = {path.relative_to(folder).as_posix(): path for path in found}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
+    names = {path.relative_to(folder).as_posix(): path for path in files}
     files = {name: path.stat().st_size for name, path in names.items() if name.endswith(SUFFIXES)}
     left_out = [name for name in names if name not in files]
     if "chat_template.jinja" in left_out:
@@ -139,8 +139,8 @@ def _checked(folder: Path) -> tuple[str, Contract]:
     if missing := [name for name in NEEDED[kind] if not (folder / name).is_file()]:
         raise InputError(f"{folder} lacks {', '.join(missing)}; a checkpoint of kind {kind} has it, so export it again")
     adapter = kind == "adapter"
-    found = weights_sha256(folder, ADAPTER_FILE) if adapter else weights_sha256(folder)
-    if found != (contract.adapter_weights if adapter else record.get("weights")):
+    digest = weights_sha256(folder, ADAPTER_FILE) if adapter else weights_sha256(folder)
+    if digest != (contract.adapter_weights if adapter else record.get("weights")):
         raise InputError(f"{folder}: the weights do not match its contract; download or export it again")
     return kind, contract
 

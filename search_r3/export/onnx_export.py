@@ -104,7 +104,7 @@ def usage(model: Any) -> list[str]:
         lines += [f"A {side}:", "", "```json", json.dumps(shown, ensure_ascii=False), "```", ""]
     return [
         *lines,
-        f"`{SETTINGS_FILE}` has them with their token ids. Tokenize the text by itself, as below, and keep its first "
+        f"`{SETTINGS_FILE}` has them with their token ids. Tokenize the text alone, as below, and keep its first "
         f"{DEFAULT_DOCUMENT_TOKENS} tokens. Joined with the templates into one string, a text that begins with white "
         "space or spells a special token would be read as other tokens.",
         "",
@@ -300,10 +300,10 @@ def _check_graph(file: Path, model: Any) -> None:
         batches += [(_padded(batch), expected[side][: len(batch)]) for batch in (whole, whole[:1])]
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        found = [session.run([OUTPUT], feed)[0] for feed, _ in batches]
-    except Exception as error:  # onnxruntime's errors have no base of their own
+        outputs = [session.run([OUTPUT], feed)[0] for feed, _ in batches]
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise InputError(f"onnxruntime cannot run the graph of {model.name} ({first_line(error)})") from error
-    differences = [np.abs(ours - wanted).max() for ours, (_, wanted) in zip(found, batches, strict=True)]
+    differences = [np.abs(ours - wanted).max() for ours, (_, wanted) in zip(outputs, batches, strict=True)]
     worst = float(np.nan_to_num(differences, nan=np.inf).max())
     if worst > TOLERANCE:
         raise InputError(

@@ -109,8 +109,8 @@ def _check_tokens(folder: Path, ours: Any, templates: dict[str, PromptTemplate],
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = encode_as_text(ours, GOLDEN_TEXTS)
     for side, template in templates.items():
-        found = tokenizer([prompts[side] + text for text in GOLDEN_TEXTS])["input_ids"]
-        if found != [[*template.prefix, *row, *template.suffix] for row in rows]:
+        theirs = tokenizer([prompts[side] + text for text in GOLDEN_TEXTS])["input_ids"]
+        if theirs != [[*template.prefix, *row, *template.suffix] for row in rows]:
             raise InputError(
                 f"this tokenizer joins the {side} prompt and a text in another way than SearchR3 does, so "
                 "sentence-transformers would embed other tokens; export with --format safetensors"

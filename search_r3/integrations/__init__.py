@@ -1,1 +1,1 @@
-"""Adapters for other frameworks, each in a module that is imported only where it is used."""
+"""Adapters for other frameworks, one module each, imported only when used."""

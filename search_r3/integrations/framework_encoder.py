@@ -17,7 +17,7 @@ from search_r3.errors import InputError
 from search_r3.files import expand_user
 
 UNSEEN = frozenset({"Cc", "Cf", "Cs"})
-"""Unicode's categories of control and format characters and of halves of surrogate pairs."""
+"""Unicode categories of control characters, format characters and lone surrogates."""
 MAX_NAMED = 5
 """Number of texts that a warning names."""
 
@@ -52,10 +52,10 @@ class EncodingConfig:
 
 
 class TextEncoder:
-    """Queries and documents to lists of floats, by a SearchR3 model; safe to call from several threads.
+    """Embeds queries and documents as lists of floats with a SearchR3 model. Thread-safe.
 
-    It can be pickled: the settings are, the model is loaded again at first use in the other process and must then be
-    the same. A copy shares the model.
+    Pickling saves only the settings: the other process loads the model at first use, and it must be the same. A copy
+    shares the model.
 
     Args:
         config: the settings.
@@ -76,8 +76,8 @@ class TextEncoder:
         """The SearchR3 model, loaded on first use.
 
         Raises:
-            InputError: an unknown or damaged model, an unknown device or dtype; or another model than the one that was
-                pickled.
+            InputError: the model is unknown or damaged, the device or dtype is unknown, or the model is not the one
+                that was pickled.
         """
         with self._lock:
             if self._model is None:
@@ -115,19 +115,21 @@ class TextEncoder:
         """One unit vector per document, as a list of `dimension` floats.
 
         A text without any visible character gets a vector that no search retrieves: the negative of a full stop's, as
-            all embeddings lie in one half-space (a zero vector would be closer than most by Euclidean distance). A
-            warning names such texts.
+        all embeddings lie in one half-space (a zero vector would be closer than most by Euclidean distance). A warning
+        names such texts.
 
         Raises:
-            InputError: a text is not a string; its position is named.
+            InputError: a text is not a string; the message names its position.
         """
         rows = self.embed_documents_or_none(texts)
-        empty = [place for place, row in enumerate(rows) if row is None]
+        empty = [position for position, row in enumerate(rows) if row is None]
         if not empty:
             return [row for row in rows if row is not None]
         if self._unfindable is None:
             self._unfindable = [-value for value in self._encode(["."], "encode_document")[0]]
-        named = ", ".join(str(place + 1) for place in empty[:MAX_NAMED]) + (", ..." if len(empty) > MAX_NAMED else "")
+        named = ", ".join(str(position + 1) for position in empty[:MAX_NAMED]) + (
+            ", ..." if len(empty) > MAX_NAMED else ""
+        )
         warnings.warn(
             f"{len(empty)} of {len(rows)} texts contain no visible character (number {named}): they get a vector "
             "that no search finds",
@@ -162,7 +164,7 @@ class TextEncoder:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the model itself and the lock; and which model it was, if it was loaded."""
+        """The settings without the model and the lock, and the contract hash of the model if it was loaded."""
 
         model, config = self._model, self.config
         state: dict[str, Any] = {"engine": self._engine, "contract_hash": self._contract_hash}
@@ -190,7 +192,7 @@ def absolute_model_name(model: str) -> str:
 
 
 def has_visible_character(text: str) -> bool:
-    """Whether a text has a character that can be seen: no space, control or format character, nor half of a pair."""
+    """Whether a text has a visible character: not a space, control or format character, or lone surrogate."""
     return any(not (char.isspace() or unicodedata.category(char) in UNSEEN) for char in text)
 
 

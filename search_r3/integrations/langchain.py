@@ -95,7 +95,7 @@ class SearchR3Retriever(BaseRetriever):
         self._searcher = IndexSearcher(index, self.model, device=self.device, dtype=self.dtype)
 
     def __getstate__(self) -> dict[Any, Any]:
-        """A loaded model is found again by its name in the process that unpickles."""
+        """A loaded model is loaded again by name in the process that unpickles."""
         state = super().__getstate__()
         fields = dict(state["__dict__"])
         fields["model"] = name_and_model(fields["model"])[0] or None
@@ -114,7 +114,7 @@ class SearchR3Retriever(BaseRetriever):
         where: str | None = None,
         reasoning: bool | Literal["auto"] | None = None,
     ) -> list[Document]:
-        found = self._searcher.search(
+        result = self._searcher.search(
             query,
             k=self.k if k is None else k,
             mode=self.mode,
@@ -123,7 +123,7 @@ class SearchR3Retriever(BaseRetriever):
             max_reasoning_tokens=self.max_reasoning_tokens,
             where=self.where if where is None else where,
         )
-        return [Document(page_content=hit.text, id=hit.id, metadata=_metadata(hit)) for hit in found.hits]
+        return [Document(page_content=hit.text, id=hit.id, metadata=_metadata(hit)) for hit in result.hits]
 
 
 def _metadata(hit: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ MAX_PASSAGES = 50
 
 
 class Passage(BaseModel):
-    """One passage found."""
+    """One passage result."""
 
     rank: int
     id: str
@@ -112,15 +112,15 @@ class IndexServer(MCPServer):
             ] = None,
         ) -> SearchResults:
             try:
-                found = searcher.search(
+                result = searcher.search(
                     query, k=k, mode=mode, where=where, reasoning=self._reasoning, max_reasoning_tokens=self._budget
                 )
             except InputError as error:  # the agent can fix it; all other errors are internal and hidden from it
                 raise ToolError(str(error)) from error
             return SearchResults(
-                query=found.query,
-                reasoning=found.reasoning.text if found.reasoning else None,
-                passages=[_passage(rank, hit) for rank, hit in enumerate(found.hits, start=1)],
+                query=result.query,
+                reasoning=result.reasoning.text if result.reasoning else None,
+                passages=[_passage(rank, hit) for rank, hit in enumerate(result.hits, start=1)],
             )
 
         self.add_tool(

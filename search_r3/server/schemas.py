@@ -69,8 +69,8 @@ def _in_one_line(message: str) -> WrapValidator:
 def _field_name(name: str) -> str:
     if not _FIELD_NAME.match(name):
         raise ValueError(
-            f"the field {name[:64]!a} is not allowed; a name consists of lower-case letters, digits and _, begins with a "
-            "letter, and has at most 64 characters"
+            f"the field {name[:64]!a} is not allowed; names consist of lower-case letters, digits and _, begin with a "
+            "letter, and have at most 64 characters"
         )
     return name
 

@@ -134,19 +134,19 @@ def _add_definitions(section: Section, body: list[ast.stmt], floor: int, prefix:
 
     `floor` is the first line that is free: nothing may start above it.
     """
-    found: list[tuple[int, str, ast.stmt]] = []
+    definitions: list[tuple[int, str, ast.stmt]] = []
     for statement in body:
         start, name = statement.lineno - 1, ""
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             start = min([start, *(decorator.lineno - 1 for decorator in statement.decorator_list)])
             name = statement.name
         start = _with_comments(start, floor, statement.col_offset, lines)
-        if start >= floor and (name or (found and found[-1][1])):
-            found.append((start, name, statement))
+        if start >= floor and (name or (definitions and definitions[-1][1])):
+            definitions.append((start, name, statement))
         floor = statement.end_lineno or statement.lineno
     file = section.title if not prefix else section.title.rsplit(" ", 1)[0]
-    for position, (start, name, statement) in enumerate(found):
-        end = found[position + 1][0] if position + 1 < len(found) else section.end
+    for position, (start, name, statement) in enumerate(definitions):
+        end = definitions[position + 1][0] if position + 1 < len(definitions) else section.end
         child = Section(f"{file} {prefix}{name}" if name else section.title, start, end, start)
         section.children.append(child)
         if isinstance(statement, ast.ClassDef):

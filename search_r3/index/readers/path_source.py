@@ -39,7 +39,7 @@ class PathSource:
         skipped: filled during iteration.
         text_columns: columns of a table to keep as text, by their names in the index.
         misfits: why other columns of a table are text; filled during iteration.
-        may_be_empty: whether it is no error to have no documents.
+        may_be_empty: whether having no documents is allowed.
         if_empty: added to the error if there are no documents.
     """
 

@@ -62,10 +62,10 @@ def check_fields(schema: pa.Schema, types: Mapping[str, str], documents: PathSou
     """
     known = user_columns(schema)
     missing = {column_name(name): name for name in types if column_name(name) not in known}
-    found: set[str] = set()
+    given: set[str] = set()
     for document in documents if missing and documents.kind not in ("folder", "file") else ():
-        new = {*document.metadata, *(name for name in documents.misfits if name not in OWN)} - found
-        found |= new
+        new = {*document.metadata, *(name for name in documents.misfits if name not in OWN)} - given
+        given |= new
         for name in new:
             missing.pop(column_name(name), None)
         if not missing:
@@ -73,8 +73,8 @@ def check_fields(schema: pa.Schema, types: Mapping[str, str], documents: PathSou
     for name in missing.values():
         if name.lower().removeprefix("_") in OWN:
             raise InputError(f'"{name}" is part of every document and is not metadata, so it takes no --type; omit it')
-        near = nearest(name, sorted(found | known.keys()))
-        there = f'did you mean "{near}"?' if near else f"fields: {', '.join(sorted(found | known.keys())) or 'none'}"
+        near = nearest(name, sorted(given | known.keys()))
+        there = f'did you mean "{near}"?' if near else f"fields: {', '.join(sorted(given | known.keys())) or 'none'}"
         raise InputError(
             f"--type {name}={types[name]}: neither {documents.path} nor the index has a metadata field of that name; "
             f"{there}"
@@ -120,8 +120,8 @@ def convert(table: Any, name: str, kind: pa.DataType, replacing: Replacing | Non
 
     @batch_udf(schema)
     def converted(rows: pa.RecordBatch) -> pa.RecordBatch:
-        found = (_value(metadata, fields) for metadata in rows[METADATA].to_pylist())
-        values = [None if value is None else as_type(value, kind) for value in found]
+        written = (_value(metadata, fields) for metadata in rows[METADATA].to_pylist())
+        values = [None if value is None else as_type(value, kind) for value in written]
         return pa.record_batch([pa.array(values, kind)], schema)
 
     table.to_lance().add_columns(converted, read_columns=[METADATA])
@@ -151,14 +151,14 @@ def clear_unfinished(table: Any) -> None:
         table.drop_columns(left)
 
 
-def first_inexact(table: Any, name: str, besides: Container[str] = ()) -> tuple[str, int] | None:
+def first_inexact(table: Any, name: str, excluded: Container[str] = ()) -> tuple[str, int] | None:
     """A document whose integer in column `name` is not exact as a float64, and the integer; None if there is none.
-    Chunks whose ids are in `besides` do not count."""
+    Chunks whose ids are in `excluded` do not count."""
     large = f"`{name}` > {2**53} OR `{name}` < -{2**53}"
     columns = ["id", "document", name]
     for batch in table.search().where(large).select(columns).to_batches():
         for chunk, document, value in zip(*(batch[column].to_pylist() for column in columns), strict=True):
-            if not is_exact(value) and chunk not in besides:
+            if not is_exact(value) and chunk not in excluded:
                 return document, value
     return None
 
