@@ -294,8 +294,8 @@ def _print_summary(console: Console, answers: list[Answer]) -> None:
     console.print(Rule(style="cyan"))
     text = (
         f"{len(answers)} questions: both ways agree on the best result in {same}; the model ended its reasoning "
-        f"within the budget in {ended}. A question takes {off:.0f} ms without reasoning and {on:.0f} ms with it. The numbers are "
-        "cosines; * marks a result that only this side has among its three."
+        f"within the budget in {ended}. A question takes {off:.0f} ms without reasoning and {on:.0f} ms with it. The "
+        "numbers are cosines; * marks a result that only this side has among its three."
     )
     console.print(Text(text))
 

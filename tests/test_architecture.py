@@ -170,6 +170,16 @@ def test_training_runs_where_only_the_core_requirements_are():
             assert [*module.split("."), name, ""][1] not in optional, f"{where}: import retrievers where it is used"
 
 
+def test_only_the_lance_backend_and_what_it_builds_on_know_lancedb():
+    """The rest of `index` queries and changes rows through `LanceBackend`."""
+    folders = ("index/backends/lance/", "index/storage/", "index/distributed/")
+    for file in FILES:
+        name = file.relative_to(PACKAGE).as_posix()
+        for line, module, _ in imports(file):
+            if module.split(".")[0] in {"lance", "lancedb"}:
+                assert name.startswith(folders), f"{name}, line {line}: ask LanceBackend rather than {module}"
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
 def test_a_module_says_what_it_is(file: Path):
     text = file.read_text(encoding="utf-8")

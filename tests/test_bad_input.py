@@ -160,7 +160,7 @@ def index_into_a_file(place):
     return command
 
 
-@case("holds other things", "thesis.txt", "new folder")
+@case("thesis.txt", "new folder")
 def index_into_a_folder_of_other_things(place):
     command = place.documents()
     place.file("made/thesis.txt", "years of work")

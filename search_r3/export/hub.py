@@ -1,4 +1,4 @@
-"""Checkpoints to and from the Hugging Face Hub: safetensors, JSON and Markdown, and nothing else.
+"""Push checkpoints to the Hugging Face Hub and pull them: only safetensors, JSON and Markdown files.
 
 Files are listed and checked against their contract before a push; a pulled checkpoint is verified against its contract
 before it is moved into place. The client is huggingface_hub's `HfApi`.
@@ -40,8 +40,8 @@ def plan_push(folder: str | Path, repo: str) -> Upload:
     """What `push` would send to the repository `repo` ("owner/name"); nothing is sent.
 
     Raises:
-        InputError: no checkpoint with a contract is in `folder`, it is damaged or incomplete, other machines could
-            not load it, or `repo` is not a name.
+        InputError: `folder` has no checkpoint with a contract, the checkpoint is damaged or incomplete, other machines
+            could not load it, or `repo` is not a name.
     """
     folder = Path(folder)
     _check_name(repo)
@@ -51,8 +51,8 @@ def plan_push(folder: str | Path, repo: str) -> Upload:
             f"the base of {folder.name} is {contract.base!r}, which only this machine knows; export the model merged "
             "(search-r3 export) and push that"
         )
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
-    names = {path.relative_to(folder).as_posix(): path for path in files}
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
     files = {name: path.stat().st_size for name, path in names.items() if name.endswith(SUFFIXES)}
     left_out = [name for name in names if name not in files]
     if "chat_template.jinja" in left_out:
@@ -66,12 +66,12 @@ def plan_push(folder: str | Path, repo: str) -> Upload:
 def push(plan: Upload, *, private: bool = True, message: str | None = None, api: Any = None) -> str:
     """Send what `plan_push` listed, in one commit; returns its address.
 
-    The token is huggingface_hub's own: `hf auth login`, or the variable HF_TOKEN.
+    The token is huggingface_hub's: `hf auth login`, or the variable HF_TOKEN.
 
     Args:
-        private: make the repository private if it is a new one.
+        private: make a new repository private.
         message: the commit message.
-        api: a huggingface_hub `HfApi`; made here by default.
+        api: a huggingface_hub `HfApi`; a new one by default.
 
     Raises:
         InputError: there is no network, the token is missing or invalid, or it does not permit writing there.
@@ -90,7 +90,7 @@ def push(plan: Upload, *, private: bool = True, message: str | None = None, api:
         )
     except (AttributeError, TypeError):  # a bug in this module
         raise
-    except Exception as error:  # the client raises many kinds
+    except Exception as error:  # the client raises many types
         raise InputError(_explained(error, f"cannot push to {plan.repo}")) from error
     return str(getattr(done, "commit_url", plan.repo))
 
@@ -116,9 +116,9 @@ def pull(repo: str, out: str | Path | None = None, *, revision: str | None = Non
             )
         except (AttributeError, TypeError):  # a bug in this module
             raise
-        except Exception as error:  # the client raises many kinds
+        except Exception as error:  # the client raises many types
             raise InputError(_explained(error, f"cannot pull {repo}")) from error
-        shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the client's own notes
+        shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the client's metadata
         try:
             _checked(scratch)
         except InputError as error:
@@ -127,7 +127,7 @@ def pull(repo: str, out: str | Path | None = None, *, revision: str | None = Non
 
 
 def _checked(folder: Path) -> tuple[str, Contract]:
-    """The kind and the contract of the checkpoint in `folder`, which must be complete, with its contract's weights."""
+    """Check that the checkpoint in `folder` is complete and has its contract's weights; returns its kind and contract."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a checkpoint's (an adapter, or what search-r3 export wrote)")
     record = read_record(folder)

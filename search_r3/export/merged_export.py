@@ -36,7 +36,7 @@ class Export:
 def export_model(model: Any, out: str | Path, format: Format = "safetensors") -> Export:
     """Write a loaded SearchR3 model, merged, to the new folder `out`, atomically.
 
-    The folder holds safetensors (or model.onnx), the tokenizer, the contract, golden vectors and a model card.
+    The folder contains safetensors (or model.onnx), the tokenizer, the contract, golden vectors and a model card.
 
     Raises:
         InputError: `out` is not empty, the format is unknown, the disk is full, sentence-transformers' prompts cannot
@@ -89,7 +89,7 @@ def check_target(out: Path) -> None:
 
 
 def card(model: Any, format: Format) -> str:
-    """The export's model card (Markdown): how to load it, its contract, and its checkpoint's own card below."""
+    """The export's model card (Markdown): how to load it, its contract, and below that its checkpoint's card."""
     source = Path(model.checkpoint.path) / "README.md"
     kept, body = _split_card(source.read_text(encoding="utf-8") if source.is_file() else "")
     library = format if format in ("sentence-transformers", "onnx") else "transformers"
@@ -148,7 +148,7 @@ def _loading(model: Any, format: Format) -> list[str]:
 
 
 def _public(base: str) -> str:
-    """The base's name without local path; informational only, not hashed."""
+    """The base's name without a local path. It is informational and not hashed."""
     return Path(base).name if expand_user(base).is_dir() else base
 
 

@@ -1,4 +1,4 @@
-"""Exports a model as one ONNX graph that embeds documents and direct queries: token ids and mask in, unit rows out.
+"""Exporting a model as one ONNX graph that embeds documents and direct queries: token ids and mask in, unit rows out.
 
 torch.export traces the decoder, onnxscript writes it (https://docs.pytorch.org/docs/stable/onnx.html); onnxruntime then
 runs the written graph, and the folder gets its name only if the embeddings are SearchR3's. The graph does not reason.
@@ -55,7 +55,7 @@ def write_onnx(folder: Path, model: Any) -> None:
 
     Raises:
         InputError: a package is missing, the model is in another dtype, its tokenizer has no fast form or reads the
-            templates in another way, torch cannot trace its architecture, or onnxruntime gives other embeddings.
+            templates differently, torch cannot trace its architecture, or onnxruntime gives other embeddings.
     """
     check_installed()
     if model.dtype != "float32":
@@ -94,7 +94,7 @@ def usage(model: Any) -> list[str]:
         "| input | `attention_mask` | (batch, length) | int64 | 1 at these tokens, 0 at padding |",
         f"| output | `{OUTPUT}` | (batch, {model.dimension}) | float32 | unit rows: compare them by dot product |",
         "",
-        "The embedding is the last hidden state, after the final norm, at the last token that the mask holds: the "
+        "The embedding is the last hidden state, after the final norm, at the last token of the mask: the "
         f"embed token `{EMBED_TOKEN}`, which ends the suffix. Pooling and normalization are in the graph; the "
         "templates are not:",
         "",
@@ -171,7 +171,7 @@ def _settle_tokenizer(file: Path, model: Any, templates: dict[str, dict[str, Any
     read = [backend.encode(text, add_special_tokens=False).ids for text in texts]
     if not same or read != encode_as_text(model.tokenizer, texts):
         raise InputError(
-            "tokenizer.json reads the conversations or a text in another way than SearchR3 does, so the graph would be "
+            "tokenizer.json reads the conversations or a text differently from SearchR3, so the graph would be "
             "given other tokens; export with --format safetensors"
         )
 
@@ -200,7 +200,7 @@ def _write_graph(file: Path, model: Any) -> None:
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # the tracer raises many kinds
+    except Exception as error:  # the tracer raises many types
         kind = type(model.checkpoint.model).__name__
         raise InputError(
             f"torch cannot write {kind} as ONNX ({first_line(error)}); export with --format safetensors"
@@ -259,7 +259,7 @@ def _traceable(decoder: Any) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings and log lines, which a user cannot act on."""
+    """Silence the exporter's warnings and log lines, which users cannot act on."""
     logger = logging.getLogger("torch.onnx")
     kept = logger.level
     logger.setLevel(logging.ERROR)
@@ -272,7 +272,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _tidy(graph_model: Any) -> None:
-    """Remove the exporter's notes (they hold this machine's paths), and keep the output's name for the output."""
+    """Remove the exporter's notes (they contain this machine's paths), and keep the output's name for the output."""
     graph = graph_model.graph
     parts = [graph_model, graph, *graph.inputs, *graph.outputs, *graph.initializers.values()]
     for node in graph.all_nodes():
@@ -286,7 +286,7 @@ def _tidy(graph_model: Any) -> None:
 
 
 def _check_graph(file: Path, model: Any) -> None:
-    """Run the golden texts through the written graph, together and one alone; raise InputError if they differ."""
+    """Run the golden texts through the written graph, as a batch and one alone; raise InputError if the embeddings differ."""
     import onnxruntime
     import torch
 

@@ -30,7 +30,7 @@ def write_modules(folder: Path, model: Any) -> None:
     """Add the files that sentence-transformers needs to a merged model saved to `folder` by `SearchR3.save_pretrained`.
 
     The tokenizer there is changed: with special tokens it appends the end of the conversation to the text. SearchR3
-        never adds special tokens, so it still loads the folder.
+    never adds special tokens, so it can still load the folder.
 
     Args:
         model: the SearchR3 model that was saved.
@@ -43,7 +43,7 @@ def write_modules(folder: Path, model: Any) -> None:
     if templates["document"].suffix != templates["query"].suffix:
         raise InputError(
             "the document's and the query's conversations end differently; sentence-transformers' prompts "
-            "only stand before a text, so export with --format safetensors"
+            "only precede a text, so export with --format safetensors"
         )
     prompts = {side: model.tokenizer.decode(list(template.prefix)) for side, template in templates.items()}
     _append_ending(folder, templates["document"].suffix)
@@ -84,7 +84,9 @@ def _append_ending(folder: Path, suffix: tuple[int, ...]) -> None:
         )
     backend = Tokenizer.from_file(str(file))
     tokens = [backend.id_to_token(token) for token in suffix]
-    names = [f"<ending-{place}>" for place in range(len(tokens))]  # own names: tokens may hold any character
+    names = [
+        f"<ending-{number}>" for number in range(len(tokens))
+    ]  # not the tokens themselves, which may contain any character
     backend.post_processor = TemplateProcessing(
         single=["$A", *names],
         pair=None,
@@ -112,6 +114,6 @@ def _check_tokens(folder: Path, ours: Any, templates: dict[str, PromptTemplate],
         theirs = tokenizer([prompts[side] + text for text in GOLDEN_TEXTS])["input_ids"]
         if theirs != [[*template.prefix, *row, *template.suffix] for row in rows]:
             raise InputError(
-                f"this tokenizer joins the {side} prompt and a text in another way than SearchR3 does, so "
+                f"this tokenizer joins the {side} prompt and a text differently from SearchR3, so "
                 "sentence-transformers would embed other tokens; export with --format safetensors"
             )

@@ -48,7 +48,7 @@ class SearchR3TextEmbedder(_Embedder):
         reasoning, max_reasoning_tokens, device, dtype: see `search_r3.integrations.framework_encoder.EncodingConfig`.
 
     Raises:
-        InputError: a setting is wrong.
+        InputError: a setting is invalid.
     """
 
     SETTINGS = ("model", "reasoning", "max_reasoning_tokens", "device", "dtype")
@@ -89,7 +89,7 @@ class SearchR3DocumentEmbedder(_Embedder):
         embedding_separator: their separator; a space, as in the model's training and in Search-R3's own index.
 
     Raises:
-        InputError: a setting is wrong.
+        InputError: a setting is invalid.
     """
 
     SETTINGS = (

@@ -1,4 +1,4 @@
-"""An index with its model, opened once and searched from several threads, by the retriever, agents and RAG.
+"""An index with its model, opened once and searched from several threads by retrievers, agents and RAG programs.
 
 The model that the index was built with is loaded at the first search that needs it. Searches by words need no model,
 and do not wait while it is loaded.
@@ -24,8 +24,8 @@ class IndexSearcher:
     object.
 
     Args:
-        index: the index's folder, or a place on object storage ("s3://bucket/name").
-        model: the index's model: a name, a folder, a hub id or a loaded SearchR3. None finds the one that the index
+        index: the index's folder, or its location on object storage ("s3://bucket/name").
+        model: the index's model: a name, a folder, a hub id or a loaded SearchR3. None uses the one that the index
             names.
         device, dtype: see `SearchR3.from_pretrained`.
 
@@ -78,7 +78,7 @@ class IndexSearcher:
 
     @property
     def model_name(self) -> str:
-        """What is loaded for a search. Raises InputError if the index's model has no known name here."""
+        """The name of the model to load. Raises InputError if the index's model is unknown on this machine."""
         from search_r3.model.model_info import model_of_index
 
         info = self.index.info
@@ -88,7 +88,7 @@ class IndexSearcher:
         """The index's model, loaded on first use.
 
         Raises:
-            InputError: it is not found or another one, or `reasoning` is "auto" and it keeps no rule for that.
+            InputError: the model is not found, is not the index's, or has no rule for `reasoning` "auto".
         """
         with self._loading:
             if self._model is None:
@@ -117,7 +117,7 @@ class IndexSearcher:
         """`search_r3.index.SearchIndex.search`, with the model that belongs to the index.
 
         Raises:
-            InputError: the query is empty, an option is wrong, or the model is not the index's or keeps no rule for
+            InputError: the query is empty, an option is invalid, or the model is not the index's or has no rule for
                 "auto".
         """
         model = None if mode == "text" else self.load(reasoning)
@@ -135,7 +135,7 @@ class IndexSearcher:
 
 
 class LazyIndexSearcher(IndexSearcher):
-    """An `IndexSearcher` that opens its index when it is first asked for something, so that a program starts quickly.
+    """An `IndexSearcher` that opens its index at first use, so that a program starts quickly.
 
     Raises:
         InputError: there is no folder of that name; whether it is an index is checked when it is opened.

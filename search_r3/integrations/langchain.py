@@ -36,7 +36,7 @@ class SearchR3Embeddings(Embeddings):
             max_reasoning_tokens, batch_size, max_length, device, dtype.
 
     Raises:
-        InputError: a setting is wrong. The model is loaded, and refused if it is damaged, at first use.
+        InputError: a setting is invalid. The model is loaded at first use, and refused then if it is damaged.
     """
 
     def __init__(self, model: Any = None, **settings: Any) -> None:
@@ -56,7 +56,7 @@ class SearchR3Embeddings(Embeddings):
 class SearchR3Retriever(BaseRetriever):
     """A `search-r3` index as a LangChain retriever. Its documents are chunks; `metadata` gives their locations.
 
-    `metadata` holds the document's own fields and, over them, document, title, path, start_line, end_line and score.
+    `metadata` has the document's fields, and document, title, path, start_line, end_line and score, which override them.
 
     Example:
         >>> retriever = SearchR3Retriever(index="notes-index", k=3)  # doctest: +SKIP
@@ -66,9 +66,9 @@ class SearchR3Retriever(BaseRetriever):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
     index: str | Path
-    """The index's folder, made by `search-r3 index`, or its place on object storage ("s3://bucket/name")."""
+    """The index's folder, made by `search-r3 index`, or its location on object storage ("s3://bucket/name")."""
     model: Any = None
-    """The index's model, where it is not found by the name that the index keeps; or a loaded SearchR3."""
+    """The index's model, if the name recorded in the index does not work; or a loaded SearchR3."""
     k: int = 5
     """Number of chunks; `invoke(query, k=...)` overrides it."""
     mode: Literal["hybrid", "vector", "text"] = "hybrid"
@@ -89,9 +89,11 @@ class SearchR3Retriever(BaseRetriever):
     _searcher: IndexSearcher = PrivateAttr()
 
     def __init__(self, **settings: Any) -> None:
-        """Open the index; raises InputError if it is not there. The model is loaded at the first search."""
+        """Open the index; raises InputError if it does not exist. The model is loaded at the first search."""
         super().__init__(**settings)
-        index = settings["index"]  # as it was given: pydantic makes a place with storage options a plain string
+        index = settings[
+            "index"
+        ]  # the argument itself: pydantic would turn a location with storage options into a plain string
         self._searcher = IndexSearcher(index, self.model, device=self.device, dtype=self.dtype)
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -127,5 +129,5 @@ class SearchR3Retriever(BaseRetriever):
 
 
 def _metadata(hit: Any) -> dict[str, Any]:
-    place = ("document", "title", "path", "start_line", "end_line", "score")
-    return {**hit.metadata, **{name: getattr(hit, name) for name in place}}
+    fields = ("document", "title", "path", "start_line", "end_line", "score")
+    return {**hit.metadata, **{name: getattr(hit, name) for name in fields}}

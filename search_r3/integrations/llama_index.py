@@ -1,4 +1,4 @@
-"""SearchR3 as a LlamaIndex embedding: as `embed_model` it reasons about queries, and embeds texts directly.
+"""SearchR3 as LlamaIndex's `embed_model`: it reasons about queries and embeds texts directly.
 
 Written against llama-index-core's `BaseEmbedding`, which distinguishes queries and texts.
 """
@@ -27,10 +27,10 @@ class SearchR3Embedding(BaseEmbedding):
         model: a name, a folder, a hub id or a loaded SearchR3; None is the package's default adapter.
         reasoning, max_reasoning_tokens, max_length, device, dtype: see
             `search_r3.integrations.framework_encoder.EncodingConfig`.
-        others: LlamaIndex's own, such as embed_batch_size.
+        others: LlamaIndex's settings, such as embed_batch_size.
 
     Raises:
-        InputError: a setting is wrong. The model is loaded, and refused if it is damaged, at first use.
+        InputError: a setting is invalid. The model is loaded at first use, and refused then if it is damaged.
     """
 
     reasoning: bool = Field(default=True, description="Reason about a query before it is embedded.")

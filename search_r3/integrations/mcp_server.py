@@ -32,7 +32,7 @@ class Passage(BaseModel):
     id: str
     title: str
     text: str
-    path: str = Field(description="The file it is from; empty if the source is not a file.")
+    path: str = Field(description="The file it comes from; empty if the source is not a file.")
     start_line: int
     end_line: int
     score: float
@@ -40,7 +40,7 @@ class Passage(BaseModel):
 
 
 class SearchResults(BaseModel):
-    """What a search gives back."""
+    """The result of a search."""
 
     query: str
     reasoning: str | None = Field(description="The search model's reasoning about the query.")
@@ -49,13 +49,13 @@ class SearchResults(BaseModel):
 
 class IndexServer(MCPServer):
     """A server with the tool `search` over one index. The index is opened when its tools are first listed or called,
-    so that a client is answered as soon as it connects; the model is loaded after that, in a thread.
+    so that connecting is fast; the model is loaded afterwards, in a thread.
 
     Args:
         searcher: the index.
-        reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose. "auto" is refused by the
-            first search that needs a model if that keeps no rule.
-        load: load the model once the tools were listed; False leaves it to the first search that needs it.
+        reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose. With "auto", the
+            first search that needs the model fails if the model has no rule.
+        load: load the model after the tools are first listed; otherwise the first search that needs it does.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class IndexServer(MCPServer):
             ] = "hybrid",
             where: Annotated[
                 str | None,
-                Field(description=f"SQL condition on the fields {', '.join(index.columns)}; leave out for none."),
+                Field(description=f"SQL condition on the fields {', '.join(index.columns)}; omit for none."),
             ] = None,
         ) -> SearchResults:
             try:

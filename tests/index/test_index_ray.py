@@ -360,7 +360,7 @@ def test_only_whole_work_on_an_unchanged_table_is_committed(corpus, tmp_path):
     assert gone not in rows_of(tmp_path / "index")
     assert len(rows_of(tmp_path / "index")) == 47
     build_index(tmp_path / "index", open_source(corpus), Fake(), progress=False)
-    with pytest.raises(InputError, match="was changed by someone else meanwhile; nothing was committed"):
+    with pytest.raises(InputError, match=r"was changed by .*; nothing was committed"):
         commit_fragments(tmp_path / "index", [], [gone], since)
     assert len(rows_of(tmp_path / "index")) == 48
     lost = SimpleNamespace(physical_rows=3, files=[SimpleNamespace(path="elsewhere.lance")])

@@ -379,7 +379,7 @@ def test_a_disk_that_fails_is_one_line(path, model, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("os.fsync", broken)
-    with pytest.raises(InputError, match="the disk does not take what was written"):
+    with pytest.raises(InputError, match="flush to disk"):
         update_documents(path, [document("new", 1000)], model, **AT_ONCE)
 
 
@@ -396,7 +396,7 @@ def test_what_the_disk_did_not_take_is_written_again(path, model, monkeypatch):
 
     monkeypatch.setattr("os.fsync", fails_once)
     change = [document("new", 1000)]
-    with pytest.raises(InputError, match="the disk does not take what was written"):
+    with pytest.raises(InputError, match="flush to disk"):
         update_documents(path, change, model, **AT_ONCE)
     update_documents(path, change, model, **AT_ONCE)
     [(name, inode)] = failed

@@ -283,7 +283,7 @@ def test_a_folder_that_was_renamed_is_known_by_its_files(tmp_path, path, make, m
     build_index(path, open_source(folder), model)
     renamed = shutil.move(folder, tmp_path / "papers")
     (tmp_path / "papers/d.md").write_text("new")
-    with pytest.raises(InputError, match=rf'{folder} is not on this machine: if .*papers .* give --source "{folder}"'):
+    with pytest.raises(InputError, match=rf'{folder} is not on this machine: if .*papers .* --source "{folder}"'):
         build_index(path, open_source(renamed), model)
     other = make("other", "x.md", "a.md", "y.md")  # one name in common is no sign
     assert counts(build_index(path, open_source(other), model)) == (3, 0, 0, 0)
@@ -297,9 +297,7 @@ def test_a_source_that_seems_to_have_moved_is_refused_with_what_to_say(tmp_path,
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "new", tmp_path / "elsewhere/notes")
     moved = tmp_path / "elsewhere/notes"
-    with pytest.raises(
-        InputError, match=rf'{folder} is not on this machine: if {moved} is .* give --source "{folder}"'
-    ):
+    with pytest.raises(InputError, match=rf'{folder} is not on this machine: if {moved} is .* --source "{folder}"'):
         build_index(path, open_source(moved), model)
     assert counts(build_index(path, open_source(moved), model, source=str(folder))) == (0, 0, 1, 0)
     assert counts(build_index(path, open_source(moved), model)) == (0, 0, 1, 0)
@@ -316,7 +314,7 @@ def test_one_place_is_one_source(path, make, model):
     folder = make("notes", "a.md", "sub/b.md")
     build_index(path, open_source(folder), model)
     for place in (folder, folder / "sub"):
-        with pytest.raises(InputError, match="leave --source out"):
+        with pytest.raises(InputError, match="omit --source"):
             build_index(path, open_source(place), model, source="second")
     link = folder.with_name("link")
     link.symlink_to(folder)

@@ -222,4 +222,4 @@ def test_a_moved_folder_is_refused_before_a_model_is_loaded(here, run, monkeypat
     monkeypatch.setattr("search_r3.cli.commands.load", lambda *_: pytest.fail("loaded"))
     code, _, err = run("index", "new/notes", "--into", "X")
     assert (code, "Traceback" in err) == (2, False)
-    assert f'give --source "{here}/old/notes"' in err
+    assert f'--source "{here}/old/notes"' in err

@@ -56,7 +56,7 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pyt
         (["~/nowhere"], [f"{Path.home()}/nowhere does not exist"]),
         (["s3://bucket"], ["s3://bucket: give a bucket and a name"]),
         (["--model", str(tiny_model), "--port", port], [f"cannot listen on 127.0.0.1:{port}", "--port"]),
-        (["--model", str(tiny_model), "--api-key-file", str(tmp_path / "keys")], ["holds no API key"]),
+        (["--model", str(tiny_model), "--api-key-file", str(tmp_path / "keys")], ["no API keys"]),
         (["--timeout", "0"], ["timeout is 0.0", "seconds"]),
         (["--queue", "0"], ["--queue", "search-r3 serve --help"]),
         (["--batching", "dynamic"], ["--batching", "dynamic", "continuous", "static"]),

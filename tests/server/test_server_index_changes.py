@@ -87,13 +87,13 @@ def test_a_folder_that_is_moved_away_and_back(tiny: SearchR3, make: Any, log: An
         live.rename(tmp_path / "away")
         answer = search(server)  # it waits for a second whether the folder comes back
         assert (answer.status, answer.error["code"]) == (503, "index_unavailable")
-        assert f"{live} is not there any more" in answer.error["message"]
+        assert f"{live} is missing" in answer.error["message"]
         assert int(answer.headers["retry-after"]) >= 1
         for path in ("/health", "/readyz"):
             answer = server.ask("GET", path)
             assert answer.status == 503
             assert answer.json["status"] == "index_unavailable"
-            assert "is not there any more" in answer.json["reason"]
+            assert "is missing" in answer.json["reason"]
             assert server.ask("HEAD", path).status == 503
         assert server.ask("GET", "/livez").status == 200
         assert metric(server, "search_r3_index_available") == metric(server, "search_r3_ready") == 0

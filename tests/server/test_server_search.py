@@ -188,7 +188,7 @@ def test_added_documents_are_found_at_once_and_all_or_none_are(tiny: SearchR3, m
         before = server.ask("GET", "/v1/documents").json
         assert before["total"] == 5
         for documents, message in [
-            ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "comes twice"),
+            ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "is used twice"),
             ([{"id": "a", "text": "x", "metadata": {"year": "new"}}], "year is text"),
         ]:
             answer = server.post("/v1/documents", {"documents": documents})

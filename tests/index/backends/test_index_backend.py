@@ -240,7 +240,7 @@ def test_what_is_wrong_with_a_backend_is_one_line(tmp_path: Path):
         capabilities = frozenset({"object_storage"})
 
     for backend, line in (
-        (Nameless, "give it a name of its own"),
+        (Nameless, "give it a unique name"),
         (Remote, "capability 'object_storage'"),
         (3, "is 3;"),
     ):

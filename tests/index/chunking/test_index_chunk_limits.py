@@ -301,7 +301,7 @@ def test_documents_may_be_called_like_chunks(model, tmp_path):
 @pytest.mark.parametrize("commit_every", [None, 1])
 def test_only_an_id_that_comes_twice_is_reported(model, tmp_path, other, commit_every):
     documents = [SourceDocument("p", "", "x"), SourceDocument("q", "", "y"), SourceDocument("p", "", other)]
-    with pytest.raises(InputError, match='the id "p" comes twice'):
+    with pytest.raises(InputError, match='the id "p" is used twice'):
         build_index(tmp_path / "index", documents, model, progress=False, commit_every=commit_every)
 
 

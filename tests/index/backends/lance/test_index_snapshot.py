@@ -95,4 +95,4 @@ def test_a_search_of_damaged_files_is_one_line(tmp_path, model, capsys, damage, 
     assert main(["search", str(path), "bread", "--mode", "text", *options]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert f"{path}: files of the index are gone or damaged" in line
+    assert f"{path}: files of the index are missing or damaged" in line
