@@ -127,7 +127,7 @@ def pull(repo: str, out: str | Path | None = None, *, revision: str | None = Non
 
 
 def _checked(folder: Path) -> tuple[str, Contract]:
-    """Check that the checkpoint in `folder` is complete and has its contract's weights; returns its kind and contract."""
+    """Check that the checkpoint is complete and has its contract's weights; returns its kind and contract."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a checkpoint's (an adapter, or what search-r3 export wrote)")
     record = read_record(folder)

@@ -286,7 +286,7 @@ def _tidy(graph_model: Any) -> None:
 
 
 def _check_graph(file: Path, model: Any) -> None:
-    """Run the golden texts through the written graph, as a batch and one alone; raise InputError if the embeddings differ."""
+    """Run the golden texts through the written graph, as a batch and one alone; raise InputError if they differ."""
     import onnxruntime
     import torch
 

@@ -56,7 +56,7 @@ class SearchR3Embeddings(Embeddings):
 class SearchR3Retriever(BaseRetriever):
     """A `search-r3` index as a LangChain retriever. Its documents are chunks; `metadata` gives their locations.
 
-    `metadata` has the document's fields, and document, title, path, start_line, end_line and score, which override them.
+    `metadata` has the document's fields, overridden by document, title, path, start_line, end_line and score.
 
     Example:
         >>> retriever = SearchR3Retriever(index="notes-index", k=3)  # doctest: +SKIP
