@@ -258,7 +258,7 @@ def _is_ignored_folder(folder: str) -> bool:
 
 
 def _is_read(file: Path) -> bool:
-    """Whether a file inside a folder is read, judging by its name."""
+    """Whether a file inside a folder is read, by its name."""
     reader = reader_of(file)
     return reader is not None and reader.kind == "file"
 

@@ -225,7 +225,7 @@ def storage_errors(place: Path | str) -> Iterator[None]:
 
 
 def files_lost(error: BaseException | None) -> bool:
-    """Whether files were missing or unreadable, judging by LanceDB's message.
+    """Whether files were missing or unreadable, according to LanceDB's message.
 
     Of an InputError only the cause counts: its own message quotes user input, such as a filter.
     """

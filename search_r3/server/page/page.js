@@ -1,13 +1,13 @@
-// The page of a Search-R3 server: one question, asked twice, with the reasoning shown while it is written.
-// What comes from the server or the index is only ever set as textContent. No library, no build.
+// The page of a Search-R3 server: one question, asked twice, with the reasoning shown as it is generated.
+// Text from the server or the index is only ever set as textContent. No libraries, no build step.
 "use strict";
 
 const BUDGETS = [8, 16, 32, 64, 128, 256];
 const USUAL_BUDGET = 32;
-const POLL = 2000; // milliseconds between looks at a server that is still loading
+const POLL = 2000; // milliseconds between checks of a server that is still loading
 
 function stored(storage, name, value) {
-  // Storage may be forbidden; the page works without.
+  // Storage may be disabled; the page works without it.
   try {
     if (value === undefined) return storage().getItem(name);
     if (value === null) storage().removeItem(name);
@@ -22,7 +22,7 @@ const theme = stored(local, "theme");
 if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
 
 class AskError extends Error {
-  // What is shown instead of an answer; `wait` is the number of seconds after which to try again.
+  // An error to show instead of an answer; `wait` is the number of seconds before a retry.
   constructor(message, { status = 0, wait = null, code = "" } = {}) {
     super(message);
     Object.assign(this, { status, wait, code });
@@ -32,7 +32,7 @@ class AskError extends Error {
 // ------------------------------------------------------------------------------------------------------- the server
 
 async function* eventsOf(body) {
-  // Server-sent events of a response: {event, data}, data parsed. Comments are left out.
+  // The server-sent events of a response: {event, data}, with data parsed and comments left out.
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -52,7 +52,7 @@ async function* eventsOf(body) {
 }
 
 async function refusal(response) {
-  // A response that is not an answer, as an AskError.
+  // The AskError for an error response.
   let error = {};
   try {
     error = (await response.json()).error ?? {};
@@ -108,7 +108,7 @@ window.addEventListener("DOMContentLoaded", () => {
   // ----- errors
 
   function showProblem(problem) {
-    // One plain line; with "Try again" where that may help, with the field for the key where one is needed.
+    // One plain line, with "Try again" if that may help, and with a field for the key if one is needed.
     let text = problem instanceof AskError ? problem.message
       : problem instanceof TypeError ? "the server cannot be reached; is search-r3 serve still running?"
         : `the answer could not be read (${problem.message})`;
@@ -140,7 +140,7 @@ window.addEventListener("DOMContentLoaded", () => {
   }
 
   function highlighted(hit) {
-    // The snippet with its marks. The places count code points, JavaScript's strings count UTF-16 units.
+    // The snippet with its highlights. Positions count code points, JavaScript strings count UTF-16 units.
     const shown = element("p", "snippet");
     shown.dir = "auto";
     const points = Array.from(hit.snippet);
@@ -155,7 +155,7 @@ window.addEventListener("DOMContentLoaded", () => {
   }
 
   function movement(hit, rank, before) {
-    // How the hit's place differs from that without reasoning.
+    // How the hit's rank differs from its rank without reasoning.
     if (!before) return null;
     const was = before.get(hit.id);
     if (was === undefined) return element("span", "moved up", "new here");
@@ -263,7 +263,7 @@ window.addEventListener("DOMContentLoaded", () => {
       $("status").textContent = `${off.hits.length} results without reasoning in ${milliseconds(off.seen)}, `
         + `${on.hits.length} with it in ${milliseconds(on.seen)}.`;
     } catch (problem) {
-      if (running !== mine) return; // another question has been asked since
+      if (running !== mine) return; // another question was asked meanwhile
       $("status").textContent = "";
       figures("on", "");
       if (!found) $("columns").hidden = true;
@@ -369,7 +369,7 @@ window.addEventListener("DOMContentLoaded", () => {
       auto.value = "auto";
       options.push(auto);
     }
-    const chosen = $("budget").value; // perhaps already, while the server was asked what it allows
+    const chosen = $("budget").value; // perhaps chosen already, while the server's limits were being loaded
     $("budget").replaceChildren(...options);
     const stays = options.some((option) => option.value === chosen);
     $("budget").value = stays ? chosen : String(Math.min(USUAL_BUDGET, budgets.at(-1)));

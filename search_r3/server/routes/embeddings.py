@@ -92,7 +92,7 @@ async def _embed(
 
 
 async def _embed_by_rule(request: Request, service: Service, texts: list[Tokens], budget: int) -> list[Embedded]:
-    """Direct embeddings, replaced by reasoned ones if the adaptive rule says so, judging by cosines in the index."""
+    """Direct embeddings, replaced by reasoned ones if the adaptive rule says so by the cosines in the index."""
     embedded = await _embed(request, service, "query", texts)
     loop = asyncio.get_running_loop()
     chosen = await loop.run_in_executor(service.threads, _worth_reasoning, service, embedded)
