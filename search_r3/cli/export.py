@@ -164,10 +164,10 @@ def mcp(
     from search_r3.integrations.mcp_server import serve_stdio
 
     if sys.stdin.isatty():
-        from search_r3.index.storage.location import place_of
+        from search_r3.index.storage.location import location_of
 
-        place = place_of(index)
-        shown = os.path.abspath(place) if isinstance(place, Path) else place
+        location = location_of(index)
+        shown = os.path.abspath(location) if isinstance(location, Path) else location
         raise InputError(
             f"standard input is a terminal, but an agent's program must start this; tell it to run "
             f"search-r3 mcp {shlex.quote(shown)}"

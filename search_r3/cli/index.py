@@ -199,13 +199,13 @@ def check_target(
     from search_r3.index.backends.backend_registry import choose_backend
     from search_r3.index.backends.lance.lance_backend import LanceBackend
     from search_r3.index.index_sources import Sources, root_of
-    from search_r3.index.storage.location import place_of
+    from search_r3.index.storage.location import location_of
 
-    place = place_of(target)
-    kind = choose_backend(place, backend)
-    if "streaming" not in kind.capabilities or (isinstance(place, Path) and not place.is_dir()):
+    location = location_of(target)
+    kind = choose_backend(location, backend)
+    if "streaming" not in kind.capabilities or (isinstance(location, Path) and not location.is_dir()):
         return
-    sources = Sources.of(LanceBackend.open(place))
+    sources = Sources.of(LanceBackend.open(location))
     scope = sources.scope(documents, name, target)
     if sources.records and not scope.known and not named:
         root = root_of(documents)

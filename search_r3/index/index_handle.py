@@ -20,7 +20,7 @@ from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.run_search import SearchOptions, SearchResult
 from search_r3.index.search_index import DocumentPage, SearchIndex
-from search_r3.index.storage.location import Place, StorageError, brief, files_lost, place_of
+from search_r3.index.storage.location import Location, StorageError, brief, files_lost, location_of
 
 Event = Literal["exchanged", "refused", "unavailable", "available"]
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class IndexHandle:
         patience: float = PATIENCE,
         on_event: Callable[[Event, str], None] = lambda event, line: None,
     ) -> None:
-        self.path = place_of(path)
+        self.path = location_of(path)
         self.patience, self.on_event = patience, on_event
         self.every = every if every is not None else EVERY if isinstance(self.path, Path) else EVERY_REMOTE
         self._checking = threading.Lock()
@@ -195,7 +195,7 @@ class IndexHandle:
         finally:
             error = None  # its traceback would keep this frame alive, and with it the arguments of `read`
 
-    def writable(self) -> Place:
+    def writable(self) -> Location:
         """Where to write a change now: for a folder its real path, even if a symbolic link to it changes meanwhile.
 
         Raises:
@@ -293,11 +293,11 @@ class IndexHandle:
 
     def _open(self) -> SearchIndex:
         """Open the index that the path leads to now. It stays readable if a symbolic link changes."""
-        place = self.path if not isinstance(self.path, Path) else Path(os.path.realpath(self.path))
+        location = self.path if not isinstance(self.path, Path) else Path(os.path.realpath(self.path))
         try:
-            opened = SearchIndex.open(place, follow=False)
+            opened = SearchIndex.open(location, follow=False)
         except InputError as error:
-            raise InputError(str(error).replace(str(place), str(self.path))) from error
+            raise InputError(str(error).replace(str(location), str(self.path))) from error
         return opened.with_display_path(self.path)
 
     def _fingerprint(self) -> _Fingerprint:

@@ -41,7 +41,7 @@ from search_r3.index.readers.path_source import PathSource
 from search_r3.index.row_keys import SOURCE
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import Place, for_writing, place_of, storage_errors
+from search_r3.index.storage.location import Location, for_writing, location_of, storage_errors
 from search_r3.index.storage.locking import WriteLock, writing
 
 
@@ -134,12 +134,12 @@ def _delete(
     path: str | Path, wanted: list[str], wait: float, maintain: bool, expected_info: IndexInfo | None, every: bool
 ) -> tuple[dict[str, int], bool]:
     """Delete documents; returns the number of removed chunks of each, and whether the full-text index was rebuilt."""
-    place = for_writing(place_of(path))
-    if "streaming" not in choose_backend(place).capabilities:
-        return _delete_portable(place, path, wanted, wait, expected_info, every), False
+    location = for_writing(location_of(path))
+    if "streaming" not in choose_backend(location).capabilities:
+        return _delete_portable(location, path, wanted, wait, expected_info, every), False
     began = time.time()
-    with storage_errors(place), writing(place, wait=wait) as lease:
-        index = _open(place, expected_info)
+    with storage_errors(location), writing(location, wait=wait) as lease:
+        index = _open(location, expected_info)
         complete = index.complete
         chunks = Counter(document for (document,) in index.rows_where("document", wanted, ["document"]))
         if every:
@@ -147,23 +147,23 @@ def _delete(
         for some in in_parts(sorted(chunks)):
             lease.check()
             index.delete_where("document", some)
-        rebuilt = complete and maintain and _maintain(index.table, place, lease)
-        flush(place, began)
+        rebuilt = complete and maintain and _maintain(index.table, location, lease)
+        flush(location, began)
         return dict(chunks), rebuilt
 
 
 def _delete_portable(
-    place: Place, path: str | Path, wanted: list[str], wait: float, expected_info: IndexInfo | None, every: bool
+    location: Location, path: str | Path, wanted: list[str], wait: float, expected_info: IndexInfo | None, every: bool
 ) -> dict[str, int]:
     """`_delete` for backends that need no maintenance."""
-    backend = open_backend(place)
+    backend = open_backend(location)
     if expected_info is not None:
-        backend.info.check_expected(expected_info, place)
+        backend.info.check_expected(expected_info, location)
     if every:
         _refuse_unknown(path, wanted, {document for document, _, _ in backend.listed()})
     ids = set(wanted)
-    assert isinstance(place, Path)  # such backends are not on object storage
-    gone = delete_rows(place, type(backend), lambda row: row["document"] in ids, wait)
+    assert isinstance(location, Path)  # such backends are not on object storage
+    gone = delete_rows(location, type(backend), lambda row: row["document"] in ids, wait)
     return dict(Counter(row["document"] for row in gone))
 
 
@@ -198,35 +198,35 @@ def maintain_index(
         ModelMismatch: the index was not made with the model of `expected_info`.
         InputError: there is no index.
     """
-    place = for_writing(place_of(path))
-    if "maintenance" not in choose_backend(place).capabilities:
+    location = for_writing(location_of(path))
+    if "maintenance" not in choose_backend(location).capabilities:
         return False
     began = time.time()
-    with storage_errors(place), writing(place, wait=wait) as lease:
-        index = _open(place, expected_info)
+    with storage_errors(location), writing(location, wait=wait) as lease:
+        index = _open(location, expected_info)
         if not index.complete:
             return False
-        rebuilt = _maintain(index.table, place, lease, start, always)
-        flush(place, began)
+        rebuilt = _maintain(index.table, location, lease, start, always)
+        flush(location, began)
         return rebuilt
 
 
-def _open(place: Place, expected_info: IndexInfo | None = None) -> LanceBackend:
-    index = open_lance(place)
+def _open(location: Location, expected_info: IndexInfo | None = None) -> LanceBackend:
+    index = open_lance(location)
     if expected_info is not None:
-        index.info.check_expected(expected_info, place)
+        index.info.check_expected(expected_info, location)
     return index
 
 
-def _maintain(table: Any, place: Place, lease: WriteLock, start: int | None = None, always: bool = False) -> bool:
+def _maintain(table: Any, location: Location, lease: WriteLock, start: int | None = None, always: bool = False) -> bool:
     lease.check()
-    compaction = compact(table, place)
+    compaction = compact(table, location)
     if compaction.changed or always or cleanup_is_due(table):
         lease.check()
         keep_approximate(table, start, check=lease.check)
         lease.check()
         mark_complete(table)
-        cleanup_old_versions(place)
+        cleanup_old_versions(location)
     return compaction.full_text_rebuilt
 
 
@@ -284,14 +284,14 @@ def delete_source(path: str | Path, name: str) -> Deleted:
         IndexBusy: another process is writing.
         InputError: there is no index, or it has no such source (the message lists its sources).
     """
-    place = for_writing(place_of(path))
-    if "streaming" not in (kind := choose_backend(place)).capabilities:
-        name = _source_named(open_backend(place), name)
-        assert isinstance(place, Path)  # such backends are not on object storage
-        return Deleted(len(delete_rows(place, kind, lambda row: row[SOURCE] == name)), source=name)
+    location = for_writing(location_of(path))
+    if "streaming" not in (kind := choose_backend(location)).capabilities:
+        name = _source_named(open_backend(location), name)
+        assert isinstance(location, Path)  # such backends are not on object storage
+        return Deleted(len(delete_rows(location, kind, lambda row: row[SOURCE] == name)), source=name)
     began = time.time()
-    with storage_errors(place), writing(place) as lease:
-        index = _open(place)
+    with storage_errors(location), writing(location) as lease:
+        index = _open(location)
         complete, before = index.complete, index.count()
         name = _source_named(index, name)
         lease.check()
@@ -304,8 +304,8 @@ def delete_source(path: str | Path, name: str) -> Deleted:
         if unfinished and not any(other.unfinished for other in others.values()):
             ensure_complete(index.table)  # nothing is missing now
             complete = True
-        rebuilt = complete and _maintain(index.table, place, lease)
-        flush(place, began)
+        rebuilt = complete and _maintain(index.table, location, lease)
+        flush(location, began)
         return Deleted(deleted, rebuilt, name)
 
 
@@ -337,25 +337,25 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
         StorageError: object storage failed or did not answer.
         InputError: there is no index, or its backend has nothing to compact.
     """
-    place = for_writing(place_of(path))
-    choose_backend(place).require("maintenance", "compaction")
+    location = for_writing(location_of(path))
+    choose_backend(location).require("maintenance", "compaction")
     began = time.time()
-    with storage_errors(place), writing(place) as lease:
-        index = _open(place)
+    with storage_errors(location), writing(location) as lease:
+        index = _open(location)
         complete = index.complete
-        files, size = count_files(index.table), _bytes(place)
+        files, size = count_files(index.table), _bytes(location)
         removed, differing = remove_equal_copies(index.table)
         lease.check()
-        compaction = compact(index.table, place, everything=True)
+        compaction = compact(index.table, location, everything=True)
         lease.check()
         renewed = keep_approximate(index.table, check=lease.check)
         lease.check()
         if complete:
             mark_complete(index.table)
-        cleanup_old_versions(place, keep)
-        flush(place, began)
-        after = _bytes(place)
-        old = max(0, after - live_bytes(place)) if after else 0
+        cleanup_old_versions(location, keep)
+        flush(location, began)
+        after = _bytes(location)
+        old = max(0, after - live_bytes(location)) if after else 0
         approximate = renewed.to_dict() if renewed else None
         rebuilt = compaction.full_text_rebuilt
         return Compacted(files, count_files(index.table), size, after, old, approximate, rebuilt, removed, differing)

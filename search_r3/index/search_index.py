@@ -18,7 +18,7 @@ from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount
 from search_r3.index.run_search import Fusion, Mode, SearchResult, run_search
-from search_r3.index.storage.location import place_of, storage_errors
+from search_r3.index.storage.location import location_of, storage_errors
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 T = TypeVar("T")
@@ -56,8 +56,8 @@ class SearchIndex:
         Raises:
             InputError: as for `open`.
         """
-        place = place_of(path)
-        return cls(place, open_backend(place, snapshot=True))
+        location = location_of(path)
+        return cls(location, open_backend(location, snapshot=True))
 
     @classmethod
     def open(cls, path: str | Path, *, follow: bool = True) -> SearchIndex:
@@ -70,8 +70,8 @@ class SearchIndex:
         Raises:
             InputError: there is no such folder, it is not an index, the index is damaged, or a newer search-r3 made it.
         """
-        place = place_of(path)
-        return cls(place, open_backend(place, follow=follow))
+        location = location_of(path)
+        return cls(location, open_backend(location, follow=follow))
 
     def with_display_path(self, path: Path | str) -> SearchIndex:
         """Return this index, called `path` in messages, such as a symbolic link to it."""

@@ -16,7 +16,7 @@ from search_r3.rank_fusion import VECTOR_WEIGHT
 if TYPE_CHECKING:
     from search_r3.index.index_handle import IndexHandle
     from search_r3.index.run_search import SearchResult
-    from search_r3.index.storage.location import Place
+    from search_r3.index.storage.location import Location
 
 
 class IndexSearcher:
@@ -34,10 +34,10 @@ class IndexSearcher:
     """
 
     def __init__(self, index: str | Path, model: Any = None, *, device: str | None = None, dtype: str = "auto") -> None:
-        from search_r3.index.storage.location import place_of
+        from search_r3.index.storage.location import location_of
         from search_r3.integrations.framework_encoder import name_and_model
 
-        self.path: Place = place_of(index)
+        self.path: Location = location_of(index)
         self._name, self._model = name_and_model(model)
         self._device, self._dtype = device, dtype
         self._opening, self._loading = threading.Lock(), threading.Lock()
@@ -61,9 +61,9 @@ class IndexSearcher:
     def __getstate__(self) -> dict[str, Any]:
         from search_r3.integrations.framework_encoder import absolute_model_name
 
-        place = self.path.resolve() if isinstance(self.path, Path) else self.path
+        location = self.path.resolve() if isinstance(self.path, Path) else self.path
         model = absolute_model_name(self._name) or None
-        return {"index": place, "model": model, "device": self._device, "dtype": self._dtype}
+        return {"index": location, "model": model, "device": self._device, "dtype": self._dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

@@ -24,7 +24,7 @@ from search_r3.index.index_info import ModelMismatch
 from search_r3.index.maintenance import UnknownDocument, delete_each, maintain_index, update_documents
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import IndexBusy, Place, StorageError, storage_errors
+from search_r3.index.storage.location import IndexBusy, Location, StorageError, storage_errors
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.logs import log
 
@@ -164,16 +164,16 @@ class IndexWriter:
     def _commit(self, index: IndexHandle, changes: list[Change]) -> list[Answer]:
         """Commit changes; never raises. The index is checked before the answers, so later searches see the changes."""
         try:
-            place = index.writable()
-            return self._add(place, changes) if changes[0].documents else self._delete(index, place, changes)
+            location = index.writable()
+            return self._add(location, changes) if changes[0].documents else self._delete(index, location, changes)
         except Exception as error:
             return [error] * len(changes)
         finally:
             index.check()
 
-    def _add(self, place: Place, changes: list[Change]) -> list[Answer]:
+    def _add(self, location: Location, changes: list[Change]) -> list[Answer]:
         try:
-            return self._build(place, changes)
+            return self._build(location, changes)
         except (IndexBusy, StorageError, ModelMismatch) as error:  # the changes are valid
             return [error] * len(changes)
         except Exception as error:
@@ -181,17 +181,17 @@ class IndexWriter:
                 return [error]
         answers: list[Answer] = []
         for change in changes:  # find the invalid one
-            answers += self._add(place, [change])
+            answers += self._add(location, [change])
         return answers
 
-    def _build(self, place: Place, changes: list[Change]) -> list[Answer]:
+    def _build(self, location: Location, changes: list[Change]) -> list[Answer]:
         encoder = changes[0].encoder
         assert encoder is not None
         vectors = {text: vector for change in changes for text, vector in change.vectors.items()}
         documents = [document for change in changes for document in change.documents]
         # One commit: all is embedded before anything is written, so that a timeout leaves the index as it was.
         update_documents(
-            place,
+            location,
             documents,
             CachedEncoder(encoder, vectors),
             progress=False,
@@ -201,9 +201,9 @@ class IndexWriter:
         )
         return [change.chunks for change in changes]
 
-    def _delete(self, index: IndexHandle, place: Place, changes: list[Change]) -> list[Answer]:
+    def _delete(self, index: IndexHandle, location: Location, changes: list[Change]) -> list[Answer]:
         ids = [change.deleted for change in changes]
-        chunks = delete_each(place, ids, wait=self._wait, maintain=False, expected_info=index.info)
+        chunks = delete_each(location, ids, wait=self._wait, maintain=False, expected_info=index.info)
         unknown = UnknownDocument("there is no such document")
         return [chunks.get(change.deleted, unknown) for change in changes]
 

@@ -18,7 +18,7 @@ from search_r3.index.backends.lance.lance_backend import LanceBackend
 from search_r3.index.backends.lance.lance_table import check_there, has_versions
 from search_r3.index.backends.numpy_backend import NumpyBackend
 from search_r3.index.index_info import IndexInfo
-from search_r3.index.storage.location import Place
+from search_r3.index.storage.location import Location
 from search_r3.plugins import Registry, pick
 
 DEFAULT = LanceBackend
@@ -46,45 +46,45 @@ def backend_named(name: str) -> type[IndexBackend]:
     return pick("index backend", name, {**BUILTIN, **plugin_backends(), **_registered})
 
 
-def choose_backend(place: Place, name: str | None = None) -> type[IndexBackend]:
-    """The backend of the index at `place`, or for a new index there: the one called `name`, by default LanceDB.
+def choose_backend(location: Location, name: str | None = None) -> type[IndexBackend]:
+    """The backend of the index at `location`, or for a new index there: the one called `name`, by default LanceDB.
 
     Raises:
-        InputError: there is no such backend, `place` has an index of another backend, or it is on object storage, which
-            only LanceDB supports.
+        InputError: there is no such backend, `location` has an index of another backend, or it is on object storage,
+            which only LanceDB supports.
     """
     chosen = None if name is None else backend_named(name)
-    if not isinstance(place, Path):
+    if not isinstance(location, Path):
         (chosen or DEFAULT).require("object_storage", "object storage")
         return chosen or DEFAULT
-    existing = _backend_at(place)
+    existing = _backend_at(location)
     if existing is not None and chosen is not None and existing is not chosen:
         raise InputError(
-            f"{place} holds an index of the backend {existing.name!r}, not {chosen.name!r}; give another folder"
+            f"{location} holds an index of the backend {existing.name!r}, not {chosen.name!r}; give another folder"
         )
     return existing or chosen or DEFAULT
 
 
-def _backend_at(place: Path) -> type[IndexBackend] | None:
+def _backend_at(location: Path) -> type[IndexBackend] | None:
     """The backend of the index in the folder; None if there is no index."""
     try:
-        return backend_named((place / MARKER).read_text(encoding="utf-8").strip())
+        return backend_named((location / MARKER).read_text(encoding="utf-8").strip())
     except InputError as error:
-        raise InputError(f"the index {place} cannot be opened: {error}; install its package") from error
+        raise InputError(f"the index {location} cannot be opened: {error}; install its package") from error
     except (OSError, UnicodeDecodeError):  # LanceDB's folders have no such file
         with suppress(OSError):  # opening it will report what is wrong
-            return DEFAULT if has_versions(place) else None
+            return DEFAULT if has_versions(location) else None
     return None
 
 
-def create_backend(backend: type[IndexBackend], place: Path, info: IndexInfo) -> IndexBackend:
+def create_backend(backend: type[IndexBackend], location: Path, info: IndexInfo) -> IndexBackend:
     """Create an empty index of any backend but LanceDB, and record the backend's name in the folder."""
-    atomic_write_text(place / MARKER, f"{backend.name}\n")
-    return _placed(backend.create(place, info), place)
+    atomic_write_text(location / MARKER, f"{backend.name}\n")
+    return _placed(backend.create(location, info), location)
 
 
-def open_backend(place: Place, *, follow: bool = True, snapshot: bool = False) -> IndexBackend:
-    """The index at `place`, opened.
+def open_backend(location: Location, *, follow: bool = True, snapshot: bool = False) -> IndexBackend:
+    """The index at `location`, opened.
 
     Args:
         follow: pick up other writers' commits, if the backend can; otherwise it stays at the version that was opened.
@@ -93,37 +93,37 @@ def open_backend(place: Place, *, follow: bool = True, snapshot: bool = False) -
     Raises:
         InputError: there is no index, or it is damaged.
     """
-    check_there(place, place)
-    backend = choose_backend(place)
+    check_there(location, location)
+    backend = choose_backend(location)
     opened: IndexBackend | None
     if backend is LanceBackend:
-        opened = LanceBackend.open_snapshot(place) if snapshot else LanceBackend.open(place, follow=follow)
+        opened = LanceBackend.open_snapshot(location) if snapshot else LanceBackend.open(location, follow=follow)
     else:
-        assert isinstance(place, Path)  # `choose_backend` refuses others
-        opened = open_portable(backend, place)
+        assert isinstance(location, Path)  # `choose_backend` refuses others
+        opened = open_portable(backend, location)
     if opened is None:
-        raise InputError(NOT_AN_INDEX.format(place))
+        raise InputError(NOT_AN_INDEX.format(location))
     return opened
 
 
-def open_lance(place: Place) -> LanceBackend:
-    """The LanceDB index at `place`, opened to be changed. Raises InputError if there is none, or it is damaged."""
-    if (opened := LanceBackend.open(place)) is None:
-        raise InputError(NOT_AN_INDEX.format(place))
+def open_lance(location: Location) -> LanceBackend:
+    """The LanceDB index at `location`, opened to be changed. Raises InputError if there is none, or it is damaged."""
+    if (opened := LanceBackend.open(location)) is None:
+        raise InputError(NOT_AN_INDEX.format(location))
     return opened
 
 
-def open_portable(backend: type[IndexBackend], place: Path) -> IndexBackend | None:
+def open_portable(backend: type[IndexBackend], location: Path) -> IndexBackend | None:
     """Open the index of any backend but LanceDB in the folder; None if there is none yet."""
     version = time.monotonic_ns()
-    opened = backend.open(place)
+    opened = backend.open(location)
     if opened is not None:
-        _placed(opened, place).version = version
+        _placed(opened, location).version = version
     return opened
 
 
-def _placed(backend: IndexBackend, place: Path) -> IndexBackend:
-    backend.place = backend.path = place
+def _placed(backend: IndexBackend, location: Path) -> IndexBackend:
+    backend.location = backend.path = location
     return backend
 
 

@@ -83,10 +83,10 @@ class OptionalFeatures:
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     path: Path | str = ""
     """The index's name in messages."""
-    place: Path
+    location: Path
     """The index's location."""
     version: int = 0
-    """Increases with every commit, or every time the index is opened. Whoever opens the index sets place, path and
+    """Increases with every commit, or every time the index is opened. Whoever opens the index sets location, path and
     version."""
     info: IndexInfo
     """What the index was made with; `create` and `open` must set it."""
@@ -160,10 +160,10 @@ class OptionalFeatures:
         return self
 
     def reopened(self) -> Self | None:
-        """The newest version of whatever is at this place now, as a new object; None if there is nothing."""
-        opened = type(self).open(self.place)  # type: ignore[attr-defined]
+        """The newest version of whatever is at this location now, as a new object; None if there is nothing."""
+        opened = type(self).open(self.location)  # type: ignore[attr-defined]
         if opened is not None:
-            opened.place, opened.path, opened.version = self.place, self.path, time.monotonic_ns()
+            opened.location, opened.path, opened.version = self.location, self.path, time.monotonic_ns()
         return opened
 
     def latest(self) -> Self | None:
@@ -171,7 +171,7 @@ class OptionalFeatures:
         return self.reopened()
 
     def current_info(self) -> IndexInfo:
-        """The description of the index at this place now, if that can change while it is open."""
+        """The description of the index at this location now, if that can change while it is open."""
         return self.info
 
     def files_replaced(self, error: Exception) -> bool:

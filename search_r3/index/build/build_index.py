@@ -27,7 +27,7 @@ from search_r3.index.build.portable_build import build_portable
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.row_keys import TEXT_HASH
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import for_writing, place_of, storage_errors
+from search_r3.index.storage.location import for_writing, location_of, storage_errors
 from search_r3.index.storage.locking import writing
 
 COMMIT_CHUNKS = 256  # about ten seconds of embedding on two CPU cores
@@ -110,14 +110,14 @@ def build_index(
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("commit_every", commit_every)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
-    place = for_writing(place_of(path))
-    kind = choose_backend(place, backend)
+    location = for_writing(location_of(path))
+    kind = choose_backend(location, backend)
     if "streaming" not in kind.capabilities:
         if types:
             kind.require("streaming", "types of columns")
-        assert isinstance(place, Path)  # `choose_backend` refuses object storage
+        assert isinstance(location, Path)  # `choose_backend` refuses object storage
         return build_portable(
-            place,
+            location,
             kind,
             documents,
             model,
@@ -133,8 +133,8 @@ def build_index(
             may_prune=may_prune,
         )
     report = IndexReport()
-    with storage_errors(place), writing(place, make=True, wait=wait) as lock:
-        build = BuildRun(place, lock, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
+    with storage_errors(location), writing(location, make=True, wait=wait) as lock:
+        build = BuildRun(location, lock, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
         diff = build.begin(documents, source, take_over, types, max_length, prune)
         with progress_line(progress and sys.stderr.isatty()) as show:
             _run(build, diff, documents, show, batch_tokens, batch_size)

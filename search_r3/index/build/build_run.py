@@ -47,7 +47,7 @@ from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import DOCUMENTS, Scope, SourceRecord, Sources
 from search_r3.index.readers.path_source import PathSource
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import Place, brief
+from search_r3.index.storage.location import Location, brief
 from search_r3.index.storage.locking import OURS, WriteLock
 
 
@@ -63,7 +63,7 @@ class BuildRun:
 
     def __init__(
         self,
-        path: Place,
+        path: Location,
         lock: WriteLock,
         model: Encoder,
         commit_every: int | None,

@@ -38,7 +38,7 @@ class PortableBuild:
     """One run over an index of any backend.
 
     Args:
-        place: the folder.
+        location: the folder.
         kind: the backend.
         model: embeds the chunks; an existing index must have been made with it.
         max_length: maximum number of tokens of a chunk.
@@ -47,21 +47,23 @@ class PortableBuild:
 
     def __init__(
         self,
-        place: Path,
+        location: Path,
         kind: type[IndexBackend],
         model: Encoder,
         max_length: int | None,
         batch: tuple[int, int | None],
     ) -> None:
-        self.place, self.kind, self.model, self.max_length, self._batch = place, kind, model, max_length, batch
+        self.location, self.kind, self.model, self.max_length, self._batch = location, kind, model, max_length, batch
         self.report = IndexReport()
-        self.backend = open_portable(kind, place)
+        self.backend = open_portable(kind, location)
         if self.backend is not None:
-            self.backend.info.check_model(model, place)
+            self.backend.info.check_model(model, location)
         else:
-            others = [item.name for item in place.iterdir() if item.name not in {*OURS, MARKER}]
+            others = [item.name for item in location.iterdir() if item.name not in {*OURS, MARKER}]
             if others:
-                raise InputError(f"{place} contains other files ({', '.join(sorted(others)[:3])}); give a new folder")
+                raise InputError(
+                    f"{location} contains other files ({', '.join(sorted(others)[:3])}); give a new folder"
+                )
         self._stored: dict[str, Row] = {} if self.backend is None else {row["id"]: row for row in self.backend.rows()}
         self._chunks_of: defaultdict[str, set[str]] = defaultdict(set)  # document -> ids of its chunks
         for row in self._stored.values():
@@ -83,7 +85,7 @@ class PortableBuild:
         Raises:
             InputError: a document is malformed, its id is used twice, or the model returned NaN or the wrong dimension.
         """
-        scope = Sources().scope(documents, source, self.place, take_over)
+        scope = Sources().scope(documents, source, self.location, take_over)
         name = self.report.source = scope.record.name
         if isinstance(documents, PathSource):
             documents.may_be_empty &= any(row[SOURCE] == name for row in self._stored.values())
@@ -139,7 +141,7 @@ class PortableBuild:
         if new:
             vectors = self._vectors(new, show)
             if self.backend is None:
-                self.backend = create_backend(self.kind, self.place, IndexInfo.of(self.model))
+                self.backend = create_backend(self.kind, self.location, IndexInfo.of(self.model))
             self.backend.add(new, vectors)
             self._stored |= {row["id"]: row for row in new}
         self._delete(stale - rows.keys())
@@ -172,7 +174,7 @@ class PortableBuild:
 
 
 def build_portable(
-    place: Path,
+    location: Path,
     kind: type[IndexBackend],
     documents: Iterable[SourceDocument],
     model: Encoder,
@@ -195,8 +197,8 @@ def build_portable(
         InputError: as `build_index`.
     """
     started, began = time.perf_counter(), time.time()
-    with writing(place, make=True, wait=wait):
-        build = PortableBuild(place, kind, model, max_length, (batch_tokens, batch_size))
+    with writing(location, make=True, wait=wait):
+        build = PortableBuild(location, kind, model, max_length, (batch_tokens, batch_size))
         with progress_line(progress and sys.stderr.isatty()) as show:
             build.write(documents, source, take_over, commit_every or COMMIT_ROWS, show)
         build.report.skipped = list(getattr(documents, "skipped", []))
@@ -204,7 +206,7 @@ def build_portable(
             raise InputError("no documents were given; the index is unchanged")
         if prune:
             build.prune(build.report.skipped, may_prune)
-        flush(place, began)
+        flush(location, began)
     build.report.seconds = time.perf_counter() - started
     return build.report
 
@@ -227,19 +229,21 @@ def missing_vectors(
     return dict(zip(texts, matrix, strict=True)), chunks
 
 
-def delete_rows(place: Path, kind: type[IndexBackend], unwanted: Callable[[Row], bool], wait: float = 0.0) -> list[Row]:
+def delete_rows(
+    location: Path, kind: type[IndexBackend], unwanted: Callable[[Row], bool], wait: float = 0.0
+) -> list[Row]:
     """Remove the rows for which `unwanted` is true, in one call of the backend; returns them.
 
     Raises:
         IndexBusy: another process is writing.
     """
     began = time.time()
-    with writing(place, wait=wait):
-        backend = open_portable(kind, place)
+    with writing(location, wait=wait):
+        backend = open_portable(kind, location)
         gone = [] if backend is None else [row for row in backend.rows() if unwanted(row)]
         if backend is not None and gone:
             backend.delete({row["id"] for row in gone})
-        flush(place, began)
+        flush(location, began)
     return gone
 
 

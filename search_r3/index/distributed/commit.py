@@ -21,7 +21,7 @@ from lance_ray.fragment import write_fragment
 from search_r3.errors import InputError
 from search_r3.index.backends.lance.lance_table import TABLE
 from search_r3.index.backends.lance.table_columns import in_parts, quoted
-from search_r3.index.storage.location import Place, options_of
+from search_r3.index.storage.location import Location, options_of
 
 FILE_BYTES = 512_000_000
 """Approximate size of vectors and text in one file; rows are collected up to it before a file is written."""
@@ -38,14 +38,14 @@ def rows_per_file(dimension: int) -> int:
 class Fragments(LanceDatasink):
     """A Ray Data sink: tasks write files, which are collected in `fragments` without being committed."""
 
-    def __init__(self, place: Place, schema: pa.Schema, file_rows: int) -> None:
+    def __init__(self, location: Location, schema: pa.Schema, file_rows: int) -> None:
         super().__init__(
-            table_uri(place),
+            table_uri(location),
             schema=schema,
             mode="append",
             min_rows_per_file=file_rows,
             max_rows_per_file=file_rows,
-            storage_options=options_of(place),
+            storage_options=options_of(location),
         )
         self.fragments: list[FragmentMetadata] = []
 
@@ -66,12 +66,12 @@ class Fragments(LanceDatasink):
         self.fragments = [FragmentMetadata.from_json(kept) for part in write_result.write_returns for kept in part]
 
 
-def table_uri(place: Place) -> str:
-    """The URI of the table of the index at `place`."""
-    return f"{place}/{TABLE}.lance"
+def table_uri(location: Location) -> str:
+    """The URI of the table of the index at `location`."""
+    return f"{location}/{TABLE}.lance"
 
 
-def check_fragments(place: Place, fragments: Iterable[Any], expected: int) -> None:
+def check_fragments(location: Location, fragments: Iterable[Any], expected: int) -> None:
     """Check that no rows are missing or duplicated, and that the files are where the index is.
 
     Raises:
@@ -83,17 +83,17 @@ def check_fragments(place: Place, fragments: Iterable[Any], expected: int) -> No
         raise InputError(
             f"the workers wrote {written:,} rows, expected {expected:,}; nothing was committed; run it again"
         )
-    if isinstance(place, Path):
-        data = Path(table_uri(place), "data")
+    if isinstance(location, Path):
+        data = Path(table_uri(location), "data")
         lost = [file.path for fragment in fragments for file in fragment.files if not (data / file.path).is_file()]
         if lost:
             raise InputError(
-                f"{len(lost)} files that workers wrote are not in {place}: the machines do not share that folder; give "
-                "a shared folder, or s3://BUCKET/NAME; nothing was committed"
+                f"{len(lost)} files that workers wrote are not in {location}: the machines do not share that folder; "
+                "give a shared folder, or s3://BUCKET/NAME; nothing was committed"
             )
 
 
-def commit_fragments(place: Place, fragments: list[Any], replaced: list[str], since: int) -> None:
+def commit_fragments(location: Location, fragments: list[Any], replaced: list[str], since: int) -> None:
     """Add `fragments` and remove the rows whose ids are in `replaced`, in one commit.
 
     Args:
@@ -102,9 +102,9 @@ def commit_fragments(place: Place, fragments: list[Any], replaced: list[str], si
     Raises:
         InputError: another writer changed rows since then.
     """
-    dataset = lance.dataset(table_uri(place), storage_options=options_of(place))
+    dataset = lance.dataset(table_uri(location), storage_options=options_of(location))
     if any(not _harmless(dataset, version) for version in range(since + 1, dataset.version + 1)):
-        raise InputError(CHANGED.format(place))
+        raise InputError(CHANGED.format(location))
     removed, updated = _without(dataset, replaced)
     change: Any = lance.LanceOperation.Append(fragments)
     if removed or updated:
@@ -115,12 +115,12 @@ def commit_fragments(place: Place, fragments: list[Any], replaced: list[str], si
         return
     try:
         lance.LanceDataset.commit(
-            table_uri(place), change, read_version=dataset.version, storage_options=options_of(place)
+            table_uri(location), change, read_version=dataset.version, storage_options=options_of(location)
         )
     except OSError as error:
         if "conflict" not in str(error).lower():
             raise
-        raise InputError(CHANGED.format(place)) from error
+        raise InputError(CHANGED.format(location)) from error
 
 
 def _harmless(dataset: Any, version: int) -> bool:

@@ -24,7 +24,7 @@ from search_r3.index.distributed.ray_worker import Described, EncodeRows, Job, d
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import Place, for_writing, options_of, place_of, storage_errors
+from search_r3.index.storage.location import Location, for_writing, location_of, options_of, storage_errors
 from search_r3.index.storage.locking import WriteLock, writing
 
 TASK_ROWS = 65_536
@@ -76,14 +76,14 @@ def build_distributed(
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
     report = IndexReport()
-    place = for_writing(place_of(path))
-    choose_backend(place).require("distributed", "builds by Ray")
-    with storage_errors(place), writing(place, make=True) as lock, joined(cluster) as each:
+    location = for_writing(location_of(path))
+    choose_backend(location).require("distributed", "builds by Ray")
+    with storage_errors(location), writing(location, make=True) as lock, joined(cluster) as each:
         model = _described(load, each)
-        build = BuildRun(place, lock, cast(Encoder, model), None, report)  # it only needs the model's description
+        build = BuildRun(location, lock, cast(Encoder, model), None, report)  # it only needs the model's description
         diff = build.begin(documents, source, take_over, types, max_length, prune)
         try:
-            spooled = write_spool(place, diff, documents, part_rows)
+            spooled = write_spool(location, diff, documents, part_rows)
             if spooled.rows or spooled.replaced:
                 build.touch()
                 build.add_columns(spooled.columns, spooled.widened)
@@ -92,14 +92,14 @@ def build_distributed(
                 job = Job(
                     load, replace(model, count_tokens=None), build.table.schema, max_length, batch_tokens, batch_size
                 )
-                _encode_and_commit(place, lock, spooled, job, cluster, each, (part_rows, file_rows), since)
+                _encode_and_commit(location, lock, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
             _fill_in(report, spooled)
             build.finish(diff, prune, may_prune, approximate_from, ())
         finally:
             diff.close()
             with suppress(OSError, RuntimeError, ValueError):  # if it is left behind, the next run removes it
-                drop_spool(place_of(path))
+                drop_spool(location_of(path))
     report.skipped = list(getattr(documents, "skipped", []))
     report.seconds = time.perf_counter() - started
     return report
@@ -117,7 +117,7 @@ def _described(load: Callable[[], Encoder], each: dict[str, Any]) -> Described:
 
 
 def _encode_and_commit(
-    place: Place,
+    location: Location,
     lock: WriteLock,
     spooled: Spooled,
     job: Job,
@@ -137,24 +137,24 @@ def _encode_and_commit(
     fragments: list[Any] = []
     if spooled.rows:
         task_rows, file_rows = sizes
-        sink = Fragments(place, job.schema, file_rows or rows_per_file(job.model.dimension))
+        sink = Fragments(location, job.schema, file_rows or rows_per_file(job.model.dimension))
         tasks = max(TASKS_PER_WORKER * cluster.workers, -(-spooled.rows // (task_rows or TASK_ROWS)))
-        _encode(place, job, cluster, each, sink, tasks)
+        _encode(location, job, cluster, each, sink, tasks)
         fragments = sink.fragments
-    check_fragments(place, fragments, spooled.rows)
+    check_fragments(location, fragments, spooled.rows)
     lock.check()
-    commit_fragments(place, fragments, spooled.replaced, since)
+    commit_fragments(location, fragments, spooled.replaced, since)
 
 
-def _encode(place: Place, job: Job, cluster: Cluster, each: dict[str, Any], sink: Any, tasks: int) -> None:
+def _encode(location: Location, job: Job, cluster: Cluster, each: dict[str, Any], sink: Any, tasks: int) -> None:
     """Encode the spool in about `tasks` tasks; a task is repeated if its worker dies."""
     import lance
     import lance_ray
     import ray
 
-    options = options_of(place)
-    tasks = min(tasks, len(lance.dataset(spool_uri(place), storage_options=options).get_fragments()))
-    rows = lance_ray.read_lance(spool_uri(place), storage_options=options, override_num_blocks=tasks)
+    options = options_of(location)
+    tasks = min(tasks, len(lance.dataset(spool_uri(location), storage_options=options).get_fragments()))
+    rows = lance_ray.read_lance(spool_uri(location), storage_options=options, override_num_blocks=tasks)
     encoded = rows.map_batches(
         EncodeRows,
         fn_constructor_args=(job,),

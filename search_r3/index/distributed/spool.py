@@ -17,7 +17,7 @@ from search_r3.index.build.index_diff import ChangeBatch, IndexDiff
 from search_r3.index.distributed.ray_worker import STORED_VECTOR
 from search_r3.index.row_keys import TEXT_HASH, VECTOR
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import Place, connect, options_of
+from search_r3.index.storage.location import Location, connect, options_of
 
 SPOOL = "spool"
 BATCH_CHUNKS = 256
@@ -57,9 +57,9 @@ def spool_schema() -> pa.Schema:
 
 
 def write_spool(
-    place: Place, diff: IndexDiff, documents: Iterable[SourceDocument], part_rows: int | None = None
+    location: Location, diff: IndexDiff, documents: Iterable[SourceDocument], part_rows: int | None = None
 ) -> Spooled:
-    """Write the changes that `documents` make to the spool at `place`.
+    """Write the changes that `documents` make to the spool at `location`.
 
     Args:
         part_rows: rows of a fragment; None makes the first ones small, so that all workers share a small corpus, and
@@ -68,17 +68,17 @@ def write_spool(
     Raises:
         InputError: a document is malformed, or an id is used twice.
     """
-    drop_spool(place)  # left by a killed driver
+    drop_spool(location)  # left by a killed driver
     spooled = Spooled()
     batches = _RecordBatches(diff.batches(documents, BATCH_CHUNKS), spooled)
     if part_rows is not None:
-        _write(place, batches, "create", part_rows)
+        _write(location, batches, "create", part_rows)
     else:
         batches.most = FIRST_ROWS
-        _write(place, batches, "create", FIRST_FRAGMENT)
+        _write(location, batches, "create", FIRST_FRAGMENT)
         batches.most = None
         if not batches.done:
-            _write(place, batches, "append", FRAGMENT)
+            _write(location, batches, "append", FRAGMENT)
     return spooled
 
 
@@ -107,13 +107,17 @@ class _RecordBatches:
             raise
 
 
-def _write(place: Place, batches: _RecordBatches, mode: str, fragment_rows: int) -> None:
+def _write(location: Location, batches: _RecordBatches, mode: str, fragment_rows: int) -> None:
     import lance
 
     reader = pa.RecordBatchReader.from_batches(spool_schema(), iter(batches))
     try:
         lance.write_dataset(
-            reader, spool_uri(place), mode=mode, max_rows_per_file=fragment_rows, storage_options=options_of(place)
+            reader,
+            spool_uri(location),
+            mode=mode,
+            max_rows_per_file=fragment_rows,
+            storage_options=options_of(location),
         )
     except Exception:
         if batches.error is not None:
@@ -121,14 +125,14 @@ def _write(place: Place, batches: _RecordBatches, mode: str, fragment_rows: int)
         raise
 
 
-def spool_uri(place: Place) -> str:
-    """The URI of the spool of the index at `place`."""
-    return f"{place}/{SPOOL}.lance"
+def spool_uri(location: Location) -> str:
+    """The URI of the spool of the index at `location`."""
+    return f"{location}/{SPOOL}.lance"
 
 
-def drop_spool(place: Place) -> None:
+def drop_spool(location: Location) -> None:
     """Remove the spool, if there is one."""
-    connect(place, FOLLOW_WRITES).drop_table(SPOOL, ignore_missing=True)
+    connect(location, FOLLOW_WRITES).drop_table(SPOOL, ignore_missing=True)
 
 
 def _count(spooled: Spooled, batch: ChangeBatch) -> None:

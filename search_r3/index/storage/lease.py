@@ -46,9 +46,9 @@ Version = dict[str, str]
 `version`."""
 
 _watched: dict[str, tuple[Version, float]] = {}
-"""Place -> the last seen version of the lease, and when that version was first seen (monotonic seconds)."""
+"""Location -> the last seen version of the lease, and when that version was first seen (monotonic seconds)."""
 _back_off_until: dict[str, float] = {}
-"""Place -> time (monotonic seconds) until which this process leaves the lease to others."""
+"""Location -> time (monotonic seconds) until which this process leaves the lease to others."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ class WriteLock:
 
 
 class Lease(WriteLock):
-    """The right to change the index at `place`, held from `acquire` to `release`.
+    """The right to change the index at `location`, held from `acquire` to `release`.
 
     Args:
-        place: the index.
+        location: the index.
         seconds: duration of the lease unless it is renewed; `SECONDS` by default.
     """
 
-    def __init__(self, place: Remote, seconds: float = 0.0) -> None:
-        self.place, self.seconds = place, seconds or SECONDS
-        with storage_errors(place):
-            self.store = open_objects(place)
+    def __init__(self, location: Remote, seconds: float = 0.0) -> None:
+        self.location, self.seconds = location, seconds or SECONDS
+        with storage_errors(location):
+            self.store = open_objects(location)
         now = time.time()
         self.mine = Holder(socket.gethostname(), os.getpid(), now, now + self.seconds, self.seconds, uuid.uuid4().hex)
         self._version: Version = {}
@@ -111,16 +111,16 @@ class Lease(WriteLock):
             IndexBusy: another writer holds it; the message names that writer.
             StorageError: the storage cannot be reached, or refuses.
         """
-        time.sleep(max(0.0, _back_off_until.pop(str(self.place), 0.0) - time.monotonic()))
+        time.sleep(max(0.0, _back_off_until.pop(str(self.location), 0.0) - time.monotonic()))
         started = time.monotonic()
         announced = False
         while (holder := self._take()) is not None:
             patience = wait if self._is_alive(holder) else wait + 2 * WATCH * holder.seconds
             if time.monotonic() - started >= patience:
-                raise IndexBusy(f"another writer is using {self.place} ({holder}); wait until it is done")
+                raise IndexBusy(f"another writer is using {self.location} ({holder}); wait until it is done")
             if wait and not announced:
                 announced = True
-                with storage_errors(self.place):
+                with storage_errors(self.location):
                     self._obstore.put(self.store, WAITING, self.mine.token.encode())
             time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
         self._thread.start()
@@ -138,7 +138,7 @@ class Lease(WriteLock):
             if self._lost is not None:
                 raise IndexBusy(
                     f"this process did not renew its lease for over {self.seconds:g} seconds, and another "
-                    f"writer has taken over {self.place} ({self._lost}); what was committed is kept: run the same "
+                    f"writer has taken over {self.location} ({self._lost}); what was committed is kept: run the same "
                     "command again later"
                 )
 
@@ -154,7 +154,7 @@ class Lease(WriteLock):
                 self._put(self._content(released=True), self._version)
             if self._obstore.get(self.store, WAITING).bytes():
                 self._obstore.delete(self.store, WAITING)
-                _back_off_until[str(self.place)] = time.monotonic() + COURTESY_SECONDS
+                _back_off_until[str(self.location)] = time.monotonic() + COURTESY_SECONDS
 
     @property
     def _obstore(self) -> Any:
@@ -178,7 +178,7 @@ class Lease(WriteLock):
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         self._failed = True
-        with storage_errors(self.place):
+        with storage_errors(self.location):
             try:
                 self._version = _version(self._obstore.put(self.store, NAME, content, mode=mode))
             except (AlreadyExistsError, PreconditionError):
@@ -194,7 +194,7 @@ class Lease(WriteLock):
 
     def _read(self) -> tuple[Holder | None, Version]:
         """The holder of the lease and the object's version; None and {} if there is no such object."""
-        with storage_errors(self.place):
+        with storage_errors(self.location):
             try:
                 lease = self._obstore.get(self.store, NAME)
                 content, version = bytes(lease.bytes()), _version(lease.meta)
@@ -211,9 +211,9 @@ class Lease(WriteLock):
         holder, version = self._read()
         if holder is None:
             return None if self._put(self._content(), "create") else Holder()
-        if _watched.get(str(self.place), ({}, 0.0))[0] != version:
-            _watched[str(self.place)] = (version, time.monotonic())
-        unchanged = time.monotonic() - _watched[str(self.place)][1]
+        if _watched.get(str(self.location), ({}, 0.0))[0] != version:
+            _watched[str(self.location)] = (version, time.monotonic())
+        unchanged = time.monotonic() - _watched[str(self.location)][1]
         if holder.released or (not self._is_alive(holder) and unchanged >= WATCH * holder.seconds):
             return None if self._put(self._content(), version) else holder
         return holder

@@ -89,16 +89,16 @@ class Remote(str):
         bucket, _, name = rest.partition("/")
         if not bucket or not name.strip("/"):
             raise InputError(f"{uri}: give a bucket and a name in it, as in {scheme}://bucket/name")
-        place = super().__new__(cls, uri.rstrip("/"))
-        place.given = dict(options or {})
-        place.options = _patience(PATIENCE) | place.given
-        return place
+        location = super().__new__(cls, uri.rstrip("/"))
+        location.given = dict(options or {})
+        location.options = _patience(PATIENCE) | location.given
+        return location
 
     def for_writing(self) -> Remote:
         """The same location with the deadlines for uploads, `WRITING_PATIENCE`."""
-        place = Remote(str(self), self.given)
-        place.options = _patience(WRITING_PATIENCE) | self.given
-        return place
+        location = Remote(str(self), self.given)
+        location.options = _patience(WRITING_PATIENCE) | self.given
+        return location
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Remote, (str(self), self.options)
@@ -114,11 +114,11 @@ class Remote(str):
         return self.partition("://")[2].partition("/")[0]
 
 
-Place = Path | Remote
+Location = Path | Remote
 """A folder or a location on object storage."""
 
 
-def place_of(path: str | Path) -> Place:
+def location_of(path: str | Path) -> Location:
     """`path` as a folder or as a location on object storage, whichever it names.
 
     A URI that lost a slash by passing through `Path` ("s3:/bucket/name") is recognized too.
@@ -135,9 +135,9 @@ def place_of(path: str | Path) -> Place:
     return Remote(f"{scheme}://{rest}") if scheme in SCHEMES and rest else Path(path)
 
 
-def for_writing(place: Place) -> Place:
-    """`place` for opening an index to change it: object storage gets the deadlines for uploads."""
-    return place.for_writing() if isinstance(place, Remote) else place
+def for_writing(location: Location) -> Location:
+    """`location` for opening an index to change it: object storage gets the deadlines for uploads."""
+    return location.for_writing() if isinstance(location, Remote) else location
 
 
 def _patience(defaults: dict[str, str]) -> dict[str, str]:
@@ -160,13 +160,13 @@ def _patience(defaults: dict[str, str]) -> dict[str, str]:
     }
 
 
-def options_of(place: Place) -> dict[str, str] | None:
-    """The storage options to pass to Lance for `place`; None for a folder."""
-    return place.options if isinstance(place, Remote) else None
+def options_of(location: Location) -> dict[str, str] | None:
+    """The storage options to pass to Lance for `location`; None for a folder."""
+    return location.options if isinstance(location, Remote) else None
 
 
-def connect(place: Place, follow: timedelta | None, session: Any = None) -> Any:
-    """A LanceDB connection to `place`.
+def connect(location: Location, follow: timedelta | None, session: Any = None) -> Any:
+    """A LanceDB connection to `location`.
 
     Args:
         follow: how soon its tables see other processes' commits; None for never.
@@ -177,20 +177,20 @@ def connect(place: Place, follow: timedelta | None, session: Any = None) -> Any:
     """
     import lancedb
 
-    with storage_errors(place):
+    with storage_errors(location):
         return lancedb.connect(
-            str(place), read_consistency_interval=follow, storage_options=options_of(place), session=session
+            str(location), read_consistency_interval=follow, storage_options=options_of(location), session=session
         )
 
 
-def open_remote(place: Remote, table: str, follow: timedelta | None, session: Any = None) -> Any | None:
-    """The LanceDB table called `table` at `place`, or None if it was never committed.
+def open_remote(location: Remote, table: str, follow: timedelta | None, session: Any = None) -> Any | None:
+    """The LanceDB table called `table` at `location`, or None if it was never committed.
 
     Raises:
         InputError: the storage cannot be reached or refuses.
     """
-    connection = connect(place, follow, session)
-    with storage_errors(place):
+    connection = connect(location, follow, session)
+    with storage_errors(location):
         try:
             return connection.open_table(table)
         except ValueError as error:
@@ -200,7 +200,7 @@ def open_remote(place: Remote, table: str, follow: timedelta | None, session: An
 
 
 @contextmanager
-def storage_errors(place: Path | str) -> Iterator[None]:
+def storage_errors(location: Path | str) -> Iterator[None]:
     """Turn errors of object storage into StorageError or IndexBusy with a one-line message; other errors pass.
 
     Raises:
@@ -212,14 +212,14 @@ def storage_errors(place: Path | str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if not isinstance(place, Remote):
+        if not isinstance(location, Remote):
             raise
         message = str(error)
         if CONFLICT.search(message):
             raise IndexBusy(
-                f"{place} was changed by another writer at the same moment; nothing is lost: run the same command again"
+                f"{location} was changed by another writer at the same moment; nothing is lost: run the command again"
             ) from error
-        if (line := describe_failure(place, message)) is not None:
+        if (line := describe_failure(location, message)) is not None:
             raise StorageError(line) from error
         raise
 
@@ -243,33 +243,33 @@ def failed_storage(error: BaseException) -> bool:
     return not MISTAKE.match(message) and FAILED.search(message) is not None
 
 
-def describe_failure(place: Remote, message: str) -> str | None:
+def describe_failure(location: Remote, message: str) -> str | None:
     """One line that says what is wrong with object storage and what to do; None for an unknown message."""
     address = re.search(r"(?:uri: Some\(|Error performing [A-Z]+ )\s*(https?://[^/)\s]+)", message)
     where = address[1] if address else "the endpoint"
-    variable = "AWS_ENDPOINT_URL and the network" if place.scheme == "s3" else "the network"
+    variable = "AWS_ENDPOINT_URL and the network" if location.scheme == "s3" else "the network"
     status = re.search(r"(?:status: |status code: )(\d{3})\b", message)
     code = status[1] if status else ""
     if "NoSuchBucket" in message or "specified bucket does not exist" in message:
-        return f"{place}: there is no bucket {place.bucket}; check the name, or create the bucket first"
+        return f"{location}: there is no bucket {location.bucket}; check the name, or create the bucket first"
     if re.search(r"CredentialsNotLoaded|Failed to get AWS credentials|MissingAccount|169\.254\.169\.254", message):
-        return f"{place}: no credentials found; set {CREDENTIALS[place.scheme]}"
+        return f"{location}: no credentials found; set {CREDENTIALS[location.scheme]}"
     refusals = r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"
     if code in ("401", "403") or re.search(refusals, message):
-        return f"{place}: {where} refuses these credentials; check the keys and their read and write permissions"
+        return f"{location}: {where} refuses these credentials; check the keys and their read and write permissions"
     if "BadScheme" in message:
-        return f"{place}: {where} is plain http; set AWS_ALLOW_HTTP=true if that is meant"
+        return f"{location}: {where} is plain http; set AWS_ALLOW_HTTP=true if that is meant"
     if code == "301" or "PermanentRedirect" in message:
-        return f"{place}: the bucket {place.bucket} is in another region; set AWS_REGION to it"
+        return f"{location}: the bucket {location.bucket} is in another region; set AWS_REGION to it"
     if code.startswith("5") or code == "429":
-        return f"{place}: {where} answers with status {code}; it is overloaded or out of order: try again later"
+        return f"{location}: {where} answers with status {code}; it is overloaded or out of order: try again later"
     if re.search(r"ConnectError|kind: Connect|dns error|Connection refused", message):
-        return f"{place}: {where} cannot be reached; check {variable}"
+        return f"{location}: {where} cannot be reached; check {variable}"
     if SILENT.search(message):
-        return f"{place}: {where} does not answer; check {variable}, or set {TIMEOUT_VARIABLE} to more seconds"
+        return f"{location}: {where} does not answer; check {variable}, or set {TIMEOUT_VARIABLE} to more seconds"
     if FAILED.search(message):
         reason = brief(message) if len(message) < 300 else "the connection broke off"
-        return f"{place}: {where} failed ({reason}); check {variable}, then try again"
+        return f"{location}: {where} failed ({reason}); check {variable}, then try again"
     return None
 
 

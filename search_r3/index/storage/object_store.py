@@ -36,8 +36,8 @@ RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=6)}
 REGION_SECONDS = 5.0
 
 
-def open_objects(place: Remote) -> Any:
-    """The objects under `place`, as an `obstore.store.ObjectStore`.
+def open_objects(location: Remote) -> Any:
+    """The objects under `location`, as an `obstore.store.ObjectStore`.
 
     Raises:
         InputError: obstore is not installed, or the credentials need boto3.
@@ -47,17 +47,17 @@ def open_objects(place: Remote) -> Any:
         from obstore.exceptions import UnknownConfigurationKeyError
         from obstore.store import from_url
 
-    given = {key.lower(): value for key, value in place.options.items()}
+    given = {key.lower(): value for key, value in location.options.items()}
     client: dict[str, Any] = {key: value for key, value in given.items() if key in CLIENT_OPTIONS}
     client["timeout"] = given["connect_timeout"]  # for a whole request, as these objects have only a few hundred bytes
     client |= {"allow_http": _true(given.get("allow_http") or given.get("aws_allow_http"))}
     settings = {key: value for key, value in given.items() if key not in CLIENT_OPTIONS and "allow_http" not in key}
     others: Any = {"config": settings, "client_options": client, "retry_config": RETRIES}
-    if place.scheme == "s3":
-        others |= _aws(place, settings)
+    if location.scheme == "s3":
+        others |= _aws(location, settings)
     while True:
         try:
-            return from_url(str(place), **others)
+            return from_url(str(location), **others)
         except UnknownConfigurationKeyError as error:  # an option that only Lance knows
             unknown = re.search(r"key: '([^']+)'", str(error))
             if unknown is None or settings.pop(unknown[1], None) is None:
@@ -73,7 +73,7 @@ def _setting(settings: dict[str, str], name: str) -> str | None:
     return settings.get(name) or settings.get(f"aws_{name}") or os.environ.get(f"AWS_{name.upper()}")
 
 
-def _aws(place: Remote, settings: dict[str, str]) -> dict[str, Any]:
+def _aws(location: Remote, settings: dict[str, str]) -> dict[str, Any]:
     """Add the keys and region of the user's profile to `settings`; returns arguments for a credential provider."""
     extra: dict[str, Any] = {}
     profile = _profile()
@@ -85,7 +85,7 @@ def _aws(place: Remote, settings: dict[str, str]) -> dict[str, Any]:
             extra["credential_provider"] = _boto3_credentials()
     elsewhere = _setting(settings, "endpoint") or _setting(settings, "endpoint_url")
     if not (_setting(settings, "region") or _setting(settings, "default_region")):
-        region = profile.get("region") or (None if elsewhere else _region_of(place.bucket))
+        region = profile.get("region") or (None if elsewhere else _region_of(location.bucket))
         if region:
             settings["aws_region"] = region
     return extra

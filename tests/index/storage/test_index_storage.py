@@ -11,7 +11,7 @@ import pytest
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
-from search_r3.index.storage.location import PATIENCE, Remote, describe_failure, place_of
+from search_r3.index.storage.location import PATIENCE, Remote, describe_failure, location_of
 
 pytestmark = pytest.mark.slow
 
@@ -23,13 +23,13 @@ DOCUMENTS = [
 
 
 def test_an_index_on_object_storage_is_built_searched_and_updated_as_in_a_folder(s3, model, tmp_path):
-    place = "s3://bucket/corpora/first"
-    made = build_index(place, DOCUMENTS, model)
+    location = "s3://bucket/corpora/first"
+    made = build_index(location, DOCUMENTS, model)
     assert (made.added, made.embedded) == (3, 3)
     build_index(tmp_path / "folder", DOCUMENTS, model)
-    there, here = SearchIndex.open(place), SearchIndex.open(tmp_path / "folder")
+    there, here = SearchIndex.open(location), SearchIndex.open(tmp_path / "folder")
     assert there.complete
-    assert str(there.path) == place
+    assert str(there.path) == location
     assert {**vars(there.info), "created": ""} == {**vars(here.info), "created": ""}
     for mode in ("vector", "text", "hybrid"):
         found = [index.search("an instrument with strings", model, mode=mode).hits for index in (there, here)]
@@ -38,9 +38,11 @@ def test_an_index_on_object_storage_is_built_searched_and_updated_as_in_a_folder
     assert [hit.id for hit in there.search("water", model, where="kind = 'landscape'").hits] == ["river"]
 
     later = [DOCUMENTS[0], SourceDocument("violin", "Violin", "a viola is larger than a violin"), *DOCUMENTS[2:]]
-    again = build_index(place, later, model)
+    again = build_index(location, later, model)
     assert (again.unchanged, again.updated, again.embedded) == (2, 1, 1)
-    assert SearchIndex.open(place).search("viola", model, mode="text").hits[0].text == "a viola is larger than a violin"
+    assert (
+        SearchIndex.open(location).search("viola", model, mode="text").hits[0].text == "a viola is larger than a violin"
+    )
     assert not list(tmp_path.glob("s3*")), "nothing was taken for a folder"
 
 
@@ -48,12 +50,12 @@ def test_credentials_may_be_storage_options_and_are_never_shown(s3_server, s3, m
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         s3.delenv(name)
     options = {"aws_access_key_id": "key", "aws_secret_access_key": "hush-hush", "aws_endpoint": s3_server}
-    place = Remote("s3://bucket/corpora/options", options)
-    assert build_index(place, DOCUMENTS, model).added == 3
-    index = SearchIndex.open(place)
+    location = Remote("s3://bucket/corpora/options", options)
+    assert build_index(location, DOCUMENTS, model).added == 3
+    index = SearchIndex.open(location)
     assert len(index) == 3
-    assert "hush-hush" not in f"{place} {place!r} {index!r} {index.describe()}"
-    assert pickle.loads(pickle.dumps(place)).options == PATIENCE | options, "a worker gets them too"
+    assert "hush-hush" not in f"{location} {location!r} {index!r} {index.describe()}"
+    assert pickle.loads(pickle.dumps(location)).options == PATIENCE | options, "a worker gets them too"
 
 
 def one_line(capsys, *arguments: str) -> str:
@@ -120,8 +122,8 @@ def test_what_a_server_answers_is_told_in_the_users_words(answer, line):
     ],
 )
 def test_a_place_is_what_it_looks_like(given, meant):
-    assert place_of(given) == meant
-    assert type(place_of(given)) is type(meant)
+    assert location_of(given) == meant
+    assert type(location_of(given)) is type(meant)
 
 
 @pytest.mark.parametrize("wrong", ["http://host/index", "s3://bucket", "s3:///index", "ftp://x/y"])

@@ -17,7 +17,7 @@ from typing import Any
 from search_r3.index.backends.lance.durable import flush
 from search_r3.index.backends.lance.full_text import ensure_full_text
 from search_r3.index.backends.lance.lance_table import COMPLETE, FOLLOW_WRITES, TABLE, ensure_lookups
-from search_r3.index.storage.location import Place, options_of
+from search_r3.index.storage.location import Location, options_of
 
 TIERS = (32, 1024, 32_768, 1_048_576)  # rows; the last is Lance's own size of a fragment
 MANY = 32  # fragments below a tier; more than that are merged
@@ -32,11 +32,11 @@ AT_LEAST = 3 * FOLLOW_WRITES
 EVERYTHING = 1_000_000  # segments of an index: all of them
 
 
-def open_dataset(place: Place) -> Any:
-    """The table of the index at `place` as a Lance dataset, at its latest version."""
+def open_dataset(location: Location) -> Any:
+    """The table of the index at `location` as a Lance dataset, at its latest version."""
     import lance
 
-    return lance.dataset(f"{place}/{TABLE}.lance", storage_options=options_of(place))
+    return lance.dataset(f"{location}/{TABLE}.lance", storage_options=options_of(location))
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class CompactionResult:
     full_text_rebuilt: bool = False
 
 
-def compact(table: Any, place: Place, *, everything: bool = False) -> CompactionResult:
+def compact(table: Any, location: Location, *, everything: bool = False) -> CompactionResult:
     """Merge small files and index new rows, where that is due.
 
     Args:
         table: the open LanceDB table; afterwards it is at the latest version.
-        place: where its index is.
+        location: where its index is.
         everything: compact and index everything, whatever the thresholds say.
     """
     before = table.version
     rebuilt = ensure_full_text(table)
     ensure_lookups(table)
-    dataset = open_dataset(place)
+    dataset = open_dataset(location)
     if everything:
         _compact_and_index_all(dataset)
     else:
@@ -74,7 +74,7 @@ def cleanup_is_due(table: Any) -> bool:
     return mark is None or table.version - mark["version"] >= EVERY
 
 
-def cleanup_old_versions(place: Place, keep: timedelta | None = None) -> None:
+def cleanup_old_versions(location: Location, keep: timedelta | None = None) -> None:
     """Remove versions that no reader needs any more, with their files. Tagged versions stay.
 
     A version's age counts from when it was replaced. In a folder, whose lock excludes other writers, files that a
@@ -85,7 +85,7 @@ def cleanup_old_versions(place: Place, keep: timedelta | None = None) -> None:
             unless they were replaced within the last six seconds; with 0 only the latest version stays.
     """
     keep = KEEP_VERSIONS if keep is None else keep
-    dataset = open_dataset(place)
+    dataset = open_dataset(location)
     made = [(int(version["version"]), version["timestamp"].timestamp()) for version in dataset.versions()]
     now = time.time()
     gone = []
@@ -95,9 +95,9 @@ def cleanup_old_versions(place: Place, keep: timedelta | None = None) -> None:
         if age >= keep.total_seconds() or crowded:
             gone.append(version)
     if gone:
-        flush(place, now)  # the remaining versions must be on disk before the ones they replaced are removed
+        flush(location, now)  # the remaining versions must be on disk before the ones they replaced are removed
         dataset.cleanup_old_versions(
-            versions=gone, delete_unverified=isinstance(place, Path), error_if_tagged_old_versions=False
+            versions=gone, delete_unverified=isinstance(location, Path), error_if_tagged_old_versions=False
         )
 
 
@@ -106,9 +106,9 @@ def count_files(table: Any) -> int:
     return int(table.stats()["fragment_stats"]["num_fragments"])
 
 
-def live_bytes(place: Place) -> int:
+def live_bytes(location: Location) -> int:
     """Bytes of the files that the latest version needs, as far as Lance knows them (not its deletion files)."""
-    dataset = open_dataset(place)
+    dataset = open_dataset(location)
     files = [file for fragment in dataset.get_fragments() for file in fragment.metadata.files]
     return sum(file.file_size_bytes or 0 for file in files) + sum(
         index.total_size_bytes or 0 for index in dataset.describe_indices()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
-from search_r3.index.storage.location import Place, StorageError
+from search_r3.index.storage.location import Location, StorageError
 
 CLOCK = 2.0  # seconds; the coarsest clock of a common file system (FAT)
 WRITTEN_BACK = 120.0  # seconds within which operating systems write files back on their own
@@ -31,7 +31,7 @@ class DiskError(StorageError):
     """The disk is full or failing. The request was valid, so a server answers 503."""
 
 
-def flush(place: Place, since: float) -> None:
+def flush(location: Location, since: float) -> None:
     """Flush the files in a folder that were written at or after `since` (seconds since 1970) to disk.
 
     This includes files written since this process's last flush, as another process may have been killed after its
@@ -41,29 +41,29 @@ def flush(place: Place, since: float) -> None:
     Raises:
         DiskError: the disk is full or failing.
     """
-    if not isinstance(place, Path):
+    if not isinstance(location, Path):
         return
-    name, now = os.path.realpath(place), time.time()
+    name, now = os.path.realpath(location), time.time()
     _since[name] = min(since, _since.get(name, now - WRITTEN_BACK))  # stays if this flush fails
-    _sync_files(place, _since[name])
+    _sync_files(location, _since[name])
     _since[name] = now
 
 
-def _sync_files(place: Path, since: float) -> None:
+def _sync_files(location: Path, since: float) -> None:
     folders: set[str] = set()
-    for folder, _, names in os.walk(place):
+    for folder, _, names in os.walk(location):
         for name in names:
             path = os.path.join(folder, name)
             with suppress(FileNotFoundError):
                 if os.stat(path).st_mtime >= since - CLOCK:
-                    _sync(path, place)
+                    _sync(path, location)
                     folders.add(folder)
     for folder in folders | {os.path.dirname(folder) for folder in folders}:
         with suppress(PermissionError, FileNotFoundError):  # Windows cannot open folders, and does not need this
-            _sync(folder, place)
+            _sync(folder, location)
 
 
-def _sync(path: str, place: Path) -> None:
+def _sync(path: str, location: Path) -> None:
     try:
         if path in _failed and os.path.isfile(path):
             with atomic_path(path) as copy:  # `atomic_path` flushes the copy before it replaces the file
@@ -77,7 +77,7 @@ def _sync(path: str, place: Path) -> None:
             return
         _failed.add(path)
         reason = getattr(error, "strerror", None) or error
-        raise DiskError(f"{place}: cannot flush to disk ({reason}); the disk may be full or failing") from error
+        raise DiskError(f"{location}: cannot flush to disk ({reason}); the disk may be full or failing") from error
     _failed.discard(path)
 
 

@@ -48,7 +48,7 @@ from search_r3.index.backends.lance.table_sources import count_sources, prefix_c
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import UNKNOWN, SourceCount, SourceRecord
 from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR
-from search_r3.index.storage.location import Place, Remote, brief, failed_storage, files_lost, storage_errors
+from search_r3.index.storage.location import Location, Remote, brief, failed_storage, files_lost, storage_errors
 
 TIES = 50  # fetched beyond the cut, so that ids, not the order on disk, decide between equal scores
 EXACT_MATCHES = 20_000  # if a filter leaves fewer rows, all are compared: a few milliseconds
@@ -66,7 +66,7 @@ class LanceBackend(IndexBackend):
     """An index in a LanceDB table, in a folder or on object storage.
 
     Args:
-        place: the index's location.
+        location: the index's location.
         table: a LanceDB table, or a `LanceSnapshot`.
         info: what the index was made with.
         follow: whether the table picks up other writers' commits automatically.
@@ -76,9 +76,11 @@ class LanceBackend(IndexBackend):
     name: ClassVar[str] = "lance"
     capabilities: ClassVar[frozenset[Capability]] = frozenset(get_args(Capability))
 
-    def __init__(self, place: Place, table: Any, info: IndexInfo, *, follow: bool = False, session: Any = None) -> None:
-        self.path: Path | str = place
-        self.place: Place = place  # type: ignore[assignment]  # only this backend has remote indexes
+    def __init__(
+        self, location: Location, table: Any, info: IndexInfo, *, follow: bool = False, session: Any = None
+    ) -> None:
+        self.path: Path | str = location
+        self.location: Location = location  # type: ignore[assignment]  # only this backend has remote indexes
         self.table, self.info = table, info
         self._follow, self._session = follow, session
         self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and the index opened at it
@@ -87,11 +89,11 @@ class LanceBackend(IndexBackend):
     # ------------------------------------------------------------------------------------------------------- opening
 
     @classmethod
-    def create(cls, path: Place, info: IndexInfo, sources: Iterable[SourceRecord] = ()) -> LanceBackend:
+    def create(cls, path: Location, info: IndexInfo, sources: Iterable[SourceRecord] = ()) -> LanceBackend:
         return cls(path, create_table(path, info, sources), info)
 
     @classmethod
-    def open(cls, path: Place, *, follow: bool = True, session: Any = None) -> LanceBackend | None:
+    def open(cls, path: Location, *, follow: bool = True, session: Any = None) -> LanceBackend | None:
         check_there(path, path)
         import lancedb
 
@@ -100,7 +102,7 @@ class LanceBackend(IndexBackend):
         return None if table is None else cls(path, table, read_info(path, table), follow=follow, session=session)
 
     @classmethod
-    def open_snapshot(cls, path: Place) -> LanceBackend | None:
+    def open_snapshot(cls, path: Location) -> LanceBackend | None:
         """Open the newest version for a few searches, faster than `open`: without importing LanceDB."""
         from search_r3.index.backends.lance.snapshot import LanceSnapshot
 
@@ -119,8 +121,8 @@ class LanceBackend(IndexBackend):
 
     def reopened(self) -> LanceBackend | None:
         if self._session is None:
-            return LanceBackend.open_snapshot(self.place)
-        return LanceBackend.open(self.place, follow=False, session=self._session)
+            return LanceBackend.open_snapshot(self.location)
+        return LanceBackend.open(self.location, follow=False, session=self._session)
 
     def pinned(self) -> LanceBackend:
         if not self._follow:

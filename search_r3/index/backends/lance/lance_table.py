@@ -25,7 +25,7 @@ from search_r3.index.backends.lance.table_sources import with_sources
 from search_r3.index.index_info import IndexInfo, migrate
 from search_r3.index.index_sources import SourceRecord
 from search_r3.index.row_keys import SOURCE, TEXT_HASH
-from search_r3.index.storage.location import Place, Remote, brief, connect, open_remote, place_of, storage_errors
+from search_r3.index.storage.location import Location, Remote, brief, connect, location_of, open_remote, storage_errors
 
 TABLE = "chunks"
 METADATA_KEY = b"search_r3"
@@ -35,8 +35,8 @@ OLD_IDS = "id = document AND regexp_like(id, '#[1-9][0-9]*$')"
 LOOKUPS_FROM = 100_000  # rows; below that, scanning the column takes a few milliseconds
 
 
-def check_there(place: Place, path: str | Path) -> None:
-    if isinstance(place, Path) and not place.exists():
+def check_there(location: Location, path: str | Path) -> None:
+    if isinstance(location, Path) and not location.exists():
         raise InputError(f"{path} does not exist; make an index there first (search-r3 index SOURCE --into {path})")
 
 
@@ -60,7 +60,7 @@ def open_table(path: Path | str, follow: bool = True, session: Any = None) -> An
     Raises:
         InputError: `path` is a file, may not be read, or its table is damaged.
     """
-    path = place_of(path)
+    path = location_of(path)
     if isinstance(path, Remote):
         return open_remote(path, TABLE, FOLLOW_WRITES if follow else None, session)
     if not path.is_dir():
@@ -82,9 +82,9 @@ def create_table(path: Path | str, info: IndexInfo, sources: Iterable[SourceReco
     """Create the empty table in `path`, with its full-text index: rows are searchable as soon as they are committed."""
     schema = table_schema(info.dimension).with_metadata({METADATA_KEY: json.dumps(asdict(info)).encode()})
     schema = with_sources(schema, sources)
-    place = place_of(path)
-    with storage_errors(place):
-        table = connect(place, FOLLOW_WRITES).create_table(TABLE, schema=schema)
+    location = location_of(path)
+    with storage_errors(location):
+        table = connect(location, FOLLOW_WRITES).create_table(TABLE, schema=schema)
         ensure_full_text(table)
     return table
 

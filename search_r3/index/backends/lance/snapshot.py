@@ -10,16 +10,16 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from search_r3.index.storage.location import Place, options_of
+from search_r3.index.storage.location import Location, options_of
 
 
 class LanceSnapshot:
-    """The Lance dataset of `table` at `place`. Raises ValueError or OSError if there is no readable one."""
+    """The Lance dataset of `table` at `location`. Raises ValueError or OSError if there is no readable one."""
 
-    def __init__(self, place: Place, table: str) -> None:
+    def __init__(self, location: Location, table: str) -> None:
         import lance
 
-        self._dataset = lance.dataset(f"{place}/{table}.lance", storage_options=options_of(place))
+        self._dataset = lance.dataset(f"{location}/{table}.lance", storage_options=options_of(location))
         self.tags = self._dataset.tags
 
     @property
