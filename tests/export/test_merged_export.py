@@ -121,7 +121,7 @@ def test_a_tokenizer_that_joins_texts_in_its_own_way_is_refused(adapter: SearchR
         export_model(adapter, tmp_path / "a", "sentence-transformers")
     monkeypatch.setitem(adapter.templates, "query", wrong)
     monkeypatch.setattr(type(adapter.tokenizer), "decode", lambda *_, **__: "something else")
-    with pytest.raises(InputError, match="joins the document prompt and a text in another way"):
+    with pytest.raises(InputError, match="joins the document prompt and a text differently"):
         export_model(adapter, tmp_path / "a", "sentence-transformers")
     assert list(tmp_path.iterdir()) == []
 

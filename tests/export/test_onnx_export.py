@@ -212,7 +212,7 @@ def test_a_missing_package_another_dtype_and_another_tokenizer_are_one_line(
     assert "an ONNX export is float32, but the model is loaded in bfloat16" in capsys.readouterr().err
     with monkeypatch.context() as patched:
         patched.setattr(exporter, "encode_as_text", lambda _, texts: [[1, 2]] * len(texts))
-        with pytest.raises(InputError, match=r"tokenizer.json reads the conversations or a text in another way"):
+        with pytest.raises(InputError, match=r"tokenizer.json reads the conversations or a text differently"):
             export_model(tiny, tmp_path / "out", "onnx")
     found: Callable[..., Any] = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
