@@ -133,7 +133,7 @@ def test_work_of_clients_that_left_is_dropped_before_it_begins(tiny: SearchR3, m
         go.set()
         assert server.embed("word " * 100_000).status == 200
         assert tokenized == [1, 1]
-        assert server.service.bodies.held == 0
+        assert server.service.bodies.bytes_in_use == 0
         assert 'search_r3_dropped_total{reason="disconnected"} 3.0' in server.ask("GET", "/metrics").body.decode()
 
 
@@ -169,13 +169,13 @@ def test_there_is_room_for_so_many_large_bodies(tiny: SearchR3) -> None:
     with running(lambda: Loaded.of(tiny), max_bodies=1_500_000) as server:
         head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         first = server.open(head + b"Content-Length: 2000000\r\n\r\n" + b" " * 1_000_000)
-        eventually(lambda: server.service.bodies.held >= 900_000)
+        eventually(lambda: server.service.bodies.bytes_in_use >= 900_000)
         refused = server.embed("word " * 200_000)
         assert (refused.status, refused.error["code"]) == (429, "queue_full")
         assert refused.headers["retry-after"]
         assert server.embed("small").status == 200
         first.close()
-        eventually(lambda: server.service.bodies.held == 0)
+        eventually(lambda: server.service.bodies.bytes_in_use == 0)
         assert server.embed("word " * 200_000).status == 200  # one alone may have more than there is for several
 
 
@@ -249,8 +249,8 @@ def test_the_bodies_in_flight_are_counted() -> None:
     first: dict[str, Any] = {}
     bodies.hold(first, 60)
     bodies.hold(first, 90)
-    assert bodies.held == 90
+    assert bodies.bytes_in_use == 90
     with pytest.raises(ApiError, match="try again later"):
         bodies.hold({}, 11)
     bodies.hold({}, 10)
-    assert bodies.held == 100
+    assert bodies.bytes_in_use == 100

@@ -19,7 +19,7 @@ from search_r3.cli import main
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source, update_documents
 from search_r3.index.backends.lance.approximate import tuned
 from search_r3.index.build.build_index import ONE_COMMIT
-from search_r3.index.build.index_diff import Changes
+from search_r3.index.build.index_diff import IndexDiff
 from search_r3.index.maintenance import compact_index, delete_documents, maintain_index
 from search_r3.index.row_keys import ROW_HASH, VECTOR
 from search_r3.index.storage import lease as leases
@@ -307,9 +307,9 @@ def test_a_lease_that_is_lost_while_removals_are_looked_for_ends_the_run(tmp_pat
         yield from found(self, lost)
         versions.append(SearchIndex.open(path).table.version)
 
-    found = Changes.gone
+    found = IndexDiff.gone
     monkeypatch.setattr("search_r3.index.storage.lease.WriteLock.check", check)
-    monkeypatch.setattr(Changes, "gone", gone)
+    monkeypatch.setattr(IndexDiff, "gone", gone)
     with pytest.raises(IndexBusy):
         build_index(path, open_source(notes), model)
     assert SearchIndex.open(path).table.version == versions[0]
