@@ -117,11 +117,12 @@ class ContinuousBatcher(StaticBatcher):
         metrics: Metrics,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        super().__init__(model, config, cache, metrics)
+        super().__init__(model, config, cache, metrics, start=False)
         self._slots, self._clock = slots, clock
         self._rows: dict[int, _Row] = {}
         self._owed = 0.0  # seconds of generation before the next pass over documents or direct queries
         metrics.watch_slots(config.slots, lambda: len(self._rows))
+        self._thread.start()
 
     def _run(self) -> None:
         while self._wait():

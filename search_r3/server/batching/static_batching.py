@@ -92,9 +92,15 @@ class _JobsCancelled(Exception):
 
 
 class StaticBatcher:
-    """A `Batcher` over a synchronous model."""
+    """A `Batcher` over a synchronous model.
 
-    def __init__(self, model: Model, config: ServerConfig, cache: QueryCache, metrics: Metrics) -> None:
+    Args:
+        start: start the thread that owns the model; a subclass that has more to set up starts it itself.
+    """
+
+    def __init__(
+        self, model: Model, config: ServerConfig, cache: QueryCache, metrics: Metrics, *, start: bool = True
+    ) -> None:
         self.model, self.config, self.cache, self.metrics = model, config, cache, metrics
         self._queues: OrderedDict[Kind, list[QueuedJob]] = OrderedDict()
         self._virtual_time: dict[Kind, int] = {}
@@ -102,7 +108,9 @@ class StaticBatcher:
         self._seconds: dict[Kind, float] = {}
         self._changed = threading.Condition()
         self._closing = self._giving_up = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)  # started by the first job
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        if start:
+            self._thread.start()
 
     def submit(self, job: EmbeddingJob) -> None:
         """See `Batcher.submit`. Cached answers are set immediately."""
@@ -122,8 +130,6 @@ class StaticBatcher:
             if queued.todo:
                 queued.started_at = self._virtual_time.get(job.kind, 0)
                 self._queues.setdefault(job.kind, []).append(queued)
-                if self._thread.ident is None:
-                    self._thread.start()
                 self._changed.notify()
 
     def waiting(self) -> tuple[int, int]:
@@ -147,8 +153,6 @@ class StaticBatcher:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread.ident is None:
-            return True
         self._thread.join(grace)
         if not self._thread.is_alive():
             return True
