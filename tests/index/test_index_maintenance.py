@@ -57,12 +57,12 @@ def test_an_index_of_another_model_than_the_one_meant_is_left_as_it_is(path, tmp
     build_index(tmp_path / "other", [SourceDocument("a", "", "a text")], make_model("other", "b" * 64), progress=False)
     theirs = SearchIndex.open(tmp_path / "other").info
     with pytest.raises(ModelMismatch, match=r"not with other .*nothing was changed"):
-        delete_each(path, ["d1"], made_with=theirs)
+        delete_each(path, ["d1"], expected_info=theirs)
     with pytest.raises(ModelMismatch):
-        maintain_index(path, always=True, made_with=theirs)
+        maintain_index(path, always=True, expected_info=theirs)
     assert SearchIndex.open(path).table.version == version
-    assert delete_each(path, ["d1", "none"], made_with=ours) == {"d1": 1}
-    maintain_index(path, always=True, made_with=ours)
+    assert delete_each(path, ["d1", "none"], expected_info=ours) == {"d1": 1}
+    maintain_index(path, always=True, expected_info=ours)
 
 
 def test_what_is_changed_at_once_is_whole_though_the_end_never_came(path, model, monkeypatch):

@@ -247,5 +247,5 @@ def test_what_is_wrong_with_a_backend_is_one_line(tmp_path: Path):
         with pytest.raises(InputError, match=line):
             backend_registry.register_backend(backend)
     (tmp_path / "backend.txt").write_text("gone\n")
-    with pytest.raises(InputError, match=r"cannot be opened: there is no index backend 'gone'.*install the package"):
+    with pytest.raises(InputError, match=r"cannot be opened: there is no index backend 'gone'.*install its package"):
         SearchIndex.open(tmp_path)

@@ -101,7 +101,7 @@ def test_a_write_that_fails_stops_the_reader(path, model, monkeypatch):
     def full(*_):
         raise OSError("LanceError(IO): No space left on device (os error 28)")
 
-    monkeypatch.setattr("search_r3.index.build.build_run.create_table", full)
+    monkeypatch.setattr("search_r3.index.backends.lance.lance_backend.create_table", full)
     with pytest.raises(InputError, match=r"disk of .* is full.*run the same command again"):
         build_index(path, documents(), model, commit_every=10)
     assert read[0] < 1000
