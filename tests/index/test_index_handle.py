@@ -239,7 +239,7 @@ def test_a_folder_that_is_gone_is_unavailable_until_it_is_back(tmp_path: Path, m
     for away in (tmp_path / "away", tmp_path / "away again"):
         live.rename(away)
         started = time.monotonic()
-        with pytest.raises(IndexUnavailable, match="live is is missing"):
+        with pytest.raises(IndexUnavailable, match="live is missing"):
             handle.search("whales", model, mode="vector")
         assert time.monotonic() - started < 5
         started = time.monotonic()

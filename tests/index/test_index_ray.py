@@ -315,7 +315,7 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tm
     with pytest.raises(InputError, match=r'NaN or infinite values for "'):
         build_distributed(tmp_path / "nan", source, lambda: Fake("nan"), cluster)
     assert len(SearchIndex.open(tmp_path / "nan")) == 0
-    with pytest.raises(InputError, match="a worker loaded fake with contract bbbbbbbbbbbb where aaaaaaaaaaaa"):
+    with pytest.raises(InputError, match=r"a worker loaded fake with contract bbbbbbbbbbbb.*aaaaaaaaaaaa"):
         build_distributed(tmp_path / "other", source, Changing(tmp_path / "loaded"), cluster)
     broken = tmp_path / "broken.jsonl"
     broken.write_text(corpus.read_text() + '{"id": "x"\n')
@@ -364,7 +364,7 @@ def test_only_whole_work_on_an_unchanged_table_is_committed(corpus, tmp_path):
         commit_fragments(tmp_path / "index", [], [gone], since)
     assert len(rows_of(tmp_path / "index")) == 48
     lost = SimpleNamespace(physical_rows=3, files=[SimpleNamespace(path="elsewhere.lance")])
-    with pytest.raises(InputError, match="the workers wrote 3 rows where 4 were due; nothing was committed"):
+    with pytest.raises(InputError, match="the workers wrote 3 rows, expected 4"):
         check_fragments(tmp_path / "index", [lost], 4)
     with pytest.raises(InputError, match=r"1 files that workers wrote are not in .*s3://BUCKET/NAME"):
         check_fragments(tmp_path / "index", [lost], 3)
