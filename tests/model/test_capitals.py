@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from search_r3 import SearchR3
-from search_r3.index.embedding import embed, prepare
+from search_r3.index.build.embedding import embed, prepare
 from search_r3.model.capitals import capitals_note, fold_capitals
 from search_r3.model.concurrent_reasoning import ConcurrentReasoning
 from search_r3.model.tokenization import Tokens, encode_as_text
