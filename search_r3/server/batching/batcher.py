@@ -41,7 +41,7 @@ class EmbeddingJob:
         on_text: called with each piece of the first text's reasoning, from the batcher's thread.
         oversized: whether a text is far longer than the part of it that is read. While other jobs wait, such jobs get
             only a small share of the model.
-        future: resolves to the answers, in the order of `texts`. Cancelling it drops texts that have not begun.
+        future: resolves to the answers, in the order of `texts`. Canceling it drops texts that have not begun.
         begun: whether a batch with one of its texts was started.
         submitted: time of submission (monotonic seconds).
     """
