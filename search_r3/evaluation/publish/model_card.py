@@ -27,6 +27,8 @@ from search_r3.model.checkpoint import read_record as read_contract
 from search_r3.model.resolve import BUNDLED
 
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+RANKING = {"multi_positive": "multi-positive InfoNCE", "lambda": "LambdaLoss", "approx_ndcg": "ApproxNDCG"}
+"""The losses that a recipe's `ranking_loss` may name, as a reader knows them."""
 MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
 
 
@@ -278,6 +280,10 @@ def _also(config: dict[str, Any]) -> str:
             f"{config['self_reasoning_ratio']:.0%} of these the model's own, sampled every "
             f"{config['self_reasoning_refresh_steps']} steps"
         )
+    if config.get("ranking_loss", "infonce") != "infonce":
+        parts.append(f"{RANKING[config['ranking_loss']]} instead of InfoNCE")
+    if config.get("positives_per_pair", 1) > 1:
+        parts.append(f"up to {config['positives_per_pair']} positives a pair")
     if config.get("negatives_per_pair"):
         parts.append(f"{config['negatives_per_pair']} mined negatives a pair")
     if config.get("batch_sampler") == "topic":

@@ -191,7 +191,7 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
     answer = config.max_reasoning_tokens + 1
     parts = {
         "document": Part(
-            pairs * (1 + config.negatives_per_pair),
+            pairs * (config.positives_per_pair + config.negatives_per_pair),
             config.max_document_tokens + len(document.suffix),
             len(document.prefix),
         ),
@@ -341,6 +341,7 @@ def replace_model(checkpoint: Checkpoint, model: Any) -> Checkpoint:
 
 def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
     with_reasoning = math.ceil(config.reasoning_ratio * config.global_batch_size)
+    further = config.positives_per_pair - 1
     pairs = [
         TrainingPair(
             f"p{i}",
@@ -349,6 +350,7 @@ def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
             tuple(_text(40_000 + 7 * i + n, config.max_document_tokens) for n in range(config.negatives_per_pair)),
             _text(20_000 + i, config.max_reasoning_tokens) if i < with_reasoning else None,
             "made-up",
+            tuple((_text(80_000 + 7 * i + n, config.max_document_tokens), 1.0) for n in range(further)),
         )
         for i in range(config.global_batch_size)
     ]
@@ -378,7 +380,7 @@ def _write_teacher(path: Path, pairs: Sequence[TrainingPair]) -> None:
     from safetensors.numpy import save_file
 
     keys = [key_of("query", pair.query) for pair in pairs]
-    keys += [key_of("document", text) for pair in pairs for text in (pair.positive, *pair.negatives)]
+    keys += [key_of("document", text) for pair in pairs for text in (*pair.relevant, *pair.negatives)]
     rows = np.random.default_rng(0).normal(size=(len(keys), 16)).astype(np.float16)
     save_file({"rows": rows, "keys": np.array(keys, dtype=np.int64)}, path, {"record": '{"teacher": "made up"}'})
 

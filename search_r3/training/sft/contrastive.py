@@ -7,7 +7,7 @@ a key, so that a document which answers a query is never its negative.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,35 @@ import torch
 from torch import Tensor
 
 from search_r3.data.mining.teacher import key_of
+from search_r3.data.pairs import TrainingPair
 from search_r3.training.losses import info_nce, matryoshka, score_distillation, triplet_margin
+from search_r3.training.ranking_losses import RANKING_LOSSES, cosines
+
+POSITIVES_STREAM = 1
+"""The random stream that draws a step's further positives."""
+
+
+def batch_documents(pairs: Sequence[TrainingPair], positives: int, negatives: int, seed: int, step: int) -> list[str]:
+    """The documents of a batch: each pair's positive, in order, then further positives, then explicit negatives.
+
+    Args:
+        positives: documents of a pair that answer its query, `positive` among them; the others are drawn at random from
+            its `positives` by seed and step. A text that is in the batch already is not repeated.
+        negatives: explicit negatives of a pair.
+    """
+    documents = [pair.positive for pair in pairs]
+    if positives > 1:
+        rng = np.random.default_rng([seed, step, POSITIVES_STREAM])
+        present = set(documents)
+        for pair in pairs:
+            for i in rng.permutation(len(pair.positives))[: positives - 1]:
+                text, _ = pair.positives[i]
+                if text not in present:
+                    present.add(text)
+                    documents.append(text)
+    for pair in pairs:
+        documents.extend(pair.negatives[:negatives])
+    return documents
 
 
 @dataclass
@@ -46,6 +74,18 @@ class Candidates:
             mask[line, target] = False
         return torch.from_numpy(mask)
 
+    def grades(self, answers: Sequence[Mapping[int, float]]) -> Tensor:
+        """The grade of every document for every query, 0 where it is not known to answer it: (B, M) float32.
+
+        Args:
+            answers: for each query, the keys of all documents known to answer it, with their grades.
+        """
+        grade_BM = np.zeros((len(answers), len(self.key_M)), dtype=np.float32)
+        for line, graded in enumerate(answers):
+            places = np.flatnonzero(np.isin(self.key_M, np.fromiter(graded, dtype=np.int64)))
+            grade_BM[line, places] = [graded[int(key)] for key in self.key_M[places]]
+        return torch.from_numpy(grade_BM)
+
 
 @dataclass
 class ContrastiveSettings:
@@ -57,6 +97,7 @@ class ContrastiveSettings:
     teacher_temperature: float = 0.05
     matryoshka: Sequence[int] = ()
     terms: frozenset[str] = frozenset({"infonce"})
+    ranking_loss: str = "infonce"
 
 
 def contrastive_terms(
@@ -66,6 +107,7 @@ def contrastive_terms(
     mask_BM: Tensor,
     settings: ContrastiveSettings,
     teacher_query_BD: Tensor | None = None,
+    grade_BM: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms named in `settings.terms` ("infonce", "triplet", "distillation"), each the mean over the queries.
 
@@ -74,6 +116,8 @@ def contrastive_terms(
         target_B: for each query, the index of its document among the candidates.
         mask_BM: false negatives, see `Candidates.false_negatives`.
         teacher_query_BD: the teacher's embeddings of the same queries, for "distillation".
+        grade_BM: every candidate's grade for every query, see `Candidates.grades`; needed by each `ranking_loss` but
+            "infonce", which then takes the place of InfoNCE under its name.
     """
     device = query_BD.device
     own_B = torch.tensor(list(target_B), dtype=torch.long, device=device)
@@ -89,9 +133,19 @@ def contrastive_terms(
         backward = info_nce(document_MD[own_B], query_BD, every, settings.temperature, mask_BB)
         return (forward + backward) / 2
 
+    def ranking(query_BD: Tensor, document_MD: Tensor) -> Tensor:
+        assert grade_BM is not None
+        loss = RANKING_LOSSES[settings.ranking_loss]
+        cos_BM, graded_BM = cosines(query_BD, document_MD), grade_BM.to(device)
+        forward = loss(cos_BM, graded_BM, settings.temperature)
+        if not settings.symmetric:
+            return forward
+        return (forward + loss(cos_BM[:, own_B].T, graded_BM[:, own_B].T, settings.temperature)) / 2
+
     terms: dict[str, Tensor] = {}
     if "infonce" in settings.terms:
-        loss = infonce if not settings.matryoshka else matryoshka(infonce, list(settings.matryoshka))
+        loss = infonce if settings.ranking_loss == "infonce" else ranking
+        loss = loss if not settings.matryoshka else matryoshka(loss, list(settings.matryoshka))
         terms["infonce"] = loss(query_BD, candidates.embedding_MD)
     if "triplet" in settings.terms:
         near_BM = (query_BD.detach() @ candidates.embedding_MD.detach().T).masked_fill(mask_BM, -2)

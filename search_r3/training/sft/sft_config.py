@@ -56,6 +56,13 @@ class SFTConfig:
     """Pairs of a batch, over all processes together; the documents of the other pairs are negatives."""
     negatives_per_pair: int = 0
     """Explicit hard negatives taken from each pair."""
+    positives_per_pair: int = 1
+    """Documents of each pair that answer its query: its positive, then others drawn from its `positives` at each step,
+    where it has some. Use more than 1 with another `ranking_loss` than infonce, which masks them for their query."""
+    ranking_loss: Literal["infonce", "multi_positive", "lambda", "approx_ndcg"] = "infonce"
+    """What the term `weights.infonce` computes over the candidates: "infonce" has one target for each query and masks
+    its other positives; "multi_positive" has all positives as targets, weighted by their grades (arXiv 2004.11362);
+    "lambda" is LambdaLoss (NDCG-Loss2++) and "approx_ndcg" ApproxNDCG, both over the grades."""
     batch_sampler: Literal["source", "kind", "any", "topic"] = "source"
     """What a batch is drawn from, so that its negatives are similar and harder: one source ("docstrings:numpy"), one
     kind of source ("docstrings"), any pairs, or one topic of a kind by the teacher's embeddings (the hardest)."""
@@ -152,8 +159,9 @@ class SFTConfig:
                 f"global_batch_size must be 2 or more, not {self.global_batch_size}: InfoNCE needs negatives"
             )
         at_least = {
-            "mini_batch_size": 1, "length_bucket": 1, "topic_batches": 1, "self_reasoning_start_step": 0,
-            "self_reasoning_refresh_steps": 1, "self_reasoning_temperature": 0, "cross_batch_memory_size": 0,
+            "positives_per_pair": 1, "mini_batch_size": 1, "length_bucket": 1, "topic_batches": 1,
+            "self_reasoning_start_step": 0, "self_reasoning_refresh_steps": 1, "self_reasoning_temperature": 0,
+            "cross_batch_memory_size": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:

@@ -41,6 +41,7 @@ from search_r3.training.sft.contrastive import (
     Candidates,
     ContrastiveSettings,
     CrossBatchMemory,
+    batch_documents,
     contrastive_terms,
     document_key,
 )
@@ -57,7 +58,7 @@ class Batch:
     Attributes:
         parts: "document", "query", and "reasoning" if any pair of the batch has reasoning. Of each, every W-th row.
         pairs: the batch; document i answers query i.
-        documents: the pairs' positives, then their explicit negatives.
+        documents: the pairs' positives, then further positives, then their explicit negatives.
         with_reasoning: indices of the pairs that are also trained with reasoning.
         self_generated: which of `with_reasoning` have reasoning that the model generated.
         changed_of: for self-teaching, the pairs whose query is also embedded as it was written otherwise.
@@ -108,9 +109,7 @@ class SFTTask:
         )
         self.teacher = TeacherRows(config.teacher) if config.teacher else None
         self.sampler = make_sampler(pairs, config, self.teacher)
-        self.answers: dict[str, set[int]] = defaultdict(set)
-        for pair in pairs:
-            self.answers[pair.query].add(document_key(pair.positive))
+        self.answers = known_answers(pairs)
         self.memory = CrossBatchMemory(config.cross_batch_memory_size)
         self._live = LiveEncoder(self.policy, checkpoint, config.loop.mixed_precision)
         self.self_reasoning = SelfReasoning(
@@ -128,6 +127,7 @@ class SFTTask:
             config.teacher_temperature,
             config.matryoshka,
             frozenset(terms | {"infonce"}),
+            config.ranking_loss,
         )
         self.pools = [
             dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev
@@ -147,9 +147,7 @@ class SFTTask:
         if config.self_reasoning_ratio:
             self.self_reasoning.refresh(step, self._self_reasoning_queries, self._encoder)
         pairs, with_reasoning, self_generated = self._plan(step)
-        documents = [pair.positive for pair in pairs]
-        for pair in pairs:
-            documents.extend(pair.negatives[: config.negatives_per_pair])
+        documents = batch_documents(pairs, config.positives_per_pair, config.negatives_per_pair, config.loop.seed, step)
         texts = draw_texts(config, step, [pair.query for pair in pairs], documents)
         parts = {
             "document": self._rows(self.document, _mine(texts.documents), config.max_document_tokens, 0),
@@ -207,12 +205,14 @@ class SFTTask:
         for part in conversations:
             target_B = list(rows_of[part])
             queries = [batch.pairs[i].query for i in target_B]
-            mask_BM = candidates.false_negatives([self.answers[query] for query in queries], target_B)
+            answers = [self.answers[query] for query in queries]
+            mask_BM = candidates.false_negatives(answers, target_B)
+            grade_BM = None if self.settings.ranking_loss == "infonce" else candidates.grades(answers)
             teacher = None
             if self.teacher is not None and weights.distillation:
                 teacher = torch.from_numpy(self.teacher.queries(queries)).to(candidates.embedding_MD.device)
             query_BD = embedding[part]
-            found = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher)
+            found = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher, grade_BM)
             shares = dict.fromkeys(found, len(target_B) / total)
             language = self._language_terms(encoded[part])
             shares |= dict.fromkeys(language, 1 / len(conversations))
@@ -338,6 +338,19 @@ class SFTTask:
 def _mine(texts: Sequence[str]) -> list[str]:
     """This process's share of a batch's texts."""
     return [texts[i] for i in collectives.strided_indices(len(texts))]
+
+
+def known_answers(pairs: Sequence[TrainingPair]) -> dict[str, dict[int, float]]:
+    """Query -> the keys of all documents known to answer it -> grade, the highest where pairs differ."""
+    answers: dict[str, dict[int, float]] = defaultdict(dict)
+    keys: dict[str, int] = {}
+    for pair in pairs:
+        known = answers[pair.query]
+        for text, grade in pair.relevant.items():
+            if text not in keys:
+                keys[text] = document_key(text)
+            known[keys[text]] = max(grade, known.get(keys[text], grade))
+    return answers
 
 
 def make_sampler(pairs: Sequence[TrainingPair], config: SFTConfig, teacher: TeacherRows | None) -> BatchSampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,24 @@ PAIRS = [
 PAIRS[6] = TrainingPair("p6", PAIRS[1].query, PAIRS[6].positive, PAIRS[6].negatives, "b")  # answers another's query
 BEHIND = ([], [4], [0, 3, 7])
 """Pairs that are trained behind an analysis too: of a single one, one process has no row."""
+GRADED = [
+    replace(pair, positives=tuple((f"{pair.positive} {n}", float(n + 1)) for n in range(i % 3)), grade=2.0)
+    for i, pair in enumerate(PAIRS)
+]
+RANKINGS: tuple[dict[str, Any], ...] = (
+    {"ranking_loss": "multi_positive", "positives_per_pair": 3},  # an odd number of documents
+    {"ranking_loss": "lambda", "positives_per_pair": 2},
+    {"ranking_loss": "approx_ndcg", "positives_per_pair": 3, "symmetric": False},
+)
+CASES: list[tuple[list[int], dict[str, Any]]] = [(behind, {}) for behind in BEHIND] + [
+    ([0, 3, 7], ranking) for ranking in RANKINGS
+]
 
 
-def gradients(model: str, behind: list[int]) -> tuple[float, list[torch.Tensor]]:
+def gradients(model: str, behind: list[int], ranking: dict[str, Any]) -> tuple[float, list[torch.Tensor]]:
     """The loss of the second of two steps, and its gradients."""
     torch.manual_seed(0)
+    pairs = GRADED if ranking else PAIRS
     config = SFTConfig(
         pairs=["-"],
         output="-",
@@ -44,13 +58,14 @@ def gradients(model: str, behind: list[int]) -> tuple[float, list[torch.Tensor]]
         query_variants={"upper": 0.3, "typos": 0.2},
         lora=LoraSettings(rank=4),
         loop=LoopConfig(mixed_precision="no"),
+        **ranking,
     )
-    task = SFTTask(config, checkpoints.load_base(model, dtype=torch.float32), PAIRS)
+    task = SFTTask(config, checkpoints.load_base(model, dtype=torch.float32), pairs)
     with torch.no_grad():
         for parameter in task.module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
-    plan: Any = lambda step: (PAIRS, behind, [False] * len(behind))  # noqa: E731
+    plan: Any = lambda step: (pairs, behind, [False] * len(behind))  # noqa: E731
     task._plan = plan  # type: ignore[method-assign]
     task.compute_loss(task.module, task.batch(0))
     loss, _ = task.compute_loss(task.module, task.batch(1))
@@ -61,11 +76,11 @@ def gradients(model: str, behind: list[int]) -> tuple[float, list[torch.Tensor]]
 
 def work(rank: int, folder: str, model: str) -> None:
     torch.set_num_threads(1)
-    whole = [gradients(model, behind) for behind in BEHIND]
+    whole = [gradients(model, *case) for case in CASES]
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     assert collectives.world_size() == 2
-    for behind, (value, expected) in zip(BEHIND, whole, strict=True):
-        loss, found = gradients(model, behind)
+    for case, (value, expected) in zip(CASES, whole, strict=True):
+        loss, found = gradients(model, *case)
         mean = torch.tensor(loss) / 2
         dist.all_reduce(mean)
         assert mean.item() == pytest.approx(value, rel=1e-5)
