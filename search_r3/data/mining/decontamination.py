@@ -352,8 +352,8 @@ def decontaminate(
         if found := _asked_before(words_of(pair.query), queries):
             gram, label = found
             dropped.add(pair, f"query of {label}", gram)
-        elif described and (text := next(filter(judged, pair.relevant), None)) is not None:
-            dropped.add(pair, f"judged document of {judged(text)}", text)
+        elif described and (document := next(filter(judged, pair.relevant), None)) is not None:
+            dropped.add(pair, f"judged document of {judged(document)}", document)
         else:
             kept.append(pair)
     return kept
