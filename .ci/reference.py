@@ -54,7 +54,7 @@ GROUPS = {
     "make training data": (
         "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data fresh"
     ),
-    "train": ("train sft", "train grpo", "plot", "card"),
+    "train": ("train sft", "train grpo", "train average", "plot", "card"),
     "hand on": ("models", "export", "push", "pull"),
 }  # fmt: skip
 

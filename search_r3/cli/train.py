@@ -7,17 +7,32 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search_r3.cli.options import SETTINGS, Json, print_json, silence_transformers
+from search_r3.cli.options import (
+    SETTINGS,
+    DataRoot,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    print_json,
+    print_progress,
+    silence_transformers,
+)
 from search_r3.cli.train_dry_run import DryBase, DryGpus, DryRun, show_dry_run
+from search_r3.errors import InputError
+
+if TYPE_CHECKING:
+    from search_r3.data.beir import BeirDataset
 
 train_app = typer.Typer(
-    help="Train a model: `train sft` is stage 1 (supervised, contrastive), `train grpo` stage 2 (reinforcement).",
+    help="Train a model: `train sft` is stage 1 (supervised, contrastive), `train grpo` stage 2 (reinforcement); "
+    "`train average` makes one adapter of several.",
     **SETTINGS,
 )
 Override = Annotated[
@@ -88,6 +103,93 @@ def train_grpo_command(
     from search_r3.training.grpo.grpo_task import train_grpo
 
     _run(train_grpo, config, override, resume, as_json, dataset="scifact")
+
+
+@train_app.command("average")
+def train_average_command(
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER...", help="Two or more adapters of one base: folders or names.")
+    ],
+    into: Annotated[Path, typer.Option(help="The new adapter's folder, which must not exist.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="How much each counts, in their order: 2,1. They are divided by their sum; equal by default."
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="The average's rank: by default the largest of theirs; it is exact at their sum."),
+    ] = None,
+    dev: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare all on this dev pool, as a recipe's `dev` names it: cosqa. Repeatable."),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of each pool, at most.")] = 200,
+    documents: Annotated[int, typer.Option(min=1, help="Documents of each pool.")] = 1000,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens kept of each document of the pools.")] = 256,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    data: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Average adapters that were trained from one base, with other seeds or mixtures, into one.
+
+    What each adds to the base's matrices is averaged exactly and cut to a rank. The new adapter embeds by the same
+    contract, with weights of its own: an index of another adapter does not fit. With --dev, nDCG@10 without reasoning
+    of each adapter and of the average tells which to take (docs/stage1.md); the inputs stay as they are.
+
+    \b
+    Example:  search-r3 train average runs/seed-0/best runs/seed-1/best --into runs/average --dev cosqa --dev scifact
+    Before:   search-r3 train sft CONFIG --set loop.seed=1
+    Next:     search-r3 evaluate --dataset cosqa --system runs/average
+    """
+    silence_transformers()
+    from search_r3.data.dev_pools import dev_pool
+    from search_r3.training.lora.average import average_adapters
+
+    shares = None if weights is None else _numbers(weights)
+    pools = [dev_pool(name, data, queries, documents) for name in dict.fromkeys(dev or ())]
+    made = average_adapters(adapters, into, shares, rank)
+    systems = [*adapters, str(into)]
+    figures = [_direct_figures(name, pools, max_length, device, dtype) for name in systems] if pools else []
+    means = [sum(found.values()) / len(found) for found in figures]
+    best = systems[means.index(max(means))] if pools else None
+    if as_json:
+        compared = dict(zip(systems, figures, strict=False))
+        made_of = dict(zip(adapters, made.weights, strict=True))
+        print_json(
+            {"adapter": str(into), "weights": made_of, "rank": made.rank, "full_rank": made.full_rank}
+            | {"kept": made.kept, "dev": compared, "best": best}
+        )
+        return
+    print(f"adapter: {into} (rank {made.rank} of {made.full_rank}, {made.kept:.1%} of the average's squared norm)")
+    if pools:
+        print("  ".join([*(f"{pool.name:>14}" for pool in pools), f"{'mean':>8}", "nDCG@10 without reasoning"]))
+        for name, found, mean in zip(systems, figures, means, strict=True):
+            print("  ".join([*(f"{value:14.4f}" for value in found.values()), f"{mean:8.4f}", name]))
+        print(f"best on dev: {best}")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--weights {text}: expected numbers with commas between, one for each adapter: 2,1") from None
+
+
+def _direct_figures(
+    name: str, pools: Sequence[BeirDataset], max_length: int, device: str | None, dtype: Dtype
+) -> dict[str, float]:
+    """nDCG@10 of a model on each pool, by its name."""
+    from search_r3.cli.options import load
+    from search_r3.training.dev_evaluation import direct_ndcg
+
+    model, found = load(name, device, dtype), {}
+    for pool in pools:
+        found[pool.name] = direct_ndcg(model, pool, max_length)
+        print_progress(f"{name}: {pool.name} {found[pool.name]:.4f}")
+    return found
 
 
 def _run(

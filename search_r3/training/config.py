@@ -98,6 +98,9 @@ class LoopConfig:
     """Also evaluate before any training."""
     patience: int = 0
     """Stop after this many evaluations in a row without a better figure than the best before; 0 never stops."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the trained weights, in [0, 1), which is evaluated and saved in their
+    place; the average begins faster, with min(ema, (1 + step) / (10 + step)). 0: none."""
     log_every: int = 1
     """Steps between lines in log.jsonl."""
     time_limit_minutes: float | None = None
@@ -128,6 +131,7 @@ class LoopConfig:
             self.evaluate_every,
             "1 or more where patience is above 0, as patience counts evaluations",
         )
+        _require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
         limit = self.time_limit_minutes
         _require(limit is None or limit > 0, "time_limit_minutes", limit, "above 0, or null for no limit")

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +49,7 @@ from search_r3.training.run_folder import open_run, run_lock
 from search_r3.training.schedule import learning_rate_at, seed_step
 from search_r3.training.stop_signals import StopSignals
 from search_r3.training.training_log import Report
+from search_r3.training.weight_average import WeightAverage
 
 HOW_TO_RESUME = "a checkpoint is written: run the same command again to resume"
 
@@ -109,6 +110,8 @@ class Run:
     """The task's module as DDP or FSDP wraps it."""
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    """The moving average of the weights, if the configuration asks for one."""
     bf16: bool
     report: Report
     signals: StopSignals
@@ -133,6 +136,10 @@ class Run:
     def complete(self) -> bool:
         """Whether the run needs no further step: all are done, or `patience` is exhausted."""
         return self.step >= self.config.steps or self.stop_reason is not None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The module with the weights that are evaluated and saved: their moving average, if there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
 
 def run_training(
@@ -218,10 +225,13 @@ def prepare_run(
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
+    average = WeightAverage(task.module, parameters, config.ema) if config.ema else None
     state = None
     if checkpoint is not None:
         state = read_checkpoint(checkpoint)
         restore(parameters, optimizer, state)
+        if average is not None:
+            average.load_state_dict(state.average)
         task.load_state_dict(state.task)
     report = stack.enter_context(
         Report(
@@ -240,6 +250,7 @@ def prepare_run(
         module=module,
         parameters=parameters,
         optimizer=optimizer,
+        average=average,
         bf16=resolve_mixed_precision(config.mixed_precision, device) == "bf16",
         report=report,
         signals=stack.enter_context(StopSignals()),
@@ -294,6 +305,8 @@ def optimizer_step(run: Run) -> None:
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
+    if run.average is not None:
+        run.average.update(run.step)
     run.steps_of_start += 1
     run.learning.step(run.step, run.step == config.steps, grad_norm, figures)
 
@@ -335,7 +348,7 @@ def validate(run: Run, last: bool) -> None:
     started = time.perf_counter()
     seed_step(config.seed, run.step, 0)
     run.task.module.eval()
-    with torch.no_grad(), autocast(run.accelerator.device, run.bf16):
+    with run.averaged(), torch.no_grad(), autocast(run.accelerator.device, run.bf16):
         figures = {name: float(value) for name, value in run.task.evaluate(run.task.module, run.step).items()}
     (figures,) = broadcast_object_list([figures])  # all processes must stop, or none
     if run.best_metric and figures:
@@ -364,6 +377,7 @@ def save_checkpoint(run: Run, best: float | None, evals_without_improvement: int
     weights, moments = collect(run.parameters, run.optimizer)
     state = TrainingState(run.step, weights, moments, run.task.state_dict(), best, evals_without_improvement)
     state.learned = run.learning.learned
+    state.average = {} if run.average is None else run.average.state_dict()
     if run.accelerator.is_main_process:
         run.report.sync()
         write_checkpoint(run.output, state, run.config.keep_checkpoints)
@@ -395,12 +409,13 @@ def _mean_over_processes(accelerator: Accelerator, figures: dict[str, float]) ->
 
 
 def _save_adapter(run: Run, folder: Path) -> None:
-    if hasattr(run.task.module, "unsharded_model"):
-        run.task.module.unsharded_model()  # type: ignore[operator]
-    if run.accelerator.is_main_process:
-        with atomic_path(folder) as scratch:
-            scratch.mkdir()
-            run.task.save(scratch)
+    with run.averaged():
+        if hasattr(run.task.module, "unsharded_model"):
+            run.task.module.unsharded_model()  # type: ignore[operator]
+        if run.accelerator.is_main_process:
+            with atomic_path(folder) as scratch:
+                scratch.mkdir()
+                run.task.save(scratch)
 
 
 def _not_finite(step: int, loss: float, grad_norm: float, output: Path) -> str:

@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class TrainingState:
     repeats."""
     learned: bool = True
     """Whether any step so far had something to learn from (see `learning_signal`)."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """The moving average of the weights (see `weight_average`); {} if the run keeps none."""
 
 
 def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
@@ -60,6 +62,7 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
     tensors: dict[str, Tensor] = {}
     facts = {"format": FORMAT, "step": state.step, "best": state.best}
     facts |= {"evals_without_improvement": state.evals_without_improvement, "learned": state.learned}
+    facts |= {"averaged": True} if state.average else {}
     facts["task"] = _pack(state.task, tensors)
     text = json.dumps(facts, indent=1)
     with atomic_path(target) as scratch:
@@ -67,6 +70,8 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
         save_file(state.weights, scratch / "weights.safetensors")
         save_file(state.optimizer, scratch / "optimizer.safetensors")
         save_file(tensors, scratch / "task.safetensors")
+        if state.average:
+            save_file(state.average, scratch / "average.safetensors")
         (scratch / "state.json").write_text(text, encoding="utf-8")
     for _, path in list_checkpoints(output)[:-keep]:
         gone = path.with_name(f".{path.name}.old")  # renamed first: a kill then leaves no incomplete one under its name
@@ -87,6 +92,7 @@ def read_checkpoint(path: Path) -> TrainingState:
         weights = load_file(path / "weights.safetensors")
         optimizer = load_file(path / "optimizer.safetensors")
         task = _unpack(facts["task"], load_file(path / "task.safetensors"))
+        average = load_file(path / "average.safetensors") if facts.get("averaged") else {}
         version, step, best = facts["format"], facts["step"], facts["best"]
         if version == 1:
             facts, task = _from_format_1(facts, task)
@@ -95,7 +101,7 @@ def read_checkpoint(path: Path) -> TrainingState:
         raise InputError(f"the checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if version not in (1, FORMAT):
         raise InputError(f"the checkpoint {path} has format {version}, this version reads {FORMAT}; update search-r3")
-    return TrainingState(step, weights, optimizer, task, best, evals, learned)
+    return TrainingState(step, weights, optimizer, task, best, evals, learned, average)
 
 
 def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:

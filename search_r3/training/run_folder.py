@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from search_r3.config import to_dict
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text, remove_leftovers
 from search_r3.training.config import LoopConfig, with_present_keys
@@ -109,7 +110,8 @@ def _check_same_run(output: Path, settings: dict[str, Any], begun: bool) -> None
     path = output / "config.json"
     if begun and path.exists():
         new = _flat(now)
-        old = with_present_keys(_flat(json.loads(path.read_text(encoding="utf-8"))), new)
+        begun_with = with_present_keys(_flat(json.loads(path.read_text(encoding="utf-8"))), new)
+        old = _flat({"loop": to_dict(LoopConfig())}) | begun_with  # a version without a key did as its default does
         free = FREE_KEYS | ({"loop.steps"} if old.get("loop.schedule") == "constant" else set())
         for key in sorted(set(old) | set(new)):
             if key not in free and old.get(key) != new.get(key):

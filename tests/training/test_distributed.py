@@ -33,6 +33,7 @@ LOOP = {
 SFT = {
     "plain": {  # 9: an odd rest
         "global_batch_size": 9, "negatives_per_pair": 1, "cross_batch_memory_size": 16, "matryoshka": [32, 16],
+        "loop": LOOP | {"ema": 0.5},
     },
     "cached": {
         "activation_checkpointing": True, "mini_batch_size": 2, "self_reasoning_ratio": 0.5,
@@ -45,6 +46,7 @@ GRPO: dict[str, dict[str, Any]] = {
     "rounds": {
         "queries_per_step": 3, "num_mini_batches": 2, "num_iterations": 2, "zero_variance": "resample",
         "loss_type": "grpo", "activation_checkpointing": True, "mini_batch_size": 3, "shard_corpus": True,
+        "loop": LOOP | {"learning_rate": 0.001, "ema": 0.5},
     },
 }  # fmt: skip
 STRATEGIES = ("ddp", "fsdp2")
@@ -175,6 +177,9 @@ def test_two_processes_follow_one_and_go_on_after_a_kill(
         assert_same_course(alone / f"{stage}-{name}" / "run", tmp_path / f"{stage}-{name}" / "run")
     whole, killed = (records(tmp_path / name / "run") for name in (f"{stage}-{KILLED[stage]}", "killed"))
     assert [record["loss"] for record in whole] == [record["loss"] for record in killed]
+    runs = (tmp_path / f"{stage}-{KILLED[stage]}" / "run", tmp_path / "killed" / "run")
+    saved, resumed = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs)
+    assert saved == resumed  # the moving average of the weights
     if stage == "sft":
         half, halves = (
             [record["loss"] for record in records(folder / "bfloat16" / "run")] for folder in (alone, tmp_path)

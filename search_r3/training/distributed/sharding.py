@@ -94,6 +94,12 @@ def full_tensor(value: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def local_tensor(value: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor, or the tensor itself; a view without gradient."""
+    own: Any = value.detach()
+    return own.to_local() if hasattr(own, "to_local") else own
+
+
 @torch.no_grad()
 def copy_into(into: Tensor, values: Tensor) -> None:
     """Copy unsharded values (the same on every process) into a tensor, or into this process's shard of it."""

@@ -22,10 +22,11 @@ from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.checkpoint import ADAPTER_FILE
 
 CONFIG_FILE = "adapter_config.json"
-PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {},
-         "modules_to_save": None, "target_parameters": None}  # fmt: skip
+PLAIN = {"peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {},
+         "alpha_pattern": {}, "modules_to_save": None, "target_parameters": None}  # fmt: skip
 """Settings of plain LoRA, two factors and a scale: an adapter's configuration has these or leaves them out."""
-_A, _B = ".lora_A.weight", ".lora_B.weight"
+A, B = ".lora_A.weight", ".lora_B.weight"
+"""The ends of the factors' names."""
 
 
 class ConcatenatedAdapter:
@@ -37,23 +38,23 @@ class ConcatenatedAdapter:
     def __init__(self, first: Path, model: Any) -> None:
         """Raises InputError if the adapter in `first` is not plain LoRA."""
         self.first, self.model = Path(first), model
-        self.settings = _read_settings(self.first)
+        self.settings = read_settings(self.first)
 
     def save_pretrained(self, folder: str, **options: Any) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json` (options as PEFT's)."""
         from safetensors.torch import load_file, save_file
 
         self.model.save_pretrained(folder, **options)
-        file, second = Path(folder) / ADAPTER_FILE, _read_settings(Path(folder))
+        file, second = Path(folder) / ADAPTER_FILE, read_settings(Path(folder))
         tensors = concatenate(
-            load_file(self.first / ADAPTER_FILE), load_file(file), _scale(self.settings), _scale(second)
+            load_file(self.first / ADAPTER_FILE), load_file(file), scale_of(self.settings), scale_of(second)
         )
         with atomic_path(file) as scratch:
             save_file(tensors, scratch, {"format": "pt"})
         rank = self.settings["r"] + second["r"]
         combined = second | {
             "r": rank,
-            "lora_alpha": _scale(self.settings) * rank,
+            "lora_alpha": scale_of(self.settings) * rank,
             "target_modules": _targets(self.settings, second, tensors),
         }
         atomic_write_text(Path(folder) / CONFIG_FILE, json.dumps(combined, indent=2, sort_keys=True) + "\n")
@@ -70,34 +71,42 @@ def concatenate(
     Args:
         first, second: `*.lora_A.weight` (r, in), `*.lora_B.weight` (out, r), and others.
     """
-    ranks = [next((len(value) for name, value in part.items() if name.endswith(_A)), 0) for part in (first, second)]
-    out = {name: value.float() for name, value in {**first, **second}.items() if not name.endswith((_A, _B))}
-    layers = sorted({name.removesuffix(_A) for part in (first, second) for name in part if name.endswith(_A)})
+    ranks = [next((len(value) for name, value in part.items() if name.endswith(A)), 0) for part in (first, second)]
+    out = {name: value.float() for name, value in {**first, **second}.items() if not name.endswith((A, B))}
+    layers = sorted({name.removesuffix(A) for part in (first, second) for name in part if name.endswith(A)})
     for layer in layers:
-        known = first if layer + _A in first else second
-        inputs, outputs = known[layer + _A].shape[1], known[layer + _B].shape[0]
+        known = first if layer + A in first else second
+        inputs, outputs = known[layer + A].shape[1], known[layer + B].shape[0]
         a, b = [], []
         for part, rank, scale in ((first, ranks[0], 1.0), (second, ranks[1], second_scale / first_scale)):
-            present = layer + _A in part
-            a.append(part[layer + _A].float() if present else torch.zeros(rank, inputs))
-            b.append(part[layer + _B].float() * scale if present else torch.zeros(outputs, rank))
-        out[layer + _A], out[layer + _B] = torch.cat(a).contiguous(), torch.cat(b, dim=1).contiguous()
+            present = layer + A in part
+            a.append(part[layer + A].float() if present else torch.zeros(rank, inputs))
+            b.append(part[layer + B].float() * scale if present else torch.zeros(outputs, rank))
+        out[layer + A], out[layer + B] = torch.cat(a).contiguous(), torch.cat(b, dim=1).contiguous()
     return {name: value.contiguous() for name, value in out.items()}
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path, what: str = "continued") -> dict[str, Any]:
+    """The `adapter_config.json` of an adapter that is plain LoRA.
+
+    Raises:
+        InputError: it cannot be read, or the adapter has more than two factors and a scale, and so cannot be `what`.
+    """
     try:
         settings: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        for key, plain in PLAIN.items():
+            if settings.get(key, plain) not in (plain, None):
+                raise InputError(f"{folder}: its adapter has {key} = {settings[key]!r}; only plain LoRA can be {what}")
         settings["r"], settings["lora_alpha"], settings["target_modules"]
-    except (OSError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG_FILE} cannot be read as a LoRA's settings ({error})") from error
-    for key, plain in PLAIN.items():
-        if settings.get(key, plain) not in (plain, None):
-            raise InputError(f"{folder}: its adapter has {key} = {settings[key]!r}; only plain LoRA can be continued")
     return settings
 
 
-def _scale(settings: dict[str, Any]) -> float:
+def scale_of(settings: dict[str, Any]) -> float:
+    """What the product B A is multiplied by."""
     return settings["lora_alpha"] / settings["r"]
 
 
@@ -105,5 +114,5 @@ def _targets(first: dict[str, Any], second: dict[str, Any], tensors: dict[str, T
     given = [settings["target_modules"] for settings in (first, second)]
     if all(isinstance(names, list) for names in given):
         return sorted({name for names in given for name in names})
-    layers = (name.removesuffix(_A) for name in tensors if name.endswith(_A))  # a regular expression: by full names
+    layers = (name.removesuffix(A) for name in tensors if name.endswith(A))  # a regular expression: by full names
     return sorted(layer.removeprefix("base_model.model.") for layer in layers)

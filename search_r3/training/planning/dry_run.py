@@ -234,7 +234,7 @@ def memory_of(
     out = {
         "weights": memory_estimate.weights(shape, how),
         "gradients": memory_estimate.gradients(shape, gpus),
-        "optimizer": memory_estimate.optimizer(shape),
+        "optimizer": memory_estimate.optimizer(shape, config.loop.ema > 0),
         "activations": kept["layers"] + kept["backward"],
         "casts": kept["casts"],
         "logits": memory_estimate.logits(shape, rows, how),

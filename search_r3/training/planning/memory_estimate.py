@@ -117,9 +117,9 @@ def weights(shape: Shape, how: Conditions) -> int:
     return how.weight * shape.parameters + 4 * shape.trainable
 
 
-def optimizer(shape: Shape) -> int:
-    """Bytes of AdamW's two moments, float32."""
-    return 8 * shape.trainable
+def optimizer(shape: Shape, averaged: bool = False) -> int:
+    """Bytes of AdamW's two moments, and of the weights' moving average if they are `averaged`, float32."""
+    return (12 if averaged else 8) * shape.trainable
 
 
 def gradients(shape: Shape, gpus: int = 1) -> int:
