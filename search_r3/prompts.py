@@ -1,13 +1,13 @@
-"""The three conversations (document, query, query with reasoning) and the token whose hidden state is the embedding.
+"""The conversations (document, query, query with reasoning, perhaps query in latent steps) and the embed token.
 
-The wording of the direct conversation is the paper's stage 1 (arXiv 2510.07048, section 3); that of the other two is
+The wording of the direct conversation is the paper's stage 1 (arXiv 2510.07048, section 3); that of the others is
 ours. They are saved in every checkpoint and hashed into its embedding contract: a different wording gives a different
     embedding space.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -36,8 +36,24 @@ class Conversation:
 
 
 @dataclass(frozen=True)
+class LatentConversation(Conversation):
+    """The conversation of queries that are embedded in latent steps (LaSER, arXiv 2603.01425).
+
+    A latent step feeds a soft token: the vocabulary's input embeddings, weighted by the softmax of the logits at the
+    last state. The first follows the given answer, and the embedding is the mean of the states at the soft tokens,
+    after the final norm, normalized to unit length. The embed token is not given: the model may emit it softly.
+
+    Attributes:
+        steps: soft tokens.
+    """
+
+    steps: int = 3
+
+
+@dataclass(frozen=True)
 class Prompts:
-    """The conversations of a checkpoint: `document` and `query` embed directly, `reasoning` reasons first."""
+    """The conversations of a checkpoint: `document` and `query` embed directly, `reasoning` reasons first, `latent`
+    thinks in latent steps (None: the checkpoint has no such mode, as all before it)."""
 
     document: Conversation = field(
         default_factory=lambda: Conversation("Please represent documents.", "The embedding is ")
@@ -52,18 +68,24 @@ class Prompts:
             "Every response must end with the embedding token."
         )
     )
+    latent: LatentConversation | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, as written to the checkpoint."""
-        return asdict(self)
+        """Plain nested dictionaries, as written to the checkpoint; without a conversation that it does not have, so
+        that the hash of older contracts stays as it is."""
+        return {name: talk for name, talk in asdict(self).items() if talk is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Prompts:
         """The inverse of `to_dict`. Raises InputError for a conversation that is missing or malformed."""
-        names = [f.name for f in fields(cls)]
+        names = [f.name for f in fields(cls) if f.name != "latent"]
         try:
-            made = cls(**{name: Conversation(**data[name]) for name in names})
-            if not all(isinstance(text, str) for talk in made.to_dict().values() for text in talk.values()):
+            latent = LatentConversation(**data["latent"]) if data.get("latent") is not None else None
+            made = cls(**{name: Conversation(**data[name]) for name in names}, latent=latent)
+            if latent is not None and not (type(latent.steps) is int and latent.steps >= 1):
+                raise TypeError(f"steps must be a whole number of 1 or more, not {latent.steps!r}")
+            texts = (text for talk in made.to_dict().values() for key, text in talk.items() if key != "steps")
+            if not all(isinstance(text, str) for text in texts):
                 raise TypeError("system and answer must be strings")
             return made
         except (KeyError, TypeError) as error:
@@ -87,13 +109,33 @@ class PromptTemplate:
 _HOLE = "SEARCHR3USERTEXT"
 
 
-def render(conversation: Conversation, tokenizer: Any, *, give_answer: bool) -> PromptTemplate:
+def latent_conversation(steps: int) -> LatentConversation:
+    """The conversation that new adapters with a latent mode get.
+
+    The first soft token stands where the direct conversation has the embed token, which training has made the likely
+    next token there: so latent steps begin near the direct embedding.
+    """
+    system = "Please represent user queries. First think about the query in a few steps without words."
+    return LatentConversation(system, "The embedding is", steps)
+
+
+def with_latent_steps(prompts: Prompts, steps: int) -> Prompts:
+    """`prompts` with a conversation in `steps` latent steps; the one that they have, if it has as many. 0: without."""
+    if prompts.latent is not None and prompts.latent.steps == steps:
+        return prompts
+    return replace(prompts, latent=latent_conversation(steps) if steps else None)
+
+
+def render(
+    conversation: Conversation, tokenizer: Any, *, give_answer: bool, embed_token: bool = True
+) -> PromptTemplate:
     """Render `conversation` with the base model's own chat template.
 
     Args:
         tokenizer: a transformers tokenizer that knows the embed token and has a chat template.
         give_answer: end with the given answer and the embed token (documents, direct queries); otherwise stop where
             the assistant begins to write.
+        embed_token: False leaves out the embed token after the given answer (latent steps).
 
     Raises:
         InputError: the tokenizer has no chat template (the model is not instruction-tuned), or one that takes no
@@ -110,6 +152,6 @@ def render(conversation: Conversation, tokenizer: Any, *, give_answer: bool) -> 
         raise InputError("the base model's chat template must show the user's text once, unchanged; use another base")
     before, _, after = text.partition(_HOLE)
     if give_answer:
-        after += conversation.answer + EMBED_TOKEN
+        after += conversation.answer + (EMBED_TOKEN if embed_token else "")
     encode = lambda piece: tuple(tokenizer.encode(piece, add_special_tokens=False))  # noqa: E731
     return PromptTemplate(prefix=encode(before), suffix=encode(after))

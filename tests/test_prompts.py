@@ -10,7 +10,7 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.model.checkpoint import add_embed_token
-from search_r3.prompts import EMBED_TOKEN, Conversation, Prompts, render
+from search_r3.prompts import EMBED_TOKEN, Conversation, Prompts, latent_conversation, render
 
 
 @pytest.fixture
@@ -75,3 +75,27 @@ def test_a_base_whose_template_cannot_hold_our_conversation_is_refused(
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=message):
         render(Prompts().query, tokenizer, give_answer=True)
+
+
+def test_latent_steps_begin_where_the_direct_conversation_has_the_embed_token(tokenizer: Any) -> None:
+    template = render(latent_conversation(3), tokenizer, give_answer=True, embed_token=False)
+    direct = render(Prompts().query, tokenizer, give_answer=True)
+    assert template.suffix == direct.suffix[:-1]
+    assert tokenizer.decode(template.suffix) == "<|im_end|>\n<|im_start|>assistant\nThe embedding is"
+    assert template.prefix != direct.prefix
+
+
+def test_prompts_without_a_latent_conversation_are_written_as_before_there_was_one() -> None:
+    assert list(Prompts().to_dict()) == ["document", "query", "reasoning"]
+    with_latent = replace(Prompts(), latent=latent_conversation(2))
+    assert with_latent.to_dict()["latent"]["steps"] == 2
+    assert Prompts.from_dict(with_latent.to_dict()) == with_latent
+    assert Prompts.from_dict(Prompts().to_dict()) == Prompts()
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": "3"}, {"steps": True}, {"system": 1}, {"more": ""}])
+def test_a_malformed_latent_conversation_is_refused(change: dict[str, Any]) -> None:
+    record = replace(Prompts(), latent=latent_conversation(2)).to_dict()
+    record["latent"] |= change
+    with pytest.raises(InputError, match="the checkpoint's prompts must hold document, query, reasoning"):
+        Prompts.from_dict(record)

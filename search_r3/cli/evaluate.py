@@ -68,7 +68,9 @@ def evaluate(
             "YAML file that describes either, or a model of ours; LABEL=SPEC names it. Repeatable."
         ),
     ] = None,
-    mode: Annotated[list[str] | None, typer.Option(help="Reasoning off or on; both by default. Repeatable.")] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="Reasoning off, on or latent; off and on by default. Repeatable.")
+    ] = None,
     queries: Annotated[
         list[str] | None,
         typer.Option(

@@ -36,18 +36,26 @@ class Dtype(StrEnum):
 
 
 class Reasoning(StrEnum):
-    """Whether a model reasons about a query; auto leaves it to the model's rule."""
+    """Whether a model reasons about a query; auto leaves it to the model's rule, latent is without words."""
 
     on = "on"
     off = "off"
     auto = "auto"
+    latent = "latent"
 
-    def chosen(self, model: SearchR3 | None) -> bool | Literal["auto"]:
-        """The value that the library takes. Raises InputError for auto if `model` has no rule to decide by."""
+    def chosen(self, model: SearchR3 | None) -> bool | Literal["auto", "latent"]:
+        """The value that the library takes. Raises InputError for auto if `model` has no rule to decide by, and for
+        latent if it has no such mode."""
         if self is Reasoning.auto and model is not None:
             from search_r3.model.adaptive_reasoning import rule_of
 
             rule_of(model)
+        if self is Reasoning.latent:
+            if model is not None:
+                from search_r3.model.latent_steps import check_latent
+
+                check_latent(model)
+            return "latent"
         return "auto" if self is Reasoning.auto else self is Reasoning.on
 
 
@@ -111,7 +119,7 @@ ReasoningOption = Annotated[
     Reasoning,
     typer.Option(
         help="Let the model reason about the query before it embeds it; auto: only where its rule expects that "
-        "to help. "
+        "to help; latent: in a few steps without words, if the model was trained for that. "
         "--no-reasoning is off."
     ),
 ]

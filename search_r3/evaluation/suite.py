@@ -97,7 +97,7 @@ def evaluate(
         systems: see `systems.open_systems`.
         output: the folder that holds `runs/` and `metrics/`.
         split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
-        modes: reasoning "off", "on" or both, for SearchR3 models.
+        modes: reasoning "off", "on" or "latent", for SearchR3 models.
         queries: how they are written, for every system: "original", or otherwise (`query_variants.VARIANTS`), which
             gives runs called SYSTEM.KIND and records under `query_variants/`, out of the tables of results.
         max_length: cut documents at this many tokens, for SearchR3 models (512 by default).

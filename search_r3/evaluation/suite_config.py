@@ -69,8 +69,8 @@ class SuitePlan:
     """bm25, all-minilm-l6-v2, st:MODEL, or a model of ours by name or folder; LABEL=SPEC names it in the results."""
     datasets: list[str]
     """Names below the data root, or BEIR folders; NAME.small is the fixed part of 50 queries and 500 documents."""
-    modes: list[Literal["off", "on"]] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
-    """Reasoning off, on or both."""
+    modes: list[Literal["off", "on", "latent"]] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
+    """Reasoning off, on or latent; off and on by default."""
     queries: list[str] = field(default_factory=lambda: [ORIGINAL])
     """How queries are written: original, upper, lower, title, typos, keywords, no_punctuation; for every system."""
     split: str | None = None

@@ -1,7 +1,8 @@
 """Systems by their names on the command line: BM25, a sentence-transformers model, an endpoint's model, or SearchR3.
 
-A SearchR3 model is one system per mode: `NAME.off` embeds the query directly, `NAME.on` reasons first. A length limit
-cuts the documents of SearchR3 only; the others read documents in full, so truncation never favors SearchR3.
+A SearchR3 model is one system per mode: `NAME.off` embeds the query directly, `NAME.on` reasons first, `NAME.latent`
+in latent steps. A length limit cuts the documents of SearchR3 only; the others read documents in full, so truncation
+never favors SearchR3.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
 
 MODES = ("off", "on")
+"""The modes that are run unless others are named."""
+ALL_MODES = (*MODES, "latent")
 BASELINES = ("bm25", "all-minilm-l6-v2")
 """The two baseline systems."""
 
@@ -215,7 +218,10 @@ class SearchR3System:
             ]
         else:
             rows_QD = self.model.encode_query(
-                texts, reasoning=False, batch_size=self.batch_size, show_progress_bar=self.show_progress
+                texts,
+                reasoning="latent" if self.mode == "latent" else False,
+                batch_size=self.batch_size,
+                show_progress_bar=self.show_progress,
             )
         query_seconds = time.perf_counter() - started
         scores, indices = exact_search(rows_QD, rows_ND, k)
@@ -240,12 +246,12 @@ def open_systems(
         spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; "endpoint:MODEL@URL"
             for one behind an OpenAI-compatible endpoint; a YAML file that describes either (see `ExternalModelConfig`);
             else a SearchR3 model: a bundled name, a folder or a hub id. "LABEL=SPEC" names it in the results.
-        modes: of a SearchR3 model: "off", "on" or both. The others have no modes.
+        modes: of a SearchR3 model: "off", "on", "latent" or several. The others have no modes.
         max_length: cut the documents of a SearchR3 model at this many tokens (512 by default).
         approval: who approves what an endpoint costs; without it, nothing above the limit is sent.
 
     Raises:
-        InputError: a name or mode is unknown, or a package is not installed.
+        InputError: a name or mode is unknown, a model has no latent mode, or a package is not installed.
     """
     check_modes(modes)
     if max_length is not None and max_length < 1:
@@ -273,6 +279,10 @@ def open_systems(
     from search_r3.model.searchr3 import SearchR3
 
     model = SearchR3.from_pretrained(source, device=device, dtype=dtype)
+    if "latent" in modes:
+        from search_r3.model.latent_steps import check_latent
+
+        check_latent(model)
     settings: dict[str, Any] = {
         "max_length": max_length,
         "max_reasoning_tokens": max_reasoning_tokens,
@@ -310,12 +320,12 @@ def model_name(source: str) -> str:
 
 
 def check_modes(modes: Sequence[str]) -> None:
-    """Raise InputError unless `modes` is "off", "on" or both."""
+    """Raise InputError unless `modes` is one or several of `ALL_MODES`."""
     for mode in modes:
-        if mode not in MODES:
-            raise InputError(f"unknown mode {mode!r}; choose from: {', '.join(MODES)}")
+        if mode not in ALL_MODES:
+            raise InputError(f"unknown mode {mode!r}; choose from: {', '.join(ALL_MODES)}")
     if not modes:
-        raise InputError(f"no mode is given; choose from: {', '.join(MODES)}")
+        raise InputError(f"no mode is given; choose from: {', '.join(ALL_MODES)}")
 
 
 def split_label(spec: str) -> tuple[str | None, str]:

@@ -36,7 +36,7 @@ class SearchOptions(TypedDict, total=False):
 
     k: int
     mode: Mode
-    reasoning: bool | Literal["auto"]
+    reasoning: bool | Literal["auto", "latent"]
     max_reasoning_tokens: int
     where: str | None
     exact: bool
@@ -120,7 +120,7 @@ def run_search(
     *,
     k: int,
     mode: Mode,
-    reasoning: bool | Literal["auto"],
+    reasoning: bool | Literal["auto", "latent"],
     max_reasoning_tokens: int,
     where: str | None,
     exact: bool,
@@ -201,7 +201,7 @@ def _check_options(k: int, mode: str, vector_weight: float, fusion: str) -> None
 
 
 def _embed(
-    query: str, model: Encoder, reasoning: bool | Literal["auto"], max_reasoning_tokens: int
+    query: str, model: Encoder, reasoning: bool | Literal["auto", "latent"], max_reasoning_tokens: int
 ) -> tuple[np.ndarray, ReasoningTrace | None]:
     trace = None
     if reasoning is True:

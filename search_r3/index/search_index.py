@@ -211,7 +211,7 @@ class SearchIndex:
         *,
         k: int = 10,
         mode: Mode = "hybrid",
-        reasoning: bool | Literal["auto"] = True,
+        reasoning: bool | Literal["auto", "latent"] = True,
         max_reasoning_tokens: int = 32,
         where: str | None = None,
         exact: bool = False,
@@ -228,7 +228,8 @@ class SearchIndex:
             mode: "vector" (meaning), "text" (words) or "hybrid" (both).
             reasoning: let the model reason before it embeds the query. With "auto" it reasons if its rule
                 (`model.adaptive_rule`, see search_r3.model.adaptive_reasoning) predicts from the cosines of a direct
-                search that this helps; the result's `reasoning` says whether it did.
+                search that this helps; the result's `reasoning` says whether it did. "latent" thinks in a few steps
+                without words, if the model can.
             max_reasoning_tokens: maximum number of reasoning tokens.
             where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that
                 `k` hits are returned if that many match. `columns` lists the columns that it may name.

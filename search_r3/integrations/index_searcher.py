@@ -84,11 +84,12 @@ class IndexSearcher:
         info = self.index.info
         return self._name or model_of_index(info.model_name, info.model_source, self.path)
 
-    def load(self, reasoning: bool | Literal["auto"] = True) -> Any:
+    def load(self, reasoning: bool | Literal["auto", "latent"] = True) -> Any:
         """The index's model, loaded on first use.
 
         Raises:
-            InputError: the model is not found, is not the index's, or has no rule for `reasoning` "auto".
+            InputError: the model is not found, is not the index's, or has no rule for `reasoning` "auto"
+                or no latent mode for "latent".
         """
         with self._loading:
             if self._model is None:
@@ -101,6 +102,10 @@ class IndexSearcher:
                 from search_r3.model.adaptive_reasoning import rule_of
 
                 rule_of(self._model)
+            if reasoning == "latent":
+                from search_r3.model.latent_steps import check_latent
+
+                check_latent(self._model)
             return self._model
 
     def search(
@@ -109,7 +114,7 @@ class IndexSearcher:
         *,
         k: int = 5,
         mode: Literal["hybrid", "vector", "text"] = "hybrid",
-        reasoning: bool | Literal["auto"] = True,
+        reasoning: bool | Literal["auto", "latent"] = True,
         max_reasoning_tokens: int = 32,
         where: str | None = None,
         vector_weight: float = VECTOR_WEIGHT,
@@ -118,7 +123,7 @@ class IndexSearcher:
 
         Raises:
             InputError: the query is empty, an option is invalid, or the model is not the index's or has no rule for
-                "auto".
+                "auto" or no latent mode for "latent".
         """
         model = None if mode == "text" else self.load(reasoning)
         with nullcontext() if model is None else self._loading:  # one query at a time goes through the model

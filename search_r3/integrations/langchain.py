@@ -75,7 +75,7 @@ class SearchR3Retriever(BaseRetriever):
     """Search by vectors and words, by vectors, or by words."""
     vector_weight: float = VECTOR_WEIGHT
     """Weight of the vectors in a hybrid search, 0 to 1; the rest is the weight of the words."""
-    reasoning: bool | Literal["auto"] = True
+    reasoning: bool | Literal["auto", "latent"] = True
     """Whether the model reasons about the query first; "auto" does so if its rule expects that to help."""
     max_reasoning_tokens: int = 32
     """Maximum number of reasoning tokens."""
@@ -114,7 +114,7 @@ class SearchR3Retriever(BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
         where: str | None = None,
-        reasoning: bool | Literal["auto"] | None = None,
+        reasoning: bool | Literal["auto", "latent"] | None = None,
     ) -> list[Document]:
         result = self._searcher.search(
             query,

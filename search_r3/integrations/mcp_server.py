@@ -62,7 +62,7 @@ class IndexServer(MCPServer):
         self,
         searcher: IndexSearcher,
         *,
-        reasoning: bool | Literal["auto"] = True,
+        reasoning: bool | Literal["auto", "latent"] = True,
         max_reasoning_tokens: int = 32,
         load: bool = False,
     ) -> None:
@@ -134,7 +134,7 @@ class IndexServer(MCPServer):
 
 
 def build_server(
-    searcher: IndexSearcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
+    searcher: IndexSearcher, *, reasoning: bool | Literal["auto", "latent"] = True, max_reasoning_tokens: int = 32
 ) -> MCPServer:
     """An `IndexServer`; `server.run()` serves standard input and output.
 
@@ -146,14 +146,14 @@ def build_server(
 
 
 def serve_stdio(
-    searcher: IndexSearcher, *, reasoning: bool | Literal["auto"] = True, max_reasoning_tokens: int = 32
+    searcher: IndexSearcher, *, reasoning: bool | Literal["auto", "latent"] = True, max_reasoning_tokens: int = 32
 ) -> None:
     """Serve until the client disconnects. The model is loaded in the background, so that connecting is fast."""
     server = IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, load=True)
     server.run("stdio")
 
 
-def _load(searcher: IndexSearcher, reasoning: bool | Literal["auto"]) -> None:
+def _load(searcher: IndexSearcher, reasoning: bool | Literal["auto", "latent"]) -> None:
     try:
         searcher.load(reasoning)
     except InputError as error:  # the first search raises it again, where the agent can read it

@@ -6,10 +6,9 @@ The embedding is the L2-normalized final hidden state at `<|embed_token|>` (arXi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +20,9 @@ from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.contract import Contract
 from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation, broadcast_budget
 from search_r3.model.engines.registry import engine_spec
+from search_r3.model.latent_steps import check_latent, latent_engine
 from search_r3.model.quiet_loading import quiet_transformers
+from search_r3.model.reasoned import Reasoned
 from search_r3.model.resolve import default_model
 from search_r3.model.tokenization import (
     MAX_CHARACTERS,
@@ -43,31 +44,6 @@ DEFAULT_DOCUMENT_TOKENS = 512
 DEFAULT_QUERY_TOKENS = 512
 MANY_ROWS = 200
 """A progress bar is shown by default for more rows than this."""
-
-
-@dataclass
-class Reasoned:
-    """A query, reasoned about and embedded in one pass.
-
-    Attributes:
-        text: the reasoning, without the embed token.
-        embedding: float32 (dim,), unit length.
-        num_tokens: tokens of the reasoning; the embed token is not counted.
-        forced: the model did not emit the embed token within its budget, so it was appended.
-        token_ids: everything that was fed in, prompt and embed token included: a forward pass over them gives
-            `embedding` at the last position.
-    """
-
-    text: str
-    embedding: np.ndarray
-    num_tokens: int
-    forced: bool
-    token_ids: list[int]
-
-    @property
-    def reasoning_ids(self) -> list[int]:
-        """The tokens of the reasoning, as `SearchR3.encode_with_reasoning` takes them."""
-        return self.token_ids[-1 - self.num_tokens : -1]
 
 
 class SearchR3:
@@ -97,6 +73,8 @@ class SearchR3:
             "query": render(prompts.query, self.tokenizer, give_answer=True),
             "reasoning": render(prompts.reasoning, self.tokenizer, give_answer=False),
         }
+        if prompts.latent is not None:
+            self.templates["latent"] = render(prompts.latent, self.tokenizer, give_answer=True, embed_token=False)
         self.engine: Engine = self.open_engine(self.engine_spec)
 
     @classmethod
@@ -247,7 +225,7 @@ class SearchR3:
         self,
         texts: Sequence[Text],
         *,
-        reasoning: bool = True,
+        reasoning: bool | Literal["latent"] = True,
         max_reasoning_tokens: int = 32,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -256,22 +234,28 @@ class SearchR3:
 
         Args:
             reasoning: True reasons in at most `max_reasoning_tokens` tokens before the embed token (greedily, so the
-                result is the same every time); False embeds directly. "auto" is available only in searches, since it
+                result is the same every time); False embeds directly. "latent" thinks in a few steps without words
+                (`latent_steps`), if the checkpoint was trained for it. "auto" is available only in searches, since it
                 depends on the scores of a direct search (see `SearchIndex.search`).
 
         Returns:
             float32 (len(texts), dimension), unit rows.
 
         Raises:
-            InputError: an empty text, a text of over 100,000 characters, a budget under 0, or "auto".
+            InputError: an empty text, a text of over 100,000 characters, a budget under 0, or "auto"; or "latent" where
+                `check_latent` refuses it.
         """
         if reasoning == "auto":
             raise InputError(
                 'reasoning="auto" decides by the scores of a search, which encode_query does not have; search an index '
                 f"with it, by a model that has a rule ({ADAPTIVE_FILE}, which search-r3 study fits)"
             )
+        if reasoning == "latent":
+            check_latent(self)
+            check_queries(texts)
+            return self._embed("latent", texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
         if not isinstance(reasoning, bool):
-            raise InputError(f"reasoning must be True or False, not {reasoning!r}")
+            raise InputError(f'reasoning must be True, False or "latent", not {reasoning!r}')
         if not reasoning:
             check_queries(texts)
             return self._embed("query", texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
@@ -282,6 +266,12 @@ class SearchR3:
             show_progress_bar=show_progress_bar,
         )
         return np.stack([r.embedding for r in reasoned]) if reasoned else self._nothing()
+
+    @property
+    def latent_steps(self) -> int:
+        """Soft tokens that are fed with `reasoning="latent"`; 0 if the checkpoint has no latent mode."""
+        latent = self.contract.prompts.latent
+        return 0 if latent is None else latent.steps
 
     def reason(
         self,
@@ -431,6 +421,8 @@ class SearchR3:
         if not rows:
             return self._nothing()
         with progress_bar("encoding", len(rows), _shown(show, rows)) as progress:
+            if side == "latent":
+                return latent_engine(self).embed_latent(template.prefix, rows, self.latent_steps, batch_size, progress)
             return self.engine.embed(template.prefix, rows, batch_size, progress)
 
     def _rows(self, template: PromptTemplate, texts: Sequence[Text], max_length: int) -> list[list[int]]:

@@ -96,6 +96,8 @@ def _reasoning(config: ServerConfig, loaded: Loaded | None) -> dict[str, Any]:
     ]
     if loaded is None or loaded.adaptive:
         choices.append({"const": "auto", "description": "reason if the model's rule expects it to help"})
+    if loaded is None or loaded.latent:
+        choices.append({"const": "latent", "description": "think in a few steps without words"})
     return {"anyOf": choices}
 
 

@@ -107,8 +107,8 @@ Filter = TypeAliasType("Filter", Annotated[str, Field(max_length=MAX_FILTER_CHAR
 Reasoning = TypeAliasType(
     "Reasoning",
     Annotated[
-        bool | Annotated[int, Field(ge=0)] | Literal["auto"],
-        _in_one_line('expected true, false, "auto", or a number of tokens from 0'),
+        bool | Annotated[int, Field(ge=0)] | Literal["auto", "latent"],
+        _in_one_line('expected true, false, "auto", "latent", or a number of tokens from 0'),
     ],
 )
 Text = Annotated[str, Field(pattern=VISIBLE)]
@@ -282,6 +282,7 @@ class Model(Answer):
     dimensions: Annotated[list[Count], Field(description="allowed values of `dimensions`")]
     contract_hash: Annotated[str, Field(description="vectors with equal hashes can be compared")]
     adaptive: Annotated[bool, Field(description='whether reasoning may be "auto"')]
+    latent: Annotated[bool, Field(description='whether reasoning may be "latent"')]
 
 
 class Models(Answer):

@@ -17,6 +17,7 @@ from search_r3.index.index_handle import Event, IndexHandle, IndexUnavailable
 from search_r3.index.search_index import SearchIndex
 from search_r3.model.checkpoint import read_record
 from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
+from search_r3.model.latent_steps import has_latent
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
 from search_r3.server.batching.batcher import Batcher
 from search_r3.server.batching.continuous import ContinuousBatcher
@@ -64,6 +65,11 @@ class Loaded:
         smaller = {int(size) for size in record.get("dimensions", []) if 0 < int(size) < model.dimension}
         adaptive = handle is not None and model.adaptive_rule is not None
         return cls(model, handle, (*sorted(smaller), model.dimension), adaptive)
+
+    @property
+    def latent(self) -> bool:
+        """Whether queries may be embedded in latent steps."""
+        return has_latent(self.model)
 
     def check_name(self, name: str) -> None:
         """Raise ApiError 404 if a model of this name is not served."""
@@ -211,8 +217,18 @@ class Service:
         """The maximum number of reasoning tokens, or None without reasoning; for "auto", the budget if it reasons.
 
         Raises:
-            ApiError: 400 if there is no rule for "auto", or the budget is over the limit.
+            ApiError: 400 if there is no rule for "auto" or no mode for "latent", or the budget is over the limit.
         """
+        if reasoning == "latent":
+            if not self.loaded.latent:
+                raise ApiError(
+                    400,
+                    "this server's model was not trained for latent steps, or its engine has none; say true, false or "
+                    "a number of tokens",
+                    "no_latent_mode",
+                    param="reasoning",
+                )
+            return None
         if reasoning == "auto":
             if not self.loaded.adaptive:
                 raise ApiError(
@@ -286,3 +302,5 @@ def warm_up(model: Any) -> None:
     model.encode_document(["warm up"], show_progress_bar=False)
     model.encode_query(["warm up"], reasoning=False)
     model.reason(["warm up"], max_reasoning_tokens=1)
+    if has_latent(model):
+        model.encode_query(["warm up"], reasoning="latent")

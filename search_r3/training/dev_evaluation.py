@@ -23,9 +23,9 @@ def dev_figures(
         max_reasoning_tokens: the longest reasoning of a query.
 
     Returns:
-        nDCG@10 without ("off") and with ("on") reasoning; "emission", the fraction of reasoning traces that end with
-        the embed token by themselves; "tokens" and "median_tokens", their mean and median length; "distinct", different
-        traces per query;
+        nDCG@10 without ("off") and with ("on") reasoning, and in latent steps ("latent") if the checkpoint has them;
+        "emission", the fraction of reasoning traces that end with the embed token by themselves; "tokens" and
+        "median_tokens", their mean and median length; "distinct", different traces per query;
         "uniformity" of the documents and "alignment" of direct queries with their documents (Wang and Isola 2020).
     """
     queries, relevance_QN = list(pool.queries.values()), _relevance(pool)
@@ -35,7 +35,11 @@ def dev_figures(
     )
     reasoning_QD = np.stack([r.embedding for r in reasoned])
     query, document = np.nonzero(relevance_QN)
-    return {
+    latent = {}
+    if encoder.latent_steps:
+        latent_QD = encoder.encode_query(queries, reasoning="latent", show_progress_bar=False)
+        latent["latent"] = float(metrics.ndcg(latent_QD @ documents_ND.T, relevance_QN, 10).mean())
+    return latent | {
         "off": float(metrics.ndcg(direct_QD @ documents_ND.T, relevance_QN, 10).mean()),
         "on": float(metrics.ndcg(reasoning_QD @ documents_ND.T, relevance_QN, 10).mean()),
         "emission": float(np.mean([not r.forced for r in reasoned])),

@@ -47,7 +47,8 @@ class Panel:
 
 SPAN = 30.0
 TERMS = {"loss": "loss", "infonce": "InfoNCE", "triplet": "triplet", "sft": "cross-entropy", "kl": "KL to the base",
-         "distillation": "KL to the teacher", "self_teaching": "KL of changed queries"}  # fmt: skip
+         "distillation": "KL to the teacher", "self_teaching": "KL of changed queries",
+         "view_distillation": "KL to the reading view", "in_batch_lm": "in-batch LM"}  # fmt: skip
 BY_CONVERSATION = ("direct", "reasoning")
 PANELS = (
     Panel("dev nDCG@10 (dashed: reasoning on)", dev={"off": "dev nDCG@10, off", "on": "dev nDCG@10, on"}),

@@ -13,7 +13,7 @@ from search_r3.errors import InputError
 from search_r3.model import contract
 from search_r3.model.checkpoint import read_record
 from search_r3.model.contract import Contract
-from search_r3.prompts import Conversation, Prompts
+from search_r3.prompts import Conversation, Prompts, latent_conversation
 
 CONTRACT = Contract("name", "b" * 64, "a" * 64, 400, 32)
 
@@ -30,6 +30,7 @@ class TestContract:
             {"pooling": "mean"},
             {"fold_capitals": True},
             {"prompts": Prompts(query=Conversation("Please represent a user's queries.", "The embedding is "))},
+            {"prompts": Prompts(latent=latent_conversation(3))},
         ],
     )
     def test_the_hash_changes_with_whatever_moves_an_embedding(self, change: dict[str, Any]) -> None:
@@ -72,6 +73,7 @@ class TestFormats:
         found = Contract.from_dict(record["contract"], "here")
         assert found.hash == record["contract_hash"]
         assert contract.migrate(record["contract"], "here") | {"format": 1} == record["contract"]
+        assert found.prompts.latent is None
 
     def test_a_record_without_a_format_is_brought_to_this_one_and_is_the_same_contract(self) -> None:
         old = CONTRACT.to_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +18,9 @@ from search_r3.index.build.build_index import build_index
 from search_r3.index.readers.path_source import open_source
 from search_r3.index.run_search import check_where
 from search_r3.index.search_index import SearchIndex
+from search_r3.index.source_document import SourceDocument
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, ALWAYS, NEVER, AdaptiveRule
+from search_r3.prompts import latent_conversation
 from search_r3.server.service import Loaded
 from search_r3.server.where_filter import check_filter, filter_pattern
 
@@ -110,6 +113,27 @@ def test_auto_reasons_where_the_rule_says(make_tiny_model, tmp_path, served: Run
             vectors = np.array([e["embedding"] for e in embedded["data"]], dtype=np.float32)
             np.testing.assert_allclose(vectors, expected, atol=2e-6)
     assert served.post("/v1/search", {"query": "x", "reasoning": "auto"}).error["code"] == "no_adaptive_rule"
+
+
+def test_latent_steps_where_the_model_has_them(served: Running, tiny: SearchR3, tmp_path: Path) -> None:
+    prompts = replace(tiny.contract.prompts, latent=latent_conversation(2))
+    model = SearchR3(replace(tiny.checkpoint, contract=replace(tiny.contract, prompts=prompts)))
+    build_index(tmp_path / "index", [SourceDocument("bread", "", "Bread needs yeast.")], model, progress=False)
+    index = SearchIndex.open(tmp_path / "index")
+    with running(lambda: Loaded.of(model, index)) as server:
+        assert server.ask("GET", "/v1/models").json["data"][0]["latent"] is True
+        found = server.post("/v1/search", {"query": "yeast", "reasoning": "latent", "mode": "vector"}).json
+        expected = index.search("yeast", model, mode="vector", reasoning="latent")
+        assert found["hits"][0]["score"] == pytest.approx(expected.hits[0].score, abs=1e-5)
+        assert found["reasoning"] is None
+        embedded = server.embed(["train", "bread"], input_type="query", reasoning="latent").json
+        vectors = np.array([e["embedding"] for e in embedded["data"]], dtype=np.float32)
+        np.testing.assert_allclose(vectors, model.encode_query(["train", "bread"], reasoning="latent"), atol=2e-6)
+        assert embedded["usage"]["completion_tokens"] == 0
+    assert served.ask("GET", "/v1/models").json["data"][0]["latent"] is False
+    assert served.post("/v1/search", {"query": "x", "reasoning": "latent"}).error["code"] == "no_latent_mode"
+    refused = served.embed(["x"], input_type="query", reasoning="latent")
+    assert (refused.status, refused.error["code"]) == (400, "no_latent_mode")
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,9 @@ def _also(config: dict[str, Any]) -> str:
     if config["weights"].get("distillation"):
         parts.append(f"a teacher's scores as soft labels (temperature {config['teacher_temperature']:g})")
     parts += _written_otherwise(config)
+    if config["weights"].get("view_distillation"):
+        temperature = f"temperature {config['view_temperature']:g}"
+        parts.append(f"the ranking of the query with its reasoning taught to the direct one ({temperature})")
     return "".join(f"; {part}" for part in parts)
 
 

@@ -31,7 +31,7 @@ INCOMPLETE = "†"
 STAGES = ("base", "sft", "grpo")
 LABELS = {"bm25": "BM25", "all-minilm-l6-v2": "all-MiniLM-L6-v2"}
 STAGE_LABELS = {"base": "base", "sft": "stage 1", "grpo": "stage 2"}
-MODE_LABELS = {"off": "direct", "on": "with reasoning"}
+MODE_LABELS = {"off": "direct", "on": "with reasoning", "latent": "in latent steps"}
 TOLERANCE = 5e-6
 """A measure that differs by more than this from its metrics file comes from another run."""
 
@@ -199,7 +199,7 @@ def _system_order(name: str) -> tuple[int, int, str]:
     if name in BASELINES:
         return (BASELINES.index(name), 0, name)
     stem, _, mode = name.rpartition(".")
-    if mode not in ("off", "on"):
+    if mode not in MODE_LABELS:
         return (len(BASELINES), 0, name)
     stage = next((i for i, stage in enumerate(STAGES) if stem.endswith(f"-{stage}")), len(STAGES))
     return (len(BASELINES) + 1, stage, name)

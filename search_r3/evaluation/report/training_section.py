@@ -37,8 +37,9 @@ class Panel:
 PANELS = (
     Panel("loss", "Loss and its terms", {"loss": "loss", "infonce": "InfoNCE", "sft": "cross-entropy",
           "distillation": "KL to the teacher", "self_teaching": "KL of changed queries",
+          "view_distillation": "KL to the reading view", "in_batch_lm": "in-batch LM",
           "triplet": "triplet", "kl": "KL to the base"}, log=True),
-    Panel("dev", "Dev nDCG@10", {"off": "off", "on": "on"}, dev=True),
+    Panel("dev", "Dev nDCG@10", {"off": "off", "on": "on", "latent": "latent"}, dev=True),
     Panel("reward", "Reward of rollouts", {"reward": "as trained on", "dcg_scaled": "DCG scaled", "dcg": "nDCG",
           "direct": "direct"}),
     Panel("dev-reward", "Dev reward, live corpus", {"reward": "with reasoning", "reward_direct": "direct"}, dev=True),

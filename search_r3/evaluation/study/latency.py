@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,13 +49,16 @@ def time_queries(encode: Callable[[list[str], int], Any], queries: Sequence[str]
     }
 
 
-def time_mode(model: Any, queries: Sequence[str], budget: int | None) -> dict[str, Any]:
-    """`time_queries` for each of BATCHES: the model with this budget, or directly where it is None; and the load."""
+def time_mode(model: Any, queries: Sequence[str], budget: int | Literal["latent"] | None) -> dict[str, Any]:
+    """`time_queries` for each of BATCHES: the model with this budget, in latent steps, or directly where it is None;
+    and the load."""
 
     def encode(batch: list[str], size: int) -> Any:
         settings: dict[str, Any] = {"batch_size": size, "show_progress_bar": False}
         if budget is None:
             return model.encode_query(batch, reasoning=False, **settings)
+        if budget == "latent":
+            return model.encode_query(batch, reasoning="latent", **settings)
         return model.reason(batch, max_reasoning_tokens=budget, **settings)
 
     timed: dict[str, Any] = {f"batch_{size}": time_queries(encode, queries, size) for size in BATCHES}

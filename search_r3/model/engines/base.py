@@ -139,7 +139,8 @@ class EngineInputs:
 
     Attributes:
         checkpoint: the loaded model (adapter merged), its tokenizer and its contract.
-        templates: the conversations as token ids, under "document", "query" and "reasoning".
+        templates: the conversations as token ids, under "document", "query" and "reasoning"; and "latent" if the
+            checkpoint has it.
         stop_ids: the end-of-turn tokens.
         vocab_size: ids from here on are padding rows, which must never be sampled.
         training_folder: set if the engine samples rollouts while the model is trained: `load_weights` is called after
@@ -175,6 +176,8 @@ class EngineSpec:
             two tokens; without it a server batches whole requests.
         supports_weight_sync: it has `load_weights(model)`, so GRPO can sample its rollouts with it.
         busy_threads: it runs threads of its own, beside which torch's idle ones must sleep.
+        latent_steps: it has `embed_latent`, as `TorchEngine` does, which feeds soft tokens; without it queries cannot
+            be embedded with `reasoning="latent"`.
     """
 
     name: str
@@ -187,6 +190,7 @@ class EngineSpec:
     continuous_batching: bool = False
     supports_weight_sync: bool = False
     busy_threads: bool = False
+    latent_steps: bool = False
 
 
 def broadcast_budget(budget: int | Sequence[int], rows: int) -> list[int]:

@@ -56,6 +56,14 @@ class Session(Protocol):
         ...
 
 
+class SoftSession(Session, Protocol):
+    """A session that also takes embeddings in place of tokens."""
+
+    def feed_embeddings(self, input_BLD: Tensor, position_BL: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """`Session.feed` of soft tokens, given as input embeddings; the states (B, D) at the last column."""
+        ...
+
+
 class TransformersSession:
     """Any transformers decoder, through its own forward pass and cache."""
 
@@ -81,6 +89,17 @@ class TransformersSession:
             use_cache=True,
         ).last_hidden_state
         return _at(hidden_BLD, last_B)
+
+    def feed_embeddings(self, input_BLD: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """See `SoftSession.feed_embeddings`."""
+        hidden_BLD = self.backbone(
+            inputs_embeds=input_BLD,
+            attention_mask=mask_BT,
+            position_ids=position_BL,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        return _at(hidden_BLD, None)
 
     def keep(self, rows: Tensor) -> None:
         """See `Session.keep`."""
@@ -186,15 +205,21 @@ class LlamaSession(LlamaCache):
         self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
     ) -> Tensor:
         """See `Session.feed`."""
-        size, new = ids_BL.shape
-        hidden_BLD = self.backbone.embed_tokens(ids_BL)
+        return self._feed(self.backbone.embed_tokens(ids_BL), position_BL, mask_BT, last_B)
+
+    def feed_embeddings(self, input_BLD: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """See `SoftSession.feed_embeddings`."""
+        return self._feed(input_BLD, position_BL, mask_BT, None)
+
+    def _feed(self, hidden_BLD: Tensor, position_BL: Tensor, mask_BT: Tensor | None, last_B: Tensor | None) -> Tensor:
+        size, new = hidden_BLD.shape[:2]
         rotation = self.rotation(hidden_BLD, position_BL)
         mask_BLT = self.attention_mask(new, mask_BT, hidden_BLD.device)
         for index in range(len(self.layers) - 1):
             hidden_BLD = self._layer(index, hidden_BLD, rotation, mask_BLT, None)
         picked = None
         if new > 1:
-            last_B = torch.full((size,), new - 1, device=ids_BL.device) if last_B is None else last_B
+            last_B = torch.full((size,), new - 1, device=hidden_BLD.device) if last_B is None else last_B
             picked = torch.arange(size, device=last_B.device), last_B
         hidden_BLD = self._layer(len(self.layers) - 1, hidden_BLD, rotation, mask_BLT, picked)
         self.length += new

@@ -58,6 +58,7 @@ TORCH = EngineSpec(
     _open_torch,
     continuous_batching=True,
     supports_weight_sync=True,
+    latent_steps=True,
 )
 INT8 = EngineSpec(
     "int8",

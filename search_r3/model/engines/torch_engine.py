@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from search_r3.model.engines.llama_forward import (
     LlamaSession,
     Prefix,
     Session,
+    SoftSession,
     TransformersSession,
     merge_projections,
 )
@@ -113,6 +115,43 @@ class TorchEngine:
                 progress(len(chosen))
         return [generation for generation in out if generation is not None]
 
+    def embed_latent(
+        self,
+        prefix: Sequence[int],
+        rows: list[list[int]],
+        steps: int,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Feed `steps` soft tokens behind each `prefix + row`; the unit mean of the states at them, float32 (N, D).
+
+        A soft token is softmax(logits) @ the input embeddings, with the logits at the state before it, over the ids
+        below `vocab_size` (LaSER, arXiv 2603.01425). A row's result does not depend on its batch.
+        """
+        device = self.model.device
+        out = np.empty((len(rows), self.dimension), dtype=np.float32)
+        for chosen in batches_by_length(rows, batch_size, TOKENS_A_PASS if device.type == "cpu" else None):
+            with torch.inference_mode():
+                out[chosen] = self._latent(prefix, [rows[i] for i in chosen], steps)
+            if progress:
+                progress(len(chosen))
+        return out
+
+    def _latent(self, prefix: Sequence[int], rows: list[list[int]], steps: int) -> np.ndarray:
+        longest, table_VD = max(len(row) for row in rows), self.model.get_input_embeddings().weight[: self.vocab_size]
+        padded = _padded_left(rows, len(prefix), steps, self.model.device)
+        session = cast(SoftSession, self._start(prefix, len(rows), longest + steps, fine=True))
+        length = len(prefix) + longest
+        state_BD = session.feed(padded.ids_BL, padded.position_BL, padded.mask(length), None)
+        total_BD = torch.zeros_like(state_BD, dtype=torch.float32)
+        for step in range(steps):
+            share_BV = torch.softmax(self.head(state_BD)[:, : self.vocab_size].float(), -1)
+            soft_BD = share_BV.to(table_VD.dtype) @ table_VD
+            position_B1 = len(prefix) + padded.lengths_B[:, None] + step
+            state_BD = session.feed_embeddings(soft_BD[:, None], position_B1, padded.mask(length + step + 1))
+            total_BD += state_BD.float()
+        return _unit(total_BD)
+
     def load_weights(self, model: Any) -> None:
         """Run `model` from now on: the present one, whose weights have changed, or another of its shape."""
         self.model, self.backbone, self.head = model, decoder_of(model), model.get_output_embeddings()
@@ -143,21 +182,13 @@ class TorchEngine:
         device, size, budget = self.model.device, len(rows), max(budgets)
         budget_B = torch.tensor(budgets, device=device)
         longest = max(len(row) for row in rows)
-        lengths_B = torch.tensor([len(row) for row in rows], device=device)
-        # Padding is between the prefix and the row, so that every row's next token is in the same column.
-        ids_BL = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
-        pads_B = longest - lengths_B
-        column_L = torch.arange(longest, device=device)
-        position_BL = (len(prefix) + column_L[None] - pads_B[:, None]).clamp_min(0)
-        mask_BT = None
-        if min(len(row) for row in rows) < longest:
-            mask_BT = torch.ones(size, len(prefix) + longest + budget + 1, dtype=torch.long, device=device)
-            mask_BT[:, len(prefix) : len(prefix) + longest] = (column_L[None] >= pads_B[:, None]).long()
+        padded = _padded_left(rows, len(prefix), budget + 1, device)
+        mask_BT = padded.mask_BT
 
         session = self._start(prefix, size, longest + budget + 1, fine=True)
         length = len(prefix) + longest
-        state_BD = session.feed(ids_BL, position_BL, None if mask_BT is None else mask_BT[:, :length], None)
-        position_B = len(prefix) + lengths_B
+        state_BD = session.feed(padded.ids_BL, padded.position_BL, padded.mask(length), None)
+        position_B = len(prefix) + padded.lengths_B
         if samples > 1:  # repeat each line of the session, with the same keys and values
             copies = torch.arange(size, device=device).repeat_interleave(samples)
             session.keep(copies)
@@ -241,6 +272,36 @@ class TorchEngine:
         if self._layers is None:
             return TransformersSession(self.backbone, prefix, size)
         return LlamaSession(self.backbone, self._layers, prefix, size, room)
+
+
+@dataclass
+class _Padded:
+    """Rows that are to be continued, padded between the prefix and the row: every row's next token is in one column."""
+
+    ids_BL: Tensor
+    position_BL: Tensor
+    lengths_B: Tensor
+    mask_BT: Tensor | None
+    """0 at padding, for the prefix, the rows and what follows them; None without padding."""
+
+    def mask(self, length: int) -> Tensor | None:
+        """The mask's first `length` columns."""
+        return None if self.mask_BT is None else self.mask_BT[:, :length]
+
+
+def _padded_left(rows: list[list[int]], prefix: int, room: int, device: torch.device) -> _Padded:
+    """`rows` behind a prefix of `prefix` tokens, with `room` for tokens that follow."""
+    longest = max(len(row) for row in rows)
+    lengths_B = torch.tensor([len(row) for row in rows], device=device)
+    ids_BL = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    pads_B = longest - lengths_B
+    column_L = torch.arange(longest, device=device)
+    position_BL = (prefix + column_L[None] - pads_B[:, None]).clamp_min(0)
+    mask_BT = None
+    if min(len(row) for row in rows) < longest:
+        mask_BT = torch.ones(len(rows), prefix + longest + room, dtype=torch.long, device=device)
+        mask_BT[:, prefix : prefix + longest] = (column_L[None] >= pads_B[:, None]).long()
+    return _Padded(ids_BL, position_BL, lengths_B, mask_BT)
 
 
 def decoder_of(model: Any) -> Any:

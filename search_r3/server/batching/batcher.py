@@ -17,7 +17,7 @@ import numpy as np
 
 from search_r3.model.tokenization import Tokens
 
-Kind = Literal["document", "query", "reasoned"]
+Kind = Literal["document", "query", "reasoned", "latent"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from search_r3.model.tokenization import TextStream, Tokens
-from search_r3.server.batching.batcher import Embedded
+from search_r3.server.batching.batcher import Embedded, Kind
 from search_r3.server.batching.query_cache import Key, QueryCache
 from search_r3.server.batching.static_batching import Model, QueuedText, StaticBatcher, send_reasoning, shutting_down
 from search_r3.server.logs import log
 from search_r3.server.metrics import Metrics
 from search_r3.server.server_config import ServerConfig
+
+UNREASONED: tuple[Kind, ...] = ("document", "query", "latent")
+"""What is embedded in passes of its own; reasoned queries share theirs."""
 
 
 class Slots(Protocol):
@@ -248,11 +251,11 @@ class ContinuousBatcher(StaticBatcher):
             self._slots.clear()
 
     def _run_pass(self) -> None:
-        """Run one pass over documents or direct queries if it is their turn."""
+        """Run one pass over documents, or over queries without reasoning in words, if it is their turn."""
         if self._rows and self._owed > 0:
             return
         with self._changed:
-            batch = self._next_batch(("document", "query"), None, self.config.shared_tokens if self._rows else None)
+            batch = self._next_batch(UNREASONED, None, self.config.shared_tokens if self._rows else None)
         if batch is not None:
             started = self._clock()
             self._run_batch(*batch)

@@ -69,8 +69,9 @@ class QueuedEncoder:
     def encode_query(
         self, texts: Sequence[str], *, reasoning: Any = True, max_reasoning_tokens: int = 32
     ) -> np.ndarray:
-        kind: Kind = "reasoned" if reasoning else "query"
-        return np.stack([answer.vector for answer in self._wait(kind, texts, max_reasoning_tokens if reasoning else 0)])
+        kind: Kind = "latent" if reasoning == "latent" else "reasoned" if reasoning else "query"
+        budget = max_reasoning_tokens if kind == "reasoned" else 0
+        return np.stack([answer.vector for answer in self._wait(kind, texts, budget)])
 
     def reason(self, texts: Sequence[str], *, max_reasoning_tokens: int = 32) -> list[Any]:
         return [

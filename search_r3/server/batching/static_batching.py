@@ -43,7 +43,7 @@ class Model(Protocol):
     tokenizer: Any
 
     def encode_document(self, texts: Any, *, batch_size: int, show_progress_bar: bool | None) -> Any: ...
-    def encode_query(self, texts: Any, *, reasoning: bool, batch_size: int, show_progress_bar: bool | None) -> Any: ...
+    def encode_query(self, texts: Any, *, reasoning: Any, batch_size: int, show_progress_bar: bool | None) -> Any: ...
     def reason(
         self,
         texts: Any,
@@ -260,8 +260,9 @@ class StaticBatcher:
             if kind == "document":
                 vectors = self.model.encode_document(texts, batch_size=len(texts), show_progress_bar=False)
             else:
+                reasoning = "latent" if kind == "latent" else False
                 vectors = self.model.encode_query(
-                    texts, reasoning=False, batch_size=len(texts), show_progress_bar=False
+                    texts, reasoning=reasoning, batch_size=len(texts), show_progress_bar=False
                 )
             answers = [Embedded(vector) for vector in vectors]
         self.metrics.tokens.labels("prompt").inc(sum(len(text.ids) for text in texts))

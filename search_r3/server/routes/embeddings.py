@@ -68,7 +68,8 @@ async def create_embeddings(request: Request) -> Response:
         if body.input_type != "query":
             embedded = await _embed(request, service, "document", texts, oversized=oversized)
         elif budget is None:
-            embedded = await _embed(request, service, "query", texts, oversized=oversized)
+            kind: Kind = "latent" if body.reasoning == "latent" else "query"
+            embedded = await _embed(request, service, kind, texts, oversized=oversized)
         elif body.reasoning == "auto":
             embedded = await _embed_by_rule(request, service, texts, budget)
         else:

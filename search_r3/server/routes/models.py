@@ -48,4 +48,5 @@ def _record(loaded: Loaded) -> dict[str, Any]:
         "dimensions": list(loaded.dimensions),
         "contract_hash": loaded.model.contract_hash,
         "adaptive": loaded.adaptive,
+        "latent": loaded.latent,
     }

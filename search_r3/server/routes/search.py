@@ -89,7 +89,7 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
             encoder,
             k=body.k,
             mode=body.mode,
-            reasoning="auto" if body.reasoning == "auto" else budget is not None,
+            reasoning=body.reasoning if body.reasoning in ("auto", "latent") else budget is not None,
             max_reasoning_tokens=budget or 0,
             where=body.where,
             vector_weight=body.vector_weight,

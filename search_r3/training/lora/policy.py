@@ -30,23 +30,26 @@ NAMES = re.compile(r"\w+(,\w+)*")
 
 @dataclass
 class Rows:
-    """Rows of one conversation, each ending with the embed token.
+    """Rows of one conversation, each ending with the embed token, or continued in latent steps.
 
     Attributes:
         prefix: token ids shared by all rows.
-        rows: what follows the prefix, one list a row, the embed token last.
+        rows: what follows the prefix, one list a row, the embed token last (but for latent steps).
         num_target_tokens: of each row, how many of its last tokens are the assistant's (the embed token included); the
             positions that predict them have logits. 0: no logits.
+        latent_steps: soft tokens that are fed behind each row, whose mean state is the embedding
+            (`prompts.LatentConversation`); such rows have no targets. 0: the embedding is the state at the last token.
     """
 
     prefix: Sequence[int]
     rows: list[list[int]]
     num_target_tokens: list[int]
+    latent_steps: int = 0
 
     @property
     def tokens(self) -> int:
-        """Number of tokens without padding; the prefix counts once."""
-        return len(self.prefix) + sum(map(len, self.rows))
+        """Number of tokens without padding, soft ones included; the prefix counts once."""
+        return len(self.prefix) + sum(len(row) + self.latent_steps for row in self.rows)
 
 
 @dataclass
@@ -199,6 +202,7 @@ class Policy(nn.Module):
         layers = self._decoder.layers() if self._runs_fused(device) else None
         shared = self._checkpointed(self._prefix, part.prefix, layers, device)
         order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
+        compute = partial(self._latent_mini_batch, part.latent_steps) if part.latent_steps else self._mini_batch
         calls = -(-len(order) // self.mini_batch_size)
         # If sharded, every process must make equally many calls: each one gathers the weights, a collective.
         idle = collectives.all_reduce_max(calls, device) - calls if self._placeholder else 0
@@ -207,7 +211,7 @@ class Policy(nn.Module):
         for start in range(0, len(order), self.mini_batch_size):
             chosen = order[start : start + self.mini_batch_size]
             rows, counts = [part.rows[i] for i in chosen], [part.num_target_tokens[i] for i in chosen]
-            state_BD, target_TD = self._checkpointed(self._mini_batch, rows, counts, layers, *shared)
+            state_BD, target_TD = self._checkpointed(compute, rows, counts, layers, *shared)
             for i, state_D, states_TD in zip(chosen, state_BD, target_TD.split(counts), strict=True):
                 embedding[i], hidden[i] = state_D, states_TD
         if order:
@@ -215,7 +219,7 @@ class Policy(nn.Module):
         else:
             embedding_BD = torch.zeros(0, self.causal_lm.config.get_text_config().hidden_size, device=device)
         for _ in range(idle):
-            idle_1D, _ = self._checkpointed(self._mini_batch, [[self.embed_id]], [0], layers, *shared)
+            idle_1D, _ = self._checkpointed(compute, [[self.embed_id]], [0], layers, *shared)
             embedding_BD = embedding_BD + 0.0 * idle_1D.sum()
         if not any(part.num_target_tokens):
             return embedding_BD, None, None
@@ -245,18 +249,61 @@ class Policy(nn.Module):
                     tensor.register_hook(partial(_gather_layer, self.causal_lm.get_decoder().layers[index // 2]))
         return shared
 
-    def _mini_batch(
-        self, rows: list[list[int]], num_target_tokens: list[int], layers: list[Layer] | None, *shared: Tensor
+    def _latent_mini_batch(
+        self,
+        steps: int,
+        rows: list[list[int]],
+        num_target_tokens: list[int],
+        layers: list[Layer] | None,
+        *shared: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states at the rows' last tokens (B, D), and at the positions that predict their targets (T, D)."""
+        """The mean of the states at `steps` soft tokens behind each row (B, D); no targets (0, D).
+
+        Each step runs the rows again, with the soft tokens so far, so that both decoders and their backward passes
+        serve as they are; the rows of queries are short.
+        """
+        state_BD, _ = self._mini_batch(rows, num_target_tokens, layers, *shared)
+        soft: list[Tensor] = []
+        for step in range(1, steps + 1):
+            soft.append(self._soft_token(state_BD))
+            longer = [[*row, *[0] * step] for row in rows]
+            earlier = steps - 1 if step == steps else 0  # in the last pass, the states at all soft tokens
+            state_BD, earlier_TD = self._mini_batch(longer, [earlier] * len(rows), layers, *shared, soft=soft)
+        every_BSD = torch.cat([earlier_TD.unflatten(0, (len(rows), steps - 1)), state_BD[:, None]], 1)
+        return _wide(every_BSD).mean(1), state_BD[:0]
+
+    def _soft_token(self, state_BD: Tensor) -> Tensor:
+        """The vocabulary's input embeddings weighted by the softmax of the logits (B, D)."""
+        share_BV = torch.softmax(_wide(self._logits(state_BD)), -1)
+        layer = self.causal_lm.get_input_embeddings()
+        table_VD = _frozen(layer)[: self.vocab_size]
+        soft_BD = share_BV.to(table_VD.dtype) @ table_VD
+        row_1D = self._trained_row(layer)
+        if row_1D is None:
+            return soft_BD
+        return soft_BD + share_BV[:, self.embed_id, None] * (row_1D - table_VD[self.embed_id])
+
+    def _mini_batch(
+        self,
+        rows: list[list[int]],
+        num_target_tokens: list[int],
+        layers: list[Layer] | None,
+        *shared: Tensor,
+        soft: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states at the rows' last tokens (B, D), and at the positions that predict their targets (T, D).
+
+        `soft`: input embeddings (B, D) that replace those of each row's last tokens.
+        """
         if layers is not None:
             plan = self._decoder.plan(rows, shared[0].shape[1], layers)
-            hidden_ND = self._decoder.rows(self._inputs(plan.ids_N), plan, layers, shared)
             starts = plan.starts
+            inputs_ND = _with_soft_tokens(self._inputs(plan.ids_N), rows, starts, soft)
+            hidden_ND = self._decoder.rows(inputs_ND, plan, layers, shared)
         else:
-            hidden_ND = self._plain(rows, shared)
             longest = max(map(len, rows))
             starts = [longest * line for line in range(len(rows))]
+            hidden_ND = self._plain(rows, starts, soft, shared)
         ends = [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)]
         predicting = [end - back for end, n in zip(ends, num_target_tokens, strict=True) for back in range(n, 0, -1)]
         picked_TD = hidden_ND[torch.tensor(ends + predicting, device=hidden_ND.device)]
@@ -264,7 +311,9 @@ class Policy(nn.Module):
             picked_TD = self._decoder.final_norm(picked_TD)
         return picked_TD[: len(ends)], picked_TD[len(ends) :]
 
-    def _plain(self, rows: list[list[int]], shared: Sequence[Tensor]) -> Tensor:
+    def _plain(
+        self, rows: list[list[int]], starts: list[int], soft: Sequence[Tensor], shared: Sequence[Tensor]
+    ) -> Tensor:
         """Hidden states (B * L, D) of rows padded to one length, by transformers' own forward pass."""
         device, longest = shared[0].device, max(map(len, rows))
         ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
@@ -275,10 +324,30 @@ class Policy(nn.Module):
         position_BL = (shared[0].shape[2] + torch.arange(longest, device=device))[None].expand_as(ids_BL)
         # Padding is on the right, where no real position attends to it (causality): no mask is needed.
         backbone = self.causal_lm.get_decoder()
+        inputs_ND = _with_soft_tokens(self._inputs(ids_BL).flatten(0, 1), rows, starts, soft)
         hidden_BLD = backbone(
-            inputs_embeds=self._inputs(ids_BL), position_ids=position_BL, past_key_values=cache, use_cache=True
+            inputs_embeds=inputs_ND.unflatten(0, ids_BL.shape),
+            position_ids=position_BL,
+            past_key_values=cache,
+            use_cache=True,
         ).last_hidden_state
         return hidden_BLD.flatten(0, 1)
+
+
+def _with_soft_tokens(
+    inputs_ND: Tensor, rows: Sequence[Sequence[int]], starts: Sequence[int], soft: Sequence[Tensor]
+) -> Tensor:
+    """`inputs_ND` with the last `len(soft)` tokens of each row, which begins at its start, replaced by soft ones."""
+    if not soft:
+        return inputs_ND
+    ends = [start + len(row) for start, row in zip(starts, rows, strict=True)]
+    places = [end - back for back in range(len(soft), 0, -1) for end in ends]
+    return inputs_ND.index_copy(0, torch.tensor(places, device=inputs_ND.device), torch.cat(list(soft)).to(inputs_ND))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _gather_layer(layer: Any, _: Tensor) -> None:

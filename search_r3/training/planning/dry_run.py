@@ -27,7 +27,7 @@ from search_r3.files import expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint
 from search_r3.model.resolve import find_adapter
-from search_r3.prompts import render
+from search_r3.prompts import latent_conversation, render
 from search_r3.training.config import LoraSettings, load_config
 from search_r3.training.grpo.dataset import Query, RLDataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
@@ -39,6 +39,7 @@ from search_r3.training.planning import memory_estimate
 from search_r3.training.planning.architectures import Architecture, architecture_of, stand_in
 from search_r3.training.planning.memory_estimate import Conditions, Part, Shape
 from search_r3.training.planning.peak_memory import peak_memory
+from search_r3.training.sft.in_batch_lm import CONVERSATION
 from search_r3.training.sft.sft_config import SFTConfig
 from search_r3.training.sft.sft_task import SFTTask
 
@@ -203,6 +204,16 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
     if config.weights.self_teaching:
         changed = math.ceil(min(1.0, sum(config.query_variants.values())) * pairs)
         parts["changed"] = Part(changed, config.max_query_tokens + len(query.suffix), len(query.prefix))
+    if config.latent_steps:
+        latent = render(latent_conversation(config.latent_steps), tokenizer, give_answer=True, embed_token=False)
+        rows, length = math.ceil(config.latent_ratio * pairs), config.max_query_tokens + len(latent.suffix)
+        passes = config.latent_steps + 1  # each runs the rows again; none of them is freed before the backward pass
+        parts["latent"] = Part(rows * passes, length + config.latent_steps, len(latent.prefix))
+    if config.weights.in_batch_lm:
+        writing = render(CONVERSATION, tokenizer, give_answer=False)
+        rows = math.ceil(config.in_batch_lm_queries * config.in_batch_lm_documents / gpus)
+        length = config.max_document_tokens + len(writing.suffix) + config.max_query_tokens
+        parts["in_batch_lm"] = Part(rows, length, len(writing.prefix), rows * config.max_query_tokens)
     return parts
 
 

@@ -11,12 +11,16 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from search_r3.data.mining.teacher import TeacherRows
 from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
 from search_r3.hints import nearest
+from search_r3.training.sft.sft_config import SFTConfig
+from search_r3.training.sft.topics import topics_of
 
 EPOCH_STREAM, PASS_STREAM, MIX_STREAM = 77, 78, 79
 """Separate random streams: an epoch's shuffle, a pass over a weighted source, and mixing such sources in."""
@@ -159,6 +163,24 @@ class BatchSampler:
         pool = self.bucket * self.size
         pools = [np.asarray(order[i : i + pool], dtype=np.int64) for i in range(0, len(order), pool)]
         return [int(i) for part in pools for i in part[np.argsort(self._length_N[part], kind="stable")]]
+
+
+def make_sampler(pairs: Sequence[TrainingPair], config: SFTConfig, teacher: TeacherRows | None) -> BatchSampler:
+    """The batch sampler of a recipe: by source, kind, topic or none of them; weighted, and bucketed by length."""
+    named = list(pairs)
+    if config.batch_sampler in ("kind", "topic"):
+        named = [replace(pair, source=pair.source.partition(":")[0]) for pair in pairs]
+    return BatchSampler(
+        named,
+        config.global_batch_size,
+        config.loop.seed,
+        config.batch_sampler != "any",
+        lengths=[len(pair.positive) for pair in named],
+        bucket=config.length_bucket,
+        weights=config.source_weights,
+        no_duplicates=True,
+        topics=topics_of(named, config, teacher) if teacher and config.batch_sampler == "topic" else None,
+    )
 
 
 def _check_weights(weights: Mapping[str, float], sources: Mapping[str, object]) -> None:

@@ -29,6 +29,13 @@ class LossWeights:
     self_teaching: float = 0.0
     """KL from the distribution over the candidates of a query as `query_variants` writes it to that of the query as it
     is, which gets no gradient from this term (arXiv 2204.00716)."""
+    view_distillation: float = 0.0
+    """KL from the distribution over the candidates of the direct embedding, and of that in latent steps, to that of the
+    same query with its given reasoning, which gets no gradient from this term (LaSER, arXiv 2603.01425). Pairs without
+    reasoning, and traces that the model generated itself, are left out."""
+    in_batch_lm: float = 0.0
+    """Predicts some queries' tokens from documents of the batch, weighted by the softmax of their cosines (ElicitR's
+    regularizer), so that what is similar is what explains the query."""
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
@@ -100,6 +107,12 @@ class SFTConfig:
     fold_capitals: bool | None = None
     """Bring queries and documents that are all in capitals to ordinary case before they are embedded, in training and
     ever after: part of the adapter's contract. null: as `init_adapter` does, and a new adapter does not."""
+    latent_steps: int = 0
+    """Soft tokens of a third way to embed queries, `reasoning="latent"` (LaSER, arXiv 2603.01425), which is then
+    trained too and written into the adapter's contract; 3 is LaSER's. 0: the adapter has no such mode."""
+    latent_ratio: float = 0.5
+    """Fraction of a batch's pairs that are also trained in latent steps. Up to `reasoning_ratio`, those with reasoning
+    are among them, so that `weights.view_distillation` can teach them."""
     temperature: float = 0.03
     """InfoNCE's tau."""
     symmetric: bool = True
@@ -112,6 +125,12 @@ class SFTConfig:
     """The teacher's embeddings of all texts, as `search-r3 data embed-teacher` writes them."""
     teacher_temperature: float = 0.05
     """Temperature of the softmax over the teacher's cosines."""
+    view_temperature: float = 0.03
+    """Temperature of both softmaxes of `weights.view_distillation`."""
+    in_batch_lm_queries: int = 4
+    """Queries of a batch that `weights.in_batch_lm` predicts."""
+    in_batch_lm_documents: int = 4
+    """Documents from which each of them is predicted: its own and others of the batch. Each is one more row."""
     matryoshka: list[int] = field(default_factory=list)
     """Dimensions at which InfoNCE is computed too, so that embeddings may be truncated there: [576, 256, 128]."""
     weights: LossWeights = field(default_factory=LossWeights)
@@ -144,6 +163,7 @@ class SFTConfig:
         check_shares(self.document_variants, "document_variants", CASE_VARIANTS)
         if self.weights.self_teaching and not any(self.query_variants.values()):
             raise InputError("weights.self_teaching needs changed queries: set query_variants, such as {typos: 0.3}")
+        self._check_views()
         if self.base_dtype == "bfloat16" and self.loop.mixed_precision != "bf16":
             if self.loop.mixed_precision == "no":
                 raise InputError("base_dtype: bfloat16 needs loop.mixed_precision bf16 (or auto), not no")
@@ -161,21 +181,32 @@ class SFTConfig:
         at_least = {
             "positives_per_pair": 1, "mini_batch_size": 1, "length_bucket": 1, "topic_batches": 1,
             "self_reasoning_start_step": 0, "self_reasoning_refresh_steps": 1, "self_reasoning_temperature": 0,
-            "cross_batch_memory_size": 0,
+            "cross_batch_memory_size": 0, "latent_steps": 0, "in_batch_lm_queries": 1, "in_batch_lm_documents": 2,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        for name in ("reasoning_ratio", "self_reasoning_ratio"):
+        for name in ("reasoning_ratio", "self_reasoning_ratio", "latent_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be in 0..1, not {getattr(self, name)}")
-        for name in ("temperature", "teacher_temperature"):
+        for name in ("temperature", "teacher_temperature", "view_temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.matryoshka and (min(self.matryoshka) < 1 or len(set(self.matryoshka)) < len(self.matryoshka)):
             raise InputError(f"matryoshka must be different dimensions of 1 or more, not {self.matryoshka}")
         if self.attention not in ("auto", "eager", "sdpa"):
             raise InputError(f"attention must be auto, eager or sdpa, not {self.attention!r}")
+
+    def _check_views(self) -> None:
+        if self.latent_steps and not self.latent_ratio:
+            raise InputError("latent_steps is set, but latent_ratio is 0: no pair would be trained in latent steps")
+        if not self.weights.view_distillation:
+            return
+        if not (self.reasoning_ratio > 0 and self.self_reasoning_ratio < 1):
+            raise InputError(
+                "weights.view_distillation learns from pairs' given reasoning: set reasoning_ratio above 0 and "
+                "self_reasoning_ratio below 1"
+            )
 
     def _check_teacher(self) -> None:
         if self.teacher:

@@ -1,7 +1,8 @@
 """Stage 1: supervised fine-tuning with contrastive learning (arXiv 2510.07048, section 3).
 
 L = w_sft L_SFT + w_kl L_KL + w_infonce L_InfoNCE + w_triplet L_triplet, over two conversations of the same query: the
-direct one, and one with reasoning before the embed token, for the pairs that have reasoning.
+direct one, and one with reasoning before the embed token, for the pairs that have reasoning. A recipe may add a third,
+in latent steps.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3, encode_as_text
 from search_r3.model.tokenization import fold_texts
-from search_r3.prompts import render
+from search_r3.prompts import PromptTemplate, render, with_latent_steps
 from search_r3.training.config import load_config
 from search_r3.training.dev_evaluation import dev_figures
 from search_r3.training.distributed import collectives
@@ -36,7 +37,7 @@ from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Encoded, Policy, Rows, add_lora
 from search_r3.training.losses import kl_to_base, sft_cross_entropy
 from search_r3.training.precision import resolve_attention
-from search_r3.training.sft.batch_sampler import BatchSampler
+from search_r3.training.sft.batch_sampler import make_sampler
 from search_r3.training.sft.contrastive import (
     Candidates,
     ContrastiveSettings,
@@ -45,10 +46,11 @@ from search_r3.training.sft.contrastive import (
     contrastive_terms,
     document_key,
 )
+from search_r3.training.sft.in_batch_lm import CONVERSATION, InBatchLM, Readings
 from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
 from search_r3.training.sft.self_reasoning import SelfReasoning
 from search_r3.training.sft.sft_config import SFTConfig
-from search_r3.training.sft.topics import halve_into_topics
+from search_r3.training.sft.view_distillation import taught_queries, view_distillation
 
 
 @dataclass
@@ -56,12 +58,15 @@ class Batch:
     """One step: this process's rows of each conversation, and the texts that the rows of all processes come from.
 
     Attributes:
-        parts: "document", "query", and "reasoning" if any pair of the batch has reasoning. Of each, every W-th row.
+        parts: "document", "query", "reasoning" if any pair of the batch has reasoning, and "latent" if any is trained
+            in latent steps. Of each, every W-th row.
         pairs: the batch; document i answers query i.
         documents: the pairs' positives, then further positives, then their explicit negatives.
         with_reasoning: indices of the pairs that are also trained with reasoning.
         self_generated: which of `with_reasoning` have reasoning that the model generated.
         changed_of: for self-teaching, the pairs whose query is also embedded as it was written otherwise.
+        with_latent: indices of the pairs that are also trained in latent steps.
+        readings: which queries are predicted from which documents, in the part "in_batch_lm"; None: no such part.
 
     `pairs` and `documents` are the original texts, by which answers are known, even where others are embedded.
     """
@@ -72,6 +77,8 @@ class Batch:
     with_reasoning: list[int]
     self_generated: list[bool]
     changed_of: list[int] = field(default_factory=list)
+    with_latent: list[int] = field(default_factory=list)
+    readings: Readings | None = None
 
 
 class SFTTask:
@@ -82,7 +89,9 @@ class SFTTask:
             contract = replace(checkpoint.contract, fold_capitals=config.fold_capitals)
             checkpoint = replace(checkpoint, contract=contract)
         self.config = config
-        self.checkpoint = checkpoint
+        contract = checkpoint.contract
+        prompts = with_latent_steps(contract.prompts, config.latent_steps)
+        checkpoint = self.checkpoint = replace(checkpoint, contract=replace(contract, prompts=prompts))
         self.tokenizer = checkpoint.tokenizer
         dimension = checkpoint.contract.dimension
         if any(size > dimension for size in config.matryoshka):
@@ -100,10 +109,16 @@ class SFTTask:
             activation_checkpointing=config.activation_checkpointing,
         )
         self.module: nn.Module = self.policy
-        prompts = checkpoint.contract.prompts
         self.document = render(prompts.document, self.tokenizer, give_answer=True)
         self.query = render(prompts.query, self.tokenizer, give_answer=True)
         self.reasoning = render(prompts.reasoning, self.tokenizer, give_answer=False)
+        self.latent: PromptTemplate | None = None
+        if prompts.latent is not None:
+            self.latent = render(prompts.latent, self.tokenizer, give_answer=True, embed_token=False)
+        self.in_batch_lm: InBatchLM | None = None
+        if config.weights.in_batch_lm:
+            template = render(CONVERSATION, self.tokenizer, give_answer=False)
+            self.in_batch_lm = InBatchLM(config, template, self._ids)
         self.query_answer = len(self.query.suffix) - len(
             render(prompts.query, self.tokenizer, give_answer=False).suffix
         )
@@ -156,12 +171,21 @@ class SFTTask:
         if with_reasoning:
             shown = [replace(pair, query=text) for pair, text in zip(pairs, texts.queries, strict=True)]
             parts["reasoning"] = self._reasoning_rows(shown, with_reasoning, self_generated)
+        with_latent = self._latent_pairs(step, len(pairs))
+        if with_latent:
+            mine = _mine([texts.queries[i] for i in with_latent])
+            parts["latent"] = self._rows(self.latent, mine, config.max_query_tokens, 0)
+            parts["latent"].latent_steps = config.latent_steps
         if texts.changed_of:
             parts["changed"] = self._rows(self.query, _mine(texts.changed), config.max_query_tokens, 0)
         if not (config.weights.sft or config.weights.kl):  # no logits: they take 200 kB a token
             for rows in parts.values():
                 rows.num_target_tokens = [0] * len(rows.rows)
-        return Batch(parts, pairs, documents, with_reasoning, self_generated, texts.changed_of)
+        readings = None
+        if self.in_batch_lm is not None:
+            readings = self.in_batch_lm.choose(step, len(pairs), len(documents))
+            parts["in_batch_lm"] = self.in_batch_lm.rows(readings, [pair.query for pair in pairs], documents)
+        return Batch(parts, pairs, documents, with_reasoning, self_generated, texts.changed_of, with_latent, readings)
 
     def training_step(
         self, module: nn.Module, batch: Batch, backward: Callable[[Tensor], None]
@@ -174,17 +198,19 @@ class SFTTask:
     def compute_loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the terms; its mean over the processes is the whole batch's, and so is its gradient.
 
-        The contrastive terms are averaged over the rows of both conversations. Cross-entropy and KL are averaged over
-        the conversations: averaged over rows, the turns with reasoning would have little weight.
+        The contrastive terms are averaged over the rows of all conversations. Cross-entropy and KL are averaged over
+        the conversations with words: averaged over rows, the turns with reasoning would have little weight.
         """
         weights = self.config.weights
-        conversations = [part for part in ("query", "reasoning") if part in batch.parts]
-        encoded: dict[str, Encoded] = module(batch.parts, return_base_logits=conversations if weights.kl else ())
+        spoken = [part for part in ("query", "reasoning") if part in batch.parts]
+        conversations = [*spoken, *(["latent"] if "latent" in batch.parts else [])]
+        encoded: dict[str, Encoded] = module(batch.parts, return_base_logits=spoken if weights.kl else ())
         rows_of = {
             "document": range(len(batch.documents)),
             "query": range(len(batch.pairs)),
             "reasoning": batch.with_reasoning,
             "changed": batch.changed_of,
+            "latent": batch.with_latent,
         }
         names = ["document", *conversations, *(["changed"] if batch.changed_of else [])]
         gathered = collectives.all_gather_rows(
@@ -202,6 +228,8 @@ class SFTTask:
             "infonce_reasoning": 0.0,
             "accuracy_reasoning": 0.0,
         }
+        if self.config.latent_steps:
+            figures |= {"rows_latent": float(len(batch.with_latent)), "infonce_latent": 0.0, "accuracy_latent": 0.0}
         for part in conversations:
             target_B = list(rows_of[part])
             queries = [batch.pairs[i].query for i in target_B]
@@ -214,8 +242,8 @@ class SFTTask:
             query_BD = embedding[part]
             found = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher, grade_BM)
             shares = dict.fromkeys(found, len(target_B) / total)
-            language = self._language_terms(encoded[part])
-            shares |= dict.fromkeys(language, 1 / len(conversations))
+            language = self._language_terms(encoded[part]) if part in spoken else {}
+            shares |= dict.fromkeys(language, 1 / len(spoken))
             for name, value in (found | language).items():
                 terms[name] = terms.get(name, query_BD.new_zeros(())) + shares[name] * value
             figures[f"infonce_{part}"] = found["infonce"].item()
@@ -227,6 +255,11 @@ class SFTTask:
             terms["self_teaching"] = self_teaching(
                 changed_KD, original_BD[batch.changed_of], document_MD, self.config.temperature
             )
+        if weights.view_distillation:
+            terms["view_distillation"] = self._view_distillation(batch, embedding, candidates)
+        if self.in_batch_lm is not None and batch.readings is not None:
+            lengths = batch.parts["in_batch_lm"].num_target_tokens
+            terms["in_batch_lm"] = self.in_batch_lm.loss(batch.readings, encoded["in_batch_lm"], lengths, embedding)
         self.memory.add(documents)
         loss = candidates.embedding_MD.new_zeros(())
         for name, value in terms.items():
@@ -245,6 +278,14 @@ class SFTTask:
             self_B[:] = False
         chosen = [i for i in range(len(pairs)) if reason_B[i] and (self_B[i] or pairs[i].reasoning)]
         return pairs, chosen, [bool(self_B[i]) for i in chosen]
+
+    def _latent_pairs(self, step: int, pairs: int) -> list[int]:
+        """Which pairs are also trained in latent steps: by the draws that choose those with reasoning."""
+        config = self.config
+        if not config.latent_steps:
+            return []
+        draw_B = np.random.default_rng([config.loop.seed, step, 0]).random(pairs)
+        return [i for i in range(pairs) if draw_B[i] < config.latent_ratio]
 
     def _self_reasoning_queries(self, step: int) -> list[tuple[str, str]]:
         pairs, with_reasoning, self_generated = self._plan(step)
@@ -276,6 +317,14 @@ class SFTTask:
         keys = np.array([document_key(text) for text in batch.documents], dtype=np.int64)
         return Candidates(document_MD, keys, teacher)
 
+    def _view_distillation(self, batch: Batch, embedding: dict[str, Tensor], candidates: Candidates) -> Tensor:
+        """How far the other views' rankings are from the reading view's, over the queries with given reasoning."""
+        rows_of = {"query": range(len(batch.pairs)), "latent": batch.with_latent, "reasoning": batch.with_reasoning}
+        pairs, student_BD, teacher_BD = taught_queries(embedding, rows_of, batch.self_generated)
+        mask_BM = candidates.false_negatives([self.answers[batch.pairs[i].query] for i in pairs], pairs)
+        document_MD, temperature = candidates.embedding_MD, self.config.view_temperature
+        return view_distillation(student_BD, teacher_BD, document_MD, temperature, mask_BM.to(document_MD.device))
+
     def _language_terms(self, encoded: Encoded) -> dict[str, Tensor]:
         """Cross-entropy and KL of this process's rows, weighted to make their mean over processes that of all rows."""
         weights = self.config.weights
@@ -306,7 +355,7 @@ class SFTTask:
             for pool in self.pools
         }
         figures = {f"{name}.{key}": value for name, values in found.items() for key, value in values.items()}
-        for mode in ("off", "on"):
+        for mode in ("off", "on", *(["latent"] if config.latent_steps else [])):
             figures[f"ndcg@10.{mode}"] = float(np.mean([values[mode] for values in found.values()]))
         return figures
 
@@ -351,35 +400,6 @@ def known_answers(pairs: Sequence[TrainingPair]) -> dict[str, dict[int, float]]:
                 keys[text] = document_key(text)
             known[keys[text]] = max(grade, known.get(keys[text], grade))
     return answers
-
-
-def make_sampler(pairs: Sequence[TrainingPair], config: SFTConfig, teacher: TeacherRows | None) -> BatchSampler:
-    """The batch sampler of a recipe: by source, kind, topic or none of them; weighted, and bucketed by length."""
-    named = list(pairs)
-    if config.batch_sampler in ("kind", "topic"):
-        named = [replace(pair, source=pair.source.partition(":")[0]) for pair in pairs]
-    return BatchSampler(
-        named,
-        config.global_batch_size,
-        config.loop.seed,
-        config.batch_sampler != "any",
-        lengths=[len(pair.positive) for pair in named],
-        bucket=config.length_bucket,
-        weights=config.source_weights,
-        no_duplicates=True,
-        topics=topics_of(named, config, teacher) if teacher and config.batch_sampler == "topic" else None,
-    )
-
-
-def topics_of(pairs: Sequence[TrainingPair], config: SFTConfig, teacher: TeacherRows) -> list[int]:
-    """The topic of each pair within its source, by the teacher's embeddings of query and document together."""
-    rows_ND = teacher.queries([pair.query for pair in pairs]) + teacher.documents([pair.positive for pair in pairs])
-    topic_N = np.zeros(len(pairs), dtype=np.int64)
-    for source in {pair.source for pair in pairs}:
-        chosen = np.array([i for i, pair in enumerate(pairs) if pair.source == source])
-        size = config.topic_batches * config.global_batch_size
-        topic_N[chosen] = halve_into_topics(rows_ND[chosen], size, config.loop.seed)
-    return topic_N.tolist()
 
 
 def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = True) -> Path:

@@ -6,7 +6,13 @@ topics come from halving the pairs along their direction of largest variance aga
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from search_r3.data.mining.teacher import TeacherRows
+from search_r3.data.pairs import TrainingPair
+from search_r3.training.sft.sft_config import SFTConfig
 
 POWER_STEPS = 8
 """Power iterations: multiplications by the covariance that approximate a group's first principal direction."""
@@ -47,3 +53,14 @@ def _principal_direction(rows_ND: np.ndarray, seed: int) -> np.ndarray:
         direction_D = centered_ND.T @ (centered_ND @ direction_D)
         direction_D = direction_D / max(float(np.linalg.norm(direction_D)), 1e-12)
     return np.asarray(direction_D)
+
+
+def topics_of(pairs: Sequence[TrainingPair], config: SFTConfig, teacher: TeacherRows) -> list[int]:
+    """The topic of each pair within its source, by the teacher's embeddings of query and document together."""
+    rows_ND = teacher.queries([pair.query for pair in pairs]) + teacher.documents([pair.positive for pair in pairs])
+    topic_N = np.zeros(len(pairs), dtype=np.int64)
+    for source in {pair.source for pair in pairs}:
+        chosen = np.array([i for i, pair in enumerate(pairs) if pair.source == source])
+        size = config.topic_batches * config.global_batch_size
+        topic_N[chosen] = halve_into_topics(rows_ND[chosen], size, config.loop.seed)
+    return topic_N.tolist()

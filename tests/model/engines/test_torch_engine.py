@@ -63,6 +63,51 @@ def make_rows_stop_early(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -
     return sizes
 
 
+def in_latent_steps(engine: TorchEngine, ids: Sequence[int], steps: int) -> np.ndarray:
+    """The independent way: at each step one plain forward pass over everything, no cache, no padding."""
+    table_VD = engine.model.get_input_embeddings().weight[: engine.vocab_size]
+    with torch.inference_mode():
+        inputs_TD = table_VD[torch.tensor(list(ids))]
+        for _ in range(steps):
+            logits_V = engine.model(inputs_embeds=inputs_TD[None]).logits[0, -1, : engine.vocab_size]
+            inputs_TD = torch.cat([inputs_TD, logits_V.softmax(-1)[None] @ table_VD])
+        states_TD = engine.model.model(inputs_embeds=inputs_TD[None]).last_hidden_state[0]
+    return torch.nn.functional.normalize(states_TD[-steps:].mean(0), dim=-1).numpy()
+
+
+class TestLatentSteps:
+    @pytest.mark.parametrize("steps", [1, 3])
+    def test_the_embedding_is_the_mean_of_the_states_at_the_soft_tokens(
+        self, engine: TorchEngine, rows: list[list[int]], steps: int
+    ) -> None:
+        found = engine.embed_latent(PREFIX, rows, steps)
+        expected = np.stack([in_latent_steps(engine, PREFIX + row, steps) for row in rows])
+        assert np.abs(found - expected).max() < CLOSE
+        assert found.dtype == np.float32
+        assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < CLOSE
+
+    @pytest.mark.parametrize("size", [2, 5, 32])
+    def test_it_does_not_depend_on_the_batch(self, engine: TorchEngine, rows: list[list[int]], size: int) -> None:
+        alone = engine.embed_latent(PREFIX, rows, 3, 1)
+        assert np.abs(engine.embed_latent(PREFIX, rows, 3, size) - alone).max() < CLOSE
+        assert np.abs(engine.embed_latent(PREFIX, rows[::-1], 3, size)[::-1] - alone).max() < CLOSE
+
+    def test_a_first_step_that_is_sure_of_a_token_feeds_that_token(
+        self, engine: TorchEngine, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine, "head", lambda state_BD: 1e4 * torch.nn.functional.one_hot(
+            torch.full((len(state_BD),), engine.embed_id), engine.vocab_size + 3
+        ).float())  # fmt: skip
+        expected = engine.embed(PREFIX, [[*row, engine.embed_id] for row in rows])
+        assert np.abs(engine.embed_latent(PREFIX, rows, 1) - expected).max() < CLOSE
+
+    def test_without_a_prefix_and_with_progress(self, engine: TorchEngine, rows: list[list[int]]) -> None:
+        done: list[int] = []
+        found = engine.embed_latent([], rows, 2, 5, done.append)
+        assert np.abs(found[3] - in_latent_steps(engine, rows[3], 2)).max() < CLOSE
+        assert sum(done) == len(rows)
+
+
 class TestEmbed:
     def test_it_is_the_state_at_the_last_token(self, engine: TorchEngine, rows: list[list[int]]) -> None:
         found = engine.embed(PREFIX, rows)

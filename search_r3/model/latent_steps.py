@@ -1,0 +1,57 @@
+"""Latent steps: whether a model can think in soft tokens instead of words (LaSER, arXiv 2603.01425).
+
+`prompts.LatentConversation` says what is computed, `TorchEngine.embed_latent` computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from search_r3.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class LatentEngine(Protocol):
+    """What an engine has whose `EngineSpec.latent_steps` is true, beside `Engine`'s methods."""
+
+    def embed_latent(
+        self,
+        prefix: Sequence[int],
+        rows: list[list[int]],
+        steps: int,
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Feed `steps` soft tokens behind each `prefix + row`; the unit mean of the states at them, float32 (N, D)."""
+        ...
+
+
+def has_latent(model: Any) -> bool:
+    """Whether `check_latent` accepts the model."""
+    spec = getattr(model, "engine_spec", None)
+    return bool(getattr(model, "latent_steps", 0)) and (spec is None or spec.latent_steps)
+
+
+def check_latent(model: Any) -> None:
+    """Raise InputError unless queries can be embedded with `reasoning="latent"`: the checkpoint was trained for it, and
+    the engine can feed soft tokens.
+
+    Args:
+        model: a SearchR3; anything else has no latent mode.
+    """
+    if not getattr(model, "latent_steps", 0):
+        raise InputError(
+            f"{getattr(model, 'name', 'the model')} has no latent mode: it was not trained with latent_steps; search "
+            "with reasoning on or off"
+        )
+    spec = getattr(model, "engine_spec", None)
+    if spec is not None and not spec.latent_steps:
+        raise InputError(f"engine {spec.name} has no latent mode; use engine torch, or search with reasoning on or off")
+
+
+def latent_engine(model: Any) -> LatentEngine:
+    """The engine of a model that `check_latent` accepts."""
+    return cast(LatentEngine, model.engine)
