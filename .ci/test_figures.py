@@ -1,4 +1,4 @@
-"""The release check of `make figures`: what README.md, docs/ and the model cards show is what results/ holds.
+"""The release check of `make figures`: README.md, docs/ and the model cards agree with results/.
 
 It reads every run file, so a new result changes its outcome. The unit tests of the code that makes these tables use
 small made-up runs (tests/evaluation, tests/test_benchmarks_scale.py).
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from search_r3.data.beir import resolve_root
-from search_r3.evaluation.publish.markdown_blocks import BEGIN, END, PAGES, Remaking, remake_all
+from search_r3.evaluation.publish.markdown_blocks import BEGIN, END, PAGES, Regeneration, regenerate_all
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -23,18 +23,18 @@ import scale  # noqa: E402
 
 SCALE_PAGE = ROOT / "docs" / "scale.md"
 FIGURE = re.compile(r"\d\.\d")
-"""What a measured figure looks like, such as 0.643."""
+"""A measured number, such as 0.643."""
 CARDS = sorted(path.parent.name for path in (ROOT / "models").glob("*/search_r3.json"))
 
 
 @pytest.fixture(scope="module")
-def made() -> Remaking:
+def made() -> Regeneration:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*documents have an empty")
-        return remake_all([ROOT / page for page in PAGES], ROOT / "results", ROOT / "models", resolve_root())
+        return regenerate_all([ROOT / page for page in PAGES], ROOT / "results", ROOT / "models", resolve_root())
 
 
-def test_the_tables_are_those_of_the_run_files(made: Remaking) -> None:
+def test_the_tables_are_those_of_the_run_files(made: Regeneration) -> None:
     if made.check.unchecked:
         taken = ", ".join(made.check.unchecked)
         warnings.warn(f"not measured again but taken from results/metrics, for want of the data: {taken}", stacklevel=1)
@@ -43,14 +43,14 @@ def test_the_tables_are_those_of_the_run_files(made: Remaking) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_the_card_is_what_the_tool_writes(made: Remaking, name: str) -> None:
+def test_the_card_is_what_the_tool_writes(made: Regeneration, name: str) -> None:
     (card,) = [file for file in made.files if file.path.parent.name == name]
     assert card.diff() == "", "run: search-r3 tables"
     assert not card.changed
 
 
 def typed_figures(text: str) -> list[str]:
-    """The rows of Markdown tables that hold a measured figure and stand in no block: no command updates those."""
+    """The rows of Markdown tables with a measured number outside generated blocks, which no command updates."""
     kept, inside = [], False
     for line in text.splitlines():
         if BEGIN.match(line):
@@ -73,7 +73,7 @@ def test_no_figure_in_a_table_of_results_is_typed(page: str) -> None:
 
 
 def test_the_rates_that_scale_md_uses_agree_with_each_other() -> None:
-    """A step of stage 1 and the loss of stage 2 in bfloat16 reach the same FLOPs a second, to a quarter."""
+    """A step of stage 1 and the loss of stage 2 in bfloat16 reach the same FLOP/s, to a quarter."""
     reached = [item.tflops for item in scale.measured() if item.precision.startswith("bfloat16")]
     assert len(reached) == 2
     assert max(reached) < 1.25 * min(reached)

@@ -1,4 +1,4 @@
-"""`evaluate` measures systems on judged data; `tables` makes documentation tables and model cards from the results."""
+"""`evaluate` measures systems on judged data; `tables` generates tables and model cards from the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from search_r3.cli.options import (
 from search_r3.errors import InputError
 
 EXIT_FAILED = 1
-"""A part of a suite failed, or a file is not what the results say."""
+"""Exit code: a part of a suite failed, or a file differs from the results."""
 IN_THE_SUITE = {
     "dataset": "datasets",
     "system": "systems",
@@ -42,7 +42,7 @@ IN_THE_SUITE = {
     "allow_missing": "allow_missing",
     "ignore_identical_ids": "ignore_identical_ids",
 }
-"""Options that a suite's file decides, and its keys for them."""
+"""Options that a suite's file sets, and its keys for them."""
 
 
 def evaluate(
@@ -57,7 +57,7 @@ def evaluate(
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="A data set's name, a BEIR folder, or ir_datasets:NAME or mteb:TASK, fetched once; NAME.small is a "
+            help="A data set's name, a BEIR folder, ir_datasets:NAME or mteb:TASK (fetched once); NAME.small is a "
             "fixed part. Repeatable."
         ),
     ] = None,
@@ -65,7 +65,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="bm25, all-minilm-l6-v2, st:MODEL (sentence-transformers), endpoint:MODEL@URL (OpenAI-compatible), a "
-            "YAML file that describes either, or a model of ours; LABEL=SPEC names it. Repeatable."
+            "YAML file that describes either, or a SearchR3 model; LABEL=SPEC names it. Repeatable."
         ),
     ] = None,
     mode: Annotated[
@@ -86,7 +86,7 @@ def evaluate(
     dtype: DtypeOption = Dtype.auto,
     data: DataRoot = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where runs/ and metrics/ go: results, or the suite's own setting.")
+        Path | None, typer.Option(help="The folder for runs/ and metrics/; by default results, or that of the suite.")
     ] = None,
     allow_missing: AllowMissing = False,
     ignore_identical_ids: IgnoreIdenticalIds = False,
@@ -95,22 +95,23 @@ def evaluate(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Evaluate again even if results exist.")] = False,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Price of a million tokens at an endpoint, to show what a run costs.")
+        float | None, typer.Option(min=0, help="Price per million tokens at an endpoint, to show the cost of a run.")
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Send an endpoint over a million tokens, or a file's token_limit, unasked.")
+        bool,
+        typer.Option("--yes", help="Send over a million tokens, or a file's token_limit, without asking."),
     ] = False,
     table: Annotated[
         bool, typer.Option("--table", help="Rewrite the tables of README.md and docs/results.md from all results.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure nDCG@10, MRR@10 and recall@100 on judged data, beside BM25 and all-MiniLM-L6-v2.
+    """Measure nDCG@10, MRR@10 and recall@100 on judged data, in comparison with BM25 and all-MiniLM-L6-v2.
 
     Each pair of data set and system gets a TREC run and a metrics file; existing ones are not computed again, so
-    an interrupted evaluation continues with the same command. Embeddings are cached. An endpoint's key comes from the
-    variable OPENAI_API_KEY, and what will be sent is reported first (docs/evaluation.md). A suite runs many
-    systems, data sets and studies; what fails in it is reported at the end, with exit code 1, and the rest is done.
+    the same command resumes an interrupted evaluation. Embeddings are cached. The key of an endpoint is read from
+    OPENAI_API_KEY, and what will be sent is reported first (docs/evaluation.md). A suite runs many systems, data sets
+    and studies; failures in it are reported at the end, with exit code 1, and do not stop the rest.
 
     \b
     Example:  search-r3 evaluate --dataset cosqa --system bm25 --system smollm2-135m --mode off
@@ -128,22 +129,24 @@ def evaluate(
 
     if suite is not None:
         if yes or price is not None:
-            raise InputError("--yes or --price beside a suite: write token_limit and price into the system's YAML file")
+            raise InputError(
+                "--yes and --price need --system: for a suite, set token_limit and price in the system's file"
+            )
         _refuse_options(context, suite)
         _run_suite(suite, override or [], output, data, device, force, table, as_json)
         return
     if override:
-        raise InputError(f"--set {override[0]}: changes a key of a suite, but no suite is given")
+        raise InputError(f"--set {override[0]} changes a key of a suite, but no suite was given")
     if not dataset and not table:
         names = ", ".join(available_datasets(data)) or "none; point --data at a folder of BEIR data sets"
-        raise InputError(f"name what to evaluate on with --dataset; there are: {names}")
-    place = output or Path("results")
+        raise InputError(f"name a data set with --dataset; available: {names}")
+    folder = output or Path("results")
     records: list[dict[str, Any]] = []
     if dataset:
         records = run(
             dataset,
             system or ["bm25", "all-minilm-l6-v2", default_model()],
-            place,
+            folder,
             split,
             modes=mode or MODES,
             queries=queries or (ORIGINAL,),
@@ -162,7 +165,7 @@ def evaluate(
             report=print_progress,
         )
     if table:
-        _rewrite_tables(place, data)
+        _rewrite_tables(folder, data)
     if as_json:
         print_json(records)
     elif records:
@@ -178,49 +181,49 @@ def tables(
         bool, typer.Option("--check", help="Write nothing: show what differs, with exit code 1 if anything does.")
     ] = False,
     output: Annotated[Path, typer.Option(help="The folder of results.")] = Path("results"),
-    models: Annotated[Path, typer.Option(help="The folder of adapters, whose cards are made too.")] = Path("models"),
-    cards: Annotated[bool, typer.Option(help="Also make the adapters' model cards.")] = True,
+    models: Annotated[Path, typer.Option(help="The folder of adapters, for their cards.")] = Path("models"),
+    cards: Annotated[bool, typer.Option(help="Also generate the adapters' model cards.")] = True,
     data: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Make every table of results in the documentation and every model card again, from the run files.
+    """Regenerate all tables of results in the documentation, and all model cards, from the run files.
 
-    A table stands between a line such as `<!-- table: results -->` and a line `<!-- /table -->`; whatever is between
-    them is replaced. Kinds of table: results, summary (one measure), queries (written otherwise) and study (with
-    dataset=NAME system=NAME). Measures are computed again from the runs where the data sets are; elsewhere those in
-    results/metrics are taken, and named.
+    A table is between a line such as `<!-- table: results -->` and a line `<!-- /table -->`; the text between them is
+    replaced. Kinds of table: results, summary (one measure), queries (with changed queries) and study (with
+    dataset=NAME system=NAME). Measures are recomputed from the runs if the data set is available; otherwise those in
+    results/metrics are used, and listed.
 
     \b
     Example:  search-r3 tables --check
     Before:   search-r3 evaluate SUITE
     Next:     git diff README.md docs/results.md
     """
-    from search_r3.evaluation.publish.markdown_blocks import remake_all
+    from search_r3.evaluation.publish.markdown_blocks import regenerate_all
 
-    made = remake_all(files or None, output, models if cards else None, data)
+    result = regenerate_all(files or None, output, models if cards else None, data)
     if not check:
-        made.write()
-    for problem in made.check.problems:
+        result.write()
+    for problem in result.check.problems:
         print(f"problem: {problem}", file=sys.stderr)
-    if made.check.unchecked:
-        listed = ", ".join(made.check.unchecked)
-        print(f"not measured again, as the data are missing: {listed}", file=sys.stderr)
+    if result.check.unchecked:
+        listed = ", ".join(result.check.unchecked)
+        print(f"not recomputed, as the data are missing: {listed}", file=sys.stderr)
     if as_json:
         print_json(
             {
-                "changed": [str(file.path) for file in made.changed],
-                "unchanged": [str(file.path) for file in made.files if not file.changed],
-                "problems": made.check.problems,
-                "unchecked": made.check.unchecked,
+                "changed": [str(file.path) for file in result.changed],
+                "unchanged": [str(file.path) for file in result.files if not file.changed],
+                "problems": result.check.problems,
+                "unchecked": result.check.unchecked,
             }
         )
     else:
-        for file in made.files:
+        for file in result.files:
             if check and file.changed:
                 print(file.diff())
             else:
-                print(f"{file.path}: " + ("rewritten" if file.changed else "as the results say"))
-    if made.check.problems or (check and made.changed):
+                print(f"{file.path}: " + ("rewritten" if file.changed else "up to date"))
+    if result.check.problems or (check and result.changed):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -241,7 +244,7 @@ def _run_suite(
     plan.output = output or plan.output
     outcome = run_suite(plan, device=device, data_root=data, force=force, report=print_progress)
     for failure in outcome.failures:
-        if not isinstance(failure.error, InputError):  # a bug of ours, so it keeps its traceback
+        if not isinstance(failure.error, InputError):  # a bug, so it keeps its traceback
             traceback.print_exception(failure.error)
     if table and outcome.records:
         _rewrite_tables(plan.output, data)
@@ -254,22 +257,22 @@ def _run_suite(
 
 
 def _refuse_options(context: typer.Context, suite: Path) -> None:
-    """Raise InputError for options that the suite's file decides."""
+    """Raise InputError for options that the suite's file sets."""
     for name, key in IN_THE_SUITE.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} beside the suite {suite}: write it into the file, or use --set {key}=VALUE")
+            raise InputError(f"{option} does not work with a suite: set it in {suite}, or use --set {key}=VALUE")
 
 
 def _rewrite_tables(output: Path, data: Path | None) -> None:
-    from search_r3.evaluation.publish.markdown_blocks import remake_all
+    from search_r3.evaluation.publish.markdown_blocks import regenerate_all
 
-    made = remake_all(None, output, None, data)
-    made.write()
-    for file in made.files:
-        print_progress(f"{file.path}: the tables " + ("are rewritten" if file.changed else "were up to date"))
-    for problem in made.check.problems:
+    result = regenerate_all(None, output, None, data)
+    result.write()
+    for file in result.files:
+        print_progress(f"{file.path}: the tables " + ("were rewritten" if file.changed else "are up to date"))
+    for problem in result.check.problems:
         print_progress(f"warning: {problem}")
 
 

@@ -27,8 +27,13 @@ FORMAT = "search-r3-embeddings-1"
 
 @dataclass(frozen=True)
 class Encoded:
-    """Embeddings in the order of the texts, float32 (n, dim); the seconds their encoding took, whenever that was;
-    and how many shards came from the disk."""
+    """Embeddings of some texts.
+
+    Attributes:
+        rows: float32 (n, dim), in the order of the texts.
+        seconds: time to encode them, possibly in an earlier run.
+        shards, shards_from_disk: number of shards, and how many of them were read from disk.
+    """
 
     rows: np.ndarray
     seconds: float
@@ -41,7 +46,7 @@ class EmbeddingCache:
 
     Args:
         folder: where the shards go.
-        shard_size: texts in one shard, the most that an interruption can lose.
+        shard_size: texts in one shard, the most work that an interruption can lose.
     """
 
     def __init__(self, folder: str | Path | None = None, shard_size: int = SHARD_SIZE) -> None:
@@ -95,7 +100,7 @@ class EmbeddingCache:
             return {"rows": np.concatenate(parts)}
 
         done = cache.complete(make, lambda left: progress_bar(label, left, show_progress))
-        return _put_together(shards, done, len(shards) - made)
+        return _assemble(shards, done, len(shards) - made)
 
     def stored(self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]) -> Encoded | None:
         """The embeddings of `texts` from disk; None unless all are cached."""
@@ -106,20 +111,20 @@ class EmbeddingCache:
             if shard is None:
                 return None
             done.append(shard)
-        return _put_together(shards, done, len(done)) if done else None
+        return _assemble(shards, done, len(done)) if done else None
 
     def _shards(
         self, ids: Sequence[str], texts: Sequence[str], identity: Mapping[str, Any]
     ) -> tuple[list[list[int]], ShardCache]:
-        """The texts' numbers in each shard, and the shards."""
-        # Longest first: a batch that does not fit into memory fails at once, and the estimate of the time left is high.
+        """The indices of the texts in each shard, and the shards."""
+        # Longest first: a batch that does not fit into memory fails at once, and the remaining time is overestimated.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         shards = [order[start : start + self.shard_size] for start in range(0, len(order), self.shard_size)]
         key = _key(ids, texts, identity, self.shard_size)
         return shards, ShardCache(self.folder, key, list(map(len, shards)))
 
 
-def _put_together(shards: Sequence[Sequence[int]], done: Sequence[Shard], from_disk: int) -> Encoded:
+def _assemble(shards: Sequence[Sequence[int]], done: Sequence[Shard], from_disk: int) -> Encoded:
     rows = np.empty((sum(map(len, shards)), done[0].tensors["rows"].shape[1]), dtype=np.float32)
     for members, shard in zip(shards, done, strict=True):
         rows[list(members)] = shard.tensors["rows"]
@@ -132,7 +137,7 @@ def default_folder() -> Path:
 
 
 def content_hash(*columns: Sequence[str]) -> str:
-    """SHA-256 of parallel or separate lists of strings, their order and boundaries included."""
+    """SHA-256 of lists of strings, including their order and boundaries."""
     digest = hashlib.sha256()
     for column in columns:
         digest.update(f"{len(column)}\n".encode())

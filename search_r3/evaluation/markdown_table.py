@@ -1,4 +1,4 @@
-"""The Markdown tables of results: of systems, studies, rollouts and ablations."""
+"""Markdown tables of systems, studies, rollouts and ablations."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ LEFT, RIGHT = "---", "---:"
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Sequence[int] = (0,)) -> str:
-    """The lines of one table, its numbers to the right.
+    """A table with its numbers aligned right.
 
     Args:
-        head, rows: the cells, which hold no "|"; every row has as many as the head.
-        text_columns: the numbers of the columns that hold text, to the left.
+        head, rows: the cells, without "|"; rows are as long as the head.
+        text_columns: indices of the columns that contain text and are aligned left.
     """
     lines = [
         "|" + "|".join(f" {name} " if name else " " for name in head) + "|",

@@ -1,7 +1,7 @@
 """nDCG@10, MRR@10 and recall@100 of a run, by ir_measures over pytrec_eval, the field's reference.
 
 MRR@10 is pytrec_eval's reciprocal rank, set to 0 beyond rank 10: ir_measures' own `RR@10` comes from another provider
-that breaks ties differently, and one ranking must not have two orders. `search_r3.metrics` gives the same numbers.
+that breaks ties differently, and all measures must use the same order. `search_r3.metrics` gives the same numbers.
 
 Grades below 0 (TREC's junk) are passed on as 0: none of these measures distinguishes them, and pytrec_eval 0.5.11
 crashes the process on some data sets that contain them.
@@ -19,7 +19,7 @@ from search_r3.optional import require
 NDCG, MRR, RECALL = "nDCG@10", "MRR@10", "recall@100"
 MEASURES = (NDCG, MRR, RECALL)
 MAX_GRADE = 1_000_000
-"""pytrec_eval counts the documents of every grade up to the highest one, and gives 0 where that exceeds the memory."""
+"""pytrec_eval counts the documents of every grade up to the highest, and returns 0 if that exceeds its memory."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,6 @@ def _grades(qrels: Qrels) -> dict[str, dict[str, int]]:
         for did, grade in documents.items():
             if grade > MAX_GRADE:
                 raise InputError(
-                    f"query {qid} judges document {did} by {grade}; grades up to {MAX_GRADE:,} can be measured"
+                    f"query {qid} gives document {did} the grade {grade}; grades up to {MAX_GRADE:,} can be measured"
                 )
     return {qid: {did: max(grade, 0) for did, grade in documents.items()} for qid, documents in qrels.items()}

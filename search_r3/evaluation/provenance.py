@@ -1,4 +1,4 @@
-"""The provenance of a result: command, commit, versions and hardware. Results are published, so paths are left out."""
+"""The provenance of a result: command, commit, versions and hardware, without absolute paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "ir_measures", "sentence-t
 
 
 def provenance(seed: int = 0, device: str = "cpu") -> dict[str, object]:
-    """Command line, git commit (with "-dirty" where the source differs from it), seed, versions and hardware."""
+    """Command line, git commit (with "-dirty" if the source differs from it), seed, versions and hardware."""
     return {
         "command": command_line(sys.argv),
         "commit": git_commit(),
@@ -26,7 +26,7 @@ def provenance(seed: int = 0, device: str = "cpu") -> dict[str, object]:
 
 def command_line(arguments: list[str]) -> str:
     """The command as typed; absolute paths are shortened to those relative to the working folder, or to the name."""
-    if arguments and arguments[0] in ("-c", "-m"):  # `python -c CODE`: only the interpreter's own arguments hold CODE
+    if arguments and arguments[0] in ("-c", "-m"):  # for `python -c CODE`, only sys.orig_argv has CODE
         arguments = ["python", *sys.orig_argv[1:]]
     if not arguments or not arguments[0]:
         return "python"
@@ -54,18 +54,18 @@ def git_commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, where they are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware(device: str = "cpu") -> str:
-    """The class of the machine: "NVIDIA H100 80GB HBM3" for a GPU, else the processor's model and number of cores; the
-    hardware of an "endpoint" is unknown."""
+    """The kind of machine: "NVIDIA H100 80GB HBM3" for a GPU, else the processor's model and number of cores. The
+    hardware behind an "endpoint" is unknown."""
     if device == "endpoint":
         return "behind an endpoint, not known"
     if device.startswith("cuda"):

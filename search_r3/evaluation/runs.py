@@ -1,8 +1,8 @@
 """TREC run files: six columns `qid Q0 did rank score system`, gzipped, the same bytes for the same run.
 
 Scores are written as float32 with nine digits, enough to restore the exact number. Documents are in trec_eval's order
-(score, then id, both descending), so rank and score never contradict each other and any tool that ranks the file again,
-by either column, gets the same list.
+(score, then id, both descending), so rank and score never contradict each other, and any tool that sorts the file by
+either column gets the same ranking.
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def drop_identical_ids(run: Run, k: int) -> dict[str, dict[str, float]]:
-    """`run` without the documents that have their query's own id: the first k of each query, in the order given, so
-    that a search for k + 1 leaves what a search for k would have found without them."""
+    """`run` without documents that have their query's own id: the first k others of each query, in the given order.
+
+    From a search for k + 1 documents this gives the k that a search without the document itself would have found.
+    """
 
     def others(qid: str, scores: Mapping[str, float]) -> dict[str, float]:
         return dict(itertools.islice(((did, score) for did, score in scores.items() if did != qid), k))
@@ -105,12 +107,12 @@ def read_gzip_lines(path: str | Path) -> list[str]:
             data = gzip.decompress(data)
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and evaluate again") from error
-    lines = decode_text(data, path).split("\n")  # not splitlines: a text may hold U+2028 or U+0085
+    lines = decode_text(data, path).split("\n")  # not splitlines: a text may contain U+2028 or U+0085
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def write_jsonl_gzip(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object per line, gzipped, with the same bytes for the same records."""
+    """Write one JSON object per line, gzipped, with the same bytes for the same records."""
     write_gzip(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 

@@ -1,4 +1,4 @@
-"""Caching a long computation on disk in shards: an interrupted one resumes after the last finished shard.
+"""A disk cache for long computations, in shards: an interrupted one resumes after the last finished shard.
 
 Each shard is written atomically as safetensors, under a key of everything that determines its contents, with a checksum
 and its computation time in seconds. A shard that is damaged or has another key is recomputed, so nothing stale is read.
@@ -37,7 +37,7 @@ class ShardCache:
 
     Args:
         folder: the cache folder; this computation's shards are in their own subfolder.
-        key: 64 hex digits over everything that determines the contents.
+        key: SHA-256 (64 hex digits) of everything that determines the contents.
         sizes: number of items in each shard, the length of its array "rows".
     """
 
@@ -51,7 +51,7 @@ class ShardCache:
         try:
             with safe_open(self.paths[number], framework="numpy") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
                 whole = metadata["key"] == self.key and metadata["sha256"] == _digest(tensors)
                 whole = whole and len(tensors["rows"]) == self.sizes[number]
                 return Shard(tensors, float(metadata["seconds"])) if whole else None
@@ -64,10 +64,10 @@ class ShardCache:
         Raises:
             InputError: the disk is full, or the folder cannot be written.
         """
-        found = [self.stored(number) for number in range(len(self.sizes))]
-        left = sum(size for size, shard in zip(self.sizes, found, strict=True) if shard is None)
+        stored = [self.stored(number) for number in range(len(self.sizes))]
+        left = sum(size for size, shard in zip(self.sizes, stored, strict=True) if shard is None)
         with progress(left) as advance:
-            return [shard or self._make(number, make, advance) for number, shard in enumerate(found)]
+            return [shard or self._make(number, make, advance) for number, shard in enumerate(stored)]
 
     def _make(
         self, number: int, make: Callable[[int, Callable[[int], None]], Tensors], advance: Callable[[int], None]

@@ -1,8 +1,9 @@
 """Whether two systems differ on the same queries: a paired randomization test, a bootstrap interval, Holm's correction.
 
-Everything takes per-query differences of a measure, float (Q,), and is pure numpy. Smucker, Allan & Carterette 2007
-(doi 10.1145/1321440.1321528) is why the test is the randomization one; Efron 1987 (doi 10.2307/2289144) is the
-interval (BCa); Holm 1979 (Scandinavian Journal of Statistics 6, 65-70) is the correction for many comparisons.
+All functions take per-query differences of a measure, float (Q,), and use numpy only. Sources: Smucker, Allan &
+Carterette 2007 (doi 10.1145/1321440.1321528) for the choice of the randomization test, Efron 1987
+(doi 10.2307/2289144) for the BCa interval, and Holm 1979 (Scandinavian Journal of Statistics 6, 65-70) for the
+correction for multiple comparisons.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ PERMUTATIONS = 10_000
 RESAMPLES = 10_000
 LEVEL = 0.95
 TIE = 1e-9
-"""Scores of one query that differ by no more than this are equal: measures are sums of a few floats."""
+"""Scores of a query that differ by at most this count as equal; measures are sums of a few floats."""
 _ROWS = 512
-"""Permutations or resamples held in memory at once."""
+"""Permutations or resamples kept in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Comparison:
         difference: mean of B - A.
         low, high: the bootstrap interval of that mean.
         p: two-sided p-value of the randomization test.
-        p_corrected: the same after Holm's correction over the family it was compared in; `p` where it is alone.
+        p_corrected: `p` after Holm's correction over its family of comparisons.
         wins, ties, losses: queries where B is better, equal, worse.
     """
 
@@ -48,37 +49,37 @@ class Comparison:
     losses: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, rounded to six digits after the point."""
+        """JSON-ready, rounded to six decimal places."""
         return {name: round(value, 6) for name, value in asdict(self).items()}
 
 
 def randomization_test(differences_Q: npt.ArrayLike, *, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
     """Two-sided p-value of the mean difference being 0, by flipping the signs of the differences.
 
-    Under the null hypothesis each query's two scores could have changed places. All 2^n sign patterns of the n
-    differences that are not 0 are tried where that is at most `permutations` (exact); else so many are drawn, and p is
-    (hits + 1) / (permutations + 1), which is never 0 and never too small (Phipson & Smyth 2010).
+    Under the null hypothesis the two scores of each query are exchangeable. If the n differences other than 0 have at
+    most `permutations` sign patterns (2^n), all are tried (exact). Otherwise `permutations` patterns are drawn, and p
+    is (hits + 1) / (permutations + 1), which is never 0 and never too small (Phipson & Smyth 2010).
 
     Raises:
-        ValueError: not one row of finite numbers, or fewer than 1 permutation.
+        ValueError: not a vector of finite numbers, or fewer than 1 permutation.
     """
     differences = _row(differences_Q)
     if permutations < 1:
         raise ValueError(f"permutations is {permutations}; expected at least 1")
-    moving = differences[np.abs(differences) > TIE]  # a 0 stays 0 whichever its sign
-    if len(moving) == 0:
+    nonzero = differences[np.abs(differences) > TIE]  # flipping the sign of 0 changes nothing
+    if len(nonzero) == 0:
         return 1.0
-    total, size = float(moving.sum()), float(np.abs(moving).sum())
-    bar = abs(total) - 1e-12 * size  # a pattern whose sum is the observed one must count, however it was rounded
-    if len(moving) < 63 and 2 ** len(moving) <= permutations:
-        patterns = np.arange(2 ** len(moving))[:, None] >> np.arange(len(moving)) & 1
-        return float(np.mean(np.abs(2.0 * (patterns @ moving) - total) >= bar))
+    total, size = float(nonzero.sum()), float(np.abs(nonzero).sum())
+    threshold = abs(total) - 1e-12 * size  # patterns with the observed sum must count in spite of rounding
+    if len(nonzero) < 63 and 2 ** len(nonzero) <= permutations:
+        patterns = np.arange(2 ** len(nonzero))[:, None] >> np.arange(len(nonzero)) & 1
+        return float(np.mean(np.abs(2.0 * (patterns @ nonzero) - total) >= threshold))
     rng = np.random.default_rng(seed)
     hits = 0
     for start in range(0, permutations, _ROWS):
         rows = min(_ROWS, permutations - start)
-        flips = rng.integers(0, 2, size=(rows, len(moving)), dtype=np.int8)
-        hits += int(np.sum(np.abs(2.0 * (flips.astype(np.float64) @ moving) - total) >= bar))
+        flips = rng.integers(0, 2, size=(rows, len(nonzero)), dtype=np.int8)
+        hits += int(np.sum(np.abs(2.0 * (flips.astype(np.float64) @ nonzero) - total) >= threshold))
     return (hits + 1) / (permutations + 1)
 
 
@@ -90,17 +91,17 @@ def bootstrap_interval(
     seed: int = 0,
     method: Literal["bca", "percentile"] = "bca",
 ) -> tuple[float, float]:
-    """The bootstrap interval of the mean difference: queries are drawn with replacement, as many as there are.
+    """The bootstrap interval of the mean difference, from resamples of the queries with replacement.
 
     Args:
-        level: how often such intervals hold the true mean, between 0 and 1.
+        level: nominal coverage of the true mean, between 0 and 1.
         method: "percentile" takes the quantiles of the resampled means; "bca" corrects them for bias and skewness.
 
     Returns:
-        low and high; both are the mean where all differences are equal, since nothing then varies.
+        low and high; both are the mean if all differences are equal.
 
     Raises:
-        ValueError: not one row of finite numbers, or a bad level, number of resamples or method.
+        ValueError: not a vector of finite numbers, or a bad level, number of resamples or method.
     """
     differences = _row(differences_Q)
     if not 0 < level < 1 or resamples < 1 or method not in ("bca", "percentile"):
@@ -127,15 +128,16 @@ def bootstrap_interval(
 def holm(p_values: npt.ArrayLike) -> np.ndarray:
     """Holm's step-down correction: adjusted p-values (m,), in the order given, each at most 1.
 
-    Rejecting where the adjusted value is at most alpha keeps the chance of any false rejection at most alpha, however
-    the tests depend on each other. With the p-values sorted, it is max over j <= i of (m - j) p_j (j from 0).
+    Rejecting hypotheses whose adjusted p-value is at most alpha limits the probability of any false rejection to alpha,
+    regardless of how the tests depend on each other. The adjusted value of the i-th smallest p-value is the
+    maximum over j <= i of (m - j) p_j (j from 0).
 
     Raises:
         ValueError: a value is not between 0 and 1.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p-values must be one row of numbers from 0 to 1, not {p_values!r}")
+        raise ValueError(f"p-values must be a vector of numbers from 0 to 1, not {p_values!r}")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
@@ -143,7 +145,7 @@ def holm(p_values: npt.ArrayLike) -> np.ndarray:
 
 
 def wins_ties_losses(differences_Q: npt.ArrayLike, tie: float = TIE) -> tuple[int, int, int]:
-    """How many differences are above `tie`, within it, and below minus it."""
+    """Numbers of differences above `tie`, within +-`tie`, and below -`tie`."""
     differences = _row(differences_Q)
     wins, losses = int(np.sum(differences > tie)), int(np.sum(differences < -tie))
     return wins, len(differences) - wins - losses, losses
@@ -165,21 +167,21 @@ def compare_family(differences: Sequence[npt.ArrayLike], *, level: float = LEVEL
     """Compare several systems with one baseline (or any family of comparisons), corrected for their number.
 
     Args:
-        differences: for each comparison its per-query differences, float (Q,).
-        seed: every comparison draws from it anew, so one does not depend on which others are made.
+        differences: the per-query differences of each comparison, float (Q,).
+        seed: every comparison starts from it, so a result does not depend on which others are made.
     """
     rows = [_row(row) for row in differences]
     raw = [randomization_test(row, seed=seed) for row in rows]
-    found = []
+    comparisons = []
     for row, p, corrected in zip(rows, raw, holm(raw), strict=True):
         low, high = bootstrap_interval(row, level=level, seed=seed)
         wins, ties, losses = wins_ties_losses(row)
-        found.append(Comparison(float(row.mean()), low, high, p, float(corrected), wins, ties, losses))
-    return found
+        comparisons.append(Comparison(float(row.mean()), low, high, p, float(corrected), wins, ties, losses))
+    return comparisons
 
 
 def _corrected_levels(levels: tuple[float, float], means_B: np.ndarray, values_Q: np.ndarray) -> tuple[float, float]:
-    """Efron's bias-corrected and accelerated levels; the acceleration of a mean by the jackknife."""
+    """Efron's bias-corrected and accelerated levels, with the jackknife estimate of the acceleration of a mean."""
     normal, mean = NormalDist(), values_Q.mean()
     below = (np.mean(means_B < mean) + np.mean(means_B <= mean)) / 2
     bias = normal.inv_cdf(float(np.clip(below, 1 / (2 * len(means_B)), 1 - 1 / (2 * len(means_B)))))
@@ -196,5 +198,5 @@ def _corrected_levels(levels: tuple[float, float], means_B: np.ndarray, values_Q
 def _row(values: npt.ArrayLike) -> np.ndarray:
     row = np.asarray(values, dtype=np.float64)
     if row.ndim != 1 or len(row) == 0 or not np.isfinite(row).all():
-        raise ValueError(f"expected one row of finite differences, at least one, not shape {row.shape}")
+        raise ValueError(f"expected a vector of finite differences, at least one, not shape {row.shape}")
     return row

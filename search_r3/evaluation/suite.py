@@ -1,16 +1,17 @@
-"""Evaluate systems on data sets: a TREC run and a metrics file for each pair, and finished work is reused.
+"""Evaluate systems on data sets: writes a TREC run and a metrics file for each pair, and reuses finished work.
 
-For every pair `results/runs/DATASET/SYSTEM.trec.gz` holds the exact top 100 and `results/metrics/DATASET/SYSTEM.json`
-its metrics and everything needed to reproduce them. A pair is skipped if both exist for the
-same model, settings and data, so an interrupted evaluation is resumed by repeating its command.
+For every pair, `results/runs/DATASET/SYSTEM.trec.gz` holds the exact top 100 and `results/metrics/DATASET/SYSTEM.json`
+the metrics and everything needed to reproduce them. A pair is skipped if both exist for the same model, settings and
+data, so repeating the command resumes an interrupted evaluation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from search_r3.evaluation.baselines.external_models import CostApproval
 from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
+from search_r3.evaluation.records import finished_record, ignored_ids
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems
 from search_r3.evaluation.variant_system import VariantSystem, refuse_variant_name
@@ -32,17 +34,17 @@ from search_r3.hints import refuse_unknown
 DEPTH = 100
 """Documents kept for each query: the depth of recall@100."""
 SPLITS = {"hotpotqa": "dev"}
-"""Data sets whose test split has another name (HotpotQA's test labels are not public); all others use "test"."""
+"""Data sets that are tested on another split than "test" (HotpotQA's test labels are not public)."""
 SMALL = ".small"
 VARIANT_RECORDS = "query_variants"
-"""The folder of the records of queries written otherwise: results of the same data sets that no table may mix in."""
+"""The folder for records of changed queries, which must not be mixed into the tables of results."""
 FORMAT = 1
 MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
 class ResultPaths:
-    """The paths of the files of one data set and system."""
+    """Paths of the result files of one data set and system."""
 
     run: Path
     reasoning: Path
@@ -59,7 +61,7 @@ class Failure:
 
     @property
     def line(self) -> str:
-        """One line: what and why."""
+        """What failed and why, in one line."""
         what = " ".join(name for name in (self.dataset, self.system) if name)
         kind = "" if isinstance(self.error, InputError) else f"{type(self.error).__name__}: "
         return f"{what}: {kind}{' '.join(str(self.error).split())}"
@@ -98,17 +100,17 @@ def evaluate(
         output: the folder that holds `runs/` and `metrics/`.
         split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
         modes: reasoning "off", "on" or "latent", for SearchR3 models.
-        queries: how they are written, for every system: "original", or otherwise (`query_variants.VARIANTS`), which
-            gives runs called SYSTEM.KIND and records under `query_variants/`, out of the tables of results.
+        queries: how queries are written, for every system: "original", or one of `query_variants.VARIANTS`. The latter
+            give runs named SYSTEM.KIND and records under `query_variants/`, which tables of results do not include.
         max_length: cut documents at this many tokens, for SearchR3 models (512 by default).
         cache: where document embeddings are stored; None uses the default folder. `use_cache=False` disables it.
         force: evaluate again even if results exist.
-        seed: recorded, and passed to torch; decoding is greedy.
-        allow_missing: evaluate on a data set whose judgments include documents that are not in its corpus; every
-            record, table and card says so.
-        ignore_identical_ids: as MTEB's: no document with a query's own id is an answer to it, on all data sets or on
-            those that are named. Where it is not set and queries find themselves, every record, table and card says so.
-        approval: who approves what endpoints cost; by default, nothing above a system's limit is sent.
+        seed: recorded, and used to seed torch; decoding is greedy.
+        allow_missing: evaluate even if relevant documents are missing from the corpus; every record, table and card
+            says so.
+        ignore_identical_ids: as in MTEB, ignore documents with the query's own id, on all data sets or on the named
+            ones. Where queries find themselves because this is not set, every record, table and card says so.
+        approval: who approves the cost of endpoints; by default, nothing above a system's limit is sent.
         report: called with one line per pair, and before and after texts are sent to an endpoint.
         failed: called for each failed data set, system or pair; the others are still evaluated. Without it the first
             failure is raised.
@@ -121,87 +123,89 @@ def evaluate(
     check_kinds(queries)
     if not datasets or not systems:
         raise InputError("nothing to evaluate: give at least one data set and one system")
-    found = [spec for spec in systems if _attempt(failed, spec, None, check_spec, spec)]
-    here = [name for name in datasets if _attempt(failed, None, name, _locate, name, data_root, split)]
+    specs, available = [], []
+    for spec in systems:
+        with _reporting(failed, spec, None):
+            check_spec(spec)
+            specs.append(spec)
+    for name in datasets:
+        with _reporting(failed, None, name):
+            _locate(name, data_root, split)
+            available.append(name)
+    if isinstance(ignore_identical_ids, bool):
+        ignore_identical_ids = datasets if ignore_identical_ids else ()
+    refuse_unknown(ignore_identical_ids, datasets, "ignore_identical_ids", "data set")
     report = report or (lambda line: None)
     store = None if not use_cache else cache or EmbeddingCache()
-    named = () if isinstance(ignore_identical_ids, bool) else tuple(ignore_identical_ids)
-    refuse_unknown(named, datasets, "ignore_identical_ids", "data set")
     loaded: dict[str, BeirDataset] = {}
     records: list[dict[str, Any]] = []
-    names: dict[str, str] = {}
-
-    def open_all(spec: str, into: list[System]) -> None:
-        into += open_systems(
-            spec,
-            modes=modes,
-            max_length=max_length,
-            max_reasoning_tokens=max_reasoning_tokens,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            show_progress=show_progress,
-            approval=approval or CostApproval(report=report),
-        )
-        for system in into:
-            refuse_variant_name(system.name)
-            if names.setdefault(system.name, spec) != spec:
-                raise InputError(
-                    f"{names[system.name]} and {spec} are both called {system.name}; give one a name: LABEL={spec}"
-                )
-
-    def read(given: str) -> None:
-        ignore = ignore_identical_ids is True or given in named
-        loaded[given] = load_dataset(given, split, data_root, allow_missing, ignore)
-
-    def one(given: str, system: System) -> None:
-        dataset, used_split = loaded[given], _locate(given, data_root, split)[2]
-        record, fresh = evaluate_system(dataset, used_split, system, output, store, force=force, seed=seed)
-        records.append(record)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
-        noted = "".join(f"; {remark}" for remark in remarks(record))
-        report(f"{dataset.name} {system.name}: {shown}" + ("" if fresh else " (already there)") + noted)
-
-    for spec in found:
+    spec_of: dict[str, str] = {}
+    for spec in specs:
         opened: list[System] = []
-        if not _attempt(failed, spec, None, open_all, spec, opened):
-            continue
-        asked: list[System] = [
-            each if kind == ORIGINAL else VariantSystem(each, kind) for each in opened for kind in queries
-        ]
-        for given in list(here):
-            if given not in loaded and not _attempt(failed, None, given, read, given):
-                here.remove(given)  # reported once, not for every system
+        with _reporting(failed, spec, None):
+            systems_of_spec = open_systems(
+                spec,
+                modes=modes,
+                max_length=max_length,
+                max_reasoning_tokens=max_reasoning_tokens,
+                batch_size=batch_size,
+                device=device,
+                dtype=dtype,
+                show_progress=show_progress,
+                approval=approval or CostApproval(report=report),
+            )
+            _refuse_taken_names(systems_of_spec, spec, spec_of)
+            opened = [
+                system if kind == ORIGINAL else VariantSystem(system, kind)
+                for system in systems_of_spec
+                for kind in queries
+            ]
+        for name in list(available) if opened else ():
+            if name not in loaded:
+                with _reporting(failed, None, name):
+                    loaded[name] = load_dataset(name, split, data_root, allow_missing, name in ignore_identical_ids)
+            if name not in loaded:
+                available.remove(name)  # reported once, not for every system
                 continue
-            for system in asked:
-                _attempt(failed, system.name, given, one, given, system)
+            for system in opened:
+                with _reporting(failed, system.name, name):
+                    used_split = _locate(name, data_root, split)[2]
+                    record, fresh = evaluate_system(
+                        loaded[name], used_split, system, output, store, force=force, seed=seed
+                    )
+                    records.append(record)
+                    report(progress_line(record, fresh))
     return records
 
 
+def progress_line(record: dict[str, Any], fresh: bool) -> str:
+    """One line about a metrics record: its measures and remarks; `fresh` is False if it existed already."""
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
+    line = f"{record['dataset']} {record['system']}: {shown}" + ("" if fresh else " (already there)")
+    return "; ".join([line, *remarks(record)])
+
+
 def remarks(record: dict[str, Any]) -> list[str]:
-    """What a reader of a metrics record must know of its data: relevant documents that are not in the corpus
-    or empty cannot be found by any system, a query without an answer counts as 0, and one that is a document of the
-    corpus finds itself unless documents of a query's own id are left out."""
-    relevant, empty, unanswered = (
+    """What a reader of a metrics record must know about its data: missing and empty documents, which no system can
+    find; queries without an answer, which count as 0; and queries that are documents of the corpus."""
+    missing, empty, unanswered = (
         record.get(f"num_{name}", 0) for name in ("missing_documents", "empty_documents", "missing_queries")
     )
-    found = []
-    if relevant:
-        found.append(
-            f"{relevant:,} relevant documents are not in the corpus ({', '.join(record['missing_documents'])})"
-        )
+    lines = []
+    if missing:
+        lines.append(f"{missing:,} relevant documents are not in the corpus ({', '.join(record['missing_documents'])})")
     if empty:
-        found.append(f"{empty:,} documents are empty and never found")
+        lines.append(f"{empty:,} documents are empty and never found")
     if unanswered:
-        found.append(f"{unanswered:,} of {record['num_queries']:,} queries have no answer and count as 0")
+        lines.append(f"{unanswered:,} of {record['num_queries']:,} queries have no answer and count as 0")
     if record.get("ignore_identical_ids"):
-        found.append(f"a document with a query's own id is left out, for {record['num_identical_ids']:,} queries")
+        lines.append(f"a document with a query's own id is left out, for {record['num_identical_ids']:,} queries")
     elif inside := record.get("num_queries_in_corpus", 0):
-        found.append(
+        lines.append(
             f"{inside:,} queries are documents of the corpus, by id and text, and find themselves; "
             "--ignore-identical-ids leaves these out"
         )
-    return found
+    return lines
 
 
 def evaluate_system(
@@ -215,13 +219,14 @@ def evaluate_system(
     seed: int = 0,
     files: ResultPaths | None = None,
 ) -> tuple[dict[str, Any], bool]:
-    """Evaluate one system on one data set; returns its metrics record and whether it was computed just now.
+    """Evaluate one system on one data set; returns its metrics record and whether it was computed by this call.
 
-    Its files stand where `paths` and, for changed queries, `variant_path` say, unless `files` names other places.
+    Args:
+        files: where its files are written; by default the paths given by `paths`.
     """
     files = files or _usual_paths(output, dataset.name, system)
     settings = _settings(dataset, split, system)
-    existing = None if force else _existing(files, settings)
+    existing = None if force else finished_record(files.metrics, settings, files.run, "run_sha256")
     if existing is not None:
         return existing, False
     _seed(seed)
@@ -229,7 +234,7 @@ def evaluate_system(
     searchable = {did: text for did, text in documents.items() if text.strip()}
     queries = {qid: dataset.queries[qid] for qid in dataset.qrels if qid in dataset.queries}
     if not queries:
-        raise InputError(f"{dataset.name}: split {split} judges no query that queries.jsonl holds")
+        raise InputError(f"{dataset.name}: split {split} judges no query in queries.jsonl")
     started = time.perf_counter()
     answers = system.answer(searchable, queries, DEPTH + dataset.ignore_identical_ids, cache)
     if dataset.ignore_identical_ids:
@@ -249,7 +254,7 @@ def evaluate_system(
         "missing_queries": measured.missing_queries[:MAX_LISTED],
         "num_missing_documents": len(measured.missing_documents),
         "missing_documents": measured.missing_documents[:MAX_LISTED],
-        **_identical(dataset),
+        **_own_ids(dataset),
         "max_length": system.identity.get("max_length"),
         "dtype": system.identity.get("dtype"),
         "contract_hash": system.identity.get("contract_hash"),
@@ -268,8 +273,8 @@ def evaluate_system(
 
 
 def existing_record(files: ResultPaths, dataset: BeirDataset, split: str, system: System) -> dict[str, Any] | None:
-    """The record of a system that is already evaluated with these settings and data, or None."""
-    return _existing(files, _settings(dataset, split, system))
+    """The record of a system that was already evaluated with these settings and data, or None."""
+    return finished_record(files.metrics, _settings(dataset, split, system), files.run, "run_sha256")
 
 
 def load_dataset(
@@ -281,19 +286,19 @@ def load_dataset(
 ) -> BeirDataset:
     """A data set with the judgments of its test split (see SPLITS); "NAME.small" is its fixed sub-corpus.
 
-    With `ignore_identical_ids`, no document with a query's own id counts as an answer to it.
+    With `ignore_identical_ids`, evaluations ignore documents with the query's own id.
 
     Raises:
-        InputError: no such data set or split; or its judgments name a document that it lacks, unless `allow_missing`.
+        InputError: no such data set or split; or a relevant document is missing, unless `allow_missing`.
     """
-    folder, shown, used_split, cut = _locate(name, data_root, split)
-    dataset = load_beir(folder, used_split, name=shown, allow_missing=allow_missing)
+    folder, shown_name, used_split, is_small = _locate(name, data_root, split)
+    dataset = load_beir(folder, used_split, name=shown_name, allow_missing=allow_missing)
     dataset.ignore_identical_ids = ignore_identical_ids
-    return small(dataset) if cut else dataset
+    return small(dataset) if is_small else dataset
 
 
 def dataset_hash(dataset: BeirDataset) -> str:
-    """A hash of all data that determine the metrics: documents, judged queries, judgments."""
+    """A hash of all data that determine the metrics: documents, judged queries and judgments."""
     texts = [document.full_text for document in dataset.corpus.values()]
     judged = [qid for qid in dataset.qrels if qid in dataset.queries]
     lines = [f"{qid}\t{did}\t{grade}" for qid, grades in dataset.qrels.items() for did, grade in grades.items()]
@@ -311,7 +316,7 @@ def paths(output: str | Path, dataset: str, system: str) -> ResultPaths:
 
 
 def variant_path(output: str | Path, dataset: str, system: str, kind: str) -> Path:
-    """The record of a system that was asked the queries written as `kind`."""
+    """Path of the record of a system with queries changed to `kind`."""
     return Path(output) / VARIANT_RECORDS / dataset / system / f"{kind}.json"
 
 
@@ -322,40 +327,37 @@ def _usual_paths(output: str | Path, dataset: str, system: System) -> ResultPath
     return ResultPaths(usual.run, usual.reasoning, variant_path(output, dataset, system.of, system.kind))
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A metrics file. Raises InputError if it is damaged."""
+@contextlib.contextmanager
+def _reporting(failed: Callable[[Failure], None] | None, system: str | None, dataset: str | None) -> Iterator[None]:
+    """Give an exception of the block to `failed` and go on after the block; without `failed`, raise it."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["dataset"], record["system"], record["measures"], record["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a metrics file ({error}); delete it and evaluate again") from error
-    return record
-
-
-def _attempt(
-    failed: Callable[[Failure], None] | None, system: str | None, dataset: str | None, action: Callable, *given: Any
-) -> bool:
-    """Do `action(*given)`; whether it went well. A failure is given to `failed`, or raised where that is None."""
-    try:
-        action(*given)
+        yield
     except Exception as error:
         if failed is None:
             raise
         failed(Failure(system, dataset, error))
-        return False
-    return True
+
+
+def _refuse_taken_names(opened: Sequence[System], spec: str, spec_of: dict[str, str]) -> None:
+    """Raise InputError if a name belongs to another spec or to a variant; `spec_of` gets the new names."""
+    for system in opened:
+        refuse_variant_name(system.name)
+        if spec_of.setdefault(system.name, spec) != spec:
+            raise InputError(
+                f"{spec_of[system.name]} and {spec} are both called {system.name}; give one a name: LABEL={spec}"
+            )
 
 
 def _locate(name: str, data_root: str | Path | None, split: str | None) -> tuple[Path, str, str, bool]:
-    """Folder, name for the results, split, and whether the small sub-corpus is meant."""
-    cut = name.endswith(SMALL)
+    """Folder, name in results, split, and whether the name means the small sub-corpus."""
+    is_small = name.endswith(SMALL)
     folder = find_dataset(name.removesuffix(SMALL), data_root)
     shown = dataset_name(folder, data_root)
     used = split or SPLITS.get(shown, "test")
     splits = available_splits(folder)
     if used not in splits:
         raise InputError(f"{shown} has no split {used!r}; it has: {', '.join(splits) or 'none'}; give one with --split")
-    return folder, shown, used, cut
+    return folder, shown, used, is_small
 
 
 def _settings(dataset: BeirDataset, split: str, system: System) -> dict[str, Any]:
@@ -371,28 +373,16 @@ def _settings(dataset: BeirDataset, split: str, system: System) -> dict[str, Any
     return json.loads(json.dumps(settings))
 
 
-def _identical(dataset: BeirDataset) -> dict[str, Any]:
-    """What a record says of queries that are documents: nothing, where there are none."""
+def _own_ids(dataset: BeirDataset) -> dict[str, Any]:
+    """What a record says about queries that are documents; empty where there are none."""
     if dataset.ignore_identical_ids:
-        return {"ignore_identical_ids": True, "num_identical_ids": len(dataset.identical_ids())}
+        return ignored_ids(dataset)
     inside = len(dataset.queries_in_corpus())
     return {"num_queries_in_corpus": inside} if inside else {}
 
 
-def _existing(files: ResultPaths, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a pair that is already done: same settings, and the run file that it describes."""
-    if not (files.metrics.is_file() and files.run.is_file()):
-        return None
-    try:
-        record = read_record(files.metrics)
-    except InputError:
-        return None
-    same_run = record.get("run_sha256") == sha256_of(files.run)
-    return record if same_run and record["settings"] == settings else None
-
-
 def _reasoning(answers: Answers, system: System, files: ResultPaths) -> dict[str, Any]:
-    """Write the reasonings beside the run and sum them up; for a run without any, remove those of an earlier one."""
+    """Write the reasoning traces next to the run and summarize them; without any, remove those of an earlier run."""
     if not answers.reasoning:
         files.reasoning.unlink(missing_ok=True)
         return {}
@@ -408,6 +398,6 @@ def _reasoning(answers: Answers, system: System, files: ResultPaths) -> dict[str
 
 
 def _seed(seed: int) -> None:
-    torch = sys.modules.get("torch")  # BM25 has not loaded it and does not need it
+    torch = sys.modules.get("torch")  # not loaded for BM25, which does not need it
     if torch is not None:
         torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """A suite: one YAML file that names systems, data sets, modes and studies, run by one command that can be repeated.
 
 Finished work is not repeated, and a failure is reported without affecting the rest: every pair and every mode of a
-    study has its own files (see `suite` and `study`), so an interrupted suite resumes where it stopped.
+study has its own files (see `suite` and `study`), so an interrupted suite resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.publish.tables import records_markdown
 from search_r3.evaluation.study.controls import BUDGETS, ControlConfig
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache
-from search_r3.evaluation.study.study import study
+from search_r3.evaluation.study.study import StudyConfig, run_study
 from search_r3.evaluation.study.study_table import study_markdown
 from search_r3.evaluation.suite import Failure, evaluate
 from search_r3.evaluation.systems import MODES, split_label
@@ -37,17 +37,17 @@ class StudyPlan:
     systems: list[str] | None = None
     """SearchR3 models to study; all of the suite's by default."""
     controls: list[str] | None = None
-    """Modes beside off and on ("empty", "shuffled", "on-8", ...); all by default."""
+    """Modes to run besides off and on ("empty", "shuffled", "on-8", ...); all by default."""
     budgets: list[int] = field(default_factory=lambda: list(BUDGETS))
     """The points of the budget curve, in tokens."""
     samples: int = 4
     """Sampled reasoning traces for each query, for the modes that fuse them."""
     temperature: float = 1.0
-    """Of those samples."""
+    """Sampling temperature of these traces."""
     adaptive: bool = True
     """Fit the rule that decides when to reason, and run mode auto."""
     dev_queries: int = 200
-    """Dev queries at most that the rule is fitted on, where a data set has some (cosqa, scifact)."""
+    """Maximum number of dev queries that the rule is fitted on, where a data set has some (cosqa, scifact)."""
     latency_queries: int = 32
     """Queries timed for each budget; 0 times none."""
 
@@ -57,7 +57,7 @@ class StudyPlan:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
 
     def config(self, budget: int, seed: int) -> ControlConfig:
-        """How the modes are run. Raises InputError for a value that cannot be."""
+        """The settings of the modes. Raises InputError for an invalid value."""
         return ControlConfig(budget, tuple(self.budgets), self.samples, self.temperature, seed)
 
 
@@ -66,15 +66,15 @@ class SuitePlan:
     """A suite. Every system is run on every data set, SearchR3 models in every mode."""
 
     systems: list[str]
-    """bm25, all-minilm-l6-v2, st:MODEL, or a model of ours by name or folder; LABEL=SPEC names it in the results."""
+    """bm25, all-minilm-l6-v2, st:MODEL, or a SearchR3 model by name or folder; LABEL=SPEC names it in the results."""
     datasets: list[str]
     """Names below the data root, or BEIR folders; NAME.small is the fixed part of 50 queries and 500 documents."""
     modes: list[Literal["off", "on", "latent"]] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
     """Reasoning off, on or latent; off and on by default."""
     queries: list[str] = field(default_factory=lambda: [ORIGINAL])
-    """How queries are written: original, upper, lower, title, typos, keywords, no_punctuation; for every system."""
+    """How queries are written, for every system: original, upper, lower, title, typos, keywords, no_punctuation."""
     split: str | None = None
-    """Which judgments; each data set's test split by default."""
+    """Split of the judgments; each data set's test split by default."""
     budget: int = 32
     """Maximum number of tokens in a reasoning trace, in mode on."""
     max_length: int | None = None
@@ -90,8 +90,8 @@ class SuitePlan:
     allow_missing: bool = False
     """Evaluate on data sets whose judgments include missing documents; every table then says so."""
     ignore_identical_ids: bool | list[str] = False
-    """As MTEB's: no document with a query's own id is an answer to it (ArguAna, Quora). true for all data sets, or a
-    list of those that are meant."""
+    """As in MTEB, ignore documents with the query's own id (ArguAna, Quora): true for all data sets, or a list of data
+    sets."""
     studies: StudyPlan | None = None
     """The studies to run; none by default."""
 
@@ -114,9 +114,27 @@ class SuitePlan:
             refuse_unknown(self.studies.controls or (), known, "studies.controls", "mode")
 
     def ignores_identical_ids(self, dataset: str) -> bool:
-        """Whether no document with a query's own id counts, on one of the data sets."""
+        """Whether documents with the query's own id are ignored on one of the data sets."""
         chosen = self.ignore_identical_ids
         return chosen if isinstance(chosen, bool) else dataset in chosen
+
+    def study_config(self, dataset: str, *, device: str | None = None, force: bool = False) -> StudyConfig:
+        """How a study on one of the data sets is run."""
+        plan = self.studies or StudyPlan()
+        return StudyConfig(
+            controls=plan.controls,
+            modes=plan.config(self.budget, self.seed),
+            adaptive=plan.adaptive,
+            dev_queries=plan.dev_queries,
+            latency_queries=plan.latency_queries,
+            max_length=self.max_length,
+            batch_size=self.batch_size,
+            device=device,
+            dtype=self.dtype,
+            force=force,
+            allow_missing=self.allow_missing,
+            ignore_identical_ids=self.ignores_identical_ids(dataset),
+        )
 
     @property
     def studied(self) -> list[tuple[str, str]]:
@@ -135,9 +153,9 @@ class Outcome:
 
     Attributes:
         records: the metrics records, system by system.
-        studies: what each study wrote.
-        failures: what could not be done.
-        seconds: how long this run of it took.
+        studies: the contents of the studies' files.
+        failures: what failed.
+        seconds: duration of this run.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -146,10 +164,10 @@ class Outcome:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; a study by the names of its file, which holds the rest."""
+        """JSON-ready; a study is given by data set and system, which name its file."""
         return {
             "records": self.records,
-            "studies": [{name: found[name] for name in ("dataset", "system")} for found in self.studies],
+            "studies": [{name: study[name] for name in ("dataset", "system")} for study in self.studies],
             "failures": [
                 {"dataset": failure.dataset, "system": failure.system, "error": failure.line}
                 for failure in self.failures
@@ -158,10 +176,10 @@ class Outcome:
         }
 
     def summary(self) -> str:
-        """All tables, then one line of counts and one for each failure."""
+        """All tables, then one line with counts and one line for each failure."""
         counts = f"{len(self.records)} results, {len(self.studies)} studies, {len(self.failures)} failed"
         pages = [records_markdown(self.records)] if self.records else []
-        pages += [study_markdown(found) for found in self.studies]
+        pages += [study_markdown(study) for study in self.studies]
         last = [f"{counts}; {self.seconds:.0f} s", *(f"failed: {failure.line}" for failure in self.failures)]
         return "\n\n".join([*pages, "\n".join(last)])
 
@@ -177,11 +195,11 @@ def run_suite(
     show_progress: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Run what `plan` names and is not done yet; nothing is raised for a system, a data set or a study that fails.
+    """Run the unfinished parts of `plan`; a system, data set or study that fails is reported, not raised.
 
     Args:
-        cache, reasoning_cache: where embeddings and reasoning traces are kept; None is the default folder.
-        force: run again what is already there.
+        cache, reasoning_cache: where embeddings and reasoning traces are cached; None is the default folder.
+        force: run finished parts again too.
         report: called with one line per pair, mode and failure.
     """
     started = time.perf_counter()
@@ -194,14 +212,8 @@ def run_suite(
 
     shared: dict[str, Any] = {
         "split": plan.split,
-        "max_length": plan.max_length,
-        "batch_size": plan.batch_size,
-        "dtype": plan.dtype,
-        "device": device,
         "data_root": data_root,
         "cache": cache,
-        "force": force,
-        "allow_missing": plan.allow_missing,
         "show_progress": show_progress,
         "report": report,
     }
@@ -211,8 +223,14 @@ def run_suite(
         plan.output,
         modes=plan.modes,
         queries=plan.queries,
+        max_length=plan.max_length,
         max_reasoning_tokens=plan.budget,
+        batch_size=plan.batch_size,
+        device=device,
+        dtype=plan.dtype,
+        force=force,
         seed=plan.seed,
+        allow_missing=plan.allow_missing,
         ignore_identical_ids=plan.ignore_identical_ids,
         failed=failed,
         **shared,
@@ -220,34 +238,28 @@ def run_suite(
     lost = {
         failure.system or failure.dataset for failure in outcome.failures if not (failure.system and failure.dataset)
     }
-    wanted = plan.studies or StudyPlan()
     for system, dataset in plan.studied:
         if system in lost or dataset in lost:  # reported already
             continue
         try:
-            found = study(
+            study = run_study(
                 dataset,
                 system,
                 plan.output,
-                controls=wanted.controls,
-                config=wanted.config(plan.budget, plan.seed),
-                adaptive=wanted.adaptive,
-                dev_queries=wanted.dev_queries,
-                latency_queries=wanted.latency_queries,
-                ignore_identical_ids=plan.ignores_identical_ids(dataset),
+                config=plan.study_config(dataset, device=device, force=force),
                 reasoning_cache=reasoning_cache,
                 **shared,
             )
         except Exception as error:
             failed(Failure(system, dataset, error))
         else:
-            outcome.studies.append(found)
+            outcome.studies.append(study)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
 def _reasons(spec: str) -> bool:
-    """Whether a system is a SearchR3 model: neither BM25, nor another model by name, as KIND:NAME or as a file."""
+    """Whether a system is a SearchR3 model, rather than BM25 or an external model (by name, KIND:NAME or file)."""
     source = split_label(spec)[1]
     other = source == "bm25" or source in BUNDLED or source.endswith(FILE_ENDINGS)
     return not other and re.match(r"[a-z-]+:", source) is None

@@ -1,8 +1,8 @@
-"""Systems by their names on the command line: BM25, a sentence-transformers model, an endpoint's model, or SearchR3.
+"""Systems by name, as on the command line: BM25, sentence-transformers models, endpoints' models, and SearchR3.
 
 A SearchR3 model is one system per mode: `NAME.off` embeds the query directly, `NAME.on` reasons first, `NAME.latent`
-in latent steps. A length limit cuts the documents of SearchR3 only; the others read documents in full, so truncation
-never favors SearchR3.
+reasons in latent steps. A length limit truncates the documents of SearchR3 only; other systems read documents up to
+their own limit, so truncation never favors SearchR3.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
 
 MODES = ("off", "on")
-"""The modes that are run unless others are named."""
+"""The modes that are run by default."""
 ALL_MODES = (*MODES, "latent")
 BASELINES = ("bm25", "all-minilm-l6-v2")
-"""The two baseline systems."""
+"""The names of the two baseline systems."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Answers:
         run: query id -> document id -> score.
         document_seconds: time to index or encode the documents, possibly in an earlier run (embeddings may be cached).
         query_seconds: time to encode all queries, reasoning included; for BM25, to search them.
-        reasoning: for mode on, one record a query: qid, text, num_tokens, forced.
+        reasoning: for mode on, one record per query: qid, text, num_tokens, forced.
     """
 
     run: dict[str, dict[str, float]]
@@ -54,14 +54,14 @@ class Answers:
 
 
 class System(Protocol):
-    """One row of a table."""
+    """A retrieval system under evaluation, one column in the tables of results."""
 
     name: str
     device: str
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything except the data that determines the ranking; contains `max_length` (None: no limit)."""
+        """Everything that determines the ranking, except the data; contains `max_length` (None: no limit)."""
         ...
 
     def answer(
@@ -112,8 +112,8 @@ class SentenceTransformerSystem:
     def answer(
         self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
     ) -> Answers:
-        decides = {name: value for name, value in self.identity.items() if name != "query_prompt"}
-        rows_ND, seconds = _document_rows(self, self.retriever.encode_document, documents, decides, cache)
+        identity = {name: value for name, value in self.identity.items() if name != "query_prompt"}
+        rows_ND, seconds = _document_rows(self, self.retriever.encode_document, documents, identity, cache)
         started = time.perf_counter()
         rows_QD = self.retriever.encode_query(list(queries.values()))
         query_seconds = time.perf_counter() - started
@@ -122,7 +122,7 @@ class SentenceTransformerSystem:
 
 
 class EndpointSystem:
-    """A model behind an OpenAI-compatible endpoint; its documents and queries are both kept in the cache."""
+    """A model behind an OpenAI-compatible endpoint; embeddings of documents and queries are both cached."""
 
     device = "endpoint"
 
@@ -151,7 +151,7 @@ class EndpointSystem:
 
 
 class SearchR3System:
-    """A SearchR3 model (or anything with its methods) in one mode."""
+    """A SearchR3 model (or any object with its methods) in one mode."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class SearchR3System:
         }
 
     def document_rows(self, documents: Mapping[str, str], cache: EmbeddingCache | None) -> tuple[np.ndarray, float]:
-        """Embeddings of `documents`, float32 (N, D), the same for every mode; and the seconds that they took."""
+        """Embeddings of `documents`, float32 (N, D), the same for every mode; and the time they took, in seconds."""
 
         def encode(texts: list[str]) -> np.ndarray:
             return self.model.encode_document(
@@ -240,15 +240,15 @@ def open_systems(
     show_progress: bool | None = None,
     approval: CostApproval | None = None,
 ) -> list[System]:
-    """The systems of a name, with the model loaded once.
+    """The systems that a name stands for, with the model loaded once.
 
     Args:
         spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; "endpoint:MODEL@URL"
             for one behind an OpenAI-compatible endpoint; a YAML file that describes either (see `ExternalModelConfig`);
             else a SearchR3 model: a bundled name, a folder or a hub id. "LABEL=SPEC" names it in the results.
-        modes: of a SearchR3 model: "off", "on", "latent" or several. The others have no modes.
-        max_length: cut the documents of a SearchR3 model at this many tokens (512 by default).
-        approval: who approves what an endpoint costs; without it, nothing above the limit is sent.
+        modes: any of "off", "on" and "latent", for a SearchR3 model; other systems have no modes.
+        max_length: tokens kept of each document by a SearchR3 model (512 by default).
+        approval: who approves the cost of an endpoint; without it, nothing above the limit is sent.
 
     Raises:
         InputError: a name or mode is unknown, a model has no latent mode, or a package is not installed.
@@ -294,8 +294,8 @@ def open_systems(
 
 
 def check_spec(spec: str) -> None:
-    """Raise InputError for a name that `open_systems` would not find, or an endpoint without its key, without loading,
-    fetching or sending anything."""
+    """Raise InputError for a name unknown to `open_systems` or an endpoint without a key; loads, fetches and sends
+    nothing."""
     from search_r3.model.resolve import check_name
 
     source = split_label(spec)[1]
@@ -320,16 +320,16 @@ def model_name(source: str) -> str:
 
 
 def check_modes(modes: Sequence[str]) -> None:
-    """Raise InputError unless `modes` is one or several of `ALL_MODES`."""
+    """Raise InputError unless `modes` are some of `ALL_MODES`."""
     for mode in modes:
         if mode not in ALL_MODES:
             raise InputError(f"unknown mode {mode!r}; choose from: {', '.join(ALL_MODES)}")
     if not modes:
-        raise InputError(f"no mode is given; choose from: {', '.join(ALL_MODES)}")
+        raise InputError(f"no mode given; choose from: {', '.join(ALL_MODES)}")
 
 
 def split_label(spec: str) -> tuple[str | None, str]:
-    """("mine", "runs/x") for "mine=runs/x", (None, spec) without a label; a path may itself hold "="."""
+    """("mine", "runs/x") for "mine=runs/x", (None, spec) without a label; a path may contain "="."""
     label, equals, source = spec.partition("=")
     if not equals or "/" in label or ":" in label:
         return None, spec
@@ -373,7 +373,7 @@ def as_run(
     indices_QK: np.ndarray,
     above: float = -np.inf,
 ) -> dict[str, dict[str, float]]:
-    """Scores and columns of a search, both (Q, K), as a run; without the documents that score `above` or less."""
+    """The scores and document indices of a search, both (Q, K), as a run; only scores greater than `above`."""
 
     def row(q: int) -> Iterator[tuple[str, float]]:
         for score, index in zip(scores_QK[q], indices_QK[q], strict=True):

@@ -1,6 +1,6 @@
-"""A system that is asked the same queries written otherwise: a control of how much case, typos and wording cost it.
+"""A system with changed queries, to measure the effect of case, typos and wording on its results.
 
-Case and typos as people type them; the same changed queries for every system (see `search_r3.data.query_variants`).
+All systems get the same changed queries (see `search_r3.data.query_variants`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.systems import Answers, System
 
 SEED = 0
-"""Of the typos. A constant: runs with other typos could not be compared."""
+"""Seed of the typos. It is constant, since runs with different typos could not be compared."""
 
 
 class VariantSystem:
-    """`system`, asked every query as `kind` writes it.
+    """`system` with all queries changed by `kind`.
 
     Attributes:
-        name: `SYSTEM.KIND`, of its run files.
-        of: the system's own name.
+        name: `SYSTEM.KIND`, the name in run files.
+        of: the name of the unchanged system.
     """
 
     def __init__(self, system: System, kind: str) -> None:
@@ -45,22 +45,22 @@ class VariantSystem:
 
 
 def refuse_variant_name(name: str) -> None:
-    """Raise InputError for a system that is called like another one's variant: their run files would be the same."""
+    """Raise InputError for a system named like another system's variant: their run files would be the same."""
     if name.rpartition(".")[2] in VARIANTS:
         raise InputError(
-            f"the system's name {name} ends like that of a run with changed queries (--queries); give it another: "
+            f"the system's name {name} ends like that of a run with changed queries (--queries); give it another name: "
             "LABEL=SPEC"
         )
 
 
 def is_variant(record: Mapping[str, Any]) -> bool:
-    """Whether a metrics record is of changed queries."""
+    """Whether a metrics record is about changed queries."""
     return "queries" in record
 
 
 def variants_markdown(records: Sequence[Mapping[str, Any]], measure: str = NDCG) -> str:
-    """A table of one measure: a row for each data set and system with changed queries, a column for each way to write
-    them; the queries as they are come first, where `records` has them too."""
+    """A table of one measure: one row per data set and system with changed queries, one column per kind of change,
+    after a column of the original queries if `records` has them."""
     values = {
         (record["dataset"], record.get("queries_of", record["system"]), record.get("queries", ORIGINAL)): record[
             "measures"

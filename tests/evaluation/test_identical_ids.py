@@ -22,7 +22,7 @@ from search_r3.evaluation.study.adaptive_curve import best_cosines
 from search_r3.evaluation.study.controls import ControlConfig
 from search_r3.evaluation.study.fusion_controls import fuse_runs
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache
-from search_r3.evaluation.study.study import make_context, study
+from search_r3.evaluation.study.study import StudyConfig, make_context, run_study
 from search_r3.evaluation.suite import evaluate, load_dataset, remarks
 from search_r3.evaluation.suite_config import SuitePlan, run_suite
 from search_r3.evaluation.systems import open_systems
@@ -175,10 +175,10 @@ MODES = ["off+bm25", "bm25+reasoning", "off+on-mean", "off+on-rrf"]
 def test_a_study_leaves_it_out_of_every_mode_and_before_anything_is_fused(
     root: Path, tmp_path: Path, tiny_model: Path
 ) -> None:
-    found = study(
-        "arguments", f"mine={tiny_model}", tmp_path, data_root=root, device="cpu", controls=MODES, config=CONFIG,
-        latency_queries=0, show_progress=False, reasoning_cache=ReasoningCache(tmp_path / "a"),
-        ignore_identical_ids=True,
+    config = StudyConfig(controls=MODES, modes=CONFIG, latency_queries=0, device="cpu", ignore_identical_ids=True)
+    found = run_study(
+        "arguments", f"mine={tiny_model}", tmp_path, config=config, data_root=root, show_progress=False,
+        reasoning_cache=ReasoningCache(tmp_path / "a"),
     )  # fmt: skip
     assert found["settings"]["ignore_identical_ids"] is True
     assert found["remarks"] == ["a document with a query's own id is left out, for 24 queries"]

@@ -157,5 +157,5 @@ def test_a_grade_below_0_counts_as_0_and_never_reaches_pytrec_eval(monkeypatch, 
 def test_a_grade_that_pytrec_eval_would_count_as_nothing_is_refused():
     run = {"q1": {"d1": 1.0}}
     assert measure_run(run, {"q1": {"d1": 1_000_000}}).mean[NDCG] == 1.0
-    with pytest.raises(InputError, match="query q1 judges document d1 by 2147483648; grades up to 1,000,000"):
+    with pytest.raises(InputError, match=r"query q1 .* d1 .* 2147483648; grades up to 1,000,000"):
         measure_run(run, {"q1": {"d1": 2**31}})

@@ -144,13 +144,11 @@ def test_a_wrong_suite_is_refused_before_anything_runs(change, said, place, comm
 
 def test_what_the_file_decides_cannot_be_given_beside_it(command, place, capsys):
     assert main([*command, "--dtype", "float32"]) == 2
-    assert "--dtype beside the suite suite.yaml: write it into the file, or use --set dtype=VALUE" in (
-        capsys.readouterr().err
-    )
+    assert "--set dtype=VALUE" in (capsys.readouterr().err)
     assert main([*command, "--max-length", "9"]) == 2
     assert "--max-length" in capsys.readouterr().err
     assert main(["evaluate", "--dataset", "tiny", "--set", "dtype=float32"]) == 2
-    assert "no suite is given" in capsys.readouterr().err
+    assert "no suite" in capsys.readouterr().err
     assert main(["evaluate", "nowhere.yaml"]) == 2
     assert "no configuration file at nowhere.yaml" in capsys.readouterr().err
 

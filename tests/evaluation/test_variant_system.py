@@ -1,4 +1,4 @@
-"""The same queries written otherwise: run files and records of their own, which no table of results mixes in."""
+"""Changed queries have separate run files and records, which no table of results includes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from search_r3.data.query_variants import VARIANTS, vary
 from search_r3.errors import InputError
 from search_r3.evaluation import suite
 from search_r3.evaluation.embedding_cache import EmbeddingCache
-from search_r3.evaluation.publish.markdown_blocks import remake
+from search_r3.evaluation.publish.markdown_blocks import regenerate
 from search_r3.evaluation.publish.recompute import Rebuilder
 from search_r3.evaluation.publish.tables import load_records
 from search_r3.evaluation.report.load_results import load_results
@@ -94,7 +94,7 @@ def test_tables_and_reports_of_results_leave_them_out_and_their_own_table_shows_
     assert [record["system"] for record in load_results(output, data_root=data_root).records] == ["bm25"]
     page = tmp_path / "page.md"
     page.write_text("<!-- table: queries -->\n<!-- /table -->\n")
-    made = remake(page, Rebuilder(output, data_root)).new.splitlines()
+    made = regenerate(page, Rebuilder(output, data_root)).new.splitlines()
     value = f"{load_records(output)[0]['measures']['nDCG@10']:.3f}"
     assert [line for line in made if line.startswith("|")] == [
         "| | | as they are | upper | lower |",
@@ -121,7 +121,7 @@ def test_a_suite_has_them_too(data_root, tmp_path):
     plan = load_config(path, SuitePlan, [f"output={tmp_path / 'results'}"])
     outcome = run_suite(plan, data_root=data_root, cache=EmbeddingCache(tmp_path / "cache"), show_progress=False)
     assert [record["system"] for record in outcome.records] == ["bm25", "bm25.upper"]
-    assert "queries written otherwise" in outcome.summary()
+    assert "changed queries" in outcome.summary()
     with pytest.raises(InputError, match="unknown kind of query"):
         SuitePlan(["bm25"], ["tiny"], queries=["shouted"])
 
@@ -131,7 +131,7 @@ def test_the_command_prints_the_table_and_refuses_what_it_does_not_know(data_roo
     command += ["--output", str(tmp_path / "results")]
     assert main([*command, "--queries", "original", "--queries", "title"]) == 0
     shown = capsys.readouterr().out
-    assert "queries written otherwise" in shown
+    assert "changed queries" in shown
     assert "as they are | title |" in shown
     assert main([*command, "--queries", "tittle"]) != 0
     assert 'did you mean "title"?' in capsys.readouterr().err
@@ -139,5 +139,5 @@ def test_the_command_prints_the_table_and_refuses_what_it_does_not_know(data_roo
 
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_a_system_called_like_the_variant_of_another_is_refused(kind, data_root, tmp_path):
-    with pytest.raises(InputError, match="give it another: LABEL=SPEC"):
+    with pytest.raises(InputError, match="LABEL=SPEC"):
         evaluate(["tiny"], [f"bm25.{kind}=bm25"], tmp_path / "results", data_root=data_root, use_cache=False)

@@ -17,8 +17,8 @@ from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.training import run_checkpoint as checkpoints
 from search_r3.training.loop import run_training
-from search_r3.training.plot import read_log
 from search_r3.training.sft.sft_config import SFTConfig
+from search_r3.training_curves import read_log
 
 CURVE = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.2, 12: 0.9}
 """Dev figures: the third best of steps 6 is only equalled at 8 and missed at 10, so patience 2 never sees step 12."""
@@ -74,7 +74,7 @@ def test_a_run_stops_after_so_many_evaluations_without_a_better_figure_and_says_
     assert f"stopped early after step 10 of 12: {WHY}" in capsys.readouterr().err
     assert log(tmp_path)[-1] == {"step": 10, "dev": {"accuracy": 0.2}, "stopped": WHY}
     assert sum("stopped" in record for record in log(tmp_path)) == 1
-    steps, dev = read_log(tmp_path)  # as the plot reads it
+    steps, dev = read_log(tmp_path / "log.jsonl")  # as the plot reads it
     assert (len(steps), len(dev)) == (10, 6)
     finished = json.loads((tmp_path / "finished.json").read_text())
     assert finished == {"step": 10, "best": 0.6, "why": WHY, "patience": 2}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.training import plot
-from search_r3.training.plot import PANELS, Run, plot_runs, read_log
+from search_r3.training.plot import Run, plot_runs
+from search_r3.training_curves import PANELS
 
 TERMS = ("infonce", "triplet", "sft", "kl", "distillation", "infonce_query", "infonce_reasoning", "accuracy_query",
          "accuracy_reasoning", "rows_reasoning", "reward", "dcg_scaled", "dcg", "direct", "dcg_scaled_high", "dcg_high",
@@ -66,7 +66,7 @@ def test_a_run_is_drawn_while_it_has_little_to_show(tmp_path: Path, drawn: list[
 
 
 @pytest.mark.slow
-def test_every_figure_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -> None:
+def test_every_metric_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -> None:
     plot_runs([write_log(tmp_path / "run", full_log())])
     shown = panels(drawn[0])
     assert len(shown) == len(PANELS)
@@ -135,50 +135,19 @@ def test_runs_of_one_name_are_told_apart_and_a_run_given_twice_is_one(tmp_path: 
     assert b"<svg" in (tmp_path / "both.svg").read_bytes()
 
 
-def test_a_figure_without_rows_behind_it_is_left_out() -> None:
-    records = [step_record(1, terms={"infonce_reasoning": 0.0, "rows_reasoning": 0.0}),
-               step_record(2, terms={"infonce_reasoning": 0.7, "rows_reasoning": 3.0}),
-               step_record(3, terms={"infonce_reasoning": 0.6})]  # fmt: skip
-    assert Run("run", records, []).figure("infonce_reasoning") == [(2, 0.7), (3, 0.6)]
-    assert Run("run", [step_record(1, loss=float("nan")), step_record(2)], []).figure("loss") == [(2, 1.5)]
-
-
 def test_the_mean_over_pools_is_taken_where_none_was_logged() -> None:
     run = Run("run", [], [{"step": 3, "dev": {"a.uniformity": -1.0, "b.uniformity": -2.0}}])
-    assert run.dev_figures("uniformity") == {"mean": [(3, -1.5)], "a": [(3, -1.0)], "b": [(3, -2.0)]}
-    assert Run("run", [], [{"step": 3, "dev": {"a.off": 0.5, "ndcg@10.off": 0.5}}]).dev_figures("off") == {
+    assert run.dev_metrics("uniformity") == {"mean": [(3, -1.5)], "a": [(3, -1.0)], "b": [(3, -2.0)]}
+    assert Run("run", [], [{"step": 3, "dev": {"a.off": 0.5, "ndcg@10.off": 0.5}}]).dev_metrics("off") == {
         "a": [(3, 0.5)]
     }
 
 
-def test_the_running_mean_neither_lags_nor_moves_the_level() -> None:
-    ramp = [float(i) for i in range(200)]
-    assert plot._smooth(ramp)[10:190] == pytest.approx(ramp[10:190])
-    assert plot._smooth([5.0] * 100) == pytest.approx([5.0] * 100)
-    assert plot._smooth([1.0, 9.0]) == [1.0, 9.0]
-
-
-def test_steps_and_dev_records_are_told_apart(tmp_path: Path) -> None:
-    run = write_log(tmp_path / "run", [{"step": 0, "dev": {"x.off": 0.5}}, {"step": 1, "loss": 1.0, "terms": {}}])
-    steps, dev = read_log(run)
-    assert [r["step"] for r in steps] == [1]
-    assert dev[0]["dev"] == {"x.off": 0.5}
-
-
-@pytest.mark.parametrize(("text", "message"), [("{", "line 1"), ("", "no step yet"), ('{"loss": 1}\n', "line 1")])
+@pytest.mark.parametrize(("text", "message"), [("{\n", "line 1"), ("", "no step yet"), ('{"loss": 1}\n', "line 1")])
 def test_a_broken_log_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
         plot_runs([tmp_path])
-
-
-def test_a_last_line_that_is_still_being_written_is_left_out_and_only_that(tmp_path: Path) -> None:
-    whole = json.dumps(step_record(1)) + "\n"
-    (tmp_path / "log.jsonl").write_text(whole + '{"step": 2, "lo')
-    assert len(read_log(tmp_path)[0]) == 1
-    (tmp_path / "log.jsonl").write_text(whole + '{"step": 2, "lo\n' + whole)
-    with pytest.raises(InputError, match="line 2"):
-        read_log(tmp_path)
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""External models, and SearchR3 as an encoder for MTEB."""
+"""Other embedding models as baselines, and SearchR3 as an encoder for MTEB."""

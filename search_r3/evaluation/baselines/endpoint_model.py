@@ -1,7 +1,7 @@
 """Embeddings from any OpenAI-compatible endpoint (POST /embeddings), with batching, retries and a cache.
 
-Each finished call of up to 32 texts is cached at once, keyed by its texts rather than their data set, so an interrupted
-run sends only what is missing. The texts to send are reported first; above a limit, approval is required.
+Each finished call of up to 32 texts is cached immediately, keyed by its texts rather than their data set, so an
+interrupted run sends only the missing texts. What will be sent is reported first; above a limit, it needs approval.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _WORDING = Wording(
 
 @dataclass
 class PendingTexts:
-    """The distinct texts of one side as sent (with prompt, truncated), in units, and the cached units."""
+    """The distinct texts to embed for one side (with prompt, truncated), in units, and the units that are cached."""
 
     side: str
     units: list[list[str]]
-    found: dict[int, Encoded]
+    cached: dict[int, Encoded]
     rows_of: list[int]
-    """For each requested text, its index among the distinct ones."""
+    """For each requested text, its index among the distinct texts."""
 
     @property
     def missing(self) -> list[int]:
         """Indices of the units that must be sent."""
-        return [number for number in range(len(self.units)) if number not in self.found]
+        return [number for number in range(len(self.units)) if number not in self.cached]
 
     @property
     def texts(self) -> int:
@@ -53,7 +53,7 @@ class PendingTexts:
 
     @property
     def tokens(self) -> int:
-        """Their approximate number of tokens, by length."""
+        """Approximate number of tokens that must be sent, estimated from the length of the texts."""
         return sum(count_characters(text) for number in self.missing for text in self.units[number])
 
 
@@ -81,12 +81,12 @@ class EndpointEncoder:
         self.calls = self.tokens = 0
         self._endpoint = Endpoint(replace(settings, url=self.url), config.read_key(), _WORDING)
         self._lock = threading.Lock()
-        self._approved = 0  # estimated tokens that this encoder was allowed to send so far
+        self._approved = 0  # estimated tokens approved so far
         self._dimension: int | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything known that determines a ranking, without the key, and with the address only as a hash."""
+        """Everything known that determines a ranking, except the key; the address is hashed."""
         return {
             "retriever": "endpoint",
             "model": self.config.model,
@@ -99,26 +99,26 @@ class EndpointEncoder:
         }
 
     def plan(self, texts: Sequence[str], side: str, cache: EmbeddingCache | None) -> PendingTexts:
-        """The work needed to embed `texts` as `side` ("query" or "document"); sends nothing."""
+        """What has to be sent to embed `texts` as `side` ("query" or "document"); sends nothing."""
         prompt = (self.config.query_prompt if side == "query" else self.config.document_prompt) or ""
         sent = [f"{prompt}{text}"[: self.config.max_characters] for text in texts]
-        places = {text: place for place, text in enumerate(dict.fromkeys(sent))}
-        distinct = list(places)
+        index_of = {text: index for index, text in enumerate(dict.fromkeys(sent))}
+        distinct = list(index_of)
         units = [distinct[start : start + UNIT] for start in range(0, len(distinct), UNIT)]
-        found: dict[int, Encoded] = {}
+        cached: dict[int, Encoded] = {}
         for number, unit in enumerate(units):
             stored = cache.stored(_ids(unit), unit, self._text_identity) if cache else None
             if stored is not None:
-                found[number] = stored
-        return PendingTexts(side, units, found, [places[text] for text in sent])
+                cached[number] = stored
+        return PendingTexts(side, units, cached, [index_of[text] for text in sent])
 
     def approve(self, name: str, works: Sequence[PendingTexts]) -> None:
         """Report what `works` will send and cost, and ask for approval above the limit.
 
-        The limit holds for all that one encoder sends. Without a price, a server on this machine needs no approval.
+        The limit applies to everything that one encoder sends. A local server without a price needs no approval.
 
         Raises:
-            InputError: the limit is exceeded, and it was not approved.
+            InputError: the limit is exceeded without approval.
         """
         tokens = sum(work.tokens for work in works)
         if not tokens:
@@ -126,9 +126,9 @@ class EndpointEncoder:
         counts = " and ".join(
             f"{work.texts:,} {'queries' if work.side == 'query' else 'documents'}" for work in works if work.texts
         )
-        kept = sum(len(unit) for work in works for unit in work.units) - sum(work.texts for work in works)
+        stored = sum(len(unit) for work in works for unit in work.units) - sum(work.texts for work in works)
         line = f"{name}: {counts} to embed, about {tokens:,} tokens (characters / {CHARACTERS_A_TOKEN})"
-        line += self._cost(tokens) + (f"; {kept:,} are in the cache" if kept else "")
+        line += self._cost(tokens) + (f"; {stored:,} are in the cache" if stored else "")
         limit = self.config.token_limit
         free = self._price is None and is_local(self.url)
         if self._approved + tokens <= limit or self.approval.yes or free:
@@ -147,16 +147,16 @@ class EndpointEncoder:
         label: str = "texts",
         show_progress: bool | None = None,
     ) -> tuple[np.ndarray, float]:
-        """Embed the missing texts of `work`; returns unit rows for all its texts, float32 (n, dim), and the seconds of
-        its calls.
+        """Embed the missing texts of `work`; returns unit rows for all its texts, float32 (n, dim), and the duration of
+        the calls in seconds.
 
-        The seconds are summed over all calls, including cached ones, although calls run concurrently. After an error or
-        Ctrl-C, running calls are awaited and cached, since they are paid for.
+        The duration is the sum over all calls, including cached ones, although calls run concurrently. After an error
+        or Ctrl-C, running calls are awaited and cached, since they are paid for.
 
         Raises:
             InputError: the endpoint refuses, does not answer, or answers with NaN or with another dimension.
         """
-        done = dict(work.found)
+        done = dict(work.cached)
         sent_before = (self.calls, self.tokens)
         threads = Threads(
             lambda number, stop: self._unit(work.units[number], cache, stop), work.missing, self.config.concurrency
@@ -174,7 +174,7 @@ class EndpointEncoder:
             calls, tokens = self.calls - sent_before[0], self.tokens - sent_before[1]
             if calls:
                 self._report(f"{label}: {calls:,} calls, {tokens:,} tokens read{self._cost(tokens)}")
-        return self._put_together(work, done, cache)
+        return self._assemble(work, done, cache)
 
     def encode(self, texts: Sequence[str], side: str) -> np.ndarray:
         """Embed `texts` without a cache: unit rows, float32 (n, dim)."""
@@ -186,8 +186,7 @@ class EndpointEncoder:
 
     @property
     def _text_identity(self) -> dict[str, Any]:
-        """Everything that determines the embedding of a sent text; prompts and truncation are already part of the
-        text."""
+        """Everything that determines the embedding of a text as sent, with its prompt and truncated."""
         return {name: self.identity[name] for name in ("retriever", "model", "endpoint", "dtype")}
 
     def _unit(self, texts: list[str], cache: EmbeddingCache | None, stop: threading.Event) -> Encoded:
@@ -201,7 +200,7 @@ class EndpointEncoder:
         rows = encode(texts)
         return Encoded(rows, time.perf_counter() - started, 0, 0)
 
-    def _put_together(
+    def _assemble(
         self, work: PendingTexts, done: dict[int, Encoded], cache: EmbeddingCache | None
     ) -> tuple[np.ndarray, float]:
         parts = [done[number].rows for number in range(len(work.units))]
@@ -210,7 +209,7 @@ class EndpointEncoder:
         widths = sorted({part.shape[1] for part in parts})
         if len(widths) > 1:
             where = f"; the cache in {cache.folder} may be from another model; move it away" if cache else ""
-            raise InputError(f"{self._endpoint}: embeddings of {widths[0]} and of {widths[-1]} numbers{where}")
+            raise InputError(f"{self._endpoint}: embeddings of {widths[0]} and of {widths[-1]} dimensions{where}")
         self._check_dimension(widths[0])
         return np.concatenate(parts)[work.rows_of], sum(encoded.seconds for encoded in done.values())
 
@@ -241,12 +240,12 @@ class EndpointEncoder:
             self.tokens += read if isinstance(read, int) else sum(map(count_characters, texts))
             self._check_dimension(rows.shape[1])
         if not np.isfinite(rows).all():
-            raise InputError(f"{self._endpoint} answered with NaN or infinity; its weights or its precision are broken")
+            raise InputError(f"{self._endpoint} answered with NaN or infinity; its weights or dtype are broken")
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         if not norms.all():
             empty = texts[int(np.argmin(norms))][:60]
             raise InputError(
-                f"{self._endpoint} answered with an embedding of zeros, for {empty!r}; it has no direction"
+                f"{self._endpoint} answered with an embedding of zeros for {empty!r}, which has no direction"
             )
         return rows / norms
 
@@ -255,7 +254,7 @@ class EndpointEncoder:
             self._dimension = width
         if width != self._dimension:
             raise InputError(
-                f"{self._endpoint} answered with {width} numbers a text, and before with {self._dimension}; "
+                f"{self._endpoint} answered with {width} dimensions, but earlier with {self._dimension}; "
                 "check that it serves a single model"
             )
 
@@ -264,11 +263,11 @@ class EndpointEncoder:
         return self.config.price if self.approval.price is None else self.approval.price
 
     def _cost(self, tokens: int) -> str:
-        """The cost of `tokens` as a message suffix; empty without a price."""
+        """The cost of `tokens`, to be appended to a message; "" without a price."""
         if self._price is None:
             return ""
         cost = tokens * self._price / 1e6
-        return f", {f'{cost:,.2f}' if cost >= 0.005 or not cost else 'under 0.01'} at {self._price:g} a million"
+        return f", {f'{cost:,.2f}' if cost >= 0.005 or not cost else 'under 0.01'} at {self._price:g} per million"
 
     def _report(self, line: str) -> None:
         if self.approval.report is not None:
@@ -282,9 +281,9 @@ def _rows_of(answer: Any, expected: int) -> np.ndarray:
         raise ValueError(f"{len(data)} embeddings for {expected} texts")
     if not all(isinstance(getattr(item, "embedding", None), list) for item in data):
         raise ValueError('an item of its "data" has no list of numbers as "embedding"')
-    places = [item.index for item in data]
-    if any(place is not None for place in places):
-        if sorted(places) != list(range(expected)):
+    indices = [item.index for item in data]
+    if any(index is not None for index in indices):
+        if sorted(indices) != list(range(expected)):
             raise ValueError(f"the indices are not those of {expected} texts")
         data.sort(key=lambda item: item.index)
     rows = np.asarray([item.embedding for item in data], dtype=np.float32)
@@ -294,5 +293,5 @@ def _rows_of(answer: Any, expected: int) -> np.ndarray:
 
 
 def _ids(unit: Sequence[str]) -> list[str]:
-    """Cache ids: a unit is identified by its texts alone, so that any data set with these texts finds it."""
-    return [str(place) for place in range(len(unit))]
+    """Cache ids. A unit is identified by its texts alone, so that it can be used for any data set with these texts."""
+    return [str(index) for index in range(len(unit))]

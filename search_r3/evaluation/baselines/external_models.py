@@ -22,10 +22,10 @@ from search_r3.files import expand_user
 FILE_ENDINGS = (".yaml", ".yml")
 OPENAI_URL = "https://api.openai.com/v1"
 URL_VARIABLE = "OPENAI_BASE_URL"
-"""The address of an endpoint if none is given; the variable that the OpenAI client reads."""
+"""Environment variable with the default address of endpoints; the OpenAI client reads the same variable."""
 KEY_VARIABLE = "OPENAI_API_KEY"
 TOKEN_LIMIT = 1_000_000
-"""Estimated tokens that are sent to an endpoint without approval: about four million characters of English."""
+"""Estimated tokens that may be sent to an endpoint without approval: about four million characters of English."""
 _PREFIX = "endpoint:"
 
 
@@ -46,7 +46,7 @@ class ExternalModelConfig:
     max_characters: int | None = None
     """Texts are truncated to this length, including the prompt, for endpoints that reject long ones. None: no limit."""
     price: float | None = None
-    """Price of a million tokens, in any currency, used to show the cost of a run."""
+    """Price per million tokens, in any currency, used to show the cost of a run."""
     token_limit: int = TOKEN_LIMIT
     """Sending more estimated tokens than this requires approval."""
     concurrency: int = 4
@@ -98,24 +98,24 @@ class ExternalModelConfig:
 
 @dataclass(frozen=True)
 class CostApproval:
-    """Who approves what an endpoint costs, and where it is reported."""
+    """How the cost of an endpoint is approved and reported."""
 
     yes: bool = False
     """Send everything without asking."""
     price: float | None = None
-    """Price of a million tokens; overrides that of a YAML file."""
+    """Price per million tokens; overrides that of a YAML file."""
     ask: Callable[[str], bool] | None = None
-    """Asks the user; None without a terminal, so that anything above the limit is refused."""
+    """Asks the user for approval; None refuses anything above the limit, as without a terminal."""
     report: Callable[[str], None] | None = None
     """Called with one line before and after texts are sent."""
 
     def __post_init__(self) -> None:
         if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
-            raise InputError(f"the price must be 0 or more a million tokens, not {self.price}")
+            raise InputError(f"the price per million tokens must be 0 or more, not {self.price}")
 
 
 def parse_external_model(source: str) -> ExternalModelConfig | None:
-    """The external model that `source` (a spec without its label) describes; None if it is a built-in system.
+    """The external model described by `source` (a spec without its label); None if it is a built-in system.
 
     Raises:
         InputError: an address is invalid, or a file cannot be read, has unknown keys or wrong values.
@@ -136,11 +136,11 @@ def is_local(url: str) -> bool:
 
 
 def _from_spec(source: str) -> ExternalModelConfig:
-    found = re.fullmatch(r"(?P<model>@?[^@]+)(?:@(?P<url>.+))?", source.removeprefix(_PREFIX))
-    if found is None:
+    match = re.fullmatch(r"(?P<model>@?[^@]+)(?:@(?P<url>.+))?", source.removeprefix(_PREFIX))
+    if match is None:
         raise InputError(f"bad system {source!r}; expected endpoint:MODEL@URL, such as endpoint:NAME@{OPENAI_URL}")
-    url = found["url"] or os.environ.get(URL_VARIABLE) or OPENAI_URL
-    return ExternalModelConfig(model=found["model"], endpoint=url, key_variable=None if is_local(url) else KEY_VARIABLE)
+    url = match["url"] or os.environ.get(URL_VARIABLE) or OPENAI_URL
+    return ExternalModelConfig(model=match["model"], endpoint=url, key_variable=None if is_local(url) else KEY_VARIABLE)
 
 
 def _from_file(path: Path) -> ExternalModelConfig:

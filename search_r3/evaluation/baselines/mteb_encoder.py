@@ -1,7 +1,7 @@
 """SearchR3 as an encoder for MTEB 2 (Muennighoff et al. 2023, https://arxiv.org/abs/2210.07316), with metadata.
 
-Queries and documents are encoded by their own side of the model, and only queries are reasoned about. Texts of
-tasks without this distinction (similarity, clustering, classification) are embedded as documents.
+Queries and documents have different prompts, and only queries are reasoned about. Texts of tasks without this
+distinction (similarity, clustering, classification) are embedded as documents.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEACHERS = {"all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 ORGANIZATION = "search-r3"
 """MTEB requires names of the form owner/name."""
 NO_EMBEDDING = -1.0
-"""The similarity of an empty text, which has no embedding: the lowest cosine there is, so that nothing ranks below."""
+"""The similarity of an empty text, which has no embedding: the lowest possible cosine, so that nothing ranks lower."""
 
 
 class SearchR3Encoder:
@@ -45,7 +45,7 @@ class SearchR3Encoder:
         dtype: see `SearchR3.from_pretrained`.
         batch_size: texts per forward pass; None uses MTEB's.
         training: the folder that documents the model's training (as `search-r3 card --run` fills it), for the training
-            data in the metadata. Without it they say that the training data is not known.
+            data in the metadata. Without it, the metadata says that the training data is unknown.
 
     Raises:
         InputError: an unknown or damaged model, another revision, or a bad number.
@@ -76,9 +76,9 @@ class SearchR3Encoder:
         named = isinstance(model_name, str | Path)
         self.model = SearchR3.from_pretrained(model_name, device=device, dtype=dtype) if named else model_name
         if revision is not None and not self.model.contract_hash.startswith(revision):
-            found = self.model.contract_hash[:12]
+            actual = self.model.contract_hash[:12]
             raise InputError(
-                f"{self.model.name} is of contract {found}, not {revision}; get the checkpoint of that one"
+                f"{self.model.name} has contract {actual}, not {revision}; get the checkpoint with that contract"
             )
         self.reasoning = reasoning
         self.max_reasoning_tokens = max_reasoning_tokens
@@ -99,16 +99,16 @@ class SearchR3Encoder:
         """Embed a task's texts.
 
         Args:
-            inputs: batches with the texts under "text"; of documents MTEB has put the title in front.
-            task_metadata, hf_split, hf_subset: not used; the model has one prompt a side and no task's instruction.
-            prompt_type: mteb's PromptType or its value: "query", "document", or None where a task knows no sides.
+            inputs: batches with the texts under "text"; MTEB prepends titles to documents.
+            task_metadata, hf_split, hf_subset: not used; the model's prompts are the same for all tasks.
+            prompt_type: mteb's PromptType or its value: "query", "document", or None if the task has no such sides.
             kwargs: mteb's encode_kwargs, of which `batch_size` and `show_progress_bar` are used.
 
         Returns:
             float32 (n, dimension): unit rows; zeros for an empty text (see `similarity`).
         """
         texts = [text for batch in inputs for text in batch["text"]]
-        filled = [number for number, text in enumerate(texts) if text.strip()]
+        filled = [index for index, text in enumerate(texts) if text.strip()]
         rows = np.zeros((len(texts), self.model.dimension), dtype=np.float32)
         if not filled:
             return rows
@@ -116,7 +116,7 @@ class SearchR3Encoder:
             "batch_size": self.batch_size or kwargs.get("batch_size") or 32,
             "show_progress_bar": kwargs.get("show_progress_bar"),
         }
-        chosen = [texts[number] for number in filled]
+        chosen = [texts[index] for index in filled]
         if getattr(prompt_type, "value", prompt_type) == "query":
             rows[filled] = self.model.encode_query(
                 chosen, reasoning=self.reasoning, max_reasoning_tokens=self.max_reasoning_tokens, **settings
@@ -126,7 +126,7 @@ class SearchR3Encoder:
         return rows
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Cosines of all rows with all rows, float32 (n, m); -1 for the row of an empty text."""
+        """Cosines between all pairs of rows, float32 (n, m); -1 for empty texts."""
         a, b = _rows(embeddings1), _rows(embeddings2)
         scores = a @ b.T
         scores[~a.any(axis=1)] = NO_EMBEDDING
@@ -134,7 +134,7 @@ class SearchR3Encoder:
         return scores
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Cosines of each row with the row in its place, float32 (n,); -1 for the row of an empty text."""
+        """Cosines between corresponding rows, float32 (n,); -1 for empty texts."""
         a, b = _rows(embeddings1), _rows(embeddings2)
         return np.where(a.any(axis=1) & b.any(axis=1), (a * b).sum(axis=1), np.float32(NO_EMBEDDING))
 
@@ -152,7 +152,7 @@ class SearchR3Encoder:
         embedding = network.get_input_embeddings().weight.numel()
         memory = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
         return ModelMeta(
-            loader=None,  # hub names are not ours; evaluate an encoder that is loaded
+            loader=None,  # names of the form owner/name are not on the hub, so only loaded encoders can be evaluated
             name=f"{ORGANIZATION}/{self.model.name}",
             revision=self.model.contract_hash,
             release_date=None,
@@ -188,14 +188,14 @@ class SearchR3Encoder:
 
 
 def trained_on(kept: str | Path) -> set[str]:
-    """The data sets that a model was trained on, by MTEB's names: those its pairs were made from, whichever part of
-    them, and those of a teacher that chose its pairs or gave it soft labels.
+    """The data sets that a model was trained on, by MTEB's names: those that its pairs were made from, whatever the
+    split, and those of a teacher that selected its pairs or provided soft labels.
 
     Args:
-        kept: the folder that documents a training, with `pairs.manifest.json` and maybe `selection.manifest.json`.
+        kept: the folder that documents the training, with `pairs.manifest.json` and maybe `selection.manifest.json`.
 
     Raises:
-        InputError: the manifest is missing or damaged, or the teacher is one whose training data we do not know.
+        InputError: the manifest is missing or damaged, or the training data of the teacher is unknown.
     """
     from search_r3.evaluation.publish.model_card import MANIFESTS
 
@@ -207,17 +207,17 @@ def trained_on(kept: str | Path) -> set[str]:
         teachers = {str(scorer["teacher"]) for scorer in scorers if scorer.get("teacher")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{files[0]} does not say what the model was trained on: {error}") from error
-    found = {MTEB_NAMES.get(name.split("/")[0], name) for name in used}
+    names = {MTEB_NAMES.get(name.split("/")[0], name) for name in used}
     for teacher in teachers:
-        found |= _teachers_data(teacher)
-    return found
+        names |= _teachers_data(teacher)
+    return names
 
 
 def _teachers_data(teacher: str) -> set[str]:
     import mteb
 
     if teacher not in TEACHERS:
-        raise InputError(f"the training data of the teacher {teacher} is not known; known: {', '.join(TEACHERS)}")
+        raise InputError(f"the training data of the teacher {teacher} is unknown; known: {', '.join(TEACHERS)}")
     return set(mteb.get_model_meta(TEACHERS[teacher]).training_datasets or ())
 
 

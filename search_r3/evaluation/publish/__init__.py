@@ -1,1 +1,1 @@
-"""Tables, model cards and figures from committed results."""
+"""Tables and model cards, generated from committed results."""

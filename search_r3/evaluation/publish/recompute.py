@@ -1,7 +1,7 @@
 """Recompute metrics from the run files, and compare them with the metrics files and studies.
 
 If a run's data set is available and unchanged, its measures, missing documents and comparisons are computed from the
-run and the judgments; otherwise the file written next to the run is trusted, and listed.
+run and the judgments. Otherwise the metrics file is used as it is and listed as unchecked.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from search_r3.data.beir import BeirDataset
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import NDCG, Measured, measure_run
 from search_r3.evaluation.publish.tables import TOLERANCE, load_records
+from search_r3.evaluation.records import read_record
 from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.study.controls import study_path
 from search_r3.evaluation.study.study import families, read_study
-from search_r3.evaluation.suite import VARIANT_RECORDS, dataset_hash, load_dataset, paths, read_record
+from search_r3.evaluation.suite import VARIANT_RECORDS, dataset_hash, load_dataset, paths
 
 
 @dataclass
 class Check:
-    """What was found: problems to fix, and metrics that could not be computed again because the data set is not here
-    (the file written beside their run was taken at its word)."""
+    """Problems to fix, and metrics that could not be recomputed because the data set is not available."""
 
     problems: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Rebuilder:
         self._studies: dict[tuple[str, str], dict[str, Any]] = {}
 
     def records(self) -> list[dict[str, Any]]:
-        """All metrics files in the order of the tables, without those whose run file is missing (reported as a
+        """All metrics files in the order of the tables, except those whose run file is missing (reported as a
         problem).
 
         Raises:
@@ -60,7 +60,7 @@ class Rebuilder:
         return self._records
 
     def variants(self) -> list[dict[str, Any]]:
-        """The records of queries written otherwise, in the order of their files; see `records`."""
+        """The records of changed queries, in the order of their files; see `records`."""
         if self._variants is None:
             files = sorted((self.output / VARIANT_RECORDS).rglob("*.json"))
             rebuilt = (self._rebuild(read_record(path)) for path in files)
@@ -96,12 +96,12 @@ class Rebuilder:
         }
 
     def _rebuild_study(self, dataset: str, system: str) -> dict[str, Any]:
-        found = read_study(study_path(self.output, dataset, system))
-        data = self._data(dataset, found["settings"], f"{dataset} {system} (study)")
+        study = read_study(study_path(self.output, dataset, system))
+        data = self._data(dataset, study["settings"], f"{dataset} {system} (study)")
         if data is None:
-            return found
+            return study
         measured: dict[str, Measured] = {}
-        for mode in found["modes"]:
+        for mode in study["modes"]:
             label, run = f"{dataset} {mode['system']}", paths(self.output, dataset, mode["system"]).run
             if not run.is_file():
                 raise InputError(f"{label}: its run file {run} is missing; run the study again")
@@ -109,16 +109,16 @@ class Rebuilder:
             self._compare(label, mode["measures"], measured[mode["mode"]])
         means = {mode: one.mean for mode, one in measured.items()}
         return {
-            **found,
-            "modes": [{**mode, "measures": means[mode["mode"]]} for mode in found["modes"]],
+            **study,
+            "modes": [{**mode, "measures": means[mode["mode"]]} for mode in study["modes"]],
             "budgets": [
-                {**point, "measures": means.get(point["mode"], point["measures"])} for point in found["budgets"]
+                {**point, "measures": means.get(point["mode"], point["measures"])} for point in study["budgets"]
             ],
             "families": families({mode: one.per_query[NDCG] for mode, one in measured.items()}),
         }
 
     def _data(self, name: str, settings: Mapping[str, Any], label: str) -> BeirDataset | None:
-        """The data set that a metric was computed on, or None, which is noted, where it is not here."""
+        """The data set that a metric was computed on, or None (noted as unchecked) if it is not available."""
         key = (name, settings["split"])
         if key not in self._datasets:
             try:
@@ -126,10 +126,10 @@ class Rebuilder:
                 self._datasets[key] = dataset, dataset_hash(dataset)
             except InputError:
                 self._datasets[key] = None
-        found = self._datasets[key]
-        if found is not None and found[1] == settings.get("data_hash"):
-            return found[0]
-        self.check.unchecked.append(label if found is None else f"{label} (the data here are not those it was run on)")
+        loaded = self._datasets[key]
+        if loaded is not None and loaded[1] == settings.get("data_hash"):
+            return loaded[0]
+        self.check.unchecked.append(label if loaded is None else f"{label} (measured on different data)")
         return None
 
     def _measure(self, run: Path, data: BeirDataset) -> Measured:
@@ -137,9 +137,9 @@ class Rebuilder:
             self._measured[run] = measure_run(read_run(run), data.qrels, data.corpus)
         return self._measured[run]
 
-    def _compare(self, label: str, said: Mapping[str, float], measured: Measured) -> None:
+    def _compare(self, label: str, recorded: Mapping[str, float], measured: Measured) -> None:
         for measure, value in measured.mean.items():
-            if abs(value - said.get(measure, float("inf"))) > TOLERANCE:
+            if abs(value - recorded.get(measure, float("inf"))) > TOLERANCE:
                 self.check.problems.append(
-                    f"{label}: {measure} is {value:.6f} by its run file, not {said.get(measure)}"
+                    f"{label}: {measure} is {value:.6f} according to its run file, not {recorded.get(measure)}"
                 )

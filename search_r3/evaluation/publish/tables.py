@@ -1,8 +1,7 @@
 """Tables of results in Markdown, generated from metrics records: the metrics, then what they were measured on.
 
-What a reader must know of a data set stands below its metrics: documents that are missing or empty, and queries without
-an answer. `recompute` recomputes the records from the run files, `markdown_blocks`
-puts the tables into Markdown files.
+Notes on data sets are below the metrics: missing or empty documents, and queries without an answer. `recompute`
+recomputes the records from the run files, and `markdown_blocks` inserts the tables into Markdown files.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.evaluation.markdown_table import markdown_table
 from search_r3.evaluation.measures import MEASURES, MRR, NDCG, RECALL
-from search_r3.evaluation.suite import SMALL, read_record
+from search_r3.evaluation.records import read_record
+from search_r3.evaluation.suite import SMALL
 from search_r3.evaluation.systems import BASELINES
 from search_r3.evaluation.variant_system import is_variant, variants_markdown
 
@@ -27,13 +27,13 @@ MEANING = {
 }
 FIRST_DATASETS = ("scifact", "cosqa", "hotpotqa", "mkqa/en", "s2_search", "cranfield", "cisi")
 INCOMPLETE = "†"
-"""Marks a data set whose judgments include documents that are not in its corpus."""
+"""Marks a data set with relevant documents that are not in its corpus."""
 STAGES = ("base", "sft", "grpo")
 LABELS = {"bm25": "BM25", "all-minilm-l6-v2": "all-MiniLM-L6-v2"}
 STAGE_LABELS = {"base": "base", "sft": "stage 1", "grpo": "stage 2"}
 MODE_LABELS = {"off": "direct", "on": "with reasoning", "latent": "in latent steps"}
 TOLERANCE = 5e-6
-"""A measure that differs by more than this from its metrics file comes from another run."""
+"""A measure that differs from its metrics file by more than this comes from another run."""
 
 
 def load_records(output: str | Path = "results") -> list[dict[str, Any]]:
@@ -50,29 +50,28 @@ def load_records(output: str | Path = "results") -> list[dict[str, Any]]:
 
 
 def results_markdown(records: Sequence[dict[str, Any]], measures: Sequence[str] = tuple(MEASURES)) -> str:
-    """One table a measure (systems as columns, data sets as rows, the best of a row in bold), those after the first
-    folded away, then what was run on what: queries and documents, where documents were cut, hardware and dtype, and the
-    reasoning."""
+    """One table per measure (systems as columns, data sets as rows, the best of a row in bold), with all but the first
+    collapsed, then notes: numbers of queries and documents, truncation, hardware and dtype, and the reasoning."""
     first, *others = [f"**{MEANING.get(measure, measure)}**\n\n{_table(records, measure)}" for measure in measures]
-    folded = []
+    collapsed = []
     if others:
         names = " and ".join(MEANING.get(measure, measure) for measure in measures[1:])
-        folded = ["\n\n".join([f"<details><summary>{names}</summary>", *others, "</details>"])]
-    return "\n\n".join([first, *folded, _caption(records)])
+        collapsed = ["\n\n".join([f"<details><summary>{names}</summary>", *others, "</details>"])]
+    return "\n\n".join([first, *collapsed, _caption(records)])
 
 
 def records_markdown(records: Sequence[dict[str, Any]]) -> str:
-    """`results_markdown` of the records of queries as they are, then `variants_markdown` of the changed ones."""
+    """`results_markdown` of the records of original queries, then `variants_markdown` of changed queries."""
     plain = [record for record in records if not is_variant(record)]
     pages = [results_markdown(plain)] if plain else []
     if len(plain) < len(records):
-        pages.append(f"**{MEANING[NDCG]}**, queries written otherwise\n\n{variants_markdown(records)}")
+        pages.append(f"**{MEANING[NDCG]}**, changed queries\n\n{variants_markdown(records)}")
     return "\n\n".join(pages)
 
 
 def summary_markdown(records: Sequence[dict[str, Any]], measure: str = NDCG) -> str:
-    """One table of `measure` without a caption, whose columns say what a system is instead of its name in the results:
-    "stage 1, direct" for `NAME-sft.off`. Systems that would be called the same keep their names."""
+    """One table of `measure` without a caption. Its columns describe the systems ("stage 1, direct" for `NAME-sft.off`)
+    instead of naming them, unless two systems have the same description."""
     labels = {record["system"]: _label(record["system"]) for record in records}
     if len(set(labels.values())) < len(labels):
         labels = {name: name for name in labels}
@@ -138,9 +137,9 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
         f"Documents: {_grouped(records, _cut)}.",
         f"Machines: {_grouped(records, _machine)}.",
     ]
-    thinking = [r for r in records if r.get("reasoning")]
-    if thinking:
-        lines.append(f"Reasoning before the embed token: {_grouped(thinking, _reasoning, 'by')}.")
+    reasoned = [r for r in records if r.get("reasoning")]
+    if reasoned:
+        lines.append(f"Reasoning before the embed token: {_grouped(reasoned, _reasoning, 'by')}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -168,22 +167,22 @@ def _machine(record: dict[str, Any]) -> str:
 
 
 def _reasoning(record: dict[str, Any]) -> str:
-    found = record["reasoning"]
-    return f"at most {found['budget']} tokens, token emitted for {found['emission_rate']:.0%} of the queries"
+    reasoning = record["reasoning"]
+    return f"at most {reasoning['budget']} tokens, token emitted for {reasoning['emission_rate']:.0%} of the queries"
 
 
 def _grouped(records: Sequence[dict[str, Any]], describe: Callable[[dict[str, Any]], str], word: str = "for") -> str:
-    """Each description once, with the systems it applies to (and the data sets, if not all)."""
+    """Each distinct description with the systems it applies to (and their data sets, if not all)."""
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    of_system: dict[str, set[str]] = defaultdict(set)
+    datasets_of: dict[str, set[str]] = defaultdict(set)
     for record in sorted(records, key=lambda r: _system_order(r["system"])):
         groups[describe(record)][record["system"]].append(record["dataset"])
-        of_system[record["system"]].add(record["dataset"])
+        datasets_of[record["system"]].add(record["dataset"])
     parts = []
     for description, systems in groups.items():
         named = [
-            name if len(found) == len(of_system[name]) else f"{name} ({', '.join(found)})"
-            for name, found in systems.items()
+            name if len(datasets) == len(datasets_of[name]) else f"{name} ({', '.join(datasets)})"
+            for name, datasets in systems.items()
         ]
         parts.append(f"{description} {word} {', '.join(named)}")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Scales of a plot's axes: where a value stands in pixels, and round numbers to label it with.
+"""Scales of a plot's axes: the pixel position of a value, and round numbers for the tick labels.
 
 Ticks are 1, 2, 2.5 or 5 times a power of ten, as in Heckbert's "Nice numbers for graph labels" (Graphics Gems, 1990).
 """
@@ -16,7 +16,7 @@ MINUS = "−"
 
 @dataclass(frozen=True)
 class Scale:
-    """A straight or logarithmic map from values to pixels; `start` may be above `end`, as for y."""
+    """A linear or logarithmic map from values to pixels; `start` may be above `end`, as for y."""
 
     low: float
     high: float
@@ -25,21 +25,21 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value; a value off the scale stands at its nearer end."""
-        low, high, at = self.low, self.high, min(max(value, self.low), self.high)
+        """The pixel position of a value; values outside the scale are clamped to its nearer end."""
+        low, high, value = self.low, self.high, min(max(value, self.low), self.high)
         if self.log:
-            low, high, at = math.log10(low), math.log10(high), math.log10(at)
-        return self.start + (self.end - self.start) * ((at - low) / (high - low) if high > low else 0.5)
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        return self.start + (self.end - self.start) * ((value - low) / (high - low) if high > low else 0.5)
 
     def ticks(self, count: int = 5, *, whole: bool = False) -> list[float]:
-        """Round values on the scale, about `count`."""
+        """About `count` round values within the scale; `whole` allows integers only."""
         if self.log:
             return log_ticks(self.low, self.high, count)
         return nice_ticks(self.low, self.high, count, whole=whole)
 
 
 def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
-    """Round values from `low` to `high`, as near to `count` of them as round numbers allow; `whole` takes no fractions.
+    """Round values from `low` to `high`, as close to `count` of them as possible; `whole` allows integers only.
 
     Raises:
         ValueError: the ends are not finite, or in the wrong order.
@@ -57,7 +57,7 @@ def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) 
 
 
 def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Powers of ten from `low` to `high`, with 2 and 5 times them where there are few.
+    """Powers of ten from `low` to `high`, and 2 and 5 times these if there are fewer than three.
 
     Raises:
         ValueError: the ends are not both above 0 and in order.
@@ -66,16 +66,16 @@ def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
         raise ValueError(f"no logarithmic axis from {low} to {high}")
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5)):
-        found = [f * 10.0**p for p in powers for f in factors if low * (1 - 1e-9) <= f * 10.0**p <= high * (1 + 1e-9)]
-        if len(found) >= 3:
+        ticks = [f * 10.0**p for p in powers for f in factors if low * (1 - 1e-9) <= f * 10.0**p <= high * (1 + 1e-9)]
+        if len(ticks) >= 3:
             break
-    if len(found) < 2:
+    if len(ticks) < 2:
         return nice_ticks(low, high, count)
-    return found[:: math.ceil(len(found) / (2 * count))]
+    return ticks[:: math.ceil(len(ticks) / (2 * count))]
 
 
 def padded(values: Iterable[float], *, share: float = 0.06, zero: bool = False) -> tuple[float, float]:
-    """Ends of an axis that holds `values` with some room; `zero` begins (or ends) it exactly at 0.
+    """The ends of an axis around `values`, with some room; `zero` makes the axis start (or end) exactly at 0.
 
     Raises:
         ValueError: no values.
@@ -89,7 +89,7 @@ def padded(values: Iterable[float], *, share: float = 0.06, zero: bool = False) 
 
 
 def tick_labels(ticks: Iterable[float]) -> list[str]:
-    """The ticks as text, all with the same number of digits after the point; thousands with commas."""
+    """Labels for the ticks, all with the same number of decimal places and with commas as thousands separators."""
     values = list(ticks)
     largest = max((abs(value) for value in values), default=0.0)
     gaps = [b - a for a, b in pairwise(values)]
@@ -101,9 +101,9 @@ def tick_labels(ticks: Iterable[float]) -> list[str]:
 
 
 def number(value: float, digits: int | None = 3, *, sign: bool = False) -> str:
-    """A number as one writes it, with a true minus; `digits` None is the shortest of three significant digits."""
+    """Format a number for display, with a true minus sign and `digits` decimals (None: three significant digits)."""
     text = f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
     text = text.replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
     if not any(letter in "123456789" for letter in text):
-        return text.lstrip("-")  # no minus before a zero
+        return text.lstrip("-")  # no minus sign before a zero
     return text.replace("-", MINUS) if text.startswith("-") else f"+{text}" if sign else text.replace("e-", f"e{MINUS}")

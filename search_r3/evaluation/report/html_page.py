@@ -1,6 +1,6 @@
-"""The page itself: all sections through one template, in one file with its style and script, and plots as files.
+"""The report's page: all sections rendered by one template into one file, and chosen plots as separate SVG files.
 
-Nothing in it comes from the network or the clock: the same results give the same bytes.
+The page includes its style and script and uses neither the network nor the clock: the same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from search_r3.evaluation.examples import SNIPPET
 from search_r3.evaluation.report import quality_section, rollout_section, study_section, training_section
-from search_r3.evaluation.report.comparison import SNIPPET
 from search_r3.evaluation.report.load_results import Results, load_results
-from search_r3.evaluation.report.page_elements import Examples, Fold, Missing, Section, Text
+from search_r3.evaluation.report.page_elements import Details, Examples, Placeholder, Section, Text
 from search_r3.files import atomic_write_text
 
 PAGE = "report.html"
 README_WIDTH = 560
-"""Pixels of a plot as a file, without its margin: legible where a README shows it as it is, or a little larger."""
+"""Width in pixels of a plot written to a file, without its margin: legible in a README at this size or larger."""
 MARGIN = 14
 
 
@@ -39,111 +39,112 @@ def write_report(
         baseline, data_root, report: see `load_results`.
 
     Raises:
-        InputError: see `load_results`; or a place cannot be written.
+        InputError: see `load_results`; or a file cannot be written.
     """
-    found = load_results(results, baseline, data_root, report)
+    loaded = load_results(results, baseline, data_root, report)
     target = Path(page) if page is not None else Path(results) / PAGE
-    atomic_write_text(target, render(found))
+    atomic_write_text(target, render(loaded))
     written = [target]
-    for name, plot in chosen_plots(found).items() if plots is not None else ():
+    for name, plot in chosen_plots(loaded).items() if plots is not None else ():
         atomic_write_text(Path(str(plots)) / f"{name}.svg", standalone(plot))
         written.append(Path(str(plots)) / f"{name}.svg")
     return written
 
 
-def sections(found: Results) -> list[Section]:
-    """All sections in the order of the page; each is there, if only to say how to fill it."""
+def sections(results: Results) -> list[Section]:
+    """All sections in the order of the page; a section without data says how to create it."""
     return [
-        quality_section.measured(found),
-        quality_section.results(found),
-        quality_section.reasoning(found),
-        study_section.studies(found),
-        quality_section.gains(found),
-        rollout_section.rewards(found),
-        training_section.training(found),
-        training_section.environment(found),
-        examples(found),
+        quality_section.measured(results),
+        quality_section.results(results),
+        quality_section.reasoning(results),
+        study_section.studies(results),
+        quality_section.gains(results),
+        rollout_section.rewards(results),
+        training_section.training(results),
+        training_section.environment(results),
+        examples(results),
     ]
 
 
-def render(found: Results) -> str:
+def render(results: Results) -> str:
     """The page's HTML."""
-    return _templates().get_template("page.html.j2").render(sections=sections(found), summary=summary(found))
+    return _templates().get_template("page.html.j2").render(sections=sections(results), summary=summary(results))
 
 
-def summary(found: Results) -> str:
-    """One sentence below the title."""
-    systems = {record["system"] for record in found.records}
-    datasets = {record["dataset"] for record in found.records}
-    if not found.records:
+def summary(results: Results) -> str:
+    """The sentence below the title."""
+    systems = {record["system"] for record in results.records}
+    datasets = {record["dataset"] for record in results.records}
+    if not results.records:
         return "Nothing has been evaluated yet."
     summary = f"{len(systems)} systems on {len(datasets)} data sets and parts of them"
     summary += (
-        f", {len(found.studies)} stud{'y' if len(found.studies) == 1 else 'ies'} of whether reasoning helps"
-        * bool(found.studies)
+        f", {len(results.studies)} stud{'y' if len(results.studies) == 1 else 'ies'} of whether reasoning helps"
+        * bool(results.studies)
     )
-    return summary + ". Every metric is made from the run files, by the commands named here."
+    return summary + ". Every metric is computed from the run files, by the commands listed here."
 
 
-def examples(found: Results) -> Section:
-    """Wins and losses with what was written and found; a study's where there is one."""
+def examples(results: Results) -> Section:
+    """Wins and losses with reasoning traces and top documents; those of a study where there is one."""
     section = Section("examples", "Wins and losses, side by side")
     shown: dict[tuple[str, str], Any] = {
-        (name, model): of for name, one in found.by_dataset.items() for model, of in one.examples.items()
+        (name, model): rows for name, one in results.by_dataset.items() for model, rows in one.examples.items()
     }
-    shown |= {(study["dataset"], study["system"]): study["examples"] for study in found.studies}
-    shown = {key: of for key, of in shown.items() if of.get("best") or of.get("worst")}
+    shown |= {(study["dataset"], study["system"]): study["examples"] for study in results.studies}
+    shown = {key: rows for key, rows in shown.items() if rows.get("best") or rows.get("worst")}
     if not shown:
         section.blocks.append(
-            Missing("No examples: they need runs with reasoning on and off.", quality_section.EVALUATE)
+            Placeholder("No examples: they need runs with reasoning on and off.", quality_section.EVALUATE)
         )
         return section
     section.blocks.append(
         Text(
-            "The queries whose nDCG@10 reasoning raised or lowered most, chosen by that number alone: what the model "
-            "wrote, and the first three documents without and with it. ✓ marks a document judged relevant."
+            "The queries whose nDCG@10 reasoning raised or lowered most, selected by that number alone, with the "
+            "reasoning trace and the first three documents without and with it. ✓ marks documents judged relevant."
         )
     )
-    for number, ((name, model), of) in enumerate(shown.items()):
-        rows = [{**row, "won": won} for kind, won in (("best", True), ("worst", False)) for row in of.get(kind, ())]
-        summary = f"{name}: {model}, {len(of.get('best', ()))} won and {len(of.get('worst', ()))} lost"
-        section.blocks.append(Fold(summary, [Examples(rows)], opened=number == 0))
+    for number, ((name, model), queries) in enumerate(shown.items()):
+        won, lost = queries.get("best", ()), queries.get("worst", ())
+        rows = [*({**row, "won": True} for row in won), *({**row, "won": False} for row in lost)]
+        summary = f"{name}: {model}, {len(won)} won and {len(lost)} lost"
+        section.blocks.append(Details(summary, [Examples(rows)], opened=number == 0))
     return section
 
 
-def chosen_plots(found: Results, width: int = README_WIDTH) -> dict[str, str]:
-    """Plots worth a file of their own, by name: those that there are data for.
+def chosen_plots(results: Results, width: int = README_WIDTH) -> dict[str, str]:
+    """The plots that are written to files, by name, as far as there is data for them.
 
-    "systems" and "reasoning" need runs, "controls", "budget", "latency" and "adaptive" a study (the first one),
-    "rewards" rollouts of two models, "training" a kept run.
+    "systems" and "reasoning" need runs; "controls", "budget", "latency" and "adaptive" a study (the first one is used);
+    "rewards" rollouts of two models; "training" a kept run.
     """
-    plots = {"systems": quality_section.bars_of(found, "full", width)}
-    pairs = quality_section.pair_plots(found, width) if found.pairs else []
+    plots = {"systems": quality_section.bars_of(results, "full", width)}
+    pairs = quality_section.pair_plots(results, width) if results.pairs else []
     plots |= {"reasoning": pairs[-1] if pairs else ""}
-    if found.studies:
-        study = found.studies[0]
+    if results.studies:
+        study = results.studies[0]
         budgets = [*study_section.budget_plots(study, width), "", "", ""]
         plots |= {"controls": study_section.control_plot(study, width), "budget": budgets[0], "latency": budgets[2]}
         plots |= {"adaptive": study_section.adaptive_plot(study, width)}
-    compared = [(name, record) for name, record in found.rollouts if "comparisons" in record]
+    compared = [(name, record) for name, record in results.rollouts if "comparisons" in record]
     if compared:
         plots["rewards"] = (rollout_section.reward_plots(*compared[0], width) or [""])[0]
-    if found.runs:
-        plots["training"] = (training_section.run_plots(found.runs[-1], width, only=("dev", "reward")) or [""])[-1]
+    if results.runs:
+        plots["training"] = (training_section.run_plots(results.runs[-1], width, only=("dev", "reward")) or [""])[-1]
     return {name: plot for name, plot in plots.items() if plot}
 
 
 def standalone(plot: str) -> str:
-    """A plot as a file of its own: with its style, light or dark as its reader prefers, on a ground of its own."""
+    """A plot as a separate SVG file: with its style, which follows light and dark mode, and its own background."""
     style = _templates().get_template("plot.svg.css.j2").render()
     head, _, rest = plot.partition("</desc>")
     width, height = map(int, re.findall(r' (?:width|height)="(\d+)"', head))
     size = f'x="{-MARGIN}" y="{-MARGIN}" width="{width + 2 * MARGIN}" height="{height + 2 * MARGIN}"'
-    ground = f'<rect class="ground" {size} rx="8"/>'
+    background = f'<rect class="ground" {size} rx="8"/>'
     box = f'viewBox="{-MARGIN} {-MARGIN} {width + 2 * MARGIN} {height + 2 * MARGIN}"'
     head = head.replace(f'viewBox="0 0 {width} {height}"', box)
     head = head.replace(f' width="{width}" height="{height}"', f' width="{width + 2 * MARGIN}"', 1)
-    return f"{head}</desc>\n<style>\n{style}\n</style>\n{ground}{rest}\n"
+    return f"{head}</desc>\n<style>\n{style}\n</style>\n{background}{rest}\n"
 
 
 def _templates() -> Any:
@@ -170,7 +171,7 @@ def slug(text: str) -> str:
 
 
 def breakable(text: str) -> Any:
-    """Escaped, with places to break a long name at."""
+    """Escaped text in which long names can be broken at punctuation."""
     from markupsafe import Markup, escape
 
     escaped = str(escape(text))
@@ -178,12 +179,12 @@ def breakable(text: str) -> Any:
 
 
 def drawn(plot: str) -> Any:
-    """A plot of ours, which is markup already."""
+    """Mark one of our own plots as safe markup."""
     from markupsafe import Markup
 
     return Markup(plot)
 
 
 def printable(text: str | None) -> str:
-    """What a model wrote, its control characters shown as such."""
+    """A text with its unprintable characters replaced by �."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text or "")

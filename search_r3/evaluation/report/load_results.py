@@ -1,4 +1,4 @@
-"""Everything that a report is made from, read from one folder of results; what is not there is simply empty."""
+"""Load everything that a report shows from one folder of results; missing parts are empty."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from search_r3.evaluation.publish.tables import load_records
 from search_r3.evaluation.report.comparison import DatasetComparison, against_baseline, measure_dataset, on_against_off
 from search_r3.evaluation.study.study import read_study
 from search_r3.evaluation.systems import BASELINES
+from search_r3.training_curves import Records, read_log
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A kept training run: its log's steps and dev metrics, and `about.json` if there is one."""
+    """A training run kept with the results: the steps and dev metrics of its log, and `about.json` if there is one."""
 
     name: str
-    steps: list[dict[str, Any]]
-    dev: list[dict[str, Any]]
+    steps: Records
+    dev: Records
     about: dict[str, Any]
 
 
@@ -31,15 +32,15 @@ class Results:
 
     Attributes:
         records: metrics records in the order of the tables.
-        baseline: the system that the others are tested against, "" where there is none.
-        by_dataset: data set -> its scores query by query.
+        baseline: the system that the others are tested against; "" if there are no systems.
+        by_dataset: data set -> its scores for each query.
         tests: (data set, system) -> comparison with the baseline.
-        pairs: reasoning on against off, a row a model and data set.
+        pairs: reasoning on against off, one row per model and data set.
         studies: in the order of their files.
         rollouts: (name of the file below `rollouts/`, contents).
         runs: kept training runs.
         environment: (name, contents) of the benchmarks of the environment.
-        trained_on: data set -> the kinds of training pairs that were made from it.
+        trained_on: data set -> kinds of training pairs that were made from it.
     """
 
     records: list[dict[str, Any]]
@@ -60,18 +61,18 @@ def load_results(
     data_root: str | Path | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Results:
-    """Read `results`, and measure its runs again wherever their data sets are here.
+    """Read `results`, and measure its runs again wherever their data sets are available.
 
     Args:
         baseline: the system that others are tested against; by default BM25, else the first of the table.
-        report: called with one line a data set, which takes seconds where runs are many.
+        report: called with one line per data set; each can take seconds.
 
     Raises:
-        InputError: there is no such folder, a file in it is damaged, or the baseline was never measured.
+        InputError: there is no such folder, a file in it is damaged, or there are no results of the baseline.
     """
     folder, report = Path(results), report or (lambda line: None)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of results; make one: search-r3 evaluate --help")
+        raise InputError(f"{folder} is not a results folder; create one: search-r3 evaluate --help")
     records = load_records(folder) if any((folder / "metrics").rglob("*.json")) else []
     systems = list(dict.fromkeys(record["system"] for record in records))
     if baseline is not None and baseline not in systems:
@@ -79,28 +80,28 @@ def load_results(
             f"no results of the baseline {baseline!r}; systems in {folder}: {', '.join(systems) or 'none'}"
         )
     chosen = baseline or next((name for name in (*BASELINES, *systems) if name in systems), "")
-    found = Results(records, chosen)
+    loaded = Results(records, chosen)
     for name in dict.fromkeys(record["dataset"] for record in records):
         report(f"measuring the runs on {name} again")
-        found.by_dataset[name] = measure_dataset(name, [r for r in records if r["dataset"] == name], folder, data_root)
-    if found.by_dataset:
+        loaded.by_dataset[name] = measure_dataset(name, [r for r in records if r["dataset"] == name], folder, data_root)
+    if loaded.by_dataset:
         report("testing the differences")
-        found.tests = against_baseline(found.by_dataset, chosen)
-        found.pairs = on_against_off(found.by_dataset)
-    # a study's own records stand in a folder of its name beside it
+        loaded.tests = against_baseline(loaded.by_dataset, chosen)
+        loaded.pairs = on_against_off(loaded.by_dataset)
+    # the records of a study's modes are in a folder of the same name next to it
     studies = [path for path in sorted((folder / "studies").rglob("*.json")) if not _belongs_to_study(path)]
-    found.studies = [read_study(path) for path in studies]
-    found.rollouts = _named(folder / "rollouts")
-    found.environment = [
+    loaded.studies = [read_study(path) for path in studies]
+    loaded.rollouts = _named(folder / "rollouts")
+    loaded.environment = [
         (path.stem, read_json(path)) for path in sorted((folder / "benchmarks").glob("environment*.json"))
     ]
-    found.runs = [read_training(path) for path in sorted((folder / "training").rglob("log.jsonl"))]
+    loaded.runs = [read_training(path) for path in sorted((folder / "training").rglob("log.jsonl"))]
     for path in sorted((folder / "training").rglob("pairs.manifest.json")):
         for source in read_json(path).get("sources", []):
             if source.get("dataset"):
-                kinds = found.trained_on.setdefault(source["dataset"], [])
+                kinds = loaded.trained_on.setdefault(source["dataset"], [])
                 kinds += [source["kind"]] if source.get("kind") not in kinds else []
-    return found
+    return loaded
 
 
 def read_json(path: Path) -> Any:
@@ -108,28 +109,13 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); make it again or delete it") from error
+        raise InputError(f"{path} cannot be read ({error}); create it again or delete it") from error
 
 
 def read_training(path: Path) -> TrainingRun:
-    """A kept run's log; a half-written last line is left out.
-
-    Raises:
-        InputError: another line is broken.
-    """
-    steps: list[dict[str, Any]] = []
-    dev: list[dict[str, Any]] = []
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        try:
-            record = json.loads(line)
-            (dev if "dev" in record else steps).append(record | {"step": int(record["step"])})
-        except (ValueError, KeyError, TypeError) as error:
-            if not line.endswith("\n"):
-                continue
-            raise InputError(f"{path}, line {number}: not a record of a training log ({error})") from error
+    """A kept run, by the path of its log. Raises InputError if the log or `about.json` is damaged."""
     about = path.with_name("about.json")
-    return TrainingRun(path.parent.name, steps, dev, read_json(about) if about.is_file() else {})
+    return TrainingRun(path.parent.name, *read_log(path), read_json(about) if about.is_file() else {})
 
 
 def _named(folder: Path) -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
-"""What a page is made of, before any HTML: sections of headings, text, tables, figures, folds and examples.
+"""The elements of a report's page as data: sections of headings, text, tables, figures and examples.
 
-The sections' modules fill these in plain Python and `templates/page.html.j2` writes them, so that all escaping is the
-template's and nothing else makes HTML. A block's `kind` names the macro that writes it.
+The modules of the sections create these elements, and the templates turn them into HTML, so that only templates write
+and escape HTML. An element's `kind` is the name of its macro in `templates/blocks.html.j2`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: `best` of its row or column; `verdict` "up" or "down" against a baseline."""
+    """A number in a table; `best` in its row or column; `verdict` "up" or "down" against a baseline, or ""."""
 
     text: str
     best: bool = False
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a head; the first column names the row. Columns in `words` hold text, the others numbers."""
+    """A table; the first column names the row. The columns listed in `words` hold text, the others numbers."""
 
     kind: ClassVar[str] = "table"
     name: str
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `tone` is "" or "note" (small) or "warn"."""
+    """A paragraph; `tone` is "", "note" (small) or "warn"."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -46,24 +46,24 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Points of a list, each a line."""
+class BulletList:
+    """A list with one line per point."""
 
-    kind: ClassVar[str] = "listing"
+    kind: ClassVar[str] = "bullet_list"
     points: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Names and what they are."""
+class DefinitionList:
+    """A list of labels and their values."""
 
-    kind: ClassVar[str] = "facts"
+    kind: ClassVar[str] = "definition_list"
     rows: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading below the section's."""
+    """A heading within a section; `name` is its anchor."""
 
     kind: ClassVar[str] = "heading"
     text: str
@@ -72,34 +72,34 @@ class Heading:
 
 @dataclass(frozen=True)
 class Figures:
-    """Plots side by side where there is room; each is SVG of our own making."""
+    """Plots from `report.svg`, side by side if there is room."""
 
     kind: ClassVar[str] = "figures"
     plots: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Missing:
-    """What is not there, and the command that makes it."""
+class Placeholder:
+    """A note that something is missing, with the command that creates it."""
 
-    kind: ClassVar[str] = "missing"
+    kind: ClassVar[str] = "placeholder"
     text: str
     command: str
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Queries with what was written and found, side by side; see `study._examples` for their form."""
+    """Queries with their reasoning traces and top documents; see `evaluation.examples` for the form of a row."""
 
     kind: ClassVar[str] = "examples"
     rows: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Blocks that are folded away, unless `opened`."""
+class Details:
+    """A collapsible block, collapsed unless `opened`."""
 
-    kind: ClassVar[str] = "fold"
+    kind: ClassVar[str] = "details"
     title: str
     blocks: Sequence[Any]
     opened: bool = False
@@ -107,7 +107,7 @@ class Fold:
 
 @dataclass
 class Section:
-    """A part of the page with its place in the contents."""
+    """A section of the page, listed in the table of contents."""
 
     name: str
     title: str
@@ -115,30 +115,30 @@ class Section:
 
 
 def score(value: float | None) -> str:
-    """A measure with three digits, or a dash."""
+    """Format a measure with three decimals; a dash for None."""
     return DASH if value is None else number(value, 3)
 
 
 def signed(value: float) -> str:
-    """A difference with its sign and four digits."""
+    """Format a difference with its sign and four decimals."""
     return number(value, 4, sign=True)
 
 
 def p_value(value: float) -> str:
-    """A p-value as one reports it."""
+    """Format a p-value in the usual way."""
     return "< 0.001" if value < 0.001 else number(value, 3)
 
 
 def percent(value: float | None) -> str:
-    """A share, in whole percent."""
+    """Format a share in whole percent; a dash for None."""
     return DASH if value is None else f"{100 * value:.0f}%".replace("-", MINUS)
 
 
 def comparison_cells(row: Mapping[str, Any], level: float = 0.05) -> list[Cell]:
-    """Difference (with its verdict), interval, corrected p and wins/ties/losses of a `significance.Comparison` as a
-    dictionary."""
-    sure = row["p_corrected"] < level
-    verdict = ("up" if row["difference"] > 0 else "down") if sure else ""
+    """Cells for a `significance.Comparison` in dictionary form: difference (with its verdict), interval, corrected
+    p-value, and wins, ties and losses."""
+    significant = row["p_corrected"] < level
+    verdict = ("up" if row["difference"] > 0 else "down") if significant else ""
     return [
         Cell(signed(row["difference"]), verdict=verdict),
         Cell(f"{signed(row['low'])} to {signed(row['high'])}"),

@@ -1,6 +1,6 @@
 """The page's first sections: what was measured and where, tables of systems and data sets, reasoning on against off.
 
-Every metric is a metrics file's; tests and recall@10 come from the run files (`comparison`).
+Metrics come from the metrics files; tests and recall@10 are computed from the run files (`comparison`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from search_r3.evaluation.report.comparison import LEVEL, RECALL_10
 from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.page_elements import (
     COMPARISON_HEAD,
+    BulletList,
     Cell,
-    Facts,
+    DefinitionList,
+    Details,
     Figures,
-    Fold,
-    Listing,
-    Missing,
+    Placeholder,
     Section,
     Table,
     Text,
@@ -34,34 +34,34 @@ from search_r3.evaluation.suite import SMALL, remarks
 
 EVALUATE = "search-r3 evaluate --dataset scifact --system bm25 --system models/NAME"
 FEW = 100
-"""Queries below which a mean is called that of a small set."""
+"""Data sets with fewer queries than this get a note that only large differences show."""
 
 
-def measured(found: Results) -> Section:
-    """What was measured: sizes, machines, versions, commits, and every command in a fold."""
+def measured(loaded: Results) -> Section:
+    """What was measured: sizes, machines, versions, commits and, collapsed, every run with its command."""
     section = Section("measured", "What was measured")
-    if not found.records:
-        section.blocks.append(Missing("Nothing has been measured yet.", EVALUATE))
+    if not loaded.records:
+        section.blocks.append(Placeholder("Nothing has been measured yet.", EVALUATE))
         return section
-    records = found.records
-    machines = _values(f"{r.get('hardware', 'unknown')} ({r.get('dtype')})" for r in records)
-    versions = _values(", ".join(f"{k} {v}" for k, v in (r.get("versions") or {}).items()) for r in records)
-    commits = _values((r.get("commit") or "not known")[:7] + _dirty(r) for r in records)
+    records = loaded.records
+    machines = _unique(f"{r.get('hardware', 'unknown')} ({r.get('dtype')})" for r in records)
+    versions = _unique(", ".join(f"{k} {v}" for k, v in (r.get("versions") or {}).items()) for r in records)
+    commits = _unique((r.get("commit") or "not known")[:7] + _dirty(r) for r in records)
     rows = [
-        ("Systems", ", ".join(_values(r["system"] for r in records))),
+        ("Systems", ", ".join(_unique(r["system"] for r in records))),
         ("Measures", ", ".join(MEANING.get(name, name) for name in MEASURES)),
         ("Machines", "; ".join(machines)),
         ("Versions", "; ".join(versions)),
         ("Commits", ", ".join(commits)),
-        ("Seeds", ", ".join(_values(str(r.get("seed", 0)) for r in records))),
+        ("Seeds", ", ".join(_unique(str(r.get("seed", 0)) for r in records))),
     ]
     sizes = []
-    for name in _values(r["dataset"] for r in records):
-        of = [r for r in records if r["dataset"] == name]
-        first = of[0]
+    for name in _unique(r["dataset"] for r in records):
+        measured_on = [r for r in records if r["dataset"] == name]
+        first = measured_on[0]
         facts = [f"{first['num_queries']:,}", f"{first['num_documents']:,}", first["settings"].get("split", "")]
-        sizes.append([name, *facts, str(len(of))])
-    commands = _values(r.get("command", "") for r in records)
+        sizes.append([name, *facts, str(len(measured_on))])
+    commands = _unique(r.get("command", "") for r in records)
     detail = [
         [
             r["dataset"],
@@ -75,82 +75,82 @@ def measured(found: Results) -> Section:
         for r in records
     ]
     section.blocks += [
-        Facts(rows),
+        DefinitionList(rows),
         Table("sizes", "Data sets", ("data set", "queries", "documents", "split", "systems"), sizes, words=(3,)),
-        Fold(
+        Details(
             "Every run, and the commands",
             [
                 Table(
                     "runs",
-                    "Runs: how far documents were read, in what precision, at which commit, and seconds for all "
-                    "queries (on a machine that did other work too: not a benchmark)",
+                    "Runs: length limit of documents, precision, commit, and seconds for all queries (on a machine "
+                    "that also did other work, so not a benchmark)",
                     ("data set", "system", "documents", "precision", "commit", "seconds", "command"),
                     detail,
                     words=(1, 2, 3, 4),
                 ),
-                Listing([f"Command {i}: {command}" for i, command in enumerate(commands, 1)]),
+                BulletList([f"Command {i}: {command}" for i, command in enumerate(commands, 1)]),
             ],
         ),
     ]
     return section
 
 
-def results(found: Results) -> Section:
-    """Systems and data sets by nDCG@10, with tests against the baseline; other measures folded; remarks."""
+def results(loaded: Results) -> Section:
+    """Systems and data sets by nDCG@10 with tests against the baseline; other measures (collapsed); remarks."""
     section = Section("results", "Systems and data sets")
-    if not found.records:
-        section.blocks.append(Missing("No results yet.", EVALUATE))
+    if not loaded.records:
+        section.blocks.append(Placeholder("No results yet.", EVALUATE))
         return section
-    tests = found.tests
-    summary = "Bold: the best of a data set. "
+    tests = loaded.tests
+    summary = "Bold: the best system on a data set. "
     if tests:
         summary += (
-            f"▲ better and ▼ worse than {found.baseline}: p < {LEVEL:g} by a paired randomization test on the same "
-            f"queries, Holm's correction over all {len(tests)} comparisons."
+            f"▲ better and ▼ worse than {loaded.baseline}: p < {LEVEL:g} by a paired randomization test on the "
+            f"same queries, Holm's correction over all {len(tests)} comparisons."
         )
-    section.blocks.append(_measure_table(found, NDCG, MEANING[NDCG], tests))
+    section.blocks.append(_measure_table(loaded, NDCG, MEANING[NDCG], tests))
     section.blocks.append(Text(summary.strip(), "note"))
-    plots = [plot for part in ("full", "small") if (plot := bars_of(found, part))]
+    plots = [plot for part in ("full", "small") if (plot := bars_of(loaded, part))]
     if plots:
         section.blocks.append(Figures(plots))
-    others = [_measure_table(found, name, MEANING.get(name, name), {}) for name in MEASURES if name != NDCG]
-    if any(one.recall for one in found.by_dataset.values()):
-        others.append(_measure_table(found, RECALL_10, RECALL_10.capitalize(), {}))
-    section.blocks.append(Fold("Other measures: " + ", ".join(table.caption for table in others), others))
+    others = [_measure_table(loaded, name, MEANING.get(name, name), {}) for name in MEASURES if name != NDCG]
+    if any(one.recall for one in loaded.by_dataset.values()):
+        others.append(_measure_table(loaded, RECALL_10, RECALL_10.capitalize(), {}))
+    section.blocks.append(Details("Other measures: " + ", ".join(table.caption for table in others), others))
     if tests:
         rows: list[list[Cell | str]] = [
             [name, system, *comparison_cells(row, LEVEL)] for (name, system), row in tests.items()
         ]
         head = ("data set", "system", *COMPARISON_HEAD)
-        caption = f"{NDCG} minus that of {found.baseline}; intervals by bootstrap over queries (BCa)"
+        caption = f"{NDCG} minus that of {loaded.baseline}; intervals by bootstrap over queries (BCa)"
         section.blocks.append(
-            Fold(f"Every comparison with {found.baseline}", [Table("tests", caption, head, rows, words=(1,))])
+            Details(f"Every comparison with {loaded.baseline}", [Table("tests", caption, head, rows, words=(1,))])
         )
-    noted = caveats(found)
+    noted = caveats(loaded)
     if noted:
-        section.blocks += [Text("To be read with these metrics:"), Listing(noted)]
+        section.blocks += [Text("Notes on these metrics:"), BulletList(noted)]
     return section
 
 
-def reasoning(found: Results) -> Section:
-    """Reasoning on against off wherever a model has both runs."""
+def reasoning(loaded: Results) -> Section:
+    """Reasoning on against off, for every model and data set with both runs."""
     section = Section("reasoning", "Reasoning on against off")
-    if not found.pairs:
+    if not loaded.pairs:
         section.blocks.append(
-            Missing("No model has runs with reasoning on and off on a data set that is here.", EVALUATE)
+            Placeholder("No model has runs with reasoning on and off on an available data set.", EVALUATE)
         )
         return section
-    section.blocks.append(Text(_verdict(found.pairs)))
-    section.blocks.append(Figures(pair_plots(found)))
-    models = _values(row["model"] for row in found.pairs)
-    caption = f"{NDCG} with reasoning minus without; Holm's correction over these {len(found.pairs)} comparisons"
+    section.blocks.append(Text(_verdict(loaded.pairs)))
+    section.blocks.append(Figures(pair_plots(loaded)))
+    models = _unique(row["model"] for row in loaded.pairs)
+    caption = f"{NDCG} with reasoning minus without; Holm's correction over these {len(loaded.pairs)} comparisons"
     if len(models) == 1:
-        tested = [[row["dataset"], *comparison_cells(row, LEVEL)] for row in found.pairs]
+        tested = [[row["dataset"], *comparison_cells(row, LEVEL)] for row in loaded.pairs]
         section.blocks.append(Table("pairs", f"{models[0]}: {caption}", ("data set", *COMPARISON_HEAD), tested))
     else:
-        tested = [[row["dataset"], row["model"], *comparison_cells(row, LEVEL)] for row in found.pairs]
+        tested = [[row["dataset"], row["model"], *comparison_cells(row, LEVEL)] for row in loaded.pairs]
         section.blocks.append(Table("pairs", caption, ("data set", "model", *COMPARISON_HEAD), tested, words=(1,)))
-    thinking = [r for r in found.records if r.get("reasoning")]
+    reasoned = [r for r in loaded.records if r.get("reasoning")]
     lengths: list[list[Cell | str]] = [
         [
             r["dataset"],
@@ -159,32 +159,32 @@ def reasoning(found: Results) -> Section:
             f"{r['reasoning']['mean_tokens']:.1f}",
             percent(r["reasoning"]["emission_rate"]),
         ]
-        for r in thinking
+        for r in reasoned
     ]
-    head = ("data set", "system", "budget", "mean tokens", "end by themselves")
-    caption = "The reasoning traces: tokens allowed, tokens written, and how many end with the embed token unforced"
+    head = ("data set", "system", "budget", "mean tokens", "finished within budget")
+    caption = "Reasoning traces: tokens allowed, tokens written, and the share that ended without being cut off"
     section.blocks.append(
-        Fold("How long the reasoning traces are", [Table("lengths", caption, head, lengths, words=(1,))])
+        Details("How long the reasoning traces are", [Table("lengths", caption, head, lengths, words=(1,))])
     )
     return section
 
 
-def gains(found: Results) -> Section:
-    """Query by query, on minus off; from run files, else from a study."""
+def gains(loaded: Results) -> Section:
+    """On minus off for each query, from the run files, else from a study."""
     section = Section("gains", "Query by query")
-    rows = [(r["dataset"], r["model"], r["gains"]) for r in found.pairs]
+    rows = [(r["dataset"], r["model"], r["gains"]) for r in loaded.pairs]
     known = {(name, model) for name, model, _ in rows}
-    for study in found.studies:
+    for study in loaded.studies:
         if (study["dataset"], study["system"]) not in known:
             per_query = study["per_query"]
             rows.append((study["dataset"], study["system"], _difference(per_query["off"], per_query["on"])))
     if not rows:
-        section.blocks.append(Missing("No scores of single queries with reasoning on and off.", EVALUATE))
+        section.blocks.append(Placeholder("There are no scores of single queries with reasoning on and off.", EVALUATE))
         return section
     section.blocks.append(
         Text(
-            f"Each query's {NDCG} with reasoning minus without, the largest gain first. What stands above the line was "
-            "won by reasoning, what stands below was lost; the flat middle changed nothing."
+            f"Each query's {NDCG} with reasoning minus without, the largest gain first. Queries above the line "
+            "improved with reasoning, those below got worse; the flat middle did not change."
         )
     )
     several = len({model for _, model, _ in rows}) > 1
@@ -199,17 +199,17 @@ def gain_figure(dataset: str, model: str, values: Sequence[float], width: int = 
     mean = sum(values) / len(values)
     note = f"{won} won, {len(values) - won - lost} equal, {lost} lost; mean {signed(mean)}"
     description = (
-        f"Of {len(values)} queries reasoning helped {won} and harmed {lost}; the mean difference is {signed(mean)}."
+        f"Reasoning helped {won} of {len(values)} queries and harmed {lost}; the mean difference is {signed(mean)}."
     )
     plot = Plot(f"gain-{dataset}-{model}", title, description, "queries", f"{NDCG}, on minus off", width, note)
     return gain_plot(plot, values)
 
 
-def pair_plots(found: Results, width: int = WIDTH) -> list[str]:
-    """A plot of differences with their intervals for each model."""
+def pair_plots(loaded: Results, width: int = WIDTH) -> list[str]:
+    """One plot per model: its differences on all data sets, with intervals."""
     plots = []
-    for model in _values(row["model"] for row in found.pairs):
-        rows = [row for row in found.pairs if row["model"] == model]
+    for model in _unique(row["model"] for row in loaded.pairs):
+        rows = [row for row in loaded.pairs if row["model"] == model]
         shown = [_interval(row["dataset"], row) for row in rows]
         description = "; ".join(
             f"{r['dataset']} {signed(r['difference'])}, p {p_value(r['p_corrected'])}" for r in rows
@@ -228,10 +228,10 @@ def pair_plots(found: Results, width: int = WIDTH) -> list[str]:
     return plots
 
 
-def bars_of(found: Results, part: str, width: int = WIDTH) -> str:
-    """nDCG@10 of all systems, on whole data sets ("full") or on fixed parts ("small"); "" where there are none."""
-    records = [r for r in found.records if r["dataset"].endswith(SMALL) == (part == "small")]
-    names, systems = _values(r["dataset"] for r in records), _values(r["system"] for r in records)
+def bars_of(loaded: Results, part: str, width: int = WIDTH) -> str:
+    """nDCG@10 of all systems, on whole data sets ("full") or on fixed parts ("small"); "" if there are no results."""
+    records = [r for r in loaded.records if r["dataset"].endswith(SMALL) == (part == "small")]
+    names, systems = _unique(r["dataset"] for r in records), _unique(r["system"] for r in records)
     values = {(r["dataset"], r["system"]): r["measures"].get(NDCG) for r in records}
     if not values:
         return ""
@@ -241,68 +241,68 @@ def bars_of(found: Results, part: str, width: int = WIDTH) -> str:
     return bars(Plot(f"bars-{part}", title, description, width=width), groups, systems)
 
 
-def caveats(found: Results) -> list[str]:
-    """What a reader must know of the metrics: cut and missing documents, small sets, data that was trained on, commits
-    that differ, and tests that could not be made."""
-    noted = _remarks_by_dataset(found)
+def caveats(loaded: Results) -> list[str]:
+    """What a reader must know about the metrics: truncated and missing documents, small data sets, data used in
+    training, differing commits, and tests that were not possible."""
+    noted = _remarks_by_dataset(loaded)
     cuts: dict[int, list[str]] = {}
-    for record in found.records:
+    for record in loaded.records:
         if record.get("max_length") is not None:
             cuts.setdefault(record["max_length"], []).append(record["system"])
     for length, systems in cuts.items():
-        noted.append(f"Documents were cut at {length} tokens for {', '.join(_values(systems))}.")
-    few = _values(f"{r['dataset']} ({r['num_queries']})" for r in found.records if r["num_queries"] < FEW)
+        noted.append(f"Documents were cut at {length} tokens for {', '.join(_unique(systems))}.")
+    few = _unique(f"{r['dataset']} ({r['num_queries']})" for r in loaded.records if r["num_queries"] < FEW)
     if few:
-        noted.append(f"Few queries, so that only large differences show: {', '.join(few)}.")
-    if any(r["dataset"].endswith(SMALL) for r in found.records):
+        noted.append(f"Few queries, so only large differences show: {', '.join(few)}.")
+    if any(r["dataset"].endswith(SMALL) for r in loaded.records):
         noted.append(
-            f"A name in {SMALL} is a fixed part of a data set, the same for every system here and not to be compared "
-            "with published results of the whole."
+            f"A name ending in {SMALL} is a fixed part of a data set, the same for every system; do not compare it "
+            "with published results on the whole data set."
         )
-    for name, kinds in found.trained_on.items():
-        if any(r["dataset"].removesuffix(SMALL) == name for r in found.records):
+    for name, kinds in loaded.trained_on.items():
+        if any(r["dataset"].removesuffix(SMALL) == name for r in loaded.records):
             noted.append(
-                f"{name}: pairs of the training were made from it ({', '.join(kinds)}), never from its test queries."
+                f"{name}: training pairs were made from it ({', '.join(kinds)}), but never from its test queries."
             )
-    commits = _values((r.get("commit") or "not known")[:7] for r in found.records)
+    commits = _unique((r.get("commit") or "not known")[:7] for r in loaded.records)
     if len(commits) > 1:
-        noted.append(f"Measured at {len(commits)} commits of the source; the fold above names each.")
-    if any(_dirty(r) for r in found.records):
-        noted.append("A commit marked + had changes that were not committed.")
-    noted += [f"{line}." for one in found.by_dataset.values() for line in one.remarks]
+        noted.append(f"Measured at {len(commits)} commits of the source; the list of runs above names each.")
+    if any(_dirty(r) for r in loaded.records):
+        noted.append("A + marks a commit with uncommitted changes.")
+    noted += [f"{line}." for one in loaded.by_dataset.values() for line in one.remarks]
     return noted
 
 
-def _remarks_by_dataset(found: Results) -> list[str]:
-    """The records' own remarks, one line for what holds for several systems of a data set."""
+def _remarks_by_dataset(loaded: Results) -> list[str]:
+    """The remarks of the records; a remark that applies to several systems of a data set is one line."""
     same: dict[tuple[str, str], list[str]] = {}
-    for name in _values(r["dataset"] for r in found.records):
-        for record in found.records:
+    for name in _unique(r["dataset"] for r in loaded.records):
+        for record in loaded.records:
             if record["dataset"] == name:
                 for line in remarks(record):
                     same.setdefault((name, line), []).append(record["system"])
-    return [f"{name}: {line} (so for {', '.join(systems)})." for (name, line), systems in same.items()]
+    return [f"{name}: {line} ({', '.join(systems)})." for (name, line), systems in same.items()]
 
 
 def _measure_table(
-    found: Results, measure: str, caption: str, tests: Mapping[tuple[str, str], Mapping[str, Any]]
+    loaded: Results, measure: str, caption: str, tests: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> Table:
-    systems = _values(r["system"] for r in found.records)
-    values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in found.records}
+    systems = _unique(r["system"] for r in loaded.records)
+    values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in loaded.records}
     if measure == RECALL_10:
         values = {
-            (name, system): value for name, one in found.by_dataset.items() for system, value in one.recall.items()
+            (name, system): value for name, one in loaded.by_dataset.items() for system, value in one.recall.items()
         }
     rows: list[list[Cell | str]] = []
-    for name in _values(r["dataset"] for r in found.records):
+    for name in _unique(r["dataset"] for r in loaded.records):
         texts = {system: score(values.get((name, system))) for system in systems}
         known = [text for system, text in texts.items() if values.get((name, system)) is not None]
         best = max(known) if len(known) > 1 else None
         row: list[Cell | str] = [name]
         for system, text in texts.items():
             test = tests.get((name, system))
-            sure = test is not None and test["p_corrected"] < LEVEL
-            verdict = ("up" if test["difference"] > 0 else "down") if test is not None and sure else ""
+            significant = test is not None and test["p_corrected"] < LEVEL
+            verdict = ("up" if test["difference"] > 0 else "down") if test is not None and significant else ""
             row.append(Cell(text, text == best, verdict))
         rows.append(row)
     return Table(f"table-{measure}", caption, ("data set", *systems), rows)
@@ -311,11 +311,11 @@ def _measure_table(
 def _verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
     helped = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] > 0]
     harmed = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] < 0]
-    summary = f"Of {len(pairs)} comparisons of a model with itself, reasoning on against off, "
+    summary = f"Of {len(pairs)} comparisons of reasoning on against off, "
     if not helped and not harmed:
-        return summary + "none shows a difference that chance does not explain (p < 0.05 after correction)."
+        return summary + "none shows a significant difference (p < 0.05 after correction)."
     parts = [
-        f"{len(names)} {'is' if len(names) == 1 else 'are'} a {what} that chance does not explain: {', '.join(names)}"
+        f"{len(names)} show{'s' * (len(names) == 1)} a significant {what}: {', '.join(names)}"
         for what, names in (("gain", helped), ("loss", harmed))
         if names
     ]
@@ -334,6 +334,6 @@ def _dirty(record: Mapping[str, Any]) -> str:
     return "+" if (record.get("commit") or "").endswith("-dirty") else ""
 
 
-def _values(values: Any) -> list[str]:
-    """Each once, in the order of their coming."""
+def _unique(values: Any) -> list[str]:
+    """Unique values in first-seen order."""
     return list(dict.fromkeys(values))

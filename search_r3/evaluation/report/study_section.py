@@ -1,4 +1,4 @@
-"""The page's section of studies: every control of reasoning with its test, the budget curves, and the adaptive curve.
+"""The page's section on studies: every control of reasoning with its test, budget curves, and the adaptive curve.
 
 A study is `results/studies/DATASET/SYSTEM.json`, as `evaluation.study` writes it.
 """
@@ -15,12 +15,12 @@ from search_r3.evaluation.report.comparison import LEVEL
 from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.page_elements import (
     COMPARISON_HEAD,
+    BulletList,
     Cell,
+    Details,
     Figures,
-    Fold,
     Heading,
-    Listing,
-    Missing,
+    Placeholder,
     Section,
     Table,
     Text,
@@ -35,20 +35,20 @@ STUDY = "search-r3 study --dataset scifact --system models/NAME"
 BATCHES = {"batch_1": "one query", "batch_32": "32 queries"}
 
 
-def studies(found: Results) -> Section:
+def studies(loaded: Results) -> Section:
     """All studies, one after another."""
     section = Section("studies", "Is it the reasoning that helps?")
-    if not found.studies:
-        section.blocks.append(Missing("No study of the controls yet.", STUDY))
+    if not loaded.studies:
+        section.blocks.append(Placeholder("There is no study yet.", STUDY))
         return section
     section.blocks.append(
         Text(
-            "Each control puts something else before the embed token, gives the reasoning to another retriever, or "
-            "fuses rankings. If another query's reasoning, or none, does as well as the model's own, it is not "
-            "what the reasoning says that helps."
+            "Each control puts other text before the embed token, gives the reasoning to another retriever, or fuses "
+            "rankings. If another query's reasoning, or none, does as well as the model's own, then the content of the "
+            "reasoning is not what helps."
         )
     )
-    for study in found.studies:
+    for study in loaded.studies:
         section.blocks += _study(study)
     return section
 
@@ -79,18 +79,18 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
         if against != "off"
     ]
     blocks.append(
-        Fold(
+        Details(
             "Against reasoning on, baselines with reasoning, and what each budget costs",
             [*others, _budgets(study, name)],
         )
     )
     if study.get("remarks"):
-        blocks.append(Listing([f"{line}." for line in study["remarks"]]))
+        blocks.append(BulletList([f"{line}." for line in study["remarks"]]))
     return blocks
 
 
 def control_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
-    """Every mode's difference from off, with its interval; "" without comparisons."""
+    """The difference of every mode from off, with its interval; "" without comparisons."""
     rows: Sequence[Mapping[str, Any]] = next(
         (family["comparisons"] for family in study["families"] if family["against"] == "off"), []
     )
@@ -99,7 +99,7 @@ def control_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
     shown = [Interval(r["mode"], r["difference"], r["low"], r["high"], r["p_corrected"] < LEVEL) for r in rows]
     description = "; ".join(f"{row['mode']} {signed(row['difference'])}" for row in rows)
     title = f"Every mode against off, {study['dataset']}"
-    note = "95% intervals; filled dots: p < 0.05 after Holm"
+    note = "95% intervals; filled dots: p < 0.05 (Holm)"
     return intervals(
         Plot(f"controls-{_key(study)}", title, description, f"{NDCG}, mode minus off", "", width, note), shown
     )
@@ -112,14 +112,14 @@ def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
     if not points:
         return []
     names = [str(point["budget"]) for point in points]
-    where, axis = f", {study['dataset']}", "tokens of reasoning allowed"
+    suffix, axis = f", {study['dataset']}", "tokens of reasoning allowed"
 
     def plot(name: str, title: str, y_label: str, series: list[Series], **options: Any) -> str:
         description = "; ".join(
             f"{one.label or y_label}: " + ", ".join(f"{names[round(x)]} {number(y, None)}" for x, y in one.points)
             for one in series
         )
-        about = Plot(f"{name}-{_key(study)}", title + where, description, axis, y_label, width)
+        about = Plot(f"{name}-{_key(study)}", title + suffix, description, axis, y_label, width)
         return line_plot(about, series, x_names=names, **options)
 
     quality = [(float(i), point["measures"][NDCG]) for i, point in enumerate(points)]
@@ -127,7 +127,7 @@ def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
     tokens = [(float(i), point["mean_tokens"] or 0.0) for i, point in enumerate(points)]
     plots = [
         plot("budget-quality", "Quality by budget", NDCG, [Series("", quality)], level=level),
-        plot("budget-tokens", "Tokens written by budget", "mean tokens a query", [Series("", tokens)], zero=True),
+        plot("budget-tokens", "Tokens written by budget", "mean tokens per query", [Series("", tokens)], zero=True),
     ]
     timed = [point for point in points if point.get("latency")]
     if timed:
@@ -155,26 +155,26 @@ def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
         description = "; ".join(f"{name}: {number(ms, None)} ms, {score(value)}" for name, ms, value in cost)
         about = Plot(
             f"cost-{_key(study)}",
-            f"Quality against latency{where}",
+            f"Quality against latency{suffix}",
             description,
             "median ms, one query at a time",
             NDCG,
             width,
-            "each point is a budget of tokens",
+            "each point is a token budget",
         )
         plots.append(scatter(about, cost, log_x=True))
     return plots
 
 
 def adaptive_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
-    """Quality against the share of queries that reason, with the rule's own choice; "" where no rule was fitted."""
+    """Quality against the share of queries that reason, with the rule's choice marked; "" if no rule was fitted."""
     adaptive = study.get("adaptive") or {}
     curve = adaptive.get("curve")
     if not curve:
         return ""
     lines = [
         Series("the rule", _points(curve, "quality"), 0, markers=False),
-        Series("by chance", _points(curve, "random"), 2, markers=False),
+        Series("random choice", _points(curve, "random"), 2, markers=False),
         Series("best possible", _points(curve, "best"), 1, markers=False),
     ]
     chosen = study["per_query"].get("auto")
@@ -204,13 +204,13 @@ def _modes(study: Mapping[str, Any], against_off: list[Any], name: str) -> Table
                 mode["description"],
             ]
         )
-    head = ("mode", NDCG, *COMPARISON_HEAD, "tokens", "what it is")
+    head = ("mode", NDCG, *COMPARISON_HEAD, "tokens", "description")
     caption = "Every mode against off; Holm's correction over this table"
     return Table(f"{name}-modes", caption, head, body, words=(7,))
 
 
 def _budgets(study: Mapping[str, Any], name: str) -> Table:
-    head = ["budget", NDCG, "mean tokens", "end by themselves"]
+    head = ["budget", NDCG, "mean tokens", "finished within budget"]
     head += [f"{label}: {what} ms" for label in BATCHES.values() for what in ("median", "p95")]
     rows: list[list[Cell | str]] = []
     for point in study["budgets"]:
@@ -227,7 +227,7 @@ def _budgets(study: Mapping[str, Any], name: str) -> Table:
 
 
 def _adaptive_summary(study: Mapping[str, Any]) -> str:
-    """The adaptive curve in words: the goal is 95% of the gain for half of the tokens."""
+    """The adaptive curve in words; the goal is 95% of the gain for half of the tokens."""
     adaptive = study.get("adaptive")
     if not adaptive:
         return "Adaptive reasoning was not part of this study."
@@ -235,7 +235,7 @@ def _adaptive_summary(study: Mapping[str, Any]) -> str:
         return f"Adaptive reasoning: {adaptive['summary']}."
     line = f"Adaptive reasoning: {_minus(adaptive['summary'])}."
     if adaptive["gain_of_on"] <= 0:
-        return f"{line} Reasoning everywhere gains nothing here, so there is no gain of which a share could be kept."
+        return f"{line} Reasoning on every query gains nothing here, so there is no gain to keep a share of."
     if adaptive.get("tokens_needed") is not None:
         goal = adaptive["tokens_needed"] <= 0.5
         line += (

@@ -1,7 +1,7 @@
-"""Plots as SVG text, by pure functions: lines, bars, intervals, a histogram, points, and gains query by query.
+"""Plots as SVG text, by pure functions: lines, bars, intervals, histograms, scatter plots, and gains for each query.
 
-Nothing is colored here: marks carry classes (`s0` to `s6` for the series) and the style sheet `templates/plot.css`
-gives them colors, light and dark. A plot is drawn for a phone's width, so that its letters stay legible there.
+Marks have classes (`s0` to `s6` for the series) instead of colors; the style sheet `templates/plot.css` colors them for
+light and dark mode. The default width fits a phone, so that text stays legible there.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from html import escape
 from search_r3.evaluation.report.axes import Scale, number, padded, tick_labels
 
 WIDTH = 330
-"""Pixels; a page may stretch it a little."""
+"""Default width of a plot in pixels; a page may stretch it a little."""
 HEIGHT = 170
-"""Of the field where the data stand."""
+"""Height of the plotting area, in pixels."""
 STYLES = 7
-"""Classes s0 to s6, in `plot.css`; a longer list of series begins again with other dashes."""
+"""Number of the classes s0 to s6 in `plot.css`; more series reuse them with other dashes."""
 LETTER = 6.1
-"""Pixels that a letter of 11 pixels takes on average in system fonts; wide enough for all of them."""
+"""Width in pixels of a letter of 11 pixels height, at least the average of all system fonts."""
 BOLD = 7.8
-"""The same for a bold title of 13 pixels."""
+"""The same for a bold title of 13 pixels height."""
 RIGHT = 10
 ROW = 15
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -38,27 +38,27 @@ class Series:
     label: str
     points: Sequence[Point]
     style: int = 0
-    """Color and dashes; see STYLES."""
+    """Index of the color and dashes; see STYLES."""
     faint: bool = False
-    """Thin and pale: the raw values of a running mean."""
+    """Thin and pale, for the raw values behind a running mean."""
     markers: bool | None = None
-    """A dot a point; by default where there are few."""
+    """Whether each point has a dot; by default if there are few points."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A row of `intervals`: a difference with its interval; `sure` fills the dot."""
+    """A row of `intervals`: a difference with its interval; a `significant` one has a filled dot."""
 
     label: str
     value: float
     low: float
     high: float
-    sure: bool
+    significant: bool
 
 
 @dataclass(frozen=True)
 class Plot:
-    """What every plot has: `name` makes its ids unique on a page, `description` is for those who do not see it."""
+    """What all plots have in common: `name` makes ids unique on a page, `description` is for screen readers."""
 
     name: str
     title: str
@@ -67,7 +67,7 @@ class Plot:
     y_label: str = ""
     width: int = WIDTH
     note: str = ""
-    """A line below the plot's title, for what its marks mean."""
+    """A line below the title that explains the marks."""
 
 
 def line_plot(
@@ -81,14 +81,14 @@ def line_plot(
     level: tuple[str, float] | None = None,
     mark: tuple[str, Point] | None = None,
 ) -> str:
-    """Lines over a common x.
+    """Lines over a common x axis.
 
     Args:
-        x_names: x values are places 0, 1, 2, ... with these names, one step apart.
-        y_range: ends of the y axis; by default what the points need, with 0 if `zero`.
-        log: a logarithmic y axis, where all values are above 0.
-        level: a horizontal line with its name, such as a baseline.
-        mark: a point to point at, with its name.
+        x_names: labels of the x values 0, 1, 2, ...
+        y_range: ends of the y axis; by default chosen by the points, and starting at 0 if `zero`.
+        log: use a logarithmic y axis, if all values are above 0.
+        level: a horizontal line and its label, such as a baseline.
+        mark: a point to highlight, and its label.
 
     Raises:
         ValueError: there are no points.
@@ -102,41 +102,41 @@ def line_plot(
     xs = [x for x, _ in points]
     x_low, x_high = (-0.3, len(x_names) - 0.7) if x_names else (min(xs), max(xs))
     legend = [(one.label, one.style) for one in series if one.label]
-    field = _Field(plot, legend, (y_low, y_high), (x_low, x_high), log=log, x_names=x_names)
+    area = _PlotArea(plot, legend, (y_low, y_high), (x_low, x_high), log=log, x_names=x_names)
     parts = []
-    named = ""
+    level_label = ""
     if level:
-        y = field.y(level[1])
-        parts.append(_line(field.left, y, field.right, y, "level"))
-        middle = (field.left + field.right) / 2
-        near = [[abs(field.y(b) - y) for a, b in points if (field.x(a) > middle) == right] for right in (False, True)]
-        left = min(near[0], default=math.inf) > min(near[1], default=math.inf)  # where fewer lines are in the way
-        place, style = (field.left + 4, "note halo") if left else (field.right - 2, "note end halo")
-        named = _text(place, y - 4, level[0], style)
+        y = area.y(level[1])
+        parts.append(_line(area.left, y, area.right, y, "level"))
+        middle = (area.left + area.right) / 2
+        near = [[abs(area.y(b) - y) for a, b in points if (area.x(a) > middle) == right] for right in (False, True)]
+        left = min(near[0], default=math.inf) > min(near[1], default=math.inf)  # the side with more room
+        label_x, style = (area.left + 4, "note halo") if left else (area.right - 2, "note end halo")
+        level_label = _text(label_x, y - 4, level[0], style)
     for one in series:
         if not one.points:
             continue
-        path = "M" + "L".join(f"{_n(field.x(x))} {_n(field.y(y))}" for x, y in one.points)
+        path = "M" + "L".join(f"{_n(area.x(x))} {_n(area.y(y))}" for x, y in one.points)
         parts.append(f'<path class="line {_style(one.style)}{" faint" if one.faint else ""}" d="{path}"/>')
         if one.markers or (one.markers is None and len(one.points) <= 30 and not one.faint):
             for x, y in one.points:
                 shown = x_names[round(x)] if x_names else number(x, None)
                 tip = f"{one.label + ', ' if one.label else ''}{shown}: {number(y, None)}"
-                parts.append(_dot(field.x(x), field.y(y), _style(one.style), tip))
-    parts.append(named)
+                parts.append(_dot(area.x(x), area.y(y), _style(one.style), tip))
+    parts.append(level_label)
     if mark:
-        x, y = field.x(mark[1][0]), field.y(mark[1][1])
-        right = x > (field.left + field.right) / 2
-        below = y < field.top + 22
+        x, y = area.x(mark[1][0]), area.y(mark[1][1])
+        right = x > (area.left + area.right) / 2
+        below = y < area.top + 22
         parts.append(f'<circle class="ring" cx="{_n(x)}" cy="{_n(y)}" r="7"/>')
         parts.append(
             _text(x + (-2 if right else 2), y + (21 if below else -12), mark[0], f"note halo{' end' if right else ''}")
         )
-    return field.finish(parts)
+    return area.finish(parts)
 
 
 def scatter(plot: Plot, points: Sequence[tuple[str, float, float]], *, log_x: bool = False) -> str:
-    """Named points (name, x, y), the name beside each.
+    """Scatter plot of named points (name, x, y), with the name next to each point.
 
     Raises:
         ValueError: there are none.
@@ -146,32 +146,32 @@ def scatter(plot: Plot, points: Sequence[tuple[str, float, float]], *, log_x: bo
     xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
     log_x = log_x and min(xs) > 0
     ends = (min(xs) / 1.25, max(xs) * 1.25) if log_x else padded(xs, share=0.1)
-    field = _Field(plot, [], padded(ys, share=0.15), ends, log_x=log_x)
+    area = _PlotArea(plot, [], padded(ys, share=0.15), ends, log_x=log_x)
     parts: list[str] = []
     taken: list[tuple[float, float, float]] = []
     for name, at_x, at_y in points:
-        x, y = field.x(at_x), field.y(at_y)
+        x, y = area.x(at_x), area.y(at_y)
         parts.append(_dot(x, y, "s0", f"{name}: {number(at_x, None)}, {number(at_y, None)}"))
-        end = x + 8 + LETTER * len(name) > field.right
+        end = x + 8 + LETTER * len(name) > area.right
         text_y = y + 4
-        for shift in (0, -12, 12, -24, 24):  # beside the dot, else where no name stands yet
-            place = (x - LETTER * len(name) - 8 if end else x + 8, text_y + shift, LETTER * len(name))
-            if all(abs(place[1] - b) >= 11 or place[0] + place[2] < a or a + w < place[0] for a, b, w in taken):
+        for shift in (0, -12, 12, -24, 24):  # level with the dot, or else where it overlaps no other name
+            box = (x - LETTER * len(name) - 8 if end else x + 8, text_y + shift, LETTER * len(name))
+            if all(abs(box[1] - b) >= 11 or box[0] + box[2] < a or a + w < box[0] for a, b, w in taken):
                 break
-        taken.append(place)
-        parts.append(_text(x + (-8 if end else 8), place[1], name, f"note halo{' end' if end else ''}"))
-    return field.finish(parts)
+        taken.append(box)
+        parts.append(_text(x + (-8 if end else 8), box[1], name, f"note halo{' end' if end else ''}"))
+    return area.finish(parts)
 
 
 def bars(plot: Plot, groups: Sequence[tuple[str, Sequence[float | None]]], labels: Sequence[str]) -> str:
-    """Horizontal bars from 0: a group a row of `groups` (name, a value or None for each label), with the values.
+    """Horizontal bar chart starting at 0, one group of bars per row of `groups` (name, one value or None per label).
 
     Raises:
-        ValueError: no group, or a value below 0.
+        ValueError: there are no values, or one is below 0.
     """
     values = [value for _, row in groups for value in row if value is not None]
     if not values or min(values) < 0:
-        raise ValueError(f"{plot.title}: bars need values from 0 up")
+        raise ValueError(f"{plot.title}: bars need values of 0 or more")
     head = _Head(plot, [(label, i) for i, label in enumerate(labels)], squares=True)
     scale = Scale(0, max(values) or 1.0, 4, plot.width - RIGHT - 44)
     y, parts = head.bottom + 6.0, []
@@ -193,7 +193,7 @@ def bars(plot: Plot, groups: Sequence[tuple[str, Sequence[float | None]]], label
 
 
 def intervals(plot: Plot, rows: Sequence[Interval]) -> str:
-    """Differences with their intervals around a line at 0, each under its name; a filled dot is one that is sure.
+    """Differences with their intervals, one row each, around a vertical line at 0; significant ones have filled dots.
 
     Raises:
         ValueError: there are none.
@@ -213,7 +213,7 @@ def intervals(plot: Plot, rows: Sequence[Interval]) -> str:
         parts.append(_text(4, y + 12, row.label, "row halo"))
         parts.append(_text(plot.width - RIGHT, y + 12, number(row.value, 3, sign=True), "value end halo"))
         y += 21
-        style = "up" if row.sure and row.value > 0 else "down" if row.sure else "unsure"
+        style = ("up" if row.value > 0 else "down") if row.significant else "unsure"
         parts.append(_line(scale(row.low), y, scale(row.high), y, f"range {style}"))
         tip = f"{row.label}: {number(row.value, 4, sign=True)} ({number(row.low, 4)} to {number(row.high, 4)})"
         parts.append(_dot(scale(row.value), y, style, tip, 4))
@@ -226,35 +226,33 @@ def intervals(plot: Plot, rows: Sequence[Interval]) -> str:
 
 
 def histogram(plot: Plot, edges: Sequence[float], groups: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Shares of each group in bins, as outlines over one another.
+    """Histogram of several groups, as overlaid outlines.
 
     Args:
-        edges: ends of the bins, one more than bins, from left to right.
-        groups: name and the share of each bin.
+        edges: edges of the bins in ascending order, one more than there are bins.
+        groups: the name of each group, and its share in each bin.
 
     Raises:
-        ValueError: no bins, or a group with another number of them.
+        ValueError: there are no bins, or a group has a different number of shares.
     """
     if len(edges) < 2 or not groups or any(len(shares) != len(edges) - 1 for _, shares in groups):
         raise ValueError(f"{plot.title}: expected a share for each of {len(edges) - 1} bins")
     highest = max(max(shares) for _, shares in groups)
     legend = [(name, i) for i, (name, _) in enumerate(groups)]
-    field = _Field(plot, legend, (0, highest * 1.06 or 1.0), (edges[0], edges[-1]), squares=True, percent=True)
+    area = _PlotArea(plot, legend, (0, highest * 1.06 or 1.0), (edges[0], edges[-1]), squares=True, percent=True)
     parts = []
     for i, (name, shares) in enumerate(groups):
-        path = f"M{_n(field.x(edges[0]))} {_n(field.y(0))}"
+        path = f"M{_n(area.x(edges[0]))} {_n(area.y(0))}"
         for left, right, share in zip(edges, edges[1:], shares, strict=False):
-            y = _n(field.y(share))
-            path += f"L{_n(field.x(left))} {y}L{_n(field.x(right))} {y}"
+            y = _n(area.y(share))
+            path += f"L{_n(area.x(left))} {y}L{_n(area.x(right))} {y}"
         tip = f"<title>{_safe(name)}</title>"
-        parts.append(
-            f'<path class="step {_style(i)}" d="{path}L{_n(field.x(edges[-1]))} {_n(field.y(0))}Z">{tip}</path>'
-        )
-    return field.finish(parts)
+        parts.append(f'<path class="step {_style(i)}" d="{path}L{_n(area.x(edges[-1]))} {_n(area.y(0))}Z">{tip}</path>')
+    return area.finish(parts)
 
 
 def gain_plot(plot: Plot, gains: Sequence[float]) -> str:
-    """A thin bar a query, the largest gain first: what is above the line was won, what is below lost.
+    """One thin bar per query, sorted by gain: bars above the line are gains, bars below are losses.
 
     Raises:
         ValueError: there are none.
@@ -263,22 +261,22 @@ def gain_plot(plot: Plot, gains: Sequence[float]) -> str:
         raise ValueError(f"{plot.title}: no gains to draw")
     ordered = sorted(gains, reverse=True)
     low, high = padded([*ordered, 0.0])
-    field = _Field(plot, [], (low, high), (0, len(ordered)))
-    zero, parts = field.y(0), []
-    for style, keep in (("up", [g > 0 for g in ordered]), ("down", [g < 0 for g in ordered])):
-        places = [i for i, kept in enumerate(keep) if kept]
-        if places:
-            first, last = places[0], places[-1] + 1
-            path = f"M{_n(field.x(first))} {_n(zero)}"
+    area = _PlotArea(plot, [], (low, high), (0, len(ordered)))
+    zero, parts = area.y(0), []
+    for style, chosen in (("up", [g > 0 for g in ordered]), ("down", [g < 0 for g in ordered])):
+        indices = [i for i, is_chosen in enumerate(chosen) if is_chosen]
+        if indices:
+            first, last = indices[0], indices[-1] + 1
+            path = f"M{_n(area.x(first))} {_n(zero)}"
             for i in range(first, last):
-                path += f"V{_n(field.y(ordered[i]))}H{_n(field.x(i + 1))}"
+                path += f"V{_n(area.y(ordered[i]))}H{_n(area.x(i + 1))}"
             parts.append(f'<path class="area {style}" d="{path}V{_n(zero)}Z"/>')
-    parts.append(_line(field.left, zero, field.right, zero, "axis"))
-    return field.finish(parts)
+    parts.append(_line(area.left, zero, area.right, zero, "axis"))
+    return area.finish(parts)
 
 
 class _Head:
-    """Title, note, y label and legend, from the top down; `bottom` is where the data may begin."""
+    """Title, note, legend and y label, from top to bottom; the plotting area starts at `bottom`."""
 
     def __init__(self, plot: Plot, legend: Sequence[tuple[str, int]], *, squares: bool = False) -> None:
         self.parts: list[str] = []
@@ -313,8 +311,8 @@ class _Head:
         self.bottom = y + 6
 
 
-class _Field:
-    """The head, both axes with their grid, and the scales `x` and `y` of the field between them."""
+class _PlotArea:
+    """The head, both axes with their grid, and the scales `x` and `y` of the plotting area."""
 
     def __init__(
         self,
@@ -349,7 +347,7 @@ class _Field:
         self.axes.append(_line(self.left, self.bottom, self.right, self.bottom, "axis"))
 
     def finish(self, parts: Sequence[str]) -> str:
-        """The whole plot with `parts` in its field."""
+        """The whole plot, with `parts` in the plotting area."""
         end, label = self.bottom + 18, []
         if self.plot.x_label:
             label, end = [_text(self.right, end + 13, self.plot.x_label, "label end")], end + 17
@@ -357,14 +355,14 @@ class _Field:
 
 
 def _x_axis(scale: Scale, ticks: Sequence[float], texts: Sequence[str], y: float) -> list[str]:
-    found = []
+    parts = []
     for tick, text in zip(ticks, texts, strict=True):
         x, half = scale(tick), LETTER * len(text) / 2
-        place = " end" if x + half > scale.end + RIGHT else "" if x - half < 0 else " mid"
-        at = scale.end + RIGHT if place == " end" else 0.0 if place == "" else x
-        found.append(_line(x, y, x, y + 4, "axis"))
-        found.append(_text(at, y + 16, text, f"tick{place}"))
-    return found
+        anchor = " end" if x + half > scale.end + RIGHT else "" if x - half < 0 else " mid"
+        text_x = scale.end + RIGHT if anchor == " end" else 0.0 if anchor == "" else x
+        parts.append(_line(x, y, x, y + 4, "axis"))
+        parts.append(_text(text_x, y + 16, text, f"tick{anchor}"))
+    return parts
 
 
 def _wrap(plot: Plot, parts: Sequence[str], height: float) -> str:
@@ -408,5 +406,5 @@ def _n(value: float) -> str:
 
 
 def _safe(text: str) -> str:
-    """Escaped, and without characters that XML cannot hold."""
+    """Escaped text without the characters that XML does not allow."""
     return escape(_CONTROL.sub("", text), quote=True)

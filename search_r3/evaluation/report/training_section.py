@@ -1,55 +1,28 @@
-"""The page's sections of training (curves from the kept logs) and of the environment's benchmark.
+"""The page's sections on training (curves from the kept logs) and on the environment's benchmark.
 
-Logs are those of `training.training_log`; what was not logged gets no plot. Running means are drawn over the raw
-values.
+Metrics that were not logged get no plot. Running means are drawn over the raw values.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from search_r3.evaluation.report.axes import number
 from search_r3.evaluation.report.load_results import Results, TrainingRun
-from search_r3.evaluation.report.page_elements import Figures, Fold, Heading, Missing, Section, Table, Text
+from search_r3.evaluation.report.page_elements import Details, Figures, Heading, Placeholder, Section, Table, Text
 from search_r3.evaluation.report.svg import WIDTH, Plot, Point, Series, line_plot
+from search_r3.training_curves import LOG_SPAN, PANELS, Panel, finite_points, metric_points, running_mean
 
 KEEP = "search-r3 card models/NAME --run results/training/NAME --keep runs/NAME"
 BENCHMARK = "python benchmarks/environment.py --recording build/recording"
+MOST_DOTS = 30
+"""A line of more points than this is drawn without dots, and with its raw values behind the running mean."""
 MOST_POINTS = 150
-"""Points that a line is drawn with at most: each is the mean of its stretch of steps."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One plot of a run: metrics of its steps, or endings of its dev metrics, with their labels."""
-
-    name: str
-    title: str
-    metrics: Mapping[str, str]
-    dev: bool = False
-    log: bool = False
-    zero: bool = False
-
-
-PANELS = (
-    Panel("loss", "Loss and its terms", {"loss": "loss", "infonce": "InfoNCE", "sft": "cross-entropy",
-          "distillation": "KL to the teacher", "self_teaching": "KL of changed queries",
-          "view_distillation": "KL to the reading view", "in_batch_lm": "in-batch LM",
-          "triplet": "triplet", "kl": "KL to the base"}, log=True),
-    Panel("dev", "Dev nDCG@10", {"off": "off", "on": "on", "latent": "latent"}, dev=True),
-    Panel("reward", "Reward of rollouts", {"reward": "as trained on", "dcg_scaled": "DCG scaled", "dcg": "nDCG",
-          "direct": "direct"}),
-    Panel("dev-reward", "Dev reward, live corpus", {"reward": "with reasoning", "reward_direct": "direct"}, dev=True),
-    Panel("length", "Tokens of a rollout", {"length": ""}, zero=True),
-    Panel("dev-length", "Tokens of a dev reasoning trace", {"tokens": ""}, dev=True, zero=True),
-    Panel("kl", "KL to stage 1", {"kl_reference": ""}, zero=True),
-    Panel("age", "Staleness: mean age of documents, steps", {"mean_age": ""}, zero=True),
-    Panel("stale", "Reward error by stale documents", {"staleness_error": ""}, zero=True),
-    Panel("emission", "Rollouts that emit the token, and distinct ones", {"emission": "emit", "distinct": "distinct"}),
-)  # fmt: skip
+"""Maximum number of points of a line; each is the mean over a stretch of steps."""
+SHOWN = ("loss", "dev", "reward", "dev-reward", "length", "dev-length", "kl", "age", "stale", "emission")
+"""The panels of `training_curves.PANELS` that the page shows, in its order."""
 ENVIRONMENT = {
     "age": "mean age of rows, steps",
     "recall": "recall@10, rollouts",
@@ -58,55 +31,56 @@ ENVIRONMENT = {
 }
 
 
-def training(found: Results) -> Section:
+def training(loaded: Results) -> Section:
     """The curves of every kept run."""
     section = Section("training", "Training")
-    runs = [run for run in found.runs if run.steps]
+    runs = [run for run in loaded.runs if run.steps]
     if not runs:
-        section.blocks.append(Missing("No training run is kept here.", KEEP))
+        section.blocks.append(Placeholder("The results include no training run.", KEEP))
         return section
     for run in runs:
         about = run.about
         summary = f"{run.steps[-1]['step']:,} steps"
         if about.get("hours"):
-            summary += f" in {about['hours']:.2f} hours on {about.get('hardware', 'a machine not known')}"
+            summary += f" in {about['hours']:.2f} hours on {about.get('hardware', 'an unknown machine')}"
         commit = (about.get("commit") or "not known").removesuffix("-dirty")[:7]
         summary += f"; {about['command']}, commit {commit}." if about.get("command") else "."
         section.blocks += [Heading(run.name, f"run-{run.name}"), Text(summary, "note"), Figures(run_plots(run))]
     return section
 
 
-def run_plots(run: TrainingRun, width: int = WIDTH, only: Sequence[str] = ()) -> list[str]:
-    """A plot for each panel that the run logged anything for; those named in `only`, if any are."""
+def run_plots(run: TrainingRun, width: int = WIDTH, only: Sequence[str] = SHOWN) -> list[str]:
+    """One plot for each panel of `only` that the run logged anything for."""
+    panels = {panel.name: panel for panel in PANELS}
     plots = []
-    for panel in PANELS:
-        if only and panel.name not in only:
-            continue
+    for panel in (panels[name] for name in SHOWN if name in only):
         lines = _dev_lines(run, panel) if panel.dev else _step_lines(run, panel)
         if not lines:
             continue
+        title = panel.short_title[0].upper() + panel.short_title[1:]
         summary = [one for one in lines if not one.faint]
         description = "; ".join(
-            f"{one.label or panel.title}: {number(one.points[0][1], None)} at step {one.points[0][0]:,.0f}, "
+            f"{one.label or title}: {number(one.points[0][1], None)} at step {one.points[0][0]:,.0f}, "
             f"{number(one.points[-1][1], None)} at step {one.points[-1][0]:,.0f}"
             for one in summary
         )
-        plot = Plot(f"{panel.name}-{run.name}", panel.title, description, "step", "", width)
-        plots.append(line_plot(plot, lines, zero=panel.zero, log=panel.log and _wide(summary)))
+        plot = Plot(f"{panel.name}-{run.name}", title, description, "step", "", width)
+        log = panel.log and not panel.from_zero and _wide(summary)
+        plots.append(line_plot(plot, lines, zero=panel.from_zero, log=log))
     return plots
 
 
-def environment(found: Results) -> Section:
-    """The benchmark of the environment: goals, and each world's policies."""
+def environment(loaded: Results) -> Section:
+    """The benchmark of the environment: its goals, and the refresh policies in each setting."""
     section = Section("environment", "The retrieval environment")
-    known = [(name, record["figures"]) for name, record in found.environment if _is_benchmark(record)]
+    known = [(name, record["figures"]) for name, record in loaded.environment if _is_benchmark(record)]
     if not known:
-        section.blocks.append(Missing("The environment has not been benchmarked.", BENCHMARK))
+        section.blocks.append(Placeholder("The environment has not been benchmarked.", BENCHMARK))
         return section
     section.blocks.append(
         Text(
-            "While a model trains, its documents' embeddings age. Each policy re-encodes some rows a step; the error "
-            "is how far rewards in the aged corpus are from those in a fresh one."
+            "While a model trains, the embeddings of its documents become stale. Each policy re-encodes some rows per "
+            "step; the error is the distance between rewards in the stale corpus and rewards in a fresh one."
         )
     )
     for name, measured in known:
@@ -123,29 +97,25 @@ def environment(found: Results) -> Section:
                 ]
                 for key, g in goals.items()
             ]
-            head = ("what", "found", "goal at most", "verdict")
+            head = ("metric", "measured", "goal (at most)", "verdict")
             section.blocks.append(Table(f"{name}-goals", "Goals", head, rows, words=(3,)))
         for title, world in _worlds(measured):
             section.blocks.append(Heading(title, f"{name}-{title}"))
             section.blocks.append(Figures(environment_plots(f"{name}-{title}", world)))
-            section.blocks.append(Fold("Means over the steps, by policy", [_policies(f"{name}-{title}", world)]))
+            section.blocks.append(Details("Means over the steps, by policy", [_policies(f"{name}-{title}", world)]))
         if measured.get("million"):
             section.blocks.append(_million(name, measured["million"]))
     return section
 
 
 def environment_plots(name: str, world: Mapping[str, Any], width: int = WIDTH) -> list[str]:
-    """A plot a curve, a line a policy."""
+    """One plot per curve, one line per policy."""
     plots = []
     for curve, label in ENVIRONMENT.items():
         lines = []
-        for style, (policy, of) in enumerate((world.get("curves") or {}).items()):
-            at = of.get(curve) or {}
-            points = [
-                (float(step), value)
-                for step, value in zip(at.get("steps", ()), at.get("values", ()), strict=False)
-                if isinstance(value, int | float) and math.isfinite(value)
-            ]
+        for style, (policy, curves) in enumerate((world.get("curves") or {}).items()):
+            series = curves.get(curve) or {}
+            points = finite_points(list(zip(series.get("steps", ()), series.get("values", ()), strict=False)))
             if points:
                 lines.append(Series(policy, _thin(points), style, markers=False))
         if lines:
@@ -163,30 +133,31 @@ def environment_plots(name: str, world: Mapping[str, Any], width: int = WIDTH) -
 def _step_lines(run: TrainingRun, panel: Panel) -> list[Series]:
     lines = []
     for style, (name, label) in enumerate(panel.metrics.items()):
-        points = [
-            (float(r["step"]), v) for r in run.steps if (v := ({**r.get("terms", {}), **r}).get(name)) is not None
-        ]
-        points = [(x, float(y)) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]
+        points = metric_points(run.steps, name)
         if not points:
             continue
-        if len(points) > 30 and len(panel.metrics) == 1:
+        many = len(points) > MOST_DOTS
+        if many and len(panel.metrics) == 1:
             lines.append(Series("", _thin(points), style, faint=True))
-        lines.append(Series(label, _thin(_smooth(points)), style, markers=False if len(points) > 30 else None))
+        means = running_mean([value for _, value in points])
+        smooth = [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+        lines.append(Series(label, _thin(smooth), style, markers=False if many else None))
     return lines
 
 
 def _dev_lines(run: TrainingRun, panel: Panel) -> list[Series]:
-    """A line for every pool and ending, such as "cosqa on"."""
-    found: dict[str, list[Point]] = {}
+    """One line for every pool and dev metric, such as "cosqa on"; means over pools are left out."""
+    by_label: dict[str, list[tuple[int, Any]]] = {}
     for record in run.dev:
         for name, value in record["dev"].items():
             pool, _, ending = name.rpartition(".")
             pool = pool.removesuffix(".dev")
-            means = pool == "ndcg@10" or (pool == "live" and panel.name != "dev-reward")  # of pools that stand there
-            if ending in panel.metrics and not means and isinstance(value, int | float) and math.isfinite(value):
-                label = " ".join(part for part in (pool.replace("live", ""), panel.metrics[ending]) if part)
-                found.setdefault(label or panel.metrics[ending], []).append((float(record["step"]), float(value)))
-    return [Series(label, points, style) for style, (label, points) in enumerate(found.items())]
+            is_mean = pool == "ndcg@10" or (pool == "live" and panel.name != "dev-reward")
+            if ending in panel.dev and not is_mean:
+                label = " ".join(part for part in (pool.replace("live", ""), panel.dev[ending]) if part)
+                by_label.setdefault(label or panel.dev[ending], []).append((record["step"], value))
+    known = {label: points for label, values in by_label.items() if (points := finite_points(values))}
+    return [Series(label, points, style) for style, (label, points) in enumerate(known.items())]
 
 
 def _policies(name: str, world: Mapping[str, Any]) -> Table:
@@ -194,27 +165,29 @@ def _policies(name: str, world: Mapping[str, Any]) -> Table:
                "end_error": "error at the end", "dev_error": "dev error"}  # fmt: skip
     policies = world.get("policies") or {}
     rows = [
-        [policy, *(number(of[key], None) if key in of else "" for key in columns)] for policy, of in policies.items()
+        [policy, *(number(means[key], None) if key in means else "" for key in columns)]
+        for policy, means in policies.items()
     ]
     return Table(f"{name}-policies", "Policies", ("policy", *columns.values()), rows)
 
 
 def _million(name: str, measured: Mapping[str, Any]) -> Table:
     seconds = measured.get("seconds") or {}
-    rows = [[f"{part}, seconds a step", number(value, None)] for part, value in seconds.items()]
+    rows = [[f"{part}, seconds per step", number(value, None)] for part, value in seconds.items()]
     rows += [
         [key.removesuffix("_bytes") + ", GiB", number(measured[key] / 2**30, 2)]
         for key in measured
         if key.endswith("_bytes")
     ]
     return Table(
-        f"{name}-million", f"{measured.get('rows', 1_000_000):,} rows: time and memory", ("what", "found"), rows
+        f"{name}-million", f"{measured.get('rows', 1_000_000):,} rows: time and memory", ("metric", "measured"), rows
     )
 
 
 def _worlds(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    found = [("Recorded: a run's own checkpoints", measured["recorded"])] if measured.get("recorded") else []
-    return found + [(f"Simulated: {int(rows):,} rows", of) for rows, of in (measured.get("simulated") or {}).items()]
+    worlds = [("Recorded: checkpoints of a training run", measured["recorded"])] if measured.get("recorded") else []
+    simulated = measured.get("simulated") or {}
+    return worlds + [(f"Simulated: {int(rows):,} rows", world) for rows, world in simulated.items()]
 
 
 def _is_benchmark(record: Any) -> bool:
@@ -224,29 +197,16 @@ def _is_benchmark(record: Any) -> bool:
 
 def _wide(lines: Sequence[Series]) -> bool:
     values = [y for one in lines for _, y in one.points]
-    return min(values) > 0 and max(values) > 30 * min(values)
+    return min(values) > 0 and max(values) > LOG_SPAN * min(values)
 
 
-def _smooth(points: list[Point]) -> list[Point]:
-    """The mean of each value and its neighbors, a twentieth of all; the same for few values."""
-    half = len(points) // 40
-    sums = [0.0]
-    for _, y in points:
-        sums.append(sums[-1] + y)
-    found = []
-    for i, (x, _) in enumerate(points):
-        low, high = max(0, i - half), min(len(points), i + half + 1)
-        found.append((x, (sums[high] - sums[low]) / (high - low)))
-    return found
-
-
-def _thin(points: list[Point]) -> list[Point]:
-    """At most MOST_POINTS: stretches of equal length by their means, with both ends where they are."""
+def _thin(points: Sequence[Point]) -> list[Point]:
+    """At most MOST_POINTS points: the first, the means of stretches of equal length, and the last."""
     if len(points) <= MOST_POINTS:
-        return points
+        return list(points)
     size = math.ceil(len(points) / (MOST_POINTS - 2))
-    found = [points[0]]
+    thinned = [points[0]]
     for start in range(0, len(points), size):
         part = points[start : start + size]
-        found.append((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)))
-    return [*found, points[-1]]
+        thinned.append((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)))
+    return [*thinned, points[-1]]

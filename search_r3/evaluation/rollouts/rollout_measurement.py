@@ -1,9 +1,9 @@
-"""Measure the rewards of a model's sampled reasoning traces on a data set, before and after training; finished work is
-reused.
+"""Measure the rewards of a model's sampled reasoning traces on a data set, before and after training.
 
-`results/rollouts/DATASET.SPLIT/` holds for each model NAME.json (metrics, histograms, a number for each query) and
-NAME.rollouts.jsonl.gz (every trace with its rewards), and for two models BEFORE--AFTER.json, made from these files.
+`results/rollouts/DATASET.SPLIT/` holds, for each model, NAME.json (metrics, histograms, values for each query) and
+NAME.rollouts.jsonl.gz (every trace with its rewards), and for two models BEFORE--AFTER.json, computed from these files.
 The corpus is encoded in full by the model itself, so nothing is stale; its embeddings are those that evaluations cache.
+Finished measurements are reused.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.json_format import as_json
 from search_r3.evaluation.provenance import provenance
+from search_r3.evaluation.records import finished_record, ignored_ids
 from search_r3.evaluation.rollouts.reasoning_rewards import (
     EDGES,
+    MEASURED_REWARDS,
     METRICS,
-    REWARDS,
     EmbeddingRewards,
     compare,
     per_query,
     score_embeddings,
-    spread,
+    summarize,
 )
 from search_r3.evaluation.runs import read_gzip_lines, write_jsonl_gzip
 from search_r3.evaluation.suite import SMALL, dataset_hash, load_dataset
@@ -48,7 +49,7 @@ from search_r3.retrievers.dense import BUNDLED
 FORMAT = 1
 EXAMPLES = 5
 HEADLINE = "penalized.dcg_scaled"
-"""The metric that examples are chosen by: what stage 2 is trained on by default."""
+"""The metric by which examples are chosen: stage 2's default reward, with the penalty for a missing token."""
 BETWEEN = "--"
 """Separates two models' names in a file name."""
 
@@ -104,7 +105,7 @@ def measure_rollouts(
 
     Args:
         dataset: a data set's name or BEIR folder; "NAME.small" is its fixed part.
-        split: one of its splits. scifact's "dev" are the train claims that are never trained on.
+        split: one of its splits. scifact's "dev" consists of the train claims that are never trained on.
         before, after: SearchR3 models; "LABEL=SPEC" names one. Without `after`, only `before` is measured.
         output: the folder that holds `rollouts/`.
         queries, documents: size limits of a fixed part of the data set (judged documents are always kept); None means
@@ -127,10 +128,10 @@ def measure_rollouts(
     names = [_name(spec) for spec in specs]
     if len(set(names)) < len(names):
         raise InputError(f"{before} and {after} are both called {names[0]}; give one a name: after={after}")
-    data, place = load_part(dataset, split, data_root, queries, documents)
+    data, part_name = load_part(dataset, split, data_root, queries, documents)
     data.ignore_identical_ids = ignore_identical_ids
-    folder = Path(output) / "rollouts" / place
-    sides = []
+    folder = Path(output) / "rollouts" / part_name
+    models = []
     for spec, name in zip(specs, names, strict=True):
         system = open_systems(
             spec,
@@ -143,20 +144,21 @@ def measure_rollouts(
         )[0]
         assert isinstance(system, SearchR3System)  # `_name` has refused the others
         settings = json.loads(json.dumps(_settings(data, split, system, config)))
-        side = None if force else _existing(folder, name, settings)
-        there = side is not None
-        if side is None:
-            side = _measure(data, place, system, name, config, settings, folder, cache or EmbeddingCache(), report)
-        means = ", ".join(f"{metric} {side['figures'][metric]['mean']:.4f}" for metric in METRICS[::2])
-        report(f"{place} {name}: {means}" + (" (already there)" if there else ""))
-        sides.append(side)
+        record = None if force else _existing(folder, name, settings)
+        reused = record is not None
+        if record is None:
+            store = cache or EmbeddingCache()
+            record = _measure(data, part_name, system, name, config, settings, folder, store, report)
+        means = ", ".join(f"{metric} {record['figures'][metric]['mean']:.4f}" for metric in METRICS[::2])
+        report(f"{part_name} {name}: {means}" + (" (already there)" if reused else ""))
+        models.append(record)
         del system
         gc.collect()  # the model, before the next one is loaded
-    if len(sides) == 1:
-        return sides[0]
-    record = _comparison(data, sides[0], sides[1], folder, config)
-    atomic_write_text(folder / f"{names[0]}{BETWEEN}{names[1]}.json", as_json(record))
-    return record
+    if len(models) == 1:
+        return models[0]
+    comparison = _comparison(data, models[0], models[1], folder, config)
+    atomic_write_text(folder / f"{names[0]}{BETWEEN}{names[1]}.json", as_json(comparison))
+    return comparison
 
 
 def load_part(
@@ -179,15 +181,15 @@ def load_part(
     part = choose_pool(data, queries or len(data.queries), documents or len(data.corpus))
     if not part.queries:
         raise InputError(f"{dataset}: no query of split {split} has a relevant document; give another with --split")
-    place = f"{data.name}.{split}"
-    place += f".{len(part.queries)}q" if queries is not None and len(part.queries) < len(data.queries) else ""
-    place += f".{len(part.corpus)}d" if len(part.corpus) < len(data.corpus) else ""
-    return part, place
+    part_name = f"{data.name}.{split}"
+    part_name += f".{len(part.queries)}q" if queries is not None and len(part.queries) < len(data.queries) else ""
+    part_name += f".{len(part.corpus)}d" if len(part.corpus) < len(data.corpus) else ""
+    return part, part_name
 
 
 def _measure(
     data: BeirDataset,
-    place: str,
+    part_name: str,
     system: SearchR3System,
     name: str,
     config: RolloutConfig,
@@ -196,64 +198,64 @@ def _measure(
     cache: EmbeddingCache,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Encode, sample, score and write one model's side."""
+    """Encode, sample and score with one model, and write its record."""
     texts = {did: document.full_text for did, document in data.corpus.items()}
     searchable = {did: text for did, text in texts.items() if text.strip()}
     if not searchable:
         raise InputError(f"{data.name}: every document of this part is empty; raise --documents")
     system.name = name  # for the progress bar: the mode is irrelevant here
-    report(f"{place} {name}: {len(searchable):,} documents, encoded or from the cache")
+    report(f"{part_name} {name}: {len(searchable):,} documents, from the cache or to be encoded")
     documents_ND, document_seconds = system.document_rows(searchable, cache)
 
-    model, asked = system.model, list(data.queries.values())
+    model, queries = system.model, list(data.queries.values())
     bar = sys.stderr.isatty() if system.show_progress is None else system.show_progress
-    every = {"batch_size": config.batch_size, "show_progress_bar": bar}
+    options = {"batch_size": config.batch_size, "show_progress_bar": bar}
     seconds = {"documents": document_seconds}
     started = time.perf_counter()
-    direct_QD = model.encode_query(asked, reasoning=False, **every)
+    direct_QD = model.encode_query(queries, reasoning=False, **options)
     seconds["direct"] = time.perf_counter() - started
     started = time.perf_counter()
-    greedy = model.reason(asked, max_reasoning_tokens=config.budget, **every)
+    greedy = model.reason(queries, max_reasoning_tokens=config.budget, **options)
     seconds["greedy"] = time.perf_counter() - started
-    report(f"{place} {name}: {config.samples * len(asked):,} reasoning traces are sampled")
+    report(f"{part_name} {name}: {config.samples * len(queries):,} reasoning traces to sample")
     started = time.perf_counter()
     sampled = model.reason(
-        asked,
+        queries,
         max_reasoning_tokens=config.budget,
         temperature=config.temperature,
         seed=config.seed,
         samples=config.samples,
-        **every,
+        **options,
     )
     seconds["sampled"] = time.perf_counter() - started
 
     row_of = {did: row for row, did in enumerate(searchable)}
     judged = [data.qrels[qid] for qid in data.queries]
-    grades_Q = [{row_of[did]: grade for did, grade in one.items() if did in row_of} for one in judged]
-    lost_Q = [[grade for did, grade in one.items() if did not in row_of] for one in judged]
+    grades_Q = [{row_of[did]: grade for did, grade in grades.items() if did in row_of} for grades in judged]
+    empty_Q = [[grade for did, grade in grades.items() if did not in row_of] for grades in judged]
     ignored_Q = [row_of.get(qid) for qid in data.queries] if data.ignore_identical_ids else None
 
     def score(embeddings_RD: np.ndarray, each: int) -> EmbeddingRewards:
-        numbers = np.repeat(np.arange(len(asked)), each)
+        numbers = np.repeat(np.arange(len(queries)), each)
         return score_embeddings(
-            embeddings_RD, numbers, grades_Q, documents_ND, k=config.k, unfindable_Q=lost_Q, ignored_Q=ignored_Q
+            embeddings_RD, numbers, grades_Q, documents_ND, k=config.k, unfindable_Q=empty_Q, ignored_Q=ignored_Q
         )
 
     by_sample = score(np.stack([r.embedding for r in sampled]), config.samples)
     by_greedy, by_direct = score(np.stack([r.embedding for r in greedy]), 1), score(direct_QD, 1)
     emitted = [not r.forced for r in sampled]
     tokens = [r.num_tokens for r in sampled]
-    metrics, counts = spread(by_sample, emitted, by_greedy, by_direct)
+    metrics, counts = summarize(by_sample, emitted, by_greedy, by_direct)
     lines = list(_lines(list(data.queries), sampled, by_sample, greedy, by_greedy, by_direct))
-    path = folder / f"{name}.rollouts.jsonl.gz"
+    path = _rollouts_path(folder, name)
     write_jsonl_gzip(path, lines)
     record: dict[str, Any] = {
-        "dataset": place,
+        "dataset": part_name,
         "system": name,
-        "num_queries": len(asked),
+        "num_queries": len(queries),
         "num_documents": len(texts),
         "num_empty_documents": len(texts) - len(searchable),
-        **_identical(data),
+        **ignored_ids(data),
         "figures": metrics,
         "emission_rate": {
             "sampled": float(np.mean(emitted)),
@@ -280,17 +282,17 @@ def _measure(
 def _comparison(
     data: BeirDataset, before: dict[str, Any], after: dict[str, Any], folder: Path, config: RolloutConfig
 ) -> dict[str, Any]:
-    found, differences = compare(before["per_query"], after["per_query"], config.seed)
-    sides = {"before": before, "after": after}
+    comparisons, differences = compare(before["per_query"], after["per_query"], config.seed)
+    models = {"before": before, "after": after}
     return {
         "dataset": before["dataset"],
         "num_queries": before["num_queries"],
         "num_documents": before["num_documents"],
-        "comparisons": {metric: comparison.to_dict() for metric, comparison in found.items()},
+        "comparisons": {metric: comparison.to_dict() for metric, comparison in comparisons.items()},
         "queries": before["queries"],
         "differences": differences,
-        "examples": _gains_and_losses(data, sides, differences[HEADLINE], folder),
-        **{name: {key: value for key, value in side.items() if key != "examples"} for name, side in sides.items()},
+        "examples": _gains_and_losses(data, models, differences[HEADLINE], folder),
+        **{name: {key: value for key, value in model.items() if key != "examples"} for name, model in models.items()},
         **provenance(config.seed),
         "hardware": after["hardware"],
         "settings": {"format": FORMAT, "interval": "percentile bootstrap over queries", "seed": config.seed},
@@ -316,36 +318,36 @@ def _lines(
 
 
 def _rewards_of(scored: EmbeddingRewards, i: int) -> dict[str, Any]:
-    rewards = {name: round(float(scored.rewards[name][i]), 6) for name in REWARDS}
+    rewards = {name: round(float(scored.rewards[name][i]), 6) for name in MEASURED_REWARDS}
     return {**rewards, "rank": int(scored.rank_R[i]) or None}
 
 
 def _best_and_worst(data: BeirDataset, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The sampled rollouts with the highest and lowest rewards, at most one per query."""
-    paid = [(_paid(line), i) for i, line in enumerate(lines) if line["kind"] == "sampled"]
-    found = {}
-    for name, order in (("best", sorted(paid, key=lambda one: (-one[0], one[1]))), ("worst", sorted(paid))):
+    rewarded = [(_penalized_reward(line), i) for i, line in enumerate(lines) if line["kind"] == "sampled"]
+    examples = {}
+    for name, order in (("best", sorted(rewarded, key=lambda one: (-one[0], one[1]))), ("worst", sorted(rewarded))):
         seen: dict[str, dict[str, Any]] = {}
         for _, i in order:
             if len(seen) < EXAMPLES:
                 seen.setdefault(lines[i]["qid"], {"query": data.queries[lines[i]["qid"]], **lines[i]})
-        found[name] = list(seen.values())
-    return found
+        examples[name] = list(seen.values())
+    return examples
 
 
 def _gains_and_losses(
-    data: BeirDataset, sides: Mapping[str, dict[str, Any]], difference_Q: Sequence[float], folder: Path
+    data: BeirDataset, models: Mapping[str, dict[str, Any]], difference_Q: Sequence[float], folder: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """The queries whose rollouts gained and lost most, with what was written before and after."""
-    written: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in sides}
-    for name, side in sides.items():
-        for line in map(json.loads, read_gzip_lines(folder / side["rollouts"])):
+    """The queries whose rollouts gained and lost most, with the traces before and after."""
+    written: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in models}
+    for name, model in models.items():
+        for line in map(json.loads, read_gzip_lines(folder / model["rollouts"])):
             written[name].setdefault(line.pop("qid"), []).append(line)
-    qids = sides["before"]["queries"]
+    qids = models["before"]["queries"]
 
     def one(i: int) -> dict[str, Any]:
         about = {"qid": qids[i], "query": data.queries[qids[i]], "difference": difference_Q[i]}
-        return about | {name: written[name][qids[i]] for name in sides}
+        return about | {name: written[name][qids[i]] for name in models}
 
     order = sorted(range(len(qids)), key=lambda i: (-difference_Q[i], i))
     return {
@@ -354,7 +356,7 @@ def _gains_and_losses(
     }
 
 
-def _paid(line: Mapping[str, Any]) -> float:
+def _penalized_reward(line: Mapping[str, Any]) -> float:
     return MISSING_TOKEN_REWARD if line["forced"] else line[HEADLINE.partition(".")[2]]
 
 
@@ -366,7 +368,7 @@ def _name(spec: str) -> str:
     check_spec(spec)
     name = label or model_name(source)
     if BETWEEN in name:
-        raise InputError(f"{spec} is called {name}, but {BETWEEN} stands between two names; name it: LABEL={source}")
+        raise InputError(f"{spec} is called {name}, but {BETWEEN} separates two models' names; name it: LABEL={source}")
     return name
 
 
@@ -382,17 +384,12 @@ def _settings(data: BeirDataset, split: str, system: SearchR3System, config: Rol
     }
 
 
-def _identical(data: BeirDataset) -> dict[str, Any]:
-    count = len(data.identical_ids())
-    return {"ignore_identical_ids": True, "num_identical_ids": count} if data.ignore_identical_ids else {}
-
-
 def _existing(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a model already measured with these settings, with its rollouts next to it; or None."""
-    try:
-        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        digest = sha256_of(folder / record["rollouts"])
-        same = record["settings"] == settings and record["rollouts_sha256"] == digest
-        return record if same and set(METRICS) <= record["per_query"].keys() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    path = folder / f"{name}.json"
+    record = finished_record(path, settings, _rollouts_path(folder, name), "rollouts_sha256")
+    return record if record is not None and set(METRICS) <= record.get("per_query", {}).keys() else None
+
+
+def _rollouts_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.rollouts.jsonl.gz"

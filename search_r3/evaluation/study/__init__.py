@@ -1,1 +1,1 @@
-"""Does reasoning help: controls, costs and significance on one data set."""
+"""Studies of whether reasoning helps: controls, costs and significance on one data set."""

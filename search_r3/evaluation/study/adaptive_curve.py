@@ -1,7 +1,8 @@
 """How much of reasoning's gain is kept when only some queries reason: the curve, and the mode `auto` of a study.
 
-The rule itself is `search_r3.model.adaptive_reasoning.AdaptiveRule`. It is fitted on dev queries where the data set
-has some; else on the judged queries, crosswise: each is decided by a rule that did not see it, and the study says so.
+The rule is `search_r3.model.adaptive_reasoning.AdaptiveRule`. It is fitted on dev queries if the data set has some, and
+otherwise by cross-fitting on the judged queries: each query is decided by a rule that did not see it, and the study
+says so.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from search_r3.model.adaptive_reasoning import FOLDS, AdaptiveRule
 from search_r3.retrievers.dense import exact_search
 
 TARGET = 0.95
-"""The share of the gain that is wanted for as few tokens as possible."""
+"""The share of the gain to reach with as few tokens as possible."""
 POINTS = 20
-"""Steps of the curve in a study's file."""
+"""Number of steps of the curve in a study's file."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Curve:
 
     Attributes:
         shares: (Q + 1,) from 0 to 1.
-        quality: mean of the measure when that share reasons, (Q + 1,).
-        best: the same if the queries that gain most came first: no rule can be above it.
-        tokens: share of all reasoning tokens that are then written, (Q + 1,).
+        quality: mean of the measure when that share of queries reasons, (Q + 1,).
+        best: the same with the queries that gain most first; no rule can be better.
+        tokens: share of all reasoning tokens that this takes, (Q + 1,).
     """
 
     shares: np.ndarray
@@ -49,23 +50,23 @@ class Curve:
     tokens: np.ndarray
 
     def share_for(self, target: float = TARGET) -> float | None:
-        """The smallest share of queries with `target` of the gain of reasoning everywhere; None if that is no gain."""
-        place = self._place(target)
-        return None if place is None else float(self.shares[place])
+        """The smallest share of queries that keeps `target` of the full gain; None if there is no gain."""
+        index = self._index(target)
+        return None if index is None else float(self.shares[index])
 
     def tokens_for(self, target: float = TARGET) -> float | None:
-        """The share of the tokens at that point."""
-        place = self._place(target)
-        return None if place is None else float(self.tokens[place])
+        """The share of tokens at that share of queries."""
+        index = self._index(target)
+        return None if index is None else float(self.tokens[index])
 
     def to_dict(self, points: int = POINTS) -> dict[str, Any]:
-        """JSON-ready, at `points` + 1 shares; `random` is the straight line of queries chosen by chance."""
-        places = np.unique(np.round(np.linspace(0, len(self.shares) - 1, points + 1)).astype(int))
+        """JSON-ready, at `points` + 1 shares; `random` is the expected quality of a random choice, a straight line."""
+        indices = np.unique(np.round(np.linspace(0, len(self.shares) - 1, points + 1)).astype(int))
         line = self.quality[0] + self.shares * (self.quality[-1] - self.quality[0])
         columns = {"shares": self.shares, "quality": self.quality, "best": self.best, "tokens": self.tokens}
-        return {name: np.round(values[places], 6).tolist() for name, values in {**columns, "random": line}.items()}
+        return {name: np.round(values[indices], 6).tolist() for name, values in {**columns, "random": line}.items()}
 
-    def _place(self, target: float) -> int | None:
+    def _index(self, target: float) -> int | None:
         gain = self.quality - self.quality[0]
         return int(np.argmax(gain >= target * gain[-1])) if gain[-1] > 1e-12 else None
 
@@ -73,9 +74,12 @@ class Curve:
 def reasoning_curve(
     priority_Q: npt.ArrayLike, off_Q: npt.ArrayLike, on_Q: npt.ArrayLike, tokens_Q: npt.ArrayLike | None = None
 ) -> Curve:
-    """The curve of a priority, all (Q,): which queries reason first, the measure without and with, tokens written.
+    """The curve when queries reason in the order of their priority.
 
-    Equal priorities are taken in the order given.
+    Args:
+        priority_Q: the highest priority reasons first; equal priorities keep their order.
+        off_Q, on_Q: the measure without and with reasoning.
+        tokens_Q: reasoning tokens of each query; 1 each by default.
 
     Raises:
         ValueError: shapes differ, or there are no queries.
@@ -88,14 +92,14 @@ def reasoning_curve(
         )
     order, gains = np.argsort(-priority, kind="stable"), on - off
 
-    def cumulated(values: np.ndarray) -> np.ndarray:
+    def cumulative(values: np.ndarray) -> np.ndarray:
         return np.concatenate([[0.0], np.cumsum(values)])
 
     return Curve(
         shares=np.arange(len(off) + 1) / len(off),
-        quality=off.mean() + cumulated(gains[order]) / len(off),
-        best=off.mean() + cumulated(np.sort(gains)[::-1]) / len(off),
-        tokens=cumulated(tokens[order]) / max(float(tokens.sum()), 1e-12),
+        quality=off.mean() + cumulative(gains[order]) / len(off),
+        best=off.mean() + cumulative(np.sort(gains)[::-1]) / len(off),
+        tokens=cumulative(tokens[order]) / max(float(tokens.sum()), 1e-12),
     )
 
 
@@ -109,10 +113,10 @@ def add_adaptive(
     dev_queries: int = 200,
     force: bool = False,
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Fit the rule, run mode `auto`, and describe it; the rule goes beside the study's records as `adaptive.json`.
+    """Fit the rule, run mode `auto`, and describe it; the rule is stored with the study's records as `adaptive.json`.
 
     Returns:
-        the record of mode `auto` and what the study says of it; None and the reason where no rule can be fitted.
+        the record of mode `auto` and its description for the study; None and the reason if no rule can be fitted.
     """
     on = context.traces()
     tokens_Q = np.array([len(ids) for ids in on.token_ids], dtype=np.float64)
@@ -124,12 +128,12 @@ def add_adaptive(
             rule, fitted_on = _on_dev(data.name, context, data_root, dev_queries), f"{data.name}'s dev queries"
             priority_Q, chosen_Q = rule.priority(cosines_QK), rule.decide(cosines_QK)
         else:
-            priority_Q, chosen_Q = crosswise(cosines_QK, on_Q - off_Q, context.model.contract_hash)
+            priority_Q, chosen_Q = cross_fit(cosines_QK, on_Q - off_Q, context.model.contract_hash)
             about = {"dataset": data.name, "split": split, "budget": context.config.budget}
             rule = AdaptiveRule.fit(
                 cosines_QK, on_Q - off_Q, contract_hash=context.model.contract_hash, target=TARGET, about=about
             )
-            fitted_on = "the judged queries themselves, crosswise"
+            fitted_on = "the judged queries themselves, by cross-fitting"
     except InputError as error:
         return None, {"summary": f"no rule: {error}"}
     rule.save(study_path(output, data.name, context.name).with_suffix("") / "adaptive.json")
@@ -165,34 +169,34 @@ def add_adaptive(
 
 
 def best_cosines(context: StudyContext) -> np.ndarray:
-    """The cosines that the rule looks at: the best of the direct search, float32 (Q, K)."""
+    """The cosines that the rule uses: the best ones of the direct search, float32 (Q, K)."""
     if not context.ignore_identical_ids:
         return exact_search(context.direct_rows, context.document_rows, context.depth)[0]
     ranked = [sorted(scores.values(), reverse=True) for scores in context.answers("off").run.values()]
     return np.array([row[: min(map(len, ranked))] for row in ranked], dtype=np.float32)
 
 
-def crosswise(
+def cross_fit(
     scores_QK: np.ndarray, differences_Q: np.ndarray, contract_hash: str, seed: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each query's priority and decision by a rule fitted on the other folds: float64 (Q,) and bool (Q,).
 
-    A priority is given as its place among those that its rule was fitted on, 0 to 1, as logits of different rules do
-    not compare.
+    A priority is given as a quantile, 0 to 1, among the queries that its rule was fitted on, since logits of different
+    rules cannot be compared.
     """
     folds_Q = np.random.default_rng(seed).permutation(len(differences_Q)) % FOLDS
     priority_Q, chosen_Q = np.empty(len(differences_Q)), np.empty(len(differences_Q), dtype=bool)
     for fold in range(FOLDS):
         test_Q = folds_Q == fold
         rule = AdaptiveRule.fit(scores_QK[~test_Q], differences_Q[~test_Q], contract_hash=contract_hash)
-        known = np.sort(rule.priority(scores_QK[~test_Q]))
-        priority_Q[test_Q] = np.searchsorted(known, rule.priority(scores_QK[test_Q])) / len(known)
+        fitted = np.sort(rule.priority(scores_QK[~test_Q]))
+        priority_Q[test_Q] = np.searchsorted(fitted, rule.priority(scores_QK[test_Q])) / len(fitted)
         chosen_Q[test_Q] = rule.decide(scores_QK[test_Q])
     return priority_Q, chosen_Q
 
 
 class _AutoSystem:
-    """Each query's ranking by `on` where the rule says so, else by `off`."""
+    """Mode `auto`: a query's ranking is that of `on` if the rule says so, else that of `off`."""
 
     def __init__(self, context: StudyContext, chosen_Q: np.ndarray, identity: dict[str, Any]) -> None:
         self.context, self.chosen_Q = context, chosen_Q
@@ -201,7 +205,7 @@ class _AutoSystem:
         self.identity = ControlSystem(context, "on").identity | {"mode": "auto", "chosen": chosen, **identity}
 
     def answer(self, documents: Any, queries: Any, k: int, cache: Any) -> Answers:
-        """Cosines of the two modes are of one space, so the run's scores compare within a query as always."""
+        """The rankings chosen by the rule, and the mean cost of a query."""
         off, on = self.context.answers("off"), self.context.answers("on")
         chosen = dict(zip(queries, self.chosen_Q.tolist(), strict=True))
         run = {qid: (on if chosen[qid] else off).run[qid] for qid in queries}
@@ -215,7 +219,7 @@ class _AutoSystem:
 
 
 def _on_dev(name: str, context: StudyContext, data_root: str | Path | None, count: int) -> AdaptiveRule:
-    """The rule fitted on a data set's dev queries, searched in its whole corpus."""
+    """The rule fitted on a data set's dev queries, with searches in its whole corpus."""
     dev = dev_pool(name, data_root, max_queries=count, max_documents=10**9)
     queries = {qid: dev.queries[qid] for qid in dev.qrels if qid in dev.queries}
     dev_context = StudyContext(

@@ -1,9 +1,9 @@
 """The controls for "reasoning helps": other text before the embed token, reasoning given to other systems, fusion.
 
-Each control is one more mode of a SearchR3 model beside off and on, and gives an ordinary run. `empty`, `shuffled` and
-`repeat` ask whether what the reasoning *says* matters (as in LREM's ablation, arXiv 2510.14321); query rewriting
-(`BASELINE+reasoning`) asks whether an ordinary retriever gains as much from it as text; the fused modes show what is
-left to gain.
+Each control is a further mode of a SearchR3 model, besides off and on, and gives an ordinary run. `empty`, `shuffled`
+and `repeat` test whether the content of the reasoning matters (as in LREM's ablation, arXiv 2510.14321); query
+rewriting (`BASELINE+reasoning`) tests whether an ordinary retriever gains as much from the reasoning as text; the fused
+modes show what is left to gain.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MODE_DESCRIPTIONS = {
     "samples-mean": "several sampled reasoning traces, mean embedding",
     "samples-rrf": "several sampled reasoning traces, fused by rank",
 }
-"""Every mode that is not a budget's, in the order of the table, and what it is."""
+"""All modes except those of the budget curve, in the order of the table, with their descriptions."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ControlConfig:
     budget: int = 32
     """Maximum number of tokens in a reasoning trace, for `on` and every control that uses its reasoning."""
     budgets: tuple[int, ...] = BUDGETS
-    """The points of the budget curve; 0 is `empty` and `budget` is `on`, the others are modes `on-4`, `on-8`, ..."""
+    """The points of the budget curve: 0 is `empty`, `budget` is `on`, and the others are modes `on-4`, `on-8`, ..."""
     samples: int = 4
     """Reasoning traces for each query in `samples-mean` and `samples-rrf`."""
     temperature: float = 1.0
@@ -64,50 +64,50 @@ class ControlConfig:
             if value < least:
                 raise InputError(f"{name} is {value}; expected at least {least}")
         if any(b < 0 for b in self.budgets) or len(set(self.budgets)) != len(self.budgets):
-            raise InputError(f"budgets {list(self.budgets)}: expected different numbers from 0 up, such as 0,8,32")
+            raise InputError(f"budgets {list(self.budgets)}: expected distinct numbers of 0 or more, such as 0,8,32")
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}; expected more than 0, or all samples are the same")
 
     @property
     def modes(self) -> list[str]:
-        """All modes of a study: off, on, the controls, and one for each budget that is not already one of them."""
+        """All modes of a study: off, on, the controls, and one for each further budget of the curve."""
         return [
             *MODE_DESCRIPTIONS,
             *(mode for mode in map(self.mode_of_budget, sorted(self.budgets)) if mode not in MODE_DESCRIPTIONS),
         ]
 
     def mode_of_budget(self, budget: int) -> str:
-        """The mode that is this point of the budget curve."""
+        """The mode of a point on the budget curve."""
         return "on" if budget == self.budget else "empty" if budget == 0 else f"on-{budget}"
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """For each of `count` places another place, every place once: one random cycle (Sattolo 1986).
+    """A random permutation of `count` indices without a fixed point: one cycle (Sattolo 1986).
 
     Raises:
-        InputError: there is only one place.
+        InputError: there is only one index.
     """
     if count < 2:
         raise InputError(f"{count} query cannot be given another query's reasoning; the control needs at least 2")
     rng = np.random.default_rng(seed)
-    places = list(range(count))
+    order = list(range(count))
     for last in range(count - 1, 0, -1):
-        other = int(rng.integers(last))  # never `last` itself: that makes it one cycle
-        places[last], places[other] = places[other], places[last]
-    return places
+        other = int(rng.integers(last))  # never `last` itself, so the result is one cycle
+        order[last], order[other] = order[other], order[last]
+    return order
 
 
 class StudyContext:
-    """What the modes of one model on one data set share: documents' rows, reasoning traces, baselines; each is made
-    once.
+    """State shared by all modes of one model on one data set (document embeddings, reasoning traces, baselines), each
+    computed once.
 
     Args:
-        system: the model in any mode; its settings (length limit, batch size) hold for all.
-        name: what the modes are modes of.
+        system: the model in any mode; its settings (length limit, batch size) apply to all modes.
+        name: the model's name in results; a mode's system is called NAME.MODE.
         documents, queries: id -> text, none blank.
-        depth: documents kept a query.
-        embeddings, reasoning_cache: where both are kept; None keeps no embeddings.
-        ignore_identical_ids: no document with a query's own id is an answer, also to what is fused.
+        depth: documents kept per query.
+        embeddings, reasoning_cache: the caches of both; without `embeddings`, nothing is cached.
+        ignore_identical_ids: ignore documents with the query's own id, also before rankings are fused.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StudyContext:
 
     @property
     def document_rows(self) -> np.ndarray:
-        """float32 (N, D)."""
+        """The documents' embeddings, float32 (N, D)."""
         return self._documents()[0]
 
     @property
@@ -143,11 +143,11 @@ class StudyContext:
         return self._embed_directly()[0]
 
     def share_documents(self, other: StudyContext) -> None:
-        """Take the documents' rows of another context of the same model and documents."""
+        """Use the document embeddings of another context with the same model and documents."""
         self._rows = other._documents()
 
     def traces(self, budget: int | None = None, sample: int | None = None) -> ReasoningTraces:
-        """The queries' reasoning traces of this budget (the study's if None): greedy, or one of the samples."""
+        """The queries' reasoning traces with this budget (None: the study's): greedy, or one of the samples."""
         config = self.config
         sampling: dict[str, Any] = {}
         if sample is not None:
@@ -180,7 +180,7 @@ class StudyContext:
         return self._answers[mode]
 
     def identity(self, mode: str) -> dict[str, Any]:
-        """Everything except the data that determines a mode's ranking."""
+        """Everything that determines a mode's ranking, except the data."""
         config = self.config
         identity: dict[str, Any] = {**self.system.document_identity, "mode": mode}
         if mode not in ("off", "empty", "off+bm25"):
@@ -207,30 +207,29 @@ class StudyContext:
         if mode == "off":
             return self._search(*self._embed_directly())
         if mode == "on" or mode.startswith("on-"):
-            found = self.traces(None if mode == "on" else int(mode[3:]))
-            return self._search(found.rows, found.seconds, self._records(found))
+            traces = self.traces(None if mode == "on" else int(mode[3:]))
+            return self._search(traces.rows, traces.seconds, self._records(traces))
         if mode == "empty":
             return self._with_reasoning([""] * len(self.queries))
         if mode == "repeat":
             return self._with_reasoning(list(self.queries.values()))
         if mode == "shuffled":
-            found, places = self.traces(), derangement(len(self.queries), self.config.seed)
-            return self._with_reasoning(
-                [found.token_ids[i] for i in places], self._records(found, places), found.seconds
-            )
+            traces, order = self.traces(), derangement(len(self.queries), self.config.seed)
+            reasoning = [traces.token_ids[i] for i in order]
+            return self._with_reasoning(reasoning, self._records(traces, order), traces.seconds)
         if mode.endswith("+reasoning"):
             return self._rewritten(mode.removesuffix("+reasoning"))
         if mode in ("off+bm25", "on+bm25", "off+on-rrf"):
             first, second = mode.removesuffix("-rrf").split("+")
             return self._fused([self.answers(first), self.answers(second)])
         if mode == "off+on-mean":
-            found, (direct, seconds) = self.traces(), self._embed_directly()
-            return self._search(fuse_rows([direct, found.rows]), seconds + found.seconds)
+            traces, (direct, seconds) = self.traces(), self._embed_directly()
+            return self._search(fuse_rows([direct, traces.rows]), seconds + traces.seconds)
         if mode in ("samples-mean", "samples-rrf"):
-            drawn = [self.traces(sample=i) for i in range(self.config.samples)]
+            samples = [self.traces(sample=i) for i in range(self.config.samples)]
             if mode == "samples-mean":
-                return self._search(fuse_rows([found.rows for found in drawn]), sum(found.seconds for found in drawn))
-            return self._fused([self._search(found.rows, found.seconds) for found in drawn])
+                return self._search(fuse_rows([one.rows for one in samples]), sum(one.seconds for one in samples))
+            return self._fused([self._search(one.rows, one.seconds) for one in samples])
         raise InputError(f"unknown control {mode!r}; choose from: {', '.join(self.config.modes)}")
 
     def _documents(self) -> tuple[np.ndarray, float]:
@@ -270,24 +269,24 @@ class StudyContext:
         documents_ND, document_seconds = self._documents()
         scores, indices = exact_search(rows_QD, documents_ND, self.depth + self.ignore_identical_ids)
         run = as_run(list(self.queries), list(self.documents), scores, indices)
-        return self._kept(Answers(run, document_seconds, query_seconds, records))
+        return self._without_own_ids(Answers(run, document_seconds, query_seconds, records))
 
     def _by_baseline(self, name: str, queries: Mapping[str, str]) -> Answers:
         depth = self.depth + self.ignore_identical_ids
-        return self._kept(self.baseline(name).answer(self.documents, queries, depth, self.embeddings))
+        return self._without_own_ids(self.baseline(name).answer(self.documents, queries, depth, self.embeddings))
 
-    def _kept(self, answers: Answers) -> Answers:
-        """The answers without documents of a query's own id, where these are no answers."""
+    def _without_own_ids(self, answers: Answers) -> Answers:
+        """The answers without documents that have the query's own id, if these are ignored."""
         if not self.ignore_identical_ids:
             return answers
         return replace(answers, run=drop_identical_ids(answers.run, self.depth))
 
     def _rewritten(self, baseline: str) -> Answers:
-        found = self.traces()
-        texts = zip(self.queries.items(), found.texts, strict=True)
+        traces = self.traces()
+        texts = zip(self.queries.items(), traces.texts, strict=True)
         queries = {qid: f"{query} {reasoning}".strip() for (qid, query), reasoning in texts}
         answers = self._by_baseline(baseline, queries)
-        return Answers(answers.run, answers.document_seconds, answers.query_seconds + found.seconds)
+        return Answers(answers.run, answers.document_seconds, answers.query_seconds + traces.seconds)
 
     def _fused(self, parts: list[Answers]) -> Answers:
         run = fuse_runs([part.run for part in parts], self.depth)
@@ -297,23 +296,23 @@ class StudyContext:
             sum(part.query_seconds for part in parts),
         )
 
-    def _records(self, found: ReasoningTraces, places: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """One record a query, as `search-r3 evaluate` keeps them; with `places`, whose reasoning it was."""
+    def _records(self, traces: ReasoningTraces, order: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """One record per query, as `search-r3 evaluate` writes them; with `order`, also whose reasoning it was."""
         qids = list(self.queries)
         return [
             {
                 "qid": qid,
-                "text": found.texts[i],
-                "num_tokens": len(found.token_ids[i]),
-                "forced": found.forced[i],
-                **({} if places is None else {"from": qids[i]}),
+                "text": traces.texts[i],
+                "num_tokens": len(traces.token_ids[i]),
+                "forced": traces.forced[i],
+                **({} if order is None else {"from": qids[i]}),
             }
-            for qid, i in zip(qids, places or range(len(qids)), strict=True)
+            for qid, i in zip(qids, order or range(len(qids)), strict=True)
         ]
 
 
 class ControlSystem:
-    """One mode of a study as a `System`, so that it is run, measured, recorded and skipped like any other."""
+    """One mode of a study as a `System`, so that it is run, measured, recorded and skipped like any other system."""
 
     def __init__(self, context: StudyContext, mode: str) -> None:
         self.context, self.mode = context, mode
@@ -327,20 +326,20 @@ class ControlSystem:
     def answer(
         self, documents: Mapping[str, str], queries: Mapping[str, str], k: int, cache: EmbeddingCache | None
     ) -> Answers:
-        """The context's own answers; it was set up with these documents and queries."""
+        """The context's answers. Raises ValueError unless documents and queries are those of the context."""
         if queries.keys() != self.context.queries.keys() or documents.keys() != self.context.documents.keys():
-            raise ValueError("a control was asked about other texts than its study's")
+            raise ValueError("this control was called with texts that are not its study's")
         return self.context.answers(self.mode)
 
 
 def study_path(output: str | Path, dataset: str, system: str) -> Path:
-    """Where the study of a model on a data set stands."""
+    """Path of the study file for a model and data set."""
     return Path(output) / "studies" / dataset / f"{system}.json"
 
 
 def mode_paths(output: str | Path, dataset: str, system: str, mode: str) -> ResultPaths:
-    """The files of a mode: off and on are those of `search-r3 evaluate`; a control's record is kept by the study, out
-    of the tables of results."""
+    """The files of a mode. `off` and `on` use those of `search-r3 evaluate`; the record of a control is stored with the
+    study, so that tables of results do not include it."""
     usual = paths(output, dataset, f"{system}.{mode}")
     if mode in ("off", "on"):
         return usual

@@ -1,4 +1,4 @@
-"""Making one answer of several: the mean of unit embeddings, and `search_r3.rank_fusion` of whole runs."""
+"""Fusion of several answers into one: the mean of unit embeddings, and reciprocal rank fusion of whole runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from search_r3.rank_fusion import DEPTH, RRF_K, reciprocal_rank_fusion
 
 
 def fuse_runs(runs: Sequence[Run], depth: int = DEPTH, k: int = RRF_K) -> dict[str, dict[str, float]]:
-    """Reciprocal rank fusion of the top `depth` of each run; every query of any run, at most `depth` documents each."""
+    """Reciprocal rank fusion of the top `depth` of each run: all queries of any run, with at most `depth` documents."""
     fused: dict[str, dict[str, float]] = {}
     for qid in dict.fromkeys(qid for run in runs for qid in run):
         scores = dict(reciprocal_rank_fusion([rank_documents(run.get(qid, {}), depth) for run in runs], k))
@@ -20,17 +20,21 @@ def fuse_runs(runs: Sequence[Run], depth: int = DEPTH, k: int = RRF_K) -> dict[s
 
 
 def fuse_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """The normalized mean of several embeddings of the same queries: each (Q, D), unit rows; float32 (Q, D), unit rows.
+    """The normalized mean of several embeddings of the same queries.
 
-    Where the embeddings cancel out, the first one stands.
+    Args:
+        rows: matrices (Q, D) of unit rows.
+
+    Returns:
+        float32 (Q, D), unit rows. Where the embeddings cancel out, the row of the first matrix.
 
     Raises:
-        ValueError: nothing is given, or shapes differ.
+        ValueError: there are no matrices, or their shapes differ.
     """
     if not rows or any(row.shape != rows[0].shape for row in rows):
-        raise ValueError(f"expected matrices of one shape, found {[row.shape for row in rows]}")
+        raise ValueError(f"expected matrices of the same shape, got {[row.shape for row in rows]}")
     mean_QD = np.mean([np.asarray(row, dtype=np.float64) for row in rows], axis=0)
     norms_Q1 = np.linalg.norm(mean_QD, axis=1, keepdims=True)
-    lost_Q1 = norms_Q1 < 1e-6
-    unit_QD = np.where(lost_Q1, rows[0], mean_QD / np.where(lost_Q1, 1.0, norms_Q1))
+    zero_Q1 = norms_Q1 < 1e-6
+    unit_QD = np.where(zero_Q1, rows[0], mean_QD / np.where(zero_Q1, 1.0, norms_Q1))
     return unit_QD.astype(np.float32)

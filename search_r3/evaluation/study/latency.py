@@ -1,7 +1,7 @@
 """Latency of query embeddings: median and 95th percentile of timed calls, one query or a batch at a time.
 
-Only the encoding of queries is timed (reasoning included); searching is the same for every mode. Other
-processes affect such timings, so the system load is recorded with them.
+Only the encoding of queries is timed (including reasoning); the search is the same for every mode. Other processes
+affect such timings, so the system load is recorded with them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ MIN_CALLS = 4
 
 
 def time_queries(encode: Callable[[list[str], int], Any], queries: Sequence[str], batch_size: int) -> dict[str, float]:
-    """Time `encode(batch, batch_size)` over `queries` in batches, after one call that is not timed.
+    """Time `encode(batch, batch_size)` over `queries` in batches, after one untimed call.
 
-    A batch that the queries do not fill is filled from their beginning, and this is repeated until there are at least
-    MIN_CALLS of them.
+    Queries are reused from the beginning to fill the last batch and to reach at least MIN_CALLS batches.
 
     Returns:
-        `calls`; `median_ms` and `p95_ms` of a call, which is what each of its queries waits; `ms_per_query`, the mean
-        of a call over its queries.
+        `calls`; `median_ms` and `p95_ms` of a call, which is how long each of its queries waits; `ms_per_query`, the
+        mean time of a call divided by its queries.
 
     Raises:
         ValueError: no queries, or a batch size under 1.
@@ -50,8 +49,7 @@ def time_queries(encode: Callable[[list[str], int], Any], queries: Sequence[str]
 
 
 def time_mode(model: Any, queries: Sequence[str], budget: int | Literal["latent"] | None) -> dict[str, Any]:
-    """`time_queries` for each of BATCHES: the model with this budget, in latent steps, or directly where it is None;
-    and the load."""
+    """`time_queries` for each of BATCHES with this budget (None: direct embeddings), and the load."""
 
     def encode(batch: list[str], size: int) -> Any:
         settings: dict[str, Any] = {"batch_size": size, "show_progress_bar": False}

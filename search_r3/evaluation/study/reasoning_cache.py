@@ -1,8 +1,8 @@
-"""A model's reasoning traces for a data set's queries on disk: written once, used by every control that needs them.
+"""A disk cache of a model's reasoning traces for a data set's queries, used by every control that needs them.
 
-Like embeddings (`embedding_cache`), they are kept in shards with a checksum, under a key of everything that determines
-    them: contract, dtype, budget, temperature, seed and the queries themselves. An interrupted run resumes after the
-        last finished shard.
+Like embeddings (`embedding_cache`), traces are stored in shards with a checksum, under a key of everything that
+determines them: contract, dtype, budget, temperature, seed and the queries themselves. An interrupted run resumes after
+the last finished shard.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from search_r3.files import expand_user
 from search_r3.progress import progress_bar
 
 SHARD_SIZE = 64
-"""Queries in one shard, the most that an interruption can lose."""
+"""Queries in one shard, the most work that an interruption can lose."""
 FORMAT = "search-r3-reasoning-1"
 
 
 @dataclass(frozen=True)
 class ReasoningTraces:
-    """What a model wrote about some queries, in their order.
+    """Reasoning traces of some queries, in the order of the queries.
 
     Attributes:
         texts: the traces, without the embed token.
-        token_ids: the same as written; `SearchR3.encode_with_reasoning` takes them.
+        token_ids: the same as token ids, as `SearchR3.encode_with_reasoning` takes them.
         rows: float32 (Q, dim): each query's embedding after its own reasoning.
-        forced: which were cut off at the budget, or ended without the embed token.
-        seconds: how long writing them took, whenever that was.
+        forced: whether a trace was cut off at the budget, or ended without the embed token.
+        seconds: time to write them, possibly in an earlier run.
     """
 
     texts: list[str]
@@ -72,11 +72,11 @@ class ReasoningCache:
         batch_size: int = 32,
         show_progress: bool | None = None,
     ) -> ReasoningTraces:
-        """The reasoning traces of `queries`: from disk if cached, else by `model.reason`.
+        """The reasoning traces of `queries`: from disk if cached, else from `model.reason`.
 
         Args:
-            temperature: 0 is greedy. A sample depends on its batch, so `batch_size` is then part of the key, and each
-                shard draws from a seed of its own.
+            temperature: 0 is greedy. A sample depends on its batch, so for samples `batch_size` is part of the key, and
+                each shard has its own seed.
         """
         if not queries:
             raise InputError("there are no queries to reason about; check the data set's split")
@@ -107,18 +107,18 @@ class ReasoningCache:
             }
 
         cache = ShardCache(self.folder, key, list(map(len, parts)))
-        done = cache.complete(
-            make, lambda left: progress_bar(f"reasoning of at most {budget} tokens", left, show_progress)
+        shards = cache.complete(
+            make, lambda left: progress_bar(f"reasoning traces, at most {budget} tokens", left, show_progress)
         )
         tokens = [
             ids.tolist()
-            for shard in done
+            for shard in shards
             for ids in np.split(shard.tensors["tokens"], np.cumsum(shard.tensors["lengths"])[:-1])
         ]
         return ReasoningTraces(
-            [text for shard in done for text in json.loads(shard.tensors["texts"].tobytes())],
+            [text for shard in shards for text in json.loads(shard.tensors["texts"].tobytes())],
             tokens,
-            np.concatenate([shard.tensors["rows"] for shard in done]),
-            [bool(forced) for shard in done for forced in shard.tensors["forced"]],
-            sum(shard.seconds for shard in done),
+            np.concatenate([shard.tensors["rows"] for shard in shards]),
+            [bool(forced) for shard in shards for forced in shard.tensors["forced"]],
+            sum(shard.seconds for shard in shards),
         )

@@ -1,4 +1,4 @@
-"""A study as one page of markdown: every mode with its difference from off, what budgets cost, what the rule keeps."""
+"""A study as a page of Markdown: every mode with its difference from off, the cost of budgets, the adaptive rule."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from search_r3.evaluation.markdown_table import markdown_table
 from search_r3.evaluation.measures import NDCG
 
 PARTS = ("modes", "controls", "budgets", "auto")
-"""What a study's page has besides its head and its remarks."""
+"""Sections of a study's page between the header and the remarks."""
 
 
 def study_markdown(study: Mapping[str, Any], parts: Sequence[str] = PARTS) -> str:
     """The table of modes (with intervals, corrected p-values, wins, ties and losses against `off`), the other families
-    of comparisons, the budget curve and the line of mode `auto`; or only the `parts` that are named. What a reader must
-    know of the data set is always there."""
+    of comparisons, the budget curve and a line on mode `auto`; or only the given `parts`. Remarks on the data set are
+    always included."""
     page = [
         f"{study['system']} on {study['dataset']}: {study['num_queries']:,} queries, "
         f"{study['num_documents']:,} documents, {NDCG}",

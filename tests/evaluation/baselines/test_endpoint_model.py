@@ -125,7 +125,7 @@ def test_a_retry_after_is_waited_for_and_a_very_long_one_is_told(monkeypatch):
         ((200, {}, "{}"), "should the URL end in /v1"),
         ((200, {}, '{"data": [{"index": 0, "embedding": [NaN, 1.0]}]}'), "NaN"),
         ((200, {}, '{"data": [{"index": 0, "embedding": [null, 1.0]}]}'), "NaN"),
-        ((200, {}, '{"data": [{"index": 0, "embedding": [0.0, 0.0]}]}'), "embedding of zeros, for 'document 0"),
+        ((200, {}, '{"data": [{"index": 0, "embedding": [0.0, 0.0]}]}'), "embedding of zeros for 'document 0"),
     ],
 )
 def test_what_does_not_pass_is_told_in_one_line(answer, message):
@@ -154,13 +154,13 @@ def test_a_server_that_stays_down_ends_the_run_and_what_came_is_kept(tmp_path):
 def test_another_dimension_is_refused_between_calls_and_against_the_cache(tmp_path):
     with (
         EndpointServer(lambda r, n: embeddings(r, 64 + n)) as sent,
-        pytest.raises(InputError, match="with 65 numbers a text, and before with 64"),
+        pytest.raises(InputError, match="with 65 dimensions, but earlier with 64"),
     ):
         encode_all(encoder(sent.url), None)
     cache = EmbeddingCache(tmp_path)
     with EndpointServer(lambda r, n: embeddings(r, 64 + n)) as sent:
         encode_all(encoder(sent.url), cache, TEXTS[:UNIT])
-        with pytest.raises(InputError, match=r"of 64 and of 65 numbers.*move it away"):
+        with pytest.raises(InputError, match=r"of 64 and of 65 .*move it away"):
             encode_all(encoder(sent.url), cache, TEXTS[: UNIT + 1])
 
 
@@ -169,8 +169,8 @@ def test_the_cost_is_told_first_and_too_much_needs_a_yes(monkeypatch):
     lines: list[str] = []
     with EndpointServer() as sent:
         encode_all(encoder(sent.url, CostApproval(price=100.0, report=lines.append)), None, TEXTS[:2])
-        assert lines[0] == "m: 2 documents to embed, about 13 tokens (characters / 4), under 0.01 at 100 a million"
-        assert lines[1] == "texts: 1 calls, 10 tokens read, under 0.01 at 100 a million"
+        assert lines[0] == "m: 2 documents to embed, about 13 tokens (characters / 4), under 0.01 at 100 per million"
+        assert lines[1] == "texts: 1 calls, 10 tokens read, under 0.01 at 100 per million"
         sent.requests.clear()
         with pytest.raises(InputError, match=r"about 697 tokens .* over the limit of 600 tokens; pass --yes"):
             encode_all(encoder(sent.url, token_limit=600), None)
@@ -239,7 +239,7 @@ def test_the_command_line_refuses_what_nobody_said_yes_to_and_takes_a_yes(tmp_pa
         assert main([*command, "--yes", "--price", "2"]) == 0
         told = capsys.readouterr()
         assert "3 documents and 3 queries to embed, about" in told.err
-        assert "under 0.01 at 2 a million" in told.err
+        assert "under 0.01 at 2 per million" in told.err
         assert json.loads(told.out)[0]["system"] == "words"
     assert main(["evaluate", "suite.yaml", "--yes"]) == 2
     assert "token_limit" in capsys.readouterr().err

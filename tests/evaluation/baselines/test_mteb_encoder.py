@@ -195,7 +195,7 @@ def test_a_documented_training_names_its_data_sets_and_its_teachers(mteb, mteb_e
 
 
 def test_bad_settings_are_refused(mteb_encoder, model):
-    with pytest.raises(InputError, match="is of contract"):
+    with pytest.raises(InputError, match="has contract"):
         mteb_encoder.SearchR3Encoder(model, revision="0" * 12)
     assert mteb_encoder.SearchR3Encoder(model, revision=model.contract_hash[:12]).model is model
     with pytest.raises(InputError, match="max_length must be 1 or more"):

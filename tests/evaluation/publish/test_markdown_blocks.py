@@ -11,7 +11,7 @@ import pytest
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import NDCG
-from search_r3.evaluation.publish.markdown_blocks import PAGES, Rebuilder, remake, remake_all
+from search_r3.evaluation.publish.markdown_blocks import PAGES, Rebuilder, regenerate, regenerate_all
 from search_r3.evaluation.publish.tables import load_records, results_markdown, summary_markdown
 from search_r3.evaluation.runs import read_run, write_run
 
@@ -31,7 +31,7 @@ def make(readme, results, data_root):
     """Make the README's blocks again; `write=True` writes them."""
 
     def run(write=False, root=data_root):
-        made = remake_all([readme], results, None, root)
+        made = regenerate_all([readme], results, None, root)
         if write:
             made.write()
         return made
@@ -90,13 +90,13 @@ def test_without_the_data_the_metrics_files_are_taken_and_named(make, data_root,
     assert "tiny bm25" in made.check.unchecked
     with open(data_root / "tiny/qrels/test.tsv", "a") as judgments:
         judgments.write("q3\td2\t1\n")
-    assert "tiny bm25 (the data here are not those it was run on)" in make().check.unchecked
+    assert "tiny bm25 (measured on different data)" in make().check.unchecked
 
 
 def test_a_block_can_hold_some_systems_data_sets_and_measures(readme, results, data_root):
     marker = "<!-- table: results datasets=tiny systems=bm25,*-sft.* measures=MRR@10 -->"
     readme.write_text(f"{marker}\n{END}\nbetween\n{BEGIN}\n{END}\n")
-    first, second = remake(readme, Rebuilder(results, data_root)).new.split("between")
+    first, second = regenerate(readme, Rebuilder(results, data_root)).new.split("between")
     assert "| | bm25 | search-r3-x-sft.off | search-r3-x-sft.on |" in first
     assert "MRR@10" in first
     assert "nested/en" not in first
@@ -106,7 +106,7 @@ def test_a_block_can_hold_some_systems_data_sets_and_measures(readme, results, d
 
 def test_a_summary_is_one_table_that_says_what_the_systems_are(readme, results, data_root):
     readme.write_text(f"<!-- table: summary datasets=tiny systems=bm25,*-sft.* -->\n{END}\n")
-    lines = remake(readme, Rebuilder(results, data_root)).new.splitlines()
+    lines = regenerate(readme, Rebuilder(results, data_root)).new.splitlines()
     assert lines[1] == "| | BM25 | stage 1, direct | stage 1, with reasoning |"
     assert lines[3].startswith("| tiny | ")
     assert lines[4] == END
@@ -118,17 +118,17 @@ def test_a_summary_is_one_table_that_says_what_the_systems_are(readme, results, 
 def test_the_pages_that_are_there_are_made_again(results, data_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"cannot read README\.md"):
-        remake_all(None, results, None, data_root)
+        regenerate_all(None, results, None, data_root)
     (tmp_path / "docs").mkdir()
     for page in PAGES:
         (tmp_path / page).write_text(f"{BEGIN}\n{END}\n")
-        assert remake_all(None, results, None, data_root).files[-1].path == Path(page)
+        assert regenerate_all(None, results, None, data_root).files[-1].path == Path(page)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("no markers", "holds no line <!-- table: results -->"),
+        ("no markers", "has no line <!-- table: results -->"),
         (f"{BEGIN}\n", "line 1: this table has no line <!-- /table --> after it"),
         (f"a\n{BEGIN}\n{BEGIN}\n{END}\n", "line 2: this table has no line"),
         (f"<!-- table: resutls -->\n{END}\n", 'line 1: unknown table "resutls"; did you mean "results"'),
@@ -144,20 +144,20 @@ def test_the_pages_that_are_there_are_made_again(results, data_root, tmp_path, m
 def test_a_wrong_marker_is_named_with_its_line(text, said, readme, results, data_root):
     readme.write_text(text)
     with pytest.raises(InputError) as raised:
-        remake(readme, Rebuilder(results, data_root))
+        regenerate(readme, Rebuilder(results, data_root))
     assert said in str(raised.value)
 
 
 def test_cards_are_made_too_and_an_adapter_without_a_kept_run_is_named(adapter, kept_run, results, readme, data_root):
     models = adapter.parent
     shutil.copytree(kept_run, results / "training" / adapter.name)
-    made = remake_all([readme], results, models, data_root)
+    made = regenerate_all([readme], results, models, data_root)
     card = next(file for file in made.changed if file.path == adapter / "README.md")
     assert f"`results/training/{adapter.name}`" in card.new  # wherever the results lie here
     made.write()
-    assert remake_all([readme], results, models, data_root).changed == []
+    assert regenerate_all([readme], results, models, data_root).changed == []
     shutil.copytree(adapter, models / "other")
-    problems = remake_all([readme], results, models, data_root).check.problems
+    problems = regenerate_all([readme], results, models, data_root).check.problems
     assert len(problems) == 1
     assert "search-r3 card" in problems[0]
 

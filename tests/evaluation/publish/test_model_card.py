@@ -61,10 +61,10 @@ def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
     written = card(adapter, tmp_path / "kept", tmp_path / "results")
     assert "| + teacher | 0.500 | 0.250 |" in written
     assert "60 steps of 16 pairs, seed 0" in written
-    assert "900 were chosen that bm25 finds again among the first 3: 900 titles" in written
+    assert "900 were selected that bm25 ranks among the first 3: 900 titles" in written
     assert "batches of one topic" in written
     assert "a teacher's scores as soft labels (temperature 0.05)" in written
-    assert "50% of these the model's own, sampled every 9 steps" in written
+    assert "50% of these written by the model itself, sampled every 9 steps" in written
     place.write_text(json.dumps({"command": "x", "commit": "abc", "figures": figures | {"pairs_sha256": ["other"]}}))
     assert "Ablations" not in card(adapter, tmp_path / "kept", tmp_path / "results")
 
@@ -106,16 +106,16 @@ def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: P
     for said in (
         "9 steps of 8 queries with 8 rollouts each (1.0 million tokens) in 1.00 hours",
         "the stage 1 adapter of contract `dddddddddddd`",
-        "at rank 2 or deeper, of scifact (train)",
+        "ranks 2 or lower, of scifact (train)",
         "reward dcg_scaled of the first 10",
         "loss dapo, advantages grpo (scale_rewards: group)",
         "KL to stage 1 0.02",
         "step 0: cosqa.dev.on 0.500; step 9: cosqa.dev.on 0.600",
-        "in the run's own corpus, which is refreshed in part: 0.250 before, 0.375 after",
+        "partially refreshed corpus: 0.250 before, 0.375 after",
     ):
         assert said in written, said
     assert "without the KL term" not in written
-    assert "traces earn" not in written
+    assert "Rewards of its reasoning" not in written
     side = {"figures": {name: {"mean": 0.25, "share_above_half": 0.5} for name in METRICS}, "system": "before"}
     side |= {
         "emission_rate": dict.fromkeys(("sampled", "greedy"), 1.0),
@@ -128,7 +128,7 @@ def test_the_card_of_stage_2_says_what_it_was_rewarded_for(run: Path, adapter: P
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(measured))
     written = card(adapter, tmp_path / "kept", tmp_path / "results")
-    assert "## What its reasoning traces earn\n\nscifact.dev: 9 queries, 8 documents" in written
+    assert "## Rewards of its reasoning traces\n\nscifact.dev: 9 queries, 8 documents" in written
     assert "| sampled.dcg | 0.2500 | 0.2500 | 50.0% | 50.0% | +0.1250 | +0.1000 to +0.2000 | 0.0100 |" in written
 
 

@@ -206,18 +206,19 @@ def test_every_section_is_there_and_filled(page):
     assert [link for link in reader.links if link != "#main"] == [f"#{name}" for name in names]
     assert len(set(reader.ids)) == len(reader.ids)
     assert set(names) <= set(reader.ids)
-    assert "To make it:" not in page[0]
+    assert "To create it:" not in page[0]
     said = {name: " ".join(reader.text[name].split()) for name in names}
     for name, words in {
         "measured": ["A <big> machine", "abcdef0+", "bm25, mine.off, mine.on", "topics"],
-        "results": ["Documents were cut at 64 tokens for mine.off, mine.on.", "Few queries", "topics: pairs of the "
-                    "training were made from it (titles)", "Recall@10", "had changes that were not committed"],
+        "results": ["Documents were cut at 64 tokens for mine.off, mine.on.", "Few queries", "topics: training "
+                    "pairs were made from it (titles)", "Recall@10", "uncommitted changes"],
         "studies": ["Every mode against off, topics", "what shuffled is", "Quality by budget", "Latency by budget",
                     "95% of the gain needs 45% of the tokens", "half the tokens is met", "one remark"],
-        "rewards": ["mine-sft and then mine-grpo", "90% of the samples emit", "+0.2500 ▲", "30%"],
-        "training": ["60 steps in 1.50 hours", "KL to stage 1", "Staleness", "topics off", "Loss and its terms"],
+        "rewards": ["mine-sft and mine-grpo", "90% of the samples emit", "+0.2500 ▲", "30%"],
+        "training": ["60 steps in 1.50 hours", "KL to stage 1", "Mean age of documents", "topics off",
+                     "Loss and its terms"],
         "environment": ["Simulated: 600 rows", "missed", "0.0125"],
-        "examples": ["<u>why", "cut off before it ended", "x…"],
+        "examples": ["<u>why", "cut off at the budget", "x…"],
     }.items():  # fmt: skip
         for word in words:
             assert word in said[name], (name, word)
@@ -303,7 +304,7 @@ def test_without_the_data_the_means_stand_and_the_page_says_so(results, tmp_path
     assert found.tests == {}
     assert found.pairs == []
     html = render(found)
-    assert "topics: the data set is not here, so its systems" in html
+    assert "topics: data set not available" in html
     assert f"{found.records[0]['measures'][NDCG]:.3f}" in html
     assert "Query by query" in html
     assert 'class="area up"' in html  # a study keeps its scores
@@ -321,7 +322,7 @@ def test_runs_on_other_data_are_shown_but_not_tested(results, root, tmp_path):
     found = load_results(tmp_path / "r", None, root)
     assert set(found.by_dataset["topics"].scores) == {"bm25", "mine.off"}
     html = render(found)
-    assert "topics mine.on: measured on other data than those here" in html
+    assert "topics mine.on: measured on different data" in html
     assert re.search(r"topics mine.off: the metrics file says 1[\d.]*, its run file 0", html)
     assert "other/en bm25: its run file is missing" in html
 
@@ -329,7 +330,7 @@ def test_runs_on_other_data_are_shown_but_not_tested(results, root, tmp_path):
 def test_bad_requests_are_one_line(results, root, tmp_path, capsys):
     page = str(tmp_path / "x.html")
     for arguments, summary in (
-        (["--output", str(tmp_path / "none")], "none is no folder of results; make one: search-r3 evaluate"),
+        (["--output", str(tmp_path / "none")], "none is not a results folder; create one: search-r3 evaluate"),
         (["--output", str(results), "--baseline", "bm52"], "no results of the baseline 'bm52'; systems in"),
     ):
         assert main(["report", page, *arguments, "--data", str(root)]) == 2

@@ -15,7 +15,7 @@ from search_r3.evaluation.rollouts.reasoning_rewards import (
     compare,
     per_query,
     score_embeddings,
-    spread,
+    summarize,
 )
 from search_r3.evaluation.significance import bootstrap_interval, randomization_test
 
@@ -71,7 +71,7 @@ def test_an_empty_document_counts_in_the_ideal_and_is_never_found() -> None:
 
 
 def test_sides_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 embeddings of 1 queries' numbers"):
+    with pytest.raises(ValueError, match="2 embeddings and 1 query indices"):
         score_embeddings(unit(2, 4), [0], [{0: 1}], unit(3, 4))
 
 
@@ -89,7 +89,7 @@ def test_every_query_gets_the_mean_of_its_samples_with_and_without_the_penalty()
 
 def test_shares_above_half_and_histograms_count_every_rollout() -> None:
     sampled = of([0.5, 0.51, 0.9, 0.0], [0.5, 0.6, 1.0, 0.0])
-    metrics, counts = spread(sampled, [True, True, False, True], of([0.2, 0.6], [1, 1]), of([0, 1], [0, 1]))
+    metrics, counts = summarize(sampled, [True, True, False, True], of([0.2, 0.6], [1, 1]), of([0, 1], [0, 1]))
     assert metrics["sampled.dcg_scaled"]["share_above_half"] == 0.5  # 0.5 itself is not above it
     assert metrics["penalized.dcg_scaled"]["share_above_half"] == 0.25
     assert metrics["greedy.dcg"]["share_above_half"] == 1.0

@@ -235,7 +235,7 @@ def test_the_command_prints_a_table_or_json(
     shown = capsys.readouterr()
     assert "scifact.dev.20d: 3 queries, 20 documents" in shown.out
     assert "| penalized.dcg_scaled |" in shown.out
-    assert "6 reasoning traces are sampled" in shown.err
+    assert "6 reasoning traces" in shown.err
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["system"] == "mine"
 
@@ -245,7 +245,7 @@ def test_the_command_prints_a_table_or_json(
     [
         (["--before", "bm25"], "bm25 writes no reasoning"),
         (["--before", "nowhere/adapter"], "nowhere/adapter"),
-        (["--before", "a--b=MODEL"], "called a--b, but -- stands between two names"),
+        (["--before", "a--b=MODEL"], "called a--b, but --"),
         (["--after", "MODEL"], "are both called"),
         (["--split", "validation"], "no split 'validation'; it has: test, train"),
         (["--dataset", "scifcat"], 'did you mean "scifact"?'),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_r3.evaluation.study.adaptive_curve import crosswise, reasoning_curve
+from search_r3.evaluation.study.adaptive_curve import cross_fit, reasoning_curve
 
 QUERY = st.tuples(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.integers(1, 30))
 
@@ -42,16 +42,16 @@ def test_every_curve_starts_at_off_ends_at_on_and_lies_under_the_best(rows):
     assert shown["random"][-1] == pytest.approx(shown["quality"][-1], abs=1e-5)
 
 
-def test_crosswise_a_query_is_never_judged_by_a_rule_that_saw_it():
+def test_in_cross_fitting_a_query_is_never_judged_by_a_rule_that_saw_it():
     rng = np.random.default_rng(0)
     scores = np.sort(rng.random((100, 10)), axis=1)[:, ::-1]
     gains = np.where(scores[:, 0] - scores[:, 1] < 0.08, 0.3, -0.1)
-    priority, chosen = crosswise(scores, gains, "a" * 64)
+    priority, chosen = cross_fit(scores, gains, "a" * 64)
     assert ((priority >= 0) & (priority <= 1)).all()
     assert gains[chosen].mean() > gains.mean()
     flipped = gains.copy()
     flipped[17] = -5 * flipped[17]  # what happened to one query changes the others' rules, not its own
-    again, decided = crosswise(scores, flipped, "a" * 64)
+    again, decided = cross_fit(scores, flipped, "a" * 64)
     assert (again[17], decided[17]) == (priority[17], chosen[17])
     assert not np.array_equal(again, priority)
 

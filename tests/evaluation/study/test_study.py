@@ -13,7 +13,7 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.measures import NDCG, measure_run
-from search_r3.evaluation.publish.markdown_blocks import remake, remake_all
+from search_r3.evaluation.publish.markdown_blocks import regenerate, regenerate_all
 from search_r3.evaluation.publish.model_card import card
 from search_r3.evaluation.publish.recompute import Rebuilder
 from search_r3.evaluation.publish.tables import load_records
@@ -23,7 +23,7 @@ from search_r3.evaluation.study import adaptive_curve, study_table
 from search_r3.evaluation.study.controls import ControlConfig
 from search_r3.evaluation.study.latency import MIN_CALLS, time_queries
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache
-from search_r3.evaluation.study.study import families, read_study, study
+from search_r3.evaluation.study.study import StudyConfig, families, read_study, run_study
 from search_r3.evaluation.suite import load_dataset
 from search_r3.model.adaptive_reasoning import AdaptiveRule
 
@@ -58,17 +58,18 @@ def root(tmp_path_factory):
     return folder
 
 
-def run(place, root, tiny_model, **options):
-    settings = {"controls": MODES, "config": CONFIG, "latency_queries": 2, "adaptive": False, "show_progress": False}
-    return study(
+def run(place, root, tiny_model, report=None, **options):
+    settings = {"controls": MODES, "modes": CONFIG, "latency_queries": 2, "adaptive": False, "device": "cpu"}
+    return run_study(
         "topics",
         f"mine={tiny_model}",
         place / "results",
+        config=StudyConfig(**settings | options),
         data_root=root,
-        device="cpu",
         cache=EmbeddingCache(place / "embeddings"),
         reasoning_cache=ReasoningCache(place / "reasoning", shard_size=8),
-        **settings | options,
+        show_progress=False,
+        report=report,
     )
 
 
@@ -150,7 +151,7 @@ def test_the_budget_curve_has_its_costs(whole):
 def test_mode_auto_takes_each_query_from_off_or_on(whole):
     found = whole[1]
     told = found["adaptive"]
-    assert "crosswise" in told["fitted_on"]
+    assert "the judged queries" in told["fitted_on"]
     chosen = np.array(told["chosen"], dtype=bool)
     off, on, auto = (np.array(found["per_query"][mode]) for mode in ("off", "on", "auto"))
     assert auto == pytest.approx(np.where(chosen, on, off), abs=1e-6)
@@ -178,7 +179,7 @@ def test_a_study_in_a_readme_is_made_again_from_its_runs(whole, root, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"{marker} -->\n<!-- /table -->\n\n{marker} parts=modes modes=off,on -->\n<!-- /table -->\n")
     results = Rebuilder(place / "results", root)
-    page, part = remake(readme, results).new.split("<!-- /table -->\n\n")
+    page, part = regenerate(readme, results).new.split("<!-- /table -->\n\n")
     assert study_table.study_markdown(found) in page
     assert "| on |" in part
     assert "| empty |" not in part
@@ -189,12 +190,12 @@ def test_a_study_in_a_readme_is_made_again_from_its_runs(whole, root, tmp_path):
     write_run(path, {qid: {"d0": 1.0} for qid in empty}, "mine.empty")
     try:
         changed = Rebuilder(place / "results", root)
-        assert study_table.study_markdown(found) not in remake(readme, changed).new
+        assert study_table.study_markdown(found) not in regenerate(readme, changed).new
         assert any(problem.startswith("topics mine.empty: nDCG@10 is") for problem in changed.check.problems)
     finally:
         path.write_bytes(before)
     elsewhere = Rebuilder(place / "results", tmp_path)
-    assert study_table.study_markdown(found) in remake(readme, elsewhere).new
+    assert study_table.study_markdown(found) in regenerate(readme, elsewhere).new
     assert elsewhere.check.unchecked == ["topics mine (study)"]
 
 
@@ -204,14 +205,14 @@ def test_the_card_of_a_studied_model_holds_the_controls_and_is_kept_true(whole, 
     shutil.copytree(place / "results", results)
     shutil.copytree(adapter, models / "mine")
     shutil.copytree(kept_run, results / "training/mine")
-    made = remake_all([], results, models, root)
+    made = regenerate_all([], results, models, root)
     made.write()
     text = (models / "mine/README.md").read_text()
     assert study_table.study_markdown(found, ("modes", "auto")) in text.partition("## Does the reasoning help?")[2]
     assert text == card(models / "mine", results / "training/mine", results)
     path = results / "runs/topics/mine.empty.trec.gz"
     write_run(path, {qid: {"d0": 1.0} for qid in read_run(path)}, "mine.empty")
-    assert [file.path.parent.name for file in remake_all([], results, models, root).changed] == ["mine"]
+    assert [file.path.parent.name for file in regenerate_all([], results, models, root).changed] == ["mine"]
 
 
 def test_an_interrupted_study_goes_on_and_a_finished_one_repeats_nothing(tmp_path, root, tiny_model, monkeypatch):
@@ -266,7 +267,7 @@ def test_bad_requests_are_refused_before_a_model_is_loaded(tmp_path, root, tiny_
     with pytest.raises(InputError, match="unknown control 'emtpy'"):
         run(tmp_path, root, tiny_model, controls=["emtpy"])
     with pytest.raises(InputError, match="bm25 does not reason"):
-        study("topics", "bm25", tmp_path, data_root=root)
+        run_study("topics", "bm25", tmp_path, data_root=root)
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(InputError, match="is not a study"):
         read_study(tmp_path / "x.json")

@@ -1,0 +1,146 @@
+"""Curves of a training run: reads `log.jsonl`, groups its metrics into panels, and smooths them.
+
+`training/plot.py` (pictures), the report's training section and the model cards all use this module, so that they agree
+on what a log says and on what is plotted together. `training/training_log.py` writes the logs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search_r3.errors import InputError
+
+Points = list[tuple[int, float]]
+"""(step, value) in the order of the steps."""
+Records = list[dict[str, Any]]
+LOG_SPAN = 30.0
+"""A panel's axis is logarithmic only where its values span more than this factor."""
+NEEDS_ROWS = {"infonce_reasoning": "rows_reasoning", "accuracy_reasoning": "rows_reasoning"}
+"""Metrics that mean nothing at a step where this other metric, if it is logged, is 0."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The metrics that are plotted together."""
+
+    name: str
+    title: str
+    """What is plotted, in lower case; notes follow in parentheses."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Metrics of the steps and their labels, each in its own color."""
+    dev: dict[str, str] = field(default_factory=dict)
+    """Last parts of dev metrics' names and their labels: one color per pool, dashes for the second metric."""
+    log: bool = False
+    """Logarithmic, if the values span more than a factor of `LOG_SPAN`."""
+    share: bool = False
+    """Values from 0 to 1; the axis shows that whole range."""
+    exact: bool = False
+    """Free of noise, so drawn as it is rather than as a running mean."""
+    from_zero: bool = False
+    """Drawn from 0 in the report, on a linear axis."""
+
+    @property
+    def short_title(self) -> str:
+        """The title without its notes."""
+        return self.title.split(" (")[0]
+
+    def title_of(self, label: str) -> str:
+        """The title of a plot of the one metric with this label."""
+        if self.name == "loss":
+            return label
+        return f"{self.short_title}, {label}" if label else self.short_title
+
+
+PANELS = (
+    Panel("dev", "dev nDCG@10 (dashed: reasoning on)", dev={"off": "off", "on": "on", "latent": "latent"}),
+    Panel("loss", "loss and its terms", {"loss": "loss", "infonce": "InfoNCE", "triplet": "triplet",
+          "sft": "cross-entropy", "kl": "KL to the base", "distillation": "KL to the teacher",
+          "self_teaching": "KL of changed queries", "view_distillation": "KL to the reading view",
+          "in_batch_lm": "in-batch LM"}, log=True),
+    Panel("infonce", "InfoNCE", {"infonce_query": "direct", "infonce_reasoning": "reasoning"}, log=True),
+    Panel("accuracy", "in-batch accuracy", {"accuracy_query": "direct", "accuracy_reasoning": "reasoning"}),
+    Panel("grad-norm", "gradient norm", {"grad_norm": ""}, log=True),
+    Panel("lr", "learning rate", {"lr": ""}, exact=True),
+    Panel("uniformity", "dev uniformity (lower: more even)", dev={"uniformity": ""}),
+    Panel("alignment", "dev alignment (lower: nearer)", dev={"alignment": ""}),
+    Panel("dev-emission", "dev reasoning that ends (dashed: distinct)", share=True,
+          dev={"emission": "", "distinct": "distinct"}),
+    Panel("dev-length", "dev tokens of reasoning", dev={"tokens": ""}, from_zero=True),
+    Panel("reward", "reward of rollouts", {"reward": "as trained on", "dcg_scaled": "DCG scaled", "dcg": "nDCG",
+                                           "direct": "direct"}),
+    Panel("dev-reward", "dev live reward (dashed: direct)",
+          dev={"reward": "with reasoning", "reward_direct": "direct"}),
+    Panel("high-reward", "rollouts above 0.5", {"dcg_scaled_high": "DCG scaled", "dcg_high": "nDCG"}, share=True),
+    Panel("emission", "rollouts", {"emission": "with the token", "distinct": "distinct",
+                                   "zero_variance": "groups all equal"}, share=True),
+    Panel("length", "tokens per rollout", {"length": ""}, from_zero=True),
+    Panel("entropy", "entropy, nats per token", {"entropy": ""}),
+    Panel("policy", "policy loss", {"policy": ""}),
+    Panel("contrastive", "contrastive term", {"contrastive": ""}),
+    Panel("kl", "KL to stage 1", {"kl_reference": ""}, log=True, from_zero=True),
+    Panel("clipped", "share of tokens clipped", {"clip_low": "below", "clip_high": "above"}),
+    Panel("age", "mean age of documents, steps", {"mean_age": ""}, exact=True, from_zero=True),
+    Panel("stale", "reward error, stale documents", {"staleness_error": ""}, exact=True, from_zero=True),
+    Panel("speed", "tokens per second", {"tokens_per_second": ""}),
+    Panel("memory", "peak memory, GiB", {"memory_gib": ""}, exact=True),
+)  # fmt: skip
+
+
+def read_log(path: str | Path) -> tuple[Records, Records]:
+    """The step records and the dev records of a `log.jsonl`; a half-written last line is left out.
+
+    Raises:
+        InputError: the file cannot be read, or another line is not a record (the message names it).
+    """
+    steps: Records = []
+    dev: Records = []
+    try:
+        text = Path(path).read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        try:
+            record = json.loads(line)
+            (dev if "dev" in record else steps).append(record | {"step": int(record["step"])})
+        except (ValueError, KeyError, TypeError) as error:
+            if not line.endswith("\n"):
+                continue
+            raise InputError(f"{path}, line {number}: not a record of a training log ({error})") from error
+    return steps, dev
+
+
+def metric_points(steps: Sequence[dict[str, Any]], name: str) -> Points:
+    """A metric of the step records, where it is a finite number and means something (see `NEEDS_ROWS`)."""
+    points = []
+    for record in steps:
+        values = record.get("terms", {}) | record
+        if name in values and values.get(NEEDS_ROWS.get(name, ""), 1):
+            points.append((record["step"], values[name]))
+    return finite_points(points)
+
+
+def finite_points(points: Sequence[tuple[int, Any]]) -> Points:
+    """The points whose value is a finite number."""
+    return [
+        (step, float(value)) for step, value in points if isinstance(value, int | float) and math.isfinite(float(value))
+    ]
+
+
+def running_mean(values: list[float]) -> list[float]:
+    """The mean of each value and its neighbors, a twentieth of all values wide; fewer than 40 values are unchanged."""
+    half = len(values) // 40
+    if half == 0:
+        return values
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    means = []
+    for i in range(len(values)):
+        low, high = max(0, i - half), min(len(values), i + half + 1)
+        means.append((sums[high] - sums[low]) / (high - low))
+    return means
