@@ -1,4 +1,4 @@
-"""docs/cli.md and docs/configuration.md, written from the code: `make docs` writes them, a test finds what has drifted.
+"""Generates docs/cli.md and docs/configuration.md from the code (`make docs`); a test checks that they are current.
 
 The command line's page comes from the typer app, the configuration's from the dataclasses and the docstring under each
 of their fields; the keys of a data recipe's sources come from the docstrings of the functions that read them.
@@ -44,8 +44,8 @@ CLI_HEAD = f"""{WRITTEN}
 
 # Command line
 
-`search-r3 COMMAND --help` shows what this page does. Commands whose output a program might read have `--json`. Bad
-input gives one line that starts with `error:`, and exit code 2.
+`search-r3 COMMAND --help` prints the same text as this page. Commands with machine-readable output have `--json`.
+Invalid input gives one line that starts with `error:`, and exit code 2.
 """
 
 GROUPS = {
@@ -55,12 +55,12 @@ GROUPS = {
         "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data fresh"
     ),
     "train": ("train sft", "train grpo", "train average", "plot", "card"),
-    "hand on": ("models", "export", "push", "pull"),
+    "share": ("models", "export", "push", "pull"),
 }  # fmt: skip
 
 
 def cli_page() -> str:
-    """docs/cli.md: what every command is for, then each with its arguments and options."""
+    """docs/cli.md: an overview of all commands, then each with its arguments and options."""
     import typer
 
     from search_r3.cli.commands import app
@@ -97,7 +97,7 @@ def _command(name: str, command: Any) -> list[str]:
     for parameter in (*arguments, *options):
         named = f"`{parameter.name.upper()}`" if parameter in arguments else _option(parameter, hints[parameter.name])
         rows.append((named, REQUIRED if parameter.required else shown(parameter.default), parameter.help or ""))
-    return [*lines, "", *table(("argument or option", "default", "what it is"), rows)]
+    return [*lines, "", *table(("argument or option", "default", "meaning"), rows)]
 
 
 def _argument(parameter: Any) -> str:
@@ -122,7 +122,7 @@ def _metavar(hint: Any) -> str:
 
 
 def paragraphs(text: str) -> list[str]:
-    """The paragraphs of a help text, each in one line; what follows a line "\\b" keeps its lines."""
+    """The paragraphs of a help text, each joined into one line; lines after a line "\\b" are kept."""
     blocks = re.split(r"\n\s*\n", inspect.cleandoc(text))
     return [block if block.startswith("\b") else " ".join(block.split()) for block in blocks]
 
@@ -150,7 +150,7 @@ says which machine each is for.
 
 
 class Section(NamedTuple):
-    """A heading, and the dataclass whose fields it lists below a few words."""
+    """A section of the page: heading, introduction, and the dataclass whose fields it lists."""
 
     level: int
     title: str
@@ -169,7 +169,7 @@ REFRESH = """`environment.refresh`: `policy` (`selective` by default) and that p
 
 
 def sections() -> list[Section]:
-    """What the page lists, in its order."""
+    """The sections of the page, in order."""
     from search_r3.data.fresh.fresh_config import FreshConfig
     from search_r3.data.fresh.fresh_config import Source as Package
     from search_r3.data.mining.decontamination import DecontaminateSettings, DeduplicateSettings, EvaluationSet
@@ -221,7 +221,7 @@ def sections() -> list[Section]:
 RECIPE = [
     ("`sources`", "list", REQUIRED, "Where pairs come from; see [Sources](#sources)."),
     ("`seed`", "whole number", "`0`", "Decides everything that is drawn; `--seed` takes its place."),
-    ("`damaged`", "`refuse` or `skip`", "`refuse`", "For sources that set no `damaged` of their own."),
+    ("`damaged`", "`refuse` or `skip`", "`refuse`", "Default for sources that do not set `damaged`."),
     ("`deduplicate`", "[Deduplication](#deduplication)", "none", "Drops exact and near copies."),
     ("`decontaminate`", "[Decontamination](#decontamination)", "none", "Drops what overlaps evaluation sets."),
 ]  # fmt: skip
@@ -262,7 +262,7 @@ def readers() -> dict[str, Callable[..., Any]]:
 
 
 def configuration_page() -> str:
-    """docs/configuration.md: every key of every file, by the dataclass that is filled from it."""
+    """docs/configuration.md: every key of every configuration file, by dataclass."""
     found = sections()
     titles = {section.of: section.title for section in found if section.of}
     lines = [CONFIGURATION_HEAD.rstrip("\n")]
@@ -278,7 +278,7 @@ def configuration_page() -> str:
 
 
 def field_rows(cls: type, titles: dict[type | None, str]) -> Iterable[tuple[str, ...]]:
-    """A row for each field of a dataclass: key, type, default, meaning."""
+    """One row per field of a dataclass: key, type, default, meaning."""
     hints, says = typing.get_type_hints(cls), field_docstrings(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.name not in says:
@@ -289,7 +289,7 @@ def field_rows(cls: type, titles: dict[type | None, str]) -> Iterable[tuple[str,
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
-    """Field -> the string below it in the class's source, base classes included."""
+    """Field -> its docstring (the string below it in the source), including base classes."""
     found: dict[str, str] = {}
     for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
@@ -327,7 +327,7 @@ def _sources() -> list[str]:
 
 
 def argument_docstrings(function: Callable[..., Any]) -> dict[str, str]:
-    """Argument -> what the section "Args:" of the docstring says of it."""
+    """Argument -> its description in the section "Args:" of the docstring."""
     text = inspect.cleandoc(function.__doc__ or "")
     section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", text, re.M)
     arguments = textwrap.dedent(section[1]) if section else ""
@@ -367,7 +367,7 @@ def plural(words: str) -> str:
 
 
 def shown_in_yaml(value: Any) -> str:
-    """A default as it would stand in YAML; of a section, the keys that differ from its class's own defaults."""
+    """A default in YAML; for a section, the keys that differ from the defaults of its class."""
     if value is dataclasses.MISSING:
         return REQUIRED
     if dataclasses.is_dataclass(value):
@@ -388,14 +388,14 @@ def _yaml(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default of the command line; none where an option is off or has no value."""
+    """A default of the command line; "" if an option is off or has no value."""
     if value is None or value is False:
         return ""
     return f"`{'on' if value is True else value.value if isinstance(value, Enum) else value}`"
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """The anchor of a heading on GitHub."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -403,13 +403,13 @@ PAGES: dict[str, Callable[[], str]] = {"docs/cli.md": cli_page, "docs/configurat
 
 
 def main() -> None:
-    """Write the pages that differ from what the code says."""
+    """Write the pages that differ from the code."""
     for name, make in PAGES.items():
         page, text = ROOT / name, make()
         same = page.is_file() and page.read_text(encoding="utf-8") == text
         if not same:
             page.write_text(text, encoding="utf-8")
-        print(f"{name}: {'as the code says' if same else 'rewritten'}")
+        print(f"{name}: {'up to date' if same else 'rewritten'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line. An error in the user's input becomes one line on stderr with exit code 2; bugs of ours keep their
+"""The command line. Errors in the user's input become one line on stderr with exit code 2; bugs keep their
 traceback."""
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line on `argv` (by default the process's own); returns the exit code, and prints no traceback for
-    errors that the user can fix."""
+    """Run the command line with `argv` (by default the process's arguments) and return the exit code; errors that the
+    user can fix are printed without a traceback."""
     keep_freed_memory()
     allow_no_temporary_folder()
     collect_garbage_rarely()
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a search
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not stop a search
     arguments = list(sys.argv[1:] if argv is None else argv)
-    click_error = typer.BadParameter.__mro__[2]  # ClickException: typer 0.29 carries its own click, older ones do not
+    click_error = typer.BadParameter.__mro__[2]  # ClickException; from version 0.29, typer includes its own click
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -46,9 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted; run the same command again to resume", EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno == errno.EPIPE:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # else the interpreter's last flush complains
+            # otherwise the interpreter's last flush prints an error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_PIPE
         return _fail(_explain(error))
     except Exception as error:
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(_usage(error, arguments))
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the GPU is out of memory: lower --batch-size, or use --device cpu")
-        if disk_is_full(error):  # raised inside a library with error types of its own, such as LanceDB
+        if disk_is_full(error):  # raised inside a library with its own error types, such as LanceDB
             return _fail(_explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
         raise
 
@@ -78,7 +77,7 @@ def _usage(error: Any, arguments: Sequence[str]) -> str:
 
 
 def _dashed_text(message: str, arguments: Sequence[str]) -> str | None:
-    """The argument that was parsed as an option but may be a text: it holds white space, or is an unknown -letter."""
+    """The argument that was parsed as an option but may be text: it contains white space, or is an unknown -letter."""
     if "--" in arguments:
         return None
     dashed = [word for word in arguments if word.startswith("-") and word != "-"]
@@ -93,7 +92,7 @@ def _explain(error: OSError) -> str:
         return line
     where = f"{error.filename}: " if error.filename else ""
     advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "correct the permissions"}
-    todo = advice.get(error.errno or 0, "check the place")
+    todo = advice.get(error.errno or 0, "check the path")
     return f"{where}{(error.strerror or str(error)).lower()}; {todo} and run the same command again"
 
 

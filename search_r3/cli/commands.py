@@ -1,4 +1,4 @@
-"""The commands: one thin function each, with a help text that teaches.
+"""The application and its commands, each a thin function with a help text that teaches.
 
 Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
 """
@@ -47,7 +47,7 @@ from search_r3.cli.train import plot, train_app
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 EXIT_DIFFERENT = 1
-"""`models --check`: the model does not give the embeddings it was saved with."""
+"""Exit code of `models --check`: the model does not reproduce its golden vectors."""
 app = typer.Typer(
     help="""Search that reasons before it embeds: train, index, search and evaluate.
 
@@ -62,19 +62,6 @@ app = typer.Typer(
     """,
     **SETTINGS,
 )
-app.add_typer(train_app, name="train")
-app.add_typer(data_app, name="data")
-data_app.command("fresh")(data_fresh)
-data_app.command("embed-teacher")(data_embed_teacher)
-data_app.command("select")(data_select)
-app.command()(plot)
-app.command()(study)
-app.command()(serve)
-app.command()(report)
-app.command()(rollouts)
-for sharing in (export, push, pull):
-    app.command()(sharing)
-app.command(cls=ReasoningCommand)(mcp)
 
 
 class Mode(StrEnum):
@@ -95,12 +82,11 @@ def root(
         print(context.get_help())
 
 
-@app.command()
 def demo(model: Model = None) -> None:
-    """Index Python's standard library, ask five questions with and without reasoning, and show it all.
+    """Index Python's standard library, and answer five questions with and without reasoning.
 
     The index is kept in the cache folder (SEARCH_R3_CACHE, by default ~/.cache/search-r3): the first run takes a few
-    minutes on two CPU cores, the next starts at once, and an interrupted one resumes where it stopped.
+    minutes on two CPU cores, the next starts at once, and an interrupted run resumes where it stopped.
 
     \b
     Example:  search-r3 demo --model smollm2-135m
@@ -112,18 +98,12 @@ def demo(model: Model = None) -> None:
     run_demo(model)
 
 
-app.command()(index)
-app.command()(delete)
-app.command()(compact)
-
-
-@app.command(cls=ReasoningCommand)
 def search(
     index: Index,
     query: Annotated[
         str,
         typer.Argument(
-            help='What you look for, in quotes; "-" reads it from standard input; put text that begins with a dash '
+            help='What to search for, in quotes; "-" reads it from standard input; put text that begins with a dash '
             "after --."
         ),
     ],
@@ -140,24 +120,24 @@ def search(
     reasoning: ReasoningOption = Reasoning.on,
     budget: Budget = 32,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compare with every vector, even if there is an approximate index.")
+        bool, typer.Option("--exact", help="Compare the query with all vectors, even if there is an approximate index.")
     ] = False,
     chunks: Annotated[
-        bool, typer.Option("--chunks", help="List every chunk, not only the best of each document.")
+        bool, typer.Option("--chunks", help="List every chunk, not only the best one of each document.")
     ] = False,
-    model: Annotated[str | None, typer.Option(help="The index's model, if its name is not known here.")] = None,
+    model: Annotated[str | None, typer.Option(help="The index's model, if its name is unknown here.")] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Search an index. Shows the model's reasoning, then the results and where they were found.
+    """Search an index. Shows the model's reasoning, then the results with their locations.
 
     The query must be embedded by the model that made the index; other models are refused. Mode text needs no model.
 
     \b
     Example:  search-r3 search notes-index "which license did we choose" --where "path LIKE '%.md'"
-    Next:     try --no-reasoning, and --mode text, to see what each is good for
+    Next:     compare with --no-reasoning and with --mode text
     """
     silence_transformers()
     let_idle_threads_sleep()
@@ -174,18 +154,12 @@ def search(
             opened.backend.check_text()
     if query == "-":
         query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
-    loaded = (
-        None
-        if mode is Mode.text
-        else load(
-            model or model_of_index(opened.info.model_name, opened.info.model_source, index),
-            device,
-            dtype,
-            engine,
-        )
-    )
+    loaded = None
+    if mode is not Mode.text:
+        name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
+        loaded = load(name, device, dtype, engine)
     with damage_explained(index):
-        found = opened.search(
+        result = opened.search(
             query,
             loaded,
             k=k,
@@ -200,37 +174,32 @@ def search(
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
     if as_json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
     else:
-        print_result(found)
+        print_result(result)
 
 
-app.command()(evaluate)
-app.command()(tables)
-
-
-@app.command()
 def card(
     adapter: Annotated[Path, typer.Argument(readable=False, help="An adapter's folder; its README.md is written.")],
     run: Annotated[
         Path,
-        typer.Option(help="The folder that documents its training; with --keep, files of the run are copied there."),
+        typer.Option(help="The folder that documents its training; with --keep, the run's files are copied there."),
     ],
     keep: Annotated[Path | None, typer.Option(help="First copy this run's config, log and curves to --run.")] = None,
     manifest: Annotated[
         list[Path] | None,
-        typer.Option(help="With --keep: the manifest of the pairs it saw; then that of `data select`. Repeatable."),
+        typer.Option(help="With --keep: the manifest of its training pairs, then that of `data select`. Repeatable."),
     ] = None,
     command: Annotated[str, typer.Option(help="With --keep: the command that trained it.")] = "search-r3 train sft",
-    output: Annotated[Path, typer.Option(help="The folder of results whose metrics go into the card.")] = Path(
+    output: Annotated[Path, typer.Option(help="The folder of results with the metrics for the card.")] = Path(
         "results"
     ),
 ) -> None:
-    """Write an adapter's model card from the run that trained it and the results that measured it.
+    """Write an adapter's model card from its training run and its results.
 
     \b
     Example:  search-r3 card models/NAME --run results/training/NAME
-    Next:     search-r3 tables, which makes all cards again after every evaluation
+    Next:     search-r3 tables, which regenerates all cards after every evaluation
     """
     from search_r3.evaluation.publish.model_card import keep_run, write_card
 
@@ -239,10 +208,9 @@ def card(
     print(write_card(adapter, run, output))
 
 
-@app.command()
 def models(
     check: Annotated[
-        str | None, typer.Option(help="Embed this model's golden texts and compare with the vectors stored in it.")
+        str | None, typer.Option(help="Embed this model's golden texts and compare the result with its golden vectors.")
     ] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.float32,
@@ -262,14 +230,25 @@ def models(
     from search_r3.model import model_info
 
     if check is None:
-        found = model_info.known_models()
-        print(json.dumps(found, indent=2) if as_json else model_info.as_table(found))
+        known = model_info.known_models()
+        print(json.dumps(known, indent=2) if as_json else model_info.as_table(known))
         return
     golden = model_info.check_golden(check, device, dtype.value, engine)
     if as_json:
         print_json(golden)
     else:
-        verdict = "as it should be" if golden["ok"] else "NOT as saved: another base, a broken engine, or damaged files"
+        verdict = "as saved" if golden["ok"] else "NOT as saved: another base, a broken engine, or damaged files"
         print(f"{golden['name']}: cosine distance {golden['distance']:.1e}, limit {golden['limit']:.0e}: {verdict}")
     if not golden["ok"]:
         raise typer.Exit(EXIT_DIFFERENT)
+
+
+app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
+for name, data_command in (("fresh", data_fresh), ("embed-teacher", data_embed_teacher), ("select", data_select)):
+    data_app.command(name)(data_command)
+COMMANDS = (plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact, search,
+            evaluate, tables, card, models)  # fmt: skip
+"""The commands in the order of `search-r3 --help`."""
+for command in COMMANDS:
+    app.command(cls=ReasoningCommand if command in (mcp, search) else None)(command)

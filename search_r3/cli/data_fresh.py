@@ -38,19 +38,17 @@ def data_fresh(
         bool | None,
         typer.Option("--allow-unknown-date", help="Accept packages whose release date is not known."),
     ] = None,
-    index: Annotated[
-        bool, typer.Option(help="Ask the package index that pip is set up with when each file was uploaded.")
-    ] = True,
+    index: Annotated[bool, typer.Option(help="Ask pip's package index when each file was uploaded.")] = True,
     committee: Annotated[
         list[str] | None,
-        typer.Option(help="A retriever of the round trip, named as in evaluate --system. Repeatable."),
+        typer.Option(help="A retriever that checks questions, named as in evaluate --system. Repeatable."),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(help="A question stays if any of them ranks its document within this.")
+        int | None, typer.Option(help="Keep a question if any of these ranks its document among the first N.")
     ] = None,
     questions: Annotated[int | None, typer.Option(help="At most N questions for each package.")] = None,
     documents: Annotated[int | None, typer.Option(help="At most N documents of each package.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.")] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Let an LLM write the questions: an OpenAI-compatible endpoint's base URL.")
     ] = None,
@@ -60,15 +58,16 @@ def data_fresh(
     budget_tokens: BudgetTokens = None,
     batch_size: BatchSize = 32,
     device: Device = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a set that was made from other inputs.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a data set that was made from other inputs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a test set from recently released packages, so that no model can have learned its documents.
 
-    Documents are sections of READMEs and documentation, and modules, classes and functions without the words that are
-    asked. Questions come from headings and docstrings, or from an LLM. One stays if any retriever of the committee
-    finds its document; the others' documents stay as distractors. manifest.json has every package with its date,
-    SHA-256 and license, and what was dropped and why. Archives are read, never unpacked; nothing in them is run.
+    Documents are sections of READMEs and documentation, and modules, classes and functions without the words of their
+    questions. Questions come from headings and docstrings, or from an LLM. A question is kept if any retriever of the
+    committee finds its document; documents of dropped questions stay as distractors. manifest.json lists every package
+    with its date, SHA-256 and license, and what was dropped and why. Archives are read without unpacking them, and
+    nothing in them is run.
 
     \b
     Example:  search-r3 data fresh configs/data/fresh-2026.yaml --into build/fresh-2026
@@ -124,11 +123,12 @@ def _writer(endpoint: str | None, model: str | None, key_variable: str | None) -
 
 
 def _print(manifest: dict[str, Any], into: Path) -> None:
-    for one in manifest["packages"]:
-        counts = f"{sum(one['documents'].values()):>6,} {sum(one['questions'].values()):>5,}"
-        print(f"{counts}  {one['name']} {one['version'] or '?'}, {one['released'] or 'date unknown'}, {one['license']}")
+    for package in manifest["packages"]:
+        counts = f"{sum(package['documents'].values()):>6,} {sum(package['questions'].values()):>5,}"
+        about = f"{package['released'] or 'date unknown'}, {package['license']}"
+        print(f"{counts}  {package['name']} {package['version'] or '?'}, {about}")
     trip = manifest["round_trip"]
-    alone = ", ".join(f"{name} {counts['kept_that_it_alone_finds']}" for name, counts in trip["committee"].items())
+    only_one = ", ".join(f"{name} {counts['kept_that_it_alone_finds']}" for name, counts in trip["committee"].items())
     print(f"{manifest['documents']:>6,} {manifest['questions']:>5,}  documents and questions in {into}")
     print(f"of {trip['checked']:,} questions checked, {trip['found_by_none']:,} were found by no retriever")
-    print(f"kept questions that only one retriever finds: {alone}")
+    print(f"kept questions that only one retriever finds: {only_one}")

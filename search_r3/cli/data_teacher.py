@@ -1,8 +1,7 @@
-"""Preparing pairs with the help of another model: `data embed-teacher` and `data select`."""
+"""Commands that prepare pairs with another model: `data embed-teacher` and `data select`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from search_r3.cli.options import (
     Json,
     MaxLength,
     TrainingPairs,
+    print_counted,
     print_json,
     silence_transformers,
 )
@@ -34,10 +34,10 @@ def data_embed_teacher(
     dtype: DtypeOption = Dtype.auto,
     as_json: Json = False,
 ) -> None:
-    """Embed every text of the pairs by a teacher, once, so that training, mining and selecting can use its scores.
+    """Embed every text of the pairs with a teacher, once, so that training, mining and selection can use its scores.
 
-    Interrupted, it continues where it stopped. In a recipe, name the file under `teacher`; for `data mine` and
-    `data select`, name it in the place of a model.
+    If interrupted, the same command resumes. In a recipe, give the file as `teacher`; for `data mine` and
+    `data select`, give it instead of a model.
 
     \b
     Example:  search-r3 data embed-teacher pairs.jsonl --into pairs.rows.safetensors
@@ -51,7 +51,7 @@ def data_embed_teacher(
     teacher = None if by == "bm25" or by.endswith(SUFFIX) else _open(by, device, dtype, batch_size, max_length)
     if not isinstance(teacher, DenseScorer):
         raise InputError(f"a teacher must be an embedding model, not {by}; name one such as all-minilm-l6-v2")
-    counts = write_teacher_rows(pairs, output, teacher, _progress)
+    counts = write_teacher_rows(pairs, output, teacher, print_counted)
     if as_json:
         print_json(counts)
     else:
@@ -67,17 +67,17 @@ def data_select(
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="Keep only what this scorer finds again: a file of teacher rows, bm25, or a model's name."),
+        typer.Option(help="Keep only positives that this ranks high: a file of teacher rows, bm25, or a model."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="The positive must be among this many of its kind.")] = 3,
-    seed: Annotated[int, typer.Option(help="Which of those that pass are selected.")] = 0,
+    top: Annotated[int, typer.Option(min=1, help="The positive must be among the first N of its kind.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed for the choice among the pairs that pass.")] = 0,
     max_length: MaxLength = None,
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     as_json: Json = False,
 ) -> None:
-    """Select the best pairs: a number of each kind, and only those whose positive is found again.
+    """Select the best pairs: a number of each kind, and only pairs whose positive ranks high.
 
     \b
     Example:  search-r3 data select pairs.jsonl best.jsonl --by pairs.rows.safetensors --take docstrings=6000
@@ -88,7 +88,7 @@ def data_select(
     from search_r3.data.mining.selection import select_pairs
 
     scorer = _open(by, device, dtype, batch_size, max_length) if by else None
-    manifest = select_pairs(pairs, output, _counts(take or []), scorer=scorer, top=top, seed=seed, report=_progress)
+    manifest = select_pairs(pairs, output, _counts(take or []), scorer=scorer, top=top, seed=seed, report=print_counted)
     if as_json:
         print_json(manifest)
         return
@@ -113,7 +113,3 @@ def _counts(take: list[str]) -> dict[str, int]:
             raise InputError(f"--take {item}: expected KIND=COUNT, such as docstrings=5000")
         counts[name] = int(count)
     return counts
-
-
-def _progress(what: str, done: int, total: int) -> None:
-    print(f"{done:,} of {total:,} {what}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`search-r3 export`, `push`, `pull` and `mcp`: a model for others, from others, and an index for agents."""
+"""Commands that share models and indexes: `export`, `push`, `pull` and `mcp`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from search_r3.errors import InputError
 
 
 class ExportFormat(StrEnum):
-    """What reads an export."""
+    """The format of an exported model."""
 
     safetensors = "safetensors"
     sentence_transformers = "sentence-transformers"
@@ -42,18 +42,18 @@ def export(
     out: Annotated[Path, typer.Argument(readable=False, help="The new folder to write.")],
     format: Annotated[
         ExportFormat,
-        typer.Option(help="What to add: sentence-transformers' files, or the int8 engine's matrices. onnx: a graph."),
+        typer.Option(help="sentence-transformers and int8 add files for these; onnx writes a graph instead."),
     ] = ExportFormat.safetensors,
     dtype: Annotated[
         Dtype, typer.Option(help="auto is float32. bfloat16 halves the size, at a cosine distance of about 0.001.")
     ] = Dtype.auto,
     as_json: Json = False,
 ) -> None:
-    """Merge a model's adapter into its base and write one folder that needs nothing else.
+    """Merge a model's adapter into its base and write a self-contained folder.
 
-    It keeps the model's contract, so it searches every index that the model made. Golden vectors are written beside it.
+    The contract stays the same, so the export can search every index that the model built. Golden vectors are included.
     With --format sentence-transformers, SentenceTransformer(OUT) embeds documents and direct queries (no reasoning).
-    With --format int8, --engine int8 starts at once where OUT is the model.
+    With --format int8, OUT starts without delay with --engine int8.
     With --format onnx, model.onnx turns token ids into embeddings of documents and direct queries (float32).
 
     \b
@@ -78,7 +78,7 @@ def export(
             f"{len(done.files)} files, {done.bytes / 1e6:.1f} MB"
         )
         if format is ExportFormat.onnx:
-            print(f"checked in onnxruntime; how to feed it: {done.folder / 'README.md'}")
+            print(f"checked in onnxruntime; how to use it: {done.folder / 'README.md'}")
         else:
             print(f"to check it: search-r3 models --check {shlex.quote(str(done.folder))}")
 
@@ -93,10 +93,10 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Send a checkpoint to the Hugging Face Hub, in one commit.
+    """Upload a checkpoint to the Hugging Face Hub, in one commit.
 
-    Only safetensors, JSON and Markdown are sent; the list is shown first. A new repository is private unless --public
-    is given. The token is the one of `hf auth login`, or HF_TOKEN.
+    Only safetensors, JSON and Markdown files are sent; the list is shown first. A new repository is private unless
+    --public is given. The token is that of `hf auth login`, or HF_TOKEN.
 
     \b
     Example:  search-r3 push exported me/my-search-model --dry-run
@@ -127,7 +127,7 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit; by default the newest.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a checkpoint from the Hugging Face Hub and check its weights against its contract.
+    """Download a checkpoint from the Hugging Face Hub and check its weights against its contract.
 
     \b
     Example:  search-r3 pull me/my-search-model models/my-search-model
@@ -150,10 +150,10 @@ def mcp(
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
 ) -> None:
-    """Give agents the tool `search` over an index: a server of the Model Context Protocol on standard input and output.
+    """Let agents search an index: a Model Context Protocol server on standard input and output, with the tool `search`.
 
-    The agent's program starts it, so give that program this command, most often in a JSON file as below. It ends when
-    the program closes the connection.
+    The agent's program starts this command; it is usually configured in a JSON file as below. The server ends when the
+    program closes the connection.
 
     \b
     Example:  search-r3 mcp notes-index
@@ -169,7 +169,7 @@ def mcp(
         location = location_of(index)
         shown = os.path.abspath(location) if isinstance(location, Path) else location
         raise InputError(
-            f"standard input is a terminal, but an agent's program must start this; tell it to run "
+            f"standard input is a terminal, but an agent's program must start this command; configure it to run "
             f"search-r3 mcp {shlex.quote(shown)}"
         )
     searcher = LazyIndexSearcher(index, model, device=device, dtype=dtype.value)

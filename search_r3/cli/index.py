@@ -1,4 +1,4 @@
-"""`search-r3 index`: makes a corpus searchable or updates its index; questions and messages about sources."""
+"""`search-r3 index`: makes a corpus searchable or updates its index, and reports what it did."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from search_r3.index.search_index import SearchIndex
 
 EXIT_CONFLICTS = 1
-"""`index`: documents were left out, as another source has their ids."""
+"""Exit code of `index`: documents were left out because another source has their ids."""
 
 
 def index(
@@ -54,16 +54,16 @@ def index(
     ] = None,
     model: Model = None,
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of a chunk with its title (512 by default).")
+        int | None, typer.Option(min=1, help="Maximum number of tokens of a chunk with its title (512 by default).")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most texts in one pass; by default only the tokens are limited.")
+        int | None, typer.Option(min=1, help="Maximum number of texts in one pass; by default only tokens are limited.")
     ] = None,
     batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens in one pass; lower it if memory runs out.")
+        int, typer.Option(min=1, help="Maximum number of tokens in one pass; lower it if memory runs out.")
     ] = 16384,
     commit_every: Annotated[
-        int | None, typer.Option(min=1, help="Chunks per commit; by default what ten seconds give, 256 to 8,192.")
+        int | None, typer.Option(min=1, help="Chunks per commit; by default those of ten seconds, from 256 to 8,192.")
     ] = None,
     delimiter: Annotated[
         str | None,
@@ -75,8 +75,8 @@ def index(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The source's name, independent of where PATH is; by default its absolute path. A run replaces "
-            "and removes only documents of its own source.",
+            help="The source's name, independent of its location; by default the absolute path of PATH. A run "
+            "replaces and removes only documents of this source.",
         ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the documents that PATH no longer has.")] = False,
@@ -84,8 +84,8 @@ def index(
         bool,
         typer.Option(
             "--prune",
-            help="Remove the documents that PATH no longer has, however many; without it, more than a tenth of the "
-            "source are removed only if you confirm on a terminal.",
+            help="Remove all documents that PATH no longer has; without it, more than a tenth of the source is "
+            "removed only if you confirm on a terminal.",
         ),
     ] = False,
     take_over: Annotated[
@@ -104,8 +104,8 @@ def index(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How a new index is stored: lance (the default), numpy (one file, vectors only), or that of another "
-            "package. An index keeps its backend.",
+            help="How a new index is stored: lance (the default), numpy (one file, vectors only), or a backend of "
+            "another package. An index keeps its backend.",
         ),
     ] = None,
     ray: Ray = None,
@@ -118,35 +118,27 @@ def index(
 ) -> None:
     """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
 
-    Only changes are embedded again, and of what is gone, only documents from PATH are removed. It may be stopped at any
-    time: the same command resumes where it stopped. A JSONL line, or a CSV header, needs "id" and "text", may have
-    a "title"; every other field can be filtered on in a search. The corpus may be larger than memory. From 100,000
-    chunks on, an approximate index is built and its recall measured.
+    Only changed documents are embedded again, and documents that are gone from PATH are removed. You can stop it at any
+    time; the same command resumes where it stopped. JSONL lines and CSV files need the fields "id" and "text" and may
+    have a "title"; searches can filter on all other fields. The corpus may be larger than memory. From 100,000 chunks
+    on, an approximate index is built and its recall is measured.
 
-    An index may hold several sources. Exit code 1 means that documents were left out, as another source has their ids.
+    An index may have several sources. Exit code 1 means that documents were left out because another source has their
+    ids.
 
     \b
     Example:  search-r3 index ~/notes --into notes-index
     Next:     search-r3 search notes-index "your question"
     """
     silence_transformers()
-    from search_r3.index.build.build_index import build_index
-    from search_r3.index.readers.path_source import open_source, sample_queries
-    from search_r3.index.search_index import SearchIndex
-    from search_r3.model.resolve import default_model
-
     if info:
+        from search_r3.index.search_index import SearchIndex
+
         show_info(SearchIndex.open(path), as_json)
         return
     if keep and prune:
         raise InputError("--keep and --prune contradict each other; give one of them")
-    if ray is not None and backend is not None:
-        raise InputError("--ray builds only indexes of the backend lance; leave --backend out")
-    documents = open_source(path, delimiter=delimiter)
-    documents.may_be_empty = prune
-    target = into or f"{Path(path).resolve().stem}.index"
-    check_target(target, documents, source, named=into is not None, backend=backend)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "batch_size": batch_size,
         "batch_tokens": batch_tokens,
         "max_length": max_length,
@@ -156,26 +148,76 @@ def index(
         "may_prune": None if prune else ask_to_prune,
         "types": parse_type_options(types),
     }
+    update_index(
+        path,
+        into,
+        model,
+        options,
+        loading=(device, dtype, engine),
+        delimiter=delimiter,
+        backend=backend,
+        commit_every=commit_every,
+        cluster=None if ray is None else (ray, workers),
+        as_json=as_json,
+    )
+
+
+def update_index(
+    path: str,
+    into: str | None,
+    model: str | None,
+    options: dict[str, Any],
+    *,
+    loading: tuple[str | None, Dtype, str],
+    delimiter: str | None,
+    backend: str | None,
+    commit_every: int | None,
+    cluster: tuple[str, int] | None,
+    as_json: bool,
+) -> None:
+    """Index `path`, here or on a Ray cluster, and print what was done.
+
+    Args:
+        options: options that local and distributed builds take.
+        loading: the model's device, dtype and engine.
+        cluster: address of a Ray cluster, and number of workers.
+
+    Raises:
+        InputError: the source or the index cannot be used as requested, or documents were kept (see
+            `report_what_was_left`).
+        typer.Exit: documents were left out.
+    """
+    from search_r3.index.build.build_index import build_index
+    from search_r3.index.readers.path_source import open_source, sample_queries
+    from search_r3.index.search_index import SearchIndex
+    from search_r3.model.resolve import default_model
+
+    if cluster is not None and backend is not None:
+        raise InputError("--ray builds only indexes of the backend lance; leave --backend out")
+    documents = open_source(path, delimiter=delimiter)
+    documents.may_be_empty = options["prune"] and options["may_prune"] is None
+    target = into or f"{Path(path).resolve().stem}.index"
+    check_target(target, documents, options["source"], named=into is not None, backend=backend)
     name = model or default_model()
-    if ray is not None:
-        loading = (device, dtype.value, engine)
-        report = index_on_ray(target, documents, name, ray, workers, loading, **given)
+    device, dtype, engine = loading
+    if cluster is not None:
+        report = index_on_ray(target, documents, name, *cluster, (device, dtype.value, engine), **options)
     else:
-        given |= {"commit_every": commit_every, "queries": sample_queries(documents), "backend": backend}
-        report = build_index(target, documents, load(name, device, dtype, engine), **given)
+        local: dict[str, Any] = {"commit_every": commit_every, "queries": sample_queries(documents), "backend": backend}
+        report = build_index(target, documents, load(name, device, dtype, engine), **options, **local)
     print_report(target, SearchIndex.open(target), report, as_json)
     report_what_was_left(target, report, as_json)
 
 
 def print_report(target: str, made: SearchIndex, report: IndexReport, as_json: bool) -> None:
-    """Print what a run did to the index `target`."""
+    """Print what a run changed in the index `target`."""
     if as_json:
         print_json({"index": target, "model": made.info.model_name, **asdict(report)})
         return
     counts = ", ".join(f"{getattr(report, n):,} {n}" for n in ("added", "updated", "unchanged", "removed"))
     if report.truncated:
         chunks = "1 chunk is" if report.truncated == 1 else f"{report.truncated:,} chunks are"
-        print(f"warning: {chunks} longer than the model reads; the end is found only by its words", file=sys.stderr)
+        print(f"warning: {chunks} too long for the model, so their ends can be found only by words", file=sys.stderr)
     print(f"{target}: {report.documents:,} documents in {report.chunks:,} chunks: {counts}; {report.seconds:.1f} s")
     if report.full_text_rebuilt:
         print(FULL_TEXT_REBUILT)
@@ -190,11 +232,11 @@ def print_report(target: str, made: SearchIndex, report: IndexReport, as_json: b
 def check_target(
     target: str, documents: PathSource, name: str | None, *, named: bool, backend: str | None = None
 ) -> None:
-    """Refuse, before a model is loaded, a source or a backend that the index `target` cannot take.
+    """Refuse a source or a backend that the index `target` cannot use, before a model is loaded.
 
     Raises:
-        InputError: it has another backend; the source's name does not go together with those that the index has; or
-            the user did not name the index (`named`), and there is one of the default name that has other sources.
+        InputError: the index has another backend; the source's name conflicts with those in the index; or the user did
+            not name the index (`named`), and the index with the default name has other sources.
     """
     from search_r3.index.backends.backend_registry import choose_backend
     from search_r3.index.backends.lance.lance_backend import LanceBackend
@@ -211,7 +253,7 @@ def check_target(
         root = root_of(documents)
         other = f"{'-'.join(root.parts[-2:]).removeprefix('/').removeprefix('-')}.index"
         raise InputError(
-            f'{target} is there already, with the source "{next(iter(sources.records))}": give --into {target} to add '
+            f'{target} already exists, with the source "{next(iter(sources.records))}": give --into {target} to add '
             f"to it, or another name, as in --into {shlex.quote(other)}"
         )
 
@@ -232,7 +274,7 @@ def parse_type_options(given: list[str] | None) -> dict[str, str]:
 
 
 def ask_to_prune(removal: Removal) -> bool:
-    """Whether to remove what the source no longer has: a few always, many only if the user agrees on a terminal."""
+    """Whether to remove documents that the source no longer has: many only if the user agrees on a terminal."""
     if not removal.large:
         return True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -241,7 +283,7 @@ def ask_to_prune(removal: Removal) -> bool:
 
 
 def report_what_was_left(index: str, report: IndexReport, as_json: bool) -> None:
-    """Report on stderr what a run left out or kept in the index; ends the command where the user has to do something.
+    """Report on stderr what a run left out or kept in the index, and end the command if the user has to act.
 
     Raises:
         InputError: documents were kept that the source no longer has (exit code 2).
@@ -256,14 +298,14 @@ def report_what_was_left(index: str, report: IndexReport, as_json: bool) -> None
     warn_of_differing_rows(index, report.differing)
     if report.unknown:
         print(
-            f"{report.unknown:,} documents of unknown source kept, which an earlier version indexed; to remove them: "
-            f"search-r3 delete {quoted} --source {UNKNOWN}",
+            f"{report.unknown:,} documents of unknown source, indexed by an earlier version, were kept; to remove "
+            f"them: search-r3 delete {quoted} --source {UNKNOWN}",
             file=sys.stderr,
         )
     if report.kept is not None:
         raise InputError(
-            f"the source no longer has {report.kept}, too many to remove unasked: they were kept, all else is done; "
-            "give --prune to remove them, or --keep to keep them"
+            f"the source no longer has {report.kept}, too many to remove without confirmation: they were kept, "
+            "and everything else is done; give --prune to remove them, or --keep to keep them"
         )
     if report.conflicts:
         raise typer.Exit(EXIT_CONFLICTS)

@@ -1,4 +1,4 @@
-"""`search-r3 delete` and `search-r3 compact`, and what `search-r3 index --info` prints of an index."""
+"""`search-r3 delete` and `search-r3 compact`, and the description of an index by `search-r3 index --info`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from search_r3.index.backends.lance.duplicates import Differing
     from search_r3.index.search_index import SearchIndex
 
-WORTH_A_LINE = 1_000_000  # bytes
+WORTH_A_LINE = 1_000_000
+"""Bytes of old files that are worth a line of output."""
 Index = Annotated[str, typer.Argument(callback=expand_home, help="An index's folder, made by `search-r3 index`.")]
 
 FULL_TEXT = {
@@ -26,8 +27,8 @@ FULL_TEXT = {
     "none": "none are indexed: this backend searches by vectors only",
     "missing": "none can be found: the build was interrupted; run its `search-r3 index` command again",
 }
-DUPLICATES_REMOVED = "{:,} duplicates removed, each equal to a row that was kept"
-FULL_TEXT_REBUILT = "full text: rebuilt; every word can be found now, also stop words and words of 40 bytes or more"
+DUPLICATES_REMOVED = "{:,} duplicates removed, each equal to a remaining row"
+FULL_TEXT_REBUILT = "full text: rebuilt; all words can be found now, including stop words and words of 40 bytes or more"
 
 
 def delete(
@@ -41,7 +42,7 @@ def delete(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove documents from an index: by their ids, each with all of its chunks, or all that came from one source.
+    """Remove documents from an index: by their ids, each with all of its chunks, or all documents of one source.
 
     If one of the ids does not exist, nothing is removed. `search-r3 compact` frees the space on disk.
 
@@ -79,11 +80,13 @@ def compact(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Merge an index's files, drop deleted rows, and add new rows to its indices. Nothing is embedded and search
-    results do not change; others may search meanwhile. Small changes compact an index by themselves, in parts; this
-    does all of it. What it replaces stays on disk for two minutes, for those who read it now: the next change or
-    `compact` removes it then, `--now` removes it at once. Servers and `search-r3 search` go on to the new version by
-    themselves; other programs that read the table with LanceDB open it again where a file is not found.
+    """Merge an index's files, drop deleted rows, and add new rows to its search indices.
+
+    Nothing is embedded, search results do not change, and searches continue during compaction. Indexing compacts parts
+    of an index automatically; this command compacts all of it. Replaced files stay on disk for two minutes, as running
+    searches may still read them: the next change or `compact` after that removes them, `--now` removes them at once.
+    Servers and `search-r3 search` switch to the new version automatically; other programs that read the table with
+    LanceDB must open it again if a file is not found.
 
     \b
     Example:  search-r3 compact notes-index --now
@@ -109,21 +112,21 @@ def compact(
     if not now and done.bytes_old > max(WORTH_A_LINE, done.bytes_after // 20):
         minutes = int(KEEP_VERSIONS.total_seconds() // 60)
         print(
-            f"{done.bytes_old / 1e6:,.1f} MB of that are kept for {minutes} minutes, for those who read the old files: "
-            f"the next change or compact removes them then, `search-r3 compact {index} --now` at once"
+            f"{done.bytes_old / 1e6:,.1f} MB of that are old files, kept for {minutes} minutes as searches may still "
+            f"read them: the next change or compact after that removes them, `search-r3 compact {index} --now` at once"
         )
 
 
 def show_info(opened: SearchIndex, as_json: bool) -> None:
-    """Print what an index is."""
+    """Print the description of an index."""
     about: dict[str, Any] = opened.describe()
     if as_json:
         print_json(about)
         return
-    whole = "complete" if about["complete"] else "never finished: run its `search-r3 index` command again"
+    state = "complete" if about["complete"] else "never finished: run its `search-r3 index` command again"
     approximate = opened.approximate
     columns = ", ".join(f"{name} ({kind})" for name, kind in about["columns"].items())
-    print(f"{about['path']}: {about['documents']:,} documents in {about['chunks']:,} chunks, {whole}")
+    print(f"{about['path']}: {about['documents']:,} documents in {about['chunks']:,} chunks, {state}")
     print(f"model:    {about['model_name']}, {about['dimension']} dimensions, contract {about['contract_hash'][:12]}")
     print(f"made:     {about['created']} by search-r3 {about['search_r3_version']}")
     if about["backend"] != "lance":
@@ -145,7 +148,7 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
 
 
 def warn_of_differing_rows(index: str, differing: Differing | None) -> None:
-    """Report on stderr which rows of one id differ, and how to remove the wrong ones."""
+    """Report on stderr that rows with the same id differ, and how to remove the wrong ones."""
     if differing is None:
         return
     from search_r3.index.backends.lance.conversion import delete_command

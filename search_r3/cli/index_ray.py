@@ -1,4 +1,4 @@
-"""`search-r3 index --ray`: the options and the call; the work is in `search_r3.index.distributed`."""
+"""`search-r3 index --ray`: its options, and the call of `search_r3.index.distributed`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Ray = Annotated[
         "--ray",
         metavar="ADDRESS",
         help='Embed with the workers of a Ray cluster: its address ("auto", HOST:6379), or "local" to start one here. '
-        "All new rows come in one commit.",
+        "All new rows are written in one commit.",
     ),
 ]
 Workers = Annotated[
-    int, typer.Option(min=1, help="With --ray: processes that hold the model, each with a GPU if available.")
+    int, typer.Option(min=1, help="With --ray: processes with a copy of the model, each on a GPU if available.")
 ]
 
 
@@ -32,10 +32,10 @@ def index_on_ray(
     loading: tuple[str | None, str, str],
     **options: Any,
 ) -> IndexReport:
-    """Build the index `target` of `documents` with the model called `model`; `loading` is its device, dtype and engine.
+    """Build the index `target` of `documents` with the named model; `loading` is its device, dtype and engine.
 
     Raises:
-        InputError: as `build_distributed`.
+        InputError: see `build_distributed`.
     """
     from search_r3.index.distributed import Cluster, ModelSource, build_distributed
 

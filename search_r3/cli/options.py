@@ -1,4 +1,4 @@
-"""What the commands share: their settings, the options that several of them take, and loading a model quietly."""
+"""Shared by the commands: settings, options that several commands take, loading a model, and output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Dtype(StrEnum):
-    """What a model computes in."""
+    """The data type of a model's weights and computations."""
 
     auto = "auto"
     float32 = "float32"
@@ -36,7 +36,7 @@ class Dtype(StrEnum):
 
 
 class Reasoning(StrEnum):
-    """Whether a model reasons about a query; auto leaves it to the model's rule, latent is without words."""
+    """Whether a model reasons about a query; auto applies the model's rule, latent reasons without words."""
 
     on = "on"
     off = "off"
@@ -44,8 +44,7 @@ class Reasoning(StrEnum):
     latent = "latent"
 
     def chosen(self, model: SearchR3 | None) -> bool | Literal["auto", "latent"]:
-        """The value that the library takes. Raises InputError for auto if `model` has no rule to decide by, and for
-        latent if it has no such mode."""
+        """The value for the library. Raises InputError for auto or latent if `model` has no rule or no such mode."""
         if self is Reasoning.auto and model is not None:
             from search_r3.model.adaptive_reasoning import rule_of
 
@@ -60,13 +59,13 @@ class Reasoning(StrEnum):
 
 
 class ReasoningCommand(TyperCommand):
-    """A command whose `--reasoning` may stand without a value (on), and as `--no-reasoning` (off)."""
+    """A command with `--reasoning` without a value (on) and `--no-reasoning` (off) besides `--reasoning=VALUE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spelled_out = []
         options = args[: args.index("--")] if "--" in args else args
         for word in options:
-            if word.startswith("-h") and word != "-h":  # a text; it would be taken for -h and others, and show the help
+            if word.startswith("-h") and word != "-h":  # text, not options; it would be parsed as -h and show the help
                 ctx.fail(f"No such option: {word}")
         for word, following in zip(options, [*options[1:], ""], strict=True):
             bare = word == "--reasoning" and following not in set(Reasoning)
@@ -75,7 +74,7 @@ class ReasoningCommand(TyperCommand):
 
 
 def expand_home(value: Any) -> Any:
-    """A callback for paths: `~` at the beginning is the user's home folder, even if no shell expanded it.
+    """A callback for paths: expands `~` at the beginning to the user's home folder.
 
     Raises:
         InputError: the user has no home folder.
@@ -118,8 +117,8 @@ Model = Annotated[
 ReasoningOption = Annotated[
     Reasoning,
     typer.Option(
-        help="Let the model reason about the query before it embeds it; auto: only where its rule expects that "
-        "to help; latent: in a few steps without words, if the model was trained for that. "
+        help="Let the model reason about the query before it embeds it; auto: only if its rule expects this to "
+        "help; latent: in a few steps without words, if the model was trained for this. "
         "--no-reasoning is off."
     ),
 ]
@@ -134,7 +133,7 @@ IgnoreIdenticalIds = Annotated[
     bool,
     typer.Option(
         "--ignore-identical-ids",
-        help="A document with the query's own id does not count as an answer, as in MTEB for ArguAna and Quora.",
+        help="Ignore documents with the query's own id, as MTEB does for ArguAna and Quora.",
     ),
 ]
 Dataset = Annotated[str, typer.Option(help="A data set's name or BEIR folder; NAME.small is a fixed part.")]
@@ -145,11 +144,11 @@ TrainingPairs = Annotated[
 KeyVariable = Annotated[str, typer.Option(help="The environment variable that holds the endpoint's key.")]
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 NoKey = Annotated[bool, typer.Option("--no-key", help="The endpoint needs no key.")]
-BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before this many tokens are spent.")]
+BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before this many tokens are used.")]
 AllowMissing = Annotated[
     bool,
     typer.Option(
-        "--allow-missing", help="Evaluate even if judged documents are missing from the corpus; every table notes it."
+        "--allow-missing", help="Evaluate even if judged documents are missing from the corpus; every table notes this."
     ),
 ]
 
@@ -161,7 +160,7 @@ def load(name: str, device: str | None, dtype: Dtype, engine: str = AUTO) -> Sea
 
 
 def silence_transformers() -> None:
-    """Silence transformers' remarks, without importing it: not every command needs it."""
+    """Silence the messages of transformers without importing it, as not every command needs it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if "transformers" in sys.modules:
         from transformers.utils import logging
@@ -170,8 +169,13 @@ def silence_transformers() -> None:
 
 
 def print_progress(line: str) -> None:
-    """A line on stderr, at once: what a long command reports while it runs."""
+    """Print a line on stderr immediately: the progress of a long command."""
     print(line, file=sys.stderr, flush=True)
+
+
+def print_counted(what: str, done: int, total: int) -> None:
+    """Report the progress of a long command on stderr, such as "10 of 200 queries"."""
+    print_progress(f"{done:,} of {total:,} {what}")
 
 
 def print_json(value: Any) -> None:

@@ -1,7 +1,7 @@
-"""Settings that must be made before torch is loaded: of glibc's allocator, and of OpenMP's threads.
+"""Process settings that must be made before torch is loaded: glibc's allocator and OpenMP's threads.
 
-Torch asks for the same buffers at every step. By default what is larger than a few MB goes back to the system when it
-is freed, and the next first touch of each page is a fault: little in serving, much in training on a CPU (LOG.md).
+Torch allocates the same buffers at every step. By default, buffers of more than a few MB return to the system when they
+are freed, and using them again causes a page fault per page: cheap in serving, expensive in training on a CPU (LOG.md).
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import os
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-"""`mallopt`'s names for what is set below (mallopt(3))."""
+"""Parameters of mallopt(3)."""
 KEPT_BYTES = 512 << 20
-"""Freed memory that is kept, at most."""
+"""Maximum amount of freed memory that is kept."""
 LARGEST_BYTES = 64 << 20
-"""A larger piece is the system's own, and goes back to it."""
+"""Larger allocations come from the system and return to it."""
 GARBAGE_THRESHOLD = 50_000
-"""New objects between two runs of the garbage collector; the objects of one search or batch are far fewer."""
+"""New objects between two runs of the garbage collector; one search or batch creates far fewer."""
 _OWN_THRESHOLDS = gc.get_threshold()
 
 
 def keep_freed_memory() -> None:
-    """Set it for this process, unless the user has set the allocator up, or there is no glibc."""
+    """Let this process keep freed memory, unless the user configured the allocator or there is no glibc."""
     if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ:
         return
     if any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ):
@@ -39,22 +39,22 @@ def keep_freed_memory() -> None:
 def collect_garbage_rarely() -> None:
     """Let Python's cyclic garbage collector run every 50,000 new objects instead of every 700.
 
-    Importing torch, transformers and LanceDB makes hundreds of thousands of objects that all live on, and walking
-    through them again and again takes a fifth of the start (benchmarks/start.py).
+    Importing torch, transformers and LanceDB creates hundreds of thousands of objects that all stay alive; traversing
+    them again and again takes a fifth of the startup time (benchmarks/start.py).
     """
     gc.set_threshold(max(GARBAGE_THRESHOLD, gc.get_threshold()[0]), 20, 20)
 
 
 def collect_garbage_as_usual() -> None:
-    """Python's own thresholds again, for a process that runs on; what there is now lives on, and is passed over."""
+    """Restore Python's thresholds, for a long-running process; existing objects are exempt from collection."""
     gc.freeze()
     gc.set_threshold(*_OWN_THRESHOLDS)
 
 
 def let_idle_threads_sleep() -> None:
-    """Have OpenMP's threads sleep between two of torch's operations, unless the user has set this.
+    """Let OpenMP's threads sleep between two operations of torch, unless the user has configured this.
 
-    By default they spin for a millisecond, on the cores that the int8 engine's own threads need (LOG.md). OpenMP asks
-    once, when torch is loaded: later this changes nothing.
+    By default they spin for a millisecond, on the cores that the int8 engine's threads need (LOG.md). OpenMP reads this
+    setting once, when torch is loaded; changing it later has no effect.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

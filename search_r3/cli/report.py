@@ -18,19 +18,20 @@ def report(
         Path, typer.Option(help="The folder of results: runs/, metrics/, studies/, rollouts/, training/, benchmarks/.")
     ] = Path("results"),
     baseline: Annotated[
-        str | None, typer.Option(help="The system that others are tested against; by default bm25 where it is there.")
+        str | None, typer.Option(help="The system that others are tested against; by default bm25, if it was measured.")
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option(help="Also write chosen plots here as SVG files, light or dark as the reader's page.")
+        Path | None,
+        typer.Option(help="Also write selected plots to this folder, as SVG files."),
     ] = None,
     data: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page of all results: tables with tests, controls, curves, rewards, training, examples.
 
-    The page is one file that loads nothing; it can be mailed or published as it is. Differences are tested query by
-    query from the run files wherever the data sets are here. Missing parts name the command that makes them. The
-    same results give the same bytes.
+    The page is one self-contained file that can be mailed or published. Differences are tested for each query, from the
+    run files, if the data sets are available. For missing parts, the page gives the command that creates them. The same
+    results give the same bytes.
 
     \b
     Example:  search-r3 report --plots docs/images

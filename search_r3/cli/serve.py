@@ -1,4 +1,4 @@
-"""`search-r3 serve`: a model, and an index if one is named, over HTTP."""
+"""`search-r3 serve`: serves a model, and optionally an index, over HTTP."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def serve(
     ] = None,
     model: Model = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every network, so set API keys then.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all networks, so set API keys then.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key_file: Annotated[
@@ -54,31 +54,31 @@ def serve(
         typer.Option(
             readable=False,
             callback=expand_home,
-            help=f"File with one key a line; the variable {KEY_VARIABLE} adds others.",
+            help=f"File with one key per line; the variable {KEY_VARIABLE} adds others.",
         ),
     ] = None,
     writable: Annotated[bool, typer.Option("--writable", help="Let clients add documents to the index.")] = False,
-    max_items: Annotated[int, typer.Option(min=1, help="Texts a request.")] = 2048,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a request, all texts together.")] = 300_000,
-    max_body: Annotated[int, typer.Option(min=1, help="Bytes a request.")] = 16_000_000,
-    queue: Annotated[int, typer.Option(min=1, help="Requests in flight; one more gets status 429.")] = 256,
+    max_items: Annotated[int, typer.Option(min=1, help="Most texts per request.")] = 2048,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per request, for all texts together.")] = 300_000,
+    max_body: Annotated[int, typer.Option(min=1, help="Most bytes per request.")] = 16_000_000,
+    queue: Annotated[int, typer.Option(min=1, help="Most requests in flight; further ones get status 429.")] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds until a request times out.")] = 300.0,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that a shutdown waits for what was accepted.")] = 30.0,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that a shutdown waits for accepted requests.")] = 30.0,
     budget: Budget = 32,
     max_budget: Annotated[int, typer.Option(min=0, help="The largest budget that a request may ask for.")] = 256,
-    cache: Annotated[int, typer.Option(min=0, help="Reasoned queries that are cached.")] = 10_000,
+    cache: Annotated[int, typer.Option(min=0, help="Number of reasoned queries that are cached.")] = 10_000,
     batching: Annotated[
-        Batching, typer.Option(help="continuous: reasoned queries join and leave token by token; static: in batches.")
+        Batching, typer.Option(help="continuous: reasoned queries join and leave between tokens; static: in batches.")
     ] = Batching.continuous,
-    slots: Annotated[int, typer.Option(min=1, help="Reasoned queries that are decoded together.")] = 32,
+    slots: Annotated[int, typer.Option(min=1, help="Number of reasoned queries that are decoded together.")] = 32,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     engine: EngineOption = AUTO,
 ) -> None:
     """Serve OpenAI-compatible embeddings, and search on an index, over HTTP.
 
-    It listens at once; /health answers 200 while it is ready. /docs describes the API, /metrics is for Prometheus.
-    Ctrl-C or SIGTERM finishes the requests in flight and stops. The log on standard error is JSON without users' texts.
+    It listens immediately; /health returns 200 once it is ready. /docs describes the API, /metrics is for Prometheus.
+    Ctrl-C or SIGTERM finishes the requests in flight and stops. The log on standard error is JSON without user texts.
 
     \b
     Example:  search-r3 serve notes-index --port 8000

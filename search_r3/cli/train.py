@@ -1,4 +1,4 @@
-"""Training on the command line: `train sft` (stage 1), `train grpo` (stage 2), and `plot`, which draws either's log.
+"""Commands for training: `train sft` (stage 1), `train grpo` (stage 2), and `plot`, which draws their logs.
 
 Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
 """
@@ -53,7 +53,7 @@ def train_sft_command(
     gpus: DryGpus = 1,
     as_json: Json = False,
 ) -> None:
-    """Train stage 1: the model learns to embed, directly and after reasoning.
+    """Train stage 1: the model learns to embed texts, directly and after reasoning.
 
     Ctrl-C finishes the step, writes a checkpoint and stops; the same command resumes from it. The run folder holds
     log.jsonl, the checkpoints and the best adapter.
@@ -87,8 +87,8 @@ def train_grpo_command(
 ) -> None:
     """Train stage 2: reinforcement learning of reasoning and embedding together, on a corpus that the model re-encodes.
 
-    Starts from a stage 1 adapter, which stays the reference. Ctrl-C finishes the step, writes a checkpoint and stops;
-    the same command resumes from it, with the corpus as it was. The run folder holds log.jsonl, rollouts.jsonl
+    It starts from a stage 1 adapter, which remains the reference. Ctrl-C finishes the step, writes a checkpoint and
+    stops; the same command resumes from it, with the corpus as it was. The run folder holds log.jsonl, rollouts.jsonl
     (reasoning traces with their rewards, before and after), the checkpoints and the best adapter.
 
     \b
@@ -200,7 +200,7 @@ def _run(
     as_json: bool,
     dataset: str,
 ) -> None:
-    """Train, and print where the adapter is and what to do with it; `dataset` is that of the suggested evaluation."""
+    """Train, and print where the adapter is and what to do next; `dataset` is used in the suggested evaluation."""
     from search_r3.training.distributed.sharding import end_processes
 
     try:
@@ -224,12 +224,12 @@ def plot(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="The image to write; curves.png in the run's folder, or compare.png beside several."),
+        typer.Option(help="The image to write; by default curves.png in the run's folder, or compare.png."),
     ] = None,
 ) -> None:
     """Draw a training run's curves: dev metrics, loss terms, accuracy, gradient norm, speed. Works while it runs.
 
-    Several runs are compared in one picture, a panel for each metric and a line for each run, named by its folder.
+    Several runs are compared in one picture, with one panel per metric and one line per run, named after its folder.
 
     \b
     Example:  search-r3 plot runs/sft-first

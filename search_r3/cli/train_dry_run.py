@@ -1,4 +1,4 @@
-"""`train sft --dry-run` and `train grpo --dry-run`: their options, and the report as text."""
+"""`train sft --dry-run` and `train grpo --dry-run`: options, and the report as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DryRun = Annotated[
         "--dry-run", help="Do not train: run one step of a random two-layer model, and report what the run would need."
     ),
 ]
-DryBase = Annotated[str | None, typer.Option("--base", help="For --dry-run: this model instead of the recipe's base.")]
+DryBase = Annotated[str | None, typer.Option("--base", help="For --dry-run: a model to use instead of the recipe's.")]
 DryGpus = Annotated[int, typer.Option("--gpus", min=1, help="For --dry-run: the number of GPUs.")]
 PARTS = {
     "weights": "weights (float32, adapter included)",
@@ -33,7 +33,7 @@ PARTS = {
 def show_dry_run(
     stage: Literal["sft", "grpo"], config: Path, override: list[str] | None, base: str | None, gpus: int, as_json: bool
 ) -> None:
-    """Run it and print the report."""
+    """Do the dry run and print its report."""
     from search_r3.training.planning.dry_run import dry_run
 
     report = dry_run(stage, config, override or [], base=base, gpus=gpus)
@@ -45,24 +45,24 @@ def show_dry_run(
 
 def _print(report: dict[str, Any]) -> None:
     parameters, memory, step, tried = (report[name] for name in ("parameters", "memory", "step", "tried"))
-    print(f"{report['base']}: {parameters['total']:,} parameters, {parameters['trainable']:,} trained on top")
+    print(f"{report['base']}: {parameters['total']:,} parameters, {parameters['trainable']:,} trained in addition")
     print(f"a step of {report['gpus']} GPU(s): at most {step['tokens']:,} tokens in {step['rows']:,} rows", end="")
     print(f", {step['rollouts']:,} rollouts" if step["rollouts"] else "")
-    print("memory of one GPU, GB (not all of it at one moment):")
-    for name, words in PARTS.items():
+    print("memory of one GPU, GB (not all in use at the same time):")
+    for name, description in PARTS.items():
         if memory[name]:
-            print(f"{memory[name] / 1e9:>9.2f}  {words}")
+            print(f"{memory[name] / 1e9:>9.2f}  {description}")
     print(f"{memory['peak'] / 1e9:>9.2f}  at the peak", end="")
     cached, uncached = memory["with_activation_checkpointing"] / 1e9, memory["without_activation_checkpointing"] / 1e9
     print(f" ({cached:.2f} with activation_checkpointing, {uncached:.2f} without)")
     if report["host"]:
-        print(f"{report['host'] / 1e9:>9.2f}  in the host's memory, for the graph")
+        print(f"{report['host'] / 1e9:>9.2f}  in host memory, for the graph")
     print(
         f"tried: one step of {tried['layers']} random layers on {tried['device']}, {tried['rows']} rows: "
         f"{tried['seconds']:.1f} s, loss {tried['loss']:.3f}"
     )
     measured, formula = tried["measured"] / 1e9, tried["formula"] / 1e9
-    print(f"       it took {measured:.2f} GB beyond the weights; the formula gives {formula:.2f}")
+    print(f"       it used {measured:.2f} GB in addition to the weights; the formula gives {formula:.2f}")
     if report["tokenizer"] != "its own":
         print("       with a placeholder tokenizer of the same size: the model's own is not available offline")
     for warning in report["warnings"]:

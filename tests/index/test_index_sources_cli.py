@@ -119,7 +119,7 @@ def test_default_names_do_not_meet(here, run):
     assert run("index", "a/notes")[0] == 0
     code, _, err = run("index", "b/notes")
     assert code == 2
-    assert err.startswith(f'error: notes.index is there already, with the source "{here}/a/notes"')
+    assert err.startswith(f'error: notes.index already exists, with the source "{here}/a/notes"')
     assert "--into notes.index" in err
     assert "--into b-notes.index" in err
     assert documents("notes.index") == {"README.md", "a.md"}
@@ -208,7 +208,7 @@ def test_documents_of_unknown_source_are_told_of(here, run, monkeypatch):
     write(here / "notes", "n0.md", "n1.md")
     code, out, err = run("index", "notes", "--into", "X")
     assert (code, "0 removed" in out) == (0, True)
-    assert "6 documents of unknown source kept" in err
+    assert "6 documents of unknown source" in err
     assert "search-r3 delete X --source unknown" in err
     assert run("delete", "X", "--source", "unknown")[0] == 0
     assert documents("X") == {"n0.md", "n1.md"}

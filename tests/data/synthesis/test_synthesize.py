@@ -600,7 +600,7 @@ def test_the_command_runs_dry_without_key_endpoint_or_trace(
     assert out.count("--- document") == 4
     assert "4 of 8 documents, at most 8 calls" in out
     assert "by characters / 4" in out
-    assert "more than the budget" in out
+    assert "exceeds the budget" in out
     assert sorted(source.parent.rglob("*")) == before
     code, out, _ = run(capsys, *words, "--json")
     assert json.loads(out)["calls"] == 8
