@@ -1,4 +1,4 @@
-"""What a user of the wheel gets: run by `make test-wheel`, with the Python of an environment that holds only the wheel.
+"""Tests the wheel as a user would (`make test-wheel`), with the Python of an environment that contains only the wheel.
 
 It checks that the package comes from that environment and not from the checkout, that the files that are not Python
 are in it, and that the default adapter works in a folder elsewhere: in Python, and to make, search, serve an index.

@@ -1,7 +1,7 @@
-"""`constraints.txt`: the exact versions that `make` installs. Renew the file, or compare an environment with it.
+"""Updates `constraints.txt`, the exact versions that `make` installs, or compares an environment with it.
 
     python .ci/constraints.py update     # needs the package uv; `make update` installs it
-    python .ci/constraints.py compare    # this Python's environment beside the file, as after `make test-latest`
+    python .ci/constraints.py compare    # compare this Python's environment with the file, as after `make test-latest`
 
 The file is universal: one version of a package for every Python and platform that pyproject.toml allows, with markers
 where a package is not needed everywhere. It names no index and holds no hashes, since indexes serve different files.
@@ -44,13 +44,13 @@ def read(text: str) -> dict[str, str]:
 
 
 def installed() -> dict[str, str]:
-    """What this Python's environment holds, without local version labels such as `+cpu`."""
+    """The packages in this Python's environment, without local version labels such as `+cpu`."""
     found = {canonical(one.name): one.version.partition("+")[0] for one in importlib.metadata.distributions()}
     return {name: version for name, version in found.items() if name not in NOT_LOCKED}
 
 
 def differences(before: dict[str, str], after: dict[str, str], *, gone: bool = True) -> list[str]:
-    """A line for each package whose version differs; `gone`: also for those that `after` lacks."""
+    """One line for each package whose version differs; with `gone`, also for packages missing from `after`."""
     names = sorted(before.keys() | after.keys() if gone else after.keys())
     return [
         f"  {name:32} {before.get(name, '-'):16} -> {after.get(name, '-')}"
@@ -86,7 +86,7 @@ def update() -> None:
 
 def compare() -> None:
     changes = differences(read(FILE.read_text(encoding="utf-8")), installed(), gone=False)
-    print("\n".join(["installed, beside constraints.txt:", *changes]) if changes else "installed as in constraints.txt")
+    print("\n".join(["differs from constraints.txt:", *changes]) if changes else "installed as in constraints.txt")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The lowest versions that pyproject.toml allows, one requirement a line, for `make test-lowest`.
+"""Prints the lowest versions that pyproject.toml allows, one requirement per line, for `make test-lowest`.
 
 Torch is left out: its lowest version comes with CUDA only, gigabytes of it; the Makefile names the one for CPUs.
 """
@@ -14,7 +14,7 @@ LEFT_OUT = ("torch", "search-r3")
 
 
 def lowest() -> list[str]:
-    """`name==version` of every requirement with a lower bound, the core's and those of `EXTRAS`."""
+    """`name==version` for every requirement with a lower bound, of the core and of `EXTRAS`."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *(line for name in EXTRAS for line in project["optional-dependencies"][name])]
     found = (re.match(r"([\w-]+)(?:\[.*\])?>=([\w.]+)", line) for line in wanted)
