@@ -1,4 +1,4 @@
-"""SearchR3 in LangChain: any vector store with our embeddings, and an index of ours as a retriever.
+"""SearchR3 in LangChain: its embeddings in any vector store, and its index as a retriever.
 
 pip install 'search-r3[langchain,search]'
 python examples/langchain_search.py --index notes-index "which license did we choose"

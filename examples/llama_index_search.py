@@ -1,4 +1,4 @@
-"""SearchR3 as LlamaIndex's embedding.
+"""SearchR3 as the embedding model of LlamaIndex.
 
 pip install 'search-r3[llama-index]'
 python examples/llama_index_search.py "how do I delete a folder"

@@ -1,4 +1,4 @@
-"""What an agent's program does with `search-r3 mcp`: start it, list its tools, call `search`.
+"""An MCP client, as in an agent's program: start `search-r3 mcp`, list its tools, call `search`.
 
 pip install 'search-r3[mcp]'
 python examples/mcp_client.py notes-index "which license did we choose"
@@ -15,7 +15,7 @@ from mcp import Client, StdioServerParameters, stdio_client
 
 
 async def ask(index: str, question: str) -> None:
-    """Search `index` through a server of its own and print what comes back."""
+    """Start a server for `index`, search it and print the results."""
     server = StdioServerParameters(command=sys.executable, args=["-m", "search_r3", "mcp", index], env=dict(os.environ))
     async with Client(stdio_client(server)) as client:
         for tool in (await client.list_tools()).tools:

@@ -1,13 +1,13 @@
-"""Retrieve, then answer with citations, by one LLM: with its adapter it embeds, without it its own chat answers.
+"""Retrieval and answers with citations by one LLM: with the adapter it embeds, without the adapter it answers.
 
     python examples/rag.py notes-index "which license did we choose"
 
-Does reasoning before retrieval make for better answers? With a data set, the share of answers that contain the right
-one is measured, with reasoning off and on (the same passages per answer, greedy, so the same every time):
+Does reasoning before retrieval improve the answers? With a data set, this measures the share of answers that contain
+the correct answer, with reasoning off and on (with the same number of passages; decoding is greedy, so deterministic):
 
     python examples/rag.py --dataset hotpotqa --answers answers.jsonl --limit 20 --documents 500
 
-`--answers` holds lines {"_id": "...", "answer": "..."}. It is not needed where the lines of queries.jsonl have
+The file for `--answers` has lines {"_id": "...", "answer": "..."}. It is not needed if the lines of queries.jsonl have
 "metadata": {"answer": "..."}.
 """
 
@@ -32,12 +32,12 @@ SYSTEM = (
     "says so behind it, like this: [2]. If no passage answers it, say: I do not know."
 )
 PASSAGE_TOKENS = 160
-"""Of each passage, so that five and the question fit into a small model's attention."""
+"""Tokens kept of each passage, so that a small model can attend to five passages and the question."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answered; `cited` are the places (from 1) of the passages that it named and that exist."""
+    """The model's answer; `cited` are the numbers (from 1) of existing passages that it cites."""
 
     text: str
     cited: list[int]
@@ -47,7 +47,7 @@ class Chat:
     """The base model's own chat, without the adapter.
 
     Args:
-        name: what `search_r3.model.checkpoint.load_base` takes.
+        name: the base model, as for `search_r3.model.checkpoint.load_base`.
     """
 
     def __init__(self, name: str, *, device: str = "cpu") -> None:
@@ -62,13 +62,14 @@ class Chat:
         self.stop = stop_ids(self.model, self.tokenizer)
 
     def answer(self, question: str, passages: Sequence[str], max_new_tokens: int = 48) -> Answer:
-        """Answer `question` from `passages`, greedily. No text can be mistaken for a turn of the conversation."""
+        """Answer `question` from `passages`, greedily. Special tokens in texts are read as plain characters."""
         import torch
 
         from search_r3.model.tokenization import encode_as_text
 
-        cut = [self.tokenizer.decode(ids[:PASSAGE_TOKENS]) for ids in encode_as_text(self.tokenizer, list(passages))]
-        numbered = "\n".join(f"[{place}] {' '.join(text.split())}" for place, text in enumerate(cut, start=1))
+        token_ids = encode_as_text(self.tokenizer, list(passages))
+        truncated = [self.tokenizer.decode(ids[:PASSAGE_TOKENS]) for ids in token_ids]
+        numbered = "\n".join(f"[{number}] {' '.join(text.split())}" for number, text in enumerate(truncated, start=1))
         (middle,) = encode_as_text(self.tokenizer, [f"{numbered}\n\nQuestion: {question}"])
         ids = torch.tensor([[*self.frame.prefix, *middle, *self.frame.suffix]], device=self.model.device)
         with torch.inference_mode():
@@ -85,19 +86,19 @@ class Chat:
 
 
 def citations(text: str, passages: int) -> list[int]:
-    """The places that `text` cites, [1] to [passages], each once, in order; others are made up and left out."""
-    found = [int(number) for number in re.findall(r"\[(\d{1,4})\]", text)]
-    return list(dict.fromkeys(number for number in found if 1 <= number <= passages))
+    """The passage numbers that `text` cites, [1] to [passages], without duplicates or invented numbers."""
+    numbers = [int(number) for number in re.findall(r"\[(\d{1,4})\]", text)]
+    return list(dict.fromkeys(number for number in numbers if 1 <= number <= passages))
 
 
 def normalized(text: str) -> list[str]:
-    """Words in lower case without punctuation and articles: SQuAD's normalization (Rajpurkar et al. 2016)."""
+    """Lower-case words without punctuation and articles, as normalized for SQuAD (Rajpurkar et al. 2016)."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return [word for word in bare.split() if word not in ("a", "an", "the")]
 
 
 def contains(text: str, answer: str) -> bool:
-    """Whether the words of `answer` stand together somewhere in `text`, both normalized."""
+    """Whether `text` contains the words of `answer` in sequence, after normalization."""
     words, wanted = normalized(text), normalized(answer)
     return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
 
@@ -105,27 +106,27 @@ def contains(text: str, answer: str) -> bool:
 def ask(
     searcher: IndexSearcher, chat: Chat, question: str, *, reasoning: bool, budget: int, k: int
 ) -> tuple[Answer, Any]:
-    """Search, then answer from what was found; returns the answer and the search's result."""
-    found = searcher.search(question, k=k, reasoning=reasoning, max_reasoning_tokens=budget)
-    return chat.answer(question, [f"{hit.title}: {hit.text}" if hit.title else hit.text for hit in found.hits]), found
+    """Search, then answer from the hits; returns the answer and the search result."""
+    result = searcher.search(question, k=k, reasoning=reasoning, max_reasoning_tokens=budget)
+    return chat.answer(question, [f"{hit.title}: {hit.text}" if hit.title else hit.text for hit in result.hits]), result
 
 
 def read_answers(folder: Path, file: Path | None) -> dict[str, str]:
-    """Query id -> the right answer, from `file` or else from the metadata in the data set's queries.jsonl."""
+    """Query id -> correct answer, from `file`, or else from the metadata in the data set's queries.jsonl."""
     source = file or folder / "queries.jsonl"
     try:
         lines = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
-        held = {str(line["_id"]): line if file else line.get("metadata") or {} for line in lines}
+        records = {str(line["_id"]): line if file else line.get("metadata") or {} for line in lines}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{source} cannot be read ({error}); expected lines {{"_id": ..., "answer": ...}}') from error
-    answers = {key: str(value["answer"]) for key, value in held.items() if value.get("answer")}
+    answers = {key: str(value["answer"]) for key, value in records.items() if value.get("answer")}
     if not answers:
         raise InputError(f'{source} has no answers; give --answers FILE with lines {{"_id": ..., "answer": ...}}')
     return answers
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Answer containment on a data set's queries, with reasoning off and on."""
+    """Measure answer containment on a data set's queries, with reasoning off and on."""
     from search_r3 import SearchR3
     from search_r3.data.beir import load_beir
     from search_r3.data.io.find_dataset import find_dataset
@@ -157,21 +158,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     for name, reasoning in (("off", False), ("on", True)):
         rows = []
-        for place, key in enumerate(queries, start=1):
-            answer, found = ask(
+        for number, key in enumerate(queries, start=1):
+            answer, search = ask(
                 searcher, chat, dataset.queries[key], reasoning=reasoning, budget=options.budget, k=options.k
             )
-            passages = [f"{hit.title} {hit.text}" for hit in found.hits]
+            passages = [f"{hit.title} {hit.text}" for hit in search.hits]
             rows.append(
                 {
                     "query": key,
                     "answer": answer.text,
-                    "cited": [found.hits[number - 1].document for number in answer.cited],
+                    "cited": [search.hits[cited - 1].document for cited in answer.cited],
                     "contained": contains(answer.text, answers[key]),
                     "retrieved": any(contains(passage, answers[key]) for passage in passages),
                 }
             )
-            print(f"\rreasoning {name}: {place} of {len(queries)}", end="", file=sys.stderr, flush=True)
+            print(f"\rreasoning {name}: {number} of {len(queries)}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
         mean = {what: sum(row[what] for row in rows) / len(rows) for what in ("contained", "retrieved")}
         result[name] = {**mean, "with_citation": sum(bool(row["cited"]) for row in rows) / len(rows), "rows": rows}
@@ -180,21 +181,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("index", type=Path, nargs="?", help="an index; with --dataset, where to make it")
+    parser.add_argument("index", type=Path, nargs="?", help="an index; with --dataset, the path of the index to build")
     parser.add_argument("question", nargs="?")
     parser.add_argument("--model", help="by default the index's own; with --dataset, the default adapter")
     parser.add_argument("--chat", help="the LLM that answers; by default the base of the model")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("-k", type=int, default=5, help="passages an answer")
-    parser.add_argument("--budget", type=int, default=32, help="tokens of reasoning")
+    parser.add_argument("-k", type=int, default=5, help="passages per answer")
+    parser.add_argument("--budget", type=int, default=32, help="maximum number of reasoning tokens")
     parser.add_argument("--no-reasoning", action="store_true")
     parser.add_argument("--dataset", help="measure on this data set")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--data", type=Path, help="the folder of data sets")
     parser.add_argument("--answers", type=Path)
-    parser.add_argument("--limit", type=int, default=20, help="queries")
-    parser.add_argument("--documents", type=int, default=500, help="of the corpus: the judged ones, then the first")
-    parser.add_argument("--json", type=Path, help="also write the result, answer by answer")
+    parser.add_argument("--limit", type=int, default=20, help="number of queries")
+    parser.add_argument("--documents", type=int, default=500, help="number of documents")
+    parser.add_argument("--json", type=Path, help="also write the result, with all answers, to this file")
     options = parser.parse_args(arguments)
     try:
         if options.dataset:
@@ -208,15 +209,15 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.index and options.question:
             searcher = IndexSearcher(options.index, options.model, device=options.device)
             chat = Chat(options.chat or searcher.load().contract.base, device=options.device)
-            answer, found = ask(
+            answer, result = ask(
                 searcher, chat, options.question, reasoning=not options.no_reasoning, budget=options.budget, k=options.k
             )
             print(answer.text)
             for number in answer.cited:
-                hit = found.hits[number - 1]
+                hit = result.hits[number - 1]
                 print(f"[{number}] {hit.title or hit.document}  {hit.path}:{hit.start_line}")
             if not answer.cited:
-                print("no passage was cited; the answer may be made up")
+                print("no passage was cited; the answer may be invented")
         else:
             parser.error("give an index and a question, or --dataset")
     except InputError as error:

@@ -1,4 +1,4 @@
-"""An export in sentence-transformers: direct embedding, by that library alone; search_r3 need not be installed.
+"""An export in sentence-transformers: direct embedding with that library alone, without search_r3.
 
 search-r3 export search-r3-smollm2-135m-sft exported --format sentence-transformers
 python examples/sentence_transformers_search.py exported "how do I delete a folder"
