@@ -12,7 +12,7 @@ from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.training.config import LoraSettings
-from search_r3.training.kernels import fused_llama
+from search_r3.training.kernels import fused_llama, token_ops
 from search_r3.training.lora.policy import Policy, Rows, add_lora
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
@@ -79,6 +79,45 @@ def assert_same_step(policy: Policy) -> None:
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_a_step_is_that_of_transformers_and_peft(checkpoint: Checkpoint, activation_checkpointing: bool) -> None:
     assert_same_step(make_policy(checkpoint, mini_batch_size=4, activation_checkpointing=activation_checkpointing))
+
+
+def test_a_step_is_the_same_without_numba(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_ops, "_compiled_kernels", lambda: None)
+    assert_same_step(make_policy(checkpoint))
+
+
+def test_a_step_is_the_same_in_threads(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_llama, "TOKENS_A_PART", 20)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        policy = make_policy(checkpoint)
+        layers = policy._decoder.layers()
+        rows = sorted(parts(policy)["query"].rows, key=len, reverse=True)
+        plan = policy._decoder.plan(rows, 3, layers, [1] * len(rows))
+        assert len(plan.parts) == 3
+        assert_same_step(policy)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_in_a_part_twice_is_encoded_once(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy(checkpoint)
+    embed = policy.embed_id
+    texts = [[9, 8, embed], [7, embed], [9, 8, embed], [9, 8, embed]]
+    policy.fused, part = True, Rows([3, 4], texts, [1, 1, 1, 2])
+    packed: list[int] = []
+    plan = policy._decoder.plan
+    monkeypatch.setattr(
+        policy._decoder, "plan", lambda rows, *rest, **more: (packed.append(len(rows)), plan(rows, *rest, **more))[1]
+    )
+    once = policy({"query": part})["query"]
+    assert packed == [1, 3]  # the prefix; two rows, and one of them again with another number of targets
+    assert torch.equal(once.embedding_BD[0], once.embedding_BD[2])
+    policy.fused = False
+    plain = policy({"query": part})["query"]
+    torch.testing.assert_close(once.embedding_BD, plain.embedding_BD, **EXACT)
+    torch.testing.assert_close(once.logits_TV, plain.logits_TV, **EXACT)
 
 
 def test_the_next_step_uses_the_new_weights(checkpoint: Checkpoint) -> None:

@@ -11,22 +11,26 @@ ranks of one projection together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from search_r3.training.kernels.merged_linear import Projection
+from search_r3.training.kernels.thread_parts import run_parts
+from search_r3.training.kernels.token_ops import Group, Rotary, TokenOps, token_ops
 
 FAMILY = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 """Architectures whose layers are computed exactly, as tested; `llama_forward.FAMILY` has Mistral too, for inference."""
 ROWS_TOGETHER = 8
 """Rows of similar length that are padded to one length: fewer need less padding, more need fewer calls."""
 KEYS_MULTIPLE = 32
-"""Keys are padded to a multiple of this: torch's softmax is up to twice as fast on whole vectors."""
+"""Keys are padded to a multiple of this: products of whole tiles are faster."""
+TOKENS_A_PART = 128
+"""Fewer tokens than this are not worth a further thread."""
 
 
 class Layer:
@@ -46,7 +50,6 @@ class Layer:
         self.kv_heads = config.num_key_value_heads
         self.groups = config.num_attention_heads // self.kv_heads
         self.head_dim = self.out.inputs // config.num_attention_heads
-        self.rotary_width = (self.groups + 1) * self.kv_heads * self.head_dim
         self.scale = self.head_dim**-0.5
         self.eps = config.rms_norm_eps
 
@@ -56,18 +59,18 @@ class Layer:
 
 
 @dataclass
-class _Group:
-    """Adjacent rows padded to one length; the first begins at token `start`."""
+class _Part:
+    """Rows that one thread computes: adjacent tokens. The groups' rows begin at tokens of the part.
 
-    start: int
-    rows: int
-    length: int
-    mask: Tensor
-    """(G * L, T), 0 where a query attends to a key, else -inf."""
+    Attributes:
+        tails: where the part's tails are among those of all rows.
+        tail_M: which of the part's tokens they are.
+    """
 
-    @property
-    def tokens(self) -> slice:
-        return slice(self.start, self.start + self.rows * self.length)
+    tokens: slice
+    groups: list[Group]
+    tails: slice
+    tail_M: Tensor
 
 
 @dataclass
@@ -75,17 +78,21 @@ class Plan:
     """How rows are packed into N consecutive tokens, for one pass through all layers.
 
     Attributes:
-        ids_N: token ids; padding is 0.
+        ids_N: token ids.
         starts: each row's first token.
+        tails: of each row, the place of its first wanted token among the wanted ones of all rows.
         prefix: tokens of the shared prefix before every row.
     """
 
     ids_N: Tensor
     starts: list[int]
+    tails: list[int]
     prefix: int
-    groups: list[_Group]
-    cos_N1E: Tensor
-    sin_N1E: Tensor
+    parts: list[_Part]
+    rotary: Rotary
+    ops: TokenOps
+    adapted: bool
+    """False while the adapter is off."""
 
 
 class FusedDecoder:
@@ -101,7 +108,7 @@ class FusedDecoder:
     def layers(self) -> list[Layer]:
         """The layers with the adapters' current weights, in the dtype of autocast, or else of the model."""
         weights = [weight for weight in self.decoder.parameters() if not weight.requires_grad]
-        dtype = _product_dtype(weights[0])
+        dtype = product_dtype(weights[0])
         lora = [weight for weight in self.decoder.parameters() if weight.requires_grad]
         key = (dtype, [(w.data_ptr(), w._version) for w in weights], [id(w) for w in lora])
         if self._key != key:
@@ -114,138 +121,248 @@ class FusedDecoder:
                     projection.refresh()
         return self._layers
 
-    def plan(self, rows: Sequence[Sequence[int]], prefix: int, layers: list[Layer]) -> Plan:
-        """Pack `rows` (sorted by length, to need little padding) after a prefix of `prefix` tokens."""
-        first = layers[0]
-        device, dtype = first.qkv.matrix.device, first.qkv.matrix.dtype
-        together = ROWS_TOGETHER if device.type == "cpu" else len(rows)
-        ids: list[int] = []
-        position: list[int] = []
-        starts: list[int] = []
-        groups = []
-        for begin in range(0, len(rows), together):
-            some = rows[begin : begin + together]
-            longest = max(map(len, some))
-            mask_LT = _mask(longest, prefix, device, dtype)
-            groups.append(_Group(len(ids), len(some), longest, mask_LT.repeat(first.groups, 1)))
-            for row in some:
-                starts.append(len(ids))
-                ids += [*row, *[0] * (longest - len(row))]
-                position += range(prefix, prefix + longest)
-        position_1N = torch.tensor([position], device=device)
-        cos_1NE, sin_1NE = self.decoder.rotary_emb(torch.empty(0, device=device), position_1N)
-        half = first.head_dim // 2
-        sin_1NE = torch.cat([-sin_1NE[..., :half], sin_1NE[..., half:]], -1)  # see `_apply_rotary`
-        cos_N1E, sin_N1E = (table[0, :, None].to(dtype) for table in (cos_1NE, sin_1NE))
-        return Plan(torch.tensor(ids, device=device), starts, prefix, groups, cos_N1E, sin_N1E)
+    def plan(
+        self,
+        rows: Sequence[Sequence[int]],
+        prefix: int,
+        layers: list[Layer],
+        wanted: Sequence[int],
+        together: int | None = None,
+    ) -> Plan:
+        """Pack `rows` (sorted by length, so that attention needs little padding) after a prefix of `prefix` tokens.
 
-    def prefix(self, hidden_PD: Tensor, plan: Plan, layers: list[Layer]) -> list[Tensor]:
-        """Keys and values (K, P, E) of each layer for tokens that begin a conversation."""
+        Args:
+            wanted: how many of each row's last tokens have states after the last layer.
+            together: rows that attention pads to one length, all of them in one thread; None decides.
+        """
+        matrix = layers[0].qkv.matrix
+        in_threads = together is None and matrix.device.type == "cpu"
+        most = min(len(rows), sum(map(len, rows)) // TOKENS_A_PART)
+        shares = _dealt(len(rows), max(1, min(torch.get_num_threads(), most) if in_threads else 1))
+        together = together or (ROWS_TOGETHER if in_threads else len(rows))
+        ids: list[int] = []
+        starts, tails = [0] * len(rows), [0] * len(rows)
+        parts: list[_Part] = []
+        kept = 0
+        for share in shares:
+            length_B = np.array([len(rows[row]) for row in share], dtype=np.int64)
+            start_B = length_B.cumsum() - length_B
+            tail: list[int] = []
+            for row, end in zip(share, (start_B + length_B).tolist(), strict=True):
+                starts[row] = len(ids) + end - len(rows[row])
+                tails[row] = kept + len(tail)
+                tail += range(end - wanted[row], end)
+            groups = []
+            for first in range(0, len(share), together):
+                some = slice(first, first + together)
+                longest = int(length_B[some].max())
+                keys = -(-(prefix + longest) // KEYS_MULTIPLE) * KEYS_MULTIPLE
+                groups.append(Group(start_B[some], length_B[some], longest, keys))
+            begin = len(ids)
+            ids += [token for row in share for token in rows[row]]
+            tail_M = torch.tensor(tail, dtype=torch.long, device=matrix.device)
+            parts.append(_Part(slice(begin, len(ids)), groups, slice(kept, kept + len(tail)), tail_M))
+            kept += len(tail)
+        rotary = self._rotary(range(prefix, prefix + max(map(len, rows))), matrix)
+        wide = torch.promote_types(matrix.dtype, torch.float32)
+        ops = token_ops(matrix.device, matrix.dtype, wide)
+        return Plan(
+            torch.tensor(ids, device=matrix.device), starts, tails, prefix, parts, rotary, ops, adapter_on(self.decoder)
+        )
+
+    def _rotary(self, positions: range, like: Tensor) -> Rotary:
+        position_1L = torch.tensor([positions], device=like.device)
+        wide = torch.empty(0, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+        cos_1LE, sin_1LE = self.decoder.rotary_emb(wide, position_1L)
+        half = cos_1LE.shape[-1] // 2
+        return Rotary(cos_1LE[0].contiguous(), torch.cat([-sin_1LE[0, :, :half], sin_1LE[0, :, half:]], -1))
+
+    def prefixes(self, embed: Callable[[Tensor], Tensor], ids: list[list[int]], layers: list[Layer]) -> list[Tensor]:
+        """Keys and values (S, K, P, E) of each layer for S texts that begin conversations, padded to the longest.
+
+        Args:
+            embed: from token ids (N,) to hidden states (N, D) before the first layer.
+        """
+        plan = self.plan(ids, 0, layers, [1] * len(ids), together=len(ids))
+        hidden_ND = embed(plan.ids_N)
         shared = []
         for layer in layers:
-            hidden_PD, keys_KPE, values_KPE = self._layer(layer, plan, hidden_PD, None, None)
-            shared += [keys_KPE, values_KPE]
+            last = layer is layers[-1]
+            hidden_ND, keys_SKPE, values_SKPE = self._layer(layer, plan, hidden_ND, None, None, last)
+            shared += [keys_SKPE, values_SKPE]
         return shared
 
     def rows(self, hidden_ND: Tensor, plan: Plan, layers: list[Layer], shared: Sequence[Tensor]) -> Tensor:
-        """Hidden states (N, D) after the last layer and before the final norm."""
+        """Hidden states of the wanted tokens (M, D) after the last layer and before the final norm."""
         for index, layer in enumerate(layers):
-            hidden_ND = self._layer(layer, plan, hidden_ND, shared[2 * index], shared[2 * index + 1])[0]
+            last = layer is layers[-1]
+            hidden_ND = self._layer(layer, plan, hidden_ND, shared[2 * index], shared[2 * index + 1], last)[0]
         return hidden_ND
 
     def final_norm(self, hidden_TD: Tensor) -> Tensor:
         """The decoder's last norm."""
         return self.decoder.norm(hidden_TD)
 
-    def _layer(self, layer: Layer, plan: Plan, hidden: Tensor, keys: Tensor | None, values: Tensor | None) -> Any:
-        adapted = adapter_on(self.decoder)
+    def _layer(
+        self, layer: Layer, plan: Plan, hidden: Tensor, keys: Tensor | None, values: Tensor | None, last: bool
+    ) -> Any:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        return _LayerFunction.apply(hidden.to(wide), keys, values, layer, plan, adapted, *layer.parameters())
+        return _LayerFunction.apply(hidden.to(wide), keys, values, layer, plan, last, *layer.parameters())
 
 
 class _LayerFunction(torch.autograd.Function):
-    """One layer on N tokens: hidden states (N, D), and the tokens' keys and values if they have no prefix."""
+    """One layer on N tokens: hidden states (N, D), and each row's keys and values if there is no prefix before it.
+
+    The last layer has hidden states of the wanted tokens only, (M, D): what follows attention is computed for them.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, keys: Any, values: Any, layer: Layer, plan: Plan, adapted: bool, *lora: Tensor
+        ctx: Any, hidden_ND: Tensor, keys: Any, values: Any, layer: Layer, plan: Plan, last: bool, *lora: Tensor
     ) -> Any:
         with _no_autocast(hidden_ND):
-            tokens = len(hidden_ND)
-            x1 = layer.qkv.empty_inputs(tokens)
-            _norm(hidden_ND, layer.norm_attention, layer.eps, x1[:, : layer.qkv.inputs])
-            qkv = layer.qkv.forward(x1, adapted)
-            rotated_NHE = _apply_rotary(
-                qkv[:, : layer.rotary_width].unflatten(1, (-1, layer.head_dim)), plan.cos_N1E, plan.sin_N1E
-            )
-            value_NKE = qkv[:, layer.rotary_width :].unflatten(1, (-1, layer.head_dim))
-            x2 = layer.out.empty_inputs(tokens)
-            attended = []
-            for group in plan.groups:
-                attended += _attend(layer, group, rotated_NHE, value_NKE, keys, values, x2)
-            middle_ND = hidden_ND + layer.out.forward(x2, adapted)
-            x3 = layer.gate_up.empty_inputs(tokens)
-            _norm(middle_ND, layer.norm_mlp, layer.eps, x3[:, : layer.gate_up.inputs])
-            gate_up = layer.gate_up.forward(x3, adapted)
-            width = layer.down.inputs
-            x4 = layer.down.empty_inputs(tokens)
-            torch.mul(functional.silu(gate_up[:, :width]), gate_up[:, width:], out=x4[:, :width])
-            out_ND = middle_ND + layer.down.forward(x4, adapted)
-            h4 = x4[:, width:].clone()
+            dtype = layer.qkv.matrix.dtype
+            if keys is None:
+                before_2KPE = hidden_ND.new_empty(2, layer.kv_heads, 0, layer.head_dim, dtype=dtype)
+            else:
+                before_2KPE = torch.stack([keys, values]).to(dtype)
+            hidden_ND = hidden_ND.contiguous()
+            out_ND = hidden_ND.new_empty(plan.parts[-1].tails.stop if last else len(hidden_ND), hidden_ND.shape[1])
+
+            def one(part: _Part) -> list[Tensor]:
+                out = out_ND[part.tails if last else part.tokens]
+                return _forward(layer, plan, part, hidden_ND[part.tokens], before_2KPE, out, last)
+
+            states = run_parts(one, plan.parts)
             # The LoRA weights are saved so that changing them before the backward pass is an error, as in torch.
-            ctx.save_for_backward(hidden_ND, x1, x2, middle_ND, x3, gate_up, h4, *attended, *lora)
-            ctx.layer, ctx.plan, ctx.adapted, ctx.has_prefix = layer, plan, adapted, keys is not None
+            ctx.save_for_backward(hidden_ND, *(tensor for state in states for tensor in state), *lora)
+            ctx.layer, ctx.plan, ctx.last, ctx.has_prefix = layer, plan, last, keys is not None
             if keys is not None:
                 return out_ND, None, None
-            own_KNE = rotated_NHE[:, layer.kv_heads * layer.groups :].transpose(0, 1)
-            return out_ND, own_KNE.to(hidden_ND.dtype), value_NKE.transpose(0, 1).to(hidden_ND.dtype)
+            longest = plan.parts[0].groups[0].longest
+            keys, values = (side[:, :, :longest].to(hidden_ND.dtype) for side in states[0][-3:-1])
+            return out_ND, keys, values
 
     @staticmethod
     def backward(ctx: Any, dout_ND: Tensor, dkeys: Any, dvalues: Any) -> Any:
         layer, plan = ctx.layer, ctx.plan
-        if not ctx.adapted:
+        if not plan.adapted:
             raise RuntimeError("no gradient is computed while the adapter is off")
         with _no_autocast(dout_ND):
-            hidden_ND, x1, x2, middle_ND, x3, gate_up, h4, *rest = ctx.saved_tensors
-            tokens, width = len(hidden_ND), layer.down.inputs
+            hidden_ND, *rest = ctx.saved_tensors
+            dout_ND, dhidden_ND = dout_ND.contiguous(), torch.empty_like(hidden_ND)
+            jobs = []
+            for part in plan.parts:
+                count = SAVED + SAVED_A_GROUP * len(part.groups)
+                jobs.append((part, rest[:count]))
+                rest = rest[count:]
 
-            dy4 = layer.down.empty_gradients(tokens)
-            dy4[:, : layer.down.outputs] = dout_ND
-            dact = layer.down.backward(dy4)
-            gate, up = gate_up[:, :width], gate_up[:, width:]
-            swish = functional.silu(gate)
-            found4 = layer.down.gradients(swish * up, h4, dy4)
-            dy3 = layer.gate_up.empty_gradients(tokens)
-            torch.mul(dact, swish, out=dy3[:, width : 2 * width])
-            torch.ops.aten.silu_backward.grad_input(dact.mul_(up), gate, grad_input=dy3[:, :width])
-            dx3 = layer.gate_up.backward(dy3)
-            found3 = layer.gate_up.gradients(x3[:, : layer.gate_up.inputs], x3[:, layer.gate_up.inputs :], dy3)
-            dmiddle_ND = _norm_backward(dx3, middle_ND, layer.norm_mlp, layer.eps, dout_ND)
+            def one(job: tuple[_Part, list[Tensor]]) -> tuple[list[Tensor], Tensor]:
+                part, state = job
+                hidden, dhidden = hidden_ND[part.tokens], dhidden_ND[part.tokens]
+                dout = dout_ND[part.tails if ctx.last else part.tokens]
+                return _backward(layer, plan, part, state, hidden, dout, (dkeys, dvalues), dhidden, ctx.last)
 
-            dy2 = layer.out.empty_gradients(tokens)
-            dy2[:, : layer.out.outputs] = dmiddle_ND
-            dx2 = layer.out.backward(dy2)
-            found2 = layer.out.gradients(x2[:, : layer.out.inputs], x2[:, layer.out.inputs :], dy2)
+            found, dbefore = zip(*run_parts(one, jobs), strict=True)
+            gradients = [sum(parts[1:], start=parts[0]) for parts in zip(*found, strict=True)]
+            dk, dv = sum(dbefore[1:], start=dbefore[0]) if ctx.has_prefix else (None, None)
+            return dhidden_ND, dk, dv, None, None, None, *gradients
 
-            dy1 = layer.qkv.empty_gradients(tokens)
-            heads = layer.kv_heads * layer.groups
-            drotated_NHE = dy1.new_empty(tokens, heads + layer.kv_heads, layer.head_dim)
-            dvalue_NKE = dy1[:, layer.rotary_width : layer.qkv.outputs].unflatten(1, (-1, layer.head_dim))
-            dprefix = None
-            if ctx.has_prefix:
-                dprefix = hidden_ND.new_zeros(2, layer.kv_heads, plan.prefix, layer.head_dim)
-            for index, group in enumerate(plan.groups):
-                _attend_backward(layer, group, rest[4 * index : 4 * index + 4], dx2, drotated_NHE, dvalue_NKE, dprefix)
-            if dkeys is not None:
-                drotated_NHE[:, heads:] += dkeys.transpose(0, 1).to(drotated_NHE.dtype)
-            if dvalues is not None:
-                dvalue_NKE += dvalues.transpose(0, 1).to(dvalue_NKE.dtype)
-            dy1[:, : layer.rotary_width] = _apply_rotary(drotated_NHE, plan.cos_N1E, -plan.sin_N1E).flatten(1)
-            dx1 = layer.qkv.backward(dy1)
-            found1 = layer.qkv.gradients(x1[:, : layer.qkv.inputs], x1[:, layer.qkv.inputs :], dy1)
-            dhidden_ND = _norm_backward(dx1, hidden_ND, layer.norm_attention, layer.eps, dmiddle_ND)
-            dk, dv = (None, None) if dprefix is None else (dprefix[0], dprefix[1])
-            return dhidden_ND, dk, dv, None, None, None, *found1, *found2, *found3, *found4
+
+SAVED, SAVED_A_GROUP = 6, 4
+"""How many tensors `_forward` returns for a part, and for each of its groups."""
+
+
+def _forward(
+    layer: Layer, plan: Plan, part: _Part, hidden: Tensor, before: Tensor, out: Tensor, last: bool
+) -> list[Tensor]:
+    """One layer on the tokens of a part, written to `out`; returns what the gradient needs."""
+    ops, adapted = plan.ops, plan.adapted
+    x1 = layer.qkv.empty_inputs(len(hidden))
+    ops.norm(hidden, layer.norm_attention, layer.eps, x1)
+    qkv = layer.qkv.forward(x1, adapted)
+    x2 = layer.out.empty_inputs(len(hidden))
+    attended = []
+    for group in part.groups:
+        attended += _attend(layer, plan, group, qkv, before, x2)
+    if last:
+        hidden, x2 = hidden[part.tail_M], x2[part.tail_M]
+    tokens = len(hidden)
+    x3, middle = layer.gate_up.empty_inputs(tokens), torch.empty_like(hidden)
+    ops.add_norm(hidden, layer.out.forward(x2, adapted), layer.norm_mlp, layer.eps, middle, x3)
+    gate_up = layer.gate_up.forward(x3, adapted)
+    x4 = layer.down.empty_inputs(tokens)
+    ops.swiglu(gate_up, x4)
+    ops.add(middle, layer.down.forward(x4, adapted), out)
+    return [x1, x2, middle, x3, gate_up, layer.down.ranks_of(x4), *attended]
+
+
+def _backward(
+    layer: Layer, plan: Plan, part: _Part, state: list[Tensor], hidden: Tensor, dout: Tensor, dkeys_values: Any,
+    dhidden: Tensor, last: bool,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """Writes the gradient of the part's tokens; returns the LoRA weights', and that of the prefix's keys and values."""
+    x1, x2, middle, x3, gate_up, h4, *rest = state
+    ops, dtype = plan.ops, x1.dtype
+    dy4 = ops.convert(dout, dtype)
+    dact, low = layer.down.backward(dy4)
+    dy3, act = ops.swiglu_backward(dact, low, gate_up)
+    found4 = layer.down.gradients(act, h4, dy4, dact)
+    del act, low, dy4, dact
+    dx3, low = layer.gate_up.backward(dy3)
+    found3 = layer.gate_up.gradients(x3, layer.gate_up.ranks_of(x3), dy3, dx3)
+    dmiddle = torch.empty_like(middle)
+    ops.norm_backward(dx3, low, middle, layer.norm_mlp, layer.eps, dout, dmiddle)
+    del dy3, dx3, low
+    dy2 = ops.convert(dmiddle, dtype)
+    dx2, low = layer.out.backward(dy2)
+    found2 = layer.out.gradients(x2, layer.out.ranks_of(x2), dy2, dx2)
+    if last:
+        dmiddle, dx2, low = (_spread(tensor, part.tail_M, len(hidden)) for tensor in (dmiddle, dx2, low))
+    dy1 = x1.new_empty(len(hidden), layer.qkv.outputs)
+    dbefore = hidden.new_zeros(2, layer.kv_heads, plan.prefix, layer.head_dim)
+    for index, group in enumerate(part.groups):
+        saved = rest[SAVED_A_GROUP * index : SAVED_A_GROUP * (index + 1)]
+        _attend_backward(layer, plan, group, saved, dx2, low, dkeys_values, dy1, dbefore)
+    dx1, low = layer.qkv.backward(dy1)
+    found1 = layer.qkv.gradients(x1, layer.qkv.ranks_of(x1), dy1, dx1)
+    ops.norm_backward(dx1, low, hidden, layer.norm_attention, layer.eps, dmiddle, dhidden)
+    return [*found1, *found2, *found3, *found4], dbefore
+
+
+def _spread(x_MC: Any, place_M: Tensor, tokens: int) -> Any:
+    """(tokens, C) with the rows of `x` at `place`, and 0 elsewhere; None stays None."""
+    return None if x_MC is None else x_MC.new_zeros(tokens, x_MC.shape[1]).index_copy_(0, place_M, x_MC)
+
+
+def _attend(layer: Layer, plan: Plan, group: Group, qkv: Tensor, before: Tensor, out: Tensor) -> list[Tensor]:
+    """Attention of one group, written to its tokens of `out`; returns queries, keys, values and probabilities."""
+    query, key, value = plan.ops.pack_heads(qkv, plan.rotary, before, group, layer.groups)
+    flat = query.flatten(0, 1).flatten(1, 2)
+    share = torch.bmm(flat, key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], -1)
+    plan.ops.softmax_(share, group, plan.prefix, layer.scale)
+    attended = torch.bmm(share.flatten(0, 1).flatten(1, 2), value.flatten(0, 1))
+    plan.ops.unpack_heads(attended.view(query.shape), group, out)
+    return [query, key, value, share]
+
+
+def _attend_backward(
+    layer: Layer, plan: Plan, group: Group, saved: Sequence[Tensor], dx: Tensor, low: Tensor | None,
+    dkeys_values: Any, dqkv: Tensor, dbefore: Tensor,
+) -> None:  # fmt: skip
+    """Writes the gradients of the group's queries, keys and values, and adds to the prefix's."""
+    query, key, value, share = saved
+    dattended = plan.ops.pack_gradient(dx, low, group, query).flatten(0, 1).flatten(1, 2)
+    dvalue = torch.bmm(share.flatten(0, 1).flatten(1, 2).transpose(1, 2), dattended).view(value.shape)
+    dshare = torch.bmm(dattended, value.flatten(0, 1).transpose(1, 2)).view(share.shape)
+    plan.ops.softmax_backward_(dshare, share, group, plan.prefix, layer.scale)
+    dscores = dshare.flatten(0, 1).flatten(1, 2)
+    dquery = torch.bmm(dscores, key.flatten(0, 1)).view(query.shape)
+    dkey = torch.bmm(dscores.transpose(1, 2), query.flatten(0, 1).flatten(1, 2)).view(key.shape)
+    for gradient, further in zip((dkey, dvalue), dkeys_values, strict=True):
+        if further is not None:  # of prefixes, whose keys and values are also those of the rows after them
+            gradient[:, :, : group.longest] += further.to(gradient.dtype)
+    plan.ops.unpack_gradient(dquery, dkey, dvalue, plan.rotary, group, dqkv, dbefore)
 
 
 def supports(model: Any) -> bool:
@@ -294,7 +411,8 @@ def _is_plain(linear: Any) -> bool:
     return linear.lora_B[name].bias is None and isinstance(linear.lora_dropout[name], nn.Identity)
 
 
-def _product_dtype(weight: Tensor) -> torch.dtype:
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of autocast, or else of the weight."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
@@ -303,85 +421,10 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _mask(length: int, prefix: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    keys = -(-(prefix + length) // KEYS_MULTIPLE) * KEYS_MULTIPLE
-    return torch.full((length, keys), -torch.inf, device=device, dtype=dtype).triu(prefix + 1)
-
-
-def _apply_rotary(x_NHE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor) -> Tensor:
-    """Rotary positions: x cos + swapped(x) sin, the sign of rotate_half in sin's first half; -sin turns back."""
-    half = x_NHE.shape[-1] // 2
-    swapped_NHE = torch.cat([x_NHE[..., half:], x_NHE[..., :half]], -1)
-    return (x_NHE * cos_N1E).addcmul_(swapped_NHE, sin_N1E)
-
-
-def _inverse_rms(hidden_ND: Tensor, eps: float) -> Tensor:
-    norm_N1 = torch.linalg.vector_norm(hidden_ND, dim=-1, keepdim=True)
-    return norm_N1.square_().div_(hidden_ND.shape[-1]).add_(eps).rsqrt_()
-
-
-def _norm(hidden_ND: Tensor, weight_D: Tensor, eps: float, out: Tensor) -> None:
-    torch.mul(hidden_ND * _inverse_rms(hidden_ND, eps), weight_D, out=out)
-
-
-def _norm_backward(dy_ND: Tensor, hidden_ND: Tensor, weight_D: Tensor, eps: float, past_ND: Tensor) -> Tensor:
-    """The gradient of RMSNorm's input, plus that of the residual connection (`past`)."""
-    inverse_N1 = _inverse_rms(hidden_ND, eps)
-    dy_ND = dy_ND * weight_D
-    along_N1 = (dy_ND * hidden_ND).sum(-1, keepdim=True)
-    along_N1.mul_(inverse_N1.pow(3)).div_(-hidden_ND.shape[-1])
-    return torch.addcmul(past_ND, dy_ND, inverse_N1).addcmul_(hidden_ND, along_N1)
-
-
-def _attend(
-    layer: Layer, group: _Group, rotated_NHE: Tensor, value_NKE: Tensor, keys: Any, values: Any, out: Tensor
-) -> list[Tensor]:
-    """Attention of one group, written to its tokens of `out`; returns queries, keys, values and probabilities."""
-    heads, groups, rows, length = layer.kv_heads, layer.groups, group.rows, group.length
-    prefix = 0 if keys is None else keys.shape[1]
-    rotated_BLHE = rotated_NHE[group.tokens].unflatten(0, (rows, length))
-    query = rotated_BLHE[:, :, : heads * groups].transpose(1, 2).reshape(rows * heads, groups * length, -1)
-    total = group.mask.shape[1]
-    both = rotated_NHE.new_empty(2, rows, heads, total, layer.head_dim)
-    own = rotated_BLHE[:, :, heads * groups :], value_NKE[group.tokens].unflatten(0, (rows, length))
-    for side, before, after in zip(both, (keys, values), own, strict=True):
-        if prefix:
-            side[:, :, :prefix] = before
-        side[:, :, prefix : prefix + length] = after.transpose(1, 2)
-        side[:, :, prefix + length :] = 0
-    key, value = both.flatten(1, 2)
-    scores = torch.baddbmm(group.mask, query, key.transpose(1, 2), alpha=layer.scale)
-    share = torch.softmax(scores, -1)
-    attended = torch.bmm(share, value).view(rows, heads * groups, length, -1).transpose(1, 2)
-    width = layer.out.inputs
-    out[group.tokens, :width].unflatten(0, (rows, length)).unflatten(2, (heads * groups, -1)).copy_(attended)
-    return [query, key, value, share]
-
-
-def _attend_backward(
-    layer: Layer,
-    group: _Group,
-    saved: Sequence[Tensor],
-    dout: Tensor,
-    drotated_NHE: Tensor,
-    dvalue_NKE: Tensor,
-    dprefix: Tensor | None,
-) -> None:
-    """Writes the gradients of the group's queries, keys and values, and adds to the prefix's."""
-    query, key, value, share = saved
-    heads, groups, rows, length = layer.kv_heads, layer.groups, group.rows, group.length
-    dattended = dout[group.tokens].unflatten(0, (rows, length)).unflatten(2, (heads * groups, -1)).transpose(1, 2)
-    dattended = dattended.reshape(rows * heads, groups * length, -1)
-    dshare = torch.baddbmm(group.mask, dattended, value.transpose(1, 2), beta=0, alpha=layer.scale)
-    dscores = torch._softmax_backward_data(dshare, share, -1, share.dtype)
-    dquery = torch.bmm(dscores, key).view(rows, heads * groups, length, -1)
-    dkey = torch.bmm(dscores.transpose(1, 2), query).view(rows, heads, -1, layer.head_dim)
-    dvalue = torch.bmm(share.transpose(1, 2), dattended).view(rows, heads, -1, layer.head_dim)
-    prefix = 0 if dprefix is None else dprefix.shape[2]
-    if dprefix is not None:
-        dprefix[0] += dkey[:, :, :prefix].sum(0, dtype=dprefix.dtype)
-        dprefix[1] += dvalue[:, :, :prefix].sum(0, dtype=dprefix.dtype)
-    drotated_BLHE = drotated_NHE[group.tokens].unflatten(0, (rows, length))
-    drotated_BLHE[:, :, : heads * groups] = dquery.transpose(1, 2)
-    drotated_BLHE[:, :, heads * groups :] = dkey[:, :, prefix : prefix + length].transpose(1, 2)
-    dvalue_NKE[group.tokens].unflatten(0, (rows, length)).copy_(dvalue[:, :, prefix : prefix + length].transpose(1, 2))
+def _dealt(rows: int, shares: int) -> list[list[int]]:
+    """Rows sorted by length, dealt to and fro so that each share has about as many tokens."""
+    dealt: list[list[int]] = [[] for _ in range(shares)]
+    for row in range(rows):
+        turn, place = divmod(row, shares)
+        dealt[shares - 1 - place if turn % 2 else place].append(row)
+    return dealt

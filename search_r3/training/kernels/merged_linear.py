@@ -29,8 +29,9 @@ class _Adapter:
 class Projection:
     """Linear layers with the same input, and their LoRA, as one matrix.
 
-    `matrix` is [[W, sB], [A, 0]], (out + R, in + R): its upper rows map [x, h] to y, where h = x A'; its left columns
-    map [dy, dh] to dx, where dh = dy sB.
+    `matrix` is [W, sB], (out, in + R): it maps [x, h] to y, where h = x A', and dy to [dy W, dh], where dh = dy sB.
+    All products are of whole contiguous tensors: torch copies others before each product. So the rows of x have R
+    further columns.
     """
 
     def __init__(self, linears: Sequence[Any], dtype: torch.dtype) -> None:
@@ -50,17 +51,19 @@ class Projection:
             row = end
         self.rank = rank
         device = bases[0].weight.device
-        self.matrix = torch.zeros(self.outputs + rank, self.inputs + rank, dtype=dtype, device=device)
+        self.matrix = torch.zeros(self.outputs, self.inputs + rank, dtype=dtype, device=device)
+        self._down = torch.zeros(rank, self.inputs, dtype=dtype, device=device)
+        self._wide_down = torch.zeros(rank, self.inputs + rank, dtype=dtype, device=device)
         with torch.no_grad():
-            torch.cat([base.weight for base in bases], out=self.matrix[: self.outputs, : self.inputs])
+            torch.cat([base.weight for base in bases], out=self.matrix[:, : self.inputs])
             biases = [base.bias for base in bases]
             self.bias = None if biases[0] is None else torch.cat(biases).to(dtype)
 
     def refresh(self) -> None:
         """Copy the adapters' current weights into the matrix."""
         for adapter in self.adapters:
-            first, last = self.outputs + adapter.ranks.start, self.outputs + adapter.ranks.stop
-            self.matrix[first:last, : self.inputs].copy_(adapter.a)
+            self._down[adapter.ranks].copy_(adapter.a)
+            self._wide_down[adapter.ranks, : self.inputs].copy_(adapter.a)
             start, stop = self.inputs + adapter.ranks.start, self.inputs + adapter.ranks.stop
             torch.mul(adapter.b, adapter.scale, out=self.matrix[adapter.rows, start:stop])
 
@@ -69,34 +72,38 @@ class Projection:
         return [weight for adapter in self.adapters for weight in (adapter.a, adapter.b)]
 
     def empty_inputs(self, tokens: int) -> Tensor:
-        """Uninitialized [x, h], (N, in + R); the caller fills in x."""
+        """Uninitialized [x, h], (N, in + R); the caller writes x, and 0 into h."""
         return self.matrix.new_empty(tokens, self.inputs + self.rank)
 
-    def empty_gradients(self, tokens: int) -> Tensor:
-        """Uninitialized [dy, dh], (N, out + R); the caller fills in dy."""
-        return self.matrix.new_empty(tokens, self.outputs + self.rank)
-
     def forward(self, x: Tensor, adapted: bool) -> Tensor:
-        """y (N, out) from [x, h]; h is filled in."""
-        if not (adapted and self.rank):
-            return functional.linear(x[:, : self.inputs], self.matrix[: self.outputs, : self.inputs], self.bias)
-        torch.mm(x[:, : self.inputs], self.matrix[self.outputs :, : self.inputs].T, out=x[:, self.inputs :])
-        return functional.linear(x, self.matrix[: self.outputs], self.bias)
+        """y (N, out) from [x, 0]; h is filled in."""
+        if adapted and self.rank:
+            x[:, self.inputs :] = torch.mm(x, self._wide_down.T)
+        return functional.linear(x, self.matrix, self.bias)
 
-    def backward(self, dy: Tensor) -> Tensor:
-        """dx (N, in) from [dy, dh]; dh is filled in."""
-        if self.rank:
-            torch.mm(dy[:, : self.outputs], self.matrix[: self.outputs, self.inputs :], out=dy[:, self.outputs :])
-        return torch.mm(dy, self.matrix[:, : self.inputs])
+    def backward(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[dy W, dh], (N, in + R), and dh A, (N, in): dx is the sum of the first `in` columns and the second."""
+        dx = torch.mm(dy, self.matrix)
+        return dx, torch.mm(self.ranks_of(dx), self._down) if self.rank else None
 
-    def gradients(self, x: Tensor, h: Tensor, dy: Tensor) -> list[Tensor]:
-        """The gradients of `parameters` from x (N, in), h (N, R) and [dy, dh]."""
+    def ranks_of(self, x: Tensor) -> Tensor:
+        """h of [x, h], or dh, contiguous (N, R)."""
+        return x[:, self.inputs :].contiguous()
+
+    def gradients(self, x: Tensor, h: Tensor, dy: Tensor, dx: Tensor) -> list[Tensor]:
+        """The gradients of `parameters`.
+
+        Args:
+            x: (N, in) or [x, h].
+            dx: what `backward` returned first.
+        """
         if not self.rank:
             return []
-        da = torch.mm(dy[:, self.outputs :].T, x)
+        da = torch.mm(self.ranks_of(dx).T, x)
+        db = torch.mm(h.T, dy)
         found = []
         for adapter in self.adapters:
-            db = torch.mm(h[:, adapter.ranks].T, dy[:, adapter.rows]).T
-            found.append(da[adapter.ranks].to(adapter.a.dtype))
-            found.append(db.to(adapter.b.dtype, memory_format=torch.contiguous_format).mul_(adapter.scale))
+            found.append(da[adapter.ranks, : self.inputs].to(adapter.a.dtype))
+            own = db[adapter.ranks, adapter.rows].T
+            found.append(own.to(adapter.b.dtype, memory_format=torch.contiguous_format).mul_(adapter.scale))
         return found

@@ -22,7 +22,9 @@ from search_r3.errors import InputError
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.training.config import LoraSettings
 from search_r3.training.distributed import collectives, sharding
-from search_r3.training.kernels.fused_llama import FusedDecoder, Layer, supports
+from search_r3.training.kernels.fused_llama import FusedDecoder, Layer, product_dtype, supports
+from search_r3.training.kernels.linear_cross_entropy import linear_cross_entropy
+from search_r3.training.kernels.token_ops import token_ops
 
 NAMES = re.compile(r"\w+(,\w+)*")
 """`target_modules` that are names of modules; any other text goes to PEFT ("all-linear", a regular expression)."""
@@ -62,12 +64,14 @@ class Encoded:
         base_logits_TV: the base model's logits at the same positions (adapter off), without gradient; None unless
             requested.
         target_T: the tokens to be predicted there.
+        token_loss_T: their cross-entropy, float32, instead of `logits_TV`; None unless requested.
     """
 
     embedding_BD: Tensor
     logits_TV: Tensor | None = None
     base_logits_TV: Tensor | None = None
     target_T: Tensor | None = None
+    token_loss_T: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -116,19 +120,32 @@ class Policy(nn.Module):
         self._decoder = FusedDecoder(model)
         self._placeholder: list[Any] = []  # in a list, so that its weights are not this module's
 
-    def forward(self, parts: dict[str, Rows], return_base_logits: Sequence[str] = ()) -> dict[str, Encoded]:
-        """Encode each part; those named in `return_base_logits` also get the base model's logits."""
+    def forward(
+        self, parts: dict[str, Rows], return_base_logits: Sequence[str] = (), return_token_losses: Sequence[str] = ()
+    ) -> dict[str, Encoded]:
+        """Encode each part.
+
+        Args:
+            return_base_logits: parts that also get the base model's logits.
+            return_token_losses: parts that get the cross-entropy of each target instead of logits, which takes much
+                less time and memory.
+        """
         out = {}
-        for name, rows in parts.items():
-            embedding_BD, hidden_TD, target_T = self._encode(rows)
+        layers = self._fused_layers()
+        shared = self._fused_prefixes(list(parts.values()), layers)
+        for (name, rows), before in zip(parts.items(), shared, strict=True):
+            embedding_BD, hidden_TD, target_T = self._encode(rows, layers, before)
             out[name] = Encoded(embedding_BD, target_T=target_T)
-            if hidden_TD is not None:
-                out[name].logits_TV = self._logits(hidden_TD)
+            if hidden_TD is not None and target_T is not None:
+                if name in return_token_losses:
+                    out[name].token_loss_T = self._token_losses(hidden_TD, target_T)
+                else:
+                    out[name].logits_TV = self._logits(hidden_TD)
             if name in return_base_logits and (
                 hidden_TD is not None or self._placeholder
             ):  # if sharded, all processes take part
                 with torch.no_grad(), self.model.disable_adapter():
-                    base_TD = self._encode(rows)[1]
+                    base_TD = self._encode(rows, layers, *self._fused_prefixes([rows], layers))[1]
                     out[name].base_logits_TV = None if base_TD is None else self._logits(base_TD)
         return out
 
@@ -193,27 +210,53 @@ class Policy(nn.Module):
         own_T1 = nn.functional.linear(hidden_TD, row_1D).to(logits_TV.dtype)
         return logits_TV.index_copy(1, torch.tensor([self.embed_id], device=logits_TV.device), own_T1)
 
+    def _token_losses(self, hidden_TD: Tensor, target_T: Tensor) -> Tensor:
+        layer = self.causal_lm.get_output_embeddings()
+        matrix_VD = _frozen(layer)[: self.vocab_size]
+        dtype = product_dtype(matrix_VD)
+        ops = token_ops(matrix_VD.device, dtype, torch.promote_types(dtype, torch.float32))
+        row_1D = self._trained_row(self.causal_lm.get_input_embeddings() if self.tied else layer)
+        return linear_cross_entropy(hidden_TD, matrix_VD.to(dtype), row_1D, self.embed_id, target_T, ops)
+
     def _runs_fused(self, device: torch.device) -> bool:
         wanted = (device.type == "cpu" if self.fused is None else self.fused) and not self._placeholder
         return wanted and supports(self.model)  # checked each time: adapters may be merged, switched or set to dropout
 
-    def _encode(self, part: Rows) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _fused_layers(self) -> list[Layer] | None:
+        return self._decoder.layers() if self._runs_fused(next(self.model.parameters()).device) else None
+
+    def _fused_prefixes(self, parts: Sequence[Rows], layers: list[Layer] | None) -> list[list[Tensor] | None]:
+        """Keys and values of each part's prefix, layer by layer; None where transformers computes them later.
+
+        The prefixes are short: together they need one pass over the weights.
+        """
+        if layers is None or not parts:
+            return [None] * len(parts)
+        ids = [list(part.prefix) for part in parts]
+        together = self._checkpointed(self._decoder.prefixes, self._inputs, ids, layers)
+        return [[tensor_SKPE[index, :, : len(prefix)] for tensor_SKPE in together] for index, prefix in enumerate(ids)]
+
+    def _encode(
+        self, part: Rows, layers: list[Layer] | None, shared: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         device = next(self.model.parameters()).device
-        layers = self._decoder.layers() if self._runs_fused(device) else None
-        shared = self._checkpointed(self._prefix, part.prefix, layers, device)
-        order = sorted(range(len(part.rows)), key=lambda i: -len(part.rows[i]))
+        if shared is None:
+            shared = self._checkpointed(self._prefix, part.prefix, device)
+        first = _first_equal(part) if layers is not None else list(range(len(part.rows)))
+        order = sorted(set(first), key=lambda i: (-len(part.rows[i]), i))
         compute = partial(self._latent_mini_batch, part.latent_steps) if part.latent_steps else self._mini_batch
         calls = -(-len(order) // self.mini_batch_size)
         # If sharded, every process must make equally many calls: each one gathers the weights, a collective.
         idle = collectives.all_reduce_max(calls, device) - calls if self._placeholder else 0
-        embedding: list[Tensor] = [torch.empty(0)] * len(order)
-        hidden: list[Tensor] = [torch.empty(0)] * len(order)
+        embedding: list[Tensor] = [torch.empty(0)] * len(first)
+        hidden: list[Tensor] = [torch.empty(0)] * len(first)
         for start in range(0, len(order), self.mini_batch_size):
             chosen = order[start : start + self.mini_batch_size]
             rows, counts = [part.rows[i] for i in chosen], [part.num_target_tokens[i] for i in chosen]
             state_BD, target_TD = self._checkpointed(compute, rows, counts, layers, *shared)
             for i, state_D, states_TD in zip(chosen, state_BD, target_TD.split(counts), strict=True):
                 embedding[i], hidden[i] = state_D, states_TD
+        embedding, hidden = [embedding[i] for i in first], [hidden[i] for i in first]
         if order:
             embedding_BD = nn.functional.normalize(torch.stack(embedding).float(), dim=-1)
         else:
@@ -233,11 +276,8 @@ class Policy(nn.Module):
             return checkpoint(compute, *inputs, use_reentrant=False)
         return compute(*inputs)
 
-    def _prefix(self, ids: Sequence[int], layers: list[Layer] | None, device: torch.device) -> list[Tensor]:
-        """Keys and values of the shared prefix, layer by layer."""
-        if layers is not None:
-            plan = self._decoder.plan([list(ids)], 0, layers)
-            return self._decoder.prefix(self._inputs(plan.ids_N), plan, layers)
+    def _prefix(self, ids: Sequence[int], device: torch.device) -> list[Tensor]:
+        """Keys and values of the shared prefix, layer by layer, by transformers' own forward pass."""
         cache: Any = DynamicCache()
         ids_1P = torch.tensor([list(ids)], device=device)
         self.causal_lm.get_decoder()(inputs_embeds=self._inputs(ids_1P), past_key_values=cache, use_cache=True)
@@ -296,19 +336,17 @@ class Policy(nn.Module):
         `soft`: input embeddings (B, D) that replace those of each row's last tokens.
         """
         if layers is not None:
-            plan = self._decoder.plan(rows, shared[0].shape[1], layers)
-            starts = plan.starts
-            inputs_ND = _with_soft_tokens(self._inputs(plan.ids_N), rows, starts, soft)
-            hidden_ND = self._decoder.rows(inputs_ND, plan, layers, shared)
+            plan = self._decoder.plan(rows, shared[0].shape[1], layers, [n + 1 for n in num_target_tokens])
+            inputs_ND = _with_soft_tokens(self._inputs(plan.ids_N), rows, plan.starts, soft)
+            hidden_ND = self._decoder.final_norm(self._decoder.rows(inputs_ND, plan, layers, shared))
+            ends = [tail + n for tail, n in zip(plan.tails, num_target_tokens, strict=True)]
         else:
             longest = max(map(len, rows))
             starts = [longest * line for line in range(len(rows))]
             hidden_ND = self._plain(rows, starts, soft, shared)
-        ends = [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)]
+            ends = [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)]
         predicting = [end - back for end, n in zip(ends, num_target_tokens, strict=True) for back in range(n, 0, -1)]
         picked_TD = hidden_ND[torch.tensor(ends + predicting, device=hidden_ND.device)]
-        if layers is not None:
-            picked_TD = self._decoder.final_norm(picked_TD)
         return picked_TD[: len(ends)], picked_TD[len(ends) :]
 
     def _plain(
@@ -348,6 +386,14 @@ def _with_soft_tokens(
 def _wide(tensor: Tensor) -> Tensor:
     """In float32 at least."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _first_equal(part: Rows) -> list[int]:
+    """For each row the first that is the same: what is in a batch twice is encoded once (there is no dropout)."""
+    seen: dict[tuple[int, ...], int] = {}
+    return [
+        seen.setdefault((n, *row), i) for i, (row, n) in enumerate(zip(part.rows, part.num_target_tokens, strict=True))
+    ]
 
 
 def _gather_layer(layer: Any, _: Tensor) -> None:

@@ -204,7 +204,11 @@ class SFTTask:
         weights = self.config.weights
         spoken = [part for part in ("query", "reasoning") if part in batch.parts]
         conversations = [*spoken, *(["latent"] if "latent" in batch.parts else [])]
-        encoded: dict[str, Encoded] = module(batch.parts, return_base_logits=spoken if weights.kl else ())
+        encoded: dict[str, Encoded] = module(
+            batch.parts,
+            return_base_logits=spoken if weights.kl else (),
+            return_token_losses=() if weights.kl else spoken,
+        )
         rows_of = {
             "document": range(len(batch.documents)),
             "query": range(len(batch.pairs)),
@@ -335,6 +339,8 @@ class SFTTask:
         keep_T = None if target_T is None else target_T != embed_id
         counts = [0, 0] if target_T is None or keep_T is None else [len(target_T), int(keep_T.sum())]
         ce_weight, kl_weight = collectives.rank_weights(*counts, device=encoded.embedding_BD.device)
+        if encoded.token_loss_T is not None:
+            return {"sft": ce_weight * encoded.token_loss_T.mean()}
         if encoded.logits_TV is None or target_T is None:
             return terms
         if weights.sft:

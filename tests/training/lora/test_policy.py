@@ -73,6 +73,27 @@ def test_gradients_are_those_of_the_plain_adapted_model(policy: Policy) -> None:
         torch.testing.assert_close(ours[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_token_losses_are_the_logits_cross_entropy_with_its_gradients(policy: Policy, fused: bool) -> None:
+    policy.fused = fused
+    found = []
+    for names in ((), ("query",)):
+        policy.zero_grad()
+        encoded = policy({"query": rows(policy)}, return_token_losses=names)["query"]
+        losses = encoded.token_loss_T
+        if losses is None:
+            assert encoded.logits_TV is not None
+            assert encoded.target_T is not None
+            losses = nn.functional.cross_entropy(encoded.logits_TV, encoded.target_T, reduction="none")
+        (losses * torch.tensor([0.3, 2.0, 1.0])).sum().backward()
+        found.append((losses, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}))
+    (losses, expected), (got_losses, got) = found
+    torch.testing.assert_close(got_losses, losses, atol=1e-5, rtol=1e-5)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (got[name] - gradient).norm() < 3e-5 * gradient.norm(), name
+
+
 def test_base_logits_are_the_untouched_model_s(policy: Policy, tiny_model: Path) -> None:
     part = rows(policy)
     encoded = policy({"query": part}, return_base_logits=["query"])["query"]
