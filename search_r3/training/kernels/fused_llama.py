@@ -422,7 +422,7 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def _dealt(rows: int, shares: int) -> list[list[int]]:
-    """Rows sorted by length, dealt to and fro so that each share has about as many tokens."""
+    """Rows sorted by length, dealt in alternating order so that each share has about as many tokens."""
     dealt: list[list[int]] = [[] for _ in range(shares)]
     for row in range(rows):
         turn, place = divmod(row, shares)
