@@ -2,7 +2,7 @@
 
 They run without the GIL in the calling thread; `thread_parts` runs them side by side. Arrays are C-contiguous, float32
 or bfloat16; numba has no bfloat16, so its arrays are uint16 and hold the upper half of a float32. Arithmetic is
-float32. This module imports numba: only `token_ops` imports it, if numba is installed.
+float32. Nothing here works before `compile_kernels`, which replaces the functions in this module's own names.
 
 Letters in shapes: those of `fused_llama`; X and Y are widths of a projection's input and output with the LoRA ranks
 beside it, whose columns are set to 0 where a kernel writes whole rows.
@@ -10,99 +10,136 @@ beside it, whose columns are set to 0 where a kernel writes whole rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import extending, njit, types
 
 _SUMS_IN_ANY_ORDER = {"reassoc", "nsz", "contract", "arcp"}
 """So that sums are vectorized; NaN and infinity stay what they are."""
-intrinsic: Any = extending.intrinsic
+_FASTMATH: dict[str, Any] = {
+    "_exp": {"contract"},
+    **dict.fromkeys(
+        (
+            "norm",
+            "add_norm",
+            "add",
+            "convert",
+            "norm_backward",
+            "swiglu",
+            "swiglu_backward",
+            "_rotate",
+            "_rotate_back",
+            "pack_heads",
+            "softmax",
+            "softmax_backward",
+            "unpack_heads",
+            "pack_gradient",
+            "unpack_gradient",
+            "cross_entropy",
+        ),
+        _SUMS_IN_ANY_ORDER,
+    ),
+}
+_widen: Any = None
+_narrow: Any = None
+_power_of_two: Any = None
+_larger: Any = None
+_smaller: Any = None
 
 
-def _kernel(fastmath: Any) -> Callable[[Any], Any]:
+def compile_kernels() -> None:
+    """Replace this module's functions by compiled ones, once; each is compiled at its first call, and kept on disk.
+
+    Raises:
+        ModuleNotFoundError: numba is not installed.
+    """
+    names = globals()
+    if names["_widen"] is not None:
+        return
+    names.update(_intrinsics())
+    for name, fastmath in _FASTMATH.items():
+        names[name] = _compiled(names[name], fastmath)
+
+
+def _compiled(function: Any, fastmath: Any) -> Any:
+    from numba import njit
+
     settings = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
-
-    def compiled(function: Any) -> Any:
-        try:
-            return njit(function, cache=True, **settings)
-        except RuntimeError:  # no folder to keep what was compiled
-            return njit(function, **settings)
-
-    return compiled
+    try:
+        return njit(function, cache=True, **settings)
+    except RuntimeError:  # no folder to keep what was compiled
+        return njit(function, **settings)
 
 
-_fast = _kernel(_SUMS_IN_ANY_ORDER)
-_exact = _kernel({"contract"})
+def _intrinsics() -> dict[str, Any]:
+    """What numba cannot express, by LLVM's instructions."""
+    from llvmlite import ir
+    from numba import extending, types
+
+    intrinsic: Any = extending.intrinsic
+
+    @intrinsic
+    def _widen(typing_context, x):
+        """A float32 from an element of an array."""
+        if x == types.float32:
+            return types.float32(types.float32), lambda context, builder, signature, arguments: arguments[0]
+
+        def generate(context, builder, signature, arguments):
+            word = ir.IntType(32)
+            bits = builder.shl(builder.zext(arguments[0], word), ir.Constant(word, 16))
+            return builder.bitcast(bits, ir.FloatType())
+
+        return types.float32(types.uint16), generate
+
+    @intrinsic
+    def _narrow(typing_context, x, array):
+        """A float32 as an element of `array`: rounded to the nearest bfloat16, ties to even."""
+        if array.dtype == types.float32:
+            return types.float32(types.float32, array), lambda context, builder, signature, arguments: arguments[0]
+
+        def generate(context, builder, signature, arguments):
+            word = ir.IntType(32)
+            bits = builder.bitcast(arguments[0], word)
+            odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
+            rounded = builder.add(builder.add(bits, ir.Constant(word, 0x7FFF)), odd)
+            return builder.trunc(builder.lshr(rounded, ir.Constant(word, 16)), ir.IntType(16))
+
+        return types.uint16(types.float32, array), generate
+
+    @intrinsic
+    def _power_of_two(typing_context, x):
+        """2 to the power of a whole float32 from -126 to 127."""
+
+        def generate(context, builder, signature, arguments):
+            word = ir.IntType(32)
+            exponent = builder.add(builder.fptosi(arguments[0], word), ir.Constant(word, 127))
+            return builder.bitcast(builder.shl(exponent, ir.Constant(word, 23)), ir.FloatType())
+
+        return types.float32(types.float32), generate
+
+    found = {"_widen": _widen, "_narrow": _narrow, "_power_of_two": _power_of_two}
+    return found | {"_larger": _extreme("llvm.maxnum"), "_smaller": _extreme("llvm.minnum")}
 
 
-@intrinsic
-def _widen(typing_context, x):
-    """A float32 from an element of an array."""
-    if x == types.float32:
-        return types.float32(types.float32), lambda context, builder, signature, arguments: arguments[0]
+def _extreme(instruction: str) -> Any:
+    """The larger or smaller of two float32 by an instruction: a loop with a comparison is not vectorized."""
+    from llvmlite import ir
+    from numba import extending, types
 
-    def generate(context, builder, signature, arguments):
-        word = ir.IntType(32)
-        bits = builder.shl(builder.zext(arguments[0], word), ir.Constant(word, 16))
-        return builder.bitcast(bits, ir.FloatType())
+    intrinsic: Any = extending.intrinsic
 
-    return types.float32(types.uint16), generate
+    @intrinsic
+    def chosen(typing_context, a, b):
+        def generate(context, builder, signature, arguments):
+            kind = ir.FloatType()
+            function = builder.module.declare_intrinsic(instruction, [kind], ir.FunctionType(kind, [kind, kind]))
+            return builder.call(function, arguments, fastmath=("nnan", "nsz"))
 
+        return types.float32(types.float32, types.float32), generate
 
-@intrinsic
-def _narrow(typing_context, x, array):
-    """A float32 as an element of `array`: rounded to the nearest bfloat16, ties to even."""
-    if array.dtype == types.float32:
-        return types.float32(types.float32, array), lambda context, builder, signature, arguments: arguments[0]
-
-    def generate(context, builder, signature, arguments):
-        word = ir.IntType(32)
-        bits = builder.bitcast(arguments[0], word)
-        odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
-        rounded = builder.add(builder.add(bits, ir.Constant(word, 0x7FFF)), odd)
-        return builder.trunc(builder.lshr(rounded, ir.Constant(word, 16)), ir.IntType(16))
-
-    return types.uint16(types.float32, array), generate
+    return chosen
 
 
-@intrinsic
-def _power_of_two(typing_context, x):
-    """2 to the power of a whole float32 from -126 to 127."""
-
-    def generate(context, builder, signature, arguments):
-        word = ir.IntType(32)
-        exponent = builder.add(builder.fptosi(arguments[0], word), ir.Constant(word, 127))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(word, 23)), ir.FloatType())
-
-    return types.float32(types.float32), generate
-
-
-@intrinsic
-def _larger(typing_context, a, b):
-    """The larger of two float32 by an instruction: a loop with a comparison is not vectorized."""
-
-    def generate(context, builder, signature, arguments):
-        kind = ir.FloatType()
-        function = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
-        return builder.call(function, arguments, fastmath=("nnan", "nsz"))
-
-    return types.float32(types.float32, types.float32), generate
-
-
-@intrinsic
-def _smaller(typing_context, a, b):
-    def generate(context, builder, signature, arguments):
-        kind = ir.FloatType()
-        function = builder.module.declare_intrinsic("llvm.minnum", [kind], ir.FunctionType(kind, [kind, kind]))
-        return builder.call(function, arguments, fastmath=("nnan", "nsz"))
-
-    return types.float32(types.float32, types.float32), generate
-
-
-@_exact
 def _exp(x):
     """e^x to a unit or two of float32's last place (Cephes, expf.c); a call of the C library's is not vectorized."""
     x = _larger(_smaller(x, np.float32(88.0)), np.float32(-87.0))
@@ -118,7 +155,6 @@ def _exp(x):
     return (p * x * x + x + np.float32(1)) * _power_of_two(whole)
 
 
-@_fast
 def norm(hidden_ND, weight_D, eps, out_NX):
     """RMSNorm."""
     size, width = hidden_ND.shape
@@ -133,7 +169,6 @@ def norm(hidden_ND, weight_D, eps, out_NX):
         out[width:] = 0
 
 
-@_fast
 def add_norm(hidden_ND, delta_ND, weight_D, eps, sum_ND, out_NX):
     """The sum of the residual stream and a projection's output, and RMSNorm of it."""
     size, width = hidden_ND.shape
@@ -150,7 +185,6 @@ def add_norm(hidden_ND, delta_ND, weight_D, eps, sum_ND, out_NX):
         out[width:] = 0
 
 
-@_fast
 def add(hidden_ND, delta_ND, sum_ND):
     """The sum of the residual stream and a projection's output."""
     size, width = hidden_ND.shape
@@ -160,7 +194,6 @@ def add(hidden_ND, delta_ND, sum_ND):
             both[d] = x[d] + _widen(delta[d])
 
 
-@_fast
 def convert(x_ND, out_ND):
     """`x` in the dtype of the products."""
     size, width = x_ND.shape
@@ -170,7 +203,6 @@ def convert(x_ND, out_ND):
             out[d] = _narrow(x[d], out_ND)
 
 
-@_fast
 def norm_backward(dy_NX, low_ND, hidden_ND, weight_D, eps, past_ND, out_ND):
     """The gradient of RMSNorm's input plus that of the residual connection; `low`, unless empty, is added to `dy`."""
     size, width = hidden_ND.shape
@@ -195,7 +227,6 @@ def norm_backward(dy_NX, low_ND, hidden_ND, weight_D, eps, past_ND, out_ND):
             out[d] = past[d] + gradient[d] * inverse + x[d] * along
 
 
-@_fast
 def swiglu(gate_up_N2F, out_NX):
     """silu(gate) * up."""
     size, width = gate_up_N2F.shape[0], gate_up_N2F.shape[1] // 2
@@ -208,7 +239,6 @@ def swiglu(gate_up_N2F, out_NX):
         out[width:] = 0
 
 
-@_fast
 def swiglu_backward(dact_NX, low_NF, gate_up_N2F, dgate_up_N2F, act_NF):
     """The gradients of gate and up, and silu(gate) * up again; the gradient of that is `dact` plus `low`."""
     size, width = gate_up_N2F.shape[0], gate_up_N2F.shape[1] // 2
@@ -235,7 +265,6 @@ def swiglu_backward(dact_NX, low_NF, gate_up_N2F, dgate_up_N2F, act_NF):
                 dgate[f] = _narrow(d * u * (share + swish - swish * share), dgate_up_N2F)
 
 
-@_fast
 def _rotate(x, cos, sin, out, like):
     """One head rotated by RoPE; `sin` has the sign of transformers' rotate_half in its first half."""
     half = out.size // 2
@@ -245,7 +274,6 @@ def _rotate(x, cos, sin, out, like):
         out[half + e] = _narrow(b * cos[half + e] + a * sin[half + e], like)
 
 
-@_fast
 def _rotate_back(x, cos, sin, out, like):
     half = out.size // 2
     for e in range(half):
@@ -254,7 +282,6 @@ def _rotate_back(x, cos, sin, out, like):
         out[half + e] = _narrow(b * cos[half + e] - a * sin[half + e], like)
 
 
-@_fast
 def pack_heads(qkv_NC, cos_LE, sin_LE, start_B, length_B, before_2KPE, query_BKGLE, key_BKTE, value_BKTE):
     """Rotated queries and keys, and values, row by row, after the prefix's (`before`); 0 in what a row lacks."""
     size, heads, groups, _, dim = query_BKGLE.shape
@@ -282,7 +309,6 @@ def pack_heads(qkv_NC, cos_LE, sin_LE, start_B, length_B, before_2KPE, query_BKG
                     value[e] = row[first + e]
 
 
-@_fast
 def softmax(scores_BKGLT, length_B, prefix, scale):
     """Softmax of the scaled scores, in place, over the prefix and the row up to the query's own token; elsewhere 0."""
     size, heads, groups, longest, total = scores_BKGLT.shape
@@ -310,7 +336,6 @@ def softmax(scores_BKGLT, length_B, prefix, scale):
                     row[seen:] = 0
 
 
-@_fast
 def softmax_backward(dshare_BKGLT, share_BKGLT, length_B, prefix, scale):
     """The gradient of `softmax`'s scores, in the place of its output's."""
     size, heads, groups, longest, _ = share_BKGLT.shape
@@ -331,7 +356,6 @@ def softmax_backward(dshare_BKGLT, share_BKGLT, length_B, prefix, scale):
                     drow[seen:] = 0
 
 
-@_fast
 def unpack_heads(attended_BKGLE, start_B, length_B, out_NX):
     """Attention's output, token by token."""
     size, heads, groups, _, dim = attended_BKGLE.shape
@@ -347,7 +371,6 @@ def unpack_heads(attended_BKGLE, start_B, length_B, out_NX):
             out[heads * groups * dim :] = 0
 
 
-@_fast
 def pack_gradient(dx_NX, low_ND, start_B, length_B, out_BKGLE):
     """The gradient of `unpack_heads`' input, from `dx` plus `low`; 0 in what a row lacks."""
     size, heads, groups, _, dim = out_BKGLE.shape
@@ -369,7 +392,6 @@ def pack_gradient(dx_NX, low_ND, start_B, length_B, out_BKGLE):
                 out_BKGLE[b, k, g, length:] = 0
 
 
-@_fast
 def unpack_gradient(dquery_BKGLE, dkey_BKTE, dvalue_BKTE, cos_LE, sin_LE, start_B, length_B, dqkv_NC, dbefore_2KPE):
     """The gradient of `pack_heads`' input, and, added, of the prefix's keys and values (float32)."""
     size, heads, groups, _, dim = dquery_BKGLE.shape
@@ -401,7 +423,6 @@ def unpack_gradient(dquery_BKGLE, dkey_BKTE, dvalue_BKTE, cos_LE, sin_LE, start_
                     row[first + e] = dvalue[e]
 
 
-@_fast
 def cross_entropy(logits_CV, target_C, loss_C):
     """-log softmax(logits)[target], and, in the place of the logits, its gradient."""
     size, width = logits_CV.shape

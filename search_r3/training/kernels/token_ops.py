@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from search_r3.training.kernels import token_kernels
+
 
 @dataclass
 class Group:
@@ -279,7 +281,7 @@ def token_ops(device: torch.device, product: torch.dtype, residual: torch.dtype)
 @functools.cache
 def _compiled_kernels() -> ModuleType | None:
     try:
-        from search_r3.training.kernels import token_kernels
+        token_kernels.compile_kernels()
     except ImportError:  # no numba
         return None
     return token_kernels
