@@ -92,7 +92,7 @@ def exact(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
 
 def exact_loss(policy: Policy, fused: bool) -> Tensor:
     layers = policy._decoder.layers() if fused else None
-    keys = policy._prefix(PREFIX, layers, torch.device("cpu"))
+    keys = policy._fused_prefixes([latent_rows()], layers)[0] or policy._prefix(PREFIX, torch.device("cpu"))
     order = sorted(TEXTS, key=len, reverse=True)
     state_BD, _ = policy._latent_mini_batch(STEPS, order, [0] * len(order), layers, *keys)
     assert state_BD.dtype == torch.float64
