@@ -138,7 +138,7 @@ class FusedDecoder:
         matrix = layers[0].qkv.matrix
         in_threads = together is None and matrix.device.type == "cpu"
         most = min(len(rows), sum(map(len, rows)) // TOKENS_A_PART)
-        shares = _dealt(len(rows), max(1, min(torch.get_num_threads(), most) if in_threads else 1))
+        shares = _alternating(len(rows), max(1, min(torch.get_num_threads(), most) if in_threads else 1))
         together = together or (ROWS_TOGETHER if in_threads else len(rows))
         ids: list[int] = []
         starts, tails = [0] * len(rows), [0] * len(rows)
@@ -421,10 +421,10 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _dealt(rows: int, shares: int) -> list[list[int]]:
-    """Rows sorted by length, dealt in alternating order so that each share has about as many tokens."""
-    dealt: list[list[int]] = [[] for _ in range(shares)]
+def _alternating(rows: int, shares: int) -> list[list[int]]:
+    """Indices of rows sorted by length, in shares of about as many tokens each: 0, 1, 1, 0, 0, 1, ... for two."""
+    found: list[list[int]] = [[] for _ in range(shares)]
     for row in range(rows):
         turn, place = divmod(row, shares)
-        dealt[shares - 1 - place if turn % 2 else place].append(row)
-    return dealt
+        found[shares - 1 - place if turn % 2 else place].append(row)
+    return found
