@@ -170,7 +170,7 @@ def test_similarity_is_the_cosine(tiny: SearchR3) -> None:
         (lambda m: m.encode_document(["x"], batch_size=0), "batch_size must be 1 or more, not 0"),
         (lambda m: m.encode_document(["x"], max_length=0), "max_length must be 1 or more, not 0"),
         (lambda m: m.encode_query(["x"], batch_size=0), "batch_size must be 1 or more, not 0"),
-        (lambda m: m.encode_query(["x"], reasoning="yes"), "reasoning must be True or False, not 'yes'"),
+        (lambda m: m.encode_query(["x"], reasoning="yes"), "reasoning must be True, False or \"latent\", not 'yes'"),
         (lambda m: m.encode_query(["x"], reasoning="auto"), "search an index with it"),
         (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)]), "query 1 of 1 has 100,001 characters"),
         (lambda m: m.encode_query(["y" * (MAX_CHARACTERS + 1)], reasoning=False), "100,001 characters"),
