@@ -93,6 +93,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def default_values(cls: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, as `to_dict` writes them; fields that must be given are left out."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+            values[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML's safe loader, but a key given twice is an error instead of a silent last-one-wins."""
 

@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor, nn
 
-from search_r3.config import to_dict
+from search_r3.config import default_values, to_dict
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.training.config import LoopConfig
@@ -150,6 +150,7 @@ def run_training(
     resume: bool = True,
     best_metric: str | None = None,
     describe: dict[str, Any] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> Path:
     """Train `task.module` and write `output/adapter`; resume from the last checkpoint if the run was begun before.
 
@@ -161,6 +162,7 @@ def run_training(
         resume: False removes what an earlier run wrote to `output`, and starts over.
         best_metric: the validation figure (greater is better) that decides `output/best` and `config.patience`.
         describe: the rest of the run's configuration, JSON values; resuming with another one is refused.
+        defaults: the defaults of keys in `describe`: what a run had that was begun before a key existed.
 
     Returns:
         `output/adapter`. After `time_limit_minutes` it holds the adapter so far, and the same command resumes. A run
@@ -174,7 +176,7 @@ def run_training(
     """
     output = Path(output)
     with ExitStack() as stack:
-        run = prepare_run(stack, task, config, output, resume, best_metric, describe or {})
+        run = prepare_run(stack, task, config, output, resume, best_metric, describe or {}, defaults or {})
         if run is not None:
             train_steps(run)
             finish_run(run)
@@ -189,6 +191,7 @@ def prepare_run(
     resume: bool,
     best_metric: str | None,
     describe: dict[str, Any],
+    defaults: dict[str, Any],
 ) -> Run | None:
     """Lock the run's folder, and set up model, optimizer and log as the newest checkpoint has them.
 
@@ -211,7 +214,8 @@ def prepare_run(
     if accelerator.is_main_process:
         stack.enter_context(run_lock(output))
         settings = {**describe, "loop": to_dict(config), "processes": accelerator.num_processes}
-        checkpoint, finished = open_run(output, settings, config, resume)
+        defaults = {**defaults, "loop": default_values(LoopConfig)}
+        checkpoint, finished = open_run(output, settings, config, resume, defaults)
     checkpoint, finished = broadcast_object_list([checkpoint, finished])
     if finished is not None:
         if accelerator.is_main_process:

@@ -59,13 +59,14 @@ def run_lock(output: Path) -> Iterator[None]:
 
 
 def open_run(
-    output: Path, settings: dict[str, Any], config: LoopConfig, resume: bool
+    output: Path, settings: dict[str, Any], config: LoopConfig, resume: bool, defaults: dict[str, Any] | None = None
 ) -> tuple[Path | None, str | None]:
     """Prepare a locked folder for a run with these settings.
 
     Args:
         settings: the whole configuration, JSON values; it is written to `config.json`.
         resume: False removes what an earlier run wrote.
+        defaults: the defaults of keys in `settings`. A run that was begun before a key existed had its default.
 
     Returns:
         The newest checkpoint, if there is one; and why nothing is left to do, if the run is finished.
@@ -77,7 +78,7 @@ def open_run(
         _clear(output)
     remove_leftovers(*(output / name for name in WRITTEN))
     checkpoint = newest_checkpoint(output, warn=partial(print, file=sys.stderr))
-    _check_same_run(output, settings, begun=checkpoint is not None)
+    _check_same_run(output, settings, defaults or {}, begun=checkpoint is not None)
     finished = None if checkpoint is None else finished_reason(output, config)
     if finished is None:
         truncate_log(output / "log.jsonl", 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-")))
@@ -104,7 +105,7 @@ def _clear(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def _check_same_run(output: Path, settings: dict[str, Any], begun: bool) -> None:
+def _check_same_run(output: Path, settings: dict[str, Any], defaults: dict[str, Any], begun: bool) -> None:
     """Refuse to continue with other settings than the run was begun with; then write these."""
     now = json.loads(json.dumps(settings))
     path = output / "config.json"

@@ -90,6 +90,23 @@ def test_resuming_with_another_configuration_is_refused_by_key(whole, tmp_path):
     start({"data": {"pairs": "a.jsonl"}}, steps=4, checkpoint_every=1, log_every=2, time_limit_minutes=9.0)
 
 
+def test_a_run_that_was_begun_before_a_key_existed_had_its_default(tmp_path):
+    def start(describe: dict[str, Any]) -> None:
+        run_training(
+            TinyTask(), config(steps=4), tmp_path, describe=describe, defaults={"loss": "infonce", "w": {"a": 0}}
+        )
+
+    start({"data": "a.jsonl"})
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["loop"]["ema"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match=r"begun with loss = 'infonce', but now it is 'lambda'"):
+        start({"data": "a.jsonl", "loss": "lambda", "w": {"a": 0}})
+    with pytest.raises(InputError, match=r"begun with w\.a = 0, but now it is 1"):
+        start({"data": "a.jsonl", "loss": "infonce", "w": {"a": 1}})
+    start({"data": "a.jsonl", "loss": "infonce", "w": {"a": 0}})
+
+
 def test_a_constant_schedule_may_be_prolonged(tmp_path):
     train(tmp_path / "two", steps=5, schedule="constant")
     train(tmp_path / "two", steps=9, schedule="constant")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from search_r3.config import to_dict
+from search_r3.config import default_values, to_dict
 from search_r3.data.dev_pools import dev_pool
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
@@ -218,7 +218,15 @@ def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool =
         "trained_on": [source.trained_on for source in config.queries],
     }
     best = "ndcg@10.on" if config.dev else ("live.reward" if dataset.held_out else None)
-    folder = run_training(task, config.loop, Path(config.output), resume=resume, best_metric=best, describe=describe)
+    folder = run_training(
+        task,
+        config.loop,
+        Path(config.output),
+        resume=resume,
+        best_metric=best,
+        describe=describe,
+        defaults=default_values(GRPOConfig),
+    )
     if task.rank == 0 and (folder / checkpoints.CONTRACT_FILE).is_file():
         SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)
     return folder

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from search_r3.config import to_dict
+from search_r3.config import default_values, to_dict
 from search_r3.data.dev_pools import dev_pool
 from search_r3.data.mining.teacher import TeacherRows
 from search_r3.data.pairs import TrainingPair, read_pairs
@@ -431,7 +431,13 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
         "base_contract": checkpoint.contract.hash,
     }
     folder = run_training(
-        task, config.loop, Path(config.output), resume=resume, best_metric="ndcg@10.off", describe=describe
+        task,
+        config.loop,
+        Path(config.output),
+        resume=resume,
+        best_metric="ndcg@10.off",
+        describe=describe,
+        defaults=default_values(SFTConfig),
     )
     if collectives.rank() == 0 and (folder / checkpoints.CONTRACT_FILE).is_file():
         SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)
