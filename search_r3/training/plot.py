@@ -141,8 +141,8 @@ def _one_run(run: Run) -> list[tuple[Panel, list[Line]]]:
     drawn = []
     for panel in PANELS:
         lines = []
-        for (name, label), color in zip(panel.metrics.items(), COLORS, strict=False):
-            lines.append(Line(label, metric_points(run.steps, name), color, bold=name == "loss"))
+        for i, (name, label) in enumerate(panel.metrics.items()):
+            lines.append(Line(label, metric_points(run.steps, name), *_style(i), bold=name == "loss"))
         for ending, dashes in zip(panel.dev, DASHES, strict=False):
             for pool, points in run.dev_metrics(ending).items():
                 label = pool if dashes == "-" else ""

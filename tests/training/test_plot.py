@@ -87,6 +87,15 @@ def test_every_metric_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -
     assert {axis.get_xlim() for axis in shown.values()} == {(-1.0, 51.0)}
 
 
+def test_each_term_of_the_loss_has_its_own_curve(tmp_path: Path, drawn: list[Any]) -> None:
+    terms = next(panel for panel in PANELS if "infonce" in panel.metrics).metrics
+    step = {name: 1.0 + i for i, name in enumerate(terms)}
+    plot_runs([write_log(tmp_path / "run", [{"step": n, **step} for n in (1, 2)])])
+    shown = panels(drawn[0])["loss and its terms"]
+    assert labels(shown) == list(terms.values())
+    assert len({(line.get_color(), line.get_linestyle()) for line in shown.get_lines()}) == len(terms)
+
+
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_no_word_lies_on_another_or_outside_the_page(tmp_path: Path, drawn: list[Any]) -> None:
