@@ -238,8 +238,9 @@ def _of_a_run(file: Path) -> bytes | None:
 
 def _adapter_faults(folder: Path) -> list[str]:
     from search_r3.errors import InputError
-    from search_r3.model.checkpoint import ADAPTER_FILE, CONTRACT_FILE, read_golden, read_record
+    from search_r3.model.checkpoint import ADAPTER_FILE, CONTRACT_FILE, read_record
     from search_r3.model.contract import Contract
+    from search_r3.model.golden import read_golden
     from search_r3.model.resolve import weights_sha256
 
     try:

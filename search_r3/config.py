@@ -24,7 +24,26 @@ from search_r3.yaml_file import parse_yaml, read_yaml, where_recipes_are
 
 Config = TypeVar("Config")
 Replaced = Callable[[str, str, str, Any], str | None]
-"""(dataclass's name, prefix of the key, key, value) -> what to write for a key of an earlier version, else None."""
+"""(dataclass name, prefix of the key, key, value) -> advice for a key of an earlier version, or None."""
+
+
+def require(holds: bool, key: str, value: object, expected: str, why: str = "") -> None:
+    """Check one setting: the InputError "KEY must be EXPECTED, got VALUE" unless `holds`; `why` is appended to it."""
+    if not holds:
+        raise InputError(f"{key} must be {expected}, got {value!r}{why}")
+
+
+def at_least(settings: object, **smallest: float) -> None:
+    """Check numeric settings: `at_least(self, k=1, weight=0)` requires `self.k >= 1` and `self.weight >= 0`.
+
+    None is accepted, as the value of a setting without a limit.
+
+    Raises:
+        InputError: a value is too small, infinite or NaN.
+    """
+    for key, least in smallest.items():
+        value = getattr(settings, key)
+        require(value is None or least <= value < math.inf, key, value, f"{least} or more")
 
 
 def load_config(
@@ -38,11 +57,11 @@ def load_config(
             unions of these. An int is accepted for a float and so is "3e-4" (which YAML 1.1 reads as a string); a
             bool is never a number.
         overrides: "section.key=value" strings, values read as YAML, applied over the file in their order.
-        replaced: what to write for keys of an earlier version.
+        replaced: gives advice for keys of an earlier version.
 
     Raises:
-        InputError: the file is missing, unreadable, not YAML (with the line) or no mapping; a key is unknown,
-            missing or given twice; a value has the wrong type or fails the dataclass's own checks.
+        InputError: the file is missing, unreadable, not YAML (with the line) or not a mapping; a key is unknown,
+            missing or repeated; a value has the wrong type or fails the dataclass's own checks.
     """
     path = Path(path)
     raw = read_mapping(path)
@@ -62,7 +81,7 @@ def load_config(
             below = section.get(parent)
             section[parent] = below = {} if below is None else below
             if not isinstance(below, dict):
-                raise InputError(f"--set {override}: {parent} is {below!r}, not a section with keys of its own")
+                raise InputError(f"--set {override}: {parent} is {below!r}, not a section with keys")
             section = below
         section[last] = value
         overridden[key] = f"--set {override}"
@@ -129,7 +148,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        InputError: the file is missing, unreadable, not YAML (with the line) or no mapping; a key is given twice.
+        InputError: the file is missing, unreadable, not YAML (with the line) or not a mapping; a key is repeated.
     """
     try:
         raw = read_yaml(path, _UniqueKeys)
@@ -160,8 +179,8 @@ class _Builder:
         return self.overridden.get(key, self.file)
 
     def build(self, cls: type[Config], raw: dict[str, Any], prefix: str, default: Config | None = None) -> Config:
-        """`cls` filled from `raw`. Keys that `raw` lacks keep the value of `default`, the section's own default in its
-        recipe, where there is one: setting one key changes one key.
+        """An instance of `cls` with the values of `raw`. Keys that `raw` lacks get their value from `default`, the
+        section's default in the recipe, if there is one, so that setting one key changes only that key.
         """
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
         types_of = typing.get_type_hints(cls)
@@ -202,7 +221,7 @@ class _Builder:
             if value is None:  # an empty section: all defaults
                 value = {}
             if not isinstance(value, dict):
-                raise _Mismatch("a section with keys of its own")
+                raise _Mismatch("a section with keys")
             section = typing.cast(type, kind)
             return self.build(section, value, f"{key}.", default if isinstance(default, section) else None)
         if origin in (typing.Union, types.UnionType):

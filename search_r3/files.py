@@ -203,7 +203,7 @@ def remove_leftovers(*targets: str | Path) -> None:
 def disk_is_full(error: BaseException) -> bool:
     """Whether `error` was caused by a full disk or quota.
 
-    Libraries in Rust (safetensors, Lance) raise errors of their own, with the system's words in their text.
+    Libraries in Rust (safetensors, Lance) raise their own errors, which contain the system's message.
     """
     met: BaseException | None = error
     while met is not None:

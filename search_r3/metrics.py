@@ -85,5 +85,5 @@ def _same_shape(scores_QN: npt.ArrayLike, relevance_QN: npt.ArrayLike) -> np.nda
 
 def _cut(k: int) -> int:
     if k < 1:
-        raise ValueError(f"k is {k}; a cut-off is 1 or more")
+        raise ValueError(f"k must be 1 or more, got {k}")
     return k

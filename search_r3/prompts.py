@@ -2,7 +2,7 @@
 
 The wording of the direct conversation is the paper's stage 1 (arXiv 2510.07048, section 3); that of the others is
 ours. They are saved in every checkpoint and hashed into its embedding contract: a different wording gives a different
-    embedding space.
+embedding space.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Conversation:
             reasons).
 
     In the paper the turn ends with a full stop after the token. Nothing after the token is ever fed in, so it is
-        omitted: the embedding state should not be trained to predict a full stop.
+    omitted: the embedding state should not be trained to predict a full stop.
     """
 
     system: str
@@ -37,14 +37,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class LatentConversation(Conversation):
-    """The conversation of queries that are embedded in latent steps (LaSER, arXiv 2603.01425).
+    """The conversation of queries that are embedded in latent mode (LaSER, arXiv 2603.01425).
 
     A latent step feeds a soft token: the vocabulary's input embeddings, weighted by the softmax of the logits at the
     last state. The first follows the given answer, and the embedding is the mean of the states at the soft tokens,
     after the final norm, normalized to unit length. The embed token is not given: the model may emit it softly.
 
     Attributes:
-        steps: soft tokens.
+        steps: number of soft tokens.
     """
 
     steps: int = 3
@@ -52,8 +52,13 @@ class LatentConversation(Conversation):
 
 @dataclass(frozen=True)
 class Prompts:
-    """The conversations of a checkpoint: `document` and `query` embed directly, `reasoning` reasons first, `latent`
-    thinks in latent steps (None: the checkpoint has no such mode, as all before it)."""
+    """The conversations of a checkpoint.
+
+    Attributes:
+        document, query: conversations for embedding directly.
+        reasoning: the conversation in which a query is reasoned about first.
+        latent: the conversation with latent steps; None if the checkpoint has no latent mode.
+    """
 
     document: Conversation = field(
         default_factory=lambda: Conversation("Please represent documents.", "The embedding is ")
@@ -71,8 +76,10 @@ class Prompts:
     latent: LatentConversation | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, as written to the checkpoint; without a conversation that it does not have, so
-        that the hash of older contracts stays as it is."""
+        """Plain nested dictionaries, as written to the checkpoint.
+
+        A conversation that is None is left out, so that the hash of older contracts does not change.
+        """
         return {name: talk for name, talk in asdict(self).items() if talk is not None}
 
     @classmethod
@@ -89,17 +96,17 @@ class Prompts:
                 raise TypeError("system and answer must be strings")
             return made
         except (KeyError, TypeError) as error:
-            raise InputError(f"the checkpoint's prompts must hold {', '.join(names)}: {error}") from error
+            raise InputError(f"the checkpoint's prompts must have {', '.join(names)}: {error}") from error
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A conversation rendered by a chat template and tokenized, with a gap where the user's text goes.
+    """A conversation rendered by a chat template and tokenized, with a gap for the user's text.
 
     Attributes:
         prefix: token ids before the user's text; the same for every text, so an engine computes it once.
-        suffix: token ids after it, up to the assistant's first own token; ends with the embed token where the
-            assistant's turn is given.
+        suffix: token ids after it, up to the first token that the assistant writes; ends with the embed token if
+            the assistant's turn is given.
     """
 
     prefix: tuple[int, ...]

@@ -1,9 +1,9 @@
 """The common order of all searches: score descending, compared in float32, ties by smaller row number.
 
-Every search over a matrix ranks so: the baselines, the live corpus (`environment.topk` is this order in PyTorch, for
-a GPU and for shards), mining, and the metrics of a matrix. So a search, a merge of shards, a reward and a metric never
-    disagree about the document at rank k. Run files have ids instead of row numbers: `metrics.rank_documents` is their
-    order.
+Every search over a matrix uses this order: the baselines, the live corpus (`environment.topk` is this order in PyTorch,
+for a GPU and for shards), mining, and the metrics of a matrix. A search, a merge of shards, a reward and a metric
+therefore always agree about the document at rank k. Run files have ids instead of row numbers: `metrics.rank_documents`
+is their order.
 
 Shape suffixes: Q queries or R rollouts (rows of a matrix), N documents (columns), K results.
 """
@@ -37,7 +37,7 @@ def full_ranking(scores_QN: npt.ArrayLike) -> np.ndarray:
     """All column numbers of every row from best to worst, (Q, N) int64.
 
     Raises:
-        ValueError: not a matrix, or a score is NaN (NaN has no place in an order).
+        ValueError: the scores are not a matrix, or a score is NaN, which cannot be ordered.
     """
     scores = np.asarray(scores_QN, dtype=np.float32)
     if scores.ndim != 2:
@@ -50,8 +50,8 @@ def full_ranking(scores_QN: npt.ArrayLike) -> np.ndarray:
 def graded_ranking(scores_QN: npt.ArrayLike, grades_QN: npt.ArrayLike) -> np.ndarray:
     """`full_ranking` for metrics: ties go to the lower grade, (Q, N) int64.
 
-    So a metric never benefits from a tie. In any other order a collapsed embedding space would look perfect if the
-    positives happen to come first.
+    A metric then never benefits from a tie. In any other order, a collapsed embedding space would look perfect if the
+    positives happened to come first.
 
     Raises:
         ValueError: as `full_ranking`.

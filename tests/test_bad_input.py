@@ -287,7 +287,7 @@ def adapter(place: Place, base: Path, base_weights: str = "") -> Path:
     return folder
 
 
-@case("was trained on", "weights", "Get the base it was trained on")
+@case("was trained on", "weights", "get the base that it was trained on")
 def an_adapter_whose_base_has_other_weights(place):
     return [*place.documents(), "--model", str(adapter(place, place.other_model))]
 

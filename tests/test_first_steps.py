@@ -90,7 +90,7 @@ def test_an_adapters_name_where_there_is_no_checkout_says_why_it_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolve, "adapters_dirs", lambda: [tmp_path / "models", tmp_path / "adapters"])
-    with pytest.raises(InputError, match=r"known are smollm2-135m \(further adapters have names in a source checkout"):
+    with pytest.raises(InputError, match=r"known are smollm2-135m \(other adapters have names only in"):
         resolve.check_name("search-r3-smollm2-135m-sft")
     with pytest.warns(UserWarning, match=r"the untrained base smollm2-135m is used, .*: name a trained model"):
         assert resolve.default_model() == "smollm2-135m"

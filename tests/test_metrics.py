@@ -127,5 +127,5 @@ def test_bad_input_is_refused():
         metrics.ndcg([[float("nan"), 1.0]], [[1, 0]])
     with pytest.raises(ValueError, match="must be equal"):
         metrics.ndcg([[1.0, 2.0]], [[1, 0, 0]])
-    with pytest.raises(ValueError, match="k is 0"):
+    with pytest.raises(ValueError, match="k must be"):
         metrics.ndcg([[1.0, 2.0]], [[1, 0]], k=0)

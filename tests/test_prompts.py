@@ -55,7 +55,7 @@ def test_prompts_come_back_from_a_dictionary_the_same() -> None:
 
 @pytest.mark.parametrize("broken", [{}, {"query": {"system": "x"}}, {"document": 1, "query": 1, "reasoning": 1}])
 def test_broken_prompts_are_refused(broken: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="prompts must hold document, query, reasoning"):
+    with pytest.raises(InputError, match="prompts must have document, query, reasoning"):
         Prompts.from_dict(broken)
 
 
@@ -97,5 +97,5 @@ def test_prompts_without_a_latent_conversation_are_written_as_before_there_was_o
 def test_a_malformed_latent_conversation_is_refused(change: dict[str, Any]) -> None:
     record = replace(Prompts(), latent=latent_conversation(2)).to_dict()
     record["latent"] |= change
-    with pytest.raises(InputError, match="the checkpoint's prompts must hold document, query, reasoning"):
+    with pytest.raises(InputError, match="the checkpoint's prompts must have document, query, reasoning"):
         Prompts.from_dict(record)

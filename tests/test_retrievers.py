@@ -81,7 +81,7 @@ def test_bad_input_is_refused_with_what_to_do():
     with pytest.raises(InputError, match="list of strings"):
         retriever.index("moon")  # type: ignore[arg-type]
     retriever.index(DOCUMENTS)
-    with pytest.raises(InputError, match="k is 0"):
+    with pytest.raises(InputError, match="k must be"):
         retriever.search(["moon"], k=0)
     with pytest.raises(InputError, match=r"queries\[0\] is a int"):
         retriever.search([3], k=1)  # type: ignore[list-item]

@@ -44,7 +44,7 @@ def show_dry_run(
 
 
 def _print(report: dict[str, Any]) -> None:
-    parameters, memory, step, tried = (report[name] for name in ("parameters", "memory", "step", "tried"))
+    parameters, memory, step, trial = (report[name] for name in ("parameters", "memory", "step", "trial_step"))
     print(f"{report['base']}: {parameters['total']:,} parameters, {parameters['trainable']:,} trained in addition")
     print(f"a step of {report['gpus']} GPU(s): at most {step['tokens']:,} tokens in {step['rows']:,} rows", end="")
     print(f", {step['rollouts']:,} rollouts" if step["rollouts"] else "")
@@ -58,10 +58,10 @@ def _print(report: dict[str, Any]) -> None:
     if report["host"]:
         print(f"{report['host'] / 1e9:>9.2f}  in host memory, for the graph")
     print(
-        f"tried: one step of {tried['layers']} random layers on {tried['device']}, {tried['rows']} rows: "
-        f"{tried['seconds']:.1f} s, loss {tried['loss']:.3f}"
+        f"trial: one step of {trial['layers']} random layers on {trial['device']}, {trial['rows']} rows: "
+        f"{trial['seconds']:.1f} s, loss {trial['loss']:.3f}"
     )
-    measured, formula = tried["measured"] / 1e9, tried["formula"] / 1e9
+    measured, formula = trial["measured"] / 1e9, trial["formula"] / 1e9
     print(f"       it used {measured:.2f} GB in addition to the weights; the formula gives {formula:.2f}")
     if report["tokenizer"] != "its own":
         print("       with a placeholder tokenizer of the same size: the model's own is not available offline")

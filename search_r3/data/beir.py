@@ -80,13 +80,13 @@ def load_beir(
     """Read a BEIR folder.
 
     Args:
-        folder: holds `corpus.jsonl`, `queries.jsonl` and, if there are judgments, `qrels/SPLIT.tsv`.
+        folder: contains `corpus.jsonl`, `queries.jsonl` and, if there are judgments, `qrels/SPLIT.tsv`.
         split: keep only the queries judged in this split; None loads all queries and the judgments of all splits.
         name: the data set's name; by default its path relative to the data root ("mkqa/en"), else the folder's name.
         on_fault: called for every broken line, which is then skipped, and for an empty file. Do not use it for
             evaluation.
         allow_missing: keep judgments of documents that are not in the corpus and so cannot be retrieved. Use it only if
-            this is reported with every figure, as `evaluate` does.
+            this is reported with every result, as `evaluate` does.
 
     Raises:
         InputError: a file is missing or cannot be read; a line is broken (file, line and field are named); an id
@@ -181,7 +181,7 @@ def _read_corpus(path: Path, on_fault: OnFault | None) -> dict[str, Document]:
             empty.append(f'"{document_id}" in line {number}')
         corpus[document_id] = Document(document_id, title, text)
     if not corpus:
-        nothing = InputError(f"{path} holds no document; expected one JSON object a line")
+        nothing = InputError(f"{path} has no documents; expected one JSON object per line")
         tell(on_fault, nothing, "nothing in it", path)
     elif len(empty) == len(corpus):
         raise InputError(f'{path}: every document has an empty "title" and an empty "text"; fill the field "text"')
@@ -209,7 +209,7 @@ def _read_queries(path: Path, on_fault: OnFault | None) -> dict[str, str]:
         seen[query_id] = number
         queries[query_id] = text
     if not queries:
-        tell(on_fault, InputError(f"{path} holds no query; expected one JSON object a line"), "nothing in it", path)
+        tell(on_fault, InputError(f"{path} has no queries; expected one JSON object per line"), "nothing in it", path)
     return queries
 
 
@@ -256,7 +256,7 @@ def _read_qrels(
         judged[document_id] = grade
         seen[query_id, document_id] = number
     if not qrels:
-        nothing = InputError(f"{path} holds no judgment; expected lines of {', '.join(QRELS_HEADER)} split by tabs")
+        nothing = InputError(f"{path} has no judgments; expected lines of {', '.join(QRELS_HEADER)} split by tabs")
         tell(on_fault, nothing, "nothing in it", path)
     return qrels
 

@@ -49,7 +49,7 @@ def dev_pool(
     whole.qrels = {q: judged for q, judged in whole.qrels.items() if len(judged) <= MAX_JUDGED}
     for name, value in (("max_queries", max_queries), ("max_documents", max_documents)):
         if value < 1:
-            raise InputError(f"dev pool {kind}: {name} must be at least 1, found {value}")
+            raise InputError(f"dev pool {kind}: {name} must be 1 or more, got {value}")
     pool = choose_pool(whole, max_queries, max_documents, seed)
     while len(pool.corpus) > max_documents and len(pool.queries) > 1:
         pool = choose_pool(whole, len(pool.queries) - 1, max_documents, seed)

@@ -1,6 +1,6 @@
-"""The retrieval environment of stage 2: a corpus whose embeddings move with the model, and the rewards.
+"""The retrieval environment of stage 2: a corpus whose embeddings follow the model, and the rewards.
 
-`live_corpus` holds the vectors and searches them exactly, `neighbor_graph` knows which rows lie near which,
-`refresh_policies` choose what to re-encode, `rewards` turn cosines into numbers, and `retrieval` runs them in order.
-Nothing here imports a model.
+`live_corpus` stores the vectors and searches them exactly, `neighbor_graph` keeps the nearest neighbors of every row,
+`refresh_policies` choose what to re-encode, `rewards` score the rankings, and `retrieval` combines these. Nothing here
+imports a model.
 """

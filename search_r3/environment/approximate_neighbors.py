@@ -1,8 +1,8 @@
 """Approximate nearest neighbors of every row of a corpus, in time that grows as N^1.5 instead of N^2.
 
-An inverted file (IVF): randomly chosen rows are the centroids; every row joins the bucket of its nearest centroid;
-within a bucket the search is exact. Two neighbors on either side of a border are missed, so a second round uses other
-centroids, and the best of all rounds are kept. For building the graph of a million rows, once.
+An inverted file (IVF): randomly chosen rows are the centroids, every row joins the bucket of its nearest centroid, and
+the search within a bucket is exact. Neighbors in different buckets are missed, so a second round uses other centroids,
+and the best results of all rounds are kept. Used once, to build the graph of a corpus of up to millions of rows.
 
 Shape suffixes: N rows, C centroids, L neighbors, B rows of a bucket, D dimensions.
 """
@@ -18,7 +18,7 @@ from search_r3.environment.topk import best_keys, keys_of_best, pack, unpack
 
 ROUNDS = 2
 LARGEST_BUCKET = 4096
-"""A larger one is split at random: a collapsed region must not bring N^2 back."""
+"""Larger buckets are split at random, so that a collapsed embedding space does not cost N^2."""
 ASSIGN_BLOCK = 4096
 EMPTY = -1
 
@@ -26,13 +26,21 @@ EMPTY = -1
 def nearest_in_buckets(
     corpus: Corpus, links: int, *, seed: int = 0, rounds: int = ROUNDS, largest: int = LARGEST_BUCKET
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(row numbers (N, L) int32 padded with -1, cosines (N, L) float32 padded with -inf), nearest first, never itself.
+    """The approximate nearest neighbors of every row, nearest first, without the row itself.
 
-    The cosines are exact; a neighbor that never shares a bucket is missed. With no more rows than fit one bucket the
-    result is that of exact search. The same seed gives the same buckets.
+    The cosines are exact; a neighbor that never shares a bucket is missed. If all rows fit into one bucket, the search
+    is exact. The same seed gives the same buckets.
+
+    Args:
+        links: L, neighbors per row.
+        rounds: number of times the rows are divided into buckets.
+        largest: maximum size of a bucket.
+
+    Returns:
+        (row numbers (N, L) int32 padded with -1, cosines (N, L) float32 padded with -inf).
 
     Raises:
-        ValueError: links, rounds or largest below 1, or a corpus with rows never written.
+        ValueError: `links`, `rounds` or `largest` is below 1, or the corpus has rows that were never written.
     """
     if min(links, rounds, largest) < 1:
         raise ValueError(f"links, rounds and largest must be 1 or more, got {links}, {rounds} and {largest}")
@@ -49,7 +57,7 @@ def nearest_in_buckets(
 
 
 def _buckets(corpus: Corpus, rng: np.random.Generator, largest: int) -> list[np.ndarray]:
-    """All rows, each in one bucket of at most `largest`; about sqrt(N) buckets."""
+    """A partition of all rows into about sqrt(N) buckets of at most `largest` rows."""
     rows = len(corpus)
     if rows <= largest:
         return [np.arange(rows)]
@@ -58,7 +66,7 @@ def _buckets(corpus: Corpus, rng: np.random.Generator, largest: int) -> list[np.
     for start in range(0, rows, ASSIGN_BLOCK):
         block = corpus.vectors(np.arange(start, min(start + ASSIGN_BLOCK, rows)))
         nearest_N[start : start + len(block)] = (block @ centroid_CD.T).argmax(dim=1).cpu().numpy()
-    # Shuffled within a bucket, so that cutting one does not follow the corpus's own order.
+    # Shuffled within a bucket, so that splitting it does not follow the order of the corpus.
     order_N = rng.permutation(rows)
     order_N = order_N[np.argsort(nearest_N[order_N], kind="stable")]
     groups = np.split(order_N, np.flatnonzero(np.diff(nearest_N[order_N])) + 1)
@@ -67,7 +75,7 @@ def _buckets(corpus: Corpus, rng: np.random.Generator, largest: int) -> list[np.
 
 
 def _within(corpus: Corpus, members_B: Tensor, links: int) -> Tensor:
-    """Keys of the nearest other members of each member, (B, <= L) int64."""
+    """Keys of each member's nearest other members, (B, <= L) int64."""
     if len(members_B) == 1:
         return torch.empty(1, 0, dtype=torch.int64)
     vectors_BD = corpus.vectors(members_B)
@@ -77,12 +85,12 @@ def _within(corpus: Corpus, members_B: Tensor, links: int) -> Tensor:
 
 
 def _merge(old_BL: Tensor, new_BL: Tensor, links: int) -> Tensor:
-    """The best distinct rows of both: one found twice counts once, by its larger cosine."""
+    """The best distinct rows of both; a row that occurs twice counts once, with its larger cosine."""
     keys = torch.cat([old_BL, new_BL], dim=1).sort(dim=1, descending=True).values
     ids = unpack(keys)[1]
-    order = ids.argsort(dim=1, stable=True)  # equal ids side by side, the better first
+    order = ids.argsort(dim=1, stable=True)  # equal ids next to each other, the better one first
     sorted_ids = ids.gather(1, order)
-    again = torch.zeros_like(keys, dtype=torch.bool)
-    again[:, 1:] = sorted_ids[:, 1:] == sorted_ids[:, :-1]
-    keys = keys.gather(1, order).masked_fill(again, int(pack(torch.tensor(-torch.inf), torch.tensor(EMPTY))))
+    repeated = torch.zeros_like(keys, dtype=torch.bool)
+    repeated[:, 1:] = sorted_ids[:, 1:] == sorted_ids[:, :-1]
+    keys = keys.gather(1, order).masked_fill(repeated, int(pack(torch.tensor(-torch.inf), torch.tensor(EMPTY))))
     return best_keys(keys, links)

@@ -1,13 +1,13 @@
-"""LiveCorpus: the embeddings of a corpus while the model that made them keeps changing, searched exactly.
+"""LiveCorpus: the embeddings of a corpus whose model keeps changing, with exact search.
 
-A plain matrix in memory, because an approximate index decays under the updates that training makes: after heavy
-updating, the recall@10 of HNSW (USearch) fell from 0.998 to 0.535; a matrix stays at 1.0. Each row has a version (how
-often it was written) and the step of the weights that encoded it.
+It is a plain matrix in memory, because an approximate index degrades under the updates that training makes: after heavy
+updates, the recall@10 of HNSW (USearch) fell from 0.998 to 0.535, while a matrix stays at 1.0. Each row has a version
+(how often it was written) and the step of the weights that encoded it.
 
-Shape suffixes: Q queries, N rows of the corpus (documents), R some rows of it, D dimensions, K results.
+Shape suffixes: Q queries, N rows of the corpus (documents), R selected rows, D dimensions, K results.
 
 A *step* is the number of optimizer steps that the encoding weights had taken: the first encoding has step 0, and a row
-is *fresh* at step s if its vector was made with the weights of step s.
+is *fresh* at step s if the weights of step s encoded it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from search_r3.environment.topk import MAX_ROWS, best_keys, keys_of_best, unpack
 from search_r3.errors import InputError
 
 CHUNK_CELLS = 2**22
-"""Scores held at once while searching, and values upcast at once: 16 MiB of float32 and 32 MiB of keys."""
+"""Number of scores computed at once in a search, and of values upcast at once: 16 MiB of float32, 32 MiB of keys."""
 QUERY_BLOCK = 1024
-"""Queries scored at once: with `CHUNK_CELLS`, chunks keep at least 4,096 rows."""
+"""Number of queries scored at once; with `CHUNK_CELLS`, chunks then have at least 4,096 rows."""
 UNIT_TOLERANCE = 0.01
-"""How far a row's norm may be from 1: rounding a unit row to bf16 moves it by up to 0.004, a missing normalization by
-far more."""
+"""Accepted deviation of a row's norm from 1. Rounding a unit row to bf16 changes it by up to 0.004, a missing
+normalization by far more."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMAT = 1
 
 
 class Corpus(Protocol):
-    """What the graph, the refresh policies and the environment need; `LiveCorpus` and `ShardedCorpus` implement it."""
+    """The interface that the graph, the refresh policies and the environment use; see `LiveCorpus` for the methods."""
 
     steps_N: Tensor
     versions_N: Tensor
@@ -56,11 +56,12 @@ class LiveCorpus:
     """N unit rows of D dimensions that can be rewritten row by row.
 
     Attributes:
-        versions_N: int32 on the CPU, how often each row was written; 0 is never, and such a corpus cannot be searched.
-        steps_N: int32 on the CPU, the step of the weights that made each row; -1 if never written.
+        versions_N: int32 on the CPU: how often each row was written. A corpus with unwritten rows (0) cannot be
+            searched.
+        steps_N: int32 on the CPU: the step of the weights that encoded each row; -1 if never written.
 
-    Memory: N x D values, and 8 bytes a row: within 1.1 x N x D x bytes from 80 bytes a row on (20 dimensions in
-    float32). A search adds a bounded amount (`chunk_cells`), independent of N.
+    Memory: N x D values and 8 bytes per row, which is at most 10% more than the values from 20 float32 dimensions on. A
+    search needs additional memory that is bounded by `chunk_cells` and independent of N.
     """
 
     def __init__(
@@ -72,11 +73,11 @@ class LiveCorpus:
         device: torch.device | str = "cpu",
         chunk_cells: int = CHUNK_CELLS,
     ) -> None:
-        """An empty matrix; `update` fills it, in any order and in blocks, so that no second copy is ever needed.
+        """Create an empty matrix; `update` fills it, in blocks and in any order, so that no second copy is needed.
 
         Raises:
-            ValueError: rows or dimension below 1, more than 2^31 - 1 rows, chunk_cells below 1, or a dtype other than
-                float32, bfloat16 and float16.
+            ValueError: `rows`, `dimension` or `chunk_cells` is below 1, there are more than 2^31 - 1 rows, or the dtype
+                is not float32, bfloat16 or float16.
         """
         if not (1 <= rows <= MAX_ROWS and dimension >= 1 and chunk_cells >= 1):
             raise ValueError(
@@ -100,7 +101,7 @@ class LiveCorpus:
         device: torch.device | str = "cpu",
         chunk_cells: int = CHUNK_CELLS,
     ) -> LiveCorpus:
-        """A corpus of these unit rows (N, D), which are copied. Errors as the constructor and `update`."""
+        """A corpus with copies of these unit rows, (N, D). Raises the errors of the constructor and of `update`."""
         vectors = torch.as_tensor(vectors)
         if vectors.dim() != 2:
             raise ValueError(f"vectors must be a (rows, dimensions) matrix, got the shape {tuple(vectors.shape)}")
@@ -128,22 +129,23 @@ class LiveCorpus:
     def search(self, q_QD: Any, k: int) -> tuple[Tensor, Tensor]:
         """The exact k best rows for every query: (cosines (Q, K) float32, rows (Q, K) int64), K = min(k, N).
 
-        Cosines descend; of equal ones the smaller row comes first (see `topk`). They are computed in float32 whatever
-        the dtype of the matrix; the same query, matrix and chunk size give bit-identical results.
+        Results are in order of descending cosine, ties by ascending row (see `topk`). Cosines are computed in float32,
+        whatever the dtype of the matrix; the same query, matrix and chunk size give bit-identical results.
 
         Args:
             q_QD: unit rows.
 
         Raises:
-            ValueError: a wrong shape, a row that is not a unit row (or NaN), k below 1, or rows never written.
+            ValueError: the shape is wrong, a row does not have length 1 or is NaN, k is below 1, or the corpus has rows
+                that were never written.
         """
         if k < 1:
-            raise ValueError(f"k is {k}; a cut-off is 1 or more")
+            raise ValueError(f"k must be 1 or more, got {k}")
         self._check_written()
         q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
-        found = [self._search(q_QD[start : start + QUERY_BLOCK], k) for start in range(0, len(q_QD), QUERY_BLOCK)]
-        none = torch.empty(0, min(k, len(self)), dtype=torch.int64, device=self.device)
-        return unpack(torch.cat([*found, none]))
+        keys = [self._search(q_QD[start : start + QUERY_BLOCK], k) for start in range(0, len(q_QD), QUERY_BLOCK)]
+        no_keys = torch.empty(0, min(k, len(self)), dtype=torch.int64, device=self.device)
+        return unpack(torch.cat([*keys, no_keys]))
 
     def _search(self, q_QD: Tensor, k: int) -> Tensor:
         best_QK: Tensor | None = None
@@ -151,14 +153,14 @@ class LiveCorpus:
             scores_QC = q_QD @ self._matrix_ND[start:stop].to(torch.float32).T
             keys_QK = keys_of_best(scores_QC, torch.arange(start, stop, device=self.device), k)
             best_QK = keys_QK if best_QK is None else best_keys(torch.cat([best_QK, keys_QK], dim=1), k)
-        assert best_QK is not None  # a corpus has a row
+        assert best_QK is not None  # a corpus has at least one row
         return best_QK
 
     @torch.no_grad()
     def scores(self, q_QD: Any, rows: Any) -> Tensor:
-        """Cosines of every query with the given rows, (Q, R) float32, one column a row in the order given.
+        """Cosines of every query with the given rows, (Q, R) float32, one column per row in the given order.
 
-        A row may be given twice. Raises ValueError as `search`, or for rows outside the corpus.
+        Rows may repeat. Raises ValueError like `search`, and for rows outside the corpus.
         """
         q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
         rows_R = self._checked_rows(rows)
@@ -170,23 +172,23 @@ class LiveCorpus:
         return torch.cat(parts, dim=1) if parts else q_QD.new_zeros(len(q_QD), 0)
 
     def vectors(self, rows: Any) -> Tensor:
-        """A copy of the given rows, (R, D) float32 on the corpus's device, without gradient."""
+        """A copy of the given rows, (R, D) float32 on the device of the corpus, without gradient."""
         rows_R = self._checked_rows(rows)
         self._check_written(rows_R)
         return self._matrix_ND[rows_R.to(self.device)].to(torch.float32)
 
     @torch.no_grad()
     def update(self, rows: Any, vectors: Any, step: int) -> None:
-        """Overwrite rows with vectors made by the weights of `step`: all of them, or, on an error, none.
+        """Overwrite rows with vectors encoded by the weights of `step`: all of them or, on an error, none.
 
         Args:
             rows: (R,) distinct row numbers.
-            vectors: (R, D) unit rows; stored in the corpus's dtype.
-            step: 0 or more, and no earlier than any of these rows' last refresh.
+            vectors: (R, D) unit rows; stored in the dtype of the corpus.
+            step: 0 or more, and not earlier than the last refresh of any of these rows.
 
         Raises:
-            ValueError: a row outside the corpus or given twice, a vector that is not a unit row (or NaN), unequal
-                numbers of rows and vectors, or a step that goes back.
+            ValueError: a row is outside the corpus or repeated, a vector does not have length 1 or is NaN, the numbers
+                of rows and vectors differ, or `step` is earlier than the last refresh.
         """
         rows_R = self._checked_rows(rows)
         vectors_RD = check_unit("vectors", vectors, self.dimension)
@@ -201,19 +203,19 @@ class LiveCorpus:
         self.steps_N[rows_R] = step
 
     def ages(self, step: int) -> Tensor:
-        """How many steps old every row's vector is at `step`, (N,) int64; 0 is fresh."""
+        """The age in steps of every row's vector at `step`, (N,) int64; 0 is fresh."""
         return step - self.steps_N.to(torch.int64)
 
     def all_gather_rows(self, mine: Tensor) -> Tensor:
-        """All processes' rows of a tensor, by rank: here those of the only process."""
+        """All processes' rows of a tensor, by rank; with one process, `mine`."""
         return mine
 
     def local_rows(self, rows: np.ndarray) -> np.ndarray:
-        """The rows among these that this process encodes: here all."""
+        """The part of `rows` that this process encodes; with one process, all."""
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (not copied) and JSON values: a task's state for `training.run_checkpoint`."""
+        """The state as tensors (not copied) and JSON values, for `training.run_checkpoint`."""
         return {
             "format": FORMAT,
             "dtype": _dtype_name(self.dtype),
@@ -223,10 +225,10 @@ class LiveCorpus:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the corpus from `state`, bit for bit; on an error, stay as it was.
+        """Restore the corpus from `state`, bit for bit; on an error, it is left unchanged.
 
         Raises:
-            InputError: the state is of a corpus of another size or dtype, damaged, or of a newer format.
+            InputError: the state has another size, dtype or format, or is damaged.
         """
         shape = (len(self), self.dimension)
         if state.get("format") != FORMAT:
@@ -249,7 +251,7 @@ class LiveCorpus:
         self.steps_N.copy_(steps)
 
     def _blocks(self, rows: int, queries: int = 1) -> list[tuple[int, int]]:
-        """(start, stop) over `rows`, so that neither the scores nor the upcast rows exceed `chunk_cells` values."""
+        """(start, stop) of blocks of `rows` in which neither scores nor upcast rows exceed `chunk_cells` values."""
         size = max(1, self.chunk_cells // max(queries, self.dimension))
         return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
@@ -269,13 +271,13 @@ def check_rows(rows: Any, count: int) -> Tensor:
     """Row numbers as (R,) int64 on the CPU.
 
     Raises:
-        ValueError: not one dimension of integers, or a number outside [0, count).
+        ValueError: `rows` is not a vector of integers, or a number is outside [0, count).
     """
     rows_R = torch.as_tensor(np.asarray(rows) if isinstance(rows, list | tuple) else rows).detach().cpu()
     if rows_R.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
     if rows_R.dim() != 1 or rows_R.is_floating_point() or rows_R.dtype == torch.bool:
-        raise ValueError(f"rows must be one dimension of integers, got {rows_R.dtype} {tuple(rows_R.shape)}")
+        raise ValueError(f"rows must be a vector of integers, got {rows_R.dtype} {tuple(rows_R.shape)}")
     low, high = int(rows_R.min()), int(rows_R.max())
     if low < 0 or high >= count:
         raise ValueError(f"there is no row {low if low < 0 else high}; the corpus has rows 0 to {count - 1}")
@@ -286,16 +288,17 @@ def check_distinct(rows_R: Tensor) -> None:
     """Raise ValueError if a row number occurs twice."""
     if rows_R.numel() > 1:
         ordered = rows_R.sort().values
-        twice = ordered[1:] == ordered[:-1]
-        if bool(twice.any()):
-            raise ValueError(f"row {int(ordered[1:][twice][0])} is given twice; a row has one vector")
+        repeated = ordered[1:] == ordered[:-1]
+        if bool(repeated.any()):
+            raise ValueError(f"row {int(ordered[1:][repeated][0])} is given twice; give each row once")
 
 
 def check_unit(what: str, vectors: Any, dimension: int) -> Tensor:
     """`vectors` as a float tensor (rows, dimension) without gradient.
 
     Raises:
-        ValueError: another shape, integers, or a row whose norm is not 1 within `UNIT_TOLERANCE` (NaN included).
+        ValueError: the shape is wrong, the dtype is not float, or a row's norm is NaN or differs from 1 by more than
+            `UNIT_TOLERANCE`.
     """
     tensor = torch.as_tensor(vectors).detach()
     if tensor.dim() != 2 or tensor.shape[1] != dimension or not tensor.is_floating_point():
@@ -303,7 +306,7 @@ def check_unit(what: str, vectors: Any, dimension: int) -> Tensor:
             f"{what} must be a float matrix of {dimension} columns, got {tensor.dtype} {tuple(tensor.shape)}"
         )
     norms = torch.linalg.vector_norm(tensor, dim=1, dtype=torch.float32)
-    wrong = ~((norms - 1).abs() <= UNIT_TOLERANCE)  # so written, NaN is wrong too
+    wrong = ~((norms - 1).abs() <= UNIT_TOLERANCE)  # written this way, NaN counts as wrong
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(f"row {row} of the {what} has the norm {float(norms[row]):g}; expected unit rows, finite")

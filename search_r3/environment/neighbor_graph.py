@@ -1,16 +1,17 @@
 """NeighborGraph: the nearest neighbors of every document, at a fixed width, re-linked locally when vectors change.
 
-It ranks nothing: it tells the refresh policies which rows training has probably moved, so that those are re-encoded.
-Source: the proximity graph of Search-R3 (arXiv 2510.07048); the algorithm is ours.
+It is not used for ranking: it tells the refresh policies which rows training has probably moved, so that those are
+re-encoded. Source: the proximity graph of Search-R3 (arXiv 2510.07048); the algorithm is ours.
 
-Definition: every row chooses its `links` nearest other rows; a choice is an edge in *both* directions; each row then
-keeps its `width` nearest edges. As `links <= width`, a row always keeps its own choices, and only the rows that chose a
-hub are pruned from the hub's list. Nearest is `topk`'s order: cosine, then row number.
+Definition: every row chooses its `links` nearest other rows. A choice is an edge in *both* directions, and each row
+then keeps its `width` nearest edges. Because `links <= width`, a row always keeps its own choices, and only a hub drops
+rows that chose it. "Nearest" means the order of `topk`: cosine, then row number.
 
-Shape suffixes: N rows, M slots of a row (`width`), L choices a row (`links`), R some rows, P pairs of rows.
+Shape suffixes: N rows, M slots per row (`width`), L choices per row (`links`), R selected rows, P pairs of rows.
 
-Each edge stores its cosine. It is current as long as every update of the corpus is followed by `relink` of the same
-rows: an edge's cosine changes only with its two rows, and those are linked again.
+Each edge stores its cosine, which stays correct as long as every update of the corpus is followed by `relink` of the
+same
+rows: an edge's cosine changes only if one of its two rows does.
 """
 
 from __future__ import annotations
@@ -27,30 +28,30 @@ from search_r3.errors import InputError
 
 FORMAT = 1
 EXACT_LIMIT = 100_000
-"""Rows up to which `build` is exact by default: 2 N^2 D operations, 11.5 T here at 576 dimensions."""
+"""Number of rows up to which `build` is exact by default: 2 N^2 D operations, 11.5e12 at this size and D = 576."""
 BLOCK = 1024
-"""Rows searched at once."""
+"""Number of rows searched at once."""
 
 
 class NeighborGraph:
     """Fixed-width adjacency, nearest first, padded with -1.
 
     Attributes:
-        ids_NM: int32 row numbers; -1 only after the last neighbor.
-        cosines_NM: float32; -inf where there is none.
+        ids_NM: int32 row numbers; -1 after the last neighbor.
+        cosines_NM: float32; -inf after the last neighbor.
     """
 
     def __init__(self, rows: int, *, width: int = 16, links: int = 8) -> None:
         """A graph without edges.
 
         Raises:
-            InputError: not 1 <= links <= width (they come from the recipe).
-            ValueError: rows below 1.
+            InputError: not 1 <= links <= width (both come from the recipe).
+            ValueError: `rows` is below 1.
         """
         if rows < 1:
-            raise ValueError(f"a graph needs a row, got {rows}")
+            raise ValueError(f"rows must be 1 or more, got {rows}")
         if not 1 <= links <= width:
-            raise InputError(f"the graph's links must be 1 to its width, got {links} links and width {width}")
+            raise InputError(f"graph_links must be from 1 to graph_width ({width}), got {links}")
         self.links = links
         self.ids_NM = np.full((rows, width), -1, dtype=np.int32)
         self.cosines_NM = np.full((rows, width), -np.inf, dtype=np.float32)
@@ -62,11 +63,11 @@ class NeighborGraph:
         """The graph of the corpus as it is now.
 
         Args:
-            approximate: find the nearest within random buckets instead of everywhere (see `approximate_neighbors`), for
-                a million rows. None: exact up to `EXACT_LIMIT` rows. The cosines are exact; some neighbors are missed.
-            seed: of the buckets.
+            approximate: search only within random buckets (see `approximate_neighbors`), for millions of rows: cosines
+                are exact, but some neighbors are missed. None: exact up to `EXACT_LIMIT` rows.
+            seed: seed of the buckets.
 
-        Errors as the constructor, and as `corpus.search`.
+        Raises the errors of the constructor and of `corpus.search`.
         """
         graph = cls(len(corpus), width=width, links=links)
         if approximate is None:
@@ -86,17 +87,17 @@ class NeighborGraph:
         return self.ids_NM.shape[1]
 
     def relink(self, rows: Any, corpus: Corpus) -> None:
-        """After these rows' vectors changed: drop all their edges, search anew, add the pruned links both ways.
+        """Replace the edges of rows whose vectors changed: drop all of them, search again, and add both directions.
 
-        Exact for the links that the rows choose. A row outside `rows` that had chosen one of them loses that edge
-        (unless it is chosen back) and chooses no other until it is re-linked itself. Re-linking all rows gives the
-        graph that `build` gives.
+        The links chosen by `rows` are exact. A row outside `rows` that had chosen one of them loses that edge, unless
+        it is chosen back, and gets no replacement until it is re-linked itself. Re-linking all rows gives the same
+        graph as `build`.
 
         Args:
-            rows: row numbers; one given twice counts once.
+            rows: row numbers; repetitions have no effect.
 
         Raises:
-            ValueError: a row outside the graph, or a corpus of another size.
+            ValueError: a row is outside the graph, or the corpus has another size.
         """
         if len(corpus) != len(self):
             raise ValueError(f"the corpus has {len(corpus)} rows, the graph {len(self)}")
@@ -109,12 +110,12 @@ class NeighborGraph:
             )
 
     def neighbors(self, rows: Any, hops: int = 1) -> np.ndarray:
-        """Rows within `hops` edges of any of `rows`, without `rows` themselves, (n,) int64, each once.
+        """The distinct rows within `hops` edges of any of `rows`, without `rows` themselves, (n,) int64.
 
         Order: fewer hops first; within a hop, all nearest neighbors before all second nearest, and so on.
 
         Raises:
-            ValueError: a row outside the graph, or hops below 0.
+            ValueError: a row is outside the graph, or `hops` is below 0.
         """
         if hops < 0:
             raise ValueError(f"hops must be 0 or more, got {hops}")
@@ -133,7 +134,7 @@ class NeighborGraph:
         return np.concatenate(reached) if reached else np.zeros(0, dtype=np.int64)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (not copied) and JSON values: a task's state for `training.run_checkpoint`."""
+        """The state as tensors (not copied) and JSON values, for `training.run_checkpoint`."""
         return {
             "format": FORMAT,
             "links": self.links,
@@ -145,7 +146,7 @@ class NeighborGraph:
         """Restore the graph from `state`, bit for bit.
 
         Raises:
-            InputError: the state is of a graph of another size, width or number of links, or of a newer format.
+            InputError: the state has another size, width, number of links or format.
         """
         if state.get("format") != FORMAT:
             raise InputError(f"the saved graph has format {state.get('format')!r}, this version reads {FORMAT}")
@@ -159,10 +160,10 @@ class NeighborGraph:
         self.cosines_NM[:] = state["cosines"].numpy()
 
     def _nearest(self, corpus: Corpus, block_R: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows, their choices (R, L) int32, cosines (R, L)) of this process's share of the block."""
+        """This process's share of the block: (rows (R,), the rows they choose (R, L) int32, cosines (R, L))."""
         mine_R = corpus.local_rows(block_R)
-        cosines, found = corpus.search(corpus.vectors(torch.from_numpy(mine_R)), self.links + 1)
-        ids, kept = _without_self(found.cpu().numpy(), cosines.cpu().numpy(), mine_R, self.links)
+        cosines, nearest = corpus.search(corpus.vectors(torch.from_numpy(mine_R)), self.links + 1)
+        ids, kept = _without_self(nearest.cpu().numpy(), cosines.cpu().numpy(), mine_R, self.links)
         ids_RL = np.full((len(mine_R), self.links), -1, dtype=np.int32)
         cosines_RL = np.full((len(mine_R), self.links), -np.inf, dtype=np.float32)
         ids_RL[:, : ids.shape[1]] = ids
@@ -173,7 +174,7 @@ class NeighborGraph:
         """Remove every edge from or to these rows, and close the gaps."""
         gone_N = np.zeros(len(self), dtype=bool)
         gone_N[rows_R] = True
-        # -1 reads the last row's flag: without `>= 0`, every row with a free slot would be rewritten in vain.
+        # -1 reads the last row's flag: without `>= 0`, every row with a free slot could be rewritten for nothing.
         hit_NM = gone_N[self.ids_NM] & (self.ids_NM >= 0)
         hit_NM[rows_R] = True
         touched_R = np.flatnonzero(hit_NM.any(axis=1))
@@ -184,11 +185,11 @@ class NeighborGraph:
         self.cosines_NM[touched_R] = np.take_along_axis(cosines, order, axis=1)
 
     def _link(self, rows_R: np.ndarray, ids_RL: np.ndarray, cosines_RL: np.ndarray) -> None:
-        """Add these choices in both directions; every row keeps its `width` nearest. `rows_R` have no edges yet."""
+        """Add choices of rows without edges as edges in both directions; keep each row's `width` nearest."""
         chosen = ids_RL >= 0
         here_P = np.broadcast_to(rows_R[:, None], ids_RL.shape)[chosen].astype(np.int64)
         there_P, cosine_P = ids_RL[chosen].astype(np.int64), cosines_RL[chosen]
-        # Two rows that chose each other are one edge, of one cosine: either product may differ in the last bit.
+        # Two rows that chose each other share one edge with one cosine: the two products may differ in the last bit.
         pair_P = np.minimum(here_P, there_P) * len(self) + np.maximum(here_P, there_P)
         order_P = np.lexsort((cosine_P, pair_P))
         pair_P, cosine_P = pair_P[order_P], cosine_P[order_P]
@@ -204,20 +205,20 @@ class NeighborGraph:
 
         order_P = np.lexsort((id_P, -cosine_P, row_P))
         row_P, id_P, cosine_P = row_P[order_P], id_P[order_P], cosine_P[order_P]
-        place_P = np.arange(len(row_P)) - np.searchsorted(row_P, row_P)
-        keep_P = place_P < self.width
+        slot_P = np.arange(len(row_P)) - np.searchsorted(row_P, row_P)
+        keep_P = slot_P < self.width
         self.ids_NM[affected_A] = -1
         self.cosines_NM[affected_A] = -np.inf
-        self.ids_NM[row_P[keep_P], place_P[keep_P]] = id_P[keep_P]
-        self.cosines_NM[row_P[keep_P], place_P[keep_P]] = cosine_P[keep_P]
+        self.ids_NM[row_P[keep_P], slot_P[keep_P]] = id_P[keep_P]
+        self.cosines_NM[row_P[keep_P], slot_P[keep_P]] = cosine_P[keep_P]
 
 
 def _without_self(
     ids_RK: np.ndarray, cosines_RK: np.ndarray, rows_R: np.ndarray, links: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `links` results of each row that are not the row itself (which identical rows may outrank)."""
+    """The first `links` results of each row other than the row itself, which identical rows may outrank."""
     itself_RK = ids_RK == rows_R[:, None]
-    # The last result gives way where the row itself was not found, so that every row has as many left.
+    # Where the row itself is not among the results, drop the last one, so that all rows have the same number left.
     itself_RK[~itself_RK.any(axis=1), -1] = True
     shape = (len(rows_R), ids_RK.shape[1] - 1)
     return ids_RK[~itself_RK].reshape(shape)[:, :links], cosines_RK[~itself_RK].reshape(shape)[:, :links]

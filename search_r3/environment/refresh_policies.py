@@ -1,9 +1,9 @@
 """Refresh policies: which documents to re-encode at a step.
 
-Source: Search-R3 (arXiv 2510.07048) re-encodes selectively, where training has touched; the algorithm is ours. The
-other policies are the baselines of that claim.
+Source: Search-R3 (arXiv 2510.07048) re-encodes selectively, where training has changed embeddings; the algorithm is
+ours. The other policies are baselines for comparison.
 
-Shape suffixes: R some rows.
+Shape suffixes: R selected rows, N rows of the corpus.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEFAULT_POLICY = "selective"
 
 
 class RefreshPolicy(ABC):
-    """Chooses what to re-encode at a step. A complete example, a package's `my_policies.py`:
+    """Chooses what to re-encode at a step. A complete example, the module `my_policies.py` of a package:
 
         from dataclasses import dataclass
         import numpy as np
@@ -42,7 +42,7 @@ class RefreshPolicy(ABC):
                 oldest_N = np.argsort(-age_N, kind="stable")
                 return oldest_N[age_N[oldest_N] > 0][: self.budget]
 
-    Its pyproject.toml, and a recipe that uses it (the keys beside `policy` are the class's parameters):
+    The package's pyproject.toml, and a recipe that uses the policy (the other keys are the class's parameters):
 
         [project.entry-points."search_r3.refresh_policies"]
         oldest = "my_policies:Oldest"
@@ -52,7 +52,8 @@ class RefreshPolicy(ABC):
     """
 
     needs_graph: bool = False
-    """Whether `choose` wants the corpus's neighbor graph; else `graph` is None, and none is built or re-linked."""
+    """Whether `choose` needs the corpus's neighbor graph. If not, no graph is built or re-linked, and `graph` is
+    None."""
 
     @abstractmethod
     def choose(
@@ -66,16 +67,20 @@ class RefreshPolicy(ABC):
     ) -> np.ndarray:
         """Distinct row numbers to re-encode with the weights of `step`, most urgent first, (R,) int64.
 
-        Never a row that is fresh at `step` already. Over several processes, all get the same arguments and must return
-        the same rows.
+        Rows that are already fresh at `step` must be left out. With several processes, all get the same arguments and
+        must return the same rows.
 
         Args:
             positives: rows that are relevant to the batch's queries, with repetitions.
-            candidates: rows that the rollouts' searches returned, (rollouts, k) best first, or flat; -1 is no row.
+            candidates: the rows that the rollouts' searches returned, best first: (rollouts, C), where C is
+                `candidates` in the recipe's section `environment`, or a flat list. -1 marks an empty position.
+            step: optimizer steps that the current weights have taken.
+            corpus: the corpus before the refresh.
+            graph: its neighbor graph, if `needs_graph`.
             rng: the only source of randomness.
 
         Raises:
-            ValueError: a row outside the corpus, or no graph where one is needed.
+            ValueError: a row is outside the corpus, or a graph is needed and missing.
         """
 
 
@@ -88,22 +93,23 @@ def _require_budget(budget: int) -> None:
 class Selective(RefreshPolicy):
     """Positives, candidates, and graph neighbors of the positives (and optionally of the candidates).
 
-    Order: positives first; then candidates among the first `first_ranks` of any rollout (a stale one there changes its
-    reward now); then all others. Within each the stalest first; of equal age, candidates before neighbors, better ranks
-    and nearer neighbors first. The first `budget` of them are taken.
+    Order: first positives; then candidates among the first `first_ranks` of any rollout, where a stale vector changes
+    the reward; then all others. Within each of these, the stalest come first; among rows of equal age, candidates come
+    before neighbors, better ranks before worse and nearer neighbors before farther ones. The first `budget` rows are
+    taken.
 
-    Candidates without ranks (a flat list) are among the others.
+    Candidates without ranks (a flat list) count as others.
     """
 
     budget: int = 256
-    """The most rows re-encoded in one step."""
+    """Maximum number of rows re-encoded per step."""
     hops: int = 1
-    """Edges of the graph to follow from the positives (and the candidates); 0 follows none and needs no graph."""
+    """Number of graph edges to follow from the positives (and the candidates); 0 follows none and needs no graph."""
     candidate_neighbors: bool = False
-    """Take the graph neighbors of the candidates too, not of the positives alone."""
+    """Also take the graph neighbors of the candidates."""
     first_ranks: int = 10
-    """A search's results up to this rank come before all but the positives, as the reward depends on them; 0 goes by
-    age alone."""
+    """Search results up to this rank are refreshed before everything but the positives, because the reward depends on
+    them; 0 orders by age alone."""
 
     def __post_init__(self) -> None:
         _require_budget(self.budget)
@@ -114,7 +120,7 @@ class Selective(RefreshPolicy):
 
     @property
     def needs_graph(self) -> bool:  # type: ignore[override]
-        """True if it follows edges."""
+        """Whether the policy follows graph edges."""
         return self.hops > 0
 
     def choose(
@@ -131,14 +137,14 @@ class Selective(RefreshPolicy):
         near_R = np.zeros(0, dtype=np.int64)
         if self.hops:
             if graph is None:
-                raise ValueError("following the graph needs a graph; give one, or set hops to 0")
+                raise ValueError("hops is above 0, so a graph is needed; give one, or set hops to 0")
             start_R = np.concatenate([positive_R, candidate_R]) if self.candidate_neighbors else positive_R
             near_R = graph.neighbors(start_R, self.hops)
         rows_R = _first_of_each(np.concatenate([positive_R, candidate_R, near_R]))
         age_R = step - corpus.steps_N.numpy()[rows_R].astype(np.int64)
         first_R = _first_ranks(candidates, self.first_ranks)
         later_R = np.where(np.isin(rows_R, positive_R), 0, np.where(np.isin(rows_R, first_R), 1, 2))
-        # Stable: rows of equal age keep the order they came in.
+        # Stable: rows of equal age keep their order.
         order_R = np.lexsort((-age_R, later_R))
         order_R = order_R[age_R[order_R] > 0]
         return rows_R[order_R[: self.budget]]
@@ -146,10 +152,10 @@ class Selective(RefreshPolicy):
 
 @dataclass(frozen=True)
 class RandomRows(RefreshPolicy):
-    """Stale rows drawn uniformly from the whole corpus: the baseline that selecting has to beat."""
+    """Stale rows drawn uniformly from the whole corpus: the baseline for `Selective`."""
 
     budget: int = 256
-    """The most rows re-encoded in one step."""
+    """Maximum number of rows re-encoded per step."""
 
     def __post_init__(self) -> None:
         _require_budget(self.budget)
@@ -169,7 +175,7 @@ class RandomRows(RefreshPolicy):
 
 @dataclass(frozen=True)
 class Full(RefreshPolicy):
-    """Everything stale, at every `every`-th step; nothing in between."""
+    """All stale rows every `every` steps; nothing in between."""
 
     every: int = 50
     """Steps between re-encodings of the whole corpus."""
@@ -192,7 +198,7 @@ class Full(RefreshPolicy):
 
 @dataclass(frozen=True)
 class Never(RefreshPolicy):
-    """Nothing: the corpus stays as the first weights encoded it."""
+    """No rows: the corpus stays as the first weights encoded it."""
 
     def choose(
         self,
@@ -212,24 +218,24 @@ POLICIES: dict[str, type[RefreshPolicy]] = {
     "full": Full,
     "none": Never,
 }
-"""Name -> policy. Installed packages add theirs."""
+"""Built-in policies by name."""
 REGISTRY = RecipeRegistry("refresh policy", "refresh_policies", POLICIES)
-"""The policies that a recipe may name."""
+"""All policies that a recipe can name: the built-in ones and those of installed packages."""
 
 
 def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's `refresh` section with the policy's name and all its parameters, defaults included.
+    """A recipe's `refresh` section, completed with the policy's name and all default parameters.
 
     Raises:
-        InputError: there is no such policy, or it has no such parameter or takes no such value.
+        InputError: the policy or a parameter is unknown, or a value is invalid.
     """
     name, parameters = _split(settings)
-    REGISTRY.create(name, parameters)  # the policy's own checks
+    REGISTRY.create(name, parameters)  # for the policy's own checks
     return {"policy": name, **REGISTRY.parameters_of(name, parameters)}
 
 
 def refresh_policy(settings: Mapping[str, Any]) -> RefreshPolicy:
-    """The policy of a recipe's `refresh` section: {"policy": NAME, parameters}. Errors as `complete_settings`."""
+    """The policy of a recipe's `refresh` section, {"policy": NAME, parameters}. Raises as `complete_settings`."""
     name, parameters = _split(settings)
     return REGISTRY.create(name, parameters)
 
@@ -244,14 +250,14 @@ def _stale(corpus: Corpus, step: int) -> np.ndarray:
 
 
 def candidate_rows(candidates: Any, total: int) -> np.ndarray:
-    """Flat row numbers; of a matrix, all first ranks before all second ranks. -1 (no row) is left out."""
+    """Candidates as a flat array without -1; of a matrix, all first ranks come before all second ranks."""
     table = np.asarray(candidates.cpu() if isinstance(candidates, Tensor) else candidates)
     flat = table.T.ravel()
     return check_rows(flat[flat != -1], total).numpy()
 
 
 def _first_ranks(candidates: Any, ranks: int) -> np.ndarray:
-    """The rows in the first columns of a matrix of candidates; none of a flat list, which has no ranks."""
+    """The rows in the first `ranks` columns of a candidate matrix; empty for a flat list, which has no ranks."""
     table = np.asarray(candidates.cpu() if isinstance(candidates, Tensor) else candidates)
     return table[:, :ranks].ravel() if table.ndim == 2 else table[:0]
 

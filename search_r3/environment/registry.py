@@ -1,4 +1,4 @@
-"""Registries: what a recipe can choose by name, with parameters: built in, or added by an installed package."""
+"""Registries of what a recipe can choose by name and with parameters, built in or from installed packages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from search_r3.plugins import Registry
 
 
 class RecipeRegistry(Registry[Callable[..., Any]]):
-    """Classes and functions that a recipe names. A class is called with the recipe's parameters; of a function, the
-    parameters after the first are bound.
+    """Classes and functions that a recipe can name. A class is instantiated with the recipe's parameters; a function
+    has its parameters after the first bound to them.
     """
 
     def create(self, name: str, parameters: Mapping[str, Any]) -> Any:
-        """The entry `name` with these parameters; see `parameters_of`."""
+        """The entry `name` with these parameters. Raises as `parameters_of`."""
         entry, values = self._resolve(name, parameters)
         if not isinstance(entry, type):
             return functools.partial(entry, **values) if values else entry
@@ -30,11 +30,11 @@ class RecipeRegistry(Registry[Callable[..., Any]]):
             raise InputError(f"{self.kind} {name}: {error}") from error
 
     def parameters_of(self, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters of the entry `name`: those given, and the defaults of the others.
+        """All parameters of the entry `name`: the given values, and the defaults of the others.
 
         Raises:
-            InputError: there is no such entry or parameter (the message has the nearest name), a parameter is missing,
-                or a value has another type than its annotation.
+            InputError: the entry or a parameter is unknown (the message gives the nearest name), a parameter is
+                missing, or a value does not match its annotation.
         """
         entry, values = self._resolve(name, parameters)
         defaults = {key: p.default for key, p in _signature(entry).items() if p.default is not p.empty}
@@ -69,7 +69,7 @@ class RecipeRegistry(Registry[Callable[..., Any]]):
 
 
 def _signature(entry: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters that a recipe may set: all of a class's, those after the first of a function."""
+    """The parameters that a recipe can set: all of a class, or those after the first of a function."""
     named = [p for p in inspect.signature(entry).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {p.name: p for p in (named if isinstance(entry, type) else named[1:])}
 
@@ -77,5 +77,5 @@ def _signature(entry: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def _type_hints(entry: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(getattr(entry, "__init__") if isinstance(entry, type) else entry)  # noqa: B009
-    except (NameError, TypeError):  # of another package: names that are not imported, or a callable object
+    except (NameError, TypeError):  # in another package: names that are not imported, or a callable object
         return {}

@@ -1,9 +1,9 @@
-"""ReplicatedCorpus: every process holds the whole corpus, and each encodes its share of what is refreshed.
+"""ReplicatedCorpus: every process has a copy of the whole corpus, and each encodes its share of the refreshed rows.
 
 For a few processes and up to millions of rows: searching needs no communication, and the main process alone can save
-everything. `ShardedCorpus` is for a matrix that does not fit beside the model.
+everything. If the matrix does not fit next to the model, use `ShardedCorpus`.
 
-Shape suffixes: N rows of the corpus, R some rows of it, D dimensions.
+Shape suffixes: N rows of the corpus, R selected rows, D dimensions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from search_r3.environment.live_corpus import LiveCorpus, check_rows
 
 
 class ReplicatedCorpus(LiveCorpus):
-    """A `LiveCorpus` whose `update` is a collective: each process passes its rows, every process writes those of all.
+    """A `LiveCorpus` whose `update` is a collective: each process passes its rows, and all processes write all rows.
 
-    The copies stay bit-identical, as all write the same vectors in the same order.
+    The copies stay bit-identical, because all processes write the same vectors in the same order.
     """
 
     def update(self, rows: Any, vectors: Any, step: int) -> None:
@@ -43,5 +43,5 @@ class ReplicatedCorpus(LiveCorpus):
         return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
     def local_rows(self, rows: np.ndarray) -> np.ndarray:
-        """The rows among these that this process encodes: every W-th, so that urgent ones are shared evenly."""
+        """The part of `rows` that this process encodes: every W-th, so that urgent rows are spread evenly."""
         return rows[dist.get_rank() :: dist.get_world_size()]

@@ -1,4 +1,4 @@
-"""What a reward is: a callable that sees a batch of rollouts and returns one number for each."""
+"""The interface of a reward: a callable that gets a batch of rollouts and returns one number per rollout."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RankedRollouts:
-    """Rollouts, and the cosines by which their embeddings rank the documents. R rollouts, N documents.
+    """R rollouts, and the cosines by which their embeddings rank N documents.
 
     The direct embeddings of the queries are scored too, for comparison: as rollouts with an empty text.
 
     Attributes:
         queries: the text of each rollout's query.
         texts: each rollout's reasoning trace, without the embed token.
-        token_ids: the same as token ids.
-        emitted_R: boolean; False where the embed token was forced (`missing_token_reward` then replaces the reward).
-        cosines_RN: float32, of each embedding with every document that is judged for a query of the batch or stands in
-            some top k, in the corpus's order.
-        grades_RN: float32, the documents' relevance to each rollout's query; 0 where not judged.
-        k: the ranks that count (`k` of the recipe's section `environment`).
+        token_ids: the same traces as token ids.
+        emitted_R: boolean; True where the model sampled the embed token itself, after at least `min_reasoning_tokens`
+            tokens. Where it is False, because the token was forced or the trace is too short, `missing_token_reward`
+            replaces the reward.
+        cosines_RN: float32 cosines of each embedding with the documents that are judged for a query of the batch or are
+            in some rollout's top k, in corpus order.
+        grades_RN: float32 grades of the documents for each rollout's query; 0 where not judged.
+        k: the rank cutoff (`k` in the recipe's section `environment`).
     """
 
     queries: Sequence[str]
@@ -39,7 +41,7 @@ class RankedRollouts:
     def without_text(
         cls, cosines_RN: Tensor, grades_RN: Tensor, k: int, queries: Sequence[str] | None = None
     ) -> RankedRollouts:
-        """Embeddings alone, such as direct ones."""
+        """Rankings of embeddings that have no reasoning trace, such as direct ones."""
         rollouts = len(cosines_RN)
         texts = [""] * rollouts
         emitted_R = torch.ones(rollouts, dtype=torch.bool)
@@ -47,20 +49,20 @@ class RankedRollouts:
 
 
 class Reward(Protocol):
-    """Scores rollouts. A complete example, a package's `my_rewards.py`:
+    """Scores rollouts. A complete example, the module `my_rewards.py` of a package:
 
         from dataclasses import dataclass
 
         @dataclass(frozen=True)
         class Brevity:
-            '''1 for a reasoning trace of 1 to `limit` tokens, else 0 (direct embeddings have an empty one).'''
+            '''1 for a reasoning trace of 1 to `limit` tokens, else 0 (also for direct embeddings, which have none).'''
 
             limit: int = 16
 
             def __call__(self, rollouts):
                 return [float(0 < len(ids) <= self.limit) for ids in rollouts.token_ids]
 
-    Its pyproject.toml, and a recipe that adds it to the ranking's reward:
+    The package's pyproject.toml, and a recipe that adds the reward to that of the ranking:
 
         [project.entry-points."search_r3.rewards"]
         brevity = "my_rewards:Brevity"
@@ -68,9 +70,10 @@ class Reward(Protocol):
         environment:
           rewards: [{name: dcg_scaled}, {name: brevity, weight: 0.1, limit: 12}]
 
-    A function of `RankedRollouts` (and keyword parameters) is a reward as well. The policy sees the weighted sum.
+    A function of `RankedRollouts` (and keyword parameters) is a reward as well. The policy is trained on the weighted
+    sum of all rewards.
     """
 
     def __call__(self, rollouts: RankedRollouts, /) -> Tensor | Sequence[float]:
-        """One finite number for each rollout, larger is better; (R,), without gradient."""
+        """One finite number per rollout, (R,), without gradient; larger is better."""
         ...

@@ -1,4 +1,4 @@
-"""A recipe's rewards: looked up by name, given their parameters, and added up with their weights."""
+"""The rewards of a recipe: looked up by name, created with their parameters, and summed with their weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from search_r3.environment.rewards import REWARDS
 from search_r3.errors import InputError
 
 REGISTRY = RecipeRegistry("reward", "rewards", REWARDS)
-"""The rewards that a recipe may name."""
+"""All rewards that a recipe can name: the built-in ones and those of installed packages."""
 
 
 class WeightedRewards:
-    """The weighted sum of rewards: itself a reward.
+    """A weighted sum of rewards, which is a reward itself.
 
     Attributes:
-        terms: name, weight and reward of each.
+        terms: (name, weight, reward) of each.
     """
 
     def __init__(self, terms: Sequence[tuple[str, float, Reward]]) -> None:
@@ -30,10 +30,11 @@ class WeightedRewards:
 
     @classmethod
     def from_recipe(cls, entries: Sequence[Mapping[str, Any]]) -> WeightedRewards:
-        """The rewards of a recipe's list: {"name", "weight" (1 by default), parameters of the reward}.
+        """The rewards of a recipe's list, with entries {"name", "weight" (1 by default), parameters of the reward}.
 
         Raises:
-            InputError: an entry without a name, no entry, a weight that is no finite number, or as `Registry.create`.
+            InputError: the list is empty, an entry has no name, a weight is not a finite number, or as
+                `RecipeRegistry.create`.
         """
         if not entries:
             raise InputError("rewards is empty: name at least one reward")
@@ -49,10 +50,10 @@ class WeightedRewards:
         return cls(terms)
 
     def __call__(self, rollouts: RankedRollouts, /) -> Tensor:
-        """(R,) float32 on the cosines' device.
+        """The weighted sum, (R,) float32 on the device of the cosines.
 
         Raises:
-            InputError: a reward did not return one finite number for each rollout.
+            InputError: a reward did not return one finite number per rollout.
         """
         cosines_RN = rollouts.cosines_RN
         total_R: Tensor | None = None

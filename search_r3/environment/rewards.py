@@ -1,19 +1,19 @@
 """The built-in rewards as pure functions: how well an embedding ranks the corpus, and the shaping of that number.
 
-Source: Search-R3 (arXiv 2510.07048), stage 2: a DCG of the cosine ranking, "DCG_scaled". How the paper scales it is not
-known; the formulas here are ours, and `ndcg` is nDCG@k as trec_eval computes it (linear gain). `REWARDS` lists those
-that a recipe can name; `reward_protocol.Reward` explains how to write another.
+Source: Search-R3 (arXiv 2510.07048), stage 2: a DCG of the cosine ranking, "DCG_scaled". The paper does not say how it
+is scaled; the formulas here are ours, and `ndcg` is nDCG@k as trec_eval computes it (linear gain). `REWARDS` has the
+rewards that a recipe can name; `reward_protocol.Reward` explains how to write another.
 
-Shape suffixes: R rollouts, N documents. One row is one rollout, one column one document; the columns of a row must hold
-**every positive** of its query (the ideal ranking is computed from them) and everything that may be in its top k; other
-rows of the corpus may be left out.
+Shape suffixes: R rollouts, N documents. Rows are rollouts and columns are documents. The columns must include **every
+positive** of each query (the ideal ranking is computed from them) and every document that can be in the top k; other
+documents of the corpus may be left out.
 
-Order: cosine descending, compared in float32; of equal cosines the *lower grade* first, so that no tie is a gain and an
-embedding space that has collapsed to one point earns nothing (`search_r3.ranking.graded_ranking`). A grade of 0 or
-below gains nothing.
+Order: descending cosine, compared in float32. Among equal cosines the *lower grade* comes first, so that ties are never
+an advantage and an embedding space that has collapsed to one point earns nothing (`search_r3.ranking.graded_ranking`).
+A grade of 0 or below gains nothing.
 
-All functions take tensors or arrays and return (R,) float32 on the cosines' device. They compute in float64, and they
-are constants for the gradient: a reward reaches the model through its tokens' log-probabilities.
+All functions take tensors or arrays and return (R,) float32 on the device of the cosines. They compute in float64 and
+without gradients: a reward reaches the model only through the log-probabilities of the sampled tokens.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from search_r3.environment.reward_protocol import RankedRollouts
 from search_r3.environment.topk import top_k
 
 MISSING_TOKEN_REWARD = -0.5
-"""The reward of a rollout without the embed token: worse than a miss, which earns 0."""
+"""The reward of a rollout without the embed token, which is worse than a miss (0)."""
 COSINE_SLACK = 0.01
-"""How far beyond 1 a cosine may lie before it is refused: unit rows rounded to bf16 give up to 1.008."""
+"""Accepted excess of a cosine over 1: unit rows rounded to bf16 give up to 1.008."""
 
 
 def dcg_scaled(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
@@ -45,49 +45,50 @@ def dcg_scaled(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
     Args:
         cos_RN: cosines, float, within [-1, 1] (up to `COSINE_SLACK`, for rounding).
         rel_RN: grades, integers or floats; above 0 is relevant.
-        k: ranks that count.
+        k: rank cutoff.
 
     Returns:
-        (R,) float32 in [0, 1]. 0 where the row has no positive at all (there is nothing to find; every rollout of the
-        group then earns the same, so the group has no advantage), and where none is in the top k. A positive with
-        a cosine of 0 or below gains nothing, whatever its rank: a negative cosine is no similarity.
+        (R,) float32 in [0, 1]. 0 if no positive is in the top k, or if there is no positive at all (then every rollout
+        of the group earns the same, and the advantages are 0). A positive with a cosine of 0 or below gains nothing,
+        whatever its rank: a negative cosine is not similarity.
 
     Raises:
-        ValueError: not two equal matrices, a NaN, a cosine beyond [-1, 1], or k below 1.
+        ValueError: the arguments are not matrices of equal shape, a value is NaN, a cosine is outside [-1, 1], or k is
+            below 1.
     """
     cos_RN, rel_RN = _checked(cos_RN, rel_RN)
     return _ndcg(cos_RN, rel_RN, k, scaled=True).to(torch.float32)
 
 
 def ndcg(cos_RN: Any, rel_RN: Any, k: int = 10) -> Tensor:
-    """nDCG@k: `dcg_scaled` without the cosines. Equal to `search_r3.metrics.ndcg` and to ir_measures' nDCG@k.
+    """nDCG@k, which is `dcg_scaled` without the cosines; recipes call it "dcg". Equal to ir_measures' nDCG@k.
 
-    Arguments, errors and the case of no positive: see `dcg_scaled`. Returns (R,) float32 in [0, 1].
+    For arguments, errors and queries without a positive, see `dcg_scaled`. Returns (R,) float32 in [0, 1].
     """
     cos_RN, rel_RN = _checked(cos_RN, rel_RN)
     return _ndcg(cos_RN, rel_RN, k, scaled=False).to(torch.float32)
 
 
 def margin_rank(cos_RN: Any, rel_RN: Any, k: int = 10, delta: float = 0.0) -> Tensor:
-    """nDCG@k plus the margin by which the positive beats the best negative: it still rises once the ranks are right.
+    """nDCG@k plus the margin of the positive over the best negative, which can still grow once the ranking is right.
 
         nDCG@k + clip(cos+ - cos- - delta, 0, 1)
 
-    cos+ is the highest cosine among the documents of the row's *highest* grade, cos- the highest among those without
-    a positive grade; lower-graded positives are neither.
+    cos+ is the highest cosine among the documents with the row's *highest* grade, cos- the highest among those without
+    a positive grade; positives with a lower grade are ignored.
 
     Args:
-        delta: the margin that earns nothing yet, within [-1, 1]. 0 (our choice; the paper gives no value) pays as
-            soon as the positive leads, so that there is no dead zone between rank 1 and the first margin.
+        delta: the margin up to which nothing is paid, within [-1, 1]. With 0 (our choice; the paper gives no value)
+            every lead of the positive is paid.
 
     Returns:
-        (R,) float32 in [0, 2]. The second term is 0 where the row has no positive, or nothing but positives.
+        (R,) float32 in [0, 2]. The second term is 0 if the row has no positive, or only positives.
 
     Raises:
-        ValueError: as `dcg_scaled`, or a delta outside [-1, 1].
+        ValueError: as `dcg_scaled`, or `delta` is outside [-1, 1].
     """
     if not (math.isfinite(delta) and -1 <= delta <= 1):
-        raise ValueError(f"delta must lie in [-1, 1], got {delta}")
+        raise ValueError(f"delta must be from -1 to 1, got {delta}")
     cos_RN, rel_RN = _checked(cos_RN, rel_RN)
     total_R = _ndcg(cos_RN, rel_RN, k, scaled=False)
     if cos_RN.shape[1]:
@@ -101,12 +102,13 @@ def margin_rank(cos_RN: Any, rel_RN: Any, k: int = 10, delta: float = 0.0) -> Te
 
 
 def missing_token_penalty(rewards_R: Any, emitted_R: Any, penalty: float = MISSING_TOKEN_REWARD) -> Tensor:
-    """The reward where the embed token was emitted, else `penalty`, whatever the forced embedding would have earned.
+    """The reward where `emitted_R` is True, else `penalty`, whatever the forced embedding would have earned.
 
-    Apply it last, after the shaping below, so that no bonus softens it.
+    Apply it after all other shaping, so that no bonus reduces the penalty.
 
     Raises:
-        ValueError: shapes differ, `emitted_R` is not boolean, a NaN, or a penalty that is not below 0 (a miss).
+        ValueError: shapes differ, `emitted_R` is not boolean, a value is NaN, or the penalty is not below 0, the reward
+            of a miss.
     """
     if not (math.isfinite(penalty) and penalty < 0):
         raise ValueError(f"the penalty must be a finite number below 0, the reward of a miss, got {penalty}")
@@ -121,7 +123,7 @@ def missing_token_penalty(rewards_R: Any, emitted_R: Any, penalty: float = MISSI
 
 
 def length_shaping(rewards_R: Any, tokens_R: Any, budget: int, free: int = 0, weight: float = 0.05) -> Tensor:
-    """A cost for reasoning tokens: nothing up to `free`, then linear, `weight` at the budget.
+    """Subtract a cost for reasoning tokens: 0 up to `free`, then linear, reaching `weight` at the budget.
 
         r - weight * clip((tokens - free) / (budget - free), 0, 1)
 
@@ -129,11 +131,12 @@ def length_shaping(rewards_R: Any, tokens_R: Any, budget: int, free: int = 0, we
     penalty of DAPO (arXiv 2503.14476, equation 13), with our weight.
 
     Args:
-        tokens_R: reasoning tokens of each rollout, without the embed token; 0 or more.
-        budget: the most tokens a rollout may have, above `free`.
+        tokens_R: number of reasoning tokens of each rollout, without the embed token.
+        budget: maximum number of tokens of a rollout, above `free`.
 
     Raises:
-        ValueError: shapes differ, a NaN, a negative length, free or weight, or a budget not above `free`.
+        ValueError: shapes differ, a value is NaN, a length, `free` or `weight` is negative, or `budget` is not above
+            `free`.
     """
     rewards_R = _vector("rewards_R", rewards_R)
     tokens_R = _vector("tokens_R", tokens_R).to(rewards_R.device)
@@ -146,25 +149,25 @@ def length_shaping(rewards_R: Any, tokens_R: Any, budget: int, free: int = 0, we
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"weight must be a finite number, 0 or above, got {weight}")
     if bool((tokens_R < 0).any()):
-        raise ValueError(f"tokens_R has {tokens_R.min().item():g}; a length is 0 or more")
+        raise ValueError(f"tokens_R must be 0 or more, got {tokens_R.min().item():g}")
     return rewards_R - weight * ((tokens_R - free) / (budget - free)).clamp(0.0, 1.0)
 
 
 def gain_over_direct(rewards_R: Any, direct_R: Any, weight: float = 1.0) -> Tensor:
-    """Rewards what reasoning adds: a bonus for each point above the reward of the query's direct embedding.
+    """Add a bonus in proportion to the gain over the reward of the query's direct embedding.
 
         r + weight * max(r - direct, 0)
 
-    Why not `r - direct`: all rollouts of a group share one query, so subtracting its direct reward shifts the whole
-    group, and the advantage subtracts the group's mean anyway: nothing would change. The kink at `direct` does change
-    it: among the rollouts of one group, a step above the direct embedding weighs 1 + weight times a step below it.
+    `r - direct` alone would have no effect: all rollouts of a group share one query, so subtracting its direct reward
+    shifts the whole group, and the advantage subtracts the group's mean anyway. The kink at `direct` has one: within a
+    group, an improvement above the direct embedding counts 1 + weight times as much as one below it.
 
     Args:
-        direct_R: the same reward of the direct embedding of each rollout's query, on the same documents.
-        weight: 0 or above; 0 changes nothing. For rewards in [0, m] the result lies in [0, m + weight m].
+        direct_R: the reward of the direct embedding of each rollout's query, on the same documents.
+        weight: 0 or more. For rewards in [0, m] the result is in [0, m + weight m].
 
     Raises:
-        ValueError: shapes differ, a NaN, or a negative weight.
+        ValueError: shapes differ, a value is NaN, or the weight is negative.
     """
     rewards_R = _vector("rewards_R", rewards_R)
     direct_R = _vector("direct_R", direct_R).to(rewards_R.device)
@@ -179,14 +182,14 @@ def gain_over_direct(rewards_R: Any, direct_R: Any, weight: float = 1.0) -> Tens
 
 @dataclass(frozen=True)
 class MarginRank:
-    """`margin_rank` as a recipe names it."""
+    """`margin_rank` as a reward for recipes."""
 
     delta: float = 0.0
-    """The lead over the best negative that earns nothing yet, within [-1, 1]."""
+    """The lead over the best negative up to which nothing is paid, within [-1, 1]."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.delta <= 1:
-            raise ValueError(f"delta must lie in [-1, 1], got {self.delta}")
+            raise ValueError(f"delta must be from -1 to 1, got {self.delta}")
 
     def __call__(self, rollouts: RankedRollouts, /) -> Tensor:
         return margin_rank(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k, self.delta)
@@ -197,27 +200,27 @@ REWARDS: dict[str, Callable[..., Any]] = {
     "dcg": lambda rollouts: ndcg(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k),
     "margin_rank": MarginRank,
 }
-"""Name -> the reward, or the class that makes it from a recipe's parameters. Installed packages add theirs."""
+"""Built-in rewards by name: a function, or a class whose fields are the reward's parameters. "dcg" is nDCG@k."""
 
 
 def _ndcg(cos_RN: Tensor, rel_RN: Tensor, k: int, *, scaled: bool) -> Tensor:
-    """(R,) float64; `rel_RN` float64 without negatives."""
+    """nDCG@k, (R,) float64; `scaled` multiplies gains by cosines. `rel_RN` is float64 without negative grades."""
     if k < 1:
-        raise ValueError(f"k is {k}; a cut-off is 1 or more")
-    by_grade_RN = rel_RN.argsort(dim=1, stable=True)  # the lower grade first in a tie
-    top_RK, places_RK = top_k(cos_RN.gather(1, by_grade_RN), k)
-    columns_RK = by_grade_RN.gather(1, places_RK)
+        raise ValueError(f"k must be 1 or more, got {k}")
+    by_grade_RN = rel_RN.argsort(dim=1, stable=True)  # in a tie, the lower grade comes first
+    top_RK, positions_RK = top_k(cos_RN.gather(1, by_grade_RN), k)
+    columns_RK = by_grade_RN.gather(1, positions_RK)
     discount_K = 1.0 / torch.log2(torch.arange(top_RK.shape[1], dtype=torch.float64, device=cos_RN.device) + 2.0)
     gain_RK = rel_RN.gather(1, columns_RK)
     if scaled:
         gain_RK = gain_RK * top_RK.double().clamp(0.0, 1.0)
-    got_R = (gain_RK * discount_K).sum(dim=1)
+    dcg_R = (gain_RK * discount_K).sum(dim=1)
     ideal_R = (rel_RN.topk(top_RK.shape[1], dim=1).values * discount_K).sum(dim=1)
-    return torch.where(ideal_R > 0, got_R / ideal_R.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    return torch.where(ideal_R > 0, dcg_R / ideal_R.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
 
 
 def _checked(cos_RN: Any, rel_RN: Any) -> tuple[Tensor, Tensor]:
-    """Cosines in float32 (the order's precision), grades in float64 with negative ones set to 0."""
+    """Cosines in float32, the precision of the order, and grades in float64 with negative ones set to 0."""
     cos_RN = torch.as_tensor(cos_RN).detach()
     rel_RN = torch.as_tensor(rel_RN).detach().to(cos_RN.device)
     if cos_RN.dim() != 2 or cos_RN.shape != rel_RN.shape:
@@ -232,7 +235,7 @@ def _checked(cos_RN: Any, rel_RN: Any) -> tuple[Tensor, Tensor]:
     if cos_RN.numel() and float(cos_RN.abs().max()) > 1 + COSINE_SLACK:
         raise ValueError(f"a cosine is {float(cos_RN.abs().max()):g}; expected -1 to 1: embeddings must be unit rows")
     if not bool(torch.isfinite(rel_RN).all()):
-        raise ValueError("the grades contain NaN or infinity; a grade is a number")
+        raise ValueError("the grades contain NaN or infinity; give finite numbers")
     return cos_RN, rel_RN.clamp(min=0.0)
 
 

@@ -1,11 +1,12 @@
-"""ShardedCorpus: one LiveCorpus for each process, searched as if it were one, over torch.distributed.
+"""ShardedCorpus: one LiveCorpus per process, searched as a single corpus over torch.distributed.
 
-Every process holds a contiguous slice of the rows. A search gathers all queries, each process ranks its own slice, and
-the local top-k are merged; an update gathers the new vectors, and each process keeps those of its slice. Every method
-but `ages`, `local_rows` and `load_state_dict` is a *collective*: all processes of the group call it, in the same order,
-with the same k or step, but each with its own queries or rows (possibly none). Results equal the unsharded ones.
+Every process has a contiguous slice of the rows. A search gathers all queries, each process ranks its slice, and the
+local top-k are merged; an update gathers the new vectors, and each process keeps those of its slice. Every method
+except `ages`, `local_rows` and `load_state_dict` is a *collective*: all processes of the group call it, in the same
+order, with the same k or step, but each with its own queries or rows (possibly none). Results equal those of an
+unsharded corpus.
 
-Shape suffixes: Q queries, N rows of the whole corpus, R some rows of it, D dimensions, K results.
+Shape suffixes: Q queries, N rows of the whole corpus, R selected rows, D dimensions, K results.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from search_r3.environment.topk import merge_top_k
 from search_r3.errors import InputError
 
 STATE_BLOCK = 8192
-"""Rows of each process that are gathered at once when the whole corpus is saved."""
+"""Number of rows per process that are gathered at once when the whole corpus is saved."""
 
 
 def shard_of(total: int, rank: int, processes: int) -> tuple[int, int]:
-    """(start, stop) of a process's rows: contiguous, sizes within 1 of each other.
+    """(start, stop) of a process's rows; the slices' sizes differ by at most 1.
 
     Raises:
-        InputError: fewer rows than processes.
+        InputError: there are fewer rows than processes.
     """
     if total < processes:
         raise InputError(f"a corpus of {total} rows cannot be shared by {processes} processes; use fewer processes")
@@ -40,9 +41,9 @@ class ShardedCorpus:
     """The same interface as `LiveCorpus`, with the matrix spread over the processes.
 
     Attributes:
-        local: this process's slice, `[start, stop)` of the rows.
-        versions_N, steps_N: of *all* rows, on every process (8 bytes a row), so that choosing what to refresh needs no
-            communication and has the same result on every process.
+        local: this process's slice, the rows `[start, stop)`.
+        versions_N, steps_N: see `LiveCorpus`; for *all* rows, on every process (8 bytes per row), so that the choice of
+            rows to refresh needs no communication and is the same on every process.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ShardedCorpus:
         device: torch.device | str = "cpu",
         group: Any = None,
     ) -> None:
-        """An empty corpus of `total` rows; `update` fills it. Errors as `LiveCorpus` and `shard_of`."""
+        """Create an empty corpus of `total` rows; `update` fills it. Raises as `LiveCorpus` and `shard_of`."""
         self.group = group
         self.processes = dist.get_world_size(group)
         self.start, self.stop = shard_of(total, dist.get_rank(group), self.processes)
@@ -75,12 +76,12 @@ class ShardedCorpus:
 
     @torch.no_grad()
     def search(self, q_QD: Any, k: int) -> tuple[Tensor, Tensor]:
-        """This process's queries against the whole corpus; see `LiveCorpus.search`."""
+        """Search the whole corpus for this process's queries; see `LiveCorpus.search`."""
         q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
         parts, mine = self._gather(q_QD)
         scores, rows = self.local.search(torch.cat(parts), k)
         short = min(k, len(self)) - scores.shape[1]
-        if short > 0:  # a slice with fewer than k rows: pad, so that all processes send the same width
+        if short > 0:  # a slice with fewer than k rows is padded, so that all processes send the same width
             scores = torch.nn.functional.pad(scores, (0, short), value=-torch.inf)
         rows = torch.nn.functional.pad(rows + self.start, (0, max(short, 0)), value=-1)
         all_scores, all_rows = self._gather_equal(scores), self._gather_equal(rows)
@@ -88,11 +89,11 @@ class ShardedCorpus:
 
     @torch.no_grad()
     def scores(self, q_QD: Any, rows: Any) -> Tensor:
-        """Cosines of this process's queries with these rows, (Q, R) float32, computed where the rows are."""
+        """Cosines of this process's queries with these rows, (Q, R) float32, computed where the rows are stored."""
         q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
         queries, _ = self._gather(q_QD)
         asked, _ = self._gather(check_rows(rows, len(self)).to(self.device))
-        found = []
+        parts = []
         for process, (theirs_QD, rows_R) in enumerate(zip(queries, asked, strict=True)):
             part_QR = torch.zeros(len(theirs_QD), len(rows_R), device=self.device)
             here_R = (rows_R >= self.start) & (rows_R < self.stop)
@@ -100,33 +101,33 @@ class ShardedCorpus:
             if part_QR.numel():
                 dst = process if self.group is None else dist.get_global_rank(self.group, process)
                 dist.reduce(part_QR, dst, group=self.group)  # exactly one process has each row, the others add 0
-            found.append(part_QR)
-        return found[dist.get_rank(self.group)]
+            parts.append(part_QR)
+        return parts[dist.get_rank(self.group)]
 
     @torch.no_grad()
     def vectors(self, rows: Any) -> Tensor:
-        """The given rows, from whichever process holds them, (R, D) float32."""
+        """The given rows, (R, D) float32, wherever they are stored."""
         parts, mine = self._gather(check_rows(rows, len(self)).to(self.device))
         rows_R = torch.cat(parts)
         vectors_RD = torch.zeros(len(rows_R), self.dimension, device=self.device)
         here_R = (rows_R >= self.start) & (rows_R < self.stop)
         vectors_RD[here_R] = self.local.vectors(rows_R[here_R] - self.start)
-        dist.all_reduce(vectors_RD, group=self.group)  # exactly one process adds to each row, the others add 0
+        dist.all_reduce(vectors_RD, group=self.group)  # exactly one process has each row, the others add 0
         return vectors_RD[mine]
 
     @torch.no_grad()
     def update(self, rows: Any, vectors: Any, step: int) -> None:
-        """Rewrite rows, each encoded by *one* of the processes; see `LiveCorpus.update`.
+        """Overwrite rows, each passed by *one* of the processes; see `LiveCorpus.update`.
 
-        A vector that is no unit row (such as one process's NaN), a row given twice and a step that goes back are
-        raised on all processes together. A wrong shape or row number is raised only on the process that passes it.
+        All processes raise together if a vector does not have length 1 or is NaN, a row is repeated, or the step is too
+        early. Only the process that passes it raises for a wrong shape or row number.
         """
         rows_R = check_rows(rows, len(self)).to(self.device)
         vectors_RD = torch.as_tensor(vectors).detach()
         if vectors_RD.shape != (len(rows_R), self.dimension):
             raise ValueError(
                 f"vectors have the shape {tuple(vectors_RD.shape)}, expected {(len(rows_R), self.dimension)}: "
-                "one for each row"
+                "one per row"
             )
         all_rows = self.all_gather_rows(rows_R)
         all_vectors = check_unit("vectors", self.all_gather_rows(vectors_RD.to(torch.float32)), self.dimension)
@@ -140,7 +141,7 @@ class ShardedCorpus:
         self.steps_N[known] = step
 
     def ages(self, step: int) -> Tensor:
-        """How many steps old every row of the whole corpus is at `step`, (N,) int64."""
+        """The age in steps of every row of the whole corpus at `step`, (N,) int64."""
         return step - self.steps_N.to(torch.int64)
 
     def all_gather_rows(self, mine: Tensor) -> Tensor:
@@ -148,11 +149,11 @@ class ShardedCorpus:
         return torch.cat(self._gather(mine.to(self.device))[0])
 
     def local_rows(self, rows: np.ndarray) -> np.ndarray:
-        """The rows among these that this process encodes: every W-th, so that urgent ones are shared evenly."""
+        """The part of `rows` that this process encodes: every W-th, so that urgent rows are spread evenly."""
         return rows[dist.get_rank(self.group) :: self.processes]
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole corpus, on every process's CPU, as `LiveCorpus` has it: any number may load it."""
+        """The state of the whole corpus on every process's CPU, which any number of processes can load."""
         vectors_ND = torch.empty(len(self), self.dimension, dtype=self.local.dtype)
         longest = max(stop - start for start, stop in self._slices())
         mine_SD = self.local.state_dict()["vectors"]
@@ -164,10 +165,10 @@ class ShardedCorpus:
         return self.local.state_dict() | {"vectors": vectors_ND, "versions": self.versions_N, "steps": self.steps_N}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this process's slice of a whole corpus's state.
+        """Restore this process's slice from the state of a whole corpus.
 
         Raises:
-            InputError: the state is of a corpus of another size, or as `LiveCorpus`.
+            InputError: the state has another size, or as `LiveCorpus.load_state_dict`.
         """
         if len(state["vectors"]) != len(self):
             raise InputError(
@@ -183,7 +184,7 @@ class ShardedCorpus:
         return [shard_of(len(self), process, self.processes) for process in range(self.processes)]
 
     def _gather(self, mine: Tensor) -> tuple[list[Tensor], slice]:
-        """Every process's rows of a tensor whose first size differs, and the slice that is this process's."""
+        """Every process's rows of a tensor (their number may differ), and the slice of this process's rows."""
         count = torch.tensor([len(mine)], device=self.device)
         counts = [int(c) for c in self._gather_equal(count)]
         padded = mine.new_zeros(max(counts), *mine.shape[1:])

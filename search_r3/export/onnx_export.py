@@ -20,7 +20,8 @@ import numpy as np
 from search_r3.errors import InputError, first_line
 from search_r3.files import atomic_write_text
 from search_r3.model.capitals import capitals_note
-from search_r3.model.checkpoint import GOLDEN_TEXTS, write_record
+from search_r3.model.checkpoint import write_record
+from search_r3.model.golden import GOLDEN_TEXTS
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
 from search_r3.model.tokenization import encode_as_text
 from search_r3.prompts import EMBED_TOKEN, PromptTemplate

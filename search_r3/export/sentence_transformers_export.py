@@ -105,7 +105,7 @@ def _check_tokens(folder: Path, ours: Any, templates: dict[str, PromptTemplate],
     """Check the written tokenizer: prompt and text, as sentence-transformers joins them, must give SearchR3's ids."""
     from transformers import AutoTokenizer
 
-    from search_r3.model.checkpoint import GOLDEN_TEXTS
+    from search_r3.model.golden import GOLDEN_TEXTS
     from search_r3.model.tokenization import encode_as_text
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -25,11 +25,12 @@ FORMAT = 1
 FEATURES = ("top", "margin", "spread", "entropy")
 DEPTH = 10
 TEMPERATURE = 0.05
-"""Of the softmax whose entropy is a feature: the upper end of what the contrastive loss uses."""
+"""Temperature of the softmax whose entropy is a feature: the upper end of what the contrastive loss uses."""
 RIDGE = 1.0
-"""Penalty on the standardized weights; few dev queries differ, so the rule must be regularized."""
+"""Penalty on the standardized weights: the modes differ on few dev queries, so the rule must be regularized."""
 BIAS_FEATURE = 10.0
-"""Divides the penalty on the bias by its square: it is small, as all queries may be of one class, but not 0."""
+"""Value of the constant feature. It divides the penalty on the bias by its square, which makes it small but not 0: all
+queries may be of one class."""
 FOLDS = 5
 MIN_DIFFERENT = 8
 """Minimum number of queries on which the two modes differ; fewer than two per feature would overfit."""
@@ -41,13 +42,13 @@ class AdaptiveRule:
     """Reason where `bias + weights . (features - mean) / scale >= threshold`.
 
     Attributes:
-        contract_hash: of the model whose cosines it was fitted on; they mean nothing for another.
-        weights, mean, scale: one number for each of FEATURES.
-        bias: of the regression: at threshold 0 the rule reasons where it expects a gain.
+        contract_hash: contract of the model whose cosines the rule was fitted on; it applies to no other model.
+        weights, mean, scale: one number per feature in FEATURES.
+        bias: bias of the regression; at threshold 0 the rule reasons wherever it expects a gain.
         threshold: chosen for the desired share of the gain; ALWAYS or NEVER if that is best.
         depth: number of top scores that are used.
-        temperature: of the softmax behind the entropy.
-        about: where it was fitted and what it reached there, for information.
+        temperature: temperature of the softmax whose entropy is a feature.
+        about: where the rule was fitted and what it reached there, for information.
     """
 
     contract_hash: str
@@ -74,15 +75,19 @@ class AdaptiveRule:
     ) -> AdaptiveRule:
         """Fit the rule to queries that were searched both ways.
 
-        The regression separates queries that reasoning helped from those that it harmed, each weighted by how much
-        (ties have no weight). The threshold is the one that reasons least for `target` of the whole gain, measured on
-        predictions of models that had not seen the query (FOLDS folds); where reasoning everywhere gains nothing, it
-        is the one that gains most.
+        The regression separates queries that reasoning helped from those that it harmed, each weighted by the size of
+        the difference. The threshold is the one with the least reasoning that reaches `target` of the whole gain, by
+        the predictions of models that had not seen the query (FOLDS folds). If reasoning everywhere gains nothing, it
+        is the threshold with the largest gain.
 
         Args:
             scores_QK: cosines of the direct search, best first, (Q, K).
-            differences_Q: measure with reasoning minus without, (Q,).
-            target: share of the gain of reasoning everywhere, over 0 and at most 1.
+            differences_Q: the measure with reasoning minus that without, (Q,).
+            contract_hash: contract of the model.
+            target: fraction of the gain of reasoning everywhere, above 0 and at most 1.
+            depth: number of top scores to use.
+            seed: seed of the folds.
+            about: stored in the rule, for information.
 
         Raises:
             InputError: too few queries differ, shapes or the target are invalid, or scikit-learn is not installed.
@@ -91,11 +96,11 @@ class AdaptiveRule:
         gains_Q = np.asarray(differences_Q, dtype=np.float64)
         if gains_Q.shape != (len(features_QF),) or not np.isfinite(gains_Q).all():
             raise InputError(
-                f"{len(features_QF)} rows of scores and differences of shape {gains_Q.shape}; give one difference for "
-                "each row"
+                f"{len(features_QF)} rows of scores and differences of shape {gains_Q.shape}; give one difference "
+                "per row"
             )
         if not 0 < target <= 1:
-            raise InputError(f"target is {target}; expected a share of the gain over 0 and at most 1")
+            raise InputError(f"target must be above 0 and at most 1, got {target}")
         different = int(np.sum(np.abs(gains_Q) > 1e-9))
         if different < MIN_DIFFERENT:
             raise InputError(
@@ -127,20 +132,20 @@ class AdaptiveRule:
         )
 
     def priority(self, scores_QK: npt.ArrayLike) -> np.ndarray:
-        """The regression's logit of each query, float64 (Q,): the higher, the more reasoning should help."""
+        """The regression's logit for each query, float64 (Q,): the higher, the more reasoning should help."""
         features_QF = score_features(scores_QK, self.depth, self.temperature)
         return (features_QF - self.mean) / self.scale @ np.array(self.weights) + self.bias
 
     def decide(self, scores_QK: npt.ArrayLike) -> np.ndarray:
-        """Which queries to reason about, bool (Q,), by the cosines of their direct search, best first, (Q, K).
+        """Which queries to reason about, bool (Q,), given the cosines of their direct search, best first, (Q, K).
 
         Raises:
-            InputError: not a matrix, no columns, or a score that is not finite.
+            InputError: the scores are not a matrix with columns, or a score is not finite.
         """
         return self.priority(scores_QK) >= self.threshold
 
     def save(self, path: str | Path) -> None:
-        """Write the rule as JSON, atomically; `SearchR3` finds it in an adapter's folder under ADAPTIVE_FILE."""
+        """Write the rule as JSON, atomically. `SearchR3` loads the file ADAPTIVE_FILE of an adapter's folder."""
         record = {"format": FORMAT, "features": FEATURES, **asdict(self)}
         atomic_write_text(path, json.dumps(record, indent=2) + "\n")
 
@@ -149,16 +154,16 @@ class AdaptiveRule:
         """Read a rule.
 
         Args:
-            contract_hash: that of the model it is used with; None skips the check.
+            contract_hash: contract of the model that will use the rule; None skips the check.
 
         Raises:
-            InputError: no such file, a damaged one, one of another version, or a rule for another model.
+            InputError: the file is missing, damaged or of another version, or the rule belongs to another model.
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             version = record.pop("format"), tuple(record.pop("features"))
             if version != (FORMAT, FEATURES):
-                raise InputError(f"{path} is a rule of another version; fit it again with search-r3 study")
+                raise InputError(f"{path} was written by another version; fit it again with search-r3 study")
             known = {f.name for f in fields(cls)}
             values: dict[str, Any] = {name: value for name, value in record.items() if name in known}
             values |= {name: tuple(values[name]) for name in ("weights", "mean", "scale")}
@@ -183,12 +188,12 @@ def rule_of(model: Any) -> AdaptiveRule:
     """The rule of a model, for searches with `reasoning="auto"`.
 
     Raises:
-        InputError: it has none, or a damaged one, or another model's.
+        InputError: the model has no rule, or its rule is damaged or belongs to another model.
     """
     rule: AdaptiveRule | None = getattr(model, "adaptive_rule", None)
     if rule is None:
         raise InputError(
-            f"reasoning auto needs a model that has a rule, and {model.name} has none; choose on or off, or fit a rule "
+            f"reasoning auto needs a model with a rule, and {model.name} has none; choose on or off, or fit a rule "
             "with search-r3 study"
         )
     return rule
@@ -197,15 +202,15 @@ def rule_of(model: Any) -> AdaptiveRule:
 def score_features(scores_QK: npt.ArrayLike, depth: int = DEPTH, temperature: float = TEMPERATURE) -> np.ndarray:
     """The FEATURES of each query's best scores, float64 (Q, 4).
 
-    top: the best score; margin: best minus second; spread: best minus the mean of the others; entropy: of the softmax,
-    over its largest possible value. Features that need a second score are 0 where there is none.
+    top: the best score; margin: the best minus the second; spread: the best minus the mean of the others; entropy: that
+    of the softmax, divided by its maximum. Features that need a second score are 0 if there is none.
 
     Raises:
-        InputError: not a matrix, no columns, or a score that is not finite.
+        InputError: the scores are not a matrix with columns, or a score is not finite.
     """
     scores = np.asarray(scores_QK, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] == 0 or not np.isfinite(scores).all():
-        raise InputError(f"scores have shape {scores.shape}; expected finite numbers (queries, best documents)")
+        raise InputError(f"scores have shape {scores.shape}; expected a matrix of finite numbers, one row per query")
     best = -np.sort(-scores, axis=1)[:, :depth]
     out = np.zeros((len(best), len(FEATURES)))
     out[:, 0] = best[:, 0]
@@ -237,8 +242,8 @@ class _Logistic:
         scale_F = np.where(scale_F > 1e-9, scale_F, 1.0)
         gain_Q = np.abs(gains_Q)
         weight_Q = gain_Q / gain_Q[gain_Q > 0].mean() if (gain_Q > 0).any() else gain_Q
-        # The bias is the weight of a constant feature, whose size makes its penalty small. Two rows of no weight see to
-        # it that both classes occur.
+        # The bias is the weight of a constant feature, whose size makes its penalty small. Two rows of weight 0 make
+        # sure that both classes occur.
         x = np.column_stack([(features_QF - mean_F) / scale_F, np.full(len(gains_Q), BIAS_FEATURE)])
         x = np.vstack([x, np.zeros((2, x.shape[1]))])
         regression = linear_model.LogisticRegression(
@@ -249,8 +254,9 @@ class _Logistic:
 
 
 def _fewest(priority_Q: np.ndarray, gains_Q: np.ndarray, target: float) -> int:
-    """How many queries, those of the highest priority first, give `target` of the whole gain; the best number where the
-    whole gain is none."""
+    """The number of queries, taken by priority, that reaches `target` of the whole gain; if there is no gain, the
+    number with the largest one.
+    """
     total_C = np.concatenate([[0.0], np.cumsum(gains_Q[np.argsort(-priority_Q, kind="stable")])])
     if total_C[-1] <= 0:
         return int(total_C.argmax())

@@ -1,6 +1,6 @@
-"""How models are loaded (a base, a base with its adapter, a merged model) and saved, each with its embedding contract.
+"""Loads models (a base, a base with its adapter, a merged model) and saves adapters, each with its embedding contract.
 
-The contract itself is `search_r3.model.contract`; golden vectors test every engine against it.
+The contract is defined in `search_r3.model.contract`; `search_r3.model.golden` tests every engine against it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from search_r3.errors import InputError, first_line
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.complete_weights import check_adapter, load_causal_lm
@@ -24,24 +22,14 @@ from search_r3.model.resolve import resolve, weights_sha256
 from search_r3.prompts import EMBED_TOKEN
 
 CONTRACT_FILE = "search_r3.json"
-GOLDEN_FILE = "golden.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 VOCABULARY_MULTIPLE = 64
-"""The vocabulary is padded to a multiple of this: GPUs are slower otherwise, and vLLM's weight sync has broken."""
-
-GOLDEN_TEXTS = (
-    "How do I read a file line by line in Python?",
-    "Aspirin lowers the risk of heart attack in middle-aged men.",
-    "def mean(values):\n    return sum(values) / len(values)",
-    "Die Hauptstadt von Frankreich ist Paris.",
-    "x",
-    "A rocket's thrust is the reaction to the momentum of the gas that it throws away. " * 8,
-)
+"""The vocabulary is padded to a multiple of this, because GPUs are slower otherwise and vLLM's weight sync can fail."""
 
 
 @dataclass
 class Checkpoint:
-    """A loaded model with its tokenizer and contract. `model` is a causal LM, its adapter merged or still PEFT's."""
+    """A loaded causal LM (its adapter merged, or a PEFT adapter), with its tokenizer and contract."""
 
     name: str
     model: Any
@@ -69,11 +57,12 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
     Args:
         name_or_path: see `resolve.resolve`.
         dtype: the torch dtype of the weights.
-        merge: fold the adapter into the base (inference); otherwise keep it as a PEFT adapter (training).
+        device: where the model is put.
+        merge: merge the adapter into the base (inference), or keep it as a PEFT adapter (training).
 
     Raises:
-        InputError: unknown name, broken folder, an ONNX export, or an adapter whose base has other weights than it was
-            trained on.
+        InputError: the name is unknown, the folder is damaged or an ONNX export, or the base does not have the weights
+            that the adapter was trained on.
     """
     folder = resolve(name_or_path)
     record = read_record(folder)
@@ -92,9 +81,9 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: loading is many small operations, bound by memory.
+    """A context in which torch uses one thread: loading consists of many small, memory-bound operations.
 
-    More threads only add time spent spinning, on a loaded machine eight times that of loading itself (LOG.md).
+    More threads only spin, which on a loaded machine took eight times as long as loading itself (LOG.md).
     """
     import torch
 
@@ -109,7 +98,7 @@ def _one_thread() -> Iterator[None]:
 def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
     """Load an instruction-tuned base model and add the embed token to its tokenizer.
 
-    The token's row starts as the mean of the vocabulary's rows (the same on every machine); padding rows are zero.
+    The token's row is initialized to the mean of the vocabulary's rows (equal on every machine); padding rows are zero.
     """
     import torch
 
@@ -144,7 +133,7 @@ def load_base(name_or_path: str | Path, *, dtype: Any) -> Checkpoint:
 
 
 def padded_rows(rows: int, embed_id: int) -> int:
-    """Rows of the embedding matrix once the embed token is in it, from the base's `rows`."""
+    """Rows of the embedding matrix after adding the embed token and padding, if the base has `rows`."""
     return -(-max(rows, embed_id + 1) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
@@ -153,7 +142,7 @@ def _read_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     try:
-        # Explicitly, whatever the defaults: no code of the folder is run, and no pickle is read.
+        # Explicit, whatever the defaults are: no code from the folder is run, and no pickle is read.
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             return tokenizer, load_causal_lm(folder, dtype, use_safetensors=True)
@@ -165,7 +154,7 @@ def _read_model(folder: Path, dtype: Any) -> tuple[Any, Any]:
 
 
 def add_embed_token(tokenizer: Any) -> int:
-    """Add `EMBED_TOKEN` to `tokenizer` (white space before it belongs to it) and return its id."""
+    """Add `EMBED_TOKEN` to `tokenizer` and return its id. White space before the token is part of it."""
     from transformers import AddedToken
 
     token = AddedToken(EMBED_TOKEN, lstrip=True, rstrip=False, normalized=False, special=True)
@@ -184,15 +173,15 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
         raise InputError(f"the base of adapter {folder.name}: {error}") from error
     if base.contract.base_weights != contract.base_weights:
         raise InputError(
-            f"{folder.name} was trained on {contract.base} with weights {contract.base_weights[:12]}, but the weights "
-            f"found are {base.contract.base_weights[:12]}; embeddings would be wrong. Get the base it was trained on"
+            f"{folder.name} was trained on {contract.base} with weights {contract.base_weights[:12]}, but the base "
+            f"here has weights {base.contract.base_weights[:12]}; get the base that it was trained on"
         )
     for what in ("embed_token_id", "chat_template", "dimension"):
-        trained, found = getattr(contract, what), getattr(base.contract, what)
-        if trained != found:
+        trained, present = getattr(contract, what), getattr(base.contract, what)
+        if trained != present:
             raise InputError(
                 f"{folder.name} was trained with {what} {str(trained)[:12]}, but the tokenizer and configuration of "
-                f"{contract.base} now give {str(found)[:12]}; get the base it was trained on"
+                f"{contract.base} now give {str(present)[:12]}; get the base that it was trained on"
             )
     if weights_sha256(folder, ADAPTER_FILE) != contract.adapter_weights:
         raise InputError(f"{folder}: the adapter's weights do not match the contract; download or train it again")
@@ -204,7 +193,7 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
     check_adapter(model, folder / ADAPTER_FILE)
     if merge:
         model = model.merge_and_unload()
-        if hasattr(model, "peft_config"):  # peft 0.18 leaves it
+        if hasattr(model, "peft_config"):  # peft 0.18 does not remove it
             del model.peft_config
     return Checkpoint(folder.resolve().name, model, base.tokenizer, contract, folder)
 
@@ -212,21 +201,25 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
 def _load_merged(folder: Path, record: dict[str, Any], dtype: Any) -> Checkpoint:
     contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))
     if weights_sha256(folder) != record.get("weights"):
-        raise InputError(f"{folder}: the weights are not those saved with its contract; fetch or save it again")
+        raise InputError(f"{folder}: the weights do not match its contract; download or save it again")
     tokenizer, model = _read_model(folder, dtype)
-    found = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
-    if found != contract.embed_token_id:
-        raise InputError(f"{folder}: {EMBED_TOKEN} is token {found}, but {contract.embed_token_id} in its contract")
+    embed_id = tokenizer.convert_tokens_to_ids(EMBED_TOKEN)
+    if embed_id != contract.embed_token_id:
+        raise InputError(f"{folder}: {EMBED_TOKEN} is token {embed_id}, but {contract.embed_token_id} in its contract")
     return Checkpoint(record.get("name", folder.resolve().name), model, tokenizer, contract, folder)
 
 
 def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> Contract:
-    """Write a PEFT model's adapter and its contract into the existing `folder`; returns the contract with its hash.
+    """Write a PEFT model's adapter and its contract into `folder`; returns the contract with the adapter's hash.
 
-    `more` goes into the record beside the contract and is not hashed: what two vectors need not have in common.
+    The adapter is saved in bfloat16 and without the tied embeddings, which would add 113 MB; only the embed token's row
+    is saved. Golden vectors are written by `SearchR3.write_golden`, after loading the saved adapter.
 
-    Saved in bfloat16 and without the tied embeddings (only the embed token's row), which would add 113 MB.
-    Golden vectors are written by `SearchR3.write_golden`, which needs the saved adapter loaded again.
+    Args:
+        model: the PEFT model.
+        contract: the contract, whose `adapter_weights` are filled in.
+        folder: created if it does not exist.
+        more: entries for the record that are not part of the contract, so they are not hashed.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -235,11 +228,11 @@ def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> C
     with quiet_transformers():
         model.save_pretrained(str(folder), save_embedding_layers=False, safe_serialization=True)
     file = folder / ADAPTER_FILE
-    with atomic_path(file) as scratch:  # to a scratch file: the tensors read from `file` may still be mapped to it
+    with atomic_path(file) as scratch:  # a scratch file, because the tensors may still be mapped to `file`
         save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(file).items()}, scratch, {"format": "pt"})
-    (folder / "README.md").unlink(missing_ok=True)  # peft's stub; we write the card
+    (folder / "README.md").unlink(missing_ok=True)  # a stub by peft; the model card is written elsewhere
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = contract.base  # peft writes the base's path on this machine
+    settings["base_model_name_or_path"] = contract.base  # peft writes the local path of the base
     atomic_write_text(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
     written = Contract(**contract.__dict__ | {"adapter_weights": weights_sha256(folder, ADAPTER_FILE)})
     write_record(folder, "adapter", written, **more)
@@ -250,11 +243,3 @@ def write_record(folder: Path, kind: str, contract: Contract, **more: Any) -> No
     """Write the contract file of `folder`: `kind` is "adapter" or "merged"."""
     record = {"kind": kind, "contract": contract.to_dict(), "contract_hash": contract.hash, **more}
     atomic_write_text(folder / CONTRACT_FILE, json.dumps(record, indent=2, sort_keys=True) + "\n")
-
-
-def read_golden(folder: Path) -> dict[str, np.ndarray] | None:
-    """Golden vectors of a checkpoint: float32 (len(GOLDEN_TEXTS), dim) under "document" and "query"; None if absent."""
-    from safetensors.numpy import load_file
-
-    file = folder / GOLDEN_FILE
-    return load_file(file) if file.is_file() else None

@@ -1,7 +1,7 @@
-"""Loading models whose files hold every weight, and refusing others.
+"""Loads models and refuses those whose files lack weights.
 
-If the files lack a weight, or hold it in another shape, transformers and PEFT initialize it at random and only log it:
-two loads of one folder would then be two models with one contract.
+If the files lack a weight, or have it in another shape, transformers and PEFT initialize it at random and only log
+that. Two loads of one folder would then be two different models with the same contract.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from typing import Any
 from search_r3.errors import InputError
 
 MAX_NAMED = 3
-"""Weights that a message names, at most."""
+"""Maximum number of weights that a message names."""
 MISSING = re.compile(r"^(\S.*?)\s*\|\s*(?:\x1b\[[\d;]*m)*MISSING", re.MULTILINE)
-"""A line of transformers' report of what it loaded."""
+"""Matches a missing weight in transformers' loading report."""
 _watching = threading.Lock()
 
 
 def load_causal_lm(folder: Path, dtype: Any, **settings: Any) -> Any:
-    """transformers' causal language model of `folder`. No code of the folder is run.
+    """The causal language model in `folder`, by transformers. No code from the folder is run.
 
     Args:
         dtype: the torch dtype of the weights.
         settings: further arguments of `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        InputError: the files lack weights of the model, or hold some in another shape.
-        OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError: what transformers raises.
+        InputError: the files lack weights of the model, or have some in another shape.
+        OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError: raised by transformers.
     """
     from transformers import AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM  # its types lack output_loading_info
-    model, found = auto.from_pretrained(
+    auto: Any = AutoModelForCausalLM  # its type annotations lack output_loading_info
+    model, info = auto.from_pretrained(
         folder,
         dtype=dtype,
         trust_remote_code=False,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
+        ignore_mismatched_sizes=True,  # they are reported below
         **settings,
     )
-    for name, stored, expected in sorted(found["mismatched_keys"]):
+    for name, stored, expected in sorted(info["mismatched_keys"]):
         raise InputError(
-            f"{folder}: {name} is {tuple(stored)} in the files, and {tuple(expected)} by config.json; the checkpoint "
-            "is damaged, download it again"
+            f"{folder}: {name} has the shape {tuple(stored)}, but config.json implies {tuple(expected)}; "
+            "the checkpoint is damaged, download it again"
         )
-    refuse_missing(folder, found["missing_keys"])  # an output matrix that is tied to the embeddings is not among them
+    refuse_missing(folder, info["missing_keys"])  # does not contain an output matrix that is tied to the embeddings
     return model
 
 
 def check_adapter(model: Any, file: Path) -> None:
-    """Raise InputError unless `file` holds all of a PEFT model's adapter."""
+    """Raise InputError unless `file` has all weights of a PEFT model's adapter."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -65,7 +65,7 @@ def check_adapter(model: Any, file: Path) -> None:
 
 
 def refuse_missing(folder: str | Path, names: Collection[str]) -> None:
-    """Raise InputError if there are any `names`, of weights that the files of `folder` lack."""
+    """Raise InputError if any `names` are given, which are weights that the files of `folder` lack."""
     if names:
         named = ", ".join(sorted(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
         raise InputError(f"{folder} is incomplete: its files lack weights of the model ({named}); download it again")
@@ -73,18 +73,18 @@ def refuse_missing(folder: str | Path, names: Collection[str]) -> None:
 
 @contextmanager
 def watched_loading(folder: str | Path) -> Iterator[None]:
-    """For models that another library loads through transformers: refuse those whose files lack weights.
+    """A context in which another library loads a model through transformers; it refuses models that lack weights.
 
-    There transformers only logs which weights it initialized, so its log is read. A pooler may be missing: pooling by
-    the mean or by one token's state does not use it. Loads inside are serialized.
+    Because transformers then only logs which weights it initialized, its log is read. A missing pooler is accepted:
+    mean pooling and pooling by one token do not use it. Only one thread at a time can be inside.
 
     Raises:
-        InputError: weights were missing.
+        InputError: weights are missing.
     """
-    logger, found = logging.getLogger("transformers.modeling_utils"), set[str]()
+    logger, missing = logging.getLogger("transformers.modeling_utils"), set[str]()
 
     def take(record: logging.LogRecord) -> bool:
-        found.update(MISSING.findall(record.getMessage()))
+        missing.update(MISSING.findall(record.getMessage()))
         return record.levelno >= logging.ERROR
 
     with _watching:
@@ -96,4 +96,4 @@ def watched_loading(folder: str | Path) -> Iterator[None]:
         finally:
             logger.removeFilter(take)
             logger.setLevel(level)
-    refuse_missing(folder, {name for name in found if "pooler" not in name.split(".")})
+    refuse_missing(folder, {name for name in missing if "pooler" not in name.split(".")})

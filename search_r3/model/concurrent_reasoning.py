@@ -1,6 +1,6 @@
 """Concurrent reasoning about queries that join and finish independently: `SearchR3.reason` for a server.
 
-The rows are the engine's continuous batch; here are the conversation and the text around them.
+The engine's continuous batch generates the tokens; this module adds the conversation and the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one step did for one query: it wrote `token` of its reasoning, or ended it with `reasoned`."""
+    """The result of a step for one query: the next reasoning token, or `reasoned` if the query has finished."""
 
     handle: int
     token: int | None = None
@@ -27,7 +27,7 @@ class Progress:
 
 
 class ConcurrentReasoning:
-    """Reasons about queries greedily, token by token; the results are those of `SearchR3.reason`.
+    """Reasons about queries greedily, token by token, with the same results as `SearchR3.reason`.
 
     Args:
         model: a SearchR3 whose engine has continuous batching.
@@ -40,19 +40,19 @@ class ConcurrentReasoning:
         self._rows: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        """Queries in progress."""
+        """Number of queries in progress."""
         return len(self._rows)
 
     def join(self, texts: Sequence[Text], budgets: Sequence[int]) -> list[int]:
-        """Begin these queries, each with its budget of reasoning tokens. Returns their handles.
+        """Start these queries, each with its budget of reasoning tokens. Returns their handles.
 
         Raises:
-            InputError: an empty text, one of over 100,000 characters, or a budget under 0. Then none has begun.
+            InputError: a text is empty or has over 100,000 characters, or a budget is below 0; no query is started.
         """
         check_queries(texts)
         for budget in budgets:
             if budget < 0:
-                raise InputError(f"max_reasoning_tokens must be 0 or more, not {budget}")
+                raise InputError(f"max_reasoning_tokens must be 0 or more, got {budget}")
         ids = self._model.token_rows(texts, DEFAULT_QUERY_TOKENS)
         rows = [[*row, *self._template.suffix] for row in ids]
         handles = self._slots.join(rows, budgets)
@@ -60,7 +60,7 @@ class ConcurrentReasoning:
         return handles
 
     def step(self) -> list[Progress]:
-        """Write one token of every query. After an error none can be continued: `clear`, and begin again."""
+        """Generate one token for every query. After an error none can continue: call `clear` and start again."""
         out = []
         for step in self._slots.step():
             if step.done is None:
@@ -71,7 +71,7 @@ class ConcurrentReasoning:
         return out
 
     def leave(self, handles: Sequence[int]) -> None:
-        """Cancel these queries; those that have ended are ignored."""
+        """Cancel these queries; finished ones are ignored."""
         self._slots.leave(handles)
         for handle in handles:
             self._rows.pop(handle, None)
@@ -83,6 +83,6 @@ class ConcurrentReasoning:
 
 
 def concurrent_reasoning_of(model: Any) -> ConcurrentReasoning | None:
-    """`ConcurrentReasoning` by `model`; None if its engine has no continuous batching, or the model is no LLM."""
+    """`ConcurrentReasoning` for `model`; None if its engine has no continuous batching or the model is not an LLM."""
     spec = getattr(model, "engine_spec", None)
     return ConcurrentReasoning(model) if spec is not None and spec.continuous_batching else None

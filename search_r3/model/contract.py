@@ -1,6 +1,7 @@
-"""The embedding contract: everything that two embeddings must share to be compared.
+"""The embedding contract: everything that two embeddings must have in common to be comparable.
 
-The weights, the token, the conversations, the pooling and the dimension. Its hash goes into every index and cache.
+These are the weights, the embed token, the conversations, the pooling and the dimension. The contract's hash is stored
+in every index and cache.
 """
 
 from __future__ import annotations
@@ -16,27 +17,28 @@ from search_r3.prompts import EMBED_TOKEN, Prompts
 
 FORMAT = 2
 HASHED_FORMAT = 1
-"""The format whose fields are hashed. It stays the same: a contract that `migrate` brought to a newer format keeps its
-hash, and so its indexes. A field of a newer format may enter the hash only if older formats could not express it."""
+"""The format whose fields are hashed. It does not change, so that a contract keeps its hash, and its indexes stay
+valid, when `migrate` converts it to a newer format. A new field may be hashed only if older formats could not express
+it."""
 POOLING = "l2(last_hidden_state[embed_token])"
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What two embeddings must have in common to be compared.
+    """What two embeddings must have in common to be comparable.
 
     Attributes:
-        base: the base model's name, by which it is loaded again; not hashed.
-        base_weights: SHA-256 over the base's tensors.
-        adapter_weights: SHA-256 over the adapter's tensors; "" for an untrained base.
+        base: the name under which the base model is loaded; not hashed.
+        base_weights: SHA-256 of the base's tensors.
+        adapter_weights: SHA-256 of the adapter's tensors; "" for an untrained base.
         embed_token_id: the id of `EMBED_TOKEN` in this model's vocabulary.
-        dimension: the length of an embedding.
+        dimension: the dimension of an embedding.
         prompts: the conversations.
         chat_template: SHA-256 of the tokenizer's chat template.
         pooling: how the hidden states become one vector.
-        fold_capitals: texts all in capitals are brought to ordinary case before they are tokenized, see
-            `search_r3.model.capitals`. From format 2 on; a record without it means False.
-        format: the version of this record.
+        fold_capitals: texts all in capitals are changed to ordinary case before they are tokenized, see
+            `search_r3.model.capitals`. Added in format 2; a record without it means False.
+        format: the format of this record.
     """
 
     base: str
@@ -52,16 +54,16 @@ class Contract:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of the contract without the display name: equal if and only if the spaces are the same."""
+        """SHA-256 (hex) of the contract without `base`. Embeddings are comparable if and only if it is equal."""
         record = self.to_dict() | {"format": HASHED_FORMAT}
         del record["base"]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able record; `from_dict` reads it back.
+        """The contract as JSON values, for `from_dict`.
 
-        What has a default in every older format is left out, and the format is the oldest that expresses the rest: so
-        contracts of today keep their hash, and older versions read them.
+        A field with the default value that older formats assume is left out, and the record states the oldest format
+        that can express the contract: so existing contracts keep their hash and older versions can read them.
         """
         record = {k: v for k, v in self.__dict__.items() if k != "prompts"} | {"format": self._oldest_format()}
         if not self.fold_capitals:
@@ -73,8 +75,11 @@ class Contract:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
-        """Read a record of this format or an older one. Raises InputError, which names `where`, if it is malformed or
-        newer."""
+        """Read a record of this format or an older one.
+
+        Raises:
+            InputError: the record is malformed or newer; the message names `where`.
+        """
         for name, kind in _TYPES.items():
             value = record.get(name, kind())
             if not isinstance(value, kind) or isinstance(value, bool):
@@ -91,31 +96,31 @@ class Contract:
 
 
 def migrate(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """A contract's record of any format up to this one as a record of `FORMAT`, a step at a time; a new dictionary.
+    """Convert a contract's record of this format or an older one to `FORMAT`, as a new dictionary.
 
     Raises:
-        InputError: a newer or impossible format; `where` is named in it.
+        InputError: the format is newer or invalid; the message names `where`.
     """
-    record, found = dict(record), record.get("format", 0)
-    if found > FORMAT:
+    record, version = dict(record), record.get("format", 0)
+    if version > FORMAT:
         raise InputError(
-            f"{where} was written by a newer Search-R3 (format {found}, this one reads up to {FORMAT}); "
+            f"{where} was written by a newer Search-R3 (format {version}, this one reads up to {FORMAT}); "
             "upgrade it: pip install -U search-r3"
         )
-    if found < 0:
-        raise InputError(f"{where}: format is {found}; the checkpoint is damaged, download it again")
-    for older in range(found, FORMAT):
+    if version < 0:
+        raise InputError(f"{where}: format is {version}; the checkpoint is damaged, download it again")
+    for older in range(version, FORMAT):
         record = _STEPS[older](record) | {"format": older + 1}
     return record
 
 
 def _from_0(record: dict[str, Any]) -> dict[str, Any]:
-    """Records without a format did not name the pooling: there was only one."""
+    """Records without a format did not name the pooling, because there was only one."""
     return {"pooling": POOLING, "chat_template": ""} | record
 
 
 _STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: dict}
-"""Format -> the step to the next one."""
+"""Format -> the function that converts a record to the next format."""
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("base", "base_weights", "adapter_weights", "chat_template", "pooling"), str),
     **dict.fromkeys(("embed_token_id", "dimension", "format"), int),

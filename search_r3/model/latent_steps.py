@@ -1,6 +1,6 @@
-"""Latent steps: whether a model can think in soft tokens instead of words (LaSER, arXiv 2603.01425).
+"""Checks for latent mode, in which queries are followed by soft tokens instead of words (LaSER, arXiv 2603.01425).
 
-`prompts.LatentConversation` says what is computed, `TorchEngine.embed_latent` computes it.
+`prompts.LatentConversation` defines what is computed; `TorchEngine.embed_latent` computes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LatentEngine(Protocol):
-    """What an engine has whose `EngineSpec.latent_steps` is true, beside `Engine`'s methods."""
+    """An engine whose `EngineSpec.latent_steps` is true: it has this method in addition to those of `Engine`."""
 
     def embed_latent(
         self,
@@ -25,7 +25,7 @@ class LatentEngine(Protocol):
         batch_size: int,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """Feed `steps` soft tokens behind each `prefix + row`; the unit mean of the states at them, float32 (N, D)."""
+        """Feed `steps` soft tokens after each `prefix + row`; return the unit mean of their states, float32 (N, D)."""
         ...
 
 
@@ -36,11 +36,13 @@ def has_latent(model: Any) -> bool:
 
 
 def check_latent(model: Any) -> None:
-    """Raise InputError unless queries can be embedded with `reasoning="latent"`: the checkpoint was trained for it, and
-    the engine can feed soft tokens.
+    """Check that queries can be embedded with `reasoning="latent"`.
 
     Args:
         model: a SearchR3; anything else has no latent mode.
+
+    Raises:
+        InputError: the checkpoint was not trained for latent mode, or the engine cannot feed soft tokens.
     """
     if not getattr(model, "latent_steps", 0):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Information on named models, the model that an index needs, and the check of golden vectors."""
+"""Information about named models, the model that an index needs, and the check of golden vectors."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from search_r3.model.checkpoint import ADAPTER_FILE, load_base, read_record
 from search_r3.model.resolve import BUNDLED, DEFAULT_ADAPTER, find_adapter, known_names
 
 GOLDEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
-"""How far a golden vector may be from the stored one (cosine distance), by dtype; an engine may have its own."""
+"""Accepted cosine distance of a golden vector from the stored one, by dtype; an engine may define its own."""
 
 
 def model_of_index(name: str, source: str, index: Path | str) -> str:
-    """What to load for an index that was made with the model called `name`, loaded from `source`.
+    """What to load for an index that was built with the model `name`, loaded from `source`.
 
     Raises:
-        InputError: it is not found, so the user must give its path.
+        InputError: the model is not found, so the user must give its path.
     """
     for known in (source, name, name.removesuffix("-base")):
         if known in known_names() or (known and Path(known).is_dir()) or known.count("/") == 1:
             return known
-    raise InputError(f"{index} was made with {name}, which is not a known name; give its folder with --model FOLDER")
+    raise InputError(f"{index} was built with {name}, which is not a known name; give its folder with --model FOLDER")
 
 
 def known_models() -> list[dict[str, Any]]:
-    """One record a name: kind ("base" or "adapter"), base, contract_hash, dimension, bytes, license, installed; and
-    whether it is the default.
+    """One record per named model: name, kind ("base" or "adapter"), base, contract_hash, dimension, bytes, license,
+    installed, default.
 
-    A base that cannot be loaded has a `problem`, in one line, and neither contract_hash nor dimension (None).
+    For a base that cannot be loaded, contract_hash and dimension are None, and `problem` says why in one line.
     """
     adapters = [find_adapter(name) for name in known_names() if name not in BUNDLED]
     records = [_base(name) for name in sorted(BUNDLED)] + [_adapter(folder) for folder in adapters if folder]
@@ -39,10 +39,10 @@ def known_models() -> list[dict[str, Any]]:
 
 
 def check_golden(name: str, device: str | None = None, dtype: str = "float32", engine: str = "auto") -> dict[str, Any]:
-    """Embed a checkpoint's golden texts again: name, contract_hash, distance from the stored vectors, limit, ok.
+    """Compare a model with its golden vectors: name, contract_hash, distance from the stored vectors, limit, ok.
 
     Raises:
-        InputError: an unknown or damaged model, or one without golden vectors.
+        InputError: the model is unknown or damaged, or has no golden vectors.
     """
     from search_r3.model.searchr3 import SearchR3
 
@@ -61,7 +61,7 @@ def check_golden(name: str, device: str | None = None, dtype: str = "float32", e
 
 
 def as_table(records: list[dict[str, Any]]) -> str:
-    """The records as aligned columns of text."""
+    """The records as a text table with aligned columns."""
     rows = [("NAME", "KIND", "SIZE", "LICENSE", "DIMENSION", "CONTRACT")]
     for r in records:
         if r["installed"]:
@@ -88,11 +88,11 @@ def _base(name: str) -> dict[str, Any]:
     try:
         contract = load_base(name, dtype=torch.float32).contract
     except InputError as error:
-        found: dict[str, Any] = {"dimension": None, "contract_hash": None, "problem": str(error)}
+        details: dict[str, Any] = {"dimension": None, "contract_hash": None, "problem": str(error)}
     else:
-        found = {"dimension": contract.dimension, "contract_hash": contract.hash}
+        details = {"dimension": contract.dimension, "contract_hash": contract.hash}
     gguf = Path(spec.origin).parent / bundled.gguf
-    return record | {"installed": True, "bytes": gguf.stat().st_size if gguf.is_file() else 0} | found
+    return record | {"installed": True, "bytes": gguf.stat().st_size if gguf.is_file() else 0} | details
 
 
 def _adapter(folder: Path) -> dict[str, Any]:

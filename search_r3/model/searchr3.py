@@ -15,6 +15,7 @@ import numpy as np
 from search_r3.errors import InputError
 from search_r3.files import allow_no_temporary_folder, atomic_path, expand_user
 from search_r3.model import checkpoint as checkpoints
+from search_r3.model import golden
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.contract import Contract
@@ -59,7 +60,7 @@ class SearchR3:
     def __init__(self, checkpoint: Checkpoint, engine: str = "torch") -> None:
         self.checkpoint = checkpoint
         self.name: str = checkpoint.name
-        self.source: str = checkpoint.name  # what `from_pretrained` was given: an index finds its model again by it
+        self.source: str = checkpoint.name  # the argument of `from_pretrained`, by which an index finds its model again
         self.contract: Contract = checkpoint.contract
         self.contract_hash: str = checkpoint.contract.hash
         self.dimension: int = checkpoint.contract.dimension
@@ -90,14 +91,14 @@ class SearchR3:
         Args:
             name_or_path: a name that `search-r3 models` lists, a folder, or a hub id; None loads the default adapter.
             device: "cpu", "cuda", ...; None uses a GPU if there is one.
-            engine: "auto" or "torch"; "int8" runs the Llama family on a CPU faster than float32, at a small cosine
-                distance from it; it is made on first use and kept in the cache folder (docs/engines.md). "vllm" lets
-                vLLM write the reasoning on a GPU. Or an engine that an installed package adds.
-            dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16". On CPUs with AMX bfloat16 is
+            engine: "auto" or "torch" is the reference. "int8" runs the Llama family on a CPU faster than float32, at a
+                small cosine distance from it; its weights are quantized on first use and cached (docs/engines.md).
+                "vllm" generates the reasoning with vLLM on a GPU. Installed packages can add engines.
+            dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16". On CPUs with AMX, bfloat16 is
                 about four times as fast, at a cosine distance of about 0.001 from float32.
 
         Raises:
-            InputError: unknown name, engine, device or dtype, or a damaged checkpoint.
+            InputError: the name, engine, device or dtype is unknown, or the checkpoint is damaged.
         """
         allow_no_temporary_folder()
         import torch
@@ -121,17 +122,17 @@ class SearchR3:
         return model
 
     def open_engine(self, spec: EngineSpec, training_folder: Path | None = None) -> Engine:
-        """An engine on this model's weights; `training_folder` as in `EngineInputs`.
+        """An engine on this model's weights; see `EngineInputs` for `training_folder`.
 
         Raises:
-            InputError: the engine cannot run this model, or not on this machine.
+            InputError: the engine cannot run this model, or cannot run on this machine.
         """
         stops = stop_ids(self.checkpoint.model, self.tokenizer)
         return spec.open(EngineInputs(self.checkpoint, self.templates, stops, len(self.tokenizer), training_folder))
 
     @property
     def adaptive_rule(self) -> AdaptiveRule | None:
-        """When to reason, for searches with `reasoning="auto"`; None if the checkpoint has no rule.
+        """The rule for searches with `reasoning="auto"`; None if the checkpoint has none.
 
         Raises:
             InputError: the checkpoint's rule is damaged, or was fitted on another model.
@@ -142,10 +143,14 @@ class SearchR3:
         return self._rule
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a merged model (safetensors), its tokenizer and its contract to `folder`, in one rename."""
+        """Write the merged model (safetensors), its tokenizer, contract and golden vectors to `folder`, atomically.
+
+        Raises:
+            InputError: the adapter is not merged, or the engine has another precision than the weights.
+        """
         if hasattr(self.checkpoint.model, "peft_config"):
             raise InputError("the adapter is not merged into its base; load the model merged, then save it")
-        if self.engine_spec.precision is not None:  # its golden vectors would be of that precision
+        if self.engine_spec.precision is not None:  # the golden vectors would have that precision
             raise InputError(
                 f"a model on the {self.engine_spec.name} engine cannot be saved; load it with engine torch, then save "
                 "it"
@@ -167,27 +172,27 @@ class SearchR3:
         show_progress_bar: bool | None = None,
         max_length: int | None = None,
     ) -> np.ndarray:
-        """Embed documents, without reasoning, in one prefill each.
+        """Embed documents, without reasoning, with one prefill each.
 
         Args:
-            texts: non-empty texts; here and wherever texts are taken, each may also be `Tokens`.
-            batch_size: rows per forward pass; it does not change the result. Texts of similar length share a pass.
-            show_progress_bar: None shows one on a terminal for more than 200 texts.
-            max_length: tokens of each text that are kept; 512 by default.
+            texts: non-empty texts. Here and in all other methods, a text may also be given as `Tokens`.
+            batch_size: rows per forward pass; it does not affect the result. Texts of similar length share a pass.
+            show_progress_bar: None shows a bar on a terminal for more than 200 texts.
+            max_length: texts are truncated to this many tokens; 512 by default.
 
         Returns:
             float32 (len(texts), dimension), unit rows.
 
         Raises:
-            InputError: a text is empty or not a string; the index is named.
+            InputError: a text is empty or not a string; the message names its position.
         """
         limit = DEFAULT_DOCUMENT_TOKENS if max_length is None else max_length
         return self._embed("document", texts, batch_size, show_progress_bar, limit)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has, as `max_length` counts them: without prompt and special tokens.
+        """The number of tokens of each text as counted by `max_length`: without prompt and special tokens.
 
-        A text whose capitals the contract folds has fewer when it is embedded.
+        If the contract folds capitals, a text in capitals has fewer tokens when it is embedded.
         """
         return count_tokens(self.tokenizer, texts)
 
@@ -205,15 +210,15 @@ class SearchR3:
 
     @property
     def token_counter(self) -> Callable[[Sequence[str]], list[int]]:
-        """`count_tokens` with the tokenizer alone, which can be sent to another process."""
+        """`count_tokens` as a function that only needs the tokenizer and can be sent to another process."""
         return partial(count_tokens, self.tokenizer)
 
     def tokenize_documents(self, texts: Sequence[str], limit: int) -> tuple[list[Tokens], list[int]]:
-        """Texts as tokens, which `encode_document` takes wherever it takes a text.
+        """Tokenize texts for `encode_document`.
 
         Returns:
-            Each text's first `limit` tokens; and the number of tokens of each text, where `limit` + 1 stands for any
-            larger number.
+            The first `limit` tokens of each text, and the number of tokens of each text, where `limit` + 1 stands for
+            any larger number.
 
         Raises:
             InputError: a text is empty or not a string.
@@ -233,29 +238,31 @@ class SearchR3:
         """Embed queries, with or without reasoning first.
 
         Args:
-            reasoning: True reasons in at most `max_reasoning_tokens` tokens before the embed token (greedily, so the
-                result is the same every time); False embeds directly. "latent" thinks in a few steps without words
-                (`latent_steps`), if the checkpoint was trained for it. "auto" is available only in searches, since it
+            texts, batch_size, show_progress_bar: see `encode_document`.
+            reasoning: True generates at most `max_reasoning_tokens` tokens before the embed token (greedily, so the
+                result is always the same); False embeds directly. "latent" uses a few soft tokens instead of words
+                (`latent_steps`), if the checkpoint was trained for it. "auto" is available only in searches, because it
                 depends on the scores of a direct search (see `SearchIndex.search`).
+            max_reasoning_tokens: the maximum number of reasoning tokens.
 
         Returns:
             float32 (len(texts), dimension), unit rows.
 
         Raises:
-            InputError: an empty text, a text of over 100,000 characters, a budget under 0, or "auto"; or "latent" where
-                `check_latent` refuses it.
+            InputError: a text is empty or has over 100,000 characters, the budget is below 0, or `reasoning` is "auto",
+                or it is "latent" and `check_latent` refuses the model.
         """
         if reasoning == "auto":
             raise InputError(
-                'reasoning="auto" decides by the scores of a search, which encode_query does not have; search an index '
-                f"with it, by a model that has a rule ({ADAPTIVE_FILE}, which search-r3 study fits)"
+                'reasoning="auto" depends on the scores of a search, which encode_query does not have; use it to '
+                f"search an index, with a model that has a rule ({ADAPTIVE_FILE}, fitted by search-r3 study)"
             )
         if reasoning == "latent":
             check_latent(self)
             check_queries(texts)
             return self._embed("latent", texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
         if not isinstance(reasoning, bool):
-            raise InputError(f'reasoning must be True, False or "latent", not {reasoning!r}')
+            raise InputError(f'reasoning must be True, False or "latent", got {reasoning!r}')
         if not reasoning:
             check_queries(texts)
             return self._embed("query", texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
@@ -265,7 +272,7 @@ class SearchR3:
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
-        return np.stack([r.embedding for r in reasoned]) if reasoned else self._nothing()
+        return np.stack([r.embedding for r in reasoned]) if reasoned else self._no_embeddings()
 
     @property
     def latent_steps(self) -> int:
@@ -288,30 +295,34 @@ class SearchR3:
         """Reason about each query in at most `max_reasoning_tokens` tokens and embed it, in one pass.
 
         Args:
-            max_reasoning_tokens: the budget, embed token excepted; at 0 the token follows at once. One for all texts,
-                or one for each.
+            texts, show_progress_bar: see `encode_document`.
+            max_reasoning_tokens: the token budget without the embed token, one for all texts or one per text; with 0,
+                the embed token follows immediately.
             temperature: 0 is greedy; 1 samples from the model's own distribution.
-            seed: of the sampling; unused when greedy. One for all: a sample then depends on its batch; or one for each
-                sample: it then depends on its query and seed alone.
-            samples: reasoning traces of each query, sampled independently; those of a query stand together in the
-                result.
-            batch_size: reasoning traces that are written side by side.
-            on_token: called with the place of a trace in the result and a token's id, as each token is written (see
-                `search_r3.model.tokenization.TextStream`); what it raises ends the call.
+            seed: sampling seed, not used when greedy. With one seed for all, a sample depends on its batch; with one
+                per sample, only on its query and seed.
+            samples: number of independently sampled traces per query, which are adjacent in the result.
+            batch_size: number of traces generated at once.
+            on_token: called for each generated token with the index of the trace in the result and the token id (see
+                `search_r3.model.tokenization.TextStream`); an exception in it ends the call.
+
+        Returns:
+            len(texts) * samples results, query by query.
 
         Raises:
-            InputError: an empty text, a text of over 100,000 characters, or a bad budget, temperature or number.
+            InputError: a text is empty or has over 100,000 characters, or a budget, the temperature or a number is
+                invalid.
         """
         check_queries(texts)
         budgets = broadcast_budget(max_reasoning_tokens, len(texts))
         if len(budgets) != len(texts):
-            raise InputError(f"{len(budgets)} values of max_reasoning_tokens for {len(texts)} texts; give one for each")
+            raise InputError(f"{len(budgets)} values of max_reasoning_tokens for {len(texts)} texts; give one per text")
         if min(budgets, default=0) < 0:
-            raise InputError(f"max_reasoning_tokens must be 0 or more, not {min(budgets)}")
+            raise InputError(f"max_reasoning_tokens must be 0 or more, got {min(budgets)}")
         if temperature < 0:
-            raise InputError(f"temperature must be 0 or more, not {temperature}")
+            raise InputError(f"temperature must be 0 or more, got {temperature}")
         if samples < 1:
-            raise InputError(f"samples must be 1 or more, not {samples}")
+            raise InputError(f"samples must be 1 or more, got {samples}")
         _check_batch_size(batch_size)
         template = self.templates["reasoning"]
         rows = self._rows(template, texts, DEFAULT_QUERY_TOKENS)
@@ -331,7 +342,7 @@ class SearchR3:
         return [self.reasoned(row, generation) for row, generation in zip(prompts, generations, strict=True)]
 
     def reasoned(self, row: list[int], generation: Generation) -> Reasoned:
-        """What an engine generated behind `row`, the ids of a query after the reasoning conversation's prefix."""
+        """The result for an engine's continuation of `row`, a query's ids after the reasoning conversation's prefix."""
         ids = generation.token_ids
         return Reasoned(
             text=self.tokenizer.decode(ids).strip(),
@@ -350,27 +361,29 @@ class SearchR3:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
-        """Embed each query with a given reasoning trace: the reasoning conversation, the trace, the embed token.
+        """Embed each query with a given reasoning trace, without generating anything, with one prefill each.
 
-        One prefill each; nothing is generated. With what `reason` wrote it gives `reason`'s embedding.
+        With a trace generated by `reason`, the embedding equals that of `reason`.
 
         Args:
-            reasoning: one trace for each text: a string (may be empty), in which "<|embed_token|>" and the like are
-                plain characters; or token ids as they were generated, such as `Reasoned.reasoning_ids`.
-            max_reasoning_tokens: cut each trace at so many tokens; None keeps it whole.
+            texts, batch_size, show_progress_bar: see `encode_document`.
+            reasoning: one trace per text: a string (may be empty), in which "<|embed_token|>" and the like are plain
+                characters, or token ids such as `Reasoned.reasoning_ids`.
+            max_reasoning_tokens: truncate each trace to this many tokens; None keeps it whole.
 
         Returns:
             float32 (len(texts), dimension), unit rows.
 
         Raises:
-            InputError: an empty text, another number of traces, or an id that is unknown or the embed token's.
+            InputError: a text is empty, the numbers of traces and texts differ, or a token id is unknown or the embed
+                token's.
         """
         check_queries(texts)
         _check_batch_size(batch_size)
         if len(reasoning) != len(texts):
-            raise InputError(f"{len(reasoning)} reasoning traces for {len(texts)} texts; give one for each")
+            raise InputError(f"{len(reasoning)} reasoning traces for {len(texts)} texts; give one per text")
         if max_reasoning_tokens is not None and max_reasoning_tokens < 0:
-            raise InputError(f"max_reasoning_tokens must be 0 or more, not {max_reasoning_tokens}")
+            raise InputError(f"max_reasoning_tokens must be 0 or more, got {max_reasoning_tokens}")
         embed_id, template = self.contract.embed_token_id, self.templates["reasoning"]
         written = [reasoning_tokens(self.tokenizer, trace, embed_id) for trace in reasoning]
         rows = [
@@ -378,48 +391,36 @@ class SearchR3:
             for row, ids in zip(self._rows(template, texts, DEFAULT_QUERY_TOKENS), written, strict=True)
         ]
         if not rows:
-            return self._nothing()
+            return self._no_embeddings()
         with progress_bar("encoding", len(rows), _shown(show_progress_bar, rows)) as progress:
             return self.engine.embed(template.prefix, rows, batch_size, progress)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosine similarity of the rows of `a` and `b`: (len(a), len(b)), for unit rows as the encoders return."""
+        """Cosine similarities of the rows of `a` and `b`, (len(a), len(b)); the rows must have unit length."""
         return np.asarray(a, dtype=np.float32) @ np.asarray(b, dtype=np.float32).T
 
     def golden(self) -> dict[str, np.ndarray]:
-        """Embeddings of the golden texts as they come out now: "document" and "query", float32 (n, dim)."""
-        texts = list(checkpoints.GOLDEN_TEXTS)
-        return {"document": self.encode_document(texts), "query": self.encode_query(texts, reasoning=False)}
+        """See `search_r3.model.golden.golden`."""
+        return golden.golden(self)
 
     def write_golden(self, folder: Path) -> None:
-        """Store golden vectors in `folder`, which later loads and other engines are compared with."""
-        from safetensors.numpy import save_file
-
-        with atomic_path(folder / checkpoints.GOLDEN_FILE) as scratch:
-            save_file(self.golden(), scratch)
+        """See `search_r3.model.golden.write_golden`."""
+        golden.write_golden(self, folder)
 
     def check_golden(self) -> float | None:
-        """The largest cosine distance between the stored golden vectors and the present ones; None if there are none.
-
-        Under 1e-4 in float32, about 1e-3 in bfloat16 and under 1e-2 in int8; more means another base, another prompt or
-        a broken engine.
-        """
-        stored = checkpoints.read_golden(self.checkpoint.path)
-        if stored is None:
-            return None
-        now = self.golden()
-        return float(max((1 - (stored[side] * now[side]).sum(1)).max() for side in ("document", "query")))
+        """See `search_r3.model.golden.check_golden`."""
+        return golden.check_golden(self)
 
     def _embed(
         self, side: str, texts: Sequence[Text], batch_size: int, show: bool | None, max_length: int
     ) -> np.ndarray:
         _check_batch_size(batch_size)
         if max_length < 1:
-            raise InputError(f"max_length must be 1 or more, not {max_length}")
+            raise InputError(f"max_length must be 1 or more, got {max_length}")
         template = self.templates[side]
         rows = self._rows(template, texts, max_length)
         if not rows:
-            return self._nothing()
+            return self._no_embeddings()
         with progress_bar("encoding", len(rows), _shown(show, rows)) as progress:
             if side == "latent":
                 return latent_engine(self).embed_latent(template.prefix, rows, self.latent_steps, batch_size, progress)
@@ -428,22 +429,22 @@ class SearchR3:
     def _rows(self, template: PromptTemplate, texts: Sequence[Text], max_length: int) -> list[list[int]]:
         return [[*ids, *template.suffix] for ids in self.token_rows(texts, max_length)]
 
-    def _nothing(self) -> np.ndarray:
+    def _no_embeddings(self) -> np.ndarray:
         return np.empty((0, self.dimension), dtype=np.float32)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a turn: the tokenizer's end of sequence and the generation config's."""
-    found = getattr(model.generation_config, "eos_token_id", None) if hasattr(model, "generation_config") else None
-    ids = [found] if isinstance(found, int) else list(found or [])
+    """The tokens that end a turn: the end-of-sequence tokens of the tokenizer and of the generation config."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [configured] if isinstance(configured, int) else list(configured or [])
     return sorted({*ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
 
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        raise InputError(f"batch_size must be 1 or more, got {batch_size}")
 
 
 def _shown(show: bool | None, rows: Sequence[object]) -> bool:
-    """Whether to show a progress bar: unless the caller says so, on a terminal and for more than a few rows."""
+    """Whether to show a progress bar; unless the caller decides, on a terminal for more than `MANY_ROWS` rows."""
     return on_terminal() and len(rows) > MANY_ROWS if show is None else show

@@ -1,7 +1,7 @@
-"""Users' texts to token ids: what is refused, and how no text can ever become a special token.
+"""Tokenizes users' texts so that no text can become a special token, and refuses invalid ones.
 
-Also `Tokens`, a text given as token ids, and `TextStream`, which turns the tokens of a reasoning trace into text while
-they are generated.
+It also has `Tokens`, a text given as token ids, and `TextStream`, which decodes a reasoning trace while it is
+generated.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from search_r3.errors import InputError
 from search_r3.model.capitals import fold_capitals
 
 MAX_CHARACTERS = 100_000
-"""A longer query is refused: it is probably a document given by mistake."""
+"""Maximum length of a query: a longer one is probably a document given by mistake."""
 CHARACTERS_PER_TOKEN = 8
-"""Characters of a long text that are tokenized first for each token that is kept; English has four or five."""
+"""Characters of a long text that are tokenized first, per token that is kept; English has four or five per token."""
 MARGIN = 64
-"""Tokens at the end of a cut text that are not used: the text after the cut could change them."""
+"""Tokens at the end of a cut text that are ignored, because the text after the cut could change them."""
 CUTS = (0, 1, 2)
-"""The text is cut at these offsets, a character apart; the tokens are used if all cuts agree on them."""
+"""The text is cut at these offsets, one character apart; tokens are used if all cuts agree on them."""
 SPACES = 64
-"""Characters kept at each end of a run of white space that a cut goes through."""
+"""Characters kept at each end of a run of white space that contains the cut."""
 TOGETHER = 250_000
-"""Characters that are tokenized in one call; other threads may go on before the next."""
+"""Characters tokenized per call; other threads can run between two calls."""
 _TOKENIZING = threading.Lock()
-"""Fast tokenizers keep `split_special_tokens` as state: two threads could fail, or let a special token pass."""
+"""Fast tokenizers keep `split_special_tokens` as state, so two threads could fail or let a special token through."""
 _COPIES: weakref.WeakKeyDictionary[Any, tuple[int, Any]] = weakref.WeakKeyDictionary()
-"""Tokenizer -> its size, and a copy of its backend with fixed settings."""
+"""Tokenizer -> its vocabulary size, and a copy of its backend with fixed settings."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNFINISHED = "\ufffd"
-"""How a decoder shows bytes that are not yet a character."""
+"""How a decoder shows the bytes of an incomplete character."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A text as ids of the model's own vocabulary, without special tokens; taken wherever a text is taken."""
+    """A text as token ids of the model's vocabulary, without special tokens; accepted wherever a text is."""
 
     ids: tuple[int, ...]
 
@@ -58,14 +58,15 @@ def encode_as_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has, 0 for an empty one; the number of its ids in `encode_as_text`.
+    """The number of tokens of each text, as in `encode_as_text`; 0 for an empty text.
 
-    Capitals are not folded here: the parts of a text are counted, and only the whole can be folded, to fewer tokens.
+    Capitals are not folded here: the callers count the parts of a text, and only a whole text can be folded (which
+    makes it shorter).
     """
     if not texts:
         return []
     encode, _ = _encoder(tokenizer)
-    return [len(found.ids) for found in encode(list(texts))]
+    return [len(encoding.ids) for encoding in encode(list(texts))]
 
 
 def token_rows(
@@ -76,18 +77,19 @@ def token_rows(
     *,
     fold: bool = False,
 ) -> list[list[int]]:
-    """The ids of each text; those of `Tokens` as they are.
+    """The token ids of each text; those of `Tokens` are unchanged.
 
     Args:
         tokenizer: a transformers tokenizer.
-        texts: strings, which may be of any length, or Tokens.
-        limit: return only the first `limit` ids of each text. They are those of the whole text, but of a long text no
-            more is tokenized than needed.
-        between: called with the rows so far after about every 250,000 characters; what it raises ends the call.
-        fold: bring strings all in capitals to ordinary case first, as the contract says (`SearchR3.token_rows`).
+        texts: strings of any length, or Tokens.
+        limit: return only the first `limit` ids of each text. They equal those of the whole text, but only as much of a
+            long text is tokenized as needed.
+        between: called with the rows so far about every 250,000 characters; an exception in it ends the call.
+        fold: first change strings that are all in capitals to ordinary case, as the contract states
+            (`SearchR3.token_rows`).
 
     Raises:
-        InputError: a text is empty or neither a string nor Tokens, or an id is unknown or a special token's.
+        InputError: a text is empty, or neither a string nor Tokens; or an id is unknown or a special token's.
     """
     check_texts(texts)
     special = special_ids(tokenizer) if any(isinstance(text, Tokens) for text in texts) else frozenset()
@@ -95,25 +97,25 @@ def token_rows(
     for start, end in _groups(texts, limit):
         if start:
             between(rows)
-            time.sleep(0.001)  # a waiting thread would not get the lock if it were taken again at once
+            time.sleep(0.001)  # so that a waiting thread gets the lock
         strings = fold_texts([text for text in texts[start:end] if isinstance(text, str)], fold)
-        found = iter(_string_rows(tokenizer, strings, limit))
+        string_ids = iter(_string_rows(tokenizer, strings, limit))
         for i, text in enumerate(texts[start:end], start + 1):
             if isinstance(text, Tokens):
                 _check_ids(tokenizer, special, text.ids, f"text {i} of {len(texts)}")
                 rows.append(list(text.ids[:limit]))
             else:
-                rows.append(next(found))
+                rows.append(next(string_ids))
     return rows
 
 
 def fold_texts(texts: Sequence[str], fold: bool) -> list[str]:
-    """`fold_capitals` of each text where `fold`, a contract's `fold_capitals`, says so; else the texts as they are."""
+    """`fold_capitals` of each text if `fold`, the setting of the contract, is true; else the texts unchanged."""
     return [fold_capitals(text) for text in texts] if fold else list(texts)
 
 
 def _groups(texts: Sequence[Text], limit: int | None) -> Iterator[tuple[int, int]]:
-    """(start, end) of groups of texts with about `TOGETHER` characters to tokenize."""
+    """(start, end) of groups of texts that have about `TOGETHER` characters to tokenize."""
     start = size = 0
     for end, text in enumerate(texts, 1):
         if isinstance(text, str):
@@ -133,17 +135,17 @@ def _string_rows(tokenizer: Any, texts: Sequence[str], limit: int | None) -> lis
 
 
 def _beginning(limit: int) -> int:
-    """Characters of a long text that are tokenized first."""
+    """How many characters of a long text are tokenized first."""
     return (limit + MARGIN) * CHARACTERS_PER_TOKEN
 
 
 def _first_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
-    """The first `limit` ids of each text, by its beginning if that is enough.
+    """The first `limit` ids of each text, from its beginning if that is enough.
 
-    Tokenizers decide within a word or a few, and BPE within a few merges: text far behind a token does not change it.
-    That is checked for each text: the ids must be the same at all cuts, else a longer beginning is taken. Unigram
-    scores a whole word at once, and WordPiece makes a word that is too long one unknown token: with those, a word must
-    end between the last id and the cut.
+    A tokenizer's decisions depend on one or a few words, and BPE's on a few merges, so text far after a token does not
+    change it. This is checked for each text: the ids must be the same for all cuts, else a longer beginning is used.
+    Unigram scores a whole word at once, and WordPiece maps a word that is too long to one unknown token; with these, a
+    word must end between the last id and the cut.
     """
     if not texts:
         return []
@@ -157,21 +159,21 @@ def _first_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[in
             for i, cut_at in zip(left, cuts, strict=True)
             for cut in cut_at
         ]
-        found = iter(encode(heads))
-        again = []
+        encodings = iter(encode(heads))
+        uncertain = []
         for i, cut_at in zip(left, cuts, strict=True):
-            tried = [next(found) for _ in cut_at]
+            tried = [next(encodings) for _ in cut_at]
             rows[i] = tried[0].ids[:limit]
             if len(tried) > 1 and not all(_certain(one, rows[i], limit, by_word) for one in tried):
-                again.append(i)
-        size, left = 2 * size, again
+                uncertain.append(i)
+        size, left = 2 * size, uncertain
     return rows
 
 
 def _head(text: str, end: int) -> str:
-    """The first `end` characters; a run of white space at the cut is kept to its end, without its middle.
+    """The first `end` characters, extended to the end of a run of white space at the cut, whose middle is left out.
 
-    Many tokenizers treat a run of white space as one piece that depends on the line breaks in it and on what follows.
+    Many tokenizers treat a run of white space as one piece that depends on its line breaks and on what follows.
     """
     if not text[end - 1].isspace():
         return text[:end]
@@ -187,30 +189,31 @@ def _head(text: str, end: int) -> str:
     return text[:end] + run + text[stop : stop + SPACES]
 
 
-def _certain(found: Any, ids: list[int], limit: int, by_word: bool) -> bool:
-    if len(found.ids) < limit + MARGIN or found.ids[:limit] != ids:
+def _certain(encoding: Any, ids: list[int], limit: int, by_word: bool) -> bool:
+    """Whether a cut text's first `limit` ids are `ids`, far enough from the cut to be those of the whole text."""
+    if len(encoding.ids) < limit + MARGIN or encoding.ids[:limit] != ids:
         return False
-    return not by_word or found.word_ids[limit - 1] != found.word_ids[limit + MARGIN - 1]
+    return not by_word or encoding.word_ids[limit - 1] != encoding.word_ids[limit + MARGIN - 1]
 
 
 def _encoder(tokenizer: Any) -> tuple[Callable[[list[str]], Sequence[Any]], bool]:
-    """`encode_as_text` for long texts, and whether it scores whole words; its results have `ids` and `word_ids`.
+    """A function like `encode_as_text` whose results have `ids` and `word_ids`; and whether it scores whole words.
 
-    It uses a copy of the tokenizer's backend with fixed settings, so that it needs no lock.
+    It uses a copy of the tokenizer's backend with fixed settings, so it needs no lock.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not hasattr(backend, "encode_batch_fast"):  # in pure Python, without word ids
+    if backend is None or not hasattr(backend, "encode_batch_fast"):  # a pure Python tokenizer, without word ids
         return lambda texts: [_Plain(ids) for ids in encode_as_text(tokenizer, texts)], True
     with _TOKENIZING:
-        size, held = _COPIES.get(tokenizer, (0, None))
-        if held is None or size != len(tokenizer):
-            held = copy.deepcopy(backend)
-            held.encode_special_tokens = True
-            held.no_truncation()
-            held.no_padding()
-            _COPIES[tokenizer] = len(tokenizer), held
-    by_word = type(held.model).__name__ != "BPE"
-    return lambda texts: held.encode_batch_fast(texts, add_special_tokens=False), by_word
+        size, kept = _COPIES.get(tokenizer, (0, None))
+        if kept is None or size != len(tokenizer):
+            kept = copy.deepcopy(backend)
+            kept.encode_special_tokens = True
+            kept.no_truncation()
+            kept.no_padding()
+            _COPIES[tokenizer] = len(tokenizer), kept
+    by_word = type(kept.model).__name__ != "BPE"
+    return lambda texts: kept.encode_batch_fast(texts, add_special_tokens=False), by_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,32 +233,36 @@ def _check_ids(tokenizer: Any, special: frozenset[int], ids: Sequence[int], name
             continue
         token = next(token for token in part if not 0 <= token < size or token in special)
         raise InputError(
-            f"{name} holds token {token}; expected ids of this model's vocabulary, from 0 to {size - 1}, without "
+            f"{name} contains token {token}; expected ids of this model's vocabulary, from 0 to {size - 1}, without "
             "special tokens"
         )
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids that no text can become: special tokens, the embed token among them, and other added tokens."""
+    """The ids that no text can be tokenized to: special tokens, including the embed token, and other added tokens."""
     return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
 
 
 def reasoning_tokens(tokenizer: Any, reasoning: str | Sequence[int], embed_id: int) -> list[int]:
-    """The ids of a reasoning trace given as text or as ids; raises InputError for an id that it cannot contain."""
+    """The token ids of a reasoning trace given as text or as ids.
+
+    Raises:
+        InputError: an id is unknown or the embed token's.
+    """
     if isinstance(reasoning, str):
         return encode_as_text(tokenizer, [reasoning])[0] if reasoning else []
     ids = [int(token) for token in reasoning]
     for token in ids:
         if not 0 <= token < len(tokenizer) or token == embed_id:
             raise InputError(
-                f"the reasoning holds token {token}; expected ids from 0 to {len(tokenizer) - 1} without the embed "
+                f"the reasoning contains token {token}; expected ids from 0 to {len(tokenizer) - 1} without the embed "
                 f"token {embed_id}, which is appended"
             )
     return ids
 
 
 def check_texts(texts: Sequence[Text]) -> None:
-    """Raise InputError, with its position, for a text that is empty, neither string nor Tokens, or invalid Unicode."""
+    """Raise InputError, naming the position, if a text is empty, neither a string nor Tokens, or invalid Unicode."""
     if isinstance(texts, str):
         raise InputError("give a list of texts, not one string")
     for i, text in enumerate(texts):
@@ -265,13 +272,13 @@ def check_texts(texts: Sequence[Text]) -> None:
             raise InputError(f"text {i + 1} of {len(texts)} is empty; there is nothing to embed")
         if isinstance(text, str) and not text.isascii() and (half := _SURROGATE.search(text)):
             raise InputError(
-                f"text {i + 1} of {len(texts)} holds half of a surrogate pair (\\u{ord(half[0]):04x} at character "
-                f"{half.start() + 1}), which is not text; remove it where the text is read"
+                f"text {i + 1} of {len(texts)} contains half of a surrogate pair (\\u{ord(half[0]):04x} at character "
+                f"{half.start() + 1}), which is not valid text; remove it where the text is read"
             )
 
 
 def check_queries(texts: Sequence[Text]) -> None:
-    """`check_texts`, and no string over MAX_CHARACTERS."""
+    """`check_texts`, and raise InputError if a string has over MAX_CHARACTERS characters."""
     check_texts(texts)
     for i, text in enumerate(texts):
         if isinstance(text, str) and len(text) > MAX_CHARACTERS:
@@ -282,9 +289,9 @@ def check_queries(texts: Sequence[Text]) -> None:
 
 
 class TextStream:
-    """The text of a reasoning trace, piece by piece: the concatenation of all pieces is `Reasoned.text`.
+    """Decodes a reasoning trace piece by piece; the concatenation of all pieces is `Reasoned.text`.
 
-    A character of several tokens comes with its last token, white space with the text that follows it.
+    A character that consists of several tokens is returned with the last one, white space with the text that follows.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -293,12 +300,12 @@ class TextStream:
         self._shown = 0
 
     def push(self, token: int) -> str:
-        """Add a token; returns the characters that are certain now, perhaps none."""
+        """Add a token; returns the characters that are now certain, perhaps none."""
         self._ids.append(token)
         return self._new(self._tokenizer.decode(self._ids).strip().rstrip(_UNFINISHED).rstrip())
 
     def finish(self) -> str:
-        """The rest of the text."""
+        """End the trace; returns the rest of the text."""
         return self._new(self._tokenizer.decode(self._ids).strip())
 
     def _new(self, text: str) -> str:

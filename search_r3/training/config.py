@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3 import config
-from search_r3.config import Config
-from search_r3.errors import InputError
+from search_r3.config import Config, at_least, require
 
 RENAMED_KEYS: dict[str, dict[str, str]] = {
     "SFTConfig": {
@@ -59,7 +58,7 @@ SPLIT_KEYS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     },
     "EnvironmentConfig": {"margin": {"": {"rewards": "[{name: margin_rank, delta: MARGIN}]"}}},
 }
-"""Keys that are several today: by dataclass and old name, what each old value is written as."""
+"""Keys that were split: dataclass -> old name -> old value -> the keys and values that replace it."""
 
 
 @dataclass
@@ -71,13 +70,13 @@ class LoopConfig:
     learning_rate: float = 3e-4
     """AdamW's peak learning rate."""
     warmup_steps: int = 10
-    """Steps over which the rate rises linearly to its peak; from `steps` on, the whole run is warm-up."""
+    """Steps over which the rate rises linearly to its peak; a value of `steps` or more makes the whole run warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up, over the rest of `steps`."""
     min_lr_ratio: float = 0.1
     """The final rate as a fraction of the peak, in [0, 1]; "constant" ignores it."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay, on every trainable parameter."""
+    """AdamW's decoupled weight decay, applied to every trainable parameter."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moments, each in [0, 1)."""
     max_grad_norm: float = 1.0
@@ -91,50 +90,45 @@ class LoopConfig:
     checkpoint_every: int = 100
     """Steps between checkpoints; 0 writes one only at the end and when stopped."""
     keep_checkpoints: int = 2
-    """Number of newest checkpoints kept, at least 1; the second newest is used if the newest is damaged."""
+    """Number of checkpoints kept, the newest ones, at least 1; a run resumes from the second newest if the newest is
+    damaged."""
     evaluate_every: int = 100
     """Steps between evaluations on the dev set, the first before training; 0 never evaluates."""
     evaluate_first: bool = True
-    """Also evaluate before any training."""
+    """Also evaluate before the first step."""
     patience: int = 0
-    """Stop after this many evaluations in a row without a better figure than the best before; 0 never stops."""
+    """Stop after this many evaluations in a row without an improvement of the best metric; 0 never stops."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the trained weights, in [0, 1), which is evaluated and saved in their
-    place; the average begins faster, with min(ema, (1 + step) / (10 + step)). 0: none."""
+    """Decay of an exponential moving average of the trained weights, in [0, 1), which is evaluated and saved instead of
+    them; the decay is lower at first: min(ema, (1 + step) / (10 + step)). 0: no average."""
     log_every: int = 1
-    """Steps between lines in log.jsonl."""
+    """Steps between two records in log.jsonl."""
     time_limit_minutes: float | None = None
-    """Stop this start of the run after this many minutes, with a checkpoint to resume from; the schedule stays."""
+    """Stop after this many minutes, with a checkpoint to resume from; the schedule is unaffected. Each start of the run
+    has the whole limit."""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", self.steps, "1 or more")
-        _require(_finite(self.learning_rate) and self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        at_least(
+            self, steps=1, warmup_steps=0, weight_decay=0, max_grad_norm=0, seed=0, gradient_accumulation=1,
+            checkpoint_every=0, keep_checkpoints=1, evaluate_every=0, patience=0, log_every=1,
+        )  # fmt: skip
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0")
         schedules = ("cosine", "linear", "constant")
-        _require(self.schedule in schedules, "schedule", self.schedule, "one of " + ", ".join(schedules))
-        _require(0 <= self.min_lr_ratio <= 1, "min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
-        _require(_finite(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.schedule in schedules, "schedule", self.schedule, "one of " + ", ".join(schedules))
+        require(0 <= self.min_lr_ratio <= 1, "min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
         self.betas = (self.betas[0], self.betas[1])
-        _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
-        _require(_finite(self.max_grad_norm) and self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, ">= 0")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
         precisions = ("auto", "no", "bf16")
-        _require(self.mixed_precision in precisions, "mixed_precision", self.mixed_precision, "auto, no or bf16")
-        _require(self.gradient_accumulation >= 1, "gradient_accumulation", self.gradient_accumulation, "1 or more")
-        _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "0 or more")
-        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
-        _require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 or more")
-        _require(self.patience >= 0, "patience", self.patience, "0 or more")
-        _require(
+        require(self.mixed_precision in precisions, "mixed_precision", self.mixed_precision, "auto, no or bf16")
+        require(
             not self.patience or self.evaluate_every > 0,
             "evaluate_every",
             self.evaluate_every,
             "1 or more where patience is above 0, as patience counts evaluations",
         )
-        _require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
-        _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
+        require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         limit = self.time_limit_minutes
-        _require(limit is None or limit > 0, "time_limit_minutes", limit, "above 0, or null for no limit")
+        require(limit is None or limit > 0, "time_limit_minutes", limit, "above 0, or null for no limit")
 
 
 @dataclass
@@ -152,32 +146,32 @@ class LoraSettings:
     names as a list (or separated by commas: q_proj,v_proj)."""
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "rank", self.rank, "1 or more")
-        _require(_finite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "above 0")
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
-        _require(bool(self.target_modules), "target_modules", self.target_modules, '"all-linear" or module names')
+        at_least(self, rank=1)
+        require(0 < self.alpha < math.inf, "alpha", self.alpha, "above 0")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        require(bool(self.target_modules), "target_modules", self.target_modules, '"all-linear" or module names')
 
 
 def load_config(path: str | Path, cls: type[Config], overrides: Iterable[str] = ()) -> Config:
-    """`search_r3.config.load_config`, which reports the current name of a key of an earlier version."""
+    """`search_r3.config.load_config`, with an error that gives the current name of a key from an earlier version."""
     return config.load_config(path, cls, overrides, _replaced)
 
 
 def with_present_keys(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """The flat settings of an older run ("section.key" -> value) with the names that the settings of `now` have."""
-    found: dict[str, Any] = {}
+    """The flat settings of an older run ("section.key" -> value), renamed to the keys of `now` where those differ."""
+    renamed: dict[str, Any] = {}
     for key, value in before.items():
         section, dot, name = key.rpartition(".")
         written = [{new: value} for table in RENAMED_KEYS.values() if (new := table.get(name))]
         written += [choices.get(str(value), {}) for table in SPLIT_KEYS.values() if (choices := table.get(name))]
         settings = ({f"{section}{dot}{new}": item for new, item in words.items()} for words in written)
         present = next((words for words in settings if words and words.keys() <= now.keys()), None)
-        found |= {key: value} if key in now or present is None else present
-    return found
+        renamed |= {key: value} if key in now or present is None else present
+    return renamed
 
 
 def _replaced(cls: str, prefix: str, name: str, value: Any) -> str | None:
-    """What to write for a key of an earlier version; None if there was none of that name."""
+    """Advice for a key from an earlier version; None if no earlier version had that key."""
     if new := RENAMED_KEYS.get(cls, {}).get(name):
         return f'the key "{prefix}{name}" is now called {prefix}{new}; rename it'
     if choices := SPLIT_KEYS.get(cls, {}).get(name):
@@ -187,12 +181,3 @@ def _replaced(cls: str, prefix: str, name: str, value: Any) -> str | None:
             f'the key "{prefix}{name}" is now split into {" and ".join(prefix + new for new in words)}; write {written}'
         )
     return None
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
-
-
-def _require(holds: bool, key: str, value: object, expected: str) -> None:
-    if not holds:
-        raise InputError(f"{key} must be {expected}, got {value!r}")

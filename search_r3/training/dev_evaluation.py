@@ -1,7 +1,10 @@
-"""Validation during training: retrieval quality without and with reasoning, and figures of reasoning and embeddings."""
+"""Validation on dev pools during training: retrieval quality without and with reasoning, and statistics of reasoning
+traces and embeddings.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,24 +12,48 @@ import torch
 
 from search_r3 import metrics
 from search_r3.data.beir import BeirDataset
+from search_r3.data.dev_pools import dev_pool
 from search_r3.training.losses import alignment, uniformity
 
 
-def dev_figures(
+def load_dev_pools(config: Any) -> list[BeirDataset]:
+    """The dev pools of a recipe: its `dev`, `data_root`, `dev_queries` and `dev_documents`."""
+    return [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
+
+
+def dev_metrics(
+    encoder: Any, pools: Sequence[BeirDataset], max_document_tokens: int, max_reasoning_tokens: int
+) -> dict[str, float]:
+    """`pool_metrics` of every pool as "POOL.NAME", and the mean nDCG@10 over the pools as "ndcg@10.MODE".
+
+    The modes are "off", "on" and, if the checkpoint has it, "latent". Without pools, {}.
+    """
+    values: dict[str, float] = {}
+    for pool in pools:
+        of_pool = pool_metrics(encoder, pool, max_document_tokens, max_reasoning_tokens)
+        values |= {f"{pool.name}.{name}": value for name, value in of_pool.items()}
+    modes = ("off", "on", *(["latent"] if encoder.latent_steps else []))
+    for mode in modes if pools else ():
+        values[f"ndcg@10.{mode}"] = float(np.mean([values[f"{pool.name}.{mode}"] for pool in pools]))
+    return values
+
+
+def pool_metrics(
     encoder: Any, pool: BeirDataset, max_document_tokens: int, max_reasoning_tokens: int
 ) -> dict[str, float]:
-    """Validation figures of `encoder` on a dev pool.
+    """Validation metrics of `encoder` on one dev pool.
 
     Args:
         encoder: a SearchR3.
         max_document_tokens: documents are truncated to this many tokens.
-        max_reasoning_tokens: the longest reasoning of a query.
+        max_reasoning_tokens: the most reasoning tokens per query.
 
     Returns:
-        nDCG@10 without ("off") and with ("on") reasoning, and in latent steps ("latent") if the checkpoint has them;
-        "emission", the fraction of reasoning traces that end with the embed token by themselves; "tokens" and
-        "median_tokens", their mean and median length; "distinct", different traces per query;
-        "uniformity" of the documents and "alignment" of direct queries with their documents (Wang and Isola 2020).
+        nDCG@10 without ("off") and with ("on") reasoning, and in latent mode ("latent") if the checkpoint has it;
+        "emission", the fraction of reasoning traces in which the model itself sampled the embed token; "tokens" and
+        "median_tokens", their mean and median length; "distinct", the number of different traces divided by the number
+        of queries; "uniformity" of the documents and "alignment" of direct queries with their documents (Wang and Isola
+        2020).
     """
     queries, relevance_QN = list(pool.queries.values()), _relevance(pool)
     direct_QD, documents_ND = _embed(encoder, pool, max_document_tokens)
@@ -52,7 +79,7 @@ def dev_figures(
 
 
 def direct_ndcg(encoder: Any, pool: BeirDataset, max_document_tokens: int) -> float:
-    """nDCG@10 of `encoder` on a dev pool without reasoning: "off" of `dev_figures`, without the cost of the rest."""
+    """nDCG@10 of `encoder` on a dev pool without reasoning: "off" of `pool_metrics`, without the cost of the rest."""
     direct_QD, documents_ND = _embed(encoder, pool, max_document_tokens)
     return float(metrics.ndcg(direct_QD @ documents_ND.T, _relevance(pool), 10).mean())
 
@@ -68,11 +95,11 @@ def _embed(encoder: Any, pool: BeirDataset, max_document_tokens: int) -> tuple[n
 
 
 def _relevance(pool: BeirDataset) -> np.ndarray:
-    """The grades, (Q, N); 0 where nothing is judged."""
+    """The relevance grades, (Q, N); 0 without a judgment."""
     columns = {did: i for i, did in enumerate(pool.corpus)}
     relevance_QN = np.zeros((len(pool.queries), len(columns)))
-    for line, qid in enumerate(pool.queries):
+    for row, qid in enumerate(pool.queries):
         for did, grade in pool.qrels.get(qid, {}).items():
             if did in columns:
-                relevance_QN[line, columns[did]] = grade
+                relevance_QN[row, columns[did]] = grade
     return relevance_QN

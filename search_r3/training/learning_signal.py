@@ -1,7 +1,7 @@
-"""Detects a run without anything to learn from: it warns during the run, which then ends as a failure.
+"""Detects a run that has nothing to learn from: warnings while it trains, and a failure at its end.
 
-A step has nothing to learn from if the norm of its gradient is exactly 0, or if the task says so from its figures
-(GRPO: within every group all rewards are equal, so that every advantage is 0).
+A step has nothing to learn from if the norm of its gradient is exactly 0, or if the task says so because of its
+metrics (GRPO: all rewards are equal within every group, so every advantage is 0).
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ class LearningSignal:
     """Counts the steps of a run that had nothing to learn from.
 
     Args:
-        task: may have a method `nothing_to_learn(figures) -> str | None`: why a step had nothing to learn from, by its
-            figures, or None. A task whose `must_learn` is false is not watched (a dry run).
+        task: may have a method `nothing_to_learn(metrics) -> str | None`, which returns why a step had nothing to learn
+            from, or None. A task whose `must_learn` is false is not watched (a dry run).
         warn: prints a line.
-        learned: whether an earlier part of the run has learned something already.
+        learned: whether the run learned something before it was resumed.
     """
 
     def __init__(self, task: Any, warn: Callable[[str], None], learned: bool = False) -> None:
-        self._why: Callable[[dict[str, float]], str | None] = getattr(task, "nothing_to_learn", lambda figures: None)
+        self._why: Callable[[dict[str, float]], str | None] = getattr(task, "nothing_to_learn", lambda metrics: None)
         self._warn, self._in_a_row, self._reason = warn, 0, ""
         self._watched = getattr(task, "must_learn", True)
         self.learned = learned or not self._watched
 
-    def step(self, number: int, last: bool, grad_norm: float, figures: dict[str, float]) -> None:
-        """Record the step with the 1-based `number`, by its figures over all processes; `last` of the run."""
+    def step(self, number: int, last: bool, grad_norm: float, metrics: dict[str, float]) -> None:
+        """Record a finished step.
+
+        Args:
+            number: the step's number, from 1.
+            last: whether it is the last step of the run.
+            metrics: the step's metrics over all processes.
+        """
         if not self._watched:
             return
-        reason = self._why(figures) or ("the gradient is 0" if grad_norm == 0 else None)
+        reason = self._why(metrics) or ("the gradient is 0" if grad_norm == 0 else None)
         if reason is None:
             self._in_a_row, self.learned = 0, True
             return

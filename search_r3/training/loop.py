@@ -1,13 +1,13 @@
 """The training loop of both stages: a task defines batches, training step and validation; the loop does the rest.
 
-It reads from top to bottom: `run_training` prepares a run, takes its steps, and finishes it. It runs on accelerate;
-over several processes with DDP, or with FSDP2 if the launcher requests it. It leaves out on purpose: callbacks, data
+It reads from top to bottom: `run_training` prepares a run, takes its steps, and finishes it. It runs on accelerate:
+over several processes with DDP, or with FSDP2 if the launcher requests it. Deliberately left out: callbacks, data
 loaders (a task's batch is a function of the step), gradient scalers (bf16 needs none) and DeepSpeed.
 
 A run that is killed at any moment and started again with the same command resumes from its last checkpoint and writes
-the same log as a run that was never killed, because everything is a function of the checkpoint and of (seed, step,
-process): batches and random states too. The same to the last bit wherever torch's kernels are deterministic, as they
-are on a CPU.
+the same log as a run that was never killed, because everything, batches and random
+states included, is a function of the checkpoint and of (seed, step, process). The logs are equal to the last bit
+wherever torch's kernels are deterministic, as they are on a CPU.
 """
 
 from __future__ import annotations
@@ -55,40 +55,41 @@ HOW_TO_RESUME = "a checkpoint is written: run the same command again to resume"
 
 
 class Task(Protocol):
-    """What is trained."""
+    """What the loop trains: a module with its batches, loss, validation and state."""
 
     module: nn.Module
-    """Its trainable parameters are optimized. The loop moves it to the process's device."""
+    """The module whose trainable parameters are optimized. The loop moves it to the process's device."""
 
     def batch(self, step: int) -> Any:
-        """The batch with the number `step`, or this process's share of it: a pure function of (seed, step, rank).
+        """Batch number `step`, or this process's share of it: a pure function of (seed, step, rank).
 
-        With gradient accumulation, the numbers count micro-batches. Tensors in it are moved to the device.
+        With gradient accumulation, `step` counts micro-batches. The batch's tensors are moved to the device.
         """
 
     def training_step(
         self, module: nn.Module, batch: Any, backward: Callable[[Tensor], None]
     ) -> tuple[Tensor, dict[str, float]]:
-        """Compute the loss of a batch and call `backward(loss)`, once; the loop then takes the optimizer step.
+        """Compute the loss of a batch and call `backward(loss)` once; the loop then takes the optimizer step.
 
-        `module` is the wrapped module: run the forward pass through it. bf16 autocast is on if configured, but for the
-        backward pass. Returns the loss, a scalar, and figures to log, the same keys at every step and on every process.
-        A figure called "tokens" is summed (and gives tokens per second); the others are averaged.
+        `module` is the wrapped module: run the forward pass through it. bf16 autocast, if configured, covers the
+        forward pass only. Returns the loss, a scalar, and metrics to log: the same keys at every step and process.
+        A metric called "tokens" is summed (and gives tokens per second); the others are averaged.
         """
 
     def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
-        """Validation figures after `step` steps, or {}. `module` is the unwrapped module, in eval mode, under no_grad.
+        """Validation metrics after `step` steps, or {}. `module` is the unwrapped module, in eval mode, under no_grad.
 
-        Every process calls it, with the same random state; the main process's figures are used.
+        Every process calls it with the same random state; the main process's metrics are used.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the task needs to resume, beyond the weights: tensors and JSON values; {} if nothing.
+        """What the task needs to resume, besides the weights: tensors and JSON values; {} if nothing.
 
-        Every process calls it; the main process's is saved.
+        Every process calls it; the main process's state is saved.
         """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
 
     def save(self, folder: Path) -> None:
         """Write the trained adapter into `folder`, which exists and is empty. Only the main process calls it.
@@ -99,7 +100,7 @@ class Task(Protocol):
 
 @dataclass
 class Run:
-    """A run in progress: what its parts share, and how far it is."""
+    """A run in progress: what the functions of this module share, and how far the run is."""
 
     task: Task
     config: LoopConfig
@@ -117,20 +118,20 @@ class Run:
     signals: StopSignals
     learning: LearningSignal
     deadline: float
-    """When the time limit ends this start of the run, by `time.monotonic`."""
+    """When the time limit is reached, by `time.monotonic`."""
     step: int
     """Finished optimizer steps."""
     best: float | None
-    """The best validation figure so far."""
+    """The best validation metric so far."""
     evals_without_improvement: int
-    """Evaluations in a row without a better one."""
+    """Number of evaluations since the best one."""
     steps_of_start: int = 0
-    """Steps finished since this start of the run."""
+    """Steps finished since the run was started or resumed."""
     stop_signal: bool = False
     """Whether a process has received SIGINT or SIGTERM."""
     out_of_time: bool = False
     stop_reason: str | None = None
-    """Why `patience` ended the run before its last step."""
+    """Why `patience` ended the run early; None if it did not."""
 
     @property
     def complete(self) -> bool:
@@ -152,27 +153,28 @@ def run_training(
     describe: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> Path:
-    """Train `task.module` and write `output/adapter`; resume from the last checkpoint if the run was begun before.
+    """Train `task.module` and write `output/adapter`; resume from the last checkpoint if there is one.
 
-    In `output`: `adapter/` (final), `best/` (best validation figure so far), `checkpoints/`, `log.jsonl`,
-    `config.json`, `finished.json` (written when all steps are done or `patience` is exhausted: it says which) and
-    `tensorboard/` (if installed). A task may have `nothing_to_learn`, see `learning_signal`.
+    Written to `output`: `adapter/` (final), `best/` (best validation metric so far), `checkpoints/`, `log.jsonl`,
+    `config.json`, `finished.json` (written when all steps are done or `patience` is exhausted, with the reason)
+    and `tensorboard/` (if installed). A task may have a method `nothing_to_learn`, see `learning_signal`.
 
     Args:
-        resume: False removes what an earlier run wrote to `output`, and starts over.
-        best_metric: the validation figure (greater is better) that decides `output/best` and `config.patience`.
-        describe: the rest of the run's configuration, JSON values; resuming with another one is refused.
-        defaults: the defaults of keys in `describe`: what a run had that was begun before a key existed.
+        resume: False removes what an earlier run wrote to `output` and starts over.
+        best_metric: the validation metric (greater is better) that decides `output/best` and `config.patience`.
+        describe: the rest of the run's configuration, JSON values; a run resumes only with the same one.
+        defaults: defaults of keys in `describe`, for a run that was started before a key existed.
 
     Returns:
         `output/adapter`. After `time_limit_minutes` it holds the adapter so far, and the same command resumes. A run
         that `patience` stopped is finished: only a larger patience continues it.
 
     Raises:
-        InputError: the run in `output` has another configuration, another process writes there, nothing is trainable,
-            the loss or gradient is not finite (the last checkpoint remains valid), there is patience but no validation
-            figure, the disk is full, or the run is over and no step of it had anything to learn from.
-        SystemExit: after SIGINT or SIGTERM (code 128 + signal), when the step is finished and a checkpoint written.
+        InputError: the run in `output` has another configuration; another process writes there; the module has no
+            trainable parameter; the loss or the gradient is not finite (the last checkpoint remains valid);
+            `patience` is set without a validation metric; the disk is full; or the run has ended and no step had
+            anything to learn from.
+        SystemExit: after SIGINT or SIGTERM (code 128 + signal), once the step is finished and a checkpoint is written.
     """
     output = Path(output)
     with ExitStack() as stack:
@@ -193,13 +195,13 @@ def prepare_run(
     describe: dict[str, Any],
     defaults: dict[str, Any],
 ) -> Run | None:
-    """Lock the run's folder, and set up model, optimizer and log as the newest checkpoint has them.
+    """Lock the run's folder, and set up the model, optimizer and log from the newest checkpoint.
 
     Args:
         stack: closes the lock, the log and the signal handlers when the run ends.
 
     Returns:
-        None if the run is finished already.
+        None if the run has already finished.
     """
     begun = time.monotonic()
     accelerator = start_processes()
@@ -267,7 +269,7 @@ def prepare_run(
 
 
 def train_steps(run: Run) -> None:
-    """Take optimizer steps until the run is complete or its time is over."""
+    """Take optimizer steps until the run is complete or the time limit is reached."""
     while True:
         evaluate_and_checkpoint(run)
         if run.complete or run.out_of_time:
@@ -276,7 +278,7 @@ def train_steps(run: Run) -> None:
 
 
 def optimizer_step(run: Run) -> None:
-    """One step: the gradients of the micro-batches are averaged, over processes by DDP or FSDP."""
+    """One optimizer step: gradients are averaged over the micro-batches here, and over processes by DDP or FSDP."""
     config, accelerator, task = run.config, run.accelerator, run.task
     started = time.perf_counter()
     seed_step(config.seed, run.step, accelerator.process_index)
@@ -289,44 +291,44 @@ def optimizer_step(run: Run) -> None:
         with torch.autocast(accelerator.device.type, enabled=False):
             accelerator.backward(loss / config.gradient_accumulation)
 
-    figures = {"loss": 0.0}
+    metrics = {"loss": 0.0}
     for micro in range(config.gradient_accumulation):
         batch = send_to_device(task.batch(run.step * config.gradient_accumulation + micro), accelerator.device)
         last = micro == config.gradient_accumulation - 1
         with nullcontext() if last else accelerator.no_sync(run.module), autocast(accelerator.device, run.bf16):
-            loss, metrics = task.training_step(run.module, batch, backward)
-        figures["loss"] += loss.item() / config.gradient_accumulation
-        for name, value in metrics.items():
+            loss, micro_metrics = task.training_step(run.module, batch, backward)
+        metrics["loss"] += loss.item() / config.gradient_accumulation
+        for name, value in micro_metrics.items():
             share = 1 if name == "tokens" else config.gradient_accumulation
-            figures[name] = figures.get(name, 0.0) + float(value) / share
+            metrics[name] = metrics.get(name, 0.0) + float(value) / share
     limit = config.max_grad_norm or math.inf
     grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(run.parameters.values(), limit)).item()
-    figures |= {"_signal": float(run.signals.received), "_late": float(time.monotonic() > run.deadline)}
-    figures = _mean_over_processes(accelerator, figures)  # all processes must stop, or none
-    run.stop_signal, run.out_of_time = figures.pop("_signal") > 0, figures.pop("_late") > 0
-    if not (math.isfinite(figures["loss"]) and math.isfinite(grad_norm)):
-        raise InputError(_not_finite(run.step + 1, figures["loss"], grad_norm, run.output))
+    metrics |= {"_signal": float(run.signals.received), "_late": float(time.monotonic() > run.deadline)}
+    metrics = _mean_over_processes(accelerator, metrics)  # either all processes stop or none does
+    run.stop_signal, run.out_of_time = metrics.pop("_signal") > 0, metrics.pop("_late") > 0
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
+        raise InputError(_not_finite(run.step + 1, metrics["loss"], grad_norm, run.output))
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     if run.average is not None:
         run.average.update(run.step)
     run.steps_of_start += 1
-    run.learning.step(run.step, run.step == config.steps, grad_norm, figures)
+    run.learning.step(run.step, run.step == config.steps, grad_norm, metrics)
 
     seconds = time.perf_counter() - started
-    record: dict[str, Any] = {"step": run.step, "loss": figures.pop("loss")}
-    if "tokens" in figures:
-        record["tokens"] = figures.pop("tokens") * accelerator.num_processes
+    record: dict[str, Any] = {"step": run.step, "loss": metrics.pop("loss")}
+    if "tokens" in metrics:
+        record["tokens"] = metrics.pop("tokens") * accelerator.num_processes
         record["tokens_per_second"] = record["tokens"] / seconds
-    run.report.step(record | {"terms": figures, "lr": rate, "grad_norm": grad_norm, "seconds": seconds})
+    run.report.step(record | {"terms": metrics, "lr": rate, "grad_norm": grad_norm, "seconds": seconds})
 
 
 def evaluate_and_checkpoint(run: Run) -> None:
-    """What is due after `run.step` steps: a checkpoint first, then validation; the first validation before any step.
+    """Do what is due after `run.step` steps: first the checkpoint, then validation. Step 0 is before any training.
 
     Raises:
-        SystemExit: a process has received a signal; the checkpoint is written.
+        SystemExit: a process received a signal; the checkpoint has been written.
     """
     config, step, last = run.config, run.step, run.step >= run.config.steps
     if run.steps_of_start:
@@ -347,18 +349,18 @@ def evaluate_and_checkpoint(run: Run) -> None:
 
 
 def validate(run: Run, last: bool) -> None:
-    """Log the task's validation figures, keep the best adapter, and decide whether `patience` ends the run."""
+    """Log the task's validation metrics, keep the best adapter, and decide whether `patience` ends the run."""
     config, best, evals = run.config, run.best, run.evals_without_improvement
     started = time.perf_counter()
     seed_step(config.seed, run.step, 0)
     run.task.module.eval()
     with run.averaged(), torch.no_grad(), autocast(run.accelerator.device, run.bf16):
-        figures = {name: float(value) for name, value in run.task.evaluate(run.task.module, run.step).items()}
-    (figures,) = broadcast_object_list([figures])  # all processes must stop, or none
-    if run.best_metric and figures:
-        if run.best_metric not in figures:
-            raise InputError(f"no validation figure is called {run.best_metric}; there are {', '.join(figures)}")
-        value = figures[run.best_metric]
+        metrics = {name: float(value) for name, value in run.task.evaluate(run.task.module, run.step).items()}
+    (metrics,) = broadcast_object_list([metrics])  # either all processes stop or none does
+    if run.best_metric and metrics:
+        if run.best_metric not in metrics:
+            raise InputError(f"no validation metric is called {run.best_metric}; there are {', '.join(metrics)}")
+        value = metrics[run.best_metric]
         if best is None or value > best:
             run.best, run.evals_without_improvement = value, 0
             _save_adapter(run, run.output / "best")
@@ -368,10 +370,10 @@ def validate(run: Run, last: bool) -> None:
         raise InputError(_missing_validation_set(config.patience))
     if 0 < config.patience <= run.evals_without_improvement and not last:
         run.stop_reason = (
-            f"{run.evals_without_improvement} evaluations in a row brought no better {run.best_metric} than "
+            f"{run.evals_without_improvement} evaluations in a row did not improve {run.best_metric} beyond "
             f"{run.best:.4f}"
         )
-    run.report.dev(run.step, figures, time.perf_counter() - started, run.stop_reason)
+    run.report.dev(run.step, metrics, time.perf_counter() - started, run.stop_reason)
     if run.stop_reason and not any(number == run.step for number, _ in list_checkpoints(run.output)):
         save_checkpoint(run, best, evals)  # as before this evaluation: a resumed run repeats it
 
@@ -388,7 +390,7 @@ def save_checkpoint(run: Run, best: float | None, evals_without_improvement: int
 
 
 def finish_run(run: Run) -> None:
-    """Write the adapter; and, if the run is complete, that it is.
+    """Write the adapter and, if the run is complete, `finished.json`.
 
     Raises:
         InputError: the run is complete, and no step had anything to learn from.
@@ -396,20 +398,20 @@ def finish_run(run: Run) -> None:
     _save_adapter(run, run.output / "adapter")
     failure = run.learning.failure if run.complete else None
     if run.accelerator.is_main_process and run.complete:
-        facts = {"step": run.step, "best": run.best, "why": run.stop_reason or "all steps are done"}
-        facts |= {"patience": run.config.patience} if run.stop_reason else {}
-        facts |= {"failure": failure} if failure else {}
-        atomic_write_text(run.output / "finished.json", json.dumps(facts) + "\n")
+        record = {"step": run.step, "best": run.best, "why": run.stop_reason or "all steps are done"}
+        record |= {"patience": run.config.patience} if run.stop_reason else {}
+        record |= {"failure": failure} if failure else {}
+        atomic_write_text(run.output / "finished.json", json.dumps(record) + "\n")
     run.accelerator.wait_for_everyone()
     if failure:
         raise InputError(failure)
 
 
-def _mean_over_processes(accelerator: Accelerator, figures: dict[str, float]) -> dict[str, float]:
+def _mean_over_processes(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
     if accelerator.num_processes == 1:
-        return figures
-    values = torch.tensor(list(figures.values()), dtype=torch.float64, device=accelerator.device)
-    return dict(zip(figures, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+        return metrics
+    values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=accelerator.device)
+    return dict(zip(metrics, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
 
 
 def _save_adapter(run: Run, folder: Path) -> None:
@@ -423,14 +425,14 @@ def _save_adapter(run: Run, folder: Path) -> None:
 
 
 def _not_finite(step: int, loss: float, grad_norm: float, output: Path) -> str:
-    what = f"the gradient's norm is {grad_norm}" if math.isfinite(loss) else f"the loss is {loss}"
-    valid = [path for _, path in list_checkpoints(output)]
+    problem = f"the gradient's norm is {grad_norm}" if math.isfinite(loss) else f"the loss is {loss}"
+    checkpoints = [path for _, path in list_checkpoints(output)]
     return (
-        f"{what} at step {step}; the run stopped before the optimizer step"
-        + (f", and {valid[-1]} is valid" if valid else "")
+        f"{problem} at step {step}; the run stopped before the optimizer step"
+        + (f", and {checkpoints[-1]} is valid" if checkpoints else "")
         + ". Try a lower loop.learning_rate or longer loop.warmup_steps in a new folder"
     )
 
 
 def _missing_validation_set(patience: int) -> str:
-    return f"loop.patience is {patience}, but the run has no validation figure: give it a dev set, or set it to 0"
+    return f"loop.patience is {patience}, but the run has no validation metric: give it a dev set, or set it to 0"

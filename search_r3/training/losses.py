@@ -1,8 +1,9 @@
 """Stage 1's losses as pure functions on tensors: contrastive, triplet, cross-entropy, KL to the base, distillation.
 
 Source: Search-R3 (arXiv 2510.07048), stage 1: L = w1 L_SFT + w2 L_KL + w3 L_InfoNCE + w4 L_triplet. The weights, the
-temperature and the margin belong to the caller's configuration; nothing here depends on a model. Soft labels from a
-teacher, Matryoshka dimensions, and two figures of an embedding's geometry are additions; docstrings name their sources.
+temperature and the margin come from the caller; nothing here depends on a model. Soft labels from a
+teacher, Matryoshka dimensions, and two measures of an embedding's geometry are additions; docstrings name their
+sources.
 
 Shape suffixes: B queries, N documents, D embedding dimensions, K negatives of a query, T token positions,
 V vocabulary ids. A scalar has none.
@@ -79,7 +80,7 @@ def triplet_margin(
 
     Args:
         q_BD, positive_BD: embeddings, unit rows, any float dtype.
-        negative_BD: one negative a query, (B, D), or K of them, (B, K, D); unit rows.
+        negative_BD: unit rows: one negative per query, (B, D), or K, (B, K, D).
         margin: theta >= 0, in cosine units; the paper has a margin but not its value, 0.1 to 0.2 is usual.
         mask_BK: boolean, (B,) or (B, K) as the negatives; True where a negative is *missing* (a padding row) and is
             left out of the mean.
@@ -131,7 +132,7 @@ def sft_cross_entropy(logits_TV: Tensor, targets_T: Tensor, keep_T: Tensor | Non
 
     Args:
         logits_TV: row t is the prediction *for* `targets_T[t]`: the caller has done the shift by one. Batches are
-            flattened to one row a position.
+            flattened to one row per position.
         targets_T: integers in [0, V) wherever kept; elsewhere anything (such as -100).
         keep_T: boolean, True where the position counts (the assistant turn); None keeps all.
 
@@ -159,12 +160,12 @@ def sft_cross_entropy(logits_TV: Tensor, targets_T: Tensor, keep_T: Tensor | Non
 def kl_to_base(
     logits_TV: Tensor, base_logits_TV: Tensor, keep_T: Tensor | None = None, exclude_ids: Iterable[int] = ()
 ) -> Tensor:
-    """How far the tuned model's next-token distribution has moved from the base's, in nats a kept position.
+    """How far the tuned model's next-token distribution has moved from the base's, in nats per kept position.
 
         mean over kept t of  sum_v p_t(v) (log p_t(v) - log p0_t(v)),   p = tuned, p0 = base
 
     The excluded ids leave both distributions, which are then renormalized over the rest: the base never emits the
-    embed token, and padding rows of the matrix are no tokens at all, so neither says anything of language ability.
+    embed token, and padding rows of the matrix are not tokens, so neither says anything about language ability.
 
     Args:
         logits_TV: of the tuned model, any float dtype.
@@ -214,15 +215,15 @@ def score_distillation(
     teacher_temperature: float,
     mask_BN: Tensor | None = None,
 ) -> Tensor:
-    """KL from the student's to a teacher's distribution over each query's candidates, in nats a query.
+    """KL from the student's to a teacher's distribution over each query's candidates, in nats per query.
 
         mean_b  sum_n p_b(n) (log p_b(n) - log s_b(n)),   p = softmax(teacher / tau_t), s = softmax(student / tau)
 
-    KL of two distributions needs no common scale, only a temperature each: a shift of a row, which is what most
-    separates two encoders' cosines, changes nothing. A constant teacher implies equal scores of all candidates.
+    The two distributions need no common scale, only a temperature each: adding a constant to a row, which is the main
+    difference between the cosines of two encoders, changes nothing. A constant teacher asks for equal scores.
 
     Args:
-        student_BN: the student's cosines, a row per query and a column per candidate document, any float dtype.
+        student_BN: the student's cosines, one row per query and one column per candidate document, any float dtype.
         teacher_BN: the teacher's scores of the same candidates, a constant (no gradient flows into it); NaN where the
             teacher did not score, and that candidate is left out.
         temperature, teacher_temperature: tau and tau_t > 0. The loss is not multiplied by tau^2.
@@ -230,13 +231,13 @@ def score_distillation(
 
     Returns:
         Scalar >= 0, float32 (float64 for float64 inputs), averaged over the queries with at least two candidates left
-        (fewer say nothing); 0, still attached to the graph, if there is no such query.
+        (with fewer there is nothing to compare); 0, still attached to the graph, if there is no such query.
 
     Raises:
-        ValueError: wrong shapes or dtypes, a temperature not above 0, or a teacher's score that is infinite.
+        ValueError: wrong shapes or dtypes, a temperature not above 0, or an infinite teacher score.
 
     Source: distillation (Hinton et al., arXiv 1503.02531) over a list of candidates, as RocketQAv2 (arXiv 2110.07367)
-    uses it. MarginMSE (arXiv 2010.02666) fits differences of scores instead: it needs a teacher with our scale.
+    uses it. MarginMSE (arXiv 2010.02666) fits differences of scores instead: it needs a teacher on our scale.
     """
     _check_rank("student_BN", student_BN, 2)
     _check_float("teacher_BN", teacher_BN)
@@ -286,13 +287,13 @@ def matryoshka(
 
     Args:
         loss_fn: takes embeddings with unit rows, each truncated to one dimension, and returns a scalar.
-        dims: numbers of leading dimensions, in any order; include the full dimension if it is to count.
+        dims: numbers of leading dimensions, in any order; include the full dimension for it to count.
         weights: one for each of `dims`, 0 or more; None counts all the same. Divided by their sum, so that the term
-            keeps its size beside the other terms (the paper sums instead).
+            keeps its size relative to the other terms (the paper sums instead).
 
     Raises:
-        ValueError: no dimension, one named twice or below 1, as many weights as dimensions missing, a weight that is
-            negative or not finite, or weights that are all 0. Later, from `truncated`: a dimension above D.
+        ValueError: no dimension, a repeated dimension or one below 1, weights that differ in number from `dims`, are
+            negative, not finite or all 0. The returned function: a dimension above D (from `truncated`).
 
     Source: arXiv 2205.13147.
     """
@@ -300,7 +301,7 @@ def matryoshka(
         raise ValueError(f"dims must be different numbers from 1 up, at least one, got {tuple(dims)}")
     shares = [1.0] * len(dims) if weights is None else [float(weight) for weight in weights]
     if len(shares) != len(dims):
-        raise ValueError(f"there are {len(dims)} dims but {len(shares)} weights; give one for each")
+        raise ValueError(f"there are {len(dims)} dims but {len(shares)} weights; give one weight per dimension")
     if not (all(math.isfinite(share) and share >= 0 for share in shares) and sum(shares) > 0):
         raise ValueError(f"weights must be finite, 0 or more and not all 0, got {tuple(shares)}")
     parts = [(dim, share / sum(shares)) for dim, share in zip(dims, shares, strict=True) if share]
@@ -313,12 +314,12 @@ def matryoshka(
 
 
 def uniformity(x_ND: Tensor) -> Tensor:
-    """How evenly the embeddings cover the sphere: 0 if all are one point, lower is more even (about -4 at best).
+    """How evenly the embeddings cover the sphere: 0 if all coincide, lower is more even (about -4 at best).
 
         log mean over pairs i < j of  exp(-2 ||x_i - x_j||^2)
 
     Args:
-        x_ND: at least two embeddings, unit rows, any float dtype. Takes N^2 numbers of memory.
+        x_ND: at least two embeddings, unit rows, any float dtype. Needs memory for N^2 numbers.
 
     Returns:
         Scalar <= 0, float32 (float64 for float64 inputs).
@@ -344,7 +345,8 @@ def alignment(q_BD: Tensor, d_BD: Tensor) -> Tensor:
     """How far each query is from its own document: mean ||q - d||^2, which is 2 - 2 cos for unit rows.
 
     Returns:
-        Scalar in 0..4, float32 (float64 for float64 inputs); lower is better, though all in one point would be 0.
+        Scalar in 0..4, float32 (float64 for float64 inputs); lower is better, but 0 is also reached if all embeddings
+        coincide.
 
     Raises:
         ValueError: wrong ranks, dtypes or shapes, or no row.

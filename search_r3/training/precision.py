@@ -1,4 +1,4 @@
-"""What "auto" means on this hardware for mixed precision and attention, and the autocast region of a step."""
+"""Resolves the "auto" settings of mixed precision and attention for this hardware; autocast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from search_r3.model.processor import has_fast_bfloat16
 
 
 def resolve_mixed_precision(setting: str, device: torch.device) -> str:
-    """ "auto" -> "bf16" where it is fast (a GPU with bf16, a CPU with AMX or AVX-512 BF16), else "no"."""
+    """Resolve "auto" to "bf16" where it is fast (a GPU with bf16, a CPU with AMX or AVX-512 BF16), else to "no"."""
     if setting != "auto":
         return setting
     if device.type == "cuda":
@@ -19,10 +19,10 @@ def resolve_mixed_precision(setting: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
-    """bf16 autocast, or nothing."""
+    """A context of bf16 autocast, or one that does nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
 def resolve_attention(setting: str) -> str:
-    """ "auto" -> "sdpa" where there is a GPU, else "eager"."""
+    """Resolve "auto" to "sdpa" if there is a GPU, else to "eager"."""
     return setting if setting != "auto" else ("sdpa" if torch.cuda.is_available() else "eager")

@@ -1,8 +1,8 @@
 """A training run's state on disk: what a killed run needs to resume exactly as if it had not been killed.
 
-One folder per checkpoint, written under another name and renamed: trainable weights and AdamW's moments in
-safetensors, the rest in JSON, so loading one never runs code (no pickle). Random states are absent on purpose: see
-`schedule.seed_step`.
+Each checkpoint is a folder that is written under a temporary name and then renamed. Trainable weights and AdamW's
+moments are in safetensors, the rest is JSON, so that loading never runs code (no pickle). Random states are
+deliberately absent: see `schedule.seed_step`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from search_r3.files import atomic_path
 from search_r3.training.distributed.sharding import copy_into, full_tensor, shard_like
 
 FORMAT = 2
-_TENSOR = "__tensor__"  # marks the place of a tensor in the JSON of the task's state
+_TENSOR = "__tensor__"  # stands for a tensor in the JSON of the task's state
 TASK_KEYS_1 = {"own": "self_reasoning", "memory": "cross_batch_memory"}
-"""Parts of a task's state by their names in format 1 and now."""
+"""Keys of a task's state that were renamed since format 1: old -> new."""
 
 
 @dataclass
 class TrainingState:
-    """Everything after `step` finished steps."""
+    """The state of a run after `step` finished steps."""
 
     step: int
     weights: dict[str, Tensor]
@@ -41,9 +41,9 @@ class TrainingState:
     """`parameter name/moment name` -> tensor"""
     task: dict[str, Any]
     best: float | None
-    """The best validation figure so far, if the run keeps a best adapter."""
+    """The best validation metric so far, if the run keeps a best adapter."""
     evals_without_improvement: int = 0
-    """Evaluations in a row without a better one. Like `best`, without the evaluation at `step`, which a resumed run
+    """Number of evaluations since the best one. Like `best`, it excludes the evaluation at `step`, which a resumed run
     repeats."""
     learned: bool = True
     """Whether any step so far had something to learn from (see `learning_signal`)."""
@@ -52,19 +52,19 @@ class TrainingState:
 
 
 def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
-    """Write `output/checkpoints/step-000100`, and only once it is complete, remove all but the newest `keep`.
+    """Write the checkpoint `output/checkpoints/step-NNNNNN`; when it is complete, remove all but the newest `keep`.
 
     Raises:
-        InputError: the disk is full or not writable; the older checkpoints are untouched.
-        TypeError: the task's state holds something that is neither JSON nor a tensor.
+        InputError: the disk is full or not writable; older checkpoints are untouched.
+        TypeError: the task's state contains something that is neither JSON nor a tensor.
     """
     target = _folder(output) / f"step-{state.step:06d}"
     tensors: dict[str, Tensor] = {}
-    facts = {"format": FORMAT, "step": state.step, "best": state.best}
-    facts |= {"evals_without_improvement": state.evals_without_improvement, "learned": state.learned}
-    facts |= {"averaged": True} if state.average else {}
-    facts["task"] = _pack(state.task, tensors)
-    text = json.dumps(facts, indent=1)
+    record = {"format": FORMAT, "step": state.step, "best": state.best}
+    record |= {"evals_without_improvement": state.evals_without_improvement, "learned": state.learned}
+    record |= {"averaged": True} if state.average else {}
+    record["task"] = _pack(state.task, tensors)
+    text = json.dumps(record, indent=1)
     with atomic_path(target) as scratch:
         scratch.mkdir()
         save_file(state.weights, scratch / "weights.safetensors")
@@ -74,7 +74,7 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
             save_file(state.average, scratch / "average.safetensors")
         (scratch / "state.json").write_text(text, encoding="utf-8")
     for _, path in list_checkpoints(output)[:-keep]:
-        gone = path.with_name(f".{path.name}.old")  # renamed first: a kill then leaves no incomplete one under its name
+        gone = path.with_name(f".{path.name}.old")  # renamed first, so that a kill leaves no incomplete checkpoint
         shutil.rmtree(gone, ignore_errors=True)
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -82,21 +82,21 @@ def write_checkpoint(output: Path, state: TrainingState, keep: int) -> Path:
 
 
 def read_checkpoint(path: Path) -> TrainingState:
-    """Read one checkpoint to CPU tensors.
+    """Read a checkpoint into CPU tensors.
 
     Raises:
-        InputError: a file is missing or damaged, or a newer version wrote it.
+        InputError: a file is missing or damaged, or was written by a newer version.
     """
     try:
-        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         weights = load_file(path / "weights.safetensors")
         optimizer = load_file(path / "optimizer.safetensors")
-        task = _unpack(facts["task"], load_file(path / "task.safetensors"))
-        average = load_file(path / "average.safetensors") if facts.get("averaged") else {}
-        version, step, best = facts["format"], facts["step"], facts["best"]
+        task = _unpack(record["task"], load_file(path / "task.safetensors"))
+        average = load_file(path / "average.safetensors") if record.get("averaged") else {}
+        version, step, best = record["format"], record["step"], record["best"]
         if version == 1:
-            facts, task = _from_format_1(facts, task)
-        evals, learned = facts.get("evals_without_improvement", 0), facts.get("learned", True)
+            record, task = _from_format_1(record, task)
+        evals, learned = record.get("evals_without_improvement", 0), record.get("learned", True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if version not in (1, FORMAT):
@@ -105,28 +105,30 @@ def read_checkpoint(path: Path) -> TrainingState:
 
 
 def newest_checkpoint(output: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that can be read; damaged ones are renamed with a warning, leftovers of crashes removed.
+    """The newest readable checkpoint, or None.
+
+    Damaged checkpoints are renamed with a warning; leftovers of crashes are removed.
 
     Raises:
         InputError: there are checkpoints, but none can be read.
     """
-    found = list_checkpoints(output)
+    checkpoints = list_checkpoints(output)
     for leftover in _folder(output).glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for _, path in reversed(found):
+    for _, path in reversed(checkpoints):
         try:
             read_checkpoint(path)
         except InputError as error:
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            warn(f"{error}; it is renamed to {aside.name}")
+            renamed = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(renamed, ignore_errors=True)
+            path.rename(renamed)
+            warn(f"{error}; it was renamed to {renamed.name}")
         else:
             return path
-    if found:
+    if checkpoints:
         raise InputError(
-            f"none of the {len(found)} checkpoints in {_folder(output)} can be read; choose another output folder, "
-            "or start over without resuming"
+            f"none of the {len(checkpoints)} checkpoints in {_folder(output)} can be read; "
+            "choose another output folder, or start over without resuming"
         )
     return None
 
@@ -140,21 +142,21 @@ def read_finished(output: Path) -> dict[str, Any]:
 
 
 def list_checkpoints(output: Path) -> list[tuple[int, Path]]:
-    """(step, folder), oldest first, without scratch folders of a killed write and damaged checkpoints."""
-    found = []
+    """(step, folder) of each checkpoint, oldest first; damaged and partly written ones are left out."""
+    checkpoints = []
     for path in _folder(output).glob("step-*"):
         match = re.fullmatch(r"step-(\d+)", path.name)
         if match and path.is_dir():
-            found.append((int(match[1]), path))
-    return sorted(found)
+            checkpoints.append((int(match[1]), path))
+    return sorted(checkpoints)
 
 
 def collect(
     parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Copies on the CPU of the trainable weights and of the optimizer's moments, by parameter name.
+    """Unsharded CPU copies of the trainable weights and of the optimizer's moments, by parameter name.
 
-    Unsharded; for a sharded model this is a collective.
+    A collective if the model is sharded.
     """
     weights, moments = {}, {}
     for name, parameter in parameters.items():
@@ -165,10 +167,10 @@ def collect(
 
 
 def restore(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-    """Restore weights and moments, bit for bit; of a sharded model, each process its shard.
+    """Restore weights and moments bit for bit; in a sharded model, each process restores its shard.
 
     Raises:
-        InputError: the checkpoint has other parameters (another adapter rank, another base model).
+        InputError: the checkpoint's parameters differ from the model's (another adapter rank, another base model).
     """
     mismatch = sorted(set(parameters) ^ set(state.weights)) or [
         name for name, parameter in parameters.items() if parameter.shape != state.weights[name].shape
@@ -176,7 +178,7 @@ def restore(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimize
     if mismatch:
         raise InputError(
             f"the checkpoint of step {state.step} does not fit this model ({mismatch[0]} and {len(mismatch) - 1} other "
-            "parameters differ); use the model and adapter settings it was trained with, or another output folder"
+            "parameters differ); use the model and adapter settings of that run, or another output folder"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -195,10 +197,10 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def _from_format_1(facts: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The present names of what an earlier version wrote."""
-    facts = facts | {"evals_without_improvement": facts.get("fruitless", 0)}
-    return facts, {TASK_KEYS_1.get(key, key): value for key, value in task.items()}
+def _from_format_1(record: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record and the task's state of format 1 with today's names."""
+    record = record | {"evals_without_improvement": record.get("fruitless", 0)}
+    return record, {TASK_KEYS_1.get(key, key): value for key, value in task.items()}
 
 
 def _folder(output: Path) -> Path:
@@ -219,7 +221,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_pack(item, tensors) for item in value]
     if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise TypeError(f"a task's state holds tensors, finite numbers, text, lists and dicts, got {value!r}")
+    raise TypeError(f"a task's state may contain tensors, finite numbers, text, lists and dicts, got {value!r}")
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""The folder of a training run: locked by one process, and resumed only with the settings of its first start."""
+"""The folder of a training run: locked by one process, and resumed only with the settings it was started with."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FREE_KEYS = frozenset(
         "time_limit_minutes",
     )
 ) | {"trained_on"}
-"""What may change between two starts of a run: nothing that alters a weight (what it was trained on has a hash)."""
+"""Settings that may differ when a run is resumed, because they change no weight (the training data have a hash)."""
 WRITTEN = ("adapter", "best", "config.json", "log.jsonl", "finished.json")
-"""What a run writes, beside its checkpoints and TensorBoard's files."""
+"""What a run writes, apart from its checkpoints and TensorBoard's files."""
 
 
 @contextmanager
 def run_lock(output: Path) -> Iterator[None]:
-    """Hold the folder's lock; create the folder if it does not exist.
+    """A context that holds the folder's lock; the folder is created if it does not exist.
 
     Raises:
         InputError: another process holds the lock, or the folder is not writable.
@@ -64,12 +64,12 @@ def open_run(
     """Prepare a locked folder for a run with these settings.
 
     Args:
-        settings: the whole configuration, JSON values; it is written to `config.json`.
+        settings: the whole configuration as JSON values, which is written to `config.json`.
         resume: False removes what an earlier run wrote.
         defaults: the defaults of keys in `settings`. A run that was begun before a key existed had its default.
 
     Returns:
-        The newest checkpoint, if there is one; and why nothing is left to do, if the run is finished.
+        The newest checkpoint, or None; and, if the run is finished, the reason why nothing is left to do.
 
     Raises:
         InputError: the run in the folder has other settings, or none of its checkpoints can be read.
@@ -82,19 +82,19 @@ def open_run(
     finished = None if checkpoint is None else finished_reason(output, config)
     if finished is None:
         truncate_log(output / "log.jsonl", 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-")))
-        (output / "finished.json").unlink(missing_ok=True)  # of fewer steps, or less patience
+        (output / "finished.json").unlink(missing_ok=True)  # it was written for fewer steps, or less patience
     return checkpoint, finished
 
 
 def finished_reason(output: Path, config: LoopConfig) -> str | None:
-    """Why a run needs no further step; None if it does."""
-    if not (facts := read_finished(output)):
+    """Why a run needs no further step; None if it needs one."""
+    if not (record := read_finished(output)):
         return None
-    if facts["step"] >= config.steps:
-        return f"all {config.steps} steps are done already"
-    if 0 < config.patience <= facts.get("patience", 0):
-        early = f"stopped early already, after step {facts['step']} of {config.steps}"
-        return f"{early}: {facts['why']} (a larger loop.patience continues the run)"
+    if record["step"] >= config.steps:
+        return f"all {config.steps} steps are already done"
+    if 0 < config.patience <= record.get("patience", 0):
+        early = f"already stopped early, after step {record['step']} of {config.steps}"
+        return f"{early}: {record['why']} (a larger loop.patience continues the run)"
     return None
 
 
@@ -106,7 +106,7 @@ def _clear(output: Path) -> None:
 
 
 def _check_same_run(output: Path, settings: dict[str, Any], defaults: dict[str, Any], begun: bool) -> None:
-    """Refuse to continue with other settings than the run was begun with; then write these."""
+    """Check that a run continues with the settings it was started with, then write them."""
     now = json.loads(json.dumps(settings))
     path = output / "config.json"
     if begun and path.exists():
@@ -117,7 +117,7 @@ def _check_same_run(output: Path, settings: dict[str, Any], defaults: dict[str, 
         for key in sorted(set(old) | set(new)):
             if key not in free and old.get(key) != new.get(key):
                 raise InputError(
-                    f"the run in {output} was begun with {key} = {old.get(key)!r}, but now it is {new.get(key)!r}; "
+                    f"the run in {output} was started with {key} = {old.get(key)!r}, but now it is {new.get(key)!r}; "
                     "change it back, choose another output folder, or start over without resuming"
                 )
     atomic_write_text(path, json.dumps(now, indent=1) + "\n")

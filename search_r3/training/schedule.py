@@ -1,4 +1,4 @@
-"""What a training step is a function of: its learning rate and its random states, both from the step's number."""
+"""The learning rate and the random states of a training step, as functions of the step's number."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from search_r3.training.config import LoopConfig
 def learning_rate_at(step: int, config: LoopConfig) -> float:
     """The learning rate of the optimizer step with 0-based index `step`.
 
-    A linear warm-up that reaches the peak at its last step; then, with x in [0, 1) the fraction of the remaining steps
-    that is done, peak * (m + (1 - m) * fall(x)), where m = min_lr_ratio and fall is (1 + cos(pi x)) / 2, 1 - x, or 1.
+    A linear warm-up reaches the peak at its last step. After it, with x in [0, 1) the finished fraction of the
+    remaining steps, the rate is peak * (m + (1 - m) * fall(x)), where m = min_lr_ratio and fall is (1 + cos(pi x)) / 2,
+    1 - x or 1.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -25,9 +26,9 @@ def learning_rate_at(step: int, config: LoopConfig) -> float:
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
-    """Set python's, numpy's and torch's random states (all devices) as a function of (seed, step, process).
+    """Seed Python, NumPy and torch (all devices) as a function of (seed, step, process).
 
-    So there is no random state to save: a resumed run has the same, and nothing between two steps can change it.
+    No random state has to be saved: a resumed run gets the same one, and nothing between two steps can change it.
     """
     words = np.random.SeedSequence([seed, step, process]).generate_state(4)
     random.seed(int(words[0]))

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: the step is finished first."""
+"""Handles SIGINT and SIGTERM during training, so that the current step is finished first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only in this thread
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._record)
         return self

@@ -1,8 +1,8 @@
-"""What a training run reports: log.jsonl, TensorBoard if it is installed, and a progress bar or plain lines.
+"""The output of a training run: log.jsonl, TensorBoard if it is installed, and a progress bar or plain lines.
 
 One JSON object per line: `{"step", "loss", "terms", "lr", "grad_norm", "seconds", "memory_gib", ...}` after a step, and
-`{"step", "dev", "seconds"}` for an evaluation after that many steps, with "stopped" where it ended the run early.
-Only the main process reports. TensorBoard gets every number that the log gets: `train/NAME` and `dev/NAME`.
+`{"step", "dev", "seconds"}` for an evaluation after that many steps, with "stopped" if it ended the run early.
+Only the main process reports. TensorBoard gets the same numbers as the log, as `train/NAME` and `dev/NAME`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from search_r3.progress import make_bar, on_terminal
 
 try:
     import resource
-except ImportError:  # Windows has none
+except ImportError:  # not available on Windows
     resource = None  # type: ignore[assignment]
 
 PLAIN_LINES = 20
-"""About how many progress lines a run prints without a terminal for a progress bar."""
+"""Approximate number of progress lines that a run prints when there is no terminal for a progress bar."""
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Drop what a killed run wrote after its checkpoint of `step` finished steps, and any half-written line.
+    """Drop the records that a killed run wrote after its checkpoint at `step`, and incomplete lines.
 
-    The dev figures *of* `step` are dropped too: an evaluation follows its checkpoint, and a resumed run repeats it.
+    The dev metrics of `step` itself are dropped too: the evaluation follows the checkpoint, and a resumed run repeats
+    it.
     """
     if not path.exists():
         return
@@ -57,13 +58,15 @@ def peak_memory_gib() -> float:
 
 
 class Report:
-    """A context manager; its methods do nothing on processes other than the main one (`active=False`)."""
+    """Writes the log and shows the progress of a run, as a context manager. With `active=False`, as on all processes
+    but the main one, its methods do nothing.
+    """
 
     def __init__(
         self, output: Path, *, steps: int, start: int, log_every: int, headline: str | None, active: bool
     ) -> None:
         self._output, self._steps, self._start, self._log_every = output, steps, start, log_every
-        self._headline = headline  # the dev figure that the bar shows; the first one if None
+        self._headline = headline  # the dev metric shown in the bar; None shows the first
         self._active = active
         self._log: TextIO | None = None
         self._board: Any = None
@@ -77,8 +80,8 @@ class Report:
             if on_terminal():
                 from rich.progress import TextColumn
 
-                self._bar = make_bar(TextColumn("{task.fields[figures]}", markup=False))
-                self._task = self._bar.add_task("training", total=self._steps, completed=self._start, figures="")
+                self._bar = make_bar(TextColumn("{task.fields[metrics]}", markup=False))
+                self._task = self._bar.add_task("training", total=self._steps, completed=self._start, metrics="")
                 self._bar.start()
         return self
 
@@ -91,11 +94,12 @@ class Report:
             self._log.close()
 
     def say(self, text: str) -> None:
+        """Print a line above the progress bar, or to stderr without one."""
         if self._active:
             (self._bar.console.print if self._bar is not None else _to_stderr)(text)
 
     def step(self, record: dict[str, Any]) -> None:
-        """One finished optimizer step."""
+        """Report a finished optimizer step."""
         if not self._active:
             return
         step = record["step"]
@@ -104,26 +108,26 @@ class Report:
             self._write(record)
             top = {name: value for name, value in record.items() if name not in ("step", "terms")}
             self._scalars("train", {**record["terms"], **top}, step)
-        figures = f"loss {record['loss']:.4f}" + "".join(f" · {name} {self._dev[name]:.4f}" for name in self._dev)
+        metrics = f"loss {record['loss']:.4f}" + "".join(f" · {name} {self._dev[name]:.4f}" for name in self._dev)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures=figures)
+            self._bar.update(self._task, completed=step, metrics=metrics)
         elif step % max(1, self._steps // PLAIN_LINES) == 0 or step in (self._start + 1, self._steps):
-            _to_stderr(f"step {step}/{self._steps}  {figures}  lr {record['lr']:.2e}  {record['seconds']:.2f} s/step")
+            _to_stderr(f"step {step}/{self._steps}  {metrics}  lr {record['lr']:.2e}  {record['seconds']:.2f} s/step")
 
-    def dev(self, step: int, figures: dict[str, float], seconds: float, stopped: str | None = None) -> None:
-        """The dev figures after `step` finished steps; and why they end the run early, if they do."""
-        if not self._active or not figures:
+    def dev(self, step: int, metrics: dict[str, float], seconds: float, stopped: str | None = None) -> None:
+        """Report the dev metrics after `step` finished steps and, if they end the run early, why (`stopped`)."""
+        if not self._active or not metrics:
             return
-        name = self._headline if self._headline in figures else next(iter(figures))
-        self._dev = {name: figures[name]}
-        self._write({"step": step, "dev": figures, "seconds": seconds} | ({"stopped": stopped} if stopped else {}))
-        self._scalars("dev", {**figures, "seconds": seconds}, step)
-        self.say(f"step {step}  dev: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        name = self._headline if self._headline in metrics else next(iter(metrics))
+        self._dev = {name: metrics[name]}
+        self._write({"step": step, "dev": metrics, "seconds": seconds} | ({"stopped": stopped} if stopped else {}))
+        self._scalars("dev", {**metrics, "seconds": seconds}, step)
+        self.say(f"step {step}  dev: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         if stopped:
             self.say(f"stopped early after step {step} of {self._steps}: {stopped}")
 
     def sync(self) -> None:
-        """Flush the log to the disk, so that it is never older than the checkpoint about to be written."""
+        """Flush the log to disk before a checkpoint is written, so that it is never older than the checkpoint."""
         if self._log is not None:
             os.fsync(self._log.fileno())
 

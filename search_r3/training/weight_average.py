@@ -1,8 +1,8 @@
-"""An exponential moving average of the trainable weights, evaluated and saved in their place (Polyak and Juditsky
-1992).
+"""An exponential moving average of the trainable weights (Polyak and Juditsky 1992), which replaces them in evaluation
+and in the saved adapter.
 
-a_0 = w_0 and a_t = d_t a_{t-1} + (1 - d_t) w_t with d_t = min(decay, (1 + t) / (10 + t)), as in TensorFlow's and
-diffusers' averages: without the second part, a short run would still hold much of the weights it began with.
+a_0 = w_0 and a_t = d_t a_{t-1} + (1 - d_t) w_t with d_t = min(decay, (1 + t) / (10 + t)), as in TensorFlow and
+diffusers: with a constant decay, the average of a short run would still be close to its initial weights.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from search_r3.training.distributed.sharding import copy_into, full_tensor, is_s
 
 
 def decay_at(step: int, decay: float) -> float:
-    """d_t, the weight of the average so far after `step` optimizer steps (from 1)."""
+    """d_t, the weight of the previous average after optimizer step `step` (from 1)."""
     return min(decay, (1 + step) / (10 + step))
 
 
 class WeightAverage:
-    """The average of a module's trainable weights; of a sharded module, each process has the average of its shard.
+    """The average of a module's trainable weights; if the module is sharded, each process averages its shard.
 
-    Training never reads it: gradients and optimizer see the weights themselves.
+    Training does not use it: gradients and the optimizer work with the weights themselves.
     """
 
     def __init__(self, module: nn.Module, parameters: dict[str, nn.Parameter], decay: float) -> None:
-        """Begin with the present weights.
+        """Start with the current weights.
 
         Args:
-            module: what the parameters are of.
-            parameters: by name.
+            module: the module that the parameters belong to.
+            parameters: its trainable parameters, by name.
             decay: in (0, 1).
         """
         self.module, self.parameters, self.decay = module, parameters, decay
@@ -43,14 +43,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step` (from 1)."""
+        """Update the average with the weights after optimizer step `step` (from 1)."""
         share = 1 - decay_at(step, self.decay)
         for name, parameter in self.parameters.items():
             local_tensor(self.values[name]).lerp_(local_tensor(parameter).float(), share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The average in place of the weights, which are put back bit for bit."""
+        """A context in which the average replaces the weights; they are restored exactly afterwards."""
         self._drop_gathered()
         kept = {name: local_tensor(parameter).clone() for name, parameter in self.parameters.items()}
         self._write({name: local_tensor(value) for name, value in self.values.items()})
@@ -65,14 +65,14 @@ class WeightAverage:
         return {name: full_tensor(value).to("cpu", copy=True).contiguous() for name, value in self.values.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Raises:
-            InputError: it is of other parameters, or empty.
+            InputError: the state is empty or belongs to other parameters.
         """
         if {name: value.shape for name, value in state.items()} != {n: v.shape for n, v in self.values.items()}:
             raise InputError(
-                "the checkpoint holds no average of these weights; start over without resuming, or set loop.ema to 0"
+                "the checkpoint has no average of these weights; start over without resuming, or set loop.ema to 0"
             )
         for name, value in state.items():
             copy_into(self.values[name], value)
@@ -83,6 +83,6 @@ class WeightAverage:
             local_tensor(parameter).copy_(values[name])
 
     def _drop_gathered(self) -> None:
-        """FSDP computes with what it has gathered: it must gather again after a change."""
+        """Make FSDP gather the weights again, because it computes with a gathered copy."""
         if is_sharded(self.module):
             reshard(self.module)

@@ -86,7 +86,7 @@ def test_a_pool_leaves_out_queries_with_too_many_judged_documents_and_the_whole_
     ("arguments", "expected"),
     [
         (("cosq",), 'did you mean "cosqa"'),
-        (("cosqa", None, 0), "max_queries must be at least 1, found 0"),
+        (("cosqa", None, 0), "max_queries must be 1 or more, got 0"),
         (("cosqa", None, 5, 1), "has 2 judged documents, more than max_documents 1"),
     ],
 )

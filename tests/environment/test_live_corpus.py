@@ -116,7 +116,7 @@ def test_a_bad_update_is_refused_whole(rows, vectors, step, words):
 
 def test_bad_queries_and_sizes_are_refused():
     corpus = LiveCorpus.from_vectors(CORNERS)
-    with pytest.raises(ValueError, match="k is 0"):
+    with pytest.raises(ValueError, match="k must be"):
         corpus.search(CORNERS, 0)
     with pytest.raises(ValueError, match="row 0 of the queries has the norm nan"):
         corpus.search(torch.full((1, 4), math.nan), 1)

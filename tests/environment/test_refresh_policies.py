@@ -133,7 +133,7 @@ def test_wrong_settings_are_refused_with_the_nearest_name(corpus):
             complete_settings({"policy": policy, wrong: -1})
         with pytest.raises(InputError, match=f"{wrong} must be int, got '9'"):
             complete_settings({"policy": policy, wrong: "9"})
-    with pytest.raises(ValueError, match="needs a graph"):
+    with pytest.raises(ValueError, match="a graph is needed"):
         choose({}, corpus, None)
     with pytest.raises(ValueError, match="no row 20"):
         choose({}, corpus, None, positives=[20])

@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded():
         ({"k": 0}, "k must be"),
         ({"candidates": 0}, "candidates must be"),
         ({"gain_weight": -1.0}, "gain_weight must be"),
-        ({"rewards": [{"name": "margin_rank", "delta": 2.0}]}, "reward margin_rank: delta must lie"),
+        ({"rewards": [{"name": "margin_rank", "delta": 2.0}]}, "reward margin_rank: delta must be"),
         ({"rewards": [{"name": "margin_rank", "delt": 0.1}]}, "no parameter 'delt'; did you mean 'delta'"),
         ({"rewards": [{"name": "dcg", "delta": 0.1}]}, "no parameter 'delta' .it has none."),
         ({"rewards": [{"name": "dcg", "weight": "much"}]}, "weight must be a finite number"),

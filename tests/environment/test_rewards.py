@@ -186,7 +186,7 @@ def test_positives_beyond_rank_k_count_in_the_ideal_only_up_to_k():
         ([[3.0, 0.1]], [[1, 0]], 10, "unit rows"),
         ([[0.2, 0.1]], [[1, 0, 0]], 10, "two equal"),
         ([0.2, 0.1], [1, 0], 10, "two equal"),
-        ([[0.2, 0.1]], [[1, 0]], 0, "k is 0"),
+        ([[0.2, 0.1]], [[1, 0]], 0, "k must be"),
     ],
 )
 def test_bad_input_is_refused(reward, cos, rel, k, words):
@@ -218,7 +218,7 @@ def test_length_costs_nothing_up_to_free_then_rises_to_its_weight_at_the_budget(
     for wrong in ({"budget": 10, "free": 10}, {"budget": 10, "free": -1}, {"budget": 10, "weight": -0.1}):
         with pytest.raises(ValueError, match="must be"):
             rewards.length_shaping([1.0], [3], **wrong)
-    with pytest.raises(ValueError, match="a length is 0 or more"):
+    with pytest.raises(ValueError, match="tokens_R must be 0 or more"):
         rewards.length_shaping([1.0], [-3], budget=10)
 
 

@@ -143,5 +143,5 @@ def test_haystack_passes_a_document_without_text_on_without_an_embedding(
 
 def test_a_model_asked_directly_names_a_text_that_is_no_unicode(tiny: SearchR3) -> None:
     for ask in (tiny.encode_document, tiny.encode_query, tiny.reason):
-        with pytest.raises(InputError, match=r"text 2 of 2 holds half of a surrogate pair \(\\ud83d at character 3\)"):
+        with pytest.raises(InputError, match=r"text 2 of 2 contains half of a surrogate .* at character 3\)"):
             ask(["fine 😀", "a \ud83d"])

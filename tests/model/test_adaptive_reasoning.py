@@ -140,7 +140,7 @@ def test_a_rule_for_another_model_or_a_damaged_one_is_refused(tmp_path):
         (np.ones((20, 3)), np.ones(19), {}, "20 rows of scores"),
         (np.full((20, 3), np.nan), np.ones(20), {}, "finite numbers"),
         (np.ones((20, 0)), np.ones(20), {}, r"shape \(20, 0\)"),
-        (np.ones((20, 3)), np.ones(20), {"target": 0.0}, r"target is 0\.0"),
+        (np.ones((20, 3)), np.ones(20), {"target": 0.0}, r"target must be above 0"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(scores, gains, options, message):

@@ -77,7 +77,7 @@ class TestAdapter:
     ) -> None:
         folder = shutil.copytree(tiny_adapter, tmp_path / "adapter")
         _edit_contract(folder, base=str(other_tiny_model))
-        with pytest.raises(InputError, match=r"trained on .* with weights .* but the weights found are"):
+        with pytest.raises(InputError, match=r"trained on .* with weights .* but the base here has weights"):
             SearchR3.from_pretrained(folder, device="cpu")
 
     def test_a_base_that_is_gone_is_named(self, tiny_adapter: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ class TestMerged:
     def test_altered_weights_are_refused(self, tiny: SearchR3, tmp_path: Path) -> None:
         tiny.save_pretrained(tmp_path / "merged")
         _alter(tmp_path / "merged" / "model.safetensors")
-        with pytest.raises(InputError, match="the weights are not those saved with its contract"):
+        with pytest.raises(InputError, match="the weights do not match its contract"):
             SearchR3.from_pretrained(tmp_path / "merged", device="cpu")
 
     def test_an_adapter_apart_from_its_base_is_not_saved_as_merged(self, tiny_adapter: Path, tmp_path: Path) -> None:

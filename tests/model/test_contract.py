@@ -56,7 +56,7 @@ class TestContract:
             ({"embed_token": "<other>"}, "the embed token must be"),
             ({"fold_capitals": "yes"}, "fold_capitals is 'yes', not true or false"),
             ({"surprise": 1}, "is not an embedding contract"),
-            ({"prompts": {"query": {}}}, "prompts must hold document, query, reasoning"),
+            ({"prompts": {"query": {}}}, "prompts must have document, query, reasoning"),
         ],
     )
     def test_a_malformed_record_is_refused_with_the_place(self, change: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from nightly import nightly
 
 from search_r3 import SearchR3
-from search_r3.model.checkpoint import GOLDEN_TEXTS
+from search_r3.model.golden import GOLDEN_TEXTS
 
 pytestmark = [
     pytest.mark.real,

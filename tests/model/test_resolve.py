@@ -92,7 +92,7 @@ def test_where_there_is_no_checkout_the_package_has_the_default_adapter(monkeypa
     monkeypatch.setattr(resolve, "adapters_dirs", lambda: [package.parent / "no-such-folder", package])
     assert resolve.known_names() == ["smollm2-135m", resolve.DEFAULT_ADAPTER]
     assert resolve.resolve(resolve.DEFAULT_ADAPTER).resolve().name == resolve.DEFAULT_ADAPTER
-    with pytest.raises(InputError, match="further adapters have names in a source checkout only"):
+    with pytest.raises(InputError, match="other adapters have names only in a source checkout"):
         resolve.check_name("search-r3-smollm2-135m-grpo")
 
 

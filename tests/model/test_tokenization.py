@@ -26,7 +26,7 @@ def test_a_text_as_tokens_is_embedded_as_the_text(tiny: SearchR3) -> None:
 def test_special_and_unknown_tokens_are_refused(tiny: SearchR3) -> None:
     assert tiny.contract.embed_token_id in special_ids(tiny.tokenizer)
     for token in [*special_ids(tiny.tokenizer), -1, len(tiny.tokenizer)]:
-        with pytest.raises(InputError, match=f"text 2 of 2 holds token {token};"):
+        with pytest.raises(InputError, match=f"text 2 of 2 contains token {token};"):
             tiny.encode_document(["x", Tokens((5, token))])
     with pytest.raises(InputError, match="text 1 of 1 is empty"):
         tiny.encode_document([Tokens(())])

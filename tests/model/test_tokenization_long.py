@@ -154,7 +154,7 @@ def test_short_long_and_tokens_keep_their_places(tiny: SearchR3) -> None:
     token_rows(tiny.tokenizer, texts, 3, between=lambda rows: seen.append(len(rows)))
     assert seen
     assert seen == sorted(seen)
-    with pytest.raises(InputError, match="text 2 of 2 holds token 999999"):
+    with pytest.raises(InputError, match="text 2 of 2 contains token 999999"):
         token_rows(tiny.tokenizer, ["a", Tokens((5, *[6] * 300_000, 999_999))], 3)
 
 

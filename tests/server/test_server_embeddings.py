@@ -84,7 +84,7 @@ def test_token_ids_are_the_text_that_they_are(served: Running, tiny: SearchR3) -
     expected = tiny.encode_query(TEXTS[:1], reasoning=False)[0]
     np.testing.assert_allclose(np.array(one[0]["embedding"], dtype=np.float32), expected, atol=2e-6)
     for token in [*special_ids(tiny.tokenizer), len(tiny.tokenizer), 10**30]:
-        assert f"holds token {token}" in served.embed([5, token]).error["message"]
+        assert f"contains token {token}" in served.embed([5, token]).error["message"]
 
 
 def test_models(client: openai.OpenAI, served: Running, tiny: SearchR3) -> None:

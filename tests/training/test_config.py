@@ -120,7 +120,7 @@ def test_on_and_off_are_words_too(tmp_path):
         ("data: a\nloop: {learning_rate: .nan}", "loop.learning_rate must be a finite number"),
         ("data: a\nloop: {schedule: cosin}", r"one of cosine, linear, constant \(did you mean cosine\?\)"),
         ("data: a\nloop: {betas: [0.9]}", "loop.betas must be a list of 2 values"),
-        ("data: a\nloop: 3", "loop must be a section with keys of its own, got 3"),
+        ("data: a\nloop: 3", "loop must be a section with keys, got 3"),
         ("data: a\nname: 12", "name must be text"),
         ("data: a\npacked: 1", "packed must be true or false, got 1"),
         ("data: a\nbudget: x", "budget must be a whole number, got 'x'"),

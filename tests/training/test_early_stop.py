@@ -23,7 +23,7 @@ from search_r3.training_curves import read_log
 CURVE = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.2, 12: 0.9}
 """Dev figures: the third best of steps 6 is only equalled at 8 and missed at 10, so patience 2 never sees step 12."""
 SETTINGS: dict[str, Any] = {"evaluate_every": 2, "checkpoint_every": 4, "patience": 2}
-WHY = "2 evaluations in a row brought no better accuracy than 0.6000"
+WHY = "2 evaluations in a row did not improve accuracy beyond 0.6000"
 
 
 class Killed(Exception):
@@ -116,7 +116,7 @@ def test_a_stopped_run_is_finished_until_it_is_given_more_patience(
         task = Scripted()
         assert train(tmp_path, task, **SETTINGS | {"patience": patience}) == tmp_path / "adapter"
         assert task.batches == task.measured == []
-        assert f"stopped early already, after step 10 of 12: {WHY}" in capsys.readouterr().err
+        assert f"already stopped early, after step 10 of 12: {WHY}" in capsys.readouterr().err
     assert (tmp_path / "log.jsonl").read_bytes() == before
     task = Scripted()
     train(tmp_path, task, **SETTINGS | {"patience": 3})
@@ -145,10 +145,10 @@ def test_a_run_begun_before_there_was_patience_goes_on(tmp_path: Path) -> None:
 
 def test_patience_without_a_figure_to_judge_by_is_refused(tmp_path: Path) -> None:
     task = Scripted()
-    with pytest.raises(InputError, match=r"loop\.patience is 2, but the run has no validation figure"):
+    with pytest.raises(InputError, match=r"loop\.patience is 2, but the run has no validation metric"):
         run_training(task, config(**SETTINGS), tmp_path)
     task.evaluate = lambda module, step: {}  # type: ignore[method-assign]
-    with pytest.raises(InputError, match=r"loop\.patience is 2, but the run has no validation figure"):
+    with pytest.raises(InputError, match=r"loop\.patience is 2, but the run has no validation metric"):
         train(tmp_path, task, **SETTINGS)
     assert task.batches == []
     with pytest.raises(InputError, match=r"loop\.patience is 2, but dev is empty"):
@@ -167,5 +167,5 @@ def test_stage_two_stops_by_its_own_figure(
     assert main(command) == 0
     assert "stopped early after step 2 of 6: 2 evaluations in a row" in capsys.readouterr().err
     assert main(command) == 0
-    assert "stopped early already, after step 2 of 6" in capsys.readouterr().err
+    assert "already stopped early, after step 2 of 6" in capsys.readouterr().err
     assert tiny_task.log(tmp_path / "run")[-1]["step"] == 2

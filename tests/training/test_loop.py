@@ -85,7 +85,7 @@ def test_best_is_the_adapter_with_the_greatest_dev_figure_also_over_a_stop(tmp_p
 
 def test_an_unknown_best_metric_is_named_before_any_training(tmp_path):
     task = TinyTask()
-    with pytest.raises(InputError, match="no validation figure is called ndcg; there are accuracy"):
+    with pytest.raises(InputError, match="no validation metric is called ndcg; there are accuracy"):
         run_training(task, config(), tmp_path, best_metric="ndcg")
     assert task.batches == []
 

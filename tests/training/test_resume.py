@@ -81,11 +81,11 @@ def test_resuming_with_another_configuration_is_refused_by_key(whole, tmp_path):
         run_training(TinyTask(), config(**changes), tmp_path, describe=describe)
 
     start({"data": {"pairs": "a.jsonl"}}, steps=4)
-    with pytest.raises(InputError, match=r"begun with data\.pairs = 'a.jsonl', but now it is 'b.jsonl'"):
+    with pytest.raises(InputError, match=r"started with data\.pairs = 'a.jsonl', but now it is 'b.jsonl'"):
         start({"data": {"pairs": "b.jsonl"}}, steps=4)
-    with pytest.raises(InputError, match=r"begun with loop\.learning_rate = 0\.02, but now it is 0.1"):
+    with pytest.raises(InputError, match=r"started with loop\.learning_rate = 0\.02, but now it is 0.1"):
         start({"data": {"pairs": "a.jsonl"}}, steps=4, learning_rate=0.1)
-    with pytest.raises(InputError, match=r"begun with loop\.steps = 4"):
+    with pytest.raises(InputError, match=r"started with loop\.steps = 4"):
         start({"data": {"pairs": "a.jsonl"}}, steps=8)
     start({"data": {"pairs": "a.jsonl"}}, steps=4, checkpoint_every=1, log_every=2, time_limit_minutes=9.0)
 

@@ -133,7 +133,7 @@ def test_another_decay_is_refused_and_a_run_of_a_version_without_the_key_goes_on
     train(tmp_path, steps=4)
     path.unlink()
     (tmp_path / "finished.json").unlink()
-    with pytest.raises(InputError, match=r"holds no average of these weights; .*loop\.ema to 0"):
+    with pytest.raises(InputError, match=r"has no average of these weights; .*loop\.ema to 0"):
         train(tmp_path, steps=4, ema=0.9)
 
 

@@ -139,7 +139,7 @@ def _gather(members: Iterator[_Member], where: str, contents: Contents) -> None:
             raise InputError(f"{where} has a member {member.name[:80]!r}, outside its own folder; it is refused")
         total += max(0, member.size)
         if number > MAX_FILES:
-            raise _TooMuch(f"holds more than {MAX_FILES:,} files")
+            raise _TooMuch(f"contains more than {MAX_FILES:,} files")
         if total > MAX_UNPACKED:
             raise _TooMuch(f"unpacks to more than {MAX_UNPACKED:,} bytes")
         if member.kind != "file":
@@ -158,7 +158,7 @@ def _gather(members: Iterator[_Member], where: str, contents: Contents) -> None:
                 data = handle.read(MAX_FILE + 1)
             kept += len(data)
             if len(data) > MAX_FILE or kept > MAX_READ:
-                raise _TooMuch("holds more text than it says" if len(data) > MAX_FILE else "holds too much text")
+                raise _TooMuch("has more text than it declares" if len(data) > MAX_FILE else "has too much text")
             found[name] = data
     contents.files = dict(sorted(found.items()))
 
@@ -171,7 +171,7 @@ def _zip_members(path: Path) -> Iterator[_Member]:
                     yield _Member(info.filename, 0, "other", None, None)
                 continue
             mode = info.external_attr >> 16
-            # Wheels built on Windows carry no mode; such a member is an ordinary file.
+            # Wheels built on Windows have no mode; such a member is an ordinary file.
             kind = "link" if stat.S_ISLNK(mode) else "file" if not stat.S_IFMT(mode) or stat.S_ISREG(mode) else "other"
             yield _Member(info.filename, info.file_size, kind, _date(info.date_time), _opener(archive, info))
 

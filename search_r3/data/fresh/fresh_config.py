@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from search_r3.config import Config, from_mapping, read_mapping
+from search_r3.config import Config, at_least, from_mapping, read_mapping, require
 from search_r3.errors import InputError
 from search_r3.hints import refuse_unknown
 
@@ -84,14 +84,9 @@ class FreshConfig:
         refuse_unknown(self.kinds, KINDS, "kinds", what="kind of document")
         if not self.kinds or not self.committee or len(set(self.committee)) < len(self.committee):
             raise InputError("kinds and committee must each name at least one, and no retriever twice")
-        for name in ("top", "questions_per_package", "documents_per_package", "min_words"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.max_chars < 200:
-            raise InputError(f"max_chars must be 200 or more, not {self.max_chars}")
-        if not 0 <= self.named_share <= 1 or not 0.5 <= self.near <= 1:
-            found = f"{self.named_share} and {self.near}"
-            raise InputError(f"named_share must be between 0 and 1 and near between 0.5 and 1, not {found}")
+        at_least(self, top=1, questions_per_package=1, documents_per_package=1, min_words=1, max_chars=200)
+        require(0 <= self.named_share <= 1, "named_share", self.named_share, "from 0 to 1")
+        require(0.5 <= self.near <= 1, "near", self.near, "from 0.5 to 1")
 
 
 def parse_date(text: str, where: str) -> date:

@@ -91,13 +91,13 @@ def build_fresh(
     releases = _read_releases(config, lookup, report)
     run = _run_key(config, releases, writer)
     finished = _finished(into)
-    # Newer Python versions parse newer syntax, so the version can change which documents there are.
+    # Newer Python versions parse newer syntax, so the set of documents can depend on the version.
     made = {"format": FORMAT, "program": program(), "python": ".".join(platform.python_version_tuple()[:2]), "run": run}
     if finished is not None and all(finished.get(key) == value for key, value in made.items()):
         return finished
     if finished is not None and not force:
         raise InputError(
-            f"{into} is there already and was made from other inputs, or by another version of this program; name "
+            f"{into} already exists and was made from other inputs, or by another version of this program; name "
             "another folder, or use --force"
         )
     dropped: dict[str, Counter[str]] = defaultdict(Counter)
@@ -268,7 +268,7 @@ def _check_place(into: Path) -> None:
     if into.is_file():
         raise InputError(f"{into} is a file; name the folder to write, such as build/fresh")
     if into.is_dir() and any(into.iterdir()) and _finished(into) is None:
-        raise InputError(f"{into} holds other files, and was not made by this command; name an empty or a new folder")
+        raise InputError(f"{into} has other files, and was not made by this command; name an empty or a new folder")
 
 
 def _finished(into: Path) -> dict[str, Any] | None:

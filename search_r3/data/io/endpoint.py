@@ -28,7 +28,7 @@ MAX_WAIT = 120.0
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 """Capitals only, so that a key given by mistake is not accepted as a name and never shown."""
 _INVALID_RESPONSE = (ValueError, TypeError, AttributeError, KeyError, IndexError)
-"""What reading a response raises that has another form than expected."""
+"""Errors raised when a response does not have the expected form."""
 Answer = TypeVar("Answer")
 
 
@@ -99,11 +99,11 @@ class EndpointSettings:
             raise InputError("the key's variable must have a name such as OPENAI_API_KEY; never give the key itself")
         for name, least in (("concurrency", 1), ("retries", 0), ("backoff", 0)):
             if getattr(self, name) < least:
-                raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
+                raise InputError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if not self.timeout > 0:
-            raise InputError(f"timeout must be above 0 seconds, not {self.timeout}")
+            raise InputError(f"timeout must be above 0 seconds, got {self.timeout}")
         if self.temperature is not None and not 0 <= self.temperature <= 2:
-            raise InputError(f"temperature must be between 0 and 2, not {self.temperature}")
+            raise InputError(f"temperature must be between 0 and 2, got {self.temperature}")
 
     def read_key(self) -> str:
         """The API key, as `key_from` reads it."""

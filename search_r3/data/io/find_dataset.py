@@ -38,7 +38,7 @@ def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
     names = available_datasets(base)
     if not names:
         raise InputError(
-            f'no data set "{name}": {base} holds no BEIR folder; point --data or {DATA_VARIABLE} at the folder of '
+            f'no data set "{name}": {base} contains no BEIR folder; point --data or {DATA_VARIABLE} at the folder of '
             "your data sets, or give a data set's own path"
         )
     near = nearest(name, names, cutoff=0.4)

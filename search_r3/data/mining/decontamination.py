@@ -1,8 +1,7 @@
 """Cleaning pairs: removes overlap with evaluation sets (word n-grams), then exact and near duplicates (MinHash).
 
 Near duplicates are found as in Broder (1997): MinHash signatures of word shingles in bands (LSH), and every candidate
-    is verified by its exact Jaccard similarity, so none is dropped by a hash collision. The overlap rule follows
-    GPT-3's
+is verified by its exact Jaccard similarity, so none is dropped by a hash collision. The overlap rule follows GPT-3's
 (Brown et al. 2020, appendix C). A few lines of NumPy replace the library datasketch, so that the output is the same
 under any version, and because the check needs the shingles anyway.
 """

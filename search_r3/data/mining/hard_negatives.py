@@ -102,7 +102,7 @@ def mine_negatives(
     teacher: Scorer | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Write the pairs of `source` to `output` with new negatives after those they have; OUTPUT.manifest.json reports.
+    """Write the pairs of `source` to `output`, with new negatives after existing ones, and OUTPUT.manifest.json.
 
     The same input, scorer and settings give the same file. An interrupted run leaves OUTPUT.partial, from which the
     same call resumes.
@@ -113,7 +113,7 @@ def mine_negatives(
 
     Returns:
         The manifest: counts of pairs and negatives, and of the candidates that each guard dropped. Guards are applied
-            in the order of `GUARDS`, and only until a pair has enough negatives (with `sample`, to all candidates).
+        in the order of `GUARDS`, and only until a pair has enough negatives (with `sample`, to all candidates).
 
     Raises:
         InputError: `source` or a corpus cannot be read, `output` cannot be written, OUTPUT.partial belongs to another

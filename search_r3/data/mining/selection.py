@@ -2,7 +2,7 @@
 query.
 
 A query for which a good retriever does not rank its own document near the top is more often vague or wrong than hard:
-    round-trip consistency (Alberti et al. 2019, arXiv 1906.05416; Promptagator, Dai et al. 2022, arXiv 2209.11755).
+round-trip consistency (Alberti et al. 2019, arXiv 1906.05416; Promptagator, Dai et al. 2022, arXiv 2209.11755).
 """
 
 from __future__ import annotations

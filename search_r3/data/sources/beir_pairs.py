@@ -108,7 +108,7 @@ def cloze_pairs(
         The pairs, and the number of documents without a sentence and of duplicates.
     """
     if per_document < 1:
-        raise InputError(f"per_document must be at least 1, found {per_document}")
+        raise InputError(f"per_document must be 1 or more, got {per_document}")
     pairs, dropped = [], Counter[str]()
     seen: set[str] = set()
     for document in dataset.corpus.values():

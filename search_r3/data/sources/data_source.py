@@ -1,4 +1,4 @@
-"""Extension point for training data: a `DataSource` says which files a kind of source reads and what pairs it makes."""
+"""Extension point for training data: a `DataSource` names the files of a kind of source, and builds its pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Settings = dict[str, Any]
 
 @dataclass
 class BuiltPairs:
-    """What one source gave: its pairs, why others were dropped, where it is from, and where it was damaged."""
+    """The result of one source: its pairs, why others were dropped, its origin, and where it was damaged."""
 
     pairs: list[TrainingPair]
     dropped: Counter[str] = field(default_factory=Counter)
@@ -27,17 +27,17 @@ class BuiltPairs:
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """A kind of source that a recipe may name under `kind`.
+    """A kind of source that a recipe can name under `kind`.
 
     Attributes:
         build: settings, seed and data root -> the pairs. The same arguments and files must give the same pairs.
         reads: settings and data root -> name in the manifest -> file that `build` will read. A finished source is built
             again when one of these files, a setting, or the code of `build` and `reads` has changed.
         keys: the keys that a recipe may give, with their types: str, int, float, bool, or list (of texts).
-        needed: those without a default.
-        check: raises InputError where settings, each of the right type, do not fit together.
+        needed: the keys without a default.
+        check: raises InputError if settings that each have the right type contradict each other.
 
-    A complete one, in a package of your own::
+    A complete example, in your own package::
 
         import json
         from pathlib import Path
@@ -55,8 +55,8 @@ class DataSource:
 
         FAQ = DataSource(faq_pairs, faq_files, {"path": str}, needed=("path",))
 
-    It is found by an entry point of that package, `faq = "my_package:FAQ"` in the group `search_r3.data_sources`, and
-    used in a recipe as `{kind: faq, path: faq.json}`.
+    The package declares it by the entry point `faq = "my_package:FAQ"` in the group `search_r3.data_sources`, and a
+    recipe uses it as `{kind: faq, path: faq.json}`.
     """
 
     build: Callable[[Settings, int, DataRoot], BuiltPairs]

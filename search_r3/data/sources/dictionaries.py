@@ -1,7 +1,7 @@
 """Dictionaries: WordNet's synsets (words <-> gloss) and any dictd dictionary (headword -> article), such as FOLDOC.
 
 WordNet's files are read as described in wndb(5WN); a dictd dictionary is NAME.index (headword, offset and length in
-base 64) beside NAME.dict or NAME.dict.dz (RFC 2229's DICT; the format is dictd's).
+base 64) next to NAME.dict or NAME.dict.dz (RFC 2229's DICT; the format is dictd's).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORDNET = Path("/usr/share/wordnet")
 PARTS = ("noun", "verb", "adj", "adv")
 DIRECTIONS = ("both", "words", "gloss")
 MAX_DICTIONARY = 1_000_000_000
-"""Maximum size in bytes after decompression; a dictionary is held in memory, since its index points into it."""
+"""Maximum size in bytes after decompression; a dictionary is kept in memory, because its index points into it."""
 MIN_GLOSS_WORDS, MIN_ARTICLE_WORDS = 4, 12
 LICENSES = {
     "foldoc": "GFDL-1.1-or-later (The Free On-line Dictionary of Computing, https://foldoc.org, editor Denis Howe)",

@@ -68,8 +68,8 @@ def synthesize(
     """Write training pairs for the documents of `source` to `output`, and a manifest to OUTPUT.manifest.json.
 
     An interrupted run leaves the folder OUTPUT.partial, from which the same call resumes. A run that reaches its budget
-        writes the pairs so far and can be resumed with a larger budget. A finished run is not paid for twice: the same
-        call returns its manifest.
+    writes the pairs so far and can be resumed with a larger budget. A finished run is not paid for twice: the same call
+    returns its manifest.
 
     Args:
         source: see `read_collection`.
@@ -280,8 +280,8 @@ def _check_output(output: Path, folder: Path, record: dict[str, Any]) -> dict[st
     other = differing(manifest, record) if isinstance(manifest, dict) else ["its manifest"]
     if other:
         raise InputError(
-            f"{output} already exists and was made with other settings ({', '.join(other)} differ); what a model "
-            "wrote may have cost much, so it is not overwritten: remove it or name another file"
+            f"{output} already exists and was made with other settings ({', '.join(other)} differ); generated "
+            "pairs can be expensive, so they are not overwritten: remove the file or name another one"
         )
     return manifest
 

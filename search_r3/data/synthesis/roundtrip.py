@@ -1,7 +1,7 @@
 """Round-trip consistency: a text written for a document must retrieve that document (Alberti et al. 2019, arXiv
 1906.05416; used as a filter by Promptagator, Dai et al. 2022, arXiv 2209.11755, section 3.3).
 
-A written passage is not in the corpus, so it is scored together with its positive in a small index of its own.
+A written passage is not in the corpus, so it is scored together with its positive in a separate small index.
 """
 
 from __future__ import annotations

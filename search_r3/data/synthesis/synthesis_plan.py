@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from search_r3.config import at_least, require
 from search_r3.data.beir import Document, stable_order
 from search_r3.data.synthesis import instructions
 from search_r3.data.synthesis.instructions import KINDS
@@ -50,13 +51,8 @@ class SynthesisSettings:
         refuse_unknown(self.kinds, tuple(KINDS), "kinds", what="kind of query")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise InputError(f"kinds must name at least one kind of query, each once: {', '.join(KINDS)}")
-        least = {"per_document": 1, "negatives": 0, "limit": 1, "top_k": 1, "max_chars": 100, "thinking_tokens": 0}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise InputError(f"{name} must be {bound} or more, not {value}")
-        if not 0 < self.near <= 1:
-            raise InputError(f"near must be above 0 and at most 1, not {self.near}")
+        at_least(self, per_document=1, negatives=0, limit=1, top_k=1, max_chars=100, thinking_tokens=0)
+        require(0 < self.near <= 1, "near", self.near, "above 0 and at most 1")
 
 
 def choose_documents(collection: Collection, settings: SynthesisSettings) -> list[int]:

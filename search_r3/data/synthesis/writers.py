@@ -43,7 +43,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a prompt has no reply: `reason` is counted in the manifest, `detail` is shown to the user."""
+    """A prompt without a reply: `reason` is counted in the manifest, `detail` is shown to the user."""
 
     reason: str
     detail: str = ""
@@ -91,9 +91,9 @@ class LocalWriter:
 
     def __init__(self, model: Any, *, temperature: float = 0.7, seed: int = 0, batch_size: int = 16) -> None:
         if not 0 <= temperature <= 2:
-            raise InputError(f"temperature must be between 0 and 2, not {temperature}")
+            raise InputError(f"temperature must be between 0 and 2, got {temperature}")
         if batch_size < 1:
-            raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+            raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         self.model = model
         self.name = model.name
         self.batch = batch_size
@@ -169,11 +169,11 @@ class Budget:
         for name in ("tokens", "cost"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise InputError(f"the budget must be above 0, not {value}")
+                raise InputError(f"the budget must be above 0, got {value}")
         for name in ("price_in", "price_out"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
-                raise InputError(f"{name} must be 0 or more, not {value}")
+                raise InputError(f"{name} must be 0 or more, got {value}")
         if (self.price_in is None) != (self.price_out is None):
             raise InputError("give both prices, --price-in and --price-out, or neither")
         if self.cost is not None and self.price_in is None:

@@ -1,10 +1,10 @@
-"""Extension point for ways to run the LLM. An engine takes token ids and returns hidden states at the embed token.
+"""Extension point for engines, which run the LLM: token ids in, hidden states at the embed token out.
 
-An engine knows nothing of prompts, only of a shared prefix and of rows that follow it. Each is tested against the same
-golden vectors. docs/write-your-own/engine.md adds one.
+An engine does not know about prompts, only about a shared prefix and the rows that follow it. All engines are tested
+against the same golden vectors. docs/write-your-own/engine.md explains how to add one.
 
-A complete engine, one text at a time. Its package names it under the entry point `search_r3.engines`,
-`plain = "my_package.plain:PLAIN"`, and `SearchR3.from_pretrained(..., engine="plain")` finds it::
+A complete engine that runs one text at a time. Its package declares it under the entry point `search_r3.engines`,
+`plain = "my_package.plain:PLAIN"`, and `SearchR3.from_pretrained(..., engine="plain")` uses it::
 
     import numpy as np
     import torch
@@ -75,13 +75,15 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Runs one LLM. Results do not depend on batching or on the calling thread.
+    """Runs one LLM. Results must not depend on batching or on the calling thread.
 
-    `dimension` is the width of an embedding. Its `EngineSpec` lists any further capabilities. The docstring of the
-    module shows a complete engine.
+    The two methods here are required. Two more are optional and declared by flags of the `EngineSpec`:
+    `continuous_batch(prefix)` (see `ContinuousBatchingEngine`) and `load_weights(model)` (see `TrainableEngine`). The
+    docstring of the module shows a complete engine.
     """
 
     dimension: int
+    """The dimension of an embedding."""
 
     def embed(
         self,
@@ -90,7 +92,10 @@ class Engine(Protocol):
         batch_size: int,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """The unit embedding at the last token of `prefix + row`, for each row: float32 (len(rows), dimension)."""
+        """The unit embedding at the last token of each `prefix + row`: float32 (len(rows), dimension).
+
+        `progress` is called with the number of rows that have been finished since the last call.
+        """
         ...
 
     def generate(
@@ -106,25 +111,47 @@ class Engine(Protocol):
         samples: int = 1,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
-        """Continue each `prefix + row` until the embed token, feed that token, and return the state at it.
+        """Continue each `prefix + row` until the embed token, and return the state at that token.
 
-        Each row is sampled `samples` times; a row's samples stand together in the list. `max_new_tokens` is one number
-        or one for each row. `seed` is one number or one for each sample: then a sample does not depend on those beside
-        it. `on_token` is called with a sample's place in the list and each token's id as it is written, the embed token
-        excepted; what it raises ends the call.
+        Args:
+            max_new_tokens: token budget without the embed token, one for all rows or one per row.
+            temperature: 0 is greedy.
+            seed: one for all samples, or one per sample; a sample then does not depend on the others in its batch.
+            batch_size: number of samples generated at once.
+            progress: called with the number of rows that have been finished since the last call.
+            samples: number of samples per row, which are adjacent in the result.
+            on_token: called for each generated token, except the embed token, with the index of the sample in the
+                result and the token id; an exception in it ends the call.
         """
+        ...
+
+
+class ContinuousBatchingEngine(Engine, Protocol):
+    """An engine whose spec has `continuous_batching`."""
+
+    def continuous_batch(self, prefix: Sequence[int]) -> Any:
+        """An object with the methods `join`, `step`, `leave` and `clear` of `continuous_batching.ContinuousBatch`."""
+        ...
+
+
+class TrainableEngine(Engine, Protocol):
+    """An engine whose spec has `supports_weight_sync`, so that GRPO can sample its rollouts with it."""
+
+    def load_weights(self, model: Any) -> None:
+        """Run the weights of `model` from now on: the same model after an update, or another of the same shape."""
         ...
 
 
 @dataclass
 class Generation:
-    """One continued row.
+    """The continuation of one row.
 
     Attributes:
-        token_ids: what was written before the embed token; at most the budget.
+        token_ids: the tokens before the embed token, at most the budget.
         embedding: float32 (dimension,), L2-normalized: the state at the embed token.
-        forced: the model did not emit the token (out of budget, or it ended its turn), so it was appended.
-        ended: the end-of-turn token that it wrote instead, if that is why; it was not fed in.
+        forced: whether the embed token was appended rather than sampled, because the budget was used up or the model
+            ended its turn.
+        ended: the end-of-turn token, if the model sampled one; it was not fed in.
     """
 
     token_ids: list[int]
@@ -135,16 +162,16 @@ class Generation:
 
 @dataclass(frozen=True)
 class EngineInputs:
-    """What an engine is opened on.
+    """What an engine is created from.
 
     Attributes:
         checkpoint: the loaded model (adapter merged), its tokenizer and its contract.
         templates: the conversations as token ids, under "document", "query" and "reasoning"; and "latent" if the
             checkpoint has it.
         stop_ids: the end-of-turn tokens.
-        vocab_size: ids from here on are padding rows, which must never be sampled.
-        training_folder: set if the engine samples rollouts while the model is trained: `load_weights` is called after
-            each update, the rest of the device's memory is training's, and this folder is for the engine's files.
+        vocab_size: ids from this one on are padding rows, which must never be sampled.
+        training_folder: a folder for the engine's files if it samples rollouts during training; None otherwise. In
+            training, `load_weights` is called after each update, and most of the device's memory is needed elsewhere.
     """
 
     checkpoint: Checkpoint
@@ -155,29 +182,29 @@ class EngineInputs:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The tokens that every engine must know: `embed_id`, `stop_ids` and `vocab_size`."""
+        """The arguments that every engine needs: `embed_id`, `stop_ids` and `vocab_size`."""
         embed_id = self.checkpoint.contract.embed_token_id
         return {"embed_id": embed_id, "stop_ids": self.stop_ids, "vocab_size": self.vocab_size}
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """An engine's name and what it can do, known before anything heavy is imported.
+    """An engine's name and capabilities, which are known without importing anything heavy.
 
     Attributes:
-        name: what `--engine` and `SearchR3.from_pretrained(engine=...)` take.
+        name: the name for `--engine` and `SearchR3.from_pretrained(engine=...)`.
         summary: one line for the command line's help.
-        open: makes the engine; raises InputError if it cannot run this model, or not on this machine.
-        check: raises InputError if it cannot run here at all; called before any weights are read.
-        device: where it runs if no device is named; None uses a GPU if there is one.
-        precision: what its embeddings are computed in, such as "int8"; None: in the weights' own dtype.
-        golden_tolerance: cosine distance allowed between its golden vectors and the stored ones; None: the dtype's.
-        continuous_batching: it has `continuous_batch(prefix)`, as `TorchEngine` does, whose rows join and leave between
-            two tokens; without it a server batches whole requests.
-        supports_weight_sync: it has `load_weights(model)`, so GRPO can sample its rollouts with it.
-        busy_threads: it runs threads of its own, beside which torch's idle ones must sleep.
-        latent_steps: it has `embed_latent`, as `TorchEngine` does, which feeds soft tokens; without it queries cannot
-            be embedded with `reasoning="latent"`.
+        open: creates the engine; raises InputError if it cannot run this model, or cannot run on this machine.
+        check: raises InputError if the engine cannot run here at all; called before any weights are read.
+        device: the default device; None uses a GPU if there is one.
+        precision: the precision of the embeddings, such as "int8"; None means the dtype of the weights.
+        golden_tolerance: accepted cosine distance from the golden vectors; None uses that of the dtype.
+        continuous_batching: whether the engine is a `ContinuousBatchingEngine`; if not, a server batches whole
+            requests.
+        supports_weight_sync: whether the engine is a `TrainableEngine`.
+        busy_threads: whether the engine runs threads that keep all cores busy, so that torch's idle ones must sleep.
+        latent_steps: whether the engine is a `latent_steps.LatentEngine`; if not, queries cannot be embedded with
+            `reasoning="latent"`.
     """
 
     name: str
@@ -194,5 +221,5 @@ class EngineSpec:
 
 
 def broadcast_budget(budget: int | Sequence[int], rows: int) -> list[int]:
-    """The budget of each row, where there may be one for all."""
+    """The budget of each row, given one per row or one for all."""
     return [budget] * rows if isinstance(budget, int) else list(budget)

@@ -1,10 +1,10 @@
-"""Prefill and decode in one pass: a token of each row in progress and whole prompts beside them (Sarathi, 2308.16369).
+"""Prefill and decode in one pass: whole prompts along with one token of each row in progress (Sarathi, 2308.16369).
 
-Reading the weights is most of the cost of a pass of few tokens, so a prompt costs less in the others' step than in a
-pass of its own. Only attention looks at the caches; everything else takes the tokens of all sessions together.
+Reading the weights dominates the cost of a pass over few tokens, so a prompt is cheaper in the others' step than in a
+separate pass. Only attention uses the caches; everything else processes the tokens of all sessions together.
 
-Letters in shapes: B rows, L new tokens, T tokens in the cache, N tokens of all sessions, D dimension, H heads (of
-queries, then of keys where both are together), K key-value heads, E dimension of a head.
+Shape suffixes: B rows, L new tokens, T tokens in the cache, N tokens of all sessions, D dimension, H heads (those of
+queries, followed by those of keys where both are in one tensor), K key-value heads, E dimension of a head.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass
 class SessionInput:
-    """What one session is fed: the session, a `LlamaSession` or one like it, and the arguments of its `feed`."""
+    """A session (a `LlamaSession` or a similar one) and the arguments of its `feed`."""
 
     session: Any
     ids_BL: Tensor
@@ -29,9 +29,9 @@ class SessionInput:
 
 
 def feed_together(parts: Sequence[SessionInput]) -> list[Tensor]:
-    """The states (B, D) of each part, as its session's `feed` would return them; the caches grow as by `feed`.
+    """The states (B, D) of each part, as the `feed` of its session would return them; the caches grow as in `feed`.
 
-    All sessions are `LlamaSession`s of one model.
+    All sessions must be `LlamaSession`s of one model.
     """
     first = parts[0].session
     backbone = first.backbone
@@ -59,6 +59,6 @@ def feed_together(parts: Sequence[SessionInput]) -> list[Tensor]:
 
 
 def _attend(part: SessionInput, index: int, qk_NHE: Tensor, value_NKE: Tensor, mask_BLT: Tensor | None) -> Tensor:
-    """One part's `LlamaSession.attend`: (B * L, H * E)."""
+    """`LlamaSession.attend` for one part: (B * L, H * E)."""
     qk_BLHE, value_BLKE = (x.view(*part.ids_BL.shape, *x.shape[1:]) for x in (qk_NHE, value_NKE))
     return part.session.attend(index, qk_BLHE, value_BLKE, mask_BLT).flatten(0, 1)

@@ -1,11 +1,11 @@
-"""Sessions: a batch of rows with its keys and values. Feed tokens, get the state after them; two ways to run one LLM.
+"""Sessions: a batch of rows with its keys and values, which takes tokens and returns the states after them.
 
-`LlamaSession` is written out for the Llama family (Llama, SmolLM2, Qwen2, Mistral without a window): projections that
-read the same input are one matrix, the cache is allocated once, and the last layer computes only the positions that are
-asked for. `TransformersSession` runs any other decoder, or one whose adapter is not merged. Both give the same states
-(tested).
+`LlamaSession` implements the forward pass of the Llama family (Llama, SmolLM2, Qwen2, Mistral without a window):
+projections of the same input share one matrix, the cache is allocated once, and the last layer computes only the
+requested positions. `TransformersSession` runs any other decoder, and models whose adapter is not merged. Both give the
+same states (tested).
 
-Letters in shapes: B rows, L new tokens, T tokens in the cache, D dimension, H heads, K key-value heads, G = H / K,
+Shape suffixes: B rows, L new tokens, T tokens in the cache, D dimension, H heads, K key-value heads, G = H / K,
 E dimension of a head, F width of the MLP, P tokens of the shared prefix, Q queries of one key-value head (G * L).
 """
 
@@ -22,29 +22,27 @@ from torch.nn import functional
 from search_r3.model.engines.chunked_prefill import SessionInput, feed_together
 
 FAMILY = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
-"""Architectures that `LlamaSession` computes exactly; training has a list of its own, `fused_llama.FAMILY`."""
+"""Architectures that `LlamaSession` supports; training has a separate list, `fused_llama.FAMILY`."""
 Prefix = list[tuple[Tensor, Tensor]]
-"""Keys and values (1, K, P, E) of the shared prefix, a pair for each layer."""
+"""Keys and values (1, K, P, E) of the shared prefix, one pair per layer."""
 
 
 class Session(Protocol):
-    """A batch under way.
-
-    `in_place`: `keys` and `values` (a (B, K, T, E) tensor for each layer) and `length` are attributes of the session,
-    which continuous batching exchanges for views of its own memory; and it has `feed_together` (see `chunked_prefill`).
-    """
+    """A batch in progress."""
 
     in_place: bool
+    """Whether the session has the attributes `keys` and `values` (one (B, K, T, E) tensor per layer) and `length`,
+    which continuous batching replaces by views of its own memory, and `feed_together` (see `chunked_prefill`)."""
 
     def feed(self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None, last_B: Tensor | None) -> Tensor:
-        """Append tokens and return the states (B, D) after the final norm at column `last_B` (None: the last one).
+        """Append tokens; returns the states (B, D) after the final norm at column `last_B` (None: the last column).
 
-        `mask_BT` is 0 at columns of the cache that are padding, these tokens' columns included; None if none are.
+        `mask_BT` is 0 at padding columns of the cache, including the new tokens' columns; None if there are none.
         """
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Keep these rows only."""
+        """Keep only these rows."""
         ...
 
     def prefix(self) -> Prefix:
@@ -52,7 +50,7 @@ class Session(Protocol):
         ...
 
     def keys_and_values(self) -> Prefix:
-        """The keys and values of all rows: (B, K, T, E), a pair for each layer."""
+        """The keys and values of all rows, (B, K, T, E), one pair per layer."""
         ...
 
 
@@ -65,7 +63,7 @@ class SoftSession(Session, Protocol):
 
 
 class TransformersSession:
-    """Any transformers decoder, through its own forward pass and cache."""
+    """Runs any transformers decoder through its own forward pass and cache."""
 
     in_place = False
 
@@ -117,7 +115,7 @@ class TransformersSession:
 
 @dataclass
 class Layer:
-    """One decoder layer's merged weights."""
+    """The merged weights of one decoder layer."""
 
     qkv: Tensor
     qkv_bias: Tensor | None
@@ -130,16 +128,16 @@ class Layer:
 
 
 class LlamaCache:
-    """The keys and values of the Llama family's sessions: a cache of fixed size, (B, K, T, E) for each layer.
+    """The key-value cache of a Llama session, with a fixed size: (B, K, T, E) per layer.
 
     Args:
         backbone: the transformers decoder.
-        layers: how many there are.
+        layers: number of layers.
         head_dim: E.
-        like: of the cache's dtype and device.
-        prefix: what the cache begins with; may be empty.
-        size: rows.
-        room: tokens a row that will be fed.
+        like: a tensor with the dtype and device of the cache.
+        prefix: the initial content of the cache; may be empty.
+        size: number of rows.
+        room: number of tokens per row that will be fed.
     """
 
     in_place = True
@@ -152,7 +150,7 @@ class LlamaCache:
         self.heads, self.groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
         self.eps = config.rms_norm_eps
         self.length = prefix[0][0].shape[2] if prefix else 0
-        self.shared = self.length  # columns that are the same in all rows
+        self.shared = self.length  # number of columns that are the same in all rows
         shape = (size, self.heads, self.length + room, self.head_dim)
         self.keys = [like.new_empty(shape) for _ in range(layers)]
         self.values = [like.new_empty(shape) for _ in range(layers)]
@@ -175,20 +173,20 @@ class LlamaCache:
         return [(k[:, :, :end], v[:, :, :end]) for k, v in zip(self.keys, self.values, strict=True)]
 
     def attention_mask(self, new: int, mask_BT: Tensor | None, device: torch.device) -> Tensor | None:
-        """Which of the T columns each new token attends to, bool (1 or B, L, T); None where all attend to all."""
+        """Which of the T columns each new token attends to, bool (1 or B, L, T); None if all attend to all."""
         if new == 1:
             return None if mask_BT is None else mask_BT.bool()[:, None]
         causal_LT = torch.ones(new, self.length + new, dtype=torch.bool, device=device).tril(self.length)
         if mask_BT is None:
             return causal_LT[None]
-        # A padding column attends to itself: without a prefix its softmax would be over nothing, which is NaN.
+        # A padding column attends to itself: without a prefix, its softmax would otherwise be empty, which gives NaN.
         own_LT = torch.eye(new, dtype=torch.bool, device=device)
         own_LT = functional.pad(own_LT, (self.length, 0))
         return causal_LT[None] & (mask_BT.bool()[:, None] | own_LT[None])
 
 
 class LlamaSession(LlamaCache):
-    """The Llama family's forward pass over merged weights.
+    """The Llama family's forward pass with merged weights.
 
     Args:
         backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
@@ -243,11 +241,11 @@ class LlamaSession(LlamaCache):
             hidden_BLD = hidden_BLD[picked][:, None]
         return self.finish(index, hidden_BLD, attended_BLD)
 
-    # A layer in three steps. Only `attend` looks at the cache; the others also take the tokens of several sessions, as
+    # A layer in three steps. Only `attend` uses the cache; the others also process the tokens of several sessions, with
     # (N, ...) instead of (B, L, ...): see `chunked_prefill`.
 
     def rotation(self, hidden_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """The cosines and sines (B, L, 1, E) by which `project` rotates queries and keys, in `hidden_BLD`'s dtype."""
+        """The cosines and sines (B, L, 1, E) with which `project` rotates queries and keys, in `hidden_BLD`'s dtype."""
         cos_BLE, sin_BLE = self.backbone.rotary_emb(hidden_BLD, position_BL)
         # rotate_half(x) * sin is x with its halves swapped, times sin with the first half negated.
         half = self.head_dim // 2
@@ -255,7 +253,7 @@ class LlamaSession(LlamaCache):
         return cos_BLE[:, :, None], sin_BLE[:, :, None]
 
     def project(self, index: int, hidden_BLD: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """A layer's rotated queries and keys, side by side (B, L, H + K, E), and its values (B, L, K, E)."""
+        """A layer's rotated queries and keys, concatenated to (B, L, H + K, E), and its values (B, L, K, E)."""
         layer = self.layers[index]
         qkv_BLD = functional.linear(self.norm(hidden_BLD, layer.norm_attention), layer.qkv, layer.qkv_bias)
         qkv_BLHE = qkv_BLD.view(*hidden_BLD.shape[:-1], -1, self.head_dim)
@@ -272,9 +270,9 @@ class LlamaSession(LlamaCache):
         mask_BLT: Tensor | None,
         picked: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Append `project`'s keys and values to the cache and attend to all that it then holds: (B, L, H * E).
+        """Append the keys and values of `project` to the cache and attend to the whole cache: (B, L, H * E).
 
-        With `picked`, the row and column of one query a row, only these attend: (B, 1, H * E).
+        With `picked`, the row and column of one query per row, only these queries attend: (B, 1, H * E).
         """
         heads, groups = self.heads, self.groups
         size, new = qk_BLHE.shape[:2]
@@ -287,7 +285,7 @@ class LlamaSession(LlamaCache):
             if mask_BLT is not None:
                 mask_BLT = mask_BLT.expand(size, -1, -1)[picked][:, None]
             new = 1
-        # The G heads that share keys become G * L queries of one head, so no key is repeated.
+        # The G heads that share keys become G * L queries of one head, so that no key is repeated.
         query_BKQE = query_BLHE.view(size, new, heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
         query_BKQE = query_BKQE.reshape(size, heads, groups * new, self.head_dim)
         attended_BKQE = functional.scaled_dot_product_attention(
@@ -306,13 +304,14 @@ class LlamaSession(LlamaCache):
         return hidden_BLD + functional.linear(functional.silu(gate_BLF).mul_(up_BLF), layer.down)
 
     def norm(self, hidden_BLD: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm with the model's epsilon."""
         return functional.rms_norm(hidden_BLD, (hidden_BLD.shape[-1],), weight, self.eps)
 
 
 def merge_projections(model: Any) -> list[Layer] | None:
-    """Merge q, k, v and gate, up of each layer of `model`; None where `LlamaSession` cannot run it.
+    """Merge q, k, v and gate, up in each layer of `model`; None if `LlamaSession` cannot run it.
 
-    The model's own weights become views of the merged ones: that takes no memory, and changes in place are shared.
+    The model's own weights become views of the merged ones, so that no memory is added and in-place changes are shared.
     """
     if type(model).__name__ not in FAMILY:
         return None

@@ -1,4 +1,4 @@
-"""Which engines there are: ours, and those that other packages add by the entry point `search_r3.engines`."""
+"""The engines by name: the built-in ones, and those of other packages (entry point `search_r3.engines`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from search_r3.model.engines.torch_engine import TorchEngine
 
 AUTO = "auto"
-"""Stands for the reference engine."""
+"""The name that stands for the reference engine."""
 
 
 def _open_torch(inputs: EngineInputs) -> TorchEngine:
@@ -35,7 +35,7 @@ def _open_int8(inputs: EngineInputs) -> TorchEngine:
         contract_hash=checkpoint.contract.hash,
         cache_dir=cache / "int8" if cache is not None else None,
         samples=lambda: calibration.calibration_rows(inputs.templates, checkpoint.tokenizer, embed_id),
-        places=[checkpoint.path / INT8_FILE],
+        paths=[checkpoint.path / INT8_FILE],
     )
 
 
@@ -62,7 +62,7 @@ TORCH = EngineSpec(
 )
 INT8 = EngineSpec(
     "int8",
-    "quickest on CPUs with VNNI or AMX, with embeddings at a small distance from float32's",
+    "fastest on CPUs with VNNI or AMX, with embeddings that differ slightly from float32's",
     _open_int8,
     device="cpu",
     precision="int8",
@@ -72,7 +72,7 @@ INT8 = EngineSpec(
 )
 VLLM = EngineSpec(
     "vllm",
-    "vLLM writes the reasoning on a GPU (experimental)",
+    "vLLM generates the reasoning on a GPU (experimental)",
     _open_vllm,
     check=_check_vllm,
     continuous_batching=True,
@@ -83,33 +83,33 @@ VLLM = EngineSpec(
 def _checked(name: str, spec: Any) -> EngineSpec:
     if not isinstance(spec, EngineSpec) or spec.name != name:
         raise InputError(
-            f"the entry point {name!r} of search_r3.engines must be an EngineSpec called {name!r}, not {spec!r}; "
+            f"the entry point {name!r} of search_r3.engines must be an EngineSpec called {name!r}, got {spec!r}; "
             "fix or uninstall the package that adds it"
         )
     return spec
 
 
 ENGINES = {spec.name: spec for spec in (TORCH, INT8, VLLM)}
-"""The engines of this package; `torch` is what "auto" stands for."""
+"""The built-in engines; "auto" stands for `torch`."""
 REGISTRY = Registry("engine", "engines", {AUTO: TORCH} | ENGINES, _checked)
 
 
 def engine_spec(name: str) -> EngineSpec:
-    """The engine called `name` ("auto" is the torch engine): one of ours, or one that an installed package adds.
+    """The engine `name`: a built-in one ("auto" is the torch engine), or one of an installed package.
 
     Raises:
-        InputError: no engine of that name, with the nearest one; or a plugin that is broken.
+        InputError: the name is unknown (the message gives the nearest one), or the package is broken.
     """
     return REGISTRY.get(name)
 
 
 def training_engine(name: str) -> EngineSpec:
-    """`engine_spec(name)`, for an engine that samples rollouts while the model is trained.
+    """`engine_spec(name)` for an engine that samples rollouts during training.
 
     Raises:
-        InputError: see `engine_spec`; or the engine cannot follow the weights.
+        InputError: see `engine_spec`; or the engine cannot load new weights.
     """
     spec = engine_spec(name)
     if not spec.supports_weight_sync:
-        raise InputError(f"engine {name} cannot follow the weights while they are trained; use engine torch")
+        raise InputError(f"engine {name} cannot load new weights during training; use engine torch")
     return spec

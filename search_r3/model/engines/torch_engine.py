@@ -1,6 +1,6 @@
-"""The reference engine: a transformers causal LM driven token by token, one pass for the reasoning and the embedding.
+"""The reference engine: runs a transformers causal LM token by token; one pass gives reasoning and embedding.
 
-Letters in shapes: B rows of a batch, L tokens, V vocabulary, D dimension, P tokens of the shared prefix.
+Shape suffixes: B rows of a batch, L tokens, V vocabulary, D dimension, P tokens of the shared prefix.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from search_r3.model.engines.llama_forward import (
 )
 
 COMPACT_BELOW = 0.75
-"""Finished rows are dropped from the key-value cache once fewer than this share of its rows are unfinished."""
+"""Finished rows are removed from the key-value cache once less than this fraction of its rows is unfinished."""
 TOKENS_A_PASS = 2048
-"""Tokens in a pass on a CPU, at most: more only evict each other from the processor's caches."""
+"""Maximum number of tokens per pass on a CPU: beyond that they only evict each other from the CPU caches."""
 
 
 class TorchEngine:
-    """Drives `model` (a causal LM with a backbone and a head) on its own device.
+    """Runs `model` (a causal LM with a backbone and a head) on its device.
 
     Args:
-        model: a transformers causal LM whose vocabulary holds the embed token. Its weights may change between calls.
+        model: a transformers causal LM whose vocabulary has the embed token. Its weights may change between calls.
         embed_id: the token whose state is the embedding.
-        stop_ids: end-of-turn tokens; a row that ends its turn without the embed token is given it.
-        vocab_size: ids from here on are padding rows, never sampled.
+        stop_ids: end-of-turn tokens; a row that samples one gets the embed token instead.
+        vocab_size: ids from this one on are padding rows, which are never sampled.
     """
 
     def __init__(self, model: Any, *, embed_id: int, stop_ids: Sequence[int], vocab_size: int) -> None:
@@ -60,7 +60,7 @@ class TorchEngine:
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """See `Engine.embed`. One prefill a batch; rows are padded on the right, where causality ignores them."""
+        """See `Engine.embed`. One prefill per batch; rows are padded on the right, where causality ignores padding."""
         device = self.model.device
         out = np.empty((len(rows), self.dimension), dtype=np.float32)
         for chosen in batches_by_length(rows, batch_size, TOKENS_A_PASS if device.type == "cpu" else None):
@@ -88,10 +88,10 @@ class TorchEngine:
         samples: int = 1,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
-        """See `Engine.generate`. Greedy at temperature 0; else plain sampling (no top-p or top-k: they bias ratios).
+        """See `Engine.generate`. Greedy at temperature 0, else plain sampling (no top-p or top-k, which bias ratios).
 
-        A sample depends on the seed and the batch, or, if each sample has a seed, on its row and seed alone; a greedy
-        row on itself alone. A row is prefilled once for all its samples. `batch_size` counts samples.
+        A sample depends on the seed and the batch or, if each sample has its own seed, only on its row and seed; a
+        greedy one only on its row. A row is prefilled once for all its samples. `batch_size` counts samples.
         """
         budgets = broadcast_budget(max_new_tokens, len(rows))
         draws_SN: Tensor | None = None
@@ -102,15 +102,15 @@ class TorchEngine:
         out: list[Generation | None] = [None] * (len(rows) * samples)
         for chosen in batches_by_length(rows, max(1, batch_size // samples)):
             batch = [rows[i] for i in chosen]
-            on_batch_token = None if on_token is None else _placed(on_token, chosen, samples)
+            on_batch_token = None if on_token is None else _renumbered(on_token, chosen, samples)
             random: torch.Generator | Tensor = generator
             if draws_SN is not None:
                 random = draws_SN.unflatten(0, (-1, samples))[chosen].flatten(0, 1).to(self.model.device)
             with torch.inference_mode():
                 own = [budgets[i] for i in chosen]
                 written = self._continue(prefix, batch, own, temperature, random, samples, on_batch_token)
-            for place, i in enumerate(chosen):
-                out[i * samples : (i + 1) * samples] = written[place * samples : (place + 1) * samples]
+            for position, i in enumerate(chosen):
+                out[i * samples : (i + 1) * samples] = written[position * samples : (position + 1) * samples]
             if progress:
                 progress(len(chosen))
         return [generation for generation in out if generation is not None]
@@ -153,11 +153,11 @@ class TorchEngine:
         return _unit(total_BD)
 
     def load_weights(self, model: Any) -> None:
-        """Run `model` from now on: the present one, whose weights have changed, or another of its shape."""
+        """See `TrainableEngine.load_weights`."""
         self.model, self.backbone, self.head = model, decoder_of(model), model.get_output_embeddings()
 
     def continuous_batch(self, prefix: Sequence[int]) -> ContinuousBatch:
-        """Rows behind `prefix` that are continued side by side, each joining and leaving between two tokens."""
+        """A batch of rows that begin with `prefix`, in which rows can join and leave between two tokens."""
         return ContinuousBatch(
             prefix,
             start=lambda prefix, size, room: self._start(prefix, size, room, fine=True),
@@ -189,14 +189,14 @@ class TorchEngine:
         length = len(prefix) + longest
         state_BD = session.feed(padded.ids_BL, padded.position_BL, padded.mask(length), None)
         position_B = len(prefix) + padded.lengths_B
-        if samples > 1:  # repeat each line of the session, with the same keys and values
+        if samples > 1:  # repeat each row of the session with its keys and values
             copies = torch.arange(size, device=device).repeat_interleave(samples)
             session.keep(copies)
             state_BD, position_B, budget_B = state_BD[copies], position_B[copies], budget_B[copies]
             mask_BT = None if mask_BT is None else mask_BT[copies]
             size *= samples
-        alive = list(range(size))  # the sample of each line of the session
-        running = [True] * size  # lines of the session that are unfinished
+        alive = list(range(size))  # the sample in each row of the session
+        running = [True] * size  # whether each row of the session is unfinished
         written: list[list[int]] = [[] for _ in alive]
         done: list[Generation | None] = [None] * size
         for step in range(budget + 1):
@@ -210,30 +210,31 @@ class TorchEngine:
             mask = None if mask_BT is None else mask_BT[:, :length]
             state_BD = session.feed(next_B[:, None], position_B[:, None], mask, None)
             position_B = position_B + 1
-            # The step's only wait for the device.
+            # The only synchronization with the device in a step.
             tokens, forced, ended = torch.stack([next_B, forced_B.long(), ended_B]).tolist()
-            for line, row in enumerate(alive):
-                if running[line] and tokens[line] == self.embed_id:
-                    end = ended[line] if ended[line] >= 0 else None
-                    done[row] = Generation(written[row], _unit(state_BD[line : line + 1])[0], bool(forced[line]), end)
-                    running[line] = False
-                elif running[line]:
-                    written[row].append(tokens[line])
+            for row, sample in enumerate(alive):
+                if running[row] and tokens[row] == self.embed_id:
+                    end = ended[row] if ended[row] >= 0 else None
+                    embedding = _unit(state_BD[row : row + 1])[0]
+                    done[sample] = Generation(written[sample], embedding, bool(forced[row]), end)
+                    running[row] = False
+                elif running[row]:
+                    written[sample].append(tokens[row])
                     if on_token is not None:
-                        on_token(row, tokens[line])
+                        on_token(sample, tokens[row])
             if not any(running):
                 break
             if sum(running) < COMPACT_BELOW * len(running):
-                left = [line for line, live in enumerate(running) if live]
+                left = [row for row, unfinished in enumerate(running) if unfinished]
                 keep = torch.tensor(left, device=device)
                 session.keep(keep)
                 position_B, state_BD, budget_B = position_B[keep], state_BD[keep], budget_B[keep]
                 mask_BT = None if mask_BT is None else mask_BT[keep]
-                alive, running = [alive[line] for line in left], [True] * len(left)
+                alive, running = [alive[row] for row in left], [True] * len(left)
         return [generation for generation in done if generation is not None]
 
     def _choose(self, state_BD: Tensor, temperature: float, random: torch.Generator | Tensor) -> Tensor:
-        """The next token of each line; `random` may be a number in [0, 1) for each line."""
+        """The next token of each row; `random` is a generator, or one number in [0, 1) per row."""
         logits_BV = self.head(state_BD)[:, : self.vocab_size].float()
         if temperature == 0:
             return logits_BV.argmax(-1)
@@ -241,13 +242,15 @@ class TorchEngine:
         if isinstance(random, torch.Generator):
             return torch.multinomial(probabilities_BV, 1, generator=random)[:, 0]
         reached_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)  # inverse transform sampling
-        place_B1 = (random * reached_BV[:, -1])[:, None]
-        return torch.searchsorted(reached_BV, place_B1, right=True)[:, 0].clamp_max(self.vocab_size - 1)
+        drawn_B1 = (random * reached_BV[:, -1])[:, None]
+        return torch.searchsorted(reached_BV, drawn_B1, right=True)[:, 0].clamp_max(self.vocab_size - 1)
 
     def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
-        """A session that holds the prefix's keys and values for `size` rows; they are computed once per prefix.
+        """A session of `size` rows that begins with the prefix, whose keys and values are computed once.
 
-        `fine`: for generation, where an engine that rounds activations should round them less.
+        Args:
+            room: tokens per row that will be fed.
+            fine: whether the session is for generation, where an engine that rounds activations should round less.
         """
         with self._lock:
             weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
@@ -265,7 +268,7 @@ class TorchEngine:
         return self._session(known, size, room, fine)
 
     def _prefix_session(self, room: int) -> Session:
-        """The session in which a prefix of `room` tokens is computed."""
+        """The session that computes a prefix of `room` tokens."""
         return self._session([], 1, room, fine=True)
 
     def _session(self, prefix: Prefix, size: int, room: int, fine: bool = False) -> Session:
@@ -305,7 +308,7 @@ def _padded_left(rows: list[list[int]], prefix: int, room: int, device: torch.de
 
 
 def decoder_of(model: Any) -> Any:
-    """The decoder of a causal LM: what is below its head."""
+    """The decoder of a causal LM, without its head."""
     return model.get_decoder() if hasattr(model, "get_decoder") else model.model
 
 
@@ -313,15 +316,15 @@ def _unit(state_BD: Tensor) -> np.ndarray:
     return torch.nn.functional.normalize(state_BD.float(), dim=-1).cpu().numpy()
 
 
-def _placed(on_token: Callable[[int, int], None], chosen: list[int], samples: int) -> Callable[[int, int], None]:
-    """`on_token` for the numbering of samples within a batch."""
+def _renumbered(on_token: Callable[[int, int], None], chosen: list[int], samples: int) -> Callable[[int, int], None]:
+    """`on_token` for samples that are numbered within a batch of the rows `chosen`."""
     return lambda sample, token: on_token(chosen[sample // samples] * samples + sample % samples, token)
 
 
 def batches_by_length(rows: list[list[int]], batch_size: int, tokens: int | None = None) -> Iterator[list[int]]:
-    """Indices of `rows` in batches of similar length, longest first (so that memory runs out at once or never).
+    """Indices of `rows` in batches of similar length, longest first, so that memory runs out immediately or never.
 
-    At most `batch_size` rows and, padding included, `tokens` tokens a batch (a longer row goes alone).
+    A batch has at most `batch_size` rows and `tokens` tokens, including padding; a longer row gets a batch to itself.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     start = 0

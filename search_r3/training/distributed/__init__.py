@@ -1,1 +1,1 @@
-"""Several processes: collectives and sharding."""
+"""Training with several processes: collectives and sharding."""

@@ -1,7 +1,8 @@
-"""Several processes, and FSDP2: weights, gradients and optimizer state sharded over them, and gathered where needed.
+"""Joining the process group, and FSDP2: weights, gradients and optimizer state sharded over the processes.
 
-What `accelerate launch --use_fsdp --fsdp_version 2` requests, done with torch's `fully_shard` (arXiv 2304.11277): each
-decoder layer is one unit, everything else another. Accelerate shards on accelerators only; here gloo shards on CPUs.
+Implements what `accelerate launch --use_fsdp --fsdp_version 2` requests with torch's `fully_shard` (arXiv 2304.11277):
+each decoder layer is one unit, everything else another. Accelerate shards only on accelerators; this also shards on
+CPUs, with gloo.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from search_r3.errors import InputError
 
 
 def start_processes() -> Accelerator:
-    """Join the process group of the launcher, if there is one. A second call changes nothing.
+    """Join the launcher's process group, if there is one. Further calls have no effect.
 
-    Call it before a model is loaded: for FSDP, transformers would otherwise load it on the first process only.
+    Call it before loading a model: with FSDP, transformers would otherwise load it on the first process only.
     """
     accelerator = Accelerator(
-        mixed_precision="no",  # the loop uses autocast itself: accelerate would also copy all logits to fp32
+        mixed_precision="no",  # the loop uses autocast itself: accelerate would also convert all logits to fp32
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
@@ -32,7 +33,7 @@ def start_processes() -> Accelerator:
 
 
 def end_processes() -> None:
-    """Leave the process group. Call it last: torch's threads, if still running at exit, abort the process."""
+    """Leave the process group. Call it last: torch's threads abort the process if they are still running at exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -41,7 +42,7 @@ def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | No
     """The launcher's FSDP settings; None if the model is not sharded.
 
     Raises:
-        InputError: another kind of sharding than FSDP2, or FSDP2 with its weights on the CPU.
+        InputError: the launcher requests another kind of sharding than FSDP2, or offloading to the CPU.
     """
     kind = str(accelerator.distributed_type.value)
     if kind in ("DEEPSPEED", "MEGATRON_LM", "TP"):
@@ -63,7 +64,7 @@ def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | No
 
 
 def shard(module: nn.Module, accelerator: Accelerator, settings: FullyShardedDataParallelPlugin) -> nn.Module:
-    """Shard the module over all processes, in place. A module's `pre_shard_hook`, if it has one, returns its units."""
+    """Shard the module over all processes, in place. Its `pre_shard_hook`, if any, returns the units to shard."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -78,18 +79,18 @@ def shard(module: nn.Module, accelerator: Accelerator, settings: FullyShardedDat
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether `shard` has sharded the module."""
-    return hasattr(module, "set_reshard_after_backward")  # the class that fully_shard gives a module
+    return hasattr(module, "set_reshard_after_backward")  # a method of the class that fully_shard gives a module
 
 
 def reshard(module: nn.Module) -> None:
-    """Free what a forward pass without a backward pass has gathered, so that `parameters()` are the shards."""
+    """Free the weights gathered by a forward pass without a backward pass, so that `parameters()` returns shards."""
     for part in module.modules():
         if is_sharded(part):
             part.reshard()  # type: ignore[operator]
 
 
 def full_tensor(value: Any) -> Tensor:
-    """The unsharded tensor: for a shard, a collective."""
+    """The unsharded tensor. A collective if `value` is a shard."""
     tensor = torch.as_tensor(value)
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -102,7 +103,7 @@ def local_tensor(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_into(into: Tensor, values: Tensor) -> None:
-    """Copy unsharded values (the same on every process) into a tensor, or into this process's shard of it."""
+    """Copy unsharded values, equal on every process, into a tensor or into this process's shard of it."""
     if hasattr(into, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
@@ -116,7 +117,7 @@ def copy_into(into: Tensor, values: Tensor) -> None:
 
 
 def shard_like(values: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of unsharded values, sharded as the parameter is."""
+    """A copy of unsharded values, sharded like the parameter."""
     if not hasattr(parameter, "full_tensor"):
         return values.to(parameter.device, copy=True)
     out = torch.zeros_like(parameter, dtype=values.dtype, requires_grad=False)
@@ -125,7 +126,7 @@ def shard_like(values: Tensor, parameter: Tensor) -> Tensor:
 
 
 def copy_without_weights(model: nn.Module, keep_trainable: bool = True) -> Any:
-    """A copy of the model with its weights on "meta"; the trainable ones are real with `keep_trainable`."""
+    """A copy of the model with its weights on "meta", except the trainable ones if `keep_trainable`."""
     memo: dict[int, Any] = {}
     for weight in model.parameters():
         if not (keep_trainable and weight.requires_grad):

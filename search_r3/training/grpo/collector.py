@@ -1,6 +1,6 @@
-"""Sampled and scored rollouts, group by group, in the order in which `step.grpo_step` asks for them.
+"""Samples and scores the rollouts of a step, group by group; called by `step.grpo_step`.
 
-The processes share the queries of a batch. Which queries those are and what is sampled for them does not depend on the
+The processes share the queries of a batch. Neither the choice of queries nor what is sampled for them depends on the
 number of processes; every process makes the same calls in the same order.
 
 Shape suffixes: R rollouts, B queries, D dimensions.
@@ -25,10 +25,10 @@ from search_r3.training.lora.live_encoder import encode_rows
 
 
 class RolloutCollector:
-    """The parts of a step that make its rollouts.
+    """Chooses a batch's queries, samples their rollouts and scores them.
 
     Args:
-        training_queries: which queries there are, and which make which batch.
+        training_queries: the queries, and their order.
         documents: the texts of the corpus.
     """
 
@@ -37,21 +37,21 @@ class RolloutCollector:
         self._seconds_sample = 0.0
 
     def next_queries(self, generation_index: int, rounds: Sequence[ScoredGroups]) -> list[int]:
-        """Numbers of the training queries to sample next, those of all processes; [] when there are enough.
+        """Numbers of the training queries to sample next, over all processes; [] when there are enough.
 
-        First the batch's own. If zero_variance is "resample", then others, until enough groups have variance or
-        `max_resample_rounds` are made (DAPO's dynamic sampling, arXiv 2503.14476).
+        First the batch's own queries. If zero_variance is "resample", others follow until enough groups have variance
+        or `max_resample_rounds` is reached (DAPO's dynamic sampling, arXiv 2503.14476).
 
         Args:
-            rounds: what was sampled for this batch so far.
+            rounds: what has been sampled for this batch so far.
         """
         config, order = self.config, self.training_queries.order
         if not rounds:
             return order.batch(generation_index)
         if config.zero_variance != "resample" or len(rounds) > config.max_resample_rounds:
             return []
-        found = sum(group.has_variance for scored in rounds for group in scored.groups)
-        missing = config.queries_per_step - sum(collectives.all_gather_object(found))
+        usable = sum(group.has_variance for scored in rounds for group in scored.groups)
+        missing = config.queries_per_step - sum(collectives.all_gather_object(usable))
         return order.others(generation_index, len(rounds), missing) if missing > 0 else []
 
     def sample(
@@ -62,16 +62,16 @@ class RolloutCollector:
         generation_index: int,
         round_index: int,
     ) -> list[Group]:
-        """`num_generations` rollouts for each of this process's share of the queries.
+        """`num_generations` rollouts for each query of this process's share.
 
         Args:
             engine: samples the rollouts, with the weights of its last `sync`.
             encoder: embeds the queries without reasoning, for comparison.
-            queries: numbers of training queries, of all processes.
-            round_index: 0, then the rounds of resampling.
+            queries: numbers of the training queries of all processes.
+            round_index: 0 for the batch's own queries, then 1, 2, ... for the resampling rounds.
         """
         config = self.config
-        mine = collectives.contiguous_shard(len(queries))  # so that by rank all queries are in one process's order
+        mine = collectives.contiguous_shard(len(queries))  # by rank, the shares give the order of one process
         chosen = [self.training_queries.queries[queries[i]] for i in mine]
         texts = [query.text for query in chosen]
         begun = time.perf_counter()
@@ -87,14 +87,14 @@ class RolloutCollector:
         self._seconds_sample = time.perf_counter() - begun
         size = config.num_generations
         return [
-            Group(query, rollouts[line * size : (line + 1) * size], direct_BD[line], (round_index, i))
-            for line, (query, i) in enumerate(zip(chosen, mine, strict=True))
+            Group(query, rollouts[row * size : (row + 1) * size], direct_BD[row], (round_index, i))
+            for row, (query, i) in enumerate(zip(chosen, mine, strict=True))
         ]
 
     def score(
         self, groups: list[Group], encoder: SearchR3, environment: RetrievalEnvironment, step: int
     ) -> ScoredGroups:
-        """Refresh the documents that the rollouts touch, rank the corpus for each, and set their rewards."""
+        """Refresh documents for these rollouts, rank the corpus for each rollout, and set the rewards."""
         config = self.config
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         embeddings = np.array([rollout.embedding for rollout in rollouts], dtype=np.float32)

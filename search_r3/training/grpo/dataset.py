@@ -1,7 +1,7 @@
-"""The training data of stage 2: queries, the documents of the environment, and which document answers which query.
+"""The training data of stage 2: queries, the environment's documents, and which documents answer which query.
 
-Documents are identified by their text, so that sets may share them. The recipe refuses test splits; held-out queries
-and those of the dev pools are never trained on.
+Documents are identified by their text, so data sets may share them. The recipe refuses test splits; held-out queries
+and the queries of the dev pools are never trained on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from search_r3.errors import InputError
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet
 
 ORDER_STREAM, RESAMPLE_STREAM = 91, 92
-"""Separate the random streams: an epoch's shuffle, and queries drawn in place of groups without variance."""
+"""Keys of separate random streams: the shuffle of an epoch, and the queries that replace groups without variance."""
 
 
 @dataclass
 class Query:
-    """A query, and the grades of the corpus's rows that are judged for it."""
+    """A query with its relevance judgments: `grades` maps rows of the corpus to grades."""
 
     id: str
     text: str
@@ -34,13 +34,13 @@ class Query:
 
     @property
     def positive(self) -> int:
-        """A row of the highest grade."""
+        """The row with the highest grade; of several, the first."""
         return max(self.grades, key=lambda row: (self.grades[row], -row))
 
 
 @dataclass
 class RLDataset:
-    """The documents (row i is document i), the training queries, and the held-out ones."""
+    """The documents (document i is row i of the corpus), the training queries, and the held-out queries."""
 
     documents: list[str]
     train: list[Query]
@@ -48,7 +48,7 @@ class RLDataset:
 
     @property
     def sha256(self) -> str:
-        """Of the documents and the queries with their grades, which may not change when a run is resumed."""
+        """Hash of the documents and of the queries with their grades; a run resumes only if it is unchanged."""
         digest = hashlib.sha256("\0".join(self.documents).encode("utf-8", "surrogatepass"))
         for query in (*self.train, *self.held_out):
             digest.update(f"\0{query.text}\0{sorted(query.grades.items())}".encode("utf-8", "surrogatepass"))
@@ -62,16 +62,17 @@ def load_rl_dataset(config: GRPOConfig, never: Collection[str] = ()) -> RLDatase
         never: texts of queries to leave out of training, such as the dev pools'.
 
     Raises:
-        InputError: a file or a set cannot be read; a query's positive is not in the corpus; or nothing to train on.
+        InputError: a file or a data set cannot be read, a query's positive is not in the corpus, or there is nothing to
+            train on.
     """
     texts = dict.fromkeys(text for source in config.corpus for text in _documents(config, source) if text.strip())
     sets = {part: _merged(config, part) for part in ("train", "held_out")}
     avoid = {text.strip() for text in never} | sets["held_out"].keys()
-    sets["train"] = {text: found for text, found in sets["train"].items() if text not in avoid}
+    sets["train"] = {text: entry for text, entry in sets["train"].items() if text not in avoid}
     if not sets["train"]:
         raise InputError("no query is left to train on: all are held out, in a dev pool, or without a positive")
     positives: dict[str, None] = {}
-    for identity, judged in (found for part in sets.values() for found in part.values()):
+    for identity, judged in (entry for part in sets.values() for entry in part.values()):
         for text, grade in judged.items():
             if grade > 0 and text not in texts:
                 raise InputError(
@@ -100,21 +101,21 @@ def load_rl_dataset(config: GRPOConfig, never: Collection[str] = ()) -> RLDatase
 
     held_out = numbered(sets["held_out"])
     by_id = {query.id: query for query in held_out}
-    mixed = [by_id[key] for key in stable_order(by_id, config.loop.seed)]  # the first few are of every set
+    mixed = [by_id[key] for key in stable_order(by_id, config.loop.seed)]  # so that the first few come from every set
     return RLDataset(documents, numbered(sets["train"]), mixed)
 
 
 class TrainingQueries:
-    """The queries that are trained on, all or those that `keep` has chosen, and which of them make which batch.
+    """The queries that are trained on (all of them, or those passed to `keep`), and their order in batches.
 
     Args:
-        every: the data set's training queries.
-        batch_size: queries of a batch, over all processes.
+        every: all training queries of the data set.
+        batch_size: queries per batch, over all processes.
 
     Attributes:
-        kept: numbers of the chosen ones among them all; None if none were chosen yet, so that all are trained on.
-        queries: those that are trained on.
-        order: which of these make which batch.
+        kept: indices into `every` of the queries that are trained on; None for all.
+        queries: the queries that are trained on.
+        order: which of `queries` are in which batch.
     """
 
     def __init__(self, every: Sequence[Query], batch_size: int, seed: int) -> None:
@@ -122,10 +123,10 @@ class TrainingQueries:
         self.keep(None)
 
     def keep(self, numbers: list[int] | None) -> None:
-        """Train on these only, or on all.
+        """Train only on the queries with these indices; None for all.
 
         Raises:
-            InputError: too few for a batch.
+            InputError: there are too few for one batch.
         """
         self.kept = numbers
         self.queries = list(self._every) if numbers is None else [self._every[number] for number in numbers]
@@ -133,11 +134,11 @@ class TrainingQueries:
 
 
 class QueryOrder:
-    """Which queries make which batch: a pure function of the seed and the batch's number.
+    """Which queries are in which batch: a pure function of the seed and the batch's number.
 
     Args:
         queries: the number of training queries.
-        size: queries of a batch, over all processes.
+        size: queries per batch, over all processes.
     """
 
     def __init__(self, queries: int, size: int, seed: int) -> None:
@@ -150,13 +151,13 @@ class QueryOrder:
             )
 
     def batch(self, number: int) -> list[int]:
-        """The queries of a batch; an epoch takes each at most once."""
-        epoch, place = divmod(number, self.per_epoch)
+        """The queries of a batch; each occurs at most once per epoch."""
+        epoch, index = divmod(number, self.per_epoch)
         order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(self.queries)
-        return order[place * self.size : (place + 1) * self.size].tolist()
+        return order[index * self.size : (index + 1) * self.size].tolist()
 
     def others(self, number: int, attempt: int, count: int) -> list[int]:
-        """Queries drawn from all of them to replace some of a batch: `count` different ones (or all there are)."""
+        """`count` different queries (or all, if there are fewer), drawn at random to replace some of a batch."""
         rng = np.random.default_rng([self.seed, RESAMPLE_STREAM, number, 0, attempt])
         return rng.permutation(self.queries)[:count].tolist()
 
@@ -171,35 +172,35 @@ def _documents(config: GRPOConfig, source: Any) -> Iterator[str]:
 
 
 def _merged(config: GRPOConfig, part: str) -> dict[str, tuple[str, dict[str, float]]]:
-    """Query text -> (id, document text -> grade) of all sets; a query that occurs twice has all its answers."""
+    """Query text -> (id, document text -> grade), over all sets; repeated queries get all their answers."""
     merged: dict[str, tuple[str, dict[str, float]]] = {}
     for source in config.queries:
-        found = _queries(config, source, held_out=part == "held_out")
+        queries = _queries(config, source, held_out=part == "held_out")
         if part == "train" and source.limit is not None:
-            kept = set(stable_order(found, config.loop.seed)[: source.limit])
-            found = {key: value for key, value in found.items() if key in kept}
-        for key, (text, judged) in found.items():
+            kept = set(stable_order(queries, config.loop.seed)[: source.limit])
+            queries = {key: value for key, value in queries.items() if key in kept}
+        for key, (text, judged) in queries.items():
             grades = merged.setdefault(text.strip(), (f"{source.name}/{key}", {}))[1]
             for document, grade in judged.items():
                 grades[document] = max(grade, grades.get(document, grade))
-    return {text: found for text, found in merged.items() if any(grade > 0 for grade in found[1].values())}
+    return {text: entry for text, entry in merged.items() if any(grade > 0 for grade in entry[1].values())}
 
 
 def _queries(config: GRPOConfig, source: QuerySet, held_out: bool) -> dict[str, tuple[str, dict[str, float]]]:
-    """Id -> (query text, document text -> grade) of one set, those held out or the others."""
+    """Id -> (query text, document text -> grade) of one set: either the held-out queries or the others."""
     modulus = source.hold_out_modulus
     if held_out and not modulus:
         return {}
-    found: dict[str, tuple[str, dict[str, float]]] = {}
+    queries: dict[str, tuple[str, dict[str, float]]] = {}
     if source.pairs:
         for pair in read_pairs(source.pairs):
             digest = hashlib.blake2b(pair.query.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
             if not modulus or (int.from_bytes(digest, "little") % modulus == 0) == held_out:
-                found[pair.id] = (pair.query, pair.relevant)
-        return found
+                queries[pair.id] = (pair.query, pair.relevant)
+        return queries
     dataset = load_beir(find_dataset(str(source.beir), config.data_root), source.split)
     for key, text in dataset.queries.items():
         if not modulus or is_held_out(key, modulus) == held_out:
             judged = {dataset.corpus[did].full_text: float(grade) for did, grade in dataset.qrels[key].items()}
-            found[key] = (text, judged)
-    return found
+            queries[key] = (text, judged)
+    return queries

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from search_r3.config import at_least, require
 from search_r3.environment.environment_config import EnvironmentConfig
 from search_r3.errors import InputError
 from search_r3.model.engines.registry import training_engine
@@ -16,16 +17,16 @@ from search_r3.training.grpo.policy_gradient import AdvantageEstimator, LossType
 
 @dataclass
 class Source:
-    """Documents of the environment: from one of the two."""
+    """Documents of the environment, from a BEIR data set or from a file of training pairs."""
 
     beir: str | None = None
     """A BEIR data set: a name below the data root, or a folder."""
     pairs: str | None = None
-    """A JSONL file of training pairs: their positives and negatives."""
+    """A JSONL file of training pairs, whose positives and negatives are the documents."""
 
     def __post_init__(self) -> None:
         if (self.beir is None) == (self.pairs is None):
-            raise InputError("a source is either beir: NAME or pairs: FILE; give one of them")
+            raise InputError("a source is either beir: NAME or pairs: FILE; give exactly one of them")
 
     @property
     def name(self) -> str:
@@ -38,26 +39,25 @@ class QuerySet(Source):
     """Queries with known answers to train on."""
 
     split: str = "train"
-    """The split of a BEIR set; only training splits are taken."""
+    """The split of a BEIR set; only training splits are accepted."""
     hold_out_modulus: int = 0
-    """Hold out every so many-th query, for evaluation only: int(id) % modulus == 0 of a BEIR set (scifact: 8), a hash
-    of the query of pairs; 0 holds out none."""
+    """Hold out every n-th query for evaluation: in a BEIR set, those with int(id) % n == 0 (scifact: 8); of pairs,
+    those whose query's hash is divisible by n. 0 holds out none."""
     limit: int | None = None
-    """The most training queries, chosen by a hash of their ids."""
+    """Maximum number of training queries, chosen by a hash of their ids."""
 
     @property
     def trained_on(self) -> dict[str, str]:
-        """Its entry in a model card: {"dataset", "split"} of a BEIR set, {"pairs"} of a file (its name alone)."""
+        """Its entry in a model card: {"dataset", "split"} for a BEIR set, {"pairs"} with the file's name for a file."""
         return {"dataset": Path(self.beir).name, "split": self.split} if self.beir else {"pairs": Path(self.name).name}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.split.startswith("train"):
             raise InputError(f"split {self.split!r} of {self.name}: only training splits may be trained on")
-        if self.hold_out_modulus < 0 or self.hold_out_modulus == 1:
-            raise InputError(f"hold_out_modulus must be 0, or 2 or more, not {self.hold_out_modulus}")
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit must be 1 or more, not {self.limit}")
+        modulus = self.hold_out_modulus
+        require(modulus == 0 or modulus >= 2, "hold_out_modulus", modulus, "0, or 2 or more")
+        at_least(self, limit=1)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class GRPOConfig:
     """A stage 2 recipe."""
 
     adapter: str
-    """The stage 1 adapter to start from: a name in `models/` or a folder. It is also the reference policy."""
+    """The stage 1 adapter to start from, a name in `models/` or a folder. It is also the reference policy."""
     queries: list[QuerySet]
     """The queries to train on."""
     corpus: list[Source]
@@ -73,90 +73,97 @@ class GRPOConfig:
     output: str
     """The run's folder: log, rollouts, checkpoints, and at the end `adapter/`."""
     max_documents: int | None = None
-    """The most documents of the environment: the positives of all queries, then others chosen by a hash."""
+    """Maximum number of documents: the positives of all queries, then others chosen by a hash."""
     min_positive_rank: int = 1
-    """Train only on queries whose direct embedding, when the run begins, ranks its best positive here or deeper: 2
-    leaves out the queries that need no reasoning, whose rollouts differ in cosine alone."""
+    """Train only on queries whose direct embedding, at the start of the run, ranks the best positive at this rank or
+    lower. 2 leaves out queries that need no reasoning, whose rollouts differ only in their cosines."""
     max_positive_rank: int | None = None
-    """And only on those that rank it here or higher: a positive that lies far deeper is rarely found by any rollout."""
+    """Train only on queries that rank it at this rank or higher: rollouts rarely find a positive that ranks far
+    lower."""
     queries_per_step: int = 8
-    """Queries of a batch, over all processes."""
+    """Queries per batch of rollouts, over all processes."""
     num_generations: int = 8
-    """Rollouts for each query: the group that advantages compare (TRL's key)."""
+    """Rollouts per query: the group within which advantages are computed (TRL's key)."""
     max_reasoning_tokens: int = 32
-    """The longest reasoning trace, in tokens; the embed token comes on top."""
+    """Maximum length of a reasoning trace in tokens, without the embed token."""
     min_reasoning_tokens: int = 0
-    """A shorter trace earns the reward of a missing embed token. Where reasoning adds little, the policy otherwise
-    learns to write what the direct conversation says ("The embedding is") and nothing else."""
+    """A shorter trace gets the reward for a missing embed token. Otherwise, where reasoning adds little, the policy
+    learns to write only what the direct conversation says ("The embedding is")."""
     max_query_tokens: int = 48
-    """Tokens kept of a query."""
+    """Queries are truncated to this many tokens."""
     max_document_tokens: int = 128
-    """Tokens kept of a document."""
+    """Documents are truncated to this many tokens."""
     temperature: float = 1.0
-    """Of sampling, and so of the policy whose log-probabilities are trained."""
+    """Sampling temperature, and that of the policy whose log-probabilities are trained."""
     engine: str = "torch"
-    """The engine that samples: torch, or vllm, which needs a GPU and the extra of that name; or another package's."""
+    """The engine that samples: torch, vllm (which needs a GPU and the extra of that name), or an engine of a plugin."""
     generation_batch_size: int = 64
-    """Rollouts that the torch engine generates at once."""
+    """Number of rollouts that the torch engine generates at once."""
     loss_type: LossType = "dapo"
-    """How tokens are averaged: over each rollout first ("grpo"), all alike ("dapo"), or by a constant ("dr_grpo")."""
+    """How the loss is averaged over tokens: first over each rollout ("grpo"), over all tokens equally ("dapo"), or
+    divided by a constant ("dr_grpo")."""
     advantage_estimator: AdvantageEstimator = "grpo"
-    """The baseline subtracted from a reward: the mean of its group ("grpo"), or of the group's others ("rloo")."""
+    """The baseline subtracted from a reward: the mean of its group ("grpo"), or of the other rollouts of the group
+    ("rloo")."""
     scale_rewards: ScaleRewards = "group"
     """Divide advantages by the standard deviation of the group ("group") or not ("none", as Dr. GRPO does)."""
     epsilon_low: float = 0.2
-    """The ratio is clipped below 1 - this."""
+    """Lower clip bound: the ratio is clipped at 1 - epsilon_low."""
     epsilon_high: float = 0.28
-    """The ratio is clipped above 1 + this: higher, so that rare good tokens may grow (DAPO's clip-higher)."""
+    """Upper clip bound: the ratio is clipped at 1 + epsilon_high. Larger than epsilon_low, so that rare good tokens can
+    become likelier (DAPO's clip-higher)."""
     beta: float = 0.02
-    """Weight of the KL to the stage 1 policy; 0 saves the reference's forward pass."""
+    """Weight of the KL to the stage 1 policy; 0 skips the reference's forward pass."""
     unbiased_kl: bool = False
     """Multiply the KL estimate by the ratio, for an unbiased gradient (arXiv 2512.02556)."""
     num_iterations: int = 1
-    """Passes over a batch of rollouts. The ratio leaves 1 from the second optimizer step of a batch on."""
+    """Passes over a batch of rollouts. From the second optimizer step of a batch on, the ratio differs from 1."""
     num_mini_batches: int = 1
-    """Optimizer steps of a pass; `loop.steps` counts optimizer steps."""
+    """Parts into which a pass splits the batch of rollouts, with one optimizer step each (PPO's mini-batches; not the
+    rows of `mini_batch_size`). `loop.steps` counts optimizer steps."""
     zero_variance: Literal["keep", "drop", "resample"] = "drop"
-    """Groups whose rewards are all equal: kept with an advantage of 0, left out of the policy loss and the KL, or
-    replaced by groups of other queries for at most `max_resample_rounds` rounds, then left out."""
+    """What happens to groups whose rewards are all equal: "keep" trains on them with an advantage of 0; "drop" leaves
+    them out of the policy loss and the KL; "resample" replaces them by groups of other queries, in at most
+    `max_resample_rounds` rounds, and drops the rest."""
     max_resample_rounds: int = 2
-    """Further rounds of sampling for zero_variance: resample."""
+    """Maximum number of additional sampling rounds for zero_variance: resample."""
     contrastive_weight: float = 0.1
-    """Weight of InfoNCE between the rollouts' embeddings and the documents refreshed at this step; 0 leaves it out."""
+    """Weight of InfoNCE between the rollouts' embeddings and the documents refreshed at this step; 0 turns it off."""
     contrastive_temperature: float = 0.03
-    """InfoNCE's temperature."""
+    """Temperature of InfoNCE."""
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     """Rewards, their shaping, and which documents are re-encoded."""
     corpus_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the corpus's matrix; "auto" is float32 on a CPU, bfloat16 on a GPU."""
     shard_corpus: bool = False
-    """Over several processes, each holds a slice of the matrix instead of all of it: for millions of documents."""
+    """With several processes, keep one slice of the matrix on each instead of a copy: for millions of documents."""
     staleness_eval_every: int = 25
-    """Steps between two evaluations of how stale the corpus is, on held-out queries; 0 never evaluates it."""
+    """Steps between two staleness evaluations of the corpus, on held-out queries; 0 never evaluates it."""
     staleness_eval_queries: int = 64
-    """Held-out queries of the staleness evaluation and of the dev reward."""
+    """Number of held-out queries used for the staleness evaluation and the dev reward."""
     staleness_eval_rows: int = 1000
-    """Random documents that the staleness evaluation re-encodes, beside its queries' live top 100."""
+    """Random documents that the staleness evaluation re-encodes, in addition to its queries' live top 100."""
     dev: list[str] = field(default_factory=lambda: ["cosqa", "scifact"])
-    """Dev pools whose mean nDCG@10 with reasoning chooses the best adapter; without any, the dev reward does."""
+    """Dev pools whose mean nDCG@10 with reasoning chooses the best adapter; without dev pools, the dev reward does."""
     data_root: str | None = None
-    """The folder of the data sets; by default SEARCH_R3_DATA."""
+    """The folder of the data sets; by default, the environment variable SEARCH_R3_DATA."""
     dev_queries: int = 100
     """Queries of each dev pool."""
     dev_documents: int = 400
     """Documents of each dev pool."""
     num_completions_to_log: int = 8
-    """Rollouts written to rollouts.jsonl each time, and dev queries whose reasoning is written at each evaluation."""
+    """Number of rollouts written to rollouts.jsonl each time, and of dev traces written at each evaluation."""
     log_completions_every: int = 10
-    """Steps between two writings of training rollouts to rollouts.jsonl; 0 writes none."""
+    """Write training rollouts to rollouts.jsonl every this many steps; 0 writes none."""
     mini_batch_size: int = 32
-    """Rows of one backbone call."""
+    """Rows per forward pass of the backbone; it affects memory and speed, not the loss."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass, one mini-batch at a time: memory for one, a third more work."""
+    """Recompute activations in the backward pass, one mini-batch at a time: less memory for a third more
+    computation."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """"auto": eager on a CPU (its fused backward pass is slower there), sdpa on a GPU."""
     lora: LoraSettings = field(default_factory=LoraSettings)
-    """The new adapter on top of stage 1's; saved with it as one, whose rank is the sum."""
+    """The new adapter, trained on top of stage 1's; the two are saved as one adapter whose rank is the sum."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(learning_rate=2e-5))
     """The training loop."""
 
@@ -171,53 +178,34 @@ class GRPOConfig:
         training_engine(self.engine)
         if not self.corpus:
             raise InputError("corpus is empty: name the documents that queries are to find")
-        if self.num_generations < 2:
-            raise InputError(
-                f"num_generations must be 2 or more, not {self.num_generations}: an advantage compares the rollouts of "
-                "a group"
-            )
-        for name in _COUNTS:
-            self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in _COUNTS_OR_NONE:
-            self._require(name, getattr(self, name) >= 0, "0 or more")
+        per_query = self.num_generations
+        require(per_query >= 2, "num_generations", per_query, "2 or more", ": advantages compare a group's rollouts")
+        at_least(
+            self, min_positive_rank=1, queries_per_step=1, max_reasoning_tokens=1, max_query_tokens=1,
+            max_document_tokens=1, num_iterations=1, num_mini_batches=1, generation_batch_size=1, mini_batch_size=1,
+            staleness_eval_queries=1, dev_queries=1, dev_documents=1, min_reasoning_tokens=0, max_resample_rounds=0,
+            staleness_eval_every=0, staleness_eval_rows=0, num_completions_to_log=0, log_completions_every=0,
+            beta=0, contrastive_weight=0, max_documents=2,
+        )  # fmt: skip
         for name in ("temperature", "contrastive_temperature", "epsilon_low", "epsilon_high"):
-            self._require(name, math.isfinite(getattr(self, name)) and getattr(self, name) > 0, "above 0")
-        for name in ("beta", "contrastive_weight"):
-            self._require(name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "0 or more")
-        self._require("epsilon_low", self.epsilon_low <= 1, "at most 1", ": a ratio is never below 0")
-        self._require("max_documents", self.max_documents is None or self.max_documents >= 2, "2 or more")
-        self._check_together()
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0")
+        require(self.epsilon_low <= 1, "epsilon_low", self.epsilon_low, "at most 1", ": a ratio is never below 0")
+        self._check_combinations()
 
-    def _check_together(self) -> None:
-        """The limits that keys set for each other."""
-        deepest, budget = self.max_positive_rank, self.max_reasoning_tokens
-        least = f"min_positive_rank ({self.min_positive_rank}) or more"
-        self._require("max_positive_rank", deepest is None or deepest >= self.min_positive_rank, least)
-        at_most = f"at most max_reasoning_tokens ({budget})"
-        self._require("min_reasoning_tokens", self.min_reasoning_tokens <= budget, at_most)
-        rollouts = self.queries_per_step * self.num_generations
-        self._require("num_mini_batches", self.num_mini_batches <= rollouts, "at most the rollouts of a step")
-        if self.lora.dropout:
-            raise InputError(f"lora.dropout must be 0, not {self.lora.dropout}: the first ratio of a batch must be 1")
-        if self.loop.gradient_accumulation != 1:
-            raise InputError("loop.gradient_accumulation must be 1: use activation_checkpointing to save memory")
-        if self.environment.length_weight and self.environment.length_free >= budget:
-            raise InputError(
-                f"environment.length_free must be below max_reasoning_tokens ({budget}), "
-                f"not {self.environment.length_free}"
-            )
-
-    def _require(self, name: str, holds: bool, expected: str, why: str = "") -> None:
-        if not holds:
-            raise InputError(f"{name} must be {expected}, not {getattr(self, name)}{why}")
-
-
-_COUNTS = (
-    "min_positive_rank", "queries_per_step", "max_reasoning_tokens", "max_query_tokens", "max_document_tokens",
-    "num_iterations", "num_mini_batches", "generation_batch_size", "mini_batch_size", "staleness_eval_queries",
-    "dev_queries", "dev_documents",
-)  # fmt: skip
-_COUNTS_OR_NONE = (
-    "min_reasoning_tokens", "max_resample_rounds", "staleness_eval_every", "staleness_eval_rows",
-    "num_completions_to_log", "log_completions_every",
-)  # fmt: skip
+    def _check_combinations(self) -> None:
+        """Check keys against each other."""
+        lowest, budget = self.max_positive_rank, self.max_reasoning_tokens
+        expected = f"min_positive_rank ({self.min_positive_rank}) or more"
+        require(lowest is None or lowest >= self.min_positive_rank, "max_positive_rank", lowest, expected)
+        expected = f"at most max_reasoning_tokens ({budget})"
+        require(self.min_reasoning_tokens <= budget, "min_reasoning_tokens", self.min_reasoning_tokens, expected)
+        rollouts, parts = self.queries_per_step * self.num_generations, self.num_mini_batches
+        require(parts <= rollouts, "num_mini_batches", parts, f"at most the {rollouts} rollouts of a batch")
+        dropout = self.lora.dropout
+        require(not dropout, "lora.dropout", dropout, "0", ": the first ratio of a batch must be 1")
+        accumulation = self.loop.gradient_accumulation
+        why = "; use activation_checkpointing to save memory"
+        require(accumulation == 1, "loop.gradient_accumulation", accumulation, "1", why)
+        free = self.environment.length_free
+        fits = not self.environment.length_weight or free < budget
+        require(fits, "environment.length_free", free, f"below max_reasoning_tokens ({budget})")

@@ -1,4 +1,4 @@
-"""Stage 2 as a task of the training loop: its state, its dev figures and its checkpoints around `step.grpo_step`."""
+"""Stage 2 as a task of the training loop: the state, dev metrics and checkpoints around `step.grpo_step`."""
 
 from __future__ import annotations
 
@@ -6,35 +6,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from search_r3.config import default_values, to_dict
-from search_r3.data.dev_pools import dev_pool
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.resolve import resolve
-from search_r3.model.searchr3 import SearchR3
 from search_r3.prompts import render
 from search_r3.training.config import load_config
-from search_r3.training.dev_evaluation import dev_figures
+from search_r3.training.dev_evaluation import dev_metrics, load_dev_pools
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
 from search_r3.training.grpo.collector import RolloutCollector
 from search_r3.training.grpo.dataset import RLDataset, TrainingQueries, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.live_environment import ROLLOUTS_FILE, LiveEnvironment
-from search_r3.training.grpo.live_validation import live_figures
+from search_r3.training.grpo.live_validation import live_metrics
 from search_r3.training.grpo.rollout import RolloutBatch
 from search_r3.training.grpo.rollout_engines import EngineRollouts, RolloutEngine
 from search_r3.training.grpo.step import grpo_step
-from search_r3.training.loop import run_training
 from search_r3.training.lora.concatenation import ConcatenatedAdapter
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Policy, add_lora
 from search_r3.training.precision import resolve_attention
+from search_r3.training.stage import train_stage
 from search_r3.training.training_log import truncate_log
 
 FORMAT = 2
@@ -46,9 +42,9 @@ class GRPOTask:
     Args:
         config: the recipe.
         checkpoint: the stage 1 adapter merged into its base, in float32, without a new adapter yet.
-        first: the stage 1 adapter's folder; its weights become part of what is saved.
+        first: the stage 1 adapter's folder; the saved adapter includes its weights.
         dataset: see `load_rl_dataset`.
-        engine: samples rollouts; by default the recipe's.
+        engine: samples the rollouts; by default, the engine that the recipe names.
     """
 
     def __init__(
@@ -96,51 +92,43 @@ class GRPOTask:
         self.rollouts: RolloutBatch | None = None
         self.rollouts_of_all: list[dict[str, Any]] = []
         self.steps_done = 0
-        self.pools = [
-            dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev
-        ]
+        self.pools = load_dev_pools(config)
 
     def batch(self, step: int) -> int:
-        """The step's number: the step samples its rollouts itself, with the weights of then."""
+        """The step's number: `grpo_step` samples the rollouts itself, with the weights of that moment."""
         return step
 
     def training_step(
         self, module: nn.Module, batch: int, backward: Callable[[Tensor], None]
     ) -> tuple[Tensor, dict[str, float]]:
-        """The gradients of step `batch`, its loss and its figures: see `step.grpo_step`."""
-        loss, figures = grpo_step(self, module, batch, backward)
+        """Compute the gradients of step number `batch`; returns its loss and metrics (see `step.grpo_step`)."""
+        loss, metrics = grpo_step(self, module, batch, backward)
         self.steps_done = batch + 1
-        return loss, figures
+        return loss, metrics
 
-    def nothing_to_learn(self, figures: dict[str, float]) -> str | None:
-        """See `learning_signal`: whether no query's rollouts earned different rewards."""
-        if figures["trained_rollouts"] > 0 and (self.config.zero_variance != "keep" or figures["zero_variance"] < 1):
+    def nothing_to_learn(self, metrics: dict[str, float]) -> str | None:
+        """Why a step had nothing to learn from (see `learning_signal`): all rewards were equal within each group."""
+        if metrics["trained_rollouts"] > 0 and (self.config.zero_variance != "keep" or metrics["zero_variance"] < 1):
             return None
         return (
-            f"each query's rollouts all earned the same reward (mean {figures['reward']:.3f}); try harder queries "
+            f"each query's rollouts all earned the same reward (mean {metrics['reward']:.3f}); try harder queries "
             "(min_positive_rank), a larger num_generations, a higher temperature or another environment.reward"
         )
 
     def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
-        """`dev_figures` of each pool and their mean, and the held-out queries' reward in the live corpus."""
+        """`dev_metrics` of the recipe's dev pools, and the reward of the held-out queries in the live corpus."""
         with torch.autocast(next(module.parameters()).device.type, enabled=False):  # cosines and the graph are float32
             return self._evaluate(step)
 
     def _evaluate(self, step: int) -> dict[str, float]:
         config, encoder = self.config, self.live.encoder.sync()
         environment = self.live.open(encoder)
-        figures: dict[str, float] = {}
-        for pool in self.pools:
-            found = dev_figures(encoder, pool, config.max_document_tokens, config.max_reasoning_tokens)
-            figures |= {f"{pool.name}.{key}": value for key, value in found.items()}
-        for mode in ("off", "on"):
-            if self.pools:
-                figures[f"ndcg@10.{mode}"] = float(np.mean([figures[f"{pool.name}.{mode}"] for pool in self.pools]))
+        metrics = dev_metrics(encoder, self.pools, config.max_document_tokens, config.max_reasoning_tokens)
         if queries := self.live.held_out:
-            live, records = live_figures(encoder, environment, queries, config)
-            figures |= live
+            live, records = live_metrics(encoder, environment, queries, config)
+            metrics |= live
             self.live.write_rollouts({"step": step, "dev": True} | record for record in records)
-        return figures
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """The environment (vectors, versions, graph) and, between the steps of a batch, all processes' rollouts."""
@@ -154,10 +142,10 @@ class GRPOTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Raises:
-            InputError: the state is of another corpus, or of another version of Search-R3.
+            InputError: the state belongs to another corpus, or to another version of Search-R3.
         """
         if state["format"] != FORMAT:
             raise InputError(
@@ -188,7 +176,7 @@ def load_stage_one(name: str) -> tuple[Checkpoint, Path]:
     record = checkpoints.read_record(folder)
     if record is None:
         raise InputError(
-            f"{name} has no contract ({checkpoints.CONTRACT_FILE}), so it is no stage 1 adapter; give the `adapter` "
+            f"{name} has no contract ({checkpoints.CONTRACT_FILE}), so it is not a stage 1 adapter; give the `adapter` "
             "folder of a run of search-r3 train sft"
         )
     if record["kind"] != "adapter":
@@ -197,36 +185,29 @@ def load_stage_one(name: str) -> tuple[Checkpoint, Path]:
 
 
 def train_grpo(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = True) -> Path:
-    """Train stage 2 from a YAML recipe; returns the adapter's folder, with golden vectors; it has been loaded once.
+    """Train stage 2 from a YAML recipe; returns the adapter's folder, with golden vectors.
 
     Raises:
-        InputError: anything wrong with the recipe, the adapter, the queries, the corpus or the disk.
+        InputError: the recipe, the adapter, the queries, the corpus or the disk has a problem.
     """
     config = load_config(recipe, GRPOConfig, overrides)
     start_processes()
     checkpoint, first = load_stage_one(config.adapter)
-    pools = [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
-    dataset = load_rl_dataset(config, {text for pool in pools for text in pool.queries.values()})
+    dev_queries = {text for pool in load_dev_pools(config) for text in pool.queries.values()}
+    dataset = load_rl_dataset(config, dev_queries)
     checkpoint.model.set_attn_implementation(resolve_attention(config.attention))
-    torch.manual_seed(config.loop.seed)  # the adapter's own initialization
+    torch.manual_seed(config.loop.seed)  # for the initialization of the new adapter
     task = GRPOTask(config, checkpoint, first, dataset)
-    free = ("output", "data_root", "queries", "corpus", "loop", "activation_checkpointing", "mini_batch_size",
-            "adapter", "shard_corpus")  # fmt: skip
-    describe = {key: value for key, value in to_dict(config).items() if key not in free} | {
-        "dataset_sha256": dataset.sha256,
-        "adapter_contract": checkpoint.contract.hash,
-        "trained_on": [source.trained_on for source in config.queries],
-    }
-    best = "ndcg@10.on" if config.dev else ("live.reward" if dataset.held_out else None)
-    folder = run_training(
+    return train_stage(
         task,
-        config.loop,
-        Path(config.output),
+        config,
         resume=resume,
-        best_metric=best,
-        describe=describe,
-        defaults=default_values(GRPOConfig),
-    )
-    if task.rank == 0 and (folder / checkpoints.CONTRACT_FILE).is_file():
-        SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)
-    return folder
+        best_metric="ndcg@10.on" if config.dev else ("live.reward" if dataset.held_out else None),
+        ignored=("output", "data_root", "queries", "corpus", "loop", "activation_checkpointing", "mini_batch_size",
+                 "adapter", "shard_corpus"),
+        identity={
+            "dataset_sha256": dataset.sha256,
+            "adapter_contract": checkpoint.contract.hash,
+            "trained_on": [source.trained_on for source in config.queries],
+        },
+    )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What stage 2 keeps current with the policy's weights: the encoder, and the environment with its corpus.
+"""The parts of stage 2 that follow the policy's weights: the encoder, and the environment with its corpus.
 
-`LiveEnvironment` makes the environment at first use, when every document is encoded; chooses the training queries by
+`LiveEnvironment` creates the environment on first use, which encodes every document; chooses the training queries by
 their rank in it; evaluates how stale it has become; and logs rollouts with their ranks.
 """
 
@@ -31,20 +31,20 @@ from search_r3.training.lora.live_encoder import LiveEncoder, encode_rows
 
 ROLLOUTS_FILE = "rollouts.jsonl"
 ENCODE_BLOCK = 2048
-"""Documents encoded between two lines of progress, the first time."""
+"""Documents encoded between two progress lines, when the environment is created."""
 
 
 class LiveEnvironment:
     """The policy as an encoder, and the environment.
 
     Args:
-        dataset: its documents are the corpus, its held-out queries those of the staleness evaluation.
-        training_queries: are reduced to those of the wanted ranks when the environment is made.
+        dataset: provides the corpus (its documents) and the queries of the staleness evaluation (its held-out ones).
+        training_queries: reduced to the recipe's range of ranks when the environment is created.
         encoder: the policy as an encoder.
 
     Attributes:
         environment: None before the first `open`.
-        staleness: figures of the last staleness evaluation.
+        staleness: the metrics of the last staleness evaluation.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class LiveEnvironment:
 
     @property
     def held_out(self) -> list[Query]:
-        """The queries that the corpus is evaluated with, and the policy's reasoning in it."""
+        """The held-out queries used for the staleness evaluation and for validation in the live corpus."""
         return self.dataset.held_out[: self.config.staleness_eval_queries]
 
     def open(self, encoder: SearchR3) -> RetrievalEnvironment:
-        """The environment; the first time in a run, every document is encoded by the stage 1 model. A collective."""
+        """The environment; the first call of a run encodes every document with the stage 1 model. A collective."""
         if self.environment is None:
             if collectives.rank() == 0:
                 (Path(self.config.output) / ROLLOUTS_FILE).unlink(missing_ok=True)
@@ -75,16 +75,16 @@ class LiveEnvironment:
                     print(f"{done:,} of {len(corpus):,} documents encoded", file=sys.stderr, flush=True)
             self.environment = RetrievalEnvironment(corpus, self.config.environment, seed=self.config.loop.seed)
             if self.config.min_positive_rank > 1 or self.config.max_positive_rank is not None:
-                self.training_queries.keep(self._of_wanted_ranks(encoder, self.environment))
+                self.training_queries.keep(self._within_ranks(encoder, self.environment))
         return self.environment
 
     def evaluate_staleness(self, encoder: SearchR3, step: int) -> None:
-        """Set `staleness` by the held-out queries' direct embeddings, if that is due at `step`. A collective."""
+        """Measure `staleness` with the held-out queries' direct embeddings, if that is due at `step`. A collective."""
         config, queries = self.config, self.held_out
         if not is_due(step, config.staleness_eval_every, config.steps_per_generation):
             return
         texts = [query.text for query in queries]
-        found = self.open(encoder).evaluate_staleness(
+        result = self.open(encoder).evaluate_staleness(
             encoder.encode_query(texts, reasoning=False, show_progress_bar=False),
             [query.grades for query in queries],
             encode_rows(encoder, self.dataset.documents, config.max_document_tokens),
@@ -92,17 +92,17 @@ class LiveEnvironment:
             queries=texts,
             random_rows=config.staleness_eval_rows,
         )
-        self.staleness = {"staleness_recall": found.pooled_recall, "staleness_error": found.pooled_reward_error}
+        self.staleness = {"staleness_recall": result.pooled_recall, "staleness_error": result.pooled_reward_error}
 
     def log_completions(self, rounds: Sequence[ScoredGroups], step: int) -> None:
-        """Append some rollouts of a step's first round to the log, if they are due. A collective.
+        """Append some rollouts of a step's first round to the log, if that is due. A collective.
 
-        It is called after every round: what a later one refreshes would change the ranks.
+        Called after every round, because documents that a later round refreshes would change the ranks.
         """
         config = self.config
         if len(rounds) > 1 or not is_due(step, config.log_completions_every, config.steps_per_generation):
             return
-        assert self.environment is not None  # it has scored them
+        assert self.environment is not None  # it has scored these rollouts
         groups = rounds[0].groups
         shown = completions_to_log(
             [group.rollouts for group in groups], rounds[0].rewards.scaled_R, config.num_completions_to_log
@@ -125,20 +125,20 @@ class LiveEnvironment:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def state_dict(self) -> dict[str, Any]:
-        """The environment (vectors, versions, graph; None before the first `open`) and the last staleness figures."""
+        """The environment (vectors, versions, graph; None before the first `open`) and the last staleness metrics."""
         environment = None if self.environment is None else self.environment.state_dict()
         return {"environment": environment, "staleness": self.staleness}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Raises:
-            InputError: it is of another corpus.
+            InputError: the state belongs to another corpus.
         """
         self.staleness = dict(state["staleness"])
         if state["environment"] is not None:
             settings, graph = self.config.environment, None
-            if state["environment"]["graph"] is not None:  # an empty one, as the unwritten corpus cannot be linked
+            if state["environment"]["graph"] is not None:  # empty: a corpus without vectors cannot be linked
                 size = len(self.dataset.documents)
                 graph = NeighborGraph(size, width=settings.graph_width, links=settings.graph_links)
             self.environment = RetrievalEnvironment(
@@ -157,32 +157,32 @@ class LiveEnvironment:
         dimension = self.encoder.checkpoint.contract.dimension
         return cls(len(self.dataset.documents), dimension, dtype=DTYPES[kind], device=device)
 
-    def _of_wanted_ranks(self, encoder: SearchR3, environment: RetrievalEnvironment) -> list[int]:
-        """The training queries whose direct embedding ranks a positive as the recipe asks; equal on all processes."""
+    def _within_ranks(self, encoder: SearchR3, environment: RetrievalEnvironment) -> list[int]:
+        """Indices of the training queries that rank a positive within the recipe's limits; equal on all processes."""
         queries, config = self.dataset.train, self.config
         direct = encoder.encode_query([query.text for query in queries], reasoning=False, show_progress_bar=False)
-        deepest = config.max_positive_rank or len(environment.corpus)
+        lowest = config.max_positive_rank or len(environment.corpus)
         ranks = rank_of_positive(environment, direct, queries)
-        mine = [number for number, rank in enumerate(ranks) if config.min_positive_rank <= rank <= deepest]
-        found = collectives.all_gather_object(mine)[0]
+        mine = [number for number, rank in enumerate(ranks) if config.min_positive_rank <= rank <= lowest]
+        kept = collectives.all_gather_object(mine)[0]
         if collectives.rank() == 0:
-            print(f"{len(found):,} of {len(queries):,} queries are at the ranks to train on", file=sys.stderr)
-        return found
+            print(f"{len(kept):,} of {len(queries):,} queries are within the range of ranks", file=sys.stderr)
+        return kept
 
 
 def rank_of_positive(environment: RetrievalEnvironment, embeddings: np.ndarray, queries: Sequence[Query]) -> list[int]:
     """The rank of each query's best positive in the live corpus, from 1.
 
-    A collective if the corpus is sharded; a process may pass no query.
+    A collective if the corpus is sharded; a process may then pass no query.
     """
     embeddings = embeddings.reshape(-1, environment.corpus.dimension)
     cosine_QN = environment.corpus.scores(embeddings, torch.arange(len(environment.corpus))).cpu().numpy()
     positive_QN = np.zeros(cosine_QN.shape, dtype=bool)
-    for line, query in enumerate(queries):
-        positive_QN[line, [row for row, grade in query.grades.items() if grade > 0]] = True
+    for index, query in enumerate(queries):
+        positive_QN[index, [row for row, grade in query.grades.items() if grade > 0]] = True
     return rank_of_best_positive(cosine_QN, positive_QN).tolist()
 
 
 def is_due(step: int, every: int, stride: int) -> bool:
-    """Whether something that happens every `every` steps is due in the `stride` steps from `step`; 0 is never."""
+    """Whether one of the `stride` steps from `step` on is a multiple of `every`; never if `every` is 0."""
     return every > 0 and step % every < stride

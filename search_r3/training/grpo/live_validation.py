@@ -1,6 +1,7 @@
 """Validation of stage 2 on held-out queries: the rewards of their reasoning in the live corpus.
 
-The corpus is used as it is, refreshed in part. Exact figures need all of it re-encoded: see benchmarks/environment.py.
+The corpus is used as it is, partly refreshed. Exact rewards require all of it re-encoded: see
+benchmarks/environment.py.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.live_environment import rank_of_positive
 
 
-def live_figures(
+def live_metrics(
     encoder: SearchR3, environment: RetrievalEnvironment, queries: Sequence[Query], config: GRPOConfig
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Mean rewards of greedy reasoning traces and of direct embeddings, and the first few traces to log.
+    """Mean rewards of greedy reasoning traces and of direct embeddings, and records of the first few traces.
 
     The reward is the recipe's (`environment.reward`) before shaping: a forced embed token is not penalized.
 
     Returns:
-        "live.reward" and "live.dcg" (nDCG@k) with reasoning, "live.reward_direct" without; and records with query,
-        text, reward, the positive's rank, and whether the embed token was forced.
+        "live.reward" and "live.dcg" (nDCG@k) with reasoning, "live.reward_direct" without; and records to log, with
+        the query, the trace's text, its reward, the positive's rank, and whether the embed token was forced.
     """
     texts = [query.text for query in queries]
     reasoned = encoder.reason(
@@ -42,8 +43,8 @@ def live_figures(
     direct_QD = encoder.encode_query(texts, reasoning=False, show_progress_bar=False)
     cosine_QN = environment.corpus.scores(reasoned_QD, torch.arange(len(environment.corpus)))
     grade_QN = torch.zeros_like(cosine_QN)
-    for line, query in enumerate(queries):
-        grade_QN[line, list(query.grades)] = torch.tensor(list(query.grades.values())).to(grade_QN)
+    for index, query in enumerate(queries):
+        grade_QN[index, list(query.grades)] = torch.tensor(list(query.grades.values())).to(grade_QN)
     k = config.environment.k
     reward_Q = environment.reward(
         RankedRollouts(
@@ -56,10 +57,10 @@ def live_figures(
             k=k,
         )
     )
-    figures = {"live.reward": float(reward_Q.mean()), "live.dcg": float(rewards.ndcg(cosine_QN, grade_QN, k).mean())}
+    metrics = {"live.reward": float(reward_Q.mean()), "live.dcg": float(rewards.ndcg(cosine_QN, grade_QN, k).mean())}
     cosine_QN = environment.corpus.scores(direct_QD, torch.arange(len(environment.corpus)))
     direct_Q = environment.reward(RankedRollouts.without_text(cosine_QN, grade_QN, k, texts))
-    figures["live.reward_direct"] = float(direct_Q.mean())
+    metrics["live.reward_direct"] = float(direct_Q.mean())
     ranks = rank_of_positive(
         environment, reasoned_QD[: config.num_completions_to_log], queries[: config.num_completions_to_log]
     )
@@ -67,4 +68,4 @@ def live_figures(
         {"query": query.text, "text": r.text, "reward": round(value, 4), "rank": rank, "forced": r.forced}
         for query, r, value, rank in zip(queries, reasoned, reward_Q.tolist(), ranks, strict=False)
     ]
-    return figures, records
+    return metrics, records

@@ -21,13 +21,13 @@ LOSS_TYPES: tuple[str, ...] = get_args(LossType)
 STD_FLOOR = 1e-4
 """Added to a group's standard deviation, so that equal rewards give 0 and not NaN (TRL's value)."""
 ZERO_STD = 1e-6
-"""A group whose rewards deviate less than this gives no gradient: the rewards are float32 and lie around 1."""
+"""A group whose rewards deviate by no more than this has no variance; above rounding, as rewards are float32 near 1."""
 
 
 def advantages(
     rewards_R: Any, groups_R: Any, estimator: AdvantageEstimator = "grpo", scale_rewards: ScaleRewards = "group"
 ) -> Tensor:
-    """How much better each rollout did than the others of its group.
+    """How much better each rollout's reward is than its group's baseline.
 
         grpo    r - mean                                                           (DeepSeekMath, equation 3)
         rloo    r - mean of the group's others = n / (n - 1) (r - mean)            (RLOO)
@@ -35,11 +35,11 @@ def advantages(
     divided by std + 1e-4 (ddof 1, as in TRL) if `scale_rewards` is "group"; "none" follows Dr. GRPO, section 3.2.
 
     Args:
-        rewards_R: finite numbers.
-        groups_R: integers; rollouts with the same number are one group, in any order.
+        rewards_R: (R,) finite numbers.
+        groups_R: (R,) integers; rollouts with the same number form a group, in any order.
 
     Returns:
-        (R,) float32; they sum to 0 over a group, up to rounding. A group of one has an advantage of 0.
+        (R,) float32; each group sums to 0 up to rounding. A group of one has an advantage of 0.
 
     Raises:
         ValueError: shapes differ, an unknown estimator or scale, or a reward that is not finite.
@@ -63,7 +63,7 @@ def advantages(
 def group_std(rewards_R: Any, groups_R: Any) -> Tensor:
     """The standard deviation (ddof 1) of each rollout's group, (R,) float32; 0 for a group of one.
 
-    A group at or below `ZERO_STD` has no variance: all its advantages are 0. Errors as `advantages`.
+    A group at or below `ZERO_STD` counts as without variance. Raises the same errors as `advantages`.
     """
     rewards_R, index_R, count_G = _grouped(rewards_R, groups_R)
     return _std(rewards_R, index_R, count_G)[index_R].to(torch.float32)
@@ -83,7 +83,7 @@ def grpo_loss(
     max_tokens: int | None = None,
     unbiased_kl: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The clipped surrogate of every token, and a penalty for leaving the reference.
+    """The clipped surrogate loss averaged over tokens, plus `beta` times the KL to the reference.
 
         ratio = exp(new - old)
         l     = -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A) + beta k3
@@ -94,25 +94,27 @@ def grpo_loss(
         dr_grpo   sum of l / (R max_tokens)                                             (Dr. GRPO, appendix)
 
     Args:
-        new_RT: log-probabilities of the sampled tokens by the policy; the only argument that gradients flow into.
-        old_RT: by the policy that sampled them; `new_RT.detach()` at the first step of a batch, where the ratio is 1.
-        reference_RT: by the reference; may be None if beta is 0 (then no KL is reported).
+        new_RT: log-probabilities of the sampled tokens under the policy; only this argument receives gradients.
+        old_RT: under the policy that sampled them; `new_RT.detach()` at the first step of a batch, where the ratio is
+            1.
+        reference_RT: under the reference; may be None if beta is 0 (the reported KL is then 0).
         advantages_R: see `advantages`.
         mask_RT: boolean; False on padding and on tokens that the policy did not sample. Values there are ignored, NaN
             and infinity included. A rollout without any token counts as a rollout in grpo and dr_grpo.
-        max_tokens: the longest that a rollout can be; needed for dr_grpo.
+        max_tokens: the maximum length of a rollout; required for dr_grpo.
         unbiased_kl: multiply k3 by the ratio, which makes its *gradient* unbiased too (DeepSeek-V3.2, 2512.02556; TRL's
-            `use_bias_correction_kl`). Without, as DeepSeekMath has it.
+            `use_bias_correction_kl`). False is DeepSeekMath's estimate.
 
     Returns:
         The loss, a scalar (float32, or float64 for float64 inputs), 0 and still part of the graph if nothing is
-        unmasked; and figures, means over unmasked tokens: "clip_low" (share of tokens whose ratio is below the bound
-        while the advantage is negative, where the gradient is cut), "clip_high" (above it, positive), "ratio" (1 if
-        nothing is unmasked), and "kl" (k3 as above; 0 without a reference).
+        unmasked; and metrics, which are means over unmasked tokens: "clip_low" (share of tokens whose ratio is below
+        the bound while the advantage is negative, where the gradient is cut), "clip_high" (above it, positive), "ratio"
+        (1 if nothing is unmasked), and "kl" (k3 as above; 0 without a reference).
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, bounds outside 0 < low <= 1 and 0 < high, a negative beta, a beta
-            without reference, no rollouts, an unknown loss type, or dr_grpo without `max_tokens`.
+        ValueError: shapes or dtypes do not match, the clip bounds are outside 0 < low <= 1 and 0 < high, beta is
+            negative or has no reference, there are no rollouts, the loss type is unknown, or dr_grpo lacks
+            `max_tokens`.
     """
     _check(new_RT, old_RT, reference_RT, advantages_R, mask_RT)
     if loss_type not in LOSS_TYPES:
@@ -127,7 +129,7 @@ def grpo_loss(
         raise ValueError(
             f"dr_grpo divides by the longest possible rollout: give max_tokens, 1 or more, not {max_tokens}"
         )
-    # Masked places are set to 0 *before* anything is computed: 0 * inf would be NaN, in the gradient too.
+    # Masked positions are set to 0 *before* anything is computed: 0 * inf would be NaN, in the gradient too.
     new_RT, old_RT = _clean(new_RT, mask_RT), _clean(old_RT, mask_RT).detach()
     advantage_R1 = advantages_R.detach().to(new_RT)[:, None]
     ratio_RT = torch.exp(new_RT - old_RT)

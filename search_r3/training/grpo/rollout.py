@@ -1,7 +1,7 @@
-"""A rollout: one sampled reasoning trace, and everything that a step learns about it; groups of them, and the batch.
+"""A rollout (one sampled reasoning trace with everything computed for it), groups of rollouts, and the training batch.
 
-Shape suffixes: C candidates of the contrastive term, D dimensions, T tokens that the assistant writes in a rollout (the
-last one, the embed token, included).
+Shape suffixes: C candidates of the contrastive term, D dimensions, T tokens of a rollout's assistant turn, including
+the final embed token.
 """
 
 from __future__ import annotations
@@ -18,30 +18,34 @@ from search_r3.training.grpo.dataset import Query
 from search_r3.training.grpo.policy_gradient import ZERO_STD
 
 IGNORE_INDEX = -1
-"""As a rollout's target: it takes no part in the contrastive term."""
+"""Target of a rollout that is left out of the contrastive term."""
 NO_ROW = -1
-"""As a rollout's index: it is not among those that the step trains on."""
+"""Index of a rollout that the step does not train on."""
 
 
 @dataclass
 class Rollout:
-    """One reasoning trace of one query. Each part of the step fills in what it computes.
+    """One reasoning trace of one query.
+
+    The fields are filled in by the stages of a step, in this order.
 
     Attributes:
-        prompt_ids: sampling: token ids between the conversation's shared prefix and the assistant's turn.
-        token_ids: sampling: the reasoning, without the embed token; at most the budget.
-        text: sampling: `token_ids` as text.
-        embedding: sampling: float32 (dim,), unit: the hidden state at the embed token.
-        forced: sampling: the embed token was appended and not sampled (out of budget, or the turn was ended).
-        ended: sampling: the end-of-turn token that was sampled instead, if that is why.
-        reward: scoring: what the policy gradient uses, shaping included.
-        advantage: the reward compared with its group's.
-        in_policy_loss: whether the policy loss and the KL include it.
-        target: column of the candidate that answers its query, or `IGNORE_INDEX`.
-        false_negatives: columns of candidates that answer the query too, so are no negatives.
-        index: its place among the rollouts of all processes, or `NO_ROW`.
-        old_log_probs: float32 (T,), by the policy that sampled; None until a batch serves several steps.
-        reference_log_probs: float32 (T,), by the reference; None as well, or without a KL term.
+        prompt_ids: (sampling) token ids between the conversation's shared prefix and the assistant's turn.
+        token_ids: (sampling) the reasoning without the embed token, at most `max_reasoning_tokens`.
+        text: (sampling) `token_ids` as text.
+        embedding: (sampling) float32 (D,) of length 1: the hidden state at the embed token.
+        forced: (sampling) whether the embed token was appended rather than sampled, because the budget was used up or
+            the model ended its turn.
+        ended: (sampling) the end-of-turn token, if the model sampled one; else None.
+        reward: (scoring, `collector`) the reward that the policy gradient uses, including shaping.
+        advantage: (advantages, `step.set_advantages`) the reward relative to its group's.
+        in_policy_loss: (batch, `training_batch`) whether the policy loss and the KL include the rollout.
+        target: (batch) column of the candidate that answers the query, or `IGNORE_INDEX`.
+        false_negatives: (batch) columns of the other candidates that answer the query, which are not negatives.
+        index: (batch) position among the rollouts of all processes, or `NO_ROW`.
+        old_log_probs: (log-probabilities, `log_probs.store_log_probs`) float32 (T,) under the policy that sampled;
+            None if a batch serves only one step.
+        reference_log_probs: (log-probabilities) float32 (T,) under the reference; None likewise, and without a KL term.
     """
 
     prompt_ids: list[int]
@@ -61,16 +65,16 @@ class Rollout:
 
     @property
     def length(self) -> int:
-        """T: tokens of the assistant's turn, the embed token included."""
+        """T: tokens of the assistant's turn, including the embed token."""
         return len(self.token_ids) + 1
 
     @property
     def has_signal(self) -> bool:
-        """Whether some term of the loss depends on it."""
+        """Whether any term of the loss depends on this rollout."""
         return self.in_policy_loss or self.target != IGNORE_INDEX
 
     def reasoned(self, min_tokens: int) -> bool:
-        """Whether it emitted the embed token, after `min_tokens` tokens or more."""
+        """Whether the model sampled the embed token itself, after at least `min_tokens` tokens."""
         return not self.forced and len(self.token_ids) >= min_tokens
 
     def input_ids(self, embed_id: int) -> list[int]:
@@ -78,19 +82,19 @@ class Rollout:
         return [*self.prompt_ids, *self.token_ids, embed_id]
 
     def sampled_ids(self, embed_id: int) -> tuple[list[int], list[bool]]:
-        """The T tokens that were sampled, and whether each one was: out of budget, no token was sampled at the end."""
+        """The T tokens, and whether each was sampled: the last one was not if the token budget was used up."""
         last = embed_id if not self.forced or self.ended is None else self.ended
         return [*self.token_ids, last], [True] * len(self.token_ids) + [not self.forced or self.ended is not None]
 
 
 @dataclass
 class Group:
-    """A query's rollouts.
+    """One query and its rollouts.
 
     Attributes:
-        direct_embedding: float32 (dim,), of the query without reasoning.
-        drawn: in which round of sampling, and in which place of that round's queries.
-        reward_std: of its rewards, with ddof 1; 0 until they are scored.
+        direct_embedding: float32 (D,): the query's embedding without reasoning.
+        drawn: the sampling round, and the query's position in that round.
+        reward_std: standard deviation of the rewards (ddof 1); 0 until they are scored.
     """
 
     query: Query
@@ -101,18 +105,18 @@ class Group:
 
     @property
     def has_variance(self) -> bool:
-        """Whether its rewards differ, so that its advantages are not all 0."""
+        """Whether the rewards differ, so that the advantages are not all 0."""
         return self.reward_std > ZERO_STD
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """Groups without variance come last."""
+        """Sort key: groups without variance come last, otherwise in the order in which they were drawn."""
         return (not self.has_variance, *self.drawn)
 
 
 @dataclass
 class ScoredGroups:
-    """This process's groups of one round of sampling, what the environment said of them, and how long sampling took."""
+    """This process's groups of one sampling round, their rewards, and the seconds that sampling took."""
 
     groups: list[Group]
     rewards: RewardBatch
@@ -126,28 +130,28 @@ _LOG_PROBS = ("old_log_probs", "reference_log_probs")
 
 @dataclass
 class RolloutBatch:
-    """The rollouts that this process trains on for `steps_per_generation` steps, and what they share.
+    """The rollouts that this process trains on for `steps_per_generation` steps, and what they have in common.
 
-    It is part of a run's state: the weights that sampled it are gone after the first of those steps.
+    It is part of a run's state, because the weights that sampled it are gone after the first of those steps.
 
     Attributes:
-        generation_index: from 0.
-        rollouts: this process's, groups one after another.
+        generation_index: the number of the batch, from 0.
+        rollouts: this process's rollouts, group by group.
         candidate_CD: float32 embeddings of the documents of the contrastive term, detached.
-        total: rollouts of all processes.
-        figures: of all processes' rollouts as first sampled, before any were replaced.
+        total: number of rollouts on all processes.
+        metrics: metrics of all processes' first sampling round, before any groups were replaced.
     """
 
     generation_index: int
     rollouts: list[Rollout]
     candidate_CD: Tensor
     total: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
     def mini_batch(self, step_in_generation: int, num_mini_batches: int, seed: int) -> tuple[list[Rollout], bool]:
-        """This process's rollouts of a step that have some signal, and True; one of them and False if none has any.
+        """This process's rollouts of one optimizer step that have a signal, and True; or any one rollout and False.
 
-        Which rollouts of all processes make a step does not depend on the number of processes.
+        The assignment of rollouts to steps does not depend on the number of processes.
         """
         iteration, part = divmod(step_in_generation, num_mini_batches)
         mine = self.rollouts
@@ -159,8 +163,8 @@ class RolloutBatch:
         return useful or (mine or self.rollouts)[:1], bool(useful)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and JSON values."""
-        state: dict[str, Any] = {"number": self.generation_index, "total": self.total, "figures": self.figures}
+        """The batch as tensors and JSON values."""
+        state: dict[str, Any] = {"number": self.generation_index, "total": self.total, "figures": self.metrics}
         state["candidates"] = self.candidate_CD
         for name in _SCALARS:
             state[name] = [getattr(rollout, name) for rollout in self.rollouts]
@@ -169,13 +173,13 @@ class RolloutBatch:
             state[name] = torch.tensor([item for value in values for item in value], dtype=torch.int64)
             state[f"{name}_lengths"] = [len(value) for value in values]
         for name in _LOG_PROBS:
-            found = [getattr(rollout, name) for rollout in self.rollouts]
-            state[name] = None if found[0] is None else torch.cat(found)
+            values = [getattr(rollout, name) for rollout in self.rollouts]
+            state[name] = None if values[0] is None else torch.cat(values)
         return state
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> RolloutBatch:
-        """The batch that gave this state; texts and embeddings are not needed again and stay empty."""
+        """The batch from its `state_dict`; texts and embeddings are no longer needed and stay empty."""
         columns = {name: state[name] for name in _SCALARS}
         for name in _LISTS:
             columns[name] = [part.tolist() for part in state[name].split(state[f"{name}_lengths"])]

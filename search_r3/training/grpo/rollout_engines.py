@@ -1,6 +1,6 @@
-"""The engines that sample rollouts: for each query a group of reasoning traces, each with its embedding.
+"""Sampling rollouts with an inference engine: for each query, a group of reasoning traces with their embeddings.
 
-Sampling is by temperature alone: no top-p or top-k (they would bias the ratio), and no padding ids. Source: arXiv
+Sampling uses the temperature alone: no top-p or top-k, which would bias the ratio, and no padding ids. Source: arXiv
 2510.07048, stage 2.
 """
 
@@ -23,7 +23,7 @@ class RolloutEngine(Protocol):
     """Samples rollouts."""
 
     def sync(self, encoder: SearchR3) -> None:
-        """Sample with these weights from now on. `encoder` may be the same object each time, with other weights."""
+        """Use the encoder's current weights from now on. It may be the same object each time, with new weights."""
         ...
 
     def sample(
@@ -36,28 +36,28 @@ class RolloutEngine(Protocol):
         temperature: float,
         seed: int | Sequence[int],
     ) -> list[Rollout]:
-        """`group` rollouts for each query, those of a query one after another: len(queries) * group of them.
+        """`group` rollouts per query: len(queries) * group in total, query by query.
 
         Args:
-            max_tokens: reasoning tokens at most; the embed token may still follow them.
-            max_query_tokens: tokens kept of a query.
-            temperature: above 0; 0 is greedy.
-            seed: one for all, or one for each query. With the torch engine, the same seed, weights and query give the
-                same rollouts, whatever else is in the batch.
+            max_tokens: the maximum number of reasoning tokens, without the embed token.
+            max_query_tokens: queries are truncated to this many tokens.
+            temperature: the sampling temperature; 0 is greedy.
+            seed: one for all queries, or one per query. With the torch engine, the same seed, weights and query give
+                the same rollouts, whatever else is in the batch.
         """
         ...
 
 
 class EngineRollouts:
-    """Samples with an engine: a query is prefilled once for its group, the conversation's prefix once for all.
+    """Samples with an engine, which prefills a query once for its group and the conversation's prefix once for all.
 
-    The encoder's own engine samples if it is the one that is asked for; another one is opened on its weights at the
-    first `sync`, and given the new ones at each later one.
+    If the encoder already runs on the requested engine, that one samples. Otherwise the first `sync` opens the engine
+    on the encoder's weights, and later ones load the new weights into it.
 
     Args:
         engine: the engine's name (`search_r3.model.engines.registry`).
-        batch_size: rollouts that are generated at once.
-        folder: for the files of an engine that is opened here, such as the merged model that vLLM is started from.
+        batch_size: number of rollouts generated at once.
+        folder: for files of the opened engine, such as the merged model that vLLM starts from.
 
     Raises:
         InputError: the engine is unknown, cannot sample while a model is trained, or does not run here.
@@ -121,13 +121,13 @@ class EngineRollouts:
 
 
 def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:
-    """A seed for each of `group` rollouts of each query, from one for all or one for each query."""
+    """One seed per rollout, `group` for each query, derived from one seed for all queries or one per query."""
     entropy = [(seed, i) for i in range(queries)] if isinstance(seed, int) else [(one,) for one in seed]
     return [int(np.random.SeedSequence([*words, i]).generate_state(1)[0]) for words in entropy for i in range(group)]
 
 
 def query_rows(encoder: SearchR3, queries: Sequence[str], max_query_tokens: int) -> list[list[int]]:
-    """Token ids of the reasoning conversation between its shared prefix and the assistant's turn, for each query."""
+    """For each query, the token ids between the reasoning conversation's shared prefix and the assistant's turn."""
     suffix = encoder.templates["reasoning"].suffix
     texts = fold_texts(queries, encoder.contract.fold_capitals)
     return [[*ids[:max_query_tokens], *suffix] for ids in encode_as_text(encoder.tokenizer, texts)]

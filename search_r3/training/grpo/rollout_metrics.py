@@ -1,4 +1,4 @@
-"""Figures of a batch of rollouts as it was sampled, and the rollouts that are logged."""
+"""Metrics of a round of sampled rollouts, and the choice of rollouts to log."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from search_r3.training.grpo.policy_gradient import ZERO_STD
 from search_r3.training.grpo.rollout import Rollout, ScoredGroups
 
 HIGH_REWARD = 0.5
-"""The paper reports the share of outputs whose reward is above this."""
+"""The paper reports the share of outputs with a reward above this."""
 
 
-def round_figures(scored: ScoredGroups) -> dict[str, float]:
-    """Means, quantiles and shares over all processes' rollouts of a round of sampling, and seconds. A collective."""
+def round_metrics(scored: ScoredGroups) -> dict[str, float]:
+    """Means, quantiles and fractions over all processes' rollouts of a sampling round, and timings. A collective."""
     rollouts, scores = [rollout for group in scored.groups for rollout in group.rollouts], scored.rewards
     std_B = torch.tensor([group.reward_std for group in scored.groups])
     assert scores.direct_B is not None  # the collector always passes direct embeddings
@@ -27,25 +27,25 @@ def round_figures(scored: ScoredGroups) -> dict[str, float]:
         "direct": scores.direct_B, "std": std_B,
     }  # fmt: skip
     parts = collectives.all_gather_object({name: value.cpu() for name, value in mine.items()})
-    found = {name: torch.cat([part[name] for part in parts]) for name in mine}
+    values = {name: torch.cat([part[name] for part in parts]) for name in mine}
     traces = [
         (len(rollout.token_ids), not rollout.forced, rollout.ended is not None, rollout.text) for rollout in rollouts
     ]
     traces = [trace for part in collectives.all_gather_object(traces) for trace in part]
-    low, middle, high = torch.quantile(found["reward"], torch.tensor([0.1, 0.5, 0.9])).tolist()
+    low, middle, high = torch.quantile(values["reward"], torch.tensor([0.1, 0.5, 0.9])).tolist()
     return {
-        "reward": float(found["reward"].mean()),
+        "reward": float(values["reward"].mean()),
         "reward_q10": low,
         "reward_q50": middle,
         "reward_q90": high,
-        "dcg_scaled": float(found["scaled"].mean()),
-        "dcg_scaled_high": float((found["scaled"] > HIGH_REWARD).float().mean()),
-        "dcg": float(found["dcg"].mean()),
-        "dcg_high": float((found["dcg"] > HIGH_REWARD).float().mean()),
-        "direct": float(found["direct"].mean()),
-        "gain": float(found["unshaped"].mean() - found["direct"].mean()),
-        "group_std": float(found["std"].mean()),
-        "zero_variance": float((found["std"] <= ZERO_STD).float().mean()),
+        "dcg_scaled": float(values["scaled"].mean()),
+        "dcg_scaled_high": float((values["scaled"] > HIGH_REWARD).float().mean()),
+        "dcg": float(values["dcg"].mean()),
+        "dcg_high": float((values["dcg"] > HIGH_REWARD).float().mean()),
+        "direct": float(values["direct"].mean()),
+        "gain": float(values["unshaped"].mean() - values["direct"].mean()),
+        "group_std": float(values["std"].mean()),
+        "zero_variance": float((values["std"] <= ZERO_STD).float().mean()),
         "length": float(np.mean([length for length, *_ in traces])),
         "emission": float(np.mean([emitted for _, emitted, _, _ in traces])),
         "ended": float(np.mean([ended for _, _, ended, _ in traces])),
@@ -58,16 +58,16 @@ def round_figures(scored: ScoredGroups) -> dict[str, float]:
 def completions_to_log(
     groups: Sequence[Sequence[Rollout]], scaled_R: Tensor, count: int
 ) -> list[tuple[int, Rollout, dict[str, Any]]]:
-    """The best and the worst rollout of the first groups, at most `count`: (group's number, rollout, its record).
+    """The best and the worst rollout of the first groups, at most `count`: (group number, rollout, record to log).
 
     Args:
-        scaled_R: `dcg_scaled` of all rollouts, groups one after another.
+        scaled_R: `dcg_scaled` of all rollouts, group by group.
     """
     shown = []
     for number, rollouts in enumerate(groups[: (count + 1) // 2]):
         reward_R = torch.tensor([rollout.reward for rollout in rollouts])
-        for line in dict.fromkeys((int(reward_R.argmax()), int(reward_R.argmin()))):
-            rollout, scaled = rollouts[line], float(scaled_R[number * len(rollouts) + line])
+        for index in dict.fromkeys((int(reward_R.argmax()), int(reward_R.argmin()))):
+            rollout, scaled = rollouts[index], float(scaled_R[number * len(rollouts) + index])
             record = {"text": rollout.text, "reward": round(rollout.reward, 4), "dcg_scaled": round(scaled, 4)}
             shown.append((number, rollout, record))
     return shown[:count]

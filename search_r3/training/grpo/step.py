@@ -1,7 +1,7 @@
 """The training step of stage 2, from top to bottom: GRPO with the reward of a retrieval environment.
 
-Source: Search-R3 (arXiv 2510.07048), stage 2, after DeepSeekMath (2402.03300). What it leaves out: a value network (the
-group's mean is the baseline) and a second model as reference (see `log_probs`).
+Source: Search-R3 (arXiv 2510.07048), stage 2, after DeepSeekMath (2402.03300). It does without a value network (the
+group's mean is the baseline) and without a second model as the reference (see `log_probs`).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from search_r3.training.losses import info_nce
 
 
 class StepState(Protocol):
-    """What a step reads and changes; `GRPOTask` is one.
+    """What a step reads and changes; implemented by `GRPOTask`.
 
     Attributes:
-        prefix: token ids of the reasoning conversation that all rollouts share.
+        prefix: token ids at the start of the reasoning conversation, shared by all rollouts.
         live: the encoder with the policy's weights, and the environment.
-        engine: samples.
+        engine: samples the rollouts.
         rollouts: the batch that the current steps train on.
-        rollouts_of_all: its state on every process, for a checkpoint between two of those steps.
+        rollouts_of_all: the state of every process's batch, for a checkpoint between two of those steps.
     """
 
     config: GRPOConfig
@@ -53,16 +53,16 @@ def grpo_step(
 ) -> tuple[Tensor, dict[str, float]]:
     """One training step of stage 2: sample rollouts, score them in the live corpus, and compute the gradients.
 
-    A batch of rollouts (a generation) serves `steps_per_generation` steps; only the first of them samples. Every
-    process calls this at every step.
+    A batch of rollouts (a "generation" in the names below, as in TRL) serves `steps_per_generation` steps; only the
+    first of them samples. Every process calls this at every step.
 
     Args:
-        module: the policy, wrapped for training over several processes if there are.
-        step: from 0.
-        backward: adds the gradients of a loss to the module's.
+        module: the policy, wrapped if there are several processes.
+        step: the step's number, from 0.
+        backward: computes the gradients of a loss and adds them to the module's.
 
     Returns:
-        The loss, and figures to log.
+        The loss, and metrics to log.
 
     Raises:
         RuntimeError: the step belongs to a generation that was never sampled.
@@ -74,20 +74,21 @@ def grpo_step(
             # Synchronize: the encoder, the corpus and the sampling engine get the policy's current weights.
             encoder = live.encoder.sync()
             environment = live.open(encoder)  # encodes the whole corpus the first time
-            live.evaluate_staleness(encoder, step)  # if it is due
+            live.evaluate_staleness(encoder, step)  # if due
             state.engine.sync(encoder)
 
-            # The batch's own queries; then, if zero_variance is "resample", others for groups without variance.
+            # First the batch's own queries; then, if zero_variance is "resample", replacements for groups without
+            # variance.
             rounds: list[ScoredGroups] = []
             while queries := collector.next_queries(generation_index, rounds):
                 # 1. Sample a group of reasoning traces for each query, each with the embedding at its embed token.
                 groups = collector.sample(state.engine, encoder, queries, generation_index, len(rounds))
-                # 2. Score: re-encode the documents that they touch, rank the corpus for each, reward the ranking.
+                # 2. Score: re-encode the documents that the policy selects, rank the corpus, reward the ranking.
                 scored = collector.score(groups, encoder, environment, step)
                 # 3. Advantages: compare each reward with the rewards of its group.
                 set_advantages(scored, config)
                 rounds.append(scored)
-                live.log_completions(rounds, step)  # if they are due
+                live.log_completions(rounds, step)  # if due
             state.rollouts = build_training_batch(rounds, generation_index, environment, step, config)
         if config.steps_per_generation > 1:
             store_log_probs(state.policy, state.prefix, state.embed_id, state.rollouts, config)
@@ -96,10 +97,10 @@ def grpo_step(
     if batch is None or batch.generation_index != generation_index:
         raise RuntimeError(f"step {step} belongs to generation {generation_index}, which was never sampled")
 
-    # 4. Log-probabilities of what was sampled, by the policy, the policy that sampled it, and the reference; the same
+    # 4. Log-probabilities of the sampled tokens under the policy, the policy that sampled, and the reference; the same
     #    forward pass gives the embeddings. At the first step of a generation the policy is still the one that sampled,
-    #    so the old log-probabilities are the new ones. A process without any rollout to learn from has no signal: it
-    #    takes part with one rollout that counts nothing, as the others wait for it in the collectives.
+    #    so the old log-probabilities equal the new ones. A process without a rollout to learn from has no signal: it
+    #    takes part with one rollout of weight 0, because the others wait for it in the collectives.
     rollouts, has_signal = batch.mini_batch(step_in_generation, config.num_mini_batches, config.loop.seed)
     first = step_in_generation == 0
     log_probs = compute_log_probs(module, state.prefix, state.embed_id, rollouts, config, first)
@@ -107,11 +108,11 @@ def grpo_step(
     # 5. Loss: the clipped policy gradient with its KL, and InfoNCE of the embeddings against the refreshed documents.
     policy_loss = policy_loss_term(log_probs, rollouts, has_signal, config)
     contrastive_loss = contrastive_loss_term(log_probs, rollouts, has_signal, batch.candidate_CD, config)
-    loss, figures = total_loss(policy_loss, contrastive_loss, log_probs, config)
+    loss, metrics = total_loss(policy_loss, contrastive_loss, log_probs, config)
 
     # 6. Backward. The training loop clips the gradients and takes the optimizer step.
     backward(loss)
-    return loss, figures | batch.figures | live.staleness
+    return loss, metrics | batch.metrics | live.staleness
 
 
 def set_advantages(scored: ScoredGroups, config: GRPOConfig) -> None:
@@ -121,27 +122,28 @@ def set_advantages(scored: ScoredGroups, config: GRPOConfig) -> None:
     group_R = torch.arange(len(scored.groups)).repeat_interleave(size)
     advantage_R = advantages(reward_R, group_R, config.advantage_estimator, config.scale_rewards)
     std_R = group_std(reward_R, group_R)
-    for line, group in enumerate(scored.groups):
-        group.reward_std = float(std_R[line * size])
-        ours_R = advantage_R[line * size : (line + 1) * size]
+    for index, group in enumerate(scored.groups):
+        group.reward_std = float(std_R[index * size])
+        ours_R = advantage_R[index * size : (index + 1) * size]
         for rollout, advantage in zip(group.rollouts, ours_R.tolist(), strict=True):
             rollout.advantage = advantage
 
 
 @dataclass
 class LossTerm:
-    """A term of the loss over this process's rollouts.
+    """One term of the loss over this process's rollouts.
 
     Attributes:
-        loss: scalar, the mean over `count`.
-        count: of rollouts, tokens or pairs: how much this process's mean counts beside the others'.
-        tokens: that its figures are means over.
+        loss: scalar, a mean over `count` items.
+        count: number of rollouts, tokens or pairs: the weight of this process's mean relative to the others'.
+        tokens: number of tokens that `metrics` are means over.
+        metrics: means over this process's tokens.
     """
 
     loss: Tensor
     count: int
     tokens: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def policy_loss_term(log_probs: LogProbs, rollouts: list[Rollout], has_signal: bool, config: GRPOConfig) -> LossTerm:
@@ -151,7 +153,7 @@ def policy_loss_term(log_probs: LogProbs, rollouts: list[Rollout], has_signal: b
     mask_RT = log_probs.sampled_RT & trained_R[:, None]
     # Rollouts of dropped groups do not count in the mean; if all are dropped, their mean is 0.
     keep = trained_R.nonzero()[:, 0] if bool(trained_R.any()) else torch.arange(len(rollouts), device=device)
-    loss, figures = grpo_loss(
+    loss, metrics = grpo_loss(
         log_probs.new_RT[keep],
         log_probs.old_RT[keep],
         None if log_probs.reference_RT is None else log_probs.reference_RT[keep],
@@ -166,58 +168,59 @@ def policy_loss_term(log_probs: LogProbs, rollouts: list[Rollout], has_signal: b
     )
     tokens, trained = int(mask_RT.sum()), int(trained_R.sum())
     entropy = float(log_probs.entropy_RT[mask_RT].mean()) if tokens else 0.0
-    figures |= {"entropy": entropy, "trained_rollouts": float(trained)}
-    return LossTerm(loss, tokens if config.loss_type == "dapo" else trained, tokens, figures)
+    metrics |= {"entropy": entropy, "trained_rollouts": float(trained)}
+    return LossTerm(loss, tokens if config.loss_type == "dapo" else trained, tokens, metrics)
 
 
 def contrastive_loss_term(
     log_probs: LogProbs, rollouts: list[Rollout], has_signal: bool, candidate_CD: Tensor, config: GRPOConfig
 ) -> LossTerm:
-    """InfoNCE of the rollouts that have a target against the candidates."""
-    lines = [line for line, rollout in enumerate(rollouts) if rollout.target != IGNORE_INDEX and has_signal]
-    if not lines:
+    """InfoNCE of the rollouts that have a target, against the candidates."""
+    rows = [row for row, rollout in enumerate(rollouts) if rollout.target != IGNORE_INDEX and has_signal]
+    if not rows:
         return LossTerm(log_probs.embedding_RD.new_zeros(()), 0)
     device = log_probs.embedding_RD.device
-    masked_RC = torch.zeros(len(lines), len(candidate_CD), dtype=torch.bool)
-    for line, place in enumerate(lines):
-        masked_RC[line, rollouts[place].false_negatives] = True
+    masked_RC = torch.zeros(len(rows), len(candidate_CD), dtype=torch.bool)
+    for query, row in enumerate(rows):
+        masked_RC[query, rollouts[row].false_negatives] = True
     loss = info_nce(
-        log_probs.embedding_RD[torch.tensor(lines, device=device)],
+        log_probs.embedding_RD[torch.tensor(rows, device=device)],
         candidate_CD.to(device),
-        torch.tensor([rollouts[line].target for line in lines], device=device),
+        torch.tensor([rollouts[row].target for row in rows], device=device),
         config.contrastive_temperature,
         masked_RC.to(device),
     )
-    return LossTerm(loss, len(lines))
+    return LossTerm(loss, len(rows))
 
 
 def total_loss(
     policy_term: LossTerm, contrastive_term: LossTerm, log_probs: LogProbs, config: GRPOConfig
 ) -> tuple[Tensor, dict[str, float]]:
-    """The weighted sum of the terms, such that the mean of all processes' losses is the mean over all rollouts."""
+    """The weighted sum of the terms, scaled so that the mean over processes is the mean over all rollouts."""
     policy_weight, pair_weight, token_weight = collectives.rank_weights(
         policy_term.count, contrastive_term.count, policy_term.tokens, device=log_probs.new_RT.device
     )
     policy_loss, contrastive_loss = policy_weight * policy_term.loss, pair_weight * contrastive_term.loss
     loss = policy_loss + config.contrastive_weight * contrastive_loss
-    # DDP waits for a gradient of every trained weight at every step, so each one takes part with 0 even if no rollout
-    # is trained on. In particular, of an untied model the embed token's own row would have no gradient when nothing is
-    # contrasted, as no later token depends on it.
+    # DDP waits for a gradient of every trained weight at every step, so each weight takes part with 0 even if no
+    # rollout is trained on. In an untied model, for example, the embed token's row has no gradient without the
+    # contrastive term, because no later token depends on it.
     loss = loss + 0.0 * (log_probs.embedding_RD.sum() + log_probs.new_RT.sum())
-    figures = policy_term.figures
+    metrics = policy_term.metrics
     return loss, {
         "tokens": float(log_probs.tokens),
         "policy": policy_loss.item(),
         "contrastive": contrastive_loss.item(),
-        "entropy": token_weight * figures["entropy"],
-        "kl_reference": token_weight * figures["kl"],
-        "clip_low": token_weight * figures["clip_low"],
-        "clip_high": token_weight * figures["clip_high"],
-        "ratio": token_weight * figures["ratio"],
-        "trained_rollouts": figures["trained_rollouts"] * collectives.world_size(),
+        "entropy": token_weight * metrics["entropy"],
+        "kl_reference": token_weight * metrics["kl"],
+        "clip_low": token_weight * metrics["clip_low"],
+        "clip_high": token_weight * metrics["clip_high"],
+        "ratio": token_weight * metrics["ratio"],
+        # a sum over processes: the loop averages metrics over them, which this factor undoes
+        "trained_rollouts": metrics["trained_rollouts"] * collectives.world_size(),
     }
 
 
 def _full_precision(module: nn.Module) -> torch.autocast:
-    """Sampling and scoring run as if there was no autocast: cosines and the graph are float32."""
+    """Turns autocast off for sampling and scoring: cosines and the neighbor graph are float32."""
     return torch.autocast(next(module.parameters()).device.type, enabled=False)

@@ -1,6 +1,6 @@
-"""From scored groups to the batch that is trained on: which groups are kept, and what the contrastive term compares.
+"""Turns scored groups into the batch that is trained on: which groups are kept, and the contrastive candidates.
 
-Which groups are kept does not depend on the number of processes; every process makes the same calls in the same order.
+The choice of groups does not depend on the number of processes; every process makes the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from search_r3.environment.retrieval import RetrievalEnvironment
 from search_r3.training.distributed import collectives
 from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.rollout import IGNORE_INDEX, NO_ROW, Group, RolloutBatch, ScoredGroups
-from search_r3.training.grpo.rollout_metrics import round_figures
+from search_r3.training.grpo.rollout_metrics import round_metrics
 
 MAX_CANDIDATES = 1024
-"""The most documents of the contrastive term: policy "full" refreshes everything."""
+"""Maximum number of documents in the contrastive term, for refresh policies such as "full" that refresh everything."""
 
 
 def build_training_batch(
@@ -28,59 +28,59 @@ def build_training_batch(
 ) -> RolloutBatch:
     """The batch of `queries_per_step` groups to train on. A collective.
 
-    Its figures are those of the first round, before groups without variance were replaced, and of the corpus.
+    Its metrics describe the corpus and the first sampling round, before groups without variance were replaced.
     """
     size = config.num_generations
     groups, kept = _kept([group for scored in rounds for group in scored.groups], config)
     refreshed = np.concatenate([scored.rewards.refreshed for scored in rounds])
     positives = [row for group, _ in groups for row, grade in group.query.grades.items() if grade > 0]
-    all_positives = [row for found in collectives.all_gather_object(positives) for row in found]
+    all_positives = [row for part in collectives.all_gather_object(positives) for row in part]
     candidates = _candidates(all_positives, refreshed, [config.loop.seed, generation_index])
-    column = {row: place for place, row in enumerate(candidates.tolist())}
-    for group, place in groups:
+    column = {row: i for i, row in enumerate(candidates.tolist())}
+    for group, position in groups:
         positive = column[group.query.positive]
         answers = [column[row] for row, grade in group.query.grades.items() if grade > 0]
-        for line, rollout in enumerate(group.rollouts):
-            rollout.index = NO_ROW if place == NO_ROW else place * size + line
-            rollout.in_policy_loss = place != NO_ROW and (group.has_variance or config.zero_variance == "keep")
+        for i, rollout in enumerate(group.rollouts):
+            rollout.index = NO_ROW if position == NO_ROW else position * size + i
+            rollout.in_policy_loss = position != NO_ROW and (group.has_variance or config.zero_variance == "keep")
             reasoned = rollout.reasoned(config.min_reasoning_tokens)
-            contrasted = place != NO_ROW and reasoned and config.contrastive_weight
+            contrasted = position != NO_ROW and reasoned and config.contrastive_weight
             rollout.target = positive if contrasted else IGNORE_INDEX
             rollout.false_negatives = [answer for answer in answers if answer != positive]
-    figures = round_figures(rounds[0])
+    metrics = round_metrics(rounds[0])
     if config.zero_variance == "resample":
-        figures["resampled"] = float(len(rounds) - 1)
-    figures["refreshed"] = float(len(refreshed))
-    figures["mean_age"] = float(environment.corpus.ages(step).float().mean())
+        metrics["resampled"] = float(len(rounds) - 1)
+    metrics["refreshed"] = float(len(refreshed))
+    metrics["mean_age"] = float(environment.corpus.ages(step).float().mean())
     return RolloutBatch(
         generation_index,
         [rollout for group, _ in groups for rollout in group.rollouts],
         environment.corpus.vectors(candidates).cpu(),
         kept * size,
-        figures,
+        metrics,
     )
 
 
 def _kept(groups: list[Group], config: GRPOConfig) -> tuple[list[tuple[Group, int]], int]:
-    """This process's groups among the first `queries_per_step` of all, with their places; and how many those are.
+    """This process's groups among the first `queries_per_step`, with their positions; and the number of groups in all.
 
-    Groups with variance come first if others were resampled in place of those without; else all are as drawn.
+    With resampling, groups with variance come first; otherwise groups keep the order in which they were drawn.
     """
     resampled = config.zero_variance == "resample"
     gathered = collectives.all_gather_object([group.order for group in groups])
-    orders = sorted(order for found in gathered for order in found)
+    orders = sorted(order for part in gathered for order in part)
     if not resampled:
         orders.sort(key=lambda order: order[1:])
-    place_of = {order: place for place, order in enumerate(orders[: config.queries_per_step])}
+    position_of = {order: position for position, order in enumerate(orders[: config.queries_per_step])}
     if resampled:
         groups = sorted(groups, key=lambda group: not group.has_variance)
-    mine = [(group, place_of[group.order]) for group in groups if group.order in place_of]
-    # A process whose groups were all replaced by other processes' keeps one, to take part in the collectives.
-    return mine or [(group, NO_ROW) for group in groups[:1]], len(place_of)
+    mine = [(group, position_of[group.order]) for group in groups if group.order in position_of]
+    # A process whose groups were all replaced by those of others keeps one, to take part in the collectives.
+    return mine or [(group, NO_ROW) for group in groups[:1]], len(position_of)
 
 
 def _candidates(positives: list[int], refreshed: np.ndarray, seed: list[int]) -> np.ndarray:
-    """Rows of the contrastive term: the positives, and those refreshed at this step."""
+    """The candidates of the contrastive term: the positives, and rows refreshed at this step."""
     others = np.setdiff1d(refreshed, positives)
     room = max(0, MAX_CANDIDATES - len(set(positives)))
     if len(others) > room:

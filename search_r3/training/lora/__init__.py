@@ -1,1 +1,1 @@
-"""The trainable model: LoRA on the base, its merged copy, and adapters joined into one."""
+"""The trainable model: LoRA on the base, a merged copy of it, and the concatenation of two adapters."""

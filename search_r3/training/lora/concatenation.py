@@ -1,10 +1,10 @@
-"""Two LoRA adapters as one: the second was trained on top of the base with the first merged in.
+"""Combines two LoRA adapters, of which the second was trained on the base with the first merged in, into one.
 
-W + s1 B1 A1 + s2 B2 A2 = W + s1 [B1, (s2 / s1) B2] [A1; A2]: the ranks are concatenated, exactly (arXiv 2106.09685). So
-stage 2 can use the merged stage 1 policy as its reference, and is still saved as an adapter of the original base.
+W + s1 B1 A1 + s2 B2 A2 = W + s1 [B1, (s2 / s1) B2] [A1; A2]: concatenating the ranks is exact (arXiv 2106.09685). Stage
+2 can therefore use the merged stage 1 policy as its reference, and still be saved as an adapter of the original base.
 
 PEFT's `add_weighted_adapter(combination_type="cat")` computes the same product, but is not used: it needs both adapters
-loaded on the original base (here the first is merged into it), it leaves out the embed token's trained row, and it
+loaded on the original base (here the first is merged into it), it drops the embed token's trained row, and it
 multiplies the scales into A, which changes the saved numbers.
 """
 
@@ -24,15 +24,15 @@ from search_r3.model.checkpoint import ADAPTER_FILE
 CONFIG_FILE = "adapter_config.json"
 PLAIN = {"peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {},
          "alpha_pattern": {}, "modules_to_save": None, "target_parameters": None}  # fmt: skip
-"""Settings of plain LoRA, two factors and a scale: an adapter's configuration has these or leaves them out."""
+"""The settings of plain LoRA (two factors and a scale); an adapter's configuration has these values or omits them."""
 A, B = ".lora_A.weight", ".lora_B.weight"
-"""The ends of the factors' names."""
+"""The endings of the factors' names."""
 
 
 class ConcatenatedAdapter:
-    """Saves a PEFT model whose base has the adapter of `first` merged in, as an adapter of the original base.
+    """Saves a PEFT model whose base has the adapter in `first` merged in, as an adapter of the original base.
 
-    It has `save_pretrained`, so that `model.checkpoint.save_adapter` accepts it in place of the PEFT model.
+    Its `save_pretrained` lets `model.checkpoint.save_adapter` take it in place of the PEFT model.
     """
 
     def __init__(self, first: Path, model: Any) -> None:
@@ -63,10 +63,10 @@ class ConcatenatedAdapter:
 def concatenate(
     first: dict[str, Tensor], second: dict[str, Tensor], first_scale: float, second_scale: float
 ) -> dict[str, Tensor]:
-    """The tensors of both adapters as one adapter with the scale `first_scale`, by PEFT's names, float32.
+    """The float32 tensors, under PEFT's names, of one adapter with the scale `first_scale` that equals both adapters.
 
-    A layer that only one of them has gets zeros for the other, so that all layers have one rank. Of all other tensors
-    (the embed token's row, which each adapter has in full) the second's are kept.
+    A layer adapted by only one of them gets zeros for the other, so that all layers have the same rank. Of all other
+    tensors (the embed token's row, which each adapter has in full), the second adapter's are kept.
 
     Args:
         first, second: `*.lora_A.weight` (r, in), `*.lora_B.weight` (out, r), and others.
@@ -114,5 +114,6 @@ def _targets(first: dict[str, Any], second: dict[str, Any], tensors: dict[str, T
     given = [settings["target_modules"] for settings in (first, second)]
     if all(isinstance(names, list) for names in given):
         return sorted({name for names in given for name in names})
-    layers = (name.removesuffix(A) for name in tensors if name.endswith(A))  # a regular expression: by full names
+    # A regular expression is replaced by the full names.
+    layers = (name.removesuffix(A) for name in tensors if name.endswith(A))
     return sorted(layer.removeprefix("base_model.model.") for layer in layers)

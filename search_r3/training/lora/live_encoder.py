@@ -1,7 +1,7 @@
 """The policy as a `SearchR3` with its current weights: a merged copy that is updated in place.
 
-Decoding with a separate adapter is several times as slow as with plain matrices, and copying the whole model at each
-step would cost more than merging: only the matrices that training changes are written.
+Decoding with a separate adapter is several times slower than with plain matrices, and copying the whole model at each
+step would cost more than merging, so only the matrices that training changes are written.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from search_r3.training.lora.policy import Policy
 from search_r3.training.precision import resolve_mixed_precision
 
 COPIED_PARAMETERS = 4_000_000_000
-"""A model with more parameters is used in place, with its adapter: a copy would not fit (unless it is sharded)."""
+"""Unless it is sharded, a model with more parameters is used in place, with its adapter: a copy would not fit."""
 
 
 class LiveEncoder:
-    """Holds the merged copy.
+    """Keeps the merged copy up to date.
 
     Args:
         policy: the model that is trained.
-        checkpoint: its tokenizer and contract.
-        dtype: of the copy; or a `mixed_precision` setting, which decides for the policy's device at the first `sync`.
+        checkpoint: provides the tokenizer and the contract.
+        dtype: the dtype of the copy, or a `mixed_precision` setting that is resolved for the policy's device at the
+            first `sync`.
     """
 
     def __init__(self, policy: Policy, checkpoint: Checkpoint, dtype: torch.dtype | str) -> None:
@@ -39,9 +40,9 @@ class LiveEncoder:
         self._copy: SearchR3 | None = None
 
     def sync(self) -> SearchR3:
-        """The encoder with the policy's current weights; encoders returned before share them.
+        """The encoder with the policy's current weights. Encoders returned earlier are updated too.
 
-        A collective if the policy is sharded: then every process has a full copy, whatever its size.
+        A collective if the policy is sharded; every process then has a full copy, whatever its size.
         """
         model = self.policy.causal_lm
         device = next(model.parameters()).device
@@ -64,7 +65,7 @@ class LiveEncoder:
         trained, dtype = self.policy.unsharded_model(), self._dtype_on(device)
         with torch.no_grad():
             model = sharding.copy_without_weights(trained, keep_trainable=False).merge_and_unload()
-        copies: dict[int, nn.Parameter] = {}  # tied matrices stay one
+        copies: dict[int, nn.Parameter] = {}  # tied matrices stay tied
         for module in model.modules():
             for name, weight in module.named_parameters(recurse=False):
                 if id(weight) not in copies:
@@ -73,10 +74,10 @@ class LiveEncoder:
                 module._parameters[name] = copies[id(weight)]
         plain = dict(model.named_parameters())
         for name, weight in self.policy.causal_lm.named_parameters():
-            if not weight.requires_grad:  # in the token's layers and in adapted ones, one level further down
+            if not weight.requires_grad:  # PEFT nests the weights of wrapped layers one level deeper
                 own = re.sub(r"\.(token_adapter|base_layer|original_module)(?=\.)", "", name)
                 values = sharding.full_tensor(weight.detach())
-                if own in plain:  # a tied matrix has one name only
+                if own in plain:  # a tied matrix appears under one name only
                     plain[own].copy_(values)
         model = model.to(device).eval()
         merge_into(self.policy.model, model, trained)
@@ -89,7 +90,7 @@ class LiveEncoder:
 
 
 def encode_rows(encoder: SearchR3, documents: Sequence[str], max_tokens: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Row numbers -> embeddings of these documents by the encoder's current weights."""
+    """A function from row numbers to the embeddings of those documents, with the encoder's current weights."""
 
     def encode(rows: np.ndarray) -> np.ndarray:
         return encoder.encode_document(
@@ -101,11 +102,13 @@ def encode_rows(encoder: SearchR3, documents: Sequence[str], max_tokens: int) ->
 
 @torch.no_grad()
 def merge_into(adapted: Any, merged: nn.Module, trained: Any) -> None:
-    """Write the current weights of every adapted layer of a PEFT model into the plain layer of `merged`, in place.
+    """Write the merged weights of a PEFT model's adapted layers into the plain layers of `merged`, in place.
 
-    Everything else is frozen and stays as it was copied. Views of the weights see the change.
+    All other weights are frozen and stay as they were copied. Views of the weights see the change.
 
     Args:
+        adapted: the PEFT model.
+        merged: its merged copy.
         trained: the model with unsharded adapter weights (`Policy.unsharded_model`).
     """
     plain: dict[str, Any] = dict(merged.named_modules())

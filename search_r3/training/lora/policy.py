@@ -1,7 +1,7 @@
 """The trainable model: one forward pass gives embeddings at the embed token and logits on the assistant's turn.
 
-Rows are what follows a conversation's shared prefix; the prefix is run once per conversation and step, with gradient.
-Letters in shapes: B rows, L tokens of a row, P of the prefix, T chosen positions, V vocabulary, D dimension.
+A row is what follows a conversation's shared prefix; the prefix is run once per conversation and step, with gradient.
+Shape suffixes: B rows, L tokens of a row, P tokens of the prefix, T positions with logits, V vocabulary, D dimension.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from search_r3.training.kernels.linear_cross_entropy import linear_cross_entropy
 from search_r3.training.kernels.token_ops import token_ops
 
 NAMES = re.compile(r"\w+(,\w+)*")
-"""`target_modules` that are names of modules; any other text goes to PEFT ("all-linear", a regular expression)."""
+"""Matches `target_modules` given as module names; other text is passed to PEFT ("all-linear", a regular expression)."""
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Rows:
 
     Attributes:
         prefix: token ids shared by all rows.
-        rows: what follows the prefix, one list a row, the embed token last (but for latent steps).
-        num_target_tokens: of each row, how many of its last tokens are the assistant's (the embed token included); the
-            positions that predict them have logits. 0: no logits.
-        latent_steps: soft tokens that are fed behind each row, whose mean state is the embedding
-            (`prompts.LatentConversation`); such rows have no targets. 0: the embedding is the state at the last token.
+        rows: the token ids after the prefix, one list per row, ending with the embed token (except for latent steps).
+        num_target_tokens: for each row, how many of its last tokens are training targets (including the embed token);
+            the positions that predict them get logits. 0: no logits.
+        latent_steps: number of soft tokens that are fed after each row; the mean of the states at them is the embedding
+            (`prompts.LatentConversation`). Such rows have no targets. 0: the embedding is the state at the last token.
     """
 
     prefix: Sequence[int]
@@ -50,20 +50,20 @@ class Rows:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens without padding, soft ones included; the prefix counts once."""
+        """The number of tokens without padding, including soft tokens; the prefix counts once."""
         return len(self.prefix) + sum(len(row) + self.latent_steps for row in self.rows)
 
 
 @dataclass
 class Encoded:
-    """What `Policy` returns for `Rows`: unit embeddings, and logits in the order of rows, then positions.
+    """What `Policy` returns for `Rows`: unit embeddings, and logits, row by row.
 
     Attributes:
         embedding_BD: float32, L2-normalized.
-        logits_TV: at the positions that predict the assistant's tokens; None if there are none.
-        base_logits_TV: the base model's logits at the same positions (adapter off), without gradient; None unless
+        logits_TV: logits at the positions that predict target tokens; None if there are none.
+        base_logits_TV: the base model's logits (adapter off) at the same positions, without gradient; None unless
             requested.
-        target_T: the tokens to be predicted there.
+        target_T: the tokens to be predicted at these positions.
         token_loss_T: their cross-entropy, float32, instead of `logits_TV`; None unless requested.
     """
 
@@ -75,9 +75,9 @@ class Encoded:
 
 
 class Policy(nn.Module):
-    """A PEFT causal LM as an embedder and a language model at once.
+    """A PEFT causal LM used both as an embedder and as a language model.
 
-    One `forward` computes everything that a step needs, as DDP and FSDP require.
+    One call of `forward` computes everything that a step needs, as DDP and FSDP require.
     """
 
     def __init__(
@@ -92,14 +92,15 @@ class Policy(nn.Module):
         """Wrap `model`.
 
         Args:
-            embed_id: the embed token.
-            vocab_size: ids from this one on are padding rows; they have no logits.
-            mini_batch_size: rows of one forward pass through the backbone.
+            model: the PEFT model.
+            embed_id: id of the embed token.
+            vocab_size: ids from this one on are padding rows, which get no logits.
+            mini_batch_size: rows per forward pass of the backbone.
             activation_checkpointing: keep only each mini-batch's embeddings and each prefix's keys and values, and
-                recompute activations in the backward pass: memory for one mini-batch instead of all, for a third more
-                computation (as GradCache, arXiv 2101.06983). Gradients are the same, dropout included.
-            fused: run the decoder with `kernels.fused_llama`, which is several times as fast on a CPU and needs a copy
-                of the frozen weights in the dtype of the products; None does so on a CPU where it is supported.
+                recompute activations in the backward pass: memory for one mini-batch instead of all, at a third more
+                computation (as in GradCache, arXiv 2101.06983). Gradients are the same, even with dropout.
+            fused: run the decoder with `kernels.fused_llama`, which is several times faster on a CPU but needs a copy
+                of the frozen weights in the dtype of the products. None: on a CPU, if the model is supported.
 
         Raises:
             InputError: `fused` is True, but the architecture or the adapter is not supported.
@@ -114,11 +115,11 @@ class Policy(nn.Module):
         self.fused = fused
         if fused and not supports(model):
             raise InputError(
-                f"fused: {type(model.get_base_model()).__name__} with this adapter cannot run fused; it takes Llama or "
-                "Qwen2 with plain LoRA, no dropout; leave fused unset"
+                f"fused: {type(model.get_base_model()).__name__} with this adapter cannot run fused; that needs "
+                "Llama or Qwen2 with plain LoRA without dropout. Leave fused unset"
             )
         self._decoder = FusedDecoder(model)
-        self._placeholder: list[Any] = []  # in a list, so that its weights are not this module's
+        self._placeholder: list[Any] = []  # in a list, so that its weights are not registered in this module
 
     def forward(
         self, parts: dict[str, Rows], return_base_logits: Sequence[str] = (), return_token_losses: Sequence[str] = ()
@@ -143,21 +144,21 @@ class Policy(nn.Module):
                     out[name].logits_TV = self._logits(hidden_TD)
             if name in return_base_logits and (
                 hidden_TD is not None or self._placeholder
-            ):  # if sharded, all processes take part
+            ):  # if sharded, all processes must take part
                 with torch.no_grad(), self.model.disable_adapter():
                     base_TD = self._encode(rows, layers, *self._fused_prefixes([rows], layers))[1]
                     out[name].base_logits_TV = None if base_TD is None else self._logits(base_TD)
         return out
 
     def pre_shard_hook(self) -> list[nn.Module]:
-        """The units that FSDP gathers one at a time. After this, `unsharded_model` is a separate model."""
+        """The units that FSDP gathers one at a time. Afterwards, `unsharded_model` returns a separate model."""
         self._placeholder = [sharding.copy_without_weights(self.model)]
         return list(self.causal_lm.get_decoder().layers)
 
     def unsharded_model(self) -> Any:
-        """The PEFT model with unsharded trainable weights, to save or to merge: a collective if they are sharded.
+        """The PEFT model with unsharded trainable weights, for saving or merging. A collective if the model is sharded.
 
-        For a sharded model, a placeholder whose frozen weights are on "meta"; each call updates it.
+        For a sharded model it is a placeholder with frozen weights on "meta", updated by each call.
         """
         if not self._placeholder:
             return self.model
@@ -170,19 +171,20 @@ class Policy(nn.Module):
 
     @property
     def saved_model(self) -> Any:
-        """What `unsharded_model` returned last: for the one process that writes it, without a collective."""
+        """The last result of `unsharded_model`, without a collective, for the process that saves it."""
         return self._placeholder[0] if self._placeholder else self.model
 
     @property
     def causal_lm(self) -> Any:
-        """The transformers model inside the PEFT model, adapters in place."""
+        """The transformers model inside the PEFT model, including its adapters."""
         return self.model.get_base_model()
 
     def _trained_row(self, layer: Any) -> Tensor | None:
-        """The embed token's trained row of `layer`, (1, D); None if it has none, or while the adapter is off.
+        """The embed token's trained row of `layer`, (1, D); None if there is none, or while the adapter is off.
 
-        PEFT writes the row into a copy of the whole matrix at every call, and so computes a gradient of the whole
-        matrix: most of a step of a small model. Here the frozen matrix is used as it is and only the row is replaced.
+        PEFT writes the row into a copy of the whole matrix at every call, and so computes a gradient for the whole
+        matrix, which takes most of a small model's step. Here the frozen matrix is used as it is, and only the row is
+        replaced.
         """
         if not hasattr(layer, "token_adapter"):
             return None
@@ -192,7 +194,7 @@ class Policy(nn.Module):
         return adapter.trainable_tokens_delta[adapter.active_adapters[0]]
 
     def _inputs(self, ids_BL: Tensor) -> Tensor:
-        """Embeddings of the tokens in float32 or wider: the residual stream has that dtype, whatever the base's is."""
+        """Token embeddings in float32 or wider: the dtype of the residual stream, whatever the base's dtype."""
         layer = self.causal_lm.get_input_embeddings()
         rows_BLD = nn.functional.embedding(ids_BL, _frozen(layer))
         rows_BLD = rows_BLD.to(torch.promote_types(rows_BLD.dtype, torch.float32))
@@ -220,7 +222,7 @@ class Policy(nn.Module):
 
     def _runs_fused(self, device: torch.device) -> bool:
         wanted = (device.type == "cpu" if self.fused is None else self.fused) and not self._placeholder
-        return wanted and supports(self.model)  # checked each time: adapters may be merged, switched or set to dropout
+        return wanted and supports(self.model)  # checked each time, as adapters can change
 
     def _fused_layers(self) -> list[Layer] | None:
         return self._decoder.layers() if self._runs_fused(next(self.model.parameters()).device) else None
@@ -246,7 +248,7 @@ class Policy(nn.Module):
         order = sorted(set(first), key=lambda i: (-len(part.rows[i]), i))
         compute = partial(self._latent_mini_batch, part.latent_steps) if part.latent_steps else self._mini_batch
         calls = -(-len(order) // self.mini_batch_size)
-        # If sharded, every process must make equally many calls: each one gathers the weights, a collective.
+        # If sharded, all processes must make the same number of calls, because each call gathers the weights.
         idle = collectives.all_reduce_max(calls, device) - calls if self._placeholder else 0
         embedding: list[Tensor] = [torch.empty(0)] * len(first)
         hidden: list[Tensor] = [torch.empty(0)] * len(first)
@@ -271,19 +273,20 @@ class Policy(nn.Module):
         return embedding_BD, torch.cat(hidden), torch.tensor(target, device=device)
 
     def _checkpointed(self, compute: Any, *inputs: Any) -> Any:
-        """`compute(*inputs)`; with activation checkpointing it is recomputed in the backward pass."""
+        """`compute(*inputs)`, recomputed in the backward pass if activation checkpointing is on."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(compute, *inputs, use_reentrant=False)
         return compute(*inputs)
 
     def _prefix(self, ids: Sequence[int], device: torch.device) -> list[Tensor]:
-        """Keys and values of the shared prefix, layer by layer, by transformers' own forward pass."""
+        """Keys and values of the shared prefix for each layer, from transformers' own forward pass."""
         cache: Any = DynamicCache()
         ids_1P = torch.tensor([list(ids)], device=device)
         self.causal_lm.get_decoder()(inputs_embeds=self._inputs(ids_1P), past_key_values=cache, use_cache=True)
         shared = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         if self._placeholder:
-            # Their gradients come from the rows; FSDP gathers a layer's weights only at the gradient of its output.
+            # Their gradients come from the rows, but FSDP gathers a layer's weights only when its output gets a
+            # gradient.
             for index, tensor in enumerate(shared):
                 if tensor.requires_grad:
                     tensor.register_hook(partial(_gather_layer, self.causal_lm.get_decoder().layers[index // 2]))
@@ -297,10 +300,10 @@ class Policy(nn.Module):
         layers: list[Layer] | None,
         *shared: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The mean of the states at `steps` soft tokens behind each row (B, D); no targets (0, D).
+        """The mean of the states at `steps` soft tokens after each row, (B, D), and no targets, (0, D).
 
-        Each step runs the rows again, with the soft tokens so far, so that both decoders and their backward passes
-        serve as they are; the rows of queries are short.
+        Each step processes the rows again with the soft tokens so far, so that both decoders and their backward passes
+        can be used unchanged. Rows of queries are short, so that costs little.
         """
         state_BD, _ = self._mini_batch(rows, num_target_tokens, layers, *shared)
         soft: list[Tensor] = []
@@ -331,7 +334,7 @@ class Policy(nn.Module):
         *shared: Tensor,
         soft: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states at the rows' last tokens (B, D), and at the positions that predict their targets (T, D).
+        """Hidden states at the rows' last tokens, (B, D), and at the positions that predict their targets, (T, D).
 
         `soft`: input embeddings (B, D) that replace those of each row's last tokens.
         """
@@ -342,7 +345,7 @@ class Policy(nn.Module):
             ends = [tail + n for tail, n in zip(plan.tails, num_target_tokens, strict=True)]
         else:
             longest = max(map(len, rows))
-            starts = [longest * line for line in range(len(rows))]
+            starts = [longest * row for row in range(len(rows))]
             hidden_ND = self._plain(rows, starts, soft, shared)
             ends = [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)]
         predicting = [end - back for end, n in zip(ends, num_target_tokens, strict=True) for back in range(n, 0, -1)]
@@ -352,7 +355,7 @@ class Policy(nn.Module):
     def _plain(
         self, rows: list[list[int]], starts: list[int], soft: Sequence[Tensor], shared: Sequence[Tensor]
     ) -> Tensor:
-        """Hidden states (B * L, D) of rows padded to one length, by transformers' own forward pass."""
+        """Hidden states (B * L, D) of rows padded to one length, from transformers' own forward pass."""
         device, longest = shared[0].device, max(map(len, rows))
         ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         cache = DynamicCache()
@@ -360,7 +363,7 @@ class Policy(nn.Module):
             keys, values = (shared[2 * index + side].expand(len(rows), -1, -1, -1) for side in (0, 1))
             cache.update(keys, values, index)
         position_BL = (shared[0].shape[2] + torch.arange(longest, device=device))[None].expand_as(ids_BL)
-        # Padding is on the right, where no real position attends to it (causality): no mask is needed.
+        # Padding is on the right, where causality keeps real positions from attending to it: no mask is needed.
         backbone = self.causal_lm.get_decoder()
         inputs_ND = _with_soft_tokens(self._inputs(ids_BL).flatten(0, 1), rows, starts, soft)
         hidden_BLD = backbone(
@@ -401,17 +404,17 @@ def _gather_layer(layer: Any, _: Tensor) -> None:
 
 
 def _frozen(layer: Any) -> Tensor:
-    """The matrix of an embedding or a head inside PEFT's wrappers."""
+    """The frozen matrix of an embedding or output layer inside PEFT's wrappers."""
     while hasattr(layer, "token_adapter"):
         layer = layer.original_module
     return layer.weight
 
 
 def add_lora(loaded: Checkpoint, lora: LoraSettings) -> Any:
-    """Wrap the loaded causal LM in a LoRA adapter that also trains the embed token's row.
+    """Add a LoRA adapter that also trains the embed token's row to the loaded causal LM; returns the PEFT model.
 
     Raises:
-        InputError: the target modules are not in this model.
+        InputError: the model does not have the target modules.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -436,7 +439,7 @@ def add_lora(loaded: Checkpoint, lora: LoraSettings) -> Any:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module):
-    """Evaluation mode without gradients; the mode is restored afterwards."""
+    """A context with the module in evaluation mode and without gradients; the mode is restored afterwards."""
     was_training = module.training
     module.eval()
     try:

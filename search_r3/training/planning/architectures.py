@@ -1,9 +1,10 @@
-"""A model's architecture without its weights, and a randomly initialized model of it, cut or on "meta".
+"""A model's architecture without its weights, and randomly initialized models of it, with fewer layers or on "meta".
 
-transformers reads a configuration from a folder, from the hub's local cache, or from the hub. A dry run must also work
-without a network and without a download, so the configurations of a few models are kept here by name: the numbers of
-their published `config.json` files (Qwen2.5: arXiv 2412.15115, SmolLM2: arXiv 2502.02737). Everything else, such as
-parameter counts, is read off the model that transformers builds on the meta device.
+transformers reads a configuration from a folder, the hub's local cache, or the hub. A dry run must also work offline,
+so
+the configurations of a few models are kept here by name: the values in their published `config.json` files (Qwen2.5:
+arXiv 2412.15115, SmolLM2: arXiv 2502.02737). Everything else, such as parameter counts, is taken from the model that
+transformers builds on the meta device.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ KNOWN: dict[str, tuple[str, int, dict[str, Any]]] = {
     "smollm2-360m": ("llama", 49_152, _SMOL | _sizes(960, 2560, 32, 15, 5, True)),
     "smollm2-1.7b": ("llama", 49_152, _SMOL | {"rope_theta": 130_000.0} | _sizes(2048, 8192, 24, 32, 32, True)),
 }
-"""By name without "-Instruct": transformers' model type, the tokenizer's length, and the configuration."""
+"""Model name without "-Instruct" -> transformers' model type, the tokenizer's length, and the configuration."""
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -59,10 +60,10 @@ class Architecture:
     """A model without weights.
 
     Attributes:
-        name: of the base.
+        name: the name of the base model.
         config: transformers' configuration.
-        tokenizer: the model's own where it is available, else a stand-in with as many tokens.
-        stand_in: whether the tokenizer is one.
+        tokenizer: the model's own tokenizer if available, else a placeholder with the same number of tokens.
+        stand_in: whether the tokenizer is such a placeholder.
     """
 
     name: str
@@ -74,11 +75,11 @@ class Architecture:
 def architecture_of(name: str) -> Architecture:
     """The architecture of a base model, or of the base of an adapter's folder; weights are never read.
 
-    A folder is read, and so is a hub id in the hub's local cache; otherwise a name is looked up in `KNOWN`. Of any
-    other hub id the configuration and the tokenizer are downloaded (some megabytes at most).
+    Folders and hub ids in the hub's local cache are read; other names are looked up in `KNOWN`. For any other hub id,
+    the configuration and the tokenizer are downloaded (a few megabytes at most).
 
     Raises:
-        InputError: nothing by that name, or no configuration that transformers reads as a causal language model.
+        InputError: no model has that name, or transformers cannot read its configuration.
     """
     folder = expand_user(name)
     if folder.is_dir():
@@ -127,12 +128,12 @@ def _read(name: str, source: str | Path) -> Architecture:
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         known = ", ".join(KNOWN)
-        raise InputError(f"{name}: no configuration found ({reason}); known by name are {known}") from error
+        raise InputError(f"{name}: no configuration found ({reason}); built-in names are {known}") from error
 
 
 @functools.lru_cache
 def stand_in_tokenizer(tokens: int) -> Any:
-    """A tokenizer of `tokens` tokens with ChatML: the words and marks of the prompts, then "t0", "t1", ..."""
+    """A ChatML tokenizer with `tokens` tokens: the words and punctuation of the prompts, then "t0", "t1", ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -150,12 +151,12 @@ def stand_in_tokenizer(tokens: int) -> Any:
     return tokenizer
 
 
-def stand_in(architecture: Architecture, layers: int | None, device: str | torch.device) -> Checkpoint:
-    """A randomly initialized model as `checkpoint.load_base` would load it, in float32, cut to `layers` layers.
+def random_model(architecture: Architecture, layers: int | None, device: str | torch.device) -> Checkpoint:
+    """A randomly initialized float32 model, otherwise as `checkpoint.load_base` would load it.
 
     Args:
-        layers: the most layers that are kept; None keeps all.
-        device: "meta" allocates nothing: for counting.
+        layers: the maximum number of layers; None keeps all.
+        device: where the weights are; "meta" allocates none, for counting.
 
     Raises:
         InputError: transformers has no causal language model for the configuration.

@@ -1,14 +1,13 @@
-"""A dry run of a recipe: one step of a random model of its architecture, cut to two layers, and an estimate of memory.
+"""A dry run of a recipe: one step of a randomly initialized model cut to two layers, and an estimate of the memory.
 
-The step goes through the loop, the task and its loss as in the run, on made-up texts of the recipe's maximum lengths.
-It runs what a GPU would run (transformers' own decoder) on the available device; on a CPU in float32, unless the recipe
-sets bf16. The memory of the whole model is computed by the formula of `memory_estimate`, and the formula's figure for
-the small step is reported beside the measured one.
+The step goes through the loop, the task and its loss as in a real run, on made-up texts of the recipe's maximum
+lengths. It uses the code path of a GPU (transformers' own decoder) on whatever device is available; on a CPU in
+float32, unless the recipe sets bf16. The memory of the whole model is computed by the formula in `memory_estimate`; for
+the small step, the formula's result is reported next to the measured one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import tempfile
 import time
@@ -36,7 +35,7 @@ from search_r3.training.loop import run_training
 from search_r3.training.lora.live_encoder import COPIED_PARAMETERS
 from search_r3.training.lora.policy import add_lora
 from search_r3.training.planning import memory_estimate
-from search_r3.training.planning.architectures import Architecture, architecture_of, stand_in
+from search_r3.training.planning.architectures import Architecture, architecture_of, random_model
 from search_r3.training.planning.memory_estimate import Conditions, Part, Shape
 from search_r3.training.planning.peak_memory import peak_memory
 from search_r3.training.sft.in_batch_lm import CONVERSATION
@@ -45,47 +44,46 @@ from search_r3.training.sft.sft_task import SFTTask
 
 Stage = Literal["sft", "grpo"]
 LAYERS = 2
-"""Layers of the model that is run."""
+"""Number of layers of the model that is run."""
 GPU_BYTES = 80e9
-"""Memory of the GPU that the report assumes: 80 GB."""
+"""GPU memory that the report assumes: 80 GB."""
 CPU_ROWS = 4
-"""Pairs (stage 1), or queries and rollouts of each (stage 2), of the step that is run without a GPU."""
+"""Without a GPU, the step has this many pairs (stage 1), or at most this many rollouts per query (stage 2)."""
 DOCUMENTS = 32
-"""Made-up documents of stage 2's environment."""
+"""Number of made-up documents in stage 2's environment."""
 
 
 def dry_run(
     stage: Stage, recipe: str | Path, overrides: Sequence[str] = (), *, base: str | None = None, gpus: int = 1
 ) -> dict[str, Any]:
-    """Check a recipe: run one step of a cut model, and estimate what the whole model needs.
+    """Check a recipe: run one step of a cut model, and estimate the memory of the whole model.
 
     Args:
         base: the model; by default the recipe's base (stage 1), or the base of its adapter (stage 2).
-        gpus: the number of GPUs of the run.
+        gpus: the number of GPUs in the run.
 
     Returns:
         "stage", "base", "gpus"; "tokenizer" ("its own" or "a stand-in"); "parameters" {"total", "trainable", "rows" of
-        the vocabulary}; "memory" in bytes for one GPU, with "peak" and, for comparison, the peaks
-        "with_activation_checkpointing" and "without_activation_checkpointing"; "host" bytes; "step" {"tokens", "rows",
-        "rollouts"} of all GPUs, at most;
-        "tried" {"layers", "rows", "device", "seconds", "loss", "measured", "formula"} with bytes beyond the weights;
-        "warnings".
+        the vocabulary}; "memory" in bytes per GPU, with "peak" and, for comparison, the peaks
+        "with_activation_checkpointing" and "without_activation_checkpointing"; "host", bytes of host memory; "step"
+        {"tokens", "rows", "rollouts"}, the maximum over all GPUs together; "trial_step" {"layers", "rows", "device",
+        "seconds", "loss", "measured", "formula"}, the last two in bytes beyond the weights; "warnings".
 
     Raises:
-        InputError: the recipe is wrong, or the architecture of its base is unknown.
+        InputError: the recipe is invalid, or the architecture of its base is unknown.
     """
     config: SFTConfig | GRPOConfig
     config = load_config(recipe, SFTConfig, overrides) if stage == "sft" else load_config(recipe, GRPOConfig, overrides)
     if gpus < 1:
-        raise InputError(f"--gpus must be 1 or more, not {gpus}")
+        raise InputError(f"--gpus must be 1 or more, got {gpus}")
     architecture = architecture_of(base or _base_of(config))
-    full = stand_in(architecture, None, "meta")
+    full = random_model(architecture, None, "meta")
     shape = shape_of(full, config.lora)
     size = config.global_batch_size if isinstance(config, SFTConfig) else config.queries_per_step
     if gpus > size:
         raise InputError(f"--gpus is {gpus}, but a batch of {size} is too small for that many")
-    parts, every = parts_of(config, full, gpus), parts_of(config, full)
-    how = conditions_of(config)
+    parts, all_parts = conversations(config, full, gpus), conversations(config, full)
+    conditions = conditions_of(config)
     report: dict[str, Any] = {
         "stage": stage,
         "base": architecture.name,
@@ -97,47 +95,49 @@ def dry_run(
             "rows": full.model.get_input_embeddings().weight.shape[0],
         },
     }
-    found = memory_of(config, shape, parts, how, gpus)
-    report["host"] = found.pop("host")
-    report["memory"] = found
-    for name, cached in (("with_activation_checkpointing", True), ("without_activation_checkpointing", False)):
-        found[name] = memory_of(config, shape, parts, replace(how, activation_checkpointing=cached), gpus)["peak"]
+    memory = memory_of(config, shape, parts, conditions, gpus)
+    report["host"] = memory.pop("host")
+    report["memory"] = memory
+    for name, enabled in (("with_activation_checkpointing", True), ("without_activation_checkpointing", False)):
+        changed = replace(conditions, activation_checkpointing=enabled)
+        memory[name] = memory_of(config, shape, parts, changed, gpus)["peak"]
     micro = config.loop.gradient_accumulation
     report["step"] = {
-        "tokens": micro * sum(part.all_tokens for part in every.values()),
-        "rows": micro * sum(part.rows for part in every.values()),
+        "tokens": micro * sum(part.all_tokens for part in all_parts.values()),
+        "rows": micro * sum(part.rows for part in all_parts.values()),
         "rollouts": config.queries_per_step * config.num_generations if isinstance(config, GRPOConfig) else 0,
     }
-    report["warnings"] = warnings_of(config, architecture, full, parts, found)
-    report["tried"] = try_step(config, architecture)
+    report["warnings"] = warnings_of(config, architecture, full, parts, memory)
+    report["trial_step"] = run_trial_step(config, architecture)
     return report
 
 
-def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict[str, Any]:
-    """Run one optimizer step of the cut model; see `dry_run`'s "tried"."""
+def run_trial_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict[str, Any]:
+    """Run one optimizer step of the cut model; returns the "trial_step" of `dry_run`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.loop.seed)
-    checkpoint = stand_in(architecture, LAYERS, "cpu")
+    checkpoint = random_model(architecture, LAYERS, "cpu")
     checkpoint.model.set_attn_implementation(_attention(config))
     if isinstance(config, SFTConfig):
         checkpoint.model.to(getattr(torch, config.base_dtype))
     with tempfile.TemporaryDirectory(prefix="search-r3-dry-run-") as name:
         small = shrunk_recipe(config, Path(name), whole=device.type == "cuda")
         task = _sft_task(small, checkpoint) if isinstance(small, SFTConfig) else _grpo_task(small, checkpoint, name)
-        task.policy.fused = False  # what a GPU runs
-        # after one step of random weights, all rollouts may have the same reward
+        task.policy.fused = False  # a GPU does not use the fused decoder
+        # with random weights, all rollouts may have the same reward
         task.must_learn = False  # type: ignore[union-attr]
         losses: list[float] = []
         inner = task.training_step
         task.training_step = lambda *given: _record_loss(inner(*given), losses)  # type: ignore[method-assign]
-        shape = shape_of(replace_model(checkpoint, task.policy.model), None)
-        parts, how = parts_of(small, checkpoint), conditions_of(small)
+        shape = shape_of(replace(checkpoint, model=task.policy.model), None)
+        parts, conditions = conversations(small, checkpoint), conditions_of(small)
         started = time.perf_counter()
         with peak_memory(device) as peak:
             run_training(task, small.loop, Path(name) / "run", resume=False)
         seconds = time.perf_counter() - started
-    formula = memory_of(small, shape, parts, how, 1)
-    moved = 0 if device.type == "cpu" else memory_estimate.weights(shape, how)  # the loop moves the weights to the GPU
+    formula = memory_of(small, shape, parts, conditions, 1)
+    # On a GPU the loop moves the weights there within the measured block.
+    moved = 0 if device.type == "cpu" else memory_estimate.weights(shape, conditions)
     return {
         "layers": shape.layers,
         "rows": sum(part.rows for part in parts.values()),
@@ -150,7 +150,7 @@ def try_step(config: SFTConfig | GRPOConfig, architecture: Architecture) -> dict
 
 
 def shape_of(checkpoint: Checkpoint, lora: LoraSettings | None) -> Shape:
-    """The sizes of a loaded (or "meta") model; `lora` is added to it first, None if it has an adapter already."""
+    """The sizes of a loaded (or "meta") model, after adding an adapter; `lora` is None if it already has one."""
     model = checkpoint.model if lora is None else add_lora(checkpoint, lora)
     plain = model.get_base_model()
     text = plain.config.get_text_config()
@@ -175,8 +175,8 @@ def shape_of(checkpoint: Checkpoint, lora: LoraSettings | None) -> Shape:
     )
 
 
-def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int = 1) -> dict[str, Part]:
-    """One GPU's part of a step's conversations, every row as long as the recipe allows."""
+def conversations(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int = 1) -> dict[str, Part]:
+    """One GPU's share of a step's conversations, every row at the recipe's maximum length."""
     prompts, tokenizer = checkpoint.contract.prompts, checkpoint.tokenizer
     document = render(prompts.document, tokenizer, give_answer=True)
     query = render(prompts.query, tokenizer, give_answer=True)
@@ -219,8 +219,8 @@ def parts_of(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: int =
 
 def conditions_of(config: SFTConfig | GRPOConfig) -> Conditions:
     """How a GPU computes the recipe's step."""
-    several = isinstance(config, GRPOConfig) and config.steps_per_generation > 1
-    base = config.weights.kl > 0 if isinstance(config, SFTConfig) else config.beta > 0 and not several
+    stored = isinstance(config, GRPOConfig) and config.steps_per_generation > 1  # see `log_probs.store_log_probs`
+    base = config.weights.kl > 0 if isinstance(config, SFTConfig) else config.beta > 0 and not stored
     return Conditions(
         chunk=config.mini_batch_size,
         activation_checkpointing=config.activation_checkpointing,
@@ -233,22 +233,23 @@ def conditions_of(config: SFTConfig | GRPOConfig) -> Conditions:
 
 
 def memory_of(
-    config: SFTConfig | GRPOConfig, shape: Shape, parts: dict[str, Part], how: Conditions, gpus: int
+    config: SFTConfig | GRPOConfig, shape: Shape, parts: dict[str, Part], conditions: Conditions, gpus: int
 ) -> dict[str, int]:
-    """Bytes by part, for one GPU; "host" is beside it.
+    """Bytes by purpose for one GPU; "host" is the host's memory.
 
-    "peak" is what stays in memory, and the largest of three that do not coincide: the step, the sampling, and merging
-    the copy. Logits and the backward pass's tensors do not coincide either, so the parts add up to more than the peak.
+    "peak" is what stays allocated, plus the largest of three phases that never overlap: the step, the sampling, and
+    merging the copy. Logits and the tensors of the backward pass do not overlap either, so the entries add up to more
+    than the peak.
     """
     rows = list(parts.values())
-    kept = memory_estimate.activations(shape, rows, how)
+    kept = memory_estimate.activations(shape, rows, conditions)
     out = {
-        "weights": memory_estimate.weights(shape, how),
+        "weights": memory_estimate.weights(shape, conditions),
         "gradients": memory_estimate.gradients(shape, gpus),
         "optimizer": memory_estimate.optimizer(shape, config.loop.ema > 0),
         "activations": kept["layers"] + kept["backward"],
         "casts": kept["casts"],
-        "logits": memory_estimate.logits(shape, rows, how),
+        "logits": memory_estimate.logits(shape, rows, conditions),
         "live_copy": 0,
         "cache": 0,
         "environment": 0,
@@ -256,8 +257,8 @@ def memory_of(
     }
     making = 0
     if isinstance(config, GRPOConfig) or config.dev or config.self_reasoning_ratio:
-        out["live_copy"], making = memory_estimate.live_copy(shape, how, COPIED_PARAMETERS)
-    value = how.operand if out["live_copy"] else how.weight
+        out["live_copy"], making = memory_estimate.live_copy(shape, conditions, COPIED_PARAMETERS)
+    value = conditions.operand if out["live_copy"] else conditions.weight
     if isinstance(config, GRPOConfig):
         part = parts["rollouts"]
         together = min(config.generation_batch_size, config.queries_per_step * config.num_generations)
@@ -282,14 +283,14 @@ def warnings_of(
     architecture: Architecture,
     full: Checkpoint,
     parts: dict[str, Part],
-    found: dict[str, int],
+    memory: dict[str, int],
 ) -> list[str]:
-    """What to check before the run."""
+    """What to check before starting the run."""
     text, out = architecture.config.get_text_config(), []
     rows = full.model.get_input_embeddings().weight.shape[0]
     if text.vocab_size % VOCABULARY_MULTIPLE:
         out.append(
-            f"the vocabulary of {text.vocab_size:,} rows is no multiple of {VOCABULARY_MULTIPLE}; it is padded to "
+            f"the vocabulary of {text.vocab_size:,} rows is not a multiple of {VOCABULARY_MULTIPLE}; it is padded to "
             f"{rows:,}, also in a merged model"
         )
     longest = getattr(text, "max_position_embeddings", None) or math.inf
@@ -301,19 +302,20 @@ def warnings_of(
             )
     if isinstance(config, GRPOConfig) and config.max_documents is None:
         out.append("max_documents is not set: the environment's memory depends on the corpus and is not counted")
-    if found["peak"] > GPU_BYTES:
+    if memory["peak"] > GPU_BYTES:
         advice = "a smaller batch, shorter texts or a smaller base"
-        if not config.activation_checkpointing and found["with_activation_checkpointing"] <= GPU_BYTES:
+        if not config.activation_checkpointing and memory["with_activation_checkpointing"] <= GPU_BYTES:
             advice = "activation_checkpointing: true"
-        out.append(f"about {found['peak'] / 1e9:.0f} GB for each GPU, more than {GPU_BYTES / 1e9:.0f} GB: try {advice}")
+        gigabytes = f"about {memory['peak'] / 1e9:.0f} GB per GPU, more than {GPU_BYTES / 1e9:.0f} GB"
+        out.append(f"{gigabytes}: try {advice}")
     return out
 
 
 def shrunk_recipe(config: Any, folder: Path, whole: bool) -> Any:
-    """The recipe for one step in `folder`: no data is read, and nothing but the last checkpoint written.
+    """The recipe reduced to one step in `folder`, which reads no data and writes only its final checkpoint.
 
     Args:
-        whole: keep the batch size (on a GPU); otherwise `CPU_ROWS`.
+        whole: keep the batch size (on a GPU) instead of reducing it to `CPU_ROWS`.
     """
     precision = config.loop.mixed_precision
     if precision == "auto":
@@ -343,11 +345,6 @@ def shrunk_recipe(config: Any, folder: Path, whole: bool) -> Any:
         max_documents=DOCUMENTS,
         num_mini_batches=min(config.num_mini_batches, queries * group), min_positive_rank=1, max_positive_rank=None,
     )  # fmt: skip
-
-
-def replace_model(checkpoint: Checkpoint, model: Any) -> Checkpoint:
-    """The checkpoint with another model in it."""
-    return dataclasses.replace(checkpoint, model=model)
 
 
 def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
@@ -400,9 +397,9 @@ def _base_of(config: SFTConfig | GRPOConfig) -> str:
     if isinstance(config, SFTConfig):
         return config.init_adapter if config.init_adapter and Path(config.init_adapter).is_dir() else config.base
     folder = expand_user(config.adapter)
-    for place in (folder, find_adapter(config.adapter)):
-        if place is not None and (place / checkpoints.CONTRACT_FILE).is_file():
-            return str(place)
+    for candidate in (folder, find_adapter(config.adapter)):
+        if candidate is not None and (candidate / checkpoints.CONTRACT_FILE).is_file():
+            return str(candidate)
     raise InputError(f"the adapter {config.adapter} does not exist yet, so its base is unknown; name it: --base NAME")
 
 

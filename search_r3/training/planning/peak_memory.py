@@ -1,4 +1,4 @@
-"""The peak memory of tensors while a block runs: torch's own count on a GPU, every tensor's storage on a CPU."""
+"""The peak memory of tensors while a block runs: torch's statistics on a GPU, a count of storages on a CPU."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak:
-    """`bytes`: the peak beyond what was allocated before."""
+    """The result of `peak_memory`."""
 
     bytes: int = 0
+    """Peak bytes beyond what was allocated before the block."""
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the block.
+    """Measure the peak memory of the block.
 
-    On a CPU only storages that torch's operators return are seen: an operator's own scratch space is not.
+    On a CPU, only storages returned by torch's operators are counted, not the scratch space inside an operator.
     """
     peak = Peak()
     if device.type == "cuda":
@@ -47,7 +48,7 @@ class _Watch(TorchDispatchMode):
         inputs = {id(storage) for storage in self._storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
         for storage in self._storages(out):
-            if id(storage) in inputs or storage in self.seen:  # a view, or written in place
+            if id(storage) in inputs or storage in self.seen:  # a view, or modified in place
                 continue
             self.seen.add(storage)
             size = storage.nbytes()

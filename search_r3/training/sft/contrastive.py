@@ -1,7 +1,7 @@
-"""The contrastive part of a step: every document that a query is compared with, and the loss terms over them.
+"""The contrastive terms of a step, and the documents that each query is compared with.
 
-Candidates are the documents of the batch, then those of earlier steps (cross-batch memory, arXiv 1912.06798). Each has
-a key, so that a document which answers a query is never its negative.
+Candidates are the documents of the batch, followed by those of earlier steps (cross-batch memory, arXiv 1912.06798).
+Each has a key, so that a document that answers a query is never used as its negative.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def batch_documents(pairs: Sequence[TrainingPair], positives: int, negatives: in
 
 @dataclass
 class Candidates:
-    """What the queries of a step are compared with: M documents.
+    """The M documents that the queries of a step are compared with.
 
     Attributes:
-        embedding_MD: unit rows; gradients flow into the batch's rows, on whichever process they were computed.
-        key_M: each document's key (int64, on the CPU); equal keys are the same text.
-        teacher_MD: the teacher's embeddings of the same documents, unit float32; None without a teacher.
+        embedding_MD: unit rows; gradients flow into the rows of the batch, on the process that computed them.
+        key_M: each document's key (int64, on the CPU); equal keys mean the same text.
+        teacher_MD: the teacher's embeddings of the same documents, float32 unit rows; None without a teacher.
     """
 
     embedding_MD: Tensor
@@ -69,9 +69,9 @@ class Candidates:
             target_B: for each query, the index of its target.
         """
         mask = np.zeros((len(target_B), len(self.key_M)), dtype=bool)
-        for line, (keys, target) in enumerate(zip(answers, target_B, strict=True)):
-            mask[line] = np.isin(self.key_M, np.fromiter(keys, dtype=np.int64))
-            mask[line, target] = False
+        for row, (keys, target) in enumerate(zip(answers, target_B, strict=True)):
+            mask[row] = np.isin(self.key_M, np.fromiter(keys, dtype=np.int64))
+            mask[row, target] = False
         return torch.from_numpy(mask)
 
     def grades(self, answers: Sequence[Mapping[int, float]]) -> Tensor:
@@ -89,7 +89,7 @@ class Candidates:
 
 @dataclass
 class ContrastiveSettings:
-    """How the terms are computed; see the fields of the same names in `SFTConfig`."""
+    """Settings of the terms; see the fields of the same names in `SFTConfig`."""
 
     temperature: float
     symmetric: bool = True
@@ -112,7 +112,7 @@ def contrastive_terms(
     """The terms named in `settings.terms` ("infonce", "triplet", "distillation"), each the mean over the queries.
 
     Args:
-        query_BD: unit rows of one conversation.
+        query_BD: the queries' embeddings in one conversation, unit rows.
         target_B: for each query, the index of its document among the candidates.
         mask_BM: false negatives, see `Candidates.false_negatives`.
         teacher_query_BD: the teacher's embeddings of the same queries, for "distillation".
@@ -128,7 +128,7 @@ def contrastive_terms(
         forward = info_nce(query_BD, document_MD, own_B, settings.temperature, mask_BM)
         if not settings.symmetric:
             return forward
-        # The documents of the queries against the queries: the square part of the same matrix.
+        # From documents to queries: the square part of the same matrix, transposed.
         mask_BB = mask_BM[:, own_B].T
         backward = info_nce(document_MD[own_B], query_BD, every, settings.temperature, mask_BB)
         return (forward + backward) / 2
@@ -164,12 +164,12 @@ def contrastive_terms(
 
 
 class CrossBatchMemory:
-    """A queue of the documents encoded last, as further negatives that need no forward pass.
+    """A queue of recently encoded documents, used as additional negatives without a forward pass.
 
-    Their embeddings are of slightly older weights, and drift slowly after the first steps (arXiv 1912.06798).
+    Their embeddings come from slightly older weights, which change slowly after the first steps (arXiv 1912.06798).
 
     Args:
-        size: how many documents to keep; a whole step's are dropped once the later ones suffice.
+        size: number of documents to keep; the documents of a step are dropped together, once later ones suffice.
     """
 
     def __init__(self, size: int) -> None:
@@ -189,7 +189,7 @@ class CrossBatchMemory:
         )
 
     def add(self, candidates: Candidates) -> None:
-        """Add these documents, without their graph."""
+        """Add these documents, detached from the graph."""
         if not self.size:
             return
         teacher = candidates.teacher_MD

@@ -1,8 +1,8 @@
-"""Self-generated reasoning: every few steps the model writes reasoning traces for the queries of the next steps.
+"""Self-generated reasoning: every few steps, the model writes reasoning traces for the queries of the next steps.
 
-At search time an embedding follows the reasoning that the model really writes, not the traces it is trained on: trained
-on those alone, it relies on words that it will not find there. (The generating half of expert iteration, without a
-reward.)
+At search time an embedding follows the reasoning that the model itself writes, not the traces of the training data. A
+model trained on those alone relies on words that its own traces lack. (This is the generation step of expert iteration,
+without a reward.)
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from search_r3.training.distributed import collectives
 
 
 class SelfReasoning:
-    """Reasoning traces by pair id, used for one block of steps.
+    """Reasoning traces by pair id, regenerated for each block of steps.
 
     Args:
         start: the first step that uses them.
-        every: steps of a block.
-        max_tokens: the longest reasoning.
-        temperature: of the sampling; 0 is greedy.
-        seed: of the sampling. A trace depends on the seed, the block and the pair only: each process generates some of
-            the traces, and together they are those that a single process would generate.
+        every: steps per block.
+        max_tokens: the maximum number of reasoning tokens.
+        temperature: sampling temperature; 0 is greedy.
+        seed: sampling seed. A trace depends only on the seed, the block and the pair, so the traces do not depend on
+            the number of processes that share the work.
     """
 
     def __init__(self, start: int, every: int, max_tokens: int, temperature: float, seed: int) -> None:
@@ -32,16 +32,16 @@ class SelfReasoning:
         self.block = -1
         self.texts: dict[str, str] = {}
         self.cut: set[str] = set()
-        """Pairs whose reasoning did not end by itself within `max_tokens`."""
+        """Ids of pairs whose reasoning was cut off at `max_tokens`."""
 
     def refresh(
         self, step: int, wanted: Callable[[int], Sequence[tuple[str, str]]], encoder: Callable[[], Any]
     ) -> None:
-        """Generate the reasoning for the block of steps that `step` is in, unless it exists. A collective.
+        """Generate the reasoning for the block of steps that contains `step`, unless it exists. A collective.
 
         Args:
-            wanted: a step -> the (pair id, query) whose reasoning it will need.
-            encoder: gives a SearchR3 with the current weights.
+            wanted: maps a step to the (pair id, query) pairs that need reasoning.
+            encoder: returns a SearchR3 with the current weights.
         """
         block = (step - self.start) // self.every
         if step < self.start or block == self.block:
@@ -71,7 +71,7 @@ class SelfReasoning:
         return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big")
 
     def state_dict(self) -> dict[str, Any]:
-        """The block and its reasoning traces: JSON values."""
+        """The block and its reasoning traces, as JSON values."""
         return {"block": self.block, "texts": self.texts, "cut": sorted(self.cut)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

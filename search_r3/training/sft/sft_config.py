@@ -1,10 +1,11 @@
-"""A stage 1 recipe: every key that `search-r3 train sft` knows, with what it means and its default."""
+"""A stage 1 recipe: every key of `search-r3 train sft`, its meaning and its default."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from search_r3.config import at_least, require
 from search_r3.data.query_variants import CASE_VARIANTS, check_shares
 from search_r3.errors import InputError
 from search_r3.training.config import LoopConfig, LoraSettings
@@ -12,14 +13,14 @@ from search_r3.training.config import LoopConfig, LoraSettings
 
 @dataclass
 class LossWeights:
-    """How much each term counts. The paper's loss is the unweighted sum of the first four (arXiv 2510.07048, section
-    3); these weights, and the further terms, are our choice.
+    """The weight of each term of the loss. The paper sums the first four unweighted (arXiv 2510.07048, section 3);
+    these weights, and the further terms, are our choice.
     """
 
     sft: float = 0.1
-    """Cross-entropy on the assistant's turn: the format, and where the embed token goes."""
+    """Cross-entropy on the assistant's turn: it teaches the format, and where the embed token goes."""
     kl: float = 0.1
-    """KL(tuned || base) on the same positions, without those that predict the embed token."""
+    """KL(tuned || base) at the same positions, except those that predict the embed token."""
     infonce: float = 1.0
     """In-batch contrastive loss with explicit hard negatives."""
     triplet: float = 0.0
@@ -27,20 +28,18 @@ class LossWeights:
     distillation: float = 0.0
     """KL to a teacher's distribution over the candidates (needs `teacher`)."""
     self_teaching: float = 0.0
-    """KL from the distribution over the candidates of a query as `query_variants` writes it to that of the query as it
-    is, which gets no gradient from this term (arXiv 2204.00716)."""
+    """KL between two distributions over a query's candidates: that of the query as changed by `query_variants`, and
+    that of the original query, which gets no gradient from this term (arXiv 2204.00716)."""
     view_distillation: float = 0.0
-    """KL from the distribution over the candidates of the direct embedding, and of that in latent steps, to that of the
-    same query with its given reasoning, which gets no gradient from this term (LaSER, arXiv 2603.01425). Pairs without
-    reasoning, and traces that the model generated itself, are left out."""
+    """KL between two distributions over a query's candidates: that of its direct embedding (and of its latent one), and
+    that of its embedding with given reasoning, which gets no gradient from this term (LaSER, arXiv 2603.01425). Pairs
+    without reasoning or with self-generated reasoning are left out."""
     in_batch_lm: float = 0.0
-    """Predicts some queries' tokens from documents of the batch, weighted by the softmax of their cosines (ElicitR's
-    regularizer), so that what is similar is what explains the query."""
+    """Prediction of some queries' tokens from documents of the batch, weighted by the softmax of their cosines
+    (ElicitR's regularizer), so that the documents that explain a query become similar to it."""
 
     def __post_init__(self) -> None:
-        for name, value in self.__dict__.items():
-            if not value >= 0:
-                raise InputError(f"weights.{name} must be 0 or more, not {value}")
+        at_least(self, **dict.fromkeys(self.__dict__, 0))
 
 
 @dataclass
@@ -60,69 +59,70 @@ class SFTConfig:
     init_adapter: str | None = None
     """An adapter to continue training from, instead of a new one."""
     global_batch_size: int = 32
-    """Pairs of a batch, over all processes together; the documents of the other pairs are negatives."""
+    """Pairs per batch, over all processes; each pair's negatives are the documents of the other pairs."""
     negatives_per_pair: int = 0
-    """Explicit hard negatives taken from each pair."""
+    """Number of explicit hard negatives used from each pair."""
     positives_per_pair: int = 1
-    """Documents of each pair that answer its query: its positive, then others drawn from its `positives` at each step,
-    where it has some. Use more than 1 with another `ranking_loss` than infonce, which masks them for their query."""
+    """Number of documents per pair that answer its query: its positive, and others drawn from its `positives` at each
+    step, if it has any. Above 1, use a `ranking_loss` other than infonce, which masks them for their query."""
     ranking_loss: Literal["infonce", "multi_positive", "lambda", "approx_ndcg"] = "infonce"
-    """What the term `weights.infonce` computes over the candidates: "infonce" has one target for each query and masks
+    """The loss that `weights.infonce` weights, over the candidates: "infonce" has one target per query and masks
     its other positives; "multi_positive" has all positives as targets, weighted by their grades (arXiv 2004.11362);
     "lambda" is LambdaLoss (NDCG-Loss2++) and "approx_ndcg" ApproxNDCG, both over the grades."""
     batch_sampler: Literal["source", "kind", "any", "topic"] = "source"
-    """What a batch is drawn from, so that its negatives are similar and harder: one source ("docstrings:numpy"), one
-    kind of source ("docstrings"), any pairs, or one topic of a kind by the teacher's embeddings (the hardest)."""
+    """Which pairs share a batch; the more similar they are, the harder its negatives. "source": one source
+    ("docstrings:numpy"); "kind": one kind of source ("docstrings"); "any": all pairs; "topic": one topic within a kind,
+    by the teacher's embeddings (the hardest)."""
     topic_batches: int = 6
-    """The most batches that a topic holds."""
+    """Maximum size of a topic, in batches."""
     source_weights: dict[str, float] = field(default_factory=dict)
-    """How often an epoch goes through a source (a kind, if `batch_sampler` is kind or topic): 1.0 unless given."""
+    """How many times an epoch goes through a source (a kind, if `batch_sampler` is kind or topic); 1.0 by default."""
     length_bucket: int = 1
-    """Batches that are sorted by length together, so that less is padded; 1 leaves them in random order."""
+    """Number of batches whose pairs are sorted by length together, to reduce padding; 1 turns bucketing off."""
     max_query_tokens: int = 48
     """Queries are truncated to this many tokens."""
     max_document_tokens: int = 128
-    """Documents are truncated to this many tokens while training."""
+    """Documents are truncated to this many tokens during training."""
     max_reasoning_tokens: int = 32
     """Reasoning is truncated to this many tokens."""
     reasoning_ratio: float = 0.5
-    """Fraction of a batch's pairs that are also trained with reasoning, if they have any."""
+    """Fraction of a batch's pairs that are also trained with reasoning, where they have any."""
     self_reasoning_ratio: float = 0.0
-    """Fraction of those whose reasoning the model has generated itself, and generates again as it learns. The
-    contrastive terms are computed after it; none of its tokens are training targets, except the embed token where the
-    limit cut the reasoning off. (With the embed token as a target after every trace, it comes earlier each time:
-    traces shrank to 6 tokens.)"""
+    """Fraction of the pairs with reasoning whose reasoning is generated by the model itself, and regenerated as it
+    learns. The contrastive terms use the embedding after it; its tokens are not training targets, except the embed
+    token where the token limit cut the reasoning off. (As a target after every trace, the embed token moved ever
+    earlier: traces shrank to 6 tokens.)"""
     self_reasoning_start_step: int = 50
-    """First step with self-generated reasoning: before, the model has not learned to write any."""
+    """First step with self-generated reasoning: before it, the model has not yet learned to write any."""
     self_reasoning_refresh_steps: int = 50
-    """Steps after which the reasoning is generated again."""
+    """Steps between two generations of the reasoning."""
     self_reasoning_temperature: float = 0.7
-    """0 decodes greedily, as searching does."""
+    """Sampling temperature of self-generated reasoning; 0 decodes greedily, as search does."""
     query_variants: dict[str, float] = field(default_factory=dict)
-    """Shares of a batch's queries that are written otherwise, as people type them: {lower: 0.1, upper: 0.05, title:
-    0.02, typos: 0.15, keywords: 0.05, no_punctuation: 0.05}; none by default. They take the originals' places, unless
-    `weights.self_teaching` is above 0: then they are embedded beside the originals, for that term alone."""
+    """Fractions of a batch's queries that are rewritten as people type them: {lower: 0.1, upper: 0.05, title: 0.02,
+    typos: 0.15, keywords: 0.05, no_punctuation: 0.05}; none by default. They replace the originals, unless
+    `weights.self_teaching` is above 0: then they are embedded in addition, for that term only."""
     document_variants: dict[str, float] = field(default_factory=dict)
-    """The same of a batch's documents, in other case alone: {upper: 0.02}. They take the originals' places."""
+    """Fractions of a batch's documents whose case is changed: {upper: 0.02}. They replace the originals."""
     fold_capitals: bool | None = None
-    """Bring queries and documents that are all in capitals to ordinary case before they are embedded, in training and
-    ever after: part of the adapter's contract. null: as `init_adapter` does, and a new adapter does not."""
+    """Convert queries and documents that are entirely in capitals to ordinary case before they are embedded, in
+    training and from then on: part of the adapter's contract. null: as in `init_adapter`; a new adapter does not."""
     latent_steps: int = 0
-    """Soft tokens of a third way to embed queries, `reasoning="latent"` (LaSER, arXiv 2603.01425), which is then
-    trained too and written into the adapter's contract; 3 is LaSER's. 0: the adapter has no such mode."""
+    """Number of soft tokens of a third way to embed queries, `reasoning="latent"` (LaSER, arXiv 2603.01425), which is
+    then trained too and recorded in the adapter's contract; LaSER uses 3. 0: the adapter has no such mode."""
     latent_ratio: float = 0.5
-    """Fraction of a batch's pairs that are also trained in latent steps. Up to `reasoning_ratio`, those with reasoning
-    are among them, so that `weights.view_distillation` can teach them."""
+    """Fraction of a batch's pairs that are also trained in latent mode. They include those with reasoning, up to
+    `reasoning_ratio`, so that `weights.view_distillation` can teach them."""
     temperature: float = 0.03
-    """InfoNCE's tau."""
+    """Temperature of InfoNCE (tau)."""
     symmetric: bool = True
-    """Also classify the query among the batch's queries, given the document."""
+    """Also compute InfoNCE from documents to queries, and average the two."""
     margin: float = 0.15
-    """The triplet loss's theta."""
+    """Margin of the triplet loss (theta)."""
     cross_batch_memory_size: int = 0
-    """Documents of earlier steps that serve as further negatives (arXiv 1912.06798); they need no forward pass."""
+    """Number of documents of earlier steps used as additional negatives without a forward pass (arXiv 1912.06798)."""
     teacher: str | None = None
-    """The teacher's embeddings of all texts, as `search-r3 data embed-teacher` writes them."""
+    """File with the teacher's embeddings of all texts, written by `search-r3 data embed-teacher`."""
     teacher_temperature: float = 0.05
     """Temperature of the softmax over the teacher's cosines."""
     view_temperature: float = 0.03
@@ -132,19 +132,20 @@ class SFTConfig:
     in_batch_lm_documents: int = 4
     """Documents from which each of them is predicted: its own and others of the batch. Each is one more row."""
     matryoshka: list[int] = field(default_factory=list)
-    """Dimensions at which InfoNCE is computed too, so that embeddings may be truncated there: [576, 256, 128]."""
+    """Dimensions at which InfoNCE is computed, so that embeddings can be truncated to them: [576, 256, 128]."""
     weights: LossWeights = field(default_factory=LossWeights)
     """The weights of the terms."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass, one mini-batch at a time: less memory, a third more computation."""
+    """Recompute activations in the backward pass, one mini-batch at a time: less memory for a third more
+    computation."""
     mini_batch_size: int = 32
-    """Rows of one forward pass through the backbone; it changes memory and speed, not the loss."""
+    """Rows per forward pass of the backbone; it affects memory and speed, not the loss."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """"auto": eager on a CPU (where sdpa's backward pass is slower), sdpa on a GPU."""
     dev: list[str] = field(default_factory=lambda: ["cosqa", "scifact"])
     """Dev pools that choose the best adapter, by their mean nDCG@10 without reasoning."""
     data_root: str | None = None
-    """The folder of the dev sets; SEARCH_R3_DATA otherwise."""
+    """The folder of the dev sets; by default, the environment variable SEARCH_R3_DATA."""
     dev_queries: int = 100
     """Queries of each dev pool."""
     dev_documents: int = 400
@@ -174,32 +175,25 @@ class SFTConfig:
             )
 
     def _check_numbers(self) -> None:
-        if self.global_batch_size < 2:
-            raise InputError(
-                f"global_batch_size must be 2 or more, not {self.global_batch_size}: InfoNCE needs negatives"
-            )
-        at_least = {
-            "positives_per_pair": 1, "mini_batch_size": 1, "length_bucket": 1, "topic_batches": 1,
-            "self_reasoning_start_step": 0, "self_reasoning_refresh_steps": 1, "self_reasoning_temperature": 0,
-            "cross_batch_memory_size": 0, "latent_steps": 0, "in_batch_lm_queries": 1, "in_batch_lm_documents": 2,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        size = self.global_batch_size
+        require(size >= 2, "global_batch_size", size, "2 or more", ": InfoNCE needs negatives")
+        at_least(
+            self, positives_per_pair=1, mini_batch_size=1, length_bucket=1, topic_batches=1,
+            self_reasoning_start_step=0, self_reasoning_refresh_steps=1, self_reasoning_temperature=0,
+            cross_batch_memory_size=0, latent_steps=0, in_batch_lm_queries=1, in_batch_lm_documents=2,
+        )  # fmt: skip
         for name in ("reasoning_ratio", "self_reasoning_ratio", "latent_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be in 0..1, not {getattr(self, name)}")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for name in ("temperature", "teacher_temperature", "view_temperature"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.matryoshka and (min(self.matryoshka) < 1 or len(set(self.matryoshka)) < len(self.matryoshka)):
-            raise InputError(f"matryoshka must be different dimensions of 1 or more, not {self.matryoshka}")
-        if self.attention not in ("auto", "eager", "sdpa"):
-            raise InputError(f"attention must be auto, eager or sdpa, not {self.attention!r}")
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        dims = self.matryoshka
+        different = not dims or (min(dims) >= 1 and len(set(dims)) == len(dims))
+        require(different, "matryoshka", dims, "different dimensions of 1 or more")
+        require(self.attention in ("auto", "eager", "sdpa"), "attention", self.attention, "auto, eager or sdpa")
 
     def _check_views(self) -> None:
         if self.latent_steps and not self.latent_ratio:
-            raise InputError("latent_steps is set, but latent_ratio is 0: no pair would be trained in latent steps")
+            raise InputError("latent_steps is set, but latent_ratio is 0: no pair would be trained in latent mode")
         if not self.weights.view_distillation:
             return
         if not (self.reasoning_ratio > 0 and self.self_reasoning_ratio < 1):

@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from search_r3.config import default_values, to_dict
-from search_r3.data.dev_pools import dev_pool
 from search_r3.data.mining.teacher import TeacherRows
 from search_r3.data.pairs import TrainingPair, read_pairs
 from search_r3.errors import InputError
@@ -29,10 +27,9 @@ from search_r3.model.searchr3 import SearchR3, encode_as_text
 from search_r3.model.tokenization import fold_texts
 from search_r3.prompts import PromptTemplate, render, with_latent_steps
 from search_r3.training.config import load_config
-from search_r3.training.dev_evaluation import dev_figures
+from search_r3.training.dev_evaluation import dev_metrics, load_dev_pools
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
-from search_r3.training.loop import run_training
 from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Encoded, Policy, Rows, add_lora
 from search_r3.training.losses import kl_to_base, sft_cross_entropy
@@ -51,24 +48,25 @@ from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
 from search_r3.training.sft.self_reasoning import SelfReasoning
 from search_r3.training.sft.sft_config import SFTConfig
 from search_r3.training.sft.view_distillation import taught_queries, view_distillation
+from search_r3.training.stage import train_stage
 
 
 @dataclass
 class Batch:
-    """One step: this process's rows of each conversation, and the texts that the rows of all processes come from.
+    """The batch of a step: this process's rows of each conversation, and the texts of all processes' rows.
 
     Attributes:
-        parts: "document", "query", "reasoning" if any pair of the batch has reasoning, and "latent" if any is trained
-            in latent steps. Of each, every W-th row.
-        pairs: the batch; document i answers query i.
-        documents: the pairs' positives, then further positives, then their explicit negatives.
+        parts: "document", "query", "reasoning" if a pair of the batch has reasoning, and "latent" if one is trained in
+            latent mode. With W processes, each has every W-th row.
+        pairs: the training pairs; document i answers query i.
+        documents: the pairs' positives, followed by further positives, then by their explicit negatives.
         with_reasoning: indices of the pairs that are also trained with reasoning.
-        self_generated: which of `with_reasoning` have reasoning that the model generated.
-        changed_of: for self-teaching, the pairs whose query is also embedded as it was written otherwise.
-        with_latent: indices of the pairs that are also trained in latent steps.
+        self_generated: for each of `with_reasoning`, whether the model generated the reasoning.
+        changed_of: for self-teaching, indices of the pairs whose query is also embedded as a rewritten variant.
+        with_latent: indices of the pairs that are also trained in latent mode.
         readings: which queries are predicted from which documents, in the part "in_batch_lm"; None: no such part.
 
-    `pairs` and `documents` are the original texts, by which answers are known, even where others are embedded.
+    `pairs` and `documents` are the original texts, by which answers are known, even where variants are embedded.
     """
 
     parts: dict[str, Rows]
@@ -99,7 +97,7 @@ class SFTTask:
         adapted = hasattr(checkpoint.model, "peft_config")
         model = checkpoint.model if adapted else add_lora(checkpoint, config.lora)
         for weight in model.parameters():
-            if weight.requires_grad:  # float32 whatever the base is in
+            if weight.requires_grad:  # float32, whatever the dtype of the base
                 weight.data = weight.data.float()
         self.policy = Policy(
             model,
@@ -144,14 +142,12 @@ class SFTTask:
             frozenset(terms | {"infonce"}),
             config.ranking_loss,
         )
-        self.pools = [
-            dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev
-        ]
+        self.pools = load_dev_pools(config)
 
     def batch(self, step: int) -> Batch:
-        """The rows of `step`: a function of the seed, the step, the process, and the self-generated reasoning.
+        """The batch of `step`: a function of the seed, the step, the process, and the self-generated reasoning.
 
-        The batch does not depend on the number of processes; each has its share of every conversation's rows.
+        It does not depend on the number of processes, each of which gets its share of every conversation's rows.
         """
         config = self.config
         if config.global_batch_size < collectives.world_size():
@@ -178,7 +174,7 @@ class SFTTask:
             parts["latent"].latent_steps = config.latent_steps
         if texts.changed_of:
             parts["changed"] = self._rows(self.query, _mine(texts.changed), config.max_query_tokens, 0)
-        if not (config.weights.sft or config.weights.kl):  # no logits: they take 200 kB a token
+        if not (config.weights.sft or config.weights.kl):  # no logits: they take 200 kB per token
             for rows in parts.values():
                 rows.num_target_tokens = [0] * len(rows.rows)
         readings = None
@@ -190,16 +186,18 @@ class SFTTask:
     def training_step(
         self, module: nn.Module, batch: Batch, backward: Callable[[Tensor], None]
     ) -> tuple[Tensor, dict[str, float]]:
-        """`compute_loss`, whose tensors are freed before the backward pass."""
-        loss, figures = self.compute_loss(module, batch)
+        """Run `compute_loss` and the backward pass; intermediate tensors are freed in between."""
+        loss, metrics = self.compute_loss(module, batch)
         backward(loss)
-        return loss, figures
+        return loss, metrics
 
     def compute_loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum of the terms; its mean over the processes is the whole batch's, and so is its gradient.
+        """The weighted sum of the terms, and metrics.
+
+        The mean over processes, of the loss and of its gradient, is that of the whole batch.
 
         The contrastive terms are averaged over the rows of all conversations. Cross-entropy and KL are averaged over
-        the conversations with words: averaged over rows, the turns with reasoning would have little weight.
+        the conversations with words instead, because turns with reasoning would have little weight in a mean over rows.
         """
         weights = self.config.weights
         spoken = [part for part in ("query", "reasoning") if part in batch.parts]
@@ -225,15 +223,15 @@ class SFTTask:
         candidates = self.memory.extend(documents)
         total = sum(len(rows_of[part]) for part in conversations)
         terms: dict[str, Tensor] = {}
-        figures: dict[str, float] = {"tokens": float(sum(rows.tokens for rows in batch.parts.values()))}
-        # The same keys at every step, so that processes can average them; without reasoning rows, its figures are 0.
-        figures |= {
+        metrics: dict[str, float] = {"tokens": float(sum(rows.tokens for rows in batch.parts.values()))}
+        # The keys are the same at every step, so that processes can average them; without reasoning rows, they are 0.
+        metrics |= {
             "rows_reasoning": float(len(batch.with_reasoning)),
             "infonce_reasoning": 0.0,
             "accuracy_reasoning": 0.0,
         }
         if self.config.latent_steps:
-            figures |= {"rows_latent": float(len(batch.with_latent)), "infonce_latent": 0.0, "accuracy_latent": 0.0}
+            metrics |= {"rows_latent": float(len(batch.with_latent)), "infonce_latent": 0.0, "accuracy_latent": 0.0}
         for part in conversations:
             target_B = list(rows_of[part])
             queries = [batch.pairs[i].query for i in target_B]
@@ -244,15 +242,15 @@ class SFTTask:
             if self.teacher is not None and weights.distillation:
                 teacher = torch.from_numpy(self.teacher.queries(queries)).to(candidates.embedding_MD.device)
             query_BD = embedding[part]
-            found = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher, grade_BM)
-            shares = dict.fromkeys(found, len(target_B) / total)
+            contrastive = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher, grade_BM)
+            shares = dict.fromkeys(contrastive, len(target_B) / total)
             language = self._language_terms(encoded[part]) if part in spoken else {}
             shares |= dict.fromkeys(language, 1 / len(spoken))
-            for name, value in (found | language).items():
+            for name, value in (contrastive | language).items():
                 terms[name] = terms.get(name, query_BD.new_zeros(())) + shares[name] * value
-            figures[f"infonce_{part}"] = found["infonce"].item()
+            metrics[f"infonce_{part}"] = contrastive["infonce"].item()
             near_BM = (query_BD.detach() @ candidates.embedding_MD.detach().T).cpu().masked_fill(mask_BM, -2)
-            figures[f"accuracy_{part}"] = (near_BM.argmax(1) == torch.tensor(target_B)).float().mean().item()
+            metrics[f"accuracy_{part}"] = (near_BM.argmax(1) == torch.tensor(target_B)).float().mean().item()
         if weights.self_teaching:
             original_BD, document_MD = embedding["query"], candidates.embedding_MD
             changed_KD = embedding.get("changed", original_BD[:0])
@@ -268,11 +266,11 @@ class SFTTask:
         loss = candidates.embedding_MD.new_zeros(())
         for name, value in terms.items():
             loss = loss + getattr(weights, name) * value
-            figures[name] = value.item()
-        return loss, figures
+            metrics[name] = value.item()
+        return loss, metrics
 
     def _plan(self, step: int) -> tuple[list[TrainingPair], list[int], list[bool]]:
-        """The pairs of a step, which of them are also trained with reasoning, and whether that is self-generated."""
+        """The pairs of a step, the indices of those also trained with reasoning, and whether that is self-generated."""
         config = self.config
         pairs = self.sampler.batch(step)
         rng = np.random.default_rng([config.loop.seed, step, 0])
@@ -301,7 +299,7 @@ class SFTTask:
         return Rows(template.prefix, rows, [answers] * len(rows))
 
     def _reasoning_rows(self, pairs: Sequence[TrainingPair], chosen: Sequence[int], generated: Sequence[bool]) -> Rows:
-        """This process's rows with reasoning."""
+        """This process's rows of the conversation with reasoning."""
         rows, answers = [], []
         mine = [(pairs[chosen[i]], generated[i]) for i in collectives.strided_indices(len(chosen))]
         texts = [self.self_reasoning.texts[pair.id] if is_own else pair.reasoning or "" for pair, is_own in mine]
@@ -330,7 +328,7 @@ class SFTTask:
         return view_distillation(student_BD, teacher_BD, document_MD, temperature, mask_BM.to(document_MD.device))
 
     def _language_terms(self, encoded: Encoded) -> dict[str, Tensor]:
-        """Cross-entropy and KL of this process's rows, weighted to make their mean over processes that of all rows."""
+        """Cross-entropy and KL of this process's rows, weighted so that the mean over processes is over all rows."""
         weights = self.config.weights
         terms: dict[str, Tensor] = {}
         if not (weights.sft or weights.kl):
@@ -352,21 +350,14 @@ class SFTTask:
         return terms
 
     def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
-        """`dev_evaluation.dev_figures` of each pool, and the mean nDCG@10 over the pools."""
+        """`dev_evaluation.dev_metrics` of the recipe's dev pools."""
         if not self.pools:
             return {}
-        encoder, config = self._encoder(), self.config
-        found = {
-            pool.name: dev_figures(encoder, pool, config.max_document_tokens, config.max_reasoning_tokens)
-            for pool in self.pools
-        }
-        figures = {f"{name}.{key}": value for name, values in found.items() for key, value in values.items()}
-        for mode in ("off", "on", *(["latent"] if config.latent_steps else [])):
-            figures[f"ndcg@10.{mode}"] = float(np.mean([values[mode] for values in found.values()]))
-        return figures
+        config = self.config
+        return dev_metrics(self._encoder(), self.pools, config.max_document_tokens, config.max_reasoning_tokens)
 
     def state_dict(self) -> dict[str, Any]:
-        """The self-generated reasoning and the cross-batch memory; batches are a function of the step."""
+        """The self-generated reasoning and the cross-batch memory."""
         return {"self_reasoning": self.self_reasoning.state_dict(), "cross_batch_memory": self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -375,12 +366,12 @@ class SFTTask:
         self.memory.load_state_dict(state["cross_batch_memory"])
 
     def save(self, folder: Path) -> None:
-        """Write the adapter, its contract, and the dimensions at which embeddings may be truncated."""
+        """Write the adapter, its contract, and the dimensions to which embeddings can be truncated."""
         more = {"dimensions": sorted(self.config.matryoshka)} if self.config.matryoshka else {}
         checkpoints.save_adapter(self.policy.saved_model, self.checkpoint.contract, folder, **more)
 
     def _encoder(self) -> SearchR3:
-        """A SearchR3 with the current weights, merged, in the precision of training."""
+        """A SearchR3 with the current weights merged, in the precision of training."""
         return self._live.sync()
 
     def _folded(self, texts: list[str]) -> list[str]:
@@ -412,7 +403,7 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
     """Train stage 1 from a YAML recipe; returns the adapter's folder, with golden vectors.
 
     Raises:
-        InputError: anything wrong with the recipe, the pairs, the base or the disk.
+        InputError: the recipe, the pairs, the base model or the disk has a problem.
     """
     config = load_config(recipe, SFTConfig, overrides)
     start_processes()
@@ -424,21 +415,14 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
     checkpoint.model.set_attn_implementation(resolve_attention(config.attention))
     torch.manual_seed(config.loop.seed)  # for the initialization of the adapter
     task = SFTTask(config, checkpoint, pairs)
-    # What the figures depend on. Paths and the use of memory are left out: a run may be moved and resumed.
-    free = ("output", "data_root", "pairs", "teacher", "loop", "activation_checkpointing", "mini_batch_size")
-    describe = {key: value for key, value in to_dict(config).items() if key not in free} | {
-        "pairs_sha256": [sha256_of(path) for path in config.pairs],
-        "base_contract": checkpoint.contract.hash,
-    }
-    folder = run_training(
+    return train_stage(
         task,
-        config.loop,
-        Path(config.output),
+        config,
         resume=resume,
         best_metric="ndcg@10.off",
-        describe=describe,
-        defaults=default_values(SFTConfig),
+        ignored=("output", "data_root", "pairs", "teacher", "loop", "activation_checkpointing", "mini_batch_size"),
+        identity={
+            "pairs_sha256": [sha256_of(path) for path in config.pairs],
+            "base_contract": checkpoint.contract.hash,
+        },
     )
-    if collectives.rank() == 0 and (folder / checkpoints.CONTRACT_FILE).is_file():
-        SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)
-    return folder

@@ -1,7 +1,8 @@
-"""Pairs grouped by topic, so that a batch's documents are hard negatives of each other at no cost.
+"""Groups pairs by topic, so that the documents of a batch are hard negatives of each other at no cost.
 
-Topic-aware sampling (TAS-B, Hofstatter et al. 2021, arXiv 2104.06967) draws each batch from one cluster of queries. Our
-topics come from halving the pairs along their direction of largest variance again and again: all have a similar size.
+Topic-aware sampling (TAS-B, Hofstatter et al. 2021, arXiv 2104.06967) draws each batch from one cluster of queries.
+Here, topics result from repeatedly halving the pairs along their direction of largest variance, so all have similar
+sizes.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from search_r3.data.pairs import TrainingPair
 from search_r3.training.sft.sft_config import SFTConfig
 
 POWER_STEPS = 8
-"""Power iterations: multiplications by the covariance that approximate a group's first principal direction."""
+"""Number of power iterations that approximate a group's first principal direction."""
 
 
 def halve_into_topics(rows_ND: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
     """The topic of each row: (N,) int64, numbered from 0.
 
-    Every topic has at most `size` rows and, if there are more rows than that, at least about half as many.
+    A topic has at most `size` rows and, unless there is only one topic, at least about half that many.
 
     Args:
-        rows_ND: embeddings of the pairs, any scale.
-        size: the most rows of a topic, 1 or more.
-        seed: of the initial guess at each direction.
+        rows_ND: embeddings of the pairs, at any scale.
+        size: the maximum number of rows in a topic, 1 or more.
+        seed: seed of the initial guess for each direction.
+
+    Raises:
+        ValueError: `size` is below 1.
     """
     if size < 1:
-        raise ValueError(f"a topic must hold 1 row or more, not {size}")
+        raise ValueError(f"a topic must have 1 row or more, got {size}")
     topic_N = np.zeros(len(rows_ND), dtype=np.int64)
     waiting = [np.arange(len(rows_ND))]
     done = 0

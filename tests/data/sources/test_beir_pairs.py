@@ -50,7 +50,7 @@ def test_a_claim_is_taken_out_of_its_text():
         "The role of sleep is debated.",
         "In mice, waste removal is driven by slow waves during deep sleep.",
     }
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="must be 1 or more"):
         cloze_pairs(DATASET, per_document=0)
 
 

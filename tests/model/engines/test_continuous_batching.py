@@ -146,7 +146,7 @@ def test_columns_stay_as_few_as_the_rows_need(engine: TorchEngine, rows) -> None
     slots.join(rows[: KEPT + 1], [1] * (KEPT + 1))
     while len(slots):
         slots.step()
-    assert slots._held == []  # the memory of so many is let go
+    assert slots._cache == []  # the memory of so many is let go
 
 
 def test_a_row_that_cannot_join_leaves_the_others_to_begin_again(engine: TorchEngine, rows, monkeypatch) -> None:

@@ -241,7 +241,7 @@ class TestSlots:
     def test_if_one_cannot_join_none_does(self, tiny_model: Path, open_model: Any, rows: Any) -> None:
         model, vllm = open_model(tiny_model)
         slots = model.engine.continuous_batch(PREFIX)
-        with pytest.raises(InputError, match=r"vLLM refuses a row of 2005 tokens: The decoder prompt .* longer than"):
+        with pytest.raises(InputError, match=r"vLLM rejects a row of 2005 tokens: The decoder prompt .* longer than"):
             slots.join([rows[0], [11] * 2000], [6, 6])
         assert len(slots) == 0
         assert not vllm.engine.has_unfinished_requests()
@@ -293,11 +293,11 @@ class TestRefusals:
         assert isinstance(answer.exception, InputError)
 
     def test_vllm_finds_no_gpu(self, tiny_model: Path, open_model: Any) -> None:
-        with pytest.raises(InputError, match="needs a GPU that vLLM can use, and it finds none"):
+        with pytest.raises(InputError, match="needs a GPU, and vLLM finds none"):
             open_model(tiny_model, device_type="")
 
     def test_the_model_is_elsewhere(self, tiny_model: Path, open_model: Any) -> None:
-        with pytest.raises(InputError, match="runs on cuda here, and the model is on cpu; omit device"):
+        with pytest.raises(InputError, match="runs on cuda here, but the model is on cpu; omit device"):
             open_model(tiny_model, device_type="cuda")
         with pytest.raises(InputError, match="not cuda:1; set CUDA_VISIBLE_DEVICES=1"):
             check_device(StandInVllm(device_type="cuda"), torch.device("cuda:1"))
@@ -322,7 +322,7 @@ class TestRefusals:
             open_model(tiny_model)
 
     def test_a_temperature_that_vllm_does_not_take(self, tiny_model: Path, open_model: Any) -> None:
-        with pytest.raises(InputError, match=r"vLLM refuses .* temperature must be in \[0, 2\]"):
+        with pytest.raises(InputError, match=r"vLLM rejects .* temperature must be in \[0, 2\]"):
             open_model(tiny_model)[0].reason(["x"], temperature=3.0)
 
     def test_a_row_that_vllm_gives_up_is_an_error(self, tiny_model: Path, open_model: Any, rows: Any) -> None:

@@ -99,9 +99,9 @@ def test_the_environment_comes_back_with_its_versions_and_its_graph(stage_one: P
 def test_another_corpus_or_recipe_is_not_gone_on_with(stage_one: Path, tmp_path: Path) -> None:
     recipe = write_recipe(stage_one, tmp_path / "recipe.yaml", loop={"steps": 2, "mixed_precision": "no"})
     train_grpo(recipe, ["loop.steps=1", "loop.schedule=constant"])
-    with pytest.raises(InputError, match="begun with num_generations = 4, but now it is 3"):
+    with pytest.raises(InputError, match="started with num_generations = 4, but now it is 3"):
         train_grpo(recipe, ["num_generations=3", "loop.schedule=constant"])
-    with pytest.raises(InputError, match="begun with dataset_sha256"):
+    with pytest.raises(InputError, match="started with dataset_sha256"):
         train_grpo(recipe, ["loop.steps=1", "loop.schedule=constant", f"queries={json.dumps(_limited(recipe))}"])
 
 

@@ -16,8 +16,8 @@ from search_r3.training.config import LoraSettings, load_config
 from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.lora.policy import add_lora
 from search_r3.training.planning import memory_estimate
-from search_r3.training.planning.architectures import KNOWN, architecture_of, stand_in
-from search_r3.training.planning.dry_run import conditions_of, dry_run, memory_of, parts_of, shape_of, warnings_of
+from search_r3.training.planning.architectures import KNOWN, architecture_of, random_model
+from search_r3.training.planning.dry_run import conditions_of, conversations, dry_run, memory_of, shape_of, warnings_of
 from search_r3.training.planning.memory_estimate import Conditions, Part, Shape
 from search_r3.training.planning.peak_memory import peak_memory
 from search_r3.training.sft.sft_config import SFTConfig
@@ -54,7 +54,7 @@ def write(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_architectures_have_the_published_number_of_parameters(name):
     architecture = architecture_of(f"somebody/{name.upper()}-Instruct")
-    model = stand_in(replace(architecture, tokenizer=_FewTokens(architecture)), None, "meta").model
+    model = random_model(replace(architecture, tokenizer=_FewTokens(architecture)), None, "meta").model
     assert sum(weight.numel() for weight in model.parameters()) == PUBLISHED[name]
 
 
@@ -78,16 +78,16 @@ def test_the_formula_of_stage_1_is_near_what_a_step_takes(write, activation_chec
         reasoning_ratio=1.0, max_document_tokens=200,
         loop={"steps": 10, "mixed_precision": precision}, base_dtype=base,
     )  # fmt: skip
-    tried = dry_run("sft", recipe)["tried"]
-    assert tried["formula"] / WITHIN < tried["measured"] < tried["formula"] * WITHIN
+    trial = dry_run("sft", recipe)["trial_step"]
+    assert trial["formula"] / WITHIN < trial["measured"] < trial["formula"] * WITHIN
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_formula_of_stage_2_is_near_what_a_step_takes(write, tiny_model, precision, capsys):
     recipe = write("grpo", loop={"steps": 10, "mixed_precision": precision})
-    tried = dry_run("grpo", recipe, base=str(tiny_model))["tried"]
+    trial = dry_run("grpo", recipe, base=str(tiny_model))["trial_step"]
     assert "nothing to learn" not in capsys.readouterr().err  # whatever the random weights' rollouts earn
-    assert tried["formula"] / WITHIN < tried["measured"] < tried["formula"] * WITHIN
+    assert trial["formula"] / WITHIN < trial["measured"] < trial["formula"] * WITHIN
 
 
 def test_a_dry_run_reads_no_data_and_leaves_nothing_behind(write, tmp_path, monkeypatch, capsys):
@@ -107,19 +107,19 @@ def test_a_dry_run_reads_no_data_and_leaves_nothing_behind(write, tmp_path, monk
     assert main(["train", "sft", str(recipe), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "at the peak" in out
-    assert "tried: one step of 2 random layers on" in out
+    assert "trial: one step of 2 random layers on" in out
 
 
 def test_tokens_and_rollouts_of_a_step_are_the_recipes(write, tiny_model):
     config = load_config(write("grpo", num_generations=8, num_mini_batches=2), GRPOConfig)
-    parts = parts_of(config, stand_in(architecture_of(str(tiny_model)), None, "meta"))
+    parts = conversations(config, random_model(architecture_of(str(tiny_model)), None, "meta"))
     assert parts["rollouts"].rows == 8  # 2 queries of 8 rollouts, in two optimiser steps
     assert parts["rollouts"].answers == 8 * 13
     assert parts["rollouts"].tokens > config.max_query_tokens + 13
 
 
 def test_trainable_parameters_are_the_adapters(write, tiny_model):
-    shape = shape_of(stand_in(architecture_of(str(tiny_model)), None, "meta"), LoraSettings(rank=4))
+    shape = shape_of(random_model(architecture_of(str(tiny_model)), None, "meta"), LoraSettings(rank=4))
     layer = 4 * ((32 + 32) * 2 + (32 + 16) * 2 + (32 + 64) * 3)  # q and o, k and v, gate and up and down
     assert shape.trainable == 2 * layer + 32  # and the embed token's row
     assert shape.matrices == 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
@@ -135,8 +135,8 @@ def test_warnings_name_what_to_mend(write, make_tiny_model, tmp_path):
 def test_a_recipe_that_does_not_fit_is_said_to_with_what_would_help(write):
     config = replace(load_config(write("sft"), SFTConfig), global_batch_size=128, max_document_tokens=256)
     architecture = architecture_of("smollm2-1.7b")
-    full = stand_in(architecture, None, "meta")
-    shape, parts, how = shape_of(full, LoraSettings()), parts_of(config, full), conditions_of(config)
+    full = random_model(architecture, None, "meta")
+    shape, parts, how = shape_of(full, LoraSettings()), conversations(config, full), conditions_of(config)
     found = memory_of(config, shape, parts, how, 1)
     found["with_activation_checkpointing"] = memory_of(
         config, shape, parts, replace(how, activation_checkpointing=True), 1

@@ -47,9 +47,7 @@ def test_a_batch_is_a_function_of_its_number_and_an_epoch_has_no_pair_twice() ->
 
 
 def test_too_few_pairs_are_refused() -> None:
-    expected = (
-        r"none of the 3 has that many pairs \('b' has 23\); lower global_batch_size to that, or set batch_sampler"
-    )
+    expected = r"none of the 3 is that large \('b' has 23\); lower global_batch_size to that, or set batch_sampler"
     with pytest.raises(InputError, match=expected):
         BatchSampler(PAIRS, 24, 0, True)
     assert BatchSampler(PAIRS, 23, 0, True).per_epoch == 1
@@ -110,7 +108,7 @@ def test_lengths_that_do_not_fit_are_refused() -> None:
         BatchSampler(PAIRS, 4, 0, True, lengths=[1] * 35)
     with pytest.raises(ValueError, match="needs the pairs' lengths"):
         BatchSampler(PAIRS, 4, 0, True, bucket=2)
-    with pytest.raises(InputError, match="bucket must be 1 batch or more, not 0"):
+    with pytest.raises(InputError, match="bucket must be 1 batch or more"):
         BatchSampler(PAIRS, 4, 0, True, bucket=0)
 
 
@@ -153,8 +151,8 @@ def test_a_weight_of_zero_leaves_a_source_out() -> None:
     [
         ({"docstring": 1.0}, "names the source 'docstring', but no pair has it; did you mean 'docstrings'"),
         ({"zzz": 1.0}, "names the source 'zzz', but no pair has it; there are docstrings"),
-        ({"docstrings": -1.0}, "weight of source 'docstrings' must be a finite number, 0 or more, not -1.0"),
-        ({"docstrings": float("nan")}, "not nan"),
+        ({"docstrings": -1.0}, "weight of source 'docstrings' must be a finite number, 0 or more"),
+        ({"docstrings": float("nan")}, "got nan"),
     ],
 )
 def test_a_wrong_weight_is_refused(weights: dict[str, float], message: str) -> None:

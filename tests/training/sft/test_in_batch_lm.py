@@ -114,8 +114,8 @@ def test_without_its_weight_nothing_changes_and_with_it_training_lowers_it(tiny_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"in_batch_lm_queries": 0}, "in_batch_lm_queries must be 1 or more, not 0"),
-        ({"in_batch_lm_documents": 1}, "in_batch_lm_documents must be 2 or more, not 1"),
+        ({"in_batch_lm_queries": 0}, "in_batch_lm_queries must be 1 or more"),
+        ({"in_batch_lm_documents": 1}, "in_batch_lm_documents must be 2 or more"),
     ],
 )
 def test_a_recipe_with_too_few_is_refused(changes: dict[str, Any], message: str):

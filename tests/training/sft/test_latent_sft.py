@@ -149,9 +149,9 @@ def test_an_adapter_s_own_conversation_is_kept_if_it_has_as_many_steps() -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latent_steps": -1}, "latent_steps must be 0 or more, not -1"),
-        ({"latent_ratio": 1.5}, "latent_ratio must be in 0..1"),
-        ({"latent_steps": 3, "latent_ratio": 0.0}, "no pair would be trained in latent steps"),
+        ({"latent_steps": -1}, "latent_steps must be 0 or more"),
+        ({"latent_ratio": 1.5}, "latent_ratio must be from 0 to 1"),
+        ({"latent_steps": 3, "latent_ratio": 0.0}, "no pair would be trained in latent mode"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -15,8 +15,8 @@ from search_r3.data.mining.teacher import write_teacher_rows
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
+from search_r3.training import dev_evaluation
 from search_r3.training.config import RENAMED_KEYS, LoopConfig, LoraSettings
-from search_r3.training.sft import sft_task
 from search_r3.training.sft.batch_sampler import BatchSampler
 from search_r3.training.sft.contrastive import Candidates, document_key
 from search_r3.training.sft.sft_config import LossWeights, SFTConfig
@@ -354,12 +354,12 @@ def test_a_run_from_an_adapter_starts_where_that_ended(recipe: Callable[..., Pat
     assert SearchR3.from_pretrained(second, device="cpu").contract_hash != SearchR3.from_pretrained(first).contract_hash
 
 
-def test_dev_figures_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dev_metrics_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from search_r3.data.beir import BeirDataset, Document
 
     corpus = {p.id: Document(p.id, "", p.positive) for p in some_pairs()}
     pool = BeirDataset("greek", corpus, {p.id: p.query for p in some_pairs()}, {p.id: {p.id: 1} for p in some_pairs()})
-    monkeypatch.setattr(sft_task, "dev_pool", lambda *_: pool)
+    monkeypatch.setattr(dev_evaluation, "dev_pool", lambda *_: pool)
     task = task_of(tiny_model, some_pairs(), dev=["greek"])
     before = task.evaluate(task.module, 0)
     assert set(before) == {f"greek.{n}" for n in DEV_FIGURES} | {"ndcg@10.off", "ndcg@10.on"}
@@ -384,7 +384,7 @@ def test_dev_figures_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypa
         ({"matryoshka": [4096]}, "dimensions, not more"),
         ({"self_reasoning_ratio": 2}, "self_reasoning_ratio"),
         ({"global_batch_size": 64}, "too few for a batch of 64"),
-        ({"weights": {"kl": -1}}, "weights.kl"),
+        ({"weights": {"kl": -1}}, "kl must be 0 or more"),
         ({"base": "no-such-model"}, "no model 'no-such-model'"),
         ({"temprature": 0.1}, "did you mean"),
     ],

@@ -145,7 +145,7 @@ def test_training_brings_the_direct_ranking_to_that_of_the_reading_view(tiny_mod
     [
         ({"reasoning_ratio": 0.0}, "weights.view_distillation learns from pairs' given reasoning"),
         ({"self_reasoning_ratio": 1.0}, "self_reasoning_ratio below 1"),
-        ({"view_temperature": 0.0}, "view_temperature must be above 0, not 0"),
+        ({"view_temperature": 0.0}, "view_temperature must be above 0"),
         ({"weights": LossWeights(view_distillation=0), "view_temperature": -1}, "view_temperature must be above 0"),
     ],
 )

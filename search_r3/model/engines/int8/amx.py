@@ -1,9 +1,9 @@
 """Intel AMX kernels for `decode_kernels`: the product of int16 by int8 on tiles, exact, as bytes by bytes.
 
-A 16-bit activation is a high byte times 256 plus a low byte; each is multiplied with the weights by `tdpbssd`, sixteen
-rows by sixteen outputs by 64 inputs at a time. Reading the weights then takes all the time of a pass of few tokens, so
-one of thirty tokens takes hardly longer. The weights are laid out once so that they are read from front to back. As in
-`avx512`, each function here builds a numba intrinsic that emits LLVM instructions.
+A 16-bit activation is split into a high byte (times 256) and a low byte; each is multiplied with the weights by
+`tdpbssd`, 16 rows by 16 outputs by 64 inputs at a time. Reading the weights then dominates a pass over few tokens, so
+thirty tokens take hardly longer than one. The weights are laid out once such that they are read sequentially. As in
+`avx512`, each function builds a numba intrinsic that emits LLVM instructions.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 ROWS = 16
-"""Rows of activations that a tile holds."""
+"""Number of activation rows in a tile."""
 OUTPUTS = 32
-"""Outputs that are computed together, of two tiles; what the number of outputs is a multiple of."""
+"""Number of outputs computed together, in two tiles; the total number must be a multiple of it."""
 PIECE = 64
-"""Inputs that are multiplied at once; what the number of inputs is a multiple of."""
+"""Number of inputs multiplied at once; the total number must be a multiple of it."""
 TILE = 1024
-"""Bytes of a tile, of weights or of sums."""
+"""Size of a tile of weights or sums, in bytes."""
 AHEAD = 2 * TILE
-"""Bytes ahead that weights are prefetched, a quarter of them between two products: all at once would be slower."""
+"""How far ahead weights are prefetched, in bytes; a quarter is prefetched between two products, as all at once is
+slower."""
 _ASK_FOR_STATE, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
 
 
 def runs_here() -> bool:
-    """Whether this machine has AMX, and the system lets this process use it (arch_prctl(2))."""
+    """Whether this machine has AMX and the system lets this process use it (arch_prctl(2))."""
     from llvmlite import binding
 
     features = binding.get_host_cpu_features()
@@ -40,7 +41,7 @@ def runs_here() -> bool:
 
 
 def lay_out(weight_AOI: np.ndarray) -> np.ndarray:
-    """int8 (A, O, I) as (A, O / 32, I / 64, 2048): two tiles of 16 times four inputs of 16 outputs."""
+    """Rearrange int8 (A, O, I) to (A, O / 32, I / 64, 2048): two tiles of 16 times 4 inputs for 16 outputs."""
     layers, outputs, inputs = weight_AOI.shape
     apart = weight_AOI.reshape(layers, outputs // OUTPUTS, 2, 16, inputs // PIECE, 16, 4)
     return np.ascontiguousarray(apart.transpose(0, 1, 4, 2, 5, 3, 6)).reshape(
@@ -49,18 +50,19 @@ def lay_out(weight_AOI: np.ndarray) -> np.ndarray:
 
 
 def configuration() -> np.ndarray:
-    """What `ldtilecfg` reads, for full tiles: uint8 (64,)."""
+    """The configuration for `ldtilecfg` with full tiles: uint8 (64,)."""
     bytes_ = np.zeros(64, np.uint8)
     bytes_[0] = 1  # the palette
-    bytes_[16:32:2] = 64  # bytes of a row, of eight tiles
+    bytes_[16:32:2] = 64  # bytes per row of each of the eight tiles
     bytes_[48:56] = ROWS
     return bytes_
 
 
 def tiles_intrinsic() -> Any:
-    """A function (high, low, inputs, w, pieces, sums), all but `inputs` and `pieces` by address.
+    """Build a numba function (high, low, inputs, w, pieces, sums).
 
-    `ROWS` rows of high and of low bytes times `OUTPUTS` outputs; four tiles of int32, those of the high bytes first.
+    All arguments except `inputs` and `pieces` are addresses. It multiplies `ROWS` rows of high and of low bytes with
+    the weights of `OUTPUTS` outputs. The result is four int32 tiles, those of the high bytes first.
     """
     from llvmlite import ir
     from numba import types
@@ -131,7 +133,7 @@ def tiles_intrinsic() -> Any:
 
 
 def configure_intrinsic() -> Any:
-    """A function (address): configures this thread's tiles as the bytes there say."""
+    """Build a numba function (address) that configures this thread's tiles with the bytes at the address."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils

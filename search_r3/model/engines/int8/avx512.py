@@ -1,9 +1,9 @@
-"""AVX-512 kernels in LLVM's intermediate representation, for what numba cannot express: products of `decode_kernels`.
+"""AVX-512 kernels for `decode_kernels` in LLVM's intermediate representation, for operations that numba cannot express.
 
-int16 by int8 in blocks of a few rows by `OUTPUTS` outputs, attention's two products, a power of two, and an address as
-a pointer. Each function here builds a numba intrinsic: Python code that emits LLVM instructions when numba compiles a
-call of it. The product is `pmaddwd` (two products of 16 bits and their sum), which becomes VNNI's `vpdpwssd` where
-there is one; the weights of the next rows are prefetched. It needs AVX-512BW.
+These are the product of int16 by int8 in blocks of a few rows by `OUTPUTS` outputs, attention's two products, a power
+of two, and an address as a pointer. Each function builds a numba intrinsic: Python code that emits LLVM instructions
+when numba compiles a call of it. The product uses `pmaddwd` (the sum of two 16-bit products), or VNNI's `vpdpwssd`
+where it is available; the weights of the next rows are prefetched. AVX-512BW is required.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from typing import Any
 
 OUTPUTS = 4
-"""Outputs that are computed together; what the number of outputs is a multiple of."""
+"""Number of outputs computed together; the total number must be a multiple of it."""
 PIECE = 32
-"""Inputs that are multiplied at once; what the number of inputs is a multiple of."""
+"""Number of inputs multiplied at once; the total number must be a multiple of it."""
 AHEAD = 8
-"""Rows of weights that are prefetched."""
+"""Number of weight rows that are prefetched."""
 SPAN = 64
-"""Dimensions of a head that `dots` and `weighted` take at once."""
+"""Number of dimensions of a head that `dots` and `weighted` process at once."""
 _LANES = 16
 
 
 def runs_here() -> bool:
-    """Whether this machine has the instructions of these kernels."""
+    """Whether this machine has the instructions that these kernels need."""
     from llvmlite import binding
 
     features = binding.get_host_cpu_features()
@@ -38,7 +38,7 @@ def power_of_two_intrinsic() -> Any:
 
     @intrinsic
     def power_of_two(typing_context, n):
-        """2 to the n-th as float32, n from -126 to 127: an exponent's own bits, so that a loop of it is vectorized."""
+        """2 to the power n as float32, for n from -126 to 127, by its exponent bits, so that loops are vectorized."""
 
         def generate(context, builder, signature, arguments):
             word = ir.IntType(32)
@@ -68,7 +68,7 @@ def pointer_intrinsic() -> Any:
 
 
 def block_intrinsic(rows: int) -> Any:
-    """A function (x, inputs, w, pieces, y, outputs), all by address: `rows` rows of x times `OUTPUTS` of w, into y."""
+    """Build a numba function (x, inputs, w, pieces, y, outputs) on addresses: `rows` of x times `OUTPUTS` of w."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -100,7 +100,7 @@ def block_intrinsic(rows: int) -> Any:
             builder.position_at_end(body)
             piece = builder.phi(long)
             piece.add_incoming(ir.Constant(long, 0), before)
-            held = [[builder.phi(sums) for _ in range(OUTPUTS)] for _ in range(rows)]
+            totals = [[builder.phi(sums) for _ in range(OUTPUTS)] for _ in range(rows)]
             offset = builder.mul(piece, ir.Constant(long, PIECE))
             weights = [at(w, output, inputs, offset) for output in range(OUTPUTS)]
             for address in weights:
@@ -112,14 +112,14 @@ def block_intrinsic(rows: int) -> Any:
             for row in range(rows):
                 left = read(at(x, 2 * row, inputs, doubled), pairs)
                 added.append(
-                    [builder.add(held[row][o], builder.call(multiply, [left, loaded[o]])) for o in range(OUTPUTS)]
+                    [builder.add(totals[row][o], builder.call(multiply, [left, loaded[o]])) for o in range(OUTPUTS)]
                 )
             following = builder.add(piece, ir.Constant(long, 1))
             piece.add_incoming(following, body)
             for row in range(rows):
                 for output in range(OUTPUTS):
-                    held[row][output].add_incoming(ir.Constant(sums, [0] * 16), before)
-                    held[row][output].add_incoming(added[row][output], body)
+                    totals[row][output].add_incoming(ir.Constant(sums, [0] * 16), before)
+                    totals[row][output].add_incoming(added[row][output], body)
             builder.cbranch(builder.icmp_signed("<", following, pieces), body, after)
             builder.position_at_end(after)
             for row in range(rows):
@@ -134,9 +134,9 @@ def block_intrinsic(rows: int) -> Any:
 
 
 def dots_intrinsic() -> Any:
-    """A function (query, keys, stride, count, factor, sums): adds `factor` times query times key to sums, for each key.
+    """Build a numba function (query, keys, stride, count, factor, sums): sums += factor * (query . key) for each key.
 
-    Query and keys are `SPAN` float32 each, by address; from one key to the next are `stride` bytes.
+    Query and keys are addresses of `SPAN` float32; keys are `stride` bytes apart.
     """
     from llvmlite import ir
     from numba import types
@@ -177,7 +177,7 @@ def dots_intrinsic() -> Any:
 
 
 def weighted_intrinsic() -> Any:
-    """A function (weights, values, stride, count, out): adds each value times its weight to `out`; see `dots`."""
+    """Build a numba function (weights, values, stride, count, out): out += weight * value for each value."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -191,11 +191,11 @@ def weighted_intrinsic() -> Any:
         def generate(context, builder, signature, arguments):
             weights, values, stride, count, out = arguments
             fused = _fused(builder, ir, vector)
-            places = [ir.Constant(long, 4 * _LANES * place) for place in range(SPAN // _LANES)]
-            begin = [_read(builder, ir, vector, builder.add(out, place)) for place in places]
-            sums = [cgutils.alloca_once(builder, vector) for _ in places]  # registers, once LLVM has seen it
-            for held, one in zip(sums, begin, strict=True):
-                builder.store(one, held)
+            offsets = [ir.Constant(long, 4 * _LANES * lane) for lane in range(SPAN // _LANES)]
+            begin = [_read(builder, ir, vector, builder.add(out, offset)) for offset in offsets]
+            sums = [cgutils.alloca_once(builder, vector) for _ in offsets]  # LLVM turns these into registers
+            for total, one in zip(sums, begin, strict=True):
+                builder.store(one, total)
             with _loop(builder, ir, count) as t:
                 at = builder.add(weights, builder.mul(t, ir.Constant(long, 4)))
                 weight = builder.load(builder.inttoptr(at, number.as_pointer()), typ=number)
@@ -204,12 +204,12 @@ def weighted_intrinsic() -> Any:
                     first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(word, _LANES), [0] * _LANES)
                 )
                 value = builder.add(values, builder.mul(t, stride))
-                for held, place in zip(sums, places, strict=True):
-                    one = _read(builder, ir, vector, builder.add(value, place))
-                    builder.store(builder.call(fused, [every, one, builder.load(held, typ=vector)]), held)
-            for held, place in zip(sums, places, strict=True):
-                there = builder.inttoptr(builder.add(out, place), vector.as_pointer())
-                builder.store(builder.load(held, typ=vector), there, align=4)
+                for total, offset in zip(sums, offsets, strict=True):
+                    one = _read(builder, ir, vector, builder.add(value, offset))
+                    builder.store(builder.call(fused, [every, one, builder.load(total, typ=vector)]), total)
+            for total, offset in zip(sums, offsets, strict=True):
+                target = builder.inttoptr(builder.add(out, offset), vector.as_pointer())
+                builder.store(builder.load(total, typ=vector), target, align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -229,7 +229,7 @@ def _read(builder: Any, ir: Any, vector: Any, address: Any) -> Any:
 
 @contextmanager
 def _loop(builder: Any, ir: Any, count: Any) -> Iterator[Any]:
-    """A loop: what is emitted inside runs for 0, 1, ... up to `count`, an int64."""
+    """A context whose emitted instructions run in a loop for 0, 1, ..., `count` - 1 (int64)."""
     from numba.core import cgutils
 
     with cgutils.for_range(builder, count, intp=ir.IntType(64)) as loop:

@@ -1,7 +1,7 @@
 """The calibration set of the int8 engine: texts whose activations decide how `quantization` rounds the matrices.
 
-`calibration.txt` holds them in blocks of three lines with an empty line between: a question, reasoning about it, and a
-passage ("\\n" is a line break). They are of many kinds and of no data set that is evaluated here.
+`calibration.txt` has blocks of three lines, separated by empty lines: a question, reasoning about it, and a passage
+("\\n" is a line break). The texts are of many kinds and come from no evaluated data set.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from search_r3.model.tokenization import encode_as_text
 from search_r3.prompts import PromptTemplate
 
 LONGEST = 64
-"""Tokens kept of a text: longer ones add time, and little that is new."""
+"""Texts are truncated to this many tokens: longer ones take time and add little."""
 CalibrationRow = tuple[list[int], list[int]]
-"""The tokens of a shared prefix, which are computed in float32, and the row's own."""
+"""The tokens of the shared prefix, which is computed in float32, and those of the row."""
 
 
 @cache
 def blocks() -> list[list[str]]:
-    """Question, reasoning and passage of each block."""
+    """The question, reasoning and passage of each block."""
     text = resources.files(__package__).joinpath("calibration.txt").read_text(encoding="utf-8")
     return [[line.replace("\\n", "\n") for line in block.splitlines()] for block in text.strip().split("\n\n")]
 
 
 def calibration_rows(templates: Mapping[str, PromptTemplate], tokenizer: Any, embed_id: int) -> list[CalibrationRow]:
-    """The texts in the model's conversations: each passage, each question, and each question with its reasoning."""
+    """The rows of the model's conversations: each passage, each question, and each question with its reasoning."""
     questions, traces, passages = (encode_as_text(tokenizer, list(column)) for column in zip(*blocks(), strict=True))
     rows: list[CalibrationRow] = []
     for side, texts in (("document", passages), ("query", questions), ("reasoning", questions)):

@@ -1,17 +1,17 @@
 """The decode kernel: a Llama's forward pass over a few new tokens in one call, int8 weights by 15-bit activations.
 
-Why: a pass over few rows is bound by reading the weights and by calls, some twenty operations a layer that each take
-the GIL twice. Here the whole pass, `decode`, is one function compiled by numba that holds no GIL.
+Purpose: a pass over few rows is limited by reading the weights and by calls (about twenty operations per layer, each of
+which takes the GIL twice). Here the whole pass, `decode`, is one function compiled by numba that releases the GIL.
 
-How it is divided: a team of threads (`thread_team`) runs it together, each on a core. Of a product each thread computes
-some outputs, of everything else some tokens, with a barrier between the steps.
+Threads: a team of threads (`thread_team`) runs it together, one per core. In a product each thread computes some of the
+outputs, in everything else some of the tokens, with a barrier between the steps.
 
-Precision: reading the weights leaves time for finer activations than int8, so they are int16, in as many levels as
-keep a product's sum within 32 bits. Only the rounding of the weights remains of int8's error. The products come from
-`amx` where the processor has tiles, else from `avx512`; both are exact, so they agree to the bit.
+Precision: reading the weights leaves time for finer activations than int8, so they are int16, with as many levels as
+keep the sum of a product within 32 bits. Of int8's error, only the rounding of the weights remains. The products come
+from `amx` if the processor has tiles, else from `avx512`; both are exact, so they agree to the last bit.
 
-How it is compiled: as in `elementwise_kernels`, `compile_decode` replaces this module's functions by compiled ones, on
-first use; names set to None below are filled in then.
+Compilation: as in `elementwise_kernels`, `compile_decode` replaces the functions of this module by compiled ones on
+first use; names that are None below are set then.
 
 Letters in shapes: P parts, each B rows of L new tokens; N tokens of all parts, D width of a token, I inputs, O outputs,
 C columns of queries, keys and values, E dimension of a head, F width of the MLP, A layers; T columns of the cache, K
@@ -50,7 +50,7 @@ _configure: Any = None
 
 
 def compile_decode() -> None:
-    """Replace this module's functions by compiled ones, once."""
+    """Replace the functions of this module by compiled ones, once."""
     from numba import carray
 
     names = globals()
@@ -74,8 +74,8 @@ def compile_decode() -> None:
 
 
 def _exp(x):
-    """e to the x for x up to 0, to a few units of float32's last place: Cephes' expf without a branch."""
-    x = _larger(x, np.float32(-80))  # below, floats are subnormal, and slow
+    """exp(x) for x <= 0, to within a few units in the last place of float32: Cephes' expf without branches."""
+    x = _larger(x, np.float32(-80))  # below this, floats are subnormal and slow
     n = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     p = r * np.float32(1.9875691500e-4) + np.float32(1.3981999507e-3)
@@ -87,16 +87,16 @@ def _exp(x):
 
 
 def _levels(inputs):
-    """The largest level of 16-bit activations: a sum of products with 127 fits 32 bits, a high byte 8."""
+    """The largest level of activations: sums of products with 127 must fit in 32 bits, and high bytes in 8."""
     return np.float32(min(127 * 256 + 127, (2**31 - 1) // (127 * inputs)))
 
 
 def _rounded(x_D, factor, q, n):
-    """Row `n` of `q` becomes `x * factor`: int16 (N, D), or as bytes (2, N, D), `256 * high + low`."""
+    """Set row `n` of `q` to `x * factor`, rounded: int16 (N, D), or bytes (2, N, D) with value 256 * high + low."""
     for d in range(x_D.size):
         v = x_D[d] * factor
         level = np.int32(v + (HALF if v >= ZERO else -HALF))
-        if q.ndim == 3:  # numba drops the branch that is not taken
+        if q.ndim == 3:  # numba compiles only the branch that is taken
             high = (level + np.int32(128)) >> np.int32(8)
             q[0, n, d] = np.int8(high)
             q[1, n, d] = np.int8(level - (high << np.int32(8)))
@@ -105,7 +105,7 @@ def _rounded(x_D, factor, q, n):
 
 
 def _quantize(x_ND, first, end, q, scale_N):
-    """Rows `first` to `end` of `x` as `q` times a scale for each row; see `_rounded`."""
+    """Quantize rows `first` to `end` of `x` to `q` with one scale per row; see `_rounded`."""
     most = _levels(x_ND.shape[1])
     for n in range(first, end):
         largest = ZERO
@@ -116,14 +116,14 @@ def _quantize(x_ND, first, end, q, scale_N):
 
 
 def _range(size, share, shares):
-    """The first item of a share and the one after its last."""
+    """(start, stop) of a share of `size` items."""
     return size * share // shares, size * (share + 1) // shares
 
 
 def product(q, size, w, y_NO, share, shares):
-    """int16 by int8, exact in int32: a share's outputs of `size` rows. `w` is (O, I), or laid out by `amx.lay_out`.
+    """Multiply int16 by int8, exactly in int32: a share's outputs of `size` rows. `w` is (O, I), or from `amx.lay_out`.
 
-    Rows of `y` may be longer than O: rows as long as a power of two would compete for a few lines of the L1 cache.
+    Rows of `y` may be longer than O: rows whose length is a power of two would compete for a few lines of the L1 cache.
     """
     if w.ndim == 3:
         _product_tiles(q, size, w, y_NO, share, shares)
@@ -132,7 +132,7 @@ def product(q, size, w, y_NO, share, shares):
 
 
 def _product_tiles(q_2NI, size, w, y_NO, share, shares):
-    """Rows after the last one, up to a whole tile, are read too; their sums are ignored."""
+    """`product` with tiles. Rows up to a whole tile are read, but the sums of those after the last one are ignored."""
     _configure(np.int64(_CONFIGURATION.ctypes.data))
     sums = np.empty((2, 2, ROWS, 16), np.int32)
     high, low, to = np.int64(q_2NI[0].ctypes.data), np.int64(q_2NI[1].ctypes.data), np.int64(sums.ctypes.data)
@@ -166,12 +166,12 @@ def _product_rows(q_NI, size, w_OI, y_NO, share, shares):
 
 
 def outputs(x_NI, w, scale_O, out_NO, best_NR, q, x_scale_N, y_NO, share, shares, barrier):
-    """`x` times `w * scale` in float32: a share's outputs, and the largest of each run of them. q, y: scratch."""
+    """Multiply `x` by `w * scale` in float32: a share's outputs, and the maximum of each run of them. q, y: scratch."""
     first, end = _range(x_NI.shape[0], share, shares)
     _quantize(x_NI, first, end, q, x_scale_N)
     _wait(barrier, 0, shares)
     product(q, x_NI.shape[0], w, y_NO, share, shares)
-    together = 32 if w.ndim == 3 else OUTPUTS  # as the product divides them
+    together = 32 if w.ndim == 3 else OUTPUTS  # the unit in which `product` divides outputs
     first, end = _range(scale_O.size // together, share, shares)
     for n in range(out_NO.shape[0]):
         x_scale = x_scale_N[n]
@@ -213,7 +213,7 @@ def _norm_quantize(x_ND, weight_D, eps, first, end, q, scale_N):
 def _rotate(y_NC, y_scale_N, scale_C, bias_C, cos_NE, sin_NE, query_NKGE, keys_BKTE, values_BKTE, start, new, at):
     """Split `y` into queries, keys and values; rotate queries and keys; cache keys and values from `start` on.
 
-    The tokens are those from number `at` on, of rows of `new` tokens each.
+    The tokens are those from index `at` on, in rows of `new` tokens each.
     """
     size, heads, groups, dim = query_NKGE.shape
     float_C = np.empty(scale_C.size, np.float32)
@@ -264,7 +264,7 @@ def _weighted_sum(share_T, values_TE, out_E):
 
 
 def _visible(b, end, shared, seen_BT, runs):
-    """Fill `runs` with the columns up to `end` that row `b` sees, (row of the cache, first, last + 1); how many."""
+    """Fill `runs` with the columns before `end` that row `b` sees, (cache row, start, stop); returns how many."""
     many = 0
     for t in range(end):
         if seen_BT.size == 0 or seen_BT[b, t] != 0:
@@ -277,9 +277,9 @@ def _visible(b, end, shared, seen_BT, runs):
 
 
 def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, shared, seen_BT, out_ND):
-    """Causal attention of the tokens given to `_rotate`; columns that are hidden from their row (0) are not read.
+    """Causal attention of the tokens given to `_rotate`; columns hidden from their row (0 in the mask) are not read.
 
-    The first `shared` columns are the same in all rows; they are read from row 0 for all, so that they stay in cache.
+    The first `shared` columns are equal in all rows; they are read from row 0, so that they stay in the CPU cache.
     """
     size, heads, groups, dim = query_NKGE.shape
     factor = np.float32(1) / np.sqrt(np.float32(dim))
@@ -303,17 +303,17 @@ def attend(query_NKGE, keys_BKTE, values_BKTE, start, new, at, shared, seen_BT, 
                     share[t] = _exp(share[t] - largest)
                     whole += share[t]
                 out[:] = ZERO
-                place = 0
+                first_T = 0
                 for run in range(many):
                     row, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
-                    _weighted_sum(share[place : place + end - begin], values_BKTE[row, k, begin:end], out)
-                    place += end - begin
+                    _weighted_sum(share[first_T : first_T + end - begin], values_BKTE[row, k, begin:end], out)
+                    first_T += end - begin
                 for e in range(dim):
                     out[e] /= whole
 
 
 def _gate(y_N2F, first, end, scale_2F, q, scale_N):
-    """Quantize silu(gate) * up: gates come first, ups after them. `scale` is that of `y`, and becomes that of `q`."""
+    """Quantize silu(gate) * up; `y` has the gates first, then the ups. `scale` is first that of `y`, then of `q`."""
     width = scale_2F.size // 2
     most = _levels(width)
     inner_F = np.empty(width, np.float32)
@@ -322,7 +322,7 @@ def _gate(y_N2F, first, end, scale_2F, q, scale_N):
         for f in range(width):
             g = np.float32(y_N2F[n, f]) * (scale_2F[f] * y_scale)
             u = np.float32(y_N2F[n, width + f]) * (scale_2F[width + f] * y_scale)
-            e = _exp(-abs(g))  # of a number that is not positive, so it cannot overflow
+            e = _exp(-abs(g))  # the argument is not positive, so this cannot overflow
             inner_F[f] = g * u * (np.float32(1) if g >= ZERO else e) / (np.float32(1) + e)
         for f in range(width):
             largest = _larger(largest, abs(inner_F[f]))
@@ -335,26 +335,28 @@ def decode(
     down_scale, norm_attention, norm_mlp, eps, heads, cache_PA2, shape_P5, hides_P, seen_X, q_D, y_NC, y_ND, y_N2F, q_F,
     query_NKGE, attended_ND, q_heads, scale_N, share, shares, barrier,
 ):  # fmt: skip
-    """One share of a forward pass: turns the embeddings `x` into the last layer's output, in place.
+    """One share of a forward pass, which replaces the embeddings `x` by the last layer's output.
 
     Args:
-        x_ND: float32, the tokens of all parts, one part after the other.
-        cos_NE, sin_NE: float32, the tokens' rotation.
-        qkv ... norm_mlp: all layers' weights, as `decode_step.Matrices` holds them.
-        eps: of the norms.
-        heads: key-value heads.
-        cache_PA2: addresses of each part's keys and values of each layer.
-        shape_P5: of each part its rows, columns that there is room for, first new column, new tokens, shared columns.
-        hides_P: whether a part hides columns from its rows; seen_X holds those parts' masks, flattened.
-        q_D ... scale_N: scratch that the shares exchange (`Decoder._room`).
-        share, shares, barrier: which share this is, of how many, and the address of the barrier's counter.
+        x_ND: float32, the tokens of all parts, part by part.
+        cos_NE, sin_NE: float32, the rotation of the tokens.
+        qkv ... norm_mlp: the weights of all layers, as in `decode_step.Matrices`.
+        eps: epsilon of the norms.
+        heads: number of key-value heads.
+        cache_PA2: addresses of the keys and values, per part and layer.
+        shape_P5: for each part: rows, allocated columns, first new column, new tokens, shared columns.
+        hides_P: whether a part hides columns from its rows.
+        seen_X: the masks of the parts that hide columns, flattened.
+        q_D ... scale_N: scratch memory that the shares exchange (`Decoder._room`).
+        share, shares: the number of this share, and the number of shares.
+        barrier: the address of the barrier's counter.
     """
     dim, arrived = cos_NE.shape[1], 0
     first, end = _range(x_ND.shape[0], share, shares)
-    prompts = False  # a token sees others of this pass
+    prompts = False  # whether a token sees others of this pass
     for p in range(shape_P5.shape[0]):
         prompts = prompts or shape_P5[p, 3] > 1
-    # A share's own tokens.
+    # The tokens of this share.
     x, size = x_ND[first:end], x_ND.shape[0]
     for a in range(qkv.shape[0]):
         _norm_quantize(x_ND, norm_attention[a], eps, first, end, q_D, scale_N)
@@ -409,7 +411,7 @@ def decode(
 
 
 def _wait(barrier, arrived, shares):
-    """Wait for the other threads; returns the barrier's count by then."""
+    """Wait for the other threads; returns the new count of the barrier."""
     if shares > 1:
         _barrier(barrier, arrived + shares)
     return arrived + shares

@@ -1,6 +1,6 @@
-"""What `decode_kernels` needs around it: the weights and caches in its layout, scratch memory and a team of threads.
+"""Runs `decode_kernels`: provides the weights and caches in its layout, scratch memory and a team of threads.
 
-Letters in shapes: as in `decode_kernels`.
+Letters in shapes are those of `decode_kernels`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ from search_r3.model.engines.int8.decode_kernels import compile_decode
 from search_r3.model.engines.int8.thread_team import ThreadTeam
 
 FEW, FEW_WITH_TILES = 32, 512
-"""Tokens of a pass up to which this is at least as fast as the products of `int8_forward`."""
+"""Number of tokens per pass up to which this is at least as fast as the products of `int8_forward`."""
 SHORTLIST = 16
-"""Tokens whose logits are computed again with float weights: reading 16 rows of the head takes no time."""
+"""Number of tokens whose logits are recomputed with float weights; reading 16 rows of the head takes no time."""
 PAD = 16
-"""Extra columns of rows of sums, so that their length is no power of two."""
+"""Extra columns in rows of sums, so that row length is not a power of two."""
 
 
 @dataclass
 class Matrices:
-    """One kind of matrix of all layers: weights int8 (A, O, I), or laid out by `amx.lay_out`; scales of the outputs,
-    float32 (A, O); biases (A, O) or (A, 0)."""
+    """The matrices of one kind (such as qkv) of all layers.
+
+    Attributes:
+        weight: int8 (A, O, I), or the layout of `amx.lay_out`.
+        scale: float32 (A, O), the scale of each output.
+        bias: float32 (A, O), or (A, 0) without biases.
+    """
 
     weight: np.ndarray
     scale: np.ndarray
@@ -39,25 +44,25 @@ class Matrices:
 
     @classmethod
     def of(cls, weights: Sequence[Tensor], scales: Sequence[Tensor], biases: Sequence[np.ndarray]) -> Matrices:
-        """Copies, side by side."""
+        """Stack copies of the layers' matrices."""
         return cls(torch.stack(list(weights)).numpy(), torch.stack(list(scales)).numpy(), np.stack(biases))
 
     def laid_out(self) -> Matrices:
-        """The same for tiles."""
+        """The same matrices in the layout for AMX tiles."""
         return Matrices(amx.lay_out(self.weight), self.scale, self.bias)
 
 
 @dataclass
 class CacheRows:
-    """Rows of one key-value cache, and where their new tokens go in it.
+    """Rows of one key-value cache, and the columns for their new tokens.
 
     Attributes:
-        keys, values: each layer's (B, K, T, E), float32 and contiguous; columns from `start` on are written.
-        start: the new tokens' first column.
-        new: new tokens of each row, L.
-        shared: the first columns that are the same in all rows.
-        seen_BT: uint8 (B, start + L), 0 for columns that a row does not see; None if none is hidden. What comes after a
-            token it never sees.
+        keys, values: for each layer (B, K, T, E), float32 and contiguous; columns from `start` on are written.
+        start: the first column of the new tokens.
+        new: L, the number of new tokens per row.
+        shared: number of leading columns that are equal in all rows.
+        seen_BT: uint8 (B, start + L), 0 for columns that a row does not see; None if none is hidden. Attention is
+            always causal in addition.
     """
 
     keys: Sequence[Tensor]
@@ -74,9 +79,9 @@ class Decoder:
     Args:
         qkv, out, gate_up, down: see `Matrices`.
         norm_attention, norm_mlp: float32 (A, D).
-        head: one layer's, (1, vocabulary, D).
-        heads: key-value heads.
-        eps: of the norms.
+        head: the output matrix as a single layer, (1, vocabulary, D).
+        heads: number of key-value heads.
+        eps: epsilon of the norms.
     """
 
     def __init__(
@@ -105,22 +110,22 @@ class Decoder:
         compile_decode()
 
     def takes(self, tokens: int, longest: int) -> bool:
-        """Whether to decode so many tokens of rows of at most `longest` here; with tiles also more than fit a pass."""
+        """Whether this decoder should handle this many tokens; with AMX tiles, also more than fit in one pass."""
         return tokens <= self.few or (self._tiles and longest <= self.few)
 
     def step(self, x_ND: Tensor, cos_NE: Tensor, sin_NE: Tensor, parts: Sequence[CacheRows]) -> None:
-        """Turn the embeddings `x` into the last layer's output, in place, and extend the caches of all parts.
+        """Replace the embeddings `x` by the last layer's output, and extend the caches of all parts.
 
         Args:
-            x_ND: float32, contiguous; the parts' tokens one after the other, a row's tokens together.
-            cos_NE, sin_NE: float32, the new tokens' rotation.
-            parts: the caches of one pass; only attention looks at them.
+            x_ND: float32, contiguous: the tokens part by part, and row by row within a part.
+            cos_NE, sin_NE: float32, the rotation of the new tokens.
+            parts: the caches of this pass, which only attention uses.
 
         Raises:
-            ValueError: the parts have another number of tokens, or a mask another shape than its part.
+            ValueError: the number of tokens or the shape of a mask does not match the parts.
         """
         fitting = all(p.seen_BT is None or p.seen_BT.shape == (len(p.keys[0]), p.start + p.new) for p in parts)
-        if not fitting or sum(len(p.keys[0]) * p.new for p in parts) != len(x_ND):  # else a thread would wait forever
+        if not fitting or sum(len(p.keys[0]) * p.new for p in parts) != len(x_ND):  # a thread would wait forever
             raise ValueError(f"{len(x_ND)} tokens for {[(len(p.keys[0]), p.start, p.new) for p in parts]}")
         cache_PA2 = np.array(
             [[[k.data_ptr(), v.data_ptr()] for k, v in zip(p.keys, p.values, strict=True)] for p in parts]
@@ -138,7 +143,7 @@ class Decoder:
             self._team.run(lambda *share: decode_kernels.decode(*given, *share))
 
     def logits(self, state_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """The head's product, float32 (N, vocabulary), and which are the `SHORTLIST` largest, (N, S)."""
+        """The logits, float32 (N, vocabulary), and the indices of the `SHORTLIST` largest, (N, S)."""
         size, scale = len(state_ND), self._head.scale[0]
         state, out_NV = state_ND.float().contiguous().numpy(), np.empty((size, len(scale)), np.float32)
         together = OUTPUTS if self._head.weight.ndim == 3 else amx.OUTPUTS
@@ -157,7 +162,7 @@ class Decoder:
         return out, among.gather(1, best_NS)
 
     def _room(self, size: int, dim: int) -> tuple[np.ndarray, ...]:
-        """Scratch that the shares of one pass exchange; kept for the next one, since new memory costs time."""
+        """Scratch memory that the shares of a pass exchange; kept for the next pass, because allocation takes time."""
         if self._rooms is None or size > len(self._rooms[-1]):
             size = -(-size // ROWS) * ROWS
             columns, width, inner = self._layers[1].shape[1], self._width, self._inner
@@ -178,7 +183,7 @@ class Decoder:
 
 
 def prepared(matrices: dict[str, Matrices]) -> dict[str, Matrices] | None:
-    """The matrices in the layout that `decode` takes on this machine; None if it cannot run them."""
+    """The matrices in the layout that `decode` needs on this machine; None if it cannot run them."""
     shapes = [m.weight.shape for m in matrices.values()]
 
     def whole(outputs: int, inputs: int) -> bool:

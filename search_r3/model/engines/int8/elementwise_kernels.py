@@ -1,12 +1,12 @@
 """Kernels between two int8 matrix products, each one pass over a row: scale, add, normalize, rotate, gate, quantize.
 
-A row of activations is rounded to int8 with a scale of its own (dynamic and symmetric: LLM.int8(), arXiv 2208.07339,
-and ZeroQuant, arXiv 2206.01861), so a row's result does not depend on the rows beside it. All arrays are C-contiguous
+Each row of activations is rounded to int8 with its own scale (dynamic and symmetric: LLM.int8(), arXiv 2208.07339, and
+ZeroQuant, arXiv 2206.01861), so the result of a row does not depend on the other rows. All arrays are C-contiguous
 float32, except for the int8 outputs.
 
-How they are compiled: the functions below are plain Python until `compile_kernels` replaces them, in this module's own
-names, by what numba makes of them (on first use; kept on disk). They run without the GIL, so threads can run them side
-by side. The replacement is in place because numba looks a function's helpers up in its module when it compiles it.
+Compilation: the functions below are plain Python until `compile_kernels` replaces them in this module by functions
+compiled with numba (on first use; cached on disk). They run without the GIL, so threads can run them in parallel. They
+are replaced in place because numba looks up a function's helpers in its module when compiling it.
 
 Letters in shapes: N rows, D width of a row, C columns of queries, keys and values, E dimension of a head, F width of
 the MLP; B rows of L tokens (N = B * L), T columns of the cache, K key-value heads of G query heads each, Q = G * L.
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 FINE = 254
-"""Fine steps in a step: half a step, the largest rounding error, is 127 fine ones."""
+"""Number of fine steps per step: half a step, the largest rounding error, is 127 fine steps."""
 _SETTINGS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
-    # Sums in any order, so that they are vectorized; no promise about NaN or the sign of zero.
+    # Sums in any order, so that they are vectorized, and no guarantees about NaN or the sign of zero.
     "fastmath": {"reassoc", "nsz", "nnan", "contract", "arcp"},
 }
 _COMPILED = ("rotate_head", "quantize", "add_norm_quantize", "quantize_heads", "rotate", "gate_quantize")
@@ -31,7 +31,7 @@ larger: Any = max
 
 
 def compile_kernels() -> None:
-    """Replace this module's functions by compiled ones, once.
+    """Replace the functions of this module by compiled ones, once.
 
     Raises:
         ModuleNotFoundError: numba is not installed.
@@ -46,7 +46,7 @@ def compile_kernels() -> None:
 
     @intrinsic
     def larger(typing_context, a, b):
-        """The larger of two float32, by LLVM's own instruction: a loop with a comparison is not vectorized."""
+        """The larger of two float32 by an LLVM instruction, because loops with a comparison are not vectorized."""
 
         def generate(context, builder, signature, arguments):
             kind = ir.FloatType()
@@ -61,17 +61,17 @@ def compile_kernels() -> None:
 
 
 def compiled(function: Any) -> Any:
-    """The function compiled by numba when it is first called, without the GIL; kept on disk where possible."""
+    """The function as compiled by numba on its first call, without the GIL; cached on disk where possible."""
     from numba import njit
 
     try:
         return njit(function, cache=True, **_SETTINGS)
-    except RuntimeError:  # no folder to keep what was compiled
+    except RuntimeError:  # there is no folder for the cache
         return njit(function, **_SETTINGS)
 
 
 def quantize(x_ND, q_ND, scale_N):
-    """`x` as int8 `q` times a scale for each row; both are outputs."""
+    """Quantize `x` to int8 `q` with one scale per row; both are outputs."""
     size, width = x_ND.shape
     for n in range(size):
         x, q = x_ND[n], q_ND[n]
@@ -86,7 +86,7 @@ def quantize(x_ND, q_ND, scale_N):
 
 
 def add_norm_quantize(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, fine_ND, scale_N):
-    """Add `y * y_scale + bias` (an empty bias is none) to `x`; then quantize RMSNorm(x) times `weight`.
+    """Add `y * y_scale + bias` (an empty bias means no bias) to `x`; then quantize RMSNorm(x) times `weight`.
 
     `fine`, unless it is empty, gets the rounding error of `q`, in steps of a `FINE`-th of its own. A row's scale
     includes the norm's division, so the normalized row is never written.
@@ -119,7 +119,7 @@ def add_norm_quantize(x_ND, y_ND, y_scale_N, bias_D, weight_D, eps, q_ND, fine_N
 
 
 def quantize_heads(x_BQKE, q_ND, scale_N):
-    """Attention's output (its queries are in `rotate`'s order) as rows of heads, quantized."""
+    """Quantize attention's output, whose queries are in the order of `rotate`, as rows of heads."""
     size, queries, heads, dim = x_BQKE.shape
     groups = q_ND.shape[1] // (heads * dim)
     new = queries // groups
@@ -144,7 +144,7 @@ def quantize_heads(x_BQKE, q_ND, scale_N):
 
 
 def rotate_head(x, cos, sin, out):
-    """One head rotated by RoPE (arXiv 2104.09864), its halves as transformers pairs them."""
+    """Rotate one head by RoPE (arXiv 2104.09864), with its halves paired as in transformers."""
     half = out.size // 2
     for e in range(half):
         a, b = x[e], x[half + e]
@@ -153,7 +153,7 @@ def rotate_head(x, cos, sin, out):
 
 
 def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values_BKTE, start):
-    """Split `y * scale + bias` (an empty bias is none) into queries, keys and values; rotate queries and keys.
+    """Split `y * scale + bias` (an empty bias means no bias) into queries, keys and values; rotate queries and keys.
 
     Keys and values are written to the cache from column `start` on. `y` is overwritten.
     """
@@ -180,7 +180,7 @@ def rotate(y_NC, scale_N, bias_C, cos_NE, sin_NE, query_BKGLE, keys_BKTE, values
 
 
 def gate_quantize(y_N2F, y_scale_N, q_NF, fine_NF, scale_N):
-    """Quantize silu(gate) * up of `y * y_scale`: gates come first, ups after them. `y` is overwritten.
+    """Quantize silu(gate) * up of `y * y_scale`, which has the gates first, then the ups. `y` is overwritten.
 
     `fine`, unless it is empty, gets the rounding error of `q`, in steps of a `FINE`-th of its own.
 

@@ -27,24 +27,25 @@ from search_r3.model.engines.torch_engine import TorchEngine, batches_by_length
 from search_r3.optional import optional_imports
 
 TOKENS_A_PASS = 1024
-"""Tokens in a pass of one thread, at most."""
+"""Maximum number of tokens per pass of one thread."""
 TOKENS_A_THREAD = 128
-"""Fewer tokens than this for each thread are not worth a second thread."""
+"""Minimum number of tokens per thread that makes another thread worthwhile."""
 
 
 class Int8Engine(TorchEngine):
     """Runs `model` with int8 products on the CPU.
 
     Args:
-        model: a float32 causal LM of the Llama family. If its weights change between calls, they are rounded again.
+        model: a float32 causal LM of the Llama family. If its weights change between calls, they are quantized again.
         embed_id, stop_ids, vocab_size: see `TorchEngine`.
-        contract_hash: of the checkpoint; files of another contract are not used.
-        samples: returns the calibration rows; called whenever the weights are rounded.
-        places: files that may hold the int8 matrices (an export's).
+        contract_hash: contract of the checkpoint; files with another contract are not used.
+        samples: returns the calibration rows; called whenever the weights are quantized.
+        paths: files that may have the int8 matrices (from an export).
         cache_dir: the folder where they are cached; None disables caching.
 
     Raises:
-        InputError: another architecture, dtype or device, no numba, or a processor without int8 products.
+        InputError: the architecture, dtype or device is not supported, numba is not installed, or the processor has no
+            int8 products.
     """
 
     def __init__(
@@ -57,14 +58,14 @@ class Int8Engine(TorchEngine):
         contract_hash: str,
         cache_dir: Path | None,
         samples: Callable[[], Sequence[CalibrationRow]] = tuple,
-        places: Iterable[Path] = (),
+        paths: Iterable[Path] = (),
     ) -> None:
         check_processor()
         with optional_imports("int8", "engine int8"):
             elementwise_kernels.compile_kernels()
         if model.device.type != "cpu" or model.dtype != torch.float32:
             raise InputError(
-                f"engine int8 takes float32 weights on a cpu, not {str(model.dtype).removeprefix('torch.')} on "
+                f"engine int8 needs float32 weights on a cpu, not {str(model.dtype).removeprefix('torch.')} on "
                 f"{model.device}; do not set device and dtype, or use engine torch"
             )
         super().__init__(model, embed_id=embed_id, stop_ids=stop_ids, vocab_size=vocab_size)
@@ -72,7 +73,7 @@ class Int8Engine(TorchEngine):
         self._samples = samples
         self._merge()
         cache = cache_dir / f"{contract_hash}.safetensors" if cache_dir is not None else None
-        self._pack(load_or_make(self._round, contract_hash, places, cache))
+        self._pack(load_or_make(self._round, contract_hash, paths, cache))
         self.head = lambda state_BD: self._packed.logits(state_BD)
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
@@ -84,7 +85,7 @@ class Int8Engine(TorchEngine):
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """See `Engine.embed`. Batches run side by side, each in a thread, so that all cores are busy."""
+        """See `Engine.embed`. Batches run in parallel, one per thread, so that all cores are busy."""
         threads = _cores()
         tokens = sum(len(row) for row in rows)
         wanted = min(threads, len(rows), tokens // TOKENS_A_THREAD)
@@ -94,7 +95,7 @@ class Int8Engine(TorchEngine):
         batches = list(batches_by_length(rows, min(batch_size, -(-len(rows) // wanted)), min(TOKENS_A_PASS, share)))
         out = np.empty((len(rows), self.dimension), dtype=np.float32)
         with torch.inference_mode():
-            self._start(prefix, 0, 0)  # the prefix is computed once, not by each thread
+            self._start(prefix, 0, 0)  # computes the prefix once, not in each thread
 
         def one(chosen: list[int]) -> int:
             out[chosen] = TorchEngine.embed(self, prefix, [rows[i] for i in chosen], len(chosen))
@@ -115,13 +116,13 @@ class Int8Engine(TorchEngine):
         return Int8Session(self.backbone, self._packed, prefix, size, room, fine)
 
     def _prefix_session(self, room: int) -> Session:
-        """In float32: the prefix has the largest activations, and its error would be part of every text's."""
+        """A float32 session: the prefix has the largest activations, and its error would affect every text."""
         assert self._layers is not None
         return LlamaSession(self.backbone, self._layers, [], 1, room)
 
     def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
         with self._lock:
-            if self._weights_now() != self._weights:  # trained since they were rounded
+            if self._weights_now() != self._weights:  # the weights were trained after quantization
                 self._prefixes.clear()
                 self._merge()
                 self._pack(self._round())
@@ -144,7 +145,7 @@ class Int8Engine(TorchEngine):
         return [(p.data_ptr(), p._version) for p in self.model.parameters()]
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
-        """A pool of threads in each of which torch uses one core."""
+        """A pool of threads in which torch uses one core each."""
         with self._pool_lock:
             if self._pool is None:
                 before, started = torch.get_num_threads(), threading.Barrier(count)
@@ -161,4 +162,4 @@ def _cores() -> int:
 
 def _take_one_core() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # a thread adopts the number when it first asks, and keeps it
+    torch.get_num_threads()  # a thread adopts the number on the first query and keeps it

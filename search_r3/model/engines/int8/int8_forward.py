@@ -1,8 +1,8 @@
-"""The Llama family's forward pass with int8 products: a session, as `LlamaSession` is one in float32.
+"""The Llama family's forward pass with int8 products: a session like the float32 `LlamaSession`.
 
 Between two products a row is scaled, added and quantized in one pass (`elementwise_kernels`). Everything else stays
-float32: the residual stream, keys, values and attention, which is no faster in bfloat16 and whose rounding would make a
-text's result depend on its batch.
+float32: the residual stream, keys, values and attention. bfloat16 attention would not be faster, and its rounding would
+make a text's result depend on its batch.
 
 Letters in shapes: B rows, L new tokens, N tokens of all rows (B * L), T tokens in the cache, D dimension, C columns of
 queries, keys and values, H heads, K key-value heads, G = H / K, E dimension of a head, F width of the MLP, Q queries of
@@ -27,13 +27,14 @@ from search_r3.model.engines.int8.int8_weights import MATRICES, Int8Matrix
 from search_r3.model.engines.llama_forward import Layer, LlamaCache, Prefix
 
 ROWS_A_BLOCK = 128
-"""Tokens of the MLP at a time: what is between its products (12 kB a token in SmolLM2) stays in the L2 cache."""
+"""Number of tokens that the MLP processes at a time, so that its intermediate values (12 kB per token in SmolLM2) stay
+in the L2 cache."""
 NOTHING = np.empty(0, dtype=np.float32)
 
 
 @dataclass
 class Int8Layer:
-    """One decoder layer: matrices in int8, the rest as float32 arrays; an empty bias is none."""
+    """One decoder layer: matrices in int8, the rest as float32 arrays; an empty bias means no bias."""
 
     qkv: Int8Matrix
     out: Int8Matrix
@@ -47,7 +48,7 @@ class Int8Layer:
 
 @dataclass
 class Int8Model:
-    """All layers and the head; and the decoder of a few rows, on machines that can run it."""
+    """All layers and the head, and the decoder for few tokens if this machine can run it."""
 
     layers: list[Int8Layer]
     head: Int8Matrix
@@ -56,7 +57,7 @@ class Int8Model:
 
     @classmethod
     def of(cls, layers: list[Layer], tensors: dict[str, Tensor], float_head_VD: Tensor, config: Any) -> Int8Model:
-        """Pack the matrices of `quantize_model`; biases and norms come from `layers`, `config` is the decoder's."""
+        """Pack the matrices of `quantize_model`; biases and norms come from `layers`. `config` is the decoder's."""
         packed = []
         for index, layer in enumerate(layers):
             names = {name: f"{index}.{name}" for name in MATRICES}
@@ -73,7 +74,7 @@ class Int8Model:
         return cls(packed, head, float_head_VD, _decoder(layers, tensors, config))
 
     def logits(self, state_BD: Tensor) -> Tensor:
-        """float32 (B, vocabulary). The float head computes the `SHORTLIST` largest again, so the best token is its."""
+        """Logits, float32 (B, vocabulary). The float head recomputes the `SHORTLIST` largest and decides the best."""
         state_BD = state_BD.float().contiguous()
         if self.decoder is not None and len(state_BD) <= self.decoder.few:
             logits_BV, best_BS = self.decoder.logits(state_BD)
@@ -87,13 +88,14 @@ class Int8Model:
 
 
 class Int8Session(LlamaCache):
-    """A batch under way.
+    """A batch in progress.
 
     Args:
         backbone: the transformers decoder, for its embeddings, rotary embedding and final norm.
-        model: what it computes with.
+        model: the int8 weights.
         prefix, size, room: see `LlamaCache`.
-        fine: keep the rounding errors of all products' inputs but attention's output; few tokens go to the decoder.
+        fine: round less, for generation: the rounding errors of all products' inputs except attention's output are
+            kept, and passes over few tokens use the decoder.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class Int8Session(LlamaCache):
         cos_NE, sin_NE = (part.numpy() for part in self._rotation(x_ND, position_BL))
         mask_BQT = self._additive(self.attention_mask(new, mask_BT, x_ND.device))
         eps = np.float32(self.eps)
-        # The residual stream begins at zero, and the embeddings are added first.
+        # The residual stream starts at zero, and the embeddings are added first.
         y_ND, x_ND, scale_N, bias = x_ND, torch.zeros_like(x_ND), torch.ones(len(x_ND)), NOTHING
         (q_ND, q_scale_N), fine_ND = _room(*x_ND.shape), self._fine(x_ND.shape)
         for index, layer in enumerate(self.layers):
@@ -132,7 +134,7 @@ class Int8Session(LlamaCache):
                 self.keys[index].numpy(), self.values[index].numpy(), self.length,
             )  # fmt: skip
             picked_B = None
-            if index == len(self.layers) - 1 and new > 1:  # keys and values of all tokens, the rest of one a row
+            if index == len(self.layers) - 1 and new > 1:  # keys and values of all tokens, the rest of one per row
                 picked_B = torch.full((size,), new - 1) if last_B is None else last_B
                 x_ND = x_ND.view(size, new, -1)[torch.arange(size), picked_B]
                 q_ND, q_scale_N = _room(*x_ND.shape)
@@ -152,16 +154,16 @@ class Int8Session(LlamaCache):
         return functional.rms_norm(x_ND, x_ND.shape[-1:], self.backbone.norm.weight.float(), self.eps)
 
     def feed_together(self, parts: Sequence[SessionInput]) -> list[Tensor]:
-        """See `chunked_prefill.feed_together`: in one pass if there are few tokens."""
+        """See `chunked_prefill.feed_together`; one pass if there are few tokens."""
         tokens, longest = sum(part.ids_BL.numel() for part in parts), max(part.ids_BL.shape[1] for part in parts)
         if self.fine and self.decoder is not None and self.decoder.takes(tokens, longest):
             return self._decode(parts)
         return [part.session.feed(part.ids_BL, part.position_BL, part.mask_BT, part.last_B) for part in parts]
 
     def _decode(self, parts: Sequence[SessionInput]) -> list[Tensor]:
-        """Each part's states (B, D), for sessions of this model; in passes of at most `few` tokens."""
+        """The states (B, D) of each part, by the decoder, in passes of at most `few` tokens."""
         assert self.decoder is not None
-        found: list[Tensor] = []
+        states: list[Tensor] = []
         waiting: list[tuple[SessionInput, slice]] = []
         tokens = 0
         for part in parts:
@@ -170,17 +172,17 @@ class Int8Session(LlamaCache):
                 rows = slice(first, min(first + step, size))
                 more = (rows.stop - first) * new
                 if waiting and tokens + more > self.decoder.few:
-                    found.append(self._pass(waiting))
+                    states.append(self._pass(waiting))
                     waiting, tokens = [], 0
                 waiting.append((part, rows))
                 tokens += more
-        found.append(self._pass(waiting))
+        states.append(self._pass(waiting))
         for part in parts:
             part.session.length += part.ids_BL.shape[1]
-        return list(torch.cat(found).split([len(part.ids_BL) for part in parts]))
+        return list(torch.cat(states).split([len(part.ids_BL) for part in parts]))
 
     def _pass(self, pieces: Sequence[tuple[SessionInput, slice]]) -> Tensor:
-        """The states (B, D) of some rows of each part, B of them in all, by one pass."""
+        """The states (B, D) of the selected rows of all parts, by one pass."""
         assert self.decoder is not None
         ids = [part.ids_BL[rows] for part, rows in pieces]
         x_ND = self.backbone.embed_tokens(torch.cat([one.flatten() for one in ids])).float()
@@ -202,13 +204,13 @@ class Int8Session(LlamaCache):
         return functional.rms_norm(state_BD, state_BD.shape[-1:], self.backbone.norm.weight.float(), self.eps)
 
     def _rotation(self, x_ND: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (N, E) of the positions' rotation, float32 and contiguous."""
+        """Cosines and sines (N, E) of the rotation, float32 and contiguous."""
         cos_BLE, sin_BLE = self.backbone.rotary_emb(x_ND, position_BL)
         cos_NE, sin_NE = (part.float().reshape(-1, self.head_dim).contiguous() for part in (cos_BLE, sin_BLE))
         return cos_NE, sin_NE
 
     def _attend(self, index: int, query_BKGLE: Tensor, mask_BQT: Tensor | None, picked_B: Tensor | None) -> Tensor:
-        """Attention of all new tokens, or of one a row, over the cache with the new tokens: float32 (B, Q, K, E)."""
+        """Attention of all new tokens, or of one per row, to the cache with the new tokens: float32 (B, Q, K, E)."""
         size, _, groups, new, _ = query_BKGLE.shape
         end = self.length + new
         if picked_B is not None:
@@ -218,7 +220,7 @@ class Int8Session(LlamaCache):
                 mask_BGLT = mask_BQT.view(len(mask_BQT), groups, new, -1).expand(size, -1, -1, -1)
                 mask_BQT = mask_BGLT[rows_B, :, picked_B][:, None]
             new = 1
-        # The G heads that share keys become G * L queries of one head: nothing is repeated.
+        # The G heads that share keys become G * L queries of one head, so that no key is repeated.
         attended_BKQE = functional.scaled_dot_product_attention(
             query_BKGLE.view(size, self.heads, groups * new, self.head_dim),
             self.keys[index][:, :, :end],
@@ -246,11 +248,11 @@ class Int8Session(LlamaCache):
         return y_ND, q_scale_N
 
     def _fine(self, shape: Sequence[int]) -> Tensor:
-        """Memory for rounding errors of int8 inputs; empty if they are not kept."""
+        """Memory for the rounding errors of int8 inputs; empty if they are not kept."""
         return torch.empty(tuple(shape) if self.fine else (0, shape[-1]), dtype=torch.int8)
 
     def _additive(self, mask_BLT: Tensor | None) -> Tensor | None:
-        """The mask as added to attention's scores, for all layers: float32 (1 or B, 1, Q, T)."""
+        """The mask to add to attention scores, in all layers: float32 (1 or B, 1, Q, T)."""
         if mask_BLT is None:
             return None
         added_BLT = torch.zeros(mask_BLT.shape).masked_fill_(~mask_BLT, float("-inf"))
@@ -258,7 +260,7 @@ class Int8Session(LlamaCache):
 
 
 def _decoder(layers: list[Layer], tensors: dict[str, Tensor], config: Any) -> Decoder | None:
-    """The decoder of a few rows; None where it does not run. It takes the "fine" matrices where there are such."""
+    """The decoder for few tokens, with the "fine" matrices where they exist; None if it does not run here."""
     none = [NOTHING] * len(layers)
     biases = {
         "qkv": [_array(layer.qkv_bias) for layer in layers],

@@ -1,7 +1,7 @@
-"""A Llama's matrices in int8: symmetric, a scale for each output, packed for torch's oneDNN product of int8 by int8.
+"""A Llama's matrices in int8: symmetric, with one scale per output, packed for torch's oneDNN product of int8 by int8.
 
-`quantization` rounds them. They are kept in one safetensors file, which records the contract of the weights that it was
-made from and its own SHA-256.
+`quantization` rounds them. They are stored in one safetensors file, which records the contract of the original weights
+and its own SHA-256.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from search_r3.model.engines.llama_forward import FAMILY, Layer, merge_projectio
 from search_r3.model.processor import has_amx
 
 INT8_FILE = "int8.safetensors"
-"""Beside an export's weights, and under the contract's hash in the cache."""
+"""The file's name next to an export's weights; in the cache, its name is the contract's hash."""
 FORMAT = "2"
-"""Increased when the file's meaning changes, so that older ones are made again."""
+"""Increased when the meaning of the file changes, so that older files are replaced."""
 MATRICES = tuple(CONSUMERS)
 UNSIGNED_ZERO = 128
 """The zero point of int8 values shifted to be unsigned; for the same bytes, `x + 128` is `x ^ 128`."""
@@ -38,8 +38,8 @@ class Int8Matrix:
 
     Attributes:
         packed: the int8 matrix in oneDNN's layout.
-        scale_O: float32, the scale of each output's row.
-        zero_O: int64 zeros: the rounding is symmetric.
+        scale_O: float32, the scale of each output.
+        zero_O: int64 zeros, because the quantization is symmetric.
         inputs: I.
     """
 
@@ -55,7 +55,7 @@ class Int8Matrix:
         return cls(packed, scale_O, torch.zeros(len(scale_O), dtype=torch.long), weight_OI.shape[1])
 
     def __call__(self, x_NI: Tensor) -> Tensor:
-        """int8 (N, I) -> float32 (N, O), still to be multiplied by the scales of the input's rows."""
+        """int8 (N, I) -> float32 (N, O), which the caller multiplies by the scales of the input rows."""
         zero = 0
         # AVX-512 VNNI multiplies unsigned by signed bytes only; oneDNN computes signed by signed without AMX in its
         # reference code, a thousand times slower (findings/onednn-signed-inputs.sh).
@@ -69,9 +69,10 @@ class Int8Matrix:
 def quantize_model(
     model: Any, layers: list[Layer], head_VD: Tensor, samples: Sequence[CalibrationRow] = ()
 ) -> dict[str, Tensor]:
-    """Every matrix of `layers` ("3.down", ...) and the head in int8, with "... scale" beside each.
+    """Quantize the matrices of `layers` ("3.down", ...) and the head to int8, each with its "... scale".
 
-    Rounded for the activations of `samples` (`quantization`); without any, to the nearest, which takes no time.
+    They are rounded for the activations of `samples` (`quantization`) or, without samples, to the nearest, which is
+    fast.
     """
     named = {f"{index}.{name}": getattr(layer, name) for index, layer in enumerate(layers) for name in MATRICES}
     tensors = quantize_layers(model, layers, samples) if samples else {}
@@ -82,22 +83,22 @@ def quantize_model(
 
 
 def quantize_causal_lm(model: Any, samples: Sequence[CalibrationRow]) -> dict[str, Tensor]:
-    """`quantize_model` of a causal LM. Raises InputError where the int8 engine cannot run it."""
+    """`quantize_model` for a causal LM. Raises InputError if the int8 engine cannot run it."""
     return quantize_model(model, merged_layers(model), model.get_output_embeddings().weight.detach(), samples)
 
 
 def merged_layers(model: Any) -> list[Layer]:
-    """`merge_projections`, or an InputError that says what the int8 engine runs."""
+    """`merge_projections`; raises InputError, which names the supported architectures, if that is not possible."""
     if (layers := merge_projections(model)) is None:
         raise InputError(
             f"engine int8 runs {', '.join(FAMILY)} without a window and with the adapter merged, not "
-            f"{type(model).__name__} as it is here; use engine torch"
+            f"{type(model).__name__} as loaded here; use engine torch"
         )
     return layers
 
 
 def save_int8(tensors: dict[str, Tensor], path: Path, contract_hash: str) -> None:
-    """Write what `quantize_model` made to `path`, in one rename."""
+    """Write the result of `quantize_model` to `path`, atomically."""
     from safetensors.torch import save_file
 
     about = {"format": FORMAT, "contract_hash": contract_hash, "sha256": _digest(tensors)}
@@ -106,7 +107,7 @@ def save_int8(tensors: dict[str, Tensor], path: Path, contract_hash: str) -> Non
 
 
 def load_int8(path: Path, contract_hash: str) -> dict[str, Tensor] | None:
-    """What `save_int8` wrote; None if there is no file, or it is damaged, of another contract or of another format."""
+    """Read the file of `save_int8`; None if it is missing, damaged, or has another contract or format."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -114,29 +115,29 @@ def load_int8(path: Path, contract_hash: str) -> dict[str, Tensor] | None:
             about = file.metadata() or {}
             if about.get("format") != FORMAT or about.get("contract_hash") != contract_hash:
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
     except (OSError, SafetensorError):
         return None
     return tensors if about.get("sha256") == _digest(tensors) else None
 
 
 def load_or_make(
-    make: Callable[[], dict[str, Tensor]], contract_hash: str, places: Iterable[Path], cache: Path | None
+    make: Callable[[], dict[str, Tensor]], contract_hash: str, paths: Iterable[Path], cache: Path | None
 ) -> dict[str, Tensor]:
-    """The int8 matrices from the first intact file of `places` and `cache`; else made, and written to `cache`."""
-    for path in (*places, cache):
+    """The int8 matrices from the first intact file of `paths` and `cache`, or else from `make`, saved to `cache`."""
+    for path in (*paths, cache):
         if path is not None and (tensors := load_int8(path, contract_hash)) is not None:
             return tensors
     tensors = make()
     if cache is None:
         return tensors
-    with contextlib.suppress(InputError):  # without a cache they are made at every start
+    with contextlib.suppress(InputError):  # without a cache, they are made at every start
         save_int8(tensors, cache, contract_hash)
     return tensors
 
 
 def check_processor() -> None:
-    """Raise InputError if torch has no product of int8 by int8 here, or none that is exact.
+    """Raise InputError if torch has no exact product of int8 by int8 on this processor.
 
     Processors without VNNI add pairs of products in 16 bits, which overflow.
     """

@@ -1,14 +1,14 @@
-"""GPTQ and SmoothQuant: matrices in int8 whose products, not their entries, stay close to the float ones.
+"""GPTQ and SmoothQuant: rounds matrices to int8 such that their products, not their entries, stay close to float.
 
 GPTQ (arXiv 2210.17323): entries are rounded input by input, and each input's rounding error is compensated by the
-inputs that are still to be rounded, as far as the two are correlated in what the matrix is given. That is observed in
-one pass of the float model over `calibration`'s texts; each matrix is rounded as soon as its inputs are there, so that
-one matrix of second moments exists at a time.
+inputs that are not yet rounded, as far as the two are correlated in the matrix's inputs. The correlations are measured
+in one pass of the float model over the texts of `calibration`; each matrix is rounded as soon as its inputs are known,
+so that only one matrix of second moments exists at a time.
 
-SmoothQuant (arXiv 2211.10438): where inputs are rounded to int8 too, in steps of their largest, they are smoothed
-first: part of the difference in their sizes moves into the matrix. The division costs nothing: it is folded into the
-norm before, or into the rows that compute the inputs. It makes the matrix harder to round, so forward passes whose
-inputs are not rounded have matrices of their own. LOG.md says what all this gains.
+SmoothQuant (arXiv 2211.10438): where inputs are rounded to int8 too, in steps relative to their largest, they are
+smoothed first, which moves part of the difference in their sizes into the matrix. The division costs nothing, as it is
+merged into the preceding norm or into the rows that compute the inputs. It makes the matrix harder to round, so forward
+passes whose inputs are not rounded use separate matrices. LOG.md reports the gains.
 
 Letters in shapes: I inputs, O outputs, B a block of inputs, N tokens.
 """
@@ -26,42 +26,42 @@ from search_r3.model.engines.int8.calibration import CalibrationRow
 from search_r3.model.engines.llama_forward import Layer
 
 BLOCK = 32
-"""Inputs that are rounded one by one before the rest is updated: their rows stay in cache."""
+"""Number of inputs rounded one by one before the rest is updated, so that their rows stay in the CPU cache."""
 DAMPING = 0.05
-"""Added to the diagonal of the second moments, in units of its mean: there are few texts to estimate them from."""
+"""Added to the diagonal of the second moments, in units of its mean, because they are estimated from few texts."""
 SMOOTHING = 0.5
-"""SmoothQuant's migration strength: inputs are divided by their usual size to this power."""
+"""SmoothQuant's migration strength: inputs are divided by their typical size to this power."""
 CONSUMERS = {"qkv": "self_attn.q_proj", "out": "self_attn.o_proj", "gate_up": "mlp.gate_proj", "down": "mlp.down_proj"}
-"""For each matrix of `Layer` the first of the model's modules that consume its inputs."""
+"""Matrix of `Layer` -> the first of the model's modules that use its inputs."""
 
 
 def round_to_nearest(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (O, I) and float32 scales (O,), whose product is `weight_OI` to within half a scale."""
+    """Round to int8 (O, I) with float32 scales (O,); their product differs from `weight_OI` by at most half a scale."""
     weight_OI, scale_O = weight_OI.float(), output_scales(weight_OI)
     return (weight_OI / scale_O[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale_O
 
 
 def output_scales(weight_OI: Tensor) -> Tensor:
-    """The scale of each output, float32 (O,): a 127th of its largest entry."""
+    """The scale of each output, float32 (O,): 1/127 of its largest entry."""
     scale_O = weight_OI.float().abs().amax(1) / 127
     return torch.where(scale_O > 0, scale_O, 1.0)
 
 
 def smoothing_divisor(moments_II: Tensor) -> Tensor:
-    """SmoothQuant's divisor of each input, float32 (I,): around 1, larger where inputs are usually large."""
+    """SmoothQuant's divisor of each input, float32 (I,): around 1, and larger for inputs that are typically large."""
     size_I = moments_II.diag().float().sqrt()
     return (size_I / size_I.median().clamp_min(1e-12)).clamp(1e-3, 1e3) ** SMOOTHING
 
 
 def gptq(weight_OI: Tensor, moments_II: Tensor) -> tuple[Tensor, Tensor]:
-    """As `round_to_nearest`, for inputs x with second moments sum(x xᵀ): float (I, I), on any scale."""
+    """Round like `round_to_nearest`, but for inputs x with the second moments sum(x xᵀ): float (I, I), at any scale."""
     size = len(moments_II)
     moments_II = moments_II.double()
     mean = moments_II.diag().mean()
     if not torch.isfinite(moments_II).all() or mean <= 0:
         return round_to_nearest(weight_OI)
     moments_II.diagonal().add_(DAMPING * mean)
-    order_I = moments_II.diag().argsort(descending=True)  # the largest first, while most inputs can compensate
+    order_I = moments_II.diag().argsort(descending=True)  # the largest first, while most others can compensate
     inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(moments_II[order_I][:, order_I]))
     spread_II = torch.linalg.cholesky(inverse_II, upper=True).float()
     scale_O = output_scales(weight_OI)
@@ -77,8 +77,8 @@ def gptq(weight_OI: Tensor, moments_II: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gptq_block(rest_BO: Tensor, scale_O: Tensor, spread_BB: Tensor) -> np.ndarray:
-    """The block's levels, float32 (B, O). `rest` is overwritten with each input's error, in units of its spread."""
-    rest, scale, spread = rest_BO.numpy(), scale_O.numpy(), spread_BB.numpy()  # torch's threads gain nothing here
+    """The levels of the block, float32 (B, O). `rest` is replaced by each input's error in units of its spread."""
+    rest, scale, spread = rest_BO.numpy(), scale_O.numpy(), spread_BB.numpy()  # torch's threads do not help here
     levels = np.empty_like(rest)
     for i in range(len(rest)):
         levels[i] = np.rint(rest[i] / scale).clip(-127, 127)
@@ -90,14 +90,14 @@ def _gptq_block(rest_BO: Tensor, scale_O: Tensor, spread_BB: Tensor) -> np.ndarr
 
 @torch.no_grad()
 def quantize_layers(model: Any, layers: Sequence[Layer], samples: Sequence[CalibrationRow]) -> dict[str, Tensor]:
-    """Every matrix of `layers` ("3.down", ...) in int8, rounded for the calibration rows, and its "... scale".
+    """Round the matrices of `layers` ("3.down", ...) to int8 for the calibration rows, each with its "... scale".
 
-    For "qkv" and "gate_up" also "... divisor" (I,), by which the norm before them divides their inputs. For inputs that
-    are neither divided nor rounded, "3.down fine" and "3.down fine scale"; "out" serves both.
+    "qkv" and "gate_up" also get a "... divisor" (I,), by which the preceding norm divides their inputs. For inputs that
+    are neither divided nor rounded, there are "3.down fine" and "3.down fine scale"; "out" serves both cases.
 
     Args:
-        model: the float causal LM that `layers` belong to.
-        samples: their prefixes are not counted: keys and values of a prefix are computed in float32.
+        model: the float causal LM to which `layers` belong.
+        samples: the calibration rows; their prefixes are ignored, because a prefix is computed in float32.
     """
     longest = max(len(prefix) + len(row) for prefix, row in samples)
     ids_BL = torch.tensor([[*prefix, *row] + [0] * (longest - len(prefix) - len(row)) for prefix, row in samples])
@@ -119,7 +119,7 @@ def quantize_layers(model: Any, layers: Sequence[Layer], samples: Sequence[Calib
                 divisor_I = smoothing_divisor(moments_II)
                 moments_II /= divisor_I[:, None] * divisor_I
                 tensors[key], tensors[f"{key} scale"] = gptq(weight_OI * divisor_I, moments_II)
-                if name == "down":  # its inputs are products with the outputs of the upper half
+                if name == "down":  # its inputs are products with the second half of the outputs
                     tensors[f"{index}.gate_up scale"][len(divisor_I) :] /= divisor_I
                 else:
                     tensors[f"{key} divisor"] = divisor_I

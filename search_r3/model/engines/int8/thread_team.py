@@ -1,7 +1,7 @@
 """A team of threads that compute one forward pass together, with a spin barrier between its steps.
 
-A barrier costs some hundred nanoseconds: each thread adds itself to a counter and spins until all have arrived. A
-thread that has spun for long offers its core to other threads.
+A barrier costs a few hundred nanoseconds: each thread increments a counter and spins until all have arrived. A thread
+that has been spinning for long yields its core to other threads.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 MAX_THREADS = 8
-"""Threads of one pass, at most: with more, each would do too little between two barriers."""
+"""Maximum number of threads: with more, each would do too little between two barriers."""
 SPINS = 20_000
-"""Spins, about a millisecond, before the core is offered to other threads."""
+"""Number of spins (about a millisecond) before the core is yielded to other threads."""
 
 
 class ThreadTeam:
-    """Runs a function in several threads at once, as many as torch uses in the calling thread. One call at a time."""
+    """Runs a function in as many threads as torch uses in the calling thread, for one call at a time."""
 
     def __init__(self) -> None:
         self._helpers: ThreadPoolExecutor | None = None
@@ -30,7 +30,7 @@ class ThreadTeam:
     def run(self, function: Callable[[int, int, int], Any]) -> None:
         """Call `function(share, shares, barrier)` for each share; `barrier` is the address for `barrier_intrinsic`.
 
-        The function must not raise, and every share must reach the barrier equally often.
+        The function must not raise, and all shares must reach the barrier the same number of times.
         """
         shares = min(torch.get_num_threads(), MAX_THREADS)
         counter = np.zeros(1, np.int64)
@@ -38,7 +38,7 @@ class ThreadTeam:
         if shares == 1:
             function(0, 1, barrier)
             return
-        if self._helpers is None or self._made_for != (os.getpid(), shares):  # a fork has no threads
+        if self._helpers is None or self._made_for != (os.getpid(), shares):  # threads do not survive a fork
             if self._helpers is not None:
                 self._helpers.shutdown(wait=False)
             self._helpers, self._made_for = ThreadPoolExecutor(shares - 1, "int8-share"), (os.getpid(), shares)
@@ -49,7 +49,7 @@ class ThreadTeam:
 
 
 def barrier_intrinsic() -> Any:
-    """A numba function (address, until): adds this thread to the counter, and returns when that has reached `until`."""
+    """Build a numba function (address, until) that increments the counter and returns when it has reached `until`."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils

@@ -1,9 +1,9 @@
-"""The engine for a GPU with vLLM: tokens come from vLLM (paged attention, its own continuous batching), embeddings from
-one prefill by `TorchEngine`.
+"""The engine for GPUs with vLLM, which generates the tokens; `TorchEngine` computes the embeddings with one prefill.
 
-Why not from vLLM's pooling runner: a `vllm.LLM` either generates or pools (its `runner`), so that would take a second
-vLLM with its own weights and memory. The torch model is needed anyway (the adapter is merged into it and the contract
-checked on it), and with its prefill documents, direct queries and golden vectors are the reference engine's.
+vLLM's pooling runner is not used, because a `vllm.LLM` either generates or pools (its `runner`): pooling would take a
+second vLLM with its own weights and memory. The torch model is needed anyway (the adapter is merged into it and the
+contract is checked on it), and its prefill makes the embeddings of documents, direct queries and golden texts equal to
+the reference engine's.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from search_r3.model.engines.vllm.vllm_generation import (
 
 MEMORY_VARIABLE = "SEARCH_R3_VLLM_MEMORY"
 GPU_MEMORY = 0.5
-"""The share of the GPU's memory that vLLM may take, unless the variable says another; the torch model needs some."""
+"""Default share of the GPU's memory that vLLM may use; the torch model needs some of the rest."""
 TRAINING_GPU_MEMORY = 0.3
-"""The same while a model is trained, which needs the rest."""
+"""The same during training, which needs the rest."""
 
 
 class VllmEngine(TorchEngine):
-    """`TorchEngine` whose tokens come from vLLM, which has a copy of the weights: if they change, call `load_weights`.
+    """`TorchEngine` with generation by vLLM, which has a copy of the weights: if they change, call `load_weights`.
 
     Args:
         model: the merged causal LM, on the device that vLLM runs on.
         embed_id, stop_ids, vocab_size: see `TorchEngine`.
-        folder: the same model, as vLLM reads it.
+        folder: the same model in the format that vLLM reads.
         vllm: the package, or a substitute in tests.
-        gpu_memory: the share of the GPU's memory that vLLM may take.
+        gpu_memory: the share of the GPU's memory that vLLM may use.
 
     Raises:
-        InputError: the model is not where vLLM runs, vLLM does not start on it, or the variable's value is invalid.
+        InputError: vLLM does not start on the model.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class VllmEngine(TorchEngine):
         self._generating = threading.Lock()
 
     def load_weights(self, model: Any) -> None:
-        """See `TorchEngine.load_weights`; vLLM gets a copy of the present weights."""
+        """See `TorchEngine.load_weights`; vLLM gets a copy of the current weights."""
         super().load_weights(model)
-        # One matrix at a time, as vLLM merges q, k, v and gate, up by itself. A tied head has no weights of its own.
+        # Separate matrices, because vLLM itself merges q, k, v and gate, up. A tied head has no separate weights.
         weights = model.state_dict(keep_vars=True)
         tied = getattr(model.config, "tie_word_embeddings", False)
         self.writer.load_weights(
@@ -97,12 +97,12 @@ class VllmEngine(TorchEngine):
         samples: int = 1,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
-        """See `Engine.generate`. vLLM decides what is generated side by side; `batch_size` is that of the embeddings.
+        """See `Engine.generate`. vLLM schedules the generation; `batch_size` applies to the embeddings.
 
-        A sample depends on its seed, or on `seed` and its place, as far as vLLM's kernels are deterministic.
+        A sample depends on its seed, or on `seed` and its position, as far as vLLM's kernels are deterministic.
 
         Raises:
-            InputError: vLLM refuses a row (too long for the model) or the temperature (over 2).
+            InputError: vLLM rejects a row (too long for the model) or the temperature (above 2).
         """
         with self._generating:
             return continue_rows(
@@ -120,18 +120,18 @@ class VllmEngine(TorchEngine):
             )
 
     def continuous_batch(self, prefix: Sequence[int]) -> Any:
-        """Rows behind `prefix` that join and leave between two tokens, in vLLM's own scheduler."""
+        """A batch of rows that begin with `prefix`, in which rows can join and leave, scheduled by vLLM."""
         return VllmContinuousBatch(self, prefix)
 
 
 class VllmContinuousBatch:
-    """Rows that join and leave in vLLM's own scheduler; see `ContinuousBatch`. Greedy; one thread at a time."""
+    """`ContinuousBatch` with vLLM's scheduler. Greedy; use one thread at a time."""
 
     def __init__(self, engine: VllmEngine, prefix: Sequence[int]) -> None:
         self.prefix = tuple(prefix)
         self._engine = engine
-        self._rows: dict[int, tuple[list[int], Row]] = {}  # by handle: the prompt, and what is generated
-        self._reported: dict[int, int] = {}  # tokens of it that a step has returned
+        self._rows: dict[int, tuple[list[int], Row]] = {}  # handle -> the prompt, and its continuation
+        self._reported: dict[int, int] = {}  # handle -> number of tokens that steps have returned
         self._handles = 0
 
     def __len__(self) -> int:
@@ -157,20 +157,21 @@ class VllmContinuousBatch:
         """See `ContinuousBatch.step`. Empty while vLLM prefills a long prompt."""
         if not self._rows:
             return []
-        if not any(self._has_news(handle) for handle in self._rows):  # a step for another batch may have brought some
+        if not any(self._has_news(handle) for handle in self._rows):  # a step for another batch may have produced some
             self._engine.writer.step()
         moved = [handle for handle in self._rows if self._has_news(handle)]
-        over = [handle for handle in moved if self._rows[handle][1].over]
-        prompts, written = [self._rows[handle][0] for handle in over], [self._rows[handle][1] for handle in over]
+        finished = [handle for handle in moved if self._rows[handle][1].over]
+        prompts = [self._rows[handle][0] for handle in finished]
+        written = [self._rows[handle][1] for handle in finished]
         generations = embed_rows(
-            self._engine.writer, self._engine.embed, self.prefix, prompts, written, max(1, len(over))
+            self._engine.writer, self._engine.embed, self.prefix, prompts, written, max(1, len(finished))
         )
         steps = []
         for handle in moved:
             row = self._rows[handle][1]
             steps += [Step(handle, token=token) for token in row.token_ids[self._reported[handle] :]]
             self._reported[handle] = len(row.token_ids)
-        for handle, done in zip(over, generations, strict=True):
+        for handle, done in zip(finished, generations, strict=True):
             steps.append(Step(handle, done=done))
             del self._rows[handle], self._reported[handle]
         return steps
@@ -183,7 +184,7 @@ class VllmContinuousBatch:
             del self._rows[handle], self._reported[handle]
 
     def clear(self) -> None:
-        """Give up all rows."""
+        """Drop all rows."""
         self.leave(list(self._rows))
 
     def _has_news(self, handle: int) -> bool:
@@ -192,9 +193,9 @@ class VllmContinuousBatch:
 
 
 def open_vllm(inputs: EngineInputs, cache: Callable[[], Path]) -> VllmEngine:
-    """The engine on a loaded checkpoint; `cache` gives the cache folder, where merged weights are kept.
+    """The engine for a loaded checkpoint. Merged weights are kept in the folder returned by `cache`.
 
-    In training the weights are written to the training folder instead, whatever is there.
+    In training, the weights are written to the training folder instead, overwriting what is there.
 
     Raises:
         InputError: vLLM is not installed, finds no GPU, or cannot run this model.
@@ -211,10 +212,11 @@ def open_vllm(inputs: EngineInputs, cache: Callable[[], Path]) -> VllmEngine:
 
 
 def merged_folder(checkpoint: Checkpoint, cache: Path) -> Path:
-    """A folder with the merged weights and the tokenizer, as vLLM reads them.
+    """A folder with the merged weights and the tokenizer, in the format that vLLM reads.
 
-    A merged checkpoint's own folder; else one in `cache`, made on first use. That is a merged checkpoint too, without
-    golden vectors: its record holds the contract and the SHA-256 of the weights, and a damaged one is made again.
+    For a merged checkpoint it is its own folder; otherwise one in `cache`, written on first use. That is a merged
+    checkpoint without golden vectors, whose record has the contract and the SHA-256 of the weights. If it is damaged,
+    it is written again.
     """
     record = checkpoints.read_record(checkpoint.path)
     if record is not None and record["kind"] == "merged":

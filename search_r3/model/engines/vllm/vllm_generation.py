@@ -1,8 +1,8 @@
-"""Generation by vLLM until the embed token: what is requested of it, and how its outputs are read.
+"""Generation with vLLM until the embed token: its requests, and how its outputs are read.
 
-vLLM's own loop is driven step by step (`LLMEngine.add_request`, `step`, `abort_request`, of which `vllm.LLM.generate`
-consists): only then is a token known when it is generated, and can a row join or leave while others are generated. The
-names and their meaning were read in vLLM 0.33's source.
+vLLM's loop is run step by step (`LLMEngine.add_request`, `step`, `abort_request`, which `vllm.LLM.generate` uses too),
+because only then are tokens available as they are generated, and can rows join or leave while others are generated. The
+API was taken from the source of vLLM 0.33.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from search_r3.model.engines.base import Generation, broadcast_budget
 from search_r3.optional import optional_imports, require
 
 SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: a script needs no main guard, weights can be handed over
-    "VLLM_NO_USAGE_STATS": "1",  # it would send usage data
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: scripts need no main guard, and weights can be shared
+    "VLLM_NO_USAGE_STATS": "1",  # otherwise it sends usage data
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for the answer
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for results
 }
-"""Environment variables that vLLM reads; those that the user has set are kept."""
+"""Environment variables for vLLM; values set by the user are kept."""
 NEVER = -100.0
-"""Added to the logits of padding ids: the most that vLLM accepts. (Its list of allowed ids ends at 1,024.)"""
+"""Added to the logits of padding ids: the lowest value that vLLM accepts. (Its list of allowed ids is limited to
+1,024.)"""
 Embed = Callable[[Sequence[int], list[list[int]], int, Callable[[int], None] | None], np.ndarray]
-"""`Engine.embed`."""
+"""The type of `Engine.embed`."""
 
 
 def import_vllm() -> Any:
-    """The package vllm, quiet and in this process.
+    """The package vllm, configured by `SETTINGS`.
 
     Raises:
-        InputError: it is not installed, or cannot be loaded.
+        InputError: vllm is not installed, or cannot be imported.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -49,23 +50,23 @@ def import_vllm() -> Any:
     with optional_imports("vllm", "engine vllm"):
         for part in ("platforms", "sampling_params"):
             importlib.import_module(f"vllm.{part}")
-        with suppress(ImportError):  # older ones raise ValueError everywhere
+        with suppress(ImportError):  # older versions raise only ValueError
             importlib.import_module("vllm.exceptions")
     return vllm
 
 
 def check_device(vllm: Any, device: Any) -> None:
-    """Raises InputError if vLLM would not run on the torch device that a model is on."""
+    """Raise InputError if vLLM does not run on the torch device of the model."""
     runs_on = vllm.platforms.current_platform.device_type
     if not runs_on:
-        raise InputError("engine vllm needs a GPU that vLLM can use, and it finds none; use engine torch, or int8")
+        raise InputError("engine vllm needs a GPU, and vLLM finds none; use engine torch, or int8")
     if device.type != runs_on:
         raise InputError(
-            f"engine vllm runs on {runs_on} here, and the model is on {device.type}; omit device, or use engine torch"
+            f"engine vllm runs on {runs_on} here, but the model is on {device.type}; omit device, or use engine torch"
         )
     if device.index:
         raise InputError(
-            f"engine vllm takes the first GPU that it sees, not {device}; set CUDA_VISIBLE_DEVICES={device.index} and "
+            f"engine vllm uses the first visible GPU, not {device}; set CUDA_VISIBLE_DEVICES={device.index} and "
             "omit device"
         )
 
@@ -76,9 +77,9 @@ class Row:
 
     Attributes:
         key: vLLM's request id.
-        budget: tokens at most, without the embed token.
-        token_ids: the tokens so far, before the embed token.
-        over: it is complete; then `forced` and `ended` are as in `Generation`.
+        budget: maximum number of tokens, without the embed token.
+        token_ids: the tokens generated so far, without the embed token.
+        over: whether the row is complete; `forced` and `ended` are then as in `Generation`.
     """
 
     key: str
@@ -90,16 +91,16 @@ class Row:
 
 
 class VllmWriter:
-    """A vLLM engine on one model, and the rows that it continues. It may be used from any thread.
+    """A vLLM engine for one model, and the rows that it continues. Methods can be called from any thread.
 
     Args:
-        folder: the merged model with its tokenizer, as transformers saves them.
+        folder: the merged model with its tokenizer, as saved by transformers.
         vllm: the package, or a substitute in tests.
         dtype: "float32" or "bfloat16".
         embed_id: the token that ends a row.
-        stop_ids: end-of-turn tokens, which end a row too.
+        stop_ids: end-of-turn tokens, which end a row as well.
         padding: ids that are never generated.
-        gpu_memory: the share of the GPU's memory that vLLM may take, for weights, keys and values.
+        gpu_memory: the share of the GPU's memory that vLLM may use for weights, keys and values.
 
     Raises:
         InputError: vLLM cannot run this model, or does not have enough memory.
@@ -128,7 +129,7 @@ class VllmWriter:
                     model=str(folder),
                     dtype=dtype,
                     gpu_memory_utilization=gpu_memory,
-                    enable_prefix_caching=True,  # the conversation's prefix, and a query that is sampled often
+                    enable_prefix_caching=True,  # for the conversation's prefix, and for queries with several samples
                 )
         except self._refusals as error:
             raise InputError(f"vLLM does not start on {folder}: {first_line(error)}; or use engine torch") from error
@@ -140,7 +141,7 @@ class VllmWriter:
         """Continue `ids` by at most `budget` tokens; greedy at temperature 0.
 
         Raises:
-            InputError: vLLM refuses it (too long for the model, or a temperature over 2).
+            InputError: vLLM rejects the row (too long for the model, or a temperature above 2).
         """
         row = Row(str(next(self._numbers)), budget)
         try:
@@ -158,58 +159,58 @@ class VllmWriter:
                 self._llm.llm_engine.add_request(row.key, prompt, settings)
                 self._rows[row.key] = row
         except self._refusals as error:
-            raise InputError(f"vLLM refuses a row of {len(ids)} tokens: {first_line(error)}") from error
+            raise InputError(f"vLLM rejects a row of {len(ids)} tokens: {first_line(error)}") from error
         return row
 
     def step(self) -> list[Row]:
-        """One step of vLLM: a token for each scheduled row whose prompt has been prefilled.
+        """Run one step of vLLM, which generates a token for each scheduled row whose prompt has been prefilled.
 
         Returns:
-            The rows that have new tokens or are over, whoever added them.
+            The rows that have new tokens or are complete, whoever added them.
         """
         engine = self._llm.llm_engine
         with self._lock:
             if not self._rows:
                 return []
-            further = []
+            updated = []
             for output in engine.step():
                 row = self._rows.get(output.request_id)
                 if row is None:  # dropped
                     continue
                 self._read(row, output)
-                further.append(row)
+                updated.append(row)
                 if row.over:
                     del self._rows[row.key]
                     if not output.finished:
                         engine.abort_request([row.key])
-            if not further and not engine.has_unfinished_requests():
+            if not updated and not engine.has_unfinished_requests():
                 raise RuntimeError(f"vLLM has nothing left to do, but {len(self._rows)} rows have not ended")
-            return further
+            return updated
 
     def drop(self, rows: Iterable[Row]) -> None:
-        """Cancel these rows; those that are over are ignored."""
+        """Cancel these rows; complete ones are ignored."""
         with self._lock:
             keys = [row.key for row in rows if self._rows.pop(row.key, None) is not None]
             if keys:
                 self._llm.llm_engine.abort_request(keys)
 
     def load_weights(self, named: list[tuple[str, Any]]) -> None:
-        """Use these weights from now on, named as in the folder. vLLM merges q, k, v and gate, up by itself."""
+        """Use these weights from now on, named as in the folder. vLLM itself merges q, k, v and gate, up."""
 
         def load(model: Any) -> None:
             model.load_weights(named)
 
         self._llm.apply_model(load)
-        self._llm.reset_prefix_cache()  # its keys and values are those of the old weights
+        self._llm.reset_prefix_cache()  # it has keys and values of the old weights
 
     def _read(self, row: Row, output: Any) -> None:
-        """Append a step's tokens to the row, ending it as our engines do: a row past its budget is forced."""
+        """Append a step's tokens to the row, which ends as in our engines: a row past its budget is forced."""
         (answer,) = output.outputs
         if answer.finish_reason in ("abort", "error"):
             raise RuntimeError(f"vLLM gave up a row: {answer.finish_reason}")
         tokens = list(answer.token_ids)
         if output.finished and isinstance(answer.stop_reason, int) and answer.stop_reason not in tokens[-1:]:
-            tokens.append(answer.stop_reason)  # some versions omit the token that stopped a row
+            tokens.append(answer.stop_reason)  # some versions omit the token that stopped the row
         for token in tokens:
             if token == self.embed_id:
                 row.over = True
@@ -239,7 +240,7 @@ def continue_rows(
     samples: int,
     on_token: Callable[[int, int], None] | None,
 ) -> list[Generation]:
-    """`Engine.generate` by `writer`, which gets all rows at once; `batch_size` is that of the prefills by `embed`."""
+    """`Engine.generate` with `writer`, which gets all rows at once; `batch_size` applies to the prefills by `embed`."""
     seeds: list[int | None] = [None] * (len(rows) * samples)
     if temperature > 0:
         every = [[seed % 2**63, i] for i in range(len(seeds))] if isinstance(seed, int) else [[own] for own in seed]
@@ -250,21 +251,21 @@ def continue_rows(
     try:
         for ids, budget, own in zip(prompts, budgets, seeds, strict=True):
             written.append(writer.add([*prefix, *ids], budget, temperature, own))
-        places = {row: place for place, row in enumerate(written)}
+        index_of = {row: index for index, row in enumerate(written)}
         reported, left = [0] * len(written), [samples] * len(rows)
-        while places:
+        while index_of:
             for row in writer.step():
-                place = places.get(row)
-                if place is None:  # of another call
+                index = index_of.get(row)
+                if index is None:  # a row of another call
                     continue
                 if on_token is not None:
-                    for token in row.token_ids[reported[place] :]:
-                        on_token(place, token)
-                    reported[place] = len(row.token_ids)
+                    for token in row.token_ids[reported[index] :]:
+                        on_token(index, token)
+                    reported[index] = len(row.token_ids)
                 if row.over:
-                    del places[row]
-                    left[place // samples] -= 1
-                    if progress and not left[place // samples]:
+                    del index_of[row]
+                    left[index // samples] -= 1
+                    if progress and not left[index // samples]:
                         progress(1)
     finally:
         writer.drop(written)
@@ -279,7 +280,7 @@ def embed_rows(
     written: Sequence[Row],
     batch_size: int,
 ) -> list[Generation]:
-    """The generations of rows that are over: one prefill each, of the prompt, the tokens and the embed token."""
+    """The generations of complete rows, with one prefill each of the prompt, the tokens and the embed token."""
     whole = [[*ids, *row.token_ids, writer.embed_id] for ids, row in zip(prompts, written, strict=True)]
     embeddings = embed(prefix, whole, batch_size, None)
     return [
@@ -290,7 +291,7 @@ def embed_rows(
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """vLLM seeds all random number generators of its process when it starts; keep the present state."""
+    """A context that restores the random states, because vLLM seeds all generators of its process when it starts."""
     import torch
 
     python, arrays = random.getstate(), np.random.get_state()

@@ -320,7 +320,7 @@ class TestRefusals:
 
     def test_another_architecture(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         monkeypatch.setattr(llama_forward, "FAMILY", ("Qwen2ForCausalLM",))
-        with pytest.raises(InputError, match="not LlamaForCausalLM as it is here; use engine torch"):
+        with pytest.raises(InputError, match="not LlamaForCausalLM as loaded here; use engine torch"):
             SearchR3.from_pretrained(tiny_model, engine="int8")
 
     def test_numba_is_missing(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
