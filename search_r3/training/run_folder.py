@@ -66,7 +66,7 @@ def open_run(
     Args:
         settings: the whole configuration as JSON values, which is written to `config.json`.
         resume: False removes what an earlier run wrote.
-        defaults: the defaults of keys in `settings`. A run that was begun before a key existed had its default.
+        defaults: defaults of keys in `settings`; a run that was started before a key existed had its default.
 
     Returns:
         The newest checkpoint, or None; and, if the run is finished, the reason why nothing is left to do.
@@ -112,7 +112,9 @@ def _check_same_run(output: Path, settings: dict[str, Any], defaults: dict[str, 
     if begun and path.exists():
         new = _flat(now)
         begun_with = with_present_keys(_flat(json.loads(path.read_text(encoding="utf-8"))), new)
-        old = _flat({"loop": to_dict(LoopConfig())}) | begun_with  # a version without a key did as its default does
+        # A version without a key behaved as the key's default does.
+        known = {key: value for key, value in _flat(json.loads(json.dumps(defaults))).items() if key in new}
+        old = _flat({"loop": to_dict(LoopConfig())}) | known | begun_with
         free = FREE_KEYS | ({"loop.steps"} if old.get("loop.schedule") == "constant" else set())
         for key in sorted(set(old) | set(new)):
             if key not in free and old.get(key) != new.get(key):

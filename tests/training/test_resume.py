@@ -100,9 +100,9 @@ def test_a_run_that_was_begun_before_a_key_existed_had_its_default(tmp_path):
     written = json.loads((tmp_path / "config.json").read_text())
     del written["loop"]["ema"]
     (tmp_path / "config.json").write_text(json.dumps(written))
-    with pytest.raises(InputError, match=r"begun with loss = 'infonce', but now it is 'lambda'"):
+    with pytest.raises(InputError, match=r"started with loss = 'infonce', but now it is 'lambda'"):
         start({"data": "a.jsonl", "loss": "lambda", "w": {"a": 0}})
-    with pytest.raises(InputError, match=r"begun with w\.a = 0, but now it is 1"):
+    with pytest.raises(InputError, match=r"started with w\.a = 0, but now it is 1"):
         start({"data": "a.jsonl", "loss": "infonce", "w": {"a": 1}})
     start({"data": "a.jsonl", "loss": "infonce", "w": {"a": 0}})
 

@@ -126,7 +126,7 @@ def test_weights_of_bfloat16_are_averaged_in_float32():
 
 def test_another_decay_is_refused_and_a_run_of_a_version_without_the_key_goes_on(tmp_path):
     train(tmp_path, steps=4)
-    with pytest.raises(InputError, match=r"begun with loop\.ema = 0\.0, but now it is 0\.9"):
+    with pytest.raises(InputError, match=r"started with loop\.ema = 0\.0, but now it is 0\.9"):
         train(tmp_path, steps=4, ema=0.9)
     path = tmp_path / "config.json"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if '"ema"' not in line))
