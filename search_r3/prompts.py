@@ -87,6 +87,8 @@ class Prompts:
         """The inverse of `to_dict`. Raises InputError for a conversation that is missing or malformed."""
         names = [f.name for f in fields(cls) if f.name != "latent"]
         try:
+            if not isinstance(data, dict):
+                raise TypeError(f"found {data!r}")
             latent = LatentConversation(**data["latent"]) if data.get("latent") is not None else None
             made = cls(**{name: Conversation(**data[name]) for name in names}, latent=latent)
             if latent is not None and not (type(latent.steps) is int and latent.steps >= 1):

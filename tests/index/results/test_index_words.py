@@ -218,7 +218,7 @@ def test_a_compaction_rebuilds_it_too(old_index, capsys, monkeypatch):
     assert main(["compact", str(old_index)]) == 0
     said = capsys.readouterr().out
     assert said.count("full text: rebuilt") == 1
-    assert "are kept for 2 minutes" in said
+    assert "kept for 2 minutes" in said
     assert found(SearchIndex.open(old_index), "war") == ["war"]
     assert not compact_index(old_index).full_text_rebuilt
 
