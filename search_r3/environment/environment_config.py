@@ -27,7 +27,8 @@ class EnvironmentConfig:
     candidates: int = 20
     """Number of rows from each rollout's search that are passed to the refresh policy."""
     missing_token_reward: float = MISSING_TOKEN_REWARD
-    """Reward of a rollout without the embed token; negative, as 0 is the reward of a miss."""
+    """Reward of a rollout without the embed token, or whose trace is shorter than the recipe's `min_reasoning_tokens`;
+    negative, as 0 is the reward of a miss."""
     gain_weight: float = 0.0
     """Weight of the bonus for exceeding the reward of the query's direct embedding; 0 turns it off."""
     length_weight: float = 0.0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from search_r3.environment.live_corpus import Corpus, check_rows
 from search_r3.environment.neighbor_graph import NeighborGraph
-from search_r3.environment.registry import RecipeRegistry
+from search_r3.environment.recipe_registry import RecipeRegistry
 from search_r3.errors import InputError
 
 DEFAULT_POLICY = "selective"

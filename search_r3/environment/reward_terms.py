@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_r3.environment.registry import RecipeRegistry
+from search_r3.environment.recipe_registry import RecipeRegistry
 from search_r3.environment.reward_protocol import RankedRollouts, Reward
 from search_r3.environment.rewards import REWARDS
 from search_r3.errors import InputError
