@@ -10,7 +10,7 @@ that no recipe trains on. Documents are cut at 256 tokens, as all-MiniLM-L6-v2's
 
 Every other system is compared with the first: the difference of the means over the sets, and p by a paired
 randomization test over all queries in which each set weighs the same. Embeddings are cached and each set's run is kept
-in `--work`, so the same command goes on after an interruption, and what is measured is not measured again.
+in `--work`, so an interrupted run resumes with the same command and repeats no measurement.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def equally_weighed(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def print_table(figures: Mapping[str, dict[str, Any]], sets: Sequence[str]) -> None:
-    """One row a system, best mean first."""
+    """One row per system, best mean first."""
     table = Table("nDCG@10, direct, whole corpora", "system" + " " * 24, *sets, "mean", "to first", "p")
     for name, row in sorted(figures.items(), key=lambda item: -item[1]["mean"]):
         cells = [f"{row['ndcg@10'][one]:.4f}" for one in sets]

@@ -33,6 +33,11 @@ WORDS = {
     r"workbench": "study context",
     r"put in a row": "serialized",
     r"mess(es)? about": "",
+    r"written otherwise": "perturbed",
+    r"goes on after": "resumes",
+    r"(bits|nats|row|title) a \w+": "per",
+    r"what lies between": "elementwise operations",
+    r"as people type": "noisy queries",
 }
 """A regular expression of whole words -> the field's."""
 

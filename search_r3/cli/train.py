@@ -133,11 +133,11 @@ def train_average_command(
     data: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Average adapters that were trained from one base, with other seeds or mixtures, into one.
+    """Average adapters that were trained from one base with different seeds or data mixtures.
 
-    What each adds to the base's matrices is averaged exactly and cut to a rank. The new adapter embeds by the same
-    contract, with weights of its own: an index of another adapter does not fit. With --dev, nDCG@10 without reasoning
-    of each adapter and of the average tells which to take (docs/stage1.md); the inputs stay as they are.
+    Averages the adapters' weight updates exactly, then truncates them to the given rank. The result is a new model:
+    indexes made with the inputs must be rebuilt. With --dev, nDCG@10 without reasoning of each adapter and of the
+    average shows which is best (docs/stage1.md). The inputs are not changed.
 
     \b
     Example:  search-r3 train average runs/seed-0/best runs/seed-1/best --into runs/average --dev cosqa --dev scifact

@@ -1,6 +1,6 @@
-"""Queries as people type them: the same text in other case, with typos, without punctuation, or as keywords alone.
+"""Noisy queries: the same text in other case, with typos, without punctuation, or as keywords alone.
 
-Training mixes them in and `search-r3 evaluate --queries` measures what they cost. The typos are those of Zhuang and
+Training mixes them in and `search-r3 evaluate --queries` measures their effect. The typos are those of Zhuang and
 Zuccon (arXiv 2204.00716): letters swapped, dropped, doubled, or replaced by a neighbor on the keyboard.
 """
 
@@ -71,7 +71,7 @@ def keywords(text: str, rng: np.random.Generator) -> str:
 def typos(text: str, rng: np.random.Generator) -> str:
     """A typo in `TYPO_SHARE` of the words of at least `TYPO_LETTERS` letters, and in one at least if there are any.
 
-    A letter behind the first one is swapped with the next, dropped, doubled, or replaced by a neighbor on a QWERTY
+    A letter after the first is swapped with the next, dropped, doubled, or replaced by a neighbor on a QWERTY
     keyboard, each equally often. Words with digits or underscores, and those of scripts without case, stay as they are.
     """
     places = [match.span() for match in re.finditer(r"[^\W_]+", text) if _takes_typo(match[0], text, match.span())]
@@ -94,13 +94,13 @@ VARIANTS: dict[str, Variant] = {
     "keywords": keywords,
     "no_punctuation": no_punctuation,
 }
-"""Every way to write a query otherwise, by its name in recipes and on the command line."""
+"""Every kind of perturbed query, by its name in recipes and on the command line."""
 CASE_VARIANTS = ("upper", "lower", "title")
 """Those that make sense for a document too."""
 
 
 def vary(text: str, kind: str, seed: int = 0) -> str:
-    """`text` written otherwise: a function of the text, the kind and the seed alone, so that all systems that are
+    """`text`, perturbed: a function of the text, the kind and the seed alone, so that all systems that are
     compared get the same queries.
 
     Raises:

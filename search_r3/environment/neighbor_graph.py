@@ -10,8 +10,7 @@ rows that chose it. "Nearest" means the order of `topk`: cosine, then row number
 Shape suffixes: N rows, M slots per row (`width`), L choices per row (`links`), R selected rows, P pairs of rows.
 
 Each edge stores its cosine, which stays correct as long as every update of the corpus is followed by `relink` of the
-same
-rows: an edge's cosine changes only if one of its two rows does.
+same rows: an edge's cosine changes only if one of its two rows does.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import re
 from typing import Any
 
 WORDS = 4
-"""Words in capitals from which a text is taken for prose: a few may be acronyms."""
+"""Minimum number of capitalized words for a text to count as prose: a few may be acronyms."""
 LONG_WORD = 7
-"""Letters from which one word is: acronyms are shorter."""
-JUDGED = 10_000
-"""Characters at the beginning of a text by which it is judged, where none of the text is in lower case."""
+"""Minimum length of a single word that counts: acronyms are shorter."""
+INSPECTED = 10_000
+"""Characters at the beginning of a text that are inspected, where none of the text is in lower case."""
 _LETTERS = re.compile(r"[^\W\d_]+")
 _NAME = re.compile(r"[\d_]")
 _TOKEN = re.compile(r"\S+")
@@ -56,8 +56,8 @@ def capitals_note(model: Any) -> list[str]:
         return []
     return [
         "Its contract folds texts that are all in capitals before they are tokenized "
-        "(`search_r3.model.capitals.fold_capitals`, which needs nothing but Python). Outside Search-R3 nothing does: "
-        "fold such texts first, or their embeddings are others. All other texts are the same.",
+        "(`search_r3.model.capitals.fold_capitals`, which needs nothing but Python). Other libraries do not: "
+        "fold such texts first, or their embeddings will differ. All other texts are the same.",
         "",
     ]
 
@@ -70,7 +70,7 @@ def is_all_capitals(text: str) -> bool:
         return False
     words = letters = capitals = 0
     long = False
-    for token in _TOKEN.findall(text[:JUDGED]):
+    for token in _TOKEN.findall(text[:INSPECTED]):
         runs = _LETTERS.findall(token)
         upper = [sum(map(_is_capital, run)) for run in runs]
         letters += sum(map(len, runs))

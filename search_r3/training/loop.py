@@ -5,9 +5,9 @@ over several processes with DDP, or with FSDP2 if the launcher requests it. Deli
 loaders (a task's batch is a function of the step), gradient scalers (bf16 needs none) and DeepSpeed.
 
 A run that is killed at any moment and started again with the same command resumes from its last checkpoint and writes
-the same log as a run that was never killed, because everything, batches and random
-states included, is a function of the checkpoint and of (seed, step, process). The logs are equal to the last bit
-wherever torch's kernels are deterministic, as they are on a CPU.
+the same log as a run that was never killed, because everything, batches and random states included, is a function of
+the checkpoint and of (seed, step, process). The logs are equal to the last bit wherever torch's kernels are
+deterministic, as they are on a CPU.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Stage 1's losses as pure functions on tensors: contrastive, triplet, cross-entropy, KL to the base, distillation.
 
 Source: Search-R3 (arXiv 2510.07048), stage 1: L = w1 L_SFT + w2 L_KL + w3 L_InfoNCE + w4 L_triplet. The weights, the
-temperature and the margin come from the caller; nothing here depends on a model. Soft labels from a
-teacher, Matryoshka dimensions, and two measures of an embedding's geometry are additions; docstrings name their
-sources.
+temperature and the margin come from the caller; nothing here depends on a model. Soft labels from a teacher, Matryoshka
+dimensions, and two measures of an embedding's geometry are additions; docstrings name their sources.
 
 Shape suffixes: B queries, N documents, D embedding dimensions, K negatives of a query, T token positions,
 V vocabulary ids. A scalar has none.

@@ -48,7 +48,7 @@ def multi_positive(cos_BM: Tensor, grade_BM: Tensor, temperature: float) -> Tens
 
 
 def lambda_loss(cos_BM: Tensor, grade_BM: Tensor, temperature: float, mu: float = MU) -> Tensor:
-    """A bound of 1 - NDCG over all pairs of candidates with different grades: NDCG-Loss2++, in bits a query.
+    """A bound of 1 - NDCG over all pairs of candidates with different grades: NDCG-Loss2++, in bits per query.
 
         mean_b  sum over g_i > g_j of  (rho_ij + mu delta_ij) |G_i - G_j| * -log2 sigmoid((cos_i - cos_j) / tau)
         rho_ij = |1/D(r_i) - 1/D(r_j)|,  delta_ij = |1/D(|r_i - r_j|) - 1/D(|r_i - r_j| + 1)|,  D(r) = log2(1 + r)
@@ -81,7 +81,7 @@ def lambda_loss(cos_BM: Tensor, grade_BM: Tensor, temperature: float, mu: float 
 
 
 def approx_ndcg(cos_BM: Tensor, grade_BM: Tensor, temperature: float) -> Tensor:
-    """1 - NDCG with every rank replaced by a smooth one: in [0, 1], 0 where the order is perfect and certain.
+    """1 - NDCG with every rank replaced by a smooth one: in [0, 1], 0 for a perfect ranking with wide margins.
 
         mean_b  1 - sum_p G_p / log2(1 + r_p),    r_p = 1 + sum over m != p of sigmoid((cos_m - cos_p) / tau)
 

@@ -1,4 +1,4 @@
-"""Queries written otherwise: what each kind changes and leaves, and that all systems get the same ones."""
+"""Noisy queries: what each kind changes and leaves, and that all systems get the same ones."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ IDENTITY = {"contract_hash": "a" * 64, "dtype": "float32", "max_length": 128, "s
 
 
 class FakeEncoder:
-    """A row a text, from the text alone; counts the texts, and can be interrupted."""
+    """One row per text, from the text alone; counts the texts, and can be interrupted."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.encoded: list[str] = []

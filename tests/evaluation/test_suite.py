@@ -1,4 +1,4 @@
-"""An evaluation leaves a run and a record that suffices to get the figure again, and repeats nothing."""
+"""An evaluation leaves a run and a record that suffices to reproduce the metric, and repeats nothing."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from search_r3.training.sft.sft_config import SFTConfig
 from search_r3.training_curves import read_log
 
 CURVE = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.2, 12: 0.9}
-"""Dev figures: the third best of steps 6 is only equalled at 8 and missed at 10, so patience 2 never sees step 12."""
+"""Dev metrics: the third best of steps 6 is only equalled at 8 and missed at 10, so patience 2 never sees step 12."""
 SETTINGS: dict[str, Any] = {"evaluate_every": 2, "checkpoint_every": 4, "patience": 2}
 WHY = "2 evaluations in a row did not improve accuracy beyond 0.6000"
 
@@ -31,7 +31,7 @@ class Killed(Exception):
 
 
 class Scripted(TinyTask):
-    """Has the dev figures of `CURVE`, and dies at a moment: ("batch" | "evaluate" | "save", step)."""
+    """Has the dev metrics of `CURVE`, and dies at a moment: ("batch" | "evaluate" | "save", step)."""
 
     def __init__(self, dies: tuple[str, int] | None = None) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_a_run_stops_after_so_many_evaluations_without_a_better_figure_and_says_
 ) -> None:
     task = Scripted()
     assert train(tmp_path, task, **SETTINGS) == tmp_path / "adapter"
-    assert task.measured == [0, 2, 4, 6, 8, 10]  # an equal figure is no better one
+    assert task.measured == [0, 2, 4, 6, 8, 10]  # an equal metric is no improvement
     assert task.batches == list(range(10))
     assert f"stopped early after step 10 of 12: {WHY}" in capsys.readouterr().err
     assert log(tmp_path)[-1] == {"step": 10, "dev": {"accuracy": 0.2}, "stopped": WHY}
@@ -139,7 +139,7 @@ def test_a_run_begun_before_there_was_patience_goes_on(tmp_path: Path) -> None:
     settings.write_text(json.dumps(begun_with))
     task = Scripted()
     train(tmp_path, task, **SETTINGS | {"patience": 2})
-    assert task.measured == [8, 10]  # best 0.6 is known; the equal figure of 8 and that of 10 make two
+    assert task.measured == [8, 10]  # best 0.6 is known; the equal metric of 8 and that of 10 make two
     assert json.loads((tmp_path / "finished.json").read_text())["step"] == 10
 
 

@@ -255,7 +255,7 @@ def docstring_pairs(
         packages: names of top-level packages; "stdlib" is the standard library.
         seed: determines, with the function's id, all random choices.
         documented_share: share of positives that keep their docstring (shortened to a few lines).
-        web_share: share of queries rewritten as people type them.
+        web_share: share of queries rewritten in the style of web search queries.
         name_share: share of queries made from the function's name; the rest are unchanged sentences.
         min_body_lines: minimum lines of code below the signature, not counting docstring, comments and blank lines.
         max_chars: a positive is cut at a line end before this many characters.

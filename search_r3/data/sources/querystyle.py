@@ -146,7 +146,7 @@ def _cut_sentence(text: str) -> str:
     return text
 
 
-# ------------------------------------------------------------------------------------------------ as people type it
+# ----------------------------------------------------------------------------------------------- web search queries
 
 
 def as_web_query(sentence: str, random_source: random.Random) -> str:

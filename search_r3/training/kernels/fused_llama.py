@@ -30,7 +30,7 @@ ROWS_TOGETHER = 8
 KEYS_MULTIPLE = 32
 """Keys are padded to a multiple of this: products of whole tiles are faster."""
 TOKENS_A_PART = 128
-"""Fewer tokens than this are not worth a further thread."""
+"""Minimum number of tokens per thread."""
 
 
 class Layer:
@@ -80,7 +80,7 @@ class Plan:
     Attributes:
         ids_N: token ids.
         starts: each row's first token.
-        tails: of each row, the place of its first wanted token among the wanted ones of all rows.
+        tails: for each row, the offset of its first output token in the output.
         prefix: tokens of the shared prefix before every row.
     """
 

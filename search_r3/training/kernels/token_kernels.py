@@ -2,7 +2,7 @@
 
 They run without the GIL in the calling thread; `thread_parts` runs them side by side. Arrays are C-contiguous, float32
 or bfloat16; numba has no bfloat16, so its arrays are uint16 and hold the upper half of a float32. Arithmetic is
-float32. Nothing here works before `compile_kernels`, which replaces the functions in this module's own names.
+float32. Call `compile_kernels` first: it replaces this module's functions by compiled ones.
 
 Letters in shapes: those of `fused_llama`; X and Y are widths of a projection's input and output with the LoRA ranks
 beside it, whose columns are set to 0 where a kernel writes whole rows.
@@ -67,7 +67,7 @@ def _compiled(function: Any, fastmath: Any) -> Any:
     settings = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
         return njit(function, cache=True, **settings)
-    except RuntimeError:  # no folder to keep what was compiled
+    except RuntimeError:  # the cache folder is not writable
         return njit(function, **settings)
 
 
@@ -283,7 +283,7 @@ def _rotate_back(x, cos, sin, out, like):
 
 
 def pack_heads(qkv_NC, cos_LE, sin_LE, start_B, length_B, before_2KPE, query_BKGLE, key_BKTE, value_BKTE):
-    """Rotated queries and keys, and values, row by row, after the prefix's (`before`); 0 in what a row lacks."""
+    """Rotated queries and keys, and values, row by row, after the prefix's (`before`); padding is set to 0."""
     size, heads, groups, _, dim = query_BKGLE.shape
     prefix, total = before_2KPE.shape[2], key_BKTE.shape[2]
     for b in range(size):

@@ -1,4 +1,4 @@
-"""What the fused decoder does between two matrix products: by torch's operations, or compiled (`token_kernels`).
+"""The fused decoder's elementwise operations, in PyTorch or compiled (`token_kernels`).
 
 Every operation writes its outputs into tensors that the caller gives, and reads rows of tokens without padding;
 attention pads the rows of a group to one length. Letters in shapes: those of `fused_llama` and `token_kernels`.
@@ -37,12 +37,12 @@ class Group:
 
     @functools.cached_property
     def real_BL(self) -> Tensor:
-        """Where a token is."""
+        """Boolean mask, True at tokens and False at padding."""
         return torch.from_numpy(np.arange(self.longest) < self.length_B[:, None])
 
     @functools.cached_property
     def place_BL(self) -> Tensor:
-        """Each token's place among all tokens; in the padding, that of the row's last."""
+        """Each token's index in the packed batch; in the padding, that of the row's last token."""
         within_BL = np.minimum(np.arange(self.longest), self.length_B[:, None] - 1)
         return torch.from_numpy(self.start_B[:, None] + within_BL)
 
@@ -56,7 +56,7 @@ class Rotary:
 
 
 class TokenOps:
-    """By torch's operations, on any device and in any dtype."""
+    """Reference implementation in PyTorch, for any device and dtype."""
 
     def norm(self, hidden_ND: Tensor, weight_D: Tensor, eps: float, out_NX: Tensor) -> None:
         """RMSNorm; 0 in the columns of `out` beyond D."""
@@ -183,7 +183,7 @@ class TokenOps:
 
 
 class CompiledOps(TokenOps):
-    """By compiled kernels: on a CPU, residual stream in float32, products in float32 or bfloat16."""
+    """The operations as compiled kernels: on a CPU, residual stream in float32, products in float32 or bfloat16."""
 
     def __init__(self, kernels: ModuleType) -> None:
         self._kernels: Any = kernels
@@ -271,7 +271,7 @@ class CompiledOps(TokenOps):
 
 
 def token_ops(device: torch.device, product: torch.dtype, residual: torch.dtype) -> TokenOps:
-    """Compiled operations where they can be had, else torch's."""
+    """Compiled operations where they are available, else PyTorch's."""
     if device.type != "cpu" or product not in (torch.float32, torch.bfloat16) or residual != torch.float32:
         return TokenOps()
     kernels = _compiled_kernels()

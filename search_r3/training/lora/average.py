@@ -49,7 +49,7 @@ class Adapter:
 
     @property
     def rows(self) -> set[str]:
-        """The names of the tensors that are no factor: trained rows of the embedding matrix."""
+        """The names of the tensors that are not LoRA factors: trained rows of the embedding matrix."""
         return {name for name in self.tensors if not name.endswith((A, B))}
 
 
@@ -204,7 +204,7 @@ def _read(folder: Path) -> Adapter:
 
     record = read_record(folder)
     if record is None:
-        raise InputError(f"{folder} has no contract ({CONTRACT_FILE}), so it is no adapter of Search-R3")
+        raise InputError(f"{folder} has no contract ({CONTRACT_FILE}), so it is not a Search-R3 adapter")
     if record["kind"] != "adapter":
         raise InputError(f"{folder} is a model of kind {record['kind']}; give the adapter that it was made from")
     contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))

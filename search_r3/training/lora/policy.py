@@ -392,7 +392,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _first_equal(part: Rows) -> list[int]:
-    """For each row the first that is the same: what is in a batch twice is encoded once (there is no dropout)."""
+    """For each row the first that is the same: duplicates in a batch are encoded once (there is no dropout)."""
     seen: dict[tuple[int, ...], int] = {}
     return [
         seen.setdefault((n, *row), i) for i, (row, n) in enumerate(zip(part.rows, part.num_target_tokens, strict=True))

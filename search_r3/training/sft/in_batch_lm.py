@@ -20,13 +20,13 @@ from search_r3.training.lora.policy import Encoded, Rows
 from search_r3.training.sft.sft_config import SFTConfig
 
 CONVERSATION = Conversation("Please write a query that the text answers.")
-"""In which a document is read and the query follows. No embedding depends on it, so it is not in the contract."""
+"""The prompt: the document, followed by the query. No embedding depends on it, so it is not in the contract."""
 STREAM = 33
-"""A random stream of its own."""
+"""Seed offset, so that this term does not change the other random draws."""
 
 
 @dataclass
-class Readings:
+class QueryDocumentPairs:
     """Which queries of a batch are predicted from which documents.
 
     Attributes:
@@ -43,7 +43,9 @@ class Readings:
         return [(doc, pair) for pair, read in zip(self.queries, self.documents, strict=True) for doc in read]
 
 
-def choose_readings(rng: np.random.Generator, pairs: int, documents: int, queries: int, per_query: int) -> Readings:
+def choose_query_documents(
+    rng: np.random.Generator, pairs: int, documents: int, queries: int, per_query: int
+) -> QueryDocumentPairs:
     """`queries` of `pairs` pairs, drawn by `rng`, each with its own document and others of the batch's `documents`.
 
     Document i is the own one of pair i. Fewer than `per_query` are taken where there are fewer.
@@ -53,7 +55,7 @@ def choose_readings(rng: np.random.Generator, pairs: int, documents: int, querie
     for pair in chosen:
         others = [document for document in rng.permutation(documents).tolist() if document != pair]
         read.append([pair, *others[: per_query - 1]])
-    return Readings(chosen, read)
+    return QueryDocumentPairs(chosen, read)
 
 
 def mean_log_probs(logits_TV: Tensor, target_T: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -70,7 +72,7 @@ def mean_log_probs(logits_TV: Tensor, target_T: Tensor, lengths: Sequence[int]) 
 
 
 def in_batch_lm_loss(cosine_QJ: Tensor, log_prob_QJ: Tensor, temperature: float) -> Tensor:
-    """How badly the documents, weighted by similarity, predict each query, in nats a token.
+    """Negative log-likelihood of each query under the similarity-weighted mixture of documents, in nats per token.
 
         mean_q  -log sum_j  w_q(j) p(q | d_j)^(1/|q|),   w_q = softmax_j(cos(q, d_j) / tau)
 
@@ -92,7 +94,7 @@ def in_batch_lm_loss(cosine_QJ: Tensor, log_prob_QJ: Tensor, temperature: float)
 
 
 class InBatchLM:
-    """The regularizer within a task: rows of documents with queries behind them, and the loss over them.
+    """The regularizer within a task: rows of a document followed by a query, and the loss over them.
 
     Args:
         config: the recipe.
@@ -105,23 +107,27 @@ class InBatchLM:
     ) -> None:
         self.config, self.template, self.ids = config, template, ids
 
-    def choose(self, step: int, pairs: int, documents: int) -> Readings:
-        """The readings of a step: a function of the seed and the step."""
+    def choose(self, step: int, pairs: int, documents: int) -> QueryDocumentPairs:
+        """The queries of a step and their documents: a function of the seed and the step."""
         rng = np.random.default_rng([self.config.loop.seed, step, STREAM])
-        return choose_readings(
+        return choose_query_documents(
             rng, pairs, documents, self.config.in_batch_lm_queries, self.config.in_batch_lm_documents
         )
 
-    def rows(self, readings: Readings, queries: Sequence[str], documents: Sequence[str]) -> Rows:
+    def rows(self, query_documents: QueryDocumentPairs, queries: Sequence[str], documents: Sequence[str]) -> Rows:
         """This process's rows."""
-        mine = [readings.rows[i] for i in collectives.strided_indices(len(readings.rows))]
+        mine = [query_documents.rows[i] for i in collectives.strided_indices(len(query_documents.rows))]
         texts = self.ids([documents[document] for document, _ in mine], self.config.max_document_tokens)
         asked = self.ids([queries[pair] for _, pair in mine], self.config.max_query_tokens)
         rows = [[*text, *self.template.suffix, *query] for text, query in zip(texts, asked, strict=True)]
         return Rows(self.template.prefix, rows, [len(query) for query in asked])
 
     def loss(
-        self, readings: Readings, encoded: Encoded, lengths: Sequence[int], embedding: Mapping[str, Tensor]
+        self,
+        query_documents: QueryDocumentPairs,
+        encoded: Encoded,
+        lengths: Sequence[int],
+        embedding: Mapping[str, Tensor],
     ) -> Tensor:
         """`in_batch_lm_loss` of the whole batch, the same on every process.
 
@@ -132,10 +138,10 @@ class InBatchLM:
         log_prob_R = encoded.embedding_BD.new_zeros(0)
         if encoded.logits_TV is not None and encoded.target_T is not None:
             log_prob_R = mean_log_probs(encoded.logits_TV, encoded.target_T, lengths)
-        (log_prob_R1,) = collectives.all_gather_rows([log_prob_R[:, None]], [len(readings.rows)])
+        (log_prob_R1,) = collectives.all_gather_rows([log_prob_R[:, None]], [len(query_documents.rows)])
         query_BD, document_MD = embedding["query"], embedding["document"]
         with torch.autocast(device_type=query_BD.device.type, enabled=False):
             cosine_BM = query_BD.float() @ document_MD.float().T
-        read = zip(readings.queries, readings.documents, strict=True)
+        read = zip(query_documents.queries, query_documents.documents, strict=True)
         cosine_QJ = torch.stack([cosine_BM[pair, documents] for pair, documents in read])
         return in_batch_lm_loss(cosine_QJ, log_prob_R1[:, 0].view_as(cosine_QJ), self.config.temperature)

@@ -1,8 +1,8 @@
-"""Queries and documents of a batch written otherwise: as augmentation, or for self-teaching.
+"""Perturbed queries and documents of a batch: as augmentation, or for self-teaching.
 
-As augmentation the changed text takes the original's place. With self-teaching (Zhuang and Zuccon, arXiv 2204.00716,
-equation 4) the original stays, and the changed query is embedded beside it: its distribution over the candidates is
-drawn to the original's, which is a constant.
+As augmentation the changed text replaces the original. With self-teaching (Zhuang and Zuccon, arXiv 2204.00716,
+equation 4) the original stays, and the changed query is embedded in addition: its distribution over the candidates is
+trained to match the original's, which is a constant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from search_r3.training.losses import score_distillation
 from search_r3.training.sft.sft_config import SFTConfig
 
 QUERY_STREAM, DOCUMENT_STREAM = 31, 32
-"""Random streams of their own: a batch's pairs and reasoning rows do not depend on what is changed."""
+"""Seed offsets, so that what is changed does not affect a batch's pairs and reasoning rows."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Variants:
     Attributes:
         queries: in the order of the batch's pairs.
         documents: in the order of the batch's documents.
-        changed: for self-teaching, queries that are embedded beside their originals.
+        changed: for self-teaching, queries that are embedded in addition to their originals.
         changed_of: the pair of each of `changed`.
     """
 
@@ -50,12 +50,12 @@ def draw_texts(config: SFTConfig, step: int, queries: Sequence[str], documents: 
 
 
 def self_teaching(changed_KD: Tensor, original_KD: Tensor, document_MD: Tensor, temperature: float) -> Tensor:
-    """KL from the changed queries' distributions over the candidates to those of their originals, in nats a query.
+    """KL from the changed queries' distributions over the candidates to those of their originals, in nats per query.
 
         mean_k  sum_m p_k(m) (log p_k(m) - log s_k(m)),   p = softmax(cos(original, d) / tau), s the same of `changed`
 
     Args:
-        changed_KD, original_KD: unit rows, a row a query; no gradient flows into `original_KD` or its scores.
+        changed_KD, original_KD: unit rows, one row per query; no gradient flows into `original_KD` or its scores.
         document_MD: unit rows of all candidates, false negatives too: what the original says of them is to be learned.
         temperature: tau of both.
 

@@ -99,7 +99,7 @@ class SFTConfig:
     self_reasoning_temperature: float = 0.7
     """Sampling temperature of self-generated reasoning; 0 decodes greedily, as search does."""
     query_variants: dict[str, float] = field(default_factory=dict)
-    """Fractions of a batch's queries that are rewritten as people type them: {lower: 0.1, upper: 0.05, title: 0.02,
+    """Fractions of a batch's queries that are perturbed: {lower: 0.1, upper: 0.05, title: 0.02,
     typos: 0.15, keywords: 0.05, no_punctuation: 0.05}; none by default. They replace the originals, unless
     `weights.self_teaching` is above 0: then they are embedded in addition, for that term only."""
     document_variants: dict[str, float] = field(default_factory=dict)

@@ -43,7 +43,7 @@ from search_r3.training.sft.contrastive import (
     contrastive_terms,
     document_key,
 )
-from search_r3.training.sft.in_batch_lm import CONVERSATION, InBatchLM, Readings
+from search_r3.training.sft.in_batch_lm import CONVERSATION, InBatchLM, QueryDocumentPairs
 from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
 from search_r3.training.sft.self_reasoning import SelfReasoning
 from search_r3.training.sft.sft_config import SFTConfig
@@ -64,7 +64,8 @@ class Batch:
         self_generated: for each of `with_reasoning`, whether the model generated the reasoning.
         changed_of: for self-teaching, indices of the pairs whose query is also embedded as a rewritten variant.
         with_latent: indices of the pairs that are also trained in latent mode.
-        readings: which queries are predicted from which documents, in the part "in_batch_lm"; None: no such part.
+        query_documents: which queries are predicted from which documents, in the part "in_batch_lm"; None: no such
+            part.
 
     `pairs` and `documents` are the original texts, by which answers are known, even where variants are embedded.
     """
@@ -76,7 +77,7 @@ class Batch:
     self_generated: list[bool]
     changed_of: list[int] = field(default_factory=list)
     with_latent: list[int] = field(default_factory=list)
-    readings: Readings | None = None
+    query_documents: QueryDocumentPairs | None = None
 
 
 class SFTTask:
@@ -177,11 +178,13 @@ class SFTTask:
         if not (config.weights.sft or config.weights.kl):  # no logits: they take 200 kB per token
             for rows in parts.values():
                 rows.num_target_tokens = [0] * len(rows.rows)
-        readings = None
+        query_documents = None
         if self.in_batch_lm is not None:
-            readings = self.in_batch_lm.choose(step, len(pairs), len(documents))
-            parts["in_batch_lm"] = self.in_batch_lm.rows(readings, [pair.query for pair in pairs], documents)
-        return Batch(parts, pairs, documents, with_reasoning, self_generated, texts.changed_of, with_latent, readings)
+            query_documents = self.in_batch_lm.choose(step, len(pairs), len(documents))
+            parts["in_batch_lm"] = self.in_batch_lm.rows(query_documents, [pair.query for pair in pairs], documents)
+        return Batch(
+            parts, pairs, documents, with_reasoning, self_generated, texts.changed_of, with_latent, query_documents
+        )
 
     def training_step(
         self, module: nn.Module, batch: Batch, backward: Callable[[Tensor], None]
@@ -259,9 +262,11 @@ class SFTTask:
             )
         if weights.view_distillation:
             terms["view_distillation"] = self._view_distillation(batch, embedding, candidates)
-        if self.in_batch_lm is not None and batch.readings is not None:
+        if self.in_batch_lm is not None and batch.query_documents is not None:
             lengths = batch.parts["in_batch_lm"].num_target_tokens
-            terms["in_batch_lm"] = self.in_batch_lm.loss(batch.readings, encoded["in_batch_lm"], lengths, embedding)
+            terms["in_batch_lm"] = self.in_batch_lm.loss(
+                batch.query_documents, encoded["in_batch_lm"], lengths, embedding
+            )
         self.memory.add(documents)
         loss = candidates.embedding_MD.new_zeros(())
         for name, value in terms.items():
@@ -282,7 +287,7 @@ class SFTTask:
         return pairs, chosen, [bool(self_B[i]) for i in chosen]
 
     def _latent_pairs(self, step: int, pairs: int) -> list[int]:
-        """Which pairs are also trained in latent steps: by the draws that choose those with reasoning."""
+        """Pairs also trained in latent mode, chosen by the same random numbers as those with reasoning."""
         config = self.config
         if not config.latent_steps:
             return []
@@ -320,7 +325,7 @@ class SFTTask:
         return Candidates(document_MD, keys, teacher)
 
     def _view_distillation(self, batch: Batch, embedding: dict[str, Tensor], candidates: Candidates) -> Tensor:
-        """How far the other views' rankings are from the reading view's, over the queries with given reasoning."""
+        """`view_distillation` of the direct and latent embeddings, over the queries with given reasoning."""
         rows_of = {"query": range(len(batch.pairs)), "latent": batch.with_latent, "reasoning": batch.with_reasoning}
         pairs, student_BD, teacher_BD = taught_queries(embedding, rows_of, batch.self_generated)
         mask_BM = candidates.false_negatives([self.answers[batch.pairs[i].query] for i in pairs], pairs)

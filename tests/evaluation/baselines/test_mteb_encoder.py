@@ -1,4 +1,4 @@
-"""MTEB gives our model the figure that we give it, keeps queries and documents apart, and is told the truth of it."""
+"""MTEB gives our model the metric that we report, keeps queries and documents apart, and gets correct metadata."""
 
 from __future__ import annotations
 

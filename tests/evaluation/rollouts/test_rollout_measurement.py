@@ -1,4 +1,4 @@
-"""`search-r3 rollouts` with tiny random models: figures from the model's own fresh corpus, and nothing done twice."""
+"""`search-r3 rollouts` with tiny random models: metrics from the model's own fresh corpus, and nothing done twice."""
 
 from __future__ import annotations
 

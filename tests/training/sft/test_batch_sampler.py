@@ -203,7 +203,7 @@ def test_what_was_left_over_takes_the_place_of_a_pair_that_cannot_stay() -> None
         assert clashes(BatchSampler(pairs, 4, seed, True, no_duplicates=True)) == 0
 
 
-def test_batches_without_equal_texts_stay_as_they_are_and_what_cannot_be_mended_stays() -> None:
+def test_batches_without_equal_texts_stay_as_they_are_and_what_cannot_be_fixed_stays() -> None:
     assert epoch_of(BatchSampler(PAIRS, 4, 7, True, no_duplicates=True)) == epoch_of(BatchSampler(PAIRS, 4, 7, True))
     hopeless = claims(2, 8, 16)  # two documents cannot fill a batch of four
     sampler = BatchSampler(hopeless, 4, 0, True, no_duplicates=True)

@@ -12,7 +12,7 @@ import torch
 from test_view_distillation import task_of
 
 from search_r3.errors import InputError
-from search_r3.training.sft.in_batch_lm import choose_readings, in_batch_lm_loss, mean_log_probs
+from search_r3.training.sft.in_batch_lm import choose_query_documents, in_batch_lm_loss, mean_log_probs
 from search_r3.training.sft.sft_config import LossWeights, SFTConfig
 
 ONLY = LossWeights(sft=0, kl=0, infonce=0, in_batch_lm=1.0)
@@ -48,35 +48,37 @@ def test_a_row_s_log_probability_is_the_mean_over_its_tokens():
 
 
 def test_each_query_is_read_with_its_own_document_first_and_different_others():
-    readings = choose_readings(np.random.default_rng(0), pairs=6, documents=12, queries=4, per_query=3)
-    assert len(set(readings.queries)) == 4
-    for pair, documents in zip(readings.queries, readings.documents, strict=True):
+    query_documents = choose_query_documents(np.random.default_rng(0), pairs=6, documents=12, queries=4, per_query=3)
+    assert len(set(query_documents.queries)) == 4
+    for pair, documents in zip(query_documents.queries, query_documents.documents, strict=True):
         assert documents[0] == pair
         assert len(set(documents)) == 3
-    assert readings.rows[:3] == [(document, readings.queries[0]) for document in readings.documents[0]]
-    few = choose_readings(np.random.default_rng(0), pairs=2, documents=2, queries=4, per_query=4)
+    assert query_documents.rows[:3] == [
+        (document, query_documents.queries[0]) for document in query_documents.documents[0]
+    ]
+    few = choose_query_documents(np.random.default_rng(0), pairs=2, documents=2, queries=4, per_query=4)
     assert [len(documents) for documents in few.documents] == [2, 2]
 
 
 def test_rows_are_a_document_with_the_query_behind_it(tiny_model: Path):
     task = task_of(tiny_model, weights=ONLY, in_batch_lm_queries=2, in_batch_lm_documents=3)
     batch = task.batch(0)
-    part, readings = batch.parts["in_batch_lm"], batch.readings
-    assert readings is not None
+    part, query_documents = batch.parts["in_batch_lm"], batch.query_documents
+    assert query_documents is not None
     assert len(part.rows) == 6
-    for row, n, (document, pair) in zip(part.rows, part.num_target_tokens, readings.rows, strict=True):
+    for row, n, (document, pair) in zip(part.rows, part.num_target_tokens, query_documents.rows, strict=True):
         assert task.tokenizer.decode(row).startswith(batch.documents[document] + "<|im_end|>")
         assert task.tokenizer.decode(row[-n:]) == batch.pairs[pair].query
     assert batch == task_of(tiny_model, weights=ONLY, in_batch_lm_queries=2, in_batch_lm_documents=3).batch(0)
-    assert task.batch(1).readings != readings
+    assert task.batch(1).query_documents != query_documents
 
 
 def test_the_term_is_that_of_plain_forward_passes(tiny_model: Path):
     task = task_of(tiny_model, weights=ONLY, in_batch_lm_queries=2, in_batch_lm_documents=3)
     batch = task.batch(0)
     loss, figures = task.compute_loss(task.module, batch)
-    part, readings = batch.parts["in_batch_lm"], batch.readings
-    assert readings is not None
+    part, query_documents = batch.parts["in_batch_lm"], batch.query_documents
+    assert query_documents is not None
     found = []
     with torch.no_grad():
         encoded = task.policy(batch.parts)
@@ -86,7 +88,7 @@ def test_the_term_is_that_of_plain_forward_passes(tiny_model: Path):
             found.append(log_probs[torch.arange(n), torch.tensor(row[-n:])].mean())
         cosine = encoded["query"].embedding_BD @ encoded["document"].embedding_BD.T
     cosine_QJ = torch.stack(
-        [cosine[pair, read] for pair, read in zip(readings.queries, readings.documents, strict=True)]
+        [cosine[pair, read] for pair, read in zip(query_documents.queries, query_documents.documents, strict=True)]
     )
     expected = in_batch_lm_loss(cosine_QJ, torch.stack(found).view(2, 3), task.config.temperature)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Queries written otherwise in stage 1: what changes, what stays, and the term that draws them to their originals."""
+"""Noisy queries in stage 1: what changes, what stays, and the term that trains them to match their originals."""
 
 from __future__ import annotations
 

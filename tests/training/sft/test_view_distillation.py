@@ -1,4 +1,4 @@
-"""The view that reads the reasoning teaches the direct one: against an independent formula, and within a task."""
+"""A query with reasoning teaches its direct embedding: against an independent formula, and within a task."""
 
 from __future__ import annotations
 
