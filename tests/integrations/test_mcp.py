@@ -183,4 +183,4 @@ def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_
     for thread in threading.enumerate():
         if thread.name == "load model":
             thread.join(60)
-    assert "error: reasoning auto needs a model that has a rule" in capsys.readouterr().err
+    assert "error: reasoning auto needs a model with a rule" in capsys.readouterr().err
