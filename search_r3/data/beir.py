@@ -267,13 +267,13 @@ def _judgment(
     if len(columns) != 3:
         found = "\t".join(columns).strip()[:80]
         raise InputError(
-            f"{where}: expected 3 columns split by tabs ({', '.join(QRELS_HEADER)}), found {len(columns)}: {found!r}"
+            f"{where}: expected 3 columns split by tabs ({', '.join(QRELS_HEADER)}), got {len(columns)}: {found!r}"
         )
     query_id, document_id, score = (column.strip() for column in columns)
     try:
         grade = int(score)
     except ValueError:
-        raise InputError(f"{where}: the score must be a whole number such as 0 or 1, found {score!r}") from None
+        raise InputError(f"{where}: the score must be a whole number such as 0 or 1, got {score!r}") from None
     if query_id not in queries:
         raise InputError(f'{where}: the query-id "{query_id}" is not in queries.jsonl')
     if corpus is not None and document_id not in corpus:

@@ -121,14 +121,14 @@ def _positives(value: Any, positive: str, where: str) -> list[tuple[str, float]]
         return []
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise InputError(
-            f'{where}: the field "positives" must be a list of {{"text": ..., "grade": ...}}, found {str(value)[:80]}'
+            f'{where}: the field "positives" must be a list of {{"text": ..., "grade": ...}}, got {str(value)[:80]}'
         )
     found: dict[str, float] = {}
     for entry in value:
         refuse_unknown(entry, ("text", "grade"), f"{where}, positives", what="field")
         text = entry.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f'{where}: the field "positives" must hold texts, none empty, found {str(text)[:80]}')
+            raise InputError(f'{where}: the field "positives" must hold texts, none empty, got {str(text)[:80]}')
         if text == positive or text in found:
             raise InputError(f'{where}: the field "positives" names {text[:60]!r} a second time; remove it')
         found[text] = _grade(entry.get("grade", 1), f"{where}, positives")
@@ -138,7 +138,7 @@ def _positives(value: Any, positive: str, where: str) -> list[tuple[str, float]]
 def _grade(value: Any, where: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (math.isfinite(value) and value > 0):
-        raise InputError(f'{where}: the field "grade" must be a number above 0, found {str(value)[:80]}')
+        raise InputError(f'{where}: the field "grade" must be a number above 0, got {str(value)[:80]}')
     return float(value)
 
 
@@ -146,7 +146,7 @@ def _negatives(value: Any, positives: Sequence[str], where: str) -> tuple[str, .
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
-        raise InputError(f'{where}: the field "negatives" must be a list of texts, none empty, found {str(value)[:80]}')
+        raise InputError(f'{where}: the field "negatives" must be a list of texts, none empty, got {str(value)[:80]}')
     if positives[0] in value:
         raise InputError(f'{where}: the field "negatives" contains the positive itself; remove it')
     if further := set(positives) & set(value):

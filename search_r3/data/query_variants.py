@@ -138,7 +138,7 @@ def check_shares(shares: Mapping[str, float], key: str, known: Sequence[str] = t
     refuse_unknown(shares, known, key, "kind")
     for kind, share in shares.items():
         if not (math.isfinite(share) and share >= 0):
-            raise InputError(f"{key}.{kind} must be a share from 0 to 1, not {share}")
+            raise InputError(f"{key}.{kind} must be a share from 0 to 1, got {share}")
     if sum(shares.values()) > 1 + 1e-9:
         raise InputError(f"{key}: the shares are {sum(shares.values()):g} together, more than 1; lower them")
 

@@ -223,7 +223,7 @@ def read_recipe(path: Path, kinds: Mapping[str, DataSource]) -> dict[str, Any]:
         _check_type(recipe["seed"], int, "seed", str(path))
     sources = recipe.get("sources")
     if not isinstance(sources, list) or not sources:
-        raise InputError(f'{path}: "sources" must be a list with at least one source, found {sources!r}')
+        raise InputError(f'{path}: "sources" must be a list with at least one source, got {sources!r}')
     for number, source in enumerate(sources, start=1):
         _check_source(source, f"{path}, source {number}", kinds)
     _check_names(sources, path)
@@ -246,7 +246,7 @@ def _check_names(sources: list[dict[str, Any]], path: Path) -> None:
 
 def _check_source(source: Any, where: str, kinds: Mapping[str, DataSource]) -> None:
     if not isinstance(source, dict) or "kind" not in source:
-        raise InputError(f'{where}: expected a mapping with "kind" (one of {", ".join(kinds)}), found {source!r}')
+        raise InputError(f'{where}: expected a mapping with "kind" (one of {", ".join(kinds)}), got {source!r}')
     refuse_unknown([source["kind"]], tuple(kinds), where, what="kind")
     where, kind = f"{where} ({source['kind']})", kinds[source["kind"]]
     types = COMMON | kind.keys
@@ -277,4 +277,4 @@ def _check_type(value: Any, expected: type, key: str, where: str) -> None:
     }.get(expected, isinstance(value, expected))
     if not right:
         names = {int: "a whole number from 1", float: "a number", list: "a list of names", str: "a text"}
-        raise InputError(f'{where}: "{key}" must be {names.get(expected, "true or false")}, found {value!r}')
+        raise InputError(f'{where}: "{key}" must be {names.get(expected, "true or false")}, got {value!r}')

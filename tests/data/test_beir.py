@@ -64,7 +64,7 @@ BROKEN_CORPUS = {
     "NaN": ('{"_id": "d9", "text": "a", "x": NaN}', ["line 4", "NaN"]),
     "absurd nesting": ("[" * 100_000, ["line 4", "not valid JSON"]),
     "missing id": ('{"text": "a"}', ["line 4", '"_id"', "missing"]),
-    "fraction as id": ('{"_id": 7.5, "text": "a"}', ["line 4", '"_id"', "found 7.5"]),
+    "fraction as id": ('{"_id": 7.5, "text": "a"}', ["line 4", '"_id"', "got 7.5"]),
     "space in id": ('{"_id": "d 9", "text": "a"}', ["line 4", '"_id"', "white space"]),
     "missing text": ('{"_id": "d9", "title": "t"}', ["line 4", '"text"', "missing"]),
     "null text": ('{"_id": "d9", "text": null}', ["line 4", '"text"', "null"]),
@@ -111,8 +111,8 @@ def test_an_empty_query_is_refused(tmp_path):
 
 
 BROKEN_QRELS = {
-    "two columns": ("q1\td1", "found 2"),
-    "spaces": ("q1 d1 1", "found 1"),
+    "two columns": ("q1\td1", "got 2"),
+    "spaces": ("q1 d1 1", "got 1"),
     "a fraction": ("q1\td1\t0.5", "'0.5'"),
     "NaN": ("q1\td1\tnan", "'nan'"),
     "unknown query": ("q8\td1\t1", '"q8" is not in queries'),

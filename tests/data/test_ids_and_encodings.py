@@ -70,7 +70,7 @@ def test_any_other_value_is_no_id_anywhere(tmp_path: Path, identity: Any, shown:
         lambda: read_pairs(pairs(tmp_path / "pairs.jsonl", identity)),
     ]
     for read in readers:
-        with pytest.raises(InputError, match=f"line 1: .*must be a string or a whole number, found {shown}; put it in"):
+        with pytest.raises(InputError, match=f"line 1: .*must be a string or a whole number, got {shown}; put it in"):
             read()
 
 

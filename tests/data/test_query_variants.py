@@ -136,7 +136,7 @@ def test_wrong_kinds_and_shares_are_refused_in_a_line():
         check_kinds(["uper"])
     with pytest.raises(InputError, match=r'query_variants: unknown kind "type"'):
         check_shares({"type": 0.1}, "query_variants")
-    with pytest.raises(InputError, match=r"query_variants.upper must be a share from 0 to 1, not -0.1"):
+    with pytest.raises(InputError, match=r"query_variants.upper must be a share from 0 to 1, got -0.1"):
         check_shares({"upper": -0.1}, "query_variants")
     with pytest.raises(InputError, match=r"query_variants: the shares are 1.1 together"):
         check_shares({"upper": 0.6, "lower": 0.5}, "query_variants")

@@ -41,7 +41,7 @@ class Source:
         if not self.path.strip():
             raise InputError('"path" is empty; name a wheel, a source archive, a folder or an installed package')
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise InputError(f'{self.path}: "sha256" must be 64 hex digits, found {self.sha256!r}')
+            raise InputError(f'{self.path}: "sha256" must be 64 hex digits, got {self.sha256!r}')
         if self.released is not None:
             parse_date(self.released, f'{self.path}: "released"')
 
@@ -98,7 +98,7 @@ def parse_date(text: str, where: str) -> date:
     try:
         return date.fromisoformat(text)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{where} must be a day such as 2026-01-31, found {text!r}") from error
+        raise InputError(f"{where} must be a day such as 2026-01-31, got {text!r}") from error
 
 
 def read_config(inputs: Sequence[str], changes: dict[str, Any] | None = None) -> FreshConfig:
@@ -121,12 +121,12 @@ def read_config(inputs: Sequence[str], changes: dict[str, Any] | None = None) ->
     where = recipes[0] if recipes else "data fresh"
     packages = values.pop("packages", [])
     if not isinstance(packages, list):
-        raise InputError(f'{where}: "packages" must be a list, found {type(packages).__name__}')
+        raise InputError(f'{where}: "packages" must be a list, got {type(packages).__name__}')
     sources = []
     for number, one in enumerate(packages, start=1):
         given = {"path": one} if isinstance(one, str) else one
         if not isinstance(given, dict) or "path" not in given:
-            raise InputError(f'{where}, package {number}: expected a path, or a mapping with "path", found {one!r}')
+            raise InputError(f'{where}, package {number}: expected a path, or a mapping with "path", got {one!r}')
         sources.append(_built(Source, given, f"{where}, package {number}"))
     return _built(FreshConfig, values | {"packages": tuple(sources)}, where)
 

@@ -62,7 +62,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({error}); fix or remove this line") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a JSON object in braces, found {_kind(value)}; fix or remove it")
+        raise InputError(f"{where}: expected a JSON object in braces, got {_kind(value)}; fix or remove it")
     return value
 
 
@@ -83,7 +83,7 @@ def string_field(
     text = value[name]
     if not isinstance(text, str):
         raise InputError(
-            f'{path}, line {number}: the field "{name}" must be a string, found {_kind(text)}; put it in quotes'
+            f'{path}, line {number}: the field "{name}" must be a string, got {_kind(text)}; put it in quotes'
         )
     if not text.isascii():
         try:
@@ -114,7 +114,7 @@ def id_field(
     if name in value and not isinstance(found, str):
         shown = json.dumps(found, ensure_ascii=False)[:40]
         raise InputError(
-            f'{path}, line {number}: the field "{name}" must be a string or a whole number, found {shown}; '
+            f'{path}, line {number}: the field "{name}" must be a string or a whole number, got {shown}; '
             "put it in quotes"
         )
     return name, string_field(value, name, path, number, empty=False)

@@ -52,7 +52,7 @@ class DeduplicateSettings:
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.near <= 1:
-            raise InputError(f"near must be a number from 0.5 to 1, found {self.near!r}")
+            raise InputError(f"near must be a number from 0.5 to 1, got {self.near!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class EvaluationSet:
 
     def __post_init__(self) -> None:
         if self.hold_out_modulus is not None and self.hold_out_modulus < 1:
-            raise InputError(f'"hold_out_modulus" must be a whole number from 1, found {self.hold_out_modulus!r}')
+            raise InputError(f'"hold_out_modulus" must be a whole number from 1, got {self.hold_out_modulus!r}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,9 @@ class DecontaminateSettings:
         if not self.against:
             raise InputError('"against" must be a list of evaluation sets, such as [{dataset: scifact, split: test}]')
         if self.ngram < 2:
-            raise InputError(f'"ngram" must be a whole number from 2, found {self.ngram!r}')
+            raise InputError(f'"ngram" must be a whole number from 2, got {self.ngram!r}')
         if not 0 < self.document_share <= 1:
-            raise InputError(f'"document_share" must be a number above 0 and at most 1, found {self.document_share!r}')
+            raise InputError(f'"document_share" must be a number above 0 and at most 1, got {self.document_share!r}')
 
 
 @dataclass

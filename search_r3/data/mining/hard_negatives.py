@@ -61,17 +61,17 @@ class MineSettings:
     def __post_init__(self) -> None:
         for name, least in (("per_pair", 1), ("range_max", 1), ("range_min", 0)):
             if getattr(self, name) < least:
-                raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
+                raise InputError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.range_min >= self.range_max:
             raise InputError(
                 f"range_min is {self.range_min} and range_max {self.range_max}: no rank is left; raise range_max"
             )
         if self.margin is not None and not self.margin >= 0:
-            raise InputError(f"margin must be 0 or more, not {self.margin}")
+            raise InputError(f"margin must be 0 or more, got {self.margin}")
         for name in ("share", "teacher_share", "near"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise InputError(f"{name} must be above 0 and at most 1, not {value}")
+                raise InputError(f"{name} must be above 0 and at most 1, got {value}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def select_pairs(
             known = ", ".join(sorted({pair.source.partition(":")[0] for pair in pairs}))
             raise InputError(f"{name}={wanted}: expected a source of {source} ({known}) and a count from 1")
     if scorer is not None and top < 1:
-        raise InputError(f"top must be 1 or more, not {top}")
+        raise InputError(f"top must be 1 or more, got {top}")
     kept: list[TrainingPair] = []
     dropped: Counter[str] = Counter()
     for name in sorted(group for group in groups if group):

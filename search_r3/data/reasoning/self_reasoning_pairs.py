@@ -54,7 +54,7 @@ def add_self_reasoning(
         InputError: `source` cannot be read, or `output` cannot be written.
     """
     if samples < 1:
-        raise InputError(f"samples must be 1 or more, not {samples}")
+        raise InputError(f"samples must be 1 or more, got {samples}")
     pairs = read_pairs(source)
     asked = pairs[:limit]
     weight = rarity(pair.positive for pair in pairs)

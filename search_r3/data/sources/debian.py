@@ -84,7 +84,7 @@ def _raw_records(file: Path, records: Records) -> Iterator[tuple[int, bytes | To
         for number, raw in lines:
             if number == 1 and not (isinstance(raw, bytes) and raw.startswith(b"Package:")):
                 start = raw[:40] if isinstance(raw, bytes) else b"a line without end"
-                problem = f'not a Translation-en file: it must begin with "Package:", found {start!r}'
+                problem = f'not a Translation-en file: it must begin with "Package:", got {start!r}'
                 records.fault(file.name, "HTML" if isinstance(raw, bytes) and is_html_page(raw) else "no list", problem)
                 return
             if raw == b"\n":

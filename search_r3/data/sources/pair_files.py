@@ -165,7 +165,7 @@ def _text(row: dict[str, Any], column: str) -> str:
     if column not in row:
         raise InputError(f'no column "{column}" (found: {", ".join(row) or "none"}); name yours in the recipe')
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f'the column "{column}" must contain a text, found {str(value)[:80]!r}')
+        raise InputError(f'the column "{column}" must contain a text, got {str(value)[:80]!r}')
     _check(value, column)
     return value.strip()
 
@@ -185,7 +185,7 @@ def _texts(row: dict[str, Any], column: str) -> list[str]:
     texts = value if isinstance(value, list) else [value]
     for text in texts:
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f'the column "{column}" must contain texts, none empty, found {str(value)[:80]!r}')
+            raise InputError(f'the column "{column}" must contain texts, none empty, got {str(value)[:80]!r}')
         _check(text, column)
     return [text.strip() for text in texts]
 

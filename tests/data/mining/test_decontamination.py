@@ -241,7 +241,7 @@ def test_a_recipe_cleans_and_its_manifest_says_what_went(sources: Path) -> None:
     ("more", "expected"),
     [
         ("deduplicate: {nere: 0.8}", "recipe.yaml, deduplicate: unknown key nere; did you mean near?"),
-        ("deduplicate: {near: 0.1}", "near must be a number from 0.5 to 1, found 0.1"),
+        ("deduplicate: {near: 0.1}", "near must be a number from 0.5 to 1, got 0.1"),
         ("deduplicate: {by: pairs}", "by must be one of pair, positive (did you mean pair?), got 'pairs'"),
         ("deduplicate: no", "must be a mapping (key: value), got False"),
         ("decontaminate: {ngram: 8}", '"against" must be a list of evaluation sets'),

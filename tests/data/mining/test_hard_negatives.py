@@ -312,9 +312,9 @@ def test_the_command_says_what_was_dropped(source: Path, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"per_pair": 0}, "per_pair must be 1 or more, not 0"),
+        ({"per_pair": 0}, "per_pair must be 1 or more, got 0"),
         ({"range_max": 5, "range_min": 5}, "no rank is left"),
-        ({"share": 1.5}, "share must be above 0 and at most 1, not 1.5"),
+        ({"share": 1.5}, "share must be above 0 and at most 1, got 1.5"),
         ({"near": 0.0}, "near must be above 0"),
         ({"margin": -0.1}, "margin must be 0 or more"),
         ({"margin": float("nan")}, "margin must be 0 or more"),

@@ -58,12 +58,12 @@ def test_tsv_knows_no_quotes_and_may_have_no_header(tmp_path: Path) -> None:
     [
         ('{"query": "a"}', 'no column "positive" \\(found: query\\)'),
         ('{"query": "a", "positive": " "}', '"positive" must contain a text'),
-        ('{"query": 7, "positive": "b"}', "\"query\" must contain a text, found '7'"),
+        ('{"query": 7, "positive": "b"}', "\"query\" must contain a text, got '7'"),
         ('{"query": "a", "positive": "b", "no": ["b"]}', "the positive is among the negatives"),
         ('{"query": "a", "positive": "b", "no": [""]}', "texts, none empty"),
         ('{"query": "a \\ud800", "positive": "b", "no": []}', "surrogate"),
         ('{"query": "a \\u0000", "positive": "b", "no": []}', "NUL"),
-        ('["a", "b"]', "found a list"),
+        ('["a", "b"]', "got a list"),
         ('{"query": "a", ', "not valid JSON"),
     ],
 )
