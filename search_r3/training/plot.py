@@ -1,7 +1,7 @@
 """Draw the curves of training runs as small panels on one page: one run with all its metrics, or several compared.
 
-A metric that was not logged has no panel. A legend is above its panel, never on a line; the colors are Okabe and Ito's,
-which color-blind readers can distinguish, and dashes distinguish two lines of one color.
+A metric that was not logged has no panel. Legends are above their panels and never cover a line. The colors are Okabe
+and Ito's, which color-blind readers can distinguish; dashes distinguish lines of the same color.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from search_r3.training_curves import (
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1)))
 WIDTH, ROW_HEIGHT, DPI = 12.0, 2.6, 120
-"""Inches, and dots per inch: 1,440 px wide, with letters of 8 points that are legible at 1,200."""
+"""Inches, and dots per inch: 1,440 px wide; 8-point text is still legible at 1,200 px."""
 MOST_RUNS = len(COLORS) * len(DASHES)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: (step, value) in the order of steps, and how it is drawn."""
+    """A curve: (step, value) points in the order of steps, and its style."""
 
     label: str
     points: Points
@@ -48,14 +48,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's log: the records of its steps, and those of its evaluations."""
+    """A training run's log: the records of its steps and of its evaluations."""
 
     name: str
     steps: Records
     dev: Records
 
     def dev_metrics(self, ending: str) -> dict[str, Points]:
-        """A dev metric of every pool, the mean over the pools first: pool -> points."""
+        """The points of a dev metric for every pool, starting with the mean over the pools: pool -> points."""
         by_pool: dict[str, list[tuple[int, Any]]] = {}
         for record in self.dev:
             values = {_pool(name): value for name, value in record["dev"].items() if name.split(".")[-1] == ending}
@@ -63,25 +63,25 @@ class Run:
                 values["mean"] = sum(values.values()) / len(values)
             for pool in sorted(values, key=lambda pool: (pool != "mean", pool)):
                 by_pool.setdefault(pool, []).append((record["step"], values[pool]))
-        if len(by_pool) == 2:  # one pool is its own mean
+        if len(by_pool) == 2:  # the mean of one pool is that pool
             by_pool.pop("mean", None)
         return {pool: points for pool, values in by_pool.items() if (points := finite_points(values))}
 
 
 def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Draw one run with all its metrics, or several compared (one line per run, one panel per metric), to an image.
+    """Draw one run with all its metrics, or compare several (one line per run, one panel per metric), in an image file.
 
     Args:
-        runs: folders of training runs, or their log.jsonl. Each is called by its folder's name.
-        output: the image; its ending gives the format (.png, .svg, .pdf). By default `curves.png` in the run's folder,
-            or `compare.png` next to the first of several.
+        runs: folders of training runs, or their log.jsonl. Each run is labeled with its folder's name.
+        output: the image file; its extension determines the format (.png, .svg, .pdf). By default `curves.png` in the
+            run's folder, or `compare.png` next to the first of several.
 
     Returns:
         The image's path.
 
     Raises:
-        InputError: a log is missing, broken or has no step yet; there is no run, or more than `MOST_RUNS`; the image
-            format cannot be drawn; or matplotlib is not installed.
+        InputError: a log is missing, damaged or has no step yet; there is no run, or more than `MOST_RUNS`; the image
+            format is not supported; or matplotlib is not installed.
     """
     with optional_imports("evaluation", "plotting"):
         from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None) -> P
     read = [Run(name, *_read_run(given[folder])) for name, folder in names]
     drawn = [(panel, lines) for panel, lines in (_one_run(read[0]) if len(read) == 1 else _compared(read)) if lines]
 
-    columns = 3 if len(read) == 1 else 4  # a comparison has more panels, and no legends in them
+    columns = 3 if len(read) == 1 else 4  # a comparison has more panels, without legends
     rows = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(WIDTH, ROW_HEIGHT * rows + 0.6), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr, call-arg]
@@ -177,20 +177,20 @@ def _draw(axis: Any, panel: Panel, lines: list[Line], *, legend: bool) -> None:
     if all(line.dashes == "-" for line in lines):
         title = title.split(" (dashed")[0]
     scale = 1.0
-    if 0 < max(values) < 0.01:  # a learning rate: the power of ten goes into the title, not into a corner
+    if 0 < max(values) < 0.01:  # a learning rate: the power of ten is in the title, not in a corner of the panel
         power = math.floor(math.log10(max(values)))
         scale, title = 10.0**-power, f"{title}, in 1e{power}"
     for line in lines:
         x, y = [step for step, _ in line.points], [scale * value for _, value in line.points]
         style: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "linewidth": 2.0 if line.bold else 1.5}
         raw = line.dev or panel.exact
-        if len(y) <= 30:  # points show where something was measured; hollow ones leave the dashes legible
+        if len(y) <= 30:  # markers show where values were measured; hollow ones keep the dashes visible
             style |= {
                 "marker": "o",
                 "markersize": 3.2,
                 "markerfacecolor": line.color if line.dashes == "-" else "white",
             }
-        elif legend and not raw:  # a single run: every step behind the running mean
+        elif legend and not raw:  # a single run: the raw values, faint, below the running mean
             axis.plot(x, y, color=line.color, alpha=0.18, linewidth=0.7)
         axis.plot(x, y if raw else running_mean(y), label=line.label or "_", **style)
     smooth = [scale * v for line in lines for v in running_mean([value for _, value in line.points]) if v > 0]
@@ -227,12 +227,12 @@ def _legend_of_runs(figure: Any, runs: Sequence[Run]) -> None:
         color, dashes = _style(i)
         handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=2, label=run.name))
     widest = max(len(run.name) for run in runs)
-    columns = max(1, min(len(runs), 150 // (widest + 8)))  # about 150 letters of 9 points go into 12 inches
+    columns = max(1, min(len(runs), 150 // (widest + 8)))  # about 150 characters of 9 points fit into 12 inches
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=9, frameon=False)
 
 
 def _headline(run: Run) -> str:
-    """The run's name, how far it is, and its best dev metric."""
+    """The run's name, its number of steps, and its best dev metric."""
     text = f"{run.name}: {run.steps[-1]['step']:,} steps"
     quality = next(iter(run.dev_metrics("off").values()), [])
     if quality:
@@ -242,7 +242,7 @@ def _headline(run: Run) -> str:
 
 
 def _distinct_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as tell them apart."""
+    """The folders' names, with as many parent folders as needed to distinguish them."""
     names = [folder.name or str(folder) for folder in folders]
     deepest = max(len(folder.parts) for folder in folders)
     for depth in range(2, deepest + 1):

@@ -1,8 +1,8 @@
-"""The decoder of the Llama family with LoRA as few large operations, with a hand-written backward pass.
+"""The Llama decoder with LoRA, fused into a few large operations with a hand-written backward pass.
 
 LoRA (arXiv 2106.09685) is concatenated with the frozen matrix: y = [x, xA'] [W, sB]' is one product, and so is its
-gradient. Projections of the same input are one matrix, and a layer is one node of the graph, which recomputes what is
-cheap. Frozen weights are held once in the dtype of the products; the residual stream stays float32.
+gradient. Projections of the same input are one matrix. A layer is one node of the autograd graph and recomputes what
+is cheap. Frozen weights are stored once, in the dtype of the matrix products; the residual stream stays float32.
 
 Letters in shapes: N tokens of all rows, B rows, L tokens of a row with padding, P of the shared prefix, T keys (P + L
 and padding), D dimension, H heads, K key-value heads, G = H / K, E dimension of a head, F width of the MLP, R LoRA
@@ -24,11 +24,11 @@ from search_r3.training.kernels.thread_parts import run_parts
 from search_r3.training.kernels.token_ops import Group, Rotary, TokenOps, token_ops
 
 FAMILY = ("LlamaForCausalLM", "Qwen2ForCausalLM")
-"""Architectures whose layers are computed exactly, as tested; `llama_forward.FAMILY` has Mistral too, for inference."""
+"""Architectures that the tests compare with transformers; for inference, `llama_forward.FAMILY` also has Mistral."""
 ROWS_TOGETHER = 8
-"""Rows of similar length that are padded to one length: fewer need less padding, more need fewer calls."""
+"""Rows of similar length that are padded to the same length: fewer rows need less padding, more need fewer calls."""
 KEYS_MULTIPLE = 32
-"""Keys are padded to a multiple of this: products of whole tiles are faster."""
+"""The number of keys is padded to a multiple of this: matrix products of whole tiles are faster."""
 TOKENS_A_PART = 128
 """Minimum number of tokens per thread."""
 
@@ -60,11 +60,11 @@ class Layer:
 
 @dataclass
 class _Part:
-    """Rows that one thread computes: adjacent tokens. The groups' rows begin at tokens of the part.
+    """The rows of one thread, whose tokens are adjacent. `start_B` of its groups counts from the part's first token.
 
     Attributes:
-        tails: where the part's tails are among those of all rows.
-        tail_M: which of the part's tokens they are.
+        tails: slice of the output that holds the part's output tokens.
+        tail_M: indices of these tokens within the part.
     """
 
     tokens: slice
@@ -79,9 +79,9 @@ class Plan:
 
     Attributes:
         ids_N: token ids.
-        starts: each row's first token.
+        starts: index of each row's first token.
         tails: for each row, the offset of its first output token in the output.
-        prefix: tokens of the shared prefix before every row.
+        prefix: length of the shared prefix before every row, in tokens.
     """
 
     ids_N: Tensor
@@ -106,7 +106,7 @@ class FusedDecoder:
         self._layers: list[Layer] = []
 
     def layers(self) -> list[Layer]:
-        """The layers with the adapters' current weights, in the dtype of autocast, or else of the model."""
+        """The layers with the adapters' current weights, in autocast's dtype if it is enabled, else in the model's."""
         weights = [weight for weight in self.decoder.parameters() if not weight.requires_grad]
         dtype = product_dtype(weights[0])
         lora = [weight for weight in self.decoder.parameters() if weight.requires_grad]
@@ -132,8 +132,8 @@ class FusedDecoder:
         """Pack `rows` (sorted by length, so that attention needs little padding) after a prefix of `prefix` tokens.
 
         Args:
-            wanted: how many of each row's last tokens have states after the last layer.
-            together: rows that attention pads to one length, all of them in one thread; None decides.
+            wanted: for each row, how many of its last tokens are output tokens, whose hidden states are returned.
+            together: rows per group, all computed in one thread; None chooses groups and threads automatically.
         """
         matrix = layers[0].qkv.matrix
         in_threads = together is None and matrix.device.type == "cpu"
@@ -178,10 +178,10 @@ class FusedDecoder:
         return Rotary(cos_1LE[0].contiguous(), torch.cat([-sin_1LE[0, :, :half], sin_1LE[0, :, half:]], -1))
 
     def prefixes(self, embed: Callable[[Tensor], Tensor], ids: list[list[int]], layers: list[Layer]) -> list[Tensor]:
-        """Keys and values (S, K, P, E) of each layer for S texts that begin conversations, padded to the longest.
+        """Keys and values (S, K, P, E) of each layer for S conversation prefixes, padded to the longest.
 
         Args:
-            embed: from token ids (N,) to hidden states (N, D) before the first layer.
+            embed: maps token ids (N,) to the first layer's input (N, D).
         """
         plan = self.plan(ids, 0, layers, [1] * len(ids), together=len(ids))
         hidden_ND = embed(plan.ids_N)
@@ -193,14 +193,14 @@ class FusedDecoder:
         return shared
 
     def rows(self, hidden_ND: Tensor, plan: Plan, layers: list[Layer], shared: Sequence[Tensor]) -> Tensor:
-        """Hidden states of the wanted tokens (M, D) after the last layer and before the final norm."""
+        """Hidden states of the output tokens (M, D) after the last layer, before the final norm."""
         for index, layer in enumerate(layers):
             last = layer is layers[-1]
             hidden_ND = self._layer(layer, plan, hidden_ND, shared[2 * index], shared[2 * index + 1], last)[0]
         return hidden_ND
 
     def final_norm(self, hidden_TD: Tensor) -> Tensor:
-        """The decoder's last norm."""
+        """The decoder's final norm."""
         return self.decoder.norm(hidden_TD)
 
     def _layer(
@@ -211,9 +211,9 @@ class FusedDecoder:
 
 
 class _LayerFunction(torch.autograd.Function):
-    """One layer on N tokens: hidden states (N, D), and each row's keys and values if there is no prefix before it.
+    """One layer on N tokens. Returns hidden states (N, D), and the rows' keys and values if they have no prefix.
 
-    The last layer has hidden states of the wanted tokens only, (M, D): what follows attention is computed for them.
+    After attention, the last layer computes the output tokens only, (M, D).
     """
 
     @staticmethod
@@ -234,7 +234,7 @@ class _LayerFunction(torch.autograd.Function):
                 return _forward(layer, plan, part, hidden_ND[part.tokens], before_2KPE, out, last)
 
             states = run_parts(one, plan.parts)
-            # The LoRA weights are saved so that changing them before the backward pass is an error, as in torch.
+            # Saving the LoRA weights makes it an error to change them before the backward pass, as in PyTorch.
             ctx.save_for_backward(hidden_ND, *(tensor for state in states for tensor in state), *lora)
             ctx.layer, ctx.plan, ctx.last, ctx.has_prefix = layer, plan, last, keys is not None
             if keys is not None:
@@ -276,7 +276,7 @@ SAVED, SAVED_A_GROUP = 6, 4
 def _forward(
     layer: Layer, plan: Plan, part: _Part, hidden: Tensor, before: Tensor, out: Tensor, last: bool
 ) -> list[Tensor]:
-    """One layer on the tokens of a part, written to `out`; returns what the gradient needs."""
+    """Compute one layer for a part and write it to `out`; returns the tensors that the backward pass needs."""
     ops, adapted = plan.ops, plan.adapted
     x1 = layer.qkv.empty_inputs(len(hidden))
     ops.norm(hidden, layer.norm_attention, layer.eps, x1)
@@ -301,7 +301,7 @@ def _backward(
     layer: Layer, plan: Plan, part: _Part, state: list[Tensor], hidden: Tensor, dout: Tensor, dkeys_values: Any,
     dhidden: Tensor, last: bool,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Writes the gradient of the part's tokens; returns the LoRA weights', and that of the prefix's keys and values."""
+    """Write a part's gradient to `dhidden`; returns those of the LoRA weights and of the prefix's keys and values."""
     x1, x2, middle, x3, gate_up, h4, *rest = state
     ops, dtype = plan.ops, x1.dtype
     dy4 = ops.convert(dout, dtype)
@@ -331,12 +331,12 @@ def _backward(
 
 
 def _spread(x_MC: Any, place_M: Tensor, tokens: int) -> Any:
-    """(tokens, C) with the rows of `x` at `place`, and 0 elsewhere; None stays None."""
+    """Scatter the rows of `x` to the indices `place` of a zero tensor (tokens, C); None stays None."""
     return None if x_MC is None else x_MC.new_zeros(tokens, x_MC.shape[1]).index_copy_(0, place_M, x_MC)
 
 
 def _attend(layer: Layer, plan: Plan, group: Group, qkv: Tensor, before: Tensor, out: Tensor) -> list[Tensor]:
-    """Attention of one group, written to its tokens of `out`; returns queries, keys, values and probabilities."""
+    """Compute one group's attention and write it to `out`; returns queries, keys, values and probabilities."""
     query, key, value = plan.ops.pack_heads(qkv, plan.rotary, before, group, layer.groups)
     flat = query.flatten(0, 1).flatten(1, 2)
     share = torch.bmm(flat, key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], -1)
@@ -350,7 +350,7 @@ def _attend_backward(
     layer: Layer, plan: Plan, group: Group, saved: Sequence[Tensor], dx: Tensor, low: Tensor | None,
     dkeys_values: Any, dqkv: Tensor, dbefore: Tensor,
 ) -> None:  # fmt: skip
-    """Writes the gradients of the group's queries, keys and values, and adds to the prefix's."""
+    """Write the gradients of the group's queries, keys and values, and add to those of the prefix."""
     query, key, value, share = saved
     dattended = plan.ops.pack_gradient(dx, low, group, query).flatten(0, 1).flatten(1, 2)
     dvalue = torch.bmm(share.flatten(0, 1).flatten(1, 2).transpose(1, 2), dattended).view(value.shape)
@@ -360,13 +360,13 @@ def _attend_backward(
     dquery = torch.bmm(dscores, key.flatten(0, 1)).view(query.shape)
     dkey = torch.bmm(dscores.transpose(1, 2), query.flatten(0, 1).flatten(1, 2)).view(key.shape)
     for gradient, further in zip((dkey, dvalue), dkeys_values, strict=True):
-        if further is not None:  # of prefixes, whose keys and values are also those of the rows after them
+        if further is not None:  # for prefixes, whose keys and values are also used by the rows that follow
             gradient[:, :, : group.longest] += further.to(gradient.dtype)
     plan.ops.unpack_gradient(dquery, dkey, dvalue, plan.rotary, group, dqkv, dbefore)
 
 
 def supports(model: Any) -> bool:
-    """Whether `FusedDecoder` can compute this PEFT causal LM: its family, plain LoRA, everything else frozen."""
+    """Whether `FusedDecoder` supports this PEFT causal LM: one of `FAMILY`, plain LoRA, other weights frozen."""
     base = model.get_base_model()
     if type(base).__name__ not in FAMILY:
         return False
@@ -412,7 +412,7 @@ def _is_plain(linear: Any) -> bool:
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of autocast, or else of the weight."""
+    """Autocast's dtype if it is enabled, else the weight's."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
@@ -422,7 +422,7 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def _alternating(rows: int, shares: int) -> list[list[int]]:
-    """Indices of rows sorted by length, in shares of about as many tokens each: 0, 1, 1, 0, 0, 1, ... for two."""
+    """Split rows sorted by length into shares of similar token counts: 0, 1, 1, 0, 0, 1, ... for two shares."""
     found: list[list[int]] = [[] for _ in range(shares)]
     for row in range(rows):
         turn, place = divmod(row, shares)

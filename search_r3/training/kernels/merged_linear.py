@@ -1,6 +1,8 @@
 """Linear layers with LoRA (arXiv 2106.09685) as one matrix product, forward and backward.
 
-The low-rank matrices are concatenated with the frozen one, not multiplied separately: y = [x, xA'] [W, sB]'.
+The low-rank matrices are concatenated with the frozen one instead of being multiplied separately:
+y = [x, xA'] [W, sB]'.
+
 Letters in shapes: N tokens, `in` and `out` features, R ranks of all adapters together.
 """
 
@@ -17,7 +19,7 @@ from torch.nn import functional
 
 @dataclass
 class _Adapter:
-    """One LoRA pair, and its place in the merged matrix."""
+    """One LoRA pair and its rows and columns in the merged matrix."""
 
     a: nn.Parameter
     b: nn.Parameter
@@ -27,11 +29,11 @@ class _Adapter:
 
 
 class Projection:
-    """Linear layers with the same input, and their LoRA, as one matrix.
+    """Linear layers that share an input, merged with their LoRA weights into one matrix.
 
     `matrix` is [W, sB], (out, in + R): it maps [x, h] to y, where h = x A', and dy to [dy W, dh], where dh = dy sB.
-    All products are of whole contiguous tensors: torch copies others before each product. So the rows of x have R
-    further columns.
+    All products use whole contiguous tensors, because PyTorch would copy others before each product. The rows of x
+    therefore have R extra columns.
     """
 
     def __init__(self, linears: Sequence[Any], dtype: torch.dtype) -> None:
@@ -72,30 +74,35 @@ class Projection:
         return [weight for adapter in self.adapters for weight in (adapter.a, adapter.b)]
 
     def empty_inputs(self, tokens: int) -> Tensor:
-        """Uninitialized [x, h], (N, in + R); the caller writes x, and 0 into h."""
+        """Uninitialized [x, h], (N, in + R); the caller writes x and sets h to 0."""
         return self.matrix.new_empty(tokens, self.inputs + self.rank)
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:
-        """y (N, out) from [x, 0]; h is filled in."""
+        """y (N, out) from [x, 0]; writes h in place if `adapted`."""
         if adapted and self.rank:
             x[:, self.inputs :] = torch.mm(x, self._wide_down.T)
         return functional.linear(x, self.matrix, self.bias)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[dy W, dh], (N, in + R), and dh A, (N, in): dx is the sum of the first `in` columns and the second."""
+        """[dy W, dh], (N, in + R), and dh A, (N, in), or None without adapters.
+
+        dx is the sum of the first result's first `in` columns and the second result.
+        """
         dx = torch.mm(dy, self.matrix)
         return dx, torch.mm(self.ranks_of(dx), self._down) if self.rank else None
 
     def ranks_of(self, x: Tensor) -> Tensor:
-        """h of [x, h], or dh, contiguous (N, R)."""
+        """The last R columns (h of [x, h], or dh), contiguous, (N, R)."""
         return x[:, self.inputs :].contiguous()
 
     def gradients(self, x: Tensor, h: Tensor, dy: Tensor, dx: Tensor) -> list[Tensor]:
-        """The gradients of `parameters`.
+        """The gradients of `parameters`, in their order and dtypes.
 
         Args:
             x: (N, in) or [x, h].
-            dx: what `backward` returned first.
+            h: (N, R), see `ranks_of`.
+            dy: gradient of the output, (N, out).
+            dx: the first result of `backward`.
         """
         if not self.rank:
             return []

@@ -1,7 +1,7 @@
-"""Runs parts of a computation side by side, each on one core.
+"""Runs parts of a computation in parallel, one core each.
 
-Between two matrix products, torch starts and joins its threads at every operation. Here each thread takes its part of
-the tokens through many operations, and they meet once.
+PyTorch starts and joins its threads at every operation. Here each thread runs many operations on its part of the
+tokens, and the threads synchronize once.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _lock = threading.Lock()
 
 
 def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """`function` of each part, without gradients; several parts at once, each with one of torch's threads.
+    """Apply `function` to each part without recording gradients, in parallel with one thread per part.
 
-    A single part is computed by the caller, with as many threads as torch has there.
+    A single part runs in the calling thread with all of PyTorch's threads.
     """
     if len(parts) == 1:
         with torch.no_grad():
@@ -37,17 +37,17 @@ def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    key = (os.getpid(), threads)  # a fork has no threads
+    key = (os.getpid(), threads)  # a forked process does not inherit threads
     with _lock:
         if key not in _pools:
             before, started = torch.get_num_threads(), threading.Barrier(threads)
             pool = ThreadPoolExecutor(threads, "training-part", _take_one_core)
             list(pool.map(lambda _: started.wait(), range(threads)))
-            torch.set_num_threads(before)  # for threads that are started elsewhere
+            torch.set_num_threads(before)  # `_take_one_core` also set the default of threads started later
             _pools[key] = pool
         return _pools[key]
 
 
 def _take_one_core() -> Any:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # a thread adopts the number when it first asks, and keeps it
+    torch.get_num_threads()  # a thread reads the setting on first use and keeps it

@@ -1,6 +1,6 @@
-"""Kernels of the fused decoder between two matrix products, compiled by numba: each is one pass over a row.
+"""The fused decoder's elementwise kernels, compiled by numba; each makes one pass over a row.
 
-They run without the GIL in the calling thread; `thread_parts` runs them side by side. Arrays are C-contiguous, float32
+They run in the calling thread without the GIL; `thread_parts` runs them in parallel. Arrays are C-contiguous, float32
 or bfloat16; numba has no bfloat16, so its arrays are uint16 and hold the upper half of a float32. Arithmetic is
 float32. Call `compile_kernels` first: it replaces this module's functions by compiled ones.
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 _SUMS_IN_ANY_ORDER = {"reassoc", "nsz", "contract", "arcp"}
-"""So that sums are vectorized; NaN and infinity stay what they are."""
+"""Lets LLVM vectorize sums; NaN and infinity are preserved."""
 _FASTMATH: dict[str, Any] = {
     "_exp": {"contract"},
     **dict.fromkeys(
@@ -48,7 +48,7 @@ _smaller: Any = None
 
 
 def compile_kernels() -> None:
-    """Replace this module's functions by compiled ones, once; each is compiled at its first call, and kept on disk.
+    """Replace this module's functions by compiled ones, once; each is compiled on its first call and cached on disk.
 
     Raises:
         ModuleNotFoundError: numba is not installed.
@@ -72,7 +72,7 @@ def _compiled(function: Any, fastmath: Any) -> Any:
 
 
 def _intrinsics() -> dict[str, Any]:
-    """What numba cannot express, by LLVM's instructions."""
+    """Operations that numba cannot express, as LLVM instructions."""
     from llvmlite import ir
     from numba import extending, types
 
@@ -122,7 +122,7 @@ def _intrinsics() -> dict[str, Any]:
 
 
 def _extreme(instruction: str) -> Any:
-    """The larger or smaller of two float32 by an instruction: a loop with a comparison is not vectorized."""
+    """The larger or smaller of two float32, as one instruction: LLVM does not vectorize loops with comparisons."""
     from llvmlite import ir
     from numba import extending, types
 
@@ -141,7 +141,7 @@ def _extreme(instruction: str) -> Any:
 
 
 def _exp(x):
-    """e^x to a unit or two of float32's last place (Cephes, expf.c); a call of the C library's is not vectorized."""
+    """e^x in float32 to within 2 ulp (Cephes, expf.c); calls of the C library's expf are not vectorized."""
     x = _larger(_smaller(x, np.float32(88.0)), np.float32(-87.0))
     whole = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     x -= whole * np.float32(0.693359375)
@@ -195,7 +195,7 @@ def add(hidden_ND, delta_ND, sum_ND):
 
 
 def convert(x_ND, out_ND):
-    """`x` in the dtype of the products."""
+    """`x` in the dtype of the matrix products."""
     size, width = x_ND.shape
     for n in range(size):
         x, out = x_ND[n], out_ND[n]
@@ -240,7 +240,7 @@ def swiglu(gate_up_N2F, out_NX):
 
 
 def swiglu_backward(dact_NX, low_NF, gate_up_N2F, dgate_up_N2F, act_NF):
-    """The gradients of gate and up, and silu(gate) * up again; the gradient of that is `dact` plus `low`."""
+    """The gradients of gate and up, and silu(gate) * up, recomputed; its gradient is `dact` plus `low`."""
     size, width = gate_up_N2F.shape[0], gate_up_N2F.shape[1] // 2
     with_low = low_NF.size > 0
     for n in range(size):
@@ -266,7 +266,7 @@ def swiglu_backward(dact_NX, low_NF, gate_up_N2F, dgate_up_N2F, act_NF):
 
 
 def _rotate(x, cos, sin, out, like):
-    """One head rotated by RoPE; `sin` has the sign of transformers' rotate_half in its first half."""
+    """One head rotated by RoPE; the first half of `sin` is negated, as in transformers' rotate_half."""
     half = out.size // 2
     for e in range(half):
         a, b = _widen(x[e]), _widen(x[half + e])
@@ -310,7 +310,7 @@ def pack_heads(qkv_NC, cos_LE, sin_LE, start_B, length_B, before_2KPE, query_BKG
 
 
 def softmax(scores_BKGLT, length_B, prefix, scale):
-    """Softmax of the scaled scores, in place, over the prefix and the row up to the query's own token; elsewhere 0."""
+    """In place: causal softmax of the scaled scores over the prefix and the row; 0 at all other positions."""
     size, heads, groups, longest, total = scores_BKGLT.shape
     line = np.empty(total, np.float32)
     for b in range(size):
@@ -337,7 +337,7 @@ def softmax(scores_BKGLT, length_B, prefix, scale):
 
 
 def softmax_backward(dshare_BKGLT, share_BKGLT, length_B, prefix, scale):
-    """The gradient of `softmax`'s scores, in the place of its output's."""
+    """Overwrite the gradient of `softmax`'s output with that of its scores."""
     size, heads, groups, longest, _ = share_BKGLT.shape
     for b in range(size):
         for k in range(heads):
@@ -372,7 +372,7 @@ def unpack_heads(attended_BKGLE, start_B, length_B, out_NX):
 
 
 def pack_gradient(dx_NX, low_ND, start_B, length_B, out_BKGLE):
-    """The gradient of `unpack_heads`' input, from `dx` plus `low`; 0 in what a row lacks."""
+    """The gradient of `unpack_heads`' input, from `dx` plus `low`; padding is set to 0."""
     size, heads, groups, _, dim = out_BKGLE.shape
     with_low = low_ND.size > 0
     for b in range(size):
@@ -393,7 +393,7 @@ def pack_gradient(dx_NX, low_ND, start_B, length_B, out_BKGLE):
 
 
 def unpack_gradient(dquery_BKGLE, dkey_BKTE, dvalue_BKTE, cos_LE, sin_LE, start_B, length_B, dqkv_NC, dbefore_2KPE):
-    """The gradient of `pack_heads`' input, and, added, of the prefix's keys and values (float32)."""
+    """The gradient of `pack_heads`' input; those of the prefix's keys and values are accumulated in float32."""
     size, heads, groups, _, dim = dquery_BKGLE.shape
     prefix = dbefore_2KPE.shape[2]
     for b in range(size):
@@ -424,7 +424,7 @@ def unpack_gradient(dquery_BKGLE, dkey_BKTE, dvalue_BKTE, cos_LE, sin_LE, start_
 
 
 def cross_entropy(logits_CV, target_C, loss_C):
-    """-log softmax(logits)[target], and, in the place of the logits, its gradient."""
+    """Write -log softmax(logits)[target] to `loss`, and overwrite the logits with its gradient."""
     size, width = logits_CV.shape
     line = np.empty(width, np.float32)
     for c in range(size):

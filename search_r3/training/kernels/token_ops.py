@@ -1,7 +1,7 @@
 """The fused decoder's elementwise operations, in PyTorch or compiled (`token_kernels`).
 
-Every operation writes its outputs into tensors that the caller gives, and reads rows of tokens without padding;
-attention pads the rows of a group to one length. Letters in shapes: those of `fused_llama` and `token_kernels`.
+Most operations write into tensors that the caller provides, and read packed tokens without padding; attention pads
+the rows of a group to the same length. Letters in shapes: those of `fused_llama` and `token_kernels`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Group:
     """Rows of similar length, which attention pads to the longest.
 
     Attributes:
-        start_B: each row's first token, int64.
-        length_B: each row's tokens, int64.
+        start_B: index of each row's first token, int64.
+        length_B: each row's number of tokens, int64.
         longest: L.
-        keys: T, the prefix and L, rounded up.
+        keys: T, the prefix's length plus L, rounded up.
     """
 
     start_B: np.ndarray
@@ -49,7 +49,7 @@ class Group:
 
 @dataclass
 class Rotary:
-    """RoPE's tables of the positions after the prefix, (L, E); `sin` has rotate_half's sign in its first half."""
+    """RoPE's tables for positions after the prefix, (L, E); the first half of `sin` is negated, as in rotate_half."""
 
     cos_LE: Tensor
     sin_LE: Tensor
@@ -87,7 +87,7 @@ class TokenOps:
 
         Args:
             dy_NX: the gradient of its output, in the first D columns.
-            low_ND: is added to it; see `Projection.backward`.
+            low_ND: added to `dy`; see `Projection.backward`.
         """
         inverse_N1 = _inverse_rms(hidden_ND, eps)
         dy_ND = _both(dy_NX, low_ND, hidden_ND.shape[1]) * weight_D
@@ -126,7 +126,7 @@ class TokenOps:
         return query, both[0], both[1]
 
     def softmax_(self, scores_BKGLT: Tensor, group: Group, prefix: int, scale: float) -> None:
-        """In place: softmax of the scaled scores over the prefix and the row up to the query's own token; else 0."""
+        """In place: causal softmax of the scaled scores over the prefix and the row; 0 at all other positions."""
         longest, keys = scores_BKGLT.shape[-2:]
         device = scores_BKGLT.device
         hidden_LT = torch.ones(longest, keys, dtype=torch.bool, device=device).triu(prefix + 1)
@@ -173,7 +173,7 @@ class TokenOps:
         dqkv_NC[group.place_BL.to(device)[real_BL]] = drows_BLC[real_BL]
 
     def cross_entropy_(self, logits_CV: Tensor, target_C: Tensor, loss_C: Tensor) -> None:
-        """-log softmax(logits)[target] into `loss`; the gradient of it in the place of the logits."""
+        """Write -log softmax(logits)[target] to `loss`, and overwrite the logits with its gradient."""
         wide_CV = logits_CV.to(loss_C.dtype)
         log_p_CV = wide_CV.log_softmax(-1)
         loss_C.copy_(-log_p_CV.gather(1, target_C[:, None])[:, 0])
@@ -282,13 +282,13 @@ def token_ops(device: torch.device, product: torch.dtype, residual: torch.dtype)
 def _compiled_kernels() -> ModuleType | None:
     try:
         token_kernels.compile_kernels()
-    except ImportError:  # no numba
+    except ImportError:  # numba is not installed
         return None
     return token_kernels
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory; bfloat16 as uint16, as the kernels take it."""
+    """A view of the tensor's memory; bfloat16 as uint16, as the kernels expect."""
     tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
@@ -302,7 +302,7 @@ def _both(dy_NX: Tensor, low_ND: Tensor | None, width: int) -> Tensor:
 
 
 def _rotated(x_BLHE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    """x cos + swapped(x) sin; -sin turns back."""
+    """x cos + swapped(x) sin; with -sin, the inverse rotation."""
     longest, half = x_BLHE.shape[1], x_BLHE.shape[-1] // 2
     swapped_BLHE = torch.cat([x_BLHE[..., half:], x_BLHE[..., :half]], -1)
     turned_BLHE = x_BLHE * cos_LE[:longest, None] + swapped_BLHE * sin_LE[:longest, None]
