@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from search_r3.data.stop_words import FUNCTION_WORDS
 from search_r3.errors import InputError
 from search_r3.hints import refuse_unknown
 
@@ -24,18 +25,15 @@ TYPO_LETTERS = 4
 """Letters of a word that may get one."""
 _KEY_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _PUNCTUATION = ".,;:?!\"'()[]{}…“”‘’«»„¿¡。，、；：？！「」『』（）"
-_STOP_WORDS = """
-a about above after again against all also am an and any are aren't as at be because been before being below between
-both but by can can't cannot could couldn't did didn't do does doesn't doing don't down during each few for from
-further had hadn't has hasn't have haven't having he her here hers herself him himself his how i if in into is isn't
-it it's its itself just me might more most must mustn't my myself no nor not now of off on once only or other our
-ours ourselves out over own please same shall she should shouldn't so some such tell than that the their theirs them
-themselves then there these they this those through to too under until up us very was wasn't we were weren't what
-what's when where which while who who's whom whose why will with won't would wouldn't you your yours yourself
-yourselves
+_FURTHER_STOP_WORDS = """
+about above after again against all also am aren't because before being below between both but can't cannot couldn't
+didn't doesn't doing don't down during each few further had hadn't hasn't haven't having he her here hers herself him
+himself his isn't it's itself just me might more most must mustn't myself nor now off once only other ours ourselves
+out over own please same shall she should shouldn't some such tell theirs themselves those through too under until up
+us very wasn't weren't what's while who's whom whose will won't would wouldn't yours yourself yourselves
 """
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-STOP_WORDS = frozenset(_STOP_WORDS.split())
+STOP_WORDS = FUNCTION_WORDS | frozenset(_FURTHER_STOP_WORDS.split())
 """English words that say nothing of a query's topic, question words and auxiliary verbs among them."""
 
 Variant = Callable[[str, np.random.Generator], str]

@@ -24,6 +24,7 @@ from search_r3.data.sources.querystyle import (
     first_sentence,
     without_markup,
 )
+from search_r3.data.stop_words import FUNCTION_WORDS
 
 WEB_SHARE = 0.6
 """Share of docstring sentences rewritten as typed queries; the rest stay sentences (as in `data build`)."""
@@ -42,12 +43,10 @@ ALIKE = 0.6
 ELSEWHERE = 5
 """A question of which this many consecutive words occur in another document is dropped, since that may answer it
 too."""
-STOP = frozenset(
-    """a an the and or of to in on at by for from with without into as is are be was were can could do does did how
-    what when where which who why it its this that these those you your we our i my if not no than then so all any
-    some each every via per vs use used using get set up out one two new other more most only also about between
-    python return returns given none true false next first last whether must have has been after before over under
-    same single several many otherwise back one's own them they their there""".split()  # noqa: SIM905 (a list of literals would be 60 lines)
+STOP = FUNCTION_WORDS | frozenset(
+    """about after all also back before between each every false first get given last many more most must new next
+    none one one's only other otherwise out over own per python return returns same set several single some those
+    true two under up use used using via vs whether without""".split()  # noqa: SIM905 (a list of literals would be 30 lines)
 )
 COMMON = frozenset(
     """install installation installing usage example examples quick quickstart start started getting overview

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from search_r3.data.stop_words import FUNCTION_WORDS
+
 
 def _marks() -> str:
     """The combining marks, as the content of a character class. Python's \\w leaves them out, but they are parts of
@@ -27,13 +29,7 @@ UNSPACED = (
 WORD = re.compile(rf"[^\W_{UNSPACED}]+(?:[{MARKS}]+[^\W_{UNSPACED}]*)*|(?:(?=[^\W_]|[{MARKS}])[{UNSPACED}])+")
 """A word, or a run of words without spaces between them; snake_case is several words."""
 _UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
-# Articles, pronouns, auxiliaries, question words.
-STOP_WORD_LIST = (
-    "a an and any are as at be been but by can could did do does for from had has have how i if in into is it its "
-    "me my no not of on or our should so than that the their them then there these they this to was we were what when "
-    "where which who why will with would you your"
-)
-STOP_WORDS = frozenset(STOP_WORD_LIST.split())
+STOP_WORDS = FUNCTION_WORDS | {"but", "had", "me", "should", "will", "would"}
 SHOUTING_WORDS = 4  # "HOW DO I OPEN IT" is a query in capitals; "WHO 2020" has a name in capitals
 _SOFT_HYPHEN = re.compile(r"(?<=[^\W_])\u00ad+(?=[^\W_])")
 
