@@ -63,6 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", help="BEIR data root (default: SEARCH_R3_DATA, then the cache folder)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", default="int8", help="of `serve`")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of `sft` and `grpo`")
     parser.add_argument("--tiny", action="store_true", help="random weights, two layers, few texts: tries the script")
     parser.add_argument(
         "--json", dest="output", type=Path, help="where it goes (default: results/benchmarks/versions.json)"
@@ -76,7 +77,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def side_by_side(benchmark: str, options: argparse.Namespace) -> dict[str, Any]:
     """What was timed -> ours and the other's seconds, compared turn by turn."""
-    arguments = {name: getattr(options, name) for name in ("model", "data", "device", "engine", "tiny")}
+    arguments = {name: getattr(options, name) for name in ("model", "data", "device", "engine", "dtype", "tiny")}
     workers: dict[str, Worker] = {}
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -176,7 +177,8 @@ def sft(options: argparse.Namespace, scratch: Path) -> dict[str, Step]:
     import sft as script
     import sft_systems
 
-    sys.argv = ["sft.py", "--only", "speed", "--device", options.device, *(["--tiny"] if options.tiny else [])]
+    few = ["--only", "speed", "--device", options.device, "--dtype", options.dtype]
+    sys.argv = ["sft.py", *few, *(["--tiny"] if options.tiny else [])]
     spec, _ = script.prepare(script.parse(), scratch)
     _, answer = sft_systems.load(spec)
     answer("first 0")
@@ -191,7 +193,7 @@ def grpo(options: argparse.Namespace, scratch: Path) -> dict[str, Step]:
         import grpo_systems
 
         script.load = grpo_systems.load
-    few = ["--steps", "8", "--adapter", options.model, "--device", options.device]
+    few = ["--steps", "8", "--adapter", options.model, "--device", options.device, "--dtype", options.dtype]
     sys.argv = ["grpo.py", *few, *(["--tiny"] if options.tiny else [])]
     spec, _ = script.prepare(script.parse(), scratch)
     _, answer = script.load(replace(spec, system="ours"))
