@@ -13,7 +13,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from search_r3.config import to_dict
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text, remove_leftovers
 from search_r3.training.config import LoopConfig, with_present_keys
@@ -114,7 +113,7 @@ def _check_same_run(output: Path, settings: dict[str, Any], defaults: dict[str, 
         begun_with = with_present_keys(_flat(json.loads(path.read_text(encoding="utf-8"))), new)
         # A version without a key behaved as the key's default does.
         known = {key: value for key, value in _flat(json.loads(json.dumps(defaults))).items() if key in new}
-        old = _flat({"loop": to_dict(LoopConfig())}) | known | begun_with
+        old = known | begun_with
         free = FREE_KEYS | ({"loop.steps"} if old.get("loop.schedule") == "constant" else set())
         for key in sorted(set(old) | set(new)):
             if key not in free and old.get(key) != new.get(key):

@@ -79,25 +79,23 @@ class TransformersSession:
         self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
     ) -> Tensor:
         """See `Session.feed`."""
+        return self._feed({"input_ids": ids_BL}, position_BL, mask_BT, last_B)
+
+    def feed_embeddings(self, input_BLD: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """See `SoftSession.feed_embeddings`."""
+        return self._feed({"inputs_embeds": input_BLD}, position_BL, mask_BT, None)
+
+    def _feed(
+        self, inputs: dict[str, Tensor], position_BL: Tensor, mask_BT: Tensor | None, last_B: Tensor | None
+    ) -> Tensor:
         hidden_BLD = self.backbone(
-            input_ids=ids_BL,
+            **inputs,
             attention_mask=mask_BT,
             position_ids=position_BL,
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
         return _at(hidden_BLD, last_B)
-
-    def feed_embeddings(self, input_BLD: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        """See `SoftSession.feed_embeddings`."""
-        hidden_BLD = self.backbone(
-            inputs_embeds=input_BLD,
-            attention_mask=mask_BT,
-            position_ids=position_BL,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return _at(hidden_BLD, None)
 
     def keep(self, rows: Tensor) -> None:
         """See `Session.keep`."""
