@@ -157,7 +157,7 @@ def run_demo(model_name: str | None = None, *, console: Console | None = None) -
     console = console or Console()
     console.width = min(console.width, MAX_WIDTH)
     chosen = model_name or default_model()
-    console.print(Rule("[bold]Search-R3[/] retrieval that reasons before it embeds", style="cyan"))
+    console.print(Rule("[bold]Search-R3[/] · retrieval that reasons before it embeds", style="cyan"))
     console.print()
     converts = chosen in BUNDLED or chosen in known_names()
     first = converts and not any((cache_dir() / "base").glob("*/config.json"))
@@ -308,6 +308,7 @@ def _print_next(console: Console, folder: Path) -> None:
             shown = f"~/{folder.relative_to(Path.home())}"
     steps = (
         ("ask this index your own question", f'{program} search {shown} "how do I ..."'),
+        ("search it in the browser", f"{program} serve {shown} --open"),
         (
             "index your own files and ask them",
             f"{program} index ~/notes --into notes-index\n{program} search notes-index '...'",

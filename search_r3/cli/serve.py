@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import webbrowser
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +37,14 @@ class Batching(StrEnum):
 
     continuous = "continuous"
     static = "static"
+
+
+class LogFormat(StrEnum):
+    """The form of the server's log."""
+
+    auto = "auto"
+    text = "text"
+    json = "json"
 
 
 def serve(
@@ -71,17 +81,21 @@ def serve(
         Batching, typer.Option(help="continuous: reasoned queries join and leave between tokens; static: in batches.")
     ] = Batching.continuous,
     slots: Annotated[int, typer.Option(min=1, help="Number of reasoned queries that are decoded together.")] = 32,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="The log on standard error; auto is text on a terminal, otherwise JSON lines.")
+    ] = LogFormat.auto,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the search page in your browser.")] = False,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     engine: EngineOption = AUTO,
 ) -> None:
-    """Serve OpenAI-compatible embeddings, and search on an index, over HTTP.
+    """Serve a search page, search on an index, and OpenAI-compatible embeddings over HTTP.
 
-    It listens immediately; /health returns 200 once it is ready. /docs describes the API, /metrics is for Prometheus.
-    Ctrl-C or SIGTERM finishes the requests in flight and stops. The log on standard error is JSON without user texts.
+    It listens immediately; /health returns 200 once it is ready. / is the search page, /docs describes the API,
+    /metrics is for Prometheus. Ctrl-C or SIGTERM finishes the requests in flight and stops. The log has no user texts.
 
     \b
-    Example:  search-r3 serve notes-index --port 8000
+    Example:  search-r3 serve notes-index --open
     Next:     curl localhost:8000/v1/search -H 'Content-Type: application/json' -d '{"query": "your question"}'
     """
     silence_transformers()
@@ -120,4 +134,21 @@ def serve(
         collect_garbage_as_usual()
         return loaded
 
-    run(host, port, config, start)
+    as_json = log_format is LogFormat.json or (log_format is LogFormat.auto and not sys.stderr.isatty())
+
+    def greet(url: str) -> None:
+        if not as_json:
+            print_addresses(url, name, index)
+        if open_page and not webbrowser.open(f"{url}/"):
+            print("no browser was found; open the address yourself", file=sys.stderr)
+
+    run(host, port, config, start, json_log=as_json, on_listening=greet)
+    if not as_json:
+        print("Stopped.", file=sys.stderr)
+
+
+def print_addresses(url: str, model: str, index: str | None) -> None:
+    """Print on stderr where a server at `url` is found; without an index it has no search page."""
+    page = "" if index is None else f"Search page: {url}/   "
+    print(f"{page}API: {url}/docs   Ctrl-C stops.", file=sys.stderr)
+    print(f"Loading {model} ...", file=sys.stderr, flush=True)

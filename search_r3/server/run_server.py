@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -68,18 +69,34 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(host: str, port: int, config: ServerConfig, load: Callable[[], Loaded]) -> None:
-    """Serve until a signal (SIGTERM, Ctrl-C) stops it.
+def serve(
+    host: str,
+    port: int,
+    config: ServerConfig,
+    load: Callable[[], Loaded],
+    *,
+    json_log: bool = True,
+    on_listening: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve until a signal (SIGTERM, Ctrl-C) stops it; requests in flight are finished first.
+
+    Args:
+        json_log: log JSON lines rather than lines for people.
+        on_listening: called with the server's address once it accepts connections; the model may still be loading.
 
     Raises:
         InputError: the server cannot listen on the address.
         Exception: what `load` raised.
     """
     bound = listen(host, port)
-    log_to()
+    log_to(json_lines=json_log)
     server = make_server(config, load)
     address, real_port = bound.getsockname()[:2]
-    log("listening", url=f"http://{f'[{address}]' if ':' in address else address}:{real_port}")
-    server.run(sockets=[bound])
+    url = f"http://{f'[{address}]' if ':' in address else address}:{real_port}"
+    if json_log:
+        log("listening", url=url)
+    on_listening(url)
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has shut down
+        server.run(sockets=[bound])
     if server.service.status == "failed":
         raise server.service.failure or RuntimeError("the model could not be loaded; see the log")

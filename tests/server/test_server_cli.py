@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import urllib.error
@@ -15,6 +16,7 @@ from processes import start
 from serving_tools import eventually
 
 from search_r3.cli import main
+from search_r3.cli.serve import print_addresses
 from search_r3.server.run_server import listen
 
 pytestmark = pytest.mark.slow
@@ -45,6 +47,28 @@ def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
         assert process.wait(60) in (0, -signal.SIGTERM)  # uvicorn raises the signal again once all is done
     lines = [json.loads(line) for line in process.stderr.splitlines() if line.startswith("{")]
     assert lines[-1]["event"].startswith("Finished server process")
+
+
+def test_a_person_is_told_where_the_page_is_and_that_the_server_stopped(tiny_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "search_r3", "serve", "--model", str(tiny_model), "--port", "0", "--device", "cpu"]
+    with start([*command, "--log-format", "text"], cwd=tmp_path) as process:
+        line = process.line("API: ", "stderr")
+        url = re.fullmatch(r"API: (http://127.0.0.1:\d+)/docs   Ctrl-C stops\.", line)[1]  # type: ignore[index]
+        eventually(lambda: answers(url + "/health"), 60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert process.stderr.splitlines()[-1] == "Stopped."
+    assert re.search(r"(?m)^\d\d:\d\d:\d\d GET /health 200, [\d.]+ ms$", process.stderr)
+    assert "error" not in process.stderr
+    assert "{" not in process.stderr
+
+
+def test_the_page_is_named_where_there_is_an_index(capsys: pytest.CaptureFixture) -> None:
+    print_addresses("http://127.0.0.1:8000", "tiny", "notes-index")
+    assert capsys.readouterr().err.splitlines() == [
+        "Search page: http://127.0.0.1:8000/   API: http://127.0.0.1:8000/docs   Ctrl-C stops.",
+        "Loading tiny ...",
+    ]
 
 
 def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
