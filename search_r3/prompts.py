@@ -1,4 +1,4 @@
-"""The conversations (document, query, query with reasoning, perhaps query in latent steps) and the embed token.
+"""The conversations (document, query, query with reasoning; perhaps latent steps and reading) and the embed token.
 
 The wording of the direct conversation is the paper's stage 1 (arXiv 2510.07048, section 3); that of the others is
 ours. They are saved in every checkpoint and hashed into its embedding contract: a different wording gives a different
@@ -51,6 +51,30 @@ class LatentConversation(Conversation):
 
 
 @dataclass(frozen=True)
+class ReadingConversation(Conversation):
+    """The conversation of queries that are embedded together with the first hits of a search (as ANCE-PRF does with
+    an encoder, arXiv 2108.13454).
+
+    The user's turn is the query, then each passage after its `marker`, in the order of the search. A passage is a
+    document's full text, its title first, cut at `passage_tokens`. The assistant's turn is the given answer. With
+    reasoning the same user's turn is in the reasoning conversation instead, so that the reasoning follows the passages.
+
+    Attributes:
+        passages: how many passages the checkpoint was trained with, and a search reads by default.
+        passage_tokens: the tokens that are read of each passage.
+        marker: the text before each passage, in which "#" stands for its number, from 1.
+    """
+
+    passages: int = 4
+    passage_tokens: int = 48
+    marker: str = "\n\n[#]\n"
+
+    def marker_of(self, number: int) -> str:
+        """The text before passage `number`."""
+        return self.marker.replace("#", str(number))
+
+
+@dataclass(frozen=True)
 class Prompts:
     """The conversations of a checkpoint.
 
@@ -58,6 +82,7 @@ class Prompts:
         document, query: conversations for embedding directly.
         reasoning: the conversation in which a query is reasoned about first.
         latent: the conversation with latent steps; None if the checkpoint has no latent mode.
+        reading: the conversation with passages; None if the checkpoint has no reading mode.
     """
 
     document: Conversation = field(
@@ -74,6 +99,7 @@ class Prompts:
         )
     )
     latent: LatentConversation | None = None
+    reading: ReadingConversation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, as written to the checkpoint.
@@ -85,20 +111,31 @@ class Prompts:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Prompts:
         """The inverse of `to_dict`. Raises InputError for a conversation that is missing or malformed."""
-        names = [f.name for f in fields(cls) if f.name != "latent"]
+        names = [f.name for f in fields(cls) if f.name not in _OPTIONAL]
         try:
             if not isinstance(data, dict):
                 raise TypeError(f"found {data!r}")
-            latent = LatentConversation(**data["latent"]) if data.get("latent") is not None else None
-            made = cls(**{name: Conversation(**data[name]) for name in names}, latent=latent)
-            if latent is not None and not (type(latent.steps) is int and latent.steps >= 1):
-                raise TypeError(f"steps must be a whole number of 1 or more, not {latent.steps!r}")
-            texts = (text for talk in made.to_dict().values() for key, text in talk.items() if key != "steps")
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError("system and answer must be strings")
-            return made
+            made = {name: Conversation(**data[name]) for name in names}
+            made |= {name: kind(**data[name]) for name, kind in _OPTIONAL.items() if data.get(name) is not None}
+            for conversation in made.values():
+                _check(conversation)
+            return cls(**made)  # type: ignore[arg-type]
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint's prompts must have {', '.join(names)}: {error}") from error
+
+
+_OPTIONAL: dict[str, type[Conversation]] = {"latent": LatentConversation, "reading": ReadingConversation}
+"""The conversations that a checkpoint may lack."""
+
+
+def _check(conversation: Conversation) -> None:
+    """Raise TypeError unless every field has its type, and every number is 1 or more."""
+    for field_ in fields(conversation):
+        value = getattr(conversation, field_.name)
+        if field_.type == "str" and not isinstance(value, str):
+            raise TypeError(f"{field_.name} must be a string, not {value!r}")
+        if field_.type == "int" and not (type(value) is int and value >= 1):
+            raise TypeError(f"{field_.name} must be a whole number of 1 or more, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -133,6 +170,38 @@ def with_latent_steps(prompts: Prompts, steps: int) -> Prompts:
     if prompts.latent is not None and prompts.latent.steps == steps:
         return prompts
     return replace(prompts, latent=latent_conversation(steps) if steps else None)
+
+
+def reading_conversation(passages: int = 4, passage_tokens: int = 48) -> ReadingConversation:
+    """The conversation that new adapters with a reading mode get."""
+    system = (
+        "Please represent user queries. Each query is followed by passages that a first search found; some may not "
+        "answer it."
+    )
+    return ReadingConversation(system, "The embedding is ", passages, passage_tokens)
+
+
+def with_reading(prompts: Prompts, passages: int, passage_tokens: int) -> Prompts:
+    """`prompts` with a conversation that reads so many passages of so many tokens; the one that they have, if it does.
+    0 passages: without."""
+    known = prompts.reading
+    if known is not None and (known.passages, known.passage_tokens) == (passages, passage_tokens):
+        return prompts
+    return replace(prompts, reading=reading_conversation(passages, passage_tokens) if passages else None)
+
+
+def templates_of(prompts: Prompts, tokenizer: Any) -> dict[str, PromptTemplate]:
+    """Every conversation of a checkpoint as token ids, under its name in `Prompts`. Raises InputError as `render`."""
+    templates = {
+        "document": render(prompts.document, tokenizer, give_answer=True),
+        "query": render(prompts.query, tokenizer, give_answer=True),
+        "reasoning": render(prompts.reasoning, tokenizer, give_answer=False),
+    }
+    if prompts.latent is not None:
+        templates["latent"] = render(prompts.latent, tokenizer, give_answer=True, embed_token=False)
+    if prompts.reading is not None:
+        templates["reading"] = render(prompts.reading, tokenizer, give_answer=True)
+    return templates
 
 
 def render(

@@ -10,7 +10,16 @@ import pytest
 
 from search_r3.errors import InputError
 from search_r3.model.checkpoint import add_embed_token
-from search_r3.prompts import EMBED_TOKEN, Conversation, Prompts, latent_conversation, render
+from search_r3.prompts import (
+    EMBED_TOKEN,
+    Conversation,
+    Prompts,
+    latent_conversation,
+    reading_conversation,
+    render,
+    templates_of,
+    with_reading,
+)
 
 
 @pytest.fixture
@@ -97,5 +106,34 @@ def test_prompts_without_a_latent_conversation_are_written_as_before_there_was_o
 def test_a_malformed_latent_conversation_is_refused(change: dict[str, Any]) -> None:
     record = replace(Prompts(), latent=latent_conversation(2)).to_dict()
     record["latent"] |= change
+    with pytest.raises(InputError, match="the checkpoint's prompts must have document, query, reasoning"):
+        Prompts.from_dict(record)
+
+
+def test_prompts_without_a_reading_conversation_are_written_as_before_there_was_one(tokenizer: Any) -> None:
+    reads = with_reading(Prompts(), 3, 20)
+    assert reads.to_dict()["reading"] | {"system": ""} == {
+        "system": "", "answer": "The embedding is ", "passages": 3, "passage_tokens": 20, "marker": "\n\n[#]\n"
+    }  # fmt: skip
+    assert Prompts.from_dict(reads.to_dict()) == reads
+    assert with_reading(reads, 0, 20) == Prompts()
+    assert list(templates_of(Prompts(), tokenizer)) == ["document", "query", "reasoning"]
+    assert templates_of(reads, tokenizer)["reading"].suffix == templates_of(reads, tokenizer)["query"].suffix
+
+
+def test_a_conversation_that_reads_as_much_is_kept_as_it_is() -> None:
+    own = replace(Prompts(), reading=replace(reading_conversation(), system="Read."))
+    assert with_reading(own, 4, 48) is own
+    assert with_reading(own, 5, 48).reading == reading_conversation(5)
+
+
+def test_a_passage_is_marked_with_its_number() -> None:
+    assert [reading_conversation().marker_of(number) for number in (1, 10)] == ["\n\n[1]\n", "\n\n[10]\n"]
+
+
+@pytest.mark.parametrize("change", [{"passages": 0}, {"passage_tokens": "48"}, {"marker": 1}, {"answer": None}])
+def test_a_malformed_reading_conversation_is_refused(change: dict[str, Any]) -> None:
+    record = replace(Prompts(), reading=reading_conversation()).to_dict()
+    record["reading"] |= change
     with pytest.raises(InputError, match="the checkpoint's prompts must have document, query, reasoning"):
         Prompts.from_dict(record)

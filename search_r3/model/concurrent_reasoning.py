@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
-from search_r3.model.searchr3 import DEFAULT_QUERY_TOKENS, Reasoned
-from search_r3.model.tokenization import Text, check_queries
+from search_r3.model.reasoned import Reasoned
+from search_r3.model.tokenization import DEFAULT_QUERY_TOKENS, Text, check_queries
 
 if TYPE_CHECKING:
     from search_r3.model.engines.continuous_batching import ContinuousBatch

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from search_r3.errors import InputError
+from search_r3.model.tokenization import ReadingTurn, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,15 +36,19 @@ def has_latent(model: Any) -> bool:
     return bool(getattr(model, "latent_steps", 0)) and (spec is None or spec.latent_steps)
 
 
-def check_latent(model: Any) -> None:
+def check_latent(model: Any, texts: Sequence[Text] = ()) -> None:
     """Check that queries can be embedded with `reasoning="latent"`.
 
     Args:
         model: a SearchR3; anything else has no latent mode.
+        texts: the queries.
 
     Raises:
-        InputError: the checkpoint was not trained for latent mode, or the engine cannot feed soft tokens.
+        InputError: the checkpoint was not trained for latent mode, the engine cannot feed soft tokens, or a query comes
+            with passages.
     """
+    if any(isinstance(text, ReadingTurn) for text in texts):
+        raise InputError('reasoning="latent" reads no passages; embed them with reasoning True or False')
     if not getattr(model, "latent_steps", 0):
         raise InputError(
             f"{getattr(model, 'name', 'the model')} has no latent mode: it was not trained with latent_steps; search "

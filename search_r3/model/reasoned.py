@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from search_r3.errors import InputError
+from search_r3.model.engines.base import broadcast_budget
 
 
 @dataclass
@@ -30,3 +34,17 @@ class Reasoned:
     def reasoning_ids(self) -> list[int]:
         """The reasoning tokens, for `SearchR3.encode_with_reasoning`."""
         return self.token_ids[-1 - self.num_tokens : -1]
+
+
+def checked_budgets(budget: int | Sequence[int], texts: int, temperature: float, samples: int) -> list[int]:
+    """The budget of each of `texts` queries. Raises InputError if an argument of `SearchR3.reason` is invalid."""
+    budgets = broadcast_budget(budget, texts)
+    if len(budgets) != texts:
+        raise InputError(f"{len(budgets)} values of max_reasoning_tokens for {texts} texts; give one per text")
+    if min(budgets, default=0) < 0:
+        raise InputError(f"max_reasoning_tokens must be 0 or more, got {min(budgets)}")
+    if temperature < 0:
+        raise InputError(f"temperature must be 0 or more, got {temperature}")
+    if samples < 1:
+        raise InputError(f"samples must be 1 or more, got {samples}")
+    return budgets

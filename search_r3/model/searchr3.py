@@ -19,13 +19,15 @@ from search_r3.model import golden
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.contract import Contract
-from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation, broadcast_budget
+from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation
 from search_r3.model.engines.registry import engine_spec
 from search_r3.model.latent_steps import check_latent, latent_engine
 from search_r3.model.quiet_loading import quiet_transformers
-from search_r3.model.reasoned import Reasoned
+from search_r3.model.reading import Passages, conversation_of, reading_turns
+from search_r3.model.reasoned import Reasoned, checked_budgets
 from search_r3.model.resolve import default_model
 from search_r3.model.tokenization import (
+    DEFAULT_QUERY_TOKENS,
     MAX_CHARACTERS,
     Text,
     Tokens,
@@ -37,12 +39,11 @@ from search_r3.model.tokenization import (
     token_rows,
 )
 from search_r3.progress import on_terminal, progress_bar
-from search_r3.prompts import PromptTemplate, render
+from search_r3.prompts import PromptTemplate, ReadingConversation, templates_of
 
 __all__ = ["MAX_CHARACTERS", "Reasoned", "SearchR3", "check_texts", "encode_as_text", "stop_ids"]
 
 DEFAULT_DOCUMENT_TOKENS = 512
-DEFAULT_QUERY_TOKENS = 512
 MANY_ROWS = 200
 """A progress bar is shown by default for more rows than this."""
 
@@ -68,14 +69,7 @@ class SearchR3:
         self._rule: AdaptiveRule | None = None
         self.engine_spec: EngineSpec = engine_spec(engine)
         self.dtype: str = self.engine_spec.precision or str(checkpoint.model.dtype).removeprefix("torch.")
-        prompts = self.contract.prompts
-        self.templates = {
-            "document": render(prompts.document, self.tokenizer, give_answer=True),
-            "query": render(prompts.query, self.tokenizer, give_answer=True),
-            "reasoning": render(prompts.reasoning, self.tokenizer, give_answer=False),
-        }
-        if prompts.latent is not None:
-            self.templates["latent"] = render(prompts.latent, self.tokenizer, give_answer=True, embed_token=False)
+        self.templates = templates_of(self.contract.prompts, self.tokenizer)
         self.engine: Engine = self.open_engine(self.engine_spec)
 
     @classmethod
@@ -230,6 +224,7 @@ class SearchR3:
         self,
         texts: Sequence[Text],
         *,
+        passages: Passages | None = None,
         reasoning: bool | Literal["latent"] = True,
         max_reasoning_tokens: int = 32,
         batch_size: int = 32,
@@ -239,6 +234,8 @@ class SearchR3:
 
         Args:
             texts, batch_size, show_progress_bar: see `encode_document`.
+            passages: for each query, the texts that a first search found, best first, which are read before reasoning
+                and embedding (`search_r3.model.reading`), if the checkpoint was trained for it.
             reasoning: True generates at most `max_reasoning_tokens` tokens before the embed token (greedily, so the
                 result is always the same); False embeds directly. "latent" uses a few soft tokens instead of words
                 (`latent_steps`), if the checkpoint was trained for it. "auto" is available only in searches, because it
@@ -250,22 +247,24 @@ class SearchR3:
 
         Raises:
             InputError: a text is empty or has over 100,000 characters, the budget is below 0, or `reasoning` is "auto",
-                or it is "latent" and `check_latent` refuses the model.
+                or it is "latent" and `check_latent` refuses the model; or `reading_turns` refuses the passages.
         """
         if reasoning == "auto":
             raise InputError(
                 'reasoning="auto" depends on the scores of a search, which encode_query does not have; use it to '
                 f"search an index, with a model that has a rule ({ADAPTIVE_FILE}, fitted by search-r3 study)"
             )
+        texts = reading_turns(self, texts, passages)
         if reasoning == "latent":
-            check_latent(self)
+            check_latent(self, texts)
             check_queries(texts)
             return self._embed("latent", texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
         if not isinstance(reasoning, bool):
             raise InputError(f'reasoning must be True, False or "latent", got {reasoning!r}')
         if not reasoning:
             check_queries(texts)
-            return self._embed("query", texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
+            conversation = conversation_of(self, texts)
+            return self._embed(conversation, texts, batch_size, show_progress_bar, DEFAULT_QUERY_TOKENS)
         reasoned = self.reason(
             texts,
             max_reasoning_tokens=max_reasoning_tokens,
@@ -280,10 +279,16 @@ class SearchR3:
         latent = self.contract.prompts.latent
         return 0 if latent is None else latent.steps
 
+    @property
+    def reading(self) -> ReadingConversation | None:
+        """How many passages are read, and how much of each; None if the checkpoint has no reading mode."""
+        return self.contract.prompts.reading
+
     def reason(
         self,
         texts: Sequence[Text],
         *,
+        passages: Passages | None = None,
         max_reasoning_tokens: int | Sequence[int] = 32,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
@@ -296,6 +301,7 @@ class SearchR3:
 
         Args:
             texts, show_progress_bar: see `encode_document`.
+            passages: see `encode_query`; the reasoning follows them.
             max_reasoning_tokens: the token budget without the embed token, one for all texts or one per text; with 0,
                 the embed token follows immediately.
             temperature: 0 is greedy; 1 samples from the model's own distribution.
@@ -313,16 +319,9 @@ class SearchR3:
             InputError: a text is empty or has over 100,000 characters, or a budget, the temperature or a number is
                 invalid.
         """
+        texts = reading_turns(self, texts, passages)
         check_queries(texts)
-        budgets = broadcast_budget(max_reasoning_tokens, len(texts))
-        if len(budgets) != len(texts):
-            raise InputError(f"{len(budgets)} values of max_reasoning_tokens for {len(texts)} texts; give one per text")
-        if min(budgets, default=0) < 0:
-            raise InputError(f"max_reasoning_tokens must be 0 or more, got {min(budgets)}")
-        if temperature < 0:
-            raise InputError(f"temperature must be 0 or more, got {temperature}")
-        if samples < 1:
-            raise InputError(f"samples must be 1 or more, got {samples}")
+        budgets = checked_budgets(max_reasoning_tokens, len(texts), temperature, samples)
         _check_batch_size(batch_size)
         template = self.templates["reasoning"]
         rows = self._rows(template, texts, DEFAULT_QUERY_TOKENS)
@@ -357,6 +356,7 @@ class SearchR3:
         texts: Sequence[Text],
         reasoning: Sequence[str | Sequence[int]],
         *,
+        passages: Passages | None = None,
         max_reasoning_tokens: int | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -369,6 +369,7 @@ class SearchR3:
             texts, batch_size, show_progress_bar: see `encode_document`.
             reasoning: one trace per text: a string (may be empty), in which "<|embed_token|>" and the like are plain
                 characters, or token ids such as `Reasoned.reasoning_ids`.
+            passages: see `encode_query`; the trace follows them.
             max_reasoning_tokens: truncate each trace to this many tokens; None keeps it whole.
 
         Returns:
@@ -378,6 +379,7 @@ class SearchR3:
             InputError: a text is empty, the numbers of traces and texts differ, or a token id is unknown or the embed
                 token's.
         """
+        texts = reading_turns(self, texts, passages)
         check_queries(texts)
         _check_batch_size(batch_size)
         if len(reasoning) != len(texts):

@@ -20,6 +20,8 @@ from search_r3.model.capitals import fold_capitals
 
 MAX_CHARACTERS = 100_000
 """Maximum length of a query: a longer one is probably a document given by mistake."""
+DEFAULT_QUERY_TOKENS = 512
+"""Tokens that are read of a query."""
 CHARACTERS_PER_TOKEN = 8
 """Characters of a long text that are tokenized first, per token that is kept; English has four or five per token."""
 MARGIN = 64
@@ -44,6 +46,14 @@ class Tokens:
     """A text as token ids of the model's vocabulary, without special tokens; accepted wherever a text is."""
 
     ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingTurn(Tokens):
+    """A query with the passages that follow it (`search_r3.model.reading`), which is not cut any more.
+
+    It is accepted wherever a query is, and embedded in the reading conversation, or reasoned about.
+    """
 
 
 Text = str | Tokens
@@ -82,8 +92,8 @@ def token_rows(
     Args:
         tokenizer: a transformers tokenizer.
         texts: strings of any length, or Tokens.
-        limit: return only the first `limit` ids of each text. They equal those of the whole text, but only as much of a
-            long text is tokenized as needed.
+        limit: return only the first `limit` ids of each text, except of a `ReadingTurn`. They equal those of the whole
+            text, but only as much of a long text is tokenized as needed.
         between: called with the rows so far about every 250,000 characters; an exception in it ends the call.
         fold: first change strings that are all in capitals to ordinary case, as the contract states
             (`SearchR3.token_rows`).
@@ -103,7 +113,7 @@ def token_rows(
         for i, text in enumerate(texts[start:end], start + 1):
             if isinstance(text, Tokens):
                 _check_ids(tokenizer, special, text.ids, f"text {i} of {len(texts)}")
-                rows.append(list(text.ids[:limit]))
+                rows.append(list(text.ids if isinstance(text, ReadingTurn) else text.ids[:limit]))
             else:
                 rows.append(next(string_ids))
     return rows
