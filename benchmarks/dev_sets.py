@@ -1,8 +1,9 @@
-"""Which adapter is best on dev: six dev sets over their whole corpora, direct embeddings, no test query.
+"""Which adapter is best on dev: six dev sets over their whole corpora or parts, direct embeddings, no test query.
 
     python benchmarks/dev_sets.py runs/a/best runs/b/best --dtype bfloat16        # 20 minutes an adapter on two cores
     python benchmarks/dev_sets.py bm25 all-minilm-l6-v2 mine=runs/a/adapter       # systems as of `search-r3 evaluate`
     python benchmarks/dev_sets.py runs/a/best runs/b/best --sets cosqa strategyqa
+    python benchmarks/dev_sets.py runs/a/best runs/b/best --queries 200 --documents 1000    # fixed parts: 3 minutes
 
 For ablations, whose runs' own figures are of small pools. The queries are those of `data.dev_pools.dev_set`: cosqa's
 and nfcorpus's split dev, and the eighth of the train queries of scifact, hotpotqa_more, entailmentbank and strategyqa
@@ -25,7 +26,7 @@ import numpy as np
 from common import Table, rounded, say, write_report
 
 from search_r3.data.beir import BeirDataset
-from search_r3.data.dev_pools import POOLS, dev_set
+from search_r3.data.dev_pools import POOLS, dev_pool, dev_set
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.measures import NDCG, measure_run
 from search_r3.evaluation.runs import read_run
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [named(spec) for spec in options.systems]
     if len(set(names)) < len(names):
         raise SystemExit(f"two systems have one name ({', '.join(names)}); name them: LABEL=SPEC")
-    datasets = [whole(kind, options.data) for kind in options.sets]
+    datasets = [opened_set(kind, options) for kind in options.sets]
     cache = EmbeddingCache(options.cache)
     found: dict[str, PerQuery] = {}
     for spec in names:
@@ -72,6 +73,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--data", type=Path, help="folder of BEIR data sets; by default SEARCH_R3_DATA")
+    parser.add_argument(
+        "--queries", type=int, help="at most this many queries of each set; see `data.dev_pools.dev_pool`"
+    )
+    parser.add_argument("--documents", type=int, help="at most this many documents of each set")
     parser.add_argument("--max-length", type=int, default=256, help="tokens kept of each document")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--device")
@@ -91,10 +96,14 @@ def named(spec: str) -> str:
     return spec
 
 
-def whole(kind: str, data: Path | None) -> BeirDataset:
-    """A dev set, under a name that no test set has."""
-    dataset = dev_set(kind, data)
-    dataset.name = f"{kind}.dev"
+def opened_set(kind: str, options: argparse.Namespace) -> BeirDataset:
+    """A dev set or, with --queries or --documents, a fixed part of it, under a name that no test set has."""
+    if options.queries is None and options.documents is None:
+        dataset = dev_set(kind, options.data)
+        dataset.name = f"{kind}.dev"
+        return dataset
+    dataset = dev_pool(kind, options.data, options.queries or 10**6, options.documents or 10**6)
+    dataset.name = f"{kind}.dev.{len(dataset.queries)}.{len(dataset.corpus)}"
     return dataset
 
 
@@ -138,7 +147,7 @@ def equally_weighed(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def print_table(figures: Mapping[str, dict[str, Any]], sets: Sequence[str]) -> None:
     """One row per system, best mean first."""
-    table = Table("nDCG@10, direct, whole corpora", "system" + " " * 24, *sets, "mean", "to first", "p")
+    table = Table("nDCG@10, direct", "system" + " " * 24, *sets, "mean", "to first", "p")
     for name, row in sorted(figures.items(), key=lambda item: -item[1]["mean"]):
         cells = [f"{row['ndcg@10'][one]:.4f}" for one in sets]
         table.row(name, *cells, f"{row['mean']:.4f}", f"{row['difference']:+.4f}", f"{row['p']:.3f}")

@@ -98,6 +98,7 @@ class ContrastiveSettings:
     matryoshka: Sequence[int] = ()
     terms: frozenset[str] = frozenset({"infonce"})
     ranking_loss: str = "infonce"
+    guide_margin: float | None = None
 
 
 def contrastive_terms(
@@ -115,7 +116,7 @@ def contrastive_terms(
         query_BD: the queries' embeddings in one conversation, unit rows.
         target_B: for each query, the index of its document among the candidates.
         mask_BM: false negatives, see `Candidates.false_negatives`.
-        teacher_query_BD: the teacher's embeddings of the same queries, for "distillation".
+        teacher_query_BD: the teacher's embeddings of the same queries, for "distillation" and `guide_margin`.
         grade_BM: every candidate's grade for every query, see `Candidates.grades`; needed by each `ranking_loss` but
             "infonce", which then takes the place of InfoNCE under its name.
     """
@@ -123,20 +124,30 @@ def contrastive_terms(
     own_B = torch.tensor(list(target_B), dtype=torch.long, device=device)
     mask_BM = mask_BM.to(device)
     every = torch.arange(len(own_B), device=device)
+    teacher_BM = None
+    if teacher_query_BD is not None and candidates.teacher_MD is not None:
+        teacher_BM = teacher_query_BD @ candidates.teacher_MD.T
+    doubtful_BM = torch.zeros_like(mask_BM)
+    if settings.guide_margin is not None:
+        assert teacher_BM is not None
+        doubtful_BM = doubtful_negatives(teacher_BM, own_B, mask_BM, settings.guide_margin)
+    not_negative_BM = mask_BM | doubtful_BM
 
     def infonce(query_BD: Tensor, document_MD: Tensor) -> Tensor:
-        forward = info_nce(query_BD, document_MD, own_B, settings.temperature, mask_BM)
+        forward = info_nce(query_BD, document_MD, own_B, settings.temperature, not_negative_BM)
         if not settings.symmetric:
             return forward
         # From documents to queries: the square part of the same matrix, transposed.
-        mask_BB = mask_BM[:, own_B].T
+        mask_BB = not_negative_BM[:, own_B].T
         backward = info_nce(document_MD[own_B], query_BD, every, settings.temperature, mask_BB)
         return (forward + backward) / 2
 
     def ranking(query_BD: Tensor, document_MD: Tensor) -> Tensor:
         assert grade_BM is not None
         loss = RANKING_LOSSES[settings.ranking_loss]
-        cos_BM, graded_BM = cosines(query_BD, document_MD), grade_BM.to(device)
+        graded_BM = grade_BM.to(device)
+        # A document that is neither positive nor negative is moved to where no negative counts.
+        cos_BM = cosines(query_BD, document_MD).masked_fill(doubtful_BM & (graded_BM <= 0), -1)
         forward = loss(cos_BM, graded_BM, settings.temperature)
         if not settings.symmetric:
             return forward
@@ -148,19 +159,33 @@ def contrastive_terms(
         loss = loss if not settings.matryoshka else matryoshka(loss, list(settings.matryoshka))
         terms["infonce"] = loss(query_BD, candidates.embedding_MD)
     if "triplet" in settings.terms:
-        near_BM = (query_BD.detach() @ candidates.embedding_MD.detach().T).masked_fill(mask_BM, -2)
+        near_BM = (query_BD.detach() @ candidates.embedding_MD.detach().T).masked_fill(not_negative_BM, -2)
         near_BM[every, own_B] = -2
         hardest_BD = candidates.embedding_MD[near_BM.argmax(1)]
         terms["triplet"] = triplet_margin(query_BD, candidates.embedding_MD[own_B], hardest_BD, settings.margin)
     if "distillation" in settings.terms:
-        assert teacher_query_BD is not None
-        assert candidates.teacher_MD is not None
-        teacher_BM = teacher_query_BD @ candidates.teacher_MD.T
+        assert teacher_BM is not None
         student_BM = query_BD.float() @ candidates.embedding_MD.float().T
         terms["distillation"] = score_distillation(
             student_BM, teacher_BM, settings.temperature, settings.teacher_temperature, mask_BM
         )
     return terms
+
+
+def doubtful_negatives(teacher_BM: Tensor, target_B: Tensor, mask_BM: Tensor, margin: float) -> Tensor:
+    """True where the teacher finds a document nearly as close to the query as its target: (B, M) bool.
+
+    Args:
+        teacher_BM: the teacher's cosines of the queries with the candidates.
+        target_B: for each query, the index of its target, which is never doubtful.
+        mask_BM: documents known to answer a query, which are not doubtful either.
+        margin: how much lower than the target's a doubtful document's cosine may be.
+
+    Source: GISTEmbed (arXiv 2402.16829), section 3, whose margin is 0.
+    """
+    own_B1 = teacher_BM.gather(1, target_B[:, None])
+    doubtful_BM = teacher_BM > own_B1 - margin
+    return doubtful_BM.scatter(1, target_B[:, None], False) & ~mask_BM
 
 
 class CrossBatchMemory:

@@ -125,6 +125,10 @@ class SFTConfig:
     """File with the teacher's embeddings of all texts, written by `search-r3 data embed-teacher`."""
     teacher_temperature: float = 0.05
     """Temperature of the softmax over the teacher's cosines."""
+    guide_margin: float | None = None
+    """With a teacher: a document whose teacher's cosine with the query exceeds that of the query's positive minus this
+    margin is not used as its negative, since it may answer it too (GISTEmbed, arXiv 2402.16829). null: every document
+    that is not known to answer the query is a negative."""
     view_temperature: float = 0.03
     """Temperature of both softmaxes of `weights.view_distillation`."""
     in_batch_lm_queries: int = 4
@@ -186,6 +190,8 @@ class SFTConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for name in ("temperature", "teacher_temperature", "view_temperature"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        margin = self.guide_margin
+        require(margin is None or -2 < margin < 2, "guide_margin", margin, "between -2 and 2, or null")
         dims = self.matryoshka
         different = not dims or (min(dims) >= 1 and len(set(dims)) == len(dims))
         require(different, "matryoshka", dims, "different dimensions of 1 or more")
@@ -207,6 +213,7 @@ class SFTConfig:
             return
         for key, needed in (
             ("weights.distillation", self.weights.distillation > 0),
+            ("guide_margin", self.guide_margin is not None),
             ("batch_sampler: topic", self.batch_sampler == "topic"),
         ):
             if needed:

@@ -142,7 +142,9 @@ class SFTTask:
             config.matryoshka,
             frozenset(terms | {"infonce"}),
             config.ranking_loss,
+            config.guide_margin,
         )
+        self.uses_teacher = bool(config.weights.distillation) or config.guide_margin is not None
         self.pools = load_dev_pools(config)
 
     def batch(self, step: int) -> Batch:
@@ -242,7 +244,7 @@ class SFTTask:
             mask_BM = candidates.false_negatives(answers, target_B)
             grade_BM = None if self.settings.ranking_loss == "infonce" else candidates.grades(answers)
             teacher = None
-            if self.teacher is not None and weights.distillation:
+            if self.teacher is not None and self.uses_teacher:
                 teacher = torch.from_numpy(self.teacher.queries(queries)).to(candidates.embedding_MD.device)
             query_BD = embedding[part]
             contrastive = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher, grade_BM)
@@ -319,7 +321,7 @@ class SFTTask:
     def _candidates(self, batch: Batch, document_MD: Tensor) -> Candidates:
         """The batch's documents, the same on every process."""
         teacher = None
-        if self.teacher is not None and self.config.weights.distillation:
+        if self.teacher is not None and self.uses_teacher:
             teacher = torch.from_numpy(self.teacher.documents(batch.documents)).to(document_MD.device)
         keys = np.array([document_key(text) for text in batch.documents], dtype=np.int64)
         return Candidates(document_MD, keys, teacher)

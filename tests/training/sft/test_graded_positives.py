@@ -200,3 +200,41 @@ def test_a_remembered_positive_keeps_its_grade(tiny_model: Path) -> None:
 def test_a_pair_has_one_positive_at_least(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="positives_per_pair must be 1 or more"):
         SFTConfig(pairs=["-"], output="-", **changes)
+
+
+# --- documents that the teacher takes for answers
+
+
+def test_a_document_that_the_teacher_ranks_above_the_positive_is_no_negative() -> None:
+    query_BD, document_MD = unit(2, 8, seed=0), unit(5, 8, seed=1)
+    teacher_query_BD, teacher_MD = (
+        torch.eye(2),
+        torch.tensor([[0.5, 0], [0, 0.9], [0.7, 0.3], [0.45, 0.5], [0.1, 0.85]]),
+    )
+    candidates = Candidates(document_MD, np.arange(5), teacher_MD)
+    mask_BM = torch.zeros(2, 5, dtype=torch.bool)
+    for margin, doubtful in ((0.0, [[2], []]), (0.1, [[2, 3], [4]]), (-0.3, [[], []])):
+        expected_BM = torch.zeros(2, 5, dtype=torch.bool)
+        for line, places in enumerate(doubtful):
+            expected_BM[line, places] = True
+        settings = ContrastiveSettings(0.1, symmetric=False, guide_margin=margin)
+        found = contrastive_terms(query_BD, range(2), candidates, mask_BM, settings, teacher_query_BD)
+        expected = info_nce(query_BD, document_MD, torch.arange(2), 0.1, expected_BM)
+        assert torch.equal(found["infonce"], expected), margin
+
+
+def test_a_doubtful_document_gets_no_gradient_from_a_ranking_loss_unless_it_is_a_positive() -> None:
+    query_BD = unit(1, 8, seed=0)
+    teacher_MD = torch.tensor([[0.5], [0.6], [0.7], [0.1]])
+    grade_BM = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    for name in RANKING_LOSSES:
+        document_MD = torch.nn.Parameter(unit(4, 8, seed=1))
+        candidates = Candidates(document_MD, np.arange(4), teacher_MD)
+        settings = ContrastiveSettings(0.1, symmetric=False, ranking_loss=name, guide_margin=0.0)
+        mask_BM = torch.tensor([[False, False, True, False]])
+        contrastive_terms(query_BD, [0], candidates, mask_BM, settings, torch.ones(1, 1), grade_BM)[
+            "infonce"
+        ].backward()
+        assert document_MD.grad is not None
+        moved = document_MD.grad.abs().sum(1) > 0
+        assert moved.tolist() == [True, False, True, True], name
