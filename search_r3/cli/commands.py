@@ -119,6 +119,10 @@ def search(
     ] = None,
     reasoning: ReasoningOption = Reasoning.on,
     budget: Budget = 32,
+    reasoning_text: Annotated[
+        str | None,
+        typer.Option(help="Your own analysis of the query, which the model reads in place of its own."),
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare the query with all vectors, even if there is an approximate index.")
     ] = False,
@@ -143,13 +147,14 @@ def search(
     let_idle_threads_sleep()
     from search_r3.index.index_handle import damage_explained
     from search_r3.index.results.terminal_page import print_result
-    from search_r3.index.run_search import check_where
+    from search_r3.index.run_search import check_given, check_where
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
 
     opened = SearchIndex.open_snapshot(index)
     with damage_explained(index):  # before a model is loaded
         check_where(opened, where)
+        check_given(reasoning_text, True if reasoning is Reasoning.on else reasoning.value, mode.value)
         if mode is not Mode.vector:
             opened.backend.check_text()
     if query == "-":
@@ -166,6 +171,7 @@ def search(
             mode=mode.value,
             reasoning=reasoning.chosen(loaded),
             max_reasoning_tokens=budget,
+            reasoning_text=reasoning_text,
             where=where,
             exact=exact,
             chunks=chunks,

@@ -54,6 +54,15 @@ class Encoder(Protocol):
     def reason(self, texts: Any, *, max_reasoning_tokens: int = ...) -> Sequence[Any]: ...
 
 
+class ReadsReasoning(Protocol):
+    """An encoder that can read an analysis of a query that it did not write (`reasoning_text` of a search)."""
+
+    def encode_with_reasoning(
+        self, texts: Any, reasoning: Sequence[str], *, max_reasoning_tokens: int | None = ...
+    ) -> np.ndarray: ...
+    def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
+
+
 class CountsTokens(Protocol):
     """An encoder that counts tokens, so that no chunk is too long to be embedded whole. For other encoders, tokens are
     estimated (`search_r3.index.chunking.token_limit`)."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, TypedDict, get_args
+from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 
 import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.backends.index_backend import IndexBackend, Row, Scored
-from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.encoder_protocol import Encoder, ReadsReasoning
 from search_r3.index.results.query_words import composed, without_stop_words
 from search_r3.index.results.snippets import make_snippet
 from search_r3.index.row_keys import CONTENT, METADATA
 from search_r3.index.source_document import Scalar
+from search_r3.model.reasoned import REASONING_TEXT_TOKENS, check_reasoning_text
 from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
 Mode = Literal["hybrid", "vector", "text"]
@@ -38,6 +39,7 @@ class SearchOptions(TypedDict, total=False):
     mode: Mode
     reasoning: bool | Literal["auto", "latent"]
     max_reasoning_tokens: int
+    reasoning_text: str | None
     where: str | None
     exact: bool
     chunks: bool
@@ -83,7 +85,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class ReasoningTrace:
-    """What the model wrote before it embedded the query; `forced` means that it was cut off at the budget."""
+    """What the model wrote before it embedded the query, or was given to read (`reasoning_text`).
+
+    Attributes:
+        num_tokens: tokens of it that the model wrote or read.
+        forced: whether it was cut off at the budget; a given one, at 512 tokens.
+    """
 
     text: str
     num_tokens: int
@@ -122,6 +129,7 @@ def run_search(
     mode: Mode,
     reasoning: bool | Literal["auto", "latent"],
     max_reasoning_tokens: int,
+    reasoning_text: str | None,
     where: str | None,
     exact: bool,
     chunks: bool,
@@ -135,6 +143,7 @@ def run_search(
     """
     query = _checked_query(query)
     _check_options(k, mode, vector_weight, fusion)
+    check_given(reasoning_text, reasoning, mode)
     backend = index.backend
     where = check_where(index, where)
     if mode != "vector":
@@ -146,11 +155,11 @@ def run_search(
         if model is None:
             raise InputError(f'mode "{mode}" needs a model to embed the query; give one, or search with mode "text"')
         index.check_model(model)
-        if reasoning == "auto" and (rule := getattr(model, "adaptive_rule", None)) is not None:
-            vector, trace = _embed(query, model, False, max_reasoning_tokens)
-            cosines = [cosine for _, cosine in backend.search(vector, rule.depth, where, exact)]
-            reasoning = bool(cosines) and bool(rule.decide([cosines])[0])
-        if vector is None or reasoning:
+        if reasoning_text is not None:
+            vector, trace = _embed_given(query, reasoning_text, model)
+        elif reasoning == "auto":
+            vector, trace = _embed_by_rule(query, model, max_reasoning_tokens, backend, where, exact)
+        else:
             vector, trace = _embed(query, model, reasoning, max_reasoning_tokens)
     embedded = time.perf_counter()
     pool = max(POOL, 2 * k) if mode == "hybrid" else k
@@ -211,9 +220,49 @@ def _embed(
     else:
         rows = model.encode_query([query], reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens)
         vector = np.asarray(rows, dtype=np.float32).reshape(-1)
+    return _usable(vector, model), trace
+
+
+def _embed_by_rule(
+    query: str, model: Encoder, max_reasoning_tokens: int, backend: IndexBackend, where: str | None, exact: bool
+) -> tuple[np.ndarray, ReasoningTrace | None]:
+    """Embed directly, and again after reasoning if the model's rule expects from the cosines that it helps."""
+    rule = getattr(model, "adaptive_rule", None)
+    if rule is None:
+        return _embed(query, model, "auto", max_reasoning_tokens)
+    vector, trace = _embed(query, model, False, max_reasoning_tokens)
+    cosines = [cosine for _, cosine in backend.search(vector, rule.depth, where, exact)]
+    if not cosines or not bool(rule.decide([cosines])[0]):
+        return vector, trace
+    return _embed(query, model, True, max_reasoning_tokens)
+
+
+def check_given(reasoning_text: str | None, reasoning: object, mode: str) -> None:
+    """Raise InputError if `reasoning_text` is no string, or contradicts another option of the search."""
+    if reasoning_text is None:
+        return
+    if not isinstance(reasoning_text, str):
+        raise InputError(f"reasoning_text must be a string, got a {type(reasoning_text).__name__}")
+    if mode == "text":
+        raise InputError('reasoning_text is read by the model, which mode "text" does not use; search with "hybrid"')
+    check_reasoning_text(reasoning)
+
+
+def _embed_given(query: str, reasoning_text: str, model: Encoder) -> tuple[np.ndarray, ReasoningTrace]:
+    """The embedding behind given words, and these words as the trace."""
+    if not hasattr(model, "encode_with_reasoning"):
+        raise InputError(f"the model {model.name} cannot read reasoning_text; search without it")
+    reader = cast(ReadsReasoning, model)
+    rows = reader.encode_with_reasoning([query], [reasoning_text], max_reasoning_tokens=REASONING_TEXT_TOKENS)
+    tokens = reader.count_tokens([reasoning_text])[0]
+    trace = ReasoningTrace(reasoning_text, min(tokens, REASONING_TEXT_TOKENS), tokens > REASONING_TEXT_TOKENS)
+    return _usable(np.asarray(rows, dtype=np.float32).reshape(-1), model), trace
+
+
+def _usable(vector: np.ndarray, model: Encoder) -> np.ndarray:
     if vector.shape != (model.dimension,) or not np.isfinite(vector).all() or not vector.any():
         raise InputError(f"the model {model.name} returned no usable embedding for this query; check the checkpoint")
-    return vector, trace
+    return vector
 
 
 Ordered = tuple[Row, float, dict[str, int], dict[str, float]]  # row, score, ranks, scores

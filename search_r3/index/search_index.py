@@ -213,6 +213,7 @@ class SearchIndex:
         mode: Mode = "hybrid",
         reasoning: bool | Literal["auto", "latent"] = True,
         max_reasoning_tokens: int = 32,
+        reasoning_text: str | None = None,
         where: str | None = None,
         exact: bool = False,
         chunks: bool = False,
@@ -231,6 +232,8 @@ class SearchIndex:
                 search that this helps; the result's `reasoning` says whether it did. "latent" thinks in a few steps
                 without words, if the model can.
             max_reasoning_tokens: maximum number of reasoning tokens.
+            reasoning_text: an analysis of the query in your own words, which the model reads in place of its own (see
+                `SearchR3.encode_query`); full text still searches for the query's words only.
             where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that
                 `k` hits are returned if that many match. `columns` lists the columns that it may name.
             exact: compare the query with every vector, even if there is an approximate index.
@@ -240,9 +243,9 @@ class SearchIndex:
                 "rrf" is reciprocal rank fusion, which has no weights.
 
         Raises:
-            InputError: the query is empty or too long, an option is invalid, the model is not the index's, the
-                full-text index that a text search needs is missing, or the backend does not support text search or
-                filters.
+            InputError: the query is empty or too long, an option is invalid or contradicts another one, the model is
+                not the index's or cannot read `reasoning_text`, the full-text index that a text search needs is
+                missing, or the backend does not support text search or filters.
         """
         with storage_errors(self.path):
             return self.following(
@@ -254,6 +257,7 @@ class SearchIndex:
                     mode=mode,
                     reasoning=reasoning,
                     max_reasoning_tokens=max_reasoning_tokens,
+                    reasoning_text=reasoning_text,
                     where=where,
                     exact=exact,
                     chunks=chunks,

@@ -116,6 +116,7 @@ class IndexSearcher:
         mode: Literal["hybrid", "vector", "text"] = "hybrid",
         reasoning: bool | Literal["auto", "latent"] = True,
         max_reasoning_tokens: int = 32,
+        reasoning_text: str | None = None,
         where: str | None = None,
         vector_weight: float = VECTOR_WEIGHT,
     ) -> SearchResult:
@@ -134,6 +135,7 @@ class IndexSearcher:
                 mode=mode,
                 reasoning=reasoning,
                 max_reasoning_tokens=max_reasoning_tokens,
+                reasoning_text=reasoning_text,
                 where=where,
                 vector_weight=vector_weight,
             )

@@ -61,6 +61,9 @@ class SearchR3Retriever(BaseRetriever):
     Example:
         >>> retriever = SearchR3Retriever(index="notes-index", k=3)  # doctest: +SKIP
         >>> retriever.invoke("where did we decide on the license", where="path LIKE '%.md'")
+        >>> retriever.invoke("its license", reasoning_text="The license of the project is chosen in its first meeting.")
+
+    `invoke(query, reasoning_text=...)` embeds the query behind an agent's own analysis, in place of the model's.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
@@ -115,14 +118,18 @@ class SearchR3Retriever(BaseRetriever):
         k: int | None = None,
         where: str | None = None,
         reasoning: bool | Literal["auto", "latent"] | None = None,
+        reasoning_text: str | None = None,
     ) -> list[Document]:
+        if reasoning is None:
+            reasoning = self.reasoning if reasoning_text is None else True
         result = self._searcher.search(
             query,
             k=self.k if k is None else k,
             mode=self.mode,
             vector_weight=self.vector_weight,
-            reasoning=self.reasoning if reasoning is None else reasoning,
+            reasoning=reasoning,
             max_reasoning_tokens=self.max_reasoning_tokens,
+            reasoning_text=reasoning_text,
             where=self.where if where is None else where,
         )
         return [Document(page_content=hit.text, id=hit.id, metadata=_metadata(hit)) for hit in result.hits]

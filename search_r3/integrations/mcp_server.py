@@ -43,7 +43,7 @@ class SearchResults(BaseModel):
     """The result of a search."""
 
     query: str
-    reasoning: str | None = Field(description="The search model's reasoning about the query.")
+    reasoning: str | None = Field(description="The reasoning that the search model read: yours, else its own.")
     passages: list[Passage]
 
 
@@ -53,8 +53,8 @@ class IndexServer(MCPServer):
 
     Args:
         searcher: the index.
-        reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose. With "auto", the
-            first search that needs the model fails if the model has no rule.
+        reasoning, max_reasoning_tokens: how queries are embedded, unless the agent gives its own reasoning. With
+            "auto", the first search that needs the model fails if the model has no rule.
         load: load the model after the tools are first listed; otherwise the first search that needs it does.
     """
 
@@ -110,10 +110,24 @@ class IndexServer(MCPServer):
                 str | None,
                 Field(description=f"SQL condition on the fields {', '.join(index.columns)}; omit for none."),
             ] = None,
+            reasoning_text: Annotated[
+                str | None,
+                Field(
+                    description="Your own analysis of the query in a few words or sentences: what it asks for, facts "
+                    "that you know, the probable answer. The search model reads it in place of its own; leave it out "
+                    "if you would only guess. mode must then be vector or hybrid."
+                ),
+            ] = None,
         ) -> SearchResults:
             try:
                 result = searcher.search(
-                    query, k=k, mode=mode, where=where, reasoning=self._reasoning, max_reasoning_tokens=self._budget
+                    query,
+                    k=k,
+                    mode=mode,
+                    where=where,
+                    reasoning=self._reasoning if reasoning_text is None else True,
+                    max_reasoning_tokens=self._budget,
+                    reasoning_text=reasoning_text,
                 )
             except InputError as error:  # the agent can fix it; all other errors are internal and hidden from it
                 raise ToolError(str(error)) from error
@@ -140,7 +154,7 @@ def build_server(
 
     Args:
         searcher: the index.
-        reasoning, max_reasoning_tokens: how queries are embedded; the agent does not choose.
+        reasoning, max_reasoning_tokens: how queries are embedded, unless the agent gives its own reasoning.
     """
     return IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens)
 

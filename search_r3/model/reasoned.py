@@ -1,4 +1,4 @@
-"""The result of reasoning about a query: the reasoning trace, and the embedding after it."""
+"""The result of reasoning about a query: the reasoning trace, and the embedding after it. The trace may be given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.model.engines.base import broadcast_budget
+
+REASONING_TEXT_TOKENS = 512
+"""Tokens read of a `reasoning_text`, an analysis of the query in someone's own words."""
 
 
 @dataclass
@@ -48,3 +51,15 @@ def checked_budgets(budget: int | Sequence[int], texts: int, temperature: float,
     if samples < 1:
         raise InputError(f"samples must be 1 or more, got {samples}")
     return budgets
+
+
+def check_reasoning_text(reasoning: object) -> None:
+    """Raise InputError if `reasoning` contradicts a given `reasoning_text`, which the model reads instead of its own.
+
+    Args:
+        reasoning: how the query is to be embedded: must be True.
+    """
+    if reasoning is not True:
+        raise InputError(
+            f"reasoning_text is read in place of the model's reasoning, so reasoning must be True, got {reasoning!r}"
+        )

@@ -24,7 +24,7 @@ from search_r3.model.engines.registry import engine_spec
 from search_r3.model.latent_steps import check_latent, latent_engine
 from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.model.reading import Passages, conversation_of, reading_turns
-from search_r3.model.reasoned import Reasoned, checked_budgets
+from search_r3.model.reasoned import REASONING_TEXT_TOKENS, Reasoned, check_reasoning_text, checked_budgets
 from search_r3.model.resolve import default_model
 from search_r3.model.tokenization import (
     DEFAULT_QUERY_TOKENS,
@@ -227,6 +227,7 @@ class SearchR3:
         passages: Passages | None = None,
         reasoning: bool | Literal["latent"] = True,
         max_reasoning_tokens: int = 32,
+        reasoning_text: Sequence[str] | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
@@ -241,14 +242,27 @@ class SearchR3:
                 (`latent_steps`), if the checkpoint was trained for it. "auto" is available only in searches, because it
                 depends on the scores of a direct search (see `SearchIndex.search`).
             max_reasoning_tokens: the maximum number of reasoning tokens.
+            reasoning_text: an analysis of each query in someone's own words, which the model reads in place of its own
+                (its first 512 tokens; may be empty). It generates nothing then, and `reasoning` must be True.
 
         Returns:
             float32 (len(texts), dimension), unit rows.
 
         Raises:
             InputError: a text is empty or has over 100,000 characters, the budget is below 0, or `reasoning` is "auto",
-                or it is "latent" and `check_latent` refuses the model; or `reading_turns` refuses the passages.
+                or it is "latent" and `check_latent` refuses the model; `reading_turns` refuses the passages; or
+                `reasoning_text` does not have one string per text.
         """
+        if reasoning_text is not None:
+            check_reasoning_text(reasoning)
+            return self.encode_with_reasoning(
+                texts,
+                reasoning_text,
+                passages=passages,
+                max_reasoning_tokens=REASONING_TEXT_TOKENS,
+                batch_size=batch_size,
+                show_progress_bar=show_progress_bar,
+            )
         if reasoning == "auto":
             raise InputError(
                 'reasoning="auto" depends on the scores of a search, which encode_query does not have; use it to '
@@ -382,14 +396,16 @@ class SearchR3:
         texts = reading_turns(self, texts, passages)
         check_queries(texts)
         _check_batch_size(batch_size)
+        if isinstance(reasoning, str):
+            raise InputError("give a list of reasoning traces, one per text, not one string")
         if len(reasoning) != len(texts):
             raise InputError(f"{len(reasoning)} reasoning traces for {len(texts)} texts; give one per text")
         if max_reasoning_tokens is not None and max_reasoning_tokens < 0:
             raise InputError(f"max_reasoning_tokens must be 0 or more, got {max_reasoning_tokens}")
         embed_id, template = self.contract.embed_token_id, self.templates["reasoning"]
-        written = [reasoning_tokens(self.tokenizer, trace, embed_id) for trace in reasoning]
+        written = [reasoning_tokens(self.tokenizer, trace, embed_id, max_reasoning_tokens) for trace in reasoning]
         rows = [
-            [*row, *ids[:max_reasoning_tokens], embed_id]
+            [*row, *ids, embed_id]
             for row, ids in zip(self._rows(template, texts, DEFAULT_QUERY_TOKENS), written, strict=True)
         ]
         if not rows:

@@ -253,15 +253,17 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
 
 
-def reasoning_tokens(tokenizer: Any, reasoning: str | Sequence[int], embed_id: int) -> list[int]:
-    """The token ids of a reasoning trace given as text or as ids.
+def reasoning_tokens(
+    tokenizer: Any, reasoning: str | Sequence[int], embed_id: int, limit: int | None = None
+) -> list[int]:
+    """The first `limit` token ids of a reasoning trace given as text (none if it is blank) or as ids.
 
     Raises:
-        InputError: an id is unknown or the embed token's.
+        InputError: the text is no valid Unicode, or an id is unknown or the embed token's.
     """
     if isinstance(reasoning, str):
-        return encode_as_text(tokenizer, [reasoning])[0] if reasoning else []
-    ids = [int(token) for token in reasoning]
+        return token_rows(tokenizer, [reasoning], limit)[0] if reasoning.strip() else []
+    ids = [int(token) for token in reasoning[:limit]]
     for token in ids:
         if not 0 <= token < len(tokenizer) or token == embed_id:
             raise InputError(

@@ -2,7 +2,7 @@
 
 That is the server's limits, its model's vocabulary and sizes, its index's columns, and whether it has keys. So whatever
 the description allows is accepted, except for rules that JSON Schema cannot express (the total of tokens, repeated ids
-of documents), whose violations are answered by 413 or 409.
+of documents, options that contradict each other), whose violations are answered by 413 or 409.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def _described_by_fastapi(app: FastAPI) -> dict[str, Any]:
 def _limits(config: ServerConfig, loaded: Loaded | None) -> dict[str, dict[str, Any]]:
     """Additions to the schemas of types that `schemas` names."""
     many = {"maxItems": config.max_items}
-    limits: dict[str, dict[str, Any]] = dict.fromkeys(("Texts", "QueryTexts", "TokenLists", "NewDocuments"), many)
+    limits: dict[str, dict[str, Any]] = dict.fromkeys(
+        ("Texts", "QueryTexts", "ReasoningTexts", "TokenLists", "NewDocuments"), many
+    )
     limits["Reasoning"] = _reasoning(config, loaded)
     if loaded is None:
         return limits

@@ -111,6 +111,8 @@ Reasoning = TypeAliasType(
         _in_one_line('expected true, false, "auto", "latent", or a number of tokens from 0'),
     ],
 )
+ReasoningText = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+ReasoningTexts = TypeAliasType("ReasoningTexts", Annotated[list[ReasoningText], Field(min_length=1, fail_fast=True)])
 Text = Annotated[str, Field(pattern=VISIBLE)]
 QueryText = Annotated[str, Field(pattern=VISIBLE, max_length=MAX_CHARACTERS)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
@@ -161,6 +163,16 @@ class QueryEmbeddings(_EmbeddingRequest):
     ]
     input_type: Literal["query"]
     reasoning: Reasoning | None = False
+    reasoning_text: Annotated[
+        ReasoningText | ReasoningTexts | None,
+        _in_one_line(
+            f"expected a text, or a list of one text for each query, of at most {MAX_CHARACTERS:,} characters each"
+        ),
+        Field(
+            description="an analysis of each query in your own words, which the model reads (up to 512 tokens) in "
+            "place of its own; reasoning must then be true, or omitted"
+        ),
+    ] = None
 
 
 def _kind_of_embeddings(value: Any) -> str:
@@ -184,6 +196,13 @@ class SearchRequest(Strict):
         Field(ge=0, le=1, description="the weight of the vectors in a hybrid search; the words have the rest"),
     ] = VECTOR_WEIGHT
     reasoning: Reasoning = True
+    reasoning_text: Annotated[
+        ReasoningText | None,
+        Field(
+            description="an analysis of the query in your own words, which the model reads (up to 512 tokens) in place "
+            "of its own; reasoning must then be true, or omitted, and the mode not text"
+        ),
+    ] = None
     where: Annotated[Filter | None, Field(description="a condition on columns, as in title = 'Guide'")] = None
     stream: Annotated[bool, Field(description="server-sent events")] = False
 

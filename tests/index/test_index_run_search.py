@@ -9,7 +9,7 @@ import pytest
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.results.snippets import make_snippet
-from search_r3.index.run_search import SearchOptions, run_search
+from search_r3.index.run_search import ReasoningTrace, SearchOptions, run_search
 from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
 ODD_QUERIES = [
@@ -274,3 +274,34 @@ def test_snippets_of_odd_texts(text, query):
     snippet = make_snippet(text, query)
     assert snippet.text in text
     assert len(snippet.highlights) == (1 if "needle" in text else 0)
+
+
+def test_own_words_are_embedded_behind_the_query_and_shown_as_its_reasoning(index, model):
+    read = []
+
+    def encode_with_reasoning(texts, reasoning, *, max_reasoning_tokens=None):
+        read.append((*texts, *reasoning, max_reasoning_tokens))
+        return model._bags([f"{text} {words}" for text, words in zip(texts, reasoning, strict=True)])
+
+    model.encode_with_reasoning = encode_with_reasoning
+    model.count_tokens = lambda texts: [len(text.split()) for text in texts]
+    result = index.search("what has lakes", model, mode="vector", reasoning_text="Titan, a moon of Saturn", k=1)
+    assert result.hits[0].id == "saturn"
+    assert read == [("what has lakes", "Titan, a moon of Saturn", 512)]
+    assert result.reasoning == ReasoningTrace("Titan, a moon of Saturn", 5, False)
+    hybrid = index.search("quotes", model, reasoning_text="Titan, a moon of Saturn")
+    assert [hit.id for hit in hybrid.hits if "text" in hit.ranks] == ["o'brien"], "full text searches for the query"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reasoning": False}, "must be True, got False"),
+        ({"reasoning": "auto"}, "must be True, got 'auto'"),
+        ({"mode": "text"}, 'mode "text" does not use'),
+        ({}, "the model fake cannot read reasoning_text"),
+    ],
+)
+def test_own_words_that_nothing_would_read_are_refused(index, model, options, message):
+    with pytest.raises(InputError, match=message):
+        index.search("what has lakes", model, reasoning_text="Titan", **options)

@@ -13,6 +13,7 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests, Retrie
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from search_r3 import InputError, SearchR3
+from search_r3.index.search_index import SearchIndex
 from search_r3.integrations.langchain import SearchR3Embeddings, SearchR3Retriever
 
 
@@ -100,6 +101,14 @@ def test_the_retriever_finds_what_the_index_finds_and_says_where_it_stands(tiny_
     assert found[0].metadata["lang"] == "en"
     assert found[0].metadata["score"] > 0
     assert [d.metadata["document"] for d in retriever.invoke("nine Wien train", where="lang = 'de'")] == ["zug"]
+
+
+def test_the_retriever_embeds_a_query_behind_an_agents_own_reasoning(tiny_index: Path, tiny: SearchR3):
+    retriever = SearchR3Retriever(index=str(tiny_index), model=tiny, reasoning=False)
+    found = retriever.invoke("train to Vienna", reasoning_text="railway")
+    expected = SearchIndex.open(tiny_index).search("train to Vienna", tiny, k=5, reasoning_text="railway")
+    assert [document.metadata["score"] for document in found] == [hit.score for hit in expected.hits]
+    assert found != retriever.invoke("train to Vienna")
 
 
 def test_the_retriever_finds_the_model_that_made_the_index(tiny_index: Path):

@@ -34,7 +34,7 @@ def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
         async with Client(stdio_client(server)) as client:
             (tool,) = (await client.list_tools()).tools
             assert tool.name == "search"
-            assert set(tool.input_schema["properties"]) == {"query", "k", "mode", "where"}
+            assert set(tool.input_schema["properties"]) == {"query", "k", "mode", "where", "reasoning_text"}
             assert tool.input_schema["required"] == ["query"]
             assert "5 passages" in tool.description
             assert tool.annotations.read_only_hint
@@ -77,6 +77,26 @@ def test_the_tool_finds_what_the_index_finds(tiny_index: Path, tiny: SearchR3):
 
     expected = searcher.search("a file, line by line", k=3, reasoning=False)
     assert asyncio.run(ask()) == [hit.id for hit in expected.hits]
+
+
+def test_an_agents_own_reasoning_takes_the_place_of_the_models(tiny_index: Path, tiny: SearchR3):
+    from search_r3.integrations.mcp_server import build_server
+
+    searcher = IndexSearcher(tiny_index, tiny)
+    server = build_server(searcher, reasoning=False)
+
+    async def ask() -> tuple[str, list[float]]:
+        from mcp import Client
+
+        async with Client(server) as client:
+            words = {"query": "a file, line by line", "reasoning_text": "iterate over open()"}
+            found = (await client.call_tool("search", words)).structured_content
+            refused = await client.call_tool("search", words | {"mode": "text"})
+            assert refused.is_error
+            return found["reasoning"], [passage["score"] for passage in found["passages"]]
+
+    expected = searcher.search("a file, line by line", reasoning_text="iterate over open()")
+    assert asyncio.run(ask()) == ("iterate over open()", [hit.score for hit in expected.hits])
 
 
 def test_a_terminal_and_a_missing_index_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

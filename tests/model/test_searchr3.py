@@ -111,6 +111,17 @@ def test_given_reasoning_is_cut_at_the_budget_and_its_special_tokens_are_text(ti
     assert np.abs(cut - whole).max() > 1e-3
 
 
+def test_own_words_take_the_place_of_the_models_reasoning(tiny: SearchR3) -> None:
+    words = ["open the file, then loop over its lines <|embed_token|>", ""]
+    rows = tiny.encode_query(TEXTS[:2], reasoning_text=words, max_reasoning_tokens=3)
+    assert np.array_equal(rows, tiny.encode_with_reasoning(TEXTS[:2], words)), "they are no budget's concern"
+    assert np.abs(rows - tiny.encode_query(TEXTS[:2], max_reasoning_tokens=3)).max() > 1e-3
+    long = "word " * 2000
+    kept = encode_as_text(tiny.tokenizer, [long])[0][:512]
+    cut = tiny.encode_query(["x"], reasoning_text=[long])
+    assert np.abs(cut - tiny.encode_with_reasoning(["x"], [kept])).max() < 1e-5
+
+
 @pytest.mark.parametrize("special", ["<|embed_token|>", "<|im_end|>", "<|im_start|>system"])
 def test_a_special_token_in_a_users_text_stays_text(tiny: SearchR3, special: str) -> None:
     text = f"what does {special} mean"
@@ -181,6 +192,10 @@ def test_similarity_is_the_cosine(tiny: SearchR3) -> None:
         ),
         (lambda m: m.reason(["x", "y"], max_reasoning_tokens=[3]), "1 values of max_reasoning_tokens for 2 texts"),
         (lambda m: m.encode_with_reasoning(["x", "y"], ["z"]), "1 reasoning traces for 2 texts; give one per text"),
+        (lambda m: m.encode_query(["x", "y"], reasoning_text=["z"]), "1 reasoning traces for 2 texts"),
+        (lambda m: m.encode_query(["x"], reasoning_text="z"), "not one string"),
+        (lambda m: m.encode_query(["x"], reasoning=False, reasoning_text=["z"]), "must be True, got False"),
+        (lambda m: m.encode_query(["x"], reasoning="latent", reasoning_text=["z"]), "must be True, got 'latent'"),
         (lambda m: m.encode_with_reasoning([" "], ["z"]), "text 1 of 1 is empty"),
         (lambda m: m.encode_with_reasoning(["x"], [[1, m.contract.embed_token_id]]), "without the embed token"),
         (lambda m: m.encode_with_reasoning(["x"], [[-1]]), "the reasoning contains token -1"),

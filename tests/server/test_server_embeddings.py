@@ -163,3 +163,31 @@ def test_a_text_of_a_megabyte_is_read_as_far_as_the_model_reads(served: Running,
     assert found["usage"] == {"prompt_tokens": 512, "completion_tokens": 0, "total_tokens": 512, "truncated_texts": 1}
     expected = tiny.encode_document([long[:10_000]])[0]
     np.testing.assert_allclose(np.array(found["data"][0]["embedding"], dtype=np.float32), expected, atol=2e-6)
+
+
+def test_queries_behind_given_reasoning(served: Running, tiny: SearchR3) -> None:
+    body = {"model": tiny.name, "input": ["a", "a", "b"], "input_type": "query", "reasoning": True}
+    answer = served.post("/v1/embeddings", body | {"reasoning_text": ["first", "second", ""]}).json
+    vectors = [item["embedding"] for item in answer["data"]]
+    expected = tiny.encode_query(["a", "a", "b"], reasoning_text=["first", "second", ""])
+    assert np.allclose(vectors, expected, atol=1e-5), "one text behind two analyses is two rows"
+    tokens = sum(tiny.count_tokens(["a", "a", "b", "first", "second"]))
+    assert answer["usage"] == {
+        "prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens, "truncated_texts": 0
+    }  # fmt: skip
+    one = served.post("/v1/embeddings", body | {"input": "a", "reasoning": None, "reasoning_text": "first"}).json
+    assert np.allclose(one["data"][0]["embedding"], expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "param"),
+    [
+        ({"reasoning_text": ["x", "y"]}, 409, "reasoning_text"),
+        ({"reasoning_text": "x", "reasoning": 3}, 409, "reasoning"),
+        ({"reasoning_text": "x" * 100_001}, 400, "reasoning_text"),
+        ({"reasoning_text": "x", "input_type": "document"}, 400, "reasoning_text"),
+    ],
+)
+def test_given_reasoning_that_does_not_fit_is_refused(served: Running, tiny: SearchR3, more, status, param) -> None:
+    answer = served.post("/v1/embeddings", {"model": tiny.name, "input": "a", "input_type": "query"} | more)
+    assert (answer.status, answer.error["param"]) == (status, param)

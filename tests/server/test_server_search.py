@@ -325,3 +325,25 @@ def test_what_is_wrong_with_a_document_is_said_plainly(
                                  ({"query": "x", "where": "x" * 2001}, "where", "2,000")):  # fmt: skip
             answer = server.post("/v1/search", body)
             assert answer.error["message"] == f"{name}: over {most} characters; shorten it"
+
+
+@pytest.mark.parametrize("words", ["the railway to Austria <|embed_token|>", ""])
+@pytest.mark.parametrize("stream", [False, True])
+def test_own_words_take_the_place_of_the_models(served: Running, tiny: SearchR3, words: str, stream: bool) -> None:
+    answer = served.post("/v1/search", {"query": "train to Vienna", "reasoning_text": words, "stream": stream})
+    if stream:
+        assert [name for name, _ in answer.events] == ["result"], "nothing is generated"
+    found = answer.events[-1][1] if stream else answer.json
+    expected = served.service.index.search("train to Vienna", tiny, reasoning_text=words)
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
+    assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in expected.hits], abs=1e-5)
+    tokens = tiny.count_tokens([words])[0]
+    assert found["reasoning"] == {"text": words, "num_tokens": tokens, "forced": False}
+    prompt = tiny.count_tokens(["train to Vienna"])[0] + tokens
+    assert found["usage"] == {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt}
+
+
+@pytest.mark.parametrize("options", [{"reasoning": False}, {"mode": "text"}])
+def test_own_words_that_nothing_would_read_are_a_conflict(served: Running, options: dict) -> None:
+    answer = served.post("/v1/search", {"query": "train", "reasoning_text": "railway"} | options)
+    assert (answer.status, answer.error["param"]) == (409, "reasoning_text")

@@ -17,7 +17,8 @@ import numpy as np
 
 from search_r3.model.tokenization import Tokens
 
-Kind = Literal["document", "query", "reasoned", "latent"]
+Kind = Literal["document", "query", "reasoned", "latent", "given"]
+"""How a text is embedded; "given" is a query with reasoning that the client gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class EmbeddingJob:
         on_text: called with each piece of the first text's reasoning, from the batcher's thread.
         oversized: whether a text is far longer than the part of it that is read. While other jobs wait, such jobs get
             only a small share of the model.
+        traces: for the kind "given", the tokens of each text's reasoning, already truncated; one may be empty.
         future: resolves to the answers, in the order of `texts`. Canceling it drops texts that have not begun.
         begun: whether a batch with one of its texts was started.
         submitted: time of submission (monotonic seconds).
@@ -51,14 +53,23 @@ class EmbeddingJob:
     budget: int = 0
     on_text: Callable[[str], None] | None = None
     oversized: bool = False
+    traces: Sequence[tuple[int, ...]] = ()
     future: Future[list[Embedded]] = field(default_factory=Future)
     begun: bool = False
     submitted: float = field(default_factory=time.monotonic)
 
     @property
     def tokens(self) -> int:
-        """The number of tokens of all texts."""
-        return sum(len(text.ids) for text in self.texts)
+        """The number of tokens of all texts, with those of given reasoning."""
+        return sum(map(self.tokens_of, range(len(self.texts))))
+
+    def trace_of(self, position: int) -> tuple[int, ...]:
+        """The given reasoning of the text at `position`; empty for other kinds."""
+        return self.traces[position] if self.traces else ()
+
+    def tokens_of(self, position: int) -> int:
+        """The number of tokens of the text at `position`, with those of its given reasoning."""
+        return len(self.texts[position].ids) + len(self.trace_of(position))
 
     def finish(self, answers: list[Embedded]) -> None:
         """Set the answers, unless the job is cancelled."""

@@ -20,8 +20,8 @@ from search_r3.server.logs import log
 from search_r3.server.metrics import Metrics
 from search_r3.server.server_config import ServerConfig
 
-UNREASONED: tuple[Kind, ...] = ("document", "query", "latent")
-"""What is embedded in passes of its own; reasoned queries share theirs."""
+UNREASONED: tuple[Kind, ...] = ("document", "query", "latent", "given")
+"""What is embedded in passes of its own, without generating anything; reasoned queries share theirs."""
 
 
 class Slots(Protocol):

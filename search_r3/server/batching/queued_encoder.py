@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.model.tokenization import Text, Tokens, count_tokens
+from search_r3.model.reasoned import REASONING_TEXT_TOKENS
+from search_r3.model.tokenization import Text, Tokens, count_tokens, reasoning_tokens
 from search_r3.server.batching.batcher import Batcher, Embedded, EmbeddingJob, Kind
 
 
@@ -35,7 +36,7 @@ class QueuedEncoder:
         self._lock = threading.Lock()
         self._cancelled = False
         self._running: EmbeddingJob | None = None
-        self._known: dict[tuple[Kind, tuple[str, ...], int], list[Embedded]] = {}
+        self._known: dict[tuple[Kind, tuple[str, ...], int, tuple[tuple[int, ...], ...]], list[Embedded]] = {}
         self._begun = False
         self.prompt_tokens = 0
         self.reasoning_tokens = 0
@@ -79,6 +80,13 @@ class QueuedEncoder:
             for a in self._wait("reasoned", texts, max_reasoning_tokens)
         ]
 
+    def encode_with_reasoning(
+        self, texts: Sequence[str], reasoning: Sequence[str], *, max_reasoning_tokens: int | None = None
+    ) -> np.ndarray:
+        limit = REASONING_TEXT_TOKENS if max_reasoning_tokens is None else max_reasoning_tokens
+        traces = given_traces(self._model, reasoning, limit)
+        return np.stack([answer.vector for answer in self._wait("given", texts, traces=traces)])
+
     @property
     def begun(self) -> bool:
         """Whether the request has begun: one of its texts is in a batch, or `begin` was called."""
@@ -105,12 +113,14 @@ class QueuedEncoder:
         if self._cancelled:
             raise CancelledError
 
-    def _wait(self, kind: Kind, texts: Sequence[str], budget: int = 0) -> list[Embedded]:
-        key = kind, tuple(texts), budget
+    def _wait(
+        self, kind: Kind, texts: Sequence[str], budget: int = 0, traces: Sequence[tuple[int, ...]] = ()
+    ) -> list[Embedded]:
+        key = kind, tuple(texts), budget, tuple(traces)
         if key in self._known:  # a search that is repeated because the index was replaced
             return self._known[key]
         rows = cut_tokens(self._model, texts, self._max_length, self._check_cancelled)[0]
-        job = EmbeddingJob(kind, rows, budget, self._on_text if kind == "reasoned" else None)
+        job = EmbeddingJob(kind, rows, budget, self._on_text if kind == "reasoned" else None, traces=traces)
         with self._lock:
             if self._cancelled:
                 raise CancelledError
@@ -147,3 +157,13 @@ def cut_tokens(
     rows = model.token_rows(texts, limit + 1, count)
     count(rows)
     return [Tokens(tuple(row[:limit])) for row in rows], sum(len(row) > limit for row in rows)
+
+
+def given_traces(model: Any, texts: Sequence[str], limit: int = REASONING_TEXT_TOKENS) -> list[tuple[int, ...]]:
+    """The first `limit` tokens of each given reasoning, for `EmbeddingJob.traces`; none for a blank text.
+
+    Raises:
+        InputError: a text is no valid Unicode.
+    """
+    embed_id = model.contract.embed_token_id
+    return [tuple(reasoning_tokens(model.tokenizer, text, embed_id, limit)) for text in texts]

@@ -44,6 +44,9 @@ class Model(Protocol):
 
     def encode_document(self, texts: Any, *, batch_size: int, show_progress_bar: bool | None) -> Any: ...
     def encode_query(self, texts: Any, *, reasoning: Any, batch_size: int, show_progress_bar: bool | None) -> Any: ...
+    def encode_with_reasoning(
+        self, texts: Any, reasoning: Any, *, batch_size: int, show_progress_bar: bool | None
+    ) -> Any: ...
     def reason(
         self,
         texts: Any,
@@ -68,7 +71,7 @@ class QueuedJob:
     @property
     def next_tokens(self) -> int:
         """The number of tokens of its next text."""
-        return len(self.job.texts[self.todo[0]].ids)
+        return self.job.tokens_of(self.todo[0])
 
     def set_answer(self, position: int, answer: Embedded) -> None:
         """Set the answer for the text at `position`; the last one finishes the job."""
@@ -84,7 +87,7 @@ QueuedText = tuple[QueuedJob, int]
 
 def tokens_of(batch: Sequence[QueuedText]) -> int:
     """The number of tokens of a batch, including those that may be generated."""
-    return sum(len(queued.job.texts[position].ids) + queued.job.budget for queued, position in batch)
+    return sum(queued.job.tokens_of(position) + queued.job.budget for queued, position in batch)
 
 
 class _JobsCancelled(Exception):
@@ -137,7 +140,7 @@ class StaticBatcher:
         with self._changed:
             jobs = [queued for queue in self._queues.values() for queued in queue if not queued.job.future.done()]
             texts = sum(len(queued.todo) for queued in jobs)
-            return texts, sum(len(queued.job.texts[position].ids) for queued in jobs for position in queued.todo)
+            return texts, sum(queued.job.tokens_of(position) for queued in jobs for position in queued.todo)
 
     def seconds_left(self) -> float:
         """See `Batcher.seconds_left`: waiting texts times the recent mean of seconds per text of their kind."""
@@ -250,25 +253,26 @@ class StaticBatcher:
         self._seconds[kind] = mean + SMOOTHING * (seconds - mean)
 
     def _embed(self, kind: Kind, batch: list[QueuedText]) -> None:
-        rows: dict[tuple[Tokens, int], list[QueuedText]] = {}  # a repeated text is embedded once
+        rows: dict[tuple[Tokens, int, tuple[int, ...]], list[QueuedText]] = {}  # a repeated text is embedded once
         for queued, position in batch:
-            rows.setdefault((queued.job.texts[position], queued.job.budget), []).append((queued, position))
-        texts, budgets = [text for text, _ in rows], [budget for _, budget in rows]
+            job = queued.job
+            rows.setdefault((job.texts[position], job.budget, job.trace_of(position)), []).append((queued, position))
+        texts, budgets, traces = (list(column) for column in zip(*rows, strict=True))
         if kind == "reasoned":
             answers = self._reason(texts, list(rows.values()), budgets)
         else:
+            settings: dict[str, Any] = {"batch_size": len(texts), "show_progress_bar": False}
             if kind == "document":
-                vectors = self.model.encode_document(texts, batch_size=len(texts), show_progress_bar=False)
+                vectors = self.model.encode_document(texts, **settings)
+            elif kind == "given":
+                vectors = self.model.encode_with_reasoning(texts, traces, **settings)
             else:
-                reasoning = "latent" if kind == "latent" else False
-                vectors = self.model.encode_query(
-                    texts, reasoning=reasoning, batch_size=len(texts), show_progress_bar=False
-                )
+                vectors = self.model.encode_query(texts, reasoning="latent" if kind == "latent" else False, **settings)
             answers = [Embedded(vector) for vector in vectors]
-        self.metrics.tokens.labels("prompt").inc(sum(len(text.ids) for text in texts))
-        for (text, budget), answer in zip(rows, answers, strict=True):
-            key = (self.model.contract_hash, text.ids, budget) if kind == "reasoned" else None
-            self._set_answer(rows[text, budget], answer, key)
+        self.metrics.tokens.labels("prompt").inc(sum(len(text.ids) + len(trace) for text, _, trace in rows))
+        for row, answer in zip(rows, answers, strict=True):
+            key = (self.model.contract_hash, row[0].ids, row[1]) if kind == "reasoned" else None
+            self._set_answer(rows[row], answer, key)
 
     def _set_answer(self, texts: Sequence[QueuedText], answer: Embedded, key: Key | None) -> None:
         """Answer every text of a row; with a key, also cache the answer."""

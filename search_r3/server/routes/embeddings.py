@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from starlette.responses import Response
 from search_r3.errors import InputError
 from search_r3.model.tokenization import Text, Tokens
 from search_r3.server.batching.batcher import BatcherClosed, Embedded, EmbeddingJob, Kind
-from search_r3.server.batching.queued_encoder import cut_tokens
+from search_r3.server.batching.queued_encoder import cut_tokens, given_traces
 from search_r3.server.errors import ApiError
 from search_r3.server.request_body import in_thread, pool_for, read, until_done
 from search_r3.server.routing import WITH_BODY, answers, service_of, takes, to_json, v1_router
@@ -47,7 +47,7 @@ EXAMPLES = {
     summary="Embed documents or queries",
     description="OpenAI's endpoint. Texts are embedded as documents unless `input_type` is `query`; only queries can "
     "be reasoned about. A text is read up to 512 tokens; `usage.truncated_texts` counts those that were longer.",
-    responses=answers(Embeddings, "One unit vector per text", *WITH_BODY, 404),
+    responses=answers(Embeddings, "One unit vector per text", *WITH_BODY, 404, 409),
     openapi_extra=takes(DocumentEmbeddings, QueryEmbeddings, examples=EXAMPLES),
 )
 async def create_embeddings(request: Request) -> Response:
@@ -58,15 +58,18 @@ async def create_embeddings(request: Request) -> Response:
         loaded.check_name(body.model)
         dimensions = _dimensions(body.dimensions, loaded)
         budget = service.reasoning_budget(body.reasoning)
+        given = _given(body)
         items = cast(list[str] | list[list[int]], body.input)
         oversized = max((len(item) for item in items), default=0) > OVERSIZED
-        texts, cut = await _tokens(request, items, service)
-        del items
+        texts, cut, traces = await _tokens(request, items, given, service)
+        del items, given
         body.input = []  # the texts may be large, and are no longer needed
         service.bodies.release(request.scope)
         request.state.items = len(texts)
         if body.input_type != "query":
             embedded = await _embed(request, service, "document", texts, oversized=oversized)
+        elif traces:
+            embedded = await _embed(request, service, "given", texts, oversized=oversized, traces=traces)
         elif budget is None:
             kind: Kind = "latent" if body.reasoning == "latent" else "query"
             embedded = await _embed(request, service, kind, texts, oversized=oversized)
@@ -74,17 +77,38 @@ async def create_embeddings(request: Request) -> Response:
             embedded = await _embed_by_rule(request, service, texts, budget)
         else:
             embedded = await _embed(request, service, "reasoned", texts, budget, oversized=oversized)
-        prompt, written = sum(len(text.ids) for text in texts), sum(one.num_tokens for one in embedded)
+        prompt = sum(len(text.ids) for text in texts) + sum(map(len, traces))
+        written = sum(one.num_tokens for one in embedded)
         data = _vectors(embedded, dimensions, as_base64=body.encoding_format == "base64")
         usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
         usage["truncated_texts"] = cut
         return to_json({"object": "list", "data": data, "model": loaded.model.name, "usage": usage})
 
 
+def _given(body: DocumentEmbeddings | QueryEmbeddings) -> list[str]:
+    """The given reasoning of each query; none if there is none. Raises ApiError: 409 if it does not fit the request."""
+    if not isinstance(body, QueryEmbeddings) or body.reasoning_text is None:
+        return []
+    given = [body.reasoning_text] if isinstance(body.reasoning_text, str) else body.reasoning_text
+    if len(given) != len(body.input):
+        message = f"reasoning_text has {len(given):,} texts for {len(body.input):,} queries; give one for each"
+        raise ApiError(409, message, "conflict", param="reasoning_text")
+    if not (body.reasoning is None or isinstance(body.reasoning, bool)):
+        message = "reasoning_text is read in place of the model's reasoning; set reasoning to true, or omit it"
+        raise ApiError(409, message, "conflict", param="reasoning")
+    return given
+
+
 async def _embed(
-    request: Request, service: Service, kind: Kind, texts: list[Tokens], budget: int = 0, oversized: bool = False
+    request: Request,
+    service: Service,
+    kind: Kind,
+    texts: list[Tokens],
+    budget: int = 0,
+    oversized: bool = False,
+    traces: Sequence[tuple[int, ...]] = (),
 ) -> list[Embedded]:
-    job = EmbeddingJob(kind, texts, budget, oversized=oversized)
+    job = EmbeddingJob(kind, texts, budget, oversized=oversized, traces=traces)
     try:
         service.batcher.submit(job)
     except BatcherClosed as error:
@@ -129,8 +153,10 @@ def _worth_reasoning(service: Service, direct: list[Embedded]) -> list[int]:
     return chosen
 
 
-async def _tokens(request: Request, items: list[str] | list[list[int]], service: Service) -> tuple[list[Tokens], int]:
-    """Each item's tokens, truncated, and the number of items that were longer."""
+async def _tokens(
+    request: Request, items: list[str] | list[list[int]], given: list[str], service: Service
+) -> tuple[list[Tokens], int, list[tuple[int, ...]]]:
+    """Each item's tokens, truncated; the number of items that were longer; and each given reasoning's tokens."""
     config = service.config
     if len(items) > config.max_items:
         message = f"the input has {len(items):,} items, the limit is {config.max_items:,}; send several requests"
@@ -138,16 +164,19 @@ async def _tokens(request: Request, items: list[str] | list[list[int]], service:
     texts: list[Text] = [item if isinstance(item, str) else Tokens(tuple(item)) for item in items]
     model = service.loaded.model
 
-    def tokenize(check: Callable[[], None]) -> tuple[list[Tokens], int]:
+    def tokenize(check: Callable[[], None]) -> tuple[list[Tokens], int, list[tuple[int, ...]]]:
+        traces = given_traces(model, given)
+        read = sum(map(len, traces))
+
         def between(tokens: int) -> None:
             check()
-            if tokens > config.max_tokens:
+            if read + tokens > config.max_tokens:
                 message = f"the input has over {config.max_tokens:,} tokens, the limit; send several requests"
                 raise ApiError(413, message, "too_many_tokens", param="input")
 
-        return cut_tokens(model, texts, service.max_length, between)
+        return *cut_tokens(model, texts, service.max_length, between), traces
 
-    size = sum(len(item) for item in items)
+    size = sum(len(item) for item in items) + sum(map(len, given))
     try:
         return await in_thread(request, service, pool_for(service, size), tokenize)
     except InputError as error:

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from search_r3.errors import InputError
 from search_r3.index.index_handle import IndexHandle
-from search_r3.index.run_search import MAX_QUERY_CHARACTERS
+from search_r3.index.run_search import MAX_QUERY_CHARACTERS, check_given
 from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error
@@ -37,6 +37,7 @@ ANSWERS = answers(
     "The hits, best first. With `stream`, events: `reasoning` (pieces of text), then `result` or `error`.",
     *WITH_BODY,
     404,
+    409,
     content={"text/event-stream": {"schema": {"$ref": SCHEMAS + "Event"}}},
 )
 
@@ -58,6 +59,7 @@ async def search(request: Request) -> Response:
         index = service.index
         body = await read(request, service, SEARCH)
         budget = service.reasoning_budget(body.reasoning)
+        _check_given(body, budget)
         request.state.items = 1
         if body.where is not None:
             await _check_filter(request, service, body.where)
@@ -89,8 +91,9 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
             encoder,
             k=body.k,
             mode=body.mode,
-            reasoning=body.reasoning if body.reasoning in ("auto", "latent") else budget is not None,
+            reasoning=_reasoning(body, budget),
             max_reasoning_tokens=budget or 0,
+            reasoning_text=body.reasoning_text,
             where=body.where,
             vector_weight=body.vector_weight,
         )
@@ -101,6 +104,18 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
     prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
     usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
     return result.to_dict() | {"model": encoder.name, "usage": usage}
+
+
+def _reasoning(body: SearchRequest, budget: int | None) -> Any:
+    """The index's option `reasoning`."""
+    return body.reasoning if body.reasoning in ("auto", "latent") else budget is not None
+
+
+def _check_given(body: SearchRequest, budget: int | None) -> None:
+    try:
+        check_given(body.reasoning_text, _reasoning(body, budget), body.mode)
+    except InputError as error:
+        raise ApiError(409, str(error), "conflict", param="reasoning_text") from error
 
 
 async def _check_filter(request: Request, service: Service, where: str) -> None:
