@@ -121,7 +121,7 @@ def search(
     budget: Budget = 32,
     reasoning_text: Annotated[
         str | None,
-        typer.Option(help="Your own analysis of the query, which the model reads in place of its own."),
+        typer.Option(help="Your own reasoning about the query, which the model reads in place of its own."),
     ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare the query with all vectors, even if there is an approximate index.")

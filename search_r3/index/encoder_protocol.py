@@ -55,7 +55,7 @@ class Encoder(Protocol):
 
 
 class ReadsReasoning(Protocol):
-    """An encoder that can read an analysis of a query that it did not write (`reasoning_text` of a search)."""
+    """An encoder that can read reasoning about a query that it did not write (`reasoning_text` of a search)."""
 
     def encode_with_reasoning(
         self, texts: Any, reasoning: Sequence[str], *, max_reasoning_tokens: int | None = ...

@@ -232,7 +232,7 @@ class SearchIndex:
                 search that this helps; the result's `reasoning` says whether it did. "latent" thinks in a few steps
                 without words, if the model can.
             max_reasoning_tokens: maximum number of reasoning tokens.
-            reasoning_text: an analysis of the query in your own words, which the model reads in place of its own (see
+            reasoning_text: reasoning about the query in your own words, which the model reads in place of its own (see
                 `SearchR3.encode_query`); full text still searches for the query's words only.
             where: an SQL condition on metadata, `language = 'en' AND year > 2020`; applied before the search, so that
                 `k` hits are returned if that many match. `columns` lists the columns that it may name.

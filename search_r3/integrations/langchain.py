@@ -63,7 +63,7 @@ class SearchR3Retriever(BaseRetriever):
         >>> retriever.invoke("where did we decide on the license", where="path LIKE '%.md'")
         >>> retriever.invoke("its license", reasoning_text="The license of the project is chosen in its first meeting.")
 
-    `invoke(query, reasoning_text=...)` embeds the query with an agent's own analysis, in place of the model's.
+    `invoke(query, reasoning_text=...)` embeds the query with an agent's own reasoning, in place of the model's.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())

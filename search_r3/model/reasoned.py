@@ -11,7 +11,7 @@ from search_r3.errors import InputError
 from search_r3.model.engines.base import broadcast_budget
 
 REASONING_TEXT_TOKENS = 512
-"""Tokens read of a `reasoning_text`, an analysis of the query in someone's own words."""
+"""Tokens read of a `reasoning_text`, reasoning about the query in someone's own words."""
 
 
 @dataclass

@@ -242,7 +242,7 @@ class SearchR3:
                 (`latent_steps`), if the checkpoint was trained for it. "auto" is available only in searches, because it
                 depends on the scores of a direct search (see `SearchIndex.search`).
             max_reasoning_tokens: the maximum number of reasoning tokens.
-            reasoning_text: an analysis of each query in someone's own words, which the model reads in place of its own
+            reasoning_text: reasoning about each query in someone's own words, which the model reads in place of its own
                 (its first 512 tokens; may be empty). It generates nothing then, and `reasoning` must be True.
 
         Returns:

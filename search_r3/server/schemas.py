@@ -169,7 +169,7 @@ class QueryEmbeddings(_EmbeddingRequest):
             f"expected a text, or a list of one text for each query, of at most {MAX_CHARACTERS:,} characters each"
         ),
         Field(
-            description="an analysis of each query in your own words, which the model reads (up to 512 tokens) in "
+            description="reasoning about each query in your own words, which the model reads (up to 512 tokens) in "
             "place of its own; reasoning must then be true, or omitted"
         ),
     ] = None
@@ -199,7 +199,7 @@ class SearchRequest(Strict):
     reasoning_text: Annotated[
         ReasoningText | None,
         Field(
-            description="an analysis of the query in your own words, which the model reads (up to 512 tokens) in place "
+            description="reasoning about the query in your own words, which the model reads (up to 512 tokens) in place "
             "of its own; reasoning must then be true, or omitted, and the mode not text"
         ),
     ] = None
