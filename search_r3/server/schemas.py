@@ -199,8 +199,8 @@ class SearchRequest(Strict):
     reasoning_text: Annotated[
         ReasoningText | None,
         Field(
-            description="reasoning about the query in your own words, which the model reads (up to 512 tokens) in place "
-            "of its own; reasoning must then be true, or omitted, and the mode not text"
+            description="reasoning about the query in your own words, which the model reads (up to 512 tokens) in "
+            "place of its own; reasoning must then be true, or omitted, and the mode not text"
         ),
     ] = None
     where: Annotated[Filter | None, Field(description="a condition on columns, as in title = 'Guide'")] = None
