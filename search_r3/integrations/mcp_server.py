@@ -114,8 +114,8 @@ class IndexServer(MCPServer):
                 str | None,
                 Field(
                     description="Your own reasoning about the query in a few words or sentences: what it asks for, "
-                    "facts that you know, the probable answer. The search model reads it in place of its own; leave it out "
-                    "if you would only guess. mode must then be vector or hybrid."
+                    "facts that you know, the probable answer. The search model reads it in place of its own; leave it "
+                    "out if you would only guess. mode must then be vector or hybrid."
                 ),
             ] = None,
         ) -> SearchResults:
