@@ -158,8 +158,15 @@ class Worker:
     The process runs `script --worker SPEC`, which calls `serve`.
     """
 
-    def __init__(self, script: str, spec: dict[str, Any]) -> None:
-        """Start the process; it loads while the caller goes on to `ready`."""
+    def __init__(self, script: str, spec: dict[str, Any], checkout: Path | None = None) -> None:
+        """Start the process; it loads while the caller goes on to `ready`.
+
+        Args:
+            checkout: another checkout, from which the process takes the package and the benchmarks' modules.
+        """
+        environment = dict(os.environ)
+        if checkout is not None:
+            environment["PYTHONPATH"] = os.pathsep.join((str(checkout), str(checkout / "benchmarks")))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process: `close` closes it
         self._process = subprocess.Popen(
             [sys.executable, script, "--worker", json.dumps(spec)],
@@ -167,6 +174,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            env=environment,
         )
 
     def ready(self) -> dict[str, Any]:

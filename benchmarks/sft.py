@@ -1,8 +1,10 @@
-"""How fast stage 1 trains: against sentence-transformers' cached loss, and large recomputed batches against small ones.
+"""How fast stage 1 trains: against sentence-transformers' cached loss and an earlier version, and large recomputed
+batches against small ones.
 
     python benchmarks/sft.py                                # CPU: 32 pairs a step; 256 cached against 32 plain
     python benchmarks/sft.py --device cuda --rounds 20      # GPU: 128 pairs a step; 1,024 cached against 32 plain
     python benchmarks/sft.py --pairs pairs.jsonl --only speed
+    python benchmarks/sft.py --only speed --against build/before    # after: git worktree add build/before f444c4d
     python benchmarks/sft.py --tiny                         # random tiny weights, seconds; writes no result
 
 Ours is a step of `SFTTask` with InfoNCE alone on the direct conversation, once plain and once ("cached") with
@@ -11,6 +13,7 @@ LoRA, last-token pooling, the same mini-batch, AdamW and clipping as ours. Each 
 memory) and they take turns (time). Both tokenize within the step; token ids, first loss and norm of the first gradient
 must agree, or there is no report. What may differ is how the work is done: ours runs the prompt's prefix once and
 sorts a batch by length; the peer pads as it ships. Ours also trains the embed token's row, which the peer does not.
+With `--against`, the plain step of another checkout (f444c4d or later) takes turns with them, on the same batches.
 """
 
 from __future__ import annotations
@@ -43,12 +46,16 @@ from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 
 PLAIN_BATCH = 32
 """The batch without activation checkpointing that the large one is compared with."""
-SPEED_GOAL = 1.2
+SPEED_GOAL = 4.5
 """Times the peer's speed, at no more memory than it."""
+BEFORE_GOAL = 1.8
+"""Times the speed of f444c4d's plain step, at no more memory than it."""
 CACHE_GOAL = 1.6
 """Times the plain time per pair, at the same memory."""
 SAME_MEMORY = 1.05
 """Peaks that differ by less than this count as the same: the C library's own pools make that much."""
+FORMER_FIELDS = {"global_batch_size": "pairs_per_step", "activation_checkpointing": "gradient_cache"}
+"""Fields of `Spec` and their names in f444c4d."""
 TOLERANCE = {"float32": (1e-3, 1e-2), "bfloat16": (5e-2, 5e-2)}
 """How far the first loss may differ (absolute) and the first gradient's norm (relative), by precision."""
 TRIAL_STEPS = 2
@@ -91,6 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1, help="untimed steps before, at least 1: the compared one")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--only", choices=["speed", "cache", "both"], default="both")
+    parser.add_argument("--against", type=Path, help="another checkout, whose plain step is timed too")
     parser.add_argument("--tiny", action="store_true", help="random weights, two layers, few pairs: tries the script")
     parser.add_argument(
         "--json", "--output", dest="output", type=Path, help="where it goes (default: results/benchmarks/sft.json)"
@@ -192,16 +200,20 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
         ours = [start("ours, plain"), start("ours, cached", activation_checkpointing=True)]
         choices = ["eager", "sdpa"] if options.peer_attention == "auto" else [options.peer_attention]
         peers = [start("peer", system="peer", activation_checkpointing=True, attention=choice) for choice in choices]
-        for system in (*ours, *peers):
+        before = []
+        if options.against is not None:
+            before = [System("before, plain", base, options.warmup, options.against.resolve())]
+            stack.callback(before[0].close)
+        for system in (*ours, *before, *peers):
             system.warm_up()
-        for system in (*ours[1:], *peers):
+        for system in (*ours[1:], *before, *peers):
             check_agreement(ours[0], system, base.bf16)
         trial = {peer.spec.attention: peer.trial(TRIAL_STEPS) for peer in peers} if len(peers) > 1 else {}
         peer = min(peers, key=lambda one: trial.get(one.spec.attention, 0.0))
         for other in peers:
             if other is not peer:
                 other.close()
-        systems = [*ours, peer]
+        systems = [*ours, *before, peer]
         seconds = in_turns({system.name: system.step for system in systems}, options.rounds)
         for system in systems:
             system.note_memory()
@@ -230,6 +242,13 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
             found |= ratio_figures("times_the_peers_speed", measured) | {"peak_of_peer": rounded(share)}
         table.row(system.name, system.spec.attention, f"{rate:.3g}", *cells)
         figures[system.name.replace(", ", "_")] = found
+    for old in before:
+        measured = compare(seconds[ours[0].name], seconds[old.name])
+        share = ours[0].peak_bytes / old.peak_bytes
+        met = "met" if measured.ratio >= BEFORE_GOAL and share <= 1 else "missed"
+        print(f"\nours, plain, by before: {ratio_cell(measured)}, memory {share:.3f}; goal {BEFORE_GOAL}: {met}")
+        figures["before"] = {"checkout": options.against.name, "goal": BEFORE_GOAL, "peak_of_before": rounded(share)}
+        figures["before"] |= ratio_figures("times_its_speed", measured)
     loss, norm = TOLERANCE[precision(base.bf16)]
     figures["tolerance"] = {"loss_absolute": loss, "gradient_norm_relative": norm}
     return figures
@@ -286,9 +305,12 @@ def precision(bf16: bool) -> str:
 class System(Worker):
     """A worker and its answers so far. Batches are numbered: the warm-up's first, then the rounds'."""
 
-    def __init__(self, name: str, spec: Spec, warmup: int) -> None:
-        """Start the worker; `warm_up` waits until it is loaded."""
-        super().__init__(__file__, asdict(spec))
+    def __init__(self, name: str, spec: Spec, warmup: int, checkout: Path | None = None) -> None:
+        """Start the worker, of this or another checkout; `warm_up` waits until it is loaded."""
+        if checkout is None:
+            super().__init__(__file__, asdict(spec))
+        else:
+            super().__init__(str(checkout / "benchmarks" / "sft.py"), fields_of(checkout, asdict(spec)), checkout)
         self.name, self.spec, self.warmup = name, spec, warmup
         self.about: dict[str, Any] = {}
         self.first: dict[str, Any] = {}
@@ -321,6 +343,13 @@ class System(Worker):
         first = {f"first_{key}": self.first[key] for key in ("loss", "gradient_norm", "tokens", "tokens_sha256")}
         pairs = {"global_batch_size": self.spec.global_batch_size, "attention": self.spec.attention}
         return {**pairs, **self.about, **first, "peak_bytes": self.peak_bytes}
+
+
+def fields_of(checkout: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """The specification under the field names of another checkout's `Spec`."""
+    source = (checkout / "benchmarks" / "sft_systems.py").read_text(encoding="utf-8")
+    renamed = {new: old for new, old in FORMER_FIELDS.items() if f"    {old}:" in source}
+    return {renamed.get(name, name): value for name, value in spec.items()}
 
 
 def check_agreement(ours: System, other: System, bf16: bool) -> None:

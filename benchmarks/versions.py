@@ -112,16 +112,11 @@ class InCheckout(Worker):
     """A worker that runs this script with the package and the benchmarks of another checkout."""
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join((str(folder), str(folder / "benchmarks")))
-        try:
-            super().__init__(str(self._script(folder, Path(job["scratch"]))), job)
-        finally:
-            os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+        super().__init__(str(self._script(Path(job["scratch"]))), job, folder)
 
     @staticmethod
-    def _script(folder: Path, scratch: Path) -> Path:
-        """This script where no other module lies, so that all modules come from `folder`."""
+    def _script(scratch: Path) -> Path:
+        """This script where no other module lies, so that all modules come from the checkout."""
         copy = scratch / "versions_worker.py"
         copy.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
         return copy

@@ -36,7 +36,7 @@ def benchmark_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str
     with fresh_benchmarks(monkeypatch):
         worker = importlib.import_module("common").Worker
 
-        def start(self: Any, script: str, spec: dict[str, Any]) -> None:
+        def start(self: Any, script: str, spec: dict[str, Any], checkout: Path | None = None) -> None:
             module = importlib.import_module(Path(script).stem)
             self.loaded, self.ask = module.load(module.Spec(**json.loads(json.dumps(spec))))
 

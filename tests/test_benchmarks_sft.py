@@ -50,6 +50,19 @@ def run(script: ModuleType, given: Callable[..., None], tmp_path: Path) -> Calla
     return run
 
 
+def test_an_earlier_checkout_takes_turns_and_gets_the_specification_in_its_own_words(
+    run: Callable[..., dict[str, Any]], script: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "before" / "benchmarks").mkdir(parents=True)
+    source = "class Spec:\n    pairs_per_step: int\n    activation_checkpointing: bool\n"
+    (tmp_path / "before" / "benchmarks" / "sft_systems.py").write_text(source)
+    sent = script.fields_of(tmp_path / "before", {"global_batch_size": 4, "activation_checkpointing": True, "chunk": 3})
+    assert sent == {"pairs_per_step": 4, "activation_checkpointing": True, "chunk": 3}
+    speed = run("--only", "speed", "--peer-attention", "eager", "--against", str(FOLDER.parent))["figures"]["speed"]
+    assert speed["before_plain"]["first_loss"] == speed["ours_plain"]["first_loss"]
+    assert 0 < speed["before"]["times_its_speed_min"] <= speed["before"]["times_its_speed"]
+
+
 @pytest.mark.nightly
 def test_the_report_has_its_fields_and_both_systems_did_the_same(run: Callable[..., dict[str, Any]]) -> None:
     report = run()
