@@ -38,7 +38,9 @@ class Encoder(Protocol):
     All arrays are float32, one row per text. Encoders with the same `contract_hash` produce comparable vectors; an
     index refuses all others. An encoder may also have `source` (where it was loaded from, recorded in the index),
     `adaptive_rule` (when to reason, for `reasoning="auto"`), and `token_counter` (a picklable `CountTokens` with which
-    the driver of a Ray build measures chunks without the model).
+    the driver of a Ray build measures chunks without the model). One that can be searched with `read` also has
+    `reading` (any value but None), the argument `passages` of `encode_query` and `reason` (for each text, a list of
+    texts), and may have `what_is_read(passages)`, the part of each that it uses.
     """
 
     @property
