@@ -141,6 +141,18 @@ def test_the_result_shows_the_part_that_the_model_read(trained, tmp_path):
         assert len(passage.text) < len(whole)
 
 
+def test_given_reasoning_follows_the_passages(trained, tmp_path):
+    build_index(tmp_path / "x", DOCUMENTS, trained, progress=False)
+    index = SearchIndex.open(tmp_path / "x")
+    found = index.search("rings", trained, mode="vector", reasoning_text="of Saturn", read=2, k=1)
+    direct = index.search("rings", trained, mode="vector", reasoning=False, k=2)
+    passages = [[f"{hit.title} {hit.text}" for hit in direct.hits]]
+    vector = trained.encode_query(["rings"], passages=passages, reasoning_text=["of Saturn"])[0]
+    assert found.hits[0].score == pytest.approx(float(index.vectors([found.hits[0].id])[0] @ vector), abs=1e-5)
+    assert ids(found.read) == ids(direct.hits)
+    assert found.reasoning.text == "of Saturn"
+
+
 def test_the_command_shows_what_was_read(trained, tmp_path, capsys):
     build_index(tmp_path / "x", DOCUMENTS, trained, progress=False)
     command = ["search", str(tmp_path / "x"), "rings", "--model", trained.source, "--budget", "2", "--device", "cpu"]
