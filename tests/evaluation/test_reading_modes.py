@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,7 +110,8 @@ def test_each_mode_has_a_run_and_controls_stay_out_of_the_tables(reader, data_ro
         "fake.read+on",
         "fake.read-2",
     }
-    traces = read_gzip_lines(output / "runs/tiny/fake.read+on.reasoning.jsonl.gz")
+    lines = read_gzip_lines(output / "runs/tiny/fake.read+on.reasoning.jsonl.gz")
+    traces = [json.loads(line) for line in lines]
     assert [len(trace["read"]) for trace in traces] == [2, 2, 2]
     assert set(traces[0]["read"]) <= {"d1", "d2", "d3"}
     identities = [SearchR3System(reader, "fake", mode).identity for mode in modes]
