@@ -15,7 +15,6 @@ import numpy as np
 
 from search_r3.evaluation.shuffling import derangement
 from search_r3.model.reading import check_reading
-from search_r3.prompts import reading_conversation
 from search_r3.retrievers.dense import exact_search
 
 READING_MODES = {
@@ -27,6 +26,8 @@ READING_MODES = {
     "read.rocchio": "the mean of the direct embedding and those of its first hits",
 }
 """The modes with their descriptions; those with a dot are controls."""
+FEEDBACK_PASSAGES = 4
+"""Hits averaged by `read.rocchio` for a model that cannot read: as many as other models usually read."""
 SEED = 0
 """Seed of the assignment of other queries' hits."""
 
@@ -53,8 +54,9 @@ def check_mode(model: Any, mode: str) -> None:
 
 
 def passages_read(model: Any) -> int:
-    """The number of passages that a model reads; for `read.rocchio` of a model that cannot, the usual number."""
-    return (getattr(model, "reading", None) or reading_conversation()).passages
+    """The number of passages that a model reads; `FEEDBACK_PASSAGES` if it cannot."""
+    reading = getattr(model, "reading", None)
+    return FEEDBACK_PASSAGES if reading is None else reading.passages
 
 
 def mode_identity(model: Any, mode: str) -> dict[str, Any]:
