@@ -177,6 +177,29 @@ def save_adapter() -> Callable[..., Path]:
     return save
 
 
+@pytest.fixture(scope="session")
+def save_query_adapter() -> Callable[..., Path]:
+    """Write a query adapter with golden vectors: an adapter, with other weights, for queries of its documents."""
+
+    def save(adapter: Path, folder: Path, seed: int = 1) -> Path:
+        import torch
+
+        from search_r3 import SearchR3
+        from search_r3.model import checkpoint
+
+        loaded = checkpoint.load(adapter, dtype=torch.float32, merge=False)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            for name, weight in loaded.model.named_parameters():
+                if "lora_" in name or "trainable_tokens_delta" in name:
+                    weight.add_(0.3 * torch.randn_like(weight))
+        checkpoint.save_query_adapter(loaded.model, loaded.contract, (loaded.name, str(adapter)), folder)
+        SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)
+        return folder
+
+    return save
+
+
 @pytest.fixture(scope="module")  # no longer: the loop that Playwright runs would be in the way of other tests' own
 def browser() -> Iterator[Any]:
     """A Chromium: $CHROMIUM, one on the path, or Playwright's own."""

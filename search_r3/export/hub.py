@@ -17,11 +17,15 @@ from search_r3.export.merged_export import check_target
 from search_r3.files import atomic_path
 from search_r3.model.checkpoint import ADAPTER_FILE, CONTRACT_FILE, read_record
 from search_r3.model.contract import Contract
-from search_r3.model.resolve import BUNDLED, weights_sha256
+from search_r3.model.resolve import BUNDLED, DEFAULT_ADAPTER, weights_sha256
 
 SUFFIXES = (".safetensors", ".json", ".md")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-NEEDED = {"merged": ("config.json", "tokenizer.json", "tokenizer_config.json"), "adapter": ("adapter_config.json",)}
+ADAPTERS = ("adapter", "query_adapter")
+NEEDED = {
+    "merged": ("config.json", "tokenizer.json", "tokenizer_config.json"),
+    **dict.fromkeys(ADAPTERS, ("adapter_config.json",)),
+}
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,15 @@ def plan_push(folder: str | Path, repo: str) -> Upload:
     folder = Path(folder)
     _check_name(repo)
     kind, contract = _checked(folder)
-    if kind == "adapter" and contract.base not in BUNDLED and not NAME.fullmatch(contract.base):
-        raise InputError(
-            f"the base of {folder.name} is {contract.base!r}, which only this machine knows; export the model merged "
-            "(search-r3 export) and push that"
-        )
+    loaded = {"base": contract.base} if kind in ADAPTERS else {}
+    if kind == "query_adapter":
+        loaded["documents' model"] = str((read_record(folder) or {}).get("documents", {}).get("source"))
+    for what, name in loaded.items():
+        if name not in (*BUNDLED, DEFAULT_ADAPTER) and not NAME.fullmatch(name):
+            raise InputError(
+                f"the {what} of {folder.name} is {name!r}, which only this machine knows; export the model merged "
+                "(search-r3 export) and push that"
+            )
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     files = {name: path.stat().st_size for name, path in names.items() if name.endswith(SUFFIXES)}
@@ -138,9 +146,9 @@ def _checked(folder: Path) -> tuple[str, Contract]:
         raise InputError(f"{folder / CONTRACT_FILE} says kind {kind!r}; expected one of: {', '.join(NEEDED)}")
     if missing := [name for name in NEEDED[kind] if not (folder / name).is_file()]:
         raise InputError(f"{folder} lacks {', '.join(missing)}; a checkpoint of kind {kind} has it, so export it again")
-    adapter = kind == "adapter"
+    adapter = kind in ADAPTERS
     digest = weights_sha256(folder, ADAPTER_FILE) if adapter else weights_sha256(folder)
-    if digest != (contract.adapter_weights if adapter else record.get("weights")):
+    if digest != ((contract.query_weights or contract.adapter_weights) if adapter else record.get("weights")):
         raise InputError(f"{folder}: the weights do not match its contract; download or export it again")
     return kind, contract
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text, expand_user
 from search_r3.model.capitals import capitals_note
+from search_r3.model.searchr3 import DOCUMENTS
 
 Format = Literal["safetensors", "sentence-transformers", "int8", "onnx"]
 
@@ -40,16 +41,23 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
 
     Raises:
         InputError: `out` is not empty, the format is unknown, the disk is full, sentence-transformers' prompts cannot
-            express the model's conversations, the int8 engine does not run this model, or see `write_onnx`.
+            express the model's conversations, the int8 engine does not run this model, the model is a query adapter
+            and the format has one model only, or see `write_onnx`.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}; choose one of: {', '.join(get_args(Format))}")
+    if len(sides(model)) > 1 and format in ("sentence-transformers", "onnx"):
+        raise InputError(
+            f"{model.name} is a query adapter, whose documents go through another model, and {format} has one model "
+            "for both; export safetensors or int8"
+        )
     out = Path(out)
     check_target(out)
     with atomic_path(out) as scratch:
-        kept = model.contract
+        kept = {side: side.contract for side in sides(model).values()}
         try:
-            model.contract = replace(kept, base=_public(kept.base))
+            for side, contract in kept.items():
+                side.contract = replace(contract, base=_public(contract.base))
             if format == "onnx":
                 from search_r3.export.onnx_export import write_onnx
 
@@ -57,8 +65,10 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
             else:
                 model.save_pretrained(scratch)
         finally:
-            model.contract = kept
-        _chat_template_into_json(scratch)
+            for side, contract in kept.items():
+                side.contract = contract
+        for inside in sides(model):
+            _chat_template_into_json(scratch / inside)
         if format == "sentence-transformers":
             from search_r3.export.sentence_transformers_export import write_modules
 
@@ -67,8 +77,10 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
             from search_r3.model.engines.int8.calibration import calibration_rows
             from search_r3.model.engines.int8.int8_weights import INT8_FILE, quantize_causal_lm, save_int8
 
-            rows = calibration_rows(model.templates, model.tokenizer, model.contract.embed_token_id)
-            save_int8(quantize_causal_lm(model.checkpoint.model, rows), scratch / INT8_FILE, model.contract_hash)
+            for inside, side in sides(model).items():
+                rows = calibration_rows(side.templates, side.tokenizer, side.contract.embed_token_id)
+                tensors = quantize_causal_lm(side.checkpoint.model, rows)
+                save_int8(tensors, scratch / inside / INT8_FILE, side.contract_hash)
         atomic_write_text(scratch / "README.md", card(model, format))
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return Export(
@@ -80,6 +92,11 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
         [path.relative_to(out).as_posix() for path in files],
         sum(path.stat().st_size for path in files),
     )
+
+
+def sides(model: Any) -> dict[str, Any]:
+    """The models that a SearchR3 consists of by their folder inside an export: itself, and what embeds documents."""
+    return {"": model} if model.documents is model else {"": model, DOCUMENTS: model.documents}
 
 
 def check_target(out: Path) -> None:

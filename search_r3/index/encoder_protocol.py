@@ -36,11 +36,10 @@ class Encoder(Protocol):
                 raise InputError("this model does not reason; search with reasoning=False")
 
     All arrays are float32, one row per text. Encoders with the same `contract_hash` produce comparable vectors; an
-    index refuses all others. An encoder may also have `source` (where it was loaded from, recorded in the index),
-    `adaptive_rule` (when to reason, for `reasoning="auto"`), and `token_counter` (a picklable `CountTokens` with which
-    the driver of a Ray build measures chunks without the model). One that can be searched with `read` also has
-    `reading` (any value but None), the argument `passages` of its methods for queries (for each text, a list of
-    texts), and may have `what_is_read(passages)`, the part of each that it uses.
+    index refuses all others. An encoder whose queries may change while its documents do not (a query adapter) also has
+    `document_spaces`: hashes, of which an index stores the first and accepts each. An encoder may also have `source`
+    (where it was loaded from, recorded in the index), `adaptive_rule` (when to reason, for `reasoning="auto"`), and
+    `token_counter` (a picklable `CountTokens` with which the driver of a Ray build measures chunks without the model).
     """
 
     @property
@@ -54,6 +53,11 @@ class Encoder(Protocol):
     ) -> np.ndarray: ...
     def encode_query(self, texts: Any, *, reasoning: Any = ..., max_reasoning_tokens: int = ...) -> np.ndarray: ...
     def reason(self, texts: Any, *, max_reasoning_tokens: int = ...) -> Sequence[Any]: ...
+
+
+def document_spaces(model: Any) -> tuple[str, ...]:
+    """The encoder's `document_spaces`; () if it has none, so that only its `contract_hash` counts."""
+    return tuple(getattr(model, "document_spaces", ()))
 
 
 class ReadsReasoning(Protocol):

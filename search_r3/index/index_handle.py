@@ -85,7 +85,7 @@ class IndexHandle:
         self._seen = self._fingerprint()
         self._current = self._open()
         self._newest: SearchIndex | None = None  # used to look for a newer version
-        self._contract = self._current.info.contract_hash, self._current.info.dimension
+        self._made_with = self._current.info
         self._refused: tuple[_Fingerprint, str] | None = None  # the refused index, and why it was refused
         self._suspect = False  # a search failed: reopen even if the fingerprint is unchanged
         self._problem: tuple[str, float] | None = None  # what is wrong, and the time from which it is reported
@@ -267,11 +267,12 @@ class IndexHandle:
                 self._recover()
                 return
         opened = self._open()
-        if (opened.info.contract_hash, opened.info.dimension) != self._contract:
+        made_with, now = self._made_with, opened.info
+        if now.dimension != made_with.dimension or not now.same_space(made_with):
             raise _RefusedError(
                 f"{self.path} now has an index that was made with {opened.info.model_name} (contract "
                 f"{opened.info.contract_hash[:12]}), not with {self._current.info.model_name} (contract "
-                f"{self._contract[0][:12]}); put an index of the same model there, or restart with this one"
+                f"{self._made_with.contract_hash[:12]}); put an index of the same model there, or restart with this one"
             )
         opened.backend.probe()
         if opened.info.identity != self._current.info.identity and not opened.complete and self._waits_for_a_build():

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3.errors import InputError
-from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.encoder_protocol import Encoder, document_spaces
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FullText = Literal["current", "outdated", "missing", "none"]
 """The state of the full-text index: see `SearchIndex.full_text`."""
 
@@ -22,7 +22,13 @@ class ModelMismatch(InputError):
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What an index was made with; `created` is UTC in ISO 8601."""
+    """What an index was made with.
+
+    Attributes:
+        created: UTC in ISO 8601.
+        document_space: what a model's documents must have in common with the index; "" if only an equal contract is
+            known to fit (formats before 3, and encoders without document spaces).
+    """
 
     format_version: int
     model_name: str
@@ -31,6 +37,7 @@ class IndexInfo:
     created: str
     search_r3_version: str = ""
     model_source: str = ""
+    document_space: str = ""
 
     @classmethod
     def of(cls, model: Encoder) -> IndexInfo:
@@ -38,8 +45,9 @@ class IndexInfo:
         from search_r3 import __version__
 
         created = datetime.now(UTC).isoformat(timespec="milliseconds")  # indexes may be made within the same second
-        source = getattr(model, "source", "")
-        return cls(FORMAT_VERSION, model.name, model.contract_hash, model.dimension, created, __version__, source)
+        source, space = getattr(model, "source", ""), next(iter(document_spaces(model)), "")
+        named = model.name, model.contract_hash, model.dimension
+        return cls(FORMAT_VERSION, *named, created, __version__, source, space)
 
     @property
     def identity(self) -> tuple[str, str, int]:
@@ -50,22 +58,28 @@ class IndexInfo:
         """Refuse a model whose embeddings are not in the same space as those of the index at `path`.
 
         Raises:
-            ModelMismatch: the contract hashes differ; both models are named.
+            ModelMismatch: neither the document space nor the contract is the same; both models are named.
         """
-        if model.contract_hash != self.contract_hash:
+        spaces = (model.contract_hash, *document_spaces(model))
+        if self.contract_hash not in spaces and self.document_space not in spaces:
             raise ModelMismatch(
                 f"{path} was made with {self.model_name} (contract {self.contract_hash[:12]}), but this "
                 f"model is {model.name} (contract {model.contract_hash[:12]}): their embeddings cannot be compared. "
                 f"Use the index's model, or build a new index with {model.name} in another folder"
             )
 
+    def same_space(self, other: IndexInfo) -> bool:
+        """Whether the vectors of both indexes are comparable."""
+        same = self.contract_hash == other.contract_hash
+        return same or self.document_space == other.document_space != ""
+
     def check_expected(self, expected: IndexInfo, path: Path | str) -> None:
         """Refuse to change the index at `path` if it was not made with the same model as the `expected` one.
 
         Raises:
-            ModelMismatch: the contract hashes differ.
+            ModelMismatch: the models' documents are not comparable.
         """
-        if expected.contract_hash != self.contract_hash:
+        if not self.same_space(expected):
             raise ModelMismatch(
                 f"{path} holds an index that was made with {self.model_name} (contract {self.contract_hash[:12]}), "
                 f"not with {expected.model_name} (contract {expected.contract_hash[:12]}); nothing was changed"
@@ -138,5 +152,6 @@ def migrate(description: dict[str, Any], path: Path | str) -> dict[str, Any]:
 _STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     0: lambda description: {"created": ""} | description,  # before the first release, `created` was optional
     1: lambda description: description,  # the rows have no source, see `lance_table.migrate_rows`
+    2: lambda description: description,  # the document space is not known: the contract must be the same
 }
 """Format -> the step to the next one; a step changes the description, not the rows."""

@@ -1,5 +1,8 @@
 """Loads models (a base, a base with its adapter, a merged model) and saves adapters, each with its embedding contract.
 
+A query adapter is an adapter of the same base for queries alone; it is loaded together with the model that embeds the
+documents.
+
 The contract is defined in `search_r3.model.contract`; `search_r3.model.golden` tests every engine against it.
 """
 
@@ -9,16 +12,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError, first_line
-from search_r3.files import atomic_path, atomic_write_text
+from search_r3.files import atomic_path, atomic_write_text, expand_user
 from search_r3.model.complete_weights import check_adapter, load_causal_lm
 from search_r3.model.contract import Contract
 from search_r3.model.quiet_loading import quiet_transformers
-from search_r3.model.resolve import resolve, weights_sha256
+from search_r3.model.resolve import check_name, find_adapter, resolve, weights_sha256
 from search_r3.prompts import EMBED_TOKEN
 
 CONTRACT_FILE = "search_r3.json"
@@ -29,13 +32,17 @@ VOCABULARY_MULTIPLE = 64
 
 @dataclass
 class Checkpoint:
-    """A loaded causal LM (its adapter merged, or a PEFT adapter), with its tokenizer and contract."""
+    """A loaded causal LM (its adapter merged, or a PEFT adapter), with its tokenizer and contract.
+
+    `documents` is the checkpoint that embeds documents; None if this one does, as it does for all but query adapters.
+    """
 
     name: str
     model: Any
     tokenizer: Any
     contract: Contract
     path: Path
+    documents: Checkpoint | None = None
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -52,17 +59,18 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bool = True) -> Checkpoint:
-    """Load a base, an adapter on its base, or a merged model.
+    """Load a base, an adapter or a query adapter on its base, or a merged model.
 
     Args:
         name_or_path: see `resolve.resolve`.
         dtype: the torch dtype of the weights.
         device: where the model is put.
-        merge: merge the adapter into the base (inference), or keep it as a PEFT adapter (training).
+        merge: merge the adapter into the base (inference), or keep it as a PEFT adapter (training). What embeds the
+            documents of a query adapter is always merged.
 
     Raises:
-        InputError: the name is unknown, the folder is damaged or an ONNX export, or the base does not have the weights
-            that the adapter was trained on.
+        InputError: the name is unknown, the folder is damaged or an ONNX export, the base does not have the weights
+            that the adapter was trained on, or the model of a query adapter's documents is not found.
     """
     folder = resolve(name_or_path)
     record = read_record(folder)
@@ -76,6 +84,8 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
         else:
             checkpoint = _load_adapter(folder, record, dtype, merge)
         checkpoint.model.to(device).eval()
+    if record is not None and checkpoint.contract.query_weights:
+        checkpoint.documents = _load_documents(folder, record, checkpoint.contract, dtype, device)
     return checkpoint
 
 
@@ -183,7 +193,7 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
                 f"{folder.name} was trained with {what} {str(trained)[:12]}, but the tokenizer and configuration of "
                 f"{contract.base} now give {str(present)[:12]}; get the base that it was trained on"
             )
-    if weights_sha256(folder, ADAPTER_FILE) != contract.adapter_weights:
+    if weights_sha256(folder, ADAPTER_FILE) != (contract.query_weights or contract.adapter_weights):
         raise InputError(f"{folder}: the adapter's weights do not match the contract; download or train it again")
     try:
         with quiet_transformers():
@@ -209,6 +219,44 @@ def _load_merged(folder: Path, record: dict[str, Any], dtype: Any) -> Checkpoint
     return Checkpoint(record.get("name", folder.resolve().name), model, tokenizer, contract, folder)
 
 
+def _load_documents(folder: Path, record: dict[str, Any], contract: Contract, dtype: Any, device: Any) -> Checkpoint:
+    """The checkpoint that embeds the documents of the query adapter in `folder`."""
+    place = _find_documents(folder, record)
+    found = read_record(resolve(place))
+    if found is not None and found["contract"].get("query_weights"):
+        raise InputError(f"{folder / CONTRACT_FILE} names {place} for documents, itself a query adapter; it is damaged")
+    documents = load(place, dtype=dtype, device=device)
+    if documents.contract.document_space != contract.document_space:
+        raise InputError(
+            f"{folder.name} embeds queries for the document space {contract.document_space[:12]}, but {place} has "
+            f"{documents.contract.document_space[:12]}; get the {record['documents']['name']} that it was trained with"
+        )
+    return documents
+
+
+def _find_documents(folder: Path, record: dict[str, Any]) -> str | Path:
+    """What to load for a query adapter's documents: a folder as recorded or beside the adapter, or a name."""
+    try:
+        name, source = (str(record["documents"][key]) for key in ("name", "source"))
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / CONTRACT_FILE} does not say what embeds the documents; download or train it again"
+        ) from error
+    for place in (folder / source, folder.resolve().parent / name):
+        if (place / CONTRACT_FILE).is_file() or (place / "config.json").is_file():
+            return place
+    if find_adapter(name) is not None:
+        return name
+    try:
+        check_name(source)
+    except InputError as error:
+        raise InputError(
+            f"{folder.name} embeds queries alone, and {name}, which embeds its documents, is not found at {source}; "
+            f"put the folder {name} beside it"
+        ) from error
+    return source
+
+
 def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> Contract:
     """Write a PEFT model's adapter and its contract into `folder`; returns the contract with the adapter's hash.
 
@@ -221,6 +269,33 @@ def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> C
         folder: created if it does not exist.
         more: entries for the record that are not part of the contract, so they are not hashed.
     """
+    written = replace(contract, adapter_weights=_write_adapter(model, contract.base, folder))
+    write_record(folder, "adapter", written, **more)
+    return written
+
+
+def save_query_adapter(
+    model: Any, contract: Contract, documents: tuple[str, str], folder: Path, **more: Any
+) -> Contract:
+    """Write a PEFT model's adapter as a query adapter into `folder`, see `save_adapter`.
+
+    Args:
+        contract: its conversations for queries, and all that its documents are embedded with; `query_weights` are
+            filled in.
+        documents: the name of the checkpoint that embeds the documents, and the name or path by which it is loaded.
+    """
+    name, source = documents
+    if expand_user(source).is_dir():
+        path = expand_user(source).resolve()
+        known = find_adapter(path.name)
+        source = path.name if known is not None and known.resolve() == path else str(path)
+    written = replace(contract, query_weights=_write_adapter(model, contract.base, folder))
+    write_record(folder, "query_adapter", written, documents={"name": name, "source": source}, **more)
+    return written
+
+
+def _write_adapter(model: Any, base: str, folder: Path) -> str:
+    """Write a PEFT model's adapter into `folder`; returns the SHA-256 of its tensors."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -232,14 +307,13 @@ def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> C
         save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(file).items()}, scratch, {"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)  # a stub by peft; the model card is written elsewhere
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = contract.base  # peft writes the local path of the base
+    settings["base_model_name_or_path"] = base  # peft writes the local path of the base
     atomic_write_text(folder / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    written = Contract(**contract.__dict__ | {"adapter_weights": weights_sha256(folder, ADAPTER_FILE)})
-    write_record(folder, "adapter", written, **more)
-    return written
+    return weights_sha256(folder, ADAPTER_FILE)
 
 
 def write_record(folder: Path, kind: str, contract: Contract, **more: Any) -> None:
-    """Write the contract file of `folder`: `kind` is "adapter" or "merged"."""
-    record = {"kind": kind, "contract": contract.to_dict(), "contract_hash": contract.hash, **more}
+    """Write the contract file of `folder`: `kind` is "adapter", "query_adapter", "merged" or "onnx"."""
+    hashes = {"contract_hash": contract.hash, "document_space": contract.document_space}
+    record = {"kind": kind, "contract": contract.to_dict(), **hashes, **more}
     atomic_write_text(folder / CONTRACT_FILE, json.dumps(record, indent=2, sort_keys=True) + "\n")

@@ -1,7 +1,8 @@
 """The embedding contract: everything that two embeddings must have in common to be comparable.
 
 These are the weights, the embed token, the conversations, the pooling and the dimension. The contract's hash is stored
-in every index and cache.
+in every index and cache. What concerns documents alone is its document space: an index can be searched by every model
+of the same one, such as a query adapter, whose queries go through other weights.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.prompts import EMBED_TOKEN, Prompts
 
-FORMAT = 2
+FORMAT = 3
 HASHED_FORMAT = 1
 """The format whose fields are hashed. It does not change, so that a contract keeps its hash, and its indexes stay
 valid, when `migrate` converts it to a newer format. A new field may be hashed only if older formats could not express
@@ -30,7 +31,8 @@ class Contract:
     Attributes:
         base: the name under which the base model is loaded; not hashed.
         base_weights: SHA-256 of the base's tensors.
-        adapter_weights: SHA-256 of the adapter's tensors; "" for an untrained base.
+        adapter_weights: SHA-256 of the adapter's tensors; "" for an untrained base. Of a query adapter, those of the
+            adapter that embeds the documents.
         embed_token_id: the id of `EMBED_TOKEN` in this model's vocabulary.
         dimension: the dimension of an embedding.
         prompts: the conversations.
@@ -38,6 +40,8 @@ class Contract:
         pooling: how the hidden states become one vector.
         fold_capitals: texts all in capitals are changed to ordinary case before they are tokenized, see
             `search_r3.model.capitals`. Added in format 2; a record without it means False.
+        query_weights: SHA-256 of a query adapter's tensors; "" if queries go through the weights of documents. Added
+            in format 3.
         format: the format of this record.
     """
 
@@ -50,6 +54,7 @@ class Contract:
     chat_template: str = ""
     pooling: str = POOLING
     fold_capitals: bool = False
+    query_weights: str = ""
     format: int = FORMAT
 
     @property
@@ -57,7 +62,17 @@ class Contract:
         """SHA-256 (hex) of the contract without `base`. Embeddings are comparable if and only if it is equal."""
         record = self.to_dict() | {"format": HASHED_FORMAT}
         del record["base"]
-        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        return _sha256(record)
+
+    @property
+    def document_space(self) -> str:
+        """SHA-256 (hex) of all that the embedding of a document depends on.
+
+        Models with the same document space can search the same indexes, however their queries are embedded.
+        """
+        names = ("base_weights", "adapter_weights", "embed_token_id", "dimension", "chat_template", "pooling",
+                 "fold_capitals")  # fmt: skip
+        return _sha256({name: getattr(self, name) for name in names} | {"document": asdict(self.prompts.document)})
 
     def to_dict(self) -> dict[str, Any]:
         """The contract as JSON values, for `from_dict`.
@@ -66,12 +81,13 @@ class Contract:
         that can express the contract: so existing contracts keep their hash and older versions can read them.
         """
         record = {k: v for k, v in self.__dict__.items() if k != "prompts"} | {"format": self._oldest_format()}
-        if not self.fold_capitals:
-            del record["fold_capitals"]
+        for name in ("fold_capitals", "query_weights"):
+            if not record[name]:
+                del record[name]
         return record | {"prompts": self.prompts.to_dict(), "embed_token": EMBED_TOKEN}
 
     def _oldest_format(self) -> int:
-        return 2 if self.fold_capitals else 1
+        return 3 if self.query_weights else 2 if self.fold_capitals else 1
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
@@ -119,10 +135,14 @@ def _from_0(record: dict[str, Any]) -> dict[str, Any]:
     return {"pooling": POOLING, "chat_template": ""} | record
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: dict}
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: dict, 2: dict}
 """Format -> the function that converts a record to the next format."""
 _TYPES: dict[str, type] = {
-    **dict.fromkeys(("base", "base_weights", "adapter_weights", "chat_template", "pooling"), str),
+    **dict.fromkeys(("base", "base_weights", "adapter_weights", "query_weights", "chat_template", "pooling"), str),
     **dict.fromkeys(("embed_token_id", "dimension", "format"), int),
 }
 _NAMES = {str: "a text", int: "a whole number"}

@@ -28,8 +28,8 @@ def model_of_index(name: str, source: str, index: Path | str) -> str:
 
 
 def known_models() -> list[dict[str, Any]]:
-    """One record per named model: name, kind ("base" or "adapter"), base, contract_hash, dimension, bytes, license,
-    installed, default.
+    """One record per named model: name, kind ("base", "adapter" or "query_adapter"), base, contract_hash, dimension,
+    bytes, license, installed, default.
 
     For a base that cannot be loaded, contract_hash and dimension are None, and `problem` says why in one line.
     """
@@ -105,7 +105,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
     declared = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
     return {
         "name": folder.name,
-        "kind": "adapter",
+        "kind": record["kind"],
         "base": record["contract"]["base"],
         "license": declared.group(1) if declared else "not stated",
         "installed": True,

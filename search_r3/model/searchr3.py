@@ -23,7 +23,7 @@ from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Gener
 from search_r3.model.engines.registry import engine_spec
 from search_r3.model.latent_steps import check_latent, latent_engine
 from search_r3.model.quiet_loading import quiet_transformers
-from search_r3.model.reading import Passages, conversation_of, what_is_read, with_passages
+from search_r3.model.reading import Passages, conversation_of, reading_turns
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS, Reasoned, check_reasoning_text, checked_budgets
 from search_r3.model.resolve import default_model
 from search_r3.model.tokenization import (
@@ -44,6 +44,8 @@ from search_r3.prompts import PromptTemplate, ReadingConversation, templates_of
 __all__ = ["MAX_CHARACTERS", "Reasoned", "SearchR3", "check_texts", "encode_as_text", "stop_ids"]
 
 DEFAULT_DOCUMENT_TOKENS = 512
+DOCUMENTS = "documents"
+"""The folder, inside that of a merged query adapter, of the model that embeds documents."""
 MANY_ROWS = 200
 """A progress bar is shown by default for more rows than this."""
 
@@ -68,9 +70,25 @@ class SearchR3:
         self.tokenizer = checkpoint.tokenizer
         self._rule: AdaptiveRule | None = None
         self.engine_spec: EngineSpec = engine_spec(engine)
+        if checkpoint.documents is not None and not self.engine_spec.query_adapters:
+            raise InputError(
+                f"{self.name} is a query adapter, which engine {self.engine_spec.name} cannot run: it needs a second "
+                "model for documents; use engine torch or int8"
+            )
         self.dtype: str = self.engine_spec.precision or str(checkpoint.model.dtype).removeprefix("torch.")
         self.templates = templates_of(self.contract.prompts, self.tokenizer)
         self.engine: Engine = self.open_engine(self.engine_spec)
+        self._documents = None if checkpoint.documents is None else SearchR3(checkpoint.documents, engine)
+
+    @property
+    def documents(self) -> SearchR3:
+        """The model that embeds documents: itself, unless it is a query adapter."""
+        return self if self._documents is None else self._documents
+
+    @property
+    def document_spaces(self) -> tuple[str, ...]:
+        """The document space of this model, and the contract that older indexes of this space name instead."""
+        return self.contract.document_space, self.documents.contract_hash
 
     @classmethod
     def from_pretrained(
@@ -139,6 +157,8 @@ class SearchR3:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the merged model (safetensors), its tokenizer, contract and golden vectors to `folder`, atomically.
 
+        The model that embeds a query adapter's documents is written to a folder of its own inside it.
+
         Raises:
             InputError: the adapter is not merged, or the engine has another precision than the weights.
         """
@@ -155,7 +175,11 @@ class SearchR3:
                 self.checkpoint.model.save_pretrained(str(scratch))
             self.tokenizer.save_pretrained(str(scratch))
             weights = checkpoints.weights_sha256(scratch)
-            checkpoints.write_record(scratch, "merged", self.contract, name=self.name, weights=weights)
+            more: dict[str, Any] = {}
+            if self._documents is not None:
+                self._documents.save_pretrained(scratch / DOCUMENTS)
+                more["documents"] = {"name": self._documents.name, "source": DOCUMENTS}
+            checkpoints.write_record(scratch, "merged", self.contract, name=self.name, weights=weights, **more)
             self.write_golden(scratch)
 
     def encode_document(
@@ -181,7 +205,7 @@ class SearchR3:
             InputError: a text is empty or not a string; the message names its position.
         """
         limit = DEFAULT_DOCUMENT_TOKENS if max_length is None else max_length
-        return self._embed("document", texts, batch_size, show_progress_bar, limit)
+        return self.documents._embed("document", texts, batch_size, show_progress_bar, limit)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text as counted by `max_length`: without prompt and special tokens.
@@ -250,7 +274,7 @@ class SearchR3:
 
         Raises:
             InputError: a text is empty or has over 100,000 characters, the budget is below 0, or `reasoning` is "auto",
-                or it is "latent" and `check_latent` refuses the model; `reading.reading_turns` refuses the passages; or
+                or it is "latent" and `check_latent` refuses the model; `reading_turns` refuses the passages; or
                 `reasoning_text` does not have one string per text.
         """
         if reasoning_text is not None:
@@ -268,7 +292,7 @@ class SearchR3:
                 'reasoning="auto" depends on the scores of a search, which encode_query does not have; use it to '
                 f"search an index, with a model that has a rule ({ADAPTIVE_FILE}, fitted by search-r3 study)"
             )
-        texts = with_passages(self, texts, passages)
+        texts = reading_turns(self, texts, passages)
         if reasoning == "latent":
             check_latent(self, texts)
             check_queries(texts)
@@ -297,10 +321,6 @@ class SearchR3:
     def reading(self) -> ReadingConversation | None:
         """How many passages are read, and how much of each; None if the checkpoint has no reading mode."""
         return self.contract.prompts.reading
-
-    def what_is_read(self, passages: Sequence[Text]) -> list[str]:
-        """See `search_r3.model.reading.what_is_read`."""
-        return what_is_read(self, passages)
 
     def reason(
         self,
@@ -337,7 +357,7 @@ class SearchR3:
             InputError: a text is empty or has over 100,000 characters, or a budget, the temperature or a number is
                 invalid.
         """
-        texts = with_passages(self, texts, passages)
+        texts = reading_turns(self, texts, passages)
         check_queries(texts)
         budgets = checked_budgets(max_reasoning_tokens, len(texts), temperature, samples)
         _check_batch_size(batch_size)
@@ -397,7 +417,7 @@ class SearchR3:
             InputError: a text is empty, the numbers of traces and texts differ, or a token id is unknown or the embed
                 token's.
         """
-        texts = with_passages(self, texts, passages)
+        texts = reading_turns(self, texts, passages)
         check_queries(texts)
         _check_batch_size(batch_size)
         if isinstance(reasoning, str):

@@ -11,7 +11,7 @@ from search_r3.index import index_info
 from search_r3.index.index_info import FORMAT_VERSION, IndexInfo, migrate
 
 HELD = {
-    "format_version": 2, "model_name": "m", "contract_hash": "c" * 64, "dimension": 4, "created": "2026-01-01T00:00:00",
+    "format_version": 3, "model_name": "m", "contract_hash": "c" * 64, "dimension": 4, "created": "2026-01-01T00:00:00",
 }  # fmt: skip
 
 
@@ -29,5 +29,5 @@ def test_an_older_description_is_brought_to_this_format_and_not_changed_itself()
 
 
 def test_a_newer_description_is_refused_in_a_line():
-    with pytest.raises(InputError, match=r"^notes-index has index format 3, this search-r3 reads up to 2; upgrade"):
-        migrate(HELD | {"format_version": 3}, "notes-index")
+    with pytest.raises(InputError, match=r"^notes-index has index format 4, this search-r3 reads up to 3; upgrade"):
+        migrate(HELD | {"format_version": 4}, "notes-index")

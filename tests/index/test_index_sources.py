@@ -405,7 +405,7 @@ def old(tmp_path):
 
 def test_an_index_of_format_1_is_read_as_it_is(old, make_model):
     index = SearchIndex.open(old)
-    assert index.info.format_version == 2
+    assert index.info.format_version == 3
     assert [(source.name, source.documents) for source in index.sources] == [("unknown", 4)]
     assert index.describe()["documents"] == 4
     hits = index.search("harbour fee", make_model(dimension=16), where="year = 2020").hits

@@ -31,6 +31,7 @@ class TestContract:
             {"fold_capitals": True},
             {"prompts": Prompts(query=Conversation("Please represent a user's queries.", "The embedding is "))},
             {"prompts": Prompts(latent=latent_conversation(3))},
+            {"query_weights": "c" * 64},
         ],
     )
     def test_the_hash_changes_with_whatever_moves_an_embedding(self, change: dict[str, Any]) -> None:
@@ -39,7 +40,34 @@ class TestContract:
     def test_the_hash_does_not_change_with_the_display_name(self) -> None:
         assert replace(CONTRACT, base="another name").hash == CONTRACT.hash
 
-    @pytest.mark.parametrize("given", [CONTRACT, replace(CONTRACT, fold_capitals=True)])
+    @pytest.mark.parametrize(
+        ("change", "other"),
+        [
+            ({"base_weights": "c" * 64}, True),
+            ({"adapter_weights": "c" * 64}, True),
+            ({"embed_token_id": 401}, True),
+            ({"dimension": 64}, True),
+            ({"chat_template": "other"}, True),
+            ({"pooling": "mean"}, True),
+            ({"fold_capitals": True}, True),
+            ({"prompts": Prompts(document=Conversation("Please represent a text.", "The embedding is "))}, True),
+            (
+                {"prompts": Prompts(query=Conversation("Please represent a user's queries.", "The embedding is "))},
+                False,
+            ),
+            ({"prompts": Prompts(latent=latent_conversation(3))}, False),
+            ({"query_weights": "c" * 64}, False),
+            ({"base": "another name"}, False),
+        ],
+    )
+    def test_the_document_space_changes_with_what_moves_a_document_and_with_nothing_else(
+        self, change: dict[str, Any], other: bool
+    ) -> None:
+        assert (replace(CONTRACT, **change).document_space != CONTRACT.document_space) == other
+
+    @pytest.mark.parametrize(
+        "given", [CONTRACT, replace(CONTRACT, fold_capitals=True), replace(CONTRACT, query_weights="q" * 64)]
+    )
     def test_it_comes_back_from_json_the_same(self, given: Contract) -> None:
         record = json.loads(json.dumps(given.to_dict()))
         assert Contract.from_dict(record, "here") == given
@@ -48,6 +76,8 @@ class TestContract:
         assert CONTRACT.to_dict()["format"] == 1
         assert "fold_capitals" not in CONTRACT.to_dict()
         assert replace(CONTRACT, fold_capitals=True).to_dict()["format"] == 2
+        assert "query_weights" not in CONTRACT.to_dict()
+        assert replace(CONTRACT, query_weights="q" * 64).to_dict()["format"] == 3
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -95,7 +125,7 @@ class TestFormats:
         assert found.format == newest + 1
         assert found.hash == CONTRACT.hash
 
-    @pytest.mark.parametrize(("format", "message"), [(3, r"here .* newer .*reads up to 2.*upgrade"), (-1, "damaged")])
+    @pytest.mark.parametrize(("format", "message"), [(4, r"here .* newer .*reads up to 3.*upgrade"), (-1, "damaged")])
     def test_a_format_that_is_not_known_is_refused_in_a_line(self, format: int, message: str) -> None:
         with pytest.raises(InputError, match=message):
             Contract.from_dict(CONTRACT.to_dict() | {"format": format}, "here")

@@ -16,7 +16,7 @@ from search_r3.index.backends.lance.table_columns import ColumnTypes
 from search_r3.index.build.embedding import BATCH_TOKENS, embed, prepare, token_limit
 from search_r3.index.build.index_diff import IndexDiff
 from search_r3.index.build.portable_build import missing_vectors
-from search_r3.index.encoder_protocol import Encoder
+from search_r3.index.encoder_protocol import Encoder, document_spaces
 from search_r3.index.index_sources import API, Scope, SourceRecord
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
@@ -33,7 +33,7 @@ class CachedEncoder:
     def __init__(self, model: Encoder, vectors: dict[str, np.ndarray]) -> None:
         self.model, self.vectors = model, vectors
         self.name, self.dimension, self.contract_hash = model.name, model.dimension, model.contract_hash
-        self.source = getattr(model, "source", "")
+        self.source, self.document_spaces = getattr(model, "source", ""), document_spaces(model)
         if (count := getattr(model, "count_tokens", None)) is not None:
             self.count_tokens = count
 

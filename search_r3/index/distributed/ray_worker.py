@@ -18,7 +18,7 @@ from search_r3.files import expand_user
 from search_r3.index.backends.lance.table_columns import metadata_columns
 from search_r3.index.backends.lance.table_rows import as_arrow
 from search_r3.index.build.embedding import embed, prepare
-from search_r3.index.encoder_protocol import CountTokens, Encoder
+from search_r3.index.encoder_protocol import CountTokens, Encoder, document_spaces
 from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA
 
 STORED_VECTOR = "r3_held"
@@ -60,13 +60,14 @@ class Described:
     dimension: int
     source: str
     count_tokens: CountTokens | None = field(default=None, compare=False)
+    document_spaces: tuple[str, ...] = ()
 
 
 def describe(load: Callable[[], Encoder]) -> Described:
     """Load a model and describe it."""
     model = load()
     source, count = getattr(model, "source", ""), getattr(model, "token_counter", None)
-    return Described(model.name, model.contract_hash, model.dimension, source, count)
+    return Described(model.name, model.contract_hash, model.dimension, source, count, document_spaces(model))
 
 
 @dataclass(frozen=True)

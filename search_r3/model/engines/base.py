@@ -203,6 +203,8 @@ class EngineSpec:
             requests.
         supports_weight_sync: whether the engine is a `TrainableEngine`.
         busy_threads: whether the engine runs threads that keep all cores busy, so that torch's idle ones must sleep.
+        query_adapters: whether two models can be run side by side, as a query adapter needs: its own, and the one that
+            embeds documents.
         latent_steps: whether the engine is a `latent_steps.LatentEngine`; if not, queries cannot be embedded with
             `reasoning="latent"`.
     """
@@ -218,6 +220,7 @@ class EngineSpec:
     supports_weight_sync: bool = False
     busy_threads: bool = False
     latent_steps: bool = False
+    query_adapters: bool = False
 
 
 def broadcast_budget(budget: int | Sequence[int], rows: int) -> list[int]:

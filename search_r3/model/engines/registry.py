@@ -59,6 +59,7 @@ TORCH = EngineSpec(
     continuous_batching=True,
     supports_weight_sync=True,
     latent_steps=True,
+    query_adapters=True,
 )
 INT8 = EngineSpec(
     "int8",
@@ -69,6 +70,7 @@ INT8 = EngineSpec(
     golden_tolerance=1e-2,
     continuous_batching=True,
     busy_threads=True,
+    query_adapters=True,
 )
 VLLM = EngineSpec(
     "vllm",

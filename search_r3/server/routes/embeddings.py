@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from search_r3.errors import InputError
+from search_r3.index.encoder_protocol import document_spaces
 from search_r3.model.tokenization import Text, Tokens
 from search_r3.server.batching.batcher import BatcherClosed, Embedded, EmbeddingJob, Kind
 from search_r3.server.batching.queued_encoder import cut_tokens, given_traces
@@ -133,6 +134,7 @@ class _FixedEncoder:
 
     def __init__(self, model: Any, vector: np.ndarray) -> None:
         self.name, self.dimension, self.contract_hash = model.name, model.dimension, model.contract_hash
+        self.document_spaces = document_spaces(model)
         self._vector = vector
 
     def encode_query(self, texts: Any, **_: Any) -> np.ndarray:

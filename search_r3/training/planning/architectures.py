@@ -84,7 +84,7 @@ def architecture_of(name: str) -> Architecture:
     folder = expand_user(name)
     if folder.is_dir():
         record = read_record(folder)
-        if record is not None and record["kind"] == "adapter":
+        if record is not None and record["kind"] in ("adapter", "query_adapter"):
             return architecture_of(str(record["contract"]["base"]))
         return _read(name, folder)
     key = name.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
