@@ -29,8 +29,10 @@ from search_r3.cli.options import (
     Dtype,
     DtypeOption,
     EngineOption,
+    HopsOption,
     Json,
     Model,
+    ReadOption,
     Reasoning,
     ReasoningCommand,
     ReasoningOption,
@@ -123,6 +125,8 @@ def search(
         str | None,
         typer.Option(help="Your own reasoning about the query, which the model reads in place of its own."),
     ] = None,
+    read: ReadOption = 0,
+    hops: HopsOption = 1,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare the query with all vectors, even if there is an approximate index.")
     ] = False,
@@ -135,7 +139,7 @@ def search(
     engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Search an index. Shows the model's reasoning, then the results with their locations.
+    """Search an index. Shows what the model read, its reasoning, then the results with their locations.
 
     The query must be embedded by the model that made the index; other models are refused. Mode text needs no model.
 
@@ -176,6 +180,8 @@ def search(
             exact=exact,
             chunks=chunks,
             vector_weight=vector_weight,
+            read=read,
+            hops=hops,
         )
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)

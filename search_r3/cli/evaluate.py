@@ -69,7 +69,11 @@ def evaluate(
         ),
     ] = None,
     mode: Annotated[
-        list[str] | None, typer.Option(help="Reasoning off, on or latent; off and on by default. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Reasoning off, on or latent; or reading the first hits: read, read+on, read-2 (two hops), and its "
+            "controls read.shuffled, read.empty, read.rocchio. off and on by default. Repeatable."
+        ),
     ] = None,
     queries: Annotated[
         list[str] | None,

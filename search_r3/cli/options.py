@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 from search_r3.cli.process import let_idle_threads_sleep
 from search_r3.files import expand_user
 from search_r3.model.engines.registry import AUTO, ENGINES, engine_spec
+from search_r3.model.reading import MAX_PASSAGES
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
@@ -121,6 +122,15 @@ ReasoningOption = Annotated[
         "help; latent: in a few steps without words, if the model was trained for this. "
         "--no-reasoning is off."
     ),
+]
+ReadOption = Annotated[
+    int,
+    typer.Option(
+        min=0, max=MAX_PASSAGES, help="Embed the query again with the first N hits, if the model was trained to read."
+    ),
+]
+HopsOption = Annotated[
+    int, typer.Option(min=1, max=2, help="With --read: 2 reads, searches, and reads again before the last search.")
 ]
 Budget = Annotated[int, typer.Option(min=0, help="At most N reasoning tokens, without the embed token.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts in one pass; lower it if memory runs out.")]

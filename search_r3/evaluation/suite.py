@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ SPLITS = {"hotpotqa": "dev"}
 SMALL = ".small"
 VARIANT_RECORDS = "query_variants"
 """The folder for records of changed queries, which must not be mixed into the tables of results."""
+CONTROL_RECORDS = "controls"
+"""The folder for records of controls, which the tables of results do not include either."""
 FORMAT = 1
 MAX_LISTED = 20
 
@@ -99,7 +101,8 @@ def evaluate(
         systems: see `systems.open_systems`.
         output: the folder that holds `runs/` and `metrics/`.
         split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
-        modes: reasoning "off", "on" or "latent", for SearchR3 models.
+        modes: reasoning "off", "on" or "latent", or one of `reading_modes.READING_MODES`, for SearchR3 models. Controls
+            ("read.shuffled") have their records in `controls/`, which tables of results do not include.
         queries: how queries are written, for every system: "original", or one of `query_variants.VARIANTS`. The latter
             give runs named SYSTEM.KIND and records under `query_variants/`, which tables of results do not include.
         max_length: cut documents at this many tokens, for SearchR3 models (512 by default).
@@ -322,6 +325,8 @@ def variant_path(output: str | Path, dataset: str, system: str, kind: str) -> Pa
 
 def _usual_paths(output: str | Path, dataset: str, system: System) -> ResultPaths:
     usual = paths(output, dataset, system.name)
+    if getattr(system, "is_control", False):
+        usual = replace(usual, metrics=Path(output) / CONTROL_RECORDS / dataset / f"{system.name}.json")
     if not isinstance(system, VariantSystem):
         return usual
     return ResultPaths(usual.run, usual.reasoning, variant_path(output, dataset, system.of, system.kind))

@@ -69,8 +69,11 @@ class SuitePlan:
     """bm25, all-minilm-l6-v2, st:MODEL, or a SearchR3 model by name or folder; LABEL=SPEC names it in the results."""
     datasets: list[str]
     """Names below the data root, or BEIR folders; NAME.small is the fixed part of 50 queries and 500 documents."""
-    modes: list[Literal["off", "on", "latent"]] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
-    """Reasoning off, on or latent; off and on by default."""
+    modes: list[
+        Literal["off", "on", "latent", "read", "read+on", "read-2", "read.shuffled", "read.empty", "read.rocchio"]
+    ] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
+    """Reasoning off, on or latent; or reading the first hits of the direct search: read, read+on (then reasoning),
+    read-2 (two hops), and the controls read.shuffled, read.empty and read.rocchio. off and on by default."""
     queries: list[str] = field(default_factory=lambda: [ORIGINAL])
     """How queries are written, for every system: original, upper, lower, title, typos, keywords, no_punctuation."""
     split: str | None = None

@@ -1,8 +1,8 @@
 """Systems by name, as on the command line: BM25, sentence-transformers models, endpoints' models, and SearchR3.
 
 A SearchR3 model is one system per mode: `NAME.off` embeds the query directly, `NAME.on` reasons first, `NAME.latent`
-reasons in latent steps. A length limit truncates the documents of SearchR3 only; other systems read documents up to
-their own limit, so truncation never favors SearchR3.
+reasons in latent steps, and `reading_modes` has those that read the first hits. A length limit truncates the documents
+of SearchR3 only; other systems read documents up to their own limit, so truncation never favors SearchR3.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from search_r3.evaluation.baselines.external_models import (
     parse_external_model,
 )
 from search_r3.evaluation.embedding_cache import EmbeddingCache
+from search_r3.evaluation.reading_modes import READING_MODES, check_mode, embed_queries, mode_identity
 from search_r3.files import expand_user
 from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
 
 MODES = ("off", "on")
 """The modes that are run by default."""
-ALL_MODES = (*MODES, "latent")
+ALL_MODES = (*MODES, "latent", *READING_MODES)
+WITH_WORDS = ("on", "read+on")
+"""The modes in which the model writes reasoning."""
 BASELINES = ("bm25", "all-minilm-l6-v2")
 """The names of the two baseline systems."""
 
@@ -44,7 +47,8 @@ class Answers:
         run: query id -> document id -> score.
         document_seconds: time to index or encode the documents, possibly in an earlier run (embeddings may be cached).
         query_seconds: time to encode all queries, reasoning included; for BM25, to search them.
-        reasoning: for mode on, one record per query: qid, text, num_tokens, forced.
+        reasoning: for modes with words, one record per query: qid, text, num_tokens, forced; `read` are the ids of the
+            documents that were read before.
     """
 
     run: dict[str, dict[str, float]]
@@ -177,7 +181,14 @@ class SearchR3System:
     @property
     def identity(self) -> dict[str, Any]:
         identity = {**self.document_identity, "contract_hash": self.model.contract_hash, "mode": self.mode}
-        return identity | ({"max_reasoning_tokens": self.max_reasoning_tokens} if self.mode == "on" else {})
+        if self.mode in READING_MODES:
+            identity |= mode_identity(self.model, self.mode)
+        return identity | ({"max_reasoning_tokens": self.max_reasoning_tokens} if self.mode in WITH_WORDS else {})
+
+    @property
+    def is_control(self) -> bool:
+        """Whether this mode only serves to explain another one, so that tables of results leave it out."""
+        return "." in self.mode
 
     @property
     def document_identity(self) -> dict[str, Any]:
@@ -203,29 +214,37 @@ class SearchR3System:
     ) -> Answers:
         rows_ND, seconds = self.document_rows(documents, cache)
         started = time.perf_counter()
-        texts, reasoning = list(queries.values()), None
-        if self.mode == "on":
-            reasoned = self.model.reason(
-                texts,
-                max_reasoning_tokens=self.max_reasoning_tokens,
-                batch_size=self.batch_size,
-                show_progress_bar=self.show_progress,
-            )
+        texts, reasoned, read = list(queries.values()), None, None
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress}
+        if self.mode in READING_MODES:
+            found = embed_queries(
+                self.model, self.mode, texts, list(documents.values()), rows_ND,
+                max_reasoning_tokens=self.max_reasoning_tokens, **settings,
+            )  # fmt: skip
+            rows_QD, reasoned, read = found.rows_QD, found.reasoned, found.hits_QK
+        elif self.mode == "on":
+            reasoned = self.model.reason(texts, max_reasoning_tokens=self.max_reasoning_tokens, **settings)
             rows_QD = np.stack([r.embedding for r in reasoned])
-            reasoning = [
-                {"qid": qid, "text": r.text, "num_tokens": r.num_tokens, "forced": r.forced}
-                for qid, r in zip(queries, reasoned, strict=True)
-            ]
         else:
-            rows_QD = self.model.encode_query(
-                texts,
-                reasoning="latent" if self.mode == "latent" else False,
-                batch_size=self.batch_size,
-                show_progress_bar=self.show_progress,
-            )
+            latent: Any = "latent" if self.mode == "latent" else False
+            rows_QD = self.model.encode_query(texts, reasoning=latent, **settings)
         query_seconds = time.perf_counter() - started
         scores, indices = exact_search(rows_QD, rows_ND, k)
+        reasoning = None if reasoned is None else _records(list(queries), reasoned, list(documents), read)
         return Answers(as_run(list(queries), list(documents), scores, indices), seconds, query_seconds, reasoning)
+
+
+def _records(
+    query_ids: Sequence[str], reasoned: Sequence[Any], document_ids: Sequence[str], read_QK: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """See `Answers.reasoning`."""
+    records: list[dict[str, Any]] = [
+        {"qid": qid, "text": r.text, "num_tokens": r.num_tokens, "forced": r.forced}
+        for qid, r in zip(query_ids, reasoned, strict=True)
+    ]
+    for record, hits in zip(records, () if read_QK is None else read_QK, strict=False):
+        record["read"] = [document_ids[n] for n in hits]
+    return records
 
 
 def open_systems(
@@ -246,12 +265,12 @@ def open_systems(
         spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; "endpoint:MODEL@URL"
             for one behind an OpenAI-compatible endpoint; a YAML file that describes either (see `ExternalModelConfig`);
             else a SearchR3 model: a bundled name, a folder or a hub id. "LABEL=SPEC" names it in the results.
-        modes: any of "off", "on" and "latent", for a SearchR3 model; other systems have no modes.
+        modes: any of `ALL_MODES`, for a SearchR3 model; other systems have no modes.
         max_length: tokens kept of each document by a SearchR3 model (512 by default).
         approval: who approves the cost of an endpoint; without it, nothing above the limit is sent.
 
     Raises:
-        InputError: a name or mode is unknown, a model has no latent mode, or a package is not installed.
+        InputError: a name or mode is unknown, a model has no latent or reading mode, or a package is not installed.
     """
     check_modes(modes)
     if max_length is not None and max_length < 1:
@@ -283,6 +302,8 @@ def open_systems(
         from search_r3.model.latent_steps import check_latent
 
         check_latent(model)
+    for mode in modes:
+        check_mode(model, mode)
     settings: dict[str, Any] = {
         "max_length": max_length,
         "max_reasoning_tokens": max_reasoning_tokens,

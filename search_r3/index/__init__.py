@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from search_r3.index.readers.document_reader import DocumentReader, SourceFile, UnreadableFile
     from search_r3.index.readers.path_source import open_source, summarize_skipped
     from search_r3.index.readers.reader_registry import register_reader
-    from search_r3.index.run_search import Hit, ReasoningTrace, SearchResult, Timings
+    from search_r3.index.run_search import Hit, ReadPassage, ReasoningTrace, SearchResult, Timings
     from search_r3.index.search_index import DocumentPage, ListedDocument, SearchIndex
     from search_r3.index.source_document import Skipped, SourceDocument
 
@@ -49,7 +49,7 @@ _MODULES = {
     "update_documents",
     "readers.reader_registry": "register_reader",
     "readers.path_source": "open_source summarize_skipped",
-    "run_search": "Hit ReasoningTrace SearchResult Timings",
+    "run_search": "Hit ReadPassage ReasoningTrace SearchResult Timings",
     "source_document": "Skipped SourceDocument",
     "backends.index_backend": "IndexBackend",
     "index_info": "ApproximateIndex IndexInfo",
@@ -78,6 +78,7 @@ __all__ = [
     "IndexInfo",
     "IndexReport",
     "ListedDocument",
+    "ReadPassage",
     "ReasoningTrace",
     "SearchIndex",
     "SearchResult",

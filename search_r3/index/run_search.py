@@ -2,13 +2,16 @@
 
 The backend provides the ranked lists (`search_r3.index.backends.index_backend`). Equal scores are ordered by id, so a
 repeated search gives the same list. A document is one hit, represented by its best chunk, unless chunks are asked for.
+
+With `read`, the query is embedded directly and searched with, then embedded again together with the first hits
+(`search_r3.model.reading`), and the hits are those of that embedding.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 
 import numpy as np
@@ -20,6 +23,7 @@ from search_r3.index.results.query_words import composed, without_stop_words
 from search_r3.index.results.snippets import make_snippet
 from search_r3.index.row_keys import CONTENT, METADATA
 from search_r3.index.source_document import Scalar
+from search_r3.model.reading import check_count, check_reading
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS, check_reasoning_text
 from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
@@ -30,6 +34,7 @@ POOL = 100  # a hybrid search fuses at least this many rows of each list
 MAX_HITS = 1_000
 MAX_POOL = 20_000  # most chunks fetched to find k documents; if a few documents have that many, fewer than k are found
 MAX_QUERY_CHARACTERS = 100_000
+MAX_HOPS = 2
 
 
 class SearchOptions(TypedDict, total=False):
@@ -45,6 +50,8 @@ class SearchOptions(TypedDict, total=False):
     chunks: bool
     vector_weight: float
     fusion: Fusion
+    read: int
+    hops: int
 
 
 class Searched(Protocol):
@@ -98,8 +105,27 @@ class ReasoningTrace:
 
 
 @dataclass(frozen=True)
+class ReadPassage:
+    """A chunk of the index that the query was embedded together with.
+
+    Attributes:
+        text: the part that the model read, its title first.
+        hop: 1 if the direct search found it, 2 if the first search with passages did.
+    """
+
+    id: str
+    document: str
+    title: str
+    text: str
+    path: str
+    start_line: int
+    hop: int
+
+
+@dataclass(frozen=True)
 class Timings:
-    """Milliseconds: `reason_ms` for reasoning and embedding the query, `search_ms` for everything after that."""
+    """Milliseconds: `reason_ms` for reasoning and embedding the query (with `read`, also for the searches that found
+    what is read), `search_ms` for everything after that."""
 
     reason_ms: float
     search_ms: float
@@ -114,6 +140,7 @@ class SearchResult:
     hits: list[Hit]
     reasoning: ReasoningTrace | None
     timings: Timings
+    read: list[ReadPassage] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -135,6 +162,8 @@ def run_search(
     chunks: bool,
     vector_weight: float,
     fusion: Fusion,
+    read: int,
+    hops: int,
 ) -> SearchResult:
     """Find the `k` best documents for `query`, each by its best chunk; `SearchIndex.search` describes the options.
 
@@ -144,40 +173,30 @@ def run_search(
     query = _checked_query(query)
     _check_options(k, mode, vector_weight, fusion)
     check_given(reasoning_text, reasoning, mode)
+    _check_read(read, hops, mode, reasoning)
     backend = index.backend
     where = check_where(index, where)
     if mode != "vector":
         backend.check_text()
     started = time.perf_counter()
-    vector: np.ndarray | None = None
-    trace: ReasoningTrace | None = None
+    ranking = _Ranking(backend, query, mode, where, exact, chunks, vector_weight, fusion)
+    embedded: _Embedded | None = None
     if mode != "text":
         if model is None:
             raise InputError(f'mode "{mode}" needs a model to embed the query; give one, or search with mode "text"')
         index.check_model(model)
-        if reasoning_text is not None:
-            vector, trace = _embed_given(query, reasoning_text, model)
-        elif reasoning == "auto":
-            vector, trace = _embed_by_rule(query, model, max_reasoning_tokens, backend, where, exact)
-        else:
-            vector, trace = _embed(query, model, reasoning, max_reasoning_tokens)
-    embedded = time.perf_counter()
-    pool = max(POOL, 2 * k) if mode == "hybrid" else k
-    while True:
-        lists: dict[str, list[Scored]] = {}
-        if vector is not None:
-            lists["vector"] = backend.search(vector, pool, where, exact)
-        if mode != "vector":
-            lists["text"] = backend.search_text(without_stop_words(query), pool, where)
-        order = _order(lists, fusion, vector_weight)
-        order = order if chunks else _first_of_each_document(order)
-        if len(order) >= k or pool >= MAX_POOL or all(len(ranking) < pool for ranking in lists.values()):
-            break
-        pool *= 4  # a few documents filled the lists
-    hits = [_hit(row, query, score, ranks, scores) for row, score, ranks, scores in order[:k]]
+        if read:
+            check_reading(model)
+        thinking = _Thinking(reasoning, max_reasoning_tokens, reasoning_text)
+        embedded = _embed_query(ranking, model, thinking, read, hops)
+    done_embedding = time.perf_counter()
+    order = ranking.best(None if embedded is None else embedded.vector, k)
+    hits = [_hit(row, query, score, ranks, scores) for row, score, ranks, scores in order]
     done = time.perf_counter()
-    timings = Timings(round((embedded - started) * 1e3, 2), round((done - embedded) * 1e3, 2))
-    return SearchResult(query, mode, hits, trace, timings)
+    timings = Timings(round((done_embedding - started) * 1e3, 2), round((done - done_embedding) * 1e3, 2))
+    if embedded is None:
+        return SearchResult(query, mode, hits, None, timings)
+    return SearchResult(query, mode, hits, embedded.trace, timings, embedded.read)
 
 
 def check_where(index: Searched, where: str | None) -> str | None:
@@ -209,34 +228,6 @@ def _check_options(k: int, mode: str, vector_weight: float, fusion: str) -> None
         raise InputError(f"vector_weight is {vector_weight!r}; give a number from 0 (words only) to 1 (vectors only)")
 
 
-def _embed(
-    query: str, model: Encoder, reasoning: bool | Literal["auto", "latent"], max_reasoning_tokens: int
-) -> tuple[np.ndarray, ReasoningTrace | None]:
-    trace = None
-    if reasoning is True:
-        reasoned = model.reason([query], max_reasoning_tokens=max_reasoning_tokens)[0]
-        trace = ReasoningTrace(reasoned.text, int(reasoned.num_tokens), bool(reasoned.forced))
-        vector = np.asarray(reasoned.embedding, dtype=np.float32).reshape(-1)
-    else:
-        rows = model.encode_query([query], reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens)
-        vector = np.asarray(rows, dtype=np.float32).reshape(-1)
-    return _usable(vector, model), trace
-
-
-def _embed_by_rule(
-    query: str, model: Encoder, max_reasoning_tokens: int, backend: IndexBackend, where: str | None, exact: bool
-) -> tuple[np.ndarray, ReasoningTrace | None]:
-    """Embed directly, and again after reasoning if the model's rule expects from the cosines that it helps."""
-    rule = getattr(model, "adaptive_rule", None)
-    if rule is None:
-        return _embed(query, model, "auto", max_reasoning_tokens)
-    vector, trace = _embed(query, model, False, max_reasoning_tokens)
-    cosines = [cosine for _, cosine in backend.search(vector, rule.depth, where, exact)]
-    if not cosines or not bool(rule.decide([cosines])[0]):
-        return vector, trace
-    return _embed(query, model, True, max_reasoning_tokens)
-
-
 def check_given(reasoning_text: str | None, reasoning: object, mode: str) -> None:
     """Raise InputError if `reasoning_text` is no string, or contradicts another option of the search."""
     if reasoning_text is None:
@@ -248,24 +239,142 @@ def check_given(reasoning_text: str | None, reasoning: object, mode: str) -> Non
     check_reasoning_text(reasoning)
 
 
-def _embed_given(query: str, reasoning_text: str, model: Encoder) -> tuple[np.ndarray, ReasoningTrace]:
+def _check_read(read: int, hops: int, mode: str, reasoning: bool | str) -> None:
+    check_count(read, "read")
+    if isinstance(hops, bool) or not isinstance(hops, int) or not 1 <= hops <= MAX_HOPS:
+        raise InputError(f"hops is {hops!r}; give 1 or {MAX_HOPS}")
+    if hops > 1 and not read:
+        raise InputError(f"hops is {hops}, but nothing is read; set read to the number of passages")
+    if read and mode != "text" and reasoning == "latent":
+        raise InputError('reasoning="latent" reads no passages; search with reasoning on or off, or with read=0')
+
+
+Ordered = tuple[Row, float, dict[str, int], dict[str, float]]  # row, score, ranks, scores
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The options of a search that rank the rows for a vector."""
+
+    backend: IndexBackend
+    query: str
+    mode: Mode
+    where: str | None
+    exact: bool
+    chunks: bool
+    vector_weight: float
+    fusion: Fusion
+
+    def best(self, vector: np.ndarray | None, k: int) -> list[Ordered]:
+        """The `k` best rows; without `chunks`, one of each document."""
+        pool = max(POOL, 2 * k) if self.mode == "hybrid" else k
+        while True:
+            lists: dict[str, list[Scored]] = {}
+            if vector is not None:
+                lists["vector"] = self.backend.search(vector, pool, self.where, self.exact)
+            if self.mode != "vector":
+                lists["text"] = self.backend.search_text(without_stop_words(self.query), pool, self.where)
+            order = _order(lists, self.fusion, self.vector_weight)
+            order = order if self.chunks else _first_of_each_document(order)
+            if len(order) >= k or pool >= MAX_POOL or all(len(ranking) < pool for ranking in lists.values()):
+                return order[:k]
+            pool *= 4  # a few documents filled the lists
+
+
+@dataclass(frozen=True)
+class _Thinking:
+    """What comes between the query (with what was read) and the embed token; the options of `SearchIndex.search`."""
+
+    reasoning: bool | Literal["auto", "latent"]
+    max_reasoning_tokens: int
+    reasoning_text: str | None = None
+
+    @property
+    def direct(self) -> _Thinking:
+        """Nothing."""
+        return replace(self, reasoning=False, reasoning_text=None)
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A query's vector, and how it came about."""
+
+    vector: np.ndarray
+    trace: ReasoningTrace | None = None
+    read: list[ReadPassage] = field(default_factory=list)
+
+
+def _embed_query(ranking: _Ranking, model: Encoder, thinking: _Thinking, read: int, hops: int) -> _Embedded:
+    """Embed the query as the options of a search say."""
+    query = ranking.query
+    direct: _Embedded | None = None
+    rule = getattr(model, "adaptive_rule", None) if thinking.reasoning == "auto" else None
+    if rule is not None or read:
+        direct = _embed(query, model, thinking.direct)
+        if rule is not None:
+            found = ranking.backend.search(direct.vector, rule.depth, ranking.where, ranking.exact)
+            reasons = bool(found) and bool(rule.decide([[cosine for _, cosine in found]])[0])
+            thinking = replace(thinking, reasoning=reasons)
+    if read and direct is not None:
+        return _read_and_embed(ranking, model, direct, thinking, read, hops)
+    if direct is None or thinking.reasoning:
+        return _embed(query, model, thinking)
+    return direct
+
+
+def _read_and_embed(
+    ranking: _Ranking, model: Encoder, direct: _Embedded, thinking: _Thinking, read: int, hops: int
+) -> _Embedded:
+    """Embed the query with the first `read` hits of its direct embedding, then perhaps with those of that embedding;
+    only the last embedding is reasoned about."""
+    embedded, passages = direct, []
+    for hop in range(1, hops + 1):
+        rows = [row for row, *_ in ranking.best(embedded.vector, read)]
+        if not rows:  # the filter matches nothing
+            return embedded
+        texts = [row[CONTENT] for row in rows]
+        embedded = _embed(ranking.query, model, thinking if hop == hops else thinking.direct, texts)
+        passages += _read_passages(rows, _what_is_read(model, texts), hop)
+    return replace(embedded, read=passages)
+
+
+def _embed(query: str, model: Encoder, thinking: _Thinking, passages: list[str] | None = None) -> _Embedded:
+    more: dict[str, Any] = {} if passages is None else {"passages": [passages]}
+    budget, trace = thinking.max_reasoning_tokens, None
+    if thinking.reasoning_text is not None:
+        rows, trace = _embed_given(query, thinking.reasoning_text, model, more)
+    elif thinking.reasoning is True:
+        reasoned = model.reason([query], max_reasoning_tokens=budget, **more)[0]
+        trace = ReasoningTrace(reasoned.text, int(reasoned.num_tokens), bool(reasoned.forced))
+        rows = reasoned.embedding
+    else:
+        rows = model.encode_query([query], reasoning=thinking.reasoning, max_reasoning_tokens=budget, **more)
+    vector = np.asarray(rows, dtype=np.float32).reshape(-1)
+    if vector.shape != (model.dimension,) or not np.isfinite(vector).all() or not vector.any():
+        raise InputError(f"the model {model.name} returned no usable embedding for this query; check the checkpoint")
+    return _Embedded(vector, trace)
+
+
+def _embed_given(query: str, text: str, model: Encoder, more: dict[str, Any]) -> tuple[np.ndarray, ReasoningTrace]:
     """The embedding behind given words, and these words as the trace."""
     if not hasattr(model, "encode_with_reasoning"):
         raise InputError(f"the model {model.name} cannot read reasoning_text; search without it")
     reader = cast(ReadsReasoning, model)
-    rows = reader.encode_with_reasoning([query], [reasoning_text], max_reasoning_tokens=REASONING_TEXT_TOKENS)
-    tokens = reader.count_tokens([reasoning_text])[0]
-    trace = ReasoningTrace(reasoning_text, min(tokens, REASONING_TEXT_TOKENS), tokens > REASONING_TEXT_TOKENS)
-    return _usable(np.asarray(rows, dtype=np.float32).reshape(-1), model), trace
+    rows = reader.encode_with_reasoning([query], [text], max_reasoning_tokens=REASONING_TEXT_TOKENS, **more)
+    tokens = reader.count_tokens([text])[0]
+    return rows, ReasoningTrace(text, min(tokens, REASONING_TEXT_TOKENS), tokens > REASONING_TEXT_TOKENS)
 
 
-def _usable(vector: np.ndarray, model: Encoder) -> np.ndarray:
-    if vector.shape != (model.dimension,) or not np.isfinite(vector).all() or not vector.any():
-        raise InputError(f"the model {model.name} returned no usable embedding for this query; check the checkpoint")
-    return vector
+def _what_is_read(model: Encoder, texts: list[str]) -> list[str]:
+    cut = getattr(model, "what_is_read", None)
+    return texts if cut is None else cut(texts)
 
 
-Ordered = tuple[Row, float, dict[str, int], dict[str, float]]  # row, score, ranks, scores
+def _read_passages(rows: list[Row], texts: list[str], hop: int) -> list[ReadPassage]:
+    return [
+        ReadPassage(row["id"], row["document"], row["title"], text, row["path"], row["start_line"], hop)
+        for row, text in zip(rows, texts, strict=True)
+    ]
 
 
 def _order(lists: dict[str, list[Scored]], fusion: Fusion, vector_weight: float) -> list[Ordered]:

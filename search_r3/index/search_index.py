@@ -219,6 +219,8 @@ class SearchIndex:
         chunks: bool = False,
         vector_weight: float = VECTOR_WEIGHT,
         fusion: Fusion = "linear",
+        read: int = 0,
+        hops: int = 1,
     ) -> SearchResult:
         """Find the `k` best documents of one version of the index for `query`, each by its best chunk.
 
@@ -241,11 +243,15 @@ class SearchIndex:
             vector_weight: the weight of the vectors in a hybrid search, 0 to 1; the words have the remaining weight.
             fusion: how a hybrid search fuses its lists: "linear" adds weighted, normalized scores (`fuse_scores`),
                 "rrf" is reciprocal rank fusion, which has no weights.
+            read: embed the query again together with the first so many hits of a direct search, 0 to 10, if the model
+                was trained to read; `model.reading.passages` is the number that it was trained with. The reasoning
+                follows them. The result's `read` lists them. Mode "text" reads nothing.
+            hops: 2 reads, searches, and reads again before the last search.
 
         Raises:
             InputError: the query is empty or too long, an option is invalid or contradicts another one, the model is
-                not the index's or cannot read `reasoning_text`, the full-text index that a text search needs is
-                missing, or the backend does not support text search or filters.
+                not the index's or cannot read (`reasoning_text`, `read`), the full-text index that a text search needs
+                is missing, or the backend does not support text search or filters.
         """
         with storage_errors(self.path):
             return self.following(
@@ -263,6 +269,8 @@ class SearchIndex:
                     chunks=chunks,
                     vector_weight=vector_weight,
                     fusion=fusion,
+                    read=read,
+                    hops=hops,
                 )
             )
 

@@ -7,7 +7,7 @@ tokenized as text, so that no special token comes out of them, and cut, so that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search_r3.errors import InputError
 from search_r3.model.tokenization import (
@@ -18,7 +18,9 @@ from search_r3.model.tokenization import (
     check_texts,
     encode_as_text,
 )
-from search_r3.prompts import ReadingConversation
+
+if TYPE_CHECKING:
+    from search_r3.prompts import ReadingConversation
 
 MAX_PASSAGES = 10
 """Passages that a query may come with."""
@@ -55,21 +57,24 @@ def join_turn(query: Sequence[int], markers: Sequence[Sequence[int]], passages: 
     return turn
 
 
-def reading_turns(model: Any, texts: Sequence[Text], passages: Passages | None) -> Sequence[Text]:
+def with_passages(model: Any, texts: Sequence[Text], passages: Passages | None) -> Sequence[Text]:
+    """`reading_turns`, or the texts unchanged if `passages` is None."""
+    return texts if passages is None else reading_turns(model, texts, passages)
+
+
+def reading_turns(model: Any, texts: Sequence[Text], passages: Passages) -> list[ReadingTurn]:
     """Queries with the passages that follow each.
 
     Args:
         model: a SearchR3.
         texts: non-empty queries, of which the first 512 tokens are used.
         passages: one sequence per query, of at most 10 non-empty texts; only the first tokens of each are used, as the
-            checkpoint's conversation says. None returns `texts` unchanged.
+            checkpoint's conversation says.
 
     Raises:
         InputError: the checkpoint has no reading mode, the numbers of queries and sequences differ, a query has too
             many passages, or a text is invalid; the message names its position.
     """
-    if passages is None:
-        return texts
     conversation = check_reading(model)
     check_queries(texts)
     if len(passages) != len(texts):

@@ -23,7 +23,7 @@ from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Gener
 from search_r3.model.engines.registry import engine_spec
 from search_r3.model.latent_steps import check_latent, latent_engine
 from search_r3.model.quiet_loading import quiet_transformers
-from search_r3.model.reading import Passages, conversation_of, reading_turns
+from search_r3.model.reading import Passages, conversation_of, what_is_read, with_passages
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS, Reasoned, check_reasoning_text, checked_budgets
 from search_r3.model.resolve import default_model
 from search_r3.model.tokenization import (
@@ -274,7 +274,7 @@ class SearchR3:
 
         Raises:
             InputError: a text is empty or has over 100,000 characters, the budget is below 0, or `reasoning` is "auto",
-                or it is "latent" and `check_latent` refuses the model; `reading_turns` refuses the passages; or
+                or it is "latent" and `check_latent` refuses the model; `reading.reading_turns` refuses the passages; or
                 `reasoning_text` does not have one string per text.
         """
         if reasoning_text is not None:
@@ -292,7 +292,7 @@ class SearchR3:
                 'reasoning="auto" depends on the scores of a search, which encode_query does not have; use it to '
                 f"search an index, with a model that has a rule ({ADAPTIVE_FILE}, fitted by search-r3 study)"
             )
-        texts = reading_turns(self, texts, passages)
+        texts = with_passages(self, texts, passages)
         if reasoning == "latent":
             check_latent(self, texts)
             check_queries(texts)
@@ -321,6 +321,10 @@ class SearchR3:
     def reading(self) -> ReadingConversation | None:
         """How many passages are read, and how much of each; None if the checkpoint has no reading mode."""
         return self.contract.prompts.reading
+
+    def what_is_read(self, passages: Sequence[Text]) -> list[str]:
+        """See `search_r3.model.reading.what_is_read`."""
+        return what_is_read(self, passages)
 
     def reason(
         self,
@@ -357,7 +361,7 @@ class SearchR3:
             InputError: a text is empty or has over 100,000 characters, or a budget, the temperature or a number is
                 invalid.
         """
-        texts = reading_turns(self, texts, passages)
+        texts = with_passages(self, texts, passages)
         check_queries(texts)
         budgets = checked_budgets(max_reasoning_tokens, len(texts), temperature, samples)
         _check_batch_size(batch_size)
@@ -417,7 +421,7 @@ class SearchR3:
             InputError: a text is empty, the numbers of traces and texts differ, or a token id is unknown or the embed
                 token's.
         """
-        texts = reading_turns(self, texts, passages)
+        texts = with_passages(self, texts, passages)
         check_queries(texts)
         _check_batch_size(batch_size)
         if isinstance(reasoning, str):

@@ -79,6 +79,8 @@ def _limits(config: ServerConfig, loaded: Loaded | None) -> dict[str, dict[str, 
     limits["Reasoning"] = _reasoning(config, loaded)
     if loaded is None:
         return limits
+    if not loaded.reading:
+        limits["Read"] = {"maximum": 0}
     special = special_ids(loaded.model.tokenizer)
     usable = [token for token in range(len(loaded.model.tokenizer)) if token not in special]
     limits["TokenId"] = {"minimum": usable[0], "maximum": usable[-1]}

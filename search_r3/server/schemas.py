@@ -25,7 +25,8 @@ from pydantic import (
 )
 from typing_extensions import TypeAliasType
 
-from search_r3.index.run_search import MAX_HITS, MAX_QUERY_CHARACTERS, Mode
+from search_r3.index.run_search import MAX_HITS, MAX_HOPS, MAX_QUERY_CHARACTERS, Mode
+from search_r3.model.reading import MAX_PASSAGES
 from search_r3.model.tokenization import MAX_CHARACTERS
 from search_r3.rank_fusion import VECTOR_WEIGHT
 from search_r3.server.where_filter import MAX_FILTER_CHARACTERS
@@ -113,6 +114,7 @@ Reasoning = TypeAliasType(
 )
 ReasoningText = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 ReasoningTexts = TypeAliasType("ReasoningTexts", Annotated[list[ReasoningText], Field(min_length=1, fail_fast=True)])
+Read = TypeAliasType("Read", Annotated[int, Field(ge=0, le=MAX_PASSAGES)])
 Text = Annotated[str, Field(pattern=VISIBLE)]
 QueryText = Annotated[str, Field(pattern=VISIBLE, max_length=MAX_CHARACTERS)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
@@ -203,6 +205,16 @@ class SearchRequest(Strict):
             "place of its own; reasoning must then be true, or omitted, and the mode not text"
         ),
     ] = None
+    read: Annotated[
+        Read,
+        Field(
+            description="embed the query again with the first so many hits of a direct search; the reasoning follows"
+        ),
+    ] = 0
+    hops: Annotated[
+        int,
+        Field(ge=1, le=MAX_HOPS, description="with `read`: 2 reads, searches, and reads again before the last search"),
+    ] = 1
     where: Annotated[Filter | None, Field(description="a condition on columns, as in title = 'Guide'")] = None
     stream: Annotated[bool, Field(description="server-sent events")] = False
 
@@ -302,6 +314,9 @@ class Model(Answer):
     contract_hash: Annotated[str, Field(description="vectors with equal hashes can be compared")]
     adaptive: Annotated[bool, Field(description='whether reasoning may be "auto"')]
     latent: Annotated[bool, Field(description='whether reasoning may be "latent"')]
+    reading: Annotated[
+        Count, Field(description="how many passages the model was trained to read in a search; 0: it cannot read")
+    ]
 
 
 class Models(Answer):
@@ -357,6 +372,18 @@ class ReasoningTrace(Answer):
     forced: Annotated[bool, Field(description="whether it was cut off at the budget")]
 
 
+class ReadPassage(Answer):
+    """A chunk that the query was embedded together with."""
+
+    id: str
+    document: str
+    title: str
+    text: Annotated[str, Field(description="the part that was read, the title first")]
+    path: str
+    start_line: int
+    hop: Annotated[int, Field(ge=1, le=MAX_HOPS)]
+
+
 class Timings(Answer):
     """Milliseconds."""
 
@@ -370,6 +397,7 @@ class SearchResult(Answer):
     hits: list[Hit]
     reasoning: ReasoningTrace | None
     timings: Timings
+    read: list[ReadPassage]
     model: str
     usage: Usage
 

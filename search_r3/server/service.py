@@ -18,6 +18,7 @@ from search_r3.index.search_index import SearchIndex
 from search_r3.model.checkpoint import read_record
 from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
 from search_r3.model.latent_steps import has_latent
+from search_r3.model.reading import has_reading
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
 from search_r3.server.batching.batcher import Batcher
 from search_r3.server.batching.continuous import ContinuousBatcher
@@ -70,6 +71,11 @@ class Loaded:
     def latent(self) -> bool:
         """Whether queries may be embedded in latent steps."""
         return has_latent(self.model)
+
+    @property
+    def reading(self) -> int:
+        """The number of passages that the model was trained to read with a query; 0 if it cannot read."""
+        return self.model.reading.passages if self.model.reading is not None else 0
 
     def check_name(self, name: str) -> None:
         """Raise ApiError 404 if a model of this name is not served."""
@@ -248,6 +254,12 @@ class Service:
             raise ApiError(400, message, "budget_too_large", param="reasoning")
         return int(reasoning)
 
+    def check_read(self, read: int) -> None:
+        """Raise ApiError 400 if a search is to read passages and the model cannot."""
+        if read and not self.loaded.reading:
+            message = "this server's model was not trained to read; search with read 0"
+            raise ApiError(400, message, "no_reading_mode", param="read")
+
     def retry_after(self) -> int:
         """Seconds after which the queue is expected to be shorter."""
         seconds = self._batcher.seconds_left() if self._batcher is not None else 1.0
@@ -304,3 +316,5 @@ def warm_up(model: Any) -> None:
     model.reason(["warm up"], max_reasoning_tokens=1)
     if has_latent(model):
         model.encode_query(["warm up"], reasoning="latent")
+    if has_reading(model):
+        model.encode_query(["warm up"], passages=[["warm up"]], reasoning=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from search_r3.index.run_search import check_where
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
 from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, ALWAYS, NEVER, AdaptiveRule
-from search_r3.prompts import latent_conversation
+from search_r3.prompts import latent_conversation, reading_conversation
 from search_r3.server.service import Loaded
 from search_r3.server.where_filter import check_filter, filter_pattern
 
@@ -134,6 +134,31 @@ def test_latent_steps_where_the_model_has_them(served: Running, tiny: SearchR3, 
     assert served.post("/v1/search", {"query": "x", "reasoning": "latent"}).error["code"] == "no_latent_mode"
     refused = served.embed(["x"], input_type="query", reasoning="latent")
     assert (refused.status, refused.error["code"]) == (400, "no_latent_mode")
+
+
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+def test_a_search_that_reads_is_the_indexs_own(served: Running, tiny: SearchR3, tmp_path: Path, batching: str) -> None:
+    prompts = replace(tiny.contract.prompts, reading=reading_conversation(2, 4))
+    model = SearchR3(replace(tiny.checkpoint, contract=replace(tiny.contract, prompts=prompts)))
+    documents = [SourceDocument(str(i), "", f"{word} needs yeast.") for i, word in enumerate(["Bread", "Beer", "Wine"])]
+    build_index(tmp_path / "index", documents, model, progress=False)
+    index = SearchIndex.open(tmp_path / "index")
+    with running(lambda: Loaded.of(model, index), batching=batching) as server:
+        assert server.ask("GET", "/v1/models").json["data"][0]["reading"] == 2
+        for reasoning, hops in ((False, 1), (4, 1), (False, 2)):
+            body = {"query": "yeast", "reasoning": reasoning, "mode": "vector", "read": 2, "hops": hops}
+            found = server.post("/v1/search", body).json
+            more = {"reasoning": False} if reasoning is False else {"max_reasoning_tokens": reasoning}
+            expected = index.search("yeast", model, mode="vector", read=2, hops=hops, **more)
+            assert found["read"] == [asdict(passage) for passage in expected.read]
+            assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
+            assert found["hits"][0]["score"] == pytest.approx(expected.hits[0].score, abs=1e-5)
+            assert (found["reasoning"] or {}).get("text") == (expected.reasoning and expected.reasoning.text)
+        assert server.post("/v1/search", {"query": "yeast", "hops": 2, "reasoning": False}).json["read"] == []
+        assert server.post("/v1/search", {"query": "yeast", "read": 11}).status == 400
+    assert served.ask("GET", "/v1/models").json["data"][0]["reading"] == 0
+    refused = served.post("/v1/search", {"query": "x", "read": 1})
+    assert (refused.status, refused.error["code"], refused.error["param"]) == (400, "no_reading_mode", "read")
 
 
 @pytest.mark.parametrize(

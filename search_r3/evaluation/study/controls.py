@@ -19,6 +19,7 @@ import numpy as np
 from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.runs import drop_identical_ids
+from search_r3.evaluation.shuffling import derangement
 from search_r3.evaluation.study.fusion_controls import RRF_K, fuse_rows, fuse_runs
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache, ReasoningTraces
 from search_r3.evaluation.suite import ResultPaths, paths
@@ -79,22 +80,6 @@ class ControlConfig:
     def mode_of_budget(self, budget: int) -> str:
         """The mode of a point on the budget curve."""
         return "on" if budget == self.budget else "empty" if budget == 0 else f"on-{budget}"
-
-
-def derangement(count: int, seed: int) -> list[int]:
-    """A random permutation of `count` indices without a fixed point: one cycle (Sattolo 1986).
-
-    Raises:
-        InputError: there is only one index.
-    """
-    if count < 2:
-        raise InputError(f"{count} query cannot be given another query's reasoning; the control needs at least 2")
-    rng = np.random.default_rng(seed)
-    order = list(range(count))
-    for last in range(count - 1, 0, -1):
-        other = int(rng.integers(last))  # never `last` itself, so the result is one cycle
-        order[last], order[other] = order[other], order[last]
-    return order
 
 
 class StudyContext:

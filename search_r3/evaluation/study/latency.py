@@ -48,11 +48,23 @@ def time_queries(encode: Callable[[list[str], int], Any], queries: Sequence[str]
     }
 
 
-def time_mode(model: Any, queries: Sequence[str], budget: int | Literal["latent"] | None) -> dict[str, Any]:
-    """`time_queries` for each of BATCHES with this budget (None: direct embeddings), and the load."""
+def time_mode(
+    model: Any,
+    queries: Sequence[str],
+    budget: int | Literal["latent"] | None,
+    passages: Sequence[Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """`time_queries` for each of BATCHES with this budget (None: direct embeddings), and the load.
+
+    Args:
+        passages: the texts that each query is embedded with, if it is; the search that found them is not timed.
+    """
+    read_with = dict(zip(queries, passages or (), strict=False))
 
     def encode(batch: list[str], size: int) -> Any:
         settings: dict[str, Any] = {"batch_size": size, "show_progress_bar": False}
+        if passages is not None:
+            settings["passages"] = [read_with[query] for query in batch]
         if budget is None:
             return model.encode_query(batch, reasoning=False, **settings)
         if budget == "latent":

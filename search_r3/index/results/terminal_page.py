@@ -1,16 +1,21 @@
-"""Printing a search result on the terminal: the reasoning, then the hits with file and line."""
+"""Printing a search result on the terminal: what was read, the reasoning, then the hits with file and line."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.text import Text
 
-from search_r3.index.run_search import SearchResult
+from search_r3.index.run_search import ReadPassage, SearchResult
+
+SHOWN = 72
+"""Characters that are shown of a passage that was read."""
 
 
 def print_result(result: SearchResult, console: Console | None = None) -> None:
     """Print `result`; plain text if the output is not a terminal or NO_COLOR is set."""
     console = console or Console()
+    for passage in result.read:
+        console.print(_passage_read(passage), end="\n\n" if passage is result.read[-1] else "\n")
     if result.reasoning is not None:
         trace = Text("reasoning: ", style="cyan").append(_one_line(result.reasoning.text), style="italic")
         ended = ", cut off" if result.reasoning.forced else ""
@@ -31,6 +36,14 @@ def print_result(result: SearchResult, console: Console | None = None) -> None:
         console.print()
     timings = result.timings
     console.print(Text(f"query {timings.reason_ms:.0f} ms, search {timings.search_ms:.0f} ms", style="dim"))
+
+
+def _passage_read(passage: ReadPassage) -> Text:
+    """One line: where the passage is from, and how what was read of it begins."""
+    name = _one_line(passage.title or passage.document)
+    text = _one_line(passage.text).removeprefix(name).strip()
+    shown = text if len(text) <= SHOWN else text[:SHOWN].rstrip() + "..."
+    return Text("read: ", style="cyan").append(name, style="bold").append(f"  {shown}", style="dim")
 
 
 def _one_line(text: str) -> str:

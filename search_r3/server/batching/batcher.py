@@ -17,8 +17,8 @@ import numpy as np
 
 from search_r3.model.tokenization import Tokens
 
-Kind = Literal["document", "query", "reasoned", "latent", "given"]
-"""How a text is embedded; "given" is a query with reasoning that the client gives."""
+Kind = Literal["document", "query", "reasoned", "latent", "given", "reading"]
+"""How a text is embedded; "given" is a query with reasoning that the client gives, "reading" one with passages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class EmbeddingJob:
 
     Attributes:
         kind: how to embed them.
-        texts: their tokens, already truncated.
+        texts: their tokens, already truncated; of queries with passages, each a `ReadingTurn`.
         budget: maximum number of reasoning tokens per query.
         on_text: called with each piece of the first text's reasoning, from the batcher's thread.
         oversized: whether a text is far longer than the part of it that is read. While other jobs wait, such jobs get

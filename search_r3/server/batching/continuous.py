@@ -20,7 +20,7 @@ from search_r3.server.logs import log
 from search_r3.server.metrics import Metrics
 from search_r3.server.server_config import ServerConfig
 
-UNREASONED: tuple[Kind, ...] = ("document", "query", "latent", "given")
+UNREASONED: tuple[Kind, ...] = ("document", "query", "latent", "given", "reading")
 """What is embedded in passes of its own, without generating anything; reasoned queries share theirs."""
 
 

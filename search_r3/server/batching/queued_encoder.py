@@ -1,7 +1,8 @@
 """The model as the index uses it, with every text going through the batcher; one object per request.
 
 `SearchIndex.search` and `build_index` are synchronous and request embeddings as they need them (mode "auto" does so
-twice). They run in a thread that waits here while the batcher combines the texts of many requests.
+twice, and so does a search that reads). They run in a thread that waits here while the batcher combines the texts of
+many requests.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.index.encoder_protocol import document_spaces
+from search_r3.model.reading import Passages, reading_turns
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS
 from search_r3.model.tokenization import Text, Tokens, count_tokens, reasoning_tokens
 from search_r3.server.batching.batcher import Batcher, Embedded, EmbeddingJob, Kind
@@ -37,7 +39,7 @@ class QueuedEncoder:
         self._lock = threading.Lock()
         self._cancelled = False
         self._running: EmbeddingJob | None = None
-        self._known: dict[tuple[Kind, tuple[str, ...], int, tuple[tuple[int, ...], ...]], list[Embedded]] = {}
+        self._known: dict[tuple[Any, ...], list[Embedded]] = {}
         self._begun = False
         self.prompt_tokens = 0
         self.reasoning_tokens = 0
@@ -66,6 +68,13 @@ class QueuedEncoder:
     def adaptive_rule(self) -> Any:
         return self._model.adaptive_rule
 
+    @property
+    def reading(self) -> Any:
+        return self._model.reading
+
+    def what_is_read(self, passages: Sequence[str]) -> list[str]:
+        return self._model.what_is_read(passages)
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return count_tokens(self._model.tokenizer, texts)
 
@@ -73,24 +82,37 @@ class QueuedEncoder:
         return np.stack([answer.vector for answer in self._wait("document", texts)])
 
     def encode_query(
-        self, texts: Sequence[str], *, reasoning: Any = True, max_reasoning_tokens: int = 32
+        self,
+        texts: Sequence[str],
+        *,
+        reasoning: Any = True,
+        max_reasoning_tokens: int = 32,
+        passages: Passages | None = None,
     ) -> np.ndarray:
-        kind: Kind = "latent" if reasoning == "latent" else "reasoned" if reasoning else "query"
+        direct: Kind = "query" if passages is None else "reading"
+        kind: Kind = "latent" if reasoning == "latent" else "reasoned" if reasoning else direct
         budget = max_reasoning_tokens if kind == "reasoned" else 0
-        return np.stack([answer.vector for answer in self._wait(kind, texts, budget)])
+        return np.stack([answer.vector for answer in self._wait(kind, texts, budget, passages)])
 
-    def reason(self, texts: Sequence[str], *, max_reasoning_tokens: int = 32) -> list[Any]:
+    def reason(
+        self, texts: Sequence[str], *, max_reasoning_tokens: int = 32, passages: Passages | None = None
+    ) -> list[Any]:
         return [
             SimpleNamespace(text=a.reasoning or "", embedding=a.vector, num_tokens=a.num_tokens, forced=a.forced)
-            for a in self._wait("reasoned", texts, max_reasoning_tokens)
+            for a in self._wait("reasoned", texts, max_reasoning_tokens, passages)
         ]
 
     def encode_with_reasoning(
-        self, texts: Sequence[str], reasoning: Sequence[str], *, max_reasoning_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        reasoning: Sequence[str],
+        *,
+        max_reasoning_tokens: int | None = None,
+        passages: Passages | None = None,
     ) -> np.ndarray:
         limit = REASONING_TEXT_TOKENS if max_reasoning_tokens is None else max_reasoning_tokens
         traces = given_traces(self._model, reasoning, limit)
-        return np.stack([answer.vector for answer in self._wait("given", texts, traces=traces)])
+        return np.stack([answer.vector for answer in self._wait("given", texts, passages=passages, traces=traces)])
 
     @property
     def begun(self) -> bool:
@@ -119,12 +141,19 @@ class QueuedEncoder:
             raise CancelledError
 
     def _wait(
-        self, kind: Kind, texts: Sequence[str], budget: int = 0, traces: Sequence[tuple[int, ...]] = ()
+        self,
+        kind: Kind,
+        texts: Sequence[str],
+        budget: int = 0,
+        passages: Passages | None = None,
+        traces: Sequence[tuple[int, ...]] = (),
     ) -> list[Embedded]:
-        key = kind, tuple(texts), budget, tuple(traces)
+        key = kind, tuple(texts), budget, None if passages is None else tuple(map(tuple, passages)), tuple(traces)
         if key in self._known:  # a search that is repeated because the index was replaced
             return self._known[key]
-        rows = cut_tokens(self._model, texts, self._max_length, self._check_cancelled)[0]
+        rows: Sequence[Tokens] = cut_tokens(self._model, texts, self._max_length, self._check_cancelled)[0]
+        if passages is not None:
+            rows = reading_turns(self._model, rows, passages)
         job = EmbeddingJob(kind, rows, budget, self._on_text if kind == "reasoned" else None, traces=traces)
         with self._lock:
             if self._cancelled:

@@ -49,4 +49,5 @@ def _record(loaded: Loaded) -> dict[str, Any]:
         "contract_hash": loaded.model.contract_hash,
         "adaptive": loaded.adaptive,
         "latent": loaded.latent,
+        "reading": loaded.reading,
     }

@@ -47,7 +47,7 @@ ANSWERS = answers(
     operation_id="search",
     summary="Search the index",
     description=f"The model reasons about the query (of at most {MAX_QUERY_CHARACTERS:,} characters) and embeds it, "
-    "unless `reasoning` is false or the mode is `text`.",
+    "unless `reasoning` is false or the mode is `text`. With `read` it first reads the hits of a direct search.",
     responses=ANSWERS,
     openapi_extra=takes(SearchRequest, example={"query": "How do I read a file line by line?", "k": 3, "reasoning": 8}),
 )
@@ -60,6 +60,7 @@ async def search(request: Request) -> Response:
         body = await read(request, service, SEARCH)
         budget = service.reasoning_budget(body.reasoning)
         _check_given(body, budget)
+        service.check_read(body.read)
         request.state.items = 1
         if body.where is not None:
             await _check_filter(request, service, body.where)
@@ -96,6 +97,8 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
             reasoning_text=body.reasoning_text,
             where=body.where,
             vector_weight=body.vector_weight,
+            read=body.read,
+            hops=body.hops if body.read else 1,
         )
     except InputError as error:
         raise from_input_error(error) from error
