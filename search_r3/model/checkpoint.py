@@ -35,6 +35,7 @@ class Checkpoint:
     """A loaded causal LM (its adapter merged, or a PEFT adapter), with its tokenizer and contract.
 
     `documents` is the checkpoint that embeds documents; None if this one does, as it does for all but query adapters.
+    `source` is the name or path that it was loaded by.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Checkpoint:
     contract: Contract
     path: Path
     documents: Checkpoint | None = None
+    source: str = ""
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -86,6 +88,7 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
         checkpoint.model.to(device).eval()
     if record is not None and checkpoint.contract.query_weights:
         checkpoint.documents = _load_documents(folder, record, checkpoint.contract, dtype, device)
+    checkpoint.source = str(name_or_path)
     return checkpoint
 
 

@@ -6,7 +6,7 @@ Each has a key, so that a document that answers a query is never used as its neg
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,19 @@ def batch_documents(pairs: Sequence[TrainingPair], positives: int, negatives: in
     for pair in pairs:
         documents.extend(pair.negatives[:negatives])
     return documents
+
+
+def known_answers(pairs: Sequence[TrainingPair]) -> dict[str, dict[int, float]]:
+    """Query -> the keys of all documents known to answer it -> grade, the highest where pairs differ."""
+    answers: dict[str, dict[int, float]] = defaultdict(dict)
+    keys: dict[str, int] = {}
+    for pair in pairs:
+        known = answers[pair.query]
+        for text, grade in pair.relevant.items():
+            if text not in keys:
+                keys[text] = document_key(text)
+            known[keys[text]] = max(grade, known.get(keys[text], grade))
+    return answers
 
 
 @dataclass

@@ -58,6 +58,12 @@ class SFTConfig:
     beyond bfloat16 is lost."""
     init_adapter: str | None = None
     """An adapter to continue training from, instead of a new one."""
+    documents: Literal["trained", "fixed"] = "trained"
+    """"fixed": documents are embedded once, by `init_adapter`, and are all negatives of every query in every step; only
+    queries are trained. The result is a query adapter, which searches the indexes of `init_adapter` as they are."""
+    corpora: list[str] = field(default_factory=list)
+    """With `documents: fixed`, data sets (names or BEIR folders) whose documents are negatives as well; those of the
+    pairs always are."""
     global_batch_size: int = 32
     """Pairs per batch, over all processes; each pair's negatives are the documents of the other pairs."""
     negatives_per_pair: int = 0
@@ -169,6 +175,7 @@ class SFTConfig:
         if self.weights.self_teaching and not any(self.query_variants.values()):
             raise InputError("weights.self_teaching needs changed queries: set query_variants, such as {typos: 0.3}")
         self._check_views()
+        self._check_documents()
         if self.base_dtype == "bfloat16" and self.loop.mixed_precision != "bf16":
             if self.loop.mixed_precision == "no":
                 raise InputError("base_dtype: bfloat16 needs loop.mixed_precision bf16 (or auto), not no")
@@ -207,6 +214,24 @@ class SFTConfig:
                 "weights.view_distillation learns from pairs' given reasoning: set reasoning_ratio above 0 and "
                 "self_reasoning_ratio below 1"
             )
+
+    def _check_documents(self) -> None:
+        if self.documents == "trained":
+            if self.corpora:
+                raise InputError("corpora are the negatives of documents: fixed; set that too, or remove them")
+            return
+        if not self.init_adapter:
+            raise InputError("documents: fixed needs init_adapter, the adapter that embeds the documents")
+        weights = self.weights
+        for key, value in (
+            ("cross_batch_memory_size", self.cross_batch_memory_size),
+            ("document_variants", any(self.document_variants.values())),
+            ("weights.in_batch_lm", weights.in_batch_lm),
+            ("weights.distillation", weights.distillation),
+            ("guide_margin", self.guide_margin is not None),
+        ):
+            if value:
+                raise InputError(f"documents: fixed compares all documents as they are, without {key}; remove that key")
 
     def _check_teacher(self) -> None:
         if self.teacher:

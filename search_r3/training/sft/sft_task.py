@@ -7,7 +7,6 @@ in latent steps.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +41,9 @@ from search_r3.training.sft.contrastive import (
     batch_documents,
     contrastive_terms,
     document_key,
+    known_answers,
 )
+from search_r3.training.sft.fixed_documents import FixedDocuments, fixed_documents
 from search_r3.training.sft.in_batch_lm import CONVERSATION, InBatchLM, QueryDocumentPairs
 from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
 from search_r3.training.sft.self_reasoning import SelfReasoning
@@ -83,7 +84,17 @@ class Batch:
 class SFTTask:
     """Stage 1 as the loop sees it: batches, a loss, validation, and an adapter to save."""
 
-    def __init__(self, config: SFTConfig, checkpoint: Checkpoint, pairs: Sequence[TrainingPair]) -> None:
+    def __init__(
+        self,
+        config: SFTConfig,
+        checkpoint: Checkpoint,
+        pairs: Sequence[TrainingPair],
+        fixed: FixedDocuments | None = None,
+    ) -> None:
+        """Prepare a run; `fixed` are its documents where they are not trained."""
+        self.fixed = fixed
+        if fixed is not None and config.fold_capitals not in (None, checkpoint.contract.fold_capitals):
+            raise InputError("fold_capitals changes documents, which are fixed; remove the key")
         if config.fold_capitals is not None:
             contract = replace(checkpoint.contract, fold_capitals=config.fold_capitals)
             checkpoint = replace(checkpoint, contract=contract)
@@ -161,12 +172,16 @@ class SFTTask:
         if config.self_reasoning_ratio:
             self.self_reasoning.refresh(step, self._self_reasoning_queries, self._encoder)
         pairs, with_reasoning, self_generated = self._plan(step)
-        documents = batch_documents(pairs, config.positives_per_pair, config.negatives_per_pair, config.loop.seed, step)
+        documents: list[str] = []
+        if self.fixed is None:
+            documents = batch_documents(
+                pairs, config.positives_per_pair, config.negatives_per_pair, config.loop.seed, step
+            )
         texts = draw_texts(config, step, [pair.query for pair in pairs], documents)
-        parts = {
-            "document": self._rows(self.document, _mine(texts.documents), config.max_document_tokens, 0),
-            "query": self._rows(self.query, _mine(texts.queries), config.max_query_tokens, self.query_answer),
-        }
+        parts = {"query": self._rows(self.query, _mine(texts.queries), config.max_query_tokens, self.query_answer)}
+        if self.fixed is None:
+            mine = _mine(texts.documents)
+            parts = {"document": self._rows(self.document, mine, config.max_document_tokens, 0)} | parts
         if with_reasoning:
             shown = [replace(pair, query=text) for pair, text in zip(pairs, texts.queries, strict=True)]
             parts["reasoning"] = self._reasoning_rows(shown, with_reasoning, self_generated)
@@ -219,13 +234,12 @@ class SFTTask:
             "changed": batch.changed_of,
             "latent": batch.with_latent,
         }
-        names = ["document", *conversations, *(["changed"] if batch.changed_of else [])]
+        names = [name for name in ("document", *conversations, "changed") if name in batch.parts]
         gathered = collectives.all_gather_rows(
             [encoded[name].embedding_BD for name in names], [len(rows_of[n]) for n in names]
         )
         embedding = dict(zip(names, gathered, strict=True))
-        documents = self._candidates(batch, embedding["document"])
-        candidates = self.memory.extend(documents)
+        candidates = self._all_candidates(batch, embedding)
         total = sum(len(rows_of[part]) for part in conversations)
         terms: dict[str, Tensor] = {}
         metrics: dict[str, float] = {"tokens": float(sum(rows.tokens for rows in batch.parts.values()))}
@@ -238,8 +252,8 @@ class SFTTask:
         if self.config.latent_steps:
             metrics |= {"rows_latent": float(len(batch.with_latent)), "infonce_latent": 0.0, "accuracy_latent": 0.0}
         for part in conversations:
-            target_B = list(rows_of[part])
-            queries = [batch.pairs[i].query for i in target_B]
+            target_B = self._targets(batch, rows_of[part])
+            queries = [batch.pairs[i].query for i in rows_of[part]]
             answers = [self.answers[query] for query in queries]
             mask_BM = candidates.false_negatives(answers, target_B)
             grade_BM = None if self.settings.ranking_loss == "infonce" else candidates.grades(answers)
@@ -269,7 +283,6 @@ class SFTTask:
             terms["in_batch_lm"] = self.in_batch_lm.loss(
                 batch.query_documents, encoded["in_batch_lm"], lengths, embedding
             )
-        self.memory.add(documents)
         loss = candidates.embedding_MD.new_zeros(())
         for name, value in terms.items():
             loss = loss + getattr(weights, name) * value
@@ -318,6 +331,15 @@ class SFTTask:
             answers.append(int(pair.id in self.self_reasoning.cut) if is_own else len(trace) + 1)
         return Rows(self.reasoning.prefix, rows, answers)
 
+    def _all_candidates(self, batch: Batch, embedding: dict[str, Tensor]) -> Candidates:
+        """What queries are compared with: the batch's documents and those in memory, or the fixed ones."""
+        if self.fixed is not None:
+            return self.fixed.candidates(embedding["query"].device)
+        documents = self._candidates(batch, embedding["document"])
+        candidates = self.memory.extend(documents)
+        self.memory.add(documents)
+        return candidates
+
     def _candidates(self, batch: Batch, document_MD: Tensor) -> Candidates:
         """The batch's documents, the same on every process."""
         teacher = None
@@ -326,11 +348,18 @@ class SFTTask:
         keys = np.array([document_key(text) for text in batch.documents], dtype=np.int64)
         return Candidates(document_MD, keys, teacher)
 
+    def _targets(self, batch: Batch, pairs: Sequence[int]) -> list[int]:
+        """For each of these pairs of the batch, the candidate that is its positive."""
+        if self.fixed is None:
+            return list(pairs)
+        return self.fixed.rows([batch.pairs[i].positive for i in pairs])
+
     def _view_distillation(self, batch: Batch, embedding: dict[str, Tensor], candidates: Candidates) -> Tensor:
         """`view_distillation` of the direct and latent embeddings, over the queries with given reasoning."""
         rows_of = {"query": range(len(batch.pairs)), "latent": batch.with_latent, "reasoning": batch.with_reasoning}
         pairs, student_BD, teacher_BD = taught_queries(embedding, rows_of, batch.self_generated)
-        mask_BM = candidates.false_negatives([self.answers[batch.pairs[i].query] for i in pairs], pairs)
+        answers = [self.answers[batch.pairs[i].query] for i in pairs]
+        mask_BM = candidates.false_negatives(answers, self._targets(batch, pairs))
         document_MD, temperature = candidates.embedding_MD, self.config.view_temperature
         return view_distillation(student_BD, teacher_BD, document_MD, temperature, mask_BM.to(document_MD.device))
 
@@ -360,8 +389,9 @@ class SFTTask:
         """`dev_evaluation.dev_metrics` of the recipe's dev pools."""
         if not self.pools:
             return {}
-        config = self.config
-        return dev_metrics(self._encoder(), self.pools, config.max_document_tokens, config.max_reasoning_tokens)
+        config, encoder = self.config, self._encoder()
+        embedder = encoder if self.fixed is None else self.fixed.encoder(encoder)
+        return dev_metrics(embedder, self.pools, config.max_document_tokens, config.max_reasoning_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The self-generated reasoning and the cross-batch memory."""
@@ -375,7 +405,11 @@ class SFTTask:
     def save(self, folder: Path) -> None:
         """Write the adapter, its contract, and the dimensions to which embeddings can be truncated."""
         more = {"dimensions": sorted(self.config.matryoshka)} if self.config.matryoshka else {}
-        checkpoints.save_adapter(self.policy.saved_model, self.checkpoint.contract, folder, **more)
+        model, contract = self.policy.saved_model, self.checkpoint.contract
+        if self.fixed is None:
+            checkpoints.save_adapter(model, contract, folder, **more)
+        else:
+            checkpoints.save_query_adapter(model, contract, self.fixed.documents, folder, **more)
 
     def _encoder(self) -> SearchR3:
         """A SearchR3 with the current weights merged, in the precision of training."""
@@ -393,19 +427,6 @@ def _mine(texts: Sequence[str]) -> list[str]:
     return [texts[i] for i in collectives.strided_indices(len(texts))]
 
 
-def known_answers(pairs: Sequence[TrainingPair]) -> dict[str, dict[int, float]]:
-    """Query -> the keys of all documents known to answer it -> grade, the highest where pairs differ."""
-    answers: dict[str, dict[int, float]] = defaultdict(dict)
-    keys: dict[str, int] = {}
-    for pair in pairs:
-        known = answers[pair.query]
-        for text, grade in pair.relevant.items():
-            if text not in keys:
-                keys[text] = document_key(text)
-            known[keys[text]] = max(grade, known.get(keys[text], grade))
-    return answers
-
-
 def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = True) -> Path:
     """Train stage 1 from a YAML recipe; returns the adapter's folder, with golden vectors.
 
@@ -419,9 +440,15 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
         checkpoint = checkpoints.load(config.init_adapter, dtype=getattr(torch, config.base_dtype), merge=False)
     else:
         checkpoint = checkpoints.load_base(config.base, dtype=getattr(torch, config.base_dtype))
+    fixed = None
+    if config.documents == "fixed":
+        fixed = fixed_documents(config, checkpoint, pairs)
+    elif checkpoint.documents is not None:
+        raise InputError(f"{config.init_adapter} is a query adapter, which is trained with documents: fixed; set that")
+    checkpoint.documents = None  # its documents are embedded
     checkpoint.model.set_attn_implementation(resolve_attention(config.attention))
     torch.manual_seed(config.loop.seed)  # for the initialization of the adapter
-    task = SFTTask(config, checkpoint, pairs)
+    task = SFTTask(config, checkpoint, pairs, fixed)
     return train_stage(
         task,
         config,
@@ -431,5 +458,6 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
         identity={
             "pairs_sha256": [sha256_of(path) for path in config.pairs],
             "base_contract": checkpoint.contract.hash,
+            **({} if fixed is None else {"documents_sha256": fixed.sha256}),
         },
     )
