@@ -239,6 +239,13 @@ class CrossBatchMemory:
         while sum(len(step.key_M) for step in self.steps) - len(self.steps[0].key_M) >= self.size:
             self.steps.popleft()
 
+    def fill(self, candidates: Candidates, batch_size: int) -> None:
+        """Add many documents, as if by steps of `batch_size` documents each, so that they are dropped as gradually."""
+        for start in range(0, len(candidates.key_M), batch_size):
+            part = slice(start, start + batch_size)
+            teacher = None if candidates.teacher_MD is None else candidates.teacher_MD[part]
+            self.add(Candidates(candidates.embedding_MD[part], candidates.key_M[part], teacher))
+
     def state_dict(self) -> dict[str, Any]:
         """The documents in memory; {} if there are none."""
         if not self.steps:

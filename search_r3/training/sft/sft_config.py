@@ -127,6 +127,9 @@ class SFTConfig:
     """Margin of the triplet loss (theta)."""
     cross_batch_memory_size: int = 0
     """Number of documents of earlier steps used as additional negatives without a forward pass (arXiv 1912.06798)."""
+    cross_batch_memory_prefill: bool = False
+    """Fill the memory before the first step with that many documents of the pairs, embedded with the initial weights:
+    hard negatives from the start. Use it with `init_adapter`, since an untrained model's embeddings say little."""
     teacher: str | None = None
     """File with the teacher's embeddings of all texts, written by `search-r3 data embed-teacher`."""
     teacher_temperature: float = 0.05
@@ -197,6 +200,8 @@ class SFTConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for name in ("temperature", "teacher_temperature", "view_temperature"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        if self.cross_batch_memory_prefill and not self.cross_batch_memory_size:
+            raise InputError("cross_batch_memory_prefill fills the memory: set cross_batch_memory_size above 0")
         margin = self.guide_margin
         require(margin is None or -2 < margin < 2, "guide_margin", margin, "between -2 and 2, or null")
         dims = self.matryoshka

@@ -51,6 +51,9 @@ from search_r3.training.sft.sft_config import SFTConfig
 from search_r3.training.sft.view_distillation import taught_queries, view_distillation
 from search_r3.training.stage import train_stage
 
+MEMORY_STREAM = 2
+"""The random stream that draws the documents with which the memory is filled."""
+
 
 @dataclass
 class Batch:
@@ -134,6 +137,7 @@ class SFTTask:
         )
         self.teacher = TeacherRows(config.teacher) if config.teacher else None
         self.sampler = make_sampler(pairs, config, self.teacher)
+        self.pairs = pairs
         self.answers = known_answers(pairs)
         self.memory = CrossBatchMemory(config.cross_batch_memory_size)
         self._live = LiveEncoder(self.policy, checkpoint, config.loop.mixed_precision)
@@ -335,17 +339,19 @@ class SFTTask:
         """What queries are compared with: the batch's documents and those in memory, or the fixed ones."""
         if self.fixed is not None:
             return self.fixed.candidates(embedding["query"].device)
-        documents = self._candidates(batch, embedding["document"])
+        documents = self._candidates(batch.documents, embedding["document"])
+        if self.config.cross_batch_memory_prefill and not self.memory.steps:
+            self._fill_memory(documents.embedding_MD)
         candidates = self.memory.extend(documents)
         self.memory.add(documents)
         return candidates
 
-    def _candidates(self, batch: Batch, document_MD: Tensor) -> Candidates:
-        """The batch's documents, the same on every process."""
+    def _candidates(self, documents: list[str], document_MD: Tensor) -> Candidates:
+        """The documents with their embeddings, the same on every process."""
         teacher = None
         if self.teacher is not None and self.uses_teacher:
-            teacher = torch.from_numpy(self.teacher.documents(batch.documents)).to(document_MD.device)
-        keys = np.array([document_key(text) for text in batch.documents], dtype=np.int64)
+            teacher = torch.from_numpy(self.teacher.documents(documents)).to(document_MD.device)
+        keys = np.array([document_key(text) for text in documents], dtype=np.int64)
         return Candidates(document_MD, keys, teacher)
 
     def _targets(self, batch: Batch, pairs: Sequence[int]) -> list[int]:
@@ -353,6 +359,16 @@ class SFTTask:
         if self.fixed is None:
             return list(pairs)
         return self.fixed.rows([batch.pairs[i].positive for i in pairs])
+
+    def _fill_memory(self, like: Tensor) -> None:
+        """Fill the memory with documents of the pairs, drawn by the seed; `like` has their dtype and device."""
+        config = self.config
+        known = sorted({text for pair in self.pairs for text in pair.relevant})
+        drawn = np.random.default_rng([config.loop.seed, MEMORY_STREAM]).permutation(len(known))
+        documents = [known[i] for i in drawn[: config.cross_batch_memory_size]]
+        mine = self._encoder().encode_document(_mine(documents), max_length=config.max_document_tokens)
+        (document_MD,) = collectives.all_gather_rows([torch.from_numpy(mine).to(like)], [len(documents)])
+        self.memory.fill(self._candidates(documents, document_MD), config.global_batch_size)
 
     def _view_distillation(self, batch: Batch, embedding: dict[str, Tensor], candidates: Candidates) -> Tensor:
         """`view_distillation` of the direct and latent embeddings, over the queries with given reasoning."""

@@ -338,6 +338,21 @@ def test_remembered_documents_are_negatives_unless_they_answer(tiny_model: Path)
     assert mask.sum() == 4
 
 
+def test_a_prefilled_memory_holds_documents_of_the_pairs_from_the_first_step(tiny_model: Path) -> None:
+    pairs = some_pairs()
+    task = task_of(tiny_model, pairs, cross_batch_memory_size=6, cross_batch_memory_prefill=True, reasoning_ratio=0.0)
+    task.compute_loss(task.module, task.batch(0))
+    *filled, step = task.memory.steps
+    keys = {document_key(text): text for pair in pairs for text in pair.relevant}
+    stored = np.concatenate([part.key_M for part in filled])
+    assert len(step.key_M) == 4
+    assert set(stored) <= set(keys)
+    expected = task._encoder().encode_document([keys[int(key)] for key in stored], max_length=128)
+    assert torch.allclose(torch.cat([part.embedding_MD for part in filled]), torch.from_numpy(expected), atol=1e-5)
+    with pytest.raises(InputError, match="set cross_batch_memory_size above 0"):
+        task_of(tiny_model, pairs, cross_batch_memory_prefill=True)
+
+
 def test_figures_have_the_same_names_with_and_without_reasoning(tiny_model: Path) -> None:
     task = task_of(tiny_model, some_pairs())
     quiet = task_of(tiny_model, some_pairs(), reasoning_ratio=0.0)
