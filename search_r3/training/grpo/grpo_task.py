@@ -28,7 +28,7 @@ from search_r3.training.grpo.rollout_engines import EngineRollouts, RolloutEngin
 from search_r3.training.grpo.step import grpo_step
 from search_r3.training.lora.concatenation import ConcatenatedAdapter
 from search_r3.training.lora.live_encoder import LiveEncoder
-from search_r3.training.lora.policy import Policy, add_lora
+from search_r3.training.lora.policy import Policy, add_lora, freeze_lowest_layers
 from search_r3.training.precision import resolve_attention
 from search_r3.training.stage import train_stage
 from search_r3.training.training_log import truncate_log
@@ -68,6 +68,7 @@ class GRPOTask:
                 "the batch"
             )
         model = add_lora(checkpoint, config.lora)
+        freeze_lowest_layers(model, config.lora.frozen_layers)
         self.embed_id = checkpoint.contract.embed_token_id
         self.policy = Policy(
             model,

@@ -437,6 +437,23 @@ def add_lora(loaded: Checkpoint, lora: LoraSettings) -> Any:
         ) from error
 
 
+def freeze_lowest_layers(model: Any, count: int) -> None:
+    """Stop training the adapter's weights in the `count` lowest layers, and the embed token's row below them.
+
+    Raises:
+        InputError: no layer would be left.
+    """
+    if not count:
+        return
+    layers = model.get_base_model().config.get_text_config().num_hidden_layers
+    if count >= layers:
+        raise InputError(f"lora.frozen_layers is {count}, but the model has {layers} layers: none would be trained")
+    for name, weight in model.named_parameters():
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        if (layer is not None and int(layer[1]) < count) or "trainable_tokens_delta" in name:
+            weight.requires_grad_(False)
+
+
 @contextlib.contextmanager
 def evaluating(module: nn.Module):
     """A context with the module in evaluation mode and without gradients; the mode is restored afterwards."""

@@ -30,7 +30,7 @@ from search_r3.training.dev_evaluation import dev_metrics, load_dev_pools
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
 from search_r3.training.lora.live_encoder import LiveEncoder
-from search_r3.training.lora.policy import Encoded, Policy, Rows, add_lora
+from search_r3.training.lora.policy import Encoded, Policy, Rows, add_lora, freeze_lowest_layers
 from search_r3.training.losses import kl_to_base, sft_cross_entropy
 from search_r3.training.precision import resolve_attention
 from search_r3.training.sft.batch_sampler import make_sampler
@@ -111,6 +111,7 @@ class SFTTask:
             raise InputError(f"matryoshka: an embedding of this model has {dimension} dimensions, not more")
         adapted = hasattr(checkpoint.model, "peft_config")
         model = checkpoint.model if adapted else add_lora(checkpoint, config.lora)
+        freeze_lowest_layers(model, config.lora.frozen_layers)
         for weight in model.parameters():
             if weight.requires_grad:  # float32, whatever the dtype of the base
                 weight.data = weight.data.float()

@@ -10,7 +10,7 @@ from torch import nn
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.config import LoraSettings
-from search_r3.training.lora.policy import Policy, Rows, add_lora
+from search_r3.training.lora.policy import Policy, Rows, add_lora, freeze_lowest_layers
 
 
 @pytest.fixture
@@ -117,6 +117,28 @@ def test_only_the_adapter_and_one_row_are_trained(policy: Policy) -> None:
     trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "trainable_tokens_delta" in name for name in trained)
     assert [tuple(p.shape) for name, p in trained.items() if "trainable_tokens" in name] == [(1, 32)]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_with_frozen_lowest_layers_the_others_get_the_same_gradients_and_those_none(
+    fused: bool, tiny_model: Path
+) -> None:
+    gradients = []
+    for count in (0, 1):
+        policy = make_policy(tiny_model)
+        policy.fused = fused
+        freeze_lowest_layers(policy.model, count)
+        policy({"query": rows(policy)})["query"].embedding_BD.sum().backward()
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    everything, upper = gradients
+    assert {name for name in everything if "lora" in name and ".layers.0." not in name} == set(upper)
+    for name, gradient in upper.items():
+        torch.testing.assert_close(gradient, everything[name], atol=0, rtol=0)
+
+
+def test_no_run_freezes_every_layer(policy: Policy) -> None:
+    with pytest.raises(InputError, match=r"lora\.frozen_layers is 2, but the model has 2 layers"):
+        freeze_lowest_layers(policy.model, 2)
 
 
 def test_target_modules_that_do_not_exist_are_refused(tiny_model: Path) -> None:
