@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from processes import run
 
 from search_r3 import __version__
 from search_r3.cli import commands, main
+from search_r3.cli.grouped_help import GROUPS
 from search_r3.cli.options import Reasoning
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +57,16 @@ def test_the_first_help_lists_every_command(capsys):
     assert capsys.readouterr().out == bare
     for command in COMMANDS:
         assert f"\n  {command.split()[0]} " in bare
+
+
+def test_the_first_help_has_every_command_once_in_a_group(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    headings = [text.index(f"\n{heading}:\n") for heading in GROUPS]
+    assert headings == sorted(headings)
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(typer.main.get_command(commands.app).commands)
+    assert "..." not in text[headings[0] :]
 
 
 def test_version(capsys):
@@ -121,8 +133,19 @@ def test_search_by_words_needs_no_model_and_prints_a_page(made, monkeypatch, cap
     assert "1. Baking" in page
     assert "Bread needs flour" in page
     assert "\x1b" not in page  # no colours into a file
-    assert main(["search", str(made), "xylophone", "--mode", "text"]) == 0
-    assert "nothing found" in capsys.readouterr().out
+    assert re.search(r"1\. Baking  documents.jsonl  words \d\.\d\n", page)
+    assert "cosine" not in page
+    assert "model" not in page
+
+
+def test_a_search_that_finds_nothing_says_what_to_try_and_exits_1(made, capsys):
+    missing = ["search", str(made), "xylophone", "--mode", "text"]
+    assert main(missing) == 1
+    assert "nothing found: no chunk has these words; try --mode hybrid" in capsys.readouterr().out
+    assert main([*missing, "--where", "lang = 'en'"]) == 1
+    assert "no chunk among those that --where selects has these words; check --where" in capsys.readouterr().out
+    assert main([*missing, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hits"] == []
 
 
 def test_a_query_can_come_from_standard_input(made, tmp_path):

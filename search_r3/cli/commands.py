@@ -19,6 +19,7 @@ from search_r3.cli.data_fresh import data_fresh
 from search_r3.cli.data_teacher import data_embed_teacher, data_select
 from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, mcp, pull, push
+from search_r3.cli.grouped_help import GroupedHelp
 from search_r3.cli.index import index
 from search_r3.cli.index_maintenance import Index, compact, delete
 from search_r3.cli.options import (
@@ -50,6 +51,8 @@ from search_r3.rank_fusion import VECTOR_WEIGHT
 
 EXIT_DIFFERENT = 1
 """Exit code of `models --check`: the model does not reproduce its golden vectors."""
+EXIT_NOTHING_FOUND = 1
+"""Exit code of `search` without hits, as grep's; with --json it is 0."""
 app = typer.Typer(
     help="""Search that reasons before it embeds: train, index, search and evaluate.
 
@@ -62,6 +65,7 @@ app = typer.Typer(
 
     Every command has a --help with an example. Wrong input gives one line that starts with "error:" and exit code 2.
     """,
+    cls=GroupedHelp,
     **SETTINGS,
 )
 
@@ -142,6 +146,8 @@ def search(
     """Search an index. Shows what the model read, its reasoning, then the results with their locations.
 
     The query must be embedded by the model that made the index; other models are refused. Mode text needs no model.
+    Each result has the cosine of its meaning and the score of its words (BM25). Exit code 1 means that nothing was
+    found.
 
     \b
     Example:  search-r3 search notes-index "which license did we choose" --where "path LIKE '%.md'"
@@ -188,7 +194,9 @@ def search(
     if as_json:
         print_json(result.to_dict())
     else:
-        print_result(result)
+        print_result(result, find_file=opened.find_file, filtered=bool(where and where.strip()))
+        if not result.hits:
+            raise typer.Exit(EXIT_NOTHING_FOUND)
 
 
 def card(
@@ -261,6 +269,5 @@ for name, data_command in (("fresh", data_fresh), ("embed-teacher", data_embed_t
     data_app.command(name)(data_command)
 COMMANDS = (plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact, search,
             evaluate, tables, card, models)  # fmt: skip
-"""The commands in the order of `search-r3 --help`."""
 for command in COMMANDS:
     app.command(cls=ReasoningCommand if command in (mcp, search) else None)(command)

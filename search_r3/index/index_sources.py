@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -269,6 +270,18 @@ def root_of(source: PathSource) -> Path:
     """The absolute path of what a source reads. A file that is a symbolic link is not resolved."""
     path = source.path.parent if source.kind == "beir" else source.path
     return path.parent.resolve() / path.name if source.kind == "file" else path.resolve()
+
+
+def find_file(path: str, sources: Iterable[SourceRecord]) -> Path | None:
+    """The file on this machine that a chunk's `path` names, or None: it is elsewhere by now, or was never a file."""
+    for source in sources:
+        if source.kind in FOLDERS and source.root and path.startswith(source.prefix):
+            root = Path(source.root)
+            file = (root if source.kind == "folder" else root.parent) / path[len(source.prefix) :]
+            with suppress(OSError, ValueError):  # a name that is too long, or has a null character
+                if file.is_file():
+                    return file
+    return None
 
 
 def _part(around: SourceRecord, root: Path) -> Scope:

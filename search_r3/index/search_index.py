@@ -16,7 +16,7 @@ from search_r3.index.backends.backend_registry import open_backend
 from search_r3.index.backends.index_backend import IndexBackend
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
-from search_r3.index.index_sources import SourceCount
+from search_r3.index.index_sources import SourceCount, find_file
 from search_r3.index.run_search import Fusion, Mode, SearchResult, run_search
 from search_r3.index.storage.location import location_of, storage_errors
 from search_r3.rank_fusion import VECTOR_WEIGHT
@@ -143,6 +143,10 @@ class SearchIndex:
     def sources(self) -> list[SourceCount]:
         """The sources of the documents, by name; in an index of format 1 the source is "unknown"."""
         return self.backend.sources()
+
+    def find_file(self, path: str) -> Path | None:
+        """The file on this machine that a hit's `path` names, or None if there is none or it is not recorded where."""
+        return find_file(path, self.backend.read_sources().values())
 
     @property
     def approximate(self) -> ApproximateIndex | None:

@@ -62,7 +62,7 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
-from search_r3.index.index_sources import SourceCount
+from search_r3.index.index_sources import SourceCount, SourceRecord
 from search_r3.index.row_keys import SOURCE
 
 Row = dict[str, Any]
@@ -124,6 +124,10 @@ class OptionalFeatures:
             documents.setdefault(row[SOURCE], []).append(row["document"])
         counts = (SourceCount(name, documents=len(set(ids)), chunks=len(ids)) for name, ids in documents.items())
         return sorted(counts, key=lambda source: source.name)
+
+    def read_sources(self) -> dict[str, SourceRecord]:
+        """What is recorded of the sources, by name; a backend may record nothing of them."""
+        return {}
 
     def count_duplicate_ids(self) -> int:
         """How many ids more than one row has; 0 for a backend in which ids are unique."""

@@ -1,18 +1,39 @@
-"""Printing a search result on the terminal: what was read, the reasoning, then the hits with file and line."""
+"""Printing a search result on the terminal: what was read, the reasoning, then the hits with scores, file and line.
+
+On a terminal, long lines are wrapped with an indent, and files are links (OSC 8); elsewhere lines stay whole.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from rich.console import Console
+from rich.style import Style
 from rich.text import Text
 
-from search_r3.index.run_search import ReadPassage, SearchResult
+from search_r3.index.run_search import Hit, ReadPassage, SearchResult
 
 SHOWN = 72
 """Characters that are shown of a passage that was read."""
+INDENT = "   "
+SCORE_NAMES = {"vector": "cosine {:.2f}", "text": "words {:.1f}"}
+"""How the scores of a hit's lists are printed; "words" is BM25's score."""
 
 
-def print_result(result: SearchResult, console: Console | None = None) -> None:
-    """Print `result`; plain text if the output is not a terminal or NO_COLOR is set."""
+def print_result(
+    result: SearchResult,
+    console: Console | None = None,
+    *,
+    find_file: Callable[[str], Path | None] = lambda path: None,
+    filtered: bool = False,
+) -> None:
+    """Print `result`; plain text if the output is not a terminal or NO_COLOR is set.
+
+    Args:
+        find_file: the file of a hit's path, which is linked.
+        filtered: whether the search had a filter, which may be why nothing was found.
+    """
     console = console or Console()
     for passage in result.read:
         console.print(_passage_read(passage), end="\n\n" if passage is result.read[-1] else "\n")
@@ -21,21 +42,51 @@ def print_result(result: SearchResult, console: Console | None = None) -> None:
         ended = ", cut off" if result.reasoning.forced else ""
         console.print(trace.append(f"  ({result.reasoning.num_tokens} tokens{ended})", style="dim"), end="\n\n")
     if not result.hits:
-        console.print("nothing found")
+        console.print(Text(_why_nothing(result, filtered)), soft_wrap=True)
     for rank, hit in enumerate(result.hits, start=1):
-        head = Text(f"{rank}. ").append(_one_line(hit.title or hit.document), style="bold")
-        if hit.path:
-            line_number = f":{hit.snippet_line}" if hit.snippet_line else ""  # records of JSONL and CSV have no lines
-            head.append(f"  {_one_line(hit.path)}{line_number}", style="cyan")
-        console.print(head.append(f"  {hit.score:.4f}", style="dim"))
+        _print_indented(console, _head(hit, find_file), f"{rank}. ")
         snippet = Text("".join(c if c.isprintable() or c == "\n" else " " for c in hit.snippet))
         for start, end in hit.highlights:
             snippet.stylize("bold yellow", start, end)
         for line in snippet.split("\n"):
-            console.print(Text("   ").append_text(line))
+            _print_indented(console, line, INDENT)
         console.print()
     timings = result.timings
-    console.print(Text(f"query {timings.reason_ms:.0f} ms, search {timings.search_ms:.0f} ms", style="dim"))
+    model = "" if result.mode == "text" else f"model {timings.reason_ms:.0f} ms, "
+    console.print(Text(f"{model}search {timings.search_ms:.0f} ms", style="dim"))
+
+
+def _head(hit: Hit, find_file: Callable[[str], Path | None]) -> Text:
+    """Title, file and line, and the scores; a title that is the file's path is not printed twice."""
+    title, path = _one_line(hit.title or hit.document), _one_line(hit.path)
+    head = Text()
+    if not path or title != path:
+        head.append(title, style="bold")
+    if path:
+        line = f":{hit.snippet_line}" if hit.snippet_line else ""  # records of JSONL and CSV have no lines
+        file = find_file(hit.path)
+        link = Style(color="cyan", bold=not head, link=file.as_uri() if file is not None else None)
+        head.append("  " if head else "").append(f"{path}{line}", style=link)
+    scores = ", ".join(SCORE_NAMES[name].format(hit.scores[name]) for name in SCORE_NAMES if name in hit.scores)
+    return head.append(f"  {scores}", style="dim")
+
+
+def _print_indented(console: Console, line: Text, first: str) -> None:
+    """Print `line` after `first`; on a terminal it is wrapped, and its other lines are indented as far."""
+    width = max(20, console.width - len(first))
+    parts = line.wrap(console, width) if console.is_terminal else [line]
+    for number, part in enumerate(parts):
+        part.rstrip()
+        console.print(Text(first if number == 0 else " " * len(first)).append_text(part), soft_wrap=True)
+
+
+def _why_nothing(result: SearchResult, filtered: bool) -> str:
+    """What to try after a search without hits."""
+    where = " among those that --where selects" if filtered else ""
+    if result.mode == "text":
+        other = "; check --where, or" if filtered else ";"
+        return f"nothing found: no chunk{where} has these words{other} try --mode hybrid"
+    return "nothing found: --where selects nothing; check it" if filtered else "nothing found: the index is empty"
 
 
 def _passage_read(passage: ReadPassage) -> Text:
