@@ -182,13 +182,10 @@ def run_demo(model_name: str | None = None, *, console: Console | None = None) -
 
 
 def _load(name: str) -> SearchR3:
-    import torch
-
-    from search_r3.model.processor import has_fast_bfloat16
+    from search_r3.model.processor import fastest_dtype
     from search_r3.model.searchr3 import SearchR3
 
-    fast = has_fast_bfloat16() and not torch.cuda.is_available()  # on a GPU, auto is bfloat16 already
-    return SearchR3.from_pretrained(name, dtype="bfloat16" if fast else "auto")
+    return SearchR3.from_pretrained(name, dtype=fastest_dtype())
 
 
 def _index(folder: Path, model: SearchR3, console: Console) -> SearchIndex:

@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.backends.backend_registry import choose_backend
 from search_r3.index.backends.lance.approximate import APPROXIMATE_FROM
-from search_r3.index.build.build_report import IndexReport, Removal, progress_line
+from search_r3.index.build.build_progress import BuildProgress, shown_progress
+from search_r3.index.build.build_report import IndexReport, Removal
 from search_r3.index.build.build_run import BuildRun
 from search_r3.index.build.embedding import BATCH_TOKENS, Prepared, embed, prepare
 from search_r3.index.build.index_diff import ChangeBatch, IndexDiff
@@ -136,8 +136,8 @@ def build_index(
     with storage_errors(location), writing(location, make=True, wait=wait) as lock:
         build = BuildRun(location, lock, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
         diff = build.begin(documents, source, take_over, types, max_length, prune)
-        with progress_line(progress and sys.stderr.isatty()) as show:
-            _run(build, diff, documents, show, batch_tokens, batch_size)
+        with shown_progress(documents, progress and sys.stderr.isatty()) as shown:
+            _run(build, diff, documents, shown, batch_tokens, batch_size)
         build.finish(diff, prune, may_prune, approximate_from, queries, maintain)
         diff.close()
     report.skipped = list(getattr(documents, "skipped", []))
@@ -149,7 +149,7 @@ def _run(
     build: BuildRun,
     diff: IndexDiff,
     documents: Iterable[SourceDocument],
-    show: Any,
+    shown: BuildProgress,
     batch_tokens: int,
     most: int | None,
 ) -> None:
@@ -162,14 +162,15 @@ def _run(
 
     def encode(given: tuple[ChangeBatch, Prepared]) -> ChangeBatch:
         batch, prepared = given
-        matrix = embed(model, prepared, batch.names, diff.max_length)
+        shown.begin_batch(batch.position, len(batch.texts), len(batch.rows) + batch.unchanged)
+        matrix = embed(model, prepared, batch.names, diff.max_length, shown.advance)
         vector_of = batch.stored_vectors | dict(zip(batch.texts, matrix, strict=True))
         if batch.rows:
             batch.vectors = np.stack([vector_of[row[TEXT_HASH]] for row in batch.rows])
         report.documents += batch.documents
         report.embedded += len(matrix)
         report.truncated += prepared.truncated
-        show(report)
+        shown.end_batch(batch.documents)
         return batch
 
     read: Pipe[ChangeBatch] = Pipe(WAITING)

@@ -1,9 +1,7 @@
-"""Reports of a build: what it did, what it would remove, and the progress line."""
+"""Reports of a build: what it did, and what it would remove."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,20 +67,3 @@ class IndexReport:
     @property
     def chunks(self) -> int:
         return self.added + self.updated + self.unchanged
-
-
-@contextmanager
-def progress_line(enabled: bool) -> Iterator[Callable[[IndexReport], None]]:
-    """Show a progress line on stderr; yields a function that updates it from a report."""
-    if not enabled:
-        yield lambda report: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading")
-        yield lambda report: bar.update(
-            task, description=f"{report.documents:,} documents read, {report.embedded:,} chunks embedded"
-        )

@@ -6,7 +6,7 @@ padding. Each vector is checked before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,13 @@ CHARACTERS_PER_TOKEN = 4  # in English; for encoders that do not tokenize ahead
 
 @dataclass(frozen=True)
 class Prepared:
-    """Texts ready for the model (`texts`), their positions by batch, and how many of them are truncated."""
+    """Texts ready for the model (`texts`), their positions by batch, how many of them are truncated, and their lengths
+    in tokens as far as they are embedded."""
 
     texts: list[Any]
     batches: list[list[int]]
     truncated: int = 0
+    lengths: Sequence[int] = ()
 
 
 def token_limit(model: Encoder, max_length: int | None) -> TokenLimit:
@@ -52,7 +54,7 @@ def prepare(
     elif texts:
         counts = (_counter(model) or estimated_tokens)(texts)
     truncated = sum(count > limit for count in counts)
-    return Prepared(ready, list(by_length(lengths, batch_tokens, batch_size or len(ready))), truncated)
+    return Prepared(ready, list(by_length(lengths, batch_tokens, batch_size or len(ready))), truncated, lengths)
 
 
 def by_length(lengths: Sequence[int], budget: int, most: int) -> Iterator[list[int]]:
@@ -66,16 +68,30 @@ def by_length(lengths: Sequence[int], budget: int, most: int) -> Iterator[list[i
         start += count
 
 
-def embed(model: Encoder, prepared: Prepared, ids: Sequence[str], max_length: int | None) -> np.ndarray:
-    """Embed the prepared texts: (texts, dimension) float32, in their order. `ids` name them in errors.
+def embed(
+    model: Encoder,
+    prepared: Prepared,
+    ids: Sequence[str],
+    max_length: int | None,
+    on_share: Callable[[float], None] = lambda share: None,
+) -> np.ndarray:
+    """Embed the prepared texts: (texts, dimension) float32, in their order.
+
+    Args:
+        ids: names of the texts, for errors.
+        on_share: called after every forward pass with the share of the tokens (0 to 1) that are embedded.
 
     Raises:
         InputError: the model returned the wrong shape, NaN, infinity or a row of zeros.
     """
     out = np.empty((len(prepared.texts), model.dimension), dtype=np.float32)
+    tokens = sum(prepared.lengths)
+    done = 0
     for batch in prepared.batches:
         encoded = model.encode_document(
             [prepared.texts[i] for i in batch], batch_size=len(batch), show_progress_bar=False, max_length=max_length
         )
         out[batch] = checked_vectors(encoded, [ids[i] for i in batch], model)
+        done += sum(prepared.lengths[i] for i in batch)
+        on_share(done / tokens)
     return out

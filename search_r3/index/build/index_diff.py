@@ -22,6 +22,7 @@ from search_r3.index.build.build_report import Removal
 from search_r3.index.chunking.chunker import Chunk, chunk_document
 from search_r3.index.chunking.token_limit import TokenLimit
 from search_r3.index.index_sources import API, Scope
+from search_r3.index.readers.path_source import Amount
 from search_r3.index.row_keys import CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
@@ -45,6 +46,7 @@ class ChangeBatch:
         names: for each of `texts`, the id of the first chunk that has it, for messages.
         vectors: of `rows`, (rows, dimension) float32, once they are known.
         documents, unchanged, updated: counts.
+        position: how far the source was read when the batch was complete.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -59,6 +61,7 @@ class ChangeBatch:
     documents: int = 0
     unchanged: int = 0
     updated: int = 0
+    position: Amount = field(default_factory=Amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +119,10 @@ class IndexDiff:
             waiting.append((document, chunk_document(document, tokens=self._tokens)))
             chunks += len(waiting[-1][1])
             if chunks >= count:
-                yield self._compare(waiting)
+                yield self._compare(waiting, getattr(documents, "position", Amount()))
                 waiting, chunks = [], 0
         if waiting:
-            yield self._compare(waiting)
+            yield self._compare(waiting, getattr(documents, "position", Amount()))
 
     def gone(self, lost: bool = True) -> Iterator[list[str]]:
         """After all batches: the ids of chunks that the source no longer has, in lists.
@@ -171,8 +174,8 @@ class IndexDiff:
         for ids in (self.seen, self.removed, self._documents):
             ids.close()
 
-    def _compare(self, given: list[tuple[SourceDocument, list[Chunk]]]) -> ChangeBatch:
-        batch = ChangeBatch(documents=len(given))
+    def _compare(self, given: list[tuple[SourceDocument, list[Chunk]]], position: Amount) -> ChangeBatch:
+        batch = ChangeBatch(documents=len(given), position=position)
         rows: dict[str, dict[str, Any]] = {}
         for document, chunks in given:
             for chunk in chunks:

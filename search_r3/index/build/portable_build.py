@@ -19,14 +19,15 @@ from search_r3.index.backends.backend_registry import MARKER, create_backend, op
 from search_r3.index.backends.index_backend import IndexBackend, Row
 from search_r3.index.backends.lance.durable import flush
 from search_r3.index.backends.lance.table_rows import make_row
-from search_r3.index.build.build_report import IndexReport, Removal, progress_line
+from search_r3.index.build.build_progress import BuildProgress, shown_progress
+from search_r3.index.build.build_report import IndexReport, Removal
 from search_r3.index.build.embedding import BATCH_TOKENS, embed, prepare, token_limit
 from search_r3.index.build.index_diff import lies_in
 from search_r3.index.chunking.chunker import chunk_document
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import API, Sources
-from search_r3.index.readers.path_source import PathSource
+from search_r3.index.readers.path_source import Amount, PathSource
 from search_r3.index.row_keys import COLUMNS, CONTENT, PLACE, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.source_document import Skipped, SourceDocument
 from search_r3.index.storage.locking import OURS, writing
@@ -78,7 +79,7 @@ class PortableBuild:
         source: str | None,
         take_over: bool,
         commit_rows: int,
-        show: Callable[[IndexReport], None],
+        shown: BuildProgress,
     ) -> None:
         """Write the changes that the source's documents make, `commit_rows` rows at a time.
 
@@ -112,9 +113,9 @@ class PortableBuild:
             rows |= new
             stale |= stored - new.keys()
             if len(rows) >= commit_rows:
-                self._commit(rows, stale, show)
+                self._commit(rows, stale, shown, getattr(documents, "position", Amount()))
                 rows, stale = {}, set()
-        self._commit(rows, stale, show)
+        self._commit(rows, stale, shown, getattr(documents, "position", Amount()))
 
     def prune(self, skipped: Iterable[Skipped], may_prune: Callable[[Removal], bool] | None) -> None:
         """Remove documents that the source no longer has, if `may_prune` allows it; unreadable ones stay."""
@@ -132,21 +133,24 @@ class PortableBuild:
             row = make_row(chunk, self.max_length, source, document.place)
             yield {name: value for name, value in row.items() if name not in (COLUMNS, PLACE)}
 
-    def _commit(self, rows: dict[str, Row], stale: set[str], show: Callable[[IndexReport], None]) -> None:
+    def _commit(self, rows: dict[str, Row], stale: set[str], shown: BuildProgress, position: Amount) -> None:
         new = [row for row in rows.values() if not _is_stored(row, self._stored.get(row["id"]))]
         updated = sum(row["id"] in self._stored for row in new)
         self.report.unchanged += len(rows) - len(new)
         self.report.updated += updated
         self.report.added += len(new) - updated
+        unknown = {row[TEXT_HASH] for row in new} - self._id_of_text.keys()
+        shown.begin_batch(position, len(unknown), len(rows))
         if new:
-            vectors = self._vectors(new, show)
+            vectors = self._vectors(new, shown)
             if self.backend is None:
                 self.backend = create_backend(self.kind, self.location, IndexInfo.of(self.model))
             self.backend.add(new, vectors)
             self._stored |= {row["id"]: row for row in new}
         self._delete(stale - rows.keys())
+        shown.end_batch(len({row["document"] for row in rows.values()}))
 
-    def _vectors(self, rows: Sequence[Row], show: Callable[[IndexReport], None]) -> np.ndarray:
+    def _vectors(self, rows: Sequence[Row], shown: BuildProgress) -> np.ndarray:
         """Vectors of `rows`, (rows, dimension) float32: the index's own where it has the same text, else new ones."""
         texts: dict[str, str] = {}
         names: list[str] = []
@@ -155,13 +159,13 @@ class PortableBuild:
                 texts[row[TEXT_HASH]] = row[CONTENT].strip()
                 names.append(row["id"])
         prepared = prepare(self.model, list(texts.values()), self.max_length, *self._batch)
-        vector_of = dict(zip(texts, embed(self.model, prepared, names, self.max_length), strict=True))
+        matrix = embed(self.model, prepared, names, self.max_length, shown.advance)
+        vector_of = dict(zip(texts, matrix, strict=True))
         known = {row[TEXT_HASH]: self._id_of_text[row[TEXT_HASH]] for row in rows if row[TEXT_HASH] in self._id_of_text}
         if known and self.backend is not None:
             vector_of |= dict(zip(known, self.backend.vectors(list(known.values())), strict=True))
         self.report.embedded += len(texts)
         self.report.truncated += prepared.truncated
-        show(self.report)
         return np.stack([vector_of[row[TEXT_HASH]] for row in rows])
 
     def _delete(self, ids: Collection[str]) -> None:
@@ -199,8 +203,8 @@ def build_portable(
     started, began = time.perf_counter(), time.time()
     with writing(location, make=True, wait=wait):
         build = PortableBuild(location, kind, model, max_length, (batch_tokens, batch_size))
-        with progress_line(progress and sys.stderr.isatty()) as show:
-            build.write(documents, source, take_over, commit_every or COMMIT_ROWS, show)
+        with shown_progress(documents, progress and sys.stderr.isatty()) as shown:
+            build.write(documents, source, take_over, commit_every or COMMIT_ROWS, shown)
         build.report.skipped = list(getattr(documents, "skipped", []))
         if build.backend is None:
             raise InputError("no documents were given; the index is unchanged")

@@ -11,6 +11,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from search_r3.data.io.delimited import parse_delimiter
@@ -26,7 +27,22 @@ from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
 
 MAX_QUERIES = 10_000
+BLOCK = 1 << 20  # bytes read at a time to count lines
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # and hidden folders
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of a source: a number of files or records, and their size, in bytes for files, in lines for records."""
+
+    count: int = 0
+    size: int = 0
+
+    def towards(self, end: Amount, share: float) -> Amount:
+        """The amount at `share` (0 to 1) of the way to `end`."""
+        return Amount(
+            self.count + int(share * (end.count - self.count)), self.size + int(share * (end.size - self.size))
+        )
 
 
 class PathSource:
@@ -41,6 +57,7 @@ class PathSource:
         misfits: why other columns of a table are text; filled during iteration.
         may_be_empty: whether having no documents is allowed.
         if_empty: added to the error if there are no documents.
+        position: how much was read so far; updated during iteration.
     """
 
     def __init__(self, path: Path, kind: str, read: Callable[[PathSource], Iterator[SourceDocument]]) -> None:
@@ -51,13 +68,17 @@ class PathSource:
         self.misfits: Misfits = {}
         self.may_be_empty = False
         self.if_empty = ""
+        self.position = Amount()
         self._read = read
 
     def __iter__(self) -> Iterator[SourceDocument]:
         self.skipped.clear()
+        self.position = Amount()
         seen = SeenIds()
         for document in self._read(self):
             line = document.record or document.line
+            if document.record:
+                self.position = Amount(self.position.count + 1, line)
             if (first := seen.add(document.id, str(line))) is not None:
                 raise InputError(
                     f'{self.path}, line {line}: the id "{document.id}" was already used on line '
@@ -68,6 +89,21 @@ class PathSource:
             nothing = "it has no text, Markdown, rst or source files" if self.kind == "folder" else "it has no records"
             why = "; ".join(summarize_skipped(self.skipped)) or nothing
             raise InputError(f"{self.path}: nothing to index ({why}){self.if_empty}")
+
+    def measure(self) -> Amount:
+        """How much there is to read, in the units of `position`. Files are not read, only listed; for a file of records
+        its lines are counted, and the number of records is not known (0).
+
+        Raises:
+            OSError: a file of records cannot be read.
+        """
+        if self.kind == "folder":
+            sizes = [_size(path) for path in _walk(self.path, []) if _is_read(path)]
+            return Amount(len(sizes), sum(sizes))
+        if self.kind == "file":
+            return Amount(1, _size(self.path))
+        with self.path.open("rb") as file:
+            return Amount(0, sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b"")))
 
 
 def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delimiter: str | None = None) -> PathSource:
@@ -164,6 +200,7 @@ def _folder(source: PathSource, max_file_bytes: int) -> Iterator[SourceDocument]
             source.skipped.append(Skipped(name, _why_not(path, reader)))
             continue
         documents = _documents_of(SourceFile(path, name, max_file_bytes), reader)
+        source.position = Amount(source.position.count + 1, source.position.size + _size(path))
         if isinstance(documents, Skipped):
             source.skipped.append(documents)
         else:
@@ -174,6 +211,7 @@ def _one_file(source: PathSource, reader: DocumentReader, max_file_bytes: int) -
     documents = _documents_of(SourceFile(source.path, _printable(source.path.name), max_file_bytes), reader)
     if isinstance(documents, Skipped):
         raise InputError(f"{source.path} cannot be indexed: {documents.reason}")
+    source.position = Amount(1, _size(source.path))
     yield from documents
 
 
@@ -221,6 +259,14 @@ def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
                 skipped.append(Skipped(_relative(file, root), _about_link(file, root)))
                 continue
             yield file
+
+
+def _size(path: Path) -> int:
+    """The size of a file in bytes; 0 if it is not there anymore."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _about_link(file: Path, root: Path) -> str:
