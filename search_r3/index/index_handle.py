@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Unpack
 from search_r3.errors import InputError
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
+from search_r3.index.overview import Overview, overview_of
 from search_r3.index.run_search import SearchOptions, SearchResult
 from search_r3.index.search_index import DocumentPage, SearchIndex
 from search_r3.index.storage.location import Location, StorageError, brief, files_lost, location_of
@@ -90,6 +91,7 @@ class IndexHandle:
         self._suspect = False  # a search failed: reopen even if the fingerprint is unchanged
         self._problem: tuple[str, float] | None = None  # what is wrong, and the time from which it is reported
         self._reported = False
+        self._overview: tuple[Any, Overview] | None = None  # with the state of the index that it describes
 
     def __len__(self) -> int:
         return len(self._current)
@@ -143,6 +145,17 @@ class IndexHandle:
     def list_documents(self, limit: int = 100, after: str = "") -> DocumentPage:
         """`SearchIndex.list_documents`, retried as `run` does."""
         return self.run(lambda index: index.list_documents(limit, after))
+
+    def overview(self) -> Overview:
+        """`overview_of` the index; read again once the index has another number of chunks."""
+
+        def read(index: SearchIndex) -> Overview:
+            state = index.info.identity, len(index)
+            if self._overview is None or self._overview[0] != state:
+                self._overview = state, overview_of(index.pinned())
+            return self._overview[1]
+
+        return self.run(read)
 
     def check(self) -> None:
         """Check now whether the index has changed, and reopen it if so. Never raises."""

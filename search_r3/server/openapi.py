@@ -47,7 +47,7 @@ def custom_openapi(app: FastAPI) -> dict[str, Any]:
     if loaded is not None:
         _name_model(paths, loaded.model.name)
         if loaded.index is None:
-            for path in [path for path in paths if path.startswith(("/v1/search", "/v1/documents"))]:
+            for path in [path for path in paths if path.startswith(("/v1/search", "/v1/documents", "/v1/index"))]:
                 del paths[path]
     if config.api_keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

@@ -423,6 +423,21 @@ class Documents(Answer):
     has_more: bool
 
 
+class CountedDocuments(Answer):
+    name: str
+    documents: Count
+
+
+class IndexOverview(Answer):
+    name: str
+    created: Annotated[str, Field(description="when the index was made, UTC in ISO 8601")]
+    chunks: Count
+    documents: Annotated[Count | None, Field(description="null in an index so large that they are not counted here")]
+    folders: Annotated[list[CountedDocuments], Field(description="outermost folders that differ, largest first")]
+    types: Annotated[list[CountedDocuments], Field(description="suffixes of files, most frequent first")]
+    headings: Annotated[list[str], Field(description="headings of up to three documents, to ask about")]
+
+
 class AddedDocument(Answer):
     object: Literal["document"]
     id: str

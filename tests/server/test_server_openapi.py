@@ -11,6 +11,7 @@ from serving_tools import Running, running
 schemathesis = pytest.importorskip("schemathesis")
 from search_r3 import SearchR3  # noqa: E402
 from search_r3.index.search_index import SearchIndex  # noqa: E402
+from search_r3.server.routes.web_page import PAGE  # noqa: E402
 from search_r3.server.service import Loaded  # noqa: E402
 
 
@@ -46,7 +47,7 @@ def test_the_description_is_kept_to(open_server: Running, mode: str) -> None:
 
         check()
         checked.append(operation.label)
-    assert len(checked) == {"positive": 11, "negative": 4}[mode]
+    assert len(checked) == {"positive": 12, "negative": 4}[mode]
 
 
 def test_when_to_come_back_is_described_wherever_it_is_said(open_server: Running) -> None:
@@ -66,7 +67,8 @@ def test_every_route_is_described(open_server: Running) -> None:
         getattr(route, "path", "").replace(":path", "").replace(":any_text", "")
         for route in open_server.server.config.app.routes
     }
-    assert routes - described <= {"/openapi.json", "/docs", "/", "/page.js", "/style.css", "/icon.svg"}
+    page = {f"/{file.name}" for file in PAGE.iterdir()}
+    assert routes - described <= {"/openapi.json", "/docs", "/"} | page
     assert described <= routes
 
 

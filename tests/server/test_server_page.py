@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from serving_tools import Held, Running, eventually, pausing, running
@@ -91,7 +93,11 @@ def test_a_budget_chosen_before_the_server_says_what_it_allows_stays(site: Runni
 
 
 def test_files_are_sent_with_a_policy_that_lets_nothing_else_run(site: Running) -> None:
-    for path, kind in (("/", ".html"), ("/page.js", ".js"), ("/style.css", ".css"), ("/icon.svg", ".svg")):
+    scripts = [f"/{file.name}" for file in sorted(PAGE.glob("*.js"))]
+    assert "/page.js" in scripts
+    files = [("/", ".html"), ("/style.css", ".css"), ("/icon.svg", ".svg"), *((script, ".js") for script in scripts)]
+    assert sum(len(site.ask("GET", path).body) for path, _ in files) <= 45_000
+    for path, kind in files:
         answer = site.ask("GET", path)
         assert answer.status == 200
         assert answer.headers["content-type"] == TYPES[kind]
@@ -99,14 +105,16 @@ def test_files_are_sent_with_a_policy_that_lets_nothing_else_run(site: Running) 
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert "default-src 'self'" in HEADERS["Content-Security-Policy"]
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
-    html, script = ((PAGE / name).read_text() for name in ("index.html", "page.js"))
-    assert not re.search(r"<script>|<style|\son\w+=|\sstyle=|https?://", html)
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?://", script)
+    assert not re.search(r"<script>|<style|\son\w+=|\sstyle=|https?://", (PAGE / "index.html").read_text())
+    for script in scripts:
+        text = (PAGE / script[1:]).read_text()
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?://", text)
 
 
 def test_a_question_is_answered_both_ways_with_what_the_server_says(open_page, site: Running) -> None:
     page = open_page(site)
     page.select_option("#budget", "8")
+    page.select_option("#view", "side")
     ask(page, "train to Vienna")
     done(page)
     body = {"query": "train to Vienna", "k": 5}
@@ -132,17 +140,194 @@ def test_a_question_is_answered_both_ways_with_what_the_server_says(open_page, s
     assert left["y"] < right["y"]
 
 
+def test_one_list_says_why_each_hit_is_there_and_what_reasoning_changed(open_page, site: Running) -> None:
+    page = open_page(site)
+    ask(page, "train to Vienna")
+    done(page)
+    body = {"query": "train to Vienna", "k": 5}
+    off, on = (site.post("/v1/search", body | {"reasoning": reasoning}).json["hits"] for reasoning in (False, 32))
+    assert page.locator("#one .title").all_text_contents() == [hit["title"] or hit["id"] for hit in on]
+    assert page.locator("#columns").is_hidden()
+    for hit, why in zip(on, page.locator("#one .why").all(), strict=True):
+        says_meaning = f"meaning #{hit['ranks']['vector']} · cosine {hit['scores']['vector']:.2f}"
+        assert why.locator(".meaning").text_content() == says_meaning
+        words = why.locator(".words").all_text_contents()
+        assert words == (
+            [f"words #{hit['ranks']['text']} · {hit['scores']['text']:.1f}"] if "text" in hit["ranks"] else []
+        )
+        assert why.get_attribute("title") == f"score {hit['score']:.4f}"
+    before, after = ([hit["id"] for hit in hits] for hits in (off, on))
+    moved = page.locator("#one .moved").count()
+    assert moved == sum(before.index(name) != rank for rank, name in enumerate(after))
+    if before == after:
+        assert page.locator("#verdict").text_content() == "Reasoning changed nothing in the first 3."
+
+
+def hit(name: str, **ranks: int) -> dict[str, Any]:
+    """A hit as the API gives it."""
+    return {
+        "id": name, "document": name, "title": name, "text": f"{name} text", "snippet": f"{name} text",
+        "highlights": [], "snippet_line": 1, "score": 0.5, "metadata": {}, "path": f"{name}.md", "start_line": 1,
+        "end_line": 1, "ranks": ranks or {"vector": 1}, "scores": dict.fromkeys(ranks or {"vector": 1}, 0.5),
+    }  # fmt: skip
+
+
+def give(page: Any, off: list[dict[str, Any]], on: list[dict[str, Any]], **more: Any) -> None:
+    """Answer searches with these hits, directly and with reasoning."""
+
+    def answer(route: Any) -> None:
+        direct = route.request.post_data_json["reasoning"] is False
+        trace = None if direct else {"text": "of trains", "num_tokens": 3, "forced": False}
+        usage = {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+        result = {"hits": off if direct else on, "reasoning": trace, "timings": {"reason_ms": 1, "search_ms": 1},
+                  "usage": usage} | more  # fmt: skip
+        route.fulfill(body=f"event: result\ndata: {json.dumps(result)}\n\n", content_type="text/event-stream")
+
+    page.route("**/v1/search", answer)
+
+
+@pytest.mark.parametrize(
+    ("off", "on", "said", "moves"),
+    [("abc", "abc", "Reasoning changed nothing in the first 3.", []),
+     ("abc", "acb", "Reasoning: 2 moved, the first place kept.", ["▲ from 3", "▼ from 2"]),
+     ("abc", "bxa", "Reasoning: 1 new, 1 gone, 2 moved, another first place.",
+      ["▲ from 2", "new with reasoning", "▼ from 1", "gone, was 3"]),
+     ("abc", "abx", "Reasoning: 1 new, 1 gone, the first place kept.", ["new with reasoning", "gone, was 3"])],
+)  # fmt: skip
+def test_the_verdict_names_what_changed(open_page, site: Running, off: str, on: str, said: str, moves: list) -> None:
+    page = open_page(site)
+    give(page, [hit(name) for name in off], [hit(name) for name in on])
+    ask(page, "anything")
+    done(page)
+    assert page.locator("#verdict").text_content() == said
+    assert page.locator("#one .moved").all_text_contents() == moves
+    assert page.locator("#reasoning-end").text_content() == "3 tokens, finished by itself."
+
+
+def address(page: Any) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(page.url).query))
+
+
+def test_the_address_holds_the_question_so_that_back_and_reload_work(open_page, site: Running) -> None:
+    page = open_page(site)
+    page.fill("#k", "2")
+    page.select_option("#mode", "vector")
+    ask(page, "train to Vienna")
+    done(page)
+    assert address(page) == {"q": "train to Vienna", "k": "2", "mode": "vector"}
+    assert page.title() == "train to Vienna · Search-R3"
+    ask_again(page, "bread")
+    assert page.title() == "bread · Search-R3"
+    page.go_back()
+    eventually(lambda: page.title().startswith("train"))
+    done(page)
+    assert page.input_value("#question") == "train to Vienna"
+    page.reload()
+    done(page)
+    assert page.locator("#one .title").count() >= 2
+    assert (page.input_value("#k"), page.input_value("#mode")) == ("2", "vector")
+    page.go_back()
+    page.locator("#empty").wait_for()
+    assert page.input_value("#question") == ""
+    assert page.title() == "Search-R3"
+
+
+def ask_again(page: Any, question: str) -> None:
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+    eventually(lambda: page.title().startswith(question))
+    page.locator("#go:visible").wait_for()
+
+
+def test_a_search_by_words_only_reasons_nothing(open_page, site: Running) -> None:
+    page = open_page(site)
+    page.select_option("#mode", "text")
+    ask(page, "flour")
+    says(page, "#status", "1 result in")
+    assert page.locator("#reasoning").is_hidden()
+    assert page.locator("#verdict").is_hidden()
+    assert page.locator("#one .title").all_text_contents() == ["Baking"]
+
+
+def test_the_empty_page_says_what_is_indexed_and_offers_questions(open_page, tiny, tmp_path) -> None:
+    documents = [
+        SourceDocument(f"{folder}/{name}", title, "Text about it.", path=f"{folder}/{name}")
+        for folder, name, title in [
+            ("docs", "a.md", "Guide > How to bake bread"), ("docs", "b.md", "Guide > Trains to other countries"),
+            ("src", "c.py", "c.py main"), ("src", "d.md", "What the license says"),
+        ]
+    ]  # fmt: skip
+    build_index(tmp_path / "notes.index", documents, tiny, progress=False)
+    with running(lambda: Loaded.of(tiny, SearchIndex.open(tmp_path / "notes.index"))) as server:
+        page = open_page(server)
+        page.locator("#examples button").first.wait_for()
+        assert (
+            page.locator("#indexed").text_content().startswith("notes.index: 4 documents in 4 passages, indexed since ")
+        )
+        questions = page.locator("#examples button").all_text_contents()
+        assert sorted(questions) == ["How to bake bread", "Trains to other countries", "What the license says"]
+        assert page.locator("#folder option").all_text_contents() == ["all folders", "docs/ (2)", "src/ (2)"]
+        page.locator("#examples button", has_text="bake bread").click()
+        done(page)
+        assert address(page) == {"q": "How to bake bread"}
+        page.select_option("#folder", "src/")
+        page.wait_for_url("**folder=src*")
+        done(page)
+        eventually(lambda: page.locator("#one .title").count() == 2)
+        page.select_option("#type", ".py")
+        eventually(lambda: page.locator("#one .title").count() == 1)
+        assert address(page) == {"q": "How to bake bread", "folder": "src/", "type": ".py"}
+
+
+def test_results_stay_while_the_server_is_away(open_page, site: Running) -> None:
+    page = open_page(site, expected="ERR_FAILED")
+    ask(page, "train")
+    done(page)
+    page.route("**/v1/search", lambda route: route.abort())
+    for press in (lambda: page.keyboard.press("Enter"), lambda: page.click("#again")):
+        press()
+        page.locator("#again").wait_for()
+        assert page.locator("#one .title").count() == 3
+        assert "stale" in page.locator("#results").get_attribute("class")
+    page.unroute("**/v1/search")
+    page.click("#again")
+    done(page)
+    assert page.locator("#results").get_attribute("class") == ""
+
+
+def test_more_results_are_a_click_away(open_page, site: Running) -> None:
+    page = open_page(site)
+    page.fill("#k", "2")
+    ask(page, "train")
+    done(page)
+    assert page.locator("#more").text_content() == "Show 5 more"
+    page.click("#more")
+    eventually(lambda: page.locator("#one .title").count() >= 3)
+    assert address(page)["k"] == "7"
+    page.locator("#more").wait_for(state="hidden")
+
+
+def test_a_phone_shows_the_first_hit_without_scrolling(open_page, site: Running) -> None:
+    page = open_page(site, viewport={"width": 390, "height": 844})
+    ask(page, "train")
+    done(page)
+    assert page.locator("#budget").is_hidden()
+    assert page.locator("#one .title").first.bounding_box()["y"] < 500
+    page.click("summary")
+    assert page.locator("#budget").is_visible()
+
+
 def test_what_a_document_says_is_text_and_marks_stand_where_they_should(open_page, site: Running) -> None:
     page = open_page(site)
     page.fill("#k", "3")
     ask(page, "train says")
     done(page)
-    item = page.locator("#off li", has_text="🚂")
+    item = page.locator("#one li", has_text="🚂")
     assert EVIL in item.locator(".title").text_content()
     assert EVIL in item.locator(".snippet").text_content()
     assert item.locator("mark").all_text_contents() == ["train", "says"]  # after a letter of two UTF-16 units
     assert page.locator("main script, main img").count() == 0
-    bread = page.locator("#off li", has_text="Baking")
+    bread = page.locator("#one li", has_text="Baking")
     short = bread.locator(".snippet").text_content()
     bread.locator(".title").click()
     assert bread.locator(".snippet").text_content().strip() == DOCUMENTS[1].text.strip()
@@ -174,8 +359,8 @@ def test_the_reasoning_is_seen_while_it_is_written_and_escape_stops_it(open_page
         held.armed = True
         ask(page, "how does the train move")
         page.locator("#reasoning-text:not(:empty)").wait_for()
-        assert page.locator("#off .title").count() == 3  # there already
-        assert page.locator("#on .title").count() == 0
+        assert page.locator("#one .title").count() == 3  # there already
+        assert page.locator("#verdict").is_hidden()
         assert page.locator("#reasoning").get_attribute("aria-busy") == "true"
         assert page.locator("#stop").is_visible()
         page.keyboard.press("Escape")
@@ -188,11 +373,12 @@ def test_the_reasoning_is_seen_while_it_is_written_and_escape_stops_it(open_page
         held.armed = False
         page.keyboard.press("Enter")
         done(page)
-        assert page.locator("#on .title").count() == 3
+        assert page.locator("#verdict").is_visible()
 
 
 def test_the_keyboard_is_enough(open_page, site: Running) -> None:
     page = open_page(site)
+    page.select_option("#view", "side")
     ask(page, "bread")
     done(page)
 
@@ -220,7 +406,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(open_page, tiny, index) -> 
         page = open_page(server, expected="401")
         ask(page, "train")
         page.locator("#key-form").wait_for()
-        assert "API key" in page.locator("#problem").text_content()
+        assert page.locator("#problem").text_content() == "This server wants a key: paste it below."
         assert page.evaluate("document.activeElement.id") == "key"
         page.fill("#key", "wrong")
         page.keyboard.press("Enter")
@@ -274,14 +460,14 @@ def test_what_cannot_be_asked_is_not_sent(open_page, site: Running) -> None:
     page.fill("#k", "0")
     page.fill("#question", "train")
     page.press("#question", "Enter")
-    assert page.locator("#problem").text_content() == "Results: give a whole number from 1 to 50."
+    assert page.locator("#problem").text_content() == "Results: give a whole number from 1 to 1,000."
 
 
 def test_budgets_are_those_that_the_server_allows(open_page, tiny, index) -> None:
     with running(lambda: Loaded.of(tiny, index), reasoning_tokens=16, max_reasoning_tokens=20) as server:
         page = open_page(server)
         page.locator("#empty").wait_for()
-        assert page.locator("#budget option").all_text_contents() == ["up to 8 tokens", "up to 16 tokens"]
+        assert page.locator("#budget option").all_text_contents() == ["up to 8 tokens", "up to 16 tokens", "none"]
         assert page.input_value("#budget") == "16"
 
 
@@ -297,7 +483,7 @@ def test_it_is_accessible_fits_its_screen_and_keeps_the_chosen_colours(open_page
     page = open_page(site, color_scheme="light", bypass_csp=True)  # axe is put into the page as a script
     ask(page, "train says")
     done(page)
-    page.locator("#off .title").nth(1).click()
+    page.locator("#one .title").nth(1).click()
     page.evaluate("document.getElementById('key-form').hidden = false")
     page.evaluate("document.getElementById('no-index').hidden = false")
     page.evaluate("document.getElementById('problem').textContent = 'Something is wrong.'")
@@ -311,7 +497,9 @@ def test_it_is_accessible_fits_its_screen_and_keeps_the_chosen_colours(open_page
     dark = page.evaluate(ground)
     assert dark != light
     page.set_viewport_size({"width": 360, "height": 900})
-    boxes = "[...document.querySelectorAll('.options > select, .options > input')].map(box => box.offsetWidth)"
+    page.click("summary")
+    shown = "[...document.querySelectorAll('.options select, .options input')].map(box => box.offsetWidth)"
+    boxes = f"{shown}.filter(width => width > 0)"
     assert len(set(page.evaluate(boxes))) == 1  # on a phone the options stand under each other, all as wide
     assert barriers(page) == []
     page.reload()

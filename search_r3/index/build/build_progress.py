@@ -107,7 +107,7 @@ class BuildProgress:
 
 def in_words(seconds: float) -> str:
     """A duration, roughly: "about 40 s", "about 12 min", "about 2.5 h"."""
-    if seconds < 1.5 * SECONDS_PER_MINUTE:
+    if seconds < 2 * SECONDS_PER_MINUTE:
         return f"about {max(1, round(seconds))} s"
     if seconds < 1.5 * SECONDS_PER_HOUR:
         return f"about {round(seconds / SECONDS_PER_MINUTE)} min"

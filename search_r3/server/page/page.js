@@ -1,410 +1,405 @@
 // The page of a Search-R3 server: one question, asked twice, with the reasoning shown as it is generated.
-// Text from the server or the index is only ever set as textContent. No libraries, no build step.
-"use strict";
+// The address holds the question and its options. No libraries, no build step.
+import { AskError, fetchJson, inWords, local, search, session, stored } from "./server.js";
+import { element, figures, merged, milliseconds, showRows, sizes, verdict } from "./hits.js";
 
 const BUDGETS = [8, 16, 32, 64, 128, 256];
 const USUAL_BUDGET = 32;
+const MOST_RESULTS = 1000;
+const MORE = 5;
+const QUESTION_TOKENS = 512; // as many of a question are read
 const POLL = 2000; // milliseconds between checks of a server that is still loading
+const SPECIAL = { auto: "where it helps (auto)", latent: "in steps without words (latent)" };
+const OPTIONS = ["budget", "k", "mode", "folder", "type", "view"]; // ids of fields, and names in the address
 
-function stored(storage, name, value) {
-  // Storage may be disabled; the page works without it.
-  try {
-    if (value === undefined) return storage().getItem(name);
-    if (value === null) storage().removeItem(name);
-    else storage().setItem(name, value);
-  } catch { /* forbidden */ }
-  return null;
+const $ = (id) => document.getElementById(id);
+const wide = window.matchMedia("(min-width: 48rem)");
+const usual = {}; // field -> its default, which the address leaves out
+let running = null; // the AbortController of the question that is being answered
+let ready = false;
+let answer = null; // {off, on} of the question that is shown
+
+// ------------------------------------------------------------------------------------------------------------- theme
+
+const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
+
+function nameTheme() {
+  $("theme").textContent = isDark() ? "Light" : "Dark";
+  $("theme").setAttribute("aria-label", isDark() ? "Light colors" : "Dark colors");
 }
-const local = () => window.localStorage;
-const session = () => window.sessionStorage;
-
-const theme = stored(local, "theme");
-if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
-
-class AskError extends Error {
-  // An error to show instead of an answer; `wait` is the number of seconds before a retry.
-  constructor(message, { status = 0, wait = null, code = "" } = {}) {
-    super(message);
-    Object.assign(this, { status, wait, code });
-  }
-}
-
-// ------------------------------------------------------------------------------------------------------- the server
-
-async function* eventsOf(body) {
-  // The server-sent events of a response: {event, data}, with data parsed and comments left out.
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const blocks = (rest + value).split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const found = { event: "message", data: "" };
-      for (const line of block.split("\n")) {
-        const colon = line.indexOf(":");
-        if (colon > 0) found[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
-      }
-      if (found.data) yield { event: found.event, data: JSON.parse(found.data) };
-    }
-  }
-}
-
-async function refusal(response) {
-  // The AskError for an error response.
-  let error = {};
-  try {
-    error = (await response.json()).error ?? {};
-  } catch { /* not the server's own: a proxy's page */ }
-  const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
-  return new AskError(error.message || `the server answered ${response.status}`, {
-    status: response.status, wait: Number.isNaN(wait) ? null : wait, code: error.code ?? "",
-  });
-}
-
-async function ask(body, signal, onText) {
-  // One search, streamed; returns its result.
-  const headers = { "Content-Type": "application/json" };
-  const key = stored(session, "api-key");
-  if (key) headers.Authorization = `Bearer ${key}`;
-  const started = performance.now();
-  const response = await fetch("v1/search", {
-    method: "POST", headers, body: JSON.stringify({ ...body, stream: true }), signal,
-  });
-  if (!response.ok) throw await refusal(response);
-  for await (const { event, data } of eventsOf(response.body)) {
-    if (event === "reasoning") onText(data.text);
-    if (event === "error") throw new AskError(data.error.message, { code: data.error.code });
-    if (event === "result") return { ...data, seen: performance.now() - started };
-  }
-  throw new AskError("the connection ended before the answer came");
-}
-
-// --------------------------------------------------------------------------------------------------------- the page
-
-window.addEventListener("DOMContentLoaded", () => {
-  const $ = (id) => document.getElementById(id);
-  const sides = { off: $("off"), on: $("on") };
-  let running = null; // the AbortController of the question that is being answered
-  let ready = false;
-
-  // ----- theme
-
-  const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-  const nameTheme = () => {
-    $("theme").textContent = isDark() ? "Light" : "Dark";
-    $("theme").setAttribute("aria-label", isDark() ? "Light colors" : "Dark colors");
-  };
-  $("theme").addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    stored(local, "theme", document.documentElement.dataset.theme);
-    nameTheme();
-  });
-  prefersDark.addEventListener("change", nameTheme);
+$("theme").addEventListener("click", () => {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  stored(local, "theme", document.documentElement.dataset.theme);
   nameTheme();
+});
+prefersDark.addEventListener("change", nameTheme);
+nameTheme();
 
-  // ----- errors
+// ------------------------------------------------------------------------------------------------------------ errors
 
-  function showProblem(problem) {
-    // One plain line, with "Try again" if that may help, and with a field for the key if one is needed.
-    let text = problem instanceof AskError ? problem.message
-      : problem instanceof TypeError ? "the server cannot be reached; is search-r3 serve still running?"
-        : `the answer could not be read (${problem.message})`;
-    text = text[0].toUpperCase() + text.slice(1);
-    const { status = 0, wait = null } = problem;
-    if (wait !== null) text += ` (in about ${wait} ${wait === 1 ? "second" : "seconds"})`;
-    $("problem").textContent = `${text}.`.replace("?.", "?");
-    $("again").hidden = status === 401 || (status >= 400 && status < 500 && status !== 429 && status !== 408);
-    $("key-form").hidden = status !== 401;
-    if (status === 401) {
-      stored(session, "api-key", null);
-      $("key").focus();
+function showProblem(problem) {
+  // One plain line, with "Try again" if that may help, and with a field for the key if one is needed.
+  const { status = 0 } = problem;
+  $("problem").textContent = inWords(problem);
+  $("again").hidden = status === 401 || (status >= 400 && status < 500 && status !== 429 && status !== 408);
+  $("key-form").hidden = status !== 401;
+  if (status === 401) {
+    stored(session, "api-key", null);
+    $("key").focus();
+  }
+}
+
+function clearProblem() {
+  $("problem").textContent = "";
+  $("again").hidden = true;
+  $("key-form").hidden = true;
+}
+
+// ------------------------------------------------------------------------------------------------------- the address
+
+function readAddress() {
+  // Set the fields to what the address says; what it does not say is the default.
+  const given = new URLSearchParams(location.search);
+  $("question").value = given.get("q") ?? "";
+  for (const name of OPTIONS) {
+    const field = $(name), value = given.get(name) ?? usual[name] ?? "";
+    if (field.tagName === "SELECT" && value && ![...field.options].some((option) => option.value === value)) {
+      if (name === "folder" || name === "type") addOption(field, value, value); // one that is not among the largest
+      else continue;
     }
+    field.value = value;
+    if (value) field.parentElement.hidden = false;
   }
+}
 
-  function clearProblem() {
-    $("problem").textContent = "";
-    $("again").hidden = true;
-    $("key-form").hidden = true;
+function writeAddress(push) {
+  const said = new URLSearchParams();
+  const query = $("question").value.trim();
+  if (query) said.set("q", query);
+  for (const name of OPTIONS) if ($(name).value && $(name).value !== usual[name]) said.set(name, $(name).value);
+  const address = `${location.pathname}${said.size ? `?${said}` : ""}`;
+  document.title = query ? `${query} · Search-R3` : "Search-R3";
+  if (address === location.pathname + location.search) return;
+  if (push) history.pushState(null, "", address);
+  else history.replaceState(null, "", address);
+}
+
+function filter() {
+  // The API's `where` for the chosen folder and kind of file. A quote in a name is doubled, as in SQL.
+  const like = (pattern) => `path LIKE '${pattern.replaceAll("'", "''")}'`;
+  const parts = [];
+  if ($("folder").value) parts.push(like(`${$("folder").value}%`));
+  if ($("type").value) parts.push(like(`%${$("type").value}`));
+  return parts.length ? parts.join(" AND ") : null;
+}
+
+// ------------------------------------------------------------------------------------------------------------ asking
+
+const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : NaN);
+
+function chosen() {
+  // What is asked: the body of a request without `reasoning`, and the reasoning of a second request or null; or null
+  // with a message if something is missing.
+  const query = $("question").value.trim();
+  if (!query) {
+    $("status").textContent = "Type a question first.";
+    $("results").classList.toggle("stale", !$("results").hidden);
+    $("question").focus();
+    return null;
   }
-
-  // ----- results
-
-  function element(tag, className, text) {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
+  const k = wholeNumber($("k").value);
+  if (!(k >= 1 && k <= MOST_RESULTS)) {
+    $("problem").textContent = `Results: give a whole number from 1 to ${MOST_RESULTS.toLocaleString("en")}.`;
+    $("options").open = true;
+    $("k").focus();
+    return null;
   }
+  const budget = $("budget").value, mode = $("mode").value, where = filter();
+  const reasoning = mode === "text" || budget === "off" ? null : Number.isNaN(Number(budget)) ? budget : Number(budget);
+  return { body: where === null ? { query, k, mode } : { query, k, mode, where }, reasoning };
+}
 
-  function highlighted(hit) {
-    // The snippet with its highlights. Positions count code points, JavaScript strings count UTF-16 units.
-    const shown = element("p", "snippet");
-    shown.dir = "auto";
-    const points = Array.from(hit.snippet);
-    let at = 0;
-    for (const [start, end] of hit.highlights) {
-      if (start < at) continue;
-      shown.append(points.slice(at, start).join(""), element("mark", "", points.slice(start, end).join("")));
-      at = end;
-    }
-    shown.append(points.slice(at).join(""));
-    return shown;
-  }
-
-  function movement(hit, rank, before) {
-    // How the hit's rank differs from its rank without reasoning.
-    if (!before) return null;
-    const was = before.get(hit.id);
-    if (was === undefined) return element("span", "moved up", "new here");
-    if (was === rank) return null;
-    const up = was > rank;
-    return element("span", up ? "moved up" : "moved down", `${up ? "▲ up" : "▼ down"} ${Math.abs(was - rank)}`);
-  }
-
-  function placeOf(hit) {
-    const parts = [];
-    if (hit.path) parts.push(hit.snippet_line > 0 ? `${hit.path}:${hit.snippet_line}` : hit.path);
-    else if (hit.title) parts.push(hit.id);
-    parts.push(`score ${hit.score.toFixed(hit.score < 0.1 ? 4 : 3)}`);
-    return parts.join(" · ");
-  }
-
-  function show(side, result, before) {
-    const list = sides[side].querySelector("ol");
-    list.replaceChildren();
-    result.hits.forEach((hit, i) => {
-      const item = element("li");
-      const body = element("div");
-      const top = element("div", "top");
-      const title = element("button", "title", hit.title || hit.id);
-      title.type = "button";
-      title.dir = "auto";
-      title.setAttribute("aria-expanded", "false");
-      top.append(title);
-      const moved = movement(hit, i + 1, before);
-      if (moved) top.append(moved);
-      let passage = highlighted(hit);
-      passage.id = `${side}-passage-${i}`;
-      title.setAttribute("aria-controls", passage.id);
-      title.addEventListener("click", () => {
-        const whole = title.getAttribute("aria-expanded") === "false";
-        const next = whole ? element("p", "snippet whole", hit.text) : highlighted(hit);
-        next.id = passage.id;
-        next.dir = "auto";
-        if (whole) next.tabIndex = 0;
-        passage.replaceWith(next);
-        passage = next;
-        title.setAttribute("aria-expanded", String(whole));
-      });
-      body.append(top, element("p", "place", placeOf(hit)), passage);
-      item.append(element("span", "rank", `${i + 1}.`), body);
-      list.append(item);
-    });
-    if (!result.hits.length) list.append(element("li", "none", "Nothing was found."));
-    const { reason_ms: reason, search_ms: search } = result.timings;
-    const { prompt_tokens: read, completion_tokens: written } = result.usage;
-    const tokens = side === "on" ? `${read} tokens read, ${written} written` : `${read} tokens read`;
-    figures(side, `${milliseconds(reason + search)} (model ${milliseconds(reason)}, index ${milliseconds(search)}) · ${tokens}`);
-    return new Map(result.hits.map((hit, i) => [hit.id, i + 1]));
-  }
-
-  const figures = (side, text) => { sides[side].querySelector(".figures").textContent = text; };
-  const milliseconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
-
-  function endOfReasoning(result, budget) {
-    const trace = result.reasoning;
-    if (!trace) return "The model's rule did not expect reasoning to help here.";
-    if (!trace.text.trim()) $("reasoning-text").textContent = "(nothing)";
-    if (!trace.forced) return `${trace.num_tokens} tokens; it ended by itself.`;
-    return trace.num_tokens >= budget ? `Cut off at ${trace.num_tokens} tokens.` : `${trace.num_tokens} tokens.`;
-  }
-
-  // ----- asking
-
-  const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : NaN);
-
-  async function start() {
-    const query = $("question").value.trim();
-    if (!ready || !query) {
-      $("question").focus();
-      if (ready) $("status").textContent = "Type a question first.";
-      return;
-    }
-    const k = wholeNumber($("k").value);
-    if (!(k >= 1 && k <= 50)) {
-      $("problem").textContent = "Results: give a whole number from 1 to 50.";
-      $("k").focus();
-      return;
-    }
-    const chosen = $("budget").value;
-    const reasoning = chosen === "auto" ? "auto" : Number(chosen);
-    const mode = $("mode").value;
-    running?.abort();
-    const mine = new AbortController();
-    running = mine;
-    clearProblem();
-    busy(true);
-    $("status").textContent = "Searching…";
-    let found = null;
-    try {
-      const off = await ask({ query, k, mode, reasoning: false }, mine.signal, () => {});
-      found = show("off", off, null);
+async function start({ push = true } = {}) {
+  if (!ready) return;
+  clearProblem();
+  const asked = chosen();
+  if (!asked) return;
+  writeAddress(push);
+  running?.abort();
+  const mine = new AbortController();
+  running = mine;
+  begin(asked);
+  try {
+    const off = await search({ ...asked.body, reasoning: false }, mine.signal, () => {});
+    answer = { off, on: null };
+    show(asked);
+    if (asked.reasoning !== null) {
       $("status").textContent = "The model is reasoning…";
       $("reasoning").hidden = false;
       $("reasoning").setAttribute("aria-busy", "true");
-      figures("on", "reasoning…");
-      const on = await ask({ query, k, mode, reasoning }, mine.signal, (text) => $("reasoning-text").append(text));
-      show("on", on, found);
-      if (on.reasoning) $("reasoning-text").textContent = on.reasoning.text;
-      $("reasoning-end").textContent = endOfReasoning(on, chosen === "auto" ? 0 : reasoning);
-      $("status").textContent = `${off.hits.length} results without reasoning in ${milliseconds(off.seen)}, `
-        + `${on.hits.length} with it in ${milliseconds(on.seen)}.`;
-    } catch (problem) {
-      if (running !== mine) return; // another question was asked meanwhile
-      $("status").textContent = "";
-      figures("on", "");
-      if (!found) $("columns").hidden = true;
-      if (problem.name === "AbortError") {
-        $("status").textContent = "Stopped.";
-        if (found) figures("on", "stopped");
-        $("question").focus();
-      } else showProblem(problem);
-    } finally {
-      if (running === mine) {
-        running = null;
-        busy(false);
-      }
+      const body = { ...asked.body, reasoning: asked.reasoning };
+      answer.on = await search(body, mine.signal, (text) => $("reasoning-text").append(text));
+      show(asked);
     }
-  }
-
-  function busy(now) {
-    $("stop").hidden = !now;
-    $("go").hidden = now;
-    if (!now) {
-      $("reasoning").setAttribute("aria-busy", "false");
-      return;
-    }
-    $("empty").hidden = true;
-    $("reasoning").hidden = true;
-    $("reasoning-text").textContent = "";
-    $("reasoning-end").textContent = "";
-    $("columns").hidden = false;
-    for (const side of ["off", "on"]) {
-      figures(side, "");
-      sides[side].querySelector("ol").replaceChildren();
-    }
-  }
-
-  $("ask").addEventListener("submit", (event) => {
-    event.preventDefault();
-    start();
-  });
-  $("again").addEventListener("click", () => (ready ? start() : begin()));
-  $("stop").addEventListener("click", () => running?.abort());
-  $("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const key = $("key").value.trim();
-    if (!key) return;
-    $("key").value = "";
-    if (!/^[\x21-\x7e]+$/.test(key)) {
-      $("problem").textContent = "An API key has no spaces and no letters beyond ASCII.";
-      return;
-    }
-    stored(session, "api-key", key);
-    clearProblem();
-    $("question").focus();
-    start();
-  });
-
-  // ----- keys
-
-  const titles = (side) => [...sides[side].querySelectorAll(".title")];
-
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-    const target = event.target;
-    const typing = target.matches("input, select, textarea");
-    if (event.key === "Escape" && running) {
-      running.abort();
-    } else if (event.key === "/" && !typing && !$("ask").hidden) {
+    $("status").textContent = summary(answer);
+  } catch (problem) {
+    if (running !== mine) return; // another question was asked meanwhile
+    $("status").textContent = "";
+    if (problem.name === "AbortError") {
+      $("status").textContent = "Stopped.";
+      if (!$("reasoning-text").textContent) $("reasoning").hidden = true;
       $("question").focus();
-      $("question").select();
-    } else if (event.key === "ArrowDown" && target === $("question")) {
-      (titles("off")[0] ?? titles("on")[0])?.focus();
-    } else if (target.matches(".title")) {
-      const side = sides.off.contains(target) ? "off" : "on";
-      const here = titles(side).indexOf(target);
-      const next = {
-        ArrowDown: () => titles(side)[here + 1],
-        ArrowUp: () => titles(side)[here - 1] ?? $("question"),
-        ArrowLeft: () => titles("off")[Math.min(here, titles("off").length - 1)],
-        ArrowRight: () => titles("on")[Math.min(here, titles("on").length - 1)],
-        Home: () => titles(side)[0],
-        End: () => titles(side).at(-1),
-      }[event.key];
-      if (!next) return;
-      next()?.focus();
-    } else return;
-    event.preventDefault();
-  });
-
-  // ----- the beginning
-
-  function offer(limits) {
-    // The budgets that the server allows.
-    const choices = limits?.anyOf ?? []; // limits: the schema of `reasoning`
-    const most = choices.find((one) => one.type === "integer")?.maximum ?? USUAL_BUDGET;
-    const budgets = BUDGETS.filter((one) => one <= most);
-    if (!budgets.length) budgets.push(most);
-    const options = budgets.map((one) => {
-      const option = element("option", "", `up to ${one} tokens`);
-      option.value = String(one);
-      return option;
-    });
-    if (choices.some((one) => one.enum?.includes("auto") || one.const === "auto")) {
-      const auto = element("option", "", "where it helps (auto)");
-      auto.value = "auto";
-      options.push(auto);
+    } else showProblem(problem);
+  } finally {
+    if (running === mine) {
+      running = null;
+      $("reasoning").setAttribute("aria-busy", "false");
+      $("stop").hidden = true;
+      $("go").hidden = false;
     }
-    const chosen = $("budget").value; // perhaps chosen already, while the server's limits were being loaded
-    $("budget").replaceChildren(...options);
-    const stays = options.some((option) => option.value === chosen);
-    $("budget").value = stays ? chosen : String(Math.min(USUAL_BUDGET, budgets.at(-1)));
   }
+}
 
-  async function begin() {
-    clearProblem();
-    try {
-      const health = await (await fetch("health")).json();
-      if (health.status !== "ready") {
-        $("status").textContent = health.status === "loading" ? "The server is loading its model…"
-          : health.status === "stopping" ? "The server is shutting down."
-            : health.status === "index_unavailable" ? "The index cannot be searched now; the server keeps checking."
-              : "The server could not load its model; its log says why.";
-        if (health.status === "loading" || health.status === "index_unavailable") setTimeout(begin, POLL);
-        return;
-      }
-      $("model").textContent = health.model ?? "";
-      $("model").title = health.model ?? "";
-      $("status").textContent = "";
-      $("no-index").hidden = health.index;
-      $("ask").hidden = !health.index;
-      document.querySelector("footer").hidden = !health.index;
-      if (!health.index) return;
-      const described = await fetch("openapi.json");
-      offer(described.ok ? (await described.json()).components.schemas.Reasoning : null);
-      ready = true;
+function begin() {
+  // A question is asked: results on screen stay, grey, until there are new ones.
+  $("stop").hidden = false;
+  $("go").hidden = true;
+  $("empty").hidden = true;
+  $("reasoning").hidden = true;
+  $("reasoning-text").textContent = "";
+  $("reasoning-end").textContent = "";
+  $("results").classList.add("stale");
+  $("verdict").classList.add("stale");
+  $("status").textContent = "Searching…";
+}
+
+function show({ body, reasoning } = {}) {
+  // Show the answers so far, in one list or side by side.
+  const { off, on } = answer;
+  const side = $("view").value === "side" && (reasoning !== null || on);
+  $("results").hidden = false;
+  $("results").classList.remove("stale");
+  $("verdict").classList.remove("stale");
+  $("one").hidden = side;
+  $("columns").hidden = !side;
+  if (side) {
+    showRows($("off-hits"), merged(off.hits, null));
+    showRows($("on-hits"), on ? merged(off.hits, on.hits).filter((row) => row.rank !== null) : []);
+    if (!on) $("on-hits").replaceChildren();
+    $("off").querySelector(".figures").textContent = figures(off);
+    $("on").querySelector(".figures").textContent = on ? figures(on) : "reasoning…";
+  } else showRows($("hits"), merged(off.hits, on?.hits));
+  $("verdict").hidden = !on;
+  $("verdict").textContent = on ? verdict(off.hits, on.hits) : "";
+  if (on) {
+    if (on.reasoning) $("reasoning-text").textContent = on.reasoning.text;
+    $("reasoning-end").textContent = endOfReasoning(on, reasoning);
+  }
+  const k = body?.k ?? off.hits.length, most = Math.min(k + MORE, MOST_RESULTS);
+  $("more").hidden = off.hits.length < k || most <= k;
+  $("more").textContent = `Show ${most - k} more`;
+}
+
+function endOfReasoning(result, budget) {
+  const trace = result.reasoning;
+  if (!trace) return budget === "auto" ? "The model's rule did not expect reasoning to help here." : "";
+  if (!trace.text.trim()) $("reasoning-text").textContent = "(nothing)";
+  if (!trace.forced) return `${trace.num_tokens} tokens, finished by itself.`;
+  return trace.num_tokens >= budget ? `Cut off at ${trace.num_tokens} tokens.` : `${trace.num_tokens} tokens.`;
+}
+
+function summary({ off, on }) {
+  const cut = off.usage.prompt_tokens >= QUESTION_TOKENS ? ` Only the first ${QUESTION_TOKENS} tokens of the question were read.` : "";
+  const one = `${off.hits.length} ${off.hits.length === 1 ? "result" : "results"}`;
+  const text = on
+    ? `${one} without reasoning in ${milliseconds(off.seen)}, ${on.hits.length} with it in ${milliseconds(on.seen)}.`
+    : `${one} in ${milliseconds(off.seen)}.`;
+  return text + cut;
+}
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  start();
+});
+for (const name of ["mode", "folder", "type"]) $(name).addEventListener("change", () => answer && start());
+$("view").addEventListener("change", () => {
+  writeAddress(false);
+  if (answer) show({ body: { k: Number($("k").value) }, reasoning: answer.on ? 0 : null });
+});
+$("more").addEventListener("click", async () => {
+  const shown = titles(listOf(document.activeElement) ?? lists()[0]).length;
+  $("k").value = String(Math.min(Number($("k").value) + MORE, MOST_RESULTS));
+  await start();
+  titles(lists()[0])[shown]?.focus();
+});
+$("again").addEventListener("click", () => (ready ? start({ push: false }) : load()));
+$("stop").addEventListener("click", () => running?.abort());
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const key = $("key").value.trim();
+  if (!key) return;
+  $("key").value = "";
+  if (!/^[\x21-\x7e]+$/.test(key)) {
+    $("problem").textContent = "An API key has no spaces and no letters beyond ASCII.";
+    return;
+  }
+  stored(session, "api-key", key);
+  clearProblem();
+  $("question").focus();
+  describe();
+  if ($("question").value.trim()) start({ push: false });
+});
+window.addEventListener("popstate", () => {
+  readAddress();
+  if ($("question").value) start({ push: false });
+  else clear();
+});
+
+function clear() {
+  // As if nothing had been asked.
+  running?.abort();
+  answer = null;
+  clearProblem();
+  for (const name of ["results", "reasoning", "verdict"]) $(name).hidden = true;
+  $("status").textContent = "";
+  $("empty").hidden = false;
+  document.title = "Search-R3";
+  $("question").focus();
+}
+
+// -------------------------------------------------------------------------------------------------------------- keys
+
+const lists = () => [...document.querySelectorAll("#results ol")].filter((list) => list.offsetParent !== null);
+const listOf = (target) => target?.closest("ol") ?? null;
+const titles = (list) => [...(list?.querySelectorAll(".title") ?? [])];
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  const target = event.target;
+  const typing = target.matches("input, select, textarea");
+  if (event.key === "Escape" && running) {
+    running.abort();
+  } else if (event.key === "/" && !typing && !$("ask").hidden) {
+    $("question").focus();
+    $("question").select();
+  } else if (event.key === "ArrowDown" && target === $("question")) {
+    lists().flatMap(titles)[0]?.focus();
+  } else if (target.matches(".title")) {
+    const mine = titles(listOf(target)), here = mine.indexOf(target);
+    const column = (number) => titles(lists().at(number));
+    const next = {
+      ArrowDown: () => mine[here + 1],
+      ArrowUp: () => mine[here - 1] ?? $("question"),
+      ArrowLeft: () => column(0)[Math.min(here, column(0).length - 1)],
+      ArrowRight: () => column(-1)[Math.min(here, column(-1).length - 1)],
+      Home: () => mine[0],
+      End: () => mine.at(-1),
+    }[event.key];
+    if (!next) return;
+    next()?.focus();
+  } else return;
+  event.preventDefault();
+});
+
+// ----------------------------------------------------------------------------------------------------- the beginning
+
+function addOption(field, value, text) {
+  const option = element("option", "", text);
+  option.value = value;
+  field.append(option);
+}
+
+function offer(limits) {
+  // The kinds and budgets of reasoning that the server allows.
+  const choices = limits?.anyOf ?? []; // limits: the schema of `reasoning`
+  const most = choices.find((one) => one.type === "integer")?.maximum ?? USUAL_BUDGET;
+  const budgets = BUDGETS.filter((one) => one <= most);
+  if (!budgets.length) budgets.push(most);
+  const before = $("budget").value; // perhaps chosen already, while the server's limits were being loaded
+  $("budget").replaceChildren();
+  for (const one of budgets) addOption($("budget"), String(one), `up to ${one} tokens`);
+  for (const one of choices) if (one.const) addOption($("budget"), one.const, SPECIAL[one.const] ?? one.const);
+  addOption($("budget"), "off", "none");
+  const stays = [...$("budget").options].some((option) => option.value === before);
+  usual.budget = String(Math.min(USUAL_BUDGET, budgets.at(-1)));
+  $("budget").value = stays && before ? before : usual.budget;
+}
+
+function offerFilter(name, all, counted) {
+  // A choice of folders or kinds of files, hidden if there is none.
+  const field = $(name), before = field.value;
+  field.replaceChildren();
+  addOption(field, "", all);
+  for (const one of counted) addOption(field, one.name, `${one.name} (${one.documents.toLocaleString("en")})`);
+  if (before && ![...field.options].some((option) => option.value === before)) addOption(field, before, before);
+  field.value = before;
+  field.parentElement.hidden = field.options.length < 2;
+}
+
+async function describe() {
+  // What is indexed: its size, choices of folders and kinds, and headings to ask about.
+  let found;
+  try {
+    found = await fetchJson("v1/index");
+  } catch {
+    return; // without a key, or it is unavailable: the search says so
+  }
+  $("indexed").textContent = sizes(found);
+  offerFilter("folder", "all folders", found.folders);
+  offerFilter("type", "of all kinds", found.types);
+  if (!found.headings.length) return;
+  $("examples").replaceChildren(element("p", "", "For example:"), ...found.headings.map((heading) => {
+    const made = element("button", "example", heading);
+    made.type = "button";
+    made.addEventListener("click", () => {
+      $("question").value = heading;
+      start();
+    });
+    return made;
+  }));
+}
+
+async function load() {
+  clearProblem();
+  try {
+    const health = await (await fetch("health")).json();
+    if (health.status !== "ready") {
+      $("status").textContent = health.status === "loading" ? "The server is loading its model…"
+        : health.status === "stopping" ? "The server is shutting down."
+          : health.status === "index_unavailable" ? "The index cannot be searched now; the server keeps checking."
+            : "The server could not load its model; its log says why.";
+      if (health.status === "loading" || health.status === "index_unavailable") setTimeout(load, POLL);
+      return;
+    }
+    $("model").textContent = health.model ?? "";
+    $("model").title = health.model ?? "";
+    $("status").textContent = "";
+    $("no-index").hidden = health.index;
+    $("ask").hidden = !health.index;
+    document.querySelector("footer").hidden = !health.index;
+    if (!health.index) return;
+    const response = await fetch("openapi.json");
+    const described = response.ok ? await response.json() : null;
+    offer(described?.components.schemas.Reasoning);
+    if (new URLSearchParams(location.search).size) readAddress();
+    const needsKey = described?.components.securitySchemes && !stored(session, "api-key");
+    if (!needsKey) await describe();
+    ready = true;
+    if ($("question").value.trim() && location.search) start({ push: false });
+    else {
       $("empty").hidden = false;
       $("question").focus();
-    } catch (problem) {
-      $("status").textContent = "";
-      showProblem(problem);
     }
+  } catch (problem) {
+    $("status").textContent = "";
+    showProblem(problem instanceof AskError ? problem : new TypeError());
   }
+}
 
-  offer(null);
-  begin();
-});
+const fold = () => { $("options").open = wide.matches; };
+wide.addEventListener("change", fold);
+fold();
+offer(null);
+for (const name of OPTIONS) usual[name] ??= $(name).value;
+load();

@@ -1,4 +1,4 @@
-"""/v1/documents: list, add, replace and delete documents of the index while it is searched.
+"""/v1/index: what the index contains. /v1/documents: list, add, replace and delete documents while it is searched.
 
 A document whose id is already in the index is replaced, with all of its chunks, in the commit that adds the others.
 """
@@ -23,7 +23,15 @@ from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.index_writer import Change
 from search_r3.server.request_body import in_thread, read, until_done
 from search_r3.server.routing import WITH_BODY, answers, get, service_of, takes, to_json, v1_router
-from search_r3.server.schemas import DOCUMENTS, Added, Deleted, Documents, DocumentsPage, DocumentsRequest
+from search_r3.server.schemas import (
+    DOCUMENTS,
+    Added,
+    Deleted,
+    Documents,
+    DocumentsPage,
+    DocumentsRequest,
+    IndexOverview,
+)
 from search_r3.server.service import Service
 
 CHARACTERS_PER_TOKEN = 4
@@ -60,6 +68,20 @@ async def list_documents(request: Request, page: Annotated[DocumentsPage, Query(
     with service.inside():
         index = service.index
         return to_json(await in_thread(request, service, service.threads, lambda _: _listed(index, page)))
+
+
+@get(
+    router,
+    "/index",
+    operation_id="describeIndex",
+    summary="What the index contains: sizes, folders, kinds of files, and headings to ask about",
+    responses=answers(IndexOverview, "OK", 404, 429, 500, 503, 504),
+)
+async def describe_index(request: Request) -> Response:
+    service = service_of(request)
+    with service.inside():
+        index = service.index
+        return to_json(await in_thread(request, service, service.threads, lambda _: index.overview().to_dict()))
 
 
 @changes_router.post(

@@ -1,0 +1,90 @@
+// Requests to the server: JSON, server-sent events, and errors as one line for people.
+
+export function stored(storage, name, value) {
+  // Storage may be disabled; the page works without it.
+  try {
+    if (value === undefined) return storage().getItem(name);
+    if (value === null) storage().removeItem(name);
+    else storage().setItem(name, value);
+  } catch { /* forbidden */ }
+  return null;
+}
+export const local = () => window.localStorage;
+export const session = () => window.sessionStorage;
+
+export class AskError extends Error {
+  // An error to show instead of an answer; `wait` is the number of seconds before a retry.
+  constructor(message, { status = 0, wait = null, code = "" } = {}) {
+    super(message);
+    Object.assign(this, { status, wait, code });
+  }
+}
+
+async function* eventsOf(body) {
+  // The server-sent events of a response: {event, data}, with data parsed and comments left out.
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const found = { event: "message", data: "" };
+      for (const line of block.split("\n")) {
+        const colon = line.indexOf(":");
+        if (colon > 0) found[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
+      }
+      if (found.data) yield { event: found.event, data: JSON.parse(found.data) };
+    }
+  }
+}
+
+async function refusal(response) {
+  // The AskError for an error response.
+  let error = {};
+  try {
+    error = (await response.json()).error ?? {};
+  } catch { /* not the server's own: a proxy's page */ }
+  const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+  return new AskError(error.message || `the server answered ${response.status}`, {
+    status: response.status, wait: Number.isNaN(wait) ? null : wait, code: error.code ?? "",
+  });
+}
+
+async function answered(path, { body, signal } = {}) {
+  // The response to GET, or to POST of `body` as JSON, with the key if there is one; throws if it is an error.
+  const headers = body ? { "Content-Type": "application/json" } : {};
+  const key = stored(session, "api-key");
+  if (key) headers.Authorization = `Bearer ${key}`;
+  const method = body ? "POST" : "GET";
+  const response = await fetch(path, { method, headers, body: body && JSON.stringify(body), signal });
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+export const fetchJson = async (path, options) => (await answered(path, options)).json();
+
+export async function search(body, signal, onText) {
+  // One search, streamed; returns its result.
+  const started = performance.now();
+  const response = await answered("v1/search", { body: { ...body, stream: true }, signal });
+  for await (const { event, data } of eventsOf(response.body)) {
+    if (event === "reasoning") onText(data.text);
+    if (event === "error") throw new AskError(data.error.message, { code: data.error.code });
+    if (event === "result") return { ...data, seen: performance.now() - started };
+  }
+  throw new AskError("the connection ended before the answer came");
+}
+
+export function inWords(problem) {
+  // An error as one plain sentence.
+  let text = problem instanceof AskError ? problem.message
+    : problem instanceof TypeError ? "the server cannot be reached; is search-r3 serve still running?"
+      : `the answer could not be read (${problem.message})`;
+  if (problem.status === 401) text = stored(session, "api-key") ? "this key is not known to the server" : "this server wants a key: paste it below";
+  text = text[0].toUpperCase() + text.slice(1);
+  const { wait = null } = problem;
+  if (wait !== null) text += ` (in about ${wait} ${wait === 1 ? "second" : "seconds"})`;
+  return `${text}.`.replace("?.", "?");
+}
