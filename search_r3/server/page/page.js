@@ -162,7 +162,7 @@ async function start({ push = true } = {}) {
 }
 
 function begin() {
-  // A question is asked: results on screen stay, grey, until there are new ones.
+  // A question is asked: results on screen stay, gray, until there are new ones.
   $("stop").hidden = false;
   $("go").hidden = true;
   $("empty").hidden = true;
