@@ -71,7 +71,8 @@ def evaluate(
     mode: Annotated[
         list[str] | None,
         typer.Option(
-            help="Reasoning off, on or latent; or reading the first hits: read, read+on, read-2 (two hops), and its "
+            help="Reasoning off, on, latent or given (reasoning.jsonl of the data set; control given.shuffled: another "
+            "query's); or reading the first hits: read, read+on, read-2 (two hops), and its "
             "controls read.shuffled, read.empty, read.rocchio. off and on by default. Repeatable."
         ),
     ] = None,

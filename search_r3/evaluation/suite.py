@@ -22,19 +22,22 @@ from search_r3.data.query_variants import ORIGINAL, check_kinds
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import CostApproval
 from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
+from search_r3.evaluation.given_reasoning import FILE as REASONING_FILE
+from search_r3.evaluation.given_reasoning import UPPER_BOUNDS, GivenReasoning, check_reasoning_files
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.records import finished_record, ignored_ids
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
-from search_r3.evaluation.systems import MODES, Answers, System, check_modes, check_spec, open_systems
+from search_r3.evaluation.systems import MODES, Answers, SearchR3System, System, check_modes, check_spec, open_systems
 from search_r3.evaluation.variant_system import VariantSystem, refuse_variant_name
 from search_r3.files import atomic_write_text, sha256_of
 from search_r3.hints import refuse_unknown
 
 DEPTH = 100
 """Documents kept for each query: the depth of recall@100."""
-SPLITS = {"hotpotqa": "dev"}
-"""Data sets that are tested on another split than "test" (HotpotQA's test labels are not public)."""
+SPLITS = dict.fromkeys(("hotpotqa", "hotpotqa_more", "strategyqa", "entailmentbank"), "dev")
+"""Data sets that are tested on another split than "test" (the test labels of HotpotQA and StrategyQA are not
+public)."""
 SMALL = ".small"
 VARIANT_RECORDS = "query_variants"
 """The folder for records of changed queries, which must not be mixed into the tables of results."""
@@ -101,8 +104,9 @@ def evaluate(
         systems: see `systems.open_systems`.
         output: the folder that holds `runs/` and `metrics/`.
         split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
-        modes: reasoning "off", "on" or "latent", or one of `reading_modes.READING_MODES`, for SearchR3 models. Controls
-            ("read.shuffled") have their records in `controls/`, which tables of results do not include.
+        modes: reasoning "off", "on", "latent" or "given" (which skips data sets without `reasoning.jsonl`), or one of
+            `reading_modes.READING_MODES`, for SearchR3 models. Controls ("read.shuffled", "given.shuffled") have their
+            records in `controls/`, which tables of results do not include.
         queries: how queries are written, for every system: "original", or one of `query_variants.VARIANTS`. The latter
             give runs named SYSTEM.KIND and records under `query_variants/`, which tables of results do not include.
         max_length: cut documents at this many tokens, for SearchR3 models (512 by default).
@@ -135,6 +139,7 @@ def evaluate(
         with _reporting(failed, None, name):
             _locate(name, data_root, split)
             available.append(name)
+    check_reasoning_files(modes, [_locate(name, data_root, split)[0] for name in available])
     if isinstance(ignore_identical_ids, bool):
         ignore_identical_ids = datasets if ignore_identical_ids else ()
     refuse_unknown(ignore_identical_ids, datasets, "ignore_identical_ids", "data set")
@@ -172,9 +177,12 @@ def evaluate(
                 continue
             for system in opened:
                 with _reporting(failed, system.name, name):
-                    used_split = _locate(name, data_root, split)[2]
+                    folder, _, used_split, _ = _locate(name, data_root, split)
+                    if (ready := _with_reasoning(system, folder, used_split)) is None:
+                        report(f"{name} {system.name}: skipped, as the data set has no {REASONING_FILE}")
+                        continue
                     record, fresh = evaluate_system(
-                        loaded[name], used_split, system, output, store, force=force, seed=seed
+                        loaded[name], used_split, ready, output, store, force=force, seed=seed
                     )
                     records.append(record)
                     report(progress_line(record, fresh))
@@ -195,6 +203,8 @@ def remarks(record: dict[str, Any]) -> list[str]:
         record.get(f"num_{name}", 0) for name in ("missing_documents", "empty_documents", "missing_queries")
     )
     lines = []
+    if record["dataset"].removesuffix(SMALL) in UPPER_BOUNDS and record.get("given_reasoning", {}).get("own"):
+        lines.append("its given reasoning states the answer: an upper bound")
     if missing:
         lines.append(f"{missing:,} relevant documents are not in the corpus ({', '.join(record['missing_documents'])})")
     if empty:
@@ -332,6 +342,17 @@ def _usual_paths(output: str | Path, dataset: str, system: System) -> ResultPath
     return ResultPaths(usual.run, usual.reasoning, variant_path(output, dataset, system.of, system.kind))
 
 
+def _with_reasoning(system: System, folder: Path, split: str) -> System | None:
+    """The system with the given reasoning of a data set's split, if its mode needs it; None if there is none."""
+    if isinstance(system, VariantSystem):
+        inner = _with_reasoning(system.system, folder, split)
+        return None if inner is None else VariantSystem(inner, system.kind)
+    if not (isinstance(system, SearchR3System) and system.needs_reasoning):
+        return system
+    given = GivenReasoning.of_split(folder, split)
+    return None if given is None else system.with_reasoning(given)
+
+
 @contextlib.contextmanager
 def _reporting(failed: Callable[[Failure], None] | None, system: str | None, dataset: str | None) -> Iterator[None]:
     """Give an exception of the block to `failed` and go on after the block; without `failed`, raise it."""
@@ -393,11 +414,15 @@ def _reasoning(answers: Answers, system: System, files: ResultPaths) -> dict[str
         return {}
     write_jsonl_gzip(files.reasoning, answers.reasoning)
     count = len(answers.reasoning)
+    mean_tokens = sum(r["num_tokens"] for r in answers.reasoning) / count
+    if "reasoning_hash" in system.identity:  # the model wrote none of it
+        own = not any("from" in r for r in answers.reasoning)
+        return {"given_reasoning": {"own": own, "mean_tokens": mean_tokens}}
     return {
         "reasoning": {
             "budget": system.identity.get("max_reasoning_tokens"),
             "emission_rate": sum(not r["forced"] for r in answers.reasoning) / count,
-            "mean_tokens": sum(r["num_tokens"] for r in answers.reasoning) / count,
+            "mean_tokens": mean_tokens,
         }
     }
 

@@ -70,9 +70,22 @@ class SuitePlan:
     datasets: list[str]
     """Names below the data root, or BEIR folders; NAME.small is the fixed part of 50 queries and 500 documents."""
     modes: list[
-        Literal["off", "on", "latent", "read", "read+on", "read-2", "read.shuffled", "read.empty", "read.rocchio"]
+        Literal[
+            "off",
+            "on",
+            "latent",
+            "given",
+            "given.shuffled",
+            "read",
+            "read+on",
+            "read-2",
+            "read.shuffled",
+            "read.empty",
+            "read.rocchio",
+        ]
     ] = field(default_factory=lambda: list(MODES))  # type: ignore[arg-type]
-    """Reasoning off, on or latent; or reading the first hits of the direct search: read, read+on (then reasoning),
+    """Reasoning off, on or latent; given, that of the data sets with a `reasoning.jsonl`, and its control
+    given.shuffled (another query's); or reading the first hits of the direct search: read, read+on (then reasoning),
     read-2 (two hops), and the controls read.shuffled, read.empty and read.rocchio. off and on by default."""
     queries: list[str] = field(default_factory=lambda: [ORIGINAL])
     """How queries are written, for every system: original, upper, lower, title, typos, keywords, no_punctuation."""

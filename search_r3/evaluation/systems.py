@@ -7,6 +7,7 @@ of SearchR3 only; other systems read documents up to their own limit, so truncat
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from search_r3.evaluation.baselines.external_models import (
     parse_external_model,
 )
 from search_r3.evaluation.embedding_cache import EmbeddingCache
+from search_r3.evaluation.given_reasoning import GIVEN_MODES, GivenReasoning
 from search_r3.evaluation.reading_modes import READING_MODES, check_mode, embed_queries, mode_identity
 from search_r3.files import expand_user
 from search_r3.retrievers.bm25 import BM25Retriever
@@ -32,7 +34,7 @@ from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, ex
 
 MODES = ("off", "on")
 """The modes that are run by default."""
-ALL_MODES = (*MODES, "latent", *READING_MODES)
+ALL_MODES = (*MODES, "latent", *GIVEN_MODES, *READING_MODES)
 WITH_WORDS = ("on", "read+on")
 """The modes in which the model writes reasoning."""
 BASELINES = ("bm25", "all-minilm-l6-v2")
@@ -48,7 +50,7 @@ class Answers:
         document_seconds: time to index or encode the documents, possibly in an earlier run (embeddings may be cached).
         query_seconds: time to encode all queries, reasoning included; for BM25, to search them.
         reasoning: for modes with words, one record per query: qid, text, num_tokens, forced; `read` are the ids of the
-            documents that were read before.
+            documents that were read before, `from` the query to which given reasoning belongs.
     """
 
     run: dict[str, dict[str, float]]
@@ -155,7 +157,13 @@ class EndpointSystem:
 
 
 class SearchR3System:
-    """A SearchR3 model (or any object with its methods) in one mode."""
+    """A SearchR3 model (or any object with its methods) in one mode.
+
+    Attributes:
+        given: in `GIVEN_MODES`, the reasoning of the data set (`with_reasoning`); else None.
+    """
+
+    given: GivenReasoning | None = None
 
     def __init__(
         self,
@@ -183,7 +191,20 @@ class SearchR3System:
         identity = {**self.document_identity, "contract_hash": self.model.contract_hash, "mode": self.mode}
         if self.mode in READING_MODES:
             identity |= mode_identity(self.model, self.mode)
+        if self.given is not None:
+            identity |= self.given.identity(self.mode)
         return identity | ({"max_reasoning_tokens": self.max_reasoning_tokens} if self.mode in WITH_WORDS else {})
+
+    @property
+    def needs_reasoning(self) -> bool:
+        """Whether its mode embeds queries with a data set's reasoning, which it does not have yet."""
+        return self.mode in GIVEN_MODES and self.given is None
+
+    def with_reasoning(self, given: GivenReasoning) -> SearchR3System:
+        """The system for a data set with this reasoning; it shares the model."""
+        bound = copy.copy(self)
+        bound.given = given
+        return bound
 
     @property
     def is_control(self) -> bool:
@@ -215,7 +236,7 @@ class SearchR3System:
     ) -> Answers:
         rows_ND, seconds = self.document_rows(documents, cache)
         started = time.perf_counter()
-        texts, reasoned, read = list(queries.values()), None, None
+        texts, reasoned, read, reasoning = list(queries.values()), None, None, None
         settings: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress}
         if self.mode in READING_MODES:
             found = embed_queries(
@@ -223,6 +244,12 @@ class SearchR3System:
                 max_reasoning_tokens=self.max_reasoning_tokens, **settings,
             )  # fmt: skip
             rows_QD, reasoned, read = found.rows_QD, found.reasoned, found.hits_QK
+        elif self.mode in GIVEN_MODES:
+            if self.given is None:
+                raise ValueError(f"mode {self.mode} before with_reasoning: it embeds a data set's reasoning")
+            reasoning = self.given.traces(self.mode, list(queries), self.model.count_tokens)
+            words = [record["text"] for record in reasoning]
+            rows_QD = self.model.encode_query(texts, reasoning_text=words, **settings)
         elif self.mode == "on":
             reasoned = self.model.reason(texts, max_reasoning_tokens=self.max_reasoning_tokens, **settings)
             rows_QD = np.stack([r.embedding for r in reasoned])
@@ -231,7 +258,8 @@ class SearchR3System:
             rows_QD = self.model.encode_query(texts, reasoning=latent, **settings)
         query_seconds = time.perf_counter() - started
         scores, indices = exact_search(rows_QD, rows_ND, k)
-        reasoning = None if reasoned is None else _records(list(queries), reasoned, list(documents), read)
+        if reasoned is not None:
+            reasoning = _records(list(queries), reasoned, list(documents), read)
         return Answers(as_run(list(queries), list(documents), scores, indices), seconds, query_seconds, reasoning)
 
 
@@ -266,7 +294,8 @@ def open_systems(
         spec: "bm25"; "all-minilm-l6-v2"; "st:NAME_OR_PATH" for any sentence-transformers model; "endpoint:MODEL@URL"
             for one behind an OpenAI-compatible endpoint; a YAML file that describes either (see `ExternalModelConfig`);
             else a SearchR3 model: a bundled name, a folder or a hub id. "LABEL=SPEC" names it in the results.
-        modes: any of `ALL_MODES`, for a SearchR3 model; other systems have no modes.
+        modes: any of `ALL_MODES`, for a SearchR3 model; other systems have no modes. The systems of `GIVEN_MODES` need
+            the reasoning of a data set (`SearchR3System.with_reasoning`).
         max_length: tokens kept of each document by a SearchR3 model (512 by default).
         approval: who approves the cost of an endpoint; without it, nothing above the limit is sent.
 

@@ -122,7 +122,7 @@ def _spec(text: str) -> str:
         ("studies: {controls: [emtpy]}", 'studies.controls: unknown mode "emtpy"; did you mean "empty"?'),
         ("studies: {samples: 1}", "samples is 1; expected at least 2"),
         ("studies: {dev_queries: -1}", "dev_queries is -1; expected 0 or more"),
-        ("modes: [maybe]", "modes must be one of off, on, latent, read, read+on, read-2, read.shuffled,"),
+        ("modes: [maybe]", "modes must be one of off, on, latent, given, given.shuffled, read, read+on,"),
         ("dtype: bfloat61", "did you mean bfloat16?"),
         ("datasets: []", "datasets is empty"),
         ("systems: [bm25, bm25]", "systems names bm25 twice"),
