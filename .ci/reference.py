@@ -52,7 +52,8 @@ GROUPS = {
     "search": ("demo", "index", "search", "delete", "compact", "serve", "mcp"),
     "measure": ("evaluate", "study", "rollouts", "report", "tables"),
     "make training data": (
-        "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data fresh"
+        "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data read",
+        "data fresh"
     ),
     "train": ("train sft", "train grpo", "train average", "plot", "card"),
     "share": ("models", "export", "push", "pull"),

@@ -57,13 +57,16 @@ class Panel:
 
 
 PANELS = (
-    Panel("dev", "dev nDCG@10 (dashed: reasoning on)", dev={"off": "off", "on": "on", "latent": "latent"}),
+    Panel("dev", "dev nDCG@10 (dashed: reasoning on)",
+          dev={"off": "off", "on": "on", "latent": "latent", "read": "read"}),
     Panel("loss", "loss and its terms", {"loss": "loss", "infonce": "InfoNCE", "triplet": "triplet",
           "sft": "cross-entropy", "kl": "KL to the base", "distillation": "KL to the teacher",
           "self_teaching": "KL of changed queries", "view_distillation": "KL to the query with reasoning",
           "in_batch_lm": "in-batch LM"}, log=True),
-    Panel("infonce", "InfoNCE", {"infonce_query": "direct", "infonce_reasoning": "reasoning"}, log=True),
-    Panel("accuracy", "in-batch accuracy", {"accuracy_query": "direct", "accuracy_reasoning": "reasoning"}),
+    Panel("infonce", "InfoNCE", {"infonce_query": "direct", "infonce_reasoning": "reasoning",
+                                 "infonce_reading": "reading"}, log=True),
+    Panel("accuracy", "in-batch accuracy", {"accuracy_query": "direct", "accuracy_reasoning": "reasoning",
+                                               "accuracy_reading": "reading"}),
     Panel("grad-norm", "gradient norm", {"grad_norm": ""}, log=True),
     Panel("lr", "learning rate", {"lr": ""}, exact=True),
     Panel("uniformity", "dev uniformity (lower: more even)", dev={"uniformity": ""}),

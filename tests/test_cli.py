@@ -20,7 +20,16 @@ from search_r3.cli.options import Reasoning
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "train sft", "data build", "data reason", "data mine"]
-COMMANDS += ["train grpo", "train average", "study", "data embed-teacher", "data select", "data synthesize", "rollouts"]
+COMMANDS += [
+    "train grpo",
+    "train average",
+    "study",
+    "data embed-teacher",
+    "data select",
+    "data read",
+    "data synthesize",
+    "rollouts",
+]
 COMMANDS += ["plot", "card", "index", "search", "evaluate", "tables", "models", "serve", "report", "data fresh"]
 COMMANDS += ["export", "push", "pull", "mcp", "delete", "compact"]
 DOCUMENTS = [

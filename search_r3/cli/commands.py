@@ -16,6 +16,7 @@ import typer
 from search_r3 import __version__
 from search_r3.cli.data import data_app
 from search_r3.cli.data_fresh import data_fresh
+from search_r3.cli.data_read import data_read
 from search_r3.cli.data_teacher import data_embed_teacher, data_select
 from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, mcp, pull, push
@@ -265,7 +266,8 @@ def models(
 
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
-for name, data_command in (("fresh", data_fresh), ("embed-teacher", data_embed_teacher), ("select", data_select)):
+for name, data_command in (("read", data_read), ("fresh", data_fresh), ("embed-teacher", data_embed_teacher),
+                           ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
 COMMANDS = (plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact, search,
             evaluate, tables, card, models)  # fmt: skip

@@ -1,6 +1,8 @@
-"""Training pairs: a query, the document that answers it, and optionally more of them, hard negatives and reasoning.
+"""Training pairs: a query, the document that answers it, and optionally more of them, hard negatives, reasoning, and
+what a search found.
 
-On disk, one JSON object per line. `build_pairs` creates such files, `mine` adds negatives, `train sft` reads them.
+On disk, one JSON object per line. `build_pairs` creates such files, `mine` adds negatives, `add_first_hits` passages,
+and `train sft` reads them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from search_r3.data.io.jsonl import id_field, read_jsonl, string_field, write_js
 from search_r3.errors import InputError
 from search_r3.hints import refuse_unknown
 
-FIELDS = ("id", "query", "positive", "negatives", "reasoning", "source", "positives", "grade")
+FIELDS = ("id", "query", "positive", "negatives", "reasoning", "source", "positives", "grade", "passages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class TrainingPair:
 
     `positive` and `negatives` are documents' full texts; `reasoning` is the trace before the embed token, if any;
     `source` names the pair's origin ("docstrings:torch", "titles:scifact"). `positives` are further relevant documents
-    with their grades, and `grade` is that of `positive`; grades are above 0, larger means more relevant.
+    with their grades, and `grade` is that of `positive`; grades are above 0, larger means more relevant. `passages` are
+    the full texts of the documents that a search with the query found, best first, whether they answer it or not.
     """
 
     id: str
@@ -35,6 +38,7 @@ class TrainingPair:
     source: str = ""
     positives: tuple[tuple[str, float], ...] = ()
     grade: float = 1.0
+    passages: tuple[str, ...] = ()
 
     @property
     def relevant(self) -> dict[str, float]:
@@ -48,9 +52,10 @@ class TrainingPair:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> TrainingPair:
         """The pair that `as_row` described."""
-        identity, query, positive, negatives, reasoning, source, positives, grade = row
+        identity, query, positive, negatives, reasoning, source, positives, grade, *more = row
         further = tuple((text, float(value)) for text, value in positives)
-        return cls(identity, query, positive, tuple(negatives), reasoning, source, further, grade)
+        passages = tuple(more[0]) if more else ()  # rows of earlier versions have none
+        return cls(identity, query, positive, tuple(negatives), reasoning, source, further, grade, passages)
 
 
 def read_pairs(path: str | Path) -> list[TrainingPair]:
@@ -91,6 +96,7 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
                 string_field(value, "source", path, number, default=""),
                 positives,
                 _grade(value.get("grade", 1), where),
+                tuple(shared.setdefault(text, text) for text in _texts(value.get("passages"), "passages", where)),
             )
         )
     if not pairs:
@@ -142,13 +148,18 @@ def _grade(value: Any, where: str) -> float:
     return float(value)
 
 
-def _negatives(value: Any, positives: Sequence[str], where: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
-        raise InputError(f'{where}: the field "negatives" must be a list of texts, none empty, got {str(value)[:80]}')
+def _negatives(given: Any, positives: Sequence[str], where: str) -> tuple[str, ...]:
+    value = _texts(given, "negatives", where)
     if positives[0] in value:
         raise InputError(f'{where}: the field "negatives" contains the positive itself; remove it')
     if further := set(positives) & set(value):
         raise InputError(f'{where}: the field "negatives" contains {min(further)[:60]!r}, a positive; remove it')
+    return value
+
+
+def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise InputError(f'{where}: the field "{name}" must be a list of texts, none empty, got {str(value)[:80]}')
     return tuple(value)

@@ -13,6 +13,7 @@ import torch
 from search_r3 import metrics
 from search_r3.data.beir import BeirDataset
 from search_r3.data.dev_pools import dev_pool
+from search_r3.ranking import top_k
 from search_r3.training.losses import alignment, uniformity
 
 
@@ -26,13 +27,13 @@ def dev_metrics(
 ) -> dict[str, float]:
     """`pool_metrics` of every pool as "POOL.NAME", and the mean nDCG@10 over the pools as "ndcg@10.MODE".
 
-    The modes are "off", "on" and, if the checkpoint has it, "latent". Without pools, {}.
+    The modes are "off", "on" and, if the checkpoint has them, "latent" and "read". Without pools, {}.
     """
     values: dict[str, float] = {}
     for pool in pools:
         of_pool = pool_metrics(encoder, pool, max_document_tokens, max_reasoning_tokens)
         values |= {f"{pool.name}.{name}": value for name, value in of_pool.items()}
-    modes = ("off", "on", *(["latent"] if encoder.latent_steps else []))
+    modes = ("off", "on", *(["latent"] if encoder.latent_steps else []), *(["read"] if encoder.reading else []))
     for mode in modes if pools else ():
         values[f"ndcg@10.{mode}"] = float(np.mean([values[f"{pool.name}.{mode}"] for pool in pools]))
     return values
@@ -49,11 +50,11 @@ def pool_metrics(
         max_reasoning_tokens: the most reasoning tokens per query.
 
     Returns:
-        nDCG@10 without ("off") and with ("on") reasoning, and in latent mode ("latent") if the checkpoint has it;
-        "emission", the fraction of reasoning traces in which the model itself sampled the embed token; "tokens" and
-        "median_tokens", their mean and median length; "distinct", the number of different traces divided by the number
-        of queries; "uniformity" of the documents and "alignment" of direct queries with their documents (Wang and Isola
-        2020).
+        nDCG@10 without ("off") and with ("on") reasoning, and in latent mode ("latent") and with the first hits of the
+        direct search ("read") if the checkpoint has these modes; "emission", the fraction of reasoning traces in which
+        the model itself sampled the embed token; "tokens" and "median_tokens", their mean and median length;
+        "distinct", the number of different traces divided by the number of queries; "uniformity" of the documents and
+        "alignment" of direct queries with their documents (Wang and Isola 2020).
     """
     queries, relevance_QN = list(pool.queries.values()), _relevance(pool)
     direct_QD, documents_ND = _embed(encoder, pool, max_document_tokens)
@@ -62,11 +63,17 @@ def pool_metrics(
     )
     reasoning_QD = np.stack([r.embedding for r in reasoned])
     query, document = np.nonzero(relevance_QN)
-    latent = {}
+    more = {}
     if encoder.latent_steps:
         latent_QD = encoder.encode_query(queries, reasoning="latent", show_progress_bar=False)
-        latent["latent"] = float(metrics.ndcg(latent_QD @ documents_ND.T, relevance_QN, 10).mean())
-    return latent | {
+        more["latent"] = float(metrics.ndcg(latent_QD @ documents_ND.T, relevance_QN, 10).mean())
+    if encoder.reading is not None:
+        texts = [document.full_text for document in pool.corpus.values()]
+        hits_QK = top_k(direct_QD @ documents_ND.T, encoder.reading.passages)[1]
+        passages = [[texts[n] for n in row] for row in hits_QK]
+        read_QD = encoder.encode_query(queries, passages=passages, reasoning=False, show_progress_bar=False)
+        more["read"] = float(metrics.ndcg(read_QD @ documents_ND.T, relevance_QN, 10).mean())
+    return more | {
         "off": float(metrics.ndcg(direct_QD @ documents_ND.T, relevance_QN, 10).mean()),
         "on": float(metrics.ndcg(reasoning_QD @ documents_ND.T, relevance_QN, 10).mean()),
         "emission": float(np.mean([not r.forced for r in reasoned])),

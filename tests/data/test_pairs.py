@@ -17,6 +17,7 @@ def test_what_is_written_reads_back_the_same(tmp_path):
         TrainingPair("a", "what?", "that"),
         TrainingPair("b", "où?", "là", ("ici", "ailleurs"), "think of places", "hand"),
         TrainingPair("c", "who?", "she", ("nobody",), positives=(("he", 1.0), ("they", 0.5)), grade=2.0),
+        TrainingPair("d", "when?", "then", passages=("now", "then")),
     ]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     assert read_pairs(tmp_path / "pairs.jsonl") == pairs
@@ -73,3 +74,9 @@ def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n", encoding="utf-8")
     with pytest.raises(InputError, match="holds no training pair"):
         read_pairs(tmp_path / "pairs.jsonl")
+
+
+def test_rows_kept_by_an_earlier_version_have_no_passages():
+    pair = TrainingPair("a", "q", "p", passages=("x",))
+    assert TrainingPair.from_row(pair.as_row()) == pair
+    assert TrainingPair.from_row(pair.as_row()[:8]) == TrainingPair("a", "q", "p")

@@ -26,7 +26,7 @@ from search_r3.files import expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint
 from search_r3.model.resolve import find_adapter
-from search_r3.prompts import latent_conversation, render
+from search_r3.prompts import latent_conversation, reading_conversation, render
 from search_r3.training.config import LoraSettings, load_config
 from search_r3.training.grpo.dataset import Query, RLDataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
@@ -209,6 +209,15 @@ def conversations(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: 
         rows, length = math.ceil(config.latent_ratio * pairs), config.max_query_tokens + len(latent.suffix)
         passes = config.latent_steps + 1  # each runs the rows again; none of them is freed before the backward pass
         parts["latent"] = Part(rows * passes, length + config.latent_steps, len(latent.prefix))
+    if config.reading_ratio:
+        talk = reading_conversation(config.reading_passages, config.reading_passage_tokens)
+        reading, marker = render(talk, tokenizer, give_answer=True), len(tokenizer.encode(talk.marker_of(1)))
+        rows = math.ceil(config.reading_ratio * pairs)
+        read = config.reading_passages * (config.reading_passage_tokens + marker)
+        length = config.max_query_tokens + read + len(reading.suffix)
+        parts["reading"] = Part(rows, length, len(reading.prefix), logits * rows * given)
+        if with_reasoning and config.reading_reasoning_ratio:
+            parts["reasoning"] = replace(parts["reasoning"], tokens=parts["reasoning"].tokens + read)
     if config.weights.in_batch_lm:
         writing = render(CONVERSATION, tokenizer, give_answer=False)
         rows = math.ceil(config.in_batch_lm_queries * config.in_batch_lm_documents / gpus)
@@ -350,6 +359,7 @@ def shrunk_recipe(config: Any, folder: Path, whole: bool) -> Any:
 def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
     with_reasoning = math.ceil(config.reasoning_ratio * config.global_batch_size)
     further = config.positives_per_pair - 1
+    read = config.reading_passages if config.reading_ratio else 0
     pairs = [
         TrainingPair(
             f"p{i}",
@@ -359,6 +369,7 @@ def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
             _text(20_000 + i, config.max_reasoning_tokens) if i < with_reasoning else None,
             "made-up",
             tuple((_text(80_000 + 7 * i + n, config.max_document_tokens), 1.0) for n in range(further)),
+            passages=tuple(_text(160_000 + 11 * i + n, config.reading_passage_tokens) for n in range(read)),
         )
         for i in range(config.global_batch_size)
     ]

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from search_r3.model.tokenization import Text
 from search_r3.training.distributed import collectives
 
 
@@ -35,12 +36,13 @@ class SelfReasoning:
         """Ids of pairs whose reasoning was cut off at `max_tokens`."""
 
     def refresh(
-        self, step: int, wanted: Callable[[int], Sequence[tuple[str, str]]], encoder: Callable[[], Any]
+        self, step: int, wanted: Callable[[int], Sequence[tuple[str, Text]]], encoder: Callable[[], Any]
     ) -> None:
         """Generate the reasoning for the block of steps that contains `step`, unless it exists. A collective.
 
         Args:
-            wanted: maps a step to the (pair id, query) pairs that need reasoning.
+            wanted: maps a step to the (name, query) of each reasoning that it needs; the name is the pair's id, with a
+                mark if passages follow the query.
             encoder: returns a SearchR3 with the current weights.
         """
         block = (step - self.start) // self.every

@@ -8,7 +8,11 @@ from typing import Literal
 from search_r3.config import at_least, require
 from search_r3.data.query_variants import CASE_VARIANTS, check_shares
 from search_r3.errors import InputError
+from search_r3.model.reading import MAX_PASSAGES
 from search_r3.training.config import LoopConfig, LoraSettings
+
+READING_SHARES = ("reading_dropped", "reading_shuffled", "reading_without_positive")
+"""The keys for changes of what is read, which exclude each other."""
 
 
 @dataclass
@@ -119,6 +123,24 @@ class SFTConfig:
     latent_ratio: float = 0.5
     """Fraction of a batch's pairs that are also trained in latent mode. They include those with reasoning, up to
     `reasoning_ratio`, so that `weights.view_distillation` can teach them."""
+    reading_ratio: float = 0.0
+    """Fraction of a batch's pairs that are also trained in the reading conversation, where a query is followed by its
+    first hits, if it has any (`search-r3 data read` adds them). The conversation is recorded in the adapter's contract.
+    0: the adapter has no such mode."""
+    reading_passages: int = 4
+    """Passages that are read with a query, in training and by default in a search; at most 10."""
+    reading_passage_tokens: int = 48
+    """Tokens that are read of each passage."""
+    reading_reasoning_ratio: float = 0.5
+    """Fraction of the pairs with reasoning whose reasoning follows passages, if they have any and `reading_ratio` is
+    above 0."""
+    reading_dropped: float = 0.1
+    """Fraction of the rows with passages that read fewer: the first ones, perhaps none."""
+    reading_shuffled: float = 0.1
+    """Fraction of them that read another query's passages."""
+    reading_without_positive: float = 0.2
+    """Fraction of them from whose passages those that answer the query are left out, so that the embedding looks past a
+    bad first search."""
     temperature: float = 0.03
     """Temperature of InfoNCE (tau)."""
     symmetric: bool = True
@@ -195,8 +217,10 @@ class SFTConfig:
             self, positives_per_pair=1, mini_batch_size=1, length_bucket=1, topic_batches=1,
             self_reasoning_start_step=0, self_reasoning_refresh_steps=1, self_reasoning_temperature=0,
             cross_batch_memory_size=0, latent_steps=0, in_batch_lm_queries=1, in_batch_lm_documents=2,
+            reading_passages=1, reading_passage_tokens=1,
         )  # fmt: skip
-        for name in ("reasoning_ratio", "self_reasoning_ratio", "latent_ratio"):
+        for name in ("reasoning_ratio", "self_reasoning_ratio", "latent_ratio", "reading_ratio",
+                     "reading_reasoning_ratio", *READING_SHARES):  # fmt: skip
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for name in ("temperature", "teacher_temperature", "view_temperature"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
@@ -210,6 +234,9 @@ class SFTConfig:
         require(self.attention in ("auto", "eager", "sdpa"), "attention", self.attention, "auto, eager or sdpa")
 
     def _check_views(self) -> None:
+        require(self.reading_passages <= MAX_PASSAGES, "reading_passages", self.reading_passages, "at most 10")
+        shares = sum(getattr(self, name) for name in READING_SHARES)
+        require(shares <= 1, " + ".join(READING_SHARES), shares, "at most 1", ": each is a fraction of the same rows")
         if self.latent_steps and not self.latent_ratio:
             raise InputError("latent_steps is set, but latent_ratio is 0: no pair would be trained in latent mode")
         if not self.weights.view_distillation:

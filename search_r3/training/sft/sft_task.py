@@ -2,12 +2,12 @@
 
 L = w_sft L_SFT + w_kl L_KL + w_infonce L_InfoNCE + w_triplet L_triplet, over two conversations of the same query: the
 direct one, and one with reasoning before the embed token, for the pairs that have reasoning. A recipe may add a third,
-in latent steps.
+in latent steps, and a fourth, with the passages that a search found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,15 @@ from search_r3.files import sha256_of
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3, encode_as_text
-from search_r3.model.tokenization import fold_texts
-from search_r3.prompts import PromptTemplate, render, with_latent_steps
+from search_r3.model.tokenization import Text, fold_texts
+from search_r3.prompts import (
+    PromptTemplate,
+    reading_conversation,
+    render,
+    templates_of,
+    with_latent_steps,
+    with_reading,
+)
 from search_r3.training.config import load_config
 from search_r3.training.dev_evaluation import dev_metrics, load_dev_pools
 from search_r3.training.distributed import collectives
@@ -46,6 +53,7 @@ from search_r3.training.sft.contrastive import (
 from search_r3.training.sft.fixed_documents import FixedDocuments, fixed_documents
 from search_r3.training.sft.in_batch_lm import CONVERSATION, InBatchLM, QueryDocumentPairs
 from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
+from search_r3.training.sft.reading_rows import ReadingRows, plan_reading, trace_name
 from search_r3.training.sft.self_reasoning import SelfReasoning
 from search_r3.training.sft.sft_config import SFTConfig
 from search_r3.training.sft.view_distillation import taught_queries, view_distillation
@@ -68,6 +76,7 @@ class Batch:
         self_generated: for each of `with_reasoning`, whether the model generated the reasoning.
         changed_of: for self-teaching, indices of the pairs whose query is also embedded as a rewritten variant.
         with_latent: indices of the pairs that are also trained in latent mode.
+        with_passages: indices of the pairs that are also trained in the reading conversation, part "reading".
         query_documents: which queries are predicted from which documents, in the part "in_batch_lm"; None: no such
             part.
 
@@ -81,6 +90,7 @@ class Batch:
     self_generated: list[bool]
     changed_of: list[int] = field(default_factory=list)
     with_latent: list[int] = field(default_factory=list)
+    with_passages: list[int] = field(default_factory=list)
     query_documents: QueryDocumentPairs | None = None
 
 
@@ -104,6 +114,10 @@ class SFTTask:
         self.config = config
         contract = checkpoint.contract
         prompts = with_latent_steps(contract.prompts, config.latent_steps)
+        reads = config.reading_passages if config.reading_ratio else 0
+        prompts = with_reading(prompts, reads, config.reading_passage_tokens)
+        if reads and not any(pair.passages for pair in pairs):
+            raise InputError("reading_ratio is set, but no pair has passages; search-r3 data read adds them to a file")
         checkpoint = self.checkpoint = replace(checkpoint, contract=replace(contract, prompts=prompts))
         self.tokenizer = checkpoint.tokenizer
         dimension = checkpoint.contract.dimension
@@ -123,12 +137,12 @@ class SFTTask:
             activation_checkpointing=config.activation_checkpointing,
         )
         self.module: nn.Module = self.policy
-        self.document = render(prompts.document, self.tokenizer, give_answer=True)
-        self.query = render(prompts.query, self.tokenizer, give_answer=True)
-        self.reasoning = render(prompts.reasoning, self.tokenizer, give_answer=False)
-        self.latent: PromptTemplate | None = None
-        if prompts.latent is not None:
-            self.latent = render(prompts.latent, self.tokenizer, give_answer=True, embed_token=False)
+        templates = templates_of(prompts, self.tokenizer)
+        self.document, self.query, self.reasoning = (templates[name] for name in ("document", "query", "reasoning"))
+        self.latent: PromptTemplate | None = templates.get("latent")
+        self.reading = templates.get("reading", self.query)
+        conversation = prompts.reading or reading_conversation()
+        self.reading_rows = ReadingRows(conversation, self.tokenizer, config.max_query_tokens, contract.fold_capitals)
         self.in_batch_lm: InBatchLM | None = None
         if config.weights.in_batch_lm:
             template = render(CONVERSATION, self.tokenizer, give_answer=False)
@@ -177,6 +191,7 @@ class SFTTask:
         if config.self_reasoning_ratio:
             self.self_reasoning.refresh(step, self._self_reasoning_queries, self._encoder)
         pairs, with_reasoning, self_generated = self._plan(step)
+        reading = plan_reading(config, step, pairs, with_reasoning, self.answers)
         documents: list[str] = []
         if self.fixed is None:
             documents = batch_documents(
@@ -189,12 +204,17 @@ class SFTTask:
             parts = {"document": self._rows(self.document, mine, config.max_document_tokens, 0)} | parts
         if with_reasoning:
             shown = [replace(pair, query=text) for pair, text in zip(pairs, texts.queries, strict=True)]
-            parts["reasoning"] = self._reasoning_rows(shown, with_reasoning, self_generated)
+            parts["reasoning"] = self._reasoning_rows(shown, with_reasoning, self_generated, reading.before_reasoning)
         with_latent = self._latent_pairs(step, len(pairs))
         if with_latent:
             mine = _mine([texts.queries[i] for i in with_latent])
             parts["latent"] = self._rows(self.latent, mine, config.max_query_tokens, 0)
             parts["latent"].latent_steps = config.latent_steps
+        with_passages = list(reading.direct)
+        if with_passages:
+            queries = _mine([texts.queries[i] for i in with_passages])
+            passages = [reading.direct[with_passages[i]] for i in collectives.strided_indices(len(with_passages))]
+            parts["reading"] = self.reading_rows.rows(self.reading, queries, passages, self.query_answer)
         if texts.changed_of:
             parts["changed"] = self._rows(self.query, _mine(texts.changed), config.max_query_tokens, 0)
         if not (config.weights.sft or config.weights.kl):  # no logits: they take 200 kB per token
@@ -205,7 +225,15 @@ class SFTTask:
             query_documents = self.in_batch_lm.choose(step, len(pairs), len(documents))
             parts["in_batch_lm"] = self.in_batch_lm.rows(query_documents, [pair.query for pair in pairs], documents)
         return Batch(
-            parts, pairs, documents, with_reasoning, self_generated, texts.changed_of, with_latent, query_documents
+            parts,
+            pairs,
+            documents,
+            with_reasoning,
+            self_generated,
+            texts.changed_of,
+            with_latent,
+            with_passages,
+            query_documents,
         )
 
     def training_step(
@@ -225,7 +253,7 @@ class SFTTask:
         the conversations with words instead, because turns with reasoning would have little weight in a mean over rows.
         """
         weights = self.config.weights
-        spoken = [part for part in ("query", "reasoning") if part in batch.parts]
+        spoken = [part for part in ("query", "reasoning", "reading") if part in batch.parts]
         conversations = [*spoken, *(["latent"] if "latent" in batch.parts else [])]
         encoded: dict[str, Encoded] = module(
             batch.parts,
@@ -238,6 +266,7 @@ class SFTTask:
             "reasoning": batch.with_reasoning,
             "changed": batch.changed_of,
             "latent": batch.with_latent,
+            "reading": batch.with_passages,
         }
         names = [name for name in ("document", *conversations, "changed") if name in batch.parts]
         gathered = collectives.all_gather_rows(
@@ -256,6 +285,12 @@ class SFTTask:
         }
         if self.config.latent_steps:
             metrics |= {"rows_latent": float(len(batch.with_latent)), "infonce_latent": 0.0, "accuracy_latent": 0.0}
+        if self.config.reading_ratio:
+            metrics |= {
+                "rows_reading": float(len(batch.with_passages)),
+                "infonce_reading": 0.0,
+                "accuracy_reading": 0.0,
+            }
         for part in conversations:
             target_B = self._targets(batch, rows_of[part])
             queries = [batch.pairs[i].query for i in rows_of[part]]
@@ -314,26 +349,34 @@ class SFTTask:
         draw_B = np.random.default_rng([config.loop.seed, step, 0]).random(pairs)
         return [i for i in range(pairs) if draw_B[i] < config.latent_ratio]
 
-    def _self_reasoning_queries(self, step: int) -> list[tuple[str, str]]:
+    def _self_reasoning_queries(self, step: int) -> list[tuple[str, Text]]:
         pairs, with_reasoning, self_generated = self._plan(step)
-        chosen = (i for i, generated in zip(with_reasoning, self_generated, strict=True) if generated)
-        return [(pairs[i].id, pairs[i].query) for i in chosen]
+        read = plan_reading(self.config, step, pairs, with_reasoning, self.answers).before_reasoning
+        chosen = [i for i, generated in zip(with_reasoning, self_generated, strict=True) if generated]
+        return self.reading_rows.to_reason_about(pairs, chosen, read)
 
     def _rows(self, template: Any, texts: list[str], limit: int, answers: int) -> Rows:
         rows = [[*ids, *template.suffix] for ids in self._ids(self._folded(texts), limit)]
         return Rows(template.prefix, rows, [answers] * len(rows))
 
-    def _reasoning_rows(self, pairs: Sequence[TrainingPair], chosen: Sequence[int], generated: Sequence[bool]) -> Rows:
-        """This process's rows of the conversation with reasoning."""
+    def _reasoning_rows(
+        self,
+        pairs: Sequence[TrainingPair],
+        chosen: Sequence[int],
+        generated: Sequence[bool],
+        read: Mapping[int, Sequence[str]],
+    ) -> Rows:
+        """This process's rows of the conversation with reasoning; `read` has the passages of the pairs that read."""
         rows, answers = [], []
-        mine = [(pairs[chosen[i]], generated[i]) for i in collectives.strided_indices(len(chosen))]
-        texts = [self.self_reasoning.texts[pair.id] if is_own else pair.reasoning or "" for pair, is_own in mine]
+        places = collectives.strided_indices(len(chosen))
+        mine = [(pairs[chosen[i]], trace_name(pairs[chosen[i]], chosen[i] in read), generated[i]) for i in places]
+        texts = [self.self_reasoning.texts[name] if is_own else pair.reasoning or "" for pair, name, is_own in mine]
         traces = self._ids(texts, self.config.max_reasoning_tokens)
-        queries = self._ids(self._folded([pair.query for pair, _ in mine]), self.config.max_query_tokens)
+        turns = self.reading_rows.turns([pair.query for pair, *_ in mine], [read.get(chosen[i], ()) for i in places])
         embed = self.checkpoint.contract.embed_token_id
-        for (pair, is_own), query, trace in zip(mine, queries, traces, strict=True):
-            rows.append([*query, *self.reasoning.suffix, *trace, embed])
-            answers.append(int(pair.id in self.self_reasoning.cut) if is_own else len(trace) + 1)
+        for (_, name, is_own), turn, trace in zip(mine, turns, traces, strict=True):
+            rows.append([*turn, *self.reasoning.suffix, *trace, embed])
+            answers.append(int(name in self.self_reasoning.cut) if is_own else len(trace) + 1)
         return Rows(self.reasoning.prefix, rows, answers)
 
     def _all_candidates(self, batch: Batch, embedding: dict[str, Tensor]) -> Candidates:

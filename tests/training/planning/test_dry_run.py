@@ -82,6 +82,11 @@ def test_the_formula_of_stage_1_is_near_what_a_step_takes(write, activation_chec
     assert trial["formula"] / WITHIN < trial["measured"] < trial["formula"] * WITHIN
 
 
+def test_the_formula_counts_what_is_read(write):
+    trial = dry_run("sft", write("sft", reading_ratio=1.0, mini_batch_size=2, reasoning_ratio=1.0))["trial_step"]
+    assert trial["formula"] / WITHIN < trial["measured"] < trial["formula"] * WITHIN
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_formula_of_stage_2_is_near_what_a_step_takes(write, tiny_model, precision, capsys):
     recipe = write("grpo", loop={"steps": 10, "mixed_precision": precision})
