@@ -17,8 +17,10 @@ from search_r3.cli.options import (
     Device,
     Dtype,
     DtypeOption,
+    HopsOption,
     Json,
     Model,
+    ReadOption,
     Reasoning,
     ReasoningOption,
     load,
@@ -147,6 +149,8 @@ def mcp(
     model: Model = None,
     reasoning: ReasoningOption = Reasoning.on,
     budget: Budget = 32,
+    read: ReadOption = 0,
+    hops: HopsOption = 1,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
 ) -> None:
@@ -173,4 +177,4 @@ def mcp(
             f"search-r3 mcp {shlex.quote(shown)}"
         )
     searcher = LazyIndexSearcher(index, model, device=device, dtype=dtype.value)
-    serve_stdio(searcher, reasoning=reasoning.chosen(None), max_reasoning_tokens=budget)
+    serve_stdio(searcher, reasoning=reasoning.chosen(None), max_reasoning_tokens=budget, read=read, hops=hops)

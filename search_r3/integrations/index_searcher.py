@@ -84,12 +84,12 @@ class IndexSearcher:
         info = self.index.info
         return self._name or model_of_index(info.model_name, info.model_source, self.path)
 
-    def load(self, reasoning: bool | Literal["auto", "latent"] = True) -> Any:
+    def load(self, reasoning: bool | Literal["auto", "latent"] = True, read: int = 0) -> Any:
         """The index's model, loaded on first use.
 
         Raises:
-            InputError: the model is not found, is not the index's, or has no rule for `reasoning` "auto"
-                or no latent mode for "latent".
+            InputError: the model is not found, is not the index's, has no rule for `reasoning` "auto" or no latent mode
+                for "latent", or was not trained to read and `read` is above 0.
         """
         with self._loading:
             if self._model is None:
@@ -106,6 +106,10 @@ class IndexSearcher:
                 from search_r3.model.latent_steps import check_latent
 
                 check_latent(self._model)
+            if read:
+                from search_r3.model.reading import check_reading
+
+                check_reading(self._model)
             return self._model
 
     def search(
@@ -117,6 +121,8 @@ class IndexSearcher:
         reasoning: bool | Literal["auto", "latent"] = True,
         max_reasoning_tokens: int = 32,
         reasoning_text: str | None = None,
+        read: int = 0,
+        hops: int = 1,
         where: str | None = None,
         vector_weight: float = VECTOR_WEIGHT,
     ) -> SearchResult:
@@ -126,7 +132,7 @@ class IndexSearcher:
             InputError: the query is empty, an option is invalid, or the model is not the index's or has no rule for
                 "auto" or no latent mode for "latent".
         """
-        model = None if mode == "text" else self.load(reasoning)
+        model = None if mode == "text" else self.load(reasoning, read)
         with nullcontext() if model is None else self._loading:  # one query at a time goes through the model
             return self.index.search(
                 query,
@@ -136,6 +142,8 @@ class IndexSearcher:
                 reasoning=reasoning,
                 max_reasoning_tokens=max_reasoning_tokens,
                 reasoning_text=reasoning_text,
+                read=read,
+                hops=hops,
                 where=where,
                 vector_weight=vector_weight,
             )

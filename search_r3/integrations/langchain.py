@@ -82,6 +82,10 @@ class SearchR3Retriever(BaseRetriever):
     """Whether the model reasons about the query first; "auto" does so if its rule expects that to help."""
     max_reasoning_tokens: int = 32
     """Maximum number of reasoning tokens."""
+    read: int = 0
+    """Embed the query again with the first so many hits of a direct search, if the model was trained to read."""
+    hops: int = 1
+    """With `read`: 2 reads, searches, and reads again before the last search."""
     where: str | None = None
     """An SQL condition on the metadata, see `search-r3 search --help`."""
     device: str | None = None
@@ -119,6 +123,7 @@ class SearchR3Retriever(BaseRetriever):
         where: str | None = None,
         reasoning: bool | Literal["auto", "latent"] | None = None,
         reasoning_text: str | None = None,
+        read: int | None = None,
     ) -> list[Document]:
         if reasoning is None:
             reasoning = self.reasoning if reasoning_text is None else True
@@ -130,6 +135,8 @@ class SearchR3Retriever(BaseRetriever):
             reasoning=reasoning,
             max_reasoning_tokens=self.max_reasoning_tokens,
             reasoning_text=reasoning_text,
+            read=self.read if read is None else read,
+            hops=self.hops,
             where=self.where if where is None else where,
         )
         return [Document(page_content=hit.text, id=hit.id, metadata=_metadata(hit)) for hit in result.hits]

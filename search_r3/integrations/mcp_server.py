@@ -44,6 +44,9 @@ class SearchResults(BaseModel):
 
     query: str
     reasoning: str | None = Field(description="The reasoning that the search model read: yours, else its own.")
+    read: list[str] = Field(
+        description="The ids of the passages of a first search that the search model read; usually none."
+    )
     passages: list[Passage]
 
 
@@ -55,6 +58,7 @@ class IndexServer(MCPServer):
         searcher: the index.
         reasoning, max_reasoning_tokens: how queries are embedded, unless the agent gives its own reasoning. With
             "auto", the first search that needs the model fails if the model has no rule.
+        read, hops: see `SearchIndex.search`.
         load: load the model after the tools are first listed; otherwise the first search that needs it does.
     """
 
@@ -64,10 +68,13 @@ class IndexServer(MCPServer):
         *,
         reasoning: bool | Literal["auto", "latent"] = True,
         max_reasoning_tokens: int = 32,
+        read: int = 0,
+        hops: int = 1,
         load: bool = False,
     ) -> None:
         super().__init__("search-r3", instructions=f"Search the index {searcher.name}.", version=__version__)
         self._searcher, self._reasoning, self._budget, self._load = searcher, reasoning, max_reasoning_tokens, load
+        self._read, self._hops = read, hops
         self._ready = False
         self._adding = threading.Lock()
 
@@ -76,7 +83,7 @@ class IndexServer(MCPServer):
         tools = await super().list_tools()
         if self._load:
             self._load = False
-            known = self._searcher, self._reasoning
+            known = self._searcher, self._reasoning, self._read
             threading.Thread(target=_load, args=known, name="load model", daemon=True).start()
         return tools
 
@@ -128,12 +135,15 @@ class IndexServer(MCPServer):
                     reasoning=self._reasoning if reasoning_text is None else True,
                     max_reasoning_tokens=self._budget,
                     reasoning_text=reasoning_text,
+                    read=self._read,
+                    hops=self._hops,
                 )
             except InputError as error:  # the agent can fix it; all other errors are internal and hidden from it
                 raise ToolError(str(error)) from error
             return SearchResults(
                 query=result.query,
                 reasoning=result.reasoning.text if result.reasoning else None,
+                read=[passage.id for passage in result.read],
                 passages=[_passage(rank, hit) for rank, hit in enumerate(result.hits, start=1)],
             )
 
@@ -148,28 +158,41 @@ class IndexServer(MCPServer):
 
 
 def build_server(
-    searcher: IndexSearcher, *, reasoning: bool | Literal["auto", "latent"] = True, max_reasoning_tokens: int = 32
+    searcher: IndexSearcher,
+    *,
+    reasoning: bool | Literal["auto", "latent"] = True,
+    max_reasoning_tokens: int = 32,
+    read: int = 0,
+    hops: int = 1,
 ) -> MCPServer:
     """An `IndexServer`; `server.run()` serves standard input and output.
 
     Args:
         searcher: the index.
         reasoning, max_reasoning_tokens: how queries are embedded, unless the agent gives its own reasoning.
+        read, hops: see `SearchIndex.search`.
     """
-    return IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens)
+    return IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, read=read, hops=hops)
 
 
 def serve_stdio(
-    searcher: IndexSearcher, *, reasoning: bool | Literal["auto", "latent"] = True, max_reasoning_tokens: int = 32
+    searcher: IndexSearcher,
+    *,
+    reasoning: bool | Literal["auto", "latent"] = True,
+    max_reasoning_tokens: int = 32,
+    read: int = 0,
+    hops: int = 1,
 ) -> None:
     """Serve until the client disconnects. The model is loaded in the background, so that connecting is fast."""
-    server = IndexServer(searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, load=True)
+    server = IndexServer(
+        searcher, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, read=read, hops=hops, load=True
+    )
     server.run("stdio")
 
 
-def _load(searcher: IndexSearcher, reasoning: bool | Literal["auto", "latent"]) -> None:
+def _load(searcher: IndexSearcher, reasoning: bool | Literal["auto", "latent"], read: int) -> None:
     try:
-        searcher.load(reasoning)
+        searcher.load(reasoning, read)
     except InputError as error:  # the first search raises it again, where the agent can read it
         print(f"error: {error}", file=sys.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # no test tells anybody anyt
 os.environ["LANGSMITH_TRACING"] = "false"
 
 from search_r3 import SearchR3
+from search_r3.prompts import reading_conversation
 
 DOCUMENTS = [
     {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},
@@ -38,3 +40,10 @@ def tiny_index(tiny: SearchR3, tmp_path_factory: pytest.TempPathFactory) -> Path
     source.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS), encoding="utf-8")
     build_index(folder / "tiny-index", open_source(source), tiny, progress=False)
     return folder / "tiny-index"
+
+
+@pytest.fixture(scope="session")
+def reader(tiny: SearchR3) -> SearchR3:
+    """The tiny model with a reading mode; its documents are those of `tiny_index`."""
+    prompts = replace(tiny.contract.prompts, reading=reading_conversation(2, 6))
+    return SearchR3(replace(tiny.checkpoint, contract=replace(tiny.contract, prompts=prompts)))

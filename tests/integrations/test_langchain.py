@@ -103,6 +103,16 @@ def test_the_retriever_finds_what_the_index_finds_and_says_where_it_stands(tiny_
     assert [d.metadata["document"] for d in retriever.invoke("nine Wien train", where="lang = 'de'")] == ["zug"]
 
 
+def test_the_retriever_reads_the_first_hits(tiny_index: Path, reader: SearchR3):
+    retriever = SearchR3Retriever(index=str(tiny_index), model=reader, reasoning=False, read=2, hops=2)
+    index = SearchIndex.open(tiny_index)
+    expected = index.search("train to Vienna", reader, k=5, reasoning=False, read=2, hops=2)
+    found = retriever.invoke("train to Vienna")
+    assert [document.metadata["score"] for document in found] == [hit.score for hit in expected.hits]
+    with pytest.raises(InputError, match="hops is 2, but nothing is read"):
+        retriever.invoke("train to Vienna", read=0)
+
+
 def test_the_retriever_embeds_a_query_behind_an_agents_own_reasoning(tiny_index: Path, tiny: SearchR3):
     retriever = SearchR3Retriever(index=str(tiny_index), model=tiny, reasoning=False)
     found = retriever.invoke("train to Vienna", reasoning_text="railway")

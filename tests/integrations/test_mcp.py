@@ -99,6 +99,28 @@ def test_an_agents_own_reasoning_takes_the_place_of_the_models(tiny_index: Path,
     assert asyncio.run(ask()) == ("iterate over open()", [hit.score for hit in expected.hits])
 
 
+def test_the_server_reads_as_it_was_started_to_and_says_what(tiny_index: Path, reader: SearchR3, tiny: SearchR3):
+    from search_r3.integrations.mcp_server import build_server
+
+    searcher = IndexSearcher(tiny_index, reader)
+    server = build_server(searcher, reasoning=False, read=2, hops=2)
+
+    async def ask() -> tuple[list[str], list[str]]:
+        from mcp import Client
+
+        async with Client(server) as client:
+            found = (await client.call_tool("search", {"query": "a file, line by line"})).structured_content
+            assert (await client.call_tool("search", {"query": "a file", "mode": "text"})).structured_content[
+                "read"
+            ] == []
+            return found["read"], [passage["id"] for passage in found["passages"]]
+
+    expected = searcher.search("a file, line by line", reasoning=False, read=2, hops=2)
+    assert asyncio.run(ask()) == ([passage.id for passage in expected.read], [hit.id for hit in expected.hits])
+    with pytest.raises(InputError, match="has no reading mode"):
+        IndexSearcher(tiny_index, tiny).load(False, read=2)
+
+
 def test_a_terminal_and_a_missing_index_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     assert main(["mcp", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
