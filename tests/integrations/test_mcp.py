@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from processes import run
 
-from search_r3 import SearchR3
+from search_r3 import InputError, SearchR3
 from search_r3.cli import main
 from search_r3.integrations.index_searcher import IndexSearcher, LazyIndexSearcher
 
