@@ -110,9 +110,8 @@ def test_the_server_reads_as_it_was_started_to_and_says_what(tiny_index: Path, r
 
         async with Client(server) as client:
             found = (await client.call_tool("search", {"query": "a file, line by line"})).structured_content
-            assert (await client.call_tool("search", {"query": "a file", "mode": "text"})).structured_content[
-                "read"
-            ] == []
+            by_words = await client.call_tool("search", {"query": "a file", "mode": "text"})
+            assert by_words.structured_content["read"] == []
             return found["read"], [passage["id"] for passage in found["passages"]]
 
     expected = searcher.search("a file, line by line", reasoning=False, read=2, hops=2)
