@@ -18,8 +18,8 @@ class EnvironmentConfig:
     """How rollouts are rewarded, and how the corpus is kept up to date."""
 
     reward: str = "dcg_scaled"
-    """"dcg_scaled" (the paper's DCG), "dcg" (which is nDCG@k), "margin_rank", or a reward added by an installed
-    package; short for `rewards` with one entry."""
+    """"dcg_scaled" (the paper's DCG), "dcg" (which is nDCG@k), "margin_rank", "log_rank", or a reward added by an
+    installed package; short for `rewards` with one entry."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Several rewards, or one with parameters, instead of `reward`: {name, weight (1 by default), parameters}."""
     k: int = 10

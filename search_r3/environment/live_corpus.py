@@ -43,6 +43,7 @@ class Corpus(Protocol):
     def dimension(self) -> int: ...
     def search(self, q_QD: Any, k: int) -> tuple[Tensor, Tensor]: ...
     def scores(self, q_QD: Any, rows: Any) -> Tensor: ...
+    def count_at_least(self, q_QD: Any, cosines_QM: Any, left_out_QX: Any) -> Tensor: ...
     def vectors(self, rows: Any) -> Tensor: ...
     def update(self, rows: Any, vectors: Any, step: int) -> None: ...
     def ages(self, step: int) -> Tensor: ...
@@ -170,6 +171,36 @@ class LiveCorpus:
             for start, stop in self._blocks(len(rows_R), queries=len(q_QD))
         ]
         return torch.cat(parts, dim=1) if parts else q_QD.new_zeros(len(q_QD), 0)
+
+    @torch.no_grad()
+    def count_at_least(self, q_QD: Any, cosines_QM: Any, left_out_QX: Any) -> Tensor:
+        """For each query, how many rows have at least each of these cosines, (Q, M) int64.
+
+        Args:
+            q_QD: unit rows.
+            cosines_QM: M thresholds for each query; infinity counts nothing.
+            left_out_QX: row numbers that are not counted for a query, int64; -1 is padding.
+
+        Raises:
+            ValueError: as `search`, or the numbers of queries differ.
+        """
+        self._check_written()
+        q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
+        cosines_QM = torch.as_tensor(cosines_QM).to(self.device, torch.float32)
+        left_out_QX = torch.as_tensor(left_out_QX).to(self.device)
+        if not len(q_QD) == len(cosines_QM) == len(left_out_QX):
+            raise ValueError(f"{len(q_QD)} queries, {len(cosines_QM)} rows of cosines, {len(left_out_QX)} of left out")
+        counts = torch.zeros(cosines_QM.shape, dtype=torch.int64, device=self.device)
+        for first in range(0, len(q_QD), QUERY_BLOCK):
+            part = slice(first, first + QUERY_BLOCK)
+            for start, stop in self._blocks(len(self), queries=len(q_QD[part])):
+                scores_QC = q_QD[part] @ self._matrix_ND[start:stop].to(torch.float32).T
+                query, column = ((left_out_QX[part] >= start) & (left_out_QX[part] < stop)).nonzero(as_tuple=True)
+                scores_QC[query, left_out_QX[part][query, column] - start] = -torch.inf
+                for threshold in range(cosines_QM.shape[1]):
+                    least_Q1 = cosines_QM[part, threshold : threshold + 1]
+                    counts[part, threshold] += (scores_QC >= least_Q1).sum(dim=1)
+        return counts
 
     def vectors(self, rows: Any) -> Tensor:
         """A copy of the given rows, (R, D) float32 on the device of the corpus, without gradient."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -141,7 +141,11 @@ class RetrievalEnvironment:
             probe_query_P = torch.cat([probe_query_P, torch.arange(len(grades_B))])
         columns_N, cosines_PN = self._cosines(probes_PD, grades_B)
         grades_PN = _grade_matrix(columns_N, grades_B)[probe_query_P].to(cosines_PN.device)
-        unshaped_P = self.reward(traces.ranked(probe_query_P, cosines_PN, grades_PN, self.config.k))
+        ranks_PN = self._ranks(probes_PD, columns_N, cosines_PN, grades_PN) if self.reward.needs_ranks else None
+        ranked = traces.ranked(probe_query_P, cosines_PN, grades_PN, self.config.k)
+        if ranks_PN is not None:
+            ranked = replace(ranked, ranks_RN=ranks_PN, documents=len(self.corpus))
+        unshaped_P = self.reward(ranked)
 
         rollouts, k = len(embeddings_RD), self.config.k
         cosines_RK, positions_RK = top_k(cosines_PN[:rollouts], k)
@@ -278,6 +282,18 @@ class RetrievalEnvironment:
         judged = check_rows([row for grades in grades_B for row in grades], len(self.corpus))
         columns_N = torch.cat([top_PK.flatten().cpu(), judged]).unique()
         return columns_N, self.corpus.scores(probes, columns_N)
+
+    def _ranks(self, probes_PD: Tensor, columns_N: Tensor, cosines_PN: Tensor, grades_PN: Tensor) -> Tensor:
+        """`RankedRollouts.ranks_RN` of the probes."""
+        positive_PN = grades_PN > 0
+        most = int(positive_PN.sum(dim=1).max()) if len(positive_PN) else 0
+        first_PM = positive_PN.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # columns of the positives
+        given_PM = positive_PN.gather(1, first_PM)
+        cosines_PM = cosines_PN.gather(1, first_PM).masked_fill(~given_PM, torch.inf)
+        rows_PM = columns_N.to(first_PM.device)[first_PM].masked_fill(~given_PM, -1)
+        above_PM = self.corpus.count_at_least(probes_PD, cosines_PM, rows_PM).to(first_PM.device)
+        ranks_PM = torch.where(given_PM, above_PM + 1, 0)
+        return torch.zeros_like(positive_PN, dtype=torch.int64).scatter_(1, first_PM, ranks_PM)
 
     def _shaped(self, unshaped_P: Tensor, query_R: Tensor, traces: _Traces) -> Tensor:
         config, rollouts = self.config, len(query_R)

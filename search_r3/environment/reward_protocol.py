@@ -27,6 +27,10 @@ class RankedRollouts:
             in some rollout's top k, in corpus order.
         grades_RN: float32 grades of the documents for each rollout's query; 0 where not judged.
         k: the rank cutoff (`k` in the recipe's section `environment`).
+        ranks_RN: int64; for each relevant document, 1 + the number of documents of the whole corpus that are not
+            relevant and at least as similar; 0 for all others. None unless a reward has the attribute `needs_ranks`
+            (True), or if the columns are all documents there are.
+        documents: the size of that corpus; None with `ranks_RN`.
     """
 
     queries: Sequence[str]
@@ -36,6 +40,8 @@ class RankedRollouts:
     cosines_RN: Tensor
     grades_RN: Tensor
     k: int
+    ranks_RN: Tensor | None = None
+    documents: int | None = None
 
     @classmethod
     def without_text(

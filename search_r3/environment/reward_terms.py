@@ -49,6 +49,11 @@ class WeightedRewards:
             terms.append((entry["name"], float(weight), REGISTRY.create(entry["name"], parameters)))
         return cls(terms)
 
+    @property
+    def needs_ranks(self) -> bool:
+        """Whether a reward reads `RankedRollouts.ranks_RN`."""
+        return any(getattr(reward, "needs_ranks", False) for _, _, reward in self.terms)
+
     def __call__(self, rollouts: RankedRollouts, /) -> Tensor:
         """The weighted sum, (R,) float32 on the device of the cosines.
 

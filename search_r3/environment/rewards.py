@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -99,6 +99,46 @@ def margin_rank(cos_RN: Any, rel_RN: Any, k: int = 10, delta: float = 0.0) -> Te
         margin_R = torch.where(both_R, positive_R.double() - negative_R.double() - delta, 0.0)
         total_R = total_R + margin_R.clamp(0.0, 1.0)
     return total_R.to(torch.float32)
+
+
+def log_rank(cos_RN: Any, rel_RN: Any, ranks_RN: Any = None, documents: int | None = None) -> Tensor:
+    """How far down the ranking the positives are, on a logarithmic scale, mean over all of them.
+
+        mean over positives of   1 - log(rank) / log(documents)
+
+    rank is 1 + the number of documents *without* a positive grade whose cosine is at least the positive's: positives
+    do not push each other down, and ties are never an advantage. It has no cutoff, so a positive that climbs from rank
+    1,000 to 100 is paid as much as one from 10 to 1, and it counts every piece of evidence, not only the best one.
+
+    Args:
+        ranks_RN: these ranks in a corpus of which the columns are a part; only the values of positives are read. None
+            ranks the columns.
+        documents: size of that corpus; by default, the number of columns.
+
+    Returns:
+        (R,) float32 in [0, 1]; 0 if the row has no positive.
+
+    Raises:
+        ValueError: as `dcg_scaled`, or a rank is outside [1, documents].
+
+    Source: LREM (arXiv 2510.14321), 1 - log(rank) / log(N) of one positive within a batch; several positives, and
+    ranks without the other positives, are our choice.
+    """
+    cos_RN, rel_RN = _checked(cos_RN, rel_RN)
+    positive_RN = rel_RN > 0
+    documents = cos_RN.shape[1] if documents is None else documents
+    if ranks_RN is None:
+        negative_RN = cos_RN.masked_fill(positive_RN, -math.inf).sort(dim=1).values
+        below_RN = torch.searchsorted(negative_RN, cos_RN.contiguous(), right=False)  # of the row's N, with positives
+        ranks_RN = 1 + cos_RN.shape[1] - below_RN
+    ranks_RN = torch.as_tensor(ranks_RN, device=cos_RN.device).to(torch.float64)
+    of_positives = ranks_RN[positive_RN]
+    if of_positives.numel() and not (of_positives.min() >= 1 and of_positives.max() <= documents):
+        raise ValueError(f"a positive's rank must be from 1 to {documents}, the number of documents")
+    ranks_RN = torch.where(positive_RN, ranks_RN, 1.0)
+    share_RN = 1 - torch.log(ranks_RN) / math.log(max(documents, 2))
+    total_R = (share_RN * positive_RN).sum(dim=1)
+    return (total_R / positive_RN.sum(dim=1).clamp(min=1)).to(torch.float32)
 
 
 def missing_token_penalty(rewards_R: Any, emitted_R: Any, penalty: float = MISSING_TOKEN_REWARD) -> Tensor:
@@ -195,10 +235,21 @@ class MarginRank:
         return margin_rank(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k, self.delta)
 
 
+@dataclass(frozen=True)
+class LogRank:
+    """`log_rank` as a reward for recipes."""
+
+    needs_ranks: ClassVar[bool] = True
+
+    def __call__(self, rollouts: RankedRollouts, /) -> Tensor:
+        return log_rank(rollouts.cosines_RN, rollouts.grades_RN, rollouts.ranks_RN, rollouts.documents)
+
+
 REWARDS: dict[str, Callable[..., Any]] = {
     "dcg_scaled": lambda rollouts: dcg_scaled(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k),
     "dcg": lambda rollouts: ndcg(rollouts.cosines_RN, rollouts.grades_RN, rollouts.k),
     "margin_rank": MarginRank,
+    "log_rank": LogRank,
 }
 """Built-in rewards by name: a function, or a class whose fields are the reward's parameters. "dcg" is nDCG@k."""
 

@@ -105,6 +105,24 @@ class ShardedCorpus:
         return parts[dist.get_rank(self.group)]
 
     @torch.no_grad()
+    def count_at_least(self, q_QD: Any, cosines_QM: Any, left_out_QX: Any) -> Tensor:
+        """Count rows of the whole corpus for this process's queries; see `LiveCorpus.count_at_least`."""
+        q_QD = check_unit("queries", q_QD, self.dimension).to(self.device, torch.float32)
+        cosines_QM = torch.as_tensor(cosines_QM).to(self.device, torch.float32)
+        left_out_QX = torch.as_tensor(left_out_QX).to(self.device)
+        width = cosines_QM.shape[1]
+        queries, mine = self._gather(q_QD)
+        asked, _ = self._gather(self._widened(cosines_QM, torch.inf))
+        left_out, _ = self._gather(self._widened(left_out_QX, -1))
+        local_rows = torch.cat(left_out)
+        here = (local_rows >= self.start) & (local_rows < self.stop)
+        counts = self.local.count_at_least(
+            torch.cat(queries), torch.cat(asked), torch.where(here, local_rows - self.start, -1)
+        )
+        dist.all_reduce(counts, group=self.group)
+        return counts[mine][:, :width]
+
+    @torch.no_grad()
     def vectors(self, rows: Any) -> Tensor:
         """The given rows, (R, D) float32, wherever they are stored."""
         parts, mine = self._gather(check_rows(rows, len(self)).to(self.device))
@@ -192,6 +210,11 @@ class ShardedCorpus:
         parts = [part[:size] for part, size in zip(self._gather_equal(padded), counts, strict=True)]
         before = sum(counts[: dist.get_rank(self.group)])
         return parts, slice(before, before + len(mine))
+
+    def _widened(self, mine: Tensor, fill: float) -> Tensor:
+        """A matrix padded on the right to the width of the widest process's."""
+        widest = max(int(width) for width in self._gather_equal(torch.tensor([mine.shape[1]], device=self.device)))
+        return torch.nn.functional.pad(mine, (0, widest - mine.shape[1]), value=fill)
 
     def _gather_equal(self, tensor: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(tensor) for _ in range(self.processes)]

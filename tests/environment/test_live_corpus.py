@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_r3.environment import live_corpus
 from search_r3.environment.live_corpus import LiveCorpus
 from search_r3.environment.topk import top_k
 from search_r3.errors import InputError
@@ -215,3 +216,22 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
         with pytest.raises(InputError, match=words):
             corpus.load_state_dict(state)
     assert torch.equal(corpus.vectors(range_of(corpus)), CORNERS)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2**22])
+def test_rows_at_least_as_near_are_counted_without_those_left_out(chunk, monkeypatch):
+    monkeypatch.setattr(live_corpus, "QUERY_BLOCK", 3)
+    vectors = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), dim=1)
+    queries = torch.nn.functional.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(2)), dim=1)
+    corpus = LiveCorpus.from_vectors(vectors, chunk_cells=chunk)
+    cosines = queries @ vectors.T
+    thresholds = torch.stack([torch.full((5,), 0.1), torch.full((5,), -1.1), torch.full((5,), torch.inf)], 1)
+    left_out = torch.tensor([[0, 39], [5, -1], [-1, -1], [7, 8], [39, 0]])
+    kept = torch.ones(5, 40, dtype=torch.bool)
+    for query, rows in enumerate(left_out.tolist()):
+        kept[query, [row for row in rows if row >= 0]] = False
+    expected = torch.stack([((cosines >= t[:, None]) & kept).sum(1) for t in thresholds.T], 1)
+    assert torch.equal(corpus.count_at_least(queries, thresholds, left_out), expected)
+    assert expected[:, 1].tolist() == [38, 39, 40, 38, 38]
+    with pytest.raises(ValueError, match="5 queries, 4 rows of cosines"):
+        corpus.count_at_least(queries, thresholds[:4], left_out)

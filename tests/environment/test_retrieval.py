@@ -83,6 +83,18 @@ def test_rewards_are_those_of_the_whole_corpus_on_fresh_vectors(name, k):
     assert scores.direct_B is None
 
 
+@pytest.mark.parametrize("k", [1, 10])
+def test_log_rank_sees_ranks_in_the_whole_corpus_whatever_the_cutoff(k):
+    env = environment(reward="log_rank", k=k, refresh=EVERYTHING)
+    direct = torch.nn.functional.normalize(START[[3, 30, 12]] + unit(3, 3), dim=1)
+    scores = env.score(ROLLOUTS, QUERY_R, GRADES, Encoder(2), 2, emitted_R=EMITTED, direct_BD=direct)
+    grades = grade_matrix()
+    expected = rewards.log_rank(ROLLOUTS @ weights(2).T, grades[QUERY_R])
+    assert torch.allclose(scores.rewards_R, expected, atol=1e-5)
+    assert torch.allclose(scores.direct_B, rewards.log_rank(direct @ weights(2).T, grades), atol=1e-5)
+    assert ((expected > 0.05) & (expected < 0.6)).any(), "some positives rank below the cutoff"
+
+
 def test_only_the_chosen_rows_are_encoded_and_they_are_used():
     env = environment(candidates=3, refresh={"budget": 12})
     encoder = Encoder(4)

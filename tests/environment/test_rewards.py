@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from search_r3 import metrics
 from search_r3.environment import rewards
 from search_r3.environment.reward_terms import REGISTRY
-from search_r3.environment.rewards import dcg_scaled, margin_rank, ndcg
+from search_r3.environment.rewards import dcg_scaled, log_rank, margin_rank, ndcg
 from search_r3.errors import InputError
 
 # Few distinct cosines, so that most rankings hold ties; two of them differ in float64 only, one is minus zero.
@@ -245,3 +245,28 @@ def test_rewards_are_found_by_name():
         REGISTRY.create("margin_rnk", {})
     with pytest.raises(InputError, match="choose one of: dcg_scaled, dcg, margin_rank"):
         REGISTRY.create("zzz", {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=judged())
+def test_log_rank_is_the_mean_over_positives_of_their_rank_among_negatives(case):
+    cos, rel = case
+    expected = []
+    for scores, grades in zip(cos.float().tolist(), rel.tolist(), strict=True):
+        negatives = [score for score, grade in zip(scores, grades, strict=True) if grade <= 0]
+        ranks = [
+            1 + sum(n >= score for n in negatives) for score, grade in zip(scores, grades, strict=True) if grade > 0
+        ]
+        shares = [1 - math.log(rank) / math.log(max(len(scores), 2)) for rank in ranks]
+        expected.append(sum(shares) / len(shares) if shares else 0.0)
+    found = log_rank(cos, rel)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_log_rank_takes_ranks_in_a_larger_corpus():
+    cos, rel = torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[0, 1, 2]])
+    assert log_rank(cos, rel, torch.tensor([[0, 10, 100]]), 1000).item() == pytest.approx((2 / 3 + 1 / 3) / 2)
+    for ranks, documents in (([0, 0, 5], 10), ([0, 2, 11], 10)):
+        with pytest.raises(ValueError, match="rank must be from 1 to 10"):
+            log_rank(cos, rel, torch.tensor([ranks]), documents)

@@ -86,6 +86,10 @@ def work(rank: int, folder: str) -> None:
     rows = [12, 0, 5] if rank == 0 else [6]
     assert torch.equal(corpus.vectors(rows), whole.vectors(rows))
     assert torch.equal(corpus.scores(queries, rows), whole.scores(queries, rows))
+    least, without = torch.full((len(queries), 1 + rank), 0.1), torch.full((len(queries), 2), -1)
+    without[:, 0] = 12
+    counted = corpus.count_at_least(queries, least, without)
+    assert torch.equal(counted, whole.count_at_least(queries, least, without))
 
     changed = [2, 11] if rank == 0 else [7]
     corpus.update(changed, CORNERS[[14, 13] if rank == 0 else [1]], step=4)
