@@ -55,7 +55,7 @@ GROUPS = {
         "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data read",
         "data fresh"
     ),
-    "train": ("train sft", "train grpo", "train average", "plot", "card"),
+    "train": ("train sft", "train grpo", "train average", "adapt", "plot", "card"),
     "share": ("models", "export", "push", "pull"),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from search_r3 import __version__
+from search_r3.cli.adapt import adapt
 from search_r3.cli.data import data_app
 from search_r3.cli.data_fresh import data_fresh
 from search_r3.cli.data_read import data_read
@@ -269,7 +270,7 @@ app.add_typer(data_app, name="data")
 for name, data_command in (("read", data_read), ("fresh", data_fresh), ("embed-teacher", data_embed_teacher),
                            ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
-COMMANDS = (plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact, search,
+COMMANDS = (adapt, plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact, search,
             evaluate, tables, card, models)  # fmt: skip
 for command in COMMANDS:
     app.command(cls=ReasoningCommand if command in (mcp, search) else None)(command)

@@ -113,6 +113,20 @@ def load_beir(
     return BeirDataset(name or dataset_name(folder), corpus, queries, qrels)
 
 
+def load_judgments(folder: str | Path, split: str) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """The queries judged in a split of a BEIR folder, and their judgments, without its corpus.
+
+    Raises:
+        InputError: see `load_beir`; the documents are not checked.
+    """
+    folder = Path(folder)
+    if split not in (splits := available_splits(folder)):
+        raise InputError(f'{folder} has no split "{split}"; splits there: {", ".join(splits) or "none"}')
+    queries = _read_queries(folder / "queries.jsonl", None)
+    qrels = _read_qrels(folder / "qrels" / f"{split}.tsv", queries, None, None)
+    return {query_id: text for query_id, text in queries.items() if query_id in qrels}, qrels
+
+
 def available_splits(folder: str | Path) -> list[str]:
     """The names of the splits that a BEIR folder has judgments for, sorted."""
     return sorted(path.stem for path in (Path(folder) / "qrels").glob("*.tsv"))

@@ -200,6 +200,11 @@ class SearchIndex:
         with storage_errors(self.path):
             return self.following(lambda index: index.backend.vectors(ids))
 
+    def matrix(self) -> tuple[list[str], np.ndarray]:
+        """Every chunk's document and vector, in any order: ids, and float32 (chunks, dimension)."""
+        with storage_errors(self.path):
+            return self.following(lambda index: index.backend.matrix())
+
     def check_model(self, model: Encoder) -> None:
         """Refuse a model whose embeddings are not in the same space as the index's.
 

@@ -141,6 +141,11 @@ class OptionalFeatures:
         """All rows, in any order."""
         raise NotImplementedError
 
+    def matrix(self) -> tuple[list[str], np.ndarray]:
+        """The document and the vector of every row, in any order: ids, and float32 (rows, dimension)."""
+        rows = list(self.rows())
+        return [row["document"] for row in rows], self.vectors([row["id"] for row in rows])  # type: ignore[attr-defined]
+
     # -------------------------------------------------------------------------------- searching by words and by filters
 
     def check_filter(self, where: str) -> str:

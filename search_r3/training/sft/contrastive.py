@@ -128,7 +128,8 @@ def contrastive_terms(
     Args:
         query_BD: the queries' embeddings in one conversation, unit rows.
         target_B: for each query, the index of its document among the candidates.
-        mask_BM: false negatives, see `Candidates.false_negatives`.
+        mask_BM: false negatives, see `Candidates.false_negatives`. For a `ranking_loss` other than "infonce" the grades
+            say which documents are relevant; of the others, those masked are no negatives.
         teacher_query_BD: the teacher's embeddings of the same queries, for "distillation" and `guide_margin`.
         grade_BM: every candidate's grade for every query, see `Candidates.grades`; needed by each `ranking_loss` but
             "infonce", which then takes the place of InfoNCE under its name.
@@ -160,7 +161,7 @@ def contrastive_terms(
         loss = RANKING_LOSSES[settings.ranking_loss]
         graded_BM = grade_BM.to(device)
         # A document that is neither positive nor negative is moved to where no negative counts.
-        cos_BM = cosines(query_BD, document_MD).masked_fill(doubtful_BM & (graded_BM <= 0), -1)
+        cos_BM = cosines(query_BD, document_MD).masked_fill(not_negative_BM & (graded_BM <= 0), -1)
         forward = loss(cos_BM, graded_BM, settings.temperature)
         if not settings.symmetric:
             return forward

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from search_r3.data.beir import load_beir
 from search_r3.data.io.find_dataset import find_dataset
@@ -41,7 +42,7 @@ class FixedDocuments:
 
     Args:
         embedding_ND: unit rows, float32. The first `negatives` of them are compared with every query.
-        key_N: each row's key (see `contrastive.document_key`); rows of one document may share one.
+        key_N: each row's key (see `contrastive.document_key`); the chunks of a document share one.
         documents: name and source of the model that embeds documents, for `checkpoint.save_query_adapter`.
         negatives: all rows by default; further ones are only looked up, for validation.
     """
@@ -52,6 +53,7 @@ class FixedDocuments:
         self.documents = documents
         self._embedding_ND, self._negatives = embedding_ND, len(key_N) if negatives is None else negatives
         self._row_of = {int(key): row for row, key in reversed(list(enumerate(key_N)))}
+        self._chunked = len(self._row_of) < len(key_N)
         self._candidates = Candidates(torch.from_numpy(embedding_ND[: self._negatives]), key_N[: self._negatives])
 
     @property
@@ -64,6 +66,24 @@ class FixedDocuments:
         if self._candidates.embedding_MD.device != device:
             self._candidates.embedding_MD = self._candidates.embedding_MD.to(device)
         return self._candidates
+
+    def nearest_chunks(self, grade_BN: Tensor, query_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of several rows of a relevant document, only the nearest counts, as in a search.
+
+        Returns:
+            The grades, 0 at the other rows of the same document; and (B, N) bool, where those are.
+        """
+        others_BN = torch.zeros(grade_BN.shape, dtype=torch.bool)
+        if not self._chunked:
+            return grade_BN, others_BN
+        candidates = self.candidates(query_BD.device)
+        near_BN = (query_BD.detach().float() @ candidates.embedding_MD.T).cpu().numpy()
+        for line, grade_N in enumerate(grade_BN.numpy()):
+            places = np.flatnonzero(grade_N)
+            order = places[np.argsort(-near_BN[line, places], kind="stable")]
+            first = np.unique(candidates.key_M[order], return_index=True)[1]
+            others_BN[line, torch.from_numpy(np.delete(order, first))] = True
+        return grade_BN.masked_fill(others_BN, 0), others_BN
 
     def rows(self, texts: Sequence[str]) -> list[int]:
         """The row of each document."""

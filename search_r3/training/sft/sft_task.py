@@ -301,6 +301,9 @@ class SFTTask:
             if self.teacher is not None and self.uses_teacher:
                 teacher = torch.from_numpy(self.teacher.queries(queries)).to(candidates.embedding_MD.device)
             query_BD = embedding[part]
+            if self.fixed is not None and grade_BM is not None:
+                grade_BM, others_BM = self.fixed.nearest_chunks(grade_BM, query_BD)
+                mask_BM = mask_BM | others_BM
             contrastive = contrastive_terms(query_BD, target_B, candidates, mask_BM, self.settings, teacher, grade_BM)
             shares = dict.fromkeys(contrastive, len(target_B) / total)
             language = self._language_terms(encoded[part]) if part in spoken else {}

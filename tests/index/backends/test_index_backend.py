@@ -33,7 +33,7 @@ from search_r3.index.index_handle import IndexHandle
 from search_r3.index.index_info import IndexInfo, ModelMismatch
 
 ENTRIES = "[search_r3.index_backends]\njson = MODULE:JsonBackend\n"
-INFO = IndexInfo(2, "fake", "a" * 64, 3, "2026-01-01T00:00:00+00:00")
+INFO = IndexInfo(3, "fake", "a" * 64, 3, "2026-01-01T00:00:00+00:00")
 
 
 @pytest.fixture
@@ -96,6 +96,9 @@ def test_a_corpus_is_built_searched_updated_and_deleted(kind: type[IndexBackend]
     assert index.describe()["documents"] == len(index) == 20
     assert index.search("number7", model, mode="vector", k=3).hits[0].document == "d7"
     assert index.vectors(["d7"]).shape == (1, model.dimension)
+    names, vector_ND = index.matrix()
+    assert sorted(names) == sorted(document.id for document in documents)
+    assert np.array_equal(vector_ND[names.index("d7")], index.vectors(["d7"])[0])
     page = index.list_documents(3, after="d18")
     assert ([d.id for d in page.documents], page.total, page.has_more) == (["d19", "d2", "d3"], 20, True)
     count = len(model.encoded)

@@ -304,6 +304,11 @@ class LanceBackend(IndexBackend):
             return np.empty((0, self.info.dimension), dtype=np.float32)
         return np.stack([vector_of[identifier] for identifier in ids])
 
+    def matrix(self) -> tuple[list[str], np.ndarray]:
+        rows = self.table.search().select(["document", VECTOR]).to_arrow()
+        values = rows[VECTOR].combine_chunks().flatten().to_numpy()
+        return rows["document"].to_pylist(), values.reshape(len(rows), self.info.dimension)
+
     # -------------------------------------------------------------------------------------- for builds and maintenance
 
     def rows_where(self, column: str, values: Iterable[str], columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:

@@ -1,0 +1,170 @@
+"""`adapt`: a query adapter for an index as it stands, from judged queries or clicks."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search_r3.cli.index_maintenance import Index
+from search_r3.cli.options import (
+    DataRoot,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    load,
+    print_json,
+    print_progress,
+    silence_transformers,
+)
+from search_r3.cli.train import Resume
+from search_r3.files import atomic_path, atomic_write_text
+
+if TYPE_CHECKING:
+    from search_r3.data.judged_queries import QuerySplit
+    from search_r3.training.adapt import Adaptation
+
+MODES = {"off": "without reasoning", "on": "with reasoning"}
+
+
+def adapt(
+    index: Index,
+    queries: Annotated[
+        str,
+        typer.Argument(
+            help="Judged queries: a BEIR folder or data set, or JSONL with query and relevant (ids of documents, or "
+            "id and grade), or query and clicked (ids)."
+        ),
+    ],
+    into: Annotated[Path, typer.Option(help="The new query adapter's folder; INTO.run keeps the training run.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="What to begin with, of the index's document space; by default the index's model."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split of a BEIR folder to train on.")] = "train",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Queries (BEIR folder or JSONL) whose near copies are not trained on, such as a test set's."),
+    ] = None,
+    hold_out: Annotated[
+        int, typer.Option(min=2, help="Every N-th query, by its id's CRC-32, is held out to decide what is kept.")
+    ] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 240,
+    batch_size: Annotated[int, typer.Option(min=2, help="Queries per step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's peak learning rate.")] = 2e-4,
+    reasoning_ratio: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Fraction of the queries also trained with the model's own reasoning."),
+    ] = 0.25,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the queries' order.")] = 0,
+    resume: Resume = True,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    data: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Train a query adapter for an index in minutes; the index stays as it is.
+
+    Only queries are trained, against all vectors of the index. Some queries are held out: they decide which step is
+    kept, and nothing is saved if none is better than the model before. Ctrl-C writes a checkpoint, and the same command
+    resumes from it.
+
+    \b
+    Example:  search-r3 adapt notes-index clicks.jsonl --into notes-queries
+    Before:   search-r3 index PATH --into notes-index
+    Next:     search-r3 search notes-index "a query" --model notes-queries
+    """
+    silence_transformers()
+    from search_r3.data.judged_queries import read_judged_queries, read_query_texts, split_queries
+    from search_r3.export.merged_export import check_target
+    from search_r3.index.search_index import SearchIndex
+    from search_r3.model.model_info import model_of_index
+    from search_r3.training.adapt import AdaptSettings, IndexedVectors
+    from search_r3.training.adapt import adapt as train
+
+    started = time.monotonic()
+    check_target(into)
+    opened = SearchIndex.open(index, follow=False)
+    name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
+    vectors = IndexedVectors(*opened.matrix())
+    excluded = [text for other in exclude or () for text in read_query_texts(other, data)]
+    parts = split_queries(read_judged_queries(queries, split, data), vectors.column_of, hold_out, excluded)
+    print_progress(_counts(parts, len(vectors.column_of)))
+    settings = AdaptSettings(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, reasoning_ratio=reasoning_ratio, seed=seed
+    )
+
+    def load_checked(which: str) -> Any:
+        loaded = load(which, device, dtype)
+        opened.check_model(loaded)
+        return loaded
+
+    found = train(name, vectors, parts, into.with_name(f"{into.name}.run"), settings, load_checked, resume)
+    record = {
+        "index": str(index),
+        "model": name,
+        "queries": {"train": len(parts.train), "held_out": len(parts.held_out), "near_copies": parts.near_copies}
+        | {"without_documents": parts.without_documents, "unknown_documents": parts.unknown_documents},
+        "documents": len(vectors.column_of),
+        "before": found.before,
+        "after": found.after,
+        "better": found.better,
+        "worse": found.worse,
+        "settings": asdict(settings),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    _save(found, into, record, parts)
+    if as_json:
+        print_json({"adapter": str(into)} | record)
+        return
+    print("\n".join(_table(found)))
+    print(f"{found.better:,} of {len(parts.held_out):,} held-out queries are better off, {found.worse:,} worse")
+    if found.after["on"]["ndcg@10"] < found.before["on"]["ndcg@10"]:
+        print("with reasoning it is worse than before: search with --no-reasoning")
+    print(f"query adapter: {into}")
+    print(f'to search with it: search-r3 search {shlex.quote(str(index))} "QUERY" --model {shlex.quote(str(into))}')
+
+
+def _save(found: Adaptation, into: Path, record: dict[str, Any], parts: QuerySplit) -> None:
+    """Write the adapter of the best step to `into`, with its report."""
+    import json
+
+    with atomic_path(into) as scratch:
+        shutil.copytree(found.folder, scratch)
+        atomic_write_text(scratch / "adapt.json", json.dumps(record, indent=2) + "\n")
+        lines = [
+            f"# {into.name}",
+            "",
+            f"A query adapter (Search-R3), adapted from `{record['model']}` to an index of {record['documents']:,} "
+            f"documents with {len(parts.train):,} queries. On {len(parts.held_out):,} held-out queries, which also "
+            "chose the step that was kept:",
+            "",
+            *_table(found),
+        ]
+        atomic_write_text(scratch / "README.md", "\n".join(lines) + "\n")
+
+
+def _counts(parts: QuerySplit, documents: int) -> str:
+    said = f"{documents:,} documents; {len(parts.train):,} queries to train on, {len(parts.held_out):,} held out"
+    if parts.near_copies:
+        said += f"; {parts.near_copies:,} left out as near copies of held-out or excluded queries"
+    if parts.without_documents:
+        said += f"; {parts.without_documents:,} left out, as none of their documents is in the index"
+    if parts.unknown_documents:
+        said += f"; {parts.unknown_documents:,} relevant documents are not in the index"
+    return said
+
+
+def _table(found: Adaptation) -> list[str]:
+    """The measures before and after, in Markdown."""
+    lines = ["| | before | after |", "|---|---|---|"]
+    for mode, words in MODES.items():
+        for name, value in found.before[mode].items():
+            lines.append(f"| {name} {words} | {value:.4f} | {found.after[mode][name]:.4f} |")
+    return lines

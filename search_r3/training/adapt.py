@@ -1,0 +1,306 @@
+"""Adapts queries to an index as it stands: a query adapter trained on judged queries against the index's own vectors.
+
+Every vector of the index is compared with every query in each step; of a document's chunks the nearest counts, as in a
+search. Held-out queries decide which step is kept, and whether it is better than the model that it began with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from search_r3 import metrics
+from search_r3.config import at_least, require
+from search_r3.data.judged_queries import JudgedQuery, QuerySplit
+from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
+from search_r3.errors import InputError
+from search_r3.model import checkpoint as checkpoints
+from search_r3.model.checkpoint import Checkpoint
+from search_r3.model.searchr3 import SearchR3
+from search_r3.ranking import graded_ranking
+from search_r3.training.config import LoopConfig
+from search_r3.training.precision import resolve_attention
+from search_r3.training.sft.contrastive import document_key
+from search_r3.training.sft.fixed_documents import FixedDocuments
+from search_r3.training.sft.sft_config import LossWeights, SFTConfig
+from search_r3.training.sft.sft_task import SFTTask
+from search_r3.training.stage import train_stage
+
+BLOCK = 64
+"""Queries whose scores of all documents are held at once."""
+MEASURES = ("ndcg@10", "recall@10", "recall@100")
+WITHOUT_REASONING = "off"
+"""The mode by which adapters are compared."""
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """How long and how fast queries are adapted."""
+
+    steps: int = 240
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Queries per step."""
+    learning_rate: float = 2e-4
+    """AdamW's peak learning rate."""
+    temperature: float = 0.03
+    """Temperature of the softmax over the index."""
+    reasoning_ratio: float = 0.25
+    """Fraction of the queries that are also trained with the reasoning that the model wrote before; 0: none."""
+    max_reasoning_tokens: int = 32
+    """Reasoning is cut at this many tokens."""
+    seed: int = 0
+    """Decides the order of the queries."""
+
+    def __post_init__(self) -> None:
+        at_least(self, steps=1, batch_size=2, max_reasoning_tokens=1, seed=0)
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        require(0 <= self.reasoning_ratio <= 1, "reasoning_ratio", self.reasoning_ratio, "from 0 to 1")
+
+
+class IndexedVectors:
+    """The vectors of an index, sorted by document.
+
+    Args:
+        documents: the document of each row; the chunks of one share it.
+        vector_ND: the rows' vectors, float; normalized here.
+    """
+
+    def __init__(self, documents: Sequence[str], vector_ND: np.ndarray) -> None:
+        if not len(documents):
+            raise InputError("the index is empty; index documents first")
+        order = sorted(range(len(documents)), key=lambda row: documents[row])
+        self.row_documents = [documents[row] for row in order]
+        sorted_ND = np.asarray(vector_ND, dtype=np.float32)[order]
+        norm_N1 = np.linalg.norm(sorted_ND, axis=1, keepdims=True)
+        self.vector_ND = sorted_ND / np.maximum(norm_N1, 1e-12)
+        same = [a != b for a, b in zip(self.row_documents, ["", *self.row_documents[:-1]], strict=True)]
+        self._starts = np.flatnonzero([True, *same[1:]])
+        self.column_of = {self.row_documents[start]: column for column, start in enumerate(self._starts)}
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of ids and vectors."""
+        digest = hashlib.sha256(json.dumps(self.row_documents).encode())
+        digest.update(np.ascontiguousarray(self.vector_ND).data)
+        return digest.hexdigest()
+
+    def scores(self, query_QD: np.ndarray) -> np.ndarray:
+        """The cosine of each query with each document's nearest chunk, float32 (Q, documents)."""
+        return np.maximum.reduceat(query_QD @ self.vector_ND.T, self._starts, axis=1)
+
+    def measure(self, query_QD: np.ndarray, queries: Sequence[JudgedQuery]) -> dict[str, np.ndarray]:
+        """nDCG@10, recall@10 and recall@100 of each query, (Q,) float64 each; of graded relevance as trec_eval."""
+        parts: list[np.ndarray] = []
+        for start in range(0, len(queries), BLOCK):
+            some = queries[start : start + BLOCK]
+            score_QM = self.scores(query_QD[start : start + BLOCK])
+            grade_QM = np.zeros(score_QM.shape)
+            for line, query in enumerate(some):
+                grade_QM[line, [self.column_of[name] for name in query.relevant]] = list(query.relevant.values())
+            hit_QK = np.take_along_axis(grade_QM, graded_ranking(score_QM, grade_QM)[:, :100], axis=1) > 0
+            relevant_Q = (grade_QM > 0).sum(1)
+            recall = [hit_QK[:, :k].sum(1) / relevant_Q for k in (10, 100)]
+            parts.append(np.stack([metrics.ndcg(score_QM, grade_QM, 10), *recall]))
+        return dict(zip(MEASURES, np.concatenate(parts, axis=1), strict=True))
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What adapting gave, on the held-out queries.
+
+    Attributes:
+        folder: the query adapter of the best step, in the run's folder.
+        before, after: mode ("off", "on") -> measure -> its mean.
+        better, worse: queries whose nDCG@10 without reasoning rose and fell.
+    """
+
+    folder: Path
+    before: dict[str, dict[str, float]]
+    after: dict[str, dict[str, float]]
+    better: int
+    worse: int
+
+    @property
+    def gain(self) -> float:
+        """By how much nDCG@10 without reasoning rose."""
+        return self.after[WITHOUT_REASONING]["ndcg@10"] - self.before[WITHOUT_REASONING]["ndcg@10"]
+
+
+class AdaptTask(SFTTask):
+    """Stage 1 with an index's vectors as its documents, validated on held-out queries over the whole index."""
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        checkpoint: Checkpoint,
+        pairs: Sequence[TrainingPair],
+        fixed: FixedDocuments,
+        index: IndexedVectors,
+        held_out: Sequence[JudgedQuery],
+    ) -> None:
+        super().__init__(config, checkpoint, pairs, fixed)
+        self.index, self.held_out = index, held_out
+
+    def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
+        """The means of `IndexedVectors.measure` without reasoning."""
+        query_QD = embed_queries(self._encoder(), self.held_out)
+        values = self.index.measure(query_QD, self.held_out)
+        return {f"{name}.{WITHOUT_REASONING}": float(of_query.mean()) for name, of_query in values.items()}
+
+
+def adapt(
+    model: str,
+    index: IndexedVectors,
+    split: QuerySplit,
+    run: Path,
+    settings: AdaptSettings,
+    load: Callable[[str], SearchR3],
+    resume: bool = True,
+) -> Adaptation:
+    """Train a query adapter for an index.
+
+    Args:
+        model: an adapter of the index's document space, or a query adapter, which is trained further.
+        run: the run's folder; a run that was killed resumes from it.
+        load: loads a model for measuring, `SearchR3.from_pretrained` with options.
+        resume: False starts over.
+
+    Raises:
+        InputError: the model is no adapter, the run was begun with other settings, queries or vectors, or no step was
+            better on the held-out queries than the model is.
+    """
+    begun = load(model)
+    before = measure(begun, index, split.held_out, settings)
+    pairs = _training_pairs(begun, split.train, run, settings, resume)
+    del begun  # its memory is needed
+    checkpoint = checkpoints.load(model, dtype=torch.float32, merge=False)
+    if checkpoint.contract.adapter_weights and not hasattr(checkpoint.model, "peft_config"):
+        raise InputError(f"{model} is a merged model; give the adapter that it was made from")
+    of_documents, checkpoint.documents = checkpoint.documents or checkpoint, None
+    keys = np.array([document_key(name) for name in index.row_documents], dtype=np.int64)
+    fixed = FixedDocuments(index.vector_ND, keys, (of_documents.name, of_documents.source))
+    config = _config(model, run, settings, len(pairs))
+    checkpoint.model.set_attn_implementation(resolve_attention(config.attention))
+    torch.manual_seed(settings.seed)
+    train_stage(
+        AdaptTask(config, checkpoint, pairs, fixed, index, split.held_out),
+        config,
+        resume=resume,
+        best_metric=f"ndcg@10.{WITHOUT_REASONING}",
+        ignored=("output", "pairs", "init_adapter", "loop"),
+        identity={
+            "base_contract": checkpoint.contract.hash,
+            "index_sha256": index.sha256,
+            "queries_sha256": _sha256([*split.train, *split.held_out]),
+        },
+    )
+    del checkpoint
+    adapted = load(str(run / "best"))
+    adapted.write_golden(run / "best")
+    after = measure(adapted, index, split.held_out, settings)
+    rise_Q = after[WITHOUT_REASONING]["ndcg@10"] - before[WITHOUT_REASONING]["ndcg@10"]
+    found = Adaptation(
+        run / "best", _means(before), _means(after), int((rise_Q > 1e-9).sum()), int((rise_Q < -1e-9).sum())
+    )
+    if found.gain <= 0:
+        raise InputError(
+            f"no step was better on the {len(split.held_out)} held-out queries than {model} (nDCG@10 "
+            f"{found.before[WITHOUT_REASONING]['ndcg@10']:.4f}, at best "
+            f"{found.after[WITHOUT_REASONING]['ndcg@10']:.4f}), so nothing is saved; give more queries, or try a lower "
+            "learning rate"
+        )
+    return found
+
+
+def embed_queries(model: Any, queries: Sequence[JudgedQuery]) -> np.ndarray:
+    """The queries' embeddings without reasoning, float32 (Q, D)."""
+    return model.encode_query([query.text for query in queries], reasoning=False, show_progress_bar=False)
+
+
+def measure(
+    model: SearchR3, index: IndexedVectors, queries: Sequence[JudgedQuery], settings: AdaptSettings
+) -> dict[str, dict[str, np.ndarray]]:
+    """`IndexedVectors.measure` without reasoning ("off") and with the model's own ("on")."""
+    reasoned = model.reason(
+        [query.text for query in queries],
+        max_reasoning_tokens=settings.max_reasoning_tokens,
+        batch_size=64,
+        show_progress_bar=False,
+    )
+    return {
+        WITHOUT_REASONING: index.measure(embed_queries(model, queries), queries),
+        "on": index.measure(np.stack([one.embedding for one in reasoned]), queries),
+    }
+
+
+def _training_pairs(
+    model: SearchR3, queries: Sequence[JudgedQuery], run: Path, settings: AdaptSettings, resume: bool
+) -> list[TrainingPair]:
+    """A pair per query, with its documents' ids for texts and the model's reasoning; kept in the run's folder."""
+    file = run / "queries.jsonl"
+    pairs = [_pair(number, query) for number, query in enumerate(queries)]
+    if resume and file.is_file():
+        kept = read_pairs(file)
+        if [(pair.query, pair.relevant) for pair in kept] == [(pair.query, pair.relevant) for pair in pairs]:
+            return kept
+    if settings.reasoning_ratio:
+        traces = model.reason(
+            [query.text for query in queries], max_reasoning_tokens=settings.max_reasoning_tokens, batch_size=64
+        )
+        pairs = [_pair(number, query, traces[number].text) for number, query in enumerate(queries)]
+    write_pairs(file, pairs)
+    return pairs
+
+
+def _pair(number: int, query: JudgedQuery, reasoning: str | None = None) -> TrainingPair:
+    (first, grade), *further = sorted(query.relevant.items(), key=lambda item: (-item[1], item[0]))
+    return TrainingPair(
+        str(number), query.text, first, reasoning=reasoning or None, positives=tuple(further), grade=grade
+    )
+
+
+def _config(model: str, run: Path, settings: AdaptSettings, pairs: int) -> SFTConfig:
+    steps = settings.steps
+    return SFTConfig(
+        pairs=["-"],
+        output=str(run),
+        init_adapter=model,
+        documents="fixed",
+        global_batch_size=min(settings.batch_size, pairs),
+        ranking_loss="multi_positive",
+        symmetric=False,
+        batch_sampler="any",
+        max_query_tokens=128,
+        max_reasoning_tokens=settings.max_reasoning_tokens,
+        reasoning_ratio=settings.reasoning_ratio,
+        temperature=settings.temperature,
+        weights=LossWeights(sft=0.1 if settings.reasoning_ratio else 0.0, kl=0.0),
+        dev=[],
+        loop=LoopConfig(
+            steps=steps,
+            learning_rate=settings.learning_rate,
+            warmup_steps=min(20, steps // 5),
+            checkpoint_every=25,
+            evaluate_every=max(1, steps // 8),
+            seed=settings.seed,
+        ),
+    )
+
+
+def _means(values: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+    return {mode: {name: float(of.mean()) for name, of in by_name.items()} for mode, by_name in values.items()}
+
+
+def _sha256(queries: Sequence[JudgedQuery]) -> str:
+    rows = [[query.text, sorted(query.relevant.items())] for query in queries]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
