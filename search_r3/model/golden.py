@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from search_r3.files import atomic_path
+from search_r3.model.reading import has_reading
 
 GOLDEN_FILE = "golden.safetensors"
 GOLDEN_TEXTS = (
@@ -21,9 +22,16 @@ GOLDEN_TEXTS = (
 
 
 def golden(model: Any) -> dict[str, np.ndarray]:
-    """Embeddings of the golden texts by a SearchR3: "document" and "query", float32 (len(GOLDEN_TEXTS), dimension)."""
+    """Embeddings of the golden texts by a SearchR3: "document" and "query", float32 (len(GOLDEN_TEXTS), dimension).
+
+    A model that reads also has "reading": each text with the two before it as its passages.
+    """
     texts = list(GOLDEN_TEXTS)
-    return {"document": model.encode_document(texts), "query": model.encode_query(texts, reasoning=False)}
+    vectors = {"document": model.encode_document(texts), "query": model.encode_query(texts, reasoning=False)}
+    if has_reading(model):
+        passages = [[texts[i - 1], texts[i - 2]] for i in range(len(texts))]
+        vectors["reading"] = model.encode_query(texts, passages=passages, reasoning=False)
+    return vectors
 
 
 def write_golden(model: Any, folder: Path) -> None:
@@ -52,4 +60,4 @@ def check_golden(model: Any) -> float | None:
     if stored is None:
         return None
     current = golden(model)
-    return float(max((1 - (stored[side] * current[side]).sum(1)).max() for side in ("document", "query")))
+    return float(max((1 - (stored[side] * current[side]).sum(1)).max() for side in stored.keys() & current.keys()))

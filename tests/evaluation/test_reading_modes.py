@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from search_r3.evaluation.publish.tables import load_records
 from search_r3.evaluation.reading_modes import READING_MODES, check_mode, embed_queries, mode_identity, rocchio
 from search_r3.evaluation.runs import read_gzip_lines
 from search_r3.evaluation.shuffling import derangement
+from search_r3.evaluation.study.latency import time_mode
 from search_r3.evaluation.suite import evaluate
-from search_r3.evaluation.systems import SearchR3System
+from search_r3.evaluation.suite_config import SuitePlan
+from search_r3.evaluation.systems import ALL_MODES, SearchR3System
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*documents have an empty")
 DOCUMENTS = ["aspirin prevents a heart attack", "yeast makes bread rise", "the moon moves the sea", "sea bread"]
@@ -120,3 +123,14 @@ def test_each_mode_has_a_run_and_controls_stay_out_of_the_tables(reader, data_ro
     done = reader.queries
     evaluate(["tiny"], ["fake"], output, modes=modes, data_root=data_root, use_cache=False)
     assert reader.queries == done
+
+
+def test_a_suite_may_name_every_mode():
+    assert get_args(get_args(get_type_hints(SuitePlan)["modes"])[0]) == ALL_MODES
+
+
+def test_reading_is_timed_with_the_passages_of_each_query(reader):
+    passages = [[f"passage of {query}"] for query in QUERIES]
+    time_mode(reader, QUERIES, None, passages)
+    time_mode(reader, QUERIES, 4, passages)
+    assert {text for batch in reader.asked for of_query in batch for text in of_query} == {p for [p] in passages}

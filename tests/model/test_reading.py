@@ -186,3 +186,17 @@ def test_it_is_saved_and_loaded_with_the_contract(reader: SearchR3, tmp_path: Pa
     assert loaded.reading == reader.reading
     expected = reader.encode_query(QUERIES, passages=PASSAGES, reasoning=False)
     assert np.abs(loaded.encode_query(QUERIES, passages=PASSAGES, reasoning=False) - expected).max() < 1e-5
+
+
+def test_golden_vectors_hold_reading_too(reader: SearchR3, tiny: SearchR3, tmp_path: Path) -> None:
+    assert set(tiny.golden()) == {"document", "query"}
+    reader.save_pretrained(tmp_path / "merged")
+    loaded = SearchR3.from_pretrained(tmp_path / "merged", device="cpu")
+    distance = loaded.check_golden()
+    assert distance is not None
+    assert distance < 1e-5
+    template = loaded.templates["reading"]
+    loaded.templates["reading"] = replace(template, suffix=(*template.suffix[1:],))  # another prompt
+    changed = loaded.check_golden()
+    assert changed is not None
+    assert changed > 1e-4

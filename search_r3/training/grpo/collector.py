@@ -14,14 +14,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from search_r3.environment.live_corpus import Corpus
 from search_r3.environment.retrieval import RetrievalEnvironment
+from search_r3.model.reading import check_reading, reading_turns
 from search_r3.model.searchr3 import SearchR3
+from search_r3.model.tokenization import Text, Tokens
 from search_r3.training.distributed import collectives
 from search_r3.training.grpo.dataset import TrainingQueries
 from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.rollout import Group, ScoredGroups
 from search_r3.training.grpo.rollout_engines import RolloutEngine
 from search_r3.training.lora.live_encoder import encode_rows
+
+READING_STREAM = 41
+"""The random stream that chooses which queries read."""
 
 
 class RolloutCollector:
@@ -58,6 +64,7 @@ class RolloutCollector:
         self,
         engine: RolloutEngine,
         encoder: SearchR3,
+        corpus: Corpus,
         queries: Sequence[int],
         generation_index: int,
         round_index: int,
@@ -67,6 +74,7 @@ class RolloutCollector:
         Args:
             engine: samples the rollouts, with the weights of its last `sync`.
             encoder: embeds the queries without reasoning, for comparison.
+            corpus: the live corpus, from which some queries are given their first hits to read.
             queries: numbers of the training queries of all processes.
             round_index: 0 for the batch's own queries, then 1, 2, ... for the resampling rounds.
         """
@@ -75,21 +83,38 @@ class RolloutCollector:
         chosen = [self.training_queries.queries[queries[i]] for i in mine]
         texts = [query.text for query in chosen]
         begun = time.perf_counter()
+        direct_BD = encoder.encode_query(texts, reasoning=False, show_progress_bar=False)
+        draws = [_draw(config.loop.seed, generation_index, round_index, i) for i in mine]
+        reads = [draw < config.reading_ratio for draw in draws]
         rollouts = engine.sample(
-            texts,
+            self._turns(encoder, corpus, texts, direct_BD, reads) if config.reading_ratio else texts,
             config.num_generations,
             max_tokens=config.max_reasoning_tokens,
             max_query_tokens=config.max_query_tokens,
             temperature=config.temperature,
             seed=[_seed(config.loop.seed, generation_index, round_index, i) for i in mine],
         )
-        direct_BD = encoder.encode_query(texts, reasoning=False, show_progress_bar=False)
         self._seconds_sample = time.perf_counter() - begun
         size = config.num_generations
         return [
-            Group(query, rollouts[row * size : (row + 1) * size], direct_BD[row], (round_index, i))
+            Group(query, rollouts[row * size : (row + 1) * size], direct_BD[row], (round_index, i), reads=reads[row])
             for row, (query, i) in enumerate(zip(chosen, mine, strict=True))
         ]
+
+    def _turns(
+        self, encoder: SearchR3, corpus: Corpus, texts: Sequence[str], direct_BD: np.ndarray, reads: Sequence[bool]
+    ) -> list[Text]:
+        """The queries, those that read followed by the first hits of their direct embedding. A collective."""
+        hits_BK = corpus.search(direct_BD, check_reading(encoder).passages)[1].tolist()  # every process takes part
+        turns: list[Text] = list(texts)
+        chosen = [b for b, does in enumerate(reads) if does]
+        short = [
+            Tokens(tuple(row)) for row in encoder.token_rows([texts[b] for b in chosen], self.config.max_query_tokens)
+        ]
+        passages = [[self.documents[row] for row in hits_BK[b]] for b in chosen]
+        for b, turn in zip(chosen, reading_turns(encoder, short, passages), strict=True):
+            turns[b] = turn
+        return turns
 
     def score(
         self, groups: list[Group], encoder: SearchR3, environment: RetrievalEnvironment, step: int
@@ -116,6 +141,11 @@ class RolloutCollector:
         for rollout, reward in zip(rollouts, rewards.rewards_R.tolist(), strict=True):
             rollout.reward = reward
         return ScoredGroups(groups, rewards, self._seconds_sample)
+
+
+def _draw(*words: int) -> float:
+    """A number from 0 to 1 that is independent of `_seed` of the same words."""
+    return float(np.random.default_rng([*words, READING_STREAM]).random())
 
 
 def _seed(*words: int) -> int:

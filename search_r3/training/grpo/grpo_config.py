@@ -86,6 +86,10 @@ class GRPOConfig:
     """Rollouts per query: the group within which advantages are computed (TRL's key)."""
     max_reasoning_tokens: int = 32
     """Maximum length of a reasoning trace in tokens, without the embed token."""
+    reading_ratio: float = 0.0
+    """Fraction of the queries whose rollouts first read the hits of a direct search in the live corpus, as many as the
+    adapter was trained to read in stage 1. The reward of the direct embedding, with which the rollouts' is compared,
+    reads nothing."""
     min_reasoning_tokens: int = 0
     """A shorter trace gets the reward for a missing embed token. Otherwise, where reasoning adds little, the policy
     learns to write only what the direct conversation says ("The embedding is")."""
@@ -187,6 +191,7 @@ class GRPOConfig:
             staleness_eval_every=0, staleness_eval_rows=0, num_completions_to_log=0, log_completions_every=0,
             beta=0, contrastive_weight=0, max_documents=2,
         )  # fmt: skip
+        require(0 <= self.reading_ratio <= 1, "reading_ratio", self.reading_ratio, "from 0 to 1")
         for name in ("temperature", "contrastive_temperature", "epsilon_low", "epsilon_high"):
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0")
         require(self.epsilon_low <= 1, "epsilon_low", self.epsilon_low, "at most 1", ": a ratio is never below 0")

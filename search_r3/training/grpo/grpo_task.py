@@ -60,6 +60,10 @@ class GRPOTask:
                 "staleness_eval_every needs held-out queries: set hold_out_modulus in a query set, or "
                 "staleness_eval_every to 0"
             )
+        if config.reading_ratio and checkpoint.contract.prompts.reading is None:
+            raise InputError(
+                f"reading_ratio is set, but {config.adapter} has no reading mode; train it with that key in stage 1"
+            )
         self.config, self.checkpoint, self.dataset = config, checkpoint, dataset
         self.rank, self.processes = collectives.rank(), collectives.world_size()
         if config.queries_per_step < self.processes:

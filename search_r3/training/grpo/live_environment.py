@@ -112,7 +112,8 @@ class LiveEnvironment:
         ranks = rank_of_positive(self.environment, embeddings, queries)
         self.write_rollouts(
             {"step": step + 1, "query": query.text, **record, "rank": rank, "forced": rollout.forced}
-            for (_, rollout, record), query, rank in zip(shown, queries, ranks, strict=True)
+            | ({"reads": True} if groups[number].reads else {})
+            for (number, rollout, record), query, rank in zip(shown, queries, ranks, strict=True)
         )
 
     def write_rollouts(self, records: Iterable[dict[str, Any]]) -> None:

@@ -94,6 +94,7 @@ class Group:
     Attributes:
         direct_embedding: float32 (D,): the query's embedding without reasoning.
         drawn: the sampling round, and the query's position in that round.
+        reads: whether the rollouts read the first hits of the direct embedding before they reason.
         reward_std: standard deviation of the rewards (ddof 1); 0 until they are scored.
     """
 
@@ -102,6 +103,7 @@ class Group:
     direct_embedding: np.ndarray
     drawn: tuple[int, int]
     reward_std: float = 0.0
+    reads: bool = False
 
     @property
     def has_variance(self) -> bool:

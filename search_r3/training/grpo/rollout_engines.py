@@ -15,7 +15,7 @@ import numpy as np
 from search_r3.model.engines.base import Generation
 from search_r3.model.engines.registry import training_engine
 from search_r3.model.searchr3 import SearchR3, encode_as_text
-from search_r3.model.tokenization import fold_texts
+from search_r3.model.tokenization import Text, fold_texts
 from search_r3.training.grpo.rollout import Rollout
 
 
@@ -28,7 +28,7 @@ class RolloutEngine(Protocol):
 
     def sample(
         self,
-        queries: Sequence[str],
+        queries: Sequence[Text],
         group: int,
         *,
         max_tokens: int,
@@ -40,7 +40,7 @@ class RolloutEngine(Protocol):
 
         Args:
             max_tokens: the maximum number of reasoning tokens, without the embed token.
-            max_query_tokens: queries are truncated to this many tokens.
+            max_query_tokens: queries are truncated to this many tokens, except those with passages (`ReadingTurn`).
             temperature: the sampling temperature; 0 is greedy.
             seed: one for all queries, or one per query. With the torch engine, the same seed, weights and query give
                 the same rollouts, whatever else is in the batch.
@@ -85,7 +85,7 @@ class EngineRollouts:
 
     def sample(
         self,
-        queries: Sequence[str],
+        queries: Sequence[Text],
         group: int,
         *,
         max_tokens: int,
@@ -126,8 +126,9 @@ def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:
     return [int(np.random.SeedSequence([*words, i]).generate_state(1)[0]) for words in entropy for i in range(group)]
 
 
-def query_rows(encoder: SearchR3, queries: Sequence[str], max_query_tokens: int) -> list[list[int]]:
+def query_rows(encoder: SearchR3, queries: Sequence[Text], max_query_tokens: int) -> list[list[int]]:
     """For each query, the token ids between the reasoning conversation's shared prefix and the assistant's turn."""
     suffix = encoder.templates["reasoning"].suffix
-    texts = fold_texts(queries, encoder.contract.fold_capitals)
-    return [[*ids[:max_query_tokens], *suffix] for ids in encode_as_text(encoder.tokenizer, texts)]
+    texts = fold_texts([query for query in queries if isinstance(query, str)], encoder.contract.fold_capitals)
+    plain = iter(encode_as_text(encoder.tokenizer, texts))
+    return [[*(next(plain)[:max_query_tokens] if isinstance(query, str) else query.ids), *suffix] for query in queries]

@@ -82,7 +82,8 @@ def grpo_step(
             rounds: list[ScoredGroups] = []
             while queries := collector.next_queries(generation_index, rounds):
                 # 1. Sample a group of reasoning traces for each query, each with the embedding at its embed token.
-                groups = collector.sample(state.engine, encoder, queries, generation_index, len(rounds))
+                corpus = environment.corpus
+                groups = collector.sample(state.engine, encoder, corpus, queries, generation_index, len(rounds))
                 # 2. Score: re-encode the documents that the policy selects, rank the corpus, reward the ranking.
                 scored = collector.score(groups, encoder, environment, step)
                 # 3. Advantages: compare each reward with the rewards of its group.

@@ -26,7 +26,7 @@ from search_r3.files import expand_user
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import VOCABULARY_MULTIPLE, Checkpoint
 from search_r3.model.resolve import find_adapter
-from search_r3.prompts import latent_conversation, reading_conversation, render
+from search_r3.prompts import ReadingConversation, latent_conversation, reading_conversation, render, with_reading
 from search_r3.training.config import LoraSettings, load_config
 from search_r3.training.grpo.dataset import Query, RLDataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
@@ -185,6 +185,8 @@ def conversations(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: 
         rows = math.ceil(math.ceil(config.queries_per_step / gpus) * config.num_generations / config.num_mini_batches)
         answer = config.max_reasoning_tokens + 1
         length = config.max_query_tokens + len(reasoning.suffix) + answer
+        if config.reading_ratio:
+            length += _tokens_read(prompts.reading or reading_conversation(), tokenizer)
         return {"rollouts": Part(rows, length, len(reasoning.prefix), rows * answer)}
     pairs, logits = math.ceil(config.global_batch_size / gpus), bool(config.weights.sft or config.weights.kl)
     with_reasoning = math.ceil(config.reasoning_ratio * pairs)
@@ -211,9 +213,8 @@ def conversations(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: 
         parts["latent"] = Part(rows * passes, length + config.latent_steps, len(latent.prefix))
     if config.reading_ratio:
         talk = reading_conversation(config.reading_passages, config.reading_passage_tokens)
-        reading, marker = render(talk, tokenizer, give_answer=True), len(tokenizer.encode(talk.marker_of(1)))
+        reading, read = render(talk, tokenizer, give_answer=True), _tokens_read(talk, tokenizer)
         rows = math.ceil(config.reading_ratio * pairs)
-        read = config.reading_passages * (config.reading_passage_tokens + marker)
         length = config.max_query_tokens + read + len(reading.suffix)
         parts["reading"] = Part(rows, length, len(reading.prefix), logits * rows * given)
         if with_reasoning and config.reading_reasoning_ratio:
@@ -224,6 +225,12 @@ def conversations(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: 
         length = config.max_document_tokens + len(writing.suffix) + config.max_query_tokens
         parts["in_batch_lm"] = Part(rows, length, len(writing.prefix), rows * config.max_query_tokens)
     return parts
+
+
+def _tokens_read(conversation: ReadingConversation, tokenizer: Any) -> int:
+    """The tokens that passages add to a query, at most."""
+    marker = len(tokenizer.encode(conversation.marker_of(1), add_special_tokens=False))
+    return conversation.passages * (conversation.passage_tokens + marker)
 
 
 def conditions_of(config: SFTConfig | GRPOConfig) -> Conditions:
@@ -380,6 +387,10 @@ def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
 
 def _grpo_task(config: GRPOConfig, checkpoint: Checkpoint, folder: str) -> GRPOTask:
     first = Path(folder) / "stage1"
+    if config.reading_ratio and checkpoint.contract.prompts.reading is None:
+        usual = reading_conversation()
+        prompts = with_reading(checkpoint.contract.prompts, usual.passages, usual.passage_tokens)
+        checkpoint = replace(checkpoint, contract=replace(checkpoint.contract, prompts=prompts))
     adapted = add_lora(checkpoint, config.lora)
     checkpoints.save_adapter(adapted, checkpoint.contract, first)
     checkpoint.model = adapted.merge_and_unload()

@@ -8,7 +8,7 @@ in latent steps, and a fourth, with the passages that a search found.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from search_r3.training.lora.live_encoder import LiveEncoder
 from search_r3.training.lora.policy import Encoded, Policy, Rows, add_lora, freeze_lowest_layers
 from search_r3.training.losses import kl_to_base, sft_cross_entropy
 from search_r3.training.precision import resolve_attention
+from search_r3.training.sft.batch import Batch
 from search_r3.training.sft.batch_sampler import make_sampler
 from search_r3.training.sft.contrastive import (
     Candidates,
@@ -51,7 +52,7 @@ from search_r3.training.sft.contrastive import (
     known_answers,
 )
 from search_r3.training.sft.fixed_documents import FixedDocuments, fixed_documents
-from search_r3.training.sft.in_batch_lm import CONVERSATION, InBatchLM, QueryDocumentPairs
+from search_r3.training.sft.in_batch_lm import CONVERSATION, InBatchLM
 from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
 from search_r3.training.sft.reading_rows import ReadingRows, plan_reading, trace_name
 from search_r3.training.sft.self_reasoning import SelfReasoning
@@ -61,37 +62,6 @@ from search_r3.training.stage import train_stage
 
 MEMORY_STREAM = 2
 """The random stream that draws the documents with which the memory is filled."""
-
-
-@dataclass
-class Batch:
-    """The batch of a step: this process's rows of each conversation, and the texts of all processes' rows.
-
-    Attributes:
-        parts: "document", "query", "reasoning" if a pair of the batch has reasoning, and "latent" if one is trained in
-            latent mode. With W processes, each has every W-th row.
-        pairs: the training pairs; document i answers query i.
-        documents: the pairs' positives, followed by further positives, then by their explicit negatives.
-        with_reasoning: indices of the pairs that are also trained with reasoning.
-        self_generated: for each of `with_reasoning`, whether the model generated the reasoning.
-        changed_of: for self-teaching, indices of the pairs whose query is also embedded as a rewritten variant.
-        with_latent: indices of the pairs that are also trained in latent mode.
-        with_passages: indices of the pairs that are also trained in the reading conversation, part "reading".
-        query_documents: which queries are predicted from which documents, in the part "in_batch_lm"; None: no such
-            part.
-
-    `pairs` and `documents` are the original texts, by which answers are known, even where variants are embedded.
-    """
-
-    parts: dict[str, Rows]
-    pairs: list[TrainingPair]
-    documents: list[str]
-    with_reasoning: list[int]
-    self_generated: list[bool]
-    changed_of: list[int] = field(default_factory=list)
-    with_latent: list[int] = field(default_factory=list)
-    with_passages: list[int] = field(default_factory=list)
-    query_documents: QueryDocumentPairs | None = None
 
 
 class SFTTask:

@@ -82,7 +82,9 @@ def test_the_formula_of_stage_1_is_near_what_a_step_takes(write, activation_chec
     assert trial["formula"] / WITHIN < trial["measured"] < trial["formula"] * WITHIN
 
 
-def test_the_formula_counts_what_is_read(write):
+def test_the_formula_counts_what_is_read(write, tiny_model):
+    trial = dry_run("grpo", write("grpo", reading_ratio=1.0), base=str(tiny_model))["trial_step"]
+    assert trial["formula"] / WITHIN < trial["measured"] < trial["formula"] * WITHIN
     trial = dry_run("sft", write("sft", reading_ratio=1.0, mini_batch_size=2, reasoning_ratio=1.0))["trial_step"]
     assert trial["formula"] / WITHIN < trial["measured"] < trial["formula"] * WITHIN
 
