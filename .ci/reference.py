@@ -245,13 +245,14 @@ BESIDE = {
 def readers() -> dict[str, Callable[..., Any]]:
     """Kind of source -> the function whose docstring explains its keys."""
     from search_r3.data.sources import beir_pairs as titles
-    from search_r3.data.sources import debian, dictionaries, docstrings, manuals
+    from search_r3.data.sources import debian, dictionaries, docstrings, generated_questions, manuals
     from search_r3.data.sources import pair_files as own
 
     return {
         "docstrings": docstrings.docstring_pairs,
         "titles": titles.title_pairs,
         "cloze": titles.cloze_pairs,
+        "questions": generated_questions.question_pairs,
         "queries": titles.query_pairs,
         "debian": debian.debian_pairs,
         "wordnet": dictionaries.wordnet_pairs,

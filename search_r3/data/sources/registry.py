@@ -23,6 +23,7 @@ from search_r3.data.sources.data_source import BuiltPairs, DataRoot, DataSource,
 from search_r3.data.sources.debian import debian_pairs, descriptions_file
 from search_r3.data.sources.dictionaries import dictd_files, dictd_pairs, wordnet_files, wordnet_pairs
 from search_r3.data.sources.docstrings import STDLIB, docstring_pairs, find_package, source_files
+from search_r3.data.sources.generated_questions import question_pairs
 from search_r3.data.sources.manuals import man_files, man_pairs, pydoc_files, pydoc_pairs
 from search_r3.data.sources.pair_files import own_pairs
 from search_r3.data.sources.records import Records
@@ -122,6 +123,11 @@ def _cloze(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
     return _joined(cloze_pairs(dataset, per_document=settings.get("per_document", 1), seed=seed), records, origin)
 
 
+def _questions(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
+    dataset, records, origin = _dataset(settings, data_root)
+    return _joined(question_pairs(dataset, per_document=settings.get("per_document", 3), seed=seed), records, origin)
+
+
 def _queries(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
     split = settings["split"]
     if split == "test":
@@ -218,6 +224,7 @@ SOURCES: dict[str, DataSource] = {
     ),
     "titles": DataSource(_titles, _read_by_dataset, DATASET, ("dataset",)),
     "cloze": DataSource(_cloze, _read_by_dataset, DATASET | {"per_document": int}, ("dataset",)),
+    "questions": DataSource(_questions, _read_by_dataset, DATASET | {"per_document": int}, ("dataset",)),
     "queries": DataSource(
         _queries,
         _read_by_dataset,
