@@ -2,7 +2,7 @@
 
 "Hot Rod is an American car magazine." gives "what is an american car magazine" -> "Hot Rod"; "(born March 3, 1970)"
 gives "when was Ann Lee born" -> "March 3, 1970". Rules over English prose, as in question generation by transformation
-(Heilman and Smith 2010); half of the questions are in lower case, as people type them.
+(Heilman and Smith 2010); half of the questions are in lower case.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def test_sentences_about_the_subject_become_questions_with_short_answers():
     }
 
 
-def test_half_of_the_questions_are_lower_case_as_people_type_them():
+def test_half_of_the_questions_are_lower_case():
     articles = {
         str(i): Document(str(i), f"Place {i}", f"Place {i} is a town in the county of Kent {i}.") for i in range(200)
     }
