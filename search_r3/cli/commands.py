@@ -190,6 +190,7 @@ def search(
             vector_weight=vector_weight,
             read=read,
             hops=hops,
+            explained=not as_json,
         )
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)

@@ -17,22 +17,19 @@ from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.backends.index_backend import IndexBackend, Row, Scored
+from search_r3.index.backends.index_backend import IndexBackend, Row
 from search_r3.index.encoder_protocol import Encoder, ReadsReasoning
-from search_r3.index.results.query_words import composed, without_stop_words
-from search_r3.index.results.snippets import make_snippet
+from search_r3.index.results.explanation import Explanation, Found, explain
+from search_r3.index.results.markup import markup_of
+from search_r3.index.results.query_words import composed
+from search_r3.index.results.snippets import Snippet, make_snippet
 from search_r3.index.row_keys import CONTENT, METADATA
+from search_r3.index.row_ranking import Fusion, Mode, RowRanking, text_of
 from search_r3.index.source_document import Scalar
 from search_r3.model.reading import check_count, check_reading
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS, check_reasoning_text
-from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
-Mode = Literal["hybrid", "vector", "text"]
-Fusion = Literal["linear", "rrf"]
-
-POOL = 100  # a hybrid search fuses at least this many rows of each list
 MAX_HITS = 1_000
-MAX_POOL = 20_000  # most chunks fetched to find k documents; if a few documents have that many, fewer than k are found
 MAX_QUERY_CHARACTERS = 100_000
 MAX_HOPS = 2
 
@@ -52,6 +49,7 @@ class SearchOptions(TypedDict, total=False):
     fusion: Fusion
     read: int
     hops: int
+    explained: bool
 
 
 class Searched(Protocol):
@@ -141,10 +139,14 @@ class SearchResult:
     reasoning: ReasoningTrace | None
     timings: Timings
     read: list[ReadPassage] = field(default_factory=list)
+    explanation: Explanation | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready; without an explanation if there is none."""
+        found = asdict(self)
+        if self.explanation is None:
+            del found["explanation"]
+        return found
 
 
 def run_search(
@@ -164,6 +166,7 @@ def run_search(
     fusion: Fusion,
     read: int,
     hops: int,
+    explained: bool,
 ) -> SearchResult:
     """Find the `k` best documents for `query`, each by its best chunk; `SearchIndex.search` describes the options.
 
@@ -179,7 +182,7 @@ def run_search(
     if mode != "vector":
         backend.check_text()
     started = time.perf_counter()
-    ranking = _Ranking(backend, query, mode, where, exact, chunks, vector_weight, fusion)
+    ranking = RowRanking(backend, query, mode, where, exact, chunks, vector_weight, fusion)
     embedded: _Embedded | None = None
     if mode != "text":
         if model is None:
@@ -190,13 +193,23 @@ def run_search(
         thinking = _Thinking(reasoning, max_reasoning_tokens, reasoning_text)
         embedded = _embed_query(ranking, model, thinking, read, hops)
     done_embedding = time.perf_counter()
-    order = ranking.best(None if embedded is None else embedded.vector, k)
-    hits = [_hit(row, query, score, ranks, scores) for row, score, ranks, scores in order]
+    equal: dict[str, list[Row]] | None = {} if explained else None
+    order = ranking.best(None if embedded is None else embedded.vector, k, equal)
+    snippets = [_snippet(row, query) for row, *_ in order]
+    hits = [_hit(*found, snippet) for found, snippet in zip(order, snippets, strict=True)]
+    trace = None if embedded is None else embedded.trace
+    explanation = None
+    if equal is not None:
+        found = [
+            Found(hit.text, snippet, hit.scores, equal.get(hit.id, ()))
+            for hit, snippet in zip(hits, snippets, strict=True)
+        ]
+        words = "" if trace is None else trace.text
+        explanation = explain(backend, query, words, found, by_meaning=mode != "text")
     done = time.perf_counter()
     timings = Timings(round((done_embedding - started) * 1e3, 2), round((done - done_embedding) * 1e3, 2))
-    if embedded is None:
-        return SearchResult(query, mode, hits, None, timings)
-    return SearchResult(query, mode, hits, embedded.trace, timings, embedded.read)
+    passages = [] if embedded is None else embedded.read
+    return SearchResult(query, mode, hits, trace, timings, passages, explanation)
 
 
 def check_where(index: Searched, where: str | None) -> str | None:
@@ -249,38 +262,6 @@ def _check_read(read: int, hops: int, mode: str, reasoning: bool | str) -> None:
         raise InputError('reasoning="latent" reads no passages; search with reasoning on or off, or with read=0')
 
 
-Ordered = tuple[Row, float, dict[str, int], dict[str, float]]  # row, score, ranks, scores
-
-
-@dataclass(frozen=True)
-class _Ranking:
-    """The options of a search that rank the rows for a vector."""
-
-    backend: IndexBackend
-    query: str
-    mode: Mode
-    where: str | None
-    exact: bool
-    chunks: bool
-    vector_weight: float
-    fusion: Fusion
-
-    def best(self, vector: np.ndarray | None, k: int) -> list[Ordered]:
-        """The `k` best rows; without `chunks`, one of each document."""
-        pool = max(POOL, 2 * k) if self.mode == "hybrid" else k
-        while True:
-            lists: dict[str, list[Scored]] = {}
-            if vector is not None:
-                lists["vector"] = self.backend.search(vector, pool, self.where, self.exact)
-            if self.mode != "vector":
-                lists["text"] = self.backend.search_text(without_stop_words(self.query), pool, self.where)
-            order = _order(lists, self.fusion, self.vector_weight)
-            order = order if self.chunks else _first_of_each_document(order)
-            if len(order) >= k or pool >= MAX_POOL or all(len(ranking) < pool for ranking in lists.values()):
-                return order[:k]
-            pool *= 4  # a few documents filled the lists
-
-
 @dataclass(frozen=True)
 class _Thinking:
     """What comes between the query (with what was read) and the embed token; the options of `SearchIndex.search`."""
@@ -304,7 +285,7 @@ class _Embedded:
     read: list[ReadPassage] = field(default_factory=list)
 
 
-def _embed_query(ranking: _Ranking, model: Encoder, thinking: _Thinking, read: int, hops: int) -> _Embedded:
+def _embed_query(ranking: RowRanking, model: Encoder, thinking: _Thinking, read: int, hops: int) -> _Embedded:
     """Embed the query as the options of a search say."""
     query = ranking.query
     direct: _Embedded | None = None
@@ -323,7 +304,7 @@ def _embed_query(ranking: _Ranking, model: Encoder, thinking: _Thinking, read: i
 
 
 def _read_and_embed(
-    ranking: _Ranking, model: Encoder, direct: _Embedded, thinking: _Thinking, read: int, hops: int
+    ranking: RowRanking, model: Encoder, direct: _Embedded, thinking: _Thinking, read: int, hops: int
 ) -> _Embedded:
     """Embed the query with the first `read` hits of its direct embedding, then perhaps with those of that embedding;
     only the last embedding is reasoned about."""
@@ -377,44 +358,16 @@ def _read_passages(rows: list[Row], texts: list[str], hop: int) -> list[ReadPass
     ]
 
 
-def _order(lists: dict[str, list[Scored]], fusion: Fusion, vector_weight: float) -> list[Ordered]:
-    """The rows of all lists, best first."""
-    rows = {row["id"]: row for ranking in lists.values() for row, _ in ranking}
-    ranks = {name: {row["id"]: rank for rank, (row, _) in enumerate(ranking, 1)} for name, ranking in lists.items()}
-    scores = {name: {row["id"]: float(score) for row, score in ranking} for name, ranking in lists.items()}
-    if len(lists) == 1:
-        order = list(next(iter(scores.values())).items())
-    elif fusion == "linear":
-        order = fuse_scores(scores["vector"], scores["text"], vector_weight)
-    else:
-        order = reciprocal_rank_fusion([[row["id"] for row, _ in ranking] for ranking in lists.values()])
-    return [
-        (
-            rows[identifier],
-            score,
-            {name: ranks[name][identifier] for name in lists if identifier in ranks[name]},
-            {name: scores[name][identifier] for name in lists if identifier in scores[name]},
-        )
-        for identifier, score in order
-    ]
+def _snippet(row: Row, query: str) -> Snippet:
+    return make_snippet(text_of(row), query, title=row["title"], markup=markup_of(row["path"]))
 
 
-def _first_of_each_document(order: list[Ordered]) -> list[Ordered]:
-    best: dict[str, Ordered] = {}
-    for entry in order:
-        best.setdefault(entry[0]["document"], entry)
-    return list(best.values())
-
-
-def _hit(row: Row, query: str, score: float, ranks: dict[str, int], scores: dict[str, float]) -> Hit:
-    title = row["title"]
-    text = row[CONTENT][len(title) + 1 :] if title else row[CONTENT]
-    snippet = make_snippet(text, query)
-    start, end = row["start_line"], row["end_line"]
+def _hit(row: Row, score: float, ranks: dict[str, int], scores: dict[str, float], snippet: Snippet) -> Hit:
+    text, start, end = text_of(row), row["start_line"], row["end_line"]
     return Hit(
         id=row["id"],
         document=row["document"],
-        title=title,
+        title=row["title"],
         text=text,
         snippet=snippet.text,
         highlights=snippet.highlights,

@@ -230,6 +230,7 @@ class SearchIndex:
         fusion: Fusion = "linear",
         read: int = 0,
         hops: int = 1,
+        explained: bool = False,
     ) -> SearchResult:
         """Find the `k` best documents of one version of the index for `query`, each by its best chunk.
 
@@ -256,6 +257,8 @@ class SearchIndex:
                 was trained to read; `model.reading.passages` is the number that it was trained with. The reasoning
                 follows them. The result's `read` lists them. Mode "text" reads nothing.
             hops: 2 reads, searches, and reads again before the last search.
+            explained: also explain the hits (`SearchResult.explanation`): words marked in their texts, weak hits, words
+                that occur nowhere. Passages with the same text become one hit, which names the others.
 
         Raises:
             InputError: the query is empty or too long, an option is invalid or contradicts another one, the model is
@@ -280,6 +283,7 @@ class SearchIndex:
                     fusion=fusion,
                     read=read,
                     hops=hops,
+                    explained=explained,
                 )
             )
 

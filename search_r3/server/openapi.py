@@ -17,7 +17,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from search_r3 import __version__
 from search_r3.model.tokenization import special_ids
-from search_r3.server import schemas
+from search_r3.server import response_schemas, schemas
 from search_r3.server.routing import SCHEMAS, error_response
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded
@@ -28,8 +28,8 @@ READ_BY_HANDLERS: tuple[tuple[type[BaseModel], JsonSchemaMode], ...] = (
     (schemas.QueryEmbeddings, "validation"),
     (schemas.SearchRequest, "validation"),
     (schemas.DocumentsRequest, "validation"),
-    (schemas.Error, "serialization"),
-    (schemas.Event, "serialization"),
+    (response_schemas.Error, "serialization"),
+    (response_schemas.Event, "serialization"),
 )
 """Bodies that are not among FastAPI's parameters and responses."""
 

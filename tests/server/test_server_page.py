@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import struct
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -127,7 +129,7 @@ def test_a_question_is_answered_both_ways_with_what_the_server_says(open_page, s
         usage = expected["usage"]
         assert f"{usage['prompt_tokens']} tokens read" in figures
         assert (f"{usage['completion_tokens']} written" in figures) == (side == "on")
-        marks = page.locator(f"#{side} li", has_text="Vienna").locator("mark").all_text_contents()
+        marks = page.locator(f"#{side} li", has_text="Vienna").locator("mark:not(.thought)").all_text_contents()
         assert marks == ["train", "to", "Vienna"] or marks == ["train", "Vienna"]
         if reasoning:
             assert page.locator("#reasoning-text").text_content() == expected["reasoning"]["text"]
@@ -202,6 +204,81 @@ def test_the_verdict_names_what_changed(open_page, site: Running, off: str, on: 
     assert page.locator("#verdict").text_content() == said
     assert page.locator("#one .moved").all_text_contents() == moves
     assert page.locator("#reasoning-end").text_content() == "3 tokens, finished by itself."
+
+
+ABOUT = {"marks": [], "snippet_marks": [], "snippet_span": [0, 6], "weak": False, "same": []}
+
+
+def explain(*hits: dict[str, Any], missing: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the API says of hits, each of which differs from `ABOUT` as given."""
+    return {"hits": [ABOUT | one for one in hits], "floor": 0.6, "missing_words": list(missing)}
+
+
+def test_what_fits_badly_is_said_and_equal_passages_are_one_hit(open_page, site: Running) -> None:
+    page = open_page(site)
+    places = [{"id": f"{name}#1", "document": name, "path": f"{name}.md", "start_line": 3} for name in "xyzw"]
+    both = explain({"weak": True, "same": places}, {"weak": True}, missing=("zxqv", "wvut"))
+    give(page, [hit("a"), hit("b")], [hit("a"), hit("b")], explanation=both)
+    ask(page, "zxqv wvut a")
+    done(page)
+    assert page.locator("#absent").text_content() == "Nothing here matches well. In no document: zxqv, wvut."
+    assert page.locator("#one li.weak").count() == 2
+    assert page.locator("#one .same summary").text_content() == "+4 documents with the same text"
+    page.click("#one .same summary")
+    assert page.locator("#one .same .place").all_text_contents() == ["x.md:3", "y.md:3", "z.md:3", "w.md:3"]
+    page.unroute("**/v1/search")
+    ask_again(page, "train")
+    done(page)
+    assert page.locator("#absent").text_content() == ""
+
+
+def test_marks_tell_the_words_of_the_question_from_those_of_the_reasoning(open_page, site: Running) -> None:
+    page = open_page(site)
+    found = hit("a") | {"text": "Before. 🚂 trains and rails. After.", "snippet": "🚂 trains and rails."}
+    marks = [[2, 8, "question"], [13, 18, "reasoning"]]
+    about = {"snippet_marks": marks, "marks": [[a + 8, b + 8, kind] for a, b, kind in marks], "snippet_span": [8, 27]}
+    give(page, [found], [found], explanation=explain(about))
+    ask(page, "trains")
+    done(page)
+    snippet = page.locator("#one .snippet")
+    assert snippet.text_content() == "… 🚂 trains and rails. …"
+    for _ in range(2):  # in the snippet, and in the whole passage
+        assert page.locator("#one mark:not(.thought)").all_text_contents() == ["trains"]
+        assert page.locator("#one mark.thought").all_text_contents() == ["rails"]
+        page.click("#one .title")
+    page.click("#one .title")
+    assert page.locator("#one .snippet").text_content() == found["text"]
+
+
+def test_the_nearest_sentence_is_tinted(open_page, site: Running) -> None:
+    page = open_page(site)
+    found = hit("a") | {"text": "One fish. Two birds! Three", "snippet": "One fish. Two birds! Three"}
+    give(page, [found], [found], explanation=explain({}))
+    asked: list[Any] = []
+
+    def embed(route: Any) -> None:
+        body = route.request.post_data_json
+        asked.append(body["input"])
+        vectors = [[0.0, 1.0]] if body.get("input_type") else [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
+        data = [{"embedding": base64.b64encode(struct.pack("<2f", *vector)).decode()} for vector in vectors]
+        route.fulfill(json={"data": data})
+
+    page.route("**/v1/embeddings", embed)
+    ask(page, "birds")
+    page.locator("#one .near").wait_for()
+    assert asked == ["birds", ["One fish.", " Two birds!", " Three"]]
+    assert page.locator("#one .near").text_content() == " Two birds!"
+
+
+def test_remembered_reasoning_says_what_it_once_took(open_page, site: Running) -> None:
+    page = open_page(site)
+    give(page, [hit("a")], [hit("a")], remembered_ms=2345.6)
+    ask(page, "anything")
+    done(page)
+    assert page.locator("#reasoning-end").text_content() == (
+        "3 tokens, finished by itself. Remembered from an earlier question: writing it took 2.3 s."
+    )
+    assert page.locator("#status").text_content().endswith(" (remembered).")
 
 
 def address(page: Any) -> dict[str, str]:
@@ -325,7 +402,10 @@ def test_what_a_document_says_is_text_and_marks_stand_where_they_should(open_pag
     item = page.locator("#one li", has_text="🚂")
     assert EVIL in item.locator(".title").text_content()
     assert EVIL in item.locator(".snippet").text_content()
-    assert item.locator("mark").all_text_contents() == ["train", "says"]  # after a letter of two UTF-16 units
+    assert item.locator("mark:not(.thought)").all_text_contents() == [
+        "train",
+        "says",
+    ]  # after a letter of two UTF-16 units
     assert page.locator("main script, main img").count() == 0
     bread = page.locator("#one li", has_text="Baking")
     short = bread.locator(".snippet").text_content()

@@ -96,6 +96,8 @@ class OptionalFeatures:
     """The LanceDB table; only a backend with the capability "streaming" has one."""
     approximate: ApproximateIndex | None = None
     """The approximate index with its measured recall, or None if vectors are searched exactly."""
+    relevance_floor: float | None = None
+    """The best cosine that unrelated questions reach, or None if it was not measured (`build/relevance_floor.py`)."""
 
     @classmethod
     def require(cls, capability: Capability, what: str) -> None:

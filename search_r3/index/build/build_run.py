@@ -42,6 +42,7 @@ from search_r3.index.backends.lance.table_sources import count_unknown, read_sou
 from search_r3.index.build.build_report import IndexReport, Removal
 from search_r3.index.build.embedding import token_limit
 from search_r3.index.build.index_diff import ChangeBatch, IndexDiff
+from search_r3.index.build.relevance_floor import keep_floor
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import DOCUMENTS, Scope, SourceRecord, Sources
@@ -211,6 +212,8 @@ class BuildRun:
         approximate = keep_approximate(self.table, approximate_from, encode, self.lock.check)
         self.lock.check()
         self.report.approximate = approximate.to_dict() if approximate else None
+        if self.touched and not self.at_once and self.index is not None:
+            keep_floor(self.table, self.index, self.model)
         if not self.touched or (self.at_once and not compaction.changed and not cleanup_is_due(self.table)):
             self._complete(ensure_complete)
             return

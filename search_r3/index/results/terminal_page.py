@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from search_r3.index.results.explanation import HitExplanation
 from search_r3.index.run_search import Hit, ReadPassage, SearchResult
 
 SHOWN = 72
 """Characters that are shown of a passage that was read."""
 INDENT = "   "
+MOST_NAMED = 4
+"""Documents with the same text that are named."""
 SCORE_NAMES = {"vector": "cosine {:.2f}", "text": "words {:.1f}"}
 """How the scores of a hit's lists are printed; "words" is BM25's score."""
 
@@ -43,13 +46,21 @@ def print_result(
         console.print(trace.append(f"  ({result.reasoning.num_tokens} tokens{ended})", style="dim"), end="\n\n")
     if not result.hits:
         console.print(Text(_why_nothing(result, filtered)), soft_wrap=True)
-    for rank, hit in enumerate(result.hits, start=1):
-        _print_indented(console, _head(hit, find_file), f"{rank}. ")
+    explained = result.explanation.hits if result.explanation is not None else [None] * len(result.hits)
+    for line in _warnings(result):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    for rank, (hit, about) in enumerate(zip(result.hits, explained, strict=True), start=1):
+        head = _head(hit, find_file)
+        if about is not None and about.weak:
+            head.append("  weak", style="yellow")
+        _print_indented(console, head, f"{rank}. ")
         snippet = Text("".join(c if c.isprintable() or c == "\n" else " " for c in hit.snippet))
         for start, end in hit.highlights:
             snippet.stylize("bold yellow", start, end)
         for line in snippet.split("\n"):
             _print_indented(console, line, INDENT)
+        if about is not None and about.same:
+            _print_indented(console, Text(_same(about), style="dim"), INDENT)
         console.print()
     timings = result.timings
     model = "" if result.mode == "text" else f"model {timings.reason_ms:.0f} ms, "
@@ -69,6 +80,24 @@ def _head(hit: Hit, find_file: Callable[[str], Path | None]) -> Text:
         head.append("  " if head else "").append(f"{path}{line}", style=link)
     scores = ", ".join(SCORE_NAMES[name].format(hit.scores[name]) for name in SCORE_NAMES if name in hit.scores)
     return head.append(f"  {scores}", style="dim")
+
+
+def _warnings(result: SearchResult) -> list[str]:
+    """What a reader should know before the hits: that none fits well, and which words occur nowhere."""
+    explanation = result.explanation
+    if explanation is None or not result.hits:
+        return []
+    lines = ["nothing here matches well"] if all(hit.weak for hit in explanation.hits) else []
+    if explanation.missing_words:
+        lines.append(f"in no document: {', '.join(map(_one_line, explanation.missing_words))}")
+    return [*lines, ""] if lines else []
+
+
+def _same(about: HitExplanation) -> str:
+    count = len(about.same)
+    names = ", ".join(_one_line(passage.path or passage.document) for passage in about.same[:MOST_NAMED])
+    more = ", ..." if count > MOST_NAMED else ""
+    return f"+{count} {'document' if count == 1 else 'documents'} with the same text: {names}{more}"
 
 
 def _print_indented(console: Console, line: Text, first: str) -> None:

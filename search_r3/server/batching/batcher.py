@@ -23,12 +23,17 @@ Kind = Literal["document", "query", "reasoned", "latent", "given", "reading"]
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The result for one text: a float32 unit vector, and for a reasoned query the reasoning."""
+    """The result for one text: a float32 unit vector, and for a reasoned query the reasoning.
+
+    Attributes:
+        remembered_ms: of an answer from the cache: the milliseconds from question to answer when it was written.
+    """
 
     vector: np.ndarray
     reasoning: str | None = None
     num_tokens: int = 0
     forced: bool = False
+    remembered_ms: float | None = None
 
 
 @dataclass(eq=False)

@@ -43,6 +43,7 @@ class QueuedEncoder:
         self._begun = False
         self.prompt_tokens = 0
         self.reasoning_tokens = 0
+        self.remembered_ms: float | None = None  # what the reasoning took when it was written, if it was cached
 
     @property
     def name(self) -> str:
@@ -169,6 +170,7 @@ class QueuedEncoder:
             self._known[key] = answers
         self.prompt_tokens += job.tokens
         self.reasoning_tokens += sum(answer.num_tokens for answer in answers)
+        self.remembered_ms = next((a.remembered_ms for a in answers if a.remembered_ms is not None), self.remembered_ms)
         return answers
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, get_args
 
 import numpy as np
@@ -278,7 +278,8 @@ class StaticBatcher:
         """Answer every text of a row; with a key, also cache the answer."""
         bad = not np.isfinite(answer.vector).all() or not answer.vector.any()
         if key is not None and not bad:
-            self.cache.put(key, answer)
+            asked = min(queued.job.submitted for queued, _ in texts)
+            self.cache.put(key, replace(answer, remembered_ms=round((time.monotonic() - asked) * 1e3, 1)))
         for queued, position in texts:
             if bad:
                 queued.job.fail(

@@ -12,6 +12,20 @@ const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 
 
 // ----------------------------------------------------------------------------------------------- what reasoning changed
 
+export function explained({ hits, explanation }) {
+  // The hits of a result, each with what the server says about it (`about`).
+  return hits.map((hit, i) => ({ ...hit, about: explanation?.hits[i] ?? {} }));
+}
+
+export function absence({ hits, explanation }) {
+  // That nothing fits well, and which words of the question occur nowhere; "" if there is nothing to say.
+  if (!explanation) return "";
+  const parts = hits.length && explanation.hits.every((one) => one.weak) ? ["Nothing here matches well."] : [];
+  const words = explanation.missing_words;
+  if (words.length) parts.push(`In no document: ${words.join(", ")}.`);
+  return parts.join(" ");
+}
+
 export function merged(off, on) {
   // The hits of both lists as rows {hit, rank, was, change}: those with reasoning first, then those that are gone.
   const before = new Map(off.map((hit, i) => [hit.id, i + 1]));
@@ -56,22 +70,67 @@ function why(hit) {
   return line;
 }
 
-function highlighted(hit) {
-  // The snippet with its highlights. Positions count code points, JavaScript strings count UTF-16 units.
-  const shown = element("p", "snippet");
+function fill(place, text, marks, near) {
+  // Put `text` into the element `place` with its marks (start, end, whose word it is), and the range `near` tinted.
+  // Positions count code points, JavaScript strings count UTF-16 units.
+  const points = Array.from(text), [from, to] = near ?? [0, 0];
+  const ends = [...new Set([0, points.length, from, to, ...marks.flatMap(([start, end]) => [start, end])])].sort((a, b) => a - b);
+  place.replaceChildren(...ends.slice(1).map((end, i) => {
+    const start = ends[i], part = points.slice(start, end).join("");
+    const mark = marks.find(([first, last]) => first <= start && end <= last);
+    const tinted = from <= start && end <= to ? "near" : "";
+    if (!mark && !tinted) return part;
+    return element(mark ? "mark" : "span", `${mark?.[2] === "reasoning" ? "thought " : ""}${tinted}`.trim(), part);
+  }));
+}
+
+function snippetOf(hit) {
+  // The snippet with its marks, with ellipses where the passage goes on.
+  const shown = element("p", "snippet"), { snippet_span: span, snippet_marks: marks } = hit.about;
   shown.dir = "auto";
-  const start = hit.text.indexOf(hit.snippet);
-  if (start > 0) shown.append("… ");
-  const points = Array.from(hit.snippet);
-  let at = 0;
-  for (const [begin, end] of hit.highlights) {
-    if (begin < at) continue;
-    shown.append(points.slice(at, begin).join(""), element("mark", "", points.slice(begin, end).join("")));
-    at = end;
-  }
-  shown.append(points.slice(at).join(""));
-  if (start >= 0 && start + hit.snippet.length < hit.text.trimEnd().length) shown.append(" …");
+  fill(shown, hit.snippet, marks ?? hit.highlights, hit.near);
+  if (span?.[0] > 0) shown.prepend("… ");
+  if (span?.[1] < Array.from(hit.text.trimEnd()).length) shown.append(" …");
   return shown;
+}
+
+function passageOf(hit) {
+  // The whole passage with its marks, where it is, and the documents that have the same text.
+  const shown = element("div", "whole"), text = element("p", "snippet");
+  text.dir = "auto";
+  text.tabIndex = 0;
+  fill(text, hit.text, hit.about.marks ?? []);
+  shown.append(text);
+  const place = hit.path && (hit.start_line > 0 ? `${hit.path}:${hit.start_line}-${hit.end_line}` : hit.path);
+  if (place && navigator.clipboard) {
+    const copy = element("button", "copy", `Copy ${place}`);
+    copy.type = "button";
+    copy.addEventListener("click", () => navigator.clipboard.writeText(place).then(() => { copy.textContent = "Copied"; }));
+    shown.append(copy);
+  }
+  return shown;
+}
+
+function sameOf(hit) {
+  // "+4 documents with the same text", which opens to their places; null if there are none.
+  const same = hit.about.same ?? [];
+  if (!same.length) return null;
+  const made = element("details", "same");
+  made.append(element("summary", "", `+${plural(same.length, "document")} with the same text`));
+  for (const one of same) made.append(element("p", "place", one.path ? `${one.path}:${one.start_line}` : one.document));
+  return made;
+}
+
+export function sentencesOf(hit) {
+  // The sentences of the snippet: [start, end] in code points.
+  const found = [], points = Array.from(hit.snippet);
+  for (let start = 0, i = 0; i < points.length; i++) {
+    const last = i === points.length - 1;
+    if (!last && points[i] !== "\n" && !/[。！？]/.test(points[i]) && !(/[.!?]/.test(points[i]) && /\s/.test(points[i + 1]))) continue;
+    if (/\p{L}/u.test(points.slice(start, i + 1).join(""))) found.push([start, i + 1]);
+    start = i + 1;
+  }
+  return found;
 }
 
 const placeOf = (hit) => (hit.path ? (hit.snippet_line > 0 ? `${hit.path}:${hit.snippet_line}` : hit.path) : hit.title && hit.id);
@@ -79,7 +138,7 @@ const placeOf = (hit) => (hit.path ? (hit.snippet_line > 0 ? `${hit.path}:${hit.
 function item(row, name) {
   // One row of a list; its title opens and closes the passage.
   const { hit, rank } = row;
-  const made = element("li", row.change === "gone" ? "gone" : ""), body = element("div"), top = element("div", "top");
+  const made = element("li", `${row.change === "gone" ? "gone" : ""}${hit.about.weak ? " weak" : ""}`.trim()), body = element("div"), top = element("div", "top");
   const place = placeOf(hit);
   const title = element("button", "title", hit.title && hit.title !== hit.path ? hit.title : place || hit.id);
   title.type = "button";
@@ -88,22 +147,26 @@ function item(row, name) {
   top.append(title);
   const moved = movement(row);
   if (moved) top.append(moved);
-  let passage = highlighted(hit);
+  if (hit.about.weak) top.append(element("span", "moved gone", "weak match"));
+  let passage = snippetOf(hit);
   passage.id = name;
-  title.setAttribute("aria-controls", name);
-  title.addEventListener("click", () => {
-    const open = title.getAttribute("aria-expanded") === "false";
-    const next = open ? element("p", "snippet whole", hit.text) : highlighted(hit);
+  const swap = (next) => {
     next.id = name;
-    next.dir = "auto";
-    if (open) next.tabIndex = 0;
     passage.replaceWith(next);
     passage = next;
-    title.setAttribute("aria-expanded", String(open));
+  };
+  const isOpen = () => title.getAttribute("aria-expanded") === "true";
+  hit.redraw = () => isOpen() || swap(snippetOf(hit));
+  title.setAttribute("aria-controls", name);
+  title.addEventListener("click", () => {
+    title.setAttribute("aria-expanded", String(!isOpen()));
+    swap(isOpen() ? passageOf(hit) : snippetOf(hit));
   });
   body.append(top);
   if (place && place !== title.textContent) body.append(element("p", "place", place));
   body.append(why(hit), passage);
+  const same = sameOf(hit);
+  if (same) body.append(same);
   made.append(element("span", "rank", rank === null ? "" : `${rank}.`), body);
   return made;
 }

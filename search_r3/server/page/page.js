@@ -1,13 +1,14 @@
 // The page of a Search-R3 server: one question, asked twice, with the reasoning shown as it is generated.
 // The address holds the question and its options. No libraries, no build step.
-import { AskError, fetchJson, inWords, local, search, session, stored } from "./server.js";
-import { element, figures, merged, milliseconds, showRows, sizes, verdict } from "./hits.js";
+import { AskError, fetchJson, inWords, local, search, session, stored, vectors } from "./server.js";
+import { absence, element, explained, figures, merged, milliseconds, sentencesOf, showRows, sizes, verdict } from "./hits.js";
 
 const BUDGETS = [8, 16, 32, 64, 128, 256];
 const USUAL_BUDGET = 32;
 const MOST_RESULTS = 1000;
 const MORE = 5;
 const QUESTION_TOKENS = 512; // as many of a question are read
+const TINTED = 5; // hits of which the nearest sentence is tinted
 const POLL = 2000; // milliseconds between checks of a server that is still loading
 const SPECIAL = { auto: "where it helps (auto)", latent: "in steps without words (latent)" };
 const OPTIONS = ["budget", "k", "mode", "folder", "type", "view"]; // ids of fields, and names in the address
@@ -117,7 +118,8 @@ function chosen() {
   }
   const budget = $("budget").value, mode = $("mode").value, where = filter();
   const reasoning = mode === "text" || budget === "off" ? null : Number.isNaN(Number(budget)) ? budget : Number(budget);
-  return { body: where === null ? { query, k, mode } : { query, k, mode, where }, reasoning };
+  const body = { query, k, mode, explain: true };
+  return { body: where === null ? body : { ...body, where }, reasoning };
 }
 
 async function start({ push = true } = {}) {
@@ -132,17 +134,19 @@ async function start({ push = true } = {}) {
   begin(asked);
   try {
     const off = await search({ ...asked.body, reasoning: false }, mine.signal, () => {});
-    answer = { off, on: null };
+    answer = { off: { ...off, hits: explained(off) }, on: null };
     show(asked);
     if (asked.reasoning !== null) {
       $("status").textContent = "The model is reasoning…";
       $("reasoning").hidden = false;
       $("reasoning").setAttribute("aria-busy", "true");
       const body = { ...asked.body, reasoning: asked.reasoning };
-      answer.on = await search(body, mine.signal, (text) => $("reasoning-text").append(text));
+      const on = await search(body, mine.signal, (text) => $("reasoning-text").append(text));
+      answer.on = { ...on, hits: explained(on) };
       show(asked);
     }
     $("status").textContent = summary(answer);
+    tint(asked, mine.signal);
   } catch (problem) {
     if (running !== mine) return; // another question was asked meanwhile
     $("status").textContent = "";
@@ -171,6 +175,7 @@ function begin() {
   $("reasoning-end").textContent = "";
   $("results").classList.add("stale");
   $("verdict").classList.add("stale");
+  $("absent").textContent = "";
   $("status").textContent = "Searching…";
 }
 
@@ -190,6 +195,7 @@ function show({ body, reasoning } = {}) {
     $("off").querySelector(".figures").textContent = figures(off);
     $("on").querySelector(".figures").textContent = on ? figures(on) : "reasoning…";
   } else showRows($("hits"), merged(off.hits, on?.hits));
+  $("absent").textContent = absence(on ?? off);
   $("verdict").hidden = !on;
   $("verdict").textContent = on ? verdict(off.hits, on.hits) : "";
   if (on) {
@@ -201,19 +207,39 @@ function show({ body, reasoning } = {}) {
   $("more").textContent = `Show ${most - k} more`;
 }
 
+async function tint({ body, reasoning }, signal) {
+  // Tint the sentence of each of the first hits that is nearest to the question, as the model embeds both.
+  const { off, on } = answer, hits = (on ?? off).hits.slice(0, TINTED);
+  const parts = hits.flatMap((hit) => sentencesOf(hit).map(([start, end]) => ({ hit, start, end })));
+  if (body.mode === "text" || parts.length <= hits.length) return;
+  const model = $("model").textContent;
+  const input = parts.map(({ hit, start, end }) => Array.from(hit.snippet).slice(start, end).join(""));
+  try {
+    const [query] = await vectors({ model, input: body.query, input_type: "query", reasoning: reasoning ?? false }, signal);
+    const near = await vectors({ model, input }, signal);
+    parts.forEach(({ hit, start, end }, i) => {
+      const best = near[i].reduce((sum, value, j) => sum + value * query[j], 0); // the cosine, as both have length 1
+      if (!(hit.best >= best)) Object.assign(hit, { best, near: [start, end] });
+    });
+    for (const hit of hits) hit.redraw?.();
+  } catch { /* it was only a help */ }
+}
+
 function endOfReasoning(result, budget) {
   const trace = result.reasoning;
   if (!trace) return budget === "auto" ? "The model's rule did not expect reasoning to help here." : "";
   if (!trace.text.trim()) $("reasoning-text").textContent = "(nothing)";
-  if (!trace.forced) return `${trace.num_tokens} tokens, finished by itself.`;
-  return trace.num_tokens >= budget ? `Cut off at ${trace.num_tokens} tokens.` : `${trace.num_tokens} tokens.`;
+  const count = !trace.forced ? `${trace.num_tokens} tokens, finished by itself.`
+    : trace.num_tokens >= budget ? `Cut off at ${trace.num_tokens} tokens.` : `${trace.num_tokens} tokens.`;
+  const once = result.remembered_ms;
+  return once ? `${count} Remembered from an earlier question: writing it took ${milliseconds(once)}.` : count;
 }
 
 function summary({ off, on }) {
   const cut = off.usage.prompt_tokens >= QUESTION_TOKENS ? ` Only the first ${QUESTION_TOKENS} tokens of the question were read.` : "";
   const one = `${off.hits.length} ${off.hits.length === 1 ? "result" : "results"}`;
   const text = on
-    ? `${one} without reasoning in ${milliseconds(off.seen)}, ${on.hits.length} with it in ${milliseconds(on.seen)}.`
+    ? `${one} without reasoning in ${milliseconds(off.seen)}, ${on.hits.length} with it in ${milliseconds(on.seen)}${on.remembered_ms ? " (remembered)" : ""}.`
     : `${one} in ${milliseconds(off.seen)}.`;
   return text + cut;
 }

@@ -65,6 +65,12 @@ async function answered(path, { body, signal } = {}) {
 
 export const fetchJson = async (path, options) => (await answered(path, options)).json();
 
+export async function vectors(body, signal) {
+  // The embeddings of `body.input` as arrays of numbers.
+  const { data } = await fetchJson("v1/embeddings", { body: { ...body, encoding_format: "base64" }, signal });
+  return data.map(({ embedding }) => new Float32Array(Uint8Array.from(atob(embedding), (c) => c.charCodeAt(0)).buffer));
+}
+
 export async function search(body, signal, onText) {
   // One search, streamed; returns its result.
   const started = performance.now();

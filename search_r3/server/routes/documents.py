@@ -22,16 +22,9 @@ from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.index_writer import Change
 from search_r3.server.request_body import in_thread, read, until_done
+from search_r3.server.response_schemas import Added, Deleted, Documents, IndexOverview
 from search_r3.server.routing import WITH_BODY, answers, get, service_of, takes, to_json, v1_router
-from search_r3.server.schemas import (
-    DOCUMENTS,
-    Added,
-    Deleted,
-    Documents,
-    DocumentsPage,
-    DocumentsRequest,
-    IndexOverview,
-)
+from search_r3.server.schemas import DOCUMENTS, DocumentsPage, DocumentsRequest
 from search_r3.server.service import Service
 
 CHARACTERS_PER_TOKEN = 4

@@ -22,8 +22,9 @@ from search_r3.server.batching.batcher import BatcherClosed, Embedded, Embedding
 from search_r3.server.batching.queued_encoder import cut_tokens, given_traces
 from search_r3.server.errors import ApiError
 from search_r3.server.request_body import in_thread, pool_for, read, until_done
+from search_r3.server.response_schemas import Embeddings
 from search_r3.server.routing import WITH_BODY, answers, service_of, takes, to_json, v1_router
-from search_r3.server.schemas import EMBEDDINGS, DocumentEmbeddings, Embeddings, QueryEmbeddings
+from search_r3.server.schemas import EMBEDDINGS, DocumentEmbeddings, QueryEmbeddings
 from search_r3.server.service import Loaded, Service
 
 router = v1_router()

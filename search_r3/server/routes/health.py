@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from search_r3.server.metrics import CONTENT_TYPE
+from search_r3.server.response_schemas import Alive, Health
 from search_r3.server.routing import answers, get, retry_after, service_of, to_json
-from search_r3.server.schemas import Alive, Health
 
 router = APIRouter()
 

@@ -7,8 +7,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from search_r3.server.response_schemas import Model, Models
 from search_r3.server.routing import answers, get, service_of, to_json, v1_router
-from search_r3.server.schemas import Model, Models
 from search_r3.server.service import Loaded
 
 router = v1_router()

@@ -24,8 +24,9 @@ from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.logs import log
 from search_r3.server.request_body import ClientDisconnected, disconnected, read, timed_out, until_done
+from search_r3.server.response_schemas import SearchResult
 from search_r3.server.routing import SCHEMAS, WITH_BODY, answers, service_of, takes, to_json, v1_router
-from search_r3.server.schemas import SEARCH, SearchRequest, SearchResult
+from search_r3.server.schemas import SEARCH, SearchRequest
 from search_r3.server.service import Service
 from search_r3.server.where_filter import check_filter
 
@@ -99,6 +100,7 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
             vector_weight=body.vector_weight,
             read=body.read,
             hops=body.hops if body.read else 1,
+            explained=body.explain,
         )
     except InputError as error:
         raise from_input_error(error) from error
@@ -106,7 +108,7 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
         raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
     prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
     usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-    return result.to_dict() | {"model": encoder.name, "usage": usage}
+    return result.to_dict() | {"model": encoder.name, "usage": usage, "remembered_ms": encoder.remembered_ms}
 
 
 def _reasoning(body: SearchRequest, budget: int | None) -> Any:

@@ -23,6 +23,7 @@ from search_r3.index.backends.lance.approximate import TIES as FEW_TIES
 from search_r3.index.backends.lance.approximate import probing, read_approximate
 from search_r3.index.backends.lance.conversion import widen
 from search_r3.index.backends.lance.duplicates import count_duplicate_ids
+from search_r3.index.backends.lance.floor_record import read_floor
 from search_r3.index.backends.lance.full_text import full_text_state
 from search_r3.index.backends.lance.lance_table import (
     COMPLETE,
@@ -193,6 +194,12 @@ class LanceBackend(IndexBackend):
     def approximate(self) -> ApproximateIndex | None:  # type: ignore[override]
         with storage_errors(self.path):
             return read_approximate(self.table)
+
+    @property
+    def relevance_floor(self) -> float | None:  # type: ignore[override]
+        with storage_errors(self.path):
+            kept = read_floor(self.table)
+        return None if kept is None else kept.cosine
 
     @property
     def full_text(self) -> FullText:

@@ -1,0 +1,32 @@
+"""The relevance floor of an index (`build/relevance_floor.py`) as its table records it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from search_r3.index.backends.lance.conversion import annotate
+from search_r3.index.row_keys import VECTOR
+
+FIELD = "r3_relevance_floor"
+
+
+class FloorRecord(NamedTuple):
+    """A floor, as a cosine, and the number of rows when it was measured."""
+
+    cosine: float
+    rows: int
+
+
+def read_floor(table: Any) -> FloorRecord | None:
+    """The table's record, or None if it has none."""
+    kept = (table.schema.field(VECTOR).metadata or {}).get(FIELD.encode())
+    try:
+        return None if kept is None else FloorRecord(**json.loads(kept))
+    except (ValueError, TypeError):  # written by a later version
+        return None
+
+
+def write_floor(table: Any, record: FloorRecord) -> None:
+    """Record the floor in the table, in a commit of its own."""
+    annotate(table, VECTOR, {FIELD: json.dumps(record._asdict())})

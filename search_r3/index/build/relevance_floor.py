@@ -1,0 +1,61 @@
+"""The cosine below which a hit says little: how close an index comes to questions that have nothing to do with it.
+
+A model gives any two texts some cosine, which depends on the model and on the index. So the index is asked questions
+from many fields, of which at most a few can be about its documents, and their best cosines are compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from search_r3.index.backends.index_backend import IndexBackend
+from search_r3.index.backends.lance.floor_record import FloorRecord, read_floor, write_floor
+from search_r3.index.encoder_protocol import Encoder
+
+QUANTILE = 0.5
+"""Of the questions' best cosines: half of the questions may be about the index's subject by chance."""
+CHANGED = 0.1
+"""Share of rows by which the index may grow or shrink before the floor is measured again."""
+QUESTIONS = (
+    "how long should bread dough rise in a cold kitchen",
+    "which vaccines does a newborn need in the first year",
+    "who won the football world cup in 1954",
+    "how do I prune an old apple tree in winter",
+    "what caused the fall of the Roman Republic",
+    "how much notice must a landlord give a tenant",
+    "why does the moon always show the same face",
+    "what is the best way to learn to play the violin",
+    "how are interest rates set by a central bank",
+    "which shoes are good for running on wet trails",
+    "what do octopuses eat in the deep sea",
+    "how is parmesan cheese aged",
+    "when do children lose their first teeth",
+    "how do I get a red wine stain out of a carpet",
+    "who painted the ceiling of the Sistine Chapel",
+    "how far can a golden eagle fly in a day",
+    "what should I pack for a week of hiking in Norway",
+    "how does a catalytic converter clean exhaust gas",
+    "why do leaves turn red in autumn",
+    "what are the rules of offside in ice hockey",
+    "how do I file taxes as a freelance photographer",
+    "which plants grow well in a dark bathroom",
+    "qwxzv plorf dranth uvvik",
+    "zzkt mmbn yyqo rrwx tthv",
+)
+"""Questions from many fields, and two of no field at all."""
+
+
+def measure_floor(backend: IndexBackend, model: Encoder) -> float:
+    """The median of the best cosines of `QUESTIONS`, asked without reasoning."""
+    vectors = np.asarray(model.encode_query(list(QUESTIONS), reasoning=False), dtype=np.float32)
+    best = [found[0][1] for vector in vectors if (found := backend.search(vector, 1))]
+    return float(np.quantile(best, QUANTILE))
+
+
+def keep_floor(table: Any, backend: IndexBackend, model: Encoder) -> None:
+    """Measure the floor and record it in the table, unless about as many rows were there when that was done last."""
+    rows, kept = backend.count(), read_floor(table)
+    if rows and (kept is None or abs(rows - kept.rows) > CHANGED * kept.rows):
+        write_floor(table, FloorRecord(round(measure_floor(backend, model), 4), rows))

@@ -1,0 +1,95 @@
+"""Ranking the rows of an index for a query: the backend's ranked lists, fused, one row of each document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from search_r3.index.backends.index_backend import IndexBackend, Row, Scored
+from search_r3.index.results.query_words import without_stop_words
+from search_r3.index.row_keys import CONTENT
+from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
+
+Mode = Literal["hybrid", "vector", "text"]
+Fusion = Literal["linear", "rrf"]
+POOL = 100  # a hybrid search fuses at least this many rows of each list
+MAX_POOL = 20_000  # most chunks fetched to find k documents; if a few documents have that many, fewer than k are found
+
+Ordered = tuple[Row, float, dict[str, int], dict[str, float]]  # row, score, ranks, scores
+
+
+@dataclass(frozen=True)
+class RowRanking:
+    """The options of a search that rank the rows for a vector."""
+
+    backend: IndexBackend
+    query: str
+    mode: Mode
+    where: str | None
+    exact: bool
+    chunks: bool
+    vector_weight: float
+    fusion: Fusion
+
+    def best(self, vector: np.ndarray | None, k: int, equal: dict[str, list[Row]] | None = None) -> list[Ordered]:
+        """The `k` best rows; without `chunks`, one of each document. With `equal`, one of each text: the others are
+        recorded in it, by the id of that row."""
+        pool = max(POOL, 2 * k) if self.mode == "hybrid" else k
+        while True:
+            lists: dict[str, list[Scored]] = {}
+            if vector is not None:
+                lists["vector"] = self.backend.search(vector, pool, self.where, self.exact)
+            if self.mode != "vector":
+                lists["text"] = self.backend.search_text(without_stop_words(self.query), pool, self.where)
+            order = _order(lists, self.fusion, self.vector_weight)
+            order = order if self.chunks else _first_of_each_document(order)
+            order = order if equal is None else _first_of_each_text(order, equal)
+            if len(order) >= k or pool >= MAX_POOL or all(len(ranking) < pool for ranking in lists.values()):
+                return order[:k]
+            pool *= 4  # a few documents filled the lists
+
+
+def _order(lists: dict[str, list[Scored]], fusion: Fusion, vector_weight: float) -> list[Ordered]:
+    """The rows of all lists, best first."""
+    rows = {row["id"]: row for ranking in lists.values() for row, _ in ranking}
+    ranks = {name: {row["id"]: rank for rank, (row, _) in enumerate(ranking, 1)} for name, ranking in lists.items()}
+    scores = {name: {row["id"]: float(score) for row, score in ranking} for name, ranking in lists.items()}
+    if len(lists) == 1:
+        order = list(next(iter(scores.values())).items())
+    elif fusion == "linear":
+        order = fuse_scores(scores["vector"], scores["text"], vector_weight)
+    else:
+        order = reciprocal_rank_fusion([[row["id"] for row, _ in ranking] for ranking in lists.values()])
+    return [
+        (
+            rows[identifier],
+            score,
+            {name: ranks[name][identifier] for name in lists if identifier in ranks[name]},
+            {name: scores[name][identifier] for name in lists if identifier in scores[name]},
+        )
+        for identifier, score in order
+    ]
+
+
+def _first_of_each_document(order: list[Ordered]) -> list[Ordered]:
+    best: dict[str, Ordered] = {}
+    for entry in order:
+        best.setdefault(entry[0]["document"], entry)
+    return list(best.values())
+
+
+def _first_of_each_text(order: list[Ordered], equal: dict[str, list[Row]]) -> list[Ordered]:
+    equal.clear()
+    best: dict[str, Ordered] = {}
+    for entry in order:
+        first = best.setdefault(" ".join(text_of(entry[0]).split()), entry)
+        if first is not entry:
+            equal.setdefault(first[0]["id"], []).append(entry[0])
+    return list(best.values())
+
+
+def text_of(row: Row) -> str:
+    """A chunk's text without its title."""
+    return row[CONTENT][len(row["title"]) + 1 :] if row["title"] else row[CONTENT]
